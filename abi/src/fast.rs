@@ -1,0 +1,256 @@
+//! The fast lane: import module `tollgate_v1`, beside the standard and never instead of it.
+//!
+//! Three ideas make it fast. The guest provides the buffers, so the host never calls the guest's allocator. Names are
+//! interned once, so a header is an integer. What is known when a filter is configured (routes, buckets) is defined then,
+//! and chosen by integer for each request.
+//!
+//! Functions that return an id or a length return a negative [`Status`](crate::proxy_wasm::Status) (its number negated) on
+//! failure; the others return the status itself. Addresses and lengths are checked: one outside the guest's memory gives
+//! `InvalidMemoryAccess`.
+
+use crate::Function;
+
+/// The name of the import module.
+pub const MODULE: &str = "tollgate_v1";
+
+/// Hands the fast lane's function list to another macro: the table below and the SDK's extern block both come from it.
+#[macro_export]
+macro_rules! for_each_fast_call {
+    ($($emit:tt)+) => {
+        $($emit)+! {
+            /// At configure time: which callbacks the host should make for streams, as [`phase`](crate::fast::phase) bits.
+            /// Without it: every callback that the module exports.
+            fn subscribe(phases: i32) -> i32;
+            /// At configure time: what is wrong with the configuration, and where in it (a path such as `rules[2].match`).
+            /// May be called several times; the filter then returns 0 from `proxy_on_configure`.
+            fn config_error(path_ptr: i32, path_len: i32, message_ptr: i32, message_len: i32) -> i32;
+            /// The id of a header's name, from 0. The same name has the same id. At most `limit::NAMES`.
+            fn header_intern(name_ptr: i32, name_len: i32) -> i32;
+            /// The value of a header, written to the guest's buffer; returns its length. If that is more than `buf_cap`,
+            /// nothing was written. Several fields of one name are joined with `, ` (RFC 9110 section 5.3; `; ` for
+            /// `cookie`).
+            fn header_get(map: i32, name: i32, buf_ptr: i32, buf_cap: i32) -> i32;
+            /// The values of several headers. `names` are u32; for each, `spans` gets an u32 offset into the buffer and an
+            /// i32 length, -1 for a header that is not there. Returns the bytes needed; if that is more than `buf_cap`,
+            /// nothing was written.
+            fn header_get_many(map: i32, names_ptr: i32, count: i32, buf_ptr: i32, buf_cap: i32, spans_ptr: i32) -> i32;
+            /// Sets a header to one value.
+            fn header_set(map: i32, name: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// Adds a header field.
+            fn header_add(map: i32, name: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// Removes all fields of a header.
+            fn header_remove(map: i32, name: i32) -> i32;
+            /// Writes the address of [`source`](crate::fast::source): 16 bytes of IPv6 (IPv4 mapped, RFC 4291 section
+            /// 2.5.5.2) and a little-endian u16 port.
+            fn source_address(which: i32, buf_ptr: i32) -> i32;
+            /// At configure time: defines a route from a [`Route`](crate::doc::Route) in JSON; returns its id, from 0.
+            fn route_define(doc_ptr: i32, doc_len: i32) -> i32;
+            /// Sends the stream's request by a route. `given` says which of the hashes count: see
+            /// [`hash`](crate::fast::hash). Effective until another route is selected; the last one wins.
+            fn route_select(route: i32, given: i32, split_hash: i64, balance_hash: i64) -> i32;
+            /// At configure time: defines a token bucket from a [`Bucket`](crate::doc::Bucket) in JSON; returns its id, from
+            /// 0. A bucket of the same filter and name keeps its tokens over a swap as long as its figures are the same.
+            fn bucket_define(doc_ptr: i32, doc_len: i32) -> i32;
+            /// Takes tokens (or gives them back, if negative) from a bucket, in the name of a key. Returns 1 if they were
+            /// there, 0 if not, and writes a [`Take`](crate::fast::Take).
+            fn bucket_take(bucket: i32, key_ptr: i32, key_len: i32, tokens: i32, out_ptr: i32) -> i32;
+            /// At configure time: defines a bound on how many streams may hold something at once, over all workers.
+            fn limit_define(name_ptr: i32, name_len: i32, max: i32) -> i32;
+            /// Takes one of a limit's places for this stream: 1 if there was one, else 0. Given back when the stream ends.
+            fn limit_acquire(limit: i32) -> i32;
+            /// Gives this stream's place back before the stream ends.
+            fn limit_release(limit: i32) -> i32;
+            /// Calls `tollgate_on_timer(context, token)` after this time, unless the stream has ended by then.
+            fn timer_set(microseconds: i64, token: i64) -> i32;
+            /// Adds [`flag`](crate::fast::flag) bits to what the access log says of the stream.
+            fn flag_set(flags: i32) -> i32;
+            /// Sets a named field of the stream's access log line. At most `limit::LOG_FIELDS`.
+            fn log_field(name_ptr: i32, name_len: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// A monotonic clock in nanoseconds, from an arbitrary start.
+            fn now() -> i64;
+            /// 64 random bits, not for secrets.
+            fn random() -> i64;
+        }
+    };
+}
+
+/// Every function of the module.
+pub const HOSTCALLS: &[Function] = for_each_fast_call!(crate::function_table);
+
+/// Callbacks that the host makes beside the standard's, if the module exports them.
+pub const CALLBACKS: &[Function] = crate::function_table! {
+    fn tollgate_on_timer(context: i32, token: i64);
+};
+
+/// Header maps of the fast lane beside the standard's.
+pub mod map {
+    /// Fields added to whatever response the stream will get, from an upstream, a filter or the proxy itself. Write only.
+    pub const EVENTUAL_RESPONSE: i32 = 100;
+}
+
+/// Bits of `subscribe`.
+pub mod phase {
+    /// `proxy_on_request_headers`.
+    pub const REQUEST_HEADERS: u32 = 1;
+    /// `proxy_on_request_body`.
+    pub const REQUEST_BODY: u32 = 1 << 1;
+    /// `proxy_on_request_trailers`.
+    pub const REQUEST_TRAILERS: u32 = 1 << 2;
+    /// `proxy_on_response_headers`.
+    pub const RESPONSE_HEADERS: u32 = 1 << 3;
+    /// `proxy_on_response_body`.
+    pub const RESPONSE_BODY: u32 = 1 << 4;
+    /// `proxy_on_response_trailers`.
+    pub const RESPONSE_TRAILERS: u32 = 1 << 5;
+    /// `proxy_on_log`.
+    pub const LOG: u32 = 1 << 6;
+    /// `proxy_on_context_create`, `proxy_on_done` and `proxy_on_delete`: a filter that keeps nothing for a stream does
+    /// without them.
+    pub const LIFECYCLE: u32 = 1 << 7;
+    /// All of them: what a module that never subscribes gets.
+    pub const ALL: u32 = (1 << 8) - 1;
+}
+
+/// Bits of `route_select`'s `given`.
+pub mod hash {
+    /// `split_hash` chooses among the route's clusters; else chance does.
+    pub const SPLIT: u32 = 1;
+    /// `balance_hash` chooses among the cluster's endpoints, if its balancer is `hash`.
+    pub const BALANCE: u32 = 2;
+}
+
+/// Whose address `source_address` gives.
+pub mod source {
+    /// The other end of the connection.
+    pub const PEER: i32 = 0;
+    /// The client, as far as the listener's `trusted_hops` let `X-Forwarded-For` be believed; else the peer.
+    pub const CLIENT: i32 = 1;
+    /// The local end of the connection.
+    pub const LOCAL: i32 = 2;
+}
+
+/// Response flags: why the proxy made a response itself, or what it did to one. The names are Envoy's where it has one.
+pub mod flag {
+    /// `NR`: no route matched.
+    pub const NO_ROUTE: u32 = 1;
+    /// `RL`: rate limited.
+    pub const RATE_LIMITED: u32 = 1 << 1;
+    /// `UAEX`: denied by authorization.
+    pub const UNAUTHORIZED: u32 = 1 << 2;
+    /// `FI`: a fault was injected.
+    pub const FAULT_INJECTED: u32 = 1 << 3;
+    /// `DI`: a delay was injected.
+    pub const DELAY_INJECTED: u32 = 1 << 4;
+    /// `LR`: a filter answered.
+    pub const LOCAL_REPLY: u32 = 1 << 5;
+    /// `FF`: a filter failed (trap, time, memory).
+    pub const FILTER_FAILED: u32 = 1 << 6;
+    /// `NC`: the route's cluster does not exist.
+    pub const NO_CLUSTER: u32 = 1 << 7;
+    /// `UH`: the cluster has no endpoint that could be used.
+    pub const NO_HEALTHY_UPSTREAM: u32 = 1 << 8;
+    /// `UF`: connecting to the upstream failed.
+    pub const UPSTREAM_CONNECT_FAILURE: u32 = 1 << 9;
+    /// `UC`: the upstream ended the connection before or amid its response.
+    pub const UPSTREAM_TERMINATED: u32 = 1 << 10;
+    /// `UPE`: the upstream's response broke HTTP.
+    pub const UPSTREAM_PROTOCOL: u32 = 1 << 11;
+    /// `UT`: the request's time was over.
+    pub const UPSTREAM_TIMEOUT: u32 = 1 << 12;
+    /// `UO`: a bound of the cluster was reached.
+    pub const UPSTREAM_OVERFLOW: u32 = 1 << 13;
+    /// `URX`: the retries or their budget were used up.
+    pub const RETRY_LIMIT: u32 = 1 << 14;
+    /// `DC`: the client went away.
+    pub const DOWNSTREAM_TERMINATED: u32 = 1 << 15;
+    /// `DPE`: the client's request broke HTTP.
+    pub const DOWNSTREAM_PROTOCOL: u32 = 1 << 16;
+    /// `SI`: the stream was idle for too long.
+    pub const IDLE_TIMEOUT: u32 = 1 << 17;
+    /// `DT`: the client was too slow to send its request.
+    pub const DOWNSTREAM_TIMEOUT: u32 = 1 << 18;
+    /// `OM`: a body was larger than what may be held back.
+    pub const BODY_TOO_LARGE: u32 = 1 << 19;
+
+    /// The flags that a filter may set.
+    pub const BY_FILTERS: u32 = NO_ROUTE | RATE_LIMITED | UNAUTHORIZED | FAULT_INJECTED | DELAY_INJECTED;
+
+    /// Each flag's short name, as in the access log.
+    pub const NAMES: &[(u32, &str)] = &[
+        (NO_ROUTE, "NR"),
+        (RATE_LIMITED, "RL"),
+        (UNAUTHORIZED, "UAEX"),
+        (FAULT_INJECTED, "FI"),
+        (DELAY_INJECTED, "DI"),
+        (LOCAL_REPLY, "LR"),
+        (FILTER_FAILED, "FF"),
+        (NO_CLUSTER, "NC"),
+        (NO_HEALTHY_UPSTREAM, "UH"),
+        (UPSTREAM_CONNECT_FAILURE, "UF"),
+        (UPSTREAM_TERMINATED, "UC"),
+        (UPSTREAM_PROTOCOL, "UPE"),
+        (UPSTREAM_TIMEOUT, "UT"),
+        (UPSTREAM_OVERFLOW, "UO"),
+        (RETRY_LIMIT, "URX"),
+        (DOWNSTREAM_TERMINATED, "DC"),
+        (DOWNSTREAM_PROTOCOL, "DPE"),
+        (IDLE_TIMEOUT, "SI"),
+        (DOWNSTREAM_TIMEOUT, "DT"),
+        (BODY_TOO_LARGE, "OM"),
+    ];
+}
+
+/// Bounds of what one filter instance may define; over them a function returns `InternalFailure`.
+pub mod limit {
+    /// Interned header names.
+    pub const NAMES: usize = 4096;
+    /// Routes.
+    pub const ROUTES: usize = 1 << 20;
+    /// Buckets.
+    pub const BUCKETS: usize = 4096;
+    /// Limits.
+    pub const LIMITS: usize = 4096;
+    /// Headers in one `header_get_many`.
+    pub const GET_MANY: usize = 64;
+    /// Bytes of a document (a route, a bucket).
+    pub const DOCUMENT: usize = 1 << 20;
+    /// Fields that a stream's log line can get from filters.
+    pub const LOG_FIELDS: usize = 16;
+    /// Bytes of a log field's name, and of its value.
+    pub const LOG_FIELD_BYTES: usize = 256;
+    /// Timers of one stream at a time.
+    pub const STREAM_TIMERS: usize = 16;
+    /// Configuration errors reported by one configure call.
+    pub const CONFIG_ERRORS: usize = 64;
+}
+
+/// What `bucket_take` says of the bucket, after the taking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Take {
+    /// Whole tokens left.
+    pub remaining: u32,
+    /// Milliseconds (rounded up) until the bucket is full again.
+    pub reset_ms: u32,
+    /// Milliseconds (rounded up) until the tokens asked for will be there; 0 if they were.
+    pub retry_ms: u32,
+}
+
+impl Take {
+    /// Bytes in a guest's memory.
+    pub const SIZE: usize = 12;
+
+    /// As in a guest's memory: three little-endian u32.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut b = [0; Self::SIZE];
+        b[..4].copy_from_slice(&self.remaining.to_le_bytes());
+        b[4..8].copy_from_slice(&self.reset_ms.to_le_bytes());
+        b[8..].copy_from_slice(&self.retry_ms.to_le_bytes());
+        b
+    }
+
+    /// From a guest's memory.
+    pub fn from_bytes(b: [u8; Self::SIZE]) -> Self {
+        let at = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        Take { remaining: at(0), reset_ms: at(4), retry_ms: at(8) }
+    }
+}

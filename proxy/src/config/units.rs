@@ -1,0 +1,243 @@
+//! The scalar types of the configuration: times (`250ms`), sizes (`64KiB`), the number of workers.
+
+use std::{fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A length of time, written as a number with a unit: `us`, `ms`, `s`, `m`, `h` (`250ms`, `1.5s`). From 0 to one year.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Duration(pub std::time::Duration);
+
+/// A number of bytes: a whole number, or one with a unit: `B`, `kB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// How many worker threads: `auto` or 1 to 1024.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Workers {
+    /// One for each processor that this process may use.
+    #[default]
+    Auto,
+    /// This many.
+    Count(u16),
+}
+
+impl Duration {
+    /// `n` seconds.
+    pub const fn secs(n: u64) -> Self {
+        Duration(std::time::Duration::from_secs(n))
+    }
+    /// `n` milliseconds.
+    pub const fn millis(n: u64) -> Self {
+        Duration(std::time::Duration::from_millis(n))
+    }
+    /// The time, or `None` if it is 0, which the configuration uses for "no bound".
+    pub fn bound(self) -> Option<std::time::Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+impl Workers {
+    /// The number of threads.
+    pub fn count(self) -> usize {
+        match self {
+            Workers::Auto => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            Workers::Count(n) => n.into(),
+        }
+    }
+}
+
+fn split_unit(s: &str) -> (&str, &str) {
+    let s = s.trim();
+    let at = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
+    (&s[..at], s[at..].trim_start())
+}
+
+impl FromStr for Duration {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("`{s}` is not a time; write a number with a unit (us, ms, s, m, h), such as 250ms");
+        let (number, unit) = split_unit(s);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let seconds = number
+            * match unit {
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(wrong()),
+            };
+        if seconds > 365.0 * 86_400.0 {
+            return Err(format!("`{s}` is longer than a year"));
+        }
+        std::time::Duration::try_from_secs_f64(seconds).map(Duration).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0.as_micros();
+        match us {
+            _ if us % 1_000_000 == 0 => write!(f, "{}s", us / 1_000_000),
+            _ if us % 1_000 == 0 => write!(f, "{}ms", us / 1_000),
+            _ => write!(f, "{us}us"),
+        }
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("`{s}` is not a size; write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB");
+        let (number, unit) = split_unit(s);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let bytes = number
+            * match unit {
+                "" | "B" => 1.0,
+                "kB" => 1e3,
+                "MB" => 1e6,
+                "GB" => 1e9,
+                "KiB" => 1024.0,
+                "MiB" => 1024.0 * 1024.0,
+                "GiB" => 1024.0 * 1024.0 * 1024.0,
+                _ => return Err(wrong()),
+            };
+        Ok(ByteSize(bytes as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n > 0 && n % (1 << 30) == 0 => write!(f, "{}GiB", n >> 30),
+            n if n > 0 && n % (1 << 20) == 0 => write!(f, "{}MiB", n >> 20),
+            n if n > 0 && n % (1 << 10) == 0 => write!(f, "{}KiB", n >> 10),
+            n => write!(f, "{n}B"),
+        }
+    }
+}
+
+impl Serialize for Duration {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl Serialize for Workers {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Workers::Auto => s.serialize_str("auto"),
+            Workers::Count(n) => s.serialize_u16(*n),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Duration {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match NumberOrText::deserialize(d)? {
+            NumberOrText::Number(n) => Ok(ByteSize(n)),
+            NumberOrText::Text(s) => s.parse().map_err(de::Error::custom),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match NumberOrText::deserialize(d)? {
+            NumberOrText::Number(n @ 1..=1024) => Ok(Workers::Count(n as u16)),
+            NumberOrText::Text(s) if s == "auto" => Ok(Workers::Auto),
+            _ => Err(de::Error::custom("the number of workers is `auto` or 1 to 1024")),
+        }
+    }
+}
+
+impl JsonSchema for Duration {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": r"^[0-9]+(\.[0-9]+)? ?(us|µs|ms|s|m|h)$",
+            "description": "A length of time: a number with a unit (us, ms, s, m, h), such as 250ms.",
+        })
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ByteSize".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["integer", "string"],
+            "minimum": 0,
+            "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|kB|KiB|MB|MiB|GB|GiB)?$",
+            "description": "A number of bytes, with or without a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB.",
+        })
+    }
+}
+
+impl JsonSchema for Workers {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Workers".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["integer", "string"],
+            "minimum": 1,
+            "maximum": 1024,
+            "pattern": "^auto$",
+            "description": "`auto` (one for each processor) or a number from 1 to 1024.",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_and_written_with_units() {
+        for (text, us) in [("250ms", 250_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("0s", 0), ("7us", 7)] {
+            let d: Duration = text.parse().unwrap();
+            assert_eq!(d.0.as_micros(), us, "{text}");
+            assert_eq!(d.to_string().parse::<Duration>().unwrap(), d);
+        }
+        for text in ["", "5", "ms", "-1s", "5 parsecs", "1e9s", "99999h"] {
+            assert!(text.parse::<Duration>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_and_written_with_units() {
+        for (text, n) in [("64KiB", 65_536), ("10", 10), ("1 MB", 1_000_000), ("1.5KiB", 1536)] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().0, n, "{text}");
+        }
+        assert!("64K".parse::<ByteSize>().is_err());
+        assert_eq!(ByteSize(65_536).to_string(), "64KiB");
+    }
+}
