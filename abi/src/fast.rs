@@ -48,6 +48,8 @@ macro_rules! for_each_fast_call {
             /// Sends the stream's request by a route. `given` says which of the hashes count: see
             /// [`hash`](crate::fast::hash). Effective until another route is selected; the last one wins.
             fn route_select(route: i32, given: i32, split_hash: i64, balance_hash: i64) -> i32;
+            /// Whether a cluster of this name exists: 1 or 0.
+            fn cluster_exists(name_ptr: i32, name_len: i32) -> i32;
             /// At configure time: defines a token bucket from a [`Bucket`](crate::doc::Bucket) in JSON; returns its id, from
             /// 0. A bucket of the same filter and name keeps its tokens over a swap as long as its figures are the same.
             fn bucket_define(doc_ptr: i32, doc_len: i32) -> i32;

@@ -13,6 +13,7 @@ extern crate std;
 
 pub mod doc;
 pub mod fast;
+pub mod gcra;
 pub mod pairs;
 pub mod proxy_wasm;
 

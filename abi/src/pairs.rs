@@ -8,13 +8,16 @@ pub const MAX_PAIRS: usize = 1024;
 /// Most bytes that are read.
 pub const MAX_BYTES: usize = 1 << 20;
 
+/// A name and a value.
+pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Bytes that `pairs` take when encoded.
-pub fn encoded_len<'a>(pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> usize {
+pub fn encoded_len<'a>(pairs: impl IntoIterator<Item = Pair<'a>>) -> usize {
     4 + pairs.into_iter().map(|(name, value)| 10 + name.len() + value.len()).sum::<usize>()
 }
 
 /// Appends the encoding of `pairs` to `out`.
-pub fn encode<'a>(pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])> + Clone, out: &mut Vec<u8>) {
+pub fn encode<'a>(pairs: impl IntoIterator<Item = Pair<'a>> + Clone, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     let mut count = 0u32;
@@ -42,7 +45,7 @@ pub enum Malformed {
 }
 
 /// Reads a map. Empty input is an empty map.
-pub fn decode(bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Malformed> {
+pub fn decode(bytes: &[u8]) -> Result<Vec<Pair<'_>>, Malformed> {
     if bytes.len() > MAX_BYTES {
         return Err(Malformed::TooLarge);
     }

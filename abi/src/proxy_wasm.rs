@@ -104,11 +104,8 @@ pub mod metric {
 }
 
 /// Exports that mark a module's ABI version, with the version; the newest comes first.
-pub const VERSION_MARKERS: &[(&str, &str)] = &[
-    ("proxy_abi_version_0_2_1", "0.2.1"),
-    ("proxy_abi_version_0_2_0", "0.2.0"),
-    ("proxy_abi_version_0_1_0", "0.1.0"),
-];
+pub const VERSION_MARKERS: &[(&str, &str)] =
+    &[("proxy_abi_version_0_2_1", "0.2.1"), ("proxy_abi_version_0_2_0", "0.2.0"), ("proxy_abi_version_0_1_0", "0.1.0")];
 
 /// Exports through which the host gets guest memory, in the order in which they are looked for (the C++ host's order).
 pub const ALLOCATORS: &[&str] = &["malloc", "proxy_on_memory_allocate"];

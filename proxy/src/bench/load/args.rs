@@ -1,0 +1,338 @@
+//! The command line of `tollgate bench load`: what each option means, and the check of it into a `Plan` that the
+//! generator can carry out without failing halfway.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, uri::PathAndQuery};
+use http_body_util::Full;
+
+/// Send HTTP/1.1 requests at a constant rate and report the latency.
+///
+/// With --rate the load is open-loop: request number i is due at i/rate, whatever happened to the ones before it, and
+/// its latency is counted from the moment it was due. A server that stalls is therefore charged for every request
+/// that had to wait, not only for the one that it was working on (no coordinated omission). With --saturate each
+/// connection sends the next request as soon as it has the answer to the last one: that finds the highest
+/// throughput, but says little about latency.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LoadArgs {
+    /// What to request, as http://host:port/path (https is not supported)
+    #[arg(value_name = "URL", value_parser = parse_target)]
+    pub url: Target,
+
+    /// Requests per second over all connections, at a constant pace (open loop); may be a fraction
+    #[arg(long, short = 'r', value_name = "N", value_parser = parse_rate,
+          required_unless_present = "saturate", conflicts_with = "saturate")]
+    pub rate: Option<f64>,
+
+    /// Instead of a rate: each connection sends as soon as it can (closed loop)
+    #[arg(long)]
+    pub saturate: bool,
+
+    /// Connections to keep open, shared out over the threads
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub connections: u32,
+
+    /// Threads that generate load; the report says when they were too few
+    #[arg(long, short = 't', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+
+    /// How long to measure, after the warm-up (us, ms, s, m, h)
+    #[arg(long, short = 'd', value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    pub duration: Duration,
+
+    /// How long to send before measuring; these requests are counted nowhere
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
+    pub warmup: Duration,
+
+    /// The method of the requests
+    #[arg(long, short = 'X', value_name = "METHOD", default_value = "GET", value_parser = parse_method)]
+    pub method: Method,
+
+    /// A header to send, such as 'Accept: text/plain'; may be repeated. `Host` replaces the one made from the URL
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = parse_header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// The body to send: the text itself, or @FILE for the contents of a file
+    #[arg(long, short = 'b', value_name = "TEXT|@FILE")]
+    pub body: Option<String>,
+
+    /// How long to wait for a connection, and for a complete response once the request is sent. Also how long requests
+    /// that are overdue when the time is up may still be sent
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
+    pub timeout: Duration,
+
+    /// A status that is a success: 200, or a class such as 2xx; may be repeated. Any other is an error.
+    /// [default: every status below 500, because to refuse a request (403, 429) is often the job of a proxy]
+    #[arg(long, value_name = "STATUS", value_parser = parse_expected)]
+    pub expect_status: Vec<Expected>,
+
+    /// Count the distinct values of this response header (the first 32 of them), for instance to see which versions
+    /// of a filter answered while it was being replaced
+    #[arg(long, value_name = "NAME", value_parser = parse_header_name)]
+    pub tally_header: Option<HeaderName>,
+
+    /// Write the result as JSON to stdout, in place of the text
+    #[arg(long)]
+    pub json: bool,
+
+    /// Also write a report with plots to this file: one HTML page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Exit with status 1 if any request failed or could not be sent
+    #[arg(long)]
+    pub fail_on_error: bool,
+}
+
+/// Where the requests go, taken apart from the URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub(super) url: String,
+    host: String,
+    port: u16,
+    authority: HeaderValue,
+    path: PathAndQuery,
+}
+
+/// A status, or a class of them, that counts as success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Exactly this status.
+    Exactly(u16),
+    /// Every status with this first digit.
+    Class(u16),
+}
+
+/// How the requests are spread over time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Mode {
+    /// So many each second.
+    Rate(f64),
+    /// As many as the connections carry.
+    Saturate,
+}
+
+/// The arguments after every check: nothing in here can be wrong any more.
+pub(super) struct Plan {
+    pub(super) mode: Mode,
+    pub(super) url: String,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) request: Request<Full<Bytes>>,
+    pub(super) connections: usize,
+    pub(super) threads: usize,
+    pub(super) warmup: Duration,
+    pub(super) duration: Duration,
+    pub(super) timeout: Duration,
+    pub(super) expected: Vec<Expected>,
+    pub(super) tally: Option<HeaderName>,
+}
+
+impl Plan {
+    pub(super) fn new(args: &LoadArgs) -> anyhow::Result<Plan> {
+        let target = &args.url;
+        ensure!(
+            u32::from(args.threads) <= args.connections,
+            "--threads {} is more than --connections {}: a thread needs at least one connection",
+            args.threads,
+            args.connections
+        );
+        ensure!(!args.duration.is_zero(), "--duration is 0: there would be nothing to measure");
+        ensure!(!args.timeout.is_zero(), "--timeout is 0: no request could succeed");
+        let mode = match args.rate {
+            Some(rate) => Mode::Rate(rate),
+            None if args.saturate => Mode::Saturate,
+            None => bail!("one of --rate and --saturate is needed"),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, target.authority.clone());
+        for (i, (name, value)) in args.headers.iter().enumerate() {
+            ensure!(name != header::CONTENT_LENGTH, "--header Content-Length: it is set from --body");
+            if name == header::HOST && !args.headers[..i].iter().any(|(n, _)| n == name) {
+                headers.insert(name, value.clone());
+            } else {
+                headers.append(name, value.clone());
+            }
+        }
+        let body = match args.body.as_deref() {
+            None => Bytes::new(),
+            Some(body) => match body.strip_prefix('@') {
+                Some(file) => std::fs::read(file).with_context(|| format!("--body @{file}: cannot read the file"))?.into(),
+                None => Bytes::copy_from_slice(body.as_bytes()),
+            },
+        };
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = args.method.clone();
+        *request.uri_mut() = Uri::from(target.path.clone());
+        *request.headers_mut() = headers;
+
+        let addresses: Vec<_> = (target.host.as_str(), target.port)
+            .to_socket_addrs()
+            .with_context(|| format!("{}: cannot find the address of `{}`", target.url, target.host))?
+            .collect();
+        ensure!(!addresses.is_empty(), "{}: `{}` has no address", target.url, target.host);
+        Ok(Plan {
+            mode,
+            url: target.url.clone(),
+            addresses,
+            request,
+            connections: args.connections as usize,
+            threads: args.threads.into(),
+            warmup: args.warmup,
+            duration: args.duration,
+            timeout: args.timeout,
+            expected: args.expect_status.clone(),
+            tally: args.tally_header.clone(),
+        })
+    }
+
+    /// Warm-up and measurement together: requests are due until then.
+    pub(super) fn total(&self) -> Duration {
+        self.warmup + self.duration
+    }
+
+    pub(super) fn is_success(&self, status: StatusCode) -> bool {
+        let status = status.as_u16();
+        if self.expected.is_empty() {
+            return status < 500;
+        }
+        self.expected.iter().any(|e| match *e {
+            Expected::Exactly(s) => s == status,
+            Expected::Class(c) => c == status / 100,
+        })
+    }
+}
+
+fn parse_target(s: &str) -> Result<Target, String> {
+    let wrong = || format!("`{s}` is not a URL of the form http://host:port/path");
+    match s.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        Some("http") => {}
+        Some("https") => return Err("https is not supported, only http://".into()),
+        _ => return Err(wrong()),
+    }
+    let uri: Uri = s.parse().map_err(|e| format!("{} ({e})", wrong()))?;
+    let authority = uri.authority().ok_or_else(wrong)?;
+    if authority.as_str().contains('@') {
+        return Err("a URL with a user name is not supported; send it with --header 'Authorization: …'".into());
+    }
+    // `port_u16` is also none for `host:` and `host:99999`, which must not become port 80.
+    let port = match (uri.port_u16(), authority.as_str().len() == authority.host().len()) {
+        (Some(0), _) | (None, false) => return Err(format!("{}: the port is not from 1 to 65535", wrong())),
+        (Some(port), _) => port,
+        (None, true) => 80,
+    };
+    Ok(Target {
+        url: s.to_owned(),
+        host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
+        port,
+        authority: HeaderValue::from_str(authority.as_str()).map_err(|_| wrong())?,
+        path: uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+    })
+}
+
+fn parse_rate(s: &str) -> Result<f64, String> {
+    match s.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 10_000_000.0 => Ok(rate),
+        Ok(_) => Err("a rate is above 0 and at most 10000000 requests per second".into()),
+        Err(_) => Err("not a number of requests per second".into()),
+    }
+}
+
+fn parse_time(s: &str) -> Result<Duration, String> {
+    let wrong = || "not a time; write a number with a unit (us, ms, s, m, h), such as 250ms".to_owned();
+    let at = s.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+    let (number, unit) = s.split_at(at);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let seconds = number
+        * match unit {
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+    // The bound keeps every later sum of times far from overflow.
+    if seconds > 7.0 * 86_400.0 {
+        return Err("longer than a week".into());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+fn parse_method(s: &str) -> Result<Method, String> {
+    match Method::from_bytes(s.as_bytes()) {
+        // Its response has no body but a tunnel, which never ends.
+        Ok(Method::CONNECT) => Err("CONNECT opens a tunnel and has no response to time".into()),
+        Ok(method) => Ok(method),
+        Err(_) => Err("not a method name".into()),
+    }
+}
+
+fn parse_header_name(s: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(s.as_bytes()).map_err(|_| format!("`{s}` is not a header name"))
+}
+
+fn parse_header(s: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = s.split_once(':').ok_or("no colon; write 'Name: value'")?;
+    let value = HeaderValue::from_str(value.trim())
+        .map_err(|_| format!("the value of `{name}` has characters that a header cannot carry"))?;
+    Ok((parse_header_name(name.trim())?, value))
+}
+
+fn parse_expected(s: &str) -> Result<Expected, String> {
+    let wrong = || "write a status (200) or a class (2xx)".to_owned();
+    if let Some(class) = s.strip_suffix("xx").or_else(|| s.strip_suffix("XX")) {
+        return match class.parse() {
+            Ok(class @ 1..=5) => Ok(Expected::Class(class)),
+            _ => Err(wrong()),
+        };
+    }
+    match s.parse() {
+        Ok(status @ 100..=999) => Ok(Expected::Exactly(status)),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let t = parse_target("http://[::1]:8080/a?b=c").unwrap();
+        assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("::1", 8080, "/a?b=c"));
+        assert_eq!(t.authority, "[::1]:8080");
+        let t = parse_target("http://localhost").unwrap();
+        assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("localhost", 80, "/"));
+        assert!(parse_target("https://localhost/").unwrap_err().contains("https is not supported"));
+        for wrong in ["localhost:8080/", "http://", "http:///x", "http://a:99999/", "http://a:/", "http://u:p@a/", "http://a:0/"] {
+            assert!(parse_target(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn scalars() {
+        assert_eq!(parse_time("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(parse_time("250us").unwrap(), Duration::from_micros(250));
+        for wrong in ["", "10", "s", "-1s", "1.2.3s", "9999h", "5 parsecs"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["0", "-1", "NaN", "inf", "x"] {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_expected("2xx"), Ok(Expected::Class(2)));
+        assert_eq!(parse_expected("404"), Ok(Expected::Exactly(404)));
+        for wrong in ["9xx", "xx", "20", "ok"] {
+            assert!(parse_expected(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_header("no colon").is_err());
+        assert!(parse_header("a b: c").is_err());
+        assert!(parse_header("a: c\u{7}").is_err());
+        assert!(parse_method("CONNECT").is_err());
+    }
+}

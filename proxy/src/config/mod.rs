@@ -1,0 +1,34 @@
+//! The configuration: what it may say (`model`, `units`), and how a file becomes one.
+//!
+//! YAML, JSON and TOML are read into one value tree that knows where in the file everything is (`node`). Environment
+//! variables are put in (`env`), the tree is checked against the JSON Schema that is derived from the model (`schema`),
+//! and what a schema cannot say is checked as well (`semantics`). All that is wrong is reported at once, each at its
+//! place (`diagnostic`); only a file without errors becomes a [`Config`].
+
+pub mod model;
+pub mod units;
+
+mod diagnostic;
+mod env;
+mod explain;
+mod json;
+mod load;
+mod node;
+mod schema;
+mod semantics;
+mod source;
+mod toml;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    diagnostic::{Diagnostic, Diagnostics, Severity},
+    load::{Format, Loaded, Loader, load, parse},
+    model::Config,
+    node::{Key, Node, Span, Text, Value},
+    schema::schema,
+    semantics::BUILTINS,
+    source::{Location, Position, Source},
+};

@@ -1,0 +1,248 @@
+//! The value tree that YAML, JSON and TOML are all read into, with the place in the file of every value and every key.
+//!
+//! Everything that says where an error is goes through this tree: a path in it (a JSON pointer, or the dotted path that
+//! a filter reports for its own configuration) is turned into a range of bytes here.
+
+use serde_json::Number;
+
+/// A range of bytes in the source text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    /// The first byte.
+    pub start: usize,
+    /// The byte after the last.
+    pub end: usize,
+}
+
+impl Span {
+    /// From `start` up to, but without, `end`.
+    pub fn new(start: usize, end: usize) -> Self {
+        Span { start, end: end.max(start) }
+    }
+
+    /// Whether there is nothing in it, as for the value that is missing after `key:`.
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// A value and where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Where it is. For a TOML table, this is its header.
+    pub span: Span,
+    /// What it is.
+    pub value: Value,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Nothing.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number.
+    Number(Number),
+    /// A string.
+    String(Text),
+    /// A list.
+    Seq(Vec<Node>),
+    /// A map, in the order of the file. No key is there twice.
+    Map(Vec<(Key, Node)>),
+}
+
+/// A string and how it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// The string.
+    pub text: String,
+    /// Without quotes: after environment variables have been put in, it may turn out to be a number.
+    pub plain: bool,
+}
+
+/// A key of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The key itself.
+    pub name: String,
+    /// Where it is.
+    pub span: Span,
+}
+
+/// What a path led to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<'n> {
+    /// The deepest node on the path that is there.
+    pub(super) node: &'n Node,
+    /// The key that led to it, unless it is the document or an item of a list.
+    pub(super) key: Option<&'n Key>,
+    /// Whether that is the end of the path.
+    pub(super) whole: bool,
+}
+
+impl Node {
+    /// A string that is text whatever it looks like.
+    pub(super) fn quoted(text: impl Into<String>, span: Span) -> Self {
+        Node { span, value: Value::String(Text { text: text.into(), plain: false }) }
+    }
+
+    /// The value of a field of a map.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        self.entry(name).map(|(_, node)| node)
+    }
+
+    /// A field of a map.
+    pub fn entry(&self, name: &str) -> Option<&(Key, Node)> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|(key, _)| key.name == name),
+            _ => None,
+        }
+    }
+
+    /// The items of a list; none if it is something else.
+    pub fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::Seq(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// The text of a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::String(text) => Some(&text.text),
+            _ => None,
+        }
+    }
+
+    /// What it is, in words for messages.
+    pub fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Seq(_) => "a list",
+            Value::Map(_) => "a map",
+        }
+    }
+
+    /// The same as JSON, for the schema and for serde.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(b) => (*b).into(),
+            Value::Number(n) => serde_json::Value::Number(n.clone()),
+            Value::String(text) => text.text.clone().into(),
+            Value::Seq(items) => items.iter().map(Node::to_json).collect(),
+            Value::Map(entries) => entries.iter().map(|(key, node)| (key.name.clone(), node.to_json())).collect(),
+        }
+    }
+
+    /// Follows a JSON pointer (RFC 6901) as far as it goes.
+    pub(super) fn find(&self, pointer: &str) -> Found<'_> {
+        let mut found = Found { node: self, key: None, whole: true };
+        for segment in pointer.split('/').skip(1) {
+            let segment = segment.replace("~1", "/").replace("~0", "~");
+            if !found.step(&segment) {
+                found.whole = false;
+                break;
+            }
+        }
+        found
+    }
+}
+
+impl<'n> Found<'n> {
+    /// Goes to a field or an item, if it is there.
+    fn step(&mut self, segment: &str) -> bool {
+        match &self.node.value {
+            Value::Map(entries) => match entries.iter().find(|(key, _)| key.name == segment) {
+                Some((key, node)) => {
+                    (self.node, self.key) = (node, Some(key));
+                    true
+                }
+                None => false,
+            },
+            Value::Seq(items) => match segment.parse().ok().and_then(|i: usize| items.get(i)) {
+                Some(node) => {
+                    (self.node, self.key) = (node, None);
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Follows a path such as `rules[2].match.path` (as `serde_path_to_error` writes it) as far as it goes.
+    ///
+    /// A key may itself contain dots and brackets, and the path does not say where it ends. So at a map, the longest key
+    /// that the rest of the path begins with is taken.
+    pub(super) fn follow(mut self, inner: &'_ str) -> Self {
+        let mut rest = inner.strip_prefix('.').unwrap_or(inner);
+        while self.whole && !rest.is_empty() {
+            let taken = match &self.node.value {
+                Value::Seq(_) => rest
+                    .strip_prefix('[')
+                    .and_then(|r| r.split_once(']'))
+                    .filter(|(index, _)| self.step(index))
+                    .map(|(_, r)| r),
+                Value::Map(entries) => {
+                    let ends = |r: &str| r.is_empty() || r.starts_with(['.', '[']);
+                    let fits = |key: &Key| rest.strip_prefix(key.name.as_str()).filter(|r| ends(r));
+                    let best = entries.iter().filter(|(key, _)| fits(key).is_some()).max_by_key(|(k, _)| k.name.len());
+                    best.and_then(|(key, _)| {
+                        let r = fits(key)?;
+                        self.step(&key.name).then_some(r)
+                    })
+                }
+                _ => None,
+            };
+            match taken {
+                Some(r) => rest = r.strip_prefix('.').unwrap_or(r),
+                None => self.whole = false,
+            }
+        }
+        self
+    }
+
+    /// Where to point for it: a scalar itself, but the key of a map or a list, which may be long.
+    pub(super) fn span(&self) -> Span {
+        match (&self.node.value, self.key) {
+            (Value::Seq(_) | Value::Map(_), Some(key)) => key.span,
+            (_, Some(key)) if self.node.span.is_empty() => key.span,
+            _ => self.node.span,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> Node {
+        super::super::json::parse(text).unwrap_or_else(|e| panic!("{e:?}")).node
+    }
+
+    #[test]
+    fn a_path_is_followed_as_far_as_it_goes() {
+        let text = r#"{"rules": [1, {"match": {"path": "/x", "a.b": 7, "a": {"b": 8}}}], "a/b": 9}"#;
+        let tree = tree(text);
+        let at = |pointer: &str, inner: &str| {
+            let found = tree.find(pointer).follow(inner);
+            let span = found.span();
+            (&text[span.start..span.end], found.whole)
+        };
+        assert_eq!(at("/rules", "[1].match.path"), (r#""/x""#, true));
+        assert_eq!(at("", "rules[1].match.path"), (r#""/x""#, true));
+        assert_eq!(at("", "rules[1].match.a.b"), ("7", true));
+        assert_eq!(at("", "rules[1].match.nope.x"), (r#""match""#, false));
+        assert_eq!(at("", "rules[5].match"), (r#""rules""#, false));
+        assert_eq!(at("/a~1b", "."), ("9", true));
+        assert_eq!(at("/rules/0", "deeper"), ("1", false));
+        assert_eq!(at("/rules/x", "deeper"), (r#""rules""#, false));
+        assert_eq!(at("/rules", "[not closed"), (r#""rules""#, false));
+    }
+}

@@ -1,0 +1,96 @@
+//! What a filter can do while it is configured.
+
+use std::{cell::RefCell, time::Duration};
+
+use tollgate_abi::{doc, proxy_wasm::Status};
+
+use crate::{
+    ConfigError,
+    message::Name,
+    resources::{Bucket, Counter, Limit, RouteId},
+    sys,
+};
+
+/// The host, while a filter is configured.
+#[derive(Debug)]
+pub struct Setup(pub(crate) ());
+
+/// `serde_json` cannot fail on documents of strings and numbers, so an empty one (which the host refuses) stands for that.
+fn json<T: serde::Serialize>(doc: &T) -> Vec<u8> {
+    serde_json::to_vec(doc).unwrap_or_default()
+}
+
+fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
+    u32::try_from(result).map_err(|_| {
+        let why = match -result {
+            n if n == Status::NotFound as i32 => "names a cluster that does not exist",
+            n if n == Status::InternalFailure as i32 => "is one too many",
+            n if n == Status::ParseFailure as i32 => "cannot be read by this host",
+            _ => "has a value that is out of range",
+        };
+        ConfigError::new(path, format!("{what} {why}"))
+    })
+}
+
+impl Setup {
+    /// A header's name, for use in requests and responses. In any case; not longer than 64 KiB.
+    pub fn name(&mut self, name: &str) -> Name {
+        let id = sys::header_intern(&name.to_ascii_lowercase());
+        // A name that the host refuses is never in a message, which is what its largest number means too.
+        Name(u32::try_from(id).unwrap_or(u32::MAX))
+    }
+
+    /// Defines a route. `path` is where it stands in the configuration, for the error if a cluster does not exist.
+    pub fn route(&mut self, path: &str, route: &doc::Route) -> Result<RouteId, ConfigError> {
+        let result = sys::route_define(&json(route));
+        if -result == Status::NotFound as i32 {
+            let names: Vec<_> = route.clusters.iter().map(|c| c.cluster.as_str()).collect();
+            let mirror = route.mirror.iter().map(|m| m.cluster.as_str());
+            let names: Vec<_> = names.into_iter().chain(mirror).collect();
+            let unknown: Vec<_> = names.iter().filter(|n| !sys::cluster_exists(n)).map(|n| format!("`{n}`")).collect();
+            return Err(ConfigError::new(path, format!("there is no cluster {}", unknown.join(", "))));
+        }
+        id(path, "the route", result).map(RouteId)
+    }
+
+    /// Defines a token bucket. `path` is where it stands in the configuration.
+    pub fn bucket(&mut self, path: &str, bucket: &doc::Bucket) -> Result<Bucket, ConfigError> {
+        id(path, "the bucket", sys::bucket_define(&json(bucket))).map(Bucket)
+    }
+
+    /// Defines a bound on how many streams do something at once, over all workers.
+    pub fn limit(&mut self, path: &str, name: &str, max: u32) -> Result<Limit, ConfigError> {
+        id(path, "the limit", sys::limit_define(name, max.min(i32::MAX as u32))).map(Limit)
+    }
+
+    /// A counter in the proxy's metrics.
+    pub fn counter(&mut self, name: &str) -> Counter {
+        Counter(sys::metric_define(tollgate_abi::proxy_wasm::metric::COUNTER, name))
+    }
+
+    /// Calls [`Filter::on_tick`](crate::Filter::on_tick) in this interval, on each worker.
+    pub fn tick(&mut self, period: Duration) {
+        sys::set_tick_period(u32::try_from(period.as_millis()).unwrap_or(u32::MAX));
+    }
+}
+
+/// Collects mistakes, so that a filter can tell all of them at once.
+#[derive(Debug, Default)]
+pub struct Mistakes(RefCell<Vec<ConfigError>>);
+
+impl Mistakes {
+    /// The value, or a mistake more.
+    pub fn take<T>(&self, result: Result<T, ConfigError>) -> Option<T> {
+        result.map_err(|e| self.0.borrow_mut().push(e)).ok()
+    }
+
+    /// A mistake more.
+    pub fn add(&self, path: impl Into<String>, message: impl Into<String>) {
+        self.0.borrow_mut().push(ConfigError::new(path, message));
+    }
+
+    /// All of them, if there are any.
+    pub fn finish(self) -> Result<(), ConfigError> {
+        ConfigError::all(self.0.into_inner()).map_or(Ok(()), Err)
+    }
+}
