@@ -115,7 +115,7 @@ pub struct HeaderOps {
 }
 
 /// A token bucket, or (with `keyed`) one for each key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Bucket {
     /// Its name, unique in the filter.

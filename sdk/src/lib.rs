@@ -48,12 +48,14 @@ mod config;
 pub mod dispatch;
 mod filter;
 mod log;
+pub mod matching;
 mod message;
 mod resources;
 mod setup;
 mod sys;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+pub mod units;
 
 pub use body::Body;
 pub use config::ConfigError;

@@ -20,20 +20,29 @@ impl Buffer {
     /// A buffer from the pool.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Buffer {
-        Buffer(POOL.with(|pool| pool.take()).unwrap_or_else(|| vec![0; 4096]))
+        Buffer(with_pool(|free| free.pop()).unwrap_or_else(|| vec![0; 4096]))
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
-        POOL.with(|pool| pool.set(Some(buffer)));
+        with_pool(|free| free.push(buffer));
     }
 }
 
 thread_local! {
-    // One is enough for most filters: a callback rarely needs two buffers at a time.
-    static POOL: std::cell::Cell<Option<Vec<u8>>> = const { std::cell::Cell::new(None) };
+    // As many as a callback has had at a time: rarely more than two.
+    static POOL: std::cell::Cell<Vec<Vec<u8>>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
+fn with_pool<T>(f: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
+    POOL.with(|pool| {
+        let mut free = pool.take();
+        let result = f(&mut free);
+        pool.set(free);
+        result
+    })
 }
 
 /// Where the span of a header that is not there points.

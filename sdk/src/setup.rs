@@ -53,6 +53,11 @@ impl Setup {
         id(path, "the route", result).map(RouteId)
     }
 
+    /// Whether a cluster of this name exists, for errors that point to where it is named.
+    pub fn has_cluster(&self, name: &str) -> bool {
+        sys::cluster_exists(name)
+    }
+
     /// Defines a token bucket. `path` is where it stands in the configuration.
     pub fn bucket(&mut self, path: &str, bucket: &doc::Bucket) -> Result<Bucket, ConfigError> {
         id(path, "the bucket", sys::bucket_define(&json(bucket))).map(Bucket)

@@ -1,1 +1,96 @@
+//! Tollgate's standard router: chooses what is done with a request by its host, path, method, headers and query.
+//!
+//! [`config`] is the configuration. When the filter is configured, `hosts` and `table` turn it into lookups that do not
+//! grow with the number of routes, and each route is defined in the host; for a request, the filter finds the first rule
+//! that matches and does its `action`, which mostly means to name a route's number to the host.
 
+mod action;
+pub mod config;
+mod hash;
+mod head;
+mod headers;
+mod hosts;
+mod literal;
+mod matcher;
+mod place;
+mod redirect;
+mod rewrite;
+mod table;
+
+use std::cell::RefCell;
+
+use rustc_hash::FxHashSet;
+use tollgate_sdk::prelude::*;
+
+use crate::{
+    config::Config,
+    head::{Head, HeaderCache, HeaderNames},
+    hosts::Hosts,
+    place::Place,
+    table::Table,
+};
+
+/// The filter.
+pub struct Router {
+    authority: Name,
+    path: Name,
+    method: Name,
+    hosts: Hosts,
+    tables: Vec<Table>,
+    cache: RefCell<HeaderCache>,
+}
+
+impl Filter for Router {
+    type Config = Config;
+    type Stream = ();
+    const PHASES: Phases = Phases::REQUEST_HEADERS;
+
+    fn configure(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        let mistakes = Mistakes::default();
+        let place = Place::root(&mistakes).field("virtual_hosts");
+        let (mut hosts, mut names, mut known) = (Hosts::default(), HeaderNames::default(), FxHashSet::default());
+        if config.virtual_hosts.is_empty() {
+            place.wrong("is empty");
+        }
+        let mut tables = Vec::with_capacity(config.virtual_hosts.len());
+        for (i, host) in config.virtual_hosts.iter().enumerate() {
+            let place = place.item(i);
+            if host.name.is_empty() {
+                place.field("name").wrong("is empty");
+            } else if !known.insert(&host.name) {
+                place.field("name").wrong(format!("there are two virtual hosts `{}`", host.name));
+            }
+            let domains = place.field("domains");
+            if host.domains.is_empty() {
+                domains.wrong("is empty; write `*` for all hosts");
+            }
+            host.domains.iter().enumerate().for_each(|(d, domain)| hosts.add(domain, i as u32, &domains.item(d)));
+            tables.push(Table::compile(host, &place, &mut names, setup));
+        }
+        mistakes.finish()?;
+        Ok(Router {
+            authority: setup.name(":authority"),
+            path: setup.name(":path"),
+            method: setup.name(":method"),
+            hosts,
+            tables,
+            cache: RefCell::new(names.into_cache()),
+        })
+    }
+
+    fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
+        let mut buffer = Buffer::new();
+        let values = request.headers([self.authority, self.path, self.method], &mut buffer);
+        let mut head = Head::new(request, values, self.cache.borrow_mut());
+        let table = self.hosts.find(head.authority).and_then(|host| self.tables.get(host as usize));
+        match table.and_then(|table| table.find(&mut head)) {
+            Some(action) => action.run(&mut head, self.path),
+            None => {
+                request.flag(flag::NO_ROUTE);
+                Reply::new(404).details("route_not_found").into()
+            }
+        }
+    }
+}
+
+tollgate_sdk::export!(Router);

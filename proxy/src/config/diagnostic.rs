@@ -210,7 +210,7 @@ fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
     let last = text.floor_char_boundary(last).max(first);
     let start = text[..first].rfind('\n').map_or(0, |i| i + 1);
     let end = text[last..].find('\n').map_or(text.len(), |i| last + i);
-    let shown = &text[start..end];
+    let shown = text[start..end].trim_end_matches('\r');
     (start, shown, !shown.is_empty() && shown.lines().all(|l| l.len() <= LONGEST_LINE))
 }
 

@@ -18,6 +18,7 @@ mod schema;
 mod semantics;
 mod source;
 mod toml;
+mod tree;
 mod yaml;
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where it listens. Changing it needs a restart.
+    #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
     /// Whether it is there at all.
     pub enabled: bool,
@@ -86,6 +87,7 @@ pub struct Listener {
     #[schemars(length(min = 1))]
     pub name: String,
     /// The address to listen on: `127.0.0.1:8080`, `0.0.0.0:80`, `[::]:80`.
+    #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
     /// Names of filters, in the order in which they see a request (and in the reverse order, the response).
     #[serde(default)]
@@ -308,6 +310,7 @@ pub struct Cluster {
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
     /// Its address: `127.0.0.1:9001`, `[::1]:9001`.
+    #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
     /// Its share of the requests, against the other endpoints' weights. 0: none.
     #[serde(default = "default::weight")]

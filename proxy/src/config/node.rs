@@ -50,6 +50,8 @@ pub enum Value {
     Seq(Vec<Node>),
     /// A map, in the order of the file. No key is there twice.
     Map(Vec<(Key, Node)>),
+    /// Not known, since it depends on an environment variable that is not there. That has been reported.
+    Undefined,
 }
 
 /// A string and how it was written.
@@ -119,7 +121,7 @@ impl Node {
     /// What it is, in words for messages.
     pub fn kind(&self) -> &'static str {
         match &self.value {
-            Value::Null => "nothing",
+            Value::Null | Value::Undefined => "nothing",
             Value::Bool(_) => "a boolean",
             Value::Number(_) => "a number",
             Value::String(_) => "a string",
@@ -131,7 +133,7 @@ impl Node {
     /// The same as JSON, for the schema and for serde.
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
-            Value::Null => serde_json::Value::Null,
+            Value::Null | Value::Undefined => serde_json::Value::Null,
             Value::Bool(b) => (*b).into(),
             Value::Number(n) => serde_json::Value::Number(n.clone()),
             Value::String(text) => text.text.clone().into(),

@@ -12,6 +12,7 @@ use super::{
 #[derive(Debug)]
 pub struct Source {
     name: String,
+    dir: PathBuf,
     text: String,
     root: Node,
 }
@@ -35,9 +36,10 @@ pub struct Position {
 }
 
 impl Source {
-    pub(super) fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+    pub(super) fn new(path: &Path, text: impl Into<String>) -> Self {
         let root = Node { span: Span::default(), value: Value::Null };
-        Source { name: name.into(), text: text.into(), root }
+        let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Source { name: path.display().to_string(), dir, text: text.into(), root }
     }
 
     pub(super) fn set_root(&mut self, root: Node) {
@@ -61,7 +63,7 @@ impl Source {
 
     /// A path in the configuration: relative ones are relative to the file's directory.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
-        Path::new(&self.name).parent().map_or_else(|| path.as_ref().to_path_buf(), |dir| dir.join(path.as_ref()))
+        self.dir.join(path)
     }
 
     /// The line and column of a byte.

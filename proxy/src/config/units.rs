@@ -181,6 +181,7 @@ impl JsonSchema for Duration {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
+            "format": "tollgate-time",
             "pattern": r"^[0-9]+(\.[0-9]+)? ?(us|µs|ms|s|m|h)$",
             "description": "A length of time: a number with a unit (us, ms, s, m, h), such as 250ms.",
         })
@@ -195,6 +196,7 @@ impl JsonSchema for ByteSize {
         json_schema!({
             "type": ["integer", "string"],
             "minimum": 0,
+            "format": "tollgate-size",
             "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|kB|KiB|MB|MiB|GB|GiB)?$",
             "description": "A number of bytes, with or without a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB.",
         })
@@ -210,6 +212,7 @@ impl JsonSchema for Workers {
             "type": ["integer", "string"],
             "minimum": 1,
             "maximum": 1024,
+            "format": "tollgate-workers",
             "pattern": "^auto$",
             "description": "`auto` (one for each processor) or a number from 1 to 1024.",
         })

@@ -1,1 +1,29 @@
-//! Upstreams.
+//! Where requests are sent: clusters and their endpoints, how one is chosen, and the connections to it.
+//!
+//! A [`Cluster`] is part of a configuration snapshot and immutable; what it counts outlives the snapshot and is shared
+//! by all workers as atomics ([`Stats`], [`Endpoint`]). Connections are not shared: each worker has [`Pools`] of its
+//! own, so that a request meets neither a lock nor another thread. The way of a request: [`Cluster::try_request`] (may
+//! it go at all?), [`Cluster::pick`] (where to?), [`Pools::send`] (on which connection?), then, if it failed,
+//! [`Cluster::try_retry`] and [`Backoff`].
+
+pub mod backoff;
+pub mod balancer;
+pub mod budget;
+pub mod cluster;
+pub mod failure;
+pub mod io;
+mod link;
+pub mod pool;
+mod slots;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    backoff::Backoff,
+    budget::{RetryBudget, RetryGuard},
+    cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
+    failure::{Failure, FailureKind, ProtocolError},
+    link::PooledBody,
+    pool::{PoolOptions, Pools},
+};

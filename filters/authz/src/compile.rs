@@ -1,0 +1,248 @@
+//! From the configuration as it is written to policies that are ready for requests, with all mistakes at once.
+
+use std::collections::HashSet;
+
+use tollgate_sdk::{
+    matching::{header_name_mistake, method_mistake},
+    prelude::*,
+};
+
+use crate::{
+    cidr::Blocks,
+    config::{self, Action, Config},
+    pattern::{Hosts, Patterns},
+    rule::{From, Lists, Policy, Rule, To, When},
+};
+
+/// Longest name of a policy: `details` with it fits into a field of the access log.
+const NAME_MAX: usize = 128;
+
+pub(crate) struct Compiler<'s> {
+    setup: &'s mut Setup,
+    mistakes: Mistakes,
+    /// Whether the configuration says where the peer's identity is to be found.
+    has_principal: bool,
+    /// Whether any rule asks for the method, the path or the host.
+    pub(crate) needs_line: bool,
+    /// Whether any rule asks for the identity.
+    pub(crate) needs_principal: bool,
+}
+
+impl<'s> Compiler<'s> {
+    pub(crate) fn new(setup: &'s mut Setup) -> Self {
+        Compiler {
+            setup,
+            mistakes: Mistakes::default(),
+            has_principal: false,
+            needs_line: false,
+            needs_principal: false,
+        }
+    }
+
+    pub(crate) fn finish(self) -> Result<(), ConfigError> {
+        self.mistakes.finish()
+    }
+
+    /// The header with the peer's identity, and all policies.
+    pub(crate) fn compile(&mut self, config: Config) -> (Option<Name>, Vec<Policy>) {
+        self.has_principal = config.principal_header.is_some();
+        let header = config.principal_header.map(|name| self.header("principal_header", &name));
+        let mut names = HashSet::new();
+        let mut policies = Vec::with_capacity(config.policies.len());
+        for (i, policy) in config.policies.into_iter().enumerate() {
+            let at = format!("policies[{i}]");
+            if policy.name.is_empty() || policy.name.len() > NAME_MAX || policy.name.contains(char::is_control) {
+                let message = format!("a name has 1 to {NAME_MAX} bytes and no control characters");
+                self.mistakes.add(format!("{at}.name"), message);
+            } else if !names.insert(policy.name.clone()) {
+                self.mistakes.add(format!("{at}.name"), format!("another policy is called `{}` too", policy.name));
+            }
+            policies.push(Policy {
+                rules: each(policy.rules, &format!("{at}.rules"), |rule, at| self.rule(rule, at)),
+                denies: policy.action == Action::Deny,
+                enforced: !config.dry_run && !policy.dry_run,
+                details: format!("rbac_access_denied_matched_policy[{}]", policy.name),
+            });
+        }
+        (header, policies)
+    }
+
+    fn rule(&mut self, rule: config::Rule, at: &str) -> Rule {
+        let from = self.items(rule.from, format!("{at}.from"));
+        let to = self.items(rule.to, format!("{at}.to"));
+        let when = self.items(rule.when, format!("{at}.when"));
+        Rule {
+            from: each(from, &format!("{at}.from"), |from, at| self.from(from.source, &format!("{at}.source"))),
+            to: each(to, &format!("{at}.to"), |to, at| self.to(to.operation, &format!("{at}.operation"))),
+            when: each(when, &format!("{at}.when"), |when, at| self.when(when, at)),
+        }
+    }
+
+    fn from(&mut self, source: config::Source, at: &str) -> From {
+        let from = From {
+            peer: Lists {
+                some: self.blocks(source.ip_blocks, format!("{at}.ip_blocks")),
+                none: self.blocks(source.not_ip_blocks, format!("{at}.not_ip_blocks")),
+            },
+            remote: Lists {
+                some: self.blocks(source.remote_ip_blocks, format!("{at}.remote_ip_blocks")),
+                none: self.blocks(source.not_remote_ip_blocks, format!("{at}.not_remote_ip_blocks")),
+            },
+            principal: Lists {
+                some: self.principals(source.principals, format!("{at}.principals")),
+                none: self.principals(source.not_principals, format!("{at}.not_principals")),
+            },
+        };
+        let empty = [&from.peer, &from.remote].iter().all(|l| l.some.is_none() && l.none.is_none());
+        if empty && from.principal.some.is_none() && from.principal.none.is_none() {
+            self.mistakes.add(at, "says nothing: leave `from` out for any source");
+        }
+        from
+    }
+
+    fn to(&mut self, operation: config::Operation, at: &str) -> To {
+        self.needs_line = true;
+        let to = To {
+            hosts: Lists {
+                some: self.hosts(operation.hosts, format!("{at}.hosts")),
+                none: self.hosts(operation.not_hosts, format!("{at}.not_hosts")),
+            },
+            methods: Lists {
+                some: self.patterns(operation.methods, format!("{at}.methods"), method),
+                none: self.patterns(operation.not_methods, format!("{at}.not_methods"), method),
+            },
+            paths: Lists {
+                some: self.patterns(operation.paths, format!("{at}.paths"), path),
+                none: self.patterns(operation.not_paths, format!("{at}.not_paths"), path),
+            },
+        };
+        let texts = [&to.methods, &to.paths].iter().all(|l| l.some.is_none() && l.none.is_none());
+        if texts && to.hosts.some.is_none() && to.hosts.none.is_none() {
+            self.mistakes.add(at, "says nothing: leave `to` out for any operation");
+        }
+        to
+    }
+
+    fn when(&mut self, condition: config::Condition, at: &str) -> When {
+        let config::Condition { key, values, not_values } = condition;
+        if values.is_none() && not_values.is_none() {
+            self.mistakes.add(at, "says nothing: give `values` or `not_values`");
+        }
+        let (some_at, none_at) = (format!("{at}.values"), format!("{at}.not_values"));
+        let name = key.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']'));
+        match (key.as_str(), name) {
+            (_, Some(name)) => {
+                let name = self.header(&format!("{at}.key"), name);
+                let some = self.patterns(values, some_at, |_| None);
+                When::Header(name, Lists { some, none: self.patterns(not_values, none_at, |_| None) })
+            }
+            ("source.principal", _) => {
+                let some = self.principals(values, some_at);
+                When::Principal(Lists { some, none: self.principals(not_values, none_at) })
+            }
+            (key @ ("source.ip" | "remote.ip"), _) => {
+                let some = self.blocks(values, some_at);
+                let lists = Lists { some, none: self.blocks(not_values, none_at) };
+                if key == "source.ip" { When::Peer(lists) } else { When::Remote(lists) }
+            }
+            _ => {
+                let known = "`request.headers[NAME]`, `source.ip`, `remote.ip` or `source.principal`";
+                self.mistakes.add(format!("{at}.key"), format!("`{key}` is not known here; write {known}"));
+                When::Peer(Lists { some: None, none: None })
+            }
+        }
+    }
+
+    fn header(&mut self, at: &str, name: &str) -> Name {
+        if let Some(message) = header_name_mistake(name) {
+            self.mistakes.add(at, message);
+        }
+        self.setup.name(name)
+    }
+
+    /// The items of a list, which is left out rather than empty.
+    fn items<T>(&self, list: Option<Vec<T>>, at: String) -> Vec<T> {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            self.mistakes.add(at, "an empty list matches nothing: leave it out if anything is meant");
+        }
+        list.unwrap_or_default()
+    }
+
+    fn list<T>(
+        &self,
+        list: Option<Vec<String>>,
+        at: String,
+        mut set: T,
+        mut add: impl FnMut(&mut T, &str) -> Result<(), String>,
+    ) -> Option<T> {
+        list.as_ref()?;
+        for (i, text) in self.items(list, at.clone()).iter().enumerate() {
+            if let Err(message) = add(&mut set, text) {
+                self.mistakes.add(format!("{at}[{i}]"), message);
+            }
+        }
+        Some(set)
+    }
+
+    fn blocks(&self, list: Option<Vec<String>>, at: String) -> Option<Blocks> {
+        let mut blocks = self.list(list, at, Blocks::default(), Blocks::add)?;
+        blocks.finish();
+        Some(blocks)
+    }
+
+    fn hosts(&self, list: Option<Vec<String>>, at: String) -> Option<Hosts> {
+        let mut hosts = self.list(list, at, Hosts::new(), Hosts::add)?;
+        hosts.finish();
+        Some(hosts)
+    }
+
+    fn patterns(
+        &self,
+        list: Option<Vec<String>>,
+        at: String,
+        mistake: impl Fn(&str) -> Option<String>,
+    ) -> Option<Patterns> {
+        let mut patterns = self.list(list, at, Patterns::default(), |patterns, text| {
+            patterns.add(text)?;
+            mistake(text).map_or(Ok(()), Err)
+        })?;
+        patterns.finish();
+        Some(patterns)
+    }
+
+    fn principals(&mut self, list: Option<Vec<String>>, at: String) -> Option<Patterns> {
+        list.as_ref()?;
+        self.needs_principal = true;
+        if !self.has_principal {
+            let message =
+                "there is nobody to compare with: set `principal_header`, whose description says when that is safe";
+            self.mistakes.add(at.clone(), message);
+        }
+        let bare = |list: Vec<String>| list.into_iter().map(|p| p.strip_prefix(SCHEME).map_or(p.clone(), String::from));
+        self.patterns(list.map(|l| bare(l).collect()), at, |_| None)
+    }
+}
+
+/// What Istio leaves out of identities.
+pub(crate) const SCHEME: &str = "spiffe://";
+
+fn each<T, U>(items: Vec<T>, at: &str, mut f: impl FnMut(T, &str) -> U) -> Vec<U> {
+    items.into_iter().enumerate().map(|(i, item)| f(item, &format!("{at}[{i}]"))).collect()
+}
+
+/// What is wrong with a method's pattern.
+fn method(pattern: &str) -> Option<String> {
+    let word = pattern.trim_matches('*');
+    if word.is_empty() { None } else { method_mistake(word) }
+}
+
+/// What is wrong with a path's pattern.
+fn path(pattern: &str) -> Option<String> {
+    if pattern.contains(['{', '}']) {
+        return Some(format!("`{pattern}`: templates are not known here; write `/text*` or `*text`"));
+    }
+    if pattern.contains('?') {
+        return Some(format!("`{pattern}` has a query, which is not compared; leave it out"));
+    }
+    (!pattern.starts_with(['/', '*'])).then(|| format!("a path begins with `/`: write `/{pattern}`"))
+}

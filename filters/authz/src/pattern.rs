@@ -1,0 +1,223 @@
+//! Istio's patterns of text: `text`, `text*`, `*text` and `*`, and the same for hosts with and without ports.
+
+use std::cmp::Ordering;
+
+/// A set of patterns.
+#[derive(Debug, Default)]
+pub(crate) struct Patterns {
+    /// Sorted, to be found by bisection.
+    exact: Vec<Box<[u8]>>,
+    prefixes: Vec<Box<[u8]>>,
+    suffixes: Vec<Box<[u8]>>,
+    /// Any value but the empty one.
+    present: bool,
+    /// Values are compared in lower case, in which the patterns are.
+    any_case: bool,
+}
+
+impl Patterns {
+    /// A set for values whose case does not matter.
+    pub(crate) fn any_case() -> Patterns {
+        Patterns { any_case: true, ..Patterns::default() }
+    }
+
+    /// Adds a pattern. Call `finish` after the last.
+    pub(crate) fn add(&mut self, pattern: &str) -> Result<(), String> {
+        let (head, tail) = (pattern.strip_prefix('*'), pattern.strip_suffix('*'));
+        let text = match (head, tail) {
+            _ if pattern == "*" => "",
+            (Some(suffix), _) => suffix,
+            (None, Some(prefix)) => prefix,
+            (None, None) => pattern,
+        };
+        if pattern.is_empty() {
+            return Err("an empty text is never matched: leave it out".into());
+        }
+        if text.contains('*') {
+            return Err(format!(
+                "in `{pattern}` a `*` stands where it has no meaning; it may be the first or the last"
+            ));
+        }
+        let text = if self.any_case { text.to_ascii_lowercase() } else { text.into() };
+        let text = text.into_bytes().into_boxed_slice();
+        match (head, tail) {
+            _ if pattern == "*" => self.present = true,
+            (Some(_), _) => self.suffixes.push(text),
+            (None, Some(_)) => self.prefixes.push(text),
+            (None, None) => self.exact.push(text),
+        }
+        Ok(())
+    }
+
+    /// Makes the set ready to be asked.
+    pub(crate) fn finish(&mut self) {
+        self.exact.sort_unstable();
+        self.exact.dedup();
+    }
+
+    /// Whether one of the patterns matches.
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
+        let same = |pattern: &[u8], part: Option<&[u8]>| {
+            part.is_some_and(|part| if self.any_case { part.eq_ignore_ascii_case(pattern) } else { part == pattern })
+        };
+        let end = |pattern: &[u8]| value.len().checked_sub(pattern.len()).and_then(|at| value.get(at..));
+        (self.present && !value.is_empty())
+            || self.exact.binary_search_by(|pattern| self.compare(pattern, value)).is_ok()
+            || self.prefixes.iter().any(|pattern| same(pattern, value.get(..pattern.len())))
+            || self.suffixes.iter().any(|pattern| same(pattern, end(pattern)))
+    }
+
+    /// Whether one of the patterns matches the value or a part of it between commas.
+    pub(crate) fn matches_part(&self, value: &[u8]) -> bool {
+        self.matches(value) || value.split(|b| *b == b',').any(|part| self.matches(part.trim_ascii()))
+    }
+
+    fn compare(&self, pattern: &[u8], value: &[u8]) -> Ordering {
+        if self.any_case {
+            pattern.iter().copied().cmp(value.iter().map(u8::to_ascii_lowercase))
+        } else {
+            pattern.cmp(value)
+        }
+    }
+}
+
+/// A set of hosts, some of them with ports.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    /// With any port, or none.
+    plain: Patterns,
+    /// With this port, or with some port.
+    with_port: Vec<(Patterns, Option<Box<[u8]>>)>,
+}
+
+impl Hosts {
+    pub(crate) fn new() -> Hosts {
+        Hosts { plain: Patterns::any_case(), with_port: Vec::new() }
+    }
+
+    /// Adds a host. Call `finish` after the last.
+    pub(crate) fn add(&mut self, pattern: &str) -> Result<(), String> {
+        if pattern.contains('/') {
+            return Err(format!(
+                "`{pattern}` is not a host; write it as in `example.com`, `*.example.com` or `example.com:80`"
+            ));
+        }
+        let (host, port) = split_port(pattern.as_bytes());
+        let host = &pattern[..host.len()];
+        let Some(port) = port else { return self.plain.add(host) };
+        let any = port == b"*";
+        let number = (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
+        if !any && !number {
+            return Err(format!("`{pattern}` has no port behind its colon; write a number, or `*` for some port"));
+        }
+        let mut single = Patterns::any_case();
+        single.add(host)?;
+        self.with_port.push((single, (!any).then(|| port.into())));
+        Ok(())
+    }
+
+    /// Makes the set ready to be asked.
+    pub(crate) fn finish(&mut self) {
+        self.plain.finish();
+    }
+
+    /// Whether an authority (a host, perhaps with a port) is in the set.
+    pub(crate) fn matches(&self, authority: &[u8]) -> bool {
+        let (host, port) = split_port(authority);
+        // `example.com.` is the same host, and must not be a way past a policy.
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        self.plain.matches(host)
+            || self.with_port.iter().any(|(pattern, wanted)| {
+                port.is_some_and(|port| wanted.as_ref().is_none_or(|wanted| **wanted == *port)) && pattern.matches(host)
+            })
+    }
+}
+
+/// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
+fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let from = authority.iter().rposition(|b| *b == b']').unwrap_or(0);
+    match authority[from..].iter().position(|b| *b == b':') {
+        Some(at) => (&authority[..from + at], Some(&authority[from + at + 1..])),
+        None => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(any_case: bool, list: &[&str]) -> Patterns {
+        let mut patterns = if any_case { Patterns::any_case() } else { Patterns::default() };
+        list.iter().for_each(|p| patterns.add(p).unwrap());
+        patterns.finish();
+        patterns
+    }
+
+    #[test]
+    fn patterns_match() {
+        let table = [
+            (&["a", "c", "b"][..], "b", true),
+            (&["a", "c", "b"], "d", false),
+            (&["ab"], "a", false),
+            (&["A"], "a", false),
+            (&["ab*"], "ab", true),
+            (&["ab*"], "abc", true),
+            (&["ab*"], "a", false),
+            (&["*bc"], "abc", true),
+            (&["*bc"], "bc", true),
+            (&["*bc"], "c", false),
+            (&["*"], "x", true),
+            (&["*"], "", false),
+        ];
+        for (list, value, expected) in table {
+            assert_eq!(patterns(false, list).matches(value.as_bytes()), expected, "{list:?} {value}");
+        }
+        assert!(patterns(true, &["B", "a"]).matches(b"b"));
+        assert!(patterns(true, &["ABC*", "*xYz"]).matches(b"aBcD"));
+        assert!(patterns(true, &["ABC*", "*xYz"]).matches(b"123XyZ"));
+        assert!(patterns(false, &["b"]).matches_part(b"a, b"));
+        assert!(!patterns(false, &["b"]).matches_part(b"a, bc"));
+    }
+
+    #[test]
+    fn hosts_match_with_and_without_ports() {
+        let table = [
+            ("example.com", "EXAMPLE.com:8080", true),
+            ("Example.com", "example.com.", true),
+            ("example.com", "example.com.:80", true),
+            ("example.com", "www.example.com", false),
+            ("*.example.com", "a.EXAMPLE.com:1", true),
+            ("*.example.com", "example.com", false),
+            ("example.*", "example.org:1", true),
+            ("example.com:80", "example.com:80", true),
+            ("example.com:80", "example.com", false),
+            ("example.com:80", "example.com:8080", false),
+            ("example.com:*", "example.com:1", true),
+            ("example.com:*", "example.com", false),
+            ("*.example.com:80", "a.example.com:80", true),
+            ("*:80", "anything:80", true),
+            ("[2001:db8::1]", "[2001:DB8::1]:443", true),
+            ("[2001:db8::1]:443", "[2001:db8::1]:443", true),
+            ("*", "", false),
+        ];
+        for (pattern, authority, expected) in table {
+            let mut hosts = Hosts::new();
+            hosts.add(pattern).unwrap();
+            hosts.finish();
+            assert_eq!(hosts.matches(authority.as_bytes()), expected, "{pattern} {authority}");
+        }
+    }
+
+    #[test]
+    fn mistakes_say_what_would_be_right() {
+        assert_eq!(Patterns::default().add(""), Err("an empty text is never matched: leave it out".into()));
+        for wrong in ["a*b", "*a*", "**", "a**"] {
+            let message = format!("in `{wrong}` a `*` stands where it has no meaning; it may be the first or the last");
+            assert_eq!(Patterns::default().add(wrong), Err(message));
+        }
+        assert!(Hosts::new().add("http://example.com").unwrap_err().contains("is not a host"));
+        for wrong in ["a:", "a:b", "a:8*", "a:123456"] {
+            assert!(Hosts::new().add(wrong).unwrap_err().contains("has no port behind its colon"), "{wrong}");
+        }
+    }
+}

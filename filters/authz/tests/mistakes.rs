@@ -1,0 +1,174 @@
+//! Mistakes in the configuration: all at once, each with its place and what would be right.
+
+use authz::Authz;
+use serde_json::{Value, json};
+use tollgate_sdk::{ConfigError, testing::TestHost};
+
+fn mistakes(config: Value) -> Vec<String> {
+    let error = TestHost::<Authz>::new(config).map(|_| ()).unwrap_err();
+    let text =
+        |e: &ConfigError| if e.path.is_empty() { e.message.clone() } else { format!("{}: {}", e.path, e.message) };
+    error.iter().map(text).collect()
+}
+
+fn rule(rule: Value) -> Vec<String> {
+    let policies = json!([{"name": "p", "rules": [rule]}]);
+    mistakes(json!({"policies": policies, "principal_header": "x-peer"}))
+}
+
+#[test]
+fn of_form() {
+    let table = [
+        (json!({}), "missing field `policies`"),
+        (json!({"policies": [], "mode": 1}), "mode: unknown field `mode`, expected one of"),
+        (json!({"policies": [{}]}), "policies[0]: missing field `name`"),
+        (json!({"policies": [{"name": "p", "action": "audit"}]}), "policies[0].action: unknown variant `audit`"),
+        (
+            json!({"policies": [{"name": "p", "rules": [{"form": []}]}]}),
+            "policies[0].rules[0].form: unknown field `form`",
+        ),
+        (
+            json!({"policies": [{"name": "p", "rules": [{"from": [{"source": {"namespaces": ["x"]}}]}]}]}),
+            "policies[0].rules[0].from[0].source.namespaces: unknown field `namespaces`",
+        ),
+        (
+            json!({"policies": [{"name": "p", "rules": [{"to": [{}]}]}]}),
+            "policies[0].rules[0].to[0]: missing field `operation`",
+        ),
+        (
+            json!({"policies": [{"name": "p", "rules": [{"when": [{"values": []}]}]}]}),
+            "policies[0].rules[0].when[0]: missing field `key`",
+        ),
+    ];
+    for (config, expected) in table {
+        let found = mistakes(config);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?} instead of {expected}");
+    }
+}
+
+#[test]
+fn of_names() {
+    let found = mistakes(
+        json!({"principal_header": "x y", "policies": [{"name": ""}, {"name": "p"}, {"name": "p"}, {"name": "a\nb"}]}),
+    );
+    assert_eq!(
+        found,
+        [
+            "principal_header: `x y` is not a header's name; a name is a word such as `x-user`",
+            "policies[0].name: a name has 1 to 128 bytes and no control characters",
+            "policies[2].name: another policy is called `p` too",
+            "policies[3].name: a name has 1 to 128 bytes and no control characters",
+        ]
+    );
+}
+
+#[test]
+fn of_sources() {
+    let found = rule(json!({"from": [
+        {"source": {}},
+        {"source": {"ip_blocks": ["10.0.0.0/8", "10.0.0.1/8"], "remote_ip_blocks": ["x"]}},
+        {"source": {"not_ip_blocks": ["::/200"], "not_remote_ip_blocks": []}},
+        {"source": {"principals": ["a*b"], "not_principals": [""]}},
+    ]}));
+    let at = "policies[0].rules[0].from";
+    let example = "write `10.0.0.0/8`, `2001:db8::/32` or a single address";
+    assert_eq!(
+        found,
+        [
+            format!("{at}[0].source: says nothing: leave `from` out for any source"),
+            format!(
+                "{at}[1].source.ip_blocks[1]: `10.0.0.1/8` has bits set behind its prefix; write `10.0.0.0/8` or `10.0.0.1`"
+            ),
+            format!("{at}[1].source.remote_ip_blocks[0]: `x` is not a block of addresses; {example}"),
+            format!(
+                "{at}[2].source.not_ip_blocks[0]: `/200` is not a prefix's length for ::, which has 128 bits; {example}"
+            ),
+            format!(
+                "{at}[2].source.not_remote_ip_blocks: an empty list matches nothing: leave it out if anything is meant"
+            ),
+            format!(
+                "{at}[3].source.principals[0]: in `a*b` a `*` stands where it has no meaning; it may be the first or the last"
+            ),
+            format!("{at}[3].source.not_principals[0]: an empty text is never matched: leave it out"),
+        ]
+    );
+}
+
+#[test]
+fn of_operations() {
+    let found = rule(json!({"from": [], "to": [
+        {"operation": {}},
+        {"operation": {"methods": ["get", "*"], "not_methods": ["G T"]}},
+        {"operation": {"paths": ["a", "/a/{*}", "/a?b", "/*/b"], "not_paths": ["*.x"]}},
+        {"operation": {"hosts": ["http://a"], "not_hosts": ["a:b"]}},
+    ]}));
+    let at = "policies[0].rules[0].to";
+    assert_eq!(
+        found,
+        [
+            "policies[0].rules[0].from: an empty list matches nothing: leave it out if anything is meant".to_string(),
+            format!("{at}[0].operation: says nothing: leave `to` out for any operation"),
+            format!("{at}[1].operation.methods[0]: methods are case-sensitive: write `GET` instead of `get`"),
+            format!("{at}[1].operation.not_methods[0]: `G T` is not a method; a method is a word such as `GET`"),
+            format!("{at}[2].operation.paths[0]: a path begins with `/`: write `/a`"),
+            format!(
+                "{at}[2].operation.paths[1]: in `/a/{{*}}` a `*` stands where it has no meaning; it may be the first or the last"
+            ),
+            format!("{at}[2].operation.paths[2]: `/a?b` has a query, which is not compared; leave it out"),
+            format!(
+                "{at}[2].operation.paths[3]: in `/*/b` a `*` stands where it has no meaning; it may be the first or the last"
+            ),
+            format!(
+                "{at}[3].operation.hosts[0]: `http://a` is not a host; write it as in `example.com`, `*.example.com` or `example.com:80`"
+            ),
+            format!(
+                "{at}[3].operation.not_hosts[0]: `a:b` has no port behind its colon; write a number, or `*` for some port"
+            ),
+        ]
+    );
+    let template = rule(json!({"to": [{"operation": {"paths": ["/a/{id}"]}}]}));
+    assert!(template[0].ends_with("templates are not known here; write `/text*` or `*text`"), "{template:?}");
+}
+
+#[test]
+fn of_conditions() {
+    let found = rule(json!({"when": [
+        {"key": "source.ip"},
+        {"key": "request.auth.claims[iss]", "values": ["x"]},
+        {"key": "request.headers[x y]", "values": []},
+        {"key": "remote.ip", "not_values": ["x"]},
+    ]}));
+    let at = "policies[0].rules[0].when";
+    assert_eq!(
+        found,
+        [
+            format!("{at}[0]: says nothing: give `values` or `not_values`"),
+            format!(
+                "{at}[1].key: `request.auth.claims[iss]` is not known here; \
+                 write `request.headers[NAME]`, `source.ip`, `remote.ip` or `source.principal`"
+            ),
+            format!("{at}[2].key: `x y` is not a header's name; a name is a word such as `x-user`"),
+            format!("{at}[2].values: an empty list matches nothing: leave it out if anything is meant"),
+            format!(
+                "{at}[3].not_values[0]: `x` is not a block of addresses; \
+                 write `10.0.0.0/8`, `2001:db8::/32` or a single address"
+            ),
+        ]
+    );
+}
+
+#[test]
+fn of_principals_without_a_header_for_them() {
+    let found = mistakes(json!({"policies": [{"name": "p", "rules": [
+        {"from": [{"source": {"principals": ["a"]}}]},
+        {"when": [{"key": "source.principal", "not_values": ["a"]}]},
+    ]}]}));
+    let message = "there is nobody to compare with: set `principal_header`, whose description says when that is safe";
+    assert_eq!(
+        found,
+        [
+            format!("policies[0].rules[0].from[0].source.principals: {message}"),
+            format!("policies[0].rules[1].when[0].not_values: {message}"),
+        ]
+    );
+}

@@ -1,0 +1,191 @@
+//! Whose bucket: the key of a request, built into a buffer that is used again.
+//!
+//! Each part goes in with its length before it, so that `ab` and `c` are not `a` and `bc`; and a part that is missing is
+//! not an empty one.
+
+use std::net::IpAddr;
+
+use tollgate_sdk::prelude::*;
+
+use crate::config::{KeyPart, LimitConfig, OnMissingKey, Whose};
+
+/// The default of `ipv6_prefix`.
+const IPV6_PREFIX: u8 = 64;
+
+#[derive(Debug)]
+enum Part {
+    Source(Source),
+    Header(Name),
+    Cookie(Box<[u8]>),
+    Path,
+    Constant(Box<[u8]>),
+}
+
+/// How a limit's keys are made.
+#[derive(Debug)]
+pub(crate) struct Key {
+    parts: Vec<Part>,
+    /// The bits of an IPv6 address that count.
+    mask: u128,
+    /// Whether a request without one of the parts has a key.
+    shared: bool,
+}
+
+/// What keys are made of.
+pub(crate) struct Subject<'a> {
+    pub(crate) request: &'a Request,
+    /// Without the query.
+    pub(crate) path: &'a [u8],
+    /// The name of `cookie`.
+    pub(crate) cookie: Name,
+}
+
+impl Key {
+    /// Makes it ready. `at` is where the limit stands in the configuration.
+    pub(crate) fn compile(limit: &LimitConfig, at: &str, setup: &mut Setup, mistakes: &Mistakes) -> Key {
+        let parts = limit.key.iter().enumerate();
+        let parts: Vec<_> =
+            parts.map(|(i, part)| Part::compile(part, &format!("{at}.key[{i}]"), setup, mistakes)).collect();
+        let prefix = limit.ipv6_prefix.unwrap_or(IPV6_PREFIX);
+        if !(1..=128).contains(&prefix) {
+            mistakes.add(format!("{at}.ipv6_prefix"), format!("{prefix} is not a prefix's length: write 1 to 128"));
+        }
+        if limit.ipv6_prefix.is_some() && !parts.iter().any(|part| matches!(part, Part::Source(_))) {
+            mistakes.add(format!("{at}.ipv6_prefix"), "means nothing without a `source` in the key: leave it out");
+        }
+        let mask = !u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        Key { parts, mask, shared: limit.on_missing_key == OnMissingKey::Shared }
+    }
+
+    /// Whether there is one bucket for all requests.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Whether the path is a part.
+    pub(crate) fn needs_path(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Path))
+    }
+
+    /// Appends a request's key to `out`, if it has one; else leaves something there that means nothing.
+    pub(crate) fn append(&self, subject: &Subject, scratch: &mut Buffer, out: &mut Vec<u8>) -> bool {
+        for part in &self.parts {
+            let there = match part {
+                Part::Source(whose) => {
+                    match subject.request.source(*whose).ip() {
+                        IpAddr::V4(ip) => put(out, &ip.octets()),
+                        IpAddr::V6(ip) => put(out, &(ip.to_bits() & self.mask).to_be_bytes()),
+                    }
+                    true
+                }
+                Part::Header(name) => put_some(out, subject.request.header(*name, scratch)),
+                Part::Cookie(name) => {
+                    let cookies = subject.request.header(subject.cookie, scratch);
+                    put_some(out, cookies.and_then(|cookies| cookie(cookies, name)))
+                }
+                Part::Path => {
+                    put(out, subject.path);
+                    true
+                }
+                Part::Constant(text) => {
+                    put(out, text);
+                    true
+                }
+            };
+            if !there {
+                if !self.shared {
+                    return false;
+                }
+                // No part is as long as this.
+                out.extend_from_slice(&u32::MAX.to_le_bytes());
+            }
+        }
+        true
+    }
+}
+
+impl Part {
+    fn compile(part: &KeyPart, at: &str, setup: &mut Setup, mistakes: &Mistakes) -> Part {
+        match part {
+            KeyPart::Source(Whose::Peer) => Part::Source(Source::Peer),
+            KeyPart::Source(Whose::Client) => Part::Source(Source::Client),
+            KeyPart::Header(name) => {
+                if let Some(message) = tollgate_sdk::matching::header_name_mistake(name) {
+                    mistakes.add(format!("{at}.header"), message);
+                }
+                Part::Header(setup.name(name))
+            }
+            KeyPart::Cookie(name) => {
+                if name.is_empty() || name.contains(['=', ';', ' ']) {
+                    mistakes.add(format!("{at}.cookie"), format!("`{name}` is not a cookie's name, such as `session`"));
+                }
+                Part::Cookie(name.as_bytes().into())
+            }
+            KeyPart::Path(wanted) => {
+                if !wanted {
+                    mistakes.add(format!("{at}.path"), "write `true`, or leave this part out");
+                }
+                Part::Path
+            }
+            KeyPart::Constant(text) => Part::Constant(text.as_bytes().into()),
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, part: &[u8]) {
+    out.extend_from_slice(&(part.len() as u32).to_le_bytes());
+    out.extend_from_slice(part);
+}
+
+fn put_some(out: &mut Vec<u8>, part: Option<&[u8]>) -> bool {
+    part.inspect(|part| put(out, part)).is_some()
+}
+
+/// The value of the first cookie of this name.
+fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut pairs = cookies.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_are_found_by_their_whole_name() {
+        let cookies = b"xid=1; id=2;id=3 ;empty=; quoted=\"a=b\"";
+        for (name, value) in [
+            ("id", Some("2")),
+            ("xid", Some("1")),
+            ("empty", Some("")),
+            ("quoted", Some("\"a=b\"")),
+            ("i", None),
+            ("d", None),
+        ] {
+            assert_eq!(cookie(cookies, name.as_bytes()), value.map(str::as_bytes), "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_do_not_run_together() {
+        let key = |parts: &[Option<&str>]| {
+            let mut out = Vec::new();
+            for part in parts {
+                if !put_some(&mut out, part.map(str::as_bytes)) {
+                    out.extend_from_slice(&u32::MAX.to_le_bytes());
+                }
+            }
+            out
+        };
+        let keys = [
+            key(&[Some("ab"), Some("c")]),
+            key(&[Some("a"), Some("bc")]),
+            key(&[Some(""), Some("abc")]),
+            key(&[None, Some("abc")]),
+            key(&[Some("abc"), None]),
+        ];
+        for (i, one) in keys.iter().enumerate() {
+            assert!(keys[i + 1..].iter().all(|other| other != one), "{one:?}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What is done with the requests of a route: send them on, redirect them, or answer them.
+
+use tollgate_sdk::{Flow, Name, Reply, RouteId, Selection, Setup, doc};
+
+use crate::{
+    config::{self, Rule},
+    hash::{self, Key},
+    head::{Head, HeaderNames},
+    headers,
+    hosts::split_port,
+    place::{Place, quoted},
+    redirect::{self, Redirect},
+    rewrite::{Matched, PatternRewrite, PrefixRewrite},
+};
+
+/// What is done with a request.
+pub(crate) enum Action {
+    Forward(Box<Forward>),
+    Redirect(Box<Redirect>),
+    Respond(Box<Reply>),
+}
+
+impl Action {
+    /// Reads the action of the rule at `place`; what is wrong with it becomes mistakes.
+    pub(crate) fn compile(
+        rule: &Rule,
+        name: String,
+        matched: Matched,
+        place: &Place,
+        names: &mut HeaderNames,
+        setup: &mut Setup,
+    ) -> Option<Action> {
+        let ops = rule.response_headers.as_ref();
+        let ops = ops.map(|o| headers::ops(o, &place.field("response_headers"))).unwrap_or_default();
+        let actions = [
+            ("cluster", rule.cluster.is_some()),
+            ("split", rule.split.is_some()),
+            ("redirect", rule.redirect.is_some()),
+            ("respond", rule.respond.is_some()),
+        ];
+        let (action, ()) = place.one_of(actions.map(|(name, given)| (name, given.then_some(()))))?;
+        let place_of_action = place.field(action);
+        if let Some(config) = &rule.redirect {
+            refuse_options(rule, action, place);
+            let mut headers = Vec::new();
+            headers::apply(&ops, &mut headers);
+            let changed = |n: &String| n == "location";
+            if ops.remove.iter().any(changed) || headers.iter().any(|(n, _)| changed(n)) {
+                place.field("response_headers").wrong("must not change `location`, which the redirect sets");
+            }
+            let redirect = Redirect::compile(config, matched, headers, &place_of_action, names, setup)?;
+            return Some(Action::Redirect(Box::new(redirect)));
+        }
+        if let Some(config) = &rule.respond {
+            refuse_options(rule, action, place);
+            return respond(config, &ops, &place_of_action).map(|reply| Action::Respond(Box::new(reply)));
+        }
+        Forward::compile(rule, name, ops, matched, place, names, setup).map(|f| Action::Forward(Box::new(f)))
+    }
+
+    /// Does it.
+    pub(crate) fn run(&self, head: &mut Head, path: Name) -> Flow {
+        match self {
+            Action::Forward(forward) => forward.run(head, path),
+            Action::Redirect(redirect) => redirect.run(head),
+            Action::Respond(reply) => Flow::Respond(reply.clone()),
+        }
+    }
+}
+
+/// Options that only mean something for requests that are sent on.
+fn refuse_options(rule: &Rule, action: &str, place: &Place) {
+    let given = [
+        ("prefix_rewrite", rule.prefix_rewrite.is_some()),
+        ("regex_rewrite", rule.regex_rewrite.is_some()),
+        ("host_rewrite", rule.host_rewrite.is_some()),
+        ("request_headers", rule.request_headers.is_some()),
+        ("timeout", rule.timeout.is_some()),
+        ("idle_timeout", rule.idle_timeout.is_some()),
+        ("retry", rule.retry.is_some()),
+        ("mirror", rule.mirror.is_some()),
+        ("hash_key", rule.hash_key.is_some()),
+    ];
+    for (name, _) in given.iter().filter(|(_, given)| *given) {
+        place.field(name).wrong(format!("has no effect with `{action}`, only with {}", quoted(&["cluster", "split"])));
+    }
+}
+
+fn respond(config: &config::Respond, ops: &doc::HeaderOps, place: &Place) -> Option<Reply> {
+    if !(200..=599).contains(&config.status) {
+        place.field("status").wrong(format!("must be 200 to 599, not {}", config.status));
+    }
+    let mut list = headers::pairs(&config.headers, &place.field("headers"));
+    if !config.body.is_empty() && !list.iter().any(|(name, _)| name == "content-type") {
+        // Without it, browsers guess.
+        list.push(("content-type".into(), "text/plain; charset=utf-8".into()));
+    }
+    headers::apply(ops, &mut list);
+    let reply = Reply::new(config.status).body(config.body.as_str()).details("direct_response");
+    Some(list.into_iter().fold(reply, |reply, (name, value)| reply.header(name, value)))
+}
+
+/// Sends requests on.
+pub(crate) struct Forward {
+    route: RouteId,
+    rewrite: Option<PatternRewrite>,
+    split: Option<Key>,
+    balance: Option<Key>,
+}
+
+impl Forward {
+    fn compile(
+        rule: &Rule,
+        name: String,
+        response_headers: doc::HeaderOps,
+        matched: Matched,
+        place: &Place,
+        names: &mut HeaderNames,
+        setup: &mut Setup,
+    ) -> Option<Forward> {
+        if rule.prefix_rewrite.is_some() && rule.regex_rewrite.is_some() {
+            place.wrong("give only one of `prefix_rewrite`, `regex_rewrite`");
+        }
+        if let Some(host) = &rule.host_rewrite
+            && !redirect::is_host(std::str::from_utf8(split_port(host.as_bytes()).0).unwrap_or_default())
+        {
+            place.field("host_rewrite").wrong(format!("`{host}` is not a host"));
+        }
+        let prefix = rule.prefix_rewrite.as_ref();
+        let prefix = prefix.and_then(|with| PrefixRewrite::compile(with, matched, &place.field("prefix_rewrite")));
+        let rewrite = rule.regex_rewrite.as_ref();
+        let rewrite = rewrite.and_then(|r| PatternRewrite::compile(r, &place.field("regex_rewrite")));
+        let sticky = rule.split.as_ref().and_then(|s| s.sticky.as_ref());
+        let split = sticky.and_then(|k| Key::compile(k, &place.field("split").field("sticky"), names, setup));
+        let balance = rule.hash_key.as_ref();
+        let balance = balance.and_then(|k| Key::compile(k, &place.field("hash_key"), names, setup));
+
+        let request_headers = rule.request_headers.as_ref();
+        let request_headers = request_headers.map(|o| headers::ops(o, &place.field("request_headers")));
+        let millis = |field: &str, text: &Option<String>| text.as_ref().and_then(|t| place.field(field).millis(t));
+        let clusters = clusters(rule, place, setup);
+        let mut route = doc::Route {
+            name,
+            clusters: Vec::new(),
+            timeout_ms: millis("timeout", &rule.timeout),
+            idle_timeout_ms: millis("idle_timeout", &rule.idle_timeout),
+            retry: rule.retry.as_ref().map(|r| retry(r, &place.field("retry"))),
+            mirror: rule.mirror.as_ref().and_then(|m| mirror(m, &place.field("mirror"), setup)),
+            host: rule.host_rewrite.clone(),
+            prefix: None,
+            request_headers: request_headers.unwrap_or_default(),
+            response_headers,
+        };
+        // Only now, so that the mistakes after it are found too.
+        route.clusters = clusters?;
+        // The host sees to it that there is just one slash between what it puts in and what is left.
+        route.prefix = prefix.map(|PrefixRewrite { strip, with }| doc::PrefixRewrite {
+            strip: strip as u32,
+            with: if with.is_empty() { "/".into() } else { with },
+        });
+        let route = place.take_placed(setup.route(place.path(), &route))?;
+        Some(Forward { route, rewrite, split, balance })
+    }
+
+    fn run(&self, head: &mut Head, path: Name) -> Flow {
+        let selection = Selection {
+            split: self.split.as_ref().and_then(|key| key.hash(head, hash::SPLIT)),
+            balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
+        };
+        if let Some(mut rewritten) = self.rewrite.as_ref().and_then(|rewrite| rewrite.rewrite(head.path)) {
+            rewritten.extend_from_slice(&head.target[head.path.len()..]);
+            head.request.set_header(path, rewritten);
+        }
+        head.request.route(self.route, selection);
+        Flow::Continue
+    }
+}
+
+fn cluster(name: &str, place: &Place, setup: &mut Setup) -> Option<String> {
+    if setup.has_cluster(name) {
+        return Some(name.into());
+    }
+    place.wrong(format!("there is no cluster `{name}`"));
+    None
+}
+
+fn clusters(rule: &Rule, place: &Place, setup: &mut Setup) -> Option<Vec<doc::WeightedCluster>> {
+    let Some(split) = &rule.split else {
+        let cluster = cluster(rule.cluster.as_ref()?, &place.field("cluster"), setup)?;
+        return Some(vec![doc::WeightedCluster { cluster, weight: 1 }]);
+    };
+    let place = place.field("split").field("clusters");
+    if split.clusters.is_empty() {
+        place.wrong("is empty");
+    } else if split.clusters.iter().all(|c| c.weight == 0) {
+        place.wrong("all weights are 0");
+    }
+    let clusters = split.clusters.iter().enumerate();
+    // All of them are looked at, even after one that is unknown.
+    let clusters: Vec<_> =
+        clusters.map(|(i, c)| (cluster(&c.cluster, &place.item(i).field("cluster"), setup), c.weight)).collect();
+    let known = clusters.into_iter().map(|(c, weight)| Some(doc::WeightedCluster { cluster: c?, weight }));
+    known.collect::<Option<Vec<_>>>().filter(|c| c.iter().any(|c| c.weight > 0))
+}
+
+fn retry(config: &config::Retry, place: &Place) -> doc::Retry {
+    if config.on.is_empty() {
+        place.field("on").wrong("is empty");
+    }
+    if !(1..=10).contains(&config.attempts) {
+        place.field("attempts").wrong(format!("must be 1 to 10, not {}", config.attempts));
+    }
+    let per_try = config.per_try_timeout.as_ref().and_then(|t| place.field("per_try_timeout").millis(t));
+    let backoff = config.backoff.as_ref().map_or(Some(25), |t| place.field("backoff").millis(t));
+    doc::Retry {
+        on: config.on.clone(),
+        attempts: config.attempts,
+        per_try_timeout_ms: per_try.filter(|ms| *ms > 0),
+        backoff_ms: backoff.unwrap_or_default(),
+    }
+}
+
+fn mirror(config: &config::Mirror, place: &Place, setup: &mut Setup) -> Option<doc::Mirror> {
+    let percent = place.field("percent").take(tollgate_sdk::units::Percent::new(config.percent));
+    let cluster = cluster(&config.cluster, &place.field("cluster"), setup);
+    Some(doc::Mirror { cluster: cluster?, per_million: percent?.per_million() })
+}

@@ -1,0 +1,144 @@
+//! A request's head as rules look at it: host, path and method are read at once, in one call of the host; any other header
+//! only when a rule asks for it, and then once.
+
+use std::cell::RefMut;
+
+use rustc_hash::FxHashMap;
+use tollgate_sdk::{Buffer, Name, Request, Setup, Source};
+
+/// The head of the current request.
+pub(crate) struct Head<'a> {
+    pub(crate) request: &'a Request,
+    /// The host as the client has written it.
+    pub(crate) authority: &'a [u8],
+    /// The path with the query.
+    pub(crate) target: &'a [u8],
+    /// The path without the query.
+    pub(crate) path: &'a [u8],
+    /// The query without the `?`.
+    pub(crate) query: Option<&'a [u8]>,
+    pub(crate) method: &'a [u8],
+    cache: RefMut<'a, HeaderCache>,
+}
+
+impl<'a> Head<'a> {
+    pub(crate) fn new(
+        request: &'a Request,
+        [authority, target, method]: [Option<&'a [u8]>; 3],
+        mut cache: RefMut<'a, HeaderCache>,
+    ) -> Self {
+        cache.begin();
+        let target = target.unwrap_or_default();
+        let (path, query) = match target.iter().position(|b| *b == b'?') {
+            Some(at) => (&target[..at], Some(&target[at + 1..])),
+            None => (target, None),
+        };
+        let (authority, method) = (authority.unwrap_or_default(), method.unwrap_or_default());
+        Head { request, authority, target, path, query, method, cache }
+    }
+
+    /// The value of a header.
+    pub(crate) fn header(&mut self, slot: Slot) -> Option<&[u8]> {
+        self.cache.get(self.request, slot)
+    }
+
+    /// The first parameter of this name in the query; the empty value, if it has no `=`.
+    pub(crate) fn parameter(&self, name: &[u8]) -> Option<&'a [u8]> {
+        self.query?.split(|b| *b == b'&').find_map(|parameter| {
+            let rest = parameter.strip_prefix(name)?;
+            if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"=") }
+        })
+    }
+
+    /// The client's address: 4 or 16 bytes, and how many of the array they are.
+    pub(crate) fn source(&self) -> ([u8; 16], usize) {
+        let mut bytes = [0; 16];
+        let len = match self.request.source(Source::Client).ip() {
+            std::net::IpAddr::V4(ip) => {
+                bytes[..4].copy_from_slice(&ip.octets());
+                4
+            }
+            std::net::IpAddr::V6(ip) => {
+                bytes = ip.octets();
+                16
+            }
+        };
+        (bytes, len)
+    }
+}
+
+/// A header that some rule looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot(u32);
+
+/// The headers that rules look at, each in one place, however many rules do.
+#[derive(Default)]
+pub(crate) struct HeaderNames {
+    slots: FxHashMap<String, Slot>,
+    names: Vec<Name>,
+}
+
+impl HeaderNames {
+    /// The place of a header; `name` is in lower case.
+    pub(crate) fn slot(&mut self, name: &str, setup: &mut Setup) -> Slot {
+        // HTTP/1's `host` is `:authority` here, as everywhere in the proxy.
+        let name = if name == "host" { ":authority" } else { name };
+        if let Some(slot) = self.slots.get(name) {
+            return *slot;
+        }
+        let slot = Slot(self.names.len() as u32);
+        self.names.push(setup.name(name));
+        self.slots.insert(name.into(), slot);
+        slot
+    }
+
+    pub(crate) fn into_cache(self) -> HeaderCache {
+        let values = vec![Cached { request: 0, span: None }; self.names.len()];
+        HeaderCache { names: self.names, values, bytes: Vec::new(), buffer: Buffer::new(), request: 0 }
+    }
+}
+
+/// Values of the current request's headers. Its memory is used again for each request.
+pub(crate) struct HeaderCache {
+    names: Vec<Name>,
+    values: Vec<Cached>,
+    bytes: Vec<u8>,
+    buffer: Buffer,
+    /// The current request's number.
+    request: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Cached {
+    /// Which request it belongs to: a new request makes all values old without touching them.
+    request: u32,
+    /// Where in the bytes it is, if the header is there.
+    span: Option<(u32, u32)>,
+}
+
+impl HeaderCache {
+    fn begin(&mut self) {
+        self.bytes.clear();
+        self.request = self.request.wrapping_add(1);
+        if self.request == 0 {
+            // Numbers begin anew: values from 2^32 requests ago must not look like this one's.
+            self.values.iter_mut().for_each(|value| value.request = 0);
+            self.request = 1;
+        }
+    }
+
+    fn get(&mut self, request: &Request, Slot(slot): Slot) -> Option<&[u8]> {
+        let cached = self.values.get_mut(slot as usize)?;
+        if cached.request != self.request {
+            let value = request.header(self.names[slot as usize], &mut self.buffer);
+            let span = value.map(|value| {
+                let start = self.bytes.len();
+                self.bytes.extend_from_slice(value);
+                (start as u32, self.bytes.len() as u32)
+            });
+            *cached = Cached { request: self.request, span };
+        }
+        let (start, end) = cached.span?;
+        self.bytes.get(start as usize..end as usize)
+    }
+}

@@ -1,0 +1,148 @@
+//! From a request's host to a virtual host, in a time that does not depend on how many there are.
+//!
+//! Domains without `*` are in one map. Those with `*` are in another one by what comes after it (nothing, for `*` itself),
+//! and a host is looked up there label by label, the longest part first. A domain's port belongs to its key, so no other
+//! maps are needed for ports.
+
+use rustc_hash::FxHashMap;
+
+use crate::place::Place;
+
+/// Hosts that are longer than names can be (RFC 1035: 255 bytes, then a port) are only looked up as they came.
+const LONGEST: usize = 272;
+
+/// Virtual hosts by their domains.
+#[derive(Default)]
+pub(crate) struct Hosts {
+    exact: FxHashMap<Box<[u8]>, u32>,
+    wildcards: FxHashMap<Box<[u8]>, u32>,
+    /// The longest key among the wildcards: longer parts of a host need not be looked up.
+    longest_wildcard: usize,
+    /// Whether some domain names a port.
+    ports: bool,
+}
+
+impl Hosts {
+    /// Adds a domain of a virtual host. Its syntax being wrong, or it being there already, is a mistake.
+    pub(crate) fn add(&mut self, domain: &str, host: u32, place: &Place) {
+        let lower = domain.to_ascii_lowercase();
+        let (wildcard, rest) = match lower.strip_prefix('*') {
+            Some(rest) => (true, rest),
+            None => (false, lower.as_str()),
+        };
+        let (name, port) = split_port(rest.as_bytes());
+        let name_is_right = match (wildcard, name) {
+            (true, b"") => true,
+            (true, name) => name.starts_with(b".") && name.len() > 1,
+            (false, name) => !name.is_empty() && !name.starts_with(b"."),
+        };
+        let port_is_right = port.is_empty() || std::str::from_utf8(&port[1..]).is_ok_and(|p| p.parse::<u16>().is_ok());
+        if !name_is_right || !port_is_right || name.iter().any(|b| b"*/?#@ ".contains(b) || !b.is_ascii_graphic()) {
+            place.wrong(format!("`{domain}` is not a domain; write `example.com`, `*.example.com` or `*`"));
+            return;
+        }
+        self.ports |= !port.is_empty();
+        let map = if wildcard {
+            self.longest_wildcard = self.longest_wildcard.max(rest.len());
+            &mut self.wildcards
+        } else {
+            &mut self.exact
+        };
+        if map.insert(rest.as_bytes().into(), host).is_some() {
+            place.wrong(format!("the domain `{domain}` is there twice"));
+        }
+    }
+
+    /// The virtual host that a request of this authority belongs to.
+    pub(crate) fn find(&self, authority: &[u8]) -> Option<u32> {
+        let mut lower = [0; LONGEST];
+        let authority = match lower.get_mut(..authority.len()) {
+            Some(copy) if authority.iter().any(u8::is_ascii_uppercase) => {
+                copy.copy_from_slice(authority);
+                copy.make_ascii_lowercase();
+                &*copy
+            }
+            _ => authority,
+        };
+        let (name, port) = split_port(authority);
+        let with_port = self.ports && !port.is_empty();
+        let get = |map: &FxHashMap<Box<[u8]>, u32>, from: usize| {
+            let whole = if with_port { map.get(&authority[from..]) } else { None };
+            whole.or_else(|| map.get(&name[from..])).copied()
+        };
+        if !self.exact.is_empty()
+            && let Some(host) = get(&self.exact, 0)
+        {
+            return Some(host);
+        }
+        // From 1: there must be something in the place of the `*`.
+        for from in 1..name.len() {
+            // With a port, the key may be longer; without it, never shorter.
+            if name[from] == b'.'
+                && name.len() - from <= self.longest_wildcard
+                && let Some(host) = get(&self.wildcards, from)
+            {
+                return Some(host);
+            }
+        }
+        get(&self.wildcards, name.len())
+    }
+}
+
+/// A host's name and its port with the colon, which is empty if there is none. An IPv6 address is in brackets.
+pub(crate) fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
+    let colon = authority.iter().rposition(|b| *b == b':');
+    match colon {
+        Some(at) if !authority[at..].contains(&b']') => authority.split_at(at),
+        _ => (authority, b""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_sdk::Mistakes;
+
+    use super::*;
+
+    #[test]
+    fn the_most_specific_domain_wins() {
+        let domains = [
+            "*",
+            "*.example.com",
+            "*.a.example.com",
+            "example.com",
+            "b.a.example.com",
+            "example.com:8080",
+            "*.example.com:8080",
+            "*:9",
+            "[::1]",
+            "[::2]:80",
+        ];
+        let (mistakes, mut hosts) = (Mistakes::default(), Hosts::default());
+        domains.iter().enumerate().for_each(|(i, d)| hosts.add(d, i as u32, &Place::root(&mistakes)));
+        mistakes.finish().unwrap();
+        for (authority, domain) in [
+            ("example.com", "example.com"),
+            ("EXAMPLE.com:80", "example.com"),
+            ("example.com:8080", "example.com:8080"),
+            ("x.example.com", "*.example.com"),
+            ("x.example.com:8080", "*.example.com:8080"),
+            ("x.a.example.com:8080", "*.a.example.com"),
+            ("a.example.com", "*.example.com"),
+            ("y.x.a.example.com", "*.a.example.com"),
+            ("b.a.example.com:1", "b.a.example.com"),
+            ("badexample.com", "*"),
+            (".example.com", "*"),
+            ("other:9", "*:9"),
+            ("", "*"),
+            ("[::1]:443", "[::1]"),
+            ("[::2]:80", "[::2]:80"),
+            ("[::2]", "*"),
+        ] {
+            let found = hosts.find(authority.as_bytes()).map(|i| domains[i as usize]);
+            assert_eq!(found, Some(domain), "{authority}");
+        }
+        assert_eq!(Hosts::default().find(b"example.com"), None);
+        assert_eq!(hosts.find(&[b'.'; 4000]), Some(0));
+    }
+}

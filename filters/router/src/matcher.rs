@@ -1,0 +1,170 @@
+//! Conditions on requests: methods, headers, parameters of the query, regular expressions.
+
+use regex::bytes::{Regex, RegexBuilder};
+use tollgate_sdk::Setup;
+
+use crate::{
+    config::{HeaderMatch, Match, QueryMatch},
+    head::{Head, HeaderNames, Slot},
+    headers,
+    place::Place,
+};
+
+/// All of a rule's conditions but exact paths and prefixes, which the table takes care of.
+#[derive(Default)]
+pub(crate) struct Conditions {
+    /// Empty: any.
+    methods: Box<[Box<[u8]>]>,
+    query: Box<[QueryCondition]>,
+    headers: Box<[HeaderCondition]>,
+    path: Option<Regex>,
+}
+
+struct QueryCondition {
+    name: Box<[u8]>,
+    value: ValueCondition,
+}
+
+struct HeaderCondition {
+    slot: Slot,
+    value: ValueCondition,
+}
+
+struct ValueCondition {
+    test: Test,
+    invert: bool,
+}
+
+enum Test {
+    Exact(Box<[u8]>),
+    Prefix(Box<[u8]>),
+    Suffix(Box<[u8]>),
+    Regex(Regex),
+    Present(bool),
+}
+
+impl Conditions {
+    /// Reads the conditions at `place`; what is wrong with them becomes a mistake.
+    pub(crate) fn compile(config: &Match, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
+        let methods = config.methods.iter().enumerate();
+        let methods = methods.filter_map(|(i, m)| method(m, &place.field("methods").item(i))).collect();
+        let query = config.query.iter().enumerate();
+        let query = query.filter_map(|(i, q)| QueryCondition::compile(q, &place.field("query").item(i))).collect();
+        let headers = config.headers.iter().enumerate();
+        let headers = headers
+            .filter_map(|(i, h)| HeaderCondition::compile(h, &place.field("headers").item(i), names, setup))
+            .collect();
+        let path = config.path.as_ref().and_then(|p| p.regex.as_ref());
+        let path = path.and_then(|regex| place.field("path").field("regex").take(whole(regex)));
+        Conditions { methods, query, headers, path }
+    }
+
+    /// Whether a request meets all of them. The cheap ones come first.
+    pub(crate) fn met_by(&self, head: &mut Head) -> bool {
+        (self.methods.is_empty() || self.methods.iter().any(|m| **m == *head.method))
+            && self.query.iter().all(|c| c.value.met_by(head.parameter(&c.name)))
+            && self.headers.iter().all(|c| c.value.met_by(head.header(c.slot)))
+            && self.path.as_ref().is_none_or(|regex| regex.is_match(head.path))
+    }
+}
+
+impl QueryCondition {
+    fn compile(config: &QueryMatch, place: &Place) -> Option<Self> {
+        if config.name.is_empty() {
+            place.field("name").wrong("is empty");
+        }
+        let QueryMatch { name, exact, prefix, regex, present, invert } = config;
+        let fields = [
+            ("exact", exact.as_deref().map(Given::Text)),
+            ("prefix", prefix.as_deref().map(Given::Text)),
+            ("regex", regex.as_deref().map(Given::Text)),
+            ("present", present.map(Given::Present)),
+        ];
+        let test = Test::compile(place.at_most_one_of(fields)?, place)?;
+        Some(QueryCondition { name: name.as_bytes().into(), value: ValueCondition { test, invert: *invert } })
+    }
+}
+
+impl HeaderCondition {
+    fn compile(config: &HeaderMatch, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Option<Self> {
+        let name = place.field("name").take(headers::name_or_pseudo(&config.name));
+        let HeaderMatch { exact, prefix, suffix, regex, present, invert, .. } = config;
+        let fields = [
+            ("exact", exact.as_deref().map(Given::Text)),
+            ("prefix", prefix.as_deref().map(Given::Text)),
+            ("suffix", suffix.as_deref().map(Given::Text)),
+            ("regex", regex.as_deref().map(Given::Text)),
+            ("present", present.map(Given::Present)),
+        ];
+        let test = Test::compile(place.at_most_one_of(fields)?, place)?;
+        Some(HeaderCondition { slot: names.slot(&name?, setup), value: ValueCondition { test, invert: *invert } })
+    }
+}
+
+/// What stands in one of the fields that say how a value is tested.
+enum Given<'c> {
+    Text(&'c str),
+    Present(bool),
+}
+
+impl Test {
+    /// The name alone means that the value must be there.
+    fn compile(given: Option<(&'static str, Given)>, place: &Place) -> Option<Test> {
+        Some(match given {
+            None => Test::Present(true),
+            Some((_, Given::Present(present))) => Test::Present(present),
+            Some(("prefix", Given::Text(text))) => Test::Prefix(text.as_bytes().into()),
+            Some(("suffix", Given::Text(text))) => Test::Suffix(text.as_bytes().into()),
+            Some(("regex", Given::Text(text))) => Test::Regex(place.field("regex").take(whole(text))?),
+            Some((_, Given::Text(text))) => Test::Exact(text.as_bytes().into()),
+        })
+    }
+}
+
+impl ValueCondition {
+    fn met_by(&self, value: Option<&[u8]>) -> bool {
+        let met = match (&self.test, value) {
+            (Test::Present(present), value) => value.is_some() == *present,
+            (_, None) => false,
+            (Test::Exact(text), Some(value)) => **text == *value,
+            (Test::Prefix(text), Some(value)) => value.starts_with(text),
+            (Test::Suffix(text), Some(value)) => value.ends_with(text),
+            (Test::Regex(regex), Some(value)) => regex.is_match(value),
+        };
+        met != self.invert
+    }
+}
+
+/// A method. Case matters in methods, so a known one in lower case is a mistake that would never match.
+fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    if let Some(known) = KNOWN.iter().find(|known| known.eq_ignore_ascii_case(method) && **known != method) {
+        place.wrong(format!("case matters in methods: write `{known}`"));
+        return None;
+    }
+    if !headers::is_token(method) {
+        place.wrong(format!("`{method}` is not a method"));
+        return None;
+    }
+    Some(method.as_bytes().into())
+}
+
+/// A regular expression that has to match a whole value.
+fn whole(pattern: &str) -> Result<Regex, String> {
+    // Alone first: brackets that do not match must not find their partners in what is put around it.
+    regex(pattern)?;
+    regex(&format!(r"\A(?:{pattern})\z"))
+}
+
+/// A regular expression on bytes.
+pub(crate) fn regex(pattern: &str) -> Result<Regex, String> {
+    let mut builder = RegexBuilder::new(pattern);
+    // A filter has little memory: what one expression may use (while requests come, too) is kept well below it.
+    builder.unicode(false).size_limit(1 << 20).dfa_size_limit(256 << 10);
+    builder.build().map_err(|e| {
+        // The crate draws a picture over several lines; the last one says what is wrong.
+        let message = e.to_string();
+        let line = message.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("`{pattern}` is not a regular expression: {line}")
+    })
+}

@@ -1,0 +1,243 @@
+//! The routes of a virtual host, so that the first one that matches is found without looking at them all.
+//!
+//! Routes for an exact path are found through a map, those for a prefix through a trie of path segments, those for a
+//! regular expression through another trie by the segments that it begins with, and only the others (no path, or an
+//! expression that begins with anything) one after the other. Each of these gives lists of routes in their order; the
+//! lowest number whose other conditions are met wins, and no list is followed beyond the best number so far. Nothing is
+//! allocated.
+
+use std::ops::ControlFlow;
+
+use rustc_hash::FxHashMap;
+use tollgate_sdk::Setup;
+
+use crate::{
+    action::Action,
+    config::{PathMatch, VirtualHost},
+    head::{Head, HeaderNames},
+    literal,
+    matcher::Conditions,
+    place::Place,
+    rewrite::Matched,
+};
+
+/// The routes of a virtual host.
+#[derive(Default)]
+pub(crate) struct Table {
+    rules: Vec<Rule>,
+    exact: FxHashMap<Box<[u8]>, Bucket>,
+    prefixes: Trie,
+    others: Bucket,
+    /// Apart from the prefixes, because expressions are worth trying only when everything else has been.
+    expressions: Trie,
+}
+
+struct Rule {
+    conditions: Conditions,
+    action: Action,
+}
+
+/// Numbers of rules in ascending order.
+type Bucket = Vec<u32>;
+
+impl Table {
+    /// Reads the routes of the virtual host at `place`; what is wrong with them becomes mistakes.
+    pub(crate) fn compile(config: &VirtualHost, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
+        let mut table = Table::default();
+        for (i, rule) in config.routes.iter().enumerate() {
+            let (place, number) = (place.field("routes").item(i), i as u32);
+            let matches = place.field("match");
+            let name = match &rule.name {
+                Some(name) => format!("{}/{name}", config.name),
+                None => format!("{}/{i}", config.name),
+            };
+            let matched = match &rule.matches.path {
+                Some(path) => table.add_path(path, number, &matches.field("path")),
+                None => {
+                    table.others.push(number);
+                    Matched::Other
+                }
+            };
+            let conditions = Conditions::compile(&rule.matches, &matches, names, setup);
+            // A rule with a mistake is left out, and its number is then another one's: the table will not be used.
+            if let Some(action) = Action::compile(rule, name, matched, &place, names, setup) {
+                table.rules.push(Rule { conditions, action });
+            }
+        }
+        table
+    }
+
+    fn add_path(&mut self, path: &PathMatch, number: u32, place: &Place) -> Matched {
+        let fields = [("exact", &path.exact), ("prefix", &path.prefix), ("regex", &path.regex)];
+        let Some((field, text)) = place.one_of(fields.map(|(name, text)| (name, text.as_deref()))) else {
+            return Matched::Other;
+        };
+        let place = place.field(field);
+        // `OPTIONS *` is the one request whose path does not begin with a slash.
+        if field != "regex" && !text.starts_with('/') && !(field == "exact" && text == "*") {
+            place.wrong("must begin with `/`");
+        }
+        if field != "regex" && text.contains(['?', '#']) {
+            place.wrong("must not have a query or a fragment: paths are matched without them");
+        }
+        match field {
+            "exact" => {
+                self.exact.entry(text.as_bytes().into()).or_default().push(number);
+                Matched::Exact(text.len())
+            }
+            "prefix" => {
+                let prefix = text.trim_end_matches('/');
+                self.prefixes.add(prefix.as_bytes(), number);
+                Matched::Prefix(prefix.len())
+            }
+            _ => {
+                match literal::segments(text) {
+                    Some(beginning) => self.expressions.add(&beginning, number),
+                    None => self.others.push(number),
+                }
+                Matched::Other
+            }
+        }
+    }
+
+    /// What is to be done with a request: the action of the first rule that matches.
+    pub(crate) fn find(&self, head: &mut Head) -> Option<&Action> {
+        let mut best = u32::MAX;
+        if let Some(bucket) = self.exact.get(head.path) {
+            self.first_in(bucket, head, &mut best);
+        }
+        let path = head.path;
+        self.prefixes.visit(path, |bucket| self.first_in(bucket, head, &mut best));
+        self.first_in(&self.others, head, &mut best);
+        self.expressions.visit(path, |bucket| self.first_in(bucket, head, &mut best));
+        self.rules.get(best as usize).map(|rule| &rule.action)
+    }
+
+    /// Lowers `best` to the bucket's first rule below it that matches, if there is one.
+    fn first_in(&self, bucket: &Bucket, head: &mut Head, best: &mut u32) {
+        for number in bucket.iter().take_while(|number| **number < *best) {
+            #[cfg(test)]
+            work::count();
+            if self.rules.get(*number as usize).is_some_and(|rule| rule.conditions.met_by(head)) {
+                *best = *number;
+                return;
+            }
+        }
+    }
+}
+
+/// Rules by prefixes of whole segments. The root is the prefix `/`.
+struct Trie {
+    nodes: Vec<Node>,
+}
+
+#[derive(Default)]
+struct Node {
+    rules: Bucket,
+    children: FxHashMap<Box<[u8]>, u32>,
+}
+
+impl Default for Trie {
+    fn default() -> Self {
+        Trie { nodes: vec![Node::default()] }
+    }
+}
+
+impl Trie {
+    /// Adds a rule for a prefix, such as `/api/users`, without a slash at its end.
+    fn add(&mut self, prefix: &[u8], number: u32) {
+        let mut at = 0;
+        for segment in prefix.split(|b| *b == b'/').skip(1) {
+            let next = self.nodes.len() as u32;
+            let child = *self.nodes[at].children.entry(segment.into()).or_insert(next);
+            if child == next {
+                self.nodes.push(Node::default());
+            }
+            at = child as usize;
+        }
+        self.nodes[at].rules.push(number);
+    }
+
+    /// Hands over the rules of each prefix of a path, the shortest first.
+    fn visit(&self, path: &[u8], mut bucket: impl FnMut(&Bucket)) {
+        let Some(rest) = path.strip_prefix(b"/") else { return };
+        bucket(&self.nodes[0].rules);
+        // The walk ends at the first segment that no prefix has, so a request cannot make it longer than the longest one.
+        let _ = rest.split(|b| *b == b'/').try_fold(&self.nodes[0], |node, segment| {
+            if node.children.is_empty() {
+                return ControlFlow::Break(());
+            }
+            #[cfg(test)]
+            work::count();
+            let Some(child) = node.children.get(segment) else { return ControlFlow::Break(()) };
+            let node = &self.nodes[*child as usize];
+            bucket(&node.rules);
+            ControlFlow::Continue(node)
+        });
+    }
+}
+
+/// Counts the steps of lookups, to see what they grow with.
+#[cfg(test)]
+pub(crate) mod work {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STEPS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    pub(crate) fn count() {
+        STEPS.set(STEPS.get() + 1);
+    }
+
+    /// Steps since the last call.
+    pub(crate) fn take() -> u32 {
+        STEPS.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tollgate_sdk::testing::TestHost;
+
+    use super::work;
+    use crate::Router;
+
+    /// Steps for one request, with this many routes.
+    fn steps(routes: usize, route: impl Fn(usize) -> Value, path: &str) -> u32 {
+        let routes: Vec<Value> = (0..routes).map(route).collect();
+        let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]});
+        let host = TestHost::<Router>::new(config).unwrap();
+        work::take();
+        assert_eq!(host.request("GET", path).send().route(), Some("v/7"));
+        work::take()
+    }
+
+    #[test]
+    fn a_lookup_does_not_grow_with_the_number_of_routes() {
+        let exact = |i| json!({"match": {"path": {"exact": format!("/a/{i}/b")}}, "cluster": "c"});
+        let prefix = |i| json!({"match": {"path": {"prefix": format!("/a/{i}/b")}}, "cluster": "c"});
+        let regex = |i| json!({"match": {"path": {"regex": format!("/a/{i}/(b|c)+")}}, "cluster": "c"});
+        let mixed = |i| if i % 2 == 0 { exact(i) } else { prefix(i) };
+        for (few, many, most) in [
+            (steps(10, exact, "/a/7/b"), steps(10_000, exact, "/a/7/b"), 2),
+            (steps(10, prefix, "/a/7/b/c"), steps(10_000, prefix, "/a/7/b/c"), 5),
+            (steps(10, regex, "/a/7/bc"), steps(10_000, regex, "/a/7/bc"), 6),
+            (steps(10, mixed, "/a/7/b/c"), steps(10_000, mixed, "/a/7/b/c"), 5),
+        ] {
+            assert_eq!(few, many);
+            assert!(few <= most, "{few} steps");
+        }
+    }
+
+    #[test]
+    fn regular_expressions_after_the_best_rule_are_not_tried() {
+        let route = |i| match i {
+            7 => json!({"match": {"path": {"prefix": "/a"}}, "cluster": "c"}),
+            _ => json!({"match": {"path": {"regex": format!("/b{i}")}}, "cluster": "c"}),
+        };
+        // A segment in each trie, the rule itself, and seven expressions.
+        assert!(steps(1000, route, "/a") <= 10);
+    }
+}

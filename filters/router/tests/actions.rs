@@ -1,0 +1,235 @@
+//! What is done with requests: each action and each option.
+
+use router::Router;
+use serde_json::{Value, json};
+use tollgate_sdk::{
+    doc::{self, RetryOn},
+    testing::{Outcome, TestHost},
+};
+
+/// A host with this rule only.
+fn host(rule: Value) -> TestHost<Router> {
+    TestHost::new(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [rule]}]})).unwrap()
+}
+
+/// The route that a request without anything special takes.
+fn route(rule: Value) -> doc::Route {
+    host(rule).request("GET", "/").send().selected().unwrap().route.clone()
+}
+
+/// The path as the upstream sees it: the host replaces the prefix, with just one slash between it and the rest.
+fn upstream_path(outcome: &Outcome<Router>) -> String {
+    let path = outcome.request_header(":path").unwrap();
+    let Some(doc::PrefixRewrite { strip, with }) = &outcome.selected().unwrap().route.prefix else {
+        return path.into();
+    };
+    let rest = &path[*strip as usize..];
+    format!("{with}{}", if with.ends_with('/') { rest.strip_prefix('/').unwrap_or(rest) } else { rest })
+}
+
+#[test]
+fn a_cluster() {
+    let expected = doc::Route {
+        name: "v/0".into(),
+        clusters: vec![doc::WeightedCluster { cluster: "c".into(), weight: 1 }],
+        ..doc::Route::default()
+    };
+    assert_eq!(route(json!({"cluster": "c"})), expected);
+    assert_eq!(route(json!({"cluster": "c", "name": "start"})).name, "v/start");
+}
+
+#[test]
+fn a_split_by_chance_and_a_sticky_one() {
+    let clusters = json!([{"cluster": "a", "weight": 99}, {"cluster": "b"}, {"cluster": "c", "weight": 0}]);
+    let by_chance = host(json!({"split": {"clusters": clusters}}));
+    let outcome = by_chance.request("GET", "/").send();
+    let weights: Vec<_> = outcome.selected().unwrap().route.clusters.iter().map(|c| c.weight).collect();
+    assert_eq!((weights, outcome.selected().unwrap().split), (vec![99, 1, 0], None));
+
+    let sticky = host(json!({"split": {"clusters": clusters, "sticky": {"cookie": "user"}}}));
+    let hash = |cookie: &str| sticky.request("GET", "/").header("cookie", cookie).send().selected().unwrap().split;
+    assert!(hash("a=b; user=x").is_some());
+    assert_eq!(hash("a=b; user=x"), hash("user=x"));
+    assert_ne!(hash("user=x"), hash("user=y"));
+    assert_eq!((hash("a=b"), hash("user=")), (None, None));
+}
+
+#[test]
+fn hash_keys() {
+    let balance = |key: Value, path: &str, header: Option<&str>, source: &str| {
+        let host = host(json!({"cluster": "c", "hash_key": key}));
+        let request = host.request("GET", path).client(source);
+        let request = if let Some(header) = header { request.header("x", header) } else { request };
+        let outcome = request.send();
+        outcome.selected().unwrap().balance
+    };
+    let header = || json!({"header": "X"});
+    assert_eq!(balance(header(), "/", Some("1"), "::1"), balance(header(), "/a", Some("1"), "::2"));
+    assert_ne!(balance(header(), "/", Some("1"), "::1"), balance(header(), "/", Some("2"), "::1"));
+    assert_eq!(balance(header(), "/", None, "::1"), None);
+    let path = || json!({"path": true});
+    assert_eq!(balance(path(), "/a?b", None, "::1"), balance(path(), "/a", None, "::1"));
+    assert_ne!(balance(path(), "/a", None, "::1"), balance(path(), "/b", None, "::1"));
+    let source = || json!({"source": true});
+    assert_eq!(balance(source(), "/", None, "192.0.2.1:1"), balance(source(), "/", None, "192.0.2.1:2"));
+    assert_ne!(balance(source(), "/", None, "192.0.2.1"), balance(source(), "/", None, "192.0.2.2"));
+    assert_ne!(balance(source(), "/", None, "2001:db8::1"), balance(source(), "/", None, "2001:db8::2"));
+
+    let both = host(json!({"split": {"clusters": [{"cluster": "c"}], "sticky": {"path": true}}, "hash_key": path()}));
+    let outcome = both.request("GET", "/").send();
+    assert_ne!(outcome.selected().unwrap().split, outcome.selected().unwrap().balance);
+}
+
+#[test]
+fn prefixes_are_rewritten() {
+    for (path, with, cases) in [
+        (
+            json!({"prefix": "/api"}),
+            "/v2",
+            vec![("/api", "/v2"), ("/api/", "/v2/"), ("/api/x?q", "/v2/x?q"), ("/api?q", "/v2?q")],
+        ),
+        (json!({"prefix": "/api/"}), "/v2/", vec![("/api", "/v2"), ("/api/x", "/v2/x")]),
+        (
+            json!({"prefix": "/api"}),
+            "/",
+            vec![("/api", "/"), ("/api?q", "/?q"), ("/api/", "/"), ("/api/x?q", "/x?q"), ("/api//x", "//x")],
+        ),
+        (json!({"prefix": "/"}), "/v2", vec![("/", "/v2/"), ("/x", "/v2/x")]),
+        (json!({"prefix": "/"}), "/", vec![("/", "/"), ("/x", "/x")]),
+        (json!({"exact": "/a/b"}), "/c/", vec![("/a/b", "/c/"), ("/a/b?q", "/c/?q")]),
+    ] {
+        let rule = json!({"match": {"path": path}, "cluster": "c", "prefix_rewrite": with});
+        let host = host(rule.clone());
+        for (from, to) in cases {
+            assert_eq!(upstream_path(&host.request("GET", from).send()), to, "{from} {rule}");
+        }
+    }
+}
+
+#[test]
+fn paths_are_rewritten_by_patterns() {
+    for (pattern, substitution, from, to) in [
+        ("^/users/([0-9]+)/(.*)$", r"/\2/of/\1", "/users/42/pets?q=/users", "/pets/of/42?q=/users"),
+        ("a", "b", "/a/a?a", "/b/b?a"),
+        ("^/v1", "", "/v1/x", "/x"),
+        ("/v1", "", "/v1", "/"),
+        ("x(y)?", r"[\1\0]\\", "/x/xy", r"/[x]\/[yxy]\"),
+        ("none", "x", "/a?none", "/a?none"),
+        ("^/a/", "", "/a/b", "/b"),
+    ] {
+        let host = host(json!({"cluster": "c", "regex_rewrite": {"pattern": pattern, "substitution": substitution}}));
+        assert_eq!(upstream_path(&host.request("GET", from).send()), to, "{pattern}");
+    }
+}
+
+#[test]
+fn options_are_handed_to_the_host() {
+    let route = route(json!({
+        "cluster": "c",
+        "host_rewrite": "inner.example.com:8080",
+        "request_headers": {"set": {"X-A": "1"}, "add": {"x-b": "2"}, "remove": ["X-C"]},
+        "response_headers": {"set": {"x-d": "3"}},
+        "timeout": "1.5s",
+        "idle_timeout": "0s",
+        "retry": {"on": ["5xx", "connect_failure"], "attempts": 2, "per_try_timeout": "500ms", "backoff": "10ms"},
+        "mirror": {"cluster": "shadow", "percent": 0.0001},
+    }));
+    assert_eq!(route.host.as_deref(), Some("inner.example.com:8080"));
+    let pair = |n: &str, v: &str| (n.to_string(), v.to_string());
+    let (set, add) = (vec![pair("x-a", "1")], vec![pair("x-b", "2")]);
+    assert_eq!(route.request_headers, doc::HeaderOps { set, add, remove: vec!["x-c".into()] });
+    assert_eq!(route.response_headers.set, [pair("x-d", "3")]);
+    assert_eq!((route.timeout_ms, route.idle_timeout_ms), (Some(1500), Some(0)));
+    let retry = doc::Retry {
+        on: vec![RetryOn::ServerError, RetryOn::ConnectFailure],
+        attempts: 2,
+        per_try_timeout_ms: Some(500),
+        backoff_ms: 10,
+    };
+    assert_eq!(route.retry, Some(retry));
+    assert_eq!(route.mirror, Some(doc::Mirror { cluster: "shadow".into(), per_million: 1 }));
+}
+
+#[test]
+fn options_have_defaults() {
+    let route = route(json!({"cluster": "c", "retry": {}, "mirror": {"cluster": "shadow"}}));
+    let on = vec![RetryOn::ConnectFailure, RetryOn::Reset];
+    assert_eq!(route.retry, Some(doc::Retry { on, attempts: 1, per_try_timeout_ms: None, backoff_ms: 25 }));
+    assert_eq!(route.mirror.unwrap().per_million, 1_000_000);
+    assert_eq!((route.timeout_ms, route.idle_timeout_ms, route.prefix, route.host), (None, None, None, None));
+}
+
+/// The status and the `location` of a request that is redirected.
+fn redirect(path: Value, config: Value, authority: &str, target: &str) -> (u16, String) {
+    let host = host(json!({"match": {"path": path}, "redirect": config}));
+    let outcome = host.request("GET", target).host(authority).send();
+    assert_eq!(outcome.details(), Some("redirect"));
+    (outcome.status().unwrap(), outcome.reply_header("location").unwrap().into())
+}
+
+#[test]
+fn redirects() {
+    let any = || json!({"prefix": "/"});
+    for (config, authority, target, location) in [
+        (json!({"scheme": "https"}), "a.com:8080", "/x?y", "https://a.com/x?y"),
+        (json!({"scheme": "https", "port": 8443}), "a.com", "/x", "https://a.com:8443/x"),
+        (json!({"scheme": "https", "port": 443}), "a.com", "/x", "https://a.com/x"),
+        (json!({"host": "b.com"}), "a.com:8080", "/x?", "http://b.com/x?"),
+        (json!({"host": "[::1]", "port": 80}), "a.com", "/x", "http://[::1]/x"),
+        (json!({"port": 81}), "[::1]:80", "/", "http://[::1]:81/"),
+        (json!({"path": "/new"}), "a.com:8080", "/x?y", "http://a.com:8080/new?y"),
+        (json!({"path": "/new?z"}), "a.com", "/x?y", "http://a.com/new?z"),
+        (json!({"path": "/new", "strip_query": true}), "a.com", "/x?y", "http://a.com/new"),
+        (json!({"strip_query": true}), "a.com", "//evil.com?y", "http://a.com//evil.com"),
+    ] {
+        assert_eq!(redirect(any(), config, authority, target), (301, location.into()));
+    }
+    for status in [301, 302, 303, 307, 308] {
+        assert_eq!(redirect(any(), json!({"port": 1, "status": status}), "a.com", "/").0, status);
+    }
+}
+
+#[test]
+fn redirects_rewrite_prefixes() {
+    let location = |path, with, target| redirect(path, json!({"prefix_rewrite": with}), "a.com", target).1;
+    let prefix = || json!({"prefix": "/old"});
+    assert_eq!(location(prefix(), "/new", "/old/x?y"), "http://a.com/new/x?y");
+    assert_eq!(location(prefix(), "/new/", "/old"), "http://a.com/new");
+    assert_eq!(location(prefix(), "/", "/old?y"), "http://a.com/?y");
+    assert_eq!(location(prefix(), "/", "/old/x"), "http://a.com/x");
+    assert_eq!(location(json!({"exact": "/old"}), "/new/", "/old?y"), "http://a.com/new/?y");
+}
+
+#[test]
+fn a_redirect_of_the_asterisk_does_not_change_the_host() {
+    let host = host(json!({"redirect": {"scheme": "https"}}));
+    let outcome = host.request("OPTIONS", "*").host("a.com").send();
+    assert_eq!(outcome.reply_header("location"), Some("https://a.com/*"));
+}
+
+#[test]
+fn responses() {
+    let host = host(json!({"respond": {"status": 503, "body": "later", "headers": {"Retry-After": "60"}}}));
+    let outcome = host.request("GET", "/").send();
+    assert_eq!((outcome.status(), outcome.details()), (Some(503), Some("direct_response")));
+    assert_eq!(outcome.reply_body(), Some(&b"later"[..]));
+    assert_eq!(outcome.reply_header("retry-after"), Some("60"));
+    assert_eq!(outcome.reply_header("content-type"), Some("text/plain; charset=utf-8"));
+    assert!(!outcome.continued() && outcome.selected().is_none() && outcome.flags().is_empty());
+}
+
+#[test]
+fn response_headers_change_the_filters_own_responses_too() {
+    let ops = json!({"set": {"Content-Type": "text/html", "x-a": "1"}, "add": {"x-b": "2"}, "remove": ["X-C"]});
+    let body = json!({"status": 200, "body": "<p>", "headers": {"x-c": "3", "x-d": "4", "x-a": "0"}});
+    let respond = host(json!({"respond": body, "response_headers": ops}));
+    let outcome = respond.request("GET", "/").send();
+    let header = |name| outcome.reply_header(name);
+    assert_eq!((header("content-type"), header("x-a"), header("x-b")), (Some("text/html"), Some("1"), Some("2")));
+    assert_eq!((header("x-c"), header("x-d")), (None, Some("4")));
+    drop(outcome);
+
+    let redirect = host(json!({"redirect": {"port": 1}, "response_headers": {"set": {"x-a": "1"}}}));
+    let outcome = redirect.request("GET", "/").send();
+    assert_eq!((outcome.reply_header("x-a"), outcome.status()), (Some("1"), Some(301)));
+}

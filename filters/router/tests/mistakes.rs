@@ -1,0 +1,201 @@
+//! What is wrong with a configuration, and where it says so.
+
+use router::Router;
+use serde_json::{Value, json};
+use tollgate_sdk::testing::{MISSING_CLUSTER, TestHost};
+
+fn mistakes(config: Value) -> Vec<(String, String)> {
+    let error = TestHost::<Router>::new(config.clone()).err().unwrap_or_else(|| panic!("no mistake in {config}"));
+    error.iter().map(|e| (e.path.clone(), e.message.clone())).collect()
+}
+
+/// Asserts that a rule has just this mistake; `path` is that within the rule.
+fn wrong(rule: Value, path: &str, message: &str) {
+    let found =
+        mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"cluster": "c"}, rule]}]}));
+    let dot = if path.is_empty() { "" } else { "." };
+    let expected = (format!("virtual_hosts[0].routes[1]{dot}{path}"), message.to_string());
+    assert_eq!(found, [expected], "{rule}");
+}
+
+fn wrong_match(matches: Value, path: &str, message: &str) {
+    wrong(json!({"match": matches, "cluster": "c"}), &format!("match.{path}"), message);
+}
+
+#[test]
+fn virtual_hosts() {
+    let host = |name: &str, domains: Value| json!({"name": name, "domains": domains});
+    let found = mistakes(json!({"virtual_hosts": [
+        host("a", json!(["x.com", "*.y.com", "x.com"])),
+        host("a", json!([])),
+        host("", json!(["X.com", "*x.com", "http://x", "", "*.", "x.com:port", "a.*.com", ".x.com"])),
+    ]}));
+    let expected = [
+        ("virtual_hosts[0].domains[2]", "the domain `x.com` is there twice"),
+        ("virtual_hosts[1].name", "there are two virtual hosts `a`"),
+        ("virtual_hosts[1].domains", "is empty; write `*` for all hosts"),
+        ("virtual_hosts[2].name", "is empty"),
+        ("virtual_hosts[2].domains[0]", "the domain `X.com` is there twice"),
+        ("virtual_hosts[2].domains[1]", "`*x.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[2]", "`http://x` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[3]", "`` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[4]", "`*.` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[5]", "`x.com:port` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[6]", "`a.*.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
+        ("virtual_hosts[2].domains[7]", "`.x.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
+    ];
+    assert_eq!(found, expected.map(|(p, m)| (p.to_string(), m.to_string())));
+    assert_eq!(mistakes(json!({"virtual_hosts": []})), [("virtual_hosts".to_string(), "is empty".to_string())]);
+}
+
+#[test]
+fn the_shape_of_the_configuration() {
+    // The JSON reader stops at the first of these, so each comes alone.
+    let found = mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"clutser": "c"}]}]}));
+    assert_eq!(found[0].0, "virtual_hosts[0].routes[0].clutser");
+    assert!(found[0].1.starts_with("unknown field `clutser`"), "{found:?}");
+    let found = mistakes(
+        json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"redirect": {"port": 70000}}]}]}),
+    );
+    assert_eq!(found[0].0, "virtual_hosts[0].routes[0].redirect.port");
+    let found =
+        mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"match": {"method": 1}}]}]}));
+    assert_eq!(found[0].1, "expected a method or a list of methods");
+    assert_eq!(mistakes(json!({}))[0].1, "missing field `virtual_hosts`");
+}
+
+#[test]
+fn actions() {
+    wrong(json!({}), "", "give one of `cluster`, `split`, `redirect`, `respond`");
+    let two = json!({"cluster": "c", "redirect": {"port": 1}});
+    wrong(two, "", "give only one of `cluster`, `redirect`");
+    let three = json!({"cluster": "c", "split": {"clusters": []}, "respond": {"status": 200}});
+    wrong(three, "", "give only one of `cluster`, `split`, `respond`");
+    wrong(json!({"cluster": MISSING_CLUSTER}), "cluster", "there is no cluster `missing`");
+    let respond = json!({"respond": {"status": 200}, "timeout": "1s"});
+    wrong(respond, "timeout", "has no effect with `respond`, only with `cluster`, `split`");
+}
+
+#[test]
+fn splits() {
+    wrong(json!({"split": {"clusters": []}}), "split.clusters", "is empty");
+    wrong(json!({"split": {"clusters": [{"cluster": "c", "weight": 0}]}}), "split.clusters", "all weights are 0");
+    let unknown = json!({"split": {"clusters": [{"cluster": "c"}, {"cluster": "missing"}]}});
+    wrong(unknown, "split.clusters[1].cluster", "there is no cluster `missing`");
+    let split = |sticky| json!({"split": {"clusters": [{"cluster": "c"}], "sticky": sticky}});
+    wrong(split(json!({})), "split.sticky", "give one of `header`, `cookie`, `source`, `path`");
+    wrong(split(json!({"header": "a", "path": true})), "split.sticky", "give only one of `header`, `path`");
+    wrong(split(json!({"source": false})), "split.sticky.source", "can only be `true`; leave it out otherwise");
+    wrong(split(json!({"cookie": "a b"})), "split.sticky.cookie", "`a b` is not a cookie's name");
+    wrong(json!({"cluster": "c", "hash_key": {"header": ""}}), "hash_key.header", "`` is not a header's name");
+}
+
+#[test]
+fn redirects() {
+    let redirect = |config: Value| json!({"redirect": config});
+    let nowhere = "leads to where the request came from; give `scheme`, `host`, `port`, `path` or `prefix_rewrite`";
+    wrong(redirect(json!({})), "redirect", nowhere);
+    let status = redirect(json!({"port": 1, "status": 304}));
+    wrong(status, "redirect.status", "must be 301, 302, 303, 307 or 308, not 304");
+    wrong(redirect(json!({"scheme": "ftp"})), "redirect.scheme", "`ftp` is not `http` or `https`");
+    let host = redirect(json!({"host": "a:1"}));
+    wrong(host, "redirect.host", "`a:1` is not a host's name (the port is given with `port`)");
+    wrong(redirect(json!({"port": 0})), "redirect.port", "must be 1 to 65535");
+    wrong(redirect(json!({"path": "x"})), "redirect.path", "must begin with `/`, and have no spaces");
+    let both = redirect(json!({"path": "/", "prefix_rewrite": "/"}));
+    wrong(both, "redirect", "give only one of `path`, `prefix_rewrite`");
+    let needs = "needs `match.path.exact` or `match.path.prefix`, which it replaces";
+    wrong(redirect(json!({"prefix_rewrite": "/"})), "redirect.prefix_rewrite", needs);
+    let location = json!({"redirect": {"port": 1}, "response_headers": {"remove": ["Location"]}});
+    wrong(location, "response_headers", "must not change `location`, which the redirect sets");
+}
+
+#[test]
+fn responses() {
+    wrong(json!({"respond": {"status": 199}}), "respond.status", "must be 200 to 599, not 199");
+    let name = json!({"respond": {"status": 200, "headers": {"a b": "c"}}});
+    wrong(name, "respond.headers.a b", "`a b` is not a header's name");
+    let value = json!({"respond": {"status": 200, "headers": {"a": "b\r\nc: d"}}});
+    wrong(value, "respond.headers.a", "a header's value must not have control characters");
+}
+
+#[test]
+fn paths() {
+    wrong_match(json!({"path": {}}), "path", "give one of `exact`, `prefix`, `regex`");
+    wrong_match(json!({"path": {"exact": "/", "regex": "/"}}), "path", "give only one of `exact`, `regex`");
+    wrong_match(json!({"path": {"exact": "a"}}), "path.exact", "must begin with `/`");
+    wrong_match(json!({"path": {"prefix": ""}}), "path.prefix", "must begin with `/`");
+    let query = "must not have a query or a fragment: paths are matched without them";
+    wrong_match(json!({"path": {"prefix": "/a?b"}}), "path.prefix", query);
+    let unclosed = "`(a` is not a regular expression: unclosed group";
+    wrong_match(json!({"path": {"regex": "(a"}}), "path.regex", unclosed);
+    wrong_match(
+        json!({"path": {"regex": "a)|(b"}}),
+        "path.regex",
+        "`a)|(b` is not a regular expression: unopened group",
+    );
+}
+
+#[test]
+fn conditions() {
+    wrong_match(json!({"method": "get"}), "methods[0]", "case matters in methods: write `GET`");
+    wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method");
+    wrong_match(json!({"headers": [{"name": "a b", "exact": "c"}]}), "headers[0].name", "`a b` is not a header's name");
+    let two = json!([{"name": "a", "suffix": "b", "present": true}]);
+    wrong_match(json!({"headers": two}), "headers[0]", "give only one of `suffix`, `present`");
+    let regex = "`*` is not a regular expression: repetition operator missing expression";
+    wrong_match(json!({"headers": [{"name": "a", "regex": "*"}]}), "headers[0].regex", regex);
+    let two = json!([{"name": "a", "exact": "b", "prefix": "c"}]);
+    wrong_match(json!({"query": two}), "query[0]", "give only one of `exact`, `prefix`");
+    wrong_match(json!({"query": [{"name": "", "present": true}]}), "query[0].name", "is empty");
+}
+
+#[test]
+fn options() {
+    let option = |name: &str, value: Value| json!({"match": {"path": {"prefix": "/a"}}, "cluster": "c", name: value});
+    wrong(option("prefix_rewrite", json!("x")), "prefix_rewrite", "must begin with `/`");
+    let query = "must not have spaces, a query or a fragment";
+    wrong(option("prefix_rewrite", json!("/x?y")), "prefix_rewrite", query);
+    let rewrite =
+        |pattern, substitution| option("regex_rewrite", json!({"pattern": pattern, "substitution": substitution}));
+    wrong(rewrite("[", ""), "regex_rewrite.pattern", "`[` is not a regular expression: unclosed character class");
+    wrong(rewrite("(a)", r"\2"), "regex_rewrite.substitution", "there is no group 2: the pattern has 1");
+    let backslash = "after a backslash there must be a digit or another backslash";
+    wrong(rewrite("a", r"\x"), "regex_rewrite.substitution", backslash);
+    wrong(option("host_rewrite", json!("a/b")), "host_rewrite", "`a/b` is not a host");
+    let time = "`1 parsec` is not a time; write a number with a unit (us, ms, s, m, h), such as 250ms";
+    wrong(option("timeout", json!("1 parsec")), "timeout", time);
+    wrong(option("idle_timeout", json!("1 parsec")), "idle_timeout", time);
+    wrong(option("retry", json!({"per_try_timeout": "1 parsec"})), "retry.per_try_timeout", time);
+    wrong(option("retry", json!({"backoff": "1 parsec"})), "retry.backoff", time);
+    wrong(option("retry", json!({"on": []})), "retry.on", "is empty");
+    wrong(option("retry", json!({"attempts": 11})), "retry.attempts", "must be 1 to 10, not 11");
+    wrong(option("mirror", json!({"cluster": "missing"})), "mirror.cluster", "there is no cluster `missing`");
+    let percent = "101 is not a percentage from 0 to 100";
+    wrong(option("mirror", json!({"cluster": "c", "percent": 101})), "mirror.percent", percent);
+    let host = "use `host_rewrite` to change the host";
+    wrong(option("request_headers", json!({"set": {"Host": "x"}})), "request_headers.set.Host", host);
+    let framing = "`content-length` is set by the proxy itself";
+    wrong(option("response_headers", json!({"remove": ["content-length"]})), "response_headers.remove[0]", framing);
+    let both = json!({"match": {"path": {"prefix": "/a"}}, "cluster": "c", "prefix_rewrite": "/",
+        "regex_rewrite": {"pattern": "a", "substitution": ""}});
+    wrong(both, "", "give only one of `prefix_rewrite`, `regex_rewrite`");
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let found = mistakes(json!({"virtual_hosts": [{"name": "v", "domains": [], "routes": [
+        {"match": {"path": {"regex": "("}, "method": "get"}, "cluster": "missing", "timeout": "x", "retry": {"attempts": 99}},
+        {},
+    ]}]}));
+    let paths: Vec<_> = found.iter().map(|(path, _)| path.strip_prefix("virtual_hosts[0].").unwrap()).collect();
+    let expected =
+        ["domains", "match.methods[0]", "match.path.regex", "cluster", "timeout", "retry.attempts", "routes[1]"];
+    let expected =
+        expected.map(|p| if p.contains("routes") || p == "domains" { p.into() } else { format!("routes[0].{p}") });
+    let sorted = |mut list: Vec<String>| {
+        list.sort();
+        list
+    };
+    assert_eq!(sorted(paths.into_iter().map(String::from).collect()), sorted(expected.to_vec()));
+}

@@ -1,0 +1,196 @@
+//! One HTTP/1.1 connection of the load generator: opened, asked one request at a time, and dropped when it ended.
+//!
+//! hyper's connection future is not a task of its own but polled along with whatever waits for it, which saves two
+//! task switches per request, and makes dropping the `Link` close the socket at once.
+
+use std::{
+    cell::RefCell,
+    error::Error,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    client::conn::http1::{Connection, SendRequest},
+    rt::ReadBufCursor,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::stats::Failure;
+
+thread_local! {
+    /// Where reads go before hyper gets a copy: to read into hyper's own memory, which is not initialised, takes
+    /// `unsafe`. One buffer per thread, because there can be very many connections.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; 64 * 1024].into());
+}
+
+/// A tokio stream as hyper wants it.
+struct TokioIo(TcpStream);
+
+impl hyper::rt::Read for TokioIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let size = cursor.remaining().min(scratch.len());
+            let mut buf = ReadBuf::new(&mut scratch[..size]);
+            ready!(Pin::new(&mut self.get_mut().0).poll_read(cx, &mut buf))?;
+            cursor.put_slice(buf.filled());
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl hyper::rt::Write for TokioIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
+    }
+}
+
+/// What is known of the answer to a request, at any moment.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) status: Option<u16>,
+    /// The value of the tallied header, once there is a response.
+    pub(super) tally: Option<Option<HeaderValue>>,
+    /// Of the body.
+    pub(super) bytes: u64,
+    pub(super) failure: Option<(Failure, String)>,
+}
+
+/// hyper's half of a connection, which reads and writes whenever it is polled.
+type Driver = Pin<Box<Connection<TokioIo, Full<Bytes>>>>;
+
+/// An open connection.
+pub(super) struct Link {
+    sender: SendRequest<Full<Bytes>>,
+    /// None once it has ended.
+    connection: Option<Driver>,
+    /// Whether it has carried a request.
+    pub(super) used: bool,
+}
+
+impl Link {
+    /// Connects to the first of the addresses that accepts.
+    pub(super) async fn open(addresses: &[SocketAddr]) -> io::Result<Link> {
+        let stream = TcpStream::connect(addresses).await?;
+        // A request must leave when it is due, not when the last response has been acknowledged.
+        stream.set_nodelay(true)?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo(stream)).await.map_err(io::Error::other)?;
+        Ok(Link { sender, connection: Some(Box::pin(connection)), used: false })
+    }
+
+    /// Waits until the connection can carry a request; false if it has ended instead.
+    pub(super) async fn ready(&mut self) -> bool {
+        drive(&mut self.connection, self.sender.ready()).await.is_ok()
+    }
+
+    /// Waits for `event` on an idle connection; `None` if the connection ends first.
+    pub(super) async fn idle_until<F: Future>(&mut self, event: F) -> Option<F::Output> {
+        let mut event = pin!(event);
+        poll_fn(|cx| {
+            let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
+            if connection.as_mut().poll(cx).is_ready() {
+                self.connection = None;
+                return Poll::Ready(None);
+            }
+            event.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Sends the request, and fills in the answer up to the end of the response body. Gives the request back if the
+    /// connection turned out to have ended before a byte of the request was written.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        tally: Option<&HeaderName>,
+        answer: &mut Answer,
+    ) -> Option<Request<Full<Bytes>>> {
+        self.used = true;
+        let response = match drive(&mut self.connection, self.sender.try_send_request(request)).await {
+            Ok(response) => response,
+            Err(mut e) => {
+                let request = e.take_message();
+                answer.failure = Some(head_failure(e.error()));
+                return request;
+            }
+        };
+        answer.status = Some(response.status().as_u16());
+        answer.tally = tally.map(|name| response.headers().get(name).cloned());
+        let mut body = response.into_body();
+        while let Some(frame) = drive(&mut self.connection, body.frame()).await {
+            match frame {
+                Ok(frame) => answer.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+                Err(e) => {
+                    answer.failure = Some((Failure::Body, explain(&e)));
+                    break;
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Waits for `event` while the connection does its work.
+async fn drive<F: Future>(connection: &mut Option<Driver>, event: F) -> F::Output {
+    let mut event = pin!(event);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = event.as_mut().poll(cx) {
+            return Poll::Ready(output);
+        }
+        let Some(c) = connection else { return Poll::Pending };
+        // Its error needs no look: hyper also gives it to the request or the body that it concerns, and to drop the
+        // connection ends whichever of them still waits.
+        if c.as_mut().poll(cx).is_ready() {
+            *connection = None;
+        }
+        event.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// The kind of an error that came in place of a response head.
+fn head_failure(e: &hyper::Error) -> (Failure, String) {
+    let kind = if e.is_parse() { Failure::Protocol } else { Failure::Reset };
+    (kind, explain(e))
+}
+
+/// The error with its causes: hyper's own message leaves them out.
+fn explain(e: &hyper::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(e) = cause {
+        text += &format!(": {e}");
+        cause = e.source();
+    }
+    text
+}

@@ -1,0 +1,259 @@
+//! Moves a message's body and trailers past the filters of a chain.
+//!
+//! What a filter holds (by pausing) is kept here, up to a bound; what has passed all of them comes out as frames. A message
+//! whose filters do not look at bodies goes straight through.
+
+use std::{collections::VecDeque, rc::Rc};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use smallvec::SmallVec;
+
+use super::{Action, Direction, OnFailure, Stream, body_bit, stream::Buffer, trailers_bit};
+
+/// What filters have let out.
+#[derive(Debug)]
+pub enum Frame {
+    /// A part of the body.
+    Data(Bytes),
+    /// The trailers, after which nothing comes.
+    Trailers(HeaderMap),
+}
+
+/// Why a body cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Stopped {
+    /// A filter holds more than it may.
+    #[error("a filter holds back more of the body than it may")]
+    TooLarge,
+    /// A filter has failed, and its policy is to deny.
+    #[error("a filter has failed")]
+    FilterFailed,
+}
+
+/// What one filter holds.
+#[derive(Debug, Default)]
+struct Held {
+    data: Buffer,
+    /// The body's end is among what it holds.
+    end: bool,
+    /// It has paused in a body or trailers callback.
+    paused: bool,
+    /// The trailers are held, before or after its callback.
+    trailers: Option<(HeaderMap, bool)>,
+}
+
+/// A body on its way.
+#[derive(Debug)]
+pub struct BodyFlow {
+    direction: Direction,
+    limit: usize,
+    /// One for each filter, in this direction's order.
+    held: SmallVec<[Held; 6]>,
+    out: VecDeque<Frame>,
+    /// The end has come out.
+    ended: bool,
+    /// Filters may have changed the body's length: what went in, what came out.
+    lengths: (u64, u64),
+}
+
+impl BodyFlow {
+    /// A body at its beginning; a filter may hold `limit` bytes of it.
+    pub fn new(stream: &Stream, direction: Direction, limit: usize) -> BodyFlow {
+        let held = (0..stream.chain.filters().len()).map(|_| Held::default()).collect();
+        BodyFlow { direction, limit, held, out: VecDeque::new(), ended: false, lengths: (0, 0) }
+    }
+
+    /// The next frame that is through.
+    pub fn pop(&mut self) -> Option<Frame> {
+        self.out.pop_front()
+    }
+
+    /// Whether the end has come out, and everything before it.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.out.is_empty()
+    }
+
+    /// Whether the end has come out, if not everything before it yet.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether something has come out and waits to be taken.
+    pub fn is_ready(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Bytes that have gone in and have come out (taken or not).
+    pub fn lengths(&self) -> (u64, u64) {
+        self.lengths
+    }
+
+    /// Bytes that wait to be taken.
+    pub fn waiting(&self) -> u64 {
+        self.out.iter().map(|f| if let Frame::Data(d) = f { d.len() as u64 } else { 0 }).sum()
+    }
+
+    /// A part has come. `until`: the filter (its number in this direction) that still holds the head, if one does; it gets
+    /// the part and nobody after it does. Returns whether that filter lets the head go.
+    pub fn data(&mut self, stream: &Rc<Stream>, data: Bytes, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
+        self.lengths.0 += data.len() as u64;
+        self.push(stream, 0, Buffer::new(data), end, until)
+    }
+
+    /// The trailers have come.
+    pub fn trailers(&mut self, stream: &Rc<Stream>, trailers: HeaderMap, until: Option<usize>) -> Result<(), Stopped> {
+        self.push_trailers(stream, 0, trailers, until)
+    }
+
+    /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.
+    pub fn resume(&mut self, stream: &Rc<Stream>, until: Option<usize>) -> Result<(), Stopped> {
+        for nth in 0..until.unwrap_or(self.held.len()) {
+            if !self.held[nth].paused {
+                continue;
+            }
+            let position = stream.chain.position(self.direction, nth);
+            {
+                let p = &mut stream.state.borrow_mut().positions[position];
+                if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
+                    continue;
+                }
+                p.paused[self.direction as usize] = false;
+            }
+            self.release(stream, nth, until)?;
+        }
+        Ok(())
+    }
+
+    /// Lets out what the filter `nth` holds. `until`: as for `data`.
+    pub fn release(&mut self, stream: &Rc<Stream>, nth: usize, until: Option<usize>) -> Result<(), Stopped> {
+        let held = &mut self.held[nth];
+        held.paused = false;
+        let (mut data, end, trailers) = (std::mem::take(&mut held.data), held.end, held.trailers.take());
+        let anything = !data.as_slice().is_empty() || end;
+        if anything {
+            self.push(stream, nth + 1, Buffer::new(data.take()), end, until)?;
+        }
+        match trailers {
+            Some((trailers, true)) => self.push_trailers(stream, nth + 1, trailers, until),
+            Some((trailers, false)) => self.push_trailers(stream, nth, trailers, until),
+            None => Ok(()),
+        }
+    }
+
+    fn push(&mut self, stream: &Rc<Stream>, from: usize, data: Buffer, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
+        let mut data = data;
+        for nth in from..self.held.len() {
+            let position = stream.chain.position(self.direction, nth);
+            let filter = &stream.chain.filters()[position];
+            let holds_head = until == Some(nth);
+            let held = &mut self.held[nth];
+            if !held.data.as_slice().is_empty() {
+                held.data.append(data.take());
+                data = std::mem::take(&mut held.data);
+            }
+            held.end |= end;
+            let gone = stream.state.borrow().positions[position].gone;
+            if gone || filter.phases() & body_bit(self.direction) == 0 {
+                if holds_head {
+                    return self.hold(nth, data).map(|()| false);
+                }
+                continue;
+            }
+            let len = data.as_slice().len();
+            stream.state.borrow_mut().buffers[self.direction as usize] = Some(std::mem::take(&mut data));
+            let action = filter.on_body(self.direction, stream, position, len, end);
+            let mut state = stream.state.borrow_mut();
+            data = state.buffers[self.direction as usize].take().unwrap_or_default();
+            let p = &mut state.positions[position];
+            // A resume while the callback ran counts like going on.
+            let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
+            match action {
+                Action::Pause if !resumed => {
+                    p.paused[self.direction as usize] = true;
+                    drop(state);
+                    return self.hold(nth, data).map(|()| false);
+                }
+                Action::Failed(OnFailure::Deny) => return Err(Stopped::FilterFailed),
+                _ => {
+                    p.paused[self.direction as usize] = false;
+                    drop(state);
+                    self.held[nth].paused = false;
+                    if holds_head {
+                        return self.hold(nth, data).map(|()| true);
+                    }
+                }
+            }
+        }
+        let data = data.take();
+        self.lengths.1 += data.len() as u64;
+        if !data.is_empty() {
+            self.out.push_back(Frame::Data(data));
+        }
+        self.ended |= end;
+        Ok(false)
+    }
+
+    fn hold(&mut self, nth: usize, data: Buffer) -> Result<(), Stopped> {
+        if data.as_slice().len() > self.limit {
+            return Err(Stopped::TooLarge);
+        }
+        let held = &mut self.held[nth];
+        held.data = data;
+        held.paused = true;
+        Ok(())
+    }
+
+    fn push_trailers(&mut self, stream: &Rc<Stream>, from: usize, trailers: HeaderMap, until: Option<usize>) -> Result<(), Stopped> {
+        let mut trailers = trailers;
+        for nth in from..self.held.len() {
+            let position = stream.chain.position(self.direction, nth);
+            let filter = &stream.chain.filters()[position];
+            if until == Some(nth) {
+                self.held[nth].trailers = Some((trailers, false));
+                self.held[nth].paused = true;
+                return Ok(());
+            }
+            let gone = stream.state.borrow().positions[position].gone;
+            if gone || filter.phases() & trailers_bit(self.direction) == 0 {
+                // A filter that waits for more of the body, and hears of no trailers, must be told that there is no more.
+                if self.held[nth].paused {
+                    self.held[nth].trailers = Some((trailers, true));
+                    return Ok(());
+                }
+                continue;
+            }
+            stream.state.borrow_mut().trailers[self.direction as usize] = Some(trailers);
+            let held = std::mem::take(&mut self.held[nth].data);
+            stream.state.borrow_mut().buffers[self.direction as usize] = Some(held);
+            let action = filter.on_trailers(self.direction, stream, position);
+            let mut state = stream.state.borrow_mut();
+            trailers = state.trailers[self.direction as usize].take().unwrap_or_default();
+            let mut data = state.buffers[self.direction as usize].take().unwrap_or_default();
+            let p = &mut state.positions[position];
+            let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
+            match action {
+                Action::Pause if !resumed => {
+                    p.paused[self.direction as usize] = true;
+                    drop(state);
+                    let held = &mut self.held[nth];
+                    (held.data, held.paused, held.trailers) = (data, true, Some((trailers, true)));
+                    return Ok(());
+                }
+                Action::Failed(OnFailure::Deny) => return Err(Stopped::FilterFailed),
+                _ => {
+                    p.paused[self.direction as usize] = false;
+                    drop(state);
+                    self.held[nth].paused = false;
+                    let data = data.take();
+                    if !data.is_empty() {
+                        self.push(stream, nth + 1, Buffer::new(data), false, until)?;
+                    }
+                }
+            }
+        }
+        self.out.push_back(Frame::Trailers(trailers));
+        self.ended = true;
+        Ok(())
+    }
+}

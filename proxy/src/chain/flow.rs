@@ -1,0 +1,126 @@
+//! Moves a message's head past the filters of a chain.
+//!
+//! Polled, not awaited: a filter that pauses makes it pending until somebody resumes the stream, and the same task goes on
+//! with whatever else it has to do.
+
+use std::{
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use http::StatusCode;
+use tollgate_abi::fast::flag;
+
+use super::{Action, Direction, LocalReply, OnFailure, Stream, headers_bit};
+
+/// Where a head has got to.
+#[derive(Debug)]
+pub struct HeadFlow {
+    direction: Direction,
+    /// How many filters it has passed.
+    passed: usize,
+    /// The next one holds it.
+    paused: bool,
+    /// How many filters see it at all.
+    last: usize,
+}
+
+/// How a head's way through the chain ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is through.
+    Done,
+    /// A filter answers itself, or has failed and its policy is to deny. For a request, `passed` filters have seen it.
+    Reply(LocalReply),
+    /// A filter ends the stream without a response.
+    Closed,
+}
+
+/// The response to a request whose filter has failed.
+pub fn failed_reply() -> LocalReply {
+    LocalReply { status: StatusCode::SERVICE_UNAVAILABLE, details: "filter_failed".into(), ..LocalReply::default() }
+}
+
+impl HeadFlow {
+    /// A head on its way through the whole chain.
+    pub fn new(stream: &Stream, direction: Direction) -> HeadFlow {
+        HeadFlow { direction, passed: 0, paused: false, last: stream.chain.filters().len() }
+    }
+
+    /// A local reply on its way back through the filters that have seen the request, but for `skip` of them, counted from
+    /// the upstream's end.
+    pub fn reply(stream: &Stream, skip: usize) -> HeadFlow {
+        HeadFlow { passed: skip, ..HeadFlow::new(stream, Direction::Response) }
+    }
+
+    /// How many filters the head has passed, or been held by.
+    pub fn seen(&self) -> usize {
+        (self.passed + 1).min(self.last)
+    }
+
+    /// The filter that holds the head, if one does: its number in this direction.
+    pub fn held_by(&self) -> Option<usize> {
+        self.paused.then_some(self.passed)
+    }
+
+    /// The filter that holds the head lets it go (its body callback has answered so).
+    pub fn release(&mut self) {
+        self.passed += 1;
+        self.paused = false;
+    }
+
+    /// Moves on as far as filters allow. `end`: no body follows.
+    pub fn poll(&mut self, stream: &Rc<Stream>, end: bool, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            if let Some(outcome) = interrupted(stream) {
+                return Poll::Ready(outcome);
+            }
+            if self.passed == self.last {
+                return Poll::Ready(Outcome::Done);
+            }
+            let position = stream.chain.position(self.direction, self.passed);
+            if self.paused {
+                let mut state = stream.state.borrow_mut();
+                let p = &mut state.positions[position];
+                if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
+                    drop(state);
+                    stream.register(self.direction, cx);
+                    return Poll::Pending;
+                }
+                p.paused[self.direction as usize] = false;
+                drop(state);
+                self.release();
+                continue;
+            }
+            let filter = &stream.chain.filters()[position];
+            if filter.phases() & headers_bit(self.direction) == 0 || stream.state.borrow().positions[position].gone {
+                self.passed += 1;
+                continue;
+            }
+            match filter.on_headers(self.direction, stream, position, end) {
+                Action::Continue => {
+                    stream.state.borrow_mut().positions[position].resumed[self.direction as usize] = false;
+                    self.passed += 1;
+                }
+                Action::Pause => {
+                    stream.state.borrow_mut().positions[position].paused[self.direction as usize] = true;
+                    self.paused = true;
+                }
+                Action::Failed(OnFailure::Bypass) => self.passed += 1,
+                Action::Failed(OnFailure::Deny) => {
+                    stream.flag(flag::FILTER_FAILED);
+                    return Poll::Ready(Outcome::Reply(failed_reply()));
+                }
+            }
+        }
+    }
+}
+
+/// Whether a filter (of this phase, or a timer or callout in between) has put an end to the stream's normal course.
+pub fn interrupted(stream: &Stream) -> Option<Outcome> {
+    let mut state = stream.state.borrow_mut();
+    if state.closed {
+        return Some(Outcome::Closed);
+    }
+    state.reply.take().map(Outcome::Reply)
+}

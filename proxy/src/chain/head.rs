@@ -1,0 +1,418 @@
+//! The heads of a request and its response, as filters see them: header fields and pseudo-headers (`:path`, `:status`, …)
+//! under one roof, in the naming of HTTP/2 whatever the wire speaks.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::COOKIE};
+use tollgate_abi::doc;
+
+/// A header's name, resolved once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// `:method`
+    Method,
+    /// `:path`, with the query.
+    Path,
+    /// `:authority`; `host` is another name for it, as in HTTP/2.
+    Authority,
+    /// `:scheme`
+    Scheme,
+    /// `:status`
+    Status,
+    /// A field.
+    Field(HeaderName),
+}
+
+impl Name {
+    /// Reads a name in any case. `None` if it is no field name (RFC 9110 section 5.1) and no pseudo-header.
+    pub fn parse(bytes: &[u8]) -> Option<Name> {
+        Some(match bytes {
+            b":method" => Name::Method,
+            b":path" => Name::Path,
+            b":authority" => Name::Authority,
+            b":scheme" => Name::Scheme,
+            b":status" => Name::Status,
+            _ => match HeaderName::from_bytes(bytes).ok()? {
+                http::header::HOST => Name::Authority,
+                field => Name::Field(field),
+            },
+        })
+    }
+}
+
+/// A header could not be changed: the value is not one, or the map has no such header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid header name or value here")]
+pub struct BadHeader;
+
+/// A request's head.
+#[derive(Debug, Clone)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// Path and query, as they go to the upstream: normalised before any filter sees them.
+    pub path: Bytes,
+    /// Host and port that the request is for.
+    pub authority: Bytes,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The fields; never `host`.
+    pub fields: HeaderMap,
+}
+
+/// A response's head.
+#[derive(Debug, Clone, Default)]
+pub struct ResponseHead {
+    /// The status.
+    pub status: StatusCode,
+    /// The fields.
+    pub fields: HeaderMap,
+}
+
+/// The value of a field; several of one name are joined (RFC 9110 section 5.3).
+fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let mut values = fields.get_all(name).iter();
+    let first = values.next()?;
+    let Some(second) = values.next() else { return Some(Cow::Borrowed(first.as_bytes())) };
+    let separator: &[u8] = if name == COOKIE { b"; " } else { b", " };
+    let mut all = first.as_bytes().to_vec();
+    for value in std::iter::once(second).chain(values) {
+        all.extend_from_slice(separator);
+        all.extend_from_slice(value.as_bytes());
+    }
+    Some(Cow::Owned(all))
+}
+
+/// A head, or trailers: what the header functions of the ABI work on.
+pub trait Headers {
+    /// The value; several fields of one name are joined.
+    fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
+    /// The value of the first field of this name, which is what Proxy-Wasm's `get_header_map_value` gives.
+    fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
+    /// Sets a header to one value.
+    fn set(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader>;
+    /// Adds a field; a pseudo-header is set.
+    fn add(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader>;
+    /// Removes all fields of this name; pseudo-headers stay.
+    fn remove(&mut self, name: &Name);
+    /// Calls `f` for each pair, pseudo-headers first.
+    fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8]));
+    /// Replaces everything.
+    fn replace(&mut self, pairs: &[(Name, &[u8])]) -> Result<(), BadHeader>;
+    /// How many pairs there are.
+    fn count(&self) -> usize;
+}
+
+fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
+    HeaderValue::from_bytes(bytes).map_err(|_| BadHeader)
+}
+
+impl RequestHead {
+    fn pseudo(&self, name: &Name) -> Option<&[u8]> {
+        Some(match name {
+            Name::Method => self.method.as_str().as_bytes(),
+            Name::Path => &self.path,
+            Name::Authority => &self.authority,
+            Name::Scheme => self.scheme.as_bytes(),
+            _ => return None,
+        })
+    }
+
+    /// Removes what says how a body is framed: that is up to who sends it.
+    pub fn remove_framing(&mut self) {
+        use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+        for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE] {
+            self.fields.remove(name);
+        }
+    }
+
+    /// A request with this head. Both the path and the authority were checked when they were set.
+    pub fn into_request<B>(self, body: B) -> http::Request<B> {
+        let mut request = http::Request::new(body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = http::Uri::from_maybe_shared(self.path).unwrap_or_default();
+        *request.headers_mut() = self.fields;
+        if let Ok(host) = HeaderValue::from_maybe_shared(self.authority) {
+            request.headers_mut().insert(http::header::HOST, host);
+        }
+        request
+    }
+
+    fn set_pseudo(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader> {
+        match name {
+            Name::Method => self.method = Method::from_bytes(value).map_err(|_| BadHeader)?,
+            Name::Path => {
+                // What goes into a request line must not break out of it.
+                let fits = matches!(value.first(), Some(b'/' | b'*')) && value.iter().all(|b| (0x21..0x7f).contains(b) || *b >= 0x80);
+                fits.then(|| self.path = Bytes::copy_from_slice(value)).ok_or(BadHeader)?;
+            }
+            Name::Authority => {
+                let authority = http::uri::Authority::try_from(value).map_err(|_| BadHeader)?;
+                self.authority = Bytes::copy_from_slice(authority.as_str().as_bytes());
+            }
+            Name::Scheme => {
+                self.scheme = match value {
+                    b"http" => "http",
+                    b"https" => "https",
+                    _ => return Err(BadHeader),
+                }
+            }
+            _ => return Err(BadHeader),
+        }
+        Ok(())
+    }
+}
+
+impl Headers for RequestHead {
+    fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        match name {
+            Name::Field(field) => joined(&self.fields, field),
+            pseudo => self.pseudo(pseudo).map(Cow::Borrowed),
+        }
+    }
+
+    fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        match name {
+            Name::Field(field) => self.fields.get(field).map(|v| Cow::Borrowed(v.as_bytes())),
+            pseudo => self.pseudo(pseudo).map(Cow::Borrowed),
+        }
+    }
+
+    fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        match name {
+            Name::Field(field) => self.fields.set(&Name::Field(field.clone()), bytes),
+            pseudo => self.set_pseudo(pseudo, bytes),
+        }
+    }
+
+    fn add(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        match name {
+            Name::Field(_) => self.fields.add(name, bytes),
+            pseudo => self.set_pseudo(pseudo, bytes),
+        }
+    }
+
+    fn remove(&mut self, name: &Name) {
+        self.fields.remove(name);
+    }
+
+    fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+        f(b":authority", &self.authority);
+        f(b":path", &self.path);
+        f(b":method", self.method.as_str().as_bytes());
+        f(b":scheme", self.scheme.as_bytes());
+        self.fields.each(f);
+    }
+
+    fn replace(&mut self, pairs: &[(Name, &[u8])]) -> Result<(), BadHeader> {
+        let mut new = RequestHead { fields: HeaderMap::new(), ..self.clone() };
+        pairs.iter().try_for_each(|(name, value)| new.add(name, value))?;
+        *self = new;
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        4 + self.fields.len()
+    }
+}
+
+impl Headers for ResponseHead {
+    fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        match name {
+            Name::Field(field) => joined(&self.fields, field),
+            Name::Status => Some(Cow::Borrowed(self.status.as_str().as_bytes())),
+            _ => None,
+        }
+    }
+
+    fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        match name {
+            Name::Field(field) => self.fields.get(field).map(|v| Cow::Borrowed(v.as_bytes())),
+            _ => self.get(name),
+        }
+    }
+
+    fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        match name {
+            Name::Status => {
+                let status = StatusCode::from_bytes(bytes).map_err(|_| BadHeader)?;
+                // An interim or impossible status would break the framing of what follows.
+                if !(200..=599).contains(&status.as_u16()) {
+                    return Err(BadHeader);
+                }
+                self.status = status;
+                Ok(())
+            }
+            _ => self.fields.set(name, bytes),
+        }
+    }
+
+    fn add(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        if *name == Name::Status { self.set(name, bytes) } else { self.fields.add(name, bytes) }
+    }
+
+    fn remove(&mut self, name: &Name) {
+        self.fields.remove(name);
+    }
+
+    fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+        f(b":status", self.status.as_str().as_bytes());
+        self.fields.each(f);
+    }
+
+    fn replace(&mut self, pairs: &[(Name, &[u8])]) -> Result<(), BadHeader> {
+        let mut new = ResponseHead { status: self.status, fields: HeaderMap::new() };
+        pairs.iter().try_for_each(|(name, value)| new.add(name, value))?;
+        *self = new;
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        1 + self.fields.len()
+    }
+}
+
+/// Trailers, and the fields of heads.
+impl Headers for HeaderMap {
+    fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        if let Name::Field(field) = name { joined(self, field) } else { None }
+    }
+
+    fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
+        let Name::Field(field) = name else { return None };
+        HeaderMap::get(self, field).map(|v| Cow::Borrowed(v.as_bytes()))
+    }
+
+    fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        let Name::Field(field) = name else { return Err(BadHeader) };
+        self.insert(field.clone(), value(bytes)?);
+        Ok(())
+    }
+
+    fn add(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
+        let Name::Field(field) = name else { return Err(BadHeader) };
+        self.try_append(field.clone(), value(bytes)?).map_err(|_| BadHeader)?;
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &Name) {
+        if let Name::Field(field) = name {
+            HeaderMap::remove(self, field);
+        }
+    }
+
+    fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+        for (name, value) in self {
+            f(name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+
+    fn replace(&mut self, pairs: &[(Name, &[u8])]) -> Result<(), BadHeader> {
+        let mut new = HeaderMap::with_capacity(pairs.len());
+        pairs.iter().try_for_each(|(name, value)| new.add(name, value))?;
+        *self = new;
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Changes to header fields that were checked when they were defined.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderOps {
+    remove: Box<[HeaderName]>,
+    set: Box<[(HeaderName, HeaderValue)]>,
+    add: Box<[(HeaderName, HeaderValue)]>,
+}
+
+impl HeaderOps {
+    /// Checks the names and values of a document.
+    pub fn new(doc: &doc::HeaderOps) -> Result<HeaderOps, BadHeader> {
+        let name = |n: &String| HeaderName::from_bytes(n.as_bytes()).map_err(|_| BadHeader);
+        let pairs = |list: &[(String, String)]| -> Result<Box<[_]>, BadHeader> {
+            list.iter().map(|(n, v)| Ok((name(n)?, value(v.as_bytes())?))).collect()
+        };
+        Ok(HeaderOps {
+            remove: doc.remove.iter().map(name).collect::<Result<_, _>>()?,
+            set: pairs(&doc.set)?,
+            add: pairs(&doc.add)?,
+        })
+    }
+
+    /// Makes the changes.
+    pub fn apply(&self, fields: &mut HeaderMap) {
+        for name in &self.remove {
+            fields.remove(name);
+        }
+        for (name, value) in &self.set {
+            fields.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.add {
+            fields.append(name.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> RequestHead {
+        let mut fields = HeaderMap::new();
+        for (name, value) in [("a", "1"), ("a", "2"), ("cookie", "x=1"), ("cookie", "y=2")] {
+            fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let (path, authority) = (Bytes::from_static(b"/p?q"), Bytes::from_static(b"h"));
+        RequestHead { method: Method::GET, path, authority, scheme: "http", fields }
+    }
+
+    fn name(text: &str) -> Name {
+        Name::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn several_fields_of_one_name_are_joined() {
+        let head = request();
+        assert_eq!(head.get(&name("A")).unwrap().as_ref(), b"1, 2");
+        assert_eq!(head.get(&name("cookie")).unwrap().as_ref(), b"x=1; y=2");
+        assert_eq!(head.first(&name("a")).unwrap().as_ref(), b"1");
+        assert_eq!(head.get(&name("Host")).unwrap().as_ref(), b"h");
+        assert_eq!(head.get(&name("none")), None);
+    }
+
+    #[test]
+    fn no_value_can_break_out_of_its_place() {
+        let mut head = request();
+        for (header, bad) in [
+            (":path", "/a b"),
+            (":path", "/a\r\nx: y"),
+            (":path", "a"),
+            (":path", ""),
+            (":method", "GE T"),
+            (":authority", "a\r\nb"),
+            (":scheme", "ftp"),
+            (":status", "200"),
+            ("x", "a\r\nb: c"),
+            ("x", "a\0b"),
+        ] {
+            assert_eq!(head.set(&name(header), bad.as_bytes()), Err(BadHeader), "{header}: {bad}");
+        }
+        let mut response = ResponseHead::default();
+        for bad in ["100", "101", "199", "600", "2000", "x"] {
+            assert_eq!(response.set(&Name::Status, bad.as_bytes()), Err(BadHeader), "{bad}");
+        }
+    }
+
+    #[test]
+    fn replacing_a_map_keeps_it_whole_when_a_pair_is_bad() {
+        let mut head = request();
+        let bad = [(name(":path"), b"/new".as_slice()), (name("x"), b"\n".as_slice())];
+        assert_eq!(head.replace(&bad), Err(BadHeader));
+        assert_eq!(head.path, "/p?q");
+        head.replace(&bad[..1]).unwrap();
+        assert_eq!((head.path.as_ref(), head.fields.len(), head.authority.as_ref()), (b"/new".as_slice(), 0, b"h".as_slice()));
+    }
+}

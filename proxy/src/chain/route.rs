@@ -1,0 +1,163 @@
+//! A route: what the core does with a request once a filter has chosen it. Defined when the filter is configured, so that
+//! choosing one for a request is choosing an integer.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tollgate_abi::{doc, fast, proxy_wasm::Status};
+
+use super::head::{BadHeader, HeaderOps, RequestHead};
+use crate::upstream::Cluster;
+
+/// The clusters there are, by name.
+pub type Clusters = HashMap<String, Arc<Cluster>>;
+
+/// When and how often a failed request is tried again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// What is tried again.
+    pub on: Box<[doc::RetryOn]>,
+    /// How often, at most, beside the first try.
+    pub attempts: u32,
+    /// Time for each try.
+    pub per_try_timeout: Option<Duration>,
+    /// Longest wait before the first retry.
+    pub backoff: Duration,
+}
+
+/// A route, checked and resolved.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Clusters, each with the sum of the weights up to and with its own.
+    clusters: Box<[(u64, Arc<Cluster>)]>,
+    /// Total time; `Some(None)`: no bound; `None`: the cluster's.
+    pub timeout: Option<Option<Duration>>,
+    /// Idle time, in the same way; else the listener's.
+    pub idle_timeout: Option<Option<Duration>>,
+    /// Retries; else the cluster's.
+    pub retry: Option<RetryPolicy>,
+    /// Where a copy is sent, and for how many of a million requests.
+    pub mirror: Option<(Arc<Cluster>, u32)>,
+    host: Option<Bytes>,
+    prefix: Option<(usize, Bytes)>,
+    request_headers: HeaderOps,
+    /// Changes to the response's headers.
+    pub response_headers: HeaderOps,
+}
+
+fn bound(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+impl Route {
+    /// Checks a document. `NotFound`: a cluster does not exist; `BadArgument`: a value is out of range.
+    pub fn new(doc: doc::Route, clusters: &Clusters) -> Result<Route, Status> {
+        let find = |name: &String| clusters.get(name).cloned().ok_or(Status::NotFound);
+        let bad = |_: BadHeader| Status::BadArgument;
+        let mut sum = 0;
+        let mut weighted = Vec::with_capacity(doc.clusters.len());
+        for c in &doc.clusters {
+            let cluster = find(&c.cluster)?;
+            sum += u64::from(c.weight);
+            if c.weight > 0 {
+                weighted.push((sum, cluster));
+            }
+        }
+        if sum == 0 {
+            return Err(Status::BadArgument);
+        }
+        let host = match doc.host {
+            Some(host) => Some(http::uri::Authority::try_from(host).map_err(|_| Status::BadArgument)?),
+            None => None,
+        };
+        if doc.prefix.as_ref().is_some_and(|p| http::uri::PathAndQuery::try_from(p.with.as_str()).is_err()) {
+            return Err(Status::BadArgument);
+        }
+        Ok(Route {
+            name: doc.name.into(),
+            clusters: weighted.into(),
+            timeout: doc.timeout_ms.map(bound),
+            idle_timeout: doc.idle_timeout_ms.map(bound),
+            retry: doc.retry.map(|r| RetryPolicy {
+                on: r.on.into(),
+                attempts: r.attempts.min(10),
+                per_try_timeout: r.per_try_timeout_ms.and_then(bound),
+                backoff: Duration::from_millis(r.backoff_ms),
+            }),
+            mirror: doc.mirror.map(|m| Ok((find(&m.cluster)?, m.per_million))).transpose()?,
+            host: host.map(|h| Bytes::copy_from_slice(h.as_str().as_bytes())),
+            prefix: doc.prefix.map(|p| (p.strip as usize, p.with.into())),
+            request_headers: HeaderOps::new(&doc.request_headers).map_err(bad)?,
+            response_headers: HeaderOps::new(&doc.response_headers).map_err(bad)?,
+        })
+    }
+
+    /// A route to one cluster, with nothing else said.
+    pub fn to_cluster(cluster: Arc<Cluster>) -> Route {
+        Route {
+            name: "".into(),
+            clusters: Box::new([(1, cluster)]),
+            timeout: None,
+            idle_timeout: None,
+            retry: None,
+            mirror: None,
+            host: None,
+            prefix: None,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+        }
+    }
+
+    /// Changes the request's head as the route says.
+    fn rewrite(&self, head: &mut RequestHead) {
+        if let Some(host) = &self.host {
+            head.authority = host.clone();
+        }
+        if let Some((strip, with)) = &self.prefix {
+            let path_len = head.path.iter().position(|b| *b == b'?').unwrap_or(head.path.len());
+            let rest = &head.path[(*strip).min(path_len)..];
+            // `/api/` → `/` leaves `x` of `/api/x`, and `/api` → `/` leaves `/x`: exactly one slash belongs between.
+            let rest = if with.ends_with(b"/") { rest.strip_prefix(b"/").unwrap_or(rest) } else { rest };
+            let slash: &[u8] = match rest.first() {
+                None | Some(b'/' | b'?') => b"",
+                Some(_) if with.ends_with(b"/") => b"",
+                Some(_) => b"/",
+            };
+            head.path = [with.as_ref(), slash, rest].concat().into();
+        }
+        self.request_headers.apply(&mut head.fields);
+    }
+
+    fn choose(&self, split: Option<u64>) -> &Arc<Cluster> {
+        let clusters = &self.clusters;
+        let total = clusters.last().map_or(1, |c| c.0);
+        let point = match split {
+            _ if clusters.len() == 1 => 0,
+            Some(hash) => hash % total,
+            None => fastrand::u64(..total),
+        };
+        &clusters[clusters.partition_point(|(sum, _)| *sum <= point).min(clusters.len() - 1)].1
+    }
+}
+
+/// The route of a request, with the choices made.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// The route.
+    pub route: Arc<Route>,
+    /// The cluster chosen among the route's.
+    pub cluster: Arc<Cluster>,
+    /// What chooses among the cluster's endpoints.
+    pub balance: Option<u64>,
+}
+
+impl Selected {
+    /// Selects a route for a request and rewrites its head. `given` says which of the hashes count.
+    pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64, head: &mut RequestHead) -> Selected {
+        route.rewrite(head);
+        let cluster = route.choose((given & fast::hash::SPLIT != 0).then_some(split)).clone();
+        Selected { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
+    }
+}

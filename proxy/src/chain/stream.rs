@@ -1,0 +1,285 @@
+//! A stream: one request and its response, as the filters of a chain work on it.
+//!
+//! Filters change it through host functions while they run, and others (a timer, a callout's answer) may change it between
+//! callbacks; whoever waits for it is woken. It lives on one worker, so a `RefCell` guards it; a borrow is held for one host
+//! function at most, never while a filter runs.
+
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Waker},
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use smallvec::SmallVec;
+use tokio::task::AbortHandle;
+use tollgate_abi::fast::flag;
+
+use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
+
+/// What is known of the connection that a stream came on.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// A number for each connection of the process.
+    pub id: u64,
+    /// The name of the listener.
+    pub listener: Rc<str>,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// This end.
+    pub local: SocketAddr,
+}
+
+/// A response made by a filter or by the proxy.
+#[derive(Debug, Default)]
+pub struct LocalReply {
+    /// The status.
+    pub status: StatusCode,
+    /// Why; for the access log.
+    pub details: Cow<'static, str>,
+    /// The fields.
+    pub fields: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// A part of a body that is shown to a filter: as it came, or changed by it.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Bytes,
+    own: Option<Vec<u8>>,
+}
+
+impl Buffer {
+    /// These bytes, unchanged.
+    pub fn new(bytes: Bytes) -> Buffer {
+        Buffer { bytes, own: None }
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        self.own.as_deref().unwrap_or(&self.bytes)
+    }
+
+    /// The bytes, for changing them.
+    pub fn to_mut(&mut self) -> &mut Vec<u8> {
+        let Buffer { bytes, own } = self;
+        own.get_or_insert_with(|| std::mem::take(bytes).into())
+    }
+
+    /// Adds bytes at the end.
+    pub fn append(&mut self, more: Bytes) {
+        match self.as_slice().is_empty() {
+            true => *self = Buffer::new(more),
+            false => self.to_mut().extend_from_slice(&more),
+        }
+    }
+
+    /// Takes the bytes out.
+    pub fn take(&mut self) -> Bytes {
+        self.own.take().map_or_else(|| std::mem::take(&mut self.bytes), Bytes::from)
+    }
+}
+
+/// What one filter knows and has done of a stream.
+#[derive(Debug, Default)]
+pub struct Position {
+    /// The filter's context for this stream; 0: none yet.
+    pub context: u32,
+    /// Which incarnation of the filter's instance the context lives in.
+    pub incarnation: u32,
+    /// The filter is out of this stream: it has failed, and may be bypassed.
+    pub gone: bool,
+    /// It holds the message (by direction).
+    pub paused: [bool; 2],
+    /// It has asked for the message (by direction) to go on.
+    pub resumed: [bool; 2],
+    /// Timers under way.
+    pub timers: SmallVec<[AbortHandle; 1]>,
+}
+
+/// What filters can see and change of a stream.
+#[derive(Debug)]
+pub struct State {
+    /// The request's head.
+    pub request: RequestHead,
+    /// The response's head, once there is one.
+    pub response: Option<ResponseHead>,
+    /// Trailers, by direction, while they are under way.
+    pub trailers: [Option<HeaderMap>; 2],
+    /// The part of a body (by direction) that is shown to a filter.
+    pub buffers: [Option<Buffer>; 2],
+    /// Where the request goes.
+    pub route: Option<Selected>,
+    /// A response that a filter wants to be sent.
+    pub reply: Option<LocalReply>,
+    /// A filter wants the stream to be ended without a response.
+    pub closed: bool,
+    /// Fields for whatever response there will be.
+    pub eventual: Vec<(HeaderName, HeaderValue)>,
+    /// Response flags, as bits of [`flag`].
+    pub flags: u32,
+    /// Why the proxy or a filter has answered itself.
+    pub details: Cow<'static, str>,
+    /// Fields for the access log.
+    pub log_fields: Vec<(String, String)>,
+    /// Properties that filters have set.
+    pub properties: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where the request was sent.
+    pub endpoint: Option<SocketAddr>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Bytes of bodies, by direction.
+    pub bytes: [u64; 2],
+    /// One for each filter of the chain.
+    pub positions: SmallVec<[Position; 6]>,
+    /// Places of limits that are held, given back when the stream ends.
+    pub held: SmallVec<[crate::wasm::limits::Place; 1]>,
+}
+
+/// When things happened, for timings.
+#[derive(Debug, Default)]
+pub struct Times {
+    /// The request filters were through with the head.
+    pub routed: Cell<Option<Instant>>,
+    /// The request's last byte had come.
+    pub request_end: Cell<Option<Instant>>,
+    /// The response's head had come.
+    pub response_start: Cell<Option<Instant>>,
+}
+
+/// A stream.
+pub struct Stream {
+    /// The connection it came on.
+    pub connection: Rc<ConnectionInfo>,
+    /// The client's address, as far as it can be trusted.
+    pub client: SocketAddr,
+    /// The filters that see it.
+    pub chain: Rc<Chain>,
+    /// When its head had come.
+    pub start: Instant,
+    /// The same, by the clock on the wall.
+    pub start_time: SystemTime,
+    /// A name for it across proxies.
+    pub request_id: HeaderValue,
+    /// What filters see and change.
+    pub state: RefCell<State>,
+    /// When things happened.
+    pub times: Times,
+    /// When a byte last moved.
+    pub active: Cell<Instant>,
+    wakers: RefCell<[Option<Waker>; 2]>,
+}
+
+impl Stream {
+    /// A stream at its beginning.
+    pub fn new(
+        connection: Rc<ConnectionInfo>,
+        client: SocketAddr,
+        chain: Rc<Chain>,
+        request: RequestHead,
+        request_id: HeaderValue,
+    ) -> Rc<Stream> {
+        let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
+        let start = Instant::now();
+        Rc::new(Stream {
+            connection,
+            client,
+            chain,
+            start,
+            start_time: SystemTime::now(),
+            request_id,
+            times: Times::default(),
+            active: Cell::new(start),
+            wakers: RefCell::default(),
+            state: RefCell::new(State {
+                request,
+                response: None,
+                trailers: [None, None],
+                buffers: [None, None],
+                route: None,
+                reply: None,
+                closed: false,
+                eventual: Vec::new(),
+                flags: 0,
+                details: Cow::Borrowed(""),
+                log_fields: Vec::new(),
+                properties: Vec::new(),
+                endpoint: None,
+                attempts: 0,
+                bytes: [0, 0],
+                positions,
+                held: SmallVec::new(),
+            }),
+        })
+    }
+
+    /// Adds response flags.
+    pub fn flag(&self, flags: u32) {
+        self.state.borrow_mut().flags |= flags;
+    }
+
+    /// Lets the message go on past a filter that has paused, and wakes who waits for that.
+    pub fn resume(&self, position: usize, direction: Direction) {
+        if let Some(p) = self.state.borrow_mut().positions.get_mut(position) {
+            p.resumed[direction as usize] = true;
+        }
+        self.wake();
+    }
+
+    /// Answers the request, unless the response has begun to be sent, and wakes who waits for that.
+    pub fn reply(&self, reply: LocalReply) {
+        let mut state = self.state.borrow_mut();
+        state.flags |= flag::LOCAL_REPLY;
+        state.reply.get_or_insert(reply);
+        drop(state);
+        self.wake();
+    }
+
+    /// Ends the stream without a response.
+    pub fn close(&self) {
+        self.state.borrow_mut().closed = true;
+        self.wake();
+    }
+
+    /// Remembers whom to wake, for one half of the stream, when something changes that no future of its own announces.
+    pub fn register(&self, direction: Direction, cx: &Context<'_>) {
+        let slot = &mut self.wakers.borrow_mut()[direction as usize];
+        match slot {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => *slot = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Wakes whoever works on the stream.
+    pub fn wake(&self) {
+        for waker in self.wakers.borrow_mut().iter_mut().filter_map(Option::take) {
+            waker.wake();
+        }
+    }
+
+    /// A byte has moved.
+    pub fn touch(&self) {
+        self.active.set(Instant::now());
+    }
+
+    /// Ends the stream for the filters that have seen it.
+    pub fn end(self: &Rc<Self>) {
+        for (position, filter) in self.chain.filters().iter().enumerate() {
+            let seen = {
+                let mut state = self.state.borrow_mut();
+                let p = &mut state.positions[position];
+                p.timers.drain(..).for_each(|timer| timer.abort());
+                p.context != 0 && !p.gone
+            };
+            if seen {
+                filter.on_end(self, position);
+            }
+        }
+        self.state.borrow_mut().held.clear();
+    }
+}

@@ -1,0 +1,133 @@
+//! Environment variables in a configuration: `${NAME}` and `${NAME:-default}`, in any value; `$$` is a `$`.
+//!
+//! They are put into the values of the tree, not into the text: what a variable holds can never become a key, a list or
+//! a second value. A scalar without quotes is looked at again afterwards, so that `workers: ${N:-2}` is a number.
+
+use super::{
+    diagnostic::Diagnostic,
+    node::{Node, Span, Text, Value},
+    yaml,
+};
+
+/// Where variables come from.
+pub(super) type Lookup<'f> = dyn Fn(&str) -> Option<String> + 'f;
+
+/// Puts variables into every value of the tree.
+pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, problems: &mut Vec<Diagnostic>) {
+    match &mut node.value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        Value::Seq(items) => items.iter_mut().for_each(|item| substitute(item, source, env, problems)),
+        Value::Map(entries) => entries.iter_mut().for_each(|(_, value)| substitute(value, source, env, problems)),
+        Value::String(Text { text, plain }) if text.contains('$') => {
+            let before = problems.len();
+            let new = expand(text, env, &mut |reference, message, help| {
+                let span = locate(source, node.span, reference);
+                problems.push(Diagnostic::error(span, message).help(help.map(str::to_owned)));
+            });
+            let failed = problems.len() > before;
+            // What could not be put in is not complained about a second time for not being, say, an address.
+            node.value = match *plain {
+                _ if failed => Value::Undefined,
+                true => yaml::plain(&new),
+                false => Value::String(Text { text: new, plain: false }),
+            };
+        }
+        Value::String(_) | Value::Undefined => {}
+    }
+}
+
+/// Where in a scalar a reference is. Escapes may keep it from being found; then the scalar itself is meant.
+fn locate(source: &str, scalar: Span, reference: &str) -> Span {
+    let found = source.get(scalar.start..scalar.end).and_then(|raw| raw.find(reference));
+    found.map_or(scalar, |at| Span::new(scalar.start + at, scalar.start + at + reference.len()))
+}
+
+/// The text with all references replaced; `fail` is told of each that is wrong.
+fn expand(text: &str, env: &Lookup<'_>, fail: &mut dyn FnMut(&str, String, Option<&str>)) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("$$") {
+            out.push('$');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("${") {
+            let Some(end) = after.find('}') else {
+                let help = "write a literal `$` as `$$`";
+                fail("${", "`${` is not closed with `}`".to_owned(), Some(help));
+                return out;
+            };
+            match value(&after[..end], env) {
+                Ok(value) => out.push_str(&value),
+                Err((message, help)) => fail(&rest[..end + 3], message, Some(help)),
+            }
+            rest = &after[end + 1..];
+        } else {
+            out.push('$');
+            rest = &rest[1..];
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The value of what is between `${` and `}`.
+fn value(reference: &str, env: &Lookup<'_>) -> Result<String, (String, &'static str)> {
+    let (name, default) = match reference.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (reference, None),
+    };
+    let letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(letter) {
+        let message = format!("`{name}` is not the name of an environment variable");
+        return Err((message, "write `${NAME}` or `${NAME:-default}`, and a literal `$` as `$$`"));
+    }
+    if default.is_some_and(|d| d.contains("${")) {
+        let message = "a default cannot contain another variable".to_owned();
+        return Err((message, "write `${NAME:-default}` with plain text for the default"));
+    }
+    // As in a shell, `:-` also applies to a variable that is set to nothing.
+    match (env(name), default) {
+        (Some(value), None) => Ok(value),
+        (Some(value), Some(_)) if !value.is_empty() => Ok(value),
+        (_, Some(default)) => Ok(default.to_owned()),
+        (None, None) => {
+            let message = format!("the environment variable `{name}` is not set");
+            Err((message, "set it, or give a default: `${NAME:-default}`"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_replaced() {
+        let env = |name: &str| match name {
+            "A" => Some("x".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        };
+        for (text, expected) in [
+            ("${A}", Ok("x")),
+            ("<${A}|${A:-y}>", Ok("<x|x>")),
+            ("${B:-y}${EMPTY:-z}[${EMPTY}]${B:-}", Ok("yz[]")),
+            ("${B:-a:-b}", Ok("a:-b")),
+            ("$${A} $$ $A ^a$ $", Ok("${A} $ $A ^a$ $")),
+            ("${B}", Err("the environment variable `B` is not set")),
+            ("${}", Err("`` is not the name of an environment variable")),
+            ("${1}", Err("`1` is not the name of an environment variable")),
+            ("${A", Err("`${` is not closed with `}`")),
+            ("${A:-${B}}", Err("a default cannot contain another variable")),
+        ] {
+            let mut errors = Vec::new();
+            let new = expand(text, &env, &mut |_, message, _| errors.push(message));
+            match expected {
+                Ok(expected) => assert_eq!((new.as_str(), errors.len()), (expected, 0), "{text}"),
+                Err(expected) => assert_eq!(errors, [expected], "{text}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What a schema cannot say: names that must be there and must not be there twice, addresses, files.
+//!
+//! These checks read the tree, not the model, and take a tree of any shape: so they find what they can in a file that has
+//! other errors as well, and everything is reported at once.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use super::{
+    diagnostic::Diagnostic,
+    explain::{clip, did_you_mean, list},
+    model::{Admin, Config},
+    node::{Key, Node, Span},
+    source::Source,
+};
+
+/// The filters that are a part of Tollgate, for `wasm: builtin:...`.
+pub const BUILTINS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
+
+/// Checks a tree.
+pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>, problems: &mut Vec<Diagnostic>) {
+    let root = source.root();
+    let section = |name: &str| root.get(name).map_or(&[][..], Node::items);
+    let (listeners, filters, clusters) = (section("listeners"), section("filters"), section("clusters"));
+
+    Names::of("listener", listeners, problems);
+    let filter_names = Names::of("filter", filters, problems);
+    let cluster_names = Names::of("cluster", clusters, problems);
+    addresses(root, listeners, problems);
+    for listener in listeners {
+        for filter in listener.get("chain").map_or(&[][..], Node::items) {
+            filter_names.require(filter, problems);
+        }
+        if let Some(cluster) = listener.get("cluster") {
+            cluster_names.require(cluster, problems);
+        }
+        let format = listener.get("access_log").and_then(|log| log.get("format"));
+        if let Some((node, Err(message))) = format.and_then(|node| Some((node, access_log(node.as_str()?)))) {
+            problems.push(Diagnostic::error(source.first_line(node.span), message));
+        }
+    }
+    for filter in filters {
+        if let Some(wasm) = filter.get("wasm") {
+            module(source, wasm, problems);
+        }
+    }
+    for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
+        weights(key, endpoints, problems);
+    }
+}
+
+/// Checks that need the defaults of the model, for a file that has no errors.
+pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    for (i, cluster) in config.clusters.iter().enumerate() {
+        let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
+        if per_try.0 > whole {
+            let pointer = format!("/clusters/{i}/retry/per_try_timeout");
+            let message = format!(
+                "`per_try_timeout` ({per_try}) is longer than the cluster's `request_timeout` ({}) and has no effect",
+                cluster.request_timeout
+            );
+            warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
+        }
+    }
+}
+
+/// The names of a section.
+struct Names<'n> {
+    kind: &'static str,
+    first: HashMap<&'n str, Span>,
+    /// Every entry has a name. If one has none, that is reported elsewhere, and a name that is missing may be its.
+    complete: bool,
+}
+
+impl<'n> Names<'n> {
+    fn of(kind: &'static str, entries: &'n [Node], problems: &mut Vec<Diagnostic>) -> Self {
+        let mut names = Names { kind, first: HashMap::new(), complete: true };
+        for entry in entries {
+            let Some((node, name)) = entry.get("name").and_then(|node| Some((node, node.as_str()?))) else {
+                names.complete = false;
+                continue;
+            };
+            match names.first.get(name) {
+                Some(first) => {
+                    let twice = format!("there are two {kind}s named `{}`", clip(name));
+                    problems.push(Diagnostic::error(node.span, twice).note(*first, "the first one"));
+                }
+                None => _ = names.first.insert(name, node.span),
+            }
+        }
+        names
+    }
+
+    /// Checks that a name is one of these.
+    fn require(&self, node: &Node, problems: &mut Vec<Diagnostic>) {
+        let Some(name) = node.as_str() else { return };
+        if !self.complete || self.first.contains_key(name) {
+            return;
+        }
+        let mut known: Vec<&str> = self.first.keys().copied().collect();
+        known.sort_unstable();
+        let help = match did_you_mean(name, &known) {
+            Some(help) => help,
+            None if known.is_empty() => format!("there are no {}s in this file", self.kind),
+            None if known.len() == 1 => format!("the only {} is {}", self.kind, list(&known)),
+            None if known.len() > 20 => format!("add it to `{}s`", self.kind),
+            None => format!("the {}s are {}", self.kind, list(&known)),
+        };
+        problems
+            .push(Diagnostic::error(node.span, format!("there is no {} named `{}`", self.kind, clip(name))).help(help));
+    }
+}
+
+/// No two sockets can listen on the same address.
+fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
+    let mut taken: HashMap<SocketAddr, (Option<Span>, &str)> = HashMap::new();
+    let parse =
+        |node: Option<&Node>| node.and_then(|node| Some((node.span, node.as_str()?.parse::<SocketAddr>().ok()?)));
+    let admin = root.get("admin");
+    let enabled = admin.and_then(|admin| admin.get("enabled")).is_none_or(|e| e.to_json() != false);
+    let written = admin.and_then(|admin| admin.get("address"));
+    match (parse(written), written) {
+        (Some((span, address)), _) if enabled => _ = taken.insert(address, (Some(span), "the admin listener")),
+        (None, None) if enabled => _ = taken.insert(Admin::default().address, (None, "the admin listener")),
+        _ => {}
+    }
+    for listener in listeners {
+        let Some((span, address)) = parse(listener.get("address")) else { continue };
+        // Port 0 is another port each time.
+        if address.port() == 0 {
+            continue;
+        }
+        match taken.get(&address) {
+            None => _ = taken.insert(address, (Some(span), "another listener")),
+            Some((first, owner)) => {
+                let twice = Diagnostic::error(span, format!("`{address}` is already the address of {owner}"));
+                problems.push(match first {
+                    Some(first) => twice.note(*first, "here"),
+                    None => twice.help(
+                        "the admin listener has this address by default: give it another, or disable it".to_owned(),
+                    ),
+                });
+            }
+        }
+    }
+}
+
+/// The module of a filter is one of ours, or a file.
+fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(wasm) = node.as_str() else { return };
+    if let Some(name) = wasm.strip_prefix("builtin:") {
+        if !BUILTINS.contains(&name) {
+            let all = || format!("the filters that are built in are {}", list(&BUILTINS));
+            let help = did_you_mean(name, &BUILTINS).unwrap_or_else(all);
+            let message = format!("there is no filter `{}` built in", clip(name));
+            problems.push(Diagnostic::error(node.span, message).help(help));
+        }
+        return;
+    }
+    let path = source.resolve(wasm);
+    let message = match std::fs::metadata(&path) {
+        _ if wasm.is_empty() => "this must not be empty".to_owned(),
+        Ok(meta) if meta.is_file() => return,
+        Ok(_) => format!("`{}` is not a file", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("there is no file `{}`", path.display()),
+        Err(error) => format!("cannot read `{}`: {error}", path.display()),
+    };
+    let help = BUILTINS.contains(&wasm).then(|| format!("for the filter that is built in, write `builtin:{wasm}`"));
+    problems.push(Diagnostic::error(source.first_line(node.span), message).help(help));
+}
+
+/// A cluster without endpoints is one that is not served at the moment; one whose endpoints all have no share is an error.
+fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
+    let none = |endpoint: &Node| endpoint.get("weight").is_some_and(|weight| weight.to_json() == 0);
+    if !endpoints.items().is_empty() && endpoints.items().iter().all(none) {
+        problems.push(
+            Diagnostic::error(key.span, "the weights of all endpoints are 0")
+                .help("give at least one of them a weight, or leave `weight` out for 1".to_owned()),
+        );
+    }
+}

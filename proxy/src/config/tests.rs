@@ -1,0 +1,197 @@
+//! Whole files: what is said about bad ones, that good ones mean the same in each format, and that nothing panics.
+//!
+//! `tests/bad` holds files and, under the same name with `.txt`, what is reported about them. With `UPDATE=1` the tests
+//! write those instead of comparing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::*;
+
+fn dir(name: &str) -> PathBuf {
+    Path::new(file!()).with_extension("").join(name)
+}
+
+/// `file!()` is relative to the directory that the compiler ran in, which is not the one that tests run in.
+fn find(name: &str) -> PathBuf {
+    let file = dir(name);
+    let mut roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    roots.find_map(|root| Some(root.join(&file)).filter(|path| path.exists())).unwrap_or(file)
+}
+
+fn loader() -> Loader<'static> {
+    let env = |name: &str| match name {
+        "WORD" => Some("many".to_owned()),
+        "WHO" => Some("you".to_owned()),
+        _ => None,
+    };
+    let access_log = |format: &str| match format.contains("%nope%") {
+        true => Err("there is no field `nope`".to_owned()),
+        false => Ok(()),
+    };
+    Loader::default().env(env).access_log(access_log)
+}
+
+fn files(name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(find(name)).expect("the directory of test files");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a test file").path()).collect();
+    files.retain(|path| Format::of(path).is_some());
+    files.sort();
+    files
+}
+
+fn parse_file(path: &Path) -> Result<Loaded, Diagnostics> {
+    let name = format!("conf/{}", path.file_name().unwrap_or_default().display());
+    let text = fs::read_to_string(path).expect("a readable test file");
+    loader().parse(&name, &text, Format::of(path).expect("a known format"))
+}
+
+#[test]
+fn bad_files_are_explained() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for path in files("bad") {
+        seen += 1;
+        let Err(diagnostics) = parse_file(&path) else {
+            wrong.push(format!("{}: no error", path.display()));
+            continue;
+        };
+        let actual = diagnostics.render(false) + "\n";
+        let expected = PathBuf::from(format!("{}.txt", path.display()));
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&expected, &actual).expect("a writable directory");
+        } else if fs::read_to_string(&expected).unwrap_or_default() != actual {
+            wrong.push(format!("{}:\n{actual}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "not as expected (UPDATE=1 accepts this):\n\n{}", wrong.join("\n"));
+    assert!(seen >= 30, "{seen}");
+}
+
+#[test]
+fn good_files_mean_the_same_in_each_format() {
+    let configs: Vec<_> = files("good")
+        .iter()
+        .map(|path| {
+            let loaded = parse_file(path).unwrap_or_else(|e| panic!("{}", e.render(false)));
+            assert!(loaded.warnings.is_empty());
+            serde_json::to_value(&loaded.config).expect("a configuration")
+        })
+        .collect();
+    assert_eq!(configs.len(), 3);
+    assert_eq!(configs[0], configs[1]);
+    assert_eq!(configs[0], configs[2]);
+    assert_eq!(configs[0]["workers"], 2);
+    assert_eq!(configs[0]["filters"][0]["config"]["rules"][0]["price"], "$5 for you");
+    // What is written out can be read again.
+    assert!(loader().parse("out.json", &configs[0].to_string(), Format::Json).is_ok());
+}
+
+const MINIMAL: &str = "listeners: [{name: web, address: '127.0.0.1:8080'}]\n";
+
+#[test]
+fn the_hash_is_of_what_is_said() {
+    let hash = |text: &str| loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}")).hash();
+    assert_eq!(hash(MINIMAL), "f003f465ace9dc98");
+    assert_eq!(hash(MINIMAL), hash(&format!("# a comment\n{MINIMAL}\n")));
+    assert_ne!(hash(MINIMAL), hash(&format!("{MINIMAL}workers: 3\n")));
+    assert_eq!(hash(&format!("{MINIMAL}workers: ${{W:-3}}\n")), hash(&format!("{MINIMAL}workers: 3\n")));
+}
+
+#[test]
+fn a_try_longer_than_all_tries_is_a_warning() {
+    let text =
+        format!("{MINIMAL}clusters:\n  - name: a\n    request_timeout: 1s\n    retry: {{per_try_timeout: 2s}}\n");
+    let loaded = loader().parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        loaded.warnings.to_string(),
+        "x.yaml:5:30: warning: `per_try_timeout` (2s) is longer than the cluster's `request_timeout` (1s) and has no effect"
+    );
+    assert!(!loaded.warnings.has_errors());
+}
+
+#[test]
+fn later_stages_can_point_into_the_file() {
+    let path = find("good/full.toml");
+    let loaded = parse_file(&path).unwrap_or_else(|e| panic!("{e}"));
+    let help = Some("write a prefix".to_owned());
+    let error = loaded.source.diagnostic_in("/filters/0/config", "rules[0].match.path", "not a path", help);
+    let later = Diagnostics::new(loaded.source.clone(), vec![error]);
+    assert_eq!(later.to_string(), "conf/full.toml:33:18: error: not a path (write a prefix)");
+    assert_eq!(
+        later.to_json(),
+        serde_json::json!([{
+            "file": "conf/full.toml", "severity": "error", "message": "not a path", "help": "write a prefix",
+            "line": 33, "column": 18,
+        }])
+    );
+    assert!(later.render(true).contains('\u{1b}'));
+    assert!(!loaded.source.locate("/filters/0/config", "rules[9]").exact);
+}
+
+#[test]
+fn files_are_read() {
+    let dir = std::env::temp_dir().join(format!("tollgate-config-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a directory");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        fs::write(&path, bytes).expect("a file");
+        load(&path)
+    };
+    let error = |result: Result<Loaded, Diagnostics>| match result {
+        Ok(_) => panic!("no error"),
+        Err(d) => d.to_string().replace(&format!("{}/", dir.display()), ""),
+    };
+    assert!(file("a.yaml", MINIMAL.as_bytes()).is_ok());
+    assert!(file("bom.YML", format!("\u{feff}{MINIMAL}").as_bytes()).is_ok());
+    assert!(file("f.wasm.yaml", b"x").is_err());
+    let filter = format!("{MINIMAL}filters: [{{name: f, wasm: a.yaml}}]\n");
+    assert!(file("relative.yaml", filter.as_bytes()).is_ok());
+    assert_eq!(
+        error(file("a.conf", b"")),
+        "a.conf: error: the name of the file does not say how it is written (name it .yaml, .yml, .json or .toml)"
+    );
+    assert_eq!(error(file("latin.yaml", b"a: 1\nb: gr\xfc\xdfe\n")), "latin.yaml:2:6: error: this is not UTF-8");
+    assert_eq!(
+        error(file("large.json", &vec![b' '; (16 << 20) + 1])),
+        "large.json: error: the file is larger than 16 MiB"
+    );
+    assert!(error(load(&dir.join("no.yaml"))).starts_with("no.yaml: error: cannot read the file: No such file"));
+    fs::remove_dir_all(&dir).expect("a directory that can be removed");
+}
+
+#[test]
+fn there_is_an_end_to_errors() {
+    let text = format!("[{}]", "{\"a\": 1},".repeat(500).trim_end_matches(','));
+    let text = format!("{{\"listeners\": {text}}}");
+    let Err(diagnostics) = parse("x.json", &text, Format::Json) else { panic!("no error") };
+    assert_eq!(diagnostics.len(), 100);
+    assert!(diagnostics.render(false).ends_with("... and 1400 more"), "{}", diagnostics.render(false));
+}
+
+/// Cuts and flips every file at every byte. Nothing may panic, and every error must be presentable.
+#[test]
+fn broken_files_are_no_more_than_errors() {
+    let check = |path: &Path, bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let format = Format::of(path).expect("a known format");
+        if let Err(diagnostics) = loader().parse("x", &text, format) {
+            assert!(diagnostics.has_errors());
+            assert!(!diagnostics.render(false).is_empty());
+            assert!(!diagnostics.to_string().is_empty());
+            assert!(diagnostics.to_json().is_array());
+        }
+    };
+    for path in files("good") {
+        let bytes = fs::read(&path).expect("a test file");
+        for at in 0..bytes.len() {
+            check(&path, &bytes[..at]);
+            let mut broken = bytes.clone();
+            for replacement in [bytes[at] ^ (1 << (at % 7)), b"{}[]\"':,-#&*!|>%@$\n\t \0"[at % 22]] {
+                broken[at] = replacement;
+                check(&path, &broken);
+            }
+        }
+    }
+}

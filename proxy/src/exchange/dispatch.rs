@@ -1,0 +1,279 @@
+//! Sends a request to an upstream: which endpoint, within what time, how often.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration, time::Instant};
+
+use http::{HeaderMap, Method, Response, StatusCode};
+use tollgate_abi::{doc::RetryOn, fast::flag};
+
+use super::{
+    FromUpstream, Site, Stop,
+    deadline::{Deadline, Passed},
+    mirror,
+    reply::Fault,
+    upload::Upload,
+};
+use crate::{
+    chain::{
+        Direction, Selected, Stream,
+        flow::{Outcome, interrupted},
+        route::RetryPolicy,
+    },
+    observe,
+    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard},
+};
+
+/// What counts as under way until the response has ended.
+pub(super) struct Guards {
+    _request: RequestGuard,
+    _endpoint: ActiveGuard,
+}
+
+/// How a try ended without a response that can be sent on.
+enum Missed {
+    Failed(FailureKind),
+    TimedOut(Passed),
+    Interrupted(Stop),
+}
+
+/// Sends the request by its route.
+pub(super) async fn run(site: &Rc<Site>, stream: &Rc<Stream>, selected: &Selected, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
+    let (route, cluster) = (&selected.route, &selected.cluster);
+    let fault = |fault: Fault| fault.into_stop(stream, 0);
+    let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
+    let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
+    if policy.is_some() {
+        upload.keep(site.buffered_body);
+    }
+    let total = route.timeout.unwrap_or(cluster.request_timeout);
+    let idle = route.idle_timeout.unwrap_or(site.timeouts.idle.bound());
+    let mut deadline = Deadline::new(stream, total, idle);
+    let mut fields = stream.state.borrow().request.fields.clone();
+    upload.fix_length(&mut fields);
+    if let Some((cluster, per_million)) = &route.mirror
+        && fastrand::u32(..1_000_000) < *per_million
+    {
+        mirror::start(site, cluster, &stream.state.borrow().request, fields.clone(), upload);
+    }
+
+    let mut tries = Tries::new(policy);
+    loop {
+        let endpoint = cluster.pick(selected.balance, &tries.tried).ok_or_else(|| fault(Fault::NoEndpoint))?;
+        let active = endpoint.start();
+        {
+            let mut state = stream.state.borrow_mut();
+            state.endpoint = Some(active.endpoint().address);
+            state.attempts += 1;
+        }
+        deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
+        let result = attempt(site, stream, cluster, active.endpoint(), upload, &fields, &mut deadline).await;
+        let reason = match &result {
+            Ok(response) => tries.reason_of_status(response.status()),
+            Err(missed) => tries.reason_of_failure(missed, stream),
+        };
+        if let Some(again) = reason
+            && let Some(retry) = tries.again(again, upload, cluster, stream)
+        {
+            tries.tried.push(active.endpoint().clone());
+            drop((result, active));
+            let wait = retry.wait;
+            if !wait.is_zero() {
+                pause(stream, wait, &mut deadline).await?;
+            }
+            continue;
+        }
+        return match result {
+            Ok(response) => {
+                deadline.end_try();
+                let (parts, body) = response.into_parts();
+                Ok(FromUpstream { parts, body, deadline, guards: Guards { _request: request_guard, _endpoint: active } })
+            }
+            Err(Missed::Interrupted(stop)) => Err(stop),
+            Err(Missed::TimedOut(passed)) => Err(fault(timed_out(passed, upload))),
+            Err(Missed::Failed(kind)) => {
+                tracing::debug!(cluster = &*cluster.name, endpoint = %active.endpoint().address, error = %chain_of(&kind), "no response");
+                Err(fault(failed(&kind, upload)))
+            }
+        };
+    }
+}
+
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text
+}
+
+fn timed_out(passed: Passed, upload: &Upload) -> Fault {
+    match passed {
+        Passed::Total => Fault::Timeout,
+        Passed::PerTry => Fault::PerTryTimeout,
+        Passed::Idle if upload.has_ended() => Fault::Idle,
+        Passed::Idle => Fault::SlowBody,
+    }
+}
+
+fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
+    match kind {
+        _ if upload.fault().is_some() => upload.fault().unwrap_or(Fault::BadBody),
+        FailureKind::Connect { timeout: true, .. } => Fault::ConnectTimeout,
+        FailureKind::Connect { .. } => Fault::ConnectFailure,
+        FailureKind::Protocol { .. } => Fault::Protocol,
+        FailureKind::RequestBody { .. } => Fault::BadBody,
+        FailureKind::Overflow => Fault::Overflow,
+        _ => Fault::Reset,
+    }
+}
+
+/// One try, ended by a response, a failure, a filter's word, or time.
+async fn attempt(
+    site: &Site,
+    stream: &Rc<Stream>,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    upload: &Rc<Upload>,
+    fields: &HeaderMap,
+    deadline: &mut Deadline,
+) -> Result<Response<PooledBody>, Missed> {
+    let head = {
+        let request = &stream.state.borrow().request;
+        crate::chain::RequestHead {
+            method: request.method.clone(),
+            path: request.path.clone(),
+            authority: request.authority.clone(),
+            scheme: request.scheme,
+            fields: fields.clone(),
+        }
+    };
+    let start = Instant::now();
+    let mut sending = pin!(site.pools.send(cluster, endpoint, head.into_request(upload.body())));
+    let result = poll_fn(|cx| {
+        // A fault of the upload comes first: it is the cause of what happens to the connection then.
+        if let Poll::Ready(result) = sending.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|Failure { kind, .. }| Missed::Failed(kind)));
+        }
+        match interrupted(stream) {
+            Some(Outcome::Reply(reply)) => return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(reply, 0)))),
+            Some(Outcome::Closed) => return Poll::Ready(Err(Missed::Interrupted(Stop::Closed))),
+            _ => stream.register(Direction::Response, cx),
+        }
+        deadline.poll(cx).map(|passed| Err(Missed::TimedOut(passed)))
+    });
+    let result = result.await;
+    if let Some(figures) = site.clusters.get(&cluster.name) {
+        let shard = observe::shard();
+        let class = result.as_ref().map_or(0, |r| usize::from(r.status().as_u16() / 100).min(5));
+        figures.responses[class].inc(shard);
+        if result.is_ok() {
+            figures.latency.observe(shard, start.elapsed().as_micros() as u64);
+        }
+    }
+    result
+}
+
+/// Waits before another try, unless the whole time is over first.
+async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline) -> Result<(), Stop> {
+    deadline.end_try();
+    let mut sleep = pin!(tokio::time::sleep(wait));
+    poll_fn(|cx| match sleep.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(Ok(())),
+        Poll::Pending => deadline.poll(cx).map(|_| Err(Fault::Timeout.into_stop(stream, 0))),
+    })
+    .await
+}
+
+/// The tries of one request.
+struct Tries<'p> {
+    policy: Option<&'p RetryPolicy>,
+    left: u32,
+    backoff: Backoff,
+    tried: Vec<Arc<Endpoint>>,
+    /// The one repetition that HTTP allows without asking anyone.
+    repeated: bool,
+    /// Held while retries are under way.
+    budget: Option<crate::upstream::RetryGuard>,
+}
+
+/// Another try, after a while.
+struct Again {
+    wait: Duration,
+}
+
+/// Why there might be another try.
+enum Reason {
+    /// A policy may want it.
+    Policy(&'static [RetryOn]),
+    /// The upstream has closed a connection that was idle until now: nobody's fault, and no retry by any policy (RFC 9112
+    /// section 9.3.1).
+    Stale,
+}
+
+impl<'p> Tries<'p> {
+    fn new(policy: Option<&'p RetryPolicy>) -> Tries<'p> {
+        let backoff = Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff));
+        Tries { policy, left: policy.map_or(0, |p| p.attempts), backoff, tried: Vec::new(), repeated: false, budget: None }
+    }
+
+    fn reason_of_status(&self, status: StatusCode) -> Option<Reason> {
+        Some(Reason::Policy(match status.as_u16() {
+            502..=504 => &[RetryOn::GatewayError, RetryOn::ServerError],
+            500..=599 => &[RetryOn::ServerError],
+            409 => &[RetryOn::Retriable4xx],
+            429 => &[RetryOn::RateLimited],
+            _ => return None,
+        }))
+    }
+
+    fn reason_of_failure(&self, missed: &Missed, stream: &Stream) -> Option<Reason> {
+        Some(match missed {
+            Missed::Failed(FailureKind::Connect { .. }) => {
+                Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
+            }
+            Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
+                if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
+            {
+                Reason::Stale
+            }
+            Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. }) | Missed::TimedOut(Passed::PerTry) => {
+                Reason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether there is another try, and after which wait.
+    fn again(&mut self, reason: Reason, upload: &Upload, cluster: &Cluster, stream: &Stream) -> Option<Again> {
+        if !upload.can_repeat() || upload.fault().is_some() {
+            return None;
+        }
+        let wanted = match reason {
+            Reason::Stale => {
+                self.repeated = true;
+                return Some(Again { wait: Duration::ZERO });
+            }
+            Reason::Policy(wanted) => wanted,
+        };
+        let policy = self.policy.filter(|p| wanted.iter().any(|w| p.on.contains(w)))?;
+        let allowed = self.left > 0 && {
+            // One place in the budget does for all retries of a request: they are never under way at the same time.
+            self.budget = self.budget.take().or_else(|| cluster.try_retry());
+            self.budget.is_some()
+        };
+        if !allowed {
+            if policy.attempts > 0 {
+                stream.flag(flag::RETRY_LIMIT);
+            }
+            return None;
+        }
+        self.left -= 1;
+        Some(Again { wait: self.backoff.next_wait() })
+    }
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}

@@ -1,0 +1,108 @@
+//! The end of a stream: filters are told, figures are counted, a line is logged. Whichever way it ends, this happens once,
+//! because it happens when the last holder of the stream lets go.
+
+use std::{cell::Cell, rc::Rc, time::Instant};
+
+use http::header;
+use tollgate_abi::fast::flag;
+
+use super::Site;
+use crate::{
+    chain::Stream,
+    observe::{self, Entry, access_log::Timings},
+};
+
+/// Settles a stream's accounts when dropped.
+pub(super) struct Ending {
+    site: Rc<Site>,
+    stream: Rc<Stream>,
+    /// The response's last byte has been handed over.
+    complete: Cell<bool>,
+}
+
+impl Ending {
+    pub(super) fn new(site: Rc<Site>, stream: Rc<Stream>) -> Ending {
+        site.figures.active.add(observe::shard(), 1);
+        Ending { site, stream, complete: Cell::new(false) }
+    }
+
+    pub(super) fn stream(&self) -> &Rc<Stream> {
+        &self.stream
+    }
+
+    /// Nothing of the response is left to be sent.
+    pub(super) fn complete(&self) {
+        self.complete.set(true);
+    }
+}
+
+fn micros(from: Instant, to: Instant) -> u64 {
+    to.saturating_duration_since(from).as_micros() as u64
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (site, stream) = (&self.site, &self.stream);
+        {
+            let mut state = stream.state.borrow_mut();
+            // Nobody but the client ends a stream without a word.
+            if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
+                state.flags |= flag::DOWNSTREAM_TERMINATED;
+            }
+        }
+        stream.end();
+        let state = stream.state.borrow();
+        let shard = observe::shard();
+        let status = state.response.as_ref().map_or(0, |r| r.status.as_u16());
+        let total = micros(stream.start, Instant::now());
+
+        let figures = &site.figures;
+        figures.active.sub(shard, 1);
+        figures.requests[usize::from(status / 100).min(5)].inc(shard);
+        figures.duration.observe(shard, total);
+        figures.bytes.iter().zip(state.bytes).for_each(|(counter, bytes)| counter.add(shard, bytes));
+        if state.flags != 0 {
+            figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+        }
+
+        let Some(log) = &site.access_log else { return };
+        let request = &state.request;
+        let text = |name: header::HeaderName| request.fields.get(name).map_or(&b""[..], |v| v.as_bytes());
+        let at = |instant: &Cell<Option<Instant>>| instant.get().map(|at| micros(stream.start, at));
+        let first_byte = at(&stream.times.response_start);
+        let route = state.route.as_ref();
+        let entry = Entry {
+            client: stream.client.ip(),
+            method: request.method.as_str(),
+            path: &stream.original_path,
+            normalised_path: &request.path,
+            authority: &request.authority,
+            protocol: "HTTP/1.1",
+            request_id: stream.request_id.as_bytes(),
+            status,
+            flags: state.flags,
+            details: &state.details,
+            request_bytes: state.bytes[0],
+            response_bytes: state.bytes[1],
+            timings: Timings {
+                total,
+                request_received: at(&stream.times.request_end),
+                chain_request: at(&stream.times.routed).unwrap_or(total),
+                upstream_connect: None,
+                upstream_first_byte: first_byte,
+                upstream_total: first_byte.map(|_| total),
+            },
+            route: route.map_or("", |r| &r.route.name),
+            cluster: route.map_or("", |r| &r.cluster.name),
+            endpoint: state.endpoint,
+            attempts: state.attempts,
+            user_agent: text(header::USER_AGENT),
+            referer: text(header::REFERER),
+            fields: &state.log_fields,
+            request_headers: log.format().request_headers().then_some(&request.fields),
+            response_headers: state.response.as_ref().filter(|_| log.format().response_headers()).map(|r| &r.fields),
+            ..Entry::new(stream.start_time, &site.name, stream.connection.peer)
+        };
+        log.log(shard, &entry);
+    }
+}

@@ -1,0 +1,110 @@
+//! A copy of a request for another cluster, whose response nobody waits for. It must never be felt by the request itself: a
+//! mirror that cannot keep up loses its copy.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+
+use super::{Site, upload::Upload};
+use crate::{
+    chain::RequestHead,
+    http::body::{Body, BodyError},
+    upstream::Cluster,
+};
+
+/// Parts of a body that a slow mirror may lag behind.
+const LAG: usize = 64;
+
+/// The upload's end of a mirrored body.
+pub(super) struct Tee(Option<mpsc::Sender<Result<Bytes, BodyError>>>);
+
+impl Tee {
+    /// Copies a part, or gives the mirror up if it lags too far behind.
+    pub(super) fn send(&mut self, data: Bytes) {
+        if let Some(sender) = &self.0
+            && sender.try_send(Ok(data)).is_err()
+        {
+            let _ = sender.try_send(Err(BodyError::Closed));
+            self.0 = None;
+        }
+    }
+
+    /// The body has ended.
+    pub(super) fn end(&mut self) {
+        if let Some(sender) = self.0.take() {
+            // Nothing at all would look the same as a body given up.
+            let _ = sender.try_send(Ok(Bytes::new()));
+        }
+    }
+}
+
+/// The mirror's end.
+struct Copy {
+    parts: mpsc::Receiver<Result<Bytes, BodyError>>,
+    whole: bool,
+}
+
+impl http_body::Body for Copy {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.whole {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match std::task::ready!(self.parts.poll_recv(cx)) {
+            Some(Ok(data)) if data.is_empty() => {
+                self.whole = true;
+                None
+            }
+            Some(part) => Some(part.map(Frame::data)),
+            None => Some(Err(BodyError::Closed)),
+        })
+    }
+}
+
+/// Sends a copy of the request.
+pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: &RequestHead, fields: HeaderMap, upload: &Upload) {
+    let body = match upload.is_empty() {
+        true => Body::Empty,
+        false => {
+            let (sender, parts) = mpsc::channel(LAG);
+            upload.set_tee(Tee(Some(sender)));
+            Body::stream(Copy { parts, whole: false })
+        }
+    };
+    let head = RequestHead { fields, ..head.clone() };
+    let (pools, cluster) = (site.pools.clone(), cluster.clone());
+    tokio::task::spawn_local(async move {
+        let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
+        let sent = tokio::time::timeout(limit, send(&pools, &cluster, head.into_request(body))).await;
+        if !matches!(sent, Ok(Some(()))) {
+            tracing::debug!(cluster = &*cluster.name, "a mirrored request had no response");
+        }
+    });
+}
+
+async fn send(pools: &crate::upstream::Pools<Body>, cluster: &Arc<Cluster>, request: Request<Body>) -> Option<()> {
+    let _under_way = cluster.try_request()?;
+    let endpoint = cluster.pick(None, &[])?.start();
+    let mut body = pools.send(cluster, endpoint.endpoint(), request).await.ok()?.into_body();
+    // Read to the end, so that the connection can be used again.
+    while !body.is_end_stream() {
+        match body.frame().await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return None,
+            None => break,
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,399 @@
+//! A response on its way to the client: past the filters, within its time.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use http_body::{Body as _, Frame, SizeHint};
+use tollgate_abi::fast::flag;
+
+use super::{
+    FromUpstream, Site,
+    deadline::Deadline,
+    dispatch::Guards,
+    ending::Ending,
+    is_bodiless,
+    reply::Fault,
+};
+use crate::{
+    chain::{
+        Direction, LocalReply, ResponseHead, Stream,
+        body::{BodyFlow, Frame as Passed},
+        flow::{HeadFlow, Outcome},
+    },
+    http::{
+        body::{Body, BodyError},
+        fields::{add_via, remove_hop_by_hop},
+    },
+    upstream::PooledBody,
+};
+
+/// Where a response's body comes from.
+enum Source {
+    Upstream(PooledBody),
+    Local(Option<Bytes>),
+}
+
+impl Source {
+    fn is_end(&self) -> bool {
+        match self {
+            Source::Upstream(body) => body.is_end_stream(),
+            Source::Local(data) => data.is_none(),
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Source::Upstream(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Upstream),
+            Source::Local(data) => Poll::Ready(data.take().map(|data| Ok(Frame::data(data)))),
+        }
+    }
+}
+
+/// Sends an upstream's response on.
+pub(super) async fn from_upstream(site: &Rc<Site>, ending: Ending, from: FromUpstream, head_only: bool) -> Response<Body> {
+    let FromUpstream { parts, body, deadline, guards } = from;
+    let stream = ending.stream().clone();
+    stream.times.response_start.set(Some(std::time::Instant::now()));
+    stream.touch();
+    let mut head = ResponseHead { status: parts.status, fields: parts.headers };
+    remove_hop_by_hop(&mut head.fields);
+    if let Some(selected) = &stream.state.borrow().route {
+        selected.route.response_headers.apply(&mut head.fields);
+    }
+    let pending = Pending { site, ending, head_only, deadline: Some(deadline), guards: Some(guards) };
+    pending.send(head, Source::Upstream(body), HeadFlow::new(&stream, Direction::Response)).await
+}
+
+/// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
+pub(super) async fn local(site: &Rc<Site>, ending: Ending, reply: LocalReply, seen: usize, head_only: bool) -> Response<Body> {
+    let stream = ending.stream().clone();
+    let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
+    let (head, source) = taken_apart(&stream, reply);
+    let pending = Pending { site, ending, head_only, deadline: None, guards: None };
+    pending.send(head, source, HeadFlow::reply(&stream, skip)).await
+}
+
+/// Ends a stream that a filter has closed. HTTP/1.1 knows no way to say nothing, so the connection is closed by a body that
+/// fails.
+pub(super) fn closed(ending: Ending) -> Response<Body> {
+    ending.stream().flag(flag::LOCAL_REPLY);
+    ending.stream().state.borrow_mut().details = "closed_by_filter".into();
+    let mut response = Response::new(Body::stream(Failing));
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    ending.stream().state.borrow_mut().response = Some(ResponseHead { status: StatusCode::BAD_GATEWAY, ..ResponseHead::default() });
+    ending.complete();
+    response
+}
+
+struct Failing;
+
+impl http_body::Body for Failing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(Some(Err(BodyError::Closed)))
+    }
+}
+
+fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
+    stream.state.borrow_mut().details = reply.details;
+    let source = Source::Local((!reply.body.is_empty()).then_some(reply.body));
+    (ResponseHead { status: reply.status, fields: reply.fields }, source)
+}
+
+/// A response that is about to be sent.
+struct Pending<'s> {
+    site: &'s Rc<Site>,
+    ending: Ending,
+    head_only: bool,
+    deadline: Option<Deadline>,
+    guards: Option<Guards>,
+}
+
+impl Pending<'_> {
+    async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Response<Body> {
+        let stream = self.ending.stream().clone();
+        let mut body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
+        // A filter that answers instead, and one that fails, put another response in this one's place.
+        loop {
+            let bodiless = is_bodiless(head.status, self.head_only) || source.is_end();
+            stream.state.borrow_mut().response = Some(head);
+            if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await {
+                self.guards = None;
+                self.deadline = None;
+                body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
+                flow = HeadFlow::reply(&stream, flow.seen());
+                (head, source) = taken_apart(&stream, reply);
+                continue;
+            }
+            break;
+        }
+        let (status, mut fields) = {
+            let mut state = stream.state.borrow_mut();
+            let eventual = std::mem::take(&mut state.eventual);
+            // The filters' own word stays: the access log shows it.
+            let response = state.response.get_or_insert_default();
+            eventual.into_iter().for_each(|(name, value)| {
+                response.fields.append(name, value);
+            });
+            (response.status, response.fields.clone())
+        };
+        add_via(&mut fields, self.site.via.as_ref());
+        let bodiless = is_bodiless(status, self.head_only);
+        let filtered = !bodiless && stream.chain.wants_body(Direction::Response);
+        let body = ResponseBody {
+            promised: None,
+            sent: 0,
+            filtered,
+            drained: source.is_end(),
+            flow: body_flow,
+            source,
+            deadline: self.deadline,
+            _guards: self.guards,
+            ending: self.ending,
+            over: false,
+        };
+        body.into_response(status, fields, bodiless).await
+    }
+
+    /// Moves the head past the filters. A response, if one takes this one's place.
+    async fn past_filters(
+        &mut self,
+        stream: &Rc<Stream>,
+        flow: &mut HeadFlow,
+        body: &mut BodyFlow,
+        source: &mut Source,
+        bodiless: bool,
+    ) -> Option<LocalReply> {
+        let outcome = poll_fn(|cx| {
+            loop {
+                let held = flow.held_by();
+                let progress = flow.poll(stream, bodiless, cx);
+                if let Some(nth) = held
+                    && flow.held_by() != held
+                    && let Err(e) = body.release(stream, nth, flow.held_by())
+                {
+                    return Poll::Ready(Err(response_fault(e)));
+                }
+                if let Poll::Ready(outcome) = progress {
+                    return Poll::Ready(Ok(outcome));
+                }
+                let Some(nth) = flow.held_by() else { return Poll::Pending };
+                if !bodiless && flow.feeds_body(stream) && !body.has_ended() {
+                    match poll_into(stream, source, body, Some(nth), cx) {
+                        Poll::Ready(Ok(true)) => {
+                            flow.release();
+                            if let Err(e) = body.release(stream, nth, None) {
+                                return Poll::Ready(Err(response_fault(e)));
+                            }
+                            continue;
+                        }
+                        Poll::Ready(Ok(false)) => continue,
+                        Poll::Ready(Err(BodyError::Filter(e))) => return Poll::Ready(Err(response_fault(e))),
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Reset)),
+                        Poll::Pending => {}
+                    }
+                }
+                return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
+                    Poll::Ready(_) => Poll::Ready(Err(Fault::Timeout)),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+        });
+        match outcome.await {
+            Ok(Outcome::Done) => None,
+            Ok(Outcome::Reply(reply)) => Some(reply),
+            // What has come from upstream is thrown away with its connection.
+            Ok(Outcome::Closed) => Some(Fault::FilterFailed.reply(stream)),
+            Err(fault) => Some(fault.reply(stream)),
+        }
+    }
+}
+
+fn response_fault(stopped: crate::chain::body::Stopped) -> Fault {
+    match stopped {
+        crate::chain::body::Stopped::TooLarge => Fault::ResponseTooLarge,
+        crate::chain::body::Stopped::FilterFailed => Fault::FilterFailed,
+    }
+}
+
+/// Moves one part of a body into the filters. Whether the filter that holds the head lets it go.
+fn poll_into(
+    stream: &Rc<Stream>,
+    source: &mut Source,
+    flow: &mut BodyFlow,
+    until: Option<usize>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<bool, BodyError>> {
+    flow.resume(stream, until)?;
+    if flow.has_ended() || (until.is_none() && flow.is_ready()) {
+        return Poll::Ready(Ok(false));
+    }
+    let frame = match source.poll_frame(cx) {
+        Poll::Pending => {
+            stream.register(Direction::Response, cx);
+            return Poll::Pending;
+        }
+        Poll::Ready(frame) => frame,
+    };
+    stream.touch();
+    Poll::Ready(match frame {
+        None => flow.data(stream, Bytes::new(), true, until).map_err(BodyError::from),
+        Some(frame) => match frame?.into_data() {
+            Ok(data) => flow.data(stream, data, source.is_end(), until).map_err(BodyError::from),
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                flow.trailers(stream, trailers, until).map(|()| false).map_err(BodyError::from)
+            }
+        },
+    })
+}
+
+/// A response's body.
+struct ResponseBody {
+    source: Source,
+    /// The source has given everything.
+    drained: bool,
+    flow: BodyFlow,
+    filtered: bool,
+    /// The length that the head has promised.
+    promised: Option<u64>,
+    sent: u64,
+    deadline: Option<Deadline>,
+    _guards: Option<Guards>,
+    over: bool,
+    ending: Ending,
+}
+
+impl ResponseBody {
+    async fn into_response(mut self, status: StatusCode, mut fields: http::HeaderMap, bodiless: bool) -> Response<Body> {
+        if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
+            // Wait for the first part, so that the head can tell the truth about the length.
+            poll_fn(|cx| self.poll_prime(cx)).await;
+            let (came, went) = self.flow.lengths();
+            let stream = self.ending.stream();
+            if self.flow.has_ended() {
+                fields.insert(header::CONTENT_LENGTH, went.into());
+            } else if came != went || stream.chain.changes_body(Direction::Response) {
+                fields.remove(header::CONTENT_LENGTH);
+            }
+            let promised = fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+            self.promised = promised;
+        } else if let (Source::Local(data), false, false) = (&self.source, self.filtered, bodiless) {
+            fields.insert(header::CONTENT_LENGTH, data.as_ref().map_or(0, |d| d.len() as u64).into());
+        }
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = status;
+        *response.headers_mut() = fields;
+        let over = bodiless || (!self.filtered && self.source.is_end()) || self.flow.is_over();
+        if over {
+            self.ending.complete();
+        }
+        // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
+        *response.body_mut() = if over { Body::Empty } else { Body::stream(self) };
+        response
+    }
+
+    fn poll_prime(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.flow.is_ready() && !self.flow.has_ended() {
+            let moved = poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx);
+            match moved {
+                Poll::Ready(Ok(_)) => {}
+                // The body itself will say so again.
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.filtered {
+            let frame = ready!(self.source.poll_frame(cx));
+            self.ending.stream().touch();
+            self.drained = self.source.is_end();
+            return Poll::Ready(frame);
+        }
+        loop {
+            match self.flow.pop() {
+                Some(Passed::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Some(Passed::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                None if self.flow.has_ended() => return Poll::Ready(None),
+                None => {}
+            }
+            ready!(poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx))?;
+        }
+    }
+
+    fn fail(&mut self, error: &BodyError) {
+        self.over = true;
+        self.ending.stream().flag(match error {
+            BodyError::Timeout => flag::UPSTREAM_TIMEOUT,
+            BodyError::Filter(_) | BodyError::Length | BodyError::Closed => flag::FILTER_FAILED,
+            _ => flag::UPSTREAM_TERMINATED,
+        });
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let me = self.get_mut();
+        if me.over {
+            return Poll::Ready(None);
+        }
+        let frame = match me.poll_through(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => match me.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(_) => Some(Err(BodyError::Timeout)),
+            },
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    me.sent += data.len() as u64;
+                    me.ending.stream().state.borrow_mut().bytes[Direction::Response as usize] += data.len() as u64;
+                }
+                if me.promised.is_some_and(|promised| me.sent > promised) {
+                    me.fail(&BodyError::Length);
+                    return Poll::Ready(Some(Err(BodyError::Length)));
+                }
+                if me.is_end_stream() {
+                    me.ending.complete();
+                }
+            }
+            Some(Err(error)) => me.fail(error),
+            None if me.promised.is_some_and(|promised| me.sent != promised) => {
+                me.fail(&BodyError::Length);
+                return Poll::Ready(Some(Err(BodyError::Length)));
+            }
+            None => {
+                me.over = true;
+                me.ending.complete();
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || if self.filtered { self.flow.is_over() } else { self.drained }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Upstream(body) if !self.filtered => body.size_hint(),
+            _ => SizeHint::default(),
+        }
+    }
+}

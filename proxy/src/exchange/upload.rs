@@ -1,0 +1,344 @@
+//! A request's body on its way to the upstream: past the filters, kept for a retry as long as that is small, copied to a
+//! mirror.
+//!
+//! The upload outlives the tries: each try reads it through an [`UploadBody`] of its own, which gives first what earlier
+//! tries have read.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{Site, mirror::Tee, reply::Fault};
+use crate::{
+    chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
+    http::body::{Body, BodyError},
+};
+
+/// A request's body.
+pub(super) struct Upload {
+    stream: Rc<Stream>,
+    /// There is no body, so nothing of what follows matters.
+    empty: bool,
+    filtered: bool,
+    idle_timeout: Option<Duration>,
+    source: RefCell<Source>,
+    kept: RefCell<Kept>,
+    /// Why it ended early, if it did.
+    fault: Cell<Option<Fault>>,
+    ended: Cell<bool>,
+    tee: RefCell<Option<Tee>>,
+}
+
+struct Source {
+    incoming: Incoming,
+    /// hyper has given everything.
+    drained: bool,
+    flow: BodyFlow,
+}
+
+/// What has been read, for another try.
+struct Kept {
+    frames: Vec<Sent>,
+    bytes: usize,
+    limit: usize,
+    /// Not everything is kept.
+    lost: bool,
+}
+
+#[derive(Clone)]
+enum Sent {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Sent {
+    fn frame(self) -> Frame<Bytes> {
+        match self {
+            Sent::Data(data) => Frame::data(data),
+            Sent::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+impl Upload {
+    pub(super) fn new(site: &Site, stream: &Rc<Stream>, incoming: Incoming) -> Rc<Upload> {
+        let empty = incoming.is_end_stream();
+        if empty {
+            stream.times.request_end.set(Some(stream.start));
+        }
+        let flow = BodyFlow::new(stream, Direction::Request, site.buffered_body);
+        Rc::new(Upload {
+            stream: stream.clone(),
+            empty,
+            filtered: !empty && stream.chain.wants_body(Direction::Request),
+            idle_timeout: site.timeouts.idle.bound(),
+            source: RefCell::new(Source { incoming, drained: empty, flow }),
+            kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
+            fault: Cell::new(None),
+            ended: Cell::new(empty),
+            tee: RefCell::new(None),
+        })
+    }
+
+    /// Whether there is no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    /// Whether filters see the body.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.filtered
+    }
+
+    /// Whether the last byte has been read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout
+    }
+
+    /// Why it ended early.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault.get()
+    }
+
+    /// Keeps up to this many bytes for another try.
+    pub(super) fn keep(&self, limit: usize) {
+        let mut kept = self.kept.borrow_mut();
+        (kept.limit, kept.lost) = (limit, false);
+    }
+
+    /// Whether another try could send the same body.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.empty || !self.kept.borrow().lost
+    }
+
+    /// Copies what is read from now on.
+    pub(super) fn set_tee(&self, tee: Tee) {
+        *self.tee.borrow_mut() = Some(tee);
+    }
+
+    /// The body for a try. `first`: nothing has been read by another one, so nothing need be kept to make it whole.
+    pub(super) fn body(self: &Rc<Self>) -> Body {
+        if self.empty { Body::Empty } else { Body::stream(UploadBody { upload: self.clone(), at: 0 }) }
+    }
+
+    /// The value for `Content-Length`, if it can still be promised: as it came if no filter can change it; else what it has
+    /// become, if all of it is through, and nothing if it has changed already.
+    pub(super) fn fix_length(&self, fields: &mut HeaderMap) {
+        if self.empty {
+            return;
+        }
+        if !self.filtered || !fields.contains_key(header::CONTENT_LENGTH) {
+            return;
+        }
+        let source = self.source.borrow();
+        let (came, went) = source.flow.lengths();
+        if source.flow.has_ended() {
+            fields.insert(header::CONTENT_LENGTH, went.into());
+        } else if came != went || self.stream.chain.changes_body(Direction::Request) {
+            fields.remove(header::CONTENT_LENGTH);
+        }
+    }
+
+    /// Waits until a first part is through the filters, or everything is, or nothing more will be.
+    pub(super) async fn prime(&self) {
+        std::future::poll_fn(|cx| {
+            let mut source = self.source.borrow_mut();
+            loop {
+                if source.flow.is_ready() || source.flow.has_ended() || self.fault.get().is_some() {
+                    return Poll::Ready(());
+                }
+                if crate::chain::flow::is_interrupted(&self.stream) {
+                    return Poll::Ready(());
+                }
+                match self.poll_flow(&mut source, None, cx) {
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Lets go what the filter `nth` holds, now that it has let the head go.
+    pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), Fault> {
+        let mut source = self.source.borrow_mut();
+        source.flow.release(&self.stream, nth, until).map_err(Fault::from)
+    }
+
+    /// Shows the next part to a filter that holds the head. Whether that filter lets the head go.
+    pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, Fault>> {
+        let mut source = self.source.borrow_mut();
+        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.fault.get().unwrap_or(Fault::BadBody))
+    }
+
+    /// Moves one part from the client into the filters.
+    fn poll_flow(&self, source: &mut Source, until: Option<usize>, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+        let Source { incoming, drained, flow } = source;
+        flow.resume(&self.stream, until).map_err(|e| self.fail(e.into(), e.into()))?;
+        if *drained || (until.is_none() && flow.is_ready()) {
+            self.stream.register(Direction::Request, cx);
+            return if flow.is_ready() || flow.has_ended() { Poll::Ready(Ok(false)) } else { Poll::Pending };
+        }
+        let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Pending => {
+                // A filter may resume what it holds before more comes.
+                self.stream.register(Direction::Request, cx);
+                return Poll::Pending;
+            }
+            Poll::Ready(frame) => frame,
+        };
+        self.stream.touch();
+        let moved = match frame {
+            None => {
+                *drained = true;
+                self.request_ended();
+                if flow.has_ended() { Ok(false) } else { flow.data(&self.stream, Bytes::new(), true, until) }
+            }
+            Some(Err(e)) => return Poll::Ready(Err(self.fail(Fault::BadBody, BodyError::Downstream(e)))),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.count(data.len());
+                    let end = incoming.is_end_stream();
+                    if end {
+                        *drained = true;
+                        self.request_ended();
+                    }
+                    flow.data(&self.stream, data, end, until)
+                }
+                Err(frame) => {
+                    *drained = true;
+                    self.request_ended();
+                    flow.trailers(&self.stream, frame.into_trailers().unwrap_or_default(), until).map(|()| false)
+                }
+            },
+        };
+        Poll::Ready(moved.map_err(|e| self.fail(e.into(), e.into())))
+    }
+
+    fn count(&self, bytes: usize) {
+        self.stream.state.borrow_mut().bytes[Direction::Request as usize] += bytes as u64;
+    }
+
+    fn request_ended(&self) {
+        if self.stream.times.request_end.get().is_none() {
+            self.stream.times.request_end.set(Some(Instant::now()));
+            // The time for the response begins now.
+            self.stream.wake();
+        }
+    }
+
+    fn fail(&self, fault: Fault, error: BodyError) -> BodyError {
+        self.fault.set(Some(fault));
+        self.stream.wake();
+        error
+    }
+
+    /// The next frame from the client, through the filters.
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Sent, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        if !self.filtered {
+            let frame = ready!(Pin::new(&mut source.incoming).poll_frame(cx));
+            self.stream.touch();
+            return Poll::Ready(match frame {
+                None => {
+                    self.request_ended();
+                    None
+                }
+                Some(Err(e)) => Some(Err(self.fail(Fault::BadBody, BodyError::Downstream(e)))),
+                Some(Ok(frame)) => Some(Ok(match frame.into_data() {
+                    Ok(data) => {
+                        self.count(data.len());
+                        if source.incoming.is_end_stream() {
+                            self.request_ended();
+                        }
+                        Sent::Data(data)
+                    }
+                    Err(frame) => {
+                        self.request_ended();
+                        Sent::Trailers(frame.into_trailers().unwrap_or_default())
+                    }
+                })),
+            });
+        }
+        loop {
+            match source.flow.pop() {
+                Some(Passed::Data(data)) => return Poll::Ready(Some(Ok(Sent::Data(data)))),
+                Some(Passed::Trailers(trailers)) => return Poll::Ready(Some(Ok(Sent::Trailers(trailers)))),
+                None if source.flow.has_ended() => return Poll::Ready(None),
+                None => {}
+            }
+            ready!(self.poll_flow(&mut source, None, cx))?;
+        }
+    }
+}
+
+/// The body of one try.
+struct UploadBody {
+    upload: Rc<Upload>,
+    /// How many of the kept frames it has given.
+    at: usize,
+}
+
+impl http_body::Body for UploadBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let upload = self.upload.clone();
+        let earlier = upload.kept.borrow().frames.get(self.at).cloned();
+        if let Some(sent) = earlier {
+            self.at += 1;
+            return Poll::Ready(Some(Ok(sent.frame())));
+        }
+        if upload.ended.get() {
+            return Poll::Ready(None);
+        }
+        let next = ready!(upload.poll_next(cx));
+        if let Some(tee) = upload.tee.borrow_mut().as_mut() {
+            match &next {
+                Some(Ok(Sent::Data(data))) => tee.send(data.clone()),
+                None => tee.end(),
+                _ => {}
+            }
+        }
+        let Some(sent) = next.transpose()? else {
+            upload.ended.set(true);
+            return Poll::Ready(None);
+        };
+        let mut kept = upload.kept.borrow_mut();
+        if !kept.lost {
+            kept.bytes += if let Sent::Data(data) = &sent { data.len() } else { 0 };
+            if kept.bytes > kept.limit {
+                kept.lost = true;
+                kept.frames = Vec::new();
+            } else {
+                kept.frames.push(sent.clone());
+                self.at += 1;
+            }
+        }
+        Poll::Ready(Some(Ok(sent.frame())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.upload.ended.get() && self.at >= self.upload.kept.borrow().frames.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // The head says what the length is; hyper holds the body to it.
+        SizeHint::default()
+    }
+}

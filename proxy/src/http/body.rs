@@ -1,0 +1,106 @@
+//! Bodies that the proxy sends: of requests to upstreams, of responses to clients.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+
+use crate::chain::body::Stopped;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client's body could not be read.
+    #[error("the client's request body could not be read")]
+    Downstream(#[source] hyper::Error),
+    /// The upstream's body could not be read.
+    #[error("the upstream's response body could not be read")]
+    Upstream(#[source] hyper::Error),
+    /// A filter is in the way.
+    #[error(transparent)]
+    Filter(#[from] Stopped),
+    /// A filter has changed the length of a body whose length had been announced already.
+    #[error("a filter changed the body's length after its head was sent")]
+    Length,
+    /// Time is over.
+    #[error("the time for the body is over")]
+    Timeout,
+    /// A filter has ended the stream, or somebody else has no more use for it.
+    #[error("the stream was ended")]
+    Closed,
+}
+
+/// A body of any origin.
+#[derive(Default)]
+pub enum Body {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// All of it, and perhaps trailers.
+    Full {
+        /// The data, until it is sent.
+        data: Option<Bytes>,
+        /// The trailers, until they are sent.
+        trailers: Option<HeaderMap>,
+    },
+    /// As it comes.
+    Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
+}
+
+impl Body {
+    /// A body that is there as a whole.
+    pub fn full(data: Bytes) -> Body {
+        Body::full_with_trailers(data, HeaderMap::new())
+    }
+
+    /// A body that is there as a whole, with trailers.
+    pub fn full_with_trailers(data: Bytes, trailers: HeaderMap) -> Body {
+        match (data.is_empty(), trailers.is_empty()) {
+            (true, true) => Body::Empty,
+            (empty, none) => Body::Full { data: (!empty).then_some(data), trailers: (!none).then_some(trailers) },
+        }
+    }
+
+    /// A body that comes bit by bit.
+    pub fn stream(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Body {
+        Body::Stream(Box::pin(body))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Body::Empty => Poll::Ready(None),
+            Body::Full { data, trailers } => {
+                let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
+                Poll::Ready(frame.map(Ok))
+            }
+            Body::Stream(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Full { data, trailers } => data.is_none() && trailers.is_none(),
+            Body::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Empty => SizeHint::with_exact(0),
+            // With trailers the length must not be announced: they need chunks.
+            Body::Full { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
+            Body::Full { .. } => SizeHint::default(),
+            Body::Stream(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What is known of a request when it has ended: the material of an access log line. All of it is borrowed; a line is
+//! formatted at once, by the worker that served the request.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
+
+use http::HeaderMap;
+
+/// One request. What came from the client is bytes, because it need not be UTF-8; what is empty counts as missing.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// When its first byte came.
+    pub start: SystemTime,
+    /// The listener's name.
+    pub listener: &'a str,
+    /// The other end of the connection.
+    pub peer: SocketAddr,
+    /// The client, as far as `X-Forwarded-For` is trusted.
+    pub client: IpAddr,
+    /// The method.
+    pub method: &'a str,
+    /// The path and query as they were received.
+    pub path: &'a [u8],
+    /// The path and query as filters and upstreams saw them.
+    pub normalised_path: &'a [u8],
+    /// The host asked for.
+    pub authority: &'a [u8],
+    /// The client's version of HTTP, such as `HTTP/1.1`.
+    pub protocol: &'a str,
+    /// The request's id.
+    pub request_id: &'a [u8],
+    /// The response's status; 0 if none was sent.
+    pub status: u16,
+    /// [`flag`](tollgate_abi::fast::flag) bits.
+    pub flags: u32,
+    /// Why the proxy or a filter answered.
+    pub details: &'a str,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the response's body.
+    pub response_bytes: u64,
+    /// What took how long.
+    pub timings: Timings,
+    /// The route's name.
+    pub route: &'a str,
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// The endpoint that the last try went to.
+    pub endpoint: Option<SocketAddr>,
+    /// How often an upstream was tried.
+    pub attempts: u32,
+    /// The `User-Agent`.
+    pub user_agent: &'a [u8],
+    /// The `Referer`.
+    pub referer: &'a [u8],
+    /// The request's headers, if the format [wants](super::Format::request_headers) them.
+    pub request_headers: Option<&'a HeaderMap>,
+    /// The response's headers, if the format [wants](super::Format::response_headers) them.
+    pub response_headers: Option<&'a HeaderMap>,
+    /// What filters added.
+    pub fields: &'a [(String, String)],
+}
+
+/// What took how long, in microseconds; all but the time in filters from the request's first byte.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// To the response's last byte.
+    pub total: u64,
+    /// To the request's last byte.
+    pub request_received: Option<u64>,
+    /// How long filters took over the request.
+    pub chain_request: u64,
+    /// To the moment when a connection to the upstream was there.
+    pub upstream_connect: Option<u64>,
+    /// To the first byte of the upstream's response.
+    pub upstream_first_byte: Option<u64>,
+    /// To the last byte of the upstream's response.
+    pub upstream_total: Option<u64>,
+}
+
+impl<'a> Entry<'a> {
+    /// An entry of which only this is known.
+    pub fn new(start: SystemTime, listener: &'a str, peer: SocketAddr) -> Self {
+        Entry {
+            start,
+            listener,
+            peer,
+            client: peer.ip(),
+            method: "",
+            path: b"",
+            normalised_path: b"",
+            authority: b"",
+            protocol: "",
+            request_id: b"",
+            status: 0,
+            flags: 0,
+            details: "",
+            request_bytes: 0,
+            response_bytes: 0,
+            timings: Timings::default(),
+            route: "",
+            cluster: "",
+            endpoint: None,
+            attempts: 0,
+            user_agent: b"",
+            referer: b"",
+            request_headers: None,
+            response_headers: None,
+            fields: &[],
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Access logs: a line for each request. The worker that served it formats the line into a buffer of its own; a thread
+//! writes the buffers, and a worker never waits for it.
+
+mod bench;
+mod encode;
+mod entry;
+mod fields;
+mod format;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod timestamp;
+mod writer;
+
+use std::{
+    io, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub use self::{
+    entry::{Entry, Timings},
+    fields::{FIELDS, Field},
+    format::{Format, FormatError},
+    writer::{LogWriter, StartError},
+};
+use self::{
+    sink::Sink,
+    writer::{Lines, Shared},
+};
+use super::metrics::{PerShard, Shard};
+use crate::config::model;
+
+/// A buffer of this size goes to the writer at once.
+const FULL: usize = 16 << 10;
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its format is wrong.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Its file could not be opened.
+    #[error("the access log `{to}` cannot be opened: {error}")]
+    Open {
+        /// The file.
+        to: String,
+        /// What went wrong.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// An open access log. Clones are the same log; when the last is dropped, what it holds is still written.
+#[derive(Debug, Clone)]
+pub struct AccessLog(Arc<Log>);
+
+#[derive(Debug)]
+struct Log {
+    format: Format,
+    sink: Arc<Sink>,
+    /// Behind locks, so that the writer can collect what a worker without traffic left behind. Nobody else comes near a
+    /// worker's lock, so taking it costs about as much as counting a request does.
+    buffers: PerShard<Mutex<Buffer>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    lines: u64,
+}
+
+impl AccessLog {
+    /// Opens a log as it was configured.
+    pub fn open(config: &model::AccessLog, writer: &LogWriter) -> Result<Self, OpenError> {
+        let format = Format::parse(&config.format)?;
+        let sink = Sink::open(&config.to).map_err(|error| OpenError::Open { to: config.to.clone(), error })?;
+        let shared = Arc::clone(&writer.shared);
+        let log = Arc::new(Log { format, sink: Arc::new(sink), buffers: PerShard::new(shared.shards), shared });
+        writer.shared.add(&log);
+        Ok(AccessLog(log))
+    }
+
+    /// Logs a request.
+    pub fn log(&self, shard: Shard, entry: &Entry<'_>) {
+        let mut buffer = lock(self.0.buffers.at(shard));
+        self.0.format.write(entry, &mut buffer.bytes);
+        buffer.lines += 1;
+        if buffer.bytes.len() >= FULL && !self.0.hand_over(&mut buffer) {
+            self.0.drop_lines(&mut buffer, shard);
+        }
+    }
+
+    /// How its lines are written: says which headers they need.
+    pub fn format(&self) -> &Format {
+        &self.0.format
+    }
+
+    /// Opens its file again under its name, after it was rotated. On failure the old one goes on being written.
+    pub fn reopen(&self) -> Result<(), OpenError> {
+        self.0.reopen()?;
+        self.0.shared.wake();
+        Ok(())
+    }
+}
+
+impl Log {
+    fn reopen(&self) -> Result<(), OpenError> {
+        self.sink.reopen().map_err(|error| OpenError::Open { to: self.sink.name().to_owned(), error })
+    }
+
+    fn buffers(&self) -> impl Iterator<Item = &Mutex<Buffer>> {
+        self.buffers.iter()
+    }
+
+    /// Queues what is in a buffer; if there is no room, it stays there for the next time.
+    fn collect(&self, buffer: &Mutex<Buffer>) {
+        self.hand_over(&mut lock(buffer));
+    }
+
+    /// Whether the buffer is empty now.
+    fn hand_over(&self, buffer: &mut Buffer) -> bool {
+        if buffer.lines == 0 {
+            return true;
+        }
+        let bytes = mem::take(&mut buffer.bytes);
+        match self.shared.queue(Lines { sink: Arc::clone(&self.sink), bytes }) {
+            Ok(()) => {
+                *buffer = Buffer { bytes: self.shared.spare(), lines: 0 };
+                true
+            }
+            Err(lines) => {
+                buffer.bytes = lines.bytes;
+                false
+            }
+        }
+    }
+
+    fn drop_lines(&self, buffer: &mut Buffer, shard: Shard) {
+        self.shared.overflowed(shard, mem::take(&mut buffer.lines));
+        buffer.bytes.clear();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        for buffer in self.buffers.iter() {
+            let mut buffer = lock(buffer);
+            if !self.hand_over(&mut buffer) {
+                self.drop_lines(&mut buffer, super::shard());
+            }
+        }
+    }
+}
+
+/// Nothing that is locked here is left half changed by a panic, except for a line that was being formatted.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

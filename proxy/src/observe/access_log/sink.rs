@@ -1,0 +1,135 @@
+//! Where a log's lines end up: standard output, standard error, or a file that can be opened again under its name, so
+//! that it can be rotated.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind, Write},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    path::PathBuf,
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+use super::lock;
+
+/// Only its owner and group may read a log: addresses and paths are personal data.
+const MODE: u32 = 0o640;
+
+#[derive(Debug)]
+pub(super) struct Sink {
+    name: String,
+    path: Option<PathBuf>,
+    /// Used by the writer thread alone.
+    output: Mutex<Output>,
+    /// What [`Sink::reopen`] opened. Apart from `output`, so that whoever asks for it never waits for a slow disk.
+    next: Mutex<Option<File>>,
+}
+
+#[derive(Debug)]
+struct Output {
+    file: File,
+    /// The last write ended amid a line.
+    torn: bool,
+    failing: bool,
+}
+
+impl Output {
+    fn new(file: File) -> Self {
+        Output { file, torn: false, failing: false }
+    }
+}
+
+impl Sink {
+    pub(super) fn open(to: &str) -> io::Result<Self> {
+        let (path, file) = match to {
+            // A descriptor of its own: the standard library's would look for line ends and flush at each.
+            "stdout" => (None, File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+            "stderr" => (None, File::from(io::stderr().as_fd().try_clone_to_owned()?)),
+            path => (Some(PathBuf::from(path)), append(path.into())?),
+        };
+        Ok(Sink { name: to.to_owned(), path, output: Mutex::new(Output::new(file)), next: Mutex::new(None) })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Opens the file of this name anew; the writer goes over to it before its next write.
+    pub(super) fn reopen(&self) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            *lock(&self.next) = Some(append(path.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Goes over to what [`Sink::reopen`] opened, so that a deleted file's space is free even if nothing is logged.
+    pub(super) fn turn_over(&self) {
+        if let Some(file) = lock(&self.next).take() {
+            *lock(&self.output) = Output::new(file);
+        }
+    }
+
+    /// Writes whole lines. Gives the number of those that could not be written.
+    pub(super) fn write(&self, lines: &[u8]) -> u64 {
+        self.turn_over();
+        let mut output = lock(&self.output);
+        let (rest, result) = output.write(lines);
+        match result {
+            Ok(()) if output.failing => {
+                output.failing = false;
+                tracing::info!(to = self.name, "the access log can be written again");
+            }
+            // Once, not for each buffer.
+            Err(error) if !output.failing => {
+                output.failing = true;
+                tracing::error!(to = self.name, %error, "the access log cannot be written");
+            }
+            _ => {}
+        }
+        rest.iter().filter(|byte| **byte == b'\n').count() as u64
+    }
+}
+
+impl Output {
+    /// What was not written, and why.
+    fn write<'a>(&mut self, lines: &'a [u8]) -> (&'a [u8], io::Result<()>) {
+        // A line that a full disk cut off must not run into the next one.
+        if self.torn {
+            match self.write_all(b"\n") {
+                (_, Ok(())) => self.torn = false,
+                (_, Err(error)) => return (lines, Err(error)),
+            }
+        }
+        let (rest, result) = self.write_all(lines);
+        self.torn = rest.len() < lines.len() && !lines[..lines.len() - rest.len()].ends_with(b"\n");
+        (rest, result)
+    }
+
+    fn write_all<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], io::Result<()>) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return (rest, Err(ErrorKind::WriteZero.into())),
+                Ok(n) => rest = &rest[n..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Another process at the same pipe has made it non-blocking.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+                Err(error) => return (rest, Err(error)),
+            }
+        }
+        (rest, Ok(()))
+    }
+}
+
+fn append(path: PathBuf) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(MODE).open(path)
+}
+
+#[cfg(test)]
+impl Sink {
+    /// As if the last write had ended amid a line.
+    pub(super) fn tear(&self) {
+        lock(&self.output).torn = true;
+    }
+}

@@ -1,0 +1,223 @@
+//! The thread that writes all access logs. Workers hand it full buffers through a bounded queue and never wait: when it
+//! is full, the lines are dropped and counted. Buffers that do not fill up are collected by the thread itself.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Log, OpenError, lock, sink::Sink};
+use crate::observe::metrics::{Counter, MetricError, Registry, Shard, shard};
+
+/// Buffers that may wait to be written: 4 MiB of lines.
+const QUEUE: usize = 256;
+/// Lines wait this long at most for their buffer to fill up.
+const TICK: Duration = Duration::from_millis(100);
+/// Buffers kept for use again, and how large one may have grown (by very long lines) to be kept.
+const SPARE: usize = 64;
+const SPARE_BYTES: usize = 64 << 10;
+/// Bytes of a new buffer: enough for the line that fills it up, so that it need not grow.
+const FRESH_BYTES: usize = super::FULL + (4 << 10);
+
+/// Why the writer could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its metrics were refused.
+    #[error(transparent)]
+    Metric(#[from] MetricError),
+    /// There was no thread to be had.
+    #[error("starting the access log's thread failed: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// The writer thread. One serves all logs; it ends when this is dropped or closed.
+#[derive(Debug)]
+pub struct LogWriter {
+    pub(super) shared: Arc<Shared>,
+    /// Disconnected when the thread has ended.
+    ended: Mutex<Receiver<()>>,
+}
+
+/// What logs and the writer thread have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) shards: usize,
+    queue: SyncSender<Message>,
+    logs: Mutex<Vec<Weak<Log>>>,
+    spare: Mutex<Vec<Vec<u8>>>,
+    closing: AtomicBool,
+    overflowed: Counter,
+    failed: Counter,
+}
+
+#[derive(Debug)]
+enum Message {
+    Lines(Lines),
+    /// Have a look around: something has changed.
+    Wake,
+}
+
+/// Some lines for a sink.
+#[derive(Debug)]
+pub(super) struct Lines {
+    pub(super) sink: Arc<Sink>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl LogWriter {
+    /// Starts it.
+    pub fn start(registry: &Registry) -> Result<Self, StartError> {
+        let dropped = |reason| {
+            let help = "Access log lines that were lost because the writer could not keep up or writing failed";
+            registry.counter("tollgate_access_log_dropped_total", help, &[("reason", reason)])
+        };
+        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        let (end, ended) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            shards: registry.shards(),
+            queue,
+            logs: Mutex::default(),
+            spare: Mutex::default(),
+            closing: AtomicBool::new(false),
+            overflowed: dropped("overflow")?,
+            failed: dropped("error")?,
+        });
+        let thread = Thread { shared: Arc::clone(&shared), messages };
+        thread::Builder::new().name("access-log".into()).spawn(move || {
+            let _end = end;
+            thread.run();
+        })?;
+        Ok(LogWriter { shared, ended: Mutex::new(ended) })
+    }
+
+    /// Opens all files again under their names, after they were rotated. A file that cannot be opened is reported, and
+    /// the old one goes on being written.
+    pub fn reopen(&self) -> Vec<OpenError> {
+        let failed = self.shared.logs().iter().filter_map(|log| log.reopen().err()).collect();
+        self.shared.wake();
+        failed
+    }
+
+    /// Writes all that was logged before this call, and ends. Waits so long at most: a pipe that nobody reads must not
+    /// keep the process from ending. Gives whether all is done; what is logged later is dropped and counted.
+    pub fn close(&self, wait: Duration) -> bool {
+        self.shared.close();
+        matches!(lock(&self.ended).recv_timeout(wait), Err(RecvTimeoutError::Disconnected))
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Shared {
+    pub(super) fn add(&self, log: &Arc<Log>) {
+        let mut logs = lock(&self.logs);
+        logs.retain(|log| log.strong_count() > 0);
+        logs.push(Arc::downgrade(log));
+    }
+
+    fn logs(&self) -> Vec<Arc<Log>> {
+        lock(&self.logs).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Queues lines; gives them back if there is no room.
+    pub(super) fn queue(&self, lines: Lines) -> Result<(), Lines> {
+        match self.queue.try_send(Message::Lines(lines)) {
+            Err(TrySendError::Full(Message::Lines(lines)) | TrySendError::Disconnected(Message::Lines(lines))) => {
+                Err(lines)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn overflowed(&self, shard: Shard, lines: u64) {
+        self.overflowed.add(shard, lines);
+    }
+
+    /// An empty buffer, used before if there is one.
+    pub(super) fn spare(&self) -> Vec<u8> {
+        lock(&self.spare).pop().unwrap_or_else(|| Vec::with_capacity(FRESH_BYTES))
+    }
+
+    pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE && (1..=SPARE_BYTES).contains(&buffer.capacity()) {
+            spare.push(buffer);
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        // If the queue is full, the thread is awake.
+        drop(self.queue.try_send(Message::Wake));
+    }
+
+    fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.wake();
+    }
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    messages: Receiver<Message>,
+}
+
+impl Thread {
+    fn run(&self) {
+        let mut collected = Instant::now();
+        loop {
+            match self.messages.recv_timeout(TICK.saturating_sub(collected.elapsed())) {
+                Ok(Message::Lines(lines)) => self.write(lines),
+                Ok(Message::Wake) => self.shared.logs().iter().for_each(|log| log.sink.turn_over()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let closing = self.shared.closing.load(Ordering::Acquire);
+            if closing || collected.elapsed() >= TICK {
+                self.collect();
+                collected = Instant::now();
+            }
+            if closing {
+                // No more than the queue holds: workers that go on logging must not keep it open.
+                return self.drain(QUEUE);
+            }
+        }
+    }
+
+    /// Takes over what is in workers' buffers, by the queue: what a worker queued before must be written before.
+    /// Between two buffers the queue is emptied, for workers need its room.
+    fn collect(&self) {
+        for log in self.shared.logs() {
+            for buffer in log.buffers() {
+                self.drain(QUEUE);
+                log.collect(buffer);
+            }
+        }
+    }
+
+    fn drain(&self, max: usize) {
+        for message in self.messages.try_iter().take(max) {
+            if let Message::Lines(lines) = message {
+                self.write(lines);
+            }
+        }
+    }
+
+    fn write(&self, lines: Lines) {
+        let lost = lines.sink.write(&lines.bytes);
+        if lost > 0 {
+            self.shared.failed.add(shard(), lost);
+        }
+        self.shared.recycle(lines.bytes);
+    }
+}

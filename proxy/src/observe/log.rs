@@ -1,0 +1,222 @@
+//! Tollgate's own log, on standard error: for people, coloured on a terminal and plain in a pipe, or as JSON. What is
+//! shown can be changed while it runs; how it is written cannot.
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+};
+
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::ParseError,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
+
+use crate::config::model::{Log, LogFormat};
+
+const DEFAULT: &str = "info";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// What is wrong with the log's configuration, or with the moment of setting it up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A word that is neither a level nor looks like a module.
+    #[error("`{word}` is not a level: there are {}{}", LEVELS.join(", "), did_you_mean(*suggestion))]
+    Level {
+        /// The word.
+        word: String,
+        /// The level most like it.
+        suggestion: Option<&'static str>,
+    },
+    /// `tracing-subscriber` did not understand it.
+    #[error("`{directives}` is not a log filter: {error}")]
+    Filter {
+        /// What was given.
+        directives: String,
+        /// Why it was refused.
+        #[source]
+        error: ParseError,
+    },
+    /// There is a log already.
+    #[error("the log was set up before")]
+    Twice,
+    /// The log that this handle was for is no more.
+    #[error("the log is gone")]
+    Gone,
+}
+
+fn did_you_mean(suggestion: Option<&str>) -> String {
+    suggestion.map(|level| format!("; did you mean `{level}`?")).unwrap_or_default()
+}
+
+/// Changes what the log shows while it runs.
+#[derive(Debug, Clone)]
+pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+
+impl LogHandle {
+    /// Shows what this says from now on: a level, or a filter such as `info,tollgate::wasm=debug`.
+    pub fn set_level(&self, directives: &str) -> Result<(), LogError> {
+        self.0.reload(parse(directives)?).map_err(|_| LogError::Gone)
+    }
+
+    /// As a reloaded configuration says. Its format is not looked at.
+    pub fn reload(&self, config: &Log) -> Result<(), LogError> {
+        self.set_level(config.level.as_deref().unwrap_or(DEFAULT))
+    }
+
+    /// What is shown, as a filter.
+    pub fn level(&self) -> Result<String, LogError> {
+        self.0.with_current(ToString::to_string).map_err(|_| LogError::Gone)
+    }
+}
+
+/// Checks a level or filter without using it.
+pub fn check(directives: &str) -> Result<(), LogError> {
+    parse(directives).map(drop)
+}
+
+/// Sets up the process's log. Once: later changes go through the handle.
+pub fn init(config: &Log) -> Result<LogHandle, LogError> {
+    // https://no-color.org: any value that is not empty.
+    let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = io::stderr().is_terminal() && !no_colour;
+    let (subscriber, handle) = build(config, colours, io::stderr)?;
+    subscriber.try_init().map_err(|_| LogError::Twice)?;
+    Ok(handle)
+}
+
+fn build<W>(
+    config: &Log,
+    colours: bool,
+    writer: W,
+) -> Result<(impl Subscriber + Send + Sync + use<W>, LogHandle), LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = parse(config.level.as_deref().unwrap_or(DEFAULT))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(writer);
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(colours).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    Ok((Registry::default().with(filter).with(lines), LogHandle(handle)))
+}
+
+/// A word alone is a target to `EnvFilter`, so that `inof` would silently show nothing: here it has to be a level, or
+/// part of Tollgate, or a path to a module.
+fn parse(directives: &str) -> Result<EnvFilter, LogError> {
+    for word in directives.split(',').map(str::trim) {
+        let lower = word.to_ascii_lowercase();
+        let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let known = LEVELS.contains(&lower.as_str()) || word == "tollgate";
+        if is_plain && !known {
+            let suggestion = LEVELS
+                .into_iter()
+                .map(|level| (strsim::jaro_winkler(level, &lower), level))
+                .filter(|(likeness, _)| *likeness > 0.7)
+                .max_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(_, level)| level);
+            return Err(LogError::Level { word: word.to_owned(), suggestion });
+        }
+    }
+    EnvFilter::builder()
+        .parse(directives)
+        .map_err(|error| LogError::Filter { directives: directives.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{debug, info, subscriber::with_default};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Kept {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    fn log(
+        level: Option<&str>,
+        format: LogFormat,
+        colours: bool,
+    ) -> (Kept, impl Subscriber + Send + Sync + use<>, LogHandle) {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let config = Log { level: level.map(str::to_owned), format };
+        let (subscriber, handle) = build(&config, colours, move || writer.clone()).unwrap();
+        (kept, subscriber, handle)
+    }
+
+    #[test]
+    fn text_is_coloured_only_on_a_terminal() {
+        for colours in [false, true] {
+            let (kept, subscriber, _) = log(None, LogFormat::Text, colours);
+            with_default(subscriber, || info!(n = 1, "hello\u{1b}[2J"));
+            let text = kept.take();
+            assert_eq!(text.contains("\u{1b}["), colours, "{text:?}");
+            assert!(text.contains("hello") && !text.contains("\u{1b}[2J"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let (kept, subscriber, _) = log(Some("debug"), LogFormat::Json, true);
+        with_default(subscriber, || debug!(n = 1, "a \"b\"\nc"));
+        let text = kept.take();
+        assert_eq!(text.lines().count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&value["n"], &value["level"]), (&1.into(), &"DEBUG".into()));
+        assert_eq!(value["message"], "a \"b\"\nc");
+    }
+
+    #[test]
+    fn the_level_can_be_changed_at_run_time() {
+        let (kept, subscriber, handle) = log(None, LogFormat::Text, false);
+        with_default(subscriber, || {
+            debug!("one");
+            assert_eq!(kept.take(), "");
+            handle.set_level("warn,tollgate=debug").unwrap();
+            debug!("two");
+            assert!(kept.take().contains("two"));
+            assert!(handle.set_level("nonsense").is_err());
+            debug!("three");
+            assert!(kept.take().contains("three"), "a wrong level changes nothing");
+            handle.reload(&Log::default()).unwrap();
+            debug!("four");
+            assert_eq!(kept.take(), "");
+            assert_eq!(handle.level().unwrap(), "info");
+        });
+    }
+
+    #[test]
+    fn levels_are_checked() {
+        for right in ["info", "WARN", "off", "tollgate", "info,tollgate::wasm=debug", "debug,wasmtime=off"] {
+            check(right).unwrap_or_else(|error| panic!("{right}: {error}"));
+        }
+        let error = check("inof").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `info`?"), "{error}");
+        for wrong in ["", "info,,", "5", "a=b=c", "tollgate=loud"] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The scrape: all figures in Prometheus' text format. The format itself is the `prometheus` crate's; this only hands
+//! our figures over to it.
+
+use std::sync::Arc;
+
+use prometheus::{
+    TextEncoder,
+    proto::{self, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use super::{
+    Kind, Registry,
+    registry::{Family, Labels, Series, Source},
+};
+
+/// The content type of what [`Registry::render`] gives.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+impl Registry {
+    /// All figures in Prometheus' text format 0.0.4, sorted by name.
+    pub fn render(&self) -> String {
+        let mut shown = Vec::new();
+        let mut collected = Vec::new();
+        for (name, family) in &self.families().by_name {
+            let Family { help, source, .. } = family;
+            match source {
+                Source::Series { series, .. } => {
+                    let metrics = series.iter().map(|(labels, series)| of_series(labels, series)).collect();
+                    shown.push(of_family(name, help, source.kind(), metrics));
+                }
+                Source::Collected { kind, collect } => {
+                    collected.push((name.clone(), help.clone(), *kind, Arc::clone(collect)));
+                }
+            }
+        }
+        // Without the lock: whatever they ask, they may ask the registry too.
+        for (name, help, kind, collect) in collected {
+            let metrics = collect().iter().map(|(labels, value)| of_value(labels, kind, *value)).collect();
+            shown.push(of_family(&name, &help, kind, metrics));
+        }
+        shown.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut text = String::new();
+        // The encoder takes a family without series for a mistake.
+        for family in shown.into_iter().filter(|family| !family.get_metric().is_empty()) {
+            let whole = text.len();
+            if let Err(error) = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text) {
+                text.truncate(whole);
+                tracing::warn!(metric = family.name(), %error, "a metric could not be shown");
+            }
+        }
+        text
+    }
+}
+
+fn of_family(name: &str, help: &str, kind: Kind, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(match kind {
+        Kind::Counter => MetricType::COUNTER,
+        Kind::Gauge => MetricType::GAUGE,
+        Kind::Histogram => MetricType::HISTOGRAM,
+    });
+    family.set_metric(metrics);
+    family
+}
+
+fn with_labels(labels: &Labels) -> Metric {
+    let pair = |(name, value): &(String, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.clone());
+        pair.set_value(value.clone());
+        pair
+    };
+    Metric::from_label(labels.iter().map(pair).collect())
+}
+
+fn of_value(labels: &Labels, kind: Kind, value: f64) -> Metric {
+    let mut metric = with_labels(labels);
+    if kind == Kind::Counter {
+        let mut counter = proto::Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = proto::Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric
+}
+
+fn of_series(labels: &Labels, series: &Series) -> Metric {
+    let histogram = match series {
+        Series::Counter(counter) => return of_value(labels, Kind::Counter, counter.value() as f64),
+        Series::Gauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
+        Series::PlainGauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
+        Series::Histogram(histogram) => histogram.read(),
+    };
+    let bucket = |&(bound, count): &(f64, u64)| {
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(count);
+        bucket
+    };
+    let mut shown = proto::Histogram::default();
+    shown.set_bucket(histogram.cumulative.iter().map(bucket).collect());
+    shown.set_sample_count(histogram.count);
+    shown.set_sample_sum(histogram.sum);
+    let mut metric = with_labels(labels);
+    metric.set_histogram(shown);
+    metric
+}

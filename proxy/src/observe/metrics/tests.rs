@@ -1,0 +1,223 @@
+//! Tests of the registry and of what a scrape gives.
+
+use std::{collections::BTreeMap, sync::Barrier, thread};
+
+use super::*;
+
+/// What a line of the exposition says: name with labels, and value. Written independently of the encoder.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut kinds = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert!(kinds.insert(name.to_owned(), kind).is_none(), "a family is shown once: {line}");
+        } else if !line.starts_with("# HELP ") {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name);
+            assert!(kinds.contains_key(name) || kinds.contains_key(family), "no type for {line}");
+            assert!(samples.insert(series.to_owned(), value.parse().unwrap()).is_none(), "shown twice: {line}");
+        }
+    }
+    samples
+}
+
+#[test]
+fn the_same_name_and_labels_are_the_same_figure() {
+    let registry = Registry::new(2);
+    let labels = [("listener", "main"), ("class", "2xx")];
+    let a = registry.counter("tollgate_requests_total", "Requests", &labels).unwrap();
+    let b = registry.counter("tollgate_requests_total", "Requests", &[labels[1], labels[0]]).unwrap();
+    a.add(Shard::worker(0), 2);
+    b.inc(Shard::worker(1));
+    a.inc(Shard::worker(99));
+    assert_eq!(b.value(), 4);
+    assert_eq!(registry.value("tollgate_requests_total", &labels), Some(4.0));
+    assert_eq!(registry.value("tollgate_requests_total", &[]), None);
+    assert_eq!(registry.value("nothing", &[]), None);
+
+    let gauge = registry.gauge("tollgate_active", "Active", &[]).unwrap();
+    gauge.add(Shard::worker(0), 3);
+    registry.gauge("tollgate_active", "Active", &[]).unwrap().sub(Shard::worker(1), 2);
+    let held = gauge.hold(Shard::CONTROL);
+    assert_eq!(registry.value("tollgate_active", &[]), Some(2.0));
+    drop(held);
+    assert_eq!(gauge.value(), 1);
+
+    let histogram = registry.histogram("tollgate_seconds", "Time", &[], Ladder::Latency).unwrap();
+    histogram.observe(Shard::CONTROL, 1);
+    registry.histogram("tollgate_seconds", "Time", &[], Ladder::Latency).unwrap().observe(Shard::CONTROL, 1);
+    assert_eq!(registry.value("tollgate_seconds", &[]), Some(2.0));
+}
+
+#[test]
+fn a_family_has_one_kind() {
+    let registry = Registry::new(1);
+    registry.counter("a", "", &[]).unwrap();
+    let conflict = |asked, there| MetricError::Conflict { name: "a".into(), there, asked };
+    assert_eq!(registry.gauge("a", "", &[("x", "y")]).unwrap_err(), conflict(Kind::Gauge, Kind::Counter));
+    assert_eq!(
+        registry.collect_fn("a", "", Kind::Counter, Vec::new).unwrap_err(),
+        conflict(Kind::Counter, Kind::Counter)
+    );
+    registry.plain_gauge("g", "", &[]).unwrap().set(-7);
+    assert!(registry.gauge("g", "", &[]).is_err(), "it is kept in another way");
+    registry.histogram("h", "", &[], Ladder::Latency).unwrap();
+    assert!(registry.histogram("h", "", &[], Ladder::Bytes).is_err());
+    assert!(registry.counter("h_count", "", &[]).is_err(), "a part of the histogram is called that");
+    registry.counter("k_sum", "", &[]).unwrap();
+    assert!(registry.histogram("k", "", &[], Ladder::Bytes).is_err());
+    assert!(registry.collect_fn("z", "", Kind::Histogram, Vec::new).is_err());
+    assert_eq!(registry.value("g", &[]), Some(-7.0));
+}
+
+#[test]
+fn names_are_checked() {
+    let registry = Registry::new(1);
+    for name in ["", "1a", "a-b", "ä", "a b"] {
+        assert_eq!(registry.counter(name, "", &[]).unwrap_err(), MetricError::Name(name.into()));
+    }
+    for label in ["", "1a", "a:b", "le", "__name__"] {
+        assert_eq!(registry.counter("c", "", &[(label, "")]).unwrap_err(), MetricError::Label(label.into()));
+    }
+    let twice = registry.counter("c", "", &[("a", "1"), ("a", "2")]);
+    assert_eq!(twice.unwrap_err(), MetricError::Label("a".into()));
+}
+
+#[test]
+fn the_scrape_reads_back() {
+    let registry = Registry::new(2);
+    registry.counter("b_total", "One\nhelp \\ text", &[("k", "a\"b\\c\nd")]).unwrap().add(Shard::worker(0), 5);
+    registry.plain_gauge("a", "First", &[]).unwrap().set(-2);
+    registry.collect_fn("c", "Pools", Kind::Gauge, || vec![(vec![("p".into(), "x".into())], 1.5)]).unwrap();
+    registry.collect_fn("none", "Nothing to see", Kind::Gauge, Vec::new).unwrap();
+    let histogram = registry.histogram("h_seconds", "Times", &[("l", "m")], Ladder::Latency).unwrap();
+    for value in [99, 100, 101, 700_000, 1 << 40] {
+        histogram.observe(Shard::worker(1), value);
+    }
+    let text = registry.render();
+    assert!(!text.contains("none"), "{text}");
+    assert!(text.contains("# HELP b_total One\\nhelp \\\\ text\n"), "{text}");
+    let read = samples(&text);
+    assert_eq!(read[r#"b_total{k="a\"b\\c\nd"}"#], 5.0);
+    assert_eq!(read["a"], -2.0);
+    assert_eq!(read[r#"c{p="x"}"#], 1.5);
+    assert_eq!(read[r#"h_seconds_bucket{l="m",le="0.0001"}"#], 2.0);
+    assert_eq!(read[r#"h_seconds_bucket{l="m",le="0.00025"}"#], 3.0);
+    assert_eq!(read[r#"h_seconds_bucket{l="m",le="1"}"#], 4.0);
+    assert_eq!(read[r#"h_seconds_bucket{l="m",le="60"}"#], 4.0);
+    assert_eq!(read[r#"h_seconds_bucket{l="m",le="+Inf"}"#], 5.0);
+    assert_eq!(read[r#"h_seconds_count{l="m"}"#], 5.0);
+    let sum = (300.0 + 700_000.0 + (1u64 << 40) as f64) / 1e6;
+    assert!((read[r#"h_seconds_sum{l="m"}"#] - sum).abs() < 1e-6 * sum);
+    assert!(read.keys().filter(|key| key.contains("_bucket")).count() <= 20);
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert!(names.is_sorted());
+}
+
+#[test]
+fn a_collect_function_may_use_the_registry_and_be_replaced() {
+    let registry = Registry::new(1);
+    let inner = registry.clone();
+    let ask = move || vec![(Labels::new(), inner.value("c", &[]).unwrap_or(-1.0))];
+    registry.collect_fn("echo", "", Kind::Gauge, ask).unwrap();
+    assert_eq!(samples(&registry.render())["echo"], -1.0);
+    registry.counter("c", "", &[]).unwrap().add(shard(), 3);
+    assert_eq!(registry.value("echo", &[]), Some(3.0));
+    registry.collect_fn("echo", "", Kind::Gauge, || vec![(Labels::new(), 9.0)]).unwrap();
+    assert_eq!(samples(&registry.render())["echo"], 9.0);
+}
+
+#[test]
+fn series_of_what_is_gone_can_be_dropped() {
+    let registry = Registry::new(1);
+    let old = registry.counter("c", "", &[("cluster", "old")]).unwrap();
+    registry.counter("c", "", &[("cluster", "new")]).unwrap().inc(shard());
+    registry.gauge("only_old", "", &[("cluster", "old")]).unwrap();
+    registry.dynamic(Kind::Counter, "mine").unwrap();
+    registry
+        .retain(|name, labels| !name.starts_with("wasm") && !labels.iter().any(|(k, v)| k == "cluster" && v == "old"));
+    old.inc(shard());
+    let text = registry.render();
+    assert_eq!(samples(&text).len(), 1, "{text}");
+    assert_eq!(registry.families().dynamic, 0);
+    assert_eq!(registry.counter("c", "", &[("cluster", "old")]).unwrap().value(), 0);
+    registry.counter("only_old", "now another kind", &[]).unwrap();
+}
+
+#[test]
+fn filters_define_metrics_within_bounds() {
+    let registry = Registry::new(1);
+    let here = Shard::worker(0);
+    let counter = registry.dynamic(Kind::Counter, "envoy.wasm-stats/é.count").unwrap();
+    counter.increment(here, 3).unwrap();
+    registry.dynamic(Kind::Counter, "envoy.wasm-stats/é.count").unwrap().record(here, 2);
+    assert_eq!(counter.get(), Ok(5));
+    assert_eq!(counter.increment(here, -1), Err(MetricError::Operation(Kind::Counter)));
+    assert_eq!(samples(&registry.render())["wasmcustom_envoy_wasm_stats___count"], 5.0);
+    assert!(registry.dynamic(Kind::Gauge, "envoy.wasm.stats/é.count").is_err());
+
+    let gauge = registry.dynamic(Kind::Gauge, "1st").unwrap();
+    gauge.record(here, 10);
+    gauge.increment(here, -3).unwrap();
+    assert_eq!(gauge.get(), Ok(7));
+    let histogram = registry.dynamic(Kind::Histogram, "h").unwrap();
+    histogram.record(here, 30);
+    assert_eq!(histogram.increment(here, 1), Err(MetricError::Operation(Kind::Histogram)));
+    assert!(histogram.get().is_err());
+    assert_eq!(samples(&registry.render())[r#"wasmcustom_h_bucket{le="50"}"#], 1.0);
+
+    assert_eq!(registry.dynamic_within(Kind::Gauge, "more", 3).unwrap_err(), MetricError::TooMany);
+    registry.dynamic_within(Kind::Gauge, "1st", 3).unwrap();
+    registry.dynamic_within(Kind::Gauge, "more", 4).unwrap();
+    assert!(registry.dynamic(Kind::Gauge, "").is_err());
+    assert_eq!(registry.dynamic(Kind::Gauge, &"x".repeat(5000)).unwrap_err(), MetricError::NameLength(5000));
+}
+
+#[test]
+fn no_count_is_lost_between_threads() {
+    let registry = Registry::new(4);
+    let together = Barrier::new(8);
+    thread::scope(|scope| {
+        for worker in 0..8 {
+            // More threads than shards are used, so that they meet on them.
+            let (registry, together) = (&registry, &together);
+            scope.spawn(move || {
+                set_shard(Shard::worker(worker % 2));
+                let counter = registry.counter("n_total", "", &[]).unwrap();
+                let gauge = registry.gauge("g", "", &[]).unwrap();
+                let histogram = registry.histogram("h", "", &[], Ladder::Numbers).unwrap();
+                together.wait();
+                for i in 0..50_000 {
+                    counter.inc(shard());
+                    gauge.add(shard(), 2);
+                    gauge.sub(Shard::worker(i % 4), 1);
+                    histogram.observe(shard(), i as u64 % 7);
+                }
+            });
+        }
+    });
+    let read = samples(&registry.render());
+    assert_eq!(read["n_total"], 400_000.0);
+    assert_eq!(read["g"], 400_000.0);
+    assert_eq!(read["h_count"], 400_000.0);
+    let sum: u64 = (0..50_000u64).map(|i| i % 7).sum::<u64>() * 8;
+    assert_eq!(read["h_sum"], sum as f64);
+}
+
+#[test]
+fn the_process_shows_itself() {
+    let registry = Registry::new(1);
+    register_process(&registry, "1.2.3").unwrap();
+    register_process(&registry, "1.2.3").unwrap();
+    let read = samples(&registry.render());
+    assert_eq!(read[r#"tollgate_build_info{version="1.2.3"}"#], 1.0);
+    assert!(read["process_start_time_seconds"] > 1.6e9);
+    assert!(read["process_resident_memory_bytes"] > 100_000.0);
+    assert!(read["process_open_fds"] >= 3.0);
+    assert!(read["process_max_fds"] >= read["process_open_fds"]);
+    assert!(read["process_threads"] >= 1.0);
+    assert!(read.contains_key("process_cpu_seconds_total"));
+}

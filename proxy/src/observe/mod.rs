@@ -1,0 +1,13 @@
+//! What can be seen of the proxy from outside: metrics, access logs, and its own log.
+//!
+//! All three follow one rule: a worker never waits for whoever looks. Figures are kept by worker and summed up when
+//! they are read, and log lines go to a thread of their own, which loses (and counts) them rather than hold traffic up.
+
+pub mod access_log;
+pub mod log;
+pub mod metrics;
+
+pub use self::{
+    access_log::{AccessLog, Entry, LogWriter},
+    metrics::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
+};

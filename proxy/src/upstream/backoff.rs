@@ -1,0 +1,60 @@
+//! How long to wait before a retry: exponential backoff with full jitter, so that requests that failed together do not
+//! come back together.
+
+use std::time::Duration;
+
+/// The longest wait is this many times the base.
+const CAP: u32 = 10;
+
+/// The waits of one request, one after the other.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    base: Duration,
+    ceiling: Duration,
+}
+
+impl Backoff {
+    /// Waits that begin with at most `base`. With a `base` of zero there is no wait at all.
+    pub fn new(base: Duration) -> Self {
+        Backoff { base, ceiling: base }
+    }
+
+    /// The wait before the next retry: for the nth, at random from 0 to the lesser of `base * 2^(n-1)` and `10 * base`,
+    /// both included. Time is counted in whole nanoseconds and at most `u64::MAX` of them (584 years).
+    pub fn next_wait(&mut self) -> Duration {
+        let ceiling = u64::try_from(self.ceiling.as_nanos()).unwrap_or(u64::MAX);
+        self.ceiling = self.ceiling.saturating_mul(2).min(self.base.saturating_mul(CAP));
+        Duration::from_nanos(fastrand::u64(..=ceiling))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wait_is_drawn_from_a_range_that_doubles_up_to_ten_times_the_base() {
+        let base = Duration::from_millis(25);
+        let mut longest = [Duration::ZERO; 7];
+        for _ in 0..2000 {
+            let mut backoff = Backoff::new(base);
+            for longest in &mut longest {
+                *longest = backoff.next_wait().max(*longest);
+            }
+        }
+        for (longest, times) in longest.into_iter().zip([1, 2, 4, 8, 10, 10, 10]) {
+            let ceiling = base * times;
+            assert!(longest <= ceiling, "{longest:?} is over {ceiling:?}");
+            assert!(longest > ceiling * 9 / 10, "{longest:?} is far from {ceiling:?}: the range is not used");
+        }
+    }
+
+    #[test]
+    fn extreme_bases_are_no_trouble() {
+        let mut none = Backoff::new(Duration::ZERO);
+        assert_eq!((none.next_wait(), none.next_wait()), (Duration::ZERO, Duration::ZERO));
+        let mut endless = Backoff::new(Duration::MAX);
+        endless.next_wait();
+        endless.next_wait();
+    }
+}

@@ -1,0 +1,227 @@
+//! How one of a cluster's endpoints is chosen: without locks, without allocation, and with what depends on weights
+//! worked out when the configuration is loaded.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use super::cluster::{Endpoint, Member};
+use crate::config::model;
+
+/// Longest round-robin sequence. Weights whose sum (reduced by their greatest common divisor) is more are scaled down
+/// to it, so shares are exact to about a 4096th. It is longer only if there are more endpoints.
+const MAX_SEQUENCE: u64 = 4096;
+
+/// Chooses among the endpoints that have a weight.
+#[derive(Debug)]
+pub struct Balancer {
+    targets: Box<[Target]>,
+    /// Sum of the weights.
+    total: u64,
+    policy: Policy,
+}
+
+#[derive(Debug)]
+struct Target {
+    endpoint: Arc<Endpoint>,
+    weight: u64,
+    /// Sum of the weights before this one: the target owns the draws from `start` to `start + weight`.
+    start: u64,
+    /// Of the address, the same in every process, so that several proxies agree on where a key goes.
+    hash: u64,
+}
+
+#[derive(Debug)]
+enum Policy {
+    /// Indices of targets, in the order of smooth weighted round robin.
+    RoundRobin(Box<[u32]>),
+    LeastRequest,
+    Random,
+    /// Rendezvous; with equal weights the logarithm in a target's score can be left out.
+    Hash {
+        equal_weights: bool,
+    },
+}
+
+impl Balancer {
+    /// A balancer over those of `members` whose weight is not 0.
+    pub fn new(kind: model::Balancer, members: &[Member]) -> Self {
+        let mut total = 0;
+        let mut targets = Vec::new();
+        for member in members.iter().filter(|m| m.weight > 0) {
+            let weight = u64::from(member.weight);
+            let hash = address_hash(member.endpoint.address);
+            targets.push(Target { endpoint: Arc::clone(&member.endpoint), weight, start: total, hash });
+            total += weight;
+        }
+        let policy = match kind {
+            model::Balancer::RoundRobin => Policy::RoundRobin(smooth_sequence(&targets)),
+            model::Balancer::LeastRequest => Policy::LeastRequest,
+            model::Balancer::Random => Policy::Random,
+            model::Balancer::Hash => {
+                Policy::Hash { equal_weights: targets.windows(2).all(|pair| pair[0].weight == pair[1].weight) }
+            }
+        };
+        Balancer { targets: targets.into(), total, policy }
+    }
+
+    /// An endpoint for a request; `None` if none has a weight. `cursor` is the cluster's place in the round-robin
+    /// sequence, `hash` the request's key (used by [`model::Balancer::Hash`] only). Endpoints in `avoid` are chosen
+    /// only if there is no other.
+    pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &[Arc<Endpoint>]) -> Option<&Arc<Endpoint>> {
+        if self.targets.is_empty() {
+            return None;
+        }
+        let index = match (&self.policy, hash) {
+            (Policy::RoundRobin(sequence), _) => self.next_in(sequence, cursor, avoid),
+            (Policy::Hash { equal_weights }, Some(key)) => self.rendezvous(key, *equal_weights, avoid),
+            (Policy::LeastRequest, _) => self.less_busy_of_two(avoid),
+            (Policy::Random | Policy::Hash { .. }, _) => match avoid {
+                [] => self.draw(),
+                _ => self.draw_among(|i| !self.is_avoided(i, avoid)).unwrap_or_else(|| self.draw()),
+            },
+        };
+        Some(&self.targets[index].endpoint)
+    }
+
+    fn is_avoided(&self, index: usize, avoid: &[Arc<Endpoint>]) -> bool {
+        avoid.iter().any(|tried| Arc::ptr_eq(tried, &self.targets[index].endpoint))
+    }
+
+    fn next_in(&self, sequence: &[u32], cursor: &AtomicU64, avoid: &[Arc<Endpoint>]) -> usize {
+        let at = (cursor.fetch_add(1, Relaxed) % sequence.len() as u64) as usize;
+        let first = sequence[at] as usize;
+        if !self.is_avoided(first, avoid) {
+            return first;
+        }
+        // Only this request steps on: a step of the cursor for each avoided endpoint would bend the others' shares.
+        let after = sequence[at..].iter().chain(&sequence[..at]).map(|i| *i as usize);
+        after.into_iter().find(|i| !self.is_avoided(*i, avoid)).unwrap_or(first)
+    }
+
+    fn rendezvous(&self, key: u64, equal_weights: bool, avoid: &[Arc<Endpoint>]) -> usize {
+        let best = |avoid: &[Arc<Endpoint>]| {
+            let mut best: Option<(f64, usize)> = None;
+            for (i, target) in self.targets.iter().enumerate() {
+                if self.is_avoided(i, avoid) {
+                    continue;
+                }
+                // A number in (0, 1) that is random but fixed for the pair. With u uniform, -ln(u)/weight is
+                // exponentially distributed, and the smallest of several such is each one's with a chance in proportion
+                // to its weight.
+                let u = ((mix(key ^ target.hash) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+                let score = if equal_weights { -u } else { -u.ln() / target.weight as f64 };
+                if best.is_none_or(|(least, _)| score < least) {
+                    best = Some((score, i));
+                }
+            }
+            best.map(|(_, i)| i)
+        };
+        best(avoid).or_else(|| best(&[])).unwrap_or(0)
+    }
+
+    /// Of two different ones, drawn by weight, the one with fewer requests under way for its weight. On a tie the
+    /// first, so that an idle cluster's requests are shared out by weight too.
+    fn less_busy_of_two(&self, avoid: &[Arc<Endpoint>]) -> usize {
+        let (first, second) = if avoid.is_empty() {
+            let first = self.draw();
+            (first, self.draw_other(first))
+        } else {
+            let Some(first) = self.draw_among(|i| !self.is_avoided(i, avoid)) else {
+                return self.less_busy_of_two(&[]);
+            };
+            (first, self.draw_among(|i| i != first && !self.is_avoided(i, avoid)))
+        };
+        let Some(second) = second else { return first };
+        let (a, b) = (&self.targets[first], &self.targets[second]);
+        // a/weight <= b/weight, without the divisions.
+        if a.endpoint.active() * b.weight <= b.endpoint.active() * a.weight { first } else { second }
+    }
+
+    /// One by weight.
+    fn draw(&self) -> usize {
+        self.owner(fastrand::u64(..self.total))
+    }
+
+    /// Another one than `first`, by weight.
+    fn draw_other(&self, first: usize) -> Option<usize> {
+        let Target { weight, start, .. } = self.targets[first];
+        if self.total == weight {
+            return None;
+        }
+        let draw = fastrand::u64(..self.total - weight);
+        Some(self.owner(if draw >= start { draw + weight } else { draw }))
+    }
+
+    /// One by weight of those that `allowed` allows. Linear: for retries.
+    fn draw_among(&self, allowed: impl Fn(usize) -> bool) -> Option<usize> {
+        let candidates = || (0..self.targets.len()).filter(|i| allowed(*i));
+        let total: u64 = candidates().map(|i| self.targets[i].weight).sum();
+        let mut left = fastrand::u64(..total.max(1));
+        candidates().find(|i| {
+            let weight = self.targets[*i].weight;
+            let found = left < weight;
+            left = left.saturating_sub(weight);
+            found
+        })
+    }
+
+    fn owner(&self, draw: u64) -> usize {
+        self.targets.partition_point(|target| target.start <= draw).saturating_sub(1)
+    }
+}
+
+/// nginx's smooth weighted round robin, written out: at each step every target gains its weight, the one with the most
+/// is next and loses the sum of all. Weights 5, 1, 1 give `a a b a c a a`, not `a a a a a b c`.
+fn smooth_sequence(targets: &[Target]) -> Box<[u32]> {
+    let divisor = targets.iter().fold(0, |a, target| gcd(a, target.weight)).max(1);
+    let mut weights: Vec<i64> = targets.iter().map(|target| (target.weight / divisor) as i64).collect();
+    let sum = weights.iter().sum::<i64>() as f64;
+    if sum > MAX_SEQUENCE as f64 {
+        for weight in &mut weights {
+            *weight = ((*weight as f64 * MAX_SEQUENCE as f64 / sum).round() as i64).max(1);
+        }
+    }
+    let total: i64 = weights.iter().sum();
+    let mut current = vec![0; weights.len()];
+    let step = |_| {
+        let mut best = 0;
+        for i in 0..current.len() {
+            current[i] += weights[i];
+            if current[i] > current[best] {
+                best = i;
+            }
+        }
+        current[best] -= total;
+        best as u32
+    };
+    (0..total).map(step).collect()
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The finisher of splitmix64: each bit of the input flips each bit of the output with a chance of a half.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn address_hash(address: SocketAddr) -> u64 {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    let high = mix((ip >> 64) as u64 ^ 0x9e37_79b9_7f4a_7c15);
+    mix(mix(high ^ ip as u64) ^ u64::from(address.port()))
+}
+
+#[cfg(test)]
+#[path = "tests/balancer.rs"]
+mod tests;

@@ -1,0 +1,97 @@
+//! The retry budget: a bound on retries under way as a share of the requests under way. Without it, a cluster that
+//! fails under load is sent its load several times over.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::config::model;
+
+/// How many retries a cluster may have under way, over all workers.
+#[derive(Debug, Clone)]
+pub struct RetryBudget {
+    share: f64,
+    min_concurrent: u64,
+    under_way: Arc<AtomicU64>,
+}
+
+impl RetryBudget {
+    /// A budget by its configuration. The retries under way of `previous` go on counting.
+    pub fn new(config: &model::RetryBudget, previous: Option<&RetryBudget>) -> Self {
+        RetryBudget {
+            // A percentage that is no number, or less than none, buys nothing.
+            share: (config.percent / 100.0).max(0.0),
+            min_concurrent: config.min_concurrent.into(),
+            under_way: previous.map(|p| Arc::clone(&p.under_way)).unwrap_or_default(),
+        }
+    }
+
+    /// A place for one retry, given back when the guard is dropped; `None` if the budget is spent. `active` is the
+    /// number of requests under way, of which a share (rounded down) may be retries; `min_concurrent` retries are
+    /// always allowed.
+    pub fn try_acquire(&self, active: u64) -> Option<RetryGuard> {
+        let allowed = ((active as f64 * self.share) as u64).max(self.min_concurrent);
+        // Add first and take back: one atomic operation in the usual case. At the bound, one that is about to be
+        // refused may for a moment cost another one its place, which errs on the safe side.
+        if self.under_way.fetch_add(1, Relaxed) >= allowed {
+            self.under_way.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(RetryGuard(Arc::clone(&self.under_way)))
+    }
+
+    /// Retries under way.
+    pub fn under_way(&self) -> u64 {
+        self.under_way.load(Relaxed)
+    }
+}
+
+/// A retry's place in its cluster's budget.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct RetryGuard(Arc<AtomicU64>);
+
+impl Drop for RetryGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(percent: f64, min_concurrent: u32) -> RetryBudget {
+        RetryBudget::new(&model::RetryBudget { percent, min_concurrent }, None)
+    }
+
+    #[test]
+    fn a_share_of_the_active_requests_may_be_retries() {
+        let budget = budget(20.0, 3);
+        let held: Vec<_> = std::iter::from_fn(|| budget.try_acquire(50)).take(100).collect();
+        assert_eq!(held.len(), 10);
+        assert_eq!(budget.under_way(), 10);
+        drop(held);
+        assert_eq!(budget.under_way(), 0);
+    }
+
+    #[test]
+    fn the_minimum_is_always_allowed() {
+        let budget = budget(20.0, 3);
+        let held: Vec<_> = std::iter::from_fn(|| budget.try_acquire(1)).take(100).collect();
+        assert_eq!(held.len(), 3);
+        assert!(self::budget(0.0, 0).try_acquire(1_000_000).is_none());
+        assert!(self::budget(f64::NAN, 0).try_acquire(1_000_000).is_none());
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_under_way() {
+        let old = budget(0.0, 1);
+        let guard = old.try_acquire(1);
+        let new = RetryBudget::new(&model::RetryBudget { percent: 0.0, min_concurrent: 1 }, Some(&old));
+        assert!(new.try_acquire(1).is_none());
+        drop(guard);
+        assert!(new.try_acquire(1).is_some());
+    }
+}

@@ -1,0 +1,279 @@
+//! A cluster as one configuration snapshot sees it, and what it counts, which outlives the snapshot.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{
+    balancer::Balancer,
+    budget::{RetryBudget, RetryGuard},
+};
+use crate::config::model;
+
+/// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What routes call it.
+    pub name: Box<str>,
+    /// How long connecting may take; `None` for no bound but the system's.
+    pub connect_timeout: Option<Duration>,
+    /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
+    pub request_timeout: Option<Duration>,
+    /// Bounds on what it may use.
+    pub limits: Limits,
+    /// Its endpoints, each address once, with their weights in this snapshot.
+    pub members: Box<[Member]>,
+    balancer: Balancer,
+    retry_budget: RetryBudget,
+    stats: Arc<Stats>,
+    /// Counts the reloads that this cluster has lived through, so that pools can tell the newer of two snapshots.
+    generation: u64,
+}
+
+/// An endpoint and its weight in one snapshot. 0: it gets no requests.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The endpoint, shared with other snapshots of this cluster.
+    pub endpoint: Arc<Endpoint>,
+    /// Its share of the requests, against the others' weights.
+    pub weight: u32,
+}
+
+/// Bounds of a cluster, over all workers.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at one time. A worker without one may always open one.
+    pub connections: u64,
+    /// Requests that wait for a connection.
+    pub pending: u64,
+    /// Requests under way.
+    pub requests: u64,
+    /// An idle connection is closed after this; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Requests on one connection before it is closed; 0: no bound.
+    pub requests_per_connection: u32,
+}
+
+/// One address that serves a cluster, with what is under way there. The same for all workers and over reloads.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    pub(super) id: u64,
+    pub(super) active: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) connect_failures: AtomicU64,
+}
+
+/// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
+/// among each other (relaxed): they are for people and for limits, and guard no other data.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pub(super) id: u64,
+    /// Round robin's place in its sequence. Here rather than in [`Cluster`], whose cache lines stay unwritten that way.
+    cursor: AtomicU64,
+    /// Total: requests that were let in by [`Cluster::try_request`].
+    pub requests: AtomicU64,
+    /// Gauge: requests under way.
+    pub active: AtomicU64,
+    /// Total: requests refused because too many were under way.
+    pub request_overflows: AtomicU64,
+    /// Total: connections opened.
+    pub connects: AtomicU64,
+    /// Total: connections that could not be opened, timeouts included.
+    pub connect_failures: AtomicU64,
+    /// Total: of those, timeouts.
+    pub connect_timeouts: AtomicU64,
+    /// Gauge: connections that are open or being opened.
+    pub connections: AtomicU64,
+    /// Gauge: connections without a request.
+    pub idle: AtomicU64,
+    /// Gauge: requests that wait for a connection.
+    pub pending: AtomicU64,
+    /// Total: requests refused because too many waited for a connection.
+    pub pending_overflows: AtomicU64,
+    /// Total: retries that the budget allowed.
+    pub retries: AtomicU64,
+    /// Total: retries that it did not.
+    pub retry_overflows: AtomicU64,
+}
+
+/// Names for endpoints and clusters that are never used twice, unlike addresses in memory.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+impl Cluster {
+    /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
+    /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
+    pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
+        let known: HashMap<SocketAddr, &Arc<Endpoint>> =
+            previous.iter().flat_map(|p| &p.members).map(|m| (m.endpoint.address, &m.endpoint)).collect();
+        let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
+        let mut places = HashMap::new();
+        for &model::Endpoint { address, weight } in &config.endpoints {
+            let place = *places.entry(address).or_insert(members.len());
+            match members.get_mut(place) {
+                Some(member) => member.weight = member.weight.saturating_add(weight),
+                None => {
+                    let endpoint =
+                        known.get(&address).map_or_else(|| Arc::new(Endpoint::new(address)), |e| Arc::clone(e));
+                    members.push(Member { endpoint, weight });
+                }
+            }
+        }
+        let stats = previous.map_or_else(
+            // A start at random: proxies that are started together must not send their first requests to the same
+            // endpoint.
+            || Arc::new(Stats { id: next_id(), cursor: AtomicU64::new(fastrand::u32(..).into()), ..Stats::default() }),
+            |p| Arc::clone(&p.stats),
+        );
+        Arc::new(Cluster {
+            name: config.name.as_str().into(),
+            connect_timeout: config.connect_timeout.bound(),
+            request_timeout: config.request_timeout.bound(),
+            limits: Limits {
+                connections: config.limits.connections.into(),
+                pending: config.limits.pending.into(),
+                requests: config.limits.requests.into(),
+                idle_timeout: config.limits.idle_timeout.bound(),
+                requests_per_connection: config.limits.requests_per_connection,
+            },
+            balancer: Balancer::new(config.balancer, &members),
+            members: members.into(),
+            retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
+            stats,
+            generation: previous.map_or(0, |p| p.generation + 1),
+        })
+    }
+
+    /// What it counts.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// How many retries it may have under way.
+    pub fn retry_budget(&self) -> &RetryBudget {
+        &self.retry_budget
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// An endpoint for a request; `None` if no endpoint has a weight. `hash` is the request's key, which the `hash`
+    /// balancer goes by. Endpoints in `avoid`, those that the request has been to, are chosen only if there is no
+    /// other.
+    pub fn pick(&self, hash: Option<u64>, avoid: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        self.balancer.pick(&self.stats.cursor, hash, avoid).cloned()
+    }
+
+    /// A place for one request (not for each of its tries), given back when the guard is dropped. `None` if
+    /// `limits.requests` are under way.
+    pub fn try_request(self: &Arc<Self>) -> Option<RequestGuard> {
+        // Add first and take back, as in `RetryBudget::try_acquire`.
+        if self.stats.active.fetch_add(1, Relaxed) >= self.limits.requests {
+            self.stats.active.fetch_sub(1, Relaxed);
+            self.stats.request_overflows.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.stats.requests.fetch_add(1, Relaxed);
+        Some(RequestGuard(Arc::clone(self)))
+    }
+
+    /// A place for one retry in the retry budget, given back when the guard is dropped. `None` if the budget is spent.
+    pub fn try_retry(&self) -> Option<RetryGuard> {
+        let guard = self.retry_budget.try_acquire(self.stats.active.load(Relaxed));
+        let total = if guard.is_some() { &self.stats.retries } else { &self.stats.retry_overflows };
+        total.fetch_add(1, Relaxed);
+        guard
+    }
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr) -> Self {
+        Endpoint {
+            address,
+            id: next_id(),
+            active: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            connect_failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a try that is sent here: as active until the guard is dropped, which is what `least_request` goes by.
+    pub fn start(self: Arc<Self>) -> ActiveGuard {
+        self.active.fetch_add(1, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+        ActiveGuard(self)
+    }
+
+    /// Tries under way.
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+
+    /// Tries in total.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Connections that are open or being opened.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    /// Connections that could not be opened, in total.
+    pub fn connect_failures(&self) -> u64 {
+        self.connect_failures.load(Relaxed)
+    }
+}
+
+/// A request's place in its cluster.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct RequestGuard(Arc<Cluster>);
+
+impl RequestGuard {
+    /// The cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.0
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.0.stats.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A try that is under way at an endpoint.
+#[derive(Debug)]
+#[must_use = "the try counts as ended when this is dropped"]
+pub struct ActiveGuard(Arc<Endpoint>);
+
+impl ActiveGuard {
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/cluster.rs"]
+mod tests;

@@ -1,0 +1,97 @@
+//! Why a request got no response, with what a caller needs to know to decide on a retry.
+
+use std::{error::Error, fmt, io};
+
+use http::Request;
+
+/// A request that got no response.
+pub struct Failure<B> {
+    /// What went wrong.
+    pub kind: FailureKind,
+    /// The request, if nothing of it has been handed to a connection: its body is whole, and any request may be sent
+    /// again. Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in
+    /// failures only.
+    pub request: Option<Box<Request<B>>>,
+}
+
+/// What went wrong with a request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// No connection could be made.
+    #[error("no connection could be made{}", if *timeout { ": timed out" } else { "" })]
+    Connect {
+        /// The system's reason.
+        source: io::Error,
+        /// Whether the cluster's connect timeout had passed.
+        timeout: bool,
+    },
+    /// The connection ended before a response began, or in the middle of its head.
+    ///
+    /// With `reused` and not `bytes_received`, the upstream may just have closed an idle connection: RFC 9112 section
+    /// 9.3.1 allows to send an idempotent request once more (RFC 9110 section 9.2.2). With not `request_sent`, any.
+    #[error("the connection was closed before a response{}", if *reused { " (it had been used before)" } else { "" })]
+    Reset {
+        /// Whether the connection had carried a request before this one.
+        reused: bool,
+        /// Whether any byte of the request was written to the socket.
+        request_sent: bool,
+        /// Whether any byte has come back since the request was handed over.
+        bytes_received: bool,
+        /// The reason.
+        source: hyper::Error,
+    },
+    /// What came back is no response that can be used.
+    #[error("the response is not valid")]
+    Protocol {
+        /// The reason.
+        source: ProtocolError,
+    },
+    /// The request's own body failed, or ended before its Content-Length. The upstream is not to blame.
+    #[error("the request's body could not be read")]
+    RequestBody {
+        /// The reason; its source is the body's error.
+        source: hyper::Error,
+    },
+    /// The cluster has as many connections as it may, and as many requests waiting for one.
+    #[error("too many requests wait for a connection")]
+    Overflow,
+}
+
+/// Why a response cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// Its head breaks RFC 9112, or is longer than allowed.
+    #[error("its head could not be read")]
+    Malformed(#[source] hyper::Error),
+    /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
+    #[error("it switches protocols, which was not asked for")]
+    Switched,
+}
+
+impl<B> Failure<B> {
+    /// A failure before anything of `request` was handed to a connection.
+    pub(super) fn unsent(kind: FailureKind, request: Request<B>) -> Self {
+        Failure { kind, request: Some(Box::new(request)) }
+    }
+}
+
+// By hand: neither needs anything of the body's type.
+impl<B> fmt::Debug for Failure<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.request.is_some()).finish()
+    }
+}
+
+impl<B> fmt::Display for Failure<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl<B> Error for Failure<B> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
+}

@@ -1,0 +1,360 @@
+//! The connections of one worker to one cluster: which are idle, how many there may be, and who waits for one.
+//!
+//! A connection's place among those that the cluster may have is a [`Permit`]. It is taken before connecting and given
+//! back when the connection is dropped, whatever the reason, and giving it back lets the first that waits go on. So
+//! dropping a [`Link`] or a [`Permit`] runs code of this file: neither may happen while one of its `RefCell`s is
+//! borrowed.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use rustc_hash::FxHashMap;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    cluster::{Cluster, Endpoint, Stats},
+    failure::FailureKind,
+    link::{Lease, Link},
+};
+
+/// A worker's connections to a cluster.
+pub(super) struct ClusterPool<B> {
+    /// The newest snapshot of it that this worker has seen.
+    cluster: RefCell<Arc<Cluster>>,
+    stats: Arc<Stats>,
+    slots: RefCell<FxHashMap<u64, Rc<Slot<B>>>>,
+    /// In the order in which they came.
+    waiters: RefCell<VecDeque<Waiter<B>>>,
+    next_waiter: Cell<u64>,
+    /// Connections of this worker, over all endpoints.
+    connections: Cell<usize>,
+}
+
+/// A worker's connections to an endpoint.
+pub(super) struct Slot<B> {
+    pub(super) endpoint: Arc<Endpoint>,
+    stats: Arc<Stats>,
+    /// The one that was used last at the end: taken first, so that those which are not needed grow old.
+    idle: RefCell<Vec<Rc<Link<B>>>>,
+    connections: Cell<usize>,
+    /// No longer in the configuration: nothing becomes idle here any more.
+    retired: Cell<bool>,
+}
+
+/// A connection's place among those that its cluster may have.
+pub(super) struct Permit<B> {
+    pool: Weak<ClusterPool<B>>,
+    pub(super) slot: Rc<Slot<B>>,
+}
+
+/// What a waiting request is given.
+pub(super) enum Grant<B> {
+    /// A connection to the endpoint that it wants.
+    Link(Lease<B>),
+    /// The right to open one.
+    Permit(Permit<B>),
+}
+
+struct Waiter<B> {
+    id: u64,
+    slot: Rc<Slot<B>>,
+    grant: oneshot::Sender<Grant<B>>,
+}
+
+/// A request in the queue, which leaves it when dropped.
+struct Queued<'a, B> {
+    pool: &'a ClusterPool<B>,
+    id: u64,
+}
+
+/// One in a gauge.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<B> ClusterPool<B> {
+    pub(super) fn new(cluster: &Arc<Cluster>) -> Rc<Self> {
+        Rc::new(ClusterPool {
+            cluster: RefCell::new(Arc::clone(cluster)),
+            stats: Arc::clone(cluster.stats()),
+            slots: RefCell::default(),
+            waiters: RefCell::default(),
+            next_waiter: Cell::new(0),
+            connections: Cell::new(0),
+        })
+    }
+
+    /// The newest snapshot seen.
+    pub(super) fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.cluster.borrow())
+    }
+
+    /// Goes by `cluster`'s limits from now on, unless they are older than those in force.
+    pub(super) fn update(&self, cluster: &Arc<Cluster>) {
+        let mut current = self.cluster.borrow_mut();
+        if cluster.generation() > current.generation() {
+            *current = Arc::clone(cluster);
+        }
+    }
+
+    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>) -> Rc<Slot<B>> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.entry(endpoint.id).or_insert_with(|| {
+            Rc::new(Slot {
+                endpoint: Arc::clone(endpoint),
+                stats: Arc::clone(&self.stats),
+                idle: RefCell::default(),
+                connections: Cell::new(0),
+                retired: Cell::new(false),
+            })
+        });
+        Rc::clone(slot)
+    }
+
+    /// A place for a new connection to `slot`'s endpoint, taken from an idle connection to another one if need be.
+    fn try_permit(self: &Rc<Self>, slot: &Rc<Slot<B>>) -> Option<Permit<B>> {
+        let limit = self.cluster.borrow().limits.connections;
+        // One is allowed in any case: a worker without any would have nothing that could come free for its requests.
+        if self.stats.connections.fetch_add(1, Relaxed) < limit || self.connections.get() == 0 {
+            self.connections.set(self.connections.get() + 1);
+            slot.count(1);
+            return Some(Permit { pool: Rc::downgrade(self), slot: Rc::clone(slot) });
+        }
+        self.stats.connections.fetch_sub(1, Relaxed);
+        let spare = self.slots.borrow().values().find_map(|slot| slot.take_oldest())?;
+        spare.close_for_permit().map(|permit| permit.move_to(slot))
+    }
+
+    /// The way to a connection when none is idle: the right to open one, or one that another request has left.
+    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>) -> Result<Grant<B>, FailureKind> {
+        // Another worker may have given back a place since: first to those who wait longer.
+        self.serve();
+        if self.waiters.borrow().is_empty()
+            && let Some(permit) = self.try_permit(slot)
+        {
+            return Ok(Grant::Permit(permit));
+        }
+        let limit = self.cluster.borrow().limits.pending;
+        let Some(_pending) = Counted::try_new(&self.stats.pending, limit) else {
+            self.stats.pending_overflows.fetch_add(1, Relaxed);
+            return Err(FailureKind::Overflow);
+        };
+        let (grant, granted) = oneshot::channel();
+        let id = self.next_waiter.replace(self.next_waiter.get() + 1);
+        self.waiters.borrow_mut().push_back(Waiter { id, slot: Rc::clone(slot), grant });
+        let _queued = Queued { pool: self, id };
+        granted.await.map_err(|_| FailureKind::Overflow)
+    }
+
+    /// Lets those who wait go on, as far as there are places for them.
+    fn serve(self: &Rc<Self>) {
+        loop {
+            let Some(slot) = self.waiters.borrow().front().map(|w| Rc::clone(&w.slot)) else { return };
+            let Some(permit) = self.try_permit(&slot) else { return };
+            self.grant_to(0, Grant::Permit(permit));
+        }
+    }
+
+    /// To the waiter at `index`, or, if it is gone in this moment, back.
+    fn grant_to(&self, index: usize, grant: Grant<B>) {
+        let waiter = self.waiters.borrow_mut().remove(index);
+        if let Some(waiter) = waiter {
+            // A waiter that is gone gives it back: what cannot be sent is dropped, and finds the next one.
+            let _ = waiter.grant.send(grant);
+        }
+    }
+
+    /// Takes a connection that can carry another request: for one that waits, or as idle.
+    pub(super) fn release(self: &Rc<Self>, link: Rc<Link<B>>) {
+        let slot = Rc::clone(&link.slot);
+        let limits = self.cluster.borrow().limits;
+        if slot.retired.get() || !link.has_requests_left(limits.requests_per_connection) {
+            return;
+        }
+        if !self.waiters.borrow().is_empty() {
+            return self.hand_over(link);
+        }
+        // Other workers' requests wait, or the limit was lowered: this worker keeps no more than the one it is sure of.
+        let wanted = self.stats.pending.load(Relaxed) > 0 || self.stats.connections.load(Relaxed) > limits.connections;
+        if wanted && self.connections.get() > 1 {
+            return;
+        }
+        link.seen_idle.set(None);
+        self.stats.idle.fetch_add(1, Relaxed);
+        slot.idle.borrow_mut().push(link);
+    }
+
+    /// Gives a free connection to the first that waits, if that one wants this endpoint or has no connection that could
+    /// come free for it (it gets this one's place then); else to the first that wants this endpoint.
+    fn hand_over(&self, link: Rc<Link<B>>) {
+        let (index, wanted) = {
+            let waiters = self.waiters.borrow();
+            let Some(head) = waiters.front() else { return };
+            let stuck = head.slot.connections.get() == 0;
+            let same =
+                waiters.iter().position(|w| Rc::ptr_eq(&w.slot, &link.slot)).filter(|index| *index == 0 || !stuck);
+            (same.unwrap_or(0), same.is_none().then(|| Rc::clone(&head.slot)))
+        };
+        let grant = match wanted {
+            None => Grant::Link(Lease::new(link)),
+            Some(wanted) => match link.close_for_permit() {
+                Some(permit) => Grant::Permit(permit.move_to(&wanted)),
+                None => return,
+            },
+        };
+        self.grant_to(index, grant);
+    }
+
+    /// Closes the connections that have been idle for too long, forgets endpoints without any, and uses places that
+    /// other workers have given back since (those do not wake this one). Returns whether there is anything left to come
+    /// back for.
+    pub(super) fn sweep(self: &Rc<Self>, now: Instant) -> bool {
+        let timeout = self.cluster.borrow().limits.idle_timeout;
+        let mut expired = Vec::new();
+        self.slots.borrow_mut().retain(|_, slot| {
+            slot.take_expired(now, timeout, &mut expired);
+            // A request that has found the slot, but no connection yet, owns it too.
+            slot.connections.get() > 0 || Rc::strong_count(slot) > 1
+        });
+        drop(expired);
+        self.serve();
+        self.connections.get() > 0 || !self.waiters.borrow().is_empty()
+    }
+
+    /// Closes the idle connections to endpoints that the newest snapshot does not have, and lets no connection to them
+    /// become idle again.
+    pub(super) fn retire_missing(&self) {
+        let cluster = self.cluster();
+        self.retire(|endpoint| !cluster.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint)));
+    }
+
+    /// The same for all endpoints.
+    pub(super) fn retire_all(&self) {
+        self.retire(|_| true);
+    }
+
+    fn retire(&self, gone: impl Fn(&Arc<Endpoint>) -> bool) {
+        let mut idle = Vec::new();
+        self.slots.borrow_mut().retain(|_, slot| {
+            let gone = gone(&slot.endpoint);
+            if gone {
+                slot.retired.set(true);
+                slot.stats.idle.fetch_sub(slot.idle.borrow().len() as u64, Relaxed);
+                idle.append(&mut slot.idle.borrow_mut());
+            }
+            !gone
+        });
+        drop(idle);
+    }
+}
+
+impl<B> Drop for ClusterPool<B> {
+    fn drop(&mut self) {
+        // Slots and idle links own each other.
+        self.retire_all();
+    }
+}
+
+impl<B> Slot<B> {
+    /// The idle connection that was used last and is not known to be closed.
+    pub(super) fn checkout(&self) -> Option<Rc<Link<B>>> {
+        loop {
+            let link = self.idle.borrow_mut().pop()?;
+            self.stats.idle.fetch_sub(1, Relaxed);
+            if !link.is_closed() {
+                return Some(link);
+            }
+        }
+    }
+
+    fn take_oldest(&self) -> Option<Rc<Link<B>>> {
+        let mut idle = self.idle.borrow_mut();
+        let oldest = (!idle.is_empty()).then(|| idle.remove(0))?;
+        self.stats.idle.fetch_sub(1, Relaxed);
+        Some(oldest)
+    }
+
+    /// Drops a connection that has ended from the idle ones, if it is among them.
+    pub(super) fn forget(&self, link: &Weak<Link<B>>) {
+        let position = self.idle.borrow().iter().position(|idle| std::ptr::eq(Rc::as_ptr(idle), link.as_ptr()));
+        let Some(position) = position else { return };
+        let ended = self.idle.borrow_mut().remove(position);
+        self.stats.idle.fetch_sub(1, Relaxed);
+        drop(ended);
+    }
+
+    /// Marks those that are idle for the first time at a sweep, and takes those that were marked `timeout` ago: the
+    /// time is never too short, and no request has to look at a clock.
+    fn take_expired(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<Link<B>>>) {
+        let Some(timeout) = timeout else { return };
+        let mut idle = self.idle.borrow_mut();
+        // Oldest first, so the marked ones come before the others, and the expired ones before all.
+        for link in idle.iter().rev().take_while(|link| link.seen_idle.get().is_none()) {
+            link.seen_idle.set(Some(now));
+        }
+        let is_expired = |link: &Rc<Link<B>>| link.seen_idle.get().is_some_and(|seen| now - seen >= timeout);
+        let count = idle.iter().take_while(|link| is_expired(link)).count();
+        expired.extend(idle.drain(..count));
+        self.stats.idle.fetch_sub(count as u64, Relaxed);
+    }
+
+    fn count(&self, connections: i8) {
+        if connections > 0 {
+            self.connections.set(self.connections.get() + 1);
+            self.endpoint.connections.fetch_add(1, Relaxed);
+        } else {
+            self.connections.set(self.connections.get() - 1);
+            self.endpoint.connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl<B> Permit<B> {
+    /// The same place for a connection to another endpoint.
+    fn move_to(mut self, slot: &Rc<Slot<B>>) -> Self {
+        self.slot.count(-1);
+        slot.count(1);
+        self.slot = Rc::clone(slot);
+        self
+    }
+}
+
+impl<B> Drop for Permit<B> {
+    fn drop(&mut self) {
+        self.slot.count(-1);
+        self.slot.stats.connections.fetch_sub(1, Relaxed);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.connections.set(pool.connections.get() - 1);
+            pool.serve();
+        }
+    }
+}
+
+impl<B> Drop for Queued<'_, B> {
+    fn drop(&mut self) {
+        let waiter = {
+            let mut waiters = self.pool.waiters.borrow_mut();
+            waiters.binary_search_by_key(&self.id, |w| w.id).ok().and_then(|at| waiters.remove(at))
+        };
+        drop(waiter);
+    }
+}
+
+impl<'a> Counted<'a> {
+    fn try_new(gauge: &'a AtomicU64, limit: u64) -> Option<Self> {
+        let counted = Counted(gauge);
+        // Refused, it counts itself off again.
+        (gauge.fetch_add(1, Relaxed) < limit).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,152 @@
+//! Shares: exact where they are promised to be, else within five standard deviations of many draws.
+
+use super::*;
+
+fn members(weights: &[u32]) -> Vec<Member> {
+    let endpoints: Vec<_> = (0..weights.len()).map(|i| SocketAddr::from(([10, 0, 0, i as u8], 80))).collect();
+    let config = model::Cluster {
+        endpoints: endpoints.iter().zip(weights).map(|(a, w)| model::Endpoint { address: *a, weight: *w }).collect(),
+        ..super::super::tests::config(&[])
+    };
+    super::super::Cluster::new(&config, None).members.to_vec()
+}
+
+fn index(members: &[Member], endpoint: &Arc<Endpoint>) -> usize {
+    members.iter().position(|m| Arc::ptr_eq(&m.endpoint, endpoint)).unwrap()
+}
+
+/// How often each is picked for keys `0..draws`.
+fn counts(kind: model::Balancer, members: &[Member], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
+    let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
+    let mut counts = vec![0; members.len()];
+    for key in 0..draws {
+        counts[index(members, balancer.pick(&cursor, Some(mix(key)), avoid).unwrap())] += 1;
+    }
+    counts
+}
+
+fn assert_shares(counts: &[u64], weights: &[u32]) {
+    let (draws, total) = (counts.iter().sum::<u64>() as f64, weights.iter().sum::<u32>() as f64);
+    for (count, weight) in counts.iter().zip(weights) {
+        let share = f64::from(*weight) / total;
+        let tolerance = 5.0 * (draws * share * (1.0 - share)).sqrt();
+        assert!((*count as f64 - draws * share).abs() <= tolerance, "{counts:?} for {weights:?}");
+    }
+}
+
+#[test]
+fn round_robin_is_smooth_and_exact() {
+    for (weights, expected) in [
+        (&[5, 1, 1][..], "aabacaa"),
+        (&[50, 10, 10], "aabacaa"),
+        (&[1, 1, 1], "abc"),
+        (&[4, 2, 0], "aba"),
+        (&[1, 2, 3], "cbacbc"),
+        (&[7], "a"),
+    ] {
+        let members = members(weights);
+        let (balancer, cursor) = (Balancer::new(model::Balancer::RoundRobin, &members), AtomicU64::new(0));
+        let next = || (b'a' + index(&members, balancer.pick(&cursor, None, &[]).unwrap()) as u8) as char;
+        let sequence: String = (0..3 * expected.len()).map(|_| next()).collect();
+        assert_eq!(sequence, expected.repeat(3), "{weights:?}");
+    }
+}
+
+#[test]
+fn a_round_robin_sequence_is_bounded() {
+    let members = members(&[65_535, 65_521, 1]);
+    let Policy::RoundRobin(sequence) = Balancer::new(model::Balancer::RoundRobin, &members).policy else { panic!() };
+    assert!(sequence.len() <= 4100, "{}", sequence.len());
+    let share = |i| sequence.iter().filter(|at| **at == i).count();
+    assert!(share(2) == 1 && share(0).abs_diff(share(1)) <= 2);
+}
+
+#[test]
+fn round_robin_passes_over_what_was_tried() {
+    let members = members(&[1, 1, 1]);
+    let avoid = [Arc::clone(&members[1].endpoint)];
+    let counts = counts(model::Balancer::RoundRobin, &members, &avoid, 300);
+    assert_eq!(counts, [100, 0, 200]);
+}
+
+#[test]
+fn random_and_hash_share_by_weight() {
+    for kind in [model::Balancer::Random, model::Balancer::Hash] {
+        for weights in [&[1, 1, 1, 1][..], &[5, 1, 0, 4], &[1, 100]] {
+            assert_shares(&counts(kind, &members(weights), &[], 50_000), weights);
+        }
+        let members = members(&[5, 1, 4]);
+        let avoid = [Arc::clone(&members[0].endpoint)];
+        assert_shares(&counts(kind, &members, &avoid, 50_000)[1..], &[1, 4]);
+    }
+}
+
+#[test]
+fn what_was_tried_is_tried_again_if_there_is_nothing_else() {
+    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
+    for kind in [RoundRobin, LeastRequest, Random, Hash] {
+        let members = members(&[1, 2]);
+        let all: Vec<_> = members.iter().map(|m| Arc::clone(&m.endpoint)).collect();
+        assert_eq!(counts(kind, &members, &all, 100).iter().sum::<u64>(), 100);
+        let one = counts(kind, &members, &all[..1], 100);
+        assert_eq!(one, [0, 100]);
+        assert!(Balancer::new(kind, &super::tests::members(&[0, 0])).pick(&AtomicU64::new(0), None, &[]).is_none());
+        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), &[]).is_none());
+    }
+}
+
+#[test]
+fn a_key_stays_where_it_is_when_others_come_and_go() {
+    let all = members(&[3, 1, 2, 2]);
+    let before = Balancer::new(model::Balancer::Hash, &all);
+    let after = Balancer::new(model::Balancer::Hash, &all[..3]);
+    let cursor = AtomicU64::new(0);
+    let mut moved = 0;
+    for key in 0..10_000 {
+        let (old, new) = (before.pick(&cursor, Some(key), &[]).unwrap(), after.pick(&cursor, Some(key), &[]).unwrap());
+        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), &[]).unwrap()));
+        if !Arc::ptr_eq(old, new) {
+            assert!(Arc::ptr_eq(old, &all[3].endpoint), "a key has moved between endpoints that both stayed");
+            moved += 1;
+        }
+    }
+    assert!((2250..2750).contains(&moved), "{moved} of 10000 with an endpoint that had a quarter");
+}
+
+#[test]
+fn a_key_goes_to_the_same_place_in_every_process() {
+    let members = members(&[1, 1, 1, 1]);
+    let balancer = Balancer::new(model::Balancer::Hash, &members);
+    let cursor = AtomicU64::new(0);
+    let places: Vec<_> = (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), &[]).unwrap())).collect();
+    assert_eq!(places, GOLDEN);
+}
+
+/// Changing these sends keys of users elsewhere on an upgrade.
+const GOLDEN: [usize; 16] = [0, 0, 3, 0, 0, 3, 3, 2, 0, 0, 1, 0, 2, 3, 2, 3];
+
+#[test]
+fn least_request_keeps_loads_level_by_weight() {
+    for weights in [&[1, 1, 1, 1][..], &[1, 3], &[4, 2, 2]] {
+        let members = members(weights);
+        let (balancer, cursor) = (Balancer::new(model::Balancer::LeastRequest, &members), AtomicU64::new(0));
+        let total: u32 = weights.iter().sum();
+        let held: Vec<_> =
+            (0..total * 100).map(|_| Arc::clone(balancer.pick(&cursor, None, &[]).unwrap()).start()).collect();
+        for (member, weight) in members.iter().zip(weights) {
+            let (active, due) = (member.endpoint.active(), u64::from(weight * 100));
+            assert!(active.abs_diff(due) <= 25, "{active} at weight {weight}, {due} would be level");
+        }
+        drop(held);
+        assert!(members.iter().all(|m| m.endpoint.active() == 0));
+    }
+}
+
+#[test]
+fn least_request_shares_by_weight_when_idle_and_leaves_a_busy_one_alone() {
+    let members = members(&[1, 3]);
+    assert_shares(&counts(model::Balancer::LeastRequest, &members, &[], 50_000), &[1, 3]);
+    let busy: Vec<_> = (0..10).map(|_| Arc::clone(&members[1].endpoint).start()).collect();
+    assert_eq!(counts(model::Balancer::LeastRequest, &members, &[], 1000), [1000, 0]);
+    drop(busy);
+}

@@ -1,0 +1,69 @@
+use super::*;
+
+fn config() -> model::Cluster {
+    let mut config = super::super::tests::config(&["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+    config.limits.requests = 2;
+    config.retry_budget.min_concurrent = 1;
+    config
+}
+
+#[test]
+fn requests_are_bounded_and_counted() {
+    let cluster = Cluster::new(&config(), None);
+    let (one, two) = (cluster.try_request().unwrap(), cluster.try_request().unwrap());
+    assert!(cluster.try_request().is_none());
+    assert_eq!(one.cluster().stats().active.load(Relaxed), 2);
+    drop(one);
+    assert!(cluster.try_request().is_some());
+    drop(two);
+    let stats = cluster.stats();
+    let counted = [&stats.requests, &stats.request_overflows, &stats.active].map(|c| c.load(Relaxed));
+    assert_eq!(counted, [3, 1, 0]);
+}
+
+#[test]
+fn retries_are_bounded_and_counted() {
+    let cluster = Cluster::new(&config(), None);
+    let retry = cluster.try_retry();
+    assert!(retry.is_some() && cluster.try_retry().is_none());
+    drop(retry);
+    assert!(cluster.try_retry().is_some());
+    assert_eq!(cluster.stats().retries.load(Relaxed), 2);
+    assert_eq!(cluster.stats().retry_overflows.load(Relaxed), 1);
+}
+
+#[test]
+fn a_reload_carries_counts_and_endpoints_over() {
+    let old = Cluster::new(&config(), None);
+    let request = old.try_request();
+    let at = old.pick(None, &[]).unwrap().start();
+    let mut changed = config();
+    changed.endpoints.retain(|e| e.address == at.endpoint().address);
+    changed.endpoints[0].weight = 7;
+    changed.endpoints.push(model::Endpoint { address: "127.0.0.1:3".parse().unwrap(), weight: 0 });
+    let new = Cluster::new(&changed, Some(&old));
+    assert!(Arc::ptr_eq(old.stats(), new.stats()));
+    assert!(Arc::ptr_eq(at.endpoint(), &new.members[0].endpoint));
+    assert_eq!((new.members[0].weight, new.members[0].endpoint.active()), (7, 1));
+    assert_eq!((new.members[1].weight, new.members[1].endpoint.active()), (0, 0));
+    drop((request, at));
+    assert_eq!((new.stats().active.load(Relaxed), new.members[0].endpoint.active()), (0, 0));
+    assert_eq!(new.members[0].endpoint.requests(), 1);
+}
+
+#[test]
+fn an_address_that_is_listed_twice_is_one_endpoint() {
+    let mut config = config();
+    config.endpoints[1].address = config.endpoints[0].address;
+    config.endpoints[1].weight = 4;
+    let cluster = Cluster::new(&config, None);
+    assert_eq!((cluster.members.len(), cluster.members[0].weight), (1, 5));
+}
+
+#[test]
+fn a_time_of_zero_is_no_bound() {
+    let mut config = config();
+    config.connect_timeout = crate::config::units::Duration::secs(0);
+    let cluster = Cluster::new(&config, None);
+    assert_eq!((cluster.connect_timeout, cluster.request_timeout), (None, Some(Duration::from_secs(15))));
+}

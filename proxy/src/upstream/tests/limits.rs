@@ -1,0 +1,215 @@
+//! The bound on connections, and the queue of those who wait for one.
+
+use std::{cell::RefCell, sync::atomic::Ordering::Relaxed};
+
+use super::{super::*, *};
+
+fn slow(ms: u64) -> impl Fn(&Seen) -> Reply {
+    move |_| Reply::Slowly("", ms, OK)
+}
+
+fn few(connections: u32, pending: u32) -> impl FnOnce(&mut model::ClusterLimits) {
+    move |limits| (limits.connections, limits.pending) = (connections, pending)
+}
+
+#[test]
+fn requests_wait_in_order_for_the_connections_there_are() {
+    run(async {
+        let server = server(slow(10)).await;
+        let (pools, cluster) = (pools(), cluster(&[server.address], few(2, 100)));
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let tasks: Vec<_> = (0..10)
+            .map(|i| {
+                let (pools, cluster, order) = (pools.clone(), Arc::clone(&cluster), Rc::clone(&order));
+                spawn_local(async move {
+                    get(&pools, &cluster).await;
+                    order.borrow_mut().push(i);
+                })
+            })
+            .collect();
+        until("eight wait", || cluster.stats().pending.load(Relaxed) == 8).await;
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(server.accepted.get(), 2);
+        assert_eq!(cluster.stats().pending.load(Relaxed), 0);
+        // Two at a time: each may be overtaken by its neighbour only.
+        for (place, i) in order.borrow().iter().enumerate() {
+            assert!(place.abs_diff(*i) <= 1, "{:?}", order.borrow());
+        }
+    });
+}
+
+#[test]
+fn beyond_the_queue_requests_are_refused_and_given_back() {
+    run(async {
+        let server = server(|_| Reply::Hang("")).await;
+        let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 1)));
+        let spawn = || {
+            let (pools, cluster) = (pools.clone(), Arc::clone(&cluster));
+            spawn_local(async move { send(&pools, &cluster).await })
+        };
+        let (first, second) = (spawn(), spawn());
+        until("one waits", || cluster.stats().pending.load(Relaxed) == 1).await;
+        let failure = send(&pools, &cluster).await.unwrap_err();
+        assert!(matches!(failure.kind, FailureKind::Overflow) && failure.request.is_some(), "{failure:?}");
+        assert_eq!(cluster.stats().pending_overflows.load(Relaxed), 1);
+        second.abort();
+        until("nobody waits", || cluster.stats().pending.load(Relaxed) == 0).await;
+        let third = spawn();
+        until("the place in the queue is free again", || cluster.stats().pending.load(Relaxed) == 1).await;
+        first.abort();
+        until("the third has its connection", || server.accepted.get() == 2).await;
+        third.abort();
+        until("all is given back", || cluster.stats().connections.load(Relaxed) == 0).await;
+    });
+}
+
+#[test]
+fn who_leaves_the_queue_does_not_take_a_connection_along() {
+    run(async {
+        let server = server(slow(20)).await;
+        let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 10)));
+        let held = send(&pools, &cluster).await.unwrap();
+        let mut first = Box::pin(send(&pools, &cluster));
+        let mut second = Box::pin(send(&pools, &cluster));
+        assert!(waits(&mut first).await);
+        assert!(waits(&mut second).await);
+        // The connection is handed to the first, which goes before it has taken it.
+        text(held).await;
+        drop(first);
+        assert_eq!(text(second.await.unwrap()).await, "hello");
+        assert_eq!(server.accepted.get(), 1);
+    });
+}
+
+#[test]
+fn a_failed_connection_lets_the_next_one_try() {
+    run(async {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (pools, cluster) = (pools(), cluster(&[address], few(1, 10)));
+        let all = (0..5).map(|_| send(&pools, &cluster));
+        for result in futures_util::future::join_all(all).await {
+            assert!(matches!(result.unwrap_err().kind, FailureKind::Connect { .. }));
+        }
+        assert_eq!(cluster.stats().connect_failures.load(Relaxed), 5);
+        assert_eq!(cluster.stats().connections.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
+    run(async {
+        let (a, b) = (server(slow(5)).await, server(slow(5)).await);
+        let (pools, cluster) = (pools(), cluster(&[a.address, b.address], few(1, 10)));
+        for at in [0, 1, 0] {
+            assert_eq!(
+                text(pools.send(&cluster, endpoint(&cluster, at), request("GET", "")).await.unwrap()).await,
+                "hello"
+            );
+        }
+        assert_eq!((a.accepted.get(), b.accepted.get()), (2, 1));
+        // And so does a busy one, once it is free, though others wait for its endpoint.
+        let order = [0, 1, 0, 0].map(|at| pools.send(&cluster, endpoint(&cluster, at), request("GET", "")));
+        let mut order = order.map(Box::pin);
+        for one in &mut order {
+            assert!(waits(one).await);
+        }
+        for one in order {
+            assert_eq!(text(one.await.unwrap()).await, "hello");
+        }
+        assert_eq!((endpoint(&cluster, 0).connections(), endpoint(&cluster, 1).connections()), (1, 0));
+        assert_eq!(cluster.stats().connections.load(Relaxed), 1);
+    });
+}
+
+#[test]
+fn the_bound_holds_over_all_workers_and_each_may_have_one() {
+    run(async {
+        let server = server(|_| Reply::Send(OK)).await;
+        let cluster = cluster(&[server.address], few(2, 10));
+        let connections = || cluster.stats().connections.load(Relaxed);
+        let (one, other, third) = (pools(), pools(), pools());
+        let held = (send(&one, &cluster).await.unwrap(), send(&one, &cluster).await.unwrap());
+        let others = send(&other, &cluster).await.unwrap();
+        assert_eq!(connections(), 3, "a worker without a connection may have one though two are there");
+        let mut queued = Box::pin(send(&other, &cluster));
+        assert!(waits(&mut queued).await);
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!(connections(), 3);
+        // The first worker does not keep a second connection while another worker's requests wait.
+        text(held.0).await;
+        assert_eq!(connections(), 2);
+        text(held.1).await;
+        assert_eq!((connections(), cluster.stats().idle.load(Relaxed)), (2, 1));
+        text(others).await;
+        assert_eq!(text(queued.await.unwrap()).await, "hello");
+        get(&third, &cluster).await;
+        assert_eq!(connections(), 3);
+    });
+}
+
+#[test]
+fn a_place_that_another_worker_has_given_back_is_found() {
+    run(async {
+        let server = server(slow(5)).await;
+        let cluster = cluster(&[server.address], |limits| {
+            (limits.connections, limits.idle_timeout) = (2, units::Duration::millis(100));
+        });
+        let (one, other) = (pools(), pools());
+        let held = send(&one, &cluster).await.unwrap();
+        let others = send(&other, &cluster).await.unwrap();
+        let mut queued = Box::pin(send(&other, &cluster));
+        assert!(waits(&mut queued).await);
+        drop(held);
+        // Nothing happens on the other worker that would make it look, but for its sweep.
+        assert_eq!(text(queued.await.unwrap()).await, "hello");
+        drop(others);
+    });
+}
+
+#[test]
+fn threads_share_a_cluster_and_give_everything_back() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let cluster = cluster(&[listener.local_addr().unwrap()], few(3, 1000));
+    // A server of its own thread, so that the workers are what is measured.
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let most = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            run(async {
+                listener.set_nonblocking(true).unwrap();
+                let listener = TcpListener::from_std(listener).unwrap();
+                while !stop.load(Relaxed) {
+                    if let Ok(Ok((stream, _))) = timeout(Duration::from_millis(20), listener.accept()).await {
+                        spawn_local(async move { converse(stream, 1, &slow(1)).await });
+                    }
+                }
+            });
+        });
+        let worker = || {
+            run(async {
+                let pools = pools();
+                let work = (0..30).map(|_| async {
+                    for _ in 0..10 {
+                        let _request = cluster.try_request().unwrap();
+                        get(&pools, &cluster).await;
+                    }
+                });
+                futures_util::future::join_all(work).await;
+            });
+        };
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+        let mut most = 0;
+        while !workers.iter().all(|w| w.is_finished()) {
+            most = most.max(cluster.stats().connections.load(Relaxed));
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        stop.store(true, Relaxed);
+        most
+    });
+    // Three, one more for each worker that has none, and one for each that is just being refused: 120 ask at a time.
+    assert!((1..=10).contains(&most), "{most} connections");
+    let stats = cluster.stats();
+    let gauges = [&stats.active, &stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed));
+    assert_eq!((gauges, stats.requests.load(Relaxed)), ([0; 4], 1200));
+}

@@ -1,0 +1,177 @@
+//! Upstream servers for the tests: on loopback sockets, in the test's own thread, saying exactly what they are told to.
+
+mod limits;
+mod pool;
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::{LocalSet, spawn_local},
+    time::{sleep, timeout},
+};
+
+use super::{Cluster, Endpoint, Failure, PooledBody, Pools};
+use crate::config::{model, units};
+
+type Body = Full<Bytes>;
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+
+/// What a server does with a request.
+#[derive(Clone)]
+enum Reply {
+    Send(&'static str),
+    SendAndClose(&'static str),
+    /// Says the first part, waits, says the second.
+    Slowly(&'static str, u64, &'static str),
+    /// Sends this and never anything again.
+    Hang(&'static str),
+}
+
+/// What a server sees: the how-manieth connection, the how-manieth request on it (both from 1), the request's head.
+struct Seen {
+    connection: usize,
+    request: usize,
+    head: String,
+}
+
+struct Server {
+    address: SocketAddr,
+    /// Connections accepted so far, and open now.
+    accepted: Rc<Cell<usize>>,
+    open: Rc<Cell<usize>>,
+}
+
+async fn server(reply: impl Fn(&Seen) -> Reply + 'static) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (accepted, open, reply) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(reply));
+    let server = Server { address, accepted: Rc::clone(&accepted), open: Rc::clone(&open) };
+    spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            accepted.set(accepted.get() + 1);
+            open.set(open.get() + 1);
+            let (open, reply, connection) = (Rc::clone(&open), Rc::clone(&reply), accepted.get());
+            spawn_local(async move {
+                let _ = converse(stream, connection, &*reply).await;
+                open.set(open.get() - 1);
+            });
+        }
+    });
+    server
+}
+
+async fn converse(mut stream: TcpStream, connection: usize, reply: &impl Fn(&Seen) -> Reply) -> std::io::Result<()> {
+    let mut buffer = Vec::new();
+    for request in 1.. {
+        let end = loop {
+            if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut buffer).await? == 0 {
+                return Ok(());
+            }
+        };
+        let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+        buffer.drain(..end);
+        let length = head.split_once("content-length: ").and_then(|(_, rest)| rest.split("\r\n").next()?.parse().ok());
+        while buffer.len() < length.unwrap_or(0) && stream.read_buf(&mut buffer).await? > 0 {}
+        buffer.drain(..length.unwrap_or(0));
+        match reply(&Seen { connection, request, head }) {
+            Reply::Send(text) => stream.write_all(text.as_bytes()).await?,
+            Reply::SendAndClose(text) => return stream.write_all(text.as_bytes()).await,
+            Reply::Slowly(first, ms, second) => {
+                stream.write_all(first.as_bytes()).await?;
+                sleep(Duration::from_millis(ms)).await;
+                stream.write_all(second.as_bytes()).await?;
+            }
+            Reply::Hang(text) => {
+                stream.write_all(text.as_bytes()).await?;
+                while stream.read_buf(&mut buffer).await? > 0 {}
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a test on a worker's kind of runtime, for at most ten seconds.
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limited = async { timeout(Duration::from_secs(10), test).await.expect("the test hangs") };
+    LocalSet::new().block_on(&runtime, limited);
+}
+
+pub(super) fn config(addresses: &[SocketAddr]) -> model::Cluster {
+    model::Cluster {
+        name: "test".into(),
+        endpoints: addresses.iter().map(|a| model::Endpoint { address: *a, weight: 1 }).collect(),
+        balancer: model::Balancer::default(),
+        connect_timeout: units::Duration::secs(1),
+        request_timeout: units::Duration::secs(15),
+        retry: None,
+        limits: model::ClusterLimits::default(),
+        retry_budget: model::RetryBudget::default(),
+    }
+}
+
+fn cluster(addresses: &[SocketAddr], limits: impl FnOnce(&mut model::ClusterLimits)) -> Arc<Cluster> {
+    let mut config = config(addresses);
+    limits(&mut config.limits);
+    Cluster::new(&config, None)
+}
+
+fn pools() -> Pools<Body> {
+    Pools::new(super::PoolOptions::default())
+}
+
+fn request(method: &str, body: &'static str) -> Request<Body> {
+    Request::builder().method(method).uri("/").header("host", "test").body(Full::from(body)).unwrap()
+}
+
+fn endpoint(cluster: &Cluster, index: usize) -> &Arc<Endpoint> {
+    &cluster.members[index].endpoint
+}
+
+async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> Result<Response<PooledBody>, Failure<Body>> {
+    pools.send(cluster, endpoint(cluster, 0), request("GET", "")).await
+}
+
+/// A whole exchange, which must succeed.
+async fn get(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> String {
+    text(send(pools, cluster).await.unwrap()).await
+}
+
+async fn text(response: Response<PooledBody>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// Polls once, and says whether there is still something to wait for.
+async fn waits(future: &mut (impl Future + Unpin)) -> bool {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_pending())).await
+}
+
+/// Waits until something is so: for what the other side of a socket does in its own time.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..400 {
+        if condition() {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    panic!("in two seconds it has not come to this: {what}");
+}

@@ -1,0 +1,90 @@
+//! The engine that compiles and runs filters: one for the process, with one thread that ticks the clock by which calls are
+//! bounded.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, OptLevel};
+
+use super::{host::Host, hostcalls};
+
+/// The grain of the bound on a call's time.
+const TICK: Duration = Duration::from_millis(5);
+
+/// The stack of a guest. Worker threads have more than this.
+const GUEST_STACK: usize = 512 << 10;
+
+/// The engine with all host functions.
+pub struct Engine {
+    engine: wasmtime::Engine,
+    linker: Linker<Host>,
+    /// Ends the ticking thread.
+    stopped: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// An engine that keeps compiled code in `cache_dir`, keyed by the module's content and the compiler's settings.
+    pub fn new(cache_dir: Option<&Path>) -> wasmtime::Result<Arc<Engine>> {
+        let mut config = Config::new();
+        config
+            .cranelift_opt_level(OptLevel::Speed)
+            .epoch_interruption(true)
+            .max_wasm_stack(GUEST_STACK)
+            // Instances live long, so their tables are filled at once rather than checked at each indirect call.
+            .table_lazy_init(false)
+            .memory_may_move(false)
+            .native_unwind_info(false)
+            .allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        if let Some(dir) = cache_dir {
+            let mut cache = CacheConfig::new();
+            cache.with_directory(dir);
+            match Cache::new(cache) {
+                Ok(cache) => {
+                    config.cache(Some(cache));
+                }
+                Err(e) => tracing::warn!("compiled filters are not kept in {}: {e:#}", dir.display()),
+            }
+        }
+        let engine = wasmtime::Engine::new(&config)?;
+        let mut linker = Linker::new(&engine);
+        hostcalls::link(&mut linker)?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (ticked, stop) = (engine.weak(), stopped.clone());
+        thread::Builder::new().name("tollgate-epoch".into()).spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                thread::sleep(TICK);
+                let Some(engine) = ticked.upgrade() else { return };
+                engine.increment_epoch();
+            }
+        })?;
+        Ok(Arc::new(Engine { engine, linker, stopped }))
+    }
+
+    /// The compiler.
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.engine
+    }
+
+    /// The host's functions.
+    pub(super) fn linker(&self) -> &Linker<Host> {
+        &self.linker
+    }
+
+    /// A time in ticks, rounded up, and one more: the first tick may be due at once.
+    pub(super) fn ticks(time: Duration) -> u64 {
+        u64::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX / 2).min(u64::MAX / 2) + 1
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}

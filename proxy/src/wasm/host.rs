@@ -1,0 +1,189 @@
+//! What the host keeps for one instance of a filter: the data of its store. All of it can move between threads, because an
+//! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
+//! through [`super::current`].
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tollgate_abi::fast::phase;
+use wasmtime::{Memory, ResourceLimiter, TypedFunc};
+
+use super::{bucket::Bucket, limits::Limit, plugin::Identity, world::World};
+use crate::{
+    chain::{RequestHead, ResponseHead, Route, head::Name},
+    observe::metrics::Handle,
+    upstream::Cluster,
+};
+
+/// What the guest is doing, which decides what it may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Starting: `_initialize`, `main`.
+    Start,
+    /// `proxy_on_vm_start`.
+    VmStart,
+    /// `proxy_on_configure`.
+    Configure,
+    /// Everything later.
+    Running,
+}
+
+/// An HTTP request that the guest wants to be sent.
+#[derive(Debug)]
+pub struct HttpCall {
+    /// The guest's handle.
+    pub id: u32,
+    /// Where to.
+    pub cluster: Arc<Cluster>,
+    /// The head.
+    pub head: RequestHead,
+    /// The body.
+    pub body: Bytes,
+    /// The trailers.
+    pub trailers: HeaderMap,
+    /// How long it may take, in all.
+    pub timeout: Option<Duration>,
+}
+
+/// A timer that the guest has set for a stream.
+#[derive(Debug)]
+pub struct Timer {
+    /// The stream's context.
+    pub context: u32,
+    /// How long.
+    pub after: Duration,
+    /// What the guest gets back.
+    pub token: i64,
+}
+
+/// The answer to an HTTP call, while `proxy_on_http_call_response` runs.
+#[derive(Debug, Default)]
+pub struct CallResponse {
+    /// The head; none if the call failed.
+    pub head: Option<ResponseHead>,
+    /// The body.
+    pub body: Bytes,
+    /// The trailers.
+    pub trailers: HeaderMap,
+    /// Why it failed: what `proxy_get_status` says.
+    pub failure: Option<(u32, &'static str)>,
+}
+
+/// The bound on an instance's memory. A guest that is refused more sees `memory.grow` fail, as the standard says; most then
+/// trap, and it is remembered why.
+#[derive(Debug)]
+pub struct Limiter {
+    memory: usize,
+    /// It has been refused memory.
+    pub denied: bool,
+}
+
+/// Elements of a table; far more than compilers make.
+const TABLE_ELEMENTS: usize = 100_000;
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let granted = desired <= self.memory;
+        self.denied |= !granted;
+        Ok(granted)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS)
+    }
+
+    fn memories(&self) -> usize {
+        1
+    }
+}
+
+/// The data of a store.
+pub struct Host {
+    /// Who the filter is.
+    pub identity: Arc<Identity>,
+    /// What all filters share.
+    pub world: Arc<World>,
+    /// The bound on its memory.
+    pub limiter: Limiter,
+    /// Its memory, once it is instantiated.
+    pub memory: Option<Memory>,
+    /// Its allocator.
+    pub allocate: Option<TypedFunc<u32, u32>>,
+    /// What it is doing.
+    pub phase: Phase,
+    /// The context that host functions act on.
+    pub effective: u32,
+    /// Its root context.
+    pub root: u32,
+    /// The callbacks it wants, as bits of [`phase`].
+    pub subscribed: u32,
+    /// It has said which callbacks it wants.
+    pub subscribes: bool,
+    /// The last thing it has logged while it was configured.
+    pub said: String,
+    /// Mistakes in its configuration, with their places.
+    pub config_errors: Vec<(String, String)>,
+    /// Its tick.
+    pub tick: Option<Duration>,
+    /// Header names by id.
+    pub names: Vec<Name>,
+    /// Ids of header names.
+    pub name_ids: HashMap<Vec<u8>, u32>,
+    /// Routes by id.
+    pub routes: Vec<Arc<Route>>,
+    /// Buckets by id.
+    pub buckets: Vec<Arc<Bucket>>,
+    /// Limits by id.
+    pub stream_limits: Vec<Arc<Limit>>,
+    /// Metrics by id.
+    pub metrics: Vec<Handle>,
+    /// The last id given to a call.
+    pub last_call: u32,
+    /// Calls to be sent once the guest has returned.
+    pub calls: Vec<HttpCall>,
+    /// Timers to be set once the guest has returned.
+    pub timers: Vec<Timer>,
+    /// The answer to a call.
+    pub call_response: Option<CallResponse>,
+    /// A buffer used again and again for data on its way to the guest.
+    pub scratch: Vec<u8>,
+    /// How often the guest has called the host.
+    pub hostcalls: u64,
+    /// Bytes copied to and from the guest.
+    pub copied: u64,
+}
+
+impl Host {
+    /// The data of a new instance.
+    pub fn new(identity: Arc<Identity>, world: Arc<World>, memory_limit: usize) -> Host {
+        Host {
+            identity,
+            world,
+            limiter: Limiter { memory: memory_limit, denied: false },
+            memory: None,
+            allocate: None,
+            phase: Phase::Start,
+            effective: 0,
+            root: 0,
+            subscribed: phase::ALL,
+            subscribes: false,
+            said: String::new(),
+            config_errors: Vec::new(),
+            tick: None,
+            names: Vec::new(),
+            name_ids: HashMap::new(),
+            routes: Vec::new(),
+            buckets: Vec::new(),
+            stream_limits: Vec::new(),
+            metrics: Vec::new(),
+            last_call: 0,
+            calls: Vec::new(),
+            timers: Vec::new(),
+            call_response: None,
+            scratch: Vec::new(),
+            hostcalls: 0,
+            copied: 0,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Buffers: bodies, configuration, answers to calls.
+
+use tollgate_abi::proxy_wasm::{MODULE, Status, buffer};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status, write_u32};
+use crate::wasm::{
+    current,
+    host::{Host, Phase},
+};
+
+/// Runs `f` on a buffer. `NotFound`: it is not there now. `BadArgument`: there is none of this kind.
+fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result<T, Status> {
+    let found = match which {
+        buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {
+            current::with_state(|s| s.buffers[which as usize].as_ref().map(|b| f(b.as_slice()))).flatten()
+        }
+        buffer::HTTP_CALL_RESPONSE_BODY => host.call_response.as_ref().map(|c| f(&c.body)),
+        buffer::VM_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.vm_config)),
+        buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
+        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA | buffer::GRPC_CALL_MESSAGE | buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
+        _ => return Err(Status::BadArgument),
+    };
+    found.ok_or(Status::NotFound)
+}
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_buffer_bytes",
+        |mut caller: Caller<'_, Host>, which: i32, start: i32, max: i32, out: i32, size_out: i32| {
+            caller.data_mut().hostcalls += 1;
+            give(&mut caller, out, size_out, |host, data| {
+                let (start, max) = (start as u32, max as u32);
+                let end = start.checked_add(max).ok_or(Status::BadArgument)?;
+                with_buffer(host, which, |bytes| {
+                    let end = bytes.len().min(end as usize);
+                    data.extend_from_slice(bytes.get(start as usize..end).unwrap_or_default());
+                })
+            })
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_get_buffer_status", |mut caller: Caller<'_, Host>, which: i32, len_out: i32, flags_out: i32| {
+        let get = |caller: &mut Caller<'_, Host>| {
+            let (memory, host) = split(caller)?;
+            let len = with_buffer(host, which, <[u8]>::len)?;
+            write_u32(memory, len_out, u32::try_from(len).unwrap_or(u32::MAX))?;
+            write_u32(memory, flags_out, 0)
+        };
+        status(get(&mut caller))
+    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_set_buffer_bytes",
+        |mut caller: Caller<'_, Host>, which: i32, start: i32, size: i32, ptr: i32, len: i32| {
+            status(set(&mut caller, which, (start as u32 as usize, size as u32 as usize), ptr, len))
+        },
+    )?;
+    Ok(())
+}
+
+/// Replaces `size` bytes from `start` on, both cut to what is there: so a size of 0 inserts, and a start at or after the end
+/// appends. That is what the specification says; Envoy refuses to insert in the middle.
+fn set(caller: &mut Caller<'_, Host>, which: i32, (start, size): (usize, usize), ptr: i32, len: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let data = slice(memory, ptr, len)?;
+    host.copied += data.len() as u64;
+    if !matches!(which, buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY) {
+        return Err(Status::BadArgument);
+    }
+    let changed = current::with_state(|s| {
+        let bytes = s.buffers[which as usize].as_mut()?.to_mut();
+        let start = start.min(bytes.len());
+        let end = start.saturating_add(size).min(bytes.len());
+        bytes.splice(start..end, data.iter().copied());
+        Some(())
+    });
+    changed.flatten().ok_or(Status::NotFound)
+}

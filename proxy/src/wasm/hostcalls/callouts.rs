@@ -1,0 +1,113 @@
+//! HTTP calls of filters.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use tollgate_abi::{
+    pairs,
+    proxy_wasm::{MODULE, Status},
+};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status, write_u32};
+use crate::{
+    chain::head::{Headers, Name, RequestHead},
+    wasm::host::{Host, HttpCall},
+};
+
+/// Calls that one guest call may ask for.
+const MAX_AT_ONCE: usize = 256;
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_http_call",
+        |mut caller: Caller<'_, Host>,
+         upstream: i32,
+         upstream_len: i32,
+         headers: i32,
+         headers_len: i32,
+         body: i32,
+         body_len: i32,
+         trailers: i32,
+         trailers_len: i32,
+         timeout: i32,
+         id_out: i32| {
+            let (upstream, headers) = ((upstream, upstream_len), (headers, headers_len));
+            let (body, trailers) = ((body, body_len), (trailers, trailers_len));
+            status(http_call(&mut caller, upstream, headers, body, trailers, timeout, id_out))
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_get_status", |mut caller: Caller<'_, Host>, code_out: i32, out: i32, size_out: i32| {
+        let failure = caller.data().call_response.as_ref().and_then(|c| c.failure);
+        let (code, message) = failure.unwrap_or((0, ""));
+        let written = split(&mut caller).and_then(|(memory, _)| write_u32(memory, code_out, code));
+        match written {
+            Ok(()) => give(&mut caller, out, size_out, |_, data| {
+                data.extend_from_slice(message.as_bytes());
+                Ok(())
+            }),
+            Err(s) => Ok(s as i32),
+        }
+    })?;
+    Ok(())
+}
+
+type Range = (i32, i32);
+
+fn http_call(
+    caller: &mut Caller<'_, Host>,
+    upstream: Range,
+    headers: Range,
+    body: Range,
+    trailers: Range,
+    timeout: i32,
+    id_out: i32,
+) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let bad = |why: &str| {
+        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "HTTP call not made: {why}");
+        Status::BadArgument
+    };
+    let name = str::from_utf8(slice(memory, upstream.0, upstream.1)?).map_err(|_| bad("the cluster's name is not UTF-8"))?;
+    let cluster = host.world.clusters.get(name).cloned();
+    let cluster = cluster.ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
+    let decode = |(ptr, len)| pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad("headers that cannot be read"));
+    let fields = decode(headers)?;
+    let find = |name: &[u8]| fields.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
+    let (Some(method), Some(path), Some(authority)) = (find(b":method"), find(b":path"), find(b":authority")) else {
+        return Err(bad(":method, :path and :authority are needed"));
+    };
+    let mut head = RequestHead {
+        method: Method::GET,
+        path: Bytes::from_static(b"/"),
+        authority: Bytes::new(),
+        scheme: "http",
+        fields: HeaderMap::new(),
+    };
+    let pseudo = [(Name::Method, method), (Name::Path, path), (Name::Authority, authority)];
+    pseudo.iter().try_for_each(|(name, value)| head.set(name, value)).map_err(|_| bad("a bad pseudo-header"))?;
+    for (name, value) in fields.iter().filter(|(n, _)| !n.starts_with(b":")) {
+        let added = Name::parse(name).map(|name| head.add(&name, value));
+        added.and_then(Result::ok).ok_or_else(|| bad("a bad header"))?;
+    }
+    head.remove_framing();
+    let mut trailer_map = HeaderMap::new();
+    for (name, value) in decode(trailers)? {
+        let added = Name::parse(name).map(|name| trailer_map.add(&name, value));
+        added.and_then(Result::ok).ok_or_else(|| bad("a bad trailer"))?;
+    }
+    let body = Bytes::copy_from_slice(slice(memory, body.0, body.1)?);
+    if host.calls.len() >= MAX_AT_ONCE {
+        return Err(Status::InternalFailure);
+    }
+    host.last_call = host.last_call.wrapping_add(1);
+    let id = host.last_call;
+    write_u32(memory, id_out, id)?;
+    host.copied += body.len() as u64;
+    let timeout = u64::from(timeout as u32);
+    let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
+    host.calls.push(HttpCall { id, cluster, head, body, trailers: trailer_map, timeout });
+    Ok(())
+}

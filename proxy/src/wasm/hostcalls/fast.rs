@@ -1,0 +1,368 @@
+//! The fast lane, `tollgate_v1`. What each function does is written at its declaration in `tollgate_abi::fast`.
+
+use std::{sync::Arc, sync::OnceLock, time::Duration, time::Instant};
+
+use http::{HeaderName, HeaderValue};
+use tollgate_abi::{
+    doc,
+    fast::{MODULE, Take, flag, limit, map, phase, source},
+    proxy_wasm::Status,
+};
+use wasmtime::{Caller, Linker};
+
+use super::{
+    guest::{number, slice, slice_mut, split, status},
+    headers::with_map,
+};
+use crate::{
+    chain::{
+        Selected,
+        head::{BadHeader, Headers, Name},
+        route::Route,
+    },
+    wasm::{
+        current,
+        host::{Host, Phase, Timer},
+    },
+};
+
+/// Timers are not set for longer than a day.
+const LONGEST_TIMER: Duration = Duration::from_secs(86_400);
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    configuring(linker)?;
+    headers(linker)?;
+    linker.func_wrap(MODULE, "source_address", |mut c: Caller<'_, Host>, which: i32, out: i32| {
+        status(source_address(&mut c, which, out))
+    })?;
+    linker.func_wrap(MODULE, "route_select", |mut c: Caller<'_, Host>, id: i32, given: i32, split: i64, balance: i64| {
+        let host = c.data_mut();
+        host.hostcalls += 1;
+        let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
+        let selected = current::with_state(|s| {
+            let selected = Selected::new(route, given as u32, split as u64, balance as u64, &mut s.request);
+            s.route = Some(selected);
+        });
+        selected.map_or(Status::NotFound, |()| Status::Ok) as i32
+    })?;
+    linker.func_wrap(MODULE, "cluster_exists", |mut c: Caller<'_, Host>, name: i32, len: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
+            Ok(host.world.clusters.contains_key(name).into())
+        }))
+    })?;
+    linker.func_wrap(MODULE, "bucket_take", |mut c: Caller<'_, Host>, id: i32, key: i32, len: i32, tokens: i32, out: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let bucket = host.buckets.get(id as u32 as usize).ok_or(Status::BadArgument)?;
+            let (taken, take) = bucket.take(slice(memory, key, len)?, tokens);
+            slice_mut(memory, out, Take::SIZE)?.copy_from_slice(&take.to_bytes());
+            Ok(taken.into())
+        }))
+    })?;
+    linker.func_wrap(MODULE, "limit_acquire", |mut c: Caller<'_, Host>, id: i32| {
+        let host = c.data_mut();
+        host.hostcalls += 1;
+        let Some(limit) = host.stream_limits.get(id as u32 as usize) else { return -(Status::BadArgument as i32) };
+        let place = current::with_state(|s| limit.acquire().map(|place| s.held.push(place)).is_some());
+        place.map_or(-(Status::NotFound as i32), i32::from)
+    })?;
+    linker.func_wrap(MODULE, "limit_release", |mut c: Caller<'_, Host>, id: i32| {
+        let host = c.data_mut();
+        host.hostcalls += 1;
+        let Some(limit) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
+        current::with_state(|s| {
+            if let Some(at) = s.held.iter().position(|place| place.is_of(limit)) {
+                s.held.swap_remove(at);
+            }
+        });
+        Status::Ok as i32
+    })?;
+    linker.func_wrap(MODULE, "timer_set", |mut c: Caller<'_, Host>, microseconds: i64, token: i64| {
+        let host = c.data_mut();
+        host.hostcalls += 1;
+        let Some(context) = current::with_position(|p| (p.timers.len() < limit::STREAM_TIMERS).then_some(p.context)) else {
+            return Status::NotFound as i32;
+        };
+        let Some(context) = context.filter(|_| host.timers.len() < limit::STREAM_TIMERS) else {
+            return Status::InternalFailure as i32;
+        };
+        let after = Duration::from_micros(microseconds.max(0) as u64).min(LONGEST_TIMER);
+        host.timers.push(Timer { context, after, token });
+        Status::Ok as i32
+    })?;
+    linker.func_wrap(MODULE, "flag_set", |mut c: Caller<'_, Host>, flags: i32| {
+        c.data_mut().hostcalls += 1;
+        let flags = flags as u32;
+        if flags & !flag::BY_FILTERS != 0 {
+            return Status::BadArgument as i32;
+        }
+        current::with_state(|s| s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
+    })?;
+    linker.func_wrap(MODULE, "log_field", |mut c: Caller<'_, Host>, name: i32, name_len: i32, value: i32, len: i32| {
+        status(log_field(&mut c, (name, name_len), (value, len)))
+    })?;
+    linker.func_wrap(MODULE, "now", |mut c: Caller<'_, Host>| {
+        static START: OnceLock<Instant> = OnceLock::new();
+        c.data_mut().hostcalls += 1;
+        START.get_or_init(Instant::now).elapsed().as_nanos() as i64
+    })?;
+    linker.func_wrap(MODULE, "random", |mut c: Caller<'_, Host>| {
+        c.data_mut().hostcalls += 1;
+        fastrand::i64(..)
+    })?;
+    Ok(())
+}
+
+/// What is only allowed while a filter starts or is configured.
+fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(MODULE, "subscribe", |mut c: Caller<'_, Host>, phases: i32| {
+        let host = c.data_mut();
+        let phases = phases as u32;
+        if host.phase == Phase::Running || phases & !phase::ALL != 0 {
+            return Status::BadArgument as i32;
+        }
+        host.subscribed = phases;
+        host.subscribes = true;
+        Status::Ok as i32
+    })?;
+    linker.func_wrap(MODULE, "config_error", |mut c: Caller<'_, Host>, path: i32, path_len: i32, text: i32, len: i32| {
+        status(split(&mut c).and_then(|(memory, host)| {
+            let get = |ptr, len| Ok(String::from_utf8_lossy(slice(memory, ptr, len)?).into_owned());
+            let (path, text) = (get(path, path_len)?, get(text, len)?);
+            if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
+                return Err(Status::InternalFailure);
+            }
+            host.config_errors.push((path, text));
+            Ok(())
+        }))
+    })?;
+    linker.func_wrap(MODULE, "header_intern", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let bytes = slice(memory, ptr, len)?;
+            if let Some(id) = host.name_ids.get(bytes) {
+                return Ok(*id as i32);
+            }
+            let name = Name::parse(bytes).ok_or(Status::BadArgument)?;
+            if host.names.len() >= limit::NAMES {
+                return Err(Status::InternalFailure);
+            }
+            let id = host.names.len() as u32;
+            host.names.push(name);
+            host.name_ids.insert(bytes.to_vec(), id);
+            Ok(id as i32)
+        }))
+    })?;
+    linker.func_wrap(MODULE, "route_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let route: doc::Route = document(memory, host, ptr, len)?;
+            let route = Route::new(route, &host.world.clusters)?;
+            define(&mut host.routes, Arc::new(route), limit::ROUTES)
+        }))
+    })?;
+    linker.func_wrap(MODULE, "bucket_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let bucket: doc::Bucket = document(memory, host, ptr, len)?;
+            let bucket = host.world.shared.bucket(&host.identity.name, &bucket).ok_or(Status::BadArgument)?;
+            define(&mut host.buckets, bucket, limit::BUCKETS)
+        }))
+    })?;
+    linker.func_wrap(MODULE, "limit_define", |mut c: Caller<'_, Host>, name: i32, len: i32, max: i32| {
+        number(split(&mut c).and_then(|(memory, host)| {
+            let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
+            let max = u32::try_from(max).map_err(|_| Status::BadArgument)?;
+            if host.phase == Phase::Running {
+                return Err(Status::BadArgument);
+            }
+            let limit = host.world.shared.limit(&host.identity.name, name, max);
+            define(&mut host.stream_limits, limit, limit::LIMITS)
+        }))
+    })?;
+    Ok(())
+}
+
+fn document<T: serde::de::DeserializeOwned>(memory: &[u8], host: &Host, ptr: i32, len: i32) -> Result<T, Status> {
+    let bytes = slice(memory, ptr, len)?;
+    if host.phase == Phase::Running || bytes.len() > limit::DOCUMENT {
+        return Err(Status::BadArgument);
+    }
+    serde_json::from_slice(bytes).map_err(|e| {
+        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "a document cannot be read: {e}");
+        Status::ParseFailure
+    })
+}
+
+fn define<T>(all: &mut Vec<T>, new: T, max: usize) -> Result<i32, Status> {
+    if all.len() >= max {
+        return Err(Status::InternalFailure);
+    }
+    all.push(new);
+    Ok(all.len() as i32 - 1)
+}
+
+fn headers(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(MODULE, "header_get", |mut c: Caller<'_, Host>, which: i32, name: i32, ptr: i32, cap: i32| {
+        number(header_get(&mut c, which, name, ptr, cap))
+    })?;
+    linker.func_wrap(
+        MODULE,
+        "header_get_many",
+        |mut c: Caller<'_, Host>, which: i32, names: i32, count: i32, ptr: i32, cap: i32, spans: i32| {
+            number(header_get_many(&mut c, which, (names, count), (ptr, cap), spans))
+        },
+    )?;
+    linker.func_wrap(MODULE, "header_set", |mut c: Caller<'_, Host>, which: i32, name: i32, ptr: i32, len: i32| {
+        status(change(&mut c, which, name, (ptr, len), |headers, name, value| headers.set(name, value)))
+    })?;
+    linker.func_wrap(MODULE, "header_add", |mut c: Caller<'_, Host>, which: i32, name: i32, ptr: i32, len: i32| {
+        if which == map::EVENTUAL_RESPONSE {
+            return status(add_eventual(&mut c, name, ptr, len));
+        }
+        status(change(&mut c, which, name, (ptr, len), |headers, name, value| headers.add(name, value)))
+    })?;
+    linker.func_wrap(MODULE, "header_remove", |mut c: Caller<'_, Host>, which: i32, name: i32| {
+        status(change(&mut c, which, name, (0, 0), |headers, name, _| {
+            headers.remove(name);
+            Ok(())
+        }))
+    })?;
+    Ok(())
+}
+
+fn name(host: &Host, id: i32) -> Result<Name, Status> {
+    host.names.get(id as u32 as usize).cloned().ok_or(Status::BadArgument)
+}
+
+fn header_get(caller: &mut Caller<'_, Host>, which: i32, id: i32, ptr: i32, cap: i32) -> Result<i32, Status> {
+    let (memory, host) = split(caller)?;
+    let name = name(host, id)?;
+    let buffer = slice_mut(memory, ptr, cap as u32 as usize)?;
+    let len = with_map(host, which, |headers| {
+        let value = headers.get(&name)?;
+        if let Some(place) = buffer.get_mut(..value.len()) {
+            place.copy_from_slice(&value);
+        }
+        Some(value.len())
+    })?;
+    let len = len.flatten().ok_or(Status::NotFound)?;
+    host.copied += len as u64;
+    Ok(len as i32)
+}
+
+fn header_get_many(
+    caller: &mut Caller<'_, Host>,
+    which: i32,
+    (ids, count): (i32, i32),
+    (ptr, cap): (i32, i32),
+    spans: i32,
+) -> Result<i32, Status> {
+    let (memory, host) = split(caller)?;
+    let count = count as u32 as usize;
+    if count > limit::GET_MANY {
+        return Err(Status::BadArgument);
+    }
+    let cap = cap as u32 as usize;
+    // The names come first: the guest may have put the buffer over them, which is its own affair.
+    let mut wanted = [0u32; limit::GET_MANY];
+    for (id, bytes) in wanted.iter_mut().zip(slice(memory, ids, count as i32 * 4)?.chunks_exact(4)) {
+        *id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    slice_mut(memory, ptr, cap)?;
+    let mut at = 0;
+    // Names and values are both in the host's hands, so they are taken out while the map is looked at.
+    let names = std::mem::take(&mut host.names);
+    let result = with_map(host, which, |headers| {
+        for (i, id) in wanted[..count].iter().enumerate() {
+            let value = names.get(*id as usize).and_then(|name| headers.get(name));
+            let len = value.as_ref().map_or(-1, |v| v.len() as i32);
+            let span = slice_mut(memory, spans.wrapping_add(i as i32 * 8), 8)?;
+            span[..4].copy_from_slice(&(at as u32).to_le_bytes());
+            span[4..].copy_from_slice(&len.to_le_bytes());
+            if let Some(value) = value {
+                if at + value.len() <= cap {
+                    slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(&value);
+                }
+                at += value.len();
+            }
+        }
+        Ok(())
+    });
+    host.names = names;
+    host.copied += at as u64;
+    match result? {
+        Some(done) => done.map(|()| at as i32),
+        None => {
+            for i in 0..count as i32 {
+                let span = slice_mut(memory, spans.wrapping_add(i * 8), 8)?;
+                span.copy_from_slice(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn change(
+    caller: &mut Caller<'_, Host>,
+    which: i32,
+    id: i32,
+    (ptr, len): (i32, i32),
+    f: impl FnOnce(&mut dyn Headers, &Name, &[u8]) -> Result<(), BadHeader>,
+) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let name = name(host, id)?;
+    let value = slice(memory, ptr, len)?;
+    host.copied += value.len() as u64;
+    let changed = with_map(host, which, |headers| f(headers, &name, value))?;
+    changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
+}
+
+fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let Name::Field(name) = name(host, id)? else { return Err(Status::BadArgument) };
+    let value = HeaderValue::from_bytes(slice(memory, ptr, len)?).map_err(|_| Status::BadArgument)?;
+    host.copied += value.len() as u64;
+    let field: (HeaderName, HeaderValue) = (name, value);
+    current::with_state(|s| s.eventual.push(field)).ok_or(Status::NotFound)
+}
+
+fn source_address(caller: &mut Caller<'_, Host>, which: i32, out: i32) -> Result<(), Status> {
+    let (memory, _) = split(caller)?;
+    let address = current::with_stream(|stream, _| match which {
+        source::PEER => Some(stream.connection.peer),
+        source::CLIENT => Some(stream.client),
+        source::LOCAL => Some(stream.connection.local),
+        _ => None,
+    });
+    let address = address.ok_or(Status::NotFound)?.ok_or(Status::BadArgument)?;
+    let ip = match address.ip() {
+        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        std::net::IpAddr::V6(v6) => v6,
+    };
+    let place = slice_mut(memory, out, 18)?;
+    place[..16].copy_from_slice(&ip.octets());
+    place[16..].copy_from_slice(&address.port().to_le_bytes());
+    Ok(())
+}
+
+fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32)) -> Result<(), Status> {
+    let (memory, _) = split(caller)?;
+    let text = |(ptr, len)| {
+        let bytes = slice(memory, ptr, len)?;
+        if bytes.len() > limit::LOG_FIELD_BYTES {
+            return Err(Status::BadArgument);
+        }
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    };
+    let (name, value) = (text(name)?, text(value)?);
+    let set = current::with_state(|s| match s.log_fields.iter_mut().find(|(n, _)| *n == name) {
+        Some(field) => {
+            field.1 = value;
+            Ok(())
+        }
+        None if s.log_fields.len() >= limit::LOG_FIELDS => Err(Status::InternalFailure),
+        None => {
+            s.log_fields.push((name, value));
+            Ok(())
+        }
+    });
+    set.ok_or(Status::NotFound)?
+}

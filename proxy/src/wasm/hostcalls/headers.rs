@@ -1,0 +1,136 @@
+//! Header maps, the standard's way.
+//!
+//! A filter made with a released SDK panics on most statuses, and a panic costs the instance. So a map that is not there
+//! reads as empty, and a change that cannot be made is logged and answered with `Ok`; only a map that does not exist at all
+//! is `BadArgument`. (Proxy-Wasm's C++ host does not check values at all.)
+
+use tollgate_abi::{
+    pairs,
+    proxy_wasm::{MODULE, Status, map},
+};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status, write_u32};
+use crate::{
+    chain::head::{BadHeader, Headers, Name},
+    wasm::{current, host::Host},
+};
+
+/// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
+pub(super) fn with_map<T>(host: &mut Host, which: i32, f: impl FnOnce(&mut dyn Headers) -> T) -> Result<Option<T>, Status> {
+    Ok(match which {
+        map::HTTP_REQUEST_HEADERS => current::with_state(|s| f(&mut s.request)),
+        map::HTTP_RESPONSE_HEADERS => current::with_state(|s| s.response.as_mut().map(|r| f(r))).flatten(),
+        map::HTTP_REQUEST_TRAILERS => current::with_state(|s| s.trailers[0].as_mut().map(|t| f(t))).flatten(),
+        map::HTTP_RESPONSE_TRAILERS => current::with_state(|s| s.trailers[1].as_mut().map(|t| f(t))).flatten(),
+        map::HTTP_CALL_RESPONSE_HEADERS => host.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
+        map::HTTP_CALL_RESPONSE_TRAILERS => host.call_response.as_mut().map(|c| f(&mut c.trailers)),
+        map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => None,
+        _ => return Err(Status::BadArgument),
+    })
+}
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_header_map_value",
+        |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, out: i32, size_out: i32| {
+            let name = match split(&mut caller).and_then(|(memory, _)| Ok(Name::parse(slice(memory, key, key_len)?))) {
+                Ok(Some(name)) => name,
+                Ok(None) => return Ok(Status::NotFound as i32),
+                Err(s) => return Ok(s as i32),
+            };
+            give(&mut caller, out, size_out, |host, data| {
+                let found = with_map(host, which, |headers| headers.first(&name).map(|value| data.extend_from_slice(&value)))?;
+                found.flatten().ok_or(Status::NotFound)
+            })
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_header_map_pairs",
+        |mut caller: Caller<'_, Host>, which: i32, out: i32, size_out: i32| {
+            give(&mut caller, out, size_out, |host, data| {
+                with_map(host, which, |headers| serialize(headers, data)).map(|_| ())
+            })
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_get_header_map_size", |mut caller: Caller<'_, Host>, which: i32, out: i32| {
+        let size = |caller: &mut Caller<'_, Host>| {
+            let (memory, host) = split(caller)?;
+            let mut size = 0;
+            with_map(host, which, |headers| headers.each(&mut |name, value| size += name.len() + value.len()))?;
+            write_u32(memory, out, size as u32)
+        };
+        status(size(&mut caller))
+    })?;
+    linker.func_wrap(MODULE, "proxy_set_header_map_pairs", |mut caller: Caller<'_, Host>, which: i32, ptr: i32, len: i32| {
+        status(set_pairs(&mut caller, which, ptr, len))
+    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_add_header_map_value",
+        |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, ptr: i32, len: i32| {
+            status(change(&mut caller, which, (key, key_len), (ptr, len), |h, name, value| h.add(name, value)))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_replace_header_map_value",
+        |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, ptr: i32, len: i32| {
+            status(change(&mut caller, which, (key, key_len), (ptr, len), |h, name, value| h.set(name, value)))
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_remove_header_map_value", |mut caller: Caller<'_, Host>, which: i32, key: i32, len: i32| {
+        status(change(&mut caller, which, (key, len), (0, 0), |h, name, _| {
+            h.remove(name);
+            Ok(())
+        }))
+    })?;
+    Ok(())
+}
+
+fn serialize(headers: &dyn Headers, data: &mut Vec<u8>) {
+    let mut all = Vec::with_capacity(headers.count());
+    headers.each(&mut |name, value| all.push((name, value)));
+    // An empty map is nothing at all, not a count of zero: SDKs are told address 0 then.
+    if !all.is_empty() {
+        pairs::encode(all.iter().copied(), data);
+    }
+}
+
+fn change(
+    caller: &mut Caller<'_, Host>,
+    which: i32,
+    key: (i32, i32),
+    value: (i32, i32),
+    f: impl FnOnce(&mut dyn Headers, &Name, &[u8]) -> Result<(), BadHeader>,
+) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let (key, value) = (slice(memory, key.0, key.1)?, slice(memory, value.0, value.1)?);
+    host.copied += (key.len() + value.len()) as u64;
+    let filter = host.identity.clone();
+    let changed = with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
+    if changed != Some(Ok(())) {
+        let why = if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value" };
+        tracing::warn!(target: "tollgate::filter", filter = filter.name, "header {:?} not changed: {why}", String::from_utf8_lossy(key));
+    }
+    Ok(())
+}
+
+fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let bytes = slice(memory, ptr, len)?;
+    host.copied += bytes.len() as u64;
+    let decoded = pairs::decode(bytes).map_err(|_| Status::BadArgument)?;
+    let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
+    let filter = host.identity.clone();
+    let replaced = match named {
+        Some(named) => with_map(host, which, |headers| headers.replace(&named))?,
+        None => Some(Err(BadHeader)),
+    };
+    if replaced != Some(Ok(())) {
+        tracing::warn!(target: "tollgate::filter", filter = filter.name, "headers not replaced: no such map now, or a bad name or value");
+    }
+    Ok(())
+}

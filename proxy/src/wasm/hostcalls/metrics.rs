@@ -1,0 +1,73 @@
+//! Metrics that filters define: shown at `/metrics` with the prefix `wasmcustom_`.
+
+use tollgate_abi::proxy_wasm::{MODULE, Status, metric};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{slice, split, status, write_u32, write_u64};
+use crate::{
+    observe::{self, Kind, MetricError, metrics::Handle},
+    wasm::host::Host,
+};
+
+/// Metrics that one instance may define.
+const MAX: usize = 10_000;
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_define_metric",
+        |mut caller: Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id_out: i32| {
+            status(define(&mut caller, kind, name, name_len, id_out))
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_increment_metric", |mut caller: Caller<'_, Host>, id: i32, delta: i64| {
+        status(on_metric(&mut caller, id, |m| m.increment(observe::shard(), delta)))
+    })?;
+    linker.func_wrap(MODULE, "proxy_record_metric", |mut caller: Caller<'_, Host>, id: i32, value: i64| {
+        status(on_metric(&mut caller, id, |m| {
+            m.record(observe::shard(), value as u64);
+            Ok(())
+        }))
+    })?;
+    linker.func_wrap(MODULE, "proxy_get_metric", |mut caller: Caller<'_, Host>, id: i32, out: i32| {
+        let value = on_metric(&mut caller, id, Handle::get);
+        status(value.and_then(|value| split(&mut caller).and_then(|(memory, _)| write_u64(memory, out, value))))
+    })?;
+    Ok(())
+}
+
+fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let kind = match kind {
+        metric::COUNTER => Kind::Counter,
+        metric::GAUGE => Kind::Gauge,
+        metric::HISTOGRAM => Kind::Histogram,
+        _ => return Err(Status::BadArgument),
+    };
+    let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
+    if host.metrics.len() >= MAX {
+        return Err(Status::InternalFailure);
+    }
+    let metric = host.world.shared.registry.dynamic(kind, name).map_err(|e| {
+        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "metric `{name}` not defined: {e}");
+        match e {
+            MetricError::TooMany => Status::InternalFailure,
+            _ => Status::BadArgument,
+        }
+    })?;
+    let id = host.metrics.len() as u32;
+    host.metrics.push(metric);
+    write_u32(memory, id_out, id)
+}
+
+fn on_metric<T>(
+    caller: &mut Caller<'_, Host>,
+    id: i32,
+    f: impl FnOnce(&Handle) -> Result<T, MetricError>,
+) -> Result<T, Status> {
+    let host = caller.data_mut();
+    host.hostcalls += 1;
+    let metric = host.metrics.get(id as u32 as usize).ok_or(Status::NotFound)?;
+    // A counter cannot go down, a histogram cannot be read.
+    f(metric).map_err(|_| Status::BadArgument)
+}

@@ -1,0 +1,146 @@
+//! Properties: what a filter can ask about a stream, by Envoy's attribute names and encodings (text as it is, numbers as 8
+//! little-endian bytes, booleans as one byte, times as nanoseconds).
+
+use std::time::UNIX_EPOCH;
+
+use http::HeaderMap;
+use tollgate_abi::{
+    pairs,
+    proxy_wasm::{MODULE, Status},
+};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status};
+use crate::{
+    chain::{Headers, Stream, stream::State},
+    wasm::{current, host::Host, plugin::Identity},
+};
+
+/// Properties that filters may set on one stream, and bytes of a path or value.
+const MAX_SET: usize = 64;
+const MAX_BYTES: usize = 64 << 10;
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(MODULE, "proxy_get_property", |mut caller: Caller<'_, Host>, path: i32, len: i32, out: i32, size_out: i32| {
+        let path = match split(&mut caller).and_then(|(memory, _)| slice(memory, path, len).map(<[u8]>::to_vec)) {
+            Ok(path) => path,
+            Err(s) => return Ok(s as i32),
+        };
+        give(&mut caller, out, size_out, |host, data| get(host, &path, data).ok_or(Status::NotFound))
+    })?;
+    linker.func_wrap(MODULE, "proxy_set_property", |mut caller: Caller<'_, Host>, path: i32, len: i32, value: i32, value_len: i32| {
+        status(set(&mut caller, (path, len), (value, value_len)))
+    })?;
+    Ok(())
+}
+
+fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let (path, value) = (slice(memory, path.0, path.1)?, slice(memory, value.0, value.1)?);
+    let fits = path.len() <= MAX_BYTES && value.len() <= MAX_BYTES;
+    let set = current::with_state(|s| match s.properties.iter_mut().find(|(p, _)| p == path) {
+        _ if !fits => false,
+        Some((_, old)) => {
+            *old = value.to_vec();
+            true
+        }
+        None if s.properties.len() >= MAX_SET => false,
+        None => {
+            s.properties.push((path.to_vec(), value.to_vec()));
+            true
+        }
+    });
+    // The released SDKs panic on anything but `Ok`.
+    if set == Some(false) {
+        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "property not set: too many, or too large");
+    }
+    Ok(())
+}
+
+/// Appends the value of a property.
+fn get(host: &Host, path: &[u8], data: &mut Vec<u8>) -> Option<()> {
+    let path = path.strip_suffix(b"\0").unwrap_or(path);
+    let segments: Vec<&str> = path.split(|b| *b == 0).map(str::from_utf8).collect::<Result<_, _>>().ok()?;
+    if let Some(()) = of_plugin(&host.identity, &segments, data) {
+        return Some(());
+    }
+    current::with_stream(|stream, _| {
+        let state = stream.state.borrow();
+        if let Some((_, value)) = state.properties.iter().find(|(p, _)| p == path) {
+            data.extend_from_slice(value);
+            return Some(());
+        }
+        of_stream(stream, &state, &segments, data)
+    })
+    .flatten()
+}
+
+fn of_plugin(identity: &Identity, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+    let text = match segments {
+        ["plugin_name"] => &identity.name,
+        ["plugin_root_id"] => &identity.root_id,
+        ["plugin_vm_id"] => &identity.vm_id,
+        _ => return None,
+    };
+    data.extend_from_slice(text.as_bytes());
+    Some(())
+}
+
+fn field(fields: &HeaderMap, name: &str, data: &mut Vec<u8>) -> Option<()> {
+    data.extend_from_slice(fields.get(name)?.as_bytes());
+    Some(())
+}
+
+fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
+    let mut all = Vec::with_capacity(headers.count());
+    headers.each(&mut |name, value| all.push((name, value)));
+    pairs::encode(all.iter().copied(), data);
+}
+
+fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+    let path = state.request.path.as_ref();
+    let query_at = path.iter().position(|b| *b == b'?');
+    let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
+    match segments {
+        ["request", "path"] => text(path),
+        ["request", "url_path"] => text(&path[..query_at.unwrap_or(path.len())]),
+        ["request", "query"] => text(query_at.map_or(&[], |at| &path[at + 1..])),
+        ["request", "host"] => text(&state.request.authority),
+        ["request", "scheme"] => text(state.request.scheme.as_bytes()),
+        ["request", "method"] => text(state.request.method.as_str().as_bytes()),
+        ["request", "protocol"] => text(b"HTTP/1.1"),
+        ["request", "id"] => text(stream.request_id.as_bytes()),
+        ["request", "referer"] => return field(&state.request.fields, "referer", data),
+        ["request", "useragent"] => return field(&state.request.fields, "user-agent", data),
+        ["request", "headers"] => map(&state.request, data),
+        ["request", "headers", name] => return field(&state.request.fields, name, data),
+        ["request", "size"] => text(&(state.bytes[0] as i64).to_le_bytes()),
+        ["request", "time"] => {
+            let since = stream.start_time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            text(&(since.as_nanos() as i64).to_le_bytes());
+        }
+        ["request", "duration"] => text(&(stream.start.elapsed().as_nanos() as i64).to_le_bytes()),
+        ["response", "code"] => text(&i64::from(state.response.as_ref()?.status.as_u16()).to_le_bytes()),
+        ["response", "code_details"] => text(state.details.as_bytes()),
+        ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
+        ["response", "headers"] => map(state.response.as_ref()?, data),
+        ["response", "headers", name] => return field(&state.response.as_ref()?.fields, name, data),
+        ["response", "trailers", name] => return field(state.trailers[1].as_ref()?, name, data),
+        ["response", "size"] => text(&(state.bytes[1] as i64).to_le_bytes()),
+        ["source", "address"] => text(stream.client.to_string().as_bytes()),
+        ["source", "port"] => text(&i64::from(stream.client.port()).to_le_bytes()),
+        ["destination", "address"] => text(stream.connection.local.to_string().as_bytes()),
+        ["destination", "port"] => text(&i64::from(stream.connection.local.port()).to_le_bytes()),
+        ["connection", "id"] | ["connection_id"] => text(&stream.connection.id.to_le_bytes()),
+        ["connection", "mtls"] => text(&[0]),
+        ["upstream", "address"] => text(state.endpoint?.to_string().as_bytes()),
+        ["upstream", "port"] => text(&i64::from(state.endpoint?.port()).to_le_bytes()),
+        ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
+        ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name().as_bytes()),
+        ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
+        ["xds", "filter_chain_name"] => text(stream.connection.listener.as_bytes()),
+        ["listener_direction"] | ["xds", "listener_direction"] => text(&0i64.to_le_bytes()),
+        _ => return None,
+    }
+    Some(())
+}

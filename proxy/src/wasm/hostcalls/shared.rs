@@ -1,0 +1,50 @@
+//! Data shared by filters, across workers.
+
+use tollgate_abi::proxy_wasm::{MODULE, Status};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status, write_u32};
+use crate::wasm::{host::Host, world::NotSet};
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_shared_data",
+        |mut caller: Caller<'_, Host>, key: i32, key_len: i32, out: i32, size_out: i32, cas_out: i32| {
+            let found = split(&mut caller).and_then(|(memory, host)| {
+                let key = slice(memory, key, key_len)?;
+                host.world.shared.data(&host.identity.vm_id).get(key).ok_or(Status::NotFound)
+            });
+            let (value, cas) = match found {
+                Ok(found) => found,
+                Err(s) => return Ok(s as i32),
+            };
+            let given = give(&mut caller, out, size_out, |_, data| {
+                data.extend_from_slice(&value);
+                Ok(())
+            })?;
+            if given != Status::Ok as i32 {
+                return Ok(given);
+            }
+            wasmtime::Result::Ok(status(split(&mut caller).and_then(|(memory, _)| write_u32(memory, cas_out, cas))))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_set_shared_data",
+        |mut caller: Caller<'_, Host>, key: i32, key_len: i32, value: i32, value_len: i32, cas: i32| {
+            let set = |caller: &mut Caller<'_, Host>| {
+                let (memory, host) = split(caller)?;
+                let (key, value) = (slice(memory, key, key_len)?, slice(memory, value, value_len)?);
+                host.copied += value.len() as u64;
+                let data = host.world.shared.data(&host.identity.vm_id);
+                data.set(key, value, cas as u32).map_err(|e| match e {
+                    NotSet::CasMismatch => Status::CasMismatch,
+                    NotSet::Full => Status::InternalFailure,
+                })
+            };
+            status(set(&mut caller))
+        },
+    )?;
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! What becomes of a stream: going on, ending, a response of the filter's own.
+//!
+//! Nothing of this happens before the guest has returned: it is written down in the stream, and who moves the stream along
+//! looks there.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tollgate_abi::{
+    pairs,
+    proxy_wasm::{MODULE, Status, stream},
+};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{slice, split, status};
+use crate::{
+    chain::{Direction, LocalReply},
+    wasm::{current, host::Host},
+};
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(MODULE, "proxy_continue_stream", |mut caller: Caller<'_, Host>, which: i32| {
+        caller.data_mut().hostcalls += 1;
+        match which {
+            stream::HTTP_REQUEST => resume(Direction::Request),
+            stream::HTTP_RESPONSE => resume(Direction::Response),
+            stream::DOWNSTREAM | stream::UPSTREAM => Status::Unimplemented as i32,
+            _ => Status::BadArgument as i32,
+        }
+    })?;
+    linker.func_wrap(MODULE, "proxy_close_stream", |mut caller: Caller<'_, Host>, which: i32| {
+        caller.data_mut().hostcalls += 1;
+        if !(stream::HTTP_REQUEST..=stream::UPSTREAM).contains(&which) {
+            return Status::BadArgument as i32;
+        }
+        current::with_stream(|stream, _| stream.close());
+        Status::Ok as i32
+    })?;
+    // The 0.1.0 names.
+    linker.func_wrap(MODULE, "proxy_continue_request", |_: Caller<'_, Host>| resume(Direction::Request))?;
+    linker.func_wrap(MODULE, "proxy_continue_response", |_: Caller<'_, Host>| resume(Direction::Response))?;
+    // There is no cached route to clear: routing is a filter's work. Declared by old SDKs.
+    linker.func_wrap(MODULE, "proxy_clear_route_cache", |_: Caller<'_, Host>| Status::Ok as i32)?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_send_local_response",
+        |mut caller: Caller<'_, Host>, code: i32, d: i32, d_len: i32, b: i32, b_len: i32, h: i32, h_len: i32, _grpc: i32| {
+            status(reply(&mut caller, code, (d, d_len), (b, b_len), (h, h_len)))
+        },
+    )?;
+    Ok(())
+}
+
+fn resume(direction: Direction) -> i32 {
+    // A stream that is gone has nothing to resume, which is no mistake of the filter's.
+    current::with_stream(|stream, position| stream.resume(position, direction));
+    Status::Ok as i32
+}
+
+fn reply(caller: &mut Caller<'_, Host>, code: i32, details: (i32, i32), body: (i32, i32), headers: (i32, i32)) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let details = String::from_utf8_lossy(slice(memory, details.0, details.1)?).replace(' ', "_");
+    let body = slice(memory, body.0, body.1)?;
+    let headers = slice(memory, headers.0, headers.1)?;
+    host.copied += (body.len() + headers.len()) as u64;
+    let filter = host.identity.clone();
+    let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    // 1xx announces a final response, which would be missing.
+    let code = code.filter(|c| (200..=599).contains(&c.as_u16())).unwrap_or_else(|| {
+        tracing::warn!(target: "tollgate::filter", filter = filter.name, "a response with an impossible status became a 500");
+        StatusCode::INTERNAL_SERVER_ERROR
+    });
+    let mut fields = HeaderMap::new();
+    for (name, value) in pairs::decode(headers).map_err(|_| Status::BadArgument)? {
+        match (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            // Framing is the host's, whatever a filter says.
+            (Ok(http::header::CONTENT_LENGTH | http::header::TRANSFER_ENCODING | http::header::CONNECTION), _) => {}
+            (Ok(name), Ok(value)) => {
+                fields.append(name, value);
+            }
+            _ if name.starts_with(b":") => {}
+            _ => tracing::warn!(target: "tollgate::filter", filter = filter.name, "a bad header was left out of a response"),
+        }
+    }
+    let reply = LocalReply { status: code, details: details.into(), fields, body: Bytes::copy_from_slice(body) };
+    current::with_stream(|stream, _| stream.reply(reply));
+    Ok(())
+}

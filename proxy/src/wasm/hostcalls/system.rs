@@ -1,0 +1,75 @@
+//! Logging, time, ticks, contexts.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tollgate_abi::proxy_wasm::{MODULE, Status, log_level};
+use tracing::level_filters::LevelFilter;
+use wasmtime::{Caller, Linker};
+
+use super::guest::{slice, split, status, write_u32, write_u64};
+use crate::wasm::{
+    current,
+    host::{Host, Phase},
+};
+
+/// Bytes of a message that are logged; the rest is cut off.
+const MAX_MESSAGE: usize = 16 << 10;
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(MODULE, "proxy_log", |mut caller: Caller<'_, Host>, level: i32, ptr: i32, len: i32| {
+        status(log(&mut caller, level, ptr, len))
+    })?;
+    linker.func_wrap(MODULE, "proxy_get_log_level", |mut caller: Caller<'_, Host>, out: i32| {
+        let level = match LevelFilter::current().into_level() {
+            Some(tracing::Level::TRACE) => log_level::TRACE,
+            Some(tracing::Level::DEBUG) => log_level::DEBUG,
+            Some(tracing::Level::INFO) => log_level::INFO,
+            Some(tracing::Level::WARN) => log_level::WARN,
+            _ => log_level::ERROR,
+        };
+        status(split(&mut caller).and_then(|(memory, _)| write_u32(memory, out, level as u32)))
+    })?;
+    linker.func_wrap(MODULE, "proxy_get_current_time_nanoseconds", |mut caller: Caller<'_, Host>, out: i32| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        status(split(&mut caller).and_then(|(memory, _)| write_u64(memory, out, now)))
+    })?;
+    linker.func_wrap(MODULE, "proxy_set_tick_period_milliseconds", |mut caller: Caller<'_, Host>, period: i32| {
+        let period = u64::from(period as u32);
+        caller.data_mut().tick = (period > 0).then(|| Duration::from_millis(period));
+        Status::Ok as i32
+    })?;
+    linker.func_wrap(MODULE, "proxy_set_effective_context", |mut caller: Caller<'_, Host>, context: i32| {
+        let host = caller.data_mut();
+        let context = context as u32;
+        if context == host.root {
+            current::leave();
+        } else if !current::switch(context) {
+            return Status::BadArgument as i32;
+        }
+        host.effective = context;
+        Status::Ok as i32
+    })?;
+    // Nothing waits for a root context to be done: it is asked, and then it goes.
+    linker.func_wrap(MODULE, "proxy_done", |_: Caller<'_, Host>| Status::NotFound as i32)?;
+    Ok(())
+}
+
+fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let bytes = slice(memory, ptr, len)?;
+    let message = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
+    let filter = &host.identity.name;
+    match level {
+        log_level::TRACE => tracing::trace!(target: "tollgate::filter", filter, "{message}"),
+        log_level::DEBUG => tracing::debug!(target: "tollgate::filter", filter, "{message}"),
+        log_level::INFO => tracing::info!(target: "tollgate::filter", filter, "{message}"),
+        log_level::WARN => tracing::warn!(target: "tollgate::filter", filter, "{message}"),
+        log_level::ERROR | log_level::CRITICAL => tracing::error!(target: "tollgate::filter", filter, "{message}"),
+        _ => return Err(Status::BadArgument),
+    }
+    if level >= log_level::WARN && host.phase != Phase::Running {
+        // A filter of the standard has no other way to say why it refuses its configuration.
+        host.said = message.into_owned();
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! An instance of a filter, and what it exports.
+
+use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
+
+use super::{host::Host, plugin::TrapKind};
+
+/// A ready instance. It can move to a worker, which then is the only one to call it.
+pub struct Instance {
+    pub(super) store: Store<Host>,
+    pub(super) exports: Exports,
+}
+
+/// The callback for a message's head: 0.1.0 has no `end_of_stream`.
+#[derive(Clone)]
+pub(super) enum OnHeaders {
+    WithEnd(TypedFunc<(u32, u32, u32), i32>),
+    Short(TypedFunc<(u32, u32), i32>),
+}
+
+type OnStream<P> = Option<TypedFunc<P, i32>>;
+
+/// The callbacks that a module exports.
+pub(super) struct Exports {
+    pub(super) context_create: Option<TypedFunc<(u32, u32), ()>>,
+    pub(super) vm_start: Option<TypedFunc<(u32, u32), u32>>,
+    pub(super) configure: Option<TypedFunc<(u32, u32), u32>>,
+    pub(super) tick: Option<TypedFunc<u32, ()>>,
+    /// By direction.
+    pub(super) headers: [Option<OnHeaders>; 2],
+    pub(super) body: [OnStream<(u32, u32, u32)>; 2],
+    pub(super) trailers: [OnStream<(u32, u32)>; 2],
+    pub(super) http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    pub(super) timer: Option<TypedFunc<(u32, i64), ()>>,
+    pub(super) done: Option<TypedFunc<u32, u32>>,
+    pub(super) log: Option<TypedFunc<u32, ()>>,
+    pub(super) delete: Option<TypedFunc<u32, ()>>,
+}
+
+impl Exports {
+    /// Looks all of them up, once. Their types were checked when the module was loaded.
+    pub(super) fn find(instance: &wasmtime::Instance, store: &mut Store<Host>) -> Exports {
+        fn get<P: WasmParams, R: WasmResults>(
+            instance: &wasmtime::Instance,
+            store: &mut Store<Host>,
+            name: &str,
+        ) -> Option<TypedFunc<P, R>> {
+            instance.get_typed_func(&mut *store, name).ok()
+        }
+        let mut headers = |name| {
+            let with_end = get(instance, store, name).map(OnHeaders::WithEnd);
+            with_end.or_else(|| get(instance, store, name).map(OnHeaders::Short))
+        };
+        Exports {
+            headers: [headers("proxy_on_request_headers"), headers("proxy_on_response_headers")],
+            context_create: get(instance, store, "proxy_on_context_create"),
+            vm_start: get(instance, store, "proxy_on_vm_start"),
+            configure: get(instance, store, "proxy_on_configure"),
+            tick: get(instance, store, "proxy_on_tick"),
+            body: ["proxy_on_request_body", "proxy_on_response_body"].map(|n| get(instance, store, n)),
+            trailers: ["proxy_on_request_trailers", "proxy_on_response_trailers"].map(|n| get(instance, store, n)),
+            http_call_response: get(instance, store, "proxy_on_http_call_response"),
+            timer: get(instance, store, "tollgate_on_timer"),
+            done: get(instance, store, "proxy_on_done"),
+            log: get(instance, store, "proxy_on_log"),
+            delete: get(instance, store, "proxy_on_delete"),
+        }
+    }
+}
+
+/// What kind of failure an error is, and what to say of it: the reason, and the guest's frames.
+pub(super) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
+    let kind = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => TrapKind::Timeout,
+        Some(Trap::StackOverflow) => TrapKind::Stack,
+        Some(Trap::AllocationTooLarge) => TrapKind::Memory,
+        _ => TrapKind::Trap,
+    };
+    let mut text = match kind {
+        TrapKind::Timeout => "the call took longer than its `call_time`".to_owned(),
+        TrapKind::Stack => "it used up its stack".to_owned(),
+        _ => error.root_cause().to_string(),
+    };
+    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
+        let names = trace.frames().iter().take(8).map(|frame| match frame.func_name() {
+            Some(name) => format!("{:#}", wasmtime_demangle(name)),
+            None => format!("function {}", frame.func_index()),
+        });
+        let names: Vec<_> = names.collect();
+        if !names.is_empty() {
+            text = format!("{text} (in {})", names.join(" < "));
+        }
+    }
+    (kind, text)
+}
+
+fn wasmtime_demangle(name: &str) -> impl std::fmt::Display + '_ {
+    rustc_demangle::demangle(name)
+}

@@ -1,0 +1,26 @@
+//! Running filters: WebAssembly modules that speak Proxy-Wasm, and the fast lane beside it (see `abi/SPEC.md`).
+//!
+//! [`engine`] compiles, [`module`] checks, [`plugin`] makes instances, [`vm`] is what a worker has of a filter. The host's
+//! functions are in [`hostcalls`], one file for each group. What filters share is in [`world`].
+
+pub mod bucket;
+mod callout;
+mod current;
+pub mod engine;
+mod host;
+mod hostcalls;
+mod instance;
+pub mod limits;
+pub mod module;
+pub mod plugin;
+pub mod vm;
+pub mod world;
+
+pub use self::{
+    engine::Engine,
+    instance::Instance,
+    module::{Code, LoadError, content_hash},
+    plugin::{InstantiateError, Plugin},
+    vm::{Site, Vm},
+    world::{Shared, World},
+};

@@ -1,0 +1,116 @@
+//! A filter's code: read, checked, compiled. No instance yet.
+
+use std::{sync::Arc, time::Instant};
+
+use tollgate_abi::{fast, proxy_wasm};
+use wasmtime::{ExternType, InstancePre, Module};
+
+use super::{engine::Engine, host::Host, hostcalls};
+
+/// Compiled code, ready to be instantiated.
+pub struct Code {
+    /// What the user calls it: a file's path, or `builtin:NAME`.
+    pub source: String,
+    /// A hash of its content, in hex.
+    pub hash: String,
+    /// Bytes of WebAssembly.
+    pub size: usize,
+    /// The version of Proxy-Wasm that it was made for.
+    pub abi: &'static str,
+    pub(super) pre: InstancePre<Host>,
+}
+
+/// Why a module cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It is no WebAssembly, or uses features that are off.
+    #[error("{0} is not a WebAssembly module that can be compiled: {1}")]
+    Compile(String, String),
+    /// It has no marker of an ABI version.
+    #[error(
+        "{0} is not a Proxy-Wasm filter: it exports no `proxy_abi_version_0_2_1` (nor `_0_2_0`, `_0_1_0`); \
+         was it built as a `cdylib` with `export!`?"
+    )]
+    NoMarker(String),
+    /// It has no allocator.
+    #[error("{0} exports neither `malloc` nor `proxy_on_memory_allocate`, so nothing could be returned to it")]
+    NoAllocator(String),
+    /// It has no memory.
+    #[error("{0} exports no `memory`")]
+    NoMemory(String),
+    /// It needs functions that this host does not have.
+    #[error("{0} needs functions that this version of Tollgate does not have: {1}")]
+    Imports(String, String),
+    /// A callback has the wrong type.
+    #[error("{0} exports `{1}` with a wrong type; it must be `{2}`")]
+    WrongType(String, String, String),
+}
+
+/// A stable hash of some bytes, in hex. FNV-1a with 128 bits: nobody gains by making two filters collide.
+pub fn content_hash(bytes: &[u8]) -> String {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let hash = bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| (h ^ u128::from(*b)).wrapping_mul(PRIME));
+    format!("{hash:032x}")
+}
+
+impl Code {
+    /// Compiles a module. Takes from milliseconds (cached) to seconds, so never on a worker.
+    pub fn load(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, LoadError> {
+        let start = Instant::now();
+        let module = Module::new(engine.wasmtime(), bytes)
+            .map_err(|e| LoadError::Compile(source.into(), one_line(&format!("{e:#}"))))?;
+        let exports = |name: &str| module.get_export(name).is_some();
+        let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| exports(name));
+        let (_, abi) = marker.ok_or_else(|| LoadError::NoMarker(source.into()))?;
+        if !proxy_wasm::ALLOCATORS.iter().any(|name| exports(name)) {
+            return Err(LoadError::NoAllocator(source.into()));
+        }
+        if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
+            return Err(LoadError::NoMemory(source.into()));
+        }
+        check_imports(&module, source)?;
+        check_callbacks(&module, source)?;
+        let pre = engine
+            .linker()
+            .instantiate_pre(&module)
+            .map_err(|e| LoadError::Imports(source.into(), one_line(&format!("{e:#}"))))?;
+        tracing::debug!(source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled");
+        Ok(Arc::new(Code { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Names every function that is missing, not just the first.
+fn check_imports(module: &Module, source: &str) -> Result<(), LoadError> {
+    let missing = module.imports().filter(|i| !hostcalls::has(i.module(), i.name()));
+    let missing: Vec<_> = missing.map(|i| format!("`{}.{}`", i.module(), i.name())).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(LoadError::Imports(source.into(), missing.join(", "))),
+    }
+}
+
+fn check_callbacks(module: &Module, source: &str) -> Result<(), LoadError> {
+    for f in proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS) {
+        let Some(ExternType::Func(ty)) = module.get_export(f.name) else { continue };
+        let is_i32 = |t: &tollgate_abi::Ty, v: wasmtime::ValType| match t {
+            tollgate_abi::Ty::I32 => v.is_i32(),
+            tollgate_abi::Ty::I64 => v.is_i64(),
+        };
+        // The heads' callbacks have two parameters in 0.1.0, and in some modules that call themselves 0.2.
+        let short = f.name.ends_with("_headers") && ty.params().len() + 1 == f.params.len();
+        let params_fit = short || ty.params().len() == f.params.len();
+        let types_fit = f.params.iter().zip(ty.params()).all(|((_, t), v)| is_i32(t, v));
+        let results_fit = match &f.result {
+            None => ty.results().len() == 0,
+            Some(t) => ty.results().len() == 1 && ty.results().all(|v| is_i32(t, v)),
+        };
+        if !(params_fit && types_fit && results_fit) {
+            return Err(LoadError::WrongType(source.into(), f.name.into(), f.to_string()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,476 @@
+//! A filter on a worker: an instance with its streams, and what happens when it fails.
+//!
+//! Guests are called synchronously and never re-entered; what they ask for (callouts, timers) is done once they have
+//! returned. An instance that has trapped is never called again: it is dropped, the streams inside it get what the filter's
+//! `on_failure` says, and the control thread is asked for another one.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::task::AbortHandle;
+use tollgate_abi::{fast::phase, proxy_wasm::action};
+use wasmtime::Store;
+
+use super::{
+    callout,
+    current::{Contexts, Scope},
+    host::{CallResponse, Host},
+    instance::{Exports, Instance, OnHeaders, describe},
+    plugin::{Plugin, ROOT, TrapKind},
+};
+use crate::{
+    chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream, flow::failed_reply},
+    http::body::Body,
+    upstream::Pools,
+};
+
+/// One call in this many is timed.
+const TIMED: u64 = 16;
+
+/// An instance that lives for this long without failing has recovered.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// Asks the control thread for another instance.
+pub type Rebuild = Rc<dyn Fn(&Arc<Plugin>, Duration)>;
+
+/// What a VM needs of its worker.
+#[derive(Clone)]
+pub struct Site {
+    /// For callouts.
+    pub upstream: Rc<Pools<Body>>,
+    /// For another instance after a trap.
+    pub rebuild: Rebuild,
+}
+
+/// A filter on a worker.
+pub struct Vm {
+    me: Weak<Vm>,
+    plugin: Arc<Plugin>,
+    call_ticks: u64,
+    site: Site,
+    /// None while the control thread makes another one.
+    instance: RefCell<Option<Instance>>,
+    /// Counts the instances, so that no stream ever meets one that it has not begun in.
+    incarnation: Cell<u32>,
+    born: Cell<Instant>,
+    phases: Cell<u32>,
+    contexts: Rc<Contexts>,
+    next_context: Cell<u32>,
+    calls: Cell<u64>,
+    ticking: RefCell<Option<(Duration, AbortHandle)>>,
+    memory: Cell<i64>,
+}
+
+/// The instance is not there, or has failed just now.
+struct Failed;
+
+impl Vm {
+    /// A filter with a ready instance.
+    pub fn new(plugin: Arc<Plugin>, instance: Instance, site: Site) -> Rc<Vm> {
+        let vm = Rc::new_cyclic(|me| Vm {
+            me: me.clone(),
+            call_ticks: plugin.call_ticks(),
+            plugin,
+            site,
+            instance: RefCell::new(None),
+            incarnation: Cell::new(0),
+            born: Cell::new(Instant::now()),
+            phases: Cell::new(0),
+            contexts: Rc::default(),
+            next_context: Cell::new(ROOT + 1),
+            calls: Cell::new(0),
+            ticking: RefCell::new(None),
+            memory: Cell::new(0),
+        });
+        vm.adopt(instance);
+        vm
+    }
+
+    /// The filter.
+    pub fn plugin(&self) -> &Arc<Plugin> {
+        &self.plugin
+    }
+
+    /// How often the guest has called the host, and how many bytes were copied for it. For benchmarks.
+    pub fn traffic(&self) -> (u64, u64) {
+        self.instance.borrow().as_ref().map_or((0, 0), |i| (i.store.data().hostcalls, i.store.data().copied))
+    }
+
+    /// Bytes of linear memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.get() as u64
+    }
+
+    /// Takes an instance into use.
+    pub fn adopt(&self, instance: Instance) {
+        self.phases.set(wanted(&instance));
+        self.incarnation.set(self.incarnation.get().wrapping_add(1));
+        self.born.set(Instant::now());
+        *self.instance.borrow_mut() = Some(instance);
+        self.plugin.figures.instances.add(1);
+        // What it asked for while it was configured.
+        self.settle();
+    }
+
+    /// Calls the guest, on behalf of a stream or of none.
+    fn enter<T>(
+        &self,
+        stream: Option<(&Rc<Stream>, usize)>,
+        context: u32,
+        call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
+    ) -> Result<T, Failed> {
+        // A guest under way on this thread means that something inside a host function has ended a stream; it must wait.
+        let Ok(mut slot) = self.instance.try_borrow_mut() else {
+            debug_assert!(false, "guests are not re-entered");
+            return Err(Failed);
+        };
+        let Some(Instance { store, exports }) = slot.as_mut() else { return Err(Failed) };
+        let calls = self.calls.get() + 1;
+        self.calls.set(calls);
+        let timed = calls.is_multiple_of(TIMED).then(Instant::now);
+        store.set_epoch_deadline(self.call_ticks);
+        store.data_mut().effective = context;
+        let result = {
+            let _scope = Scope::enter(stream.map(|(s, position)| (s.clone(), position)), &self.contexts);
+            call(store, exports)
+        };
+        if let Some(start) = timed {
+            self.account(start.elapsed());
+        }
+        match result {
+            Ok(value) => {
+                let host = store.data();
+                let unsettled = !host.calls.is_empty() || !host.timers.is_empty() || self.tick_differs(host.tick);
+                drop(slot);
+                if unsettled {
+                    self.settle();
+                }
+                Ok(value)
+            }
+            Err(error) => {
+                let denied = store.data().limiter.denied;
+                let dead = slot.take();
+                drop(slot);
+                self.fail(&error, denied);
+                drop(dead);
+                Err(Failed)
+            }
+        }
+    }
+
+    fn account(&self, took: Duration) {
+        let figures = &self.plugin.figures;
+        figures.calls.add(TIMED);
+        figures.time.observe(took.as_nanos() as u64);
+        let now = self.instance_memory();
+        figures.memory.add(now - self.memory.replace(now));
+    }
+
+    fn instance_memory(&self) -> i64 {
+        // Called inside `enter`, so the cell may be borrowed; the last figure will do then.
+        let Ok(slot) = self.instance.try_borrow() else { return self.memory.get() };
+        slot.as_ref().and_then(|i| Some(i.store.data().memory?.data_size(&i.store) as i64)).unwrap_or(0)
+    }
+
+    /// Does what the guest has asked for.
+    fn settle(&self) {
+        let (calls, timers, tick) = {
+            let mut slot = self.instance.borrow_mut();
+            let Some(instance) = slot.as_mut() else { return };
+            let host = instance.store.data_mut();
+            (std::mem::take(&mut host.calls), std::mem::take(&mut host.timers), host.tick)
+        };
+        for call in calls {
+            tokio::task::spawn_local(callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get()));
+        }
+        for timer in timers {
+            let stream = self.contexts.borrow().get(&timer.context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
+            let Some((stream, position)) = stream else { continue };
+            let (me, incarnation) = (self.me.clone(), self.incarnation.get());
+            let task = tokio::task::spawn_local(async move {
+                tokio::time::sleep(timer.after).await;
+                if let Some(vm) = me.upgrade() {
+                    vm.on_timer(timer.context, timer.token, incarnation);
+                }
+            });
+            stream.state.borrow_mut().positions[position].timers.push(task.abort_handle());
+        }
+        if self.tick_differs(tick) {
+            self.set_tick(tick);
+        }
+        let now = self.instance_memory();
+        self.plugin.figures.memory.add(now - self.memory.replace(now));
+    }
+
+    fn tick_differs(&self, tick: Option<Duration>) -> bool {
+        self.ticking.borrow().as_ref().map(|(period, _)| *period) != tick
+    }
+
+    fn set_tick(&self, tick: Option<Duration>) {
+        let me = self.me.clone();
+        let new = tick.map(|period| {
+            let task = tokio::task::spawn_local(async move {
+                loop {
+                    tokio::time::sleep(period).await;
+                    let Some(vm) = me.upgrade() else { return };
+                    vm.on_tick();
+                }
+            });
+            (period, task.abort_handle())
+        });
+        if let Some((_, old)) = self.ticking.replace(new) {
+            old.abort();
+        }
+    }
+
+    fn on_tick(&self) {
+        let _ = self.enter(None, ROOT, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT)));
+    }
+
+    fn on_timer(&self, context: u32, token: i64, incarnation: u32) {
+        let found = self.contexts.borrow().get(&context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
+        let Some((stream, position)) = found else { return };
+        if incarnation == self.incarnation.get() {
+            let _ = self.enter(Some((&stream, position)), context, |store, exports| {
+                exports.timer.as_ref().map_or(Ok(()), |f| f.call(store, (context, token)))
+            });
+        }
+    }
+
+    /// Hands the answer to a call over.
+    pub(super) fn on_call_response(&self, id: u32, response: CallResponse, incarnation: u32) {
+        if incarnation != self.incarnation.get() {
+            return;
+        }
+        let _ = self.enter(None, ROOT, |store, exports| {
+            let Some(f) = &exports.http_call_response else { return Ok(()) };
+            let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
+            let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);
+            store.data_mut().call_response = Some(response);
+            let result = f.call(&mut *store, (ROOT, id, headers, body, trailers));
+            store.data_mut().call_response = None;
+            result
+        });
+    }
+
+    /// The instance has failed and is gone.
+    fn fail(&self, error: &wasmtime::Error, memory_denied: bool) {
+        let (mut kind, text) = describe(error);
+        if memory_denied && kind == TrapKind::Trap {
+            kind = TrapKind::Memory;
+        }
+        let plugin = &self.plugin;
+        let figures = &plugin.figures;
+        figures.traps[kind as usize].add(1);
+        figures.instances.add(-1);
+        figures.memory.add(-self.memory.replace(0));
+        let message = format!("{}: {text}", kind.name());
+        tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "the filter failed: {message}");
+        plugin.last_error.store(Some(Arc::new(message)));
+        self.set_tick(None);
+
+        let inside: Vec<_> = self.contexts.borrow_mut().drain().collect();
+        for (_, (stream, position)) in inside {
+            let Some(stream) = stream.upgrade() else { continue };
+            let paused = {
+                let p = &mut stream.state.borrow_mut().positions[position];
+                p.gone = true;
+                p.paused[0] || p.paused[1]
+            };
+            if paused && plugin.on_failure == OnFailure::Deny {
+                figures.failed_streams.add(1);
+                stream.flag(tollgate_abi::fast::flag::FILTER_FAILED);
+                stream.reply(failed_reply());
+            }
+            stream.wake();
+        }
+
+        if self.born.get().elapsed() > STABLE {
+            plugin.crashes.store(0, Ordering::Relaxed);
+        }
+        let crashes = plugin.crashes.fetch_add(1, Ordering::Relaxed);
+        (self.site.rebuild)(plugin, backoff(crashes));
+    }
+
+    /// The stream's context in this filter, made if there is none. `Err`: the filter cannot take part in the stream.
+    fn context(&self, stream: &Rc<Stream>, position: usize) -> Result<u32, Failed> {
+        let incarnation = self.incarnation.get();
+        {
+            let p = &stream.state.borrow().positions[position];
+            match p.context {
+                _ if p.gone => return Err(Failed),
+                0 => {}
+                context if p.incarnation == incarnation => return Ok(context),
+                _ => return Err(Failed),
+            }
+        }
+        let context = self.next_context.get();
+        // Ids are not used twice, and 0 and 1 are taken; after four billion streams they begin again.
+        self.next_context.set(context.checked_add(1).unwrap_or(ROOT + 1));
+        {
+            let p = &mut stream.state.borrow_mut().positions[position];
+            (p.context, p.incarnation) = (context, incarnation);
+        }
+        self.contexts.borrow_mut().insert(context, (Rc::downgrade(stream), position));
+        if self.phases.get() & phase::LIFECYCLE != 0 {
+            self.enter(Some((stream, position)), context, |store, exports| {
+                exports.context_create.as_ref().map_or(Ok(()), |f| f.call(store, (context, ROOT)))
+            })?;
+        }
+        Ok(context)
+    }
+
+    /// Calls a callback that answers with an action.
+    fn ask(
+        &self,
+        stream: &Rc<Stream>,
+        position: usize,
+        call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
+    ) -> Action {
+        let answer = self
+            .context(stream, position)
+            .and_then(|context| self.enter(Some((stream, position)), context, |store, exports| call(store, exports, context)));
+        match answer {
+            Ok(action::CONTINUE) => Action::Continue,
+            // The C++ SDK has finer answers; all of them hold the message.
+            Ok(_) => Action::Pause,
+            Err(Failed) => {
+                self.plugin.figures.failed_streams.add(1);
+                stream.state.borrow_mut().positions[position].gone = true;
+                Action::Failed(self.plugin.on_failure)
+            }
+        }
+    }
+}
+
+/// How long to wait with another instance after this many failures in a row: nothing, then from 100 ms doubling to a minute.
+fn backoff(crashes: u32) -> Duration {
+    match crashes {
+        0 => Duration::ZERO,
+        n => Duration::from_millis(100 << (n - 1).min(10)).min(Duration::from_secs(60)),
+    }
+}
+
+/// The callbacks that an instance wants and has.
+fn wanted(instance: &Instance) -> u32 {
+    let e = &instance.exports;
+    let has = [
+        (phase::REQUEST_HEADERS, e.headers[0].is_some()),
+        (phase::RESPONSE_HEADERS, e.headers[1].is_some()),
+        (phase::REQUEST_BODY, e.body[0].is_some()),
+        (phase::RESPONSE_BODY, e.body[1].is_some()),
+        (phase::REQUEST_TRAILERS, e.trailers[0].is_some()),
+        (phase::RESPONSE_TRAILERS, e.trailers[1].is_some()),
+        (phase::LOG, e.log.is_some()),
+        (phase::LIFECYCLE, e.context_create.is_some() || e.done.is_some() || e.delete.is_some()),
+    ];
+    let exported = has.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit);
+    exported & instance.store.data().subscribed
+}
+
+impl Filter for Vm {
+    fn name(&self) -> &str {
+        &self.plugin.identity.name
+    }
+
+    fn phases(&self) -> u32 {
+        self.phases.get()
+    }
+
+    fn headers_pause(&self) -> HeadersPause {
+        self.plugin.headers_pause
+    }
+
+    fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
+        self.ask(stream, position, |store, exports, context| {
+            let count = header_count(stream, direction);
+            match &exports.headers[direction as usize] {
+                Some(OnHeaders::WithEnd(f)) => f.call(store, (context, count, end.into())),
+                Some(OnHeaders::Short(f)) => f.call(store, (context, count)),
+                None => Ok(action::CONTINUE),
+            }
+        })
+    }
+
+    fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
+        self.ask(stream, position, |store, exports, context| match &exports.body[direction as usize] {
+            Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
+            None => Ok(action::CONTINUE),
+        })
+    }
+
+    fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
+        self.ask(stream, position, |store, exports, context| {
+            let count = stream.state.borrow().trailers[direction as usize].as_ref().map_or(0, |t| t.len() as u32);
+            match &exports.trailers[direction as usize] {
+                Some(f) => f.call(store, (context, count)),
+                None => Ok(action::CONTINUE),
+            }
+        })
+    }
+
+    fn on_end(&self, stream: &Rc<Stream>, position: usize) {
+        let (context, incarnation) = {
+            let p = &stream.state.borrow().positions[position];
+            (p.context, p.incarnation)
+        };
+        let phases = self.phases.get();
+        if incarnation == self.incarnation.get() && phases & (phase::LIFECYCLE | phase::LOG) != 0 {
+            let _ = self.enter(Some((stream, position)), context, |store, exports| {
+                if phases & phase::LIFECYCLE != 0 && let Some(done) = &exports.done {
+                    done.call(&mut *store, context)?;
+                }
+                if phases & phase::LOG != 0 && let Some(log) = &exports.log {
+                    log.call(&mut *store, context)?;
+                }
+                if phases & phase::LIFECYCLE != 0 && let Some(delete) = &exports.delete {
+                    delete.call(&mut *store, context)?;
+                }
+                Ok(())
+            });
+        }
+        self.contexts.borrow_mut().remove(&context);
+    }
+}
+
+fn header_count(stream: &Stream, direction: Direction) -> u32 {
+    let state = stream.state.borrow();
+    match direction {
+        Direction::Request => 4 + state.request.fields.len() as u32,
+        Direction::Response => state.response.as_ref().map_or(0, |r| 1 + r.fields.len() as u32),
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.set_tick(None);
+        let had = self.instance.borrow().is_some();
+        let _ = self.enter(None, ROOT, |store, exports| {
+            if let Some(done) = &exports.done {
+                done.call(&mut *store, ROOT)?;
+            }
+            exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, ROOT))
+        });
+        let figures = &self.plugin.figures;
+        if had && self.instance.borrow().is_some() {
+            figures.instances.add(-1);
+            figures.memory.add(-self.memory.get());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_in_a_row_wait_longer_and_longer() {
+        let waits: Vec<_> = (0..5).map(|n| backoff(n).as_millis()).collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800]);
+        assert_eq!(backoff(100), Duration::from_secs(60));
+    }
+}
