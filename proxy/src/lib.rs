@@ -1,1 +1,23 @@
+//! Tollgate: a programmable proxy. The core moves bytes; what a request may do and where it goes is decided by WebAssembly
+//! filters that can be replaced while traffic flows.
+//!
+//! The modules stand in the order in which a request meets them; see ARCHITECTURE.md for threads, ownership and reasons.
 
+pub mod listener;
+
+pub mod http;
+
+pub mod exchange;
+
+pub mod chain;
+
+pub mod wasm;
+
+pub mod upstream;
+
+pub mod admin;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod observe;

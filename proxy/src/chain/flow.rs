@@ -11,7 +11,7 @@ use std::{
 use http::StatusCode;
 use tollgate_abi::fast::flag;
 
-use super::{Action, Direction, LocalReply, OnFailure, Stream, headers_bit};
+use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, headers_bit};
 
 /// Where a head has got to.
 #[derive(Debug)]
@@ -61,6 +61,12 @@ impl HeadFlow {
     /// The filter that holds the head, if one does: its number in this direction.
     pub fn held_by(&self) -> Option<usize> {
         self.paused.then_some(self.passed)
+    }
+
+    /// Whether the filter that holds the head wants to see the body meanwhile.
+    pub fn feeds_body(&self, stream: &Stream) -> bool {
+        let filter = || &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
+        self.paused && filter().headers_pause() == HeadersPause::HoldHeaders
     }
 
     /// The filter that holds the head lets it go (its body callback has answered so).
@@ -114,6 +120,12 @@ impl HeadFlow {
             }
         }
     }
+}
+
+/// Whether [`interrupted`] would say so, without taking it.
+pub fn is_interrupted(stream: &Stream) -> bool {
+    let state = stream.state.borrow();
+    state.closed || state.reply.is_some()
 }
 
 /// Whether a filter (of this phase, or a timer or callout in between) has put an end to the stream's normal course.

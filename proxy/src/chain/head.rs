@@ -194,7 +194,7 @@ impl Headers for RequestHead {
     }
 
     fn remove(&mut self, name: &Name) {
-        self.fields.remove(name);
+        Headers::remove(&mut self.fields, name);
     }
 
     fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8])) {
@@ -253,7 +253,7 @@ impl Headers for ResponseHead {
     }
 
     fn remove(&mut self, name: &Name) {
-        self.fields.remove(name);
+        Headers::remove(&mut self.fields, name);
     }
 
     fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8])) {

@@ -52,6 +52,9 @@ pub trait Filter {
     fn phases(&self) -> u32;
     /// What it means by pausing in the header phase.
     fn headers_pause(&self) -> HeadersPause;
+    /// Whether it has asked for the bodies that go this way, and so may well change them. A filter of the standard never
+    /// asks; one that changes a body's length is known to change `content-length` itself.
+    fn changes_body(&self, direction: Direction) -> bool;
     /// The message's head is in the stream. `end`: no body follows.
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action;
     /// The stream's buffer holds a part of the body. `end`: nothing follows.
@@ -88,6 +91,11 @@ impl Chain {
             Direction::Response => phase::RESPONSE_BODY | phase::RESPONSE_TRAILERS,
         };
         self.phases & bits != 0
+    }
+
+    /// Whether a body that goes this way must be expected to change its length.
+    pub fn changes_body(&self, direction: Direction) -> bool {
+        self.filters.iter().any(|f| f.changes_body(direction))
     }
 
     /// The position of the `nth` filter that sees a message going this way.

@@ -32,6 +32,14 @@ pub struct ConnectionInfo {
     pub peer: SocketAddr,
     /// This end.
     pub local: SocketAddr,
+    /// The connection ends with the next response.
+    pub closing: Cell<bool>,
+    /// Requests under way.
+    pub active: Cell<u32>,
+    /// Requests so far.
+    pub requests: Cell<u32>,
+    /// Since when there has been none under way.
+    pub idle_since: Cell<Instant>,
 }
 
 /// A response made by a filter or by the proxy.
@@ -164,6 +172,8 @@ pub struct Stream {
     pub start: Instant,
     /// The same, by the clock on the wall.
     pub start_time: SystemTime,
+    /// The path as it was asked for, without the query.
+    pub original_path: Bytes,
     /// A name for it across proxies.
     pub request_id: HeaderValue,
     /// What filters see and change.
@@ -182,6 +192,7 @@ impl Stream {
         client: SocketAddr,
         chain: Rc<Chain>,
         request: RequestHead,
+        original_path: Bytes,
         request_id: HeaderValue,
     ) -> Rc<Stream> {
         let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
@@ -192,6 +203,7 @@ impl Stream {
             chain,
             start,
             start_time: SystemTime::now(),
+            original_path,
             request_id,
             times: Times::default(),
             active: Cell::new(start),

@@ -23,6 +23,8 @@ pub(super) struct Ending {
 impl Ending {
     pub(super) fn new(site: Rc<Site>, stream: Rc<Stream>) -> Ending {
         site.figures.active.add(observe::shard(), 1);
+        let connection = &stream.connection;
+        connection.active.set(connection.active.get() + 1);
         Ending { site, stream, complete: Cell::new(false) }
     }
 
@@ -51,6 +53,9 @@ impl Drop for Ending {
             }
         }
         stream.end();
+        let connection = &stream.connection;
+        connection.active.set(connection.active.get() - 1);
+        connection.idle_since.set(Instant::now());
         let state = stream.state.borrow();
         let shard = observe::shard();
         let status = state.response.as_ref().map_or(0, |r| r.status.as_u16());

@@ -17,17 +17,18 @@ mod upload;
 use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll};
 
 use http::{HeaderValue, Method, Request, Response};
-use http_body::Body as _;
 use hyper::body::Incoming;
 use rustc_hash::FxHashMap;
+use tollgate_abi::fast::flag;
 
 use crate::{
     chain::{
-        Chain, Direction, HeadersPause, LocalReply, Route, Stream,
+        Chain, Direction, LocalReply, Route, Stream,
         flow::{HeadFlow, Outcome},
+        route::RetryPolicy,
         stream::ConnectionInfo,
     },
-    config::model::{ListenerTimeouts, PathRules},
+    config::model::{ListenerLimits, ListenerTimeouts, PathRules},
     http::body::Body,
     observe::{AccessLog, Counter, Gauge, Histogram},
     upstream::Pools,
@@ -51,6 +52,8 @@ pub struct Site {
     pub path: PathRules,
     /// Bytes of a body that are held back.
     pub buffered_body: usize,
+    /// What clients may send.
+    pub limits: ListenerLimits,
     /// How long clients may take.
     pub timeouts: ListenerTimeouts,
     /// Where requests are logged.
@@ -59,6 +62,8 @@ pub struct Site {
     pub figures: Figures,
     /// The clusters' figures, by name.
     pub clusters: FxHashMap<Box<str>, ClusterFigures>,
+    /// Retries of clusters, unless a route says otherwise.
+    pub retries: FxHashMap<Box<str>, RetryPolicy>,
     /// The way to upstreams.
     pub pools: Pools<Body>,
 }
@@ -88,7 +93,10 @@ pub struct ClusterFigures {
 }
 
 /// Serves one request.
-pub async fn serve(site: Rc<Site>, connection: Rc<ConnectionInfo>, request: Request<Incoming>) -> Response<Body> {
+///
+/// # Errors
+/// A filter has closed the stream.
+pub async fn serve(site: Rc<Site>, connection: Rc<ConnectionInfo>, request: Request<Incoming>) -> Result<Response<Body>, Closed> {
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let (stream, refused) = request::begin(&site, connection, parts);
@@ -99,11 +107,20 @@ pub async fn serve(site: Rc<Site>, connection: Rc<ConnectionInfo>, request: Requ
         None => forward(&site, &stream, &upload).await,
     };
     match outcome {
-        Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
-        Err(Stop::Reply(reply, seen)) => response::local(&site, ending, reply, seen, head_only).await,
-        Err(Stop::Closed) => response::closed(ending),
+        Ok(from_upstream) => Ok(response::from_upstream(&site, ending, from_upstream, head_only).await),
+        Err(Stop::Reply(reply, seen)) => Ok(response::local(&site, ending, reply, seen, head_only).await),
+        Err(Stop::Closed) => {
+            stream.flag(flag::LOCAL_REPLY);
+            stream.state.borrow_mut().details = "closed_by_filter".into();
+            Err(Closed)
+        }
     }
 }
+
+/// A filter has ended the stream without a response: the connection is closed.
+#[derive(Debug, thiserror::Error)]
+#[error("a filter closed the stream")]
+pub struct Closed;
 
 /// Why a request got no response from an upstream.
 enum Stop {
@@ -156,7 +173,7 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
         loop {
             let held = head.held_by();
             let progress = head.poll(stream, upload.is_empty(), cx);
-            if let (Some(nth), Poll::Ready(_) | Poll::Pending) = (held, &progress)
+            if let Some(nth) = held
                 && head.held_by() != held
                 && let Err(fault) = upload.release(nth, head.held_by())
             {
@@ -166,8 +183,7 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
                 return Poll::Ready(Ok(outcome));
             }
             let Some(nth) = head.held_by() else { return Poll::Pending };
-            let filter = &stream.chain.filters()[nth];
-            if filter.headers_pause() == HeadersPause::HoldHeaders && !upload.is_empty() {
+            if head.feeds_body(stream) && !upload.is_empty() {
                 match upload.poll_held(nth, cx) {
                     // It lets the head go: on with the next filter.
                     Poll::Ready(Ok(true)) => {
@@ -202,10 +218,3 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
 fn is_bodiless(status: http::StatusCode, head_only: bool) -> bool {
     head_only || matches!(status.as_u16(), 100..=199 | 204 | 304)
 }
-
-/// Whether a body has nothing to say.
-fn is_over(body: &impl http_body::Body) -> bool {
-    body.is_end_stream()
-}
-
-const _: fn(&Body) -> bool = Body::is_end_stream;

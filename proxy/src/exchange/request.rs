@@ -62,7 +62,8 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
         _ => None,
     };
     let authority = authority.unwrap_or_default();
-    let path = path.unwrap_or_else(|_| Bytes::copy_from_slice(uri.path().as_bytes()));
+    let original_path = Bytes::copy_from_slice(uri.path().as_bytes());
+    let path = path.unwrap_or_else(|_| original_path.clone());
     remove_hop_by_hop(&mut fields);
     // It is answered here, by hyper, when the body is first wanted.
     fields.remove(header::EXPECT);
@@ -70,5 +71,5 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
     let scheme = "http";
     let origin = forwarded(&mut fields, connection.peer, &authority, scheme, site.trusted_hops);
     let head = RequestHead { method, path, authority, scheme, fields };
-    (Stream::new(connection, origin.client, site.chain.clone(), head, origin.request_id), fault)
+    (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, origin.request_id), fault)
 }

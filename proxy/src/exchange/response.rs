@@ -79,29 +79,6 @@ pub(super) async fn local(site: &Rc<Site>, ending: Ending, reply: LocalReply, se
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
-/// Ends a stream that a filter has closed. HTTP/1.1 knows no way to say nothing, so the connection is closed by a body that
-/// fails.
-pub(super) fn closed(ending: Ending) -> Response<Body> {
-    ending.stream().flag(flag::LOCAL_REPLY);
-    ending.stream().state.borrow_mut().details = "closed_by_filter".into();
-    let mut response = Response::new(Body::stream(Failing));
-    *response.status_mut() = StatusCode::BAD_GATEWAY;
-    ending.stream().state.borrow_mut().response = Some(ResponseHead { status: StatusCode::BAD_GATEWAY, ..ResponseHead::default() });
-    ending.complete();
-    response
-}
-
-struct Failing;
-
-impl http_body::Body for Failing {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(Some(Err(BodyError::Closed)))
-    }
-}
-
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
     stream.state.borrow_mut().details = reply.details;
     let source = Source::Local((!reply.body.is_empty()).then_some(reply.body));

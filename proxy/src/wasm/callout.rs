@@ -1,9 +1,6 @@
 //! HTTP requests that filters send themselves, and their answers.
 
-use std::{
-    rc::{Rc, Weak},
-    time::Duration,
-};
+use std::{rc::Weak, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -29,7 +26,7 @@ const UNAVAILABLE: (u32, &str) = (14, "reset");
 const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 
 /// Sends a call, and hands the answer to the filter that sent it, if that is still there.
-pub(super) async fn run(vm: Weak<Vm>, upstream: Rc<Pools<Body>>, call: HttpCall, incarnation: u32) {
+pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
     let HttpCall { id, cluster, head, body, trailers, timeout } = call;
     let exchange = exchange(&upstream, &cluster, head.into_request(Body::full_with_trailers(body, trailers)));
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
@@ -45,10 +42,10 @@ pub(super) async fn run(vm: Weak<Vm>, upstream: Rc<Pools<Body>>, call: HttpCall,
 
 type Answer = (ResponseHead, Bytes, HeaderMap);
 
-async fn exchange(upstream: &Pools<Body>, cluster: &std::sync::Arc<Cluster>, request: http::Request<Body>) -> Result<Answer, (u32, &'static str)> {
+async fn exchange(upstream: &Pools<Body>, cluster: &Arc<Cluster>, request: http::Request<Body>) -> Result<Answer, (u32, &'static str)> {
     let _under_way = cluster.try_request().ok_or(UNAVAILABLE)?;
-    let endpoint = cluster.pick(None, &[]).ok_or(UNAVAILABLE)?;
-    let response = upstream.send(cluster, &endpoint, request).await.map_err(|_| UNAVAILABLE)?;
+    let endpoint = cluster.pick(None, &[]).ok_or(UNAVAILABLE)?.start();
+    let response = upstream.send(cluster, endpoint.endpoint(), request).await.map_err(|_| UNAVAILABLE)?;
     let (parts, mut body) = response.into_parts();
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {

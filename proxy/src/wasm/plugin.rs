@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
-    observe::{Counter, Gauge, Histogram, Registry},
+    observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry},
 };
 
 /// Configuring a filter may take this many times as long as a call.
@@ -91,28 +91,30 @@ impl TrapKind {
 }
 
 impl Figures {
-    fn new(registry: &Registry, filter: &str) -> Figures {
+    fn new(registry: &Registry, filter: &str) -> Result<Figures, MetricError> {
         let labels: &[(&str, &str)] = &[("filter", filter)];
         let counter = |name, help| registry.counter(name, help, labels);
-        Figures {
-            calls: counter("tollgate_filter_calls_total", "Calls into the filter."),
+        let trap = |kind: TrapKind| {
+            let labels = [("filter", filter), ("reason", kind.name())];
+            registry.counter("tollgate_filter_traps_total", "Failures of the filter's instances.", &labels)
+        };
+        Ok(Figures {
+            calls: counter("tollgate_filter_calls_total", "Calls into the filter.")?,
             time: registry.histogram(
                 "tollgate_filter_call_seconds",
                 "Time of calls into the filter; one call in sixteen is timed.",
                 labels,
-            ),
-            traps: [TrapKind::Trap, TrapKind::Timeout, TrapKind::Memory, TrapKind::Stack].map(|kind| {
-                let labels = [("filter", filter), ("reason", kind.name())];
-                registry.counter("tollgate_filter_traps_total", "Failures of the filter's instances.", &labels)
-            }),
+                Ladder::CallTime,
+            )?,
+            traps: [trap(TrapKind::Trap)?, trap(TrapKind::Timeout)?, trap(TrapKind::Memory)?, trap(TrapKind::Stack)?],
             failed_streams: counter(
                 "tollgate_filter_failed_streams_total",
                 "Streams that were denied or bypassed because the filter had failed.",
-            ),
-            rebuilds: counter("tollgate_filter_rebuilds_total", "Instances made anew after a failure."),
-            memory: registry.gauge("tollgate_filter_memory_bytes", "Linear memory of the filter's instances.", labels),
-            instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels),
-        }
+            )?,
+            rebuilds: counter("tollgate_filter_rebuilds_total", "Instances made anew after a failure.")?,
+            memory: registry.gauge("tollgate_filter_memory_bytes", "Linear memory of the filter's instances.", labels)?,
+            instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels)?,
+        })
     }
 }
 
@@ -171,8 +173,8 @@ fn bytes(value: &serde_json::Value) -> Vec<u8> {
 
 impl Plugin {
     /// The filter of this configuration, with this code.
-    pub fn new(config: &model::Filter, code: Arc<Code>, engine: &Arc<Engine>, world: &Arc<World>) -> Plugin {
-        Plugin {
+    pub fn new(config: &model::Filter, code: Arc<Code>, engine: &Arc<Engine>, world: &Arc<World>) -> Result<Plugin, MetricError> {
+        Ok(Plugin {
             identity: Arc::new(Identity {
                 name: config.name.clone(),
                 root_id: config.root_id.clone(),
@@ -184,14 +186,14 @@ impl Plugin {
             code,
             on_failure: config.on_failure,
             headers_pause: config.headers_pause,
-            figures: Figures::new(&world.shared.registry, &config.name),
+            figures: Figures::new(&world.shared.registry, &config.name)?,
             last_error: arc_swap::ArcSwapOption::empty(),
             crashes: AtomicU32::new(0),
             engine: engine.clone(),
             world: world.clone(),
             call_time: config.limits.call_time.0,
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
-        }
+        })
     }
 
     /// How many ticks of the engine a call may take.

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream, flow::failed_reply},
     http::body::Body,
+    observe,
     upstream::Pools,
 };
 
@@ -41,7 +42,7 @@ pub type Rebuild = Rc<dyn Fn(&Arc<Plugin>, Duration)>;
 #[derive(Clone)]
 pub struct Site {
     /// For callouts.
-    pub upstream: Rc<Pools<Body>>,
+    pub upstream: Pools<Body>,
     /// For another instance after a trap.
     pub rebuild: Rebuild,
 }
@@ -58,6 +59,7 @@ pub struct Vm {
     incarnation: Cell<u32>,
     born: Cell<Instant>,
     phases: Cell<u32>,
+    subscribes: Cell<bool>,
     contexts: Rc<Contexts>,
     next_context: Cell<u32>,
     calls: Cell<u64>,
@@ -80,6 +82,7 @@ impl Vm {
             incarnation: Cell::new(0),
             born: Cell::new(Instant::now()),
             phases: Cell::new(0),
+            subscribes: Cell::new(false),
             contexts: Rc::default(),
             next_context: Cell::new(ROOT + 1),
             calls: Cell::new(0),
@@ -108,10 +111,11 @@ impl Vm {
     /// Takes an instance into use.
     pub fn adopt(&self, instance: Instance) {
         self.phases.set(wanted(&instance));
+        self.subscribes.set(instance.store.data().subscribes);
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.born.set(Instant::now());
         *self.instance.borrow_mut() = Some(instance);
-        self.plugin.figures.instances.add(1);
+        self.plugin.figures.instances.add(observe::shard(), 1);
         // What it asked for while it was configured.
         self.settle();
     }
@@ -164,10 +168,9 @@ impl Vm {
 
     fn account(&self, took: Duration) {
         let figures = &self.plugin.figures;
-        figures.calls.add(TIMED);
-        figures.time.observe(took.as_nanos() as u64);
-        let now = self.instance_memory();
-        figures.memory.add(now - self.memory.replace(now));
+        let shard = observe::shard();
+        figures.calls.add(shard, TIMED);
+        figures.time.observe(shard, took.as_nanos() as u64);
     }
 
     fn instance_memory(&self) -> i64 {
@@ -203,7 +206,7 @@ impl Vm {
             self.set_tick(tick);
         }
         let now = self.instance_memory();
-        self.plugin.figures.memory.add(now - self.memory.replace(now));
+        self.plugin.figures.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
     fn tick_differs(&self, tick: Option<Duration>) -> bool {
@@ -265,9 +268,10 @@ impl Vm {
         }
         let plugin = &self.plugin;
         let figures = &plugin.figures;
-        figures.traps[kind as usize].add(1);
-        figures.instances.add(-1);
-        figures.memory.add(-self.memory.replace(0));
+        let shard = observe::shard();
+        figures.traps[kind as usize].inc(shard);
+        figures.instances.sub(shard, 1);
+        figures.memory.sub(shard, self.memory.replace(0));
         let message = format!("{}: {text}", kind.name());
         tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "the filter failed: {message}");
         plugin.last_error.store(Some(Arc::new(message)));
@@ -282,7 +286,7 @@ impl Vm {
                 p.paused[0] || p.paused[1]
             };
             if paused && plugin.on_failure == OnFailure::Deny {
-                figures.failed_streams.add(1);
+                figures.failed_streams.inc(shard);
                 stream.flag(tollgate_abi::fast::flag::FILTER_FAILED);
                 stream.reply(failed_reply());
             }
@@ -339,7 +343,7 @@ impl Vm {
             // The C++ SDK has finer answers; all of them hold the message.
             Ok(_) => Action::Pause,
             Err(Failed) => {
-                self.plugin.figures.failed_streams.add(1);
+                self.plugin.figures.failed_streams.inc(observe::shard());
                 stream.state.borrow_mut().positions[position].gone = true;
                 Action::Failed(self.plugin.on_failure)
             }
@@ -383,6 +387,11 @@ impl Filter for Vm {
 
     fn headers_pause(&self) -> HeadersPause {
         self.plugin.headers_pause
+    }
+
+    fn changes_body(&self, direction: Direction) -> bool {
+        let bit = [phase::REQUEST_BODY, phase::RESPONSE_BODY][direction as usize];
+        self.phases.get() & bit != 0 && self.subscribes.get()
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
@@ -457,8 +466,8 @@ impl Drop for Vm {
         });
         let figures = &self.plugin.figures;
         if had && self.instance.borrow().is_some() {
-            figures.instances.add(-1);
-            figures.memory.add(-self.memory.get());
+            figures.instances.sub(observe::shard(), 1);
+            figures.memory.sub(observe::shard(), self.memory.get());
         }
     }
 }

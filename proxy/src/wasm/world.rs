@@ -25,7 +25,7 @@ pub struct World {
 /// What outlives snapshots, and so survives a swap.
 pub struct Shared {
     /// The metrics.
-    pub registry: Arc<Registry>,
+    pub registry: Registry,
     data: RwLock<HashMap<String, Arc<SharedData>>>,
     buckets: Mutex<HashMap<(String, doc::Bucket), Arc<Bucket>>>,
     limits: Mutex<HashMap<(String, String), Arc<Limit>>>,
@@ -38,7 +38,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// Nothing shared yet.
-    pub fn new(registry: Arc<Registry>) -> Arc<Shared> {
+    pub fn new(registry: Registry) -> Arc<Shared> {
         Arc::new(Shared { registry, data: RwLock::default(), buckets: Mutex::default(), limits: Mutex::default() })
     }
 
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_bucket_survives_as_long_as_its_figures_are_the_same() {
-        let shared = Shared::new(Arc::default());
+        let shared = Shared::new(Registry::new(1));
         let mut doc = doc::Bucket { name: "b".into(), capacity: 1, fill: 1, interval_ms: 60_000, max_keys: 0 };
         assert!(shared.bucket("f", &doc).unwrap().take(b"", 1).0);
         assert!(!shared.bucket("f", &doc).unwrap().take(b"", 1).0);

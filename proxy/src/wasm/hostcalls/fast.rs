@@ -353,9 +353,9 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
     let (name, value) = (text(name)?, text(value)?);
-    let set = current::with_state(|s| match s.log_fields.iter_mut().find(|(n, _)| *n == name) {
-        Some(field) => {
-            field.1 = value;
+    let set = current::with_state(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
+        Some(at) => {
+            s.log_fields[at].1 = value;
             Ok(())
         }
         None if s.log_fields.len() >= limit::LOG_FIELDS => Err(Status::InternalFailure),

@@ -38,10 +38,10 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let (memory, host) = split(caller)?;
     let (path, value) = (slice(memory, path.0, path.1)?, slice(memory, value.0, value.1)?);
     let fits = path.len() <= MAX_BYTES && value.len() <= MAX_BYTES;
-    let set = current::with_state(|s| match s.properties.iter_mut().find(|(p, _)| p == path) {
+    let set = current::with_state(|s| match s.properties.iter().position(|(p, _)| p == path) {
         _ if !fits => false,
-        Some((_, old)) => {
-            *old = value.to_vec();
+        Some(at) => {
+            s.properties[at].1 = value.to_vec();
             true
         }
         None if s.properties.len() >= MAX_SET => false,
@@ -136,7 +136,7 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["upstream", "address"] => text(state.endpoint?.to_string().as_bytes()),
         ["upstream", "port"] => text(&i64::from(state.endpoint?.port()).to_le_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
-        ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name().as_bytes()),
+        ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name.as_bytes()),
         ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
         ["xds", "filter_chain_name"] => text(stream.connection.listener.as_bytes()),
         ["listener_direction"] | ["xds", "listener_direction"] => text(&0i64.to_le_bytes()),

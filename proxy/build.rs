@@ -1,0 +1,70 @@
+//! Builds the standard filters to WebAssembly, so that the binary can carry them.
+//!
+//! They are compiled by a cargo of their own in a target folder of their own: the outer cargo holds the lock of its folder
+//! while this runs. The same folder is used by `cargo filters`, so nothing is compiled twice.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, exit},
+};
+
+const FILTERS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
+const TARGET: &str = "wasm32-unknown-unknown";
+
+fn var(name: &str) -> PathBuf {
+    env::var_os(name).map(PathBuf::from).unwrap_or_default()
+}
+
+fn fail(why: &str) -> ! {
+    eprintln!("{why}");
+    exit(1);
+}
+
+fn main() {
+    let root = var("CARGO_MANIFEST_DIR").join("..");
+    for folder in ["abi", "sdk", "filters", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(folder).display());
+    }
+    let target_dir = root.join("target/filters");
+    let mut cargo = Command::new(var("CARGO"));
+    cargo.current_dir(&root).args(["build", "--profile", "filter", "--target", TARGET, "--target-dir"]).arg(&target_dir);
+    cargo.args(FILTERS.iter().flat_map(|name| ["--package", name]));
+    // What the outer cargo has set is for its own target.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        let keep = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
+        if (text.starts_with("CARGO") && !keep.iter().any(|k| text.starts_with(k)))
+            || ["RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "TARGET", "HOST", "PROFILE"].contains(&&*text)
+        {
+            cargo.env_remove(&name);
+        }
+    }
+    match cargo.status() {
+        Ok(status) if status.success() => {}
+        Ok(_) => fail(&format!(
+            "the standard filters could not be built; if the target is missing: rustup target add {TARGET}"
+        )),
+        Err(e) => fail(&format!("cargo could not be run for the standard filters: {e}")),
+    }
+    let mut table = String::from("/// The standard filters, as WebAssembly.\npub const BUILTINS: &[(&str, &[u8])] = &[\n");
+    for name in FILTERS {
+        let wasm = target_dir.join(TARGET).join("filter").join(format!("{name}.wasm"));
+        let copy = var("OUT_DIR").join(format!("{name}.wasm"));
+        // A copy, so that what is embedded does not change under a build that is under way.
+        if let Err(e) = fs::copy(&wasm, &copy) {
+            fail(&format!("{}: {e}", wasm.display()));
+        }
+        let _ = writeln!(table, "    ({name:?}, include_bytes!({:?})),", absolute(&copy));
+    }
+    table.push_str("];\n");
+    if let Err(e) = fs::write(var("OUT_DIR").join("builtins.rs"), table) {
+        fail(&format!("builtins.rs: {e}"));
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,151 @@
+//! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
+//! control thread and is meant for loopback.
+
+use std::{convert::Infallible, rc::Rc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    control::{
+        server::Change,
+        status::{AttemptResult, Status, attempt_json},
+    },
+    observe::{Registry, log::LogHandle, metrics},
+    upstream::io::TokioIo,
+};
+
+/// What the admin listener shows and does.
+pub struct State {
+    /// What is in force.
+    pub status: Rc<Status>,
+    /// The metrics.
+    pub registry: Registry,
+    /// Tollgate's own log.
+    pub log: LogHandle,
+    /// Wishes for a reload.
+    pub changes: mpsc::Sender<Change>,
+}
+
+/// Serves until the process ends.
+pub async fn serve(socket: TcpListener, state: Rc<State>) {
+    loop {
+        let stream = match socket.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::warn!("admin: cannot accept a connection: {e}");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let state = state.clone();
+        tokio::task::spawn_local(async move {
+            let service = service_fn(|request| {
+                let state = state.clone();
+                async move { Ok::<_, Infallible>(answer(&state, request).await) }
+            });
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// The paths, with what they are for.
+const PATHS: &[(&str, &str, &str)] = &[
+    ("GET", "/live", "200 while the process runs"),
+    ("GET", "/ready", "200 while traffic is taken, else 503"),
+    ("GET", "/metrics", "metrics for Prometheus"),
+    ("GET", "/config", "the configuration in force, its version and hash, and the last attempt to change it"),
+    ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),
+    ("POST", "/reload", "reads the configuration again; 200 if it is in force, 422 with all errors if it was refused"),
+    ("GET", "/log", "the log's level"),
+    ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
+];
+
+/// Bytes of a request's body that are read.
+const MAX_BODY: usize = 4096;
+
+async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    match (&parts.method, path) {
+        (&(Method::GET | Method::HEAD), "/") => json_response(StatusCode::OK, &index()),
+        (&(Method::GET | Method::HEAD), "/live") => text(StatusCode::OK, "live\n"),
+        (&(Method::GET | Method::HEAD), "/ready") => match state.status.is_ready() {
+            true => text(StatusCode::OK, "ready\n"),
+            false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        },
+        (&(Method::GET | Method::HEAD), "/metrics") => {
+            response(StatusCode::OK, metrics::CONTENT_TYPE, state.registry.render().into())
+        }
+        (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
+        (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
+        (&(Method::GET | Method::HEAD), "/log") => match state.log.level() {
+            Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
+            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
+        },
+        (&Method::POST, "/reload") => reload(state).await,
+        (&Method::POST, "/log") => set_log(state, body).await,
+        _ => match PATHS.iter().find(|(_, known, _)| *known == path) {
+            Some((method, ..)) => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} wants {method}\n"));
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(method));
+                response
+            }
+            None => json_response(StatusCode::NOT_FOUND, &index()),
+        },
+    }
+}
+
+async fn reload(state: &State) -> Response<Full<Bytes>> {
+    let (done, result) = oneshot::channel();
+    let _ = state.changes.send(Change { cause: "admin", done: Some(done) }).await;
+    match result.await {
+        Ok(attempt) => {
+            let status = match attempt.result {
+                AttemptResult::Refused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+                _ => StatusCode::OK,
+            };
+            json_response(status, &attempt_json(&attempt))
+        }
+        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    }
+}
+
+async fn set_log(state: &State, body: Incoming) -> Response<Full<Bytes>> {
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+        return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n");
+    };
+    let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
+    match state.log.set_level(&level) {
+        Ok(()) => text(StatusCode::OK, &format!("{level}\n")),
+        Err(e) => text(StatusCode::BAD_REQUEST, &format!("{e}\n")),
+    }
+}
+
+fn index() -> Value {
+    let paths = PATHS.iter().map(|(method, path, what)| json!({ "method": method, "path": path, "what": what }));
+    json!({ "tollgate": env!("CARGO_PKG_VERSION"), "paths": paths.collect::<Vec<_>>() })
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(body.as_bytes()))
+}
+
+fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec_pretty(value).unwrap_or_default();
+    response(status, "application/json", [body.as_slice(), b"\n"].concat().into())
+}

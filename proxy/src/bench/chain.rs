@@ -1,0 +1,7 @@
+//! placeholder
+use clap::Args;
+/// x
+#[derive(Debug, Args)]
+pub struct ChainArgs {}
+/// x
+pub fn run(_: &ChainArgs) -> anyhow::Result<()> { Ok(()) }

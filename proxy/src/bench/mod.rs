@@ -1,0 +1,4 @@
+//! Measuring: the chain by itself, and the whole under load.
+
+pub mod chain;
+pub mod load;

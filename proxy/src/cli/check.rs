@@ -1,0 +1,48 @@
+//! `tollgate check`: everything that would be said when the proxy starts, without starting it.
+
+use std::{io::IsTerminal, path::Path, process::ExitCode};
+
+use serde_json::json;
+
+use super::color_on_stderr;
+use crate::{
+    config::Diagnostics,
+    control::{
+        server,
+        snapshot::{Extent, Foundry},
+    },
+};
+
+/// Checks a file. 0: it can be used. 1: it cannot.
+pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
+    let checked = server::load(file).and_then(|loaded| {
+        let warnings = loaded.warnings.clone();
+        let foundry = match Foundry::new(1, server::cache_dir(&loaded).as_deref()) {
+            Ok(foundry) => foundry,
+            Err(e) => {
+                let error = crate::config::Diagnostic::error(None, e.to_string());
+                return Err(Diagnostics::new(loaded.source.clone(), vec![error]));
+            }
+        };
+        let made = foundry.make(loaded, None, Extent::Trial)?;
+        Ok((made.snapshot, warnings))
+    });
+    match (checked, as_json) {
+        (Ok((_, warnings)), true) => println!("{:#}", json!({ "ok": true, "diagnostics": warnings.to_json() })),
+        (Err(wrong), true) => {
+            println!("{:#}", json!({ "ok": false, "diagnostics": wrong.to_json() }));
+            return ExitCode::FAILURE;
+        }
+        (Ok((snapshot, warnings)), false) => {
+            eprint!("{}", warnings.render(color_on_stderr()));
+            let (listeners, filters, clusters) = (snapshot.listeners.len(), snapshot.plugins.len(), snapshot.clusters.len());
+            let ok = if std::io::stdout().is_terminal() { "\x1b[1;32mok\x1b[0m" } else { "ok" };
+            println!("{ok}: {}: {listeners} listeners, {filters} filters, {clusters} clusters", file.display());
+        }
+        (Err(wrong), false) => {
+            eprint!("{}", wrong.render(color_on_stderr()));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,92 @@
+//! The command line.
+
+mod check;
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{bench, config, control::server, observe};
+
+/// A programmable proxy: the core moves bytes, WebAssembly filters decide.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy.
+    ///
+    /// SIGTERM drains and stops, SIGHUP reloads; the configuration and the filters are watched and swapped when they change.
+    Run {
+        /// The configuration: YAML, JSON or TOML, by its name.
+        file: PathBuf,
+    },
+    /// Check a configuration, the filters' own included, without starting anything.
+    Check {
+        /// The configuration.
+        file: PathBuf,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Run a configuration's filter chain in this process and show what each filter costs.
+    Chain(bench::chain::ChainArgs),
+    /// Load a URL with requests and show how long they take.
+    Load(Box<bench::load::LoadArgs>),
+}
+
+/// Whether standard error is a terminal that wants colours.
+fn color_on_stderr() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { file } => run(file),
+        Command::Check { file, json } => return check::run(&file, json),
+        Command::Schema => {
+            println!("{:#}", config::schema());
+            Ok(())
+        }
+        Command::Bench { what: Bench::Chain(args) } => bench::chain::run(&args),
+        Command::Bench { what: Bench::Load(args) } => bench::load::run(*args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{}{e:#}", if color_on_stderr() { "\x1b[1;31merror\x1b[0m: " } else { "error: " });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(file: PathBuf) -> anyhow::Result<()> {
+    let loaded = match server::load(&file) {
+        Ok(loaded) => loaded,
+        Err(wrong) => {
+            eprint!("{}", wrong.render(color_on_stderr()));
+            anyhow::bail!("the configuration cannot be used");
+        }
+    };
+    if !loaded.warnings.is_empty() {
+        eprint!("{}", loaded.warnings.render(color_on_stderr()));
+    }
+    let log = observe::log::init(&loaded.config.log)?;
+    server::run(file, loaded, log)
+}

@@ -1,0 +1,307 @@
+//! The process: starts workers and the admin listener, applies changes, stops.
+
+use std::{
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    snapshot::{Extent, Foundry, Made, Snapshot},
+    status::{Attempt, AttemptResult, Status},
+    watch::{QUIET, Watcher},
+};
+use crate::{
+    admin,
+    config::{Diagnostics, Loaded, Loader},
+    listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
+    observe::{access_log::Format, log::LogHandle},
+};
+
+/// A change that somebody wants.
+pub struct Change {
+    /// Why.
+    pub cause: &'static str,
+    /// Who wants to know what came of it.
+    pub done: Option<oneshot::Sender<Attempt>>,
+}
+
+/// Reads a configuration, with all checks that need no filter.
+pub fn load(path: &std::path::Path) -> Result<Loaded, Diagnostics> {
+    Loader::default().access_log(|format| Format::parse(format).map(|_| ()).map_err(|e| e.to_string())).load(path)
+}
+
+/// Runs the proxy until it is told to stop.
+pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let server = Server::start(path, loaded, log)?;
+        server.run().await
+    })
+}
+
+/// Where compiled filters are kept.
+pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let dir = loaded.config.cache_dir.clone().map(|dir| loaded.source.resolve(dir));
+    let dir = dir.or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("tollgate")));
+    let dir = dir.or_else(|| var("HOME").map(|d| d.join(".cache/tollgate")))?;
+    // The cache wants to know where it is whatever the working directory is.
+    std::path::absolute(dir).ok()
+}
+
+struct Server {
+    path: PathBuf,
+    foundry: Arc<Foundry>,
+    workers: Vec<WorkerHandle>,
+    status: Rc<Status>,
+    log: LogHandle,
+    watcher: Option<Watcher>,
+    changes: mpsc::Receiver<Change>,
+    rebuilds: mpsc::UnboundedReceiver<Rebuild>,
+    notes: Option<mpsc::Receiver<()>>,
+    first: Option<Made>,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
+        let config = &loaded.config;
+        let count = config.workers.count();
+        let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
+        let status = Rc::new(Status::new(&foundry.registry)?);
+        foundry.show_clusters(status.current.clone())?;
+        let (changes, inbox) = mpsc::channel(8);
+        let admin = config.admin.clone();
+        if admin.enabled {
+            let socket = std::net::TcpListener::bind(admin.address).with_context(|| format!("cannot listen on {} (admin)", admin.address))?;
+            socket.set_nonblocking(true)?;
+            let state = Rc::new(admin::State {
+                status: status.clone(),
+                registry: foundry.registry.clone(),
+                log: log.clone(),
+                changes: changes.clone(),
+            });
+            tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
+        }
+        let drain_timeout = config.drain_timeout.0;
+        let made = foundry.make(loaded, None, Extent::Full).map_err(|d| anyhow::anyhow!("{}", d.render(false)))?;
+        let (rebuild, rebuilds) = mpsc::unbounded_channel();
+        let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
+        let (watcher, notes) = match Watcher::new() {
+            Ok((watcher, notes)) => (Some(watcher), Some(notes)),
+            Err(e) => {
+                tracing::warn!("files are not watched: {e}; SIGHUP and the admin API still reload");
+                (None, None)
+            }
+        };
+        Ok(Server {
+            path,
+            foundry,
+            workers: workers.context("a worker cannot start")?,
+            status,
+            log,
+            watcher,
+            changes: inbox,
+            rebuilds,
+            notes,
+            first: Some(made),
+            drain_timeout,
+        })
+    }
+
+    async fn run(mut self) -> anyhow::Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        if let Some(made) = self.first.take() {
+            let snapshot = self.apply(made).await;
+            self.status.note("start", AttemptResult::Applied(snapshot.version));
+            for listener in &snapshot.listeners {
+                tracing::info!("listener `{}` on http://{}", listener.config.name, listener.config.address);
+            }
+            tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
+        }
+        loop {
+            let noted = async {
+                match self.notes.as_mut() {
+                    Some(notes) => notes.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    self.foundry.log_writer.reopen().iter().for_each(|e| tracing::error!("{e}"));
+                    self.change("SIGHUP").await;
+                }
+                Some(()) = noted => {
+                    self.settle().await;
+                    self.change("file").await;
+                }
+                Some(change) = self.changes.recv() => {
+                    let attempt = self.change(change.cause).await;
+                    if let Some(done) = change.done {
+                        let _ = done.send(attempt);
+                    }
+                }
+                Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
+            }
+        }
+        self.stop().await;
+        Ok(())
+    }
+
+    /// Waits until the files have been quiet for a moment.
+    async fn settle(&mut self) {
+        let Some(notes) = self.notes.as_mut() else { return };
+        let latest = Instant::now() + QUIET * 20;
+        while Instant::now() < latest && matches!(tokio::time::timeout(QUIET, notes.recv()).await, Ok(Some(()))) {}
+    }
+
+    /// Tries to put what the files say now in force.
+    async fn change(&mut self, cause: &'static str) -> Attempt {
+        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
+        let made = tokio::task::spawn_blocking(move || -> Result<Option<Made>, Diagnostics> {
+            let loaded = load(&path)?;
+            if previous.as_ref().is_some_and(|p| p.is_made_of(&loaded)) {
+                return Ok(None);
+            }
+            foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some)
+        });
+        let result = match made.await {
+            Ok(Ok(Some(made))) => {
+                made.snapshot.loaded.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
+                self.note_restarts(&made.snapshot);
+                let snapshot = self.apply(made).await;
+                tracing::info!(cause, version = snapshot.version, hash = snapshot.hash, "configuration in force");
+                AttemptResult::Applied(snapshot.version)
+            }
+            Ok(Ok(None)) => AttemptResult::Unchanged,
+            Ok(Err(wrong)) => {
+                tracing::error!(cause, "the configuration was refused, and nothing has changed:\n{}", wrong.render(false));
+                AttemptResult::Refused(wrong.to_string(), wrong.to_json())
+            }
+            Err(e) => {
+                tracing::error!(cause, "loading the configuration failed: {e}");
+                AttemptResult::Refused(e.to_string(), serde_json::Value::String(e.to_string()))
+            }
+        };
+        // A module that was missing may be elsewhere now.
+        if let (AttemptResult::Refused(..), Some(watcher), Some(current)) =
+            (&result, self.watcher.as_mut(), self.status.current.load_full())
+        {
+            watcher.watch(&current.files);
+        }
+        self.status.note(cause, result)
+    }
+
+    /// What cannot be changed while the process runs is said, not ignored.
+    fn note_restarts(&self, new: &Snapshot) {
+        let Some(old) = self.status.current.load_full() else { return };
+        let (old, new) = (&old.loaded.config, &new.loaded.config);
+        if new.workers != old.workers {
+            tracing::warn!("`workers` has changed; it takes effect at the next start");
+        }
+        if new.admin.address != old.admin.address || new.admin.enabled != old.admin.enabled {
+            tracing::warn!("`admin` has changed; it takes effect at the next start");
+        }
+    }
+
+    /// Hands a snapshot to the workers, and waits until all of them go by it.
+    async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
+        let Made { snapshot, instances, mut sockets } = made;
+        let mut waiting = Vec::new();
+        sockets.resize_with(self.workers.len(), Vec::new);
+        for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
+            let (done, applied) = oneshot::channel();
+            let delivery = Box::new(Delivery { snapshot: snapshot.clone(), instances, sockets });
+            let _ = worker.commands.send(Command::Apply(delivery, done));
+            waiting.push(applied);
+        }
+        for applied in waiting {
+            let _ = applied.await;
+        }
+        if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
+            tracing::warn!("the log's level stays as it is: {e}");
+        }
+        self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
+        self.status.current.store(Some(snapshot.clone()));
+        self.foundry.shared.forget_unused();
+        let names = |label: &str, value: &str| match label {
+            "filter" => snapshot.plugins.iter().any(|p| p.identity.name == value),
+            "cluster" => snapshot.clusters.contains_key(value),
+            "listener" => snapshot.listeners.iter().any(|l| l.config.name == value),
+            _ => true,
+        };
+        self.foundry.registry.retain(|_, labels| labels.iter().all(|(label, value)| names(label, value)));
+        if let Some(watcher) = &mut self.watcher {
+            watcher.watch(&snapshot.files);
+        }
+        snapshot
+    }
+
+    /// Makes another instance of a filter, not before its time.
+    fn rebuild(&self, rebuild: Rebuild) {
+        let Rebuild { worker, plugin, wait } = rebuild;
+        let Some(commands) = self.workers.get(worker).map(|w| w.commands.clone()) else { return };
+        tokio::task::spawn_local(async move {
+            let mut wait = wait;
+            loop {
+                tokio::time::sleep(wait).await;
+                let making = plugin.clone();
+                match tokio::task::spawn_blocking(move || making.instantiate()).await {
+                    Ok(Ok(instance)) => {
+                        let _ = commands.send(Command::Adopt(plugin, Box::new(instance)));
+                        return;
+                    }
+                    Ok(Err(e)) => {
+                        let message = format!("it could not be set up again: {e}");
+                        tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "{message}");
+                        plugin.last_error.store(Some(Arc::new(message)));
+                    }
+                    Err(e) => tracing::error!("setting up a filter failed: {e}"),
+                }
+                wait = (wait * 2).clamp(Duration::from_millis(100), Duration::from_secs(60));
+            }
+        });
+    }
+
+    /// Takes no more connections, waits for those there are, and ends.
+    async fn stop(self) {
+        self.status.draining.store(true, Ordering::Relaxed);
+        tracing::info!(timeout = ?self.drain_timeout, "stopping: no more connections are taken");
+        let mut waiting = Vec::new();
+        for worker in &self.workers {
+            let (done, drained) = oneshot::channel();
+            let _ = worker.commands.send(Command::Drain(done));
+            waiting.push(drained);
+        }
+        let all = async {
+            for drained in waiting {
+                let _ = drained.await;
+            }
+        };
+        let left = tokio::time::timeout(self.drain_timeout, all).await.is_err();
+        if left {
+            tracing::warn!("the drain timeout is over; connections that are left are cut");
+        }
+        let (workers, foundry) = (self.workers, self.foundry);
+        let ended = tokio::task::spawn_blocking(move || {
+            workers.into_iter().for_each(WorkerHandle::join);
+            foundry.log_writer.close(Duration::from_secs(2))
+        });
+        // A worker that is stuck must not keep the process alive.
+        let _ = tokio::time::timeout(Duration::from_secs(3), ended).await;
+        tracing::info!("stopped");
+    }
+}

@@ -1,0 +1,385 @@
+//! From a configuration to everything that workers need to carry traffic by it: compiled filters, configured instances,
+//! clusters, logs, sockets. Nothing is changed by making one; only handing it to the workers puts it in force.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use crate::{
+    chain::route::{Clusters, RetryPolicy},
+    config::{Diagnostic, Diagnostics, Loaded, model},
+    exchange::{ClusterFigures, Figures},
+    listener::socket::{self, ListenerShared},
+    observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
+    upstream::Cluster,
+    wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
+};
+
+use super::builtins;
+
+/// What snapshots are made with; lives as long as the process.
+pub struct Foundry {
+    /// Compiles.
+    pub engine: Arc<Engine>,
+    /// What filters share.
+    pub shared: Arc<Shared>,
+    /// The metrics.
+    pub registry: Registry,
+    /// Writes access logs.
+    pub log_writer: LogWriter,
+    /// How many workers there are.
+    pub workers: usize,
+}
+
+/// One configuration in force, or about to be.
+pub struct Snapshot {
+    /// Counts snapshots, from 1.
+    pub version: u64,
+    /// A hash of the configuration and of all modules.
+    pub hash: String,
+    /// When it was made.
+    pub created: SystemTime,
+    /// The configuration.
+    pub loaded: Loaded,
+    /// The clusters.
+    pub clusters: Arc<Clusters>,
+    /// The filters, in the order of the configuration.
+    pub plugins: Vec<Arc<Plugin>>,
+    /// What workers need to know of listeners, in the order of the configuration.
+    pub listeners: Vec<ListenerParts>,
+    /// The clusters' figures.
+    pub cluster_figures: Vec<(Box<str>, ClusterFigures)>,
+    /// The clusters' own retries.
+    pub retries: Vec<(Box<str>, RetryPolicy)>,
+    /// Files that it was made from.
+    pub files: Vec<PathBuf>,
+}
+
+impl Snapshot {
+    /// Whether it was made of the same configuration and the same modules.
+    pub fn is_made_of(&self, loaded: &Loaded) -> bool {
+        let same_module = |path: &PathBuf| {
+            let hash = std::fs::read(path).map(|bytes| content_hash(&bytes)).unwrap_or_default();
+            self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
+        };
+        self.loaded.hash() == loaded.hash() && self.files[1..].iter().all(same_module)
+    }
+}
+
+/// What a worker's listener is made from.
+pub struct ListenerParts {
+    /// The configuration.
+    pub config: model::Listener,
+    /// Indices of its filters in the snapshot's list.
+    pub chain: Vec<usize>,
+    /// Its log.
+    pub access_log: Option<AccessLog>,
+    /// Its figures.
+    pub figures: Figures,
+    /// What its workers share.
+    pub shared: Arc<ListenerShared>,
+}
+
+/// A snapshot with what each worker gets of its own.
+pub struct Made {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// For each worker, an instance of each filter.
+    pub instances: Vec<Vec<Instance>>,
+    /// For each worker, a socket for each listener that has none yet: the listener's index, and the socket.
+    pub sockets: Vec<Vec<(usize, std::net::TcpListener)>>,
+}
+
+/// How far to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// One instance of each filter and no sockets: for `tollgate check` and benchmarks.
+    Trial,
+    /// Everything.
+    Full,
+}
+
+impl Foundry {
+    /// What snapshots are made with.
+    pub fn new(workers: usize, cache_dir: Option<&std::path::Path>) -> anyhow::Result<Foundry> {
+        let registry = Registry::new(workers);
+        crate::observe::metrics::register_process(&registry, env!("CARGO_PKG_VERSION"))?;
+        Ok(Foundry {
+            engine: Engine::new(cache_dir).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
+            shared: Shared::new(registry.clone()),
+            log_writer: LogWriter::start(&registry)?,
+            registry,
+            workers,
+        })
+    }
+
+    /// Makes a snapshot, or says everything that is wrong with the configuration.
+    pub fn make(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: Extent) -> Result<Made, Diagnostics> {
+        let mut wrong = Vec::new();
+        let known = |name: &str| previous.and_then(|p| p.clusters.get(name));
+        let clusters = loaded.config.clusters.iter().map(|c| (c.name.clone(), Cluster::new(c, known(&c.name))));
+        let clusters: Arc<Clusters> = Arc::new(clusters.collect());
+        let world = Arc::new(World { clusters: clusters.clone(), shared: self.shared.clone() });
+
+        let mut hash = loaded.hash();
+        let mut files = vec![PathBuf::from(loaded.source.name())];
+        let mut plugins = Vec::new();
+        let mut first_instances = Vec::new();
+        for (index, filter) in loaded.config.filters.iter().enumerate() {
+            let pointer = format!("/filters/{index}");
+            match self.filter(filter, &loaded, &world, previous, &mut files) {
+                Err(message) => {
+                    wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, None));
+                }
+                Ok(plugin) => {
+                    hash.push_str(&plugin.code.hash);
+                    match plugin.instantiate() {
+                        Ok(instance) => first_instances.push(instance),
+                        Err(e) => wrong.extend(refused(&loaded, &pointer, filter, e)),
+                    }
+                    plugins.push(Arc::new(plugin));
+                }
+            }
+        }
+        let listeners = self.listeners(&loaded, previous, &mut wrong);
+        let sockets = match (extent, wrong.is_empty()) {
+            (Extent::Full, true) => self.sockets(&loaded, previous, &listeners, &mut wrong),
+            _ => Vec::new(),
+        };
+        let mut instances = vec![first_instances];
+        if extent == Extent::Full && wrong.is_empty() {
+            for _ in 1..self.workers {
+                // What the first one accepted, the others do too, unless the filter throws dice.
+                let more: Result<Vec<_>, _> = plugins.iter().map(|p| p.instantiate().map_err(|e| (p.clone(), e))).collect();
+                match more {
+                    Ok(more) => instances.push(more),
+                    Err((plugin, e)) => {
+                        let message = format!("filter `{}` could not be set up again: {e}", plugin.identity.name);
+                        wrong.push(Diagnostic::error(None, message));
+                        break;
+                    }
+                }
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(Diagnostics::new(loaded.source.clone(), wrong));
+        }
+        let cluster_figures = clusters.keys().map(|name| Ok((name.as_str().into(), self.cluster_figures(name)?)));
+        let cluster_figures: Result<Vec<_>, MetricError> = cluster_figures.collect();
+        let no_metrics =
+            |e: MetricError| Diagnostics::new(loaded.source.clone(), vec![Diagnostic::error(None, e.to_string())]);
+        let cluster_figures = cluster_figures.map_err(no_metrics)?;
+        let retries = loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
+        let snapshot = Snapshot {
+            version: previous.map_or(1, |p| p.version + 1),
+            hash: content_hash(hash.as_bytes())[..16].to_owned(),
+            created: SystemTime::now(),
+            retries: retries.collect(),
+            clusters,
+            plugins,
+            listeners,
+            cluster_figures,
+            files,
+            loaded,
+        };
+        Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
+    }
+
+    /// A filter's code with its configuration.
+    fn filter(
+        &self,
+        filter: &model::Filter,
+        loaded: &Loaded,
+        world: &Arc<World>,
+        previous: Option<&Snapshot>,
+        files: &mut Vec<PathBuf>,
+    ) -> Result<Plugin, String> {
+        let read;
+        let (source, bytes): (String, &[u8]) = match filter.wasm.strip_prefix("builtin:") {
+            Some(name) => {
+                let bytes = builtins::get(name).ok_or_else(|| format!("there is no standard filter `{name}`"))?;
+                (filter.wasm.clone(), bytes)
+            }
+            None => {
+                let path = loaded.source.resolve(&filter.wasm);
+                files.push(path.clone());
+                read = std::fs::read(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+                (path.display().to_string(), &read)
+            }
+        };
+        let hash = content_hash(bytes);
+        let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
+        let code = match same.into_iter().find(|code| code.hash == hash && code.source == source) {
+            Some(code) => code.clone(),
+            None => Code::load(&self.engine, &source, bytes).map_err(|e| e.to_string())?,
+        };
+        Plugin::new(filter, code, &self.engine, world).map_err(|e| e.to_string())
+    }
+
+    fn listeners(&self, loaded: &Loaded, previous: Option<&Snapshot>, wrong: &mut Vec<Diagnostic>) -> Vec<ListenerParts> {
+        let config = &loaded.config;
+        let places: HashMap<&str, usize> = config.filters.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
+        let mut all = Vec::new();
+        for (index, listener) in config.listeners.iter().enumerate() {
+            let pointer = format!("/listeners/{index}");
+            let access_log = match listener.access_log.as_ref().map(|log| AccessLog::open(log, &self.log_writer)) {
+                None => None,
+                Some(Ok(log)) => Some(log),
+                Some(Err(e)) => {
+                    wrong.push(loaded.source.diagnostic(&format!("{pointer}/access_log"), e.to_string(), None));
+                    continue;
+                }
+            };
+            let figures = match self.figures(&listener.name) {
+                Ok(figures) => figures,
+                Err(e) => {
+                    wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
+                    continue;
+                }
+            };
+            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
+            let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
+            shared.set_limit(listener.limits.connections);
+            let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
+            all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, shared });
+        }
+        all
+    }
+
+    /// New sockets for listeners that are new or have moved.
+    fn sockets(
+        &self,
+        loaded: &Loaded,
+        previous: Option<&Snapshot>,
+        listeners: &[ListenerParts],
+        wrong: &mut Vec<Diagnostic>,
+    ) -> Vec<Vec<(usize, std::net::TcpListener)>> {
+        let mut sockets: Vec<Vec<_>> = (0..self.workers).map(|_| Vec::new()).collect();
+        for (index, listener) in listeners.iter().enumerate() {
+            let mut before = previous.into_iter().flat_map(|p| &p.listeners);
+            if before.any(|l| l.config.name == listener.config.name && l.config.address == listener.config.address) {
+                continue;
+            }
+            match socket::listen(listener.config.address, self.workers) {
+                Ok(new) => sockets.iter_mut().zip(new).for_each(|(all, socket)| all.push((index, socket))),
+                Err(e) => {
+                    let message = format!("cannot listen on {}: {e}", listener.config.address);
+                    wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/address"), message, None));
+                }
+            }
+        }
+        sockets
+    }
+
+    fn figures(&self, listener: &str) -> Result<Figures, MetricError> {
+        let labels: &[(&str, &str)] = &[("listener", listener)];
+        let r = &self.registry;
+        let bytes = |direction| {
+            let labels = [("listener", listener), ("direction", direction)];
+            r.counter("tollgate_body_bytes_total", "Bytes of requests' and responses' bodies.", &labels)
+        };
+        let flags = tollgate_abi::fast::flag::NAMES.iter().map(|(bit, name)| {
+            let labels = [("listener", listener), ("flag", name)];
+            Ok((*bit, r.counter("tollgate_response_flags_total", "Requests by response flag.", &labels)?))
+        });
+        Ok(Figures {
+            requests: by_class(r, "tollgate_requests_total", "Requests by the class of their status; 0: none was sent.", labels)?,
+            duration: r.histogram(
+                "tollgate_request_duration_seconds",
+                "From a request's head to the end of its response.",
+                labels,
+                Ladder::Latency,
+            )?,
+            active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
+            bytes: [bytes("request")?, bytes("response")?],
+            flags: flags.collect::<Result<_, MetricError>>()?,
+        })
+    }
+
+    fn cluster_figures(&self, cluster: &str) -> Result<ClusterFigures, MetricError> {
+        let labels: &[(&str, &str)] = &[("cluster", cluster)];
+        let r = &self.registry;
+        Ok(ClusterFigures {
+            responses: by_class(r, "tollgate_upstream_responses_total", "Tries by the class of their status; 0: none.", labels)?,
+            latency: r.histogram(
+                "tollgate_upstream_response_seconds",
+                "From sending a request to the head of its response.",
+                labels,
+                Ladder::Latency,
+            )?,
+        })
+    }
+
+    /// Shows what clusters count themselves.
+    pub fn show_clusters(&self, current: Arc<arc_swap::ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
+        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+        use crate::upstream::Stats;
+        type Read = fn(&Stats) -> &AtomicU64;
+        let shown: [(&str, &str, Kind, Read); 10] = [
+            ("tollgate_cluster_requests_active", "Requests under way.", Kind::Gauge, |s| &s.active),
+            ("tollgate_cluster_connections", "Connections, idle ones included.", Kind::Gauge, |s| &s.connections),
+            ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
+            ("tollgate_cluster_requests_pending", "Requests that wait for a connection.", Kind::Gauge, |s| &s.pending),
+            ("tollgate_cluster_connects_total", "Connections opened.", Kind::Counter, |s| &s.connects),
+            ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| &s.connect_failures),
+            ("tollgate_cluster_request_overflows_total", "Requests over the bound.", Kind::Counter, |s| &s.request_overflows),
+            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| &s.pending_overflows),
+            ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
+            ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| &s.retry_overflows),
+        ];
+        for (name, help, kind, read) in shown {
+            let current = current.clone();
+            self.registry.collect_fn(name, help, kind, move || {
+                let Some(snapshot) = current.load_full() else { return Vec::new() };
+                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], read(c.stats()).load(Relaxed) as f64);
+                snapshot.clusters.values().map(of).collect()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn by_class(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[(&str, &str)],
+) -> Result<[crate::observe::Counter; 6], MetricError> {
+    let class = |class| registry.counter(name, help, &[labels, &[("class", class)]].concat());
+    Ok([class("none")?, class("1xx")?, class("2xx")?, class("3xx")?, class("4xx")?, class("5xx")?])
+}
+
+fn retry(retry: &model::Retry) -> RetryPolicy {
+    RetryPolicy {
+        on: retry.on.clone().into(),
+        attempts: retry.attempts,
+        per_try_timeout: retry.per_try_timeout.and_then(|t| t.bound()),
+        backoff: retry.backoff.0,
+    }
+}
+
+/// What a filter has against its configuration, at its place in the file.
+fn refused(loaded: &Loaded, pointer: &str, filter: &model::Filter, error: InstantiateError) -> Vec<Diagnostic> {
+    let name = &filter.name;
+    match error {
+        InstantiateError::Config(errors) => errors
+            .into_iter()
+            .map(|(path, message)| {
+                let help = match path.is_empty() {
+                    true => format!("filter `{name}` refuses its configuration"),
+                    false => format!("filter `{name}` says so of `{path}` in its configuration"),
+                };
+                loaded.source.diagnostic_in(&format!("{pointer}/config"), &path, message, Some(help))
+            })
+            .collect(),
+        error => {
+            let message = format!("filter `{name}` cannot be set up: {error}");
+            let place = if filter.config.is_null() { "wasm" } else { "config" };
+            vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]
+        }
+    }
+}

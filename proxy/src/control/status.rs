@@ -1,0 +1,149 @@
+//! What is in force and how it came to be: what the admin listener shows, and what readiness goes by.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwapOption;
+use serde_json::{Value, json};
+
+use super::snapshot::Snapshot;
+use crate::observe::{Counter, MetricError, PlainGauge, Registry};
+
+/// The last change that was tried.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// When.
+    pub at: SystemTime,
+    /// Why it was tried: a file, a signal, the admin API.
+    pub cause: &'static str,
+    /// What came of it.
+    pub result: AttemptResult,
+}
+
+/// What came of a change.
+#[derive(Debug, Clone)]
+pub enum AttemptResult {
+    /// It is in force, as this version.
+    Applied(u64),
+    /// Nothing had changed.
+    Unchanged,
+    /// Nothing was changed; this was wrong, for people and as JSON.
+    Refused(String, Value),
+}
+
+/// The state of the process.
+pub struct Status {
+    /// What is in force.
+    pub current: Arc<ArcSwapOption<Snapshot>>,
+    /// No more connections are taken.
+    pub draining: AtomicBool,
+    last: Mutex<Option<Attempt>>,
+    applied: Counter,
+    refused: Counter,
+    version: PlainGauge,
+    last_ok: PlainGauge,
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Status {
+    /// Nothing in force yet.
+    pub fn new(registry: &Registry) -> Result<Status, MetricError> {
+        let reloads = |result| {
+            registry.counter("tollgate_config_reloads_total", "Changes of the configuration, by result.", &[("result", result)])
+        };
+        Ok(Status {
+            current: Arc::default(),
+            draining: AtomicBool::new(false),
+            last: Mutex::new(None),
+            applied: reloads("applied")?,
+            refused: reloads("refused")?,
+            version: registry.plain_gauge("tollgate_config_version", "The version of the configuration in force.", &[])?,
+            last_ok: registry.plain_gauge(
+                "tollgate_config_last_reload_successful",
+                "1 if the last change was taken, 0 if it was refused.",
+                &[],
+            )?,
+        })
+    }
+
+    /// Notes what came of a change.
+    pub fn note(&self, cause: &'static str, result: AttemptResult) -> Attempt {
+        let shard = crate::observe::shard();
+        match &result {
+            AttemptResult::Applied(version) => {
+                self.applied.inc(shard);
+                self.version.set(*version as i64);
+                self.last_ok.set(1);
+            }
+            AttemptResult::Unchanged => self.last_ok.set(1),
+            AttemptResult::Refused(..) => {
+                self.refused.inc(shard);
+                self.last_ok.set(0);
+            }
+        }
+        let attempt = Attempt { at: SystemTime::now(), cause, result };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(attempt.clone());
+        attempt
+    }
+
+    /// Whether traffic is taken.
+    pub fn is_ready(&self) -> bool {
+        self.current.load().is_some() && !self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The configuration in force, and the last attempt to change it.
+    pub fn config_json(&self) -> Value {
+        let current = self.current.load();
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        json!({
+            "version": current.as_ref().map(|s| s.version),
+            "hash": current.as_ref().map(|s| s.hash.clone()),
+            "file": current.as_ref().map(|s| s.loaded.source.name().to_owned()),
+            "since": current.as_ref().map(|s| seconds(s.created)),
+            "last_attempt": last.as_ref().map(attempt_json),
+            "config": current.as_ref().map(|s| serde_json::to_value(&s.loaded.config).unwrap_or_default()),
+        })
+    }
+
+    /// The filters in force.
+    pub fn filters_json(&self) -> Value {
+        let current = self.current.load();
+        let filters = current.iter().flat_map(|s| &s.plugins).map(|p| {
+            let instances = p.figures.instances.value();
+            json!({
+                "name": p.identity.name,
+                "wasm": p.code.source,
+                "hash": p.code.hash,
+                "bytes": p.code.size,
+                "abi": p.code.abi,
+                "state": if instances > 0 { "ready" } else { "failed" },
+                "instances": instances,
+                "memory_bytes": p.figures.memory.value(),
+                "calls": p.figures.calls.value(),
+                "failed_streams": p.figures.failed_streams.value(),
+                "traps": p.figures.traps.iter().map(|t| t.value()).sum::<u64>(),
+                "rebuilds": p.figures.rebuilds.value(),
+                "last_error": p.last_error.load().as_ref().map(|e| e.as_str().to_owned()),
+            })
+        });
+        json!({ "version": current.as_ref().map(|s| s.version), "filters": filters.collect::<Vec<_>>() })
+    }
+}
+
+/// An attempt, as the admin API tells it.
+pub fn attempt_json(attempt: &Attempt) -> Value {
+    let (result, version, errors) = match &attempt.result {
+        AttemptResult::Applied(version) => ("applied", Some(*version), Value::Null),
+        AttemptResult::Unchanged => ("unchanged", None, Value::Null),
+        AttemptResult::Refused(_, errors) => ("refused", None, errors.clone()),
+    };
+    json!({ "at": seconds(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
+}

@@ -1,0 +1,182 @@
+//! One client's connection: hyper reads requests from it, behind the guard; this sees to its time, its end, and the requests
+//! that never became any.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderValue, Request, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::sleep};
+use tollgate_abi::fast::flag;
+
+use crate::{
+    chain::stream::ConnectionInfo,
+    exchange::{self, Site},
+    http::guard::{Guarded, Watch},
+    observe::{self, Entry},
+    upstream::io::TokioIo,
+};
+
+/// What the connections of a listener on a worker look at.
+pub struct Handle {
+    /// The rules in force. Each request takes those of its time.
+    pub site: RefCell<Rc<Site>>,
+    /// Whether connections shall end as soon as they have nothing under way.
+    pub draining: watch::Sender<bool>,
+}
+
+/// How often a connection without anything to wait for looks at the clock.
+const NO_BOUND: Duration = Duration::from_secs(3600);
+
+/// When a listener ends, its idle connections are kept for this long, for requests that were sent before their clients can
+/// have known.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
+/// hyper's least buffer.
+const LEAST_BUFFER: usize = 8 << 10;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Why a connection's driver stops driving.
+enum End {
+    /// hyper is through with it.
+    Done(Result<(), hyper::Error>),
+    /// A head took too long.
+    SlowHead,
+    /// It was idle for too long.
+    Idle,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
+    let site = handle.site.borrow().clone();
+    let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
+    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX).max(LEAST_BUFFER);
+    let watch = Rc::new(Watch::default());
+    let info = Rc::new(ConnectionInfo {
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        listener: site.name.clone(),
+        peer,
+        local,
+        closing: Cell::new(false),
+        active: Cell::new(0),
+        requests: Cell::new(0),
+        idle_since: Cell::new(Instant::now()),
+    });
+    drop(site);
+    let (service_handle, service_info) = (handle.clone(), info.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (site, info) = (service_handle.site.borrow().clone(), service_info.clone());
+        info.requests.set(info.requests.get() + 1);
+        let last = limits.requests_per_connection != 0 && info.requests.get() >= limits.requests_per_connection;
+        async move {
+            let mut response = exchange::serve(site, info.clone(), request).await?;
+            if last || info.closing.get() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, exchange::Closed>(response)
+        }
+    });
+    let io = TokioIo::new(Guarded::new(stream, max_head, watch.clone()));
+    let mut connection = http1::Builder::new()
+        .max_buf_size(max_head)
+        .max_headers(limits.headers as usize)
+        .pipeline_flush(true)
+        .serve_connection(io, service);
+    let mut draining = handle.draining.subscribe();
+    let mut timer = pin!(sleep(timeouts.header_read.bound().unwrap_or(NO_BOUND)));
+    let end = {
+        let mut drain = pin!(async move {
+            // An error means that the listener is gone, which drains as well.
+            let _ = draining.wait_for(|draining| *draining).await;
+        });
+        let mut told = false;
+        let mut grace_ends = None;
+        poll_fn(|cx| {
+            if !told && drain.as_mut().poll(cx).is_ready() {
+                told = true;
+                // A request may be on its way on an idle connection: it is still answered, and told that it was the last.
+                info.closing.set(true);
+                let end = Instant::now() + DRAIN_GRACE;
+                grace_ends = Some(end);
+                timer.as_mut().reset(end.into());
+            }
+            if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(End::Done(result));
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                if grace_ends.is_some_and(|end| end <= now) {
+                    grace_ends = None;
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    cx.waker().wake_by_ref();
+                }
+                let (since, bound, end) = match (info.active.get(), watch.head_since.get()) {
+                    (0, Some(since)) => (since.max(info.idle_since.get()), timeouts.header_read.bound(), End::SlowHead),
+                    (0, None) => (info.idle_since.get(), timeouts.keep_alive.bound(), End::Idle),
+                    // The request has a clock of its own.
+                    _ => (now, timeouts.header_read.bound(), End::Idle),
+                };
+                let due = since + bound.unwrap_or(NO_BOUND);
+                if bound.is_some() && due <= now {
+                    return Poll::Ready(end);
+                }
+                // A head may begin right after this look, so the next look is no later than a head's time from now.
+                let next = due.min(now + timeouts.header_read.bound().unwrap_or(NO_BOUND));
+                timer.as_mut().reset(next.into());
+            }
+            Poll::Pending
+        })
+        .await
+    };
+    let site = handle.site.borrow().clone();
+    match end {
+        End::Done(result) => {
+            if let Err(error) = result {
+                refused(&site, &info, &watch, &error);
+            }
+        }
+        End::Idle => {}
+        End::SlowHead => {
+            log_refusal(&site, &info, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
+            let mut stream = connection.into_parts().io.into_inner().into_inner();
+            let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            // A client that does not read either is not waited for.
+            let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer)).await;
+        }
+    }
+}
+
+/// A connection that hyper has ended for an error. It has answered already, if there was a request to answer.
+fn refused(site: &Rc<Site>, info: &Rc<ConnectionInfo>, watch: &Watch, error: &hyper::Error) {
+    if let Some(violation) = watch.violation.get() {
+        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, violation.name());
+    }
+    if error.is_parse_too_large() {
+        return log_refusal(site, info, 431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
+    }
+    if error.is_parse() {
+        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
+    }
+    tracing::trace!(peer = %info.peer, %error, "connection ended");
+}
+
+/// Counts and logs a request of which nothing was read but that it is wrong.
+fn log_refusal(site: &Rc<Site>, info: &Rc<ConnectionInfo>, status: u16, flags: u32, details: &str) {
+    let shard = observe::shard();
+    site.figures.requests[usize::from(status / 100)].inc(shard);
+    site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+    if let Some(log) = &site.access_log {
+        let entry = Entry { status, flags, details, protocol: "HTTP/1.1", ..Entry::new(SystemTime::now(), &site.name, info.peer) };
+        log.log(shard, &entry);
+    }
+}
+

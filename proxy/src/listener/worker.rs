@@ -1,0 +1,316 @@
+//! A worker: a thread that carries traffic, alone. Its sockets, connections, filters' instances and upstream connections are
+//! its own; the control thread sends it commands, and it sends none back but for another instance of a filter that failed.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    rc::Rc,
+    sync::{Arc, mpsc as std_mpsc},
+    task::Poll,
+    thread,
+    time::Duration,
+};
+
+use http::HeaderValue;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+
+use super::{
+    connection::{self, Handle},
+    socket::ListenerShared,
+};
+use crate::{
+    chain::{Chain, Filter, Route},
+    control::snapshot::Snapshot,
+    exchange::Site,
+    http::body::Body,
+    observe::{Shard, set_shard},
+    upstream::{PoolOptions, Pools},
+    wasm::{self, Instance, Plugin, Vm},
+};
+
+/// A guest runs on the worker's stack; see `wasm::engine`.
+const STACK: usize = 4 << 20;
+
+/// What the control thread wants of a worker.
+pub enum Command {
+    /// Carry traffic by this snapshot from now on.
+    Apply(Box<Delivery>, oneshot::Sender<()>),
+    /// An instance in place of one that failed.
+    Adopt(Arc<Plugin>, Box<Instance>),
+    /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
+    /// none left.
+    Drain(oneshot::Sender<()>),
+}
+
+/// A snapshot with a worker's own part of it.
+pub struct Delivery {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// An instance of each filter.
+    pub instances: Vec<Instance>,
+    /// New sockets, by the listener's index.
+    pub sockets: Vec<(usize, std::net::TcpListener)>,
+}
+
+/// A request for another instance.
+pub struct Rebuild {
+    /// Who asks.
+    pub worker: usize,
+    /// Of which filter.
+    pub plugin: Arc<Plugin>,
+    /// Not before this time has passed.
+    pub wait: Duration,
+}
+
+/// The control thread's end of a worker.
+pub struct WorkerHandle {
+    /// Commands to it.
+    pub commands: mpsc::UnboundedSender<Command>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl WorkerHandle {
+    /// Waits for the thread to end, which it does when its commands end.
+    pub fn join(self) {
+        drop(self.commands);
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a worker.
+pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io::Result<WorkerHandle> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (ready, started) = std_mpsc::channel();
+    let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
+        set_shard(Shard::worker(index));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                let _ = ready.send(Err(e));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, Worker::new(index, rebuilds).run(inbox));
+    })?;
+    started.recv().unwrap_or_else(|_| Err(std::io::Error::other("a worker did not start")))?;
+    Ok(WorkerHandle { commands, thread })
+}
+
+struct Listening {
+    handle: Rc<Handle>,
+    accept: AbortHandle,
+    stop: watch::Sender<bool>,
+    shared: Arc<ListenerShared>,
+}
+
+struct Worker {
+    index: usize,
+    rebuilds: mpsc::UnboundedSender<Rebuild>,
+    pools: Pools<Body>,
+    /// By name and address: one that moves is another one.
+    listening: RefCell<HashMap<(String, std::net::SocketAddr), Listening>>,
+    vms: RefCell<Vec<Rc<Vm>>>,
+    connections: Rc<Connections>,
+}
+
+/// How many connections there are, and who waits for there to be none.
+#[derive(Default)]
+struct Connections {
+    count: Cell<usize>,
+    waiting: RefCell<Option<oneshot::Sender<()>>>,
+}
+
+impl Connections {
+    fn check(&self) {
+        if self.count.get() == 0
+            && let Some(waiting) = self.waiting.take()
+        {
+            let _ = waiting.send(());
+        }
+    }
+}
+
+impl Worker {
+    fn new(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> Worker {
+        Worker {
+            index,
+            rebuilds,
+            pools: Pools::new(PoolOptions::default()),
+            listening: RefCell::default(),
+            vms: RefCell::default(),
+            connections: Rc::default(),
+        }
+    }
+
+    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Apply(delivery, done) => {
+                    self.apply(*delivery);
+                    let _ = done.send(());
+                }
+                Command::Adopt(plugin, instance) => {
+                    let vms = self.vms.borrow();
+                    // Of a snapshot that is gone: nobody needs it any more.
+                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.plugin(), &plugin)) {
+                        plugin.figures.rebuilds.inc(crate::observe::shard());
+                        vm.adopt(*instance);
+                    }
+                }
+                Command::Drain(done) => self.drain(done),
+            }
+        }
+    }
+
+    fn apply(&self, delivery: Delivery) {
+        let Delivery { snapshot, instances, sockets } = delivery;
+        let (index, rebuilds) = (self.index, self.rebuilds.clone());
+        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wait| {
+            // The control thread is gone only when the process ends.
+            let _ = rebuilds.send(Rebuild { worker: index, plugin: plugin.clone(), wait });
+        });
+        let site = wasm::Site { upstream: self.pools.clone(), rebuild };
+        let vms = snapshot.plugins.iter().zip(instances);
+        let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
+        let mut sockets: HashMap<usize, std::net::TcpListener> = sockets.into_iter().collect();
+        let mut listening = self.listening.borrow_mut();
+        let mut kept = HashMap::new();
+        for (index, parts) in snapshot.listeners.iter().enumerate() {
+            let site = Rc::new(self.site(&snapshot, index, &vms));
+            let key = (parts.config.name.clone(), parts.config.address);
+            if let Some(there) = listening.remove(&key) {
+                *there.handle.site.borrow_mut() = site;
+                kept.insert(key, there);
+            } else if let Some(socket) = sockets.remove(&index) {
+                match self.listen(socket, site, parts.shared.clone()) {
+                    Ok(new) => {
+                        kept.insert(key, new);
+                    }
+                    Err(e) => tracing::error!(listener = key.0, "cannot accept connections: {e}"),
+                }
+            }
+        }
+        for (_, gone) in std::mem::replace(&mut *listening, kept) {
+            gone.end();
+        }
+        // Requests under way hold what they began with.
+        *self.vms.borrow_mut() = vms;
+        self.pools.retain(snapshot.clusters.values());
+    }
+
+    /// A listener's rules, as this worker has them.
+    fn site(&self, snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Site {
+        let parts = &snapshot.listeners[index];
+        let config = &parts.config;
+        let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn Filter>).collect();
+        let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
+        let via = (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)).ok()).flatten();
+        Site {
+            name: config.name.as_str().into(),
+            chain: Rc::new(Chain::new(filters)),
+            default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
+            trusted_hops: config.trusted_hops,
+            via,
+            path: config.path.clone(),
+            buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+            limits: config.limits.clone(),
+            timeouts: config.timeouts.clone(),
+            access_log: parts.access_log.clone(),
+            figures: parts.figures.clone(),
+            clusters: snapshot.cluster_figures.iter().cloned().collect(),
+            retries: snapshot.retries.iter().cloned().collect(),
+            pools: self.pools.clone(),
+        }
+    }
+
+    fn listen(&self, socket: std::net::TcpListener, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+        let socket = TcpListener::from_std(socket)?;
+        let handle = Rc::new(Handle { site: RefCell::new(site), draining: watch::channel(false).0 });
+        let (stop, stopped) = watch::channel(false);
+        let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
+        let accept = tokio::task::spawn_local(accept).abort_handle();
+        Ok(Listening { handle, accept, stop, shared })
+    }
+
+    fn drain(&self, done: oneshot::Sender<()>) {
+        for (_, listening) in self.listening.borrow_mut().drain() {
+            listening.end();
+        }
+        *self.connections.waiting.borrow_mut() = Some(done);
+        let connections = self.connections.clone();
+        tokio::task::spawn_local(async move {
+            // What the kernel has accepted already is taken first; see `accept`.
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            connections.check();
+        });
+    }
+}
+
+impl Listening {
+    /// Takes no more connections, and lets those there are end.
+    fn end(self) {
+        let _ = self.stop.send(true);
+        self.handle.draining.send_replace(true);
+        drop((self.accept, self.shared));
+    }
+}
+
+/// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
+async fn accept(
+    socket: TcpListener,
+    handle: Rc<Handle>,
+    shared: Arc<ListenerShared>,
+    connections: Rc<Connections>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let begin = |stream: tokio::net::TcpStream, peer| {
+        let Some(place) = shared.enter() else {
+            tracing::debug!(%peer, "connection refused: the listener has as many as it may");
+            return;
+        };
+        let Ok(local) = stream.local_addr() else { return };
+        // Small responses must not wait for acknowledgements.
+        let _ = stream.set_nodelay(true);
+        connections.count.set(connections.count.get() + 1);
+        let (handle, connections) = (handle.clone(), connections.clone());
+        tokio::task::spawn_local(async move {
+            connection::serve(handle, stream, peer, local).await;
+            drop(place);
+            connections.count.set(connections.count.get() - 1);
+            connections.check();
+        });
+    };
+    loop {
+        let stop = async {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        tokio::select! {
+            biased;
+            () = stop => break,
+            accepted = socket.accept() => match accepted {
+                Ok((stream, peer)) => begin(stream, peer),
+                // Out of file descriptors, most likely: others must end first.
+                Err(e) => {
+                    tracing::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    poll_fn(|cx| {
+        while let Poll::Ready(Ok((stream, peer))) = socket.poll_accept(cx) {
+            begin(stream, peer);
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
