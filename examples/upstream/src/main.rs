@@ -16,7 +16,9 @@ use crate::answer::Upstream;
 ///
 /// Every response carries `x-upstream: NAME`, so that one sees which upstream has answered.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 What it serves:
   /headers     the request's headers, as JSON
   /echo        the request's body, as it comes
@@ -25,7 +27,8 @@ What it serves:
   /bytes/N     N bytes (at most 1 GiB)
   /auth        204 if `authorization` is `Bearer demo`, else 401: a stand-in for an authorization service
   /stats       how many requests there have been (this one is not counted), as JSON
-  other paths  its name and the request line")]
+  other paths  its name and the request line"
+)]
 struct Args {
     /// What it calls itself
     #[arg(long, default_value = "demo")]
@@ -51,8 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let upstream = Upstream::new(&args.name, args.delay, args.fail_percent)
         .with_context(|| format!("--name {}: a header cannot carry it", args.name))?;
     let upstream = Rc::new(upstream);
-    let listener =
-        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     println!("{} listens on http://{}", args.name, listener.local_addr()?);
     tokio::task::LocalSet::new().run_until(serve(listener, upstream)).await;
     Ok(())
@@ -78,7 +80,8 @@ async fn serve(listener: TcpListener, upstream: Rc<Upstream>) {
                 async move { Ok::<_, std::convert::Infallible>(upstream.answer(request).await) }
             });
             // That a client goes away in the midst of a response is its own affair.
-            let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+            let _ =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
