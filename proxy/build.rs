@@ -30,14 +30,18 @@ fn main() {
     }
     let target_dir = root.join("target/filters");
     let mut cargo = Command::new(var("CARGO"));
-    cargo.current_dir(&root).args(["build", "--profile", "filter", "--target", TARGET, "--target-dir"]).arg(&target_dir);
+    cargo
+        .current_dir(&root)
+        .args(["build", "--profile", "filter", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir);
     cargo.args(FILTERS.iter().flat_map(|name| ["--package", name]));
     // What the outer cargo has set is for its own target.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let keep = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
         if (text.starts_with("CARGO") && !keep.iter().any(|k| text.starts_with(k)))
-            || ["RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "TARGET", "HOST", "PROFILE"].contains(&&*text)
+            || ["RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "TARGET", "HOST", "PROFILE"]
+                .contains(&&*text)
         {
             cargo.env_remove(&name);
         }
@@ -49,7 +53,8 @@ fn main() {
         )),
         Err(e) => fail(&format!("cargo could not be run for the standard filters: {e}")),
     }
-    let mut table = String::from("/// The standard filters, as WebAssembly.\npub const BUILTINS: &[(&str, &[u8])] = &[\n");
+    let mut table =
+        String::from("/// The standard filters, as WebAssembly.\npub const BUILTINS: &[(&str, &[u8])] = &[\n");
     for name in FILTERS {
         let wasm = target_dir.join(TARGET).join("filter").join(format!("{name}.wasm"));
         let copy = var("OUT_DIR").join(format!("{name}.wasm"));

@@ -31,8 +31,8 @@ macro_rules! for_each_fast_call {
             /// `cookie`).
             fn header_get(map: i32, name: i32, buf_ptr: i32, buf_cap: i32) -> i32;
             /// The values of several headers. `names` are u32; for each, `spans` gets an u32 offset into the buffer and an
-            /// i32 length, -1 for a header that is not there. Returns the bytes needed; if that is more than `buf_cap`,
-            /// nothing was written.
+            /// i32 length, -1 for a header (or an id) that is not there. Returns the bytes needed; if that is more than
+            /// `buf_cap`, the values beyond it were not written.
             fn header_get_many(map: i32, names_ptr: i32, count: i32, buf_ptr: i32, buf_cap: i32, spans_ptr: i32) -> i32;
             /// Sets a header to one value.
             fn header_set(map: i32, name: i32, value_ptr: i32, value_len: i32) -> i32;
@@ -202,7 +202,8 @@ pub mod flag {
     ];
 }
 
-/// Bounds of what one filter instance may define; over them a function returns `InternalFailure`.
+/// Bounds of what one filter instance may define and say. Over a number, a function returns `InternalFailure`; over a size,
+/// `BadArgument`.
 pub mod limit {
     /// Interned header names.
     pub const NAMES: usize = 4096;

@@ -62,7 +62,8 @@ pub struct Rule {
     pub host_rewrite: Option<String>,
     /// Changes to the request's headers. Only with `cluster` and `split`.
     pub request_headers: Option<HeaderOps>,
-    /// Changes to the response's headers, wherever it comes from.
+    /// Changes to the response's headers: the upstream's, a redirect's or a direct response's. Not those of responses that
+    /// the proxy makes because the upstream fails.
     pub response_headers: Option<HeaderOps>,
     /// Time for the whole exchange, from the request's last byte to the response's; `0s`: no bound. Default: the
     /// cluster's. Only with `cluster` and `split`.

@@ -141,7 +141,14 @@ impl BodyFlow {
         }
     }
 
-    fn push(&mut self, stream: &Rc<Stream>, from: usize, data: Buffer, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
+    fn push(
+        &mut self,
+        stream: &Rc<Stream>,
+        from: usize,
+        data: Buffer,
+        end: bool,
+        until: Option<usize>,
+    ) -> Result<bool, Stopped> {
         let mut data = data;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);
@@ -204,7 +211,13 @@ impl BodyFlow {
         Ok(())
     }
 
-    fn push_trailers(&mut self, stream: &Rc<Stream>, from: usize, trailers: HeaderMap, until: Option<usize>) -> Result<(), Stopped> {
+    fn push_trailers(
+        &mut self,
+        stream: &Rc<Stream>,
+        from: usize,
+        trailers: HeaderMap,
+        until: Option<usize>,
+    ) -> Result<(), Stopped> {
         let mut trailers = trailers;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);

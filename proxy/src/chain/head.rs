@@ -144,7 +144,8 @@ impl RequestHead {
             Name::Method => self.method = Method::from_bytes(value).map_err(|_| BadHeader)?,
             Name::Path => {
                 // What goes into a request line must not break out of it.
-                let fits = matches!(value.first(), Some(b'/' | b'*')) && value.iter().all(|b| (0x21..0x7f).contains(b) || *b >= 0x80);
+                let fits = matches!(value.first(), Some(b'/' | b'*'))
+                    && value.iter().all(|b| (0x21..0x7f).contains(b) || *b >= 0x80);
                 fits.then(|| self.path = Bytes::copy_from_slice(value)).ok_or(BadHeader)?;
             }
             Name::Authority => {
@@ -413,6 +414,9 @@ mod tests {
         assert_eq!(head.replace(&bad), Err(BadHeader));
         assert_eq!(head.path, "/p?q");
         head.replace(&bad[..1]).unwrap();
-        assert_eq!((head.path.as_ref(), head.fields.len(), head.authority.as_ref()), (b"/new".as_slice(), 0, b"h".as_slice()));
+        assert_eq!(
+            (head.path.as_ref(), head.fields.len(), head.authority.as_ref()),
+            (b"/new".as_slice(), 0, b"h".as_slice())
+        );
     }
 }

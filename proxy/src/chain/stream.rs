@@ -10,11 +10,11 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Waker},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 use tollgate_abi::fast::flag;
@@ -156,6 +156,8 @@ pub struct Times {
     pub routed: Cell<Option<Instant>>,
     /// The request's last byte had come.
     pub request_end: Cell<Option<Instant>>,
+    /// How long it waited for a connection to the upstream; none if one was idle.
+    pub connected: Cell<Option<Duration>>,
     /// The response's head had come.
     pub response_start: Cell<Option<Instant>>,
 }
@@ -172,8 +174,10 @@ pub struct Stream {
     pub start: Instant,
     /// The same, by the clock on the wall.
     pub start_time: SystemTime,
-    /// The path as it was asked for, without the query.
+    /// The path and query as they were asked for.
     pub original_path: Bytes,
+    /// The version of HTTP that the client speaks.
+    pub version: Version,
     /// A name for it across proxies.
     pub request_id: HeaderValue,
     /// What filters see and change.
@@ -186,6 +190,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// What the client speaks, for logs and filters.
+    pub fn protocol(&self) -> &'static str {
+        if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" }
+    }
+
     /// A stream at its beginning.
     pub fn new(
         connection: Rc<ConnectionInfo>,
@@ -193,6 +202,7 @@ impl Stream {
         chain: Rc<Chain>,
         request: RequestHead,
         original_path: Bytes,
+        version: Version,
         request_id: HeaderValue,
     ) -> Rc<Stream> {
         let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
@@ -204,6 +214,7 @@ impl Stream {
             start,
             start_time: SystemTime::now(),
             original_path,
+            version,
             request_id,
             times: Times::default(),
             active: Cell::new(start),

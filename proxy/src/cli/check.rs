@@ -35,9 +35,14 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
         }
         (Ok((snapshot, warnings)), false) => {
             eprint!("{}", warnings.render(color_on_stderr()));
-            let (listeners, filters, clusters) = (snapshot.listeners.len(), snapshot.plugins.len(), snapshot.clusters.len());
+            let counted = |n: usize, thing: &str| format!("{n} {thing}{}", if n == 1 { "" } else { "s" });
+            let (listeners, filters, clusters) = (
+                counted(snapshot.listeners.len(), "listener"),
+                counted(snapshot.plugins.len(), "filter"),
+                counted(snapshot.clusters.len(), "cluster"),
+            );
             let ok = if std::io::stdout().is_terminal() { "\x1b[1;32mok\x1b[0m" } else { "ok" };
-            println!("{ok}: {}: {listeners} listeners, {filters} filters, {clusters} clusters", file.display());
+            println!("{ok}: {}: {listeners}, {filters}, {clusters}", file.display());
         }
         (Err(wrong), false) => {
             eprint!("{}", wrong.render(color_on_stderr()));

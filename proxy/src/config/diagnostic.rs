@@ -137,6 +137,9 @@ impl Diagnostics {
             0 => out.truncate(out.trim_end().len()),
             n => out.push_str(&format!("... and {n} more")),
         }
+        if !out.is_empty() {
+            out.push('\n');
+        }
         out
     }
 

@@ -57,7 +57,7 @@ fn bad_files_are_explained() {
             wrong.push(format!("{}: no error", path.display()));
             continue;
         };
-        let actual = diagnostics.render(false) + "\n";
+        let actual = diagnostics.render(false);
         let expected = PathBuf::from(format!("{}.txt", path.display()));
         if std::env::var_os("UPDATE").is_some() {
             fs::write(&expected, &actual).expect("a writable directory");
@@ -167,7 +167,7 @@ fn there_is_an_end_to_errors() {
     let text = format!("{{\"listeners\": {text}}}");
     let Err(diagnostics) = parse("x.json", &text, Format::Json) else { panic!("no error") };
     assert_eq!(diagnostics.len(), 100);
-    assert!(diagnostics.render(false).ends_with("... and 1400 more"), "{}", diagnostics.render(false));
+    assert!(diagnostics.render(false).ends_with("... and 1400 more\n"), "{}", diagnostics.render(false));
 }
 
 /// Cuts and flips every file at every byte. Nothing may panic, and every error must be presentable.

@@ -81,8 +81,8 @@ impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = self.0.as_micros();
         match us {
-            _ if us % 1_000_000 == 0 => write!(f, "{}s", us / 1_000_000),
-            _ if us % 1_000 == 0 => write!(f, "{}ms", us / 1_000),
+            _ if us.is_multiple_of(1_000_000) => write!(f, "{}s", us / 1_000_000),
+            _ if us.is_multiple_of(1_000) => write!(f, "{}ms", us / 1_000),
             _ => write!(f, "{us}us"),
         }
     }
@@ -92,7 +92,8 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let wrong = || format!("`{s}` is not a size; write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB");
+        let wrong =
+            || format!("`{s}` is not a size; write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB");
         let (number, unit) = split_unit(s);
         let number: f64 = number.parse().map_err(|_| wrong())?;
         let bytes = number

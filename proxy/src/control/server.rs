@@ -14,9 +14,9 @@ use tokio::{
 };
 
 use super::{
-    snapshot::{Extent, Foundry, Made, Snapshot},
+    snapshot::{Extent, Foundry, Made, Snapshot, files},
     status::{Attempt, AttemptResult, Status},
-    watch::{QUIET, Watcher},
+    watch::{LATEST, QUIET, Watcher},
 };
 use crate::{
     admin,
@@ -69,8 +69,13 @@ struct Server {
     rebuilds: mpsc::UnboundedReceiver<Rebuild>,
     notes: Option<mpsc::Receiver<()>>,
     first: Option<Made>,
+    /// What is wrong with the files, if they were refused.
+    refusal: Option<String>,
     drain_timeout: Duration,
 }
+
+/// The cause of changes that come from the file watch.
+const BY_FILE: &str = "file";
 
 impl Server {
     fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
@@ -82,7 +87,8 @@ impl Server {
         let (changes, inbox) = mpsc::channel(8);
         let admin = config.admin.clone();
         if admin.enabled {
-            let socket = std::net::TcpListener::bind(admin.address).with_context(|| format!("cannot listen on {} (admin)", admin.address))?;
+            let socket = std::net::TcpListener::bind(admin.address)
+                .with_context(|| format!("cannot listen on {} (admin)", admin.address))?;
             socket.set_nonblocking(true)?;
             let state = Rc::new(admin::State {
                 status: status.clone(),
@@ -93,7 +99,7 @@ impl Server {
             tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
         }
         let drain_timeout = config.drain_timeout.0;
-        let made = foundry.make(loaded, None, Extent::Full).map_err(|d| anyhow::anyhow!("{}", d.render(false)))?;
+        let made = foundry.make(loaded, None, Extent::Full).map_err(|d| anyhow::anyhow!("{}", d.render(false).trim_end()))?;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
         let (watcher, notes) = match Watcher::new() {
@@ -114,6 +120,7 @@ impl Server {
             rebuilds,
             notes,
             first: Some(made),
+            refusal: None,
             drain_timeout,
         })
     }
@@ -146,11 +153,11 @@ impl Server {
                 }
                 Some(()) = noted => {
                     self.settle().await;
-                    self.change("file").await;
+                    self.change(BY_FILE).await;
                 }
                 Some(change) = self.changes.recv() => {
                     let attempt = self.change(change.cause).await;
-                    if let Some(done) = change.done {
+                    if let (Some(done), Some(attempt)) = (change.done, attempt) {
                         let _ = done.send(attempt);
                     }
                 }
@@ -164,21 +171,28 @@ impl Server {
     /// Waits until the files have been quiet for a moment.
     async fn settle(&mut self) {
         let Some(notes) = self.notes.as_mut() else { return };
-        let latest = Instant::now() + QUIET * 20;
+        let latest = Instant::now() + LATEST;
         while Instant::now() < latest && matches!(tokio::time::timeout(QUIET, notes.recv()).await, Ok(Some(()))) {}
     }
 
-    /// Tries to put what the files say now in force.
-    async fn change(&mut self, cause: &'static str) -> Attempt {
+    /// Tries to put what the files say now in force. None: nobody need be told of it.
+    async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
         let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
-        let made = tokio::task::spawn_blocking(move || -> Result<Option<Made>, Diagnostics> {
-            let loaded = load(&path)?;
+        let made = tokio::task::spawn_blocking(move || {
+            let loaded = match load(&path) {
+                Ok(loaded) => loaded,
+                Err(wrong) => return (Vec::new(), Err(wrong)),
+            };
             if previous.as_ref().is_some_and(|p| p.is_made_of(&loaded)) {
-                return Ok(None);
+                return (Vec::new(), Ok(None));
             }
-            foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some)
+            (files(&loaded), foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some))
         });
-        let result = match made.await {
+        let (mut wanted, made) = match made.await {
+            Ok((wanted, made)) => (wanted, Ok(made)),
+            Err(e) => (Vec::new(), Err(e)),
+        };
+        let result = match made {
             Ok(Ok(Some(made))) => {
                 made.snapshot.loaded.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
                 self.note_restarts(&made.snapshot);
@@ -186,9 +200,16 @@ impl Server {
                 tracing::info!(cause, version = snapshot.version, hash = snapshot.hash, "configuration in force");
                 AttemptResult::Applied(snapshot.version)
             }
+            Ok(Ok(None)) if cause == BY_FILE && self.refusal.is_none() => return None,
             Ok(Ok(None)) => AttemptResult::Unchanged,
             Ok(Err(wrong)) => {
-                tracing::error!(cause, "the configuration was refused, and nothing has changed:\n{}", wrong.render(false));
+                let text = wrong.render(false);
+                // Files are looked at for many reasons; what is wrong with them is said once.
+                if cause == BY_FILE && self.refusal.as_ref() == Some(&text) {
+                    return None;
+                }
+                tracing::error!(cause, "the configuration was refused, and nothing has changed:\n{}", text.trim_end());
+                self.refusal = Some(text);
                 AttemptResult::Refused(wrong.to_string(), wrong.to_json())
             }
             Err(e) => {
@@ -196,13 +217,17 @@ impl Server {
                 AttemptResult::Refused(e.to_string(), serde_json::Value::String(e.to_string()))
             }
         };
-        // A module that was missing may be elsewhere now.
+        // What was refused may be right as soon as one of its modules is there.
         if let (AttemptResult::Refused(..), Some(watcher), Some(current)) =
             (&result, self.watcher.as_mut(), self.status.current.load_full())
         {
-            watcher.watch(&current.files);
+            wanted.extend_from_slice(&current.files);
+            watcher.watch(&wanted);
         }
-        self.status.note(cause, result)
+        if !matches!(result, AttemptResult::Refused(..)) {
+            self.refusal = None;
+        }
+        Some(self.status.note(cause, result))
     }
 
     /// What cannot be changed while the process runs is said, not ignored.

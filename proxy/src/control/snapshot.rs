@@ -1,12 +1,7 @@
 //! From a configuration to everything that workers need to carry traffic by it: compiled filters, configured instances,
 //! clusters, logs, sockets. Nothing is changed by making one; only handing it to the workers puts it in force.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
@@ -69,6 +64,17 @@ impl Snapshot {
     }
 }
 
+/// The files that a configuration is made from: itself and its modules.
+pub fn files(loaded: &Loaded) -> Vec<PathBuf> {
+    let modules = loaded.config.filters.iter().map(|f| &f.wasm).filter(|wasm| !wasm.starts_with(BUILTIN));
+    std::iter::once(PathBuf::from(loaded.source.name()))
+        .chain(modules.map(|wasm| loaded.source.resolve(wasm)))
+        .collect()
+}
+
+/// How a standard filter is named in place of a file.
+const BUILTIN: &str = "builtin:";
+
 /// What a worker's listener is made from.
 pub struct ListenerParts {
     /// The configuration.
@@ -108,7 +114,8 @@ impl Foundry {
         let registry = Registry::new(workers);
         crate::observe::metrics::register_process(&registry, env!("CARGO_PKG_VERSION"))?;
         Ok(Foundry {
-            engine: Engine::new(cache_dir).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
+            engine: Engine::new(cache_dir)
+                .map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
             shared: Shared::new(registry.clone()),
             log_writer: LogWriter::start(&registry)?,
             registry,
@@ -125,12 +132,11 @@ impl Foundry {
         let world = Arc::new(World { clusters: clusters.clone(), shared: self.shared.clone() });
 
         let mut hash = loaded.hash();
-        let mut files = vec![PathBuf::from(loaded.source.name())];
         let mut plugins = Vec::new();
         let mut first_instances = Vec::new();
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
-            match self.filter(filter, &loaded, &world, previous, &mut files) {
+            match self.filter(filter, &loaded, &world, previous) {
                 Err(message) => {
                     wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, None));
                 }
@@ -153,7 +159,8 @@ impl Foundry {
         if extent == Extent::Full && wrong.is_empty() {
             for _ in 1..self.workers {
                 // What the first one accepted, the others do too, unless the filter throws dice.
-                let more: Result<Vec<_>, _> = plugins.iter().map(|p| p.instantiate().map_err(|e| (p.clone(), e))).collect();
+                let more: Result<Vec<_>, _> =
+                    plugins.iter().map(|p| p.instantiate().map_err(|e| (p.clone(), e))).collect();
                 match more {
                     Ok(more) => instances.push(more),
                     Err((plugin, e)) => {
@@ -172,7 +179,8 @@ impl Foundry {
         let no_metrics =
             |e: MetricError| Diagnostics::new(loaded.source.clone(), vec![Diagnostic::error(None, e.to_string())]);
         let cluster_figures = cluster_figures.map_err(no_metrics)?;
-        let retries = loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
+        let retries =
+            loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
         let snapshot = Snapshot {
             version: previous.map_or(1, |p| p.version + 1),
             hash: content_hash(hash.as_bytes())[..16].to_owned(),
@@ -182,7 +190,7 @@ impl Foundry {
             plugins,
             listeners,
             cluster_figures,
-            files,
+            files: files(&loaded),
             loaded,
         };
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
@@ -195,17 +203,15 @@ impl Foundry {
         loaded: &Loaded,
         world: &Arc<World>,
         previous: Option<&Snapshot>,
-        files: &mut Vec<PathBuf>,
     ) -> Result<Plugin, String> {
         let read;
-        let (source, bytes): (String, &[u8]) = match filter.wasm.strip_prefix("builtin:") {
+        let (source, bytes): (String, &[u8]) = match filter.wasm.strip_prefix(BUILTIN) {
             Some(name) => {
                 let bytes = builtins::get(name).ok_or_else(|| format!("there is no standard filter `{name}`"))?;
                 (filter.wasm.clone(), bytes)
             }
             None => {
                 let path = loaded.source.resolve(&filter.wasm);
-                files.push(path.clone());
                 read = std::fs::read(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
                 (path.display().to_string(), &read)
             }
@@ -219,9 +225,15 @@ impl Foundry {
         Plugin::new(filter, code, &self.engine, world).map_err(|e| e.to_string())
     }
 
-    fn listeners(&self, loaded: &Loaded, previous: Option<&Snapshot>, wrong: &mut Vec<Diagnostic>) -> Vec<ListenerParts> {
+    fn listeners(
+        &self,
+        loaded: &Loaded,
+        previous: Option<&Snapshot>,
+        wrong: &mut Vec<Diagnostic>,
+    ) -> Vec<ListenerParts> {
         let config = &loaded.config;
-        let places: HashMap<&str, usize> = config.filters.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
+        let places: HashMap<&str, usize> =
+            config.filters.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
         let mut all = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
@@ -286,7 +298,12 @@ impl Foundry {
             Ok((*bit, r.counter("tollgate_response_flags_total", "Requests by response flag.", &labels)?))
         });
         Ok(Figures {
-            requests: by_class(r, "tollgate_requests_total", "Requests by the class of their status; 0: none was sent.", labels)?,
+            requests: by_class(
+                r,
+                "tollgate_requests_total",
+                "Requests by the class of their status; 0: none was sent.",
+                labels,
+            )?,
             duration: r.histogram(
                 "tollgate_request_duration_seconds",
                 "From a request's head to the end of its response.",
@@ -303,7 +320,12 @@ impl Foundry {
         let labels: &[(&str, &str)] = &[("cluster", cluster)];
         let r = &self.registry;
         Ok(ClusterFigures {
-            responses: by_class(r, "tollgate_upstream_responses_total", "Tries by the class of their status; 0: none.", labels)?,
+            responses: by_class(
+                r,
+                "tollgate_upstream_responses_total",
+                "Tries by the class of their status; 0: none.",
+                labels,
+            )?,
             latency: r.histogram(
                 "tollgate_upstream_response_seconds",
                 "From sending a request to the head of its response.",
@@ -325,17 +347,27 @@ impl Foundry {
             ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
             ("tollgate_cluster_requests_pending", "Requests that wait for a connection.", Kind::Gauge, |s| &s.pending),
             ("tollgate_cluster_connects_total", "Connections opened.", Kind::Counter, |s| &s.connects),
-            ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| &s.connect_failures),
-            ("tollgate_cluster_request_overflows_total", "Requests over the bound.", Kind::Counter, |s| &s.request_overflows),
-            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| &s.pending_overflows),
+            ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| {
+                &s.connect_failures
+            }),
+            ("tollgate_cluster_request_overflows_total", "Requests over the bound.", Kind::Counter, |s| {
+                &s.request_overflows
+            }),
+            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| {
+                &s.pending_overflows
+            }),
             ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
-            ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| &s.retry_overflows),
+            ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| {
+                &s.retry_overflows
+            }),
         ];
         for (name, help, kind, read) in shown {
             let current = current.clone();
             self.registry.collect_fn(name, help, kind, move || {
                 let Some(snapshot) = current.load_full() else { return Vec::new() };
-                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], read(c.stats()).load(Relaxed) as f64);
+                let of = |c: &Arc<Cluster>| {
+                    (vec![("cluster".to_owned(), c.name.to_string())], read(c.stats()).load(Relaxed) as f64)
+                };
                 snapshot.clusters.values().map(of).collect()
             })?;
         }

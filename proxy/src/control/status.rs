@@ -5,14 +5,14 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
 use super::snapshot::Snapshot;
-use crate::observe::{Counter, MetricError, PlainGauge, Registry};
+use crate::observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp};
 
 /// The last change that was tried.
 #[derive(Debug, Clone)]
@@ -49,15 +49,15 @@ pub struct Status {
     last_ok: PlainGauge,
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 impl Status {
     /// Nothing in force yet.
     pub fn new(registry: &Registry) -> Result<Status, MetricError> {
         let reloads = |result| {
-            registry.counter("tollgate_config_reloads_total", "Changes of the configuration, by result.", &[("result", result)])
+            registry.counter(
+                "tollgate_config_reloads_total",
+                "Changes of the configuration, by result.",
+                &[("result", result)],
+            )
         };
         Ok(Status {
             current: Arc::default(),
@@ -65,7 +65,11 @@ impl Status {
             last: Mutex::new(None),
             applied: reloads("applied")?,
             refused: reloads("refused")?,
-            version: registry.plain_gauge("tollgate_config_version", "The version of the configuration in force.", &[])?,
+            version: registry.plain_gauge(
+                "tollgate_config_version",
+                "The version of the configuration in force.",
+                &[],
+            )?,
             last_ok: registry.plain_gauge(
                 "tollgate_config_last_reload_successful",
                 "1 if the last change was taken, 0 if it was refused.",
@@ -107,7 +111,7 @@ impl Status {
             "version": current.as_ref().map(|s| s.version),
             "hash": current.as_ref().map(|s| s.hash.clone()),
             "file": current.as_ref().map(|s| s.loaded.source.name().to_owned()),
-            "since": current.as_ref().map(|s| seconds(s.created)),
+            "since": current.as_ref().map(|s| timestamp::text(s.created)),
             "last_attempt": last.as_ref().map(attempt_json),
             "config": current.as_ref().map(|s| serde_json::to_value(&s.loaded.config).unwrap_or_default()),
         })
@@ -145,5 +149,5 @@ pub fn attempt_json(attempt: &Attempt) -> Value {
         AttemptResult::Unchanged => ("unchanged", None, Value::Null),
         AttemptResult::Refused(_, errors) => ("refused", None, errors.clone()),
     };
-    json!({ "at": seconds(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
+    json!({ "at": timestamp::text(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
 }

@@ -19,7 +19,7 @@ use crate::{
         route::RetryPolicy,
     },
     observe,
-    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard},
+    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard, Waited},
 };
 
 /// What counts as under way until the response has ended.
@@ -36,7 +36,12 @@ enum Missed {
 }
 
 /// Sends the request by its route.
-pub(super) async fn run(site: &Rc<Site>, stream: &Rc<Stream>, selected: &Selected, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
+pub(super) async fn run(
+    site: &Rc<Site>,
+    stream: &Rc<Stream>,
+    selected: &Selected,
+    upload: &Rc<Upload>,
+) -> Result<FromUpstream, Stop> {
     let (route, cluster) = (&selected.route, &selected.cluster);
     let fault = |fault: Fault| fault.into_stop(stream, 0);
     let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
@@ -84,8 +89,14 @@ pub(super) async fn run(site: &Rc<Site>, stream: &Rc<Stream>, selected: &Selecte
         return match result {
             Ok(response) => {
                 deadline.end_try();
+                stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
                 let (parts, body) = response.into_parts();
-                Ok(FromUpstream { parts, body, deadline, guards: Guards { _request: request_guard, _endpoint: active } })
+                Ok(FromUpstream {
+                    parts,
+                    body,
+                    deadline,
+                    guards: Guards { _request: request_guard, _endpoint: active },
+                })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
             Err(Missed::TimedOut(passed)) => Err(fault(timed_out(passed, upload))),
@@ -156,7 +167,7 @@ async fn attempt(
             return Poll::Ready(result.map_err(|Failure { kind, .. }| Missed::Failed(kind)));
         }
         match interrupted(stream) {
-            Some(Outcome::Reply(reply)) => return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(reply, 0)))),
+            Some(Outcome::Reply(reply)) => return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(Box::new(reply), 0)))),
             Some(Outcome::Closed) => return Poll::Ready(Err(Missed::Interrupted(Stop::Closed))),
             _ => stream.register(Direction::Response, cx),
         }
@@ -214,7 +225,14 @@ enum Reason {
 impl<'p> Tries<'p> {
     fn new(policy: Option<&'p RetryPolicy>) -> Tries<'p> {
         let backoff = Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff));
-        Tries { policy, left: policy.map_or(0, |p| p.attempts), backoff, tried: Vec::new(), repeated: false, budget: None }
+        Tries {
+            policy,
+            left: policy.map_or(0, |p| p.attempts),
+            backoff,
+            tried: Vec::new(),
+            repeated: false,
+            budget: None,
+        }
     }
 
     fn reason_of_status(&self, status: StatusCode) -> Option<Reason> {
@@ -237,7 +255,8 @@ impl<'p> Tries<'p> {
             {
                 Reason::Stale
             }
-            Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. }) | Missed::TimedOut(Passed::PerTry) => {
+            Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
+            | Missed::TimedOut(Passed::PerTry) => {
                 Reason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
             }
             _ => return None,

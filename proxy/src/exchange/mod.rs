@@ -96,7 +96,11 @@ pub struct ClusterFigures {
 ///
 /// # Errors
 /// A filter has closed the stream.
-pub async fn serve(site: Rc<Site>, connection: Rc<ConnectionInfo>, request: Request<Incoming>) -> Result<Response<Body>, Closed> {
+pub async fn serve(
+    site: Rc<Site>,
+    connection: Rc<ConnectionInfo>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Closed> {
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let (stream, refused) = request::begin(&site, connection, parts);
@@ -108,7 +112,7 @@ pub async fn serve(site: Rc<Site>, connection: Rc<ConnectionInfo>, request: Requ
     };
     match outcome {
         Ok(from_upstream) => Ok(response::from_upstream(&site, ending, from_upstream, head_only).await),
-        Err(Stop::Reply(reply, seen)) => Ok(response::local(&site, ending, reply, seen, head_only).await),
+        Err(Stop::Reply(reply, seen)) => Ok(response::local(&site, ending, *reply, seen, head_only).await),
         Err(Stop::Closed) => {
             stream.flag(flag::LOCAL_REPLY);
             stream.state.borrow_mut().details = "closed_by_filter".into();
@@ -125,7 +129,7 @@ pub struct Closed;
 /// Why a request got no response from an upstream.
 enum Stop {
     /// It is answered with this; so many filters have seen it.
-    Reply(LocalReply, usize),
+    Reply(Box<LocalReply>, usize),
     /// It is not answered at all.
     Closed,
 }
@@ -208,7 +212,7 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
     let seen = head.seen();
     match outcome {
         Ok(Outcome::Done) => Ok(seen),
-        Ok(Outcome::Reply(reply)) => Err(Stop::Reply(reply, seen)),
+        Ok(Outcome::Reply(reply)) => Err(Stop::Reply(Box::new(reply), seen)),
         Ok(Outcome::Closed) => Err(Stop::Closed),
         Err(fault) => Err(fault.into_stop(stream, seen)),
     }

@@ -5,7 +5,10 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tollgate_abi::fast::flag;
 
 use super::Stop;
-use crate::{chain::{LocalReply, Stream, body::Stopped}, http::path::BadPath};
+use crate::{
+    chain::{LocalReply, Stream, body::Stopped},
+    http::path::BadPath,
+};
 
 /// A failure that is answered by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +62,9 @@ impl Fault {
             Fault::BadPath(BadPath::Relative) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "relative_path"),
             Fault::BadPath(BadPath::Encoding) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_path_encoding"),
             Fault::BadPath(BadPath::Nul) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "nul_in_path"),
-            Fault::BadPath(BadPath::EscapedSlash) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "escaped_slash_in_path"),
+            Fault::BadPath(BadPath::EscapedSlash) => {
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "escaped_slash_in_path")
+            }
             Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, "connect_not_allowed"),
             Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, "route_not_found"),
             Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, "no_endpoint"),
@@ -92,7 +97,7 @@ impl Fault {
 
     /// The same, as an end of the request's way; so many filters have seen it.
     pub(super) fn into_stop(self, stream: &Stream, seen: usize) -> Stop {
-        Stop::Reply(self.reply(stream), seen)
+        Stop::Reply(Box::new(self.reply(stream)), seen)
     }
 
     /// The same, before any filter has seen it.

@@ -52,7 +52,9 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
     let authority = match authority(&uri, &mut fields) {
         // HTTP/1.0 knows no `Host`.
-        Err(Fault::BadHost) if version == http::Version::HTTP_10 && !fields.contains_key(header::HOST) => Ok(Bytes::new()),
+        Err(Fault::BadHost) if version == http::Version::HTTP_10 && !fields.contains_key(header::HOST) => {
+            Ok(Bytes::new())
+        }
         authority => authority,
     };
     let path = path(site, &method, &uri);
@@ -62,7 +64,8 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
         _ => None,
     };
     let authority = authority.unwrap_or_default();
-    let original_path = Bytes::copy_from_slice(uri.path().as_bytes());
+    let original_path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
+    let original_path = Bytes::copy_from_slice(original_path.as_bytes());
     let path = path.unwrap_or_else(|_| original_path.clone());
     remove_hop_by_hop(&mut fields);
     // It is answered here, by hyper, when the body is first wanted.
@@ -71,5 +74,5 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
     let scheme = "http";
     let origin = forwarded(&mut fields, connection.peer, &authority, scheme, site.trusted_hops);
     let head = RequestHead { method, path, authority, scheme, fields };
-    (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, origin.request_id), fault)
+    (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, version, origin.request_id), fault)
 }

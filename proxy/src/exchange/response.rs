@@ -12,14 +12,7 @@ use http::{Response, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
-use super::{
-    FromUpstream, Site,
-    deadline::Deadline,
-    dispatch::Guards,
-    ending::Ending,
-    is_bodiless,
-    reply::Fault,
-};
+use super::{FromUpstream, Site, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault};
 use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
@@ -56,7 +49,12 @@ impl Source {
 }
 
 /// Sends an upstream's response on.
-pub(super) async fn from_upstream(site: &Rc<Site>, ending: Ending, from: FromUpstream, head_only: bool) -> Response<Body> {
+pub(super) async fn from_upstream(
+    site: &Rc<Site>,
+    ending: Ending,
+    from: FromUpstream,
+    head_only: bool,
+) -> Response<Body> {
     let FromUpstream { parts, body, deadline, guards } = from;
     let stream = ending.stream().clone();
     stream.times.response_start.set(Some(std::time::Instant::now()));
@@ -71,7 +69,13 @@ pub(super) async fn from_upstream(site: &Rc<Site>, ending: Ending, from: FromUps
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
-pub(super) async fn local(site: &Rc<Site>, ending: Ending, reply: LocalReply, seen: usize, head_only: bool) -> Response<Body> {
+pub(super) async fn local(
+    site: &Rc<Site>,
+    ending: Ending,
+    reply: LocalReply,
+    seen: usize,
+    head_only: bool,
+) -> Response<Body> {
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
@@ -250,7 +254,12 @@ struct ResponseBody {
 }
 
 impl ResponseBody {
-    async fn into_response(mut self, status: StatusCode, mut fields: http::HeaderMap, bodiless: bool) -> Response<Body> {
+    async fn into_response(
+        mut self,
+        status: StatusCode,
+        mut fields: http::HeaderMap,
+        bodiless: bool,
+    ) -> Response<Body> {
         if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
             // Wait for the first part, so that the head can tell the truth about the length.
             poll_fn(|cx| self.poll_prime(cx)).await;
@@ -261,7 +270,8 @@ impl ResponseBody {
             } else if came != went || stream.chain.changes_body(Direction::Response) {
                 fields.remove(header::CONTENT_LENGTH);
             }
-            let promised = fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+            let promised =
+                fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         } else if let (Source::Local(data), false, false) = (&self.source, self.filtered, bodiless) {
             fields.insert(header::CONTENT_LENGTH, data.as_ref().map_or(0, |d| d.len() as u64).into());
@@ -285,7 +295,9 @@ impl ResponseBody {
                 Poll::Ready(Ok(_)) => {}
                 // The body itself will say so again.
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => return Poll::Ready(()),
+                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => {
+                    return Poll::Ready(());
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

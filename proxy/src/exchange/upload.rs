@@ -186,7 +186,12 @@ impl Upload {
     }
 
     /// Moves one part from the client into the filters.
-    fn poll_flow(&self, source: &mut Source, until: Option<usize>, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+    fn poll_flow(
+        &self,
+        source: &mut Source,
+        until: Option<usize>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, BodyError>> {
         let Source { incoming, drained, flow } = source;
         flow.resume(&self.stream, until).map_err(|e| self.fail(e.into(), e.into()))?;
         if *drained || (until.is_none() && flow.is_ready()) {

@@ -37,7 +37,9 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
         fields.remove(name);
     }
     if let Entry::Occupied(te) = fields.entry(header::TE) {
-        let trailers = te.iter().any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers"))));
+        let trailers = te
+            .iter()
+            .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers"))));
         te.remove_entry_mult();
         if trailers {
             fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -76,7 +78,13 @@ pub fn new_request_id() -> HeaderValue {
 /// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
 /// proxies before it are trusted: the client is the nth address from the right of `X-Forwarded-For`, and the other fields
 /// stay if they are there.
-pub fn forwarded(fields: &mut HeaderMap, peer: SocketAddr, host: &[u8], scheme: &'static str, trusted_hops: u32) -> Origin {
+pub fn forwarded(
+    fields: &mut HeaderMap,
+    peer: SocketAddr,
+    host: &[u8],
+    scheme: &'static str,
+    trusted_hops: u32,
+) -> Origin {
     let trusted = trusted_hops > 0;
     let mut client = peer;
     let peer_ip = peer.ip().to_canonical().to_string();
@@ -146,17 +154,30 @@ mod tests {
 
     #[test]
     fn nobody_can_have_what_filters_rely_on_removed() {
-        let mut map = fields(&[("connection", "x-forwarded-for, authorization, cookie"), ("authorization", "a"), ("cookie", "c"), ("x-forwarded-for", "1.1.1.1")]);
+        let mut map = fields(&[
+            ("connection", "x-forwarded-for, authorization, cookie"),
+            ("authorization", "a"),
+            ("cookie", "c"),
+            ("x-forwarded-for", "1.1.1.1"),
+        ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map.len(), 3);
     }
 
     #[test]
     fn an_untrusted_client_cannot_speak_for_others() {
-        let mut map = fields(&[("x-forwarded-for", "9.9.9.9"), ("x-forwarded-proto", "https"), ("x-request-id", "mine"), ("x-forwarded-host", "evil")]);
+        let mut map = fields(&[
+            ("x-forwarded-for", "9.9.9.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-request-id", "mine"),
+            ("x-forwarded-host", "evil"),
+        ]);
         let origin = forwarded(&mut map, "10.0.0.1:5".parse().unwrap(), b"host", "http", 0);
         assert_eq!(origin.client.to_string(), "10.0.0.1:5");
-        assert_eq!((&map[X_FORWARDED_FOR], &map[X_FORWARDED_PROTO], &map[X_FORWARDED_HOST]), (&value("10.0.0.1"), &value("http"), &value("host")));
+        assert_eq!(
+            (&map[X_FORWARDED_FOR], &map[X_FORWARDED_PROTO], &map[X_FORWARDED_HOST]),
+            (&value("10.0.0.1"), &value("http"), &value("host"))
+        );
         assert_ne!(map[X_REQUEST_ID], "mine");
         assert_eq!(origin.request_id.len(), 36);
     }

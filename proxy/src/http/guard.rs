@@ -217,7 +217,8 @@ impl Scanner {
             State::Headers => self.header(line),
             State::ChunkSize => {
                 let digits = line.split(|b| *b == b';').next().unwrap_or_default().trim_ascii_end();
-                let hex = str::from_utf8(digits).ok().filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()));
+                let hex =
+                    str::from_utf8(digits).ok().filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()));
                 let size = hex.and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or(Violation::ChunkSize)?;
                 self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
                 Ok(())
@@ -244,10 +245,11 @@ impl Scanner {
             if self.length.replace(length).is_some() {
                 return Err(Violation::ContentLength);
             }
-        } else if name.len() == 17 && name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if !value.eq_ignore_ascii_case(b"chunked") || std::mem::replace(&mut self.chunked, true) {
-                return Err(Violation::TransferEncoding);
-            }
+        } else if name.len() == 17
+            && name.eq_ignore_ascii_case(b"transfer-encoding")
+            && (!value.eq_ignore_ascii_case(b"chunked") || std::mem::replace(&mut self.chunked, true))
+        {
+            return Err(Violation::TransferEncoding);
         }
         // Refused before the head ends, so that hyper never sees a head with both.
         if self.chunked && self.length.is_some() { Err(Violation::BothLengths) } else { Ok(()) }
@@ -286,6 +288,11 @@ impl<T> Guarded<T> {
     /// Guards a connection.
     pub fn new(stream: T, max_head: usize, watch: Rc<Watch>) -> Guarded<T> {
         Guarded { stream, scanner: Scanner::new(max_head), watch }
+    }
+
+    /// Whether the client may have more to send of what it has begun.
+    pub fn in_message(&self) -> bool {
+        self.scanner.state != State::Start || self.scanner.in_head()
     }
 
     /// The connection itself.
@@ -328,7 +335,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         me.count(written)
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write_vectored(cx, bufs);
         me.count(written)
@@ -342,8 +353,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    /// Nothing: when and how the connection is closed is decided by its driver, which takes it back.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -434,8 +446,20 @@ mod tests {
     fn no_bytes_make_it_panic() {
         let mut random = fastrand::Rng::with_seed(1);
         let parts: [&[u8]; 14] = [
-            b"GET / HTTP/1.1", b"\r\n", b"\n", b"\r", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"0", b"5", b"hello",
-            b": ", b" ", b"\0", b"\r\n\r\n", b"\xff",
+            b"GET / HTTP/1.1",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"Content-Length: 5",
+            b"Transfer-Encoding: chunked",
+            b"0",
+            b"5",
+            b"hello",
+            b": ",
+            b" ",
+            b"\0",
+            b"\r\n\r\n",
+            b"\xff",
         ];
         for _ in 0..20_000 {
             let input: Vec<u8> = (0..12).flat_map(|_| parts[random.usize(..parts.len())]).copied().collect();

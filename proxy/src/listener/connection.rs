@@ -14,7 +14,7 @@ use std::{
 
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::sleep};
+use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, sync::watch, time::sleep};
 use tollgate_abi::fast::flag;
 
 use crate::{
@@ -40,6 +40,9 @@ const NO_BOUND: Duration = Duration::from_secs(3600);
 /// have known.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
+/// How long a connection is kept for the client to read the last response.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// hyper's least buffer.
 const LEAST_BUFFER: usize = 8 << 10;
 
@@ -59,7 +62,7 @@ enum End {
 pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
     let site = handle.site.borrow().clone();
     let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
-    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX).max(LEAST_BUFFER);
+    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
     let watch = Rc::new(Watch::default());
     let info = Rc::new(ConnectionInfo {
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -87,9 +90,9 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
     });
     let io = TokioIo::new(Guarded::new(stream, max_head, watch.clone()));
     let mut connection = http1::Builder::new()
-        .max_buf_size(max_head)
+        .max_buf_size(max_head.max(LEAST_BUFFER))
+        .max_header_size(max_head)
         .max_headers(limits.headers as usize)
-        .pipeline_flush(true)
         .serve_connection(io, service);
     let mut draining = handle.draining.subscribe();
     let mut timer = pin!(sleep(timeouts.header_read.bound().unwrap_or(NO_BOUND)));
@@ -138,21 +141,34 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
         .await
     };
     let site = handle.site.borrow().clone();
+    let guarded = connection.into_parts().io.into_inner();
+    let unread = guarded.in_message();
+    let mut stream = guarded.into_inner();
     match end {
-        End::Done(result) => {
-            if let Err(error) = result {
-                refused(&site, &info, &watch, &error);
-            }
-        }
-        End::Idle => {}
+        End::Done(Ok(())) | End::Idle => {}
+        End::Done(Err(error)) => refused(&site, &info, &watch, &error),
         End::SlowHead => {
             log_refusal(&site, &info, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
-            let mut stream = connection.into_parts().io.into_inner().into_inner();
             let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
             // A client that does not read either is not waited for.
-            let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer)).await;
+            let _ = tokio::time::timeout(LINGER, stream.write_all(answer)).await;
         }
     }
+    if unread {
+        linger(stream).await;
+    }
+}
+
+/// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
+/// system would throw away the response that it has not read yet (RFC 9112 section 9.6).
+async fn linger(mut stream: TcpStream) {
+    let read = async {
+        stream.shutdown().await?;
+        let mut sink = [0; 16 << 10];
+        while stream.read(&mut sink).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(LINGER, read).await;
 }
 
 /// A connection that hyper has ended for an error. It has answered already, if there was a request to answer.
@@ -175,8 +191,13 @@ fn log_refusal(site: &Rc<Site>, info: &Rc<ConnectionInfo>, status: u16, flags: u
     site.figures.requests[usize::from(status / 100)].inc(shard);
     site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
     if let Some(log) = &site.access_log {
-        let entry = Entry { status, flags, details, protocol: "HTTP/1.1", ..Entry::new(SystemTime::now(), &site.name, info.peer) };
+        let entry = Entry {
+            status,
+            flags,
+            details,
+            protocol: "HTTP/1.1",
+            ..Entry::new(SystemTime::now(), &site.name, info.peer)
+        };
         log.log(shard, &entry);
     }
 }
-

@@ -212,7 +212,8 @@ impl Worker {
         let config = &parts.config;
         let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn Filter>).collect();
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
-        let via = (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)).ok()).flatten();
+        let via =
+            (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)).ok()).flatten();
         Site {
             name: config.name.as_str().into(),
             chain: Rc::new(Chain::new(filters)),
@@ -231,7 +232,12 @@ impl Worker {
         }
     }
 
-    fn listen(&self, socket: std::net::TcpListener, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+    fn listen(
+        &self,
+        socket: std::net::TcpListener,
+        site: Rc<Site>,
+        shared: Arc<ListenerShared>,
+    ) -> std::io::Result<Listening> {
         let socket = TcpListener::from_std(socket)?;
         let handle = Rc::new(Handle { site: RefCell::new(site), draining: watch::channel(false).0 });
         let (stop, stopped) = watch::channel(false);

@@ -55,6 +55,10 @@ const HYPER_MIN_BUFFER: usize = 8 << 10;
 /// connection keeps its own.
 const MAX_BUFFER: usize = 64 << 10;
 
+/// How long a request has waited for a connection, the time for opening it included.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited(pub Duration);
+
 /// A worker's upstream connections. `B` is the type of request bodies. Clones are the same pools.
 pub struct Pools<B>(Rc<Inner<B>>);
 
@@ -87,7 +91,8 @@ where
     }
 
     /// Sends `request` to `endpoint` on an idle connection or a new one, and returns when the head of its response has
-    /// been read (interim responses are skipped). It is sent as HTTP/1.1, its target as it stands (origin form) and
+    /// been read (interim responses are skipped). Unless the connection was idle, the response's extensions have
+    /// [`Waited`]. It is sent as HTTP/1.1, its target as it stands (origin form) and
     /// with the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's part.
     ///
     /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. An
@@ -112,20 +117,32 @@ where
         *request.version_mut() = Version::HTTP_11;
         let pool = self.cluster(cluster);
         let slot = pool.slot(endpoint);
+        let mut waited = None;
         loop {
             let link = match slot.checkout() {
                 Some(link) => link,
                 // Boxed, so that requests which find a connection do not carry the space for this.
-                None => match Box::pin(self.obtain(&pool, &slot)).await {
-                    Ok(link) => link,
-                    Err(kind) => return Err(Failure::unsent(kind, request)),
-                },
+                None => {
+                    let start = Instant::now();
+                    let link = match Box::pin(self.obtain(&pool, &slot)).await {
+                        Ok(link) => link,
+                        Err(kind) => return Err(Failure::unsent(kind, request)),
+                    };
+                    waited = Some(Waited(start.elapsed()));
+                    link
+                }
             };
             let reused = link.has_served();
             match link.exchange(request).await {
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
                 Err(Failure { request: Some(unsent), .. }) if reused => request = *unsent,
-                result => return result,
+                Ok(mut response) => {
+                    if let Some(waited) = waited {
+                        response.extensions_mut().insert(waited);
+                    }
+                    return Ok(response);
+                }
+                Err(failure) => return Err(failure),
             }
         }
     }

@@ -174,9 +174,8 @@ mod tests {
 
     fn taken_by_four_threads(bucket: &Bucket, key: impl Fn(u32) -> Vec<u8> + Sync) -> u32 {
         std::thread::scope(|s| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| s.spawn(|| (0..40_000).filter(|i| bucket.take(&key(*i), 1).0).count() as u32))
-                .collect();
+            let threads: Vec<_> =
+                (0..4).map(|_| s.spawn(|| (0..40_000).filter(|i| bucket.take(&key(*i), 1).0).count() as u32)).collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         })
     }
@@ -208,7 +207,10 @@ mod tests {
         let bucket = bucket(1, 1000);
         let Keys::Many { slots, .. } = &bucket.keys else { panic!() };
         assert_eq!(slots.len(), 2048 * 2);
-        assert!((0..100_000u32).all(|key| bucket.take(&key.to_le_bytes(), 1).0), "a new key always finds a full bucket");
+        assert!(
+            (0..100_000u32).all(|key| bucket.take(&key.to_le_bytes(), 1).0),
+            "a new key always finds a full bucket"
+        );
     }
 
     #[test]

@@ -42,7 +42,11 @@ pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, inc
 
 type Answer = (ResponseHead, Bytes, HeaderMap);
 
-async fn exchange(upstream: &Pools<Body>, cluster: &Arc<Cluster>, request: http::Request<Body>) -> Result<Answer, (u32, &'static str)> {
+async fn exchange(
+    upstream: &Pools<Body>,
+    cluster: &Arc<Cluster>,
+    request: http::Request<Body>,
+) -> Result<Answer, (u32, &'static str)> {
     let _under_way = cluster.try_request().ok_or(UNAVAILABLE)?;
     let endpoint = cluster.pick(None, &[]).ok_or(UNAVAILABLE)?.start();
     let response = upstream.send(cluster, endpoint.endpoint(), request).await.map_err(|_| UNAVAILABLE)?;

@@ -19,6 +19,9 @@ pub(super) enum OnHeaders {
 
 type OnStream<P> = Option<TypedFunc<P, i32>>;
 
+/// Context, call, headers, bytes of body, trailers.
+type OnCallResponse = TypedFunc<(u32, u32, u32, u32, u32), ()>;
+
 /// The callbacks that a module exports.
 pub(super) struct Exports {
     pub(super) context_create: Option<TypedFunc<(u32, u32), ()>>,
@@ -29,7 +32,7 @@ pub(super) struct Exports {
     pub(super) headers: [Option<OnHeaders>; 2],
     pub(super) body: [OnStream<(u32, u32, u32)>; 2],
     pub(super) trailers: [OnStream<(u32, u32)>; 2],
-    pub(super) http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    pub(super) http_call_response: Option<OnCallResponse>,
     pub(super) timer: Option<TypedFunc<(u32, i64), ()>>,
     pub(super) done: Option<TypedFunc<u32, u32>>,
     pub(super) log: Option<TypedFunc<u32, ()>>,

@@ -49,7 +49,9 @@ pub enum LoadError {
 /// A stable hash of some bytes, in hex. FNV-1a with 128 bits: nobody gains by making two filters collide.
 pub fn content_hash(bytes: &[u8]) -> String {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let hash = bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| (h ^ u128::from(*b)).wrapping_mul(PRIME));
+    let hash = bytes
+        .iter()
+        .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| (h ^ u128::from(*b)).wrapping_mul(PRIME));
     format!("{hash:032x}")
 }
 

@@ -112,7 +112,11 @@ impl Figures {
                 "Streams that were denied or bypassed because the filter had failed.",
             )?,
             rebuilds: counter("tollgate_filter_rebuilds_total", "Instances made anew after a failure.")?,
-            memory: registry.gauge("tollgate_filter_memory_bytes", "Linear memory of the filter's instances.", labels)?,
+            memory: registry.gauge(
+                "tollgate_filter_memory_bytes",
+                "Linear memory of the filter's instances.",
+                labels,
+            )?,
             instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels)?,
         })
     }
@@ -173,7 +177,12 @@ fn bytes(value: &serde_json::Value) -> Vec<u8> {
 
 impl Plugin {
     /// The filter of this configuration, with this code.
-    pub fn new(config: &model::Filter, code: Arc<Code>, engine: &Arc<Engine>, world: &Arc<World>) -> Result<Plugin, MetricError> {
+    pub fn new(
+        config: &model::Filter,
+        code: Arc<Code>,
+        engine: &Arc<Engine>,
+        world: &Arc<World>,
+    ) -> Result<Plugin, MetricError> {
         Ok(Plugin {
             identity: Arc::new(Identity {
                 name: config.name.clone(),
@@ -241,9 +250,7 @@ impl Plugin {
             let errors = std::mem::take(&mut store.data_mut().config_errors);
             match (agreed, errors.is_empty()) {
                 (_, false) => Err(InstantiateError::Config(errors)),
-                (false, true) => {
-                    Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said)))
-                }
+                (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said))),
                 (true, true) => Ok(()),
             }
         };

@@ -135,6 +135,7 @@ impl Vm {
         let Some(Instance { store, exports }) = slot.as_mut() else { return Err(Failed) };
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
+        self.plugin.figures.calls.inc(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         store.set_epoch_deadline(self.call_ticks);
         store.data_mut().effective = context;
@@ -143,7 +144,7 @@ impl Vm {
             call(store, exports)
         };
         if let Some(start) = timed {
-            self.account(start.elapsed());
+            self.plugin.figures.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
         }
         match result {
             Ok(value) => {
@@ -166,13 +167,6 @@ impl Vm {
         }
     }
 
-    fn account(&self, took: Duration) {
-        let figures = &self.plugin.figures;
-        let shard = observe::shard();
-        figures.calls.add(shard, TIMED);
-        figures.time.observe(shard, took.as_nanos() as u64);
-    }
-
     fn instance_memory(&self) -> i64 {
         // Called inside `enter`, so the cell may be borrowed; the last figure will do then.
         let Ok(slot) = self.instance.try_borrow() else { return self.memory.get() };
@@ -188,7 +182,12 @@ impl Vm {
             (std::mem::take(&mut host.calls), std::mem::take(&mut host.timers), host.tick)
         };
         for call in calls {
-            tokio::task::spawn_local(callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get()));
+            tokio::task::spawn_local(callout::run(
+                self.me.clone(),
+                self.site.upstream.clone(),
+                call,
+                self.incarnation.get(),
+            ));
         }
         for timer in timers {
             let stream = self.contexts.borrow().get(&timer.context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
@@ -335,9 +334,9 @@ impl Vm {
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
-        let answer = self
-            .context(stream, position)
-            .and_then(|context| self.enter(Some((stream, position)), context, |store, exports| call(store, exports, context)));
+        let answer = self.context(stream, position).and_then(|context| {
+            self.enter(Some((stream, position)), context, |store, exports| call(store, exports, context))
+        });
         match answer {
             Ok(action::CONTINUE) => Action::Continue,
             // The C++ SDK has finer answers; all of them hold the message.
@@ -430,13 +429,19 @@ impl Filter for Vm {
         let phases = self.phases.get();
         if incarnation == self.incarnation.get() && phases & (phase::LIFECYCLE | phase::LOG) != 0 {
             let _ = self.enter(Some((stream, position)), context, |store, exports| {
-                if phases & phase::LIFECYCLE != 0 && let Some(done) = &exports.done {
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(done) = &exports.done
+                {
                     done.call(&mut *store, context)?;
                 }
-                if phases & phase::LOG != 0 && let Some(log) = &exports.log {
+                if phases & phase::LOG != 0
+                    && let Some(log) = &exports.log
+                {
                     log.call(&mut *store, context)?;
                 }
-                if phases & phase::LIFECYCLE != 0 && let Some(delete) = &exports.delete {
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(delete) = &exports.delete
+                {
                     delete.call(&mut *store, context)?;
                 }
                 Ok(())

@@ -44,7 +44,7 @@ impl Filter for Hello {
         Ok(Hello { header: setup.name("x-hello"), greeting: config.greeting })
     }
 
-    /// Runs for each response, wherever it comes from: an upstream, another filter or the proxy itself.
+    /// Runs for each response that comes past: an upstream's, the proxy's own, or that of a filter further along the chain.
     fn on_response(&self, response: &Response, _: &mut ()) -> Flow {
         response.set_header(self.header, &self.greeting);
         Flow::Continue

@@ -20,7 +20,7 @@ fn costs() {
     let entry = Entry {
         method: "GET",
         path: b"/api/v1/orders/8271?expand=items",
-        normalised_path: b"/api/v1/orders/8271?expand=items",
+        upstream_path: b"/api/v1/orders/8271?expand=items",
         authority: b"api.example.com",
         protocol: "HTTP/1.1",
         request_id: b"5f0c7a52-9a3e-4f57-8d35-0f7c2d0e9b11",

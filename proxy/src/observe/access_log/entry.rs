@@ -23,8 +23,8 @@ pub struct Entry<'a> {
     pub method: &'a str,
     /// The path and query as they were received.
     pub path: &'a [u8],
-    /// The path and query as filters and upstreams saw them.
-    pub normalised_path: &'a [u8],
+    /// The path and query as the filters left them for the upstream.
+    pub upstream_path: &'a [u8],
     /// The host asked for.
     pub authority: &'a [u8],
     /// The client's version of HTTP, such as `HTTP/1.1`.
@@ -90,7 +90,7 @@ impl<'a> Entry<'a> {
             client: peer.ip(),
             method: "",
             path: b"",
-            normalised_path: b"",
+            upstream_path: b"",
             authority: b"",
             protocol: "",
             request_id: b"",

@@ -60,7 +60,7 @@ pub const FIELDS: &[Field] = fields! {
     method, "the method", |e| text(e.method.as_bytes());
     authority, "the host asked for", |e| text(e.authority);
     path, "path and query as received", |e| text(e.path);
-    normalised_path, "path and query as filters and upstreams saw them", |e| text(e.normalised_path);
+    upstream_path, "path and query as the filters left them for the upstream", |e| text(e.upstream_path);
     protocol, "the client's version of HTTP", |e| text(e.protocol.as_bytes());
     status, "the response's status", |e| if e.status == 0 { Value::Missing } else { Value::Count(e.status.into()) };
     flags, "response flags, joined with commas", |e| Value::Flags(e.flags);

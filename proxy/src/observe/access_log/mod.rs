@@ -9,7 +9,7 @@ mod format;
 mod sink;
 #[cfg(test)]
 mod tests;
-mod timestamp;
+pub mod timestamp;
 mod writer;
 
 use std::{

@@ -26,6 +26,13 @@ pub(super) fn write(out: &mut Vec<u8>, time: SystemTime) {
     out.extend_from_slice(&[b'.', a, b, c, b'Z']);
 }
 
+/// The same, as a text.
+pub fn text(time: SystemTime) -> String {
+    let mut out = Vec::with_capacity(24);
+    write(&mut out, time);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 fn since_1970(time: SystemTime) -> (i64, u32) {
     let split = |d: Duration| (i64::try_from(d.as_secs()).unwrap_or(i64::MAX), d.subsec_millis());
     match time.duration_since(SystemTime::UNIX_EPOCH) {

@@ -18,7 +18,10 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
         buffer::HTTP_CALL_RESPONSE_BODY => host.call_response.as_ref().map(|c| f(&c.body)),
         buffer::VM_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.vm_config)),
         buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
-        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA | buffer::GRPC_CALL_MESSAGE | buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
+        buffer::DOWNSTREAM_DATA
+        | buffer::UPSTREAM_DATA
+        | buffer::GRPC_CALL_MESSAGE
+        | buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
         _ => return Err(Status::BadArgument),
     };
     found.ok_or(Status::NotFound)
@@ -40,15 +43,19 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             })
         },
     )?;
-    linker.func_wrap(MODULE, "proxy_get_buffer_status", |mut caller: Caller<'_, Host>, which: i32, len_out: i32, flags_out: i32| {
-        let get = |caller: &mut Caller<'_, Host>| {
-            let (memory, host) = split(caller)?;
-            let len = with_buffer(host, which, <[u8]>::len)?;
-            write_u32(memory, len_out, u32::try_from(len).unwrap_or(u32::MAX))?;
-            write_u32(memory, flags_out, 0)
-        };
-        status(get(&mut caller))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_buffer_status",
+        |mut caller: Caller<'_, Host>, which: i32, len_out: i32, flags_out: i32| {
+            let get = |caller: &mut Caller<'_, Host>| {
+                let (memory, host) = split(caller)?;
+                let len = with_buffer(host, which, <[u8]>::len)?;
+                write_u32(memory, len_out, u32::try_from(len).unwrap_or(u32::MAX))?;
+                write_u32(memory, flags_out, 0)
+            };
+            status(get(&mut caller))
+        },
+    )?;
     linker.func_wrap(
         MODULE,
         "proxy_set_buffer_bytes",
@@ -61,7 +68,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 /// Replaces `size` bytes from `start` on, both cut to what is there: so a size of 0 inserts, and a start at or after the end
 /// appends. That is what the specification says; Envoy refuses to insert in the middle.
-fn set(caller: &mut Caller<'_, Host>, which: i32, (start, size): (usize, usize), ptr: i32, len: i32) -> Result<(), Status> {
+fn set(
+    caller: &mut Caller<'_, Host>,
+    which: i32,
+    (start, size): (usize, usize),
+    ptr: i32,
+    len: i32,
+) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let data = slice(memory, ptr, len)?;
     host.copied += data.len() as u64;

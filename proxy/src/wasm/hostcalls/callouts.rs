@@ -39,18 +39,22 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(http_call(&mut caller, upstream, headers, body, trailers, timeout, id_out))
         },
     )?;
-    linker.func_wrap(MODULE, "proxy_get_status", |mut caller: Caller<'_, Host>, code_out: i32, out: i32, size_out: i32| {
-        let failure = caller.data().call_response.as_ref().and_then(|c| c.failure);
-        let (code, message) = failure.unwrap_or((0, ""));
-        let written = split(&mut caller).and_then(|(memory, _)| write_u32(memory, code_out, code));
-        match written {
-            Ok(()) => give(&mut caller, out, size_out, |_, data| {
-                data.extend_from_slice(message.as_bytes());
-                Ok(())
-            }),
-            Err(s) => Ok(s as i32),
-        }
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_status",
+        |mut caller: Caller<'_, Host>, code_out: i32, out: i32, size_out: i32| {
+            let failure = caller.data().call_response.as_ref().and_then(|c| c.failure);
+            let (code, message) = failure.unwrap_or((0, ""));
+            let written = split(&mut caller).and_then(|(memory, _)| write_u32(memory, code_out, code));
+            match written {
+                Ok(()) => give(&mut caller, out, size_out, |_, data| {
+                    data.extend_from_slice(message.as_bytes());
+                    Ok(())
+                }),
+                Err(s) => Ok(s as i32),
+            }
+        },
+    )?;
     Ok(())
 }
 
@@ -70,7 +74,8 @@ fn http_call(
         tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "HTTP call not made: {why}");
         Status::BadArgument
     };
-    let name = str::from_utf8(slice(memory, upstream.0, upstream.1)?).map_err(|_| bad("the cluster's name is not UTF-8"))?;
+    let name =
+        str::from_utf8(slice(memory, upstream.0, upstream.1)?).map_err(|_| bad("the cluster's name is not UTF-8"))?;
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
     let decode = |(ptr, len)| pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad("headers that cannot be read"));

@@ -35,30 +35,38 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "source_address", |mut c: Caller<'_, Host>, which: i32, out: i32| {
         status(source_address(&mut c, which, out))
     })?;
-    linker.func_wrap(MODULE, "route_select", |mut c: Caller<'_, Host>, id: i32, given: i32, split: i64, balance: i64| {
-        let host = c.data_mut();
-        host.hostcalls += 1;
-        let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-        let selected = current::with_state(|s| {
-            let selected = Selected::new(route, given as u32, split as u64, balance as u64, &mut s.request);
-            s.route = Some(selected);
-        });
-        selected.map_or(Status::NotFound, |()| Status::Ok) as i32
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "route_select",
+        |mut c: Caller<'_, Host>, id: i32, given: i32, split: i64, balance: i64| {
+            let host = c.data_mut();
+            host.hostcalls += 1;
+            let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
+            let selected = current::with_state(|s| {
+                let selected = Selected::new(route, given as u32, split as u64, balance as u64, &mut s.request);
+                s.route = Some(selected);
+            });
+            selected.map_or(Status::NotFound, |()| Status::Ok) as i32
+        },
+    )?;
     linker.func_wrap(MODULE, "cluster_exists", |mut c: Caller<'_, Host>, name: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
             Ok(host.world.clusters.contains_key(name).into())
         }))
     })?;
-    linker.func_wrap(MODULE, "bucket_take", |mut c: Caller<'_, Host>, id: i32, key: i32, len: i32, tokens: i32, out: i32| {
-        number(split(&mut c).and_then(|(memory, host)| {
-            let bucket = host.buckets.get(id as u32 as usize).ok_or(Status::BadArgument)?;
-            let (taken, take) = bucket.take(slice(memory, key, len)?, tokens);
-            slice_mut(memory, out, Take::SIZE)?.copy_from_slice(&take.to_bytes());
-            Ok(taken.into())
-        }))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "bucket_take",
+        |mut c: Caller<'_, Host>, id: i32, key: i32, len: i32, tokens: i32, out: i32| {
+            number(split(&mut c).and_then(|(memory, host)| {
+                let bucket = host.buckets.get(id as u32 as usize).ok_or(Status::BadArgument)?;
+                let (taken, take) = bucket.take(slice(memory, key, len)?, tokens);
+                slice_mut(memory, out, Take::SIZE)?.copy_from_slice(&take.to_bytes());
+                Ok(taken.into())
+            }))
+        },
+    )?;
     linker.func_wrap(MODULE, "limit_acquire", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
@@ -80,7 +88,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "timer_set", |mut c: Caller<'_, Host>, microseconds: i64, token: i64| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let Some(context) = current::with_position(|p| (p.timers.len() < limit::STREAM_TIMERS).then_some(p.context)) else {
+        let room = |p: &mut crate::chain::stream::Position| {
+            p.timers.retain(|timer| !timer.is_finished());
+            (p.timers.len() < limit::STREAM_TIMERS).then_some(p.context)
+        };
+        let Some(context) = current::with_position(room) else {
             return Status::NotFound as i32;
         };
         let Some(context) = context.filter(|_| host.timers.len() < limit::STREAM_TIMERS) else {
@@ -98,9 +110,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         }
         current::with_state(|s| s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
     })?;
-    linker.func_wrap(MODULE, "log_field", |mut c: Caller<'_, Host>, name: i32, name_len: i32, value: i32, len: i32| {
-        status(log_field(&mut c, (name, name_len), (value, len)))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "log_field",
+        |mut c: Caller<'_, Host>, name: i32, name_len: i32, value: i32, len: i32| {
+            status(log_field(&mut c, (name, name_len), (value, len)))
+        },
+    )?;
     linker.func_wrap(MODULE, "now", |mut c: Caller<'_, Host>| {
         static START: OnceLock<Instant> = OnceLock::new();
         c.data_mut().hostcalls += 1;
@@ -125,30 +141,34 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         host.subscribes = true;
         Status::Ok as i32
     })?;
-    linker.func_wrap(MODULE, "config_error", |mut c: Caller<'_, Host>, path: i32, path_len: i32, text: i32, len: i32| {
-        status(split(&mut c).and_then(|(memory, host)| {
-            let get = |ptr, len| Ok(String::from_utf8_lossy(slice(memory, ptr, len)?).into_owned());
-            let (path, text) = (get(path, path_len)?, get(text, len)?);
-            if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
-                return Err(Status::InternalFailure);
-            }
-            host.config_errors.push((path, text));
-            Ok(())
-        }))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "config_error",
+        |mut c: Caller<'_, Host>, path: i32, path_len: i32, text: i32, len: i32| {
+            status(split(&mut c).and_then(|(memory, host)| {
+                let get = |ptr, len| Ok(String::from_utf8_lossy(slice(memory, ptr, len)?).into_owned());
+                let (path, text) = (get(path, path_len)?, get(text, len)?);
+                if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
+                    return Err(Status::InternalFailure);
+                }
+                host.config_errors.push((path, text));
+                Ok(())
+            }))
+        },
+    )?;
     linker.func_wrap(MODULE, "header_intern", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
-            let bytes = slice(memory, ptr, len)?;
-            if let Some(id) = host.name_ids.get(bytes) {
+            let bytes = slice(memory, ptr, len)?.to_ascii_lowercase();
+            if let Some(id) = host.name_ids.get(&bytes) {
                 return Ok(*id as i32);
             }
-            let name = Name::parse(bytes).ok_or(Status::BadArgument)?;
+            let name = Name::parse(&bytes).ok_or(Status::BadArgument)?;
             if host.names.len() >= limit::NAMES {
                 return Err(Status::InternalFailure);
             }
             let id = host.names.len() as u32;
             host.names.push(name);
-            host.name_ids.insert(bytes.to_vec(), id);
+            host.name_ids.insert(bytes, id);
             Ok(id as i32)
         }))
     })?;

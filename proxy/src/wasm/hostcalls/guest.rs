@@ -69,7 +69,12 @@ pub(super) fn give(
     Ok(status(result))
 }
 
-fn hand_over(caller: &mut Caller<'_, Host>, data_out: i32, size_out: i32, data: &[u8]) -> wasmtime::Result<Result<(), Status>> {
+fn hand_over(
+    caller: &mut Caller<'_, Host>,
+    data_out: i32,
+    size_out: i32,
+    data: &[u8],
+) -> wasmtime::Result<Result<(), Status>> {
     // An allocator must not be asked for nothing: some SDKs cannot do that.
     let ptr = match (data.is_empty(), caller.data().allocate.clone()) {
         (true, _) => 0,

@@ -17,7 +17,11 @@ use crate::{
 };
 
 /// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
-pub(super) fn with_map<T>(host: &mut Host, which: i32, f: impl FnOnce(&mut dyn Headers) -> T) -> Result<Option<T>, Status> {
+pub(super) fn with_map<T>(
+    host: &mut Host,
+    which: i32,
+    f: impl FnOnce(&mut dyn Headers) -> T,
+) -> Result<Option<T>, Status> {
     Ok(match which {
         map::HTTP_REQUEST_HEADERS => current::with_state(|s| f(&mut s.request)),
         map::HTTP_RESPONSE_HEADERS => current::with_state(|s| s.response.as_mut().map(|r| f(r))).flatten(),
@@ -41,7 +45,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 Err(s) => return Ok(s as i32),
             };
             give(&mut caller, out, size_out, |host, data| {
-                let found = with_map(host, which, |headers| headers.first(&name).map(|value| data.extend_from_slice(&value)))?;
+                let found =
+                    with_map(host, which, |headers| headers.first(&name).map(|value| data.extend_from_slice(&value)))?;
                 found.flatten().ok_or(Status::NotFound)
             })
         },
@@ -64,9 +69,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         };
         status(size(&mut caller))
     })?;
-    linker.func_wrap(MODULE, "proxy_set_header_map_pairs", |mut caller: Caller<'_, Host>, which: i32, ptr: i32, len: i32| {
-        status(set_pairs(&mut caller, which, ptr, len))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_set_header_map_pairs",
+        |mut caller: Caller<'_, Host>, which: i32, ptr: i32, len: i32| status(set_pairs(&mut caller, which, ptr, len)),
+    )?;
     linker.func_wrap(
         MODULE,
         "proxy_add_header_map_value",
@@ -81,12 +88,16 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(change(&mut caller, which, (key, key_len), (ptr, len), |h, name, value| h.set(name, value)))
         },
     )?;
-    linker.func_wrap(MODULE, "proxy_remove_header_map_value", |mut caller: Caller<'_, Host>, which: i32, key: i32, len: i32| {
-        status(change(&mut caller, which, (key, len), (0, 0), |h, name, _| {
-            h.remove(name);
-            Ok(())
-        }))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_remove_header_map_value",
+        |mut caller: Caller<'_, Host>, which: i32, key: i32, len: i32| {
+            status(change(&mut caller, which, (key, len), (0, 0), |h, name, _| {
+                h.remove(name);
+                Ok(())
+            }))
+        },
+    )?;
     Ok(())
 }
 
@@ -110,9 +121,11 @@ fn change(
     let (key, value) = (slice(memory, key.0, key.1)?, slice(memory, value.0, value.1)?);
     host.copied += (key.len() + value.len()) as u64;
     let filter = host.identity.clone();
-    let changed = with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
+    let changed =
+        with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
     if changed != Some(Ok(())) {
-        let why = if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value" };
+        let why =
+            if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value" };
         tracing::warn!(target: "tollgate::filter", filter = filter.name, "header {:?} not changed: {why}", String::from_utf8_lossy(key));
     }
     Ok(())

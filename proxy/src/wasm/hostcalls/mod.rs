@@ -71,7 +71,9 @@ mod tests {
     #[test]
     fn every_function_of_the_contract_is_linked_with_its_type() {
         let mut wat = String::from("(module\n");
-        for (module, functions) in [(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)] {
+        for (module, functions) in
+            [(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)]
+        {
             for f in functions.iter().filter(|f| has(module, f.name)) {
                 let ty = |t: Ty| if t == Ty::I32 { "i32" } else { "i64" };
                 let params: String = f.params.iter().map(|(_, t)| format!("(param {})", ty(*t))).collect();

@@ -21,16 +21,24 @@ const MAX_SET: usize = 64;
 const MAX_BYTES: usize = 64 << 10;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    linker.func_wrap(MODULE, "proxy_get_property", |mut caller: Caller<'_, Host>, path: i32, len: i32, out: i32, size_out: i32| {
-        let path = match split(&mut caller).and_then(|(memory, _)| slice(memory, path, len).map(<[u8]>::to_vec)) {
-            Ok(path) => path,
-            Err(s) => return Ok(s as i32),
-        };
-        give(&mut caller, out, size_out, |host, data| get(host, &path, data).ok_or(Status::NotFound))
-    })?;
-    linker.func_wrap(MODULE, "proxy_set_property", |mut caller: Caller<'_, Host>, path: i32, len: i32, value: i32, value_len: i32| {
-        status(set(&mut caller, (path, len), (value, value_len)))
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_get_property",
+        |mut caller: Caller<'_, Host>, path: i32, len: i32, out: i32, size_out: i32| {
+            let path = match split(&mut caller).and_then(|(memory, _)| slice(memory, path, len).map(<[u8]>::to_vec)) {
+                Ok(path) => path,
+                Err(s) => return Ok(s as i32),
+            };
+            give(&mut caller, out, size_out, |host, data| get(host, &path, data).ok_or(Status::NotFound))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_set_property",
+        |mut caller: Caller<'_, Host>, path: i32, len: i32, value: i32, value_len: i32| {
+            status(set(&mut caller, (path, len), (value, value_len)))
+        },
+    )?;
     Ok(())
 }
 
@@ -108,7 +116,7 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["request", "host"] => text(&state.request.authority),
         ["request", "scheme"] => text(state.request.scheme.as_bytes()),
         ["request", "method"] => text(state.request.method.as_str().as_bytes()),
-        ["request", "protocol"] => text(b"HTTP/1.1"),
+        ["request", "protocol"] => text(stream.protocol().as_bytes()),
         ["request", "id"] => text(stream.request_id.as_bytes()),
         ["request", "referer"] => return field(&state.request.fields, "referer", data),
         ["request", "useragent"] => return field(&state.request.fields, "user-agent", data),

@@ -43,9 +43,15 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
         MODULE,
         "proxy_send_local_response",
-        |mut caller: Caller<'_, Host>, code: i32, d: i32, d_len: i32, b: i32, b_len: i32, h: i32, h_len: i32, _grpc: i32| {
-            status(reply(&mut caller, code, (d, d_len), (b, b_len), (h, h_len)))
-        },
+        |mut caller: Caller<'_, Host>,
+         code: i32,
+         d: i32,
+         d_len: i32,
+         b: i32,
+         b_len: i32,
+         h: i32,
+         h_len: i32,
+         _grpc: i32| { status(reply(&mut caller, code, (d, d_len), (b, b_len), (h, h_len))) },
     )?;
     Ok(())
 }
@@ -56,7 +62,13 @@ fn resume(direction: Direction) -> i32 {
     Status::Ok as i32
 }
 
-fn reply(caller: &mut Caller<'_, Host>, code: i32, details: (i32, i32), body: (i32, i32), headers: (i32, i32)) -> Result<(), Status> {
+fn reply(
+    caller: &mut Caller<'_, Host>,
+    code: i32,
+    details: (i32, i32),
+    body: (i32, i32),
+    headers: (i32, i32),
+) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let details = String::from_utf8_lossy(slice(memory, details.0, details.1)?).replace(' ', "_");
     let body = slice(memory, body.0, body.1)?;
@@ -78,7 +90,9 @@ fn reply(caller: &mut Caller<'_, Host>, code: i32, details: (i32, i32), body: (i
                 fields.append(name, value);
             }
             _ if name.starts_with(b":") => {}
-            _ => tracing::warn!(target: "tollgate::filter", filter = filter.name, "a bad header was left out of a response"),
+            _ => {
+                tracing::warn!(target: "tollgate::filter", filter = filter.name, "a bad header was left out of a response")
+            }
         }
     }
     let reply = LocalReply { status: code, details: details.into(), fields, body: Bytes::copy_from_slice(body) };

@@ -1,0 +1,268 @@
+//! Drives one request past a chain, as `exchange` does it: the request's head and body, the route, the response's head and
+//! body, or a local reply on its way back, and the end.
+//!
+//! Only the filters are the subject here, so what stands around them in `exchange` (sockets, tries, deadlines) is left out:
+//! the upstream's response is there at once. Nothing is ever awaited. A filter that holds a message until a timer fires or
+//! a callout is answered ends its request there, and it is counted as held.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::chain::{
+    Direction, LocalReply, ResponseHead, Route, Selected, Stream,
+    body::{BodyFlow, Stopped},
+    flow::{HeadFlow, Outcome, failed_reply, interrupted},
+};
+
+/// Bytes of a body that come at once: as much as is read from a connection at a time.
+const FRAME: usize = 64 << 10;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ending {
+    /// With the upstream's response, which has this status now.
+    Response(u16),
+    /// With a response of a filter or of the proxy itself.
+    Reply(u16),
+    /// Without a response: a filter closed it.
+    Closed,
+    /// Not at all: the filter at this position of the chain holds it.
+    Held(usize),
+}
+
+/// Why a message did not get through.
+enum Stop {
+    /// This is sent instead; so many filters have seen the message.
+    Reply(LocalReply, usize),
+    Closed,
+    Held(usize),
+}
+
+/// What is the same for all requests.
+pub(super) struct Driver {
+    /// Bytes of a body that a filter may hold.
+    pub(super) buffered_body: usize,
+    /// Where requests go that no filter has routed.
+    pub(super) default_route: Option<Arc<Route>>,
+    /// What bodies end with.
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Driver {
+    /// Drives a request from the first filter to the end of its stream. `response`: what the upstream answers.
+    pub(super) fn run(&self, stream: &Rc<Stream>, body: Bytes, response: (ResponseHead, Bytes)) -> Ending {
+        let ending = match self.exchange(stream, body, response) {
+            Ok(ending) => ending,
+            Err(Stop::Reply(reply, _)) => Ending::Reply(reply.status.as_u16()),
+            Err(Stop::Closed) => Ending::Closed,
+            Err(Stop::Held(position)) => Ending::Held(position),
+        };
+        stream.end();
+        ending
+    }
+
+    fn exchange(
+        &self,
+        stream: &Rc<Stream>,
+        request_body: Bytes,
+        response: (ResponseHead, Bytes),
+    ) -> Result<Ending, Stop> {
+        let head_only = stream.state.borrow().request.method == Method::HEAD;
+        let mut own = false;
+        let (mut head, mut body) = response;
+        let mut flow = match self.request(stream, request_body) {
+            Ok(()) => {
+                if let Some(selected) = &stream.state.borrow().route {
+                    selected.route.response_headers.apply(&mut head.fields);
+                }
+                HeadFlow::new(stream, Direction::Response)
+            }
+            Err(Stop::Reply(reply, seen)) => {
+                own = true;
+                (head, body) = taken_apart(reply);
+                HeadFlow::reply(stream, stream.chain.filters().len() - seen)
+            }
+            Err(stop) => return Err(stop),
+        };
+        // A filter that answers instead, and one that fails, put another response in this one's place.
+        loop {
+            let status = head.status.as_u16();
+            stream.state.borrow_mut().response = Some(head);
+            if head_only {
+                body = Bytes::new();
+            }
+            let mut message = Message::new(self, stream, Direction::Response, flow, body);
+            match message.head().and_then(|()| message.rest()) {
+                Ok(()) if own => return Ok(Ending::Reply(status)),
+                Ok(()) => {
+                    let status = stream.state.borrow().response.as_ref().map_or(status, |r| r.status.as_u16());
+                    return Ok(Ending::Response(status));
+                }
+                Err(Stop::Reply(reply, seen)) => {
+                    own = true;
+                    flow = HeadFlow::reply(stream, seen);
+                    (head, body) = taken_apart(reply);
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    fn request(&self, stream: &Rc<Stream>, body: Bytes) -> Result<(), Stop> {
+        let flow = HeadFlow::new(stream, Direction::Request);
+        let mut message = Message::new(self, stream, Direction::Request, flow, body);
+        message.head()?;
+        {
+            let mut state = stream.state.borrow_mut();
+            if state.route.is_none() {
+                let Some(route) = &self.default_route else {
+                    let status = StatusCode::NOT_FOUND;
+                    return Err(Stop::Reply(LocalReply { status, ..LocalReply::default() }, message.flow.seen()));
+                };
+                state.route = Some(Selected::new(route, 0, 0, 0, &mut state.request));
+            }
+        }
+        message.rest()
+    }
+}
+
+fn taken_apart(reply: LocalReply) -> (ResponseHead, Bytes) {
+    (ResponseHead { status: reply.status, fields: reply.fields }, reply.body)
+}
+
+/// A message on its way past the filters.
+struct Message<'a> {
+    stream: &'a Rc<Stream>,
+    direction: Direction,
+    flow: HeadFlow,
+    /// None: there is no body.
+    body: Option<BodyFlow>,
+    /// What has not been shown to any filter yet.
+    left: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+impl<'a> Message<'a> {
+    fn new(driver: &Driver, stream: &'a Rc<Stream>, direction: Direction, flow: HeadFlow, left: Bytes) -> Self {
+        let has_body = !left.is_empty();
+        Message {
+            stream,
+            direction,
+            flow,
+            body: has_body.then(|| BodyFlow::new(stream, direction, driver.buffered_body)),
+            left,
+            trailers: driver.trailers.as_ref().filter(|_| has_body).cloned(),
+        }
+    }
+
+    /// Moves the head past the filters; feeds the body to one that holds the head and wants to see it.
+    fn head(&mut self) -> Result<(), Stop> {
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            let held = self.flow.held_by();
+            let progress = self.flow.poll(self.stream, self.body.is_none(), &mut cx);
+            if let Some(nth) = held
+                && self.flow.held_by() != held
+            {
+                self.release(nth, self.flow.held_by())?;
+            }
+            if let Poll::Ready(outcome) = progress {
+                return self.outcome(outcome);
+            }
+            let Some(nth) = self.flow.held_by() else { return Err(self.held(0)) };
+            let fed = if self.flow.feeds_body(self.stream) { self.feed(Some(nth))? } else { None };
+            match fed {
+                None => return Err(self.held(nth)),
+                // It lets the head go: on with the next filter.
+                Some(true) => {
+                    self.flow.release();
+                    self.release(nth, None)?;
+                }
+                Some(false) => {}
+            }
+        }
+    }
+
+    /// Moves the body and the trailers past the filters, if any of them looks at such things.
+    fn rest(&mut self) -> Result<(), Stop> {
+        if self.body.is_none() || !self.stream.chain.wants_body(self.direction) {
+            return Ok(());
+        }
+        while self.feed(None)?.is_some() {}
+        let stopped = match &mut self.body {
+            Some(flow) => flow.resume(self.stream, None),
+            None => Ok(()),
+        };
+        stopped.map_err(|e| self.stopped(e))?;
+        if self.body.as_ref().is_some_and(|flow| !flow.has_ended()) {
+            let state = self.stream.state.borrow();
+            let position = state.positions.iter().position(|p| p.paused[self.direction as usize]);
+            return Err(Stop::Held(position.unwrap_or(0)));
+        }
+        Ok(())
+    }
+
+    /// Shows the next part of the body to the filters, up to the one that holds the head. Whether that one lets the head go;
+    /// `None` if nothing is left.
+    fn feed(&mut self, until: Option<usize>) -> Result<Option<bool>, Stop> {
+        let Some(flow) = &mut self.body else { return Ok(None) };
+        let moved = if !self.left.is_empty() {
+            let data = self.left.split_to(self.left.len().min(FRAME));
+            let end = self.left.is_empty() && self.trailers.is_none();
+            self.stream.state.borrow_mut().bytes[self.direction as usize] += data.len() as u64;
+            flow.data(self.stream, data, end, until)
+        } else if let Some(trailers) = self.trailers.take() {
+            flow.trailers(self.stream, trailers, until).map(|()| false)
+        } else {
+            return Ok(None);
+        };
+        while flow.pop().is_some() {}
+        let released = moved.map_err(|e| self.stopped(e))?;
+        match interrupted(self.stream) {
+            Some(outcome) => self.outcome(outcome).map(|()| None),
+            None => Ok(Some(released)),
+        }
+    }
+
+    /// Lets out what the filter `nth` has held, now that it has let the head go.
+    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), Stop> {
+        let Some(flow) = &mut self.body else { return Ok(()) };
+        let released = flow.release(self.stream, nth, until);
+        released.map_err(|e| self.stopped(e))
+    }
+
+    fn outcome(&self, outcome: Outcome) -> Result<(), Stop> {
+        match outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Reply(reply) => Err(Stop::Reply(reply, self.flow.seen())),
+            Outcome::Closed => Err(Stop::Closed),
+        }
+    }
+
+    /// The `nth` filter in this direction holds the message.
+    fn held(&self, nth: usize) -> Stop {
+        Stop::Held(match self.direction {
+            Direction::Request => nth,
+            Direction::Response => self.stream.chain.filters().len() - 1 - nth,
+        })
+    }
+
+    fn stopped(&self, stopped: Stopped) -> Stop {
+        let reply = match (stopped, self.direction) {
+            (Stopped::FilterFailed, _) => failed_reply(),
+            (Stopped::TooLarge, Direction::Request) => {
+                LocalReply { status: StatusCode::PAYLOAD_TOO_LARGE, ..LocalReply::default() }
+            }
+            (Stopped::TooLarge, Direction::Response) => {
+                LocalReply { status: StatusCode::INTERNAL_SERVER_ERROR, ..LocalReply::default() }
+            }
+        };
+        Stop::Reply(reply, self.flow.seen())
+    }
+}

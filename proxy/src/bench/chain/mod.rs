@@ -1,0 +1,311 @@
+//! `tollgate bench chain`: what the filters of a chain cost, measured without a network.
+//!
+//! `args` is the command line, `sample` makes the requests, `drive` moves one past the chain as `exchange` does, `timed`
+//! stands around each filter and measures its calls, `report` shows it all. This file runs the requests.
+//!
+//! Two chains are made of the same instances: a bare one, which is what production runs, and one whose filters are
+//! [`Timed`]. Requests pass both in slices by turns, so that what disturbs the machine for a while disturbs both. On the
+//! bare chain only the whole is timed, from the head at the first filter to the end of the stream; making the stream and
+//! dropping it is not. All times are freed of what reading the clock takes, see [`timed::clock`].
+
+mod args;
+mod drive;
+mod report;
+mod sample;
+#[cfg(test)]
+mod tests;
+mod timed;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    path::Path,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tokio::task::LocalSet;
+
+pub use args::ChainArgs;
+use drive::{Driver, Ending};
+use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, rounded};
+use sample::{Asked, Sample};
+use timed::{Timed, Times, clock};
+
+use crate::{
+    chain::{Chain, Filter, ResponseHead, Route},
+    config::Diagnostics,
+    control::{
+        server,
+        snapshot::{Extent, Foundry, ListenerParts, Made, Snapshot},
+    },
+    observe::{Shard, set_shard},
+    upstream::{PoolOptions, Pools},
+    wasm::{Plugin, Site, Vm},
+};
+
+/// How long filters run before they are measured: caches and branch predictors, and the guests' own memory, settle.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// How long the measurement is to take if nobody says how many requests are run.
+const TARGET: Duration = Duration::from_secs(2);
+
+/// How many requests pass one chain before it is the other one's turn.
+const SLICE: u64 = 256;
+
+/// Runs `tollgate bench chain`, and writes the report to stdout.
+pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
+    // Before the run: to find out afterwards that it cannot be read would lose the result.
+    let baseline = args.baseline.as_deref().map(read_baseline).transpose()?;
+    let wanted = sample::asked(args)?;
+    let made = match load(&args.file)? {
+        Ok(made) => made,
+        Err(wrong) => {
+            eprint!("{}", wrong.render(wants_colour(&std::io::stderr())));
+            bail!("the configuration cannot be used");
+        }
+    };
+    let mut report = measure(made, args, wanted, WARM_UP)?;
+    if let Some(baseline) = &baseline {
+        report.compare(baseline);
+    }
+    let mut stdout = std::io::stdout();
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.text(wants_colour(&stdout))
+    };
+    stdout.write_all(text.as_bytes()).context("cannot write the report to stdout")
+}
+
+fn wants_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+fn read_baseline(file: &Path) -> anyhow::Result<Report> {
+    let text = std::fs::read(file).with_context(|| format!("--baseline {}: cannot read the file", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("--baseline {}: not a result of --json", file.display()))
+}
+
+/// Makes the filters of a configuration, as the proxy does when it starts.
+fn load(file: &Path) -> anyhow::Result<Result<Made, Diagnostics>> {
+    let mut loaded = match server::load(file) {
+        Ok(loaded) => loaded,
+        Err(wrong) => return Ok(Err(wrong)),
+    };
+    eprint!("{}", loaded.warnings.render(wants_colour(&std::io::stderr())));
+    // Synthetic requests have no business in a log.
+    loaded.config.listeners.iter_mut().for_each(|listener| listener.access_log = None);
+    let foundry = Foundry::new(1, server::cache_dir(&loaded).as_deref())?;
+    Ok(foundry.make(loaded, None, Extent::Trial))
+}
+
+fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'s ListenerParts> {
+    let mut all = snapshot.listeners.iter();
+    let found = match name {
+        Some(name) => all.find(|l| l.config.name == name),
+        None => all.next(),
+    };
+    let names = || snapshot.listeners.iter().map(|l| l.config.name.as_str()).collect::<Vec<_>>().join(", ");
+    let found = found.with_context(|| format!("there is no such listener; there are: {}", names()))?;
+    ensure!(!found.chain.is_empty(), "the chain of listener `{}` is empty", found.config.name);
+    Ok(found)
+}
+
+/// Runs the requests on the chain of a listener.
+fn measure(
+    made: Made,
+    args: &ChainArgs,
+    (asked, workload): (Vec<Asked>, String),
+    warm_up: Duration,
+) -> anyhow::Result<Report> {
+    let Made { snapshot, instances, .. } = made;
+    let parts = listener(&snapshot, args.listener.as_deref())?;
+    let config = &parts.config;
+    set_shard(Shard::worker(0));
+    // Filters spawn tasks for their ticks, timers and callouts. Here no task is ever run: nothing waits, nothing is sent.
+    let tasks = LocalSet::new();
+    let _inside = tasks.enter();
+
+    let failed: Rc<RefCell<Option<Arc<Plugin>>>> = Rc::default();
+    let note = failed.clone();
+    let site = Site {
+        upstream: Pools::new(PoolOptions::default()),
+        rebuild: Rc::new(move |plugin, _| *note.borrow_mut() = Some(plugin.clone())),
+    };
+    let instances = instances.into_iter().next().unwrap_or_default();
+    let vms = snapshot.plugins.iter().zip(instances);
+    let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
+    let vms: Vec<_> = parts.chain.iter().filter_map(|i| vms.get(*i)).cloned().collect();
+    let clock = clock();
+    let timed: Vec<_> = vms.iter().map(|vm| Rc::new(Timed::new(vm.clone(), clock))).collect();
+    let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
+
+    let requests = asked.len();
+    let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
+    let runner = Runner {
+        samples: asked.into_iter().map(|asked| Sample::new(asked, config)).collect::<anyhow::Result<_>>()?,
+        response: (response_head(args.response_body), vec![0; args.response_body].into()),
+        driver: Driver {
+            buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+            default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
+            trailers: args.trailers.then(|| {
+                let name = HeaderName::from_static("x-checksum");
+                HeaderMap::from_iter([(name, HeaderValue::from_static("ab56b4d92b40713acc5af89985d4b786"))])
+            }),
+        },
+        bare: chain(vms.iter().map(|vm| vm.clone() as Rc<dyn Filter>).collect()),
+        timed: chain(timed.iter().map(|timed| timed.clone() as Rc<dyn Filter>).collect()),
+        failed,
+    };
+
+    let started = Instant::now();
+    let mut warm = Run::new(clock);
+    while warm.requests == 0 || started.elapsed() < warm_up {
+        runner.slice(&mut warm, SLICE.min(args.iterations.unwrap_or(SLICE)))?;
+    }
+    let as_many_as_fit = || (warm.requests as f64 * TARGET.div_duration_f64(started.elapsed())).ceil() as u64;
+    let iterations = args.iterations.unwrap_or_else(as_many_as_fit);
+    timed.iter().for_each(|filter| filter.reset());
+    let mut run = Run::new(clock);
+    while run.requests < iterations {
+        runner.slice(&mut run, SLICE.min(iterations - run.requests))?;
+    }
+
+    let filters: Vec<_> = timed.iter().map(|filter| filter_report(filter)).collect();
+    let calls = filters.iter().flat_map(|f| &f.phases).map(|p| p.calls as f64 * p.figures.mean_ns).sum::<f64>();
+    let name = |position: usize| vms[position].name().to_owned();
+    let endings: Vec<_> = run.endings.iter().map(|(e, n)| EndingReport::new(*e, *n, name)).collect();
+    Ok(Report {
+        tollgate: env!("CARGO_PKG_VERSION").to_owned(),
+        listener: config.name.clone(),
+        requests,
+        workload,
+        iterations,
+        clock_ns: clock.as_nanos() as f64,
+        total: Figures::new(&run.whole),
+        calls_ns: rounded(calls / iterations as f64),
+        notes: notes(&endings, iterations),
+        endings,
+        filters,
+    })
+}
+
+fn filter_report(filter: &Timed) -> FilterReport {
+    let phases = filter.tallies().into_iter().map(|(phase, tally)| {
+        let calls = tally.times.len();
+        let per_call = |n: u64| rounded(n as f64 / calls as f64);
+        let (hostcalls, copied_bytes) = (per_call(tally.hostcalls), per_call(tally.copied));
+        PhaseReport { phase, calls, figures: Figures::new(&tally.times), hostcalls, copied_bytes }
+    });
+    let phases = phases.collect();
+    FilterReport { name: filter.name().to_owned(), memory_bytes: filter.vm().memory_bytes(), phases }
+}
+
+/// The fields of an upstream's ordinary response.
+fn response_head(body: usize) -> ResponseHead {
+    let fields = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CONTENT_LENGTH, body.into()),
+        (header::DATE, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT")),
+        (header::SERVER, HeaderValue::from_static("upstream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (header::ETAG, HeaderValue::from_static("\"33a64df551425fcc\"")),
+    ];
+    ResponseHead { status: StatusCode::OK, fields: fields.into_iter().collect() }
+}
+
+/// What makes the figures mean less than they seem to.
+fn notes(endings: &[EndingReport], iterations: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    let share = |wanted: fn(&EndingReport) -> bool| {
+        let count: u64 = endings.iter().filter(|e| wanted(e)).map(EndingReport::count).sum();
+        count as f64 * 100.0 / iterations as f64
+    };
+    let early = share(|e| matches!(e, EndingReport::Reply { .. } | EndingReport::Closed { .. }));
+    if early > 0.0 {
+        notes.push(format!(
+            "{early:.1}% of the requests ended before the upstream: the filters after that saw less of them, and the \
+             whole took another way than the rest; limits count here as in production"
+        ));
+    }
+    let held = share(|e| matches!(e, EndingReport::Held { .. }));
+    if held > 0.0 {
+        notes.push(format!(
+            "{held:.1}% of the requests were held by a filter, for a delay or an answer from elsewhere, and given up: \
+             they are not in the chain's total"
+        ));
+    }
+    if cfg!(debug_assertions) {
+        notes.push("this is a development build; the proxy's own part is many times slower than it is".to_owned());
+    }
+    notes
+}
+
+/// What runs requests.
+struct Runner {
+    samples: Vec<Sample>,
+    response: (ResponseHead, Bytes),
+    driver: Driver,
+    bare: Rc<Chain>,
+    timed: Rc<Chain>,
+    /// A filter that has failed.
+    failed: Rc<RefCell<Option<Arc<Plugin>>>>,
+}
+
+/// What has come of requests so far.
+struct Run {
+    /// On each of the two chains.
+    requests: u64,
+    /// On the bare chain.
+    whole: Times,
+    /// On the bare chain.
+    endings: BTreeMap<Ending, u64>,
+}
+
+impl Run {
+    fn new(clock: Duration) -> Run {
+        Run { requests: 0, whole: Times::new(clock), endings: BTreeMap::new() }
+    }
+}
+
+impl Runner {
+    /// Runs some requests on the bare chain, and the same on the timed one.
+    fn slice(&self, run: &mut Run, requests: u64) -> anyhow::Result<()> {
+        // Takes the tasks of filters, so that they do not pile up.
+        let tasks = LocalSet::new();
+        let _inside = tasks.enter();
+        let samples = || self.samples.iter().cycle().skip(run.requests as usize % self.samples.len());
+        for sample in samples().take(requests as usize) {
+            let (took, ending) = self.request(sample, &self.bare);
+            if !matches!(ending, Ending::Held(_)) {
+                run.whole.record(took);
+            }
+            *run.endings.entry(ending).or_default() += 1;
+        }
+        for sample in samples().take(requests as usize) {
+            self.request(sample, &self.timed);
+        }
+        run.requests += requests;
+        match self.failed.borrow().as_ref() {
+            None => Ok(()),
+            Some(plugin) => {
+                let error = plugin.last_error.load();
+                let error = error.as_ref().map_or("unknown", |e| e.as_str());
+                bail!("filter `{}` failed on one of the requests: {error}", plugin.identity.name)
+            }
+        }
+    }
+
+    fn request(&self, sample: &Sample, chain: &Rc<Chain>) -> (Duration, Ending) {
+        let (stream, body, response) = (sample.stream(chain), sample.body.clone(), self.response.clone());
+        let start = Instant::now();
+        let ending = self.driver.run(&stream, body, response);
+        (start.elapsed(), ending)
+    }
+}

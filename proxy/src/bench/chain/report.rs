@@ -1,0 +1,265 @@
+//! What a run has shown: as JSON for programs (and as a later run's baseline), as a table for people.
+
+use std::fmt::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    drive::Ending,
+    timed::{Phase, Times},
+};
+
+/// Changes of less than this many percent are within what two runs of the same differ by.
+const NOISE: f64 = 5.0;
+
+/// A run that is over. All times are in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Report {
+    /// The version that has measured.
+    pub(super) tollgate: String,
+    pub(super) listener: String,
+    /// How many different requests there were.
+    pub(super) requests: usize,
+    /// A hash of the requests and the response.
+    pub(super) workload: String,
+    /// How often a request was run; as often again with each call timed.
+    pub(super) iterations: u64,
+    /// What reading the clock takes; it is not in the other times.
+    pub(super) clock_ns: f64,
+    pub(super) filters: Vec<FilterReport>,
+    /// A whole request, without a clock between the calls.
+    pub(super) total: Figures,
+    /// The calls of a request, timed one by one and summed up: the mean.
+    pub(super) calls_ns: f64,
+    pub(super) endings: Vec<EndingReport>,
+    /// What a reader must know before believing the figures.
+    pub(super) notes: Vec<String>,
+}
+
+/// A filter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct FilterReport {
+    pub(super) name: String,
+    /// Its linear memory after the run.
+    pub(super) memory_bytes: u64,
+    pub(super) phases: Vec<PhaseReport>,
+}
+
+/// A phase of a filter in which it was called.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct PhaseReport {
+    pub(super) phase: Phase,
+    pub(super) calls: u64,
+    /// Of one call.
+    #[serde(flatten)]
+    pub(super) figures: Figures,
+    /// Per call.
+    pub(super) hostcalls: f64,
+    /// Per call.
+    pub(super) copied_bytes: f64,
+}
+
+/// Times, and how they differ from the baseline's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Figures {
+    pub(super) median_ns: f64,
+    pub(super) p99_ns: f64,
+    pub(super) mean_ns: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) change: Option<Change>,
+}
+
+/// The difference from the baseline, in percent of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Change {
+    pub(super) median_percent: f64,
+    pub(super) p99_percent: f64,
+    pub(super) mean_percent: f64,
+}
+
+/// How requests ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ending", rename_all = "snake_case")]
+pub(super) enum EndingReport {
+    /// With the upstream's response.
+    Response { status: u16, count: u64 },
+    /// With a response of a filter's or the proxy's own.
+    Reply { status: u16, count: u64 },
+    /// Without a response.
+    Closed { count: u64 },
+    /// Not at all: a filter was waiting for something.
+    Held { filter: String, count: u64 },
+}
+
+impl EndingReport {
+    pub(super) fn new(ending: Ending, count: u64, name: impl FnOnce(usize) -> String) -> Self {
+        match ending {
+            Ending::Response(status) => EndingReport::Response { status, count },
+            Ending::Reply(status) => EndingReport::Reply { status, count },
+            Ending::Closed => EndingReport::Closed { count },
+            Ending::Held(position) => EndingReport::Held { filter: name(position), count },
+        }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            EndingReport::Response { count, .. }
+            | EndingReport::Reply { count, .. }
+            | EndingReport::Closed { count }
+            | EndingReport::Held { count, .. } => *count,
+        }
+    }
+
+    fn what(&self) -> String {
+        match self {
+            EndingReport::Response { status, .. } => format!("{status} from upstream"),
+            EndingReport::Reply { status, .. } => format!("{status} from the proxy or a filter"),
+            EndingReport::Closed { .. } => "closed by a filter".to_owned(),
+            EndingReport::Held { filter, .. } => format!("held by `{filter}`"),
+        }
+    }
+}
+
+/// To a hundredth: more would be noise, and would not survive being written and read.
+pub(super) fn rounded(x: f64) -> f64 {
+    (x * 100.0).round() / 100.0
+}
+
+/// From `before` to `now`, in percent of `before`; a change from nothing is none.
+fn percent(now: f64, before: f64) -> f64 {
+    if before > 0.0 { rounded((now / before - 1.0) * 100.0) } else { 0.0 }
+}
+
+impl Figures {
+    pub(super) fn new(times: &Times) -> Figures {
+        Figures {
+            median_ns: times.quantile(0.5),
+            p99_ns: times.quantile(0.99),
+            mean_ns: rounded(times.mean()),
+            change: None,
+        }
+    }
+
+    fn compare(&mut self, before: &Figures) {
+        self.change = Some(Change {
+            median_percent: percent(self.median_ns, before.median_ns),
+            p99_percent: percent(self.p99_ns, before.p99_ns),
+            mean_percent: percent(self.mean_ns, before.mean_ns),
+        });
+    }
+}
+
+impl Report {
+    /// Notes how the figures differ from an earlier run's.
+    pub(super) fn compare(&mut self, before: &Report) {
+        if self.workload != before.workload {
+            self.notes.push("the baseline was measured with other requests or responses".to_owned());
+        }
+        let kinds = |report: &Report| report.endings.iter().map(EndingReport::what).collect::<Vec<_>>();
+        if kinds(self) != kinds(before) {
+            self.notes.push(format!("in the baseline, requests ended otherwise: {}", kinds(before).join(", ")));
+        }
+        self.total.compare(&before.total);
+        for filter in &mut self.filters {
+            let Some(old) = before.filters.iter().find(|f| f.name == filter.name) else {
+                self.notes.push(format!("filter `{}` is not in the baseline", filter.name));
+                continue;
+            };
+            for phase in &mut filter.phases {
+                if let Some(old) = old.phases.iter().find(|p| p.phase == phase.phase) {
+                    phase.figures.compare(&old.figures);
+                }
+            }
+        }
+        for old in &before.filters {
+            if !self.filters.iter().any(|f| f.name == old.name) {
+                self.notes.push(format!("filter `{}` is in the baseline only", old.name));
+            }
+        }
+    }
+
+    /// The report for people.
+    pub(super) fn text(&self, colour: bool) -> String {
+        let mut out = String::new();
+        // To write to a string cannot fail.
+        let _ = self.write_text(&mut out, colour);
+        out
+    }
+
+    fn write_text(&self, out: &mut String, colour: bool) -> fmt::Result {
+        let paint = |code: &str, s: &str| if colour { format!("\x1b[{code}m{s}\x1b[0m") } else { s.to_owned() };
+        let (filters, requests) = (plural(self.filters.len() as u64, "filter"), plural(self.requests as u64, "request"));
+        let title = format!("listener `{}`", self.listener);
+        writeln!(out, "{}: {filters}, {requests} in turn, {} runs", paint("1;36", &title), self.iterations)?;
+
+        let compared = self.total.change.is_some();
+        let width = self.filters.iter().map(|f| f.name.chars().count()).max().unwrap_or(0).max("filter".len());
+        let change = |figures: &Figures| match (&figures.change, compared) {
+            (Some(change), _) => format!("{}{}", shift(change.median_percent, &paint), shift(change.p99_percent, &paint)),
+            (None, true) => format!("{:>9}{:>9}", "-", "-"),
+            (None, false) => String::new(),
+        };
+        let columns = if compared { format!("{:>9}{:>9}", "Δmedian", "Δp99") } else { String::new() };
+        let header = format!(
+            "{:<width$}  {:<17}{:>10}{:>11}{:>10}{columns}{:>11}{:>10}",
+            "filter", "phase", "calls", "median ns", "p99 ns", "hostcalls", "copied B"
+        );
+        writeln!(out, "\n{}", paint("1", &header))?;
+        for filter in &self.filters {
+            let mut name = filter.name.as_str();
+            for row in &filter.phases {
+                let (f, phase) = (&row.figures, row.phase.name());
+                writeln!(
+                    out,
+                    "{name:<width$}  {phase:<17}{:>10}{:>11}{:>10}{}{:>11.2}{:>10.1}",
+                    row.calls,
+                    f.median_ns,
+                    f.p99_ns,
+                    change(f),
+                    row.hostcalls,
+                    row.copied_bytes
+                )?;
+                name = "";
+            }
+            if filter.phases.is_empty() {
+                writeln!(out, "{name:<width$}  never called")?;
+            }
+        }
+        let total = &self.total;
+        let label = format!("{:<1$}", "chain, whole request", width + 29);
+        let figures = format!("{:>11}{:>10}", total.median_ns, total.p99_ns);
+        writeln!(out, "{}{}{}", paint("1", &label), paint("1;32", &figures), change(total))?;
+
+        let title = |s: &str| paint("1", &format!("{s:<8}"));
+        writeln!(
+            out,
+            "\n{} {:.0} ns a request; its calls, timed one by one: {:.0} ns ({:.0} ns for the clock subtracted from each)",
+            title("Mean"),
+            total.mean_ns,
+            self.calls_ns,
+            self.clock_ns
+        )?;
+        let memory = self.filters.iter().map(|f| format!("{} {} KiB", f.name, f.memory_bytes >> 10));
+        writeln!(out, "{} {}", title("Memory"), memory.collect::<Vec<_>>().join(", "))?;
+        let endings = self.endings.iter().map(|e| format!("{} × {}", e.count(), e.what()));
+        writeln!(out, "{} {}", title("Ended"), endings.collect::<Vec<_>>().join(", "))?;
+        for (i, note) in self.notes.iter().enumerate() {
+            writeln!(out, "{}{} {note}", if i == 0 { "\n" } else { "" }, paint("1;33", "note:"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A change in percent, nine columns wide; red or green if it is more than noise.
+fn shift(percent: f64, paint: &impl Fn(&str, &str) -> String) -> String {
+    let text = format!("{:>9}", format!("{percent:+.1}%"));
+    match percent {
+        p if p >= NOISE => paint("31", &text),
+        p if p <= -NOISE => paint("32", &text),
+        _ => text,
+    }
+}
+
+fn plural(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}

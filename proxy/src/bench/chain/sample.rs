@@ -1,0 +1,306 @@
+//! The requests that a chain is measured with: from the command line, from a file of JSON lines (written for the purpose,
+//! or Tollgate's own access log), or, if there are none, a few of the usual kind.
+//!
+//! They are made once, as `exchange` makes them of what a client sends: the path normalised, `X-Forwarded-*` and
+//! `X-Request-Id` set. For each run a stream is made of a copy.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    rc::Rc,
+    str::FromStr,
+    time::Instant,
+};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method,
+    header::{self, Entry},
+};
+use serde::Deserialize;
+
+use super::args::ChainArgs;
+use crate::{
+    chain::{Chain, RequestHead, Stream, stream::ConnectionInfo},
+    config::model::Listener,
+    http::{
+        fields::{add_via, forwarded, remove_hop_by_hop},
+        path::normalise,
+    },
+    wasm::content_hash,
+};
+
+/// Fields that nearly every request has; added where they are missing.
+const USUAL: [(HeaderName, &str); 4] = [
+    (header::USER_AGENT, concat!("tollgate-bench/", env!("CARGO_PKG_VERSION"))),
+    (header::ACCEPT, "application/json, text/html;q=0.9, */*;q=0.8"),
+    (header::ACCEPT_ENCODING, "gzip, br"),
+    (header::ACCEPT_LANGUAGE, "en-GB, en;q=0.8"),
+];
+
+/// What is requested if nothing else is said.
+const DEFAULT: [&str; 4] =
+    ["GET /", "GET /api/items/8271?expand=prices&page=2", "GET /static/app.4f1c.js", "POST /api/items"];
+
+/// Bytes of a request's body, at most, that are made up for a line of an access log.
+const LOGGED_BODY: u64 = 1 << 20;
+
+/// A request as it is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Asked {
+    method: Method,
+    /// Path and query.
+    path: String,
+    headers: HeaderMap,
+    body: Option<Bytes>,
+    /// Where it comes from, else the client of the command line.
+    client: Option<IpAddr>,
+}
+
+impl FromStr for Asked {
+    type Err = anyhow::Error;
+
+    fn from_str(line: &str) -> anyhow::Result<Asked> {
+        let (method, path) = line.split_once(' ').with_context(|| format!("`{line}` is not `METHOD /path`"))?;
+        Asked::new(method, path)
+    }
+}
+
+impl Asked {
+    fn new(method: &str, path: &str) -> anyhow::Result<Asked> {
+        let method = Method::from_bytes(method.as_bytes()).map_err(|_| anyhow!("`{method}` is not a method"))?;
+        ensure!(method != Method::CONNECT, "CONNECT is refused before any filter sees it");
+        let valid = path.starts_with('/') && http::uri::PathAndQuery::try_from(path).is_ok();
+        ensure!(valid || path == "*", "`{path}` is not a path: it begins with `/`, and has no spaces");
+        Ok(Asked { method, path: path.to_owned(), headers: HeaderMap::new(), body: None, client: None })
+    }
+
+    fn header(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
+        let name = HeaderName::from_str(name).map_err(|_| anyhow!("`{name}` is not a header's name"))?;
+        let value = HeaderValue::from_str(value).map_err(|_| anyhow!("`{value}` cannot be the value of `{name}`"))?;
+        self.headers.append(name, value);
+        Ok(())
+    }
+
+    /// Reads a JSON line: one of the access log if it says when it was written, else one that was written for this.
+    fn from_json(line: &str) -> anyhow::Result<Asked> {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        if line.get("start").is_some() && line.get("listener").is_some() {
+            let line: LogLine = serde_json::from_value(line)?;
+            let mut asked = Asked::new(&line.method, &line.path)?;
+            let said = [("host", line.authority), ("user-agent", line.user_agent), ("referer", line.referer)];
+            said.iter().try_for_each(|(name, value)| value.as_ref().map_or(Ok(()), |v| asked.header(name, v)))?;
+            asked.body = Some(zeros(line.request_bytes.min(LOGGED_BODY) as usize));
+            asked.client = line.client;
+            return Ok(asked);
+        }
+        let line: Line = serde_json::from_value(line)?;
+        let mut asked = Asked::new(line.method.as_deref().unwrap_or("GET"), &line.path)?;
+        line.headers.iter().try_for_each(|(name, value)| asked.header(name, value))?;
+        asked.body = line.body.map(Bytes::from);
+        asked.client = line.client;
+        Ok(asked)
+    }
+}
+
+/// A line that was written for this.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    method: Option<String>,
+    path: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    body: Option<String>,
+    client: Option<IpAddr>,
+}
+
+/// A line of an access log in JSON, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct LogLine {
+    method: String,
+    path: String,
+    authority: Option<String>,
+    user_agent: Option<String>,
+    referer: Option<String>,
+    client: Option<IpAddr>,
+    #[serde(default)]
+    request_bytes: u64,
+}
+
+/// Reads a file of JSON lines; empty ones are skipped.
+fn read(file: &Path) -> anyhow::Result<Vec<Asked>> {
+    let name = file.display();
+    let lines = BufReader::new(File::open(file).with_context(|| format!("cannot read {name}"))?).lines();
+    let mut all = Vec::new();
+    for (n, line) in lines.enumerate() {
+        let line = line.with_context(|| format!("cannot read {name}"))?;
+        if !line.trim().is_empty() {
+            all.push(Asked::from_json(&line).with_context(|| format!("{name}, line {}", n + 1))?);
+        }
+    }
+    ensure!(!all.is_empty(), "{name} holds no request");
+    Ok(all)
+}
+
+fn zeros(len: usize) -> Bytes {
+    vec![0; len].into()
+}
+
+/// All requests that the arguments ask for, and a hash of them by which runs can be told to be comparable.
+pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<(Vec<Asked>, String)> {
+    let mut all = match &args.requests {
+        Some(file) => read(file)?,
+        None if args.request.is_empty() => DEFAULT.into_iter().map(str::parse).collect::<anyhow::Result<_>>()?,
+        None => args.request.clone(),
+    };
+    for asked in &mut all {
+        for (name, value) in &args.headers {
+            asked.headers.insert(name, value.clone());
+        }
+        for (name, value) in USUAL {
+            asked.headers.entry(name).or_insert(HeaderValue::from_static(value));
+        }
+        asked.body.get_or_insert_with(|| zeros(args.body));
+        asked.client.get_or_insert(args.client);
+    }
+    let of = format!("{all:?} {} {}", args.response_body, args.trailers);
+    Ok((all, content_hash(of.as_bytes())[..16].to_owned()))
+}
+
+/// A request, ready to be run again and again.
+pub(super) struct Sample {
+    connection: Rc<ConnectionInfo>,
+    client: SocketAddr,
+    head: RequestHead,
+    original_path: Bytes,
+    request_id: HeaderValue,
+    /// Its body.
+    pub(super) body: Bytes,
+}
+
+impl Sample {
+    /// The request as the filters of this listener get it.
+    ///
+    /// # Errors
+    /// The listener would refuse it before any filter sees it.
+    pub(super) fn new(asked: Asked, listener: &Listener) -> anyhow::Result<Sample> {
+        let Asked { method, path, mut headers, body, client } = asked;
+        let authority = match headers.remove(header::HOST) {
+            Some(host) => Bytes::copy_from_slice(host.as_bytes()),
+            None => listener.address.to_string().into(),
+        };
+        if http::uri::Authority::from_maybe_shared(authority.clone()).is_err() {
+            bail!("`{}` is not a host", String::from_utf8_lossy(&authority));
+        }
+        let (original_path, query) = path.split_once('?').map_or((&*path, None), |(path, query)| (path, Some(query)));
+        let mut normal = match original_path {
+            "*" => b"*".to_vec(),
+            path => normalise(path.as_bytes(), &listener.path).with_context(|| format!("`{path}`"))?.into_owned(),
+        };
+        if let Some(query) = query {
+            normal.extend([b"?", query.as_bytes()].concat());
+        }
+        let body = body.unwrap_or_default();
+        if let (Entry::Vacant(length), false) = (headers.entry(header::CONTENT_LENGTH), body.is_empty()) {
+            length.insert(body.len().into());
+        }
+        remove_hop_by_hop(&mut headers);
+        let via = (!listener.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", listener.via)));
+        add_via(&mut headers, via.transpose().ok().flatten().as_ref());
+        let peer = SocketAddr::new(client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
+        let origin = forwarded(&mut headers, peer, &authority, "http", listener.trusted_hops);
+        let connection = ConnectionInfo {
+            id: 1,
+            listener: listener.name.as_str().into(),
+            peer,
+            local: listener.address,
+            closing: Cell::new(false),
+            active: Cell::new(1),
+            requests: Cell::new(1),
+            idle_since: Cell::new(Instant::now()),
+        };
+        Ok(Sample {
+            connection: Rc::new(connection),
+            client: origin.client,
+            request_id: origin.request_id,
+            original_path: Bytes::copy_from_slice(original_path.as_bytes()),
+            head: RequestHead { method, path: normal.into(), authority, scheme: "http", fields: headers },
+            body,
+        })
+    }
+
+    /// A stream of it.
+    pub(super) fn stream(&self, chain: &Rc<Chain>) -> Rc<Stream> {
+        Stream::new(
+            self.connection.clone(),
+            self.client,
+            chain.clone(),
+            self.head.clone(),
+            self.original_path.clone(),
+            self.request_id.clone(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(result: anyhow::Result<Asked>) -> String {
+        format!("{:#}", result.unwrap_err())
+    }
+
+    #[test]
+    fn request_lines_are_a_method_and_a_path() {
+        let asked: Asked = "DELETE /a/b?c=d".parse().unwrap();
+        assert_eq!((asked.method, &*asked.path), (Method::DELETE, "/a/b?c=d"));
+        for (line, why) in [
+            ("/a", "is not `METHOD /path`"),
+            ("G@T /a", "`G@T` is not a method"),
+            ("GET a", "`a` is not a path"),
+            ("GET http://h/a", "is not a path"),
+            ("GET /a b", "is not a path"),
+            ("CONNECT /", "CONNECT is refused"),
+        ] {
+            let said = problem(line.parse());
+            assert!(said.contains(why), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn lines_written_for_the_purpose() {
+        let line = r#"{"method":"POST","path":"/x","headers":{"X-A":"1"},"body":"hi","client":"10.0.0.9"}"#;
+        let asked = Asked::from_json(line).unwrap();
+        assert_eq!((asked.method, asked.headers["x-a"].as_bytes()), (Method::POST, &b"1"[..]));
+        assert_eq!((asked.body.as_deref(), asked.client), (Some(&b"hi"[..]), "10.0.0.9".parse().ok()));
+        assert_eq!(Asked::from_json(r#"{"path":"/"}"#).unwrap().method, Method::GET);
+        for (line, why) in [
+            (r#"{"path":"/","header":{}}"#, "unknown field `header`"),
+            (r#"{"method":"GET"}"#, "missing field `path`"),
+            (r#"{"path":"/","headers":{"a b":"1"}}"#, "`a b` is not a header's name"),
+            (r#"{"path":"/","headers":{"a":"1\n"}}"#, "cannot be the value"),
+            ("GET /", "expected value"),
+        ] {
+            let said = problem(Asked::from_json(line));
+            assert!(said.contains(why), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn lines_of_the_access_log() {
+        let line = r#"{"start":"2025-01-01T00:00:00.000Z","request_id":"r","listener":"public","peer":"10.0.0.7:5",
+            "client":"10.0.0.7","method":"PUT","authority":"shop.example","path":"/a?b=c","status":200,"flags":null,
+            "request_bytes":3,"user_agent":"curl/8","referer":null,"fields":null}"#;
+        let asked = Asked::from_json(line).unwrap();
+        assert_eq!((asked.method, &*asked.path), (Method::PUT, "/a?b=c"));
+        assert_eq!((&asked.headers["host"], &asked.headers["user-agent"]), (&"shop.example", &"curl/8"));
+        assert_eq!((asked.headers.len(), asked.body.as_deref()), (2, Some(&[0; 3][..])));
+        assert_eq!(asked.client, "10.0.0.7".parse().ok());
+    }
+}

@@ -1,0 +1,190 @@
+//! A filter that measures another one: each call is passed on as it is, and the time that it took, the calls of the guest
+//! to the host and the bytes copied for them are counted by phase.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chain::{Action, Direction, Filter, HeadersPause, Stream},
+    wasm::Vm,
+};
+
+/// Longer times are counted as this one.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// When a filter is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Phase {
+    RequestHeaders,
+    RequestBody,
+    RequestTrailers,
+    ResponseHeaders,
+    ResponseBody,
+    ResponseTrailers,
+    End,
+}
+
+impl Phase {
+    pub(super) const ALL: [Phase; 7] = [
+        Phase::RequestHeaders,
+        Phase::RequestBody,
+        Phase::RequestTrailers,
+        Phase::ResponseHeaders,
+        Phase::ResponseBody,
+        Phase::ResponseTrailers,
+        Phase::End,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Phase::RequestHeaders => "request headers",
+            Phase::RequestBody => "request body",
+            Phase::RequestTrailers => "request trailers",
+            Phase::ResponseHeaders => "response headers",
+            Phase::ResponseBody => "response body",
+            Phase::ResponseTrailers => "response trailers",
+            Phase::End => "end",
+        }
+    }
+}
+
+/// Times, in nanoseconds, without what reading the clock took.
+#[derive(Debug, Clone)]
+pub(super) struct Times {
+    histogram: Histogram<u64>,
+    clock: Duration,
+}
+
+impl Times {
+    /// `clock`: what each time contains of reading the clock, see [`clock`].
+    pub(super) fn new(clock: Duration) -> Times {
+        // The bounds are constants that hdrhistogram accepts; up to 2 µs each nanosecond is told from the next.
+        let histogram = Histogram::new_with_max(LONGEST.as_nanos() as u64, 3).expect("valid bounds");
+        Times { histogram, clock }
+    }
+
+    pub(super) fn record(&mut self, took: Duration) {
+        self.histogram.saturating_record(took.saturating_sub(self.clock).as_nanos() as u64);
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    pub(super) fn quantile(&self, quantile: f64) -> f64 {
+        self.histogram.value_at_quantile(quantile) as f64
+    }
+
+    pub(super) fn mean(&self) -> f64 {
+        self.histogram.mean()
+    }
+}
+
+/// What a measured time contains beside what was measured: the median of measuring nothing. Tens of nanoseconds, as much as
+/// a short call into a filter, so it is subtracted from each time.
+pub(super) fn clock() -> Duration {
+    let mut nothing: Vec<Duration> = (0..10_001).map(|_| Instant::now().elapsed()).collect();
+    nothing.sort_unstable();
+    nothing[nothing.len() / 2]
+}
+
+/// The calls of one phase.
+#[derive(Debug, Clone)]
+pub(super) struct Tally {
+    pub(super) times: Times,
+    /// Calls of the guest to the host.
+    pub(super) hostcalls: u64,
+    /// Bytes copied into and out of the guest's memory.
+    pub(super) copied: u64,
+}
+
+/// A measured filter.
+pub(super) struct Timed {
+    vm: Rc<Vm>,
+    clock: Duration,
+    tallies: RefCell<Vec<Tally>>,
+}
+
+impl Timed {
+    pub(super) fn new(vm: Rc<Vm>, clock: Duration) -> Timed {
+        let timed = Timed { vm, clock, tallies: RefCell::default() };
+        timed.reset();
+        timed
+    }
+
+    pub(super) fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Forgets what was measured.
+    pub(super) fn reset(&self) {
+        let tally = Tally { times: Times::new(self.clock), hostcalls: 0, copied: 0 };
+        *self.tallies.borrow_mut() = vec![tally; Phase::ALL.len()];
+    }
+
+    /// What was measured, by phase; phases without calls are left out.
+    pub(super) fn tallies(&self) -> Vec<(Phase, Tally)> {
+        let tallies = self.tallies.borrow();
+        let all = Phase::ALL.into_iter().zip(tallies.iter().cloned());
+        all.filter(|(_, tally)| tally.times.len() > 0).collect()
+    }
+
+    fn measure<T>(&self, phase: Phase, call: impl FnOnce(&Vm) -> T) -> T {
+        let (hostcalls, copied) = self.vm.traffic();
+        let start = Instant::now();
+        let result = call(&self.vm);
+        let took = start.elapsed();
+        let after = self.vm.traffic();
+        let tally = &mut self.tallies.borrow_mut()[phase as usize];
+        tally.times.record(took);
+        // An instance that has failed is gone, and its counts with it.
+        tally.hostcalls += after.0.saturating_sub(hostcalls);
+        tally.copied += after.1.saturating_sub(copied);
+        result
+    }
+}
+
+impl Filter for Timed {
+    fn name(&self) -> &str {
+        self.vm.name()
+    }
+
+    fn phases(&self) -> u32 {
+        self.vm.phases()
+    }
+
+    fn headers_pause(&self) -> HeadersPause {
+        self.vm.headers_pause()
+    }
+
+    fn changes_body(&self, direction: Direction) -> bool {
+        self.vm.changes_body(direction)
+    }
+
+    fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
+        let phase = [Phase::RequestHeaders, Phase::ResponseHeaders][direction as usize];
+        self.measure(phase, |vm| vm.on_headers(direction, stream, position, end))
+    }
+
+    fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
+        let phase = [Phase::RequestBody, Phase::ResponseBody][direction as usize];
+        self.measure(phase, |vm| vm.on_body(direction, stream, position, len, end))
+    }
+
+    fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
+        let phase = [Phase::RequestTrailers, Phase::ResponseTrailers][direction as usize];
+        self.measure(phase, |vm| vm.on_trailers(direction, stream, position))
+    }
+
+    fn on_end(&self, stream: &Rc<Stream>, position: usize) {
+        self.measure(Phase::End, |vm| vm.on_end(stream, position));
+    }
+}

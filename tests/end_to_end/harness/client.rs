@@ -1,0 +1,58 @@
+//! A client: one connection, on which any bytes can be sent. Failures are panics; [`Client::wire`] gives errors instead.
+
+use std::net::{SocketAddr, TcpStream};
+
+use super::wire::{Message, Wire};
+
+/// A connection to the proxy.
+pub struct Client {
+    /// The connection itself.
+    pub wire: Wire,
+}
+
+impl Client {
+    /// Connects.
+    pub fn connect(address: SocketAddr) -> Client {
+        Client { wire: Wire::new(TcpStream::connect(address).expect("the proxy accepts connections")) }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.wire.send(bytes).expect("the proxy reads");
+    }
+
+    /// Sends a request, with `Host: test` and a `Content-Length` if there is a body; a field given here goes before these.
+    pub fn send_request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) {
+        let has = |name: &str| fields.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        if !has("host") {
+            head += "Host: test\r\n";
+        }
+        fields.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        if !body.is_empty() && !has("transfer-encoding") && !has("content-length") {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        self.send([head.as_bytes(), b"\r\n", body].concat());
+    }
+
+    /// The next response; a provisional one (100) counts.
+    pub fn read(&mut self) -> Message {
+        self.read_for("GET")
+    }
+
+    /// The next response, to a request of this method.
+    pub fn read_for(&mut self, method: &str) -> Message {
+        self.wire.read_response(method).expect("a response")
+    }
+
+    /// A request and its response.
+    pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
+        self.send_request(method, target, fields, body);
+        self.read_for(method)
+    }
+
+    /// `GET`.
+    pub fn get(&mut self, target: &str) -> Message {
+        self.request("GET", target, &[], b"")
+    }
+}

@@ -1,0 +1,79 @@
+//! Builds the configuration of most tests: one listener, some filters in a chain, some clusters. A test that needs another
+//! shape writes the YAML itself.
+
+use std::fmt::{Display, Write};
+
+/// A configuration with the listener `main`, which logs to `access.log`.
+///
+/// Options are YAML, in block or flow style, of any common indentation.
+#[derive(Default, Clone)]
+pub struct Config {
+    top: String,
+    listener: String,
+    chain: Vec<String>,
+    filters: String,
+    clusters: String,
+}
+
+impl Config {
+    /// Without filters and clusters.
+    pub fn new() -> Config {
+        Config::default()
+    }
+
+    /// One cluster `web` with one endpoint, to which everything goes.
+    pub fn to(endpoint: impl Display) -> Config {
+        Config::new().listener("cluster: web").cluster("web", &[endpoint], "")
+    }
+
+    /// Adds keys beside `listeners` and the like.
+    pub fn top(mut self, options: &str) -> Config {
+        self.top += &indented(options, 0);
+        self
+    }
+
+    /// Adds options of the listener.
+    pub fn listener(mut self, options: &str) -> Config {
+        self.listener += &indented(options, 4);
+        self
+    }
+
+    /// Adds a filter, and puts it at the end of the chain. `options` are those beside `name` and `wasm`, such as `config:`.
+    pub fn filter(mut self, name: &str, wasm: &str, options: &str) -> Config {
+        self.chain.push(name.to_owned());
+        let _ = write!(self.filters, "  - name: {name}\n    wasm: {wasm}\n{}", indented(options, 4));
+        self
+    }
+
+    /// Adds a cluster. `options` are those beside `name` and `endpoints`.
+    pub fn cluster(mut self, name: &str, endpoints: &[impl Display], options: &str) -> Config {
+        let endpoints: Vec<_> = endpoints.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
+        let _ = write!(
+            self.clusters,
+            "  - name: {name}\n    endpoints: [{}]\n{}",
+            endpoints.join(", "),
+            indented(options, 4)
+        );
+        self
+    }
+}
+
+impl From<Config> for String {
+    fn from(config: Config) -> String {
+        let Config { top, listener, chain, filters, clusters } = config;
+        let section = |name: &str, items: String| match items.is_empty() {
+            true => String::new(),
+            false => format!("{name}:\n{items}"),
+        };
+        let main = "  - name: main\n    address: '@main@'\n    access_log: {to: access.log}\n";
+        let listeners = format!("{main}    chain: [{}]\n{listener}", chain.join(", "));
+        [top, section("listeners", listeners), section("filters", filters), section("clusters", clusters)].concat()
+    }
+}
+
+/// The lines of a text, their common indentation replaced by this many spaces.
+fn indented(text: &str, spaces: usize) -> String {
+    let lines = || text.lines().filter(|line| !line.trim().is_empty());
+    let common = lines().map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);
+    lines().map(|line| format!("{:spaces$}{}\n", "", &line[common..])).collect()
+}

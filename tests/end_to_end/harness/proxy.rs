@@ -1,0 +1,282 @@
+//! The proxy as a process of its own: the binary that is shipped, with a configuration in a folder of its own.
+//!
+//! In a configuration, `@main@` (or any other word) stands for an address on a free port; [`Proxy::address`] tells it. The
+//! folder is the process's working directory, so files in it need no path.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+pub use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    client::Client,
+    metrics::Metrics,
+    wait_for,
+    wire::{Message, Wire},
+};
+
+/// A running proxy; it is killed when dropped, and if that is because the test has failed, its log is shown.
+pub struct Proxy {
+    child: Child,
+    dir: TempDir,
+    addresses: BTreeMap<String, SocketAddr>,
+    output: Arc<Mutex<String>>,
+}
+
+impl Proxy {
+    /// Starts it, and waits until it is ready.
+    pub fn start(config: impl Into<String>) -> Proxy {
+        Proxy::start_with(config, &[])
+    }
+
+    /// The same, with files beside the configuration (filters, say).
+    pub fn start_with(config: impl Into<String>, files: &[(&str, &[u8])]) -> Proxy {
+        Proxy::try_start(config, files).unwrap_or_else(|output| panic!("the proxy did not start:\n{output}"))
+    }
+
+    /// The same; what it wrote if it ends instead.
+    pub fn try_start(config: impl Into<String>, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
+        let config = config.into();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match Proxy::launch(&config, files) {
+                // Somebody else took the port between our letting it go and the proxy's taking it.
+                Err(output) if output.contains("Address already in use") && tries < 10 => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn launch(config: &str, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
+        let dir = TempDir::new().expect("a folder");
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).expect("a file can be written");
+        }
+        let mut addresses = BTreeMap::new();
+        fs::write(dir.path().join("config.yaml"), filled_in(config, &mut addresses)).expect("a file can be written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .args(["run", "config.yaml"])
+            .current_dir(dir.path())
+            // Filters are compiled once for all tests.
+            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy can be run");
+        let output = Arc::new(Mutex::new(String::new()));
+        let readers = [capture(child.stdout.take(), &output), capture(child.stderr.take(), &output)];
+        let mut proxy = Proxy { child, dir, addresses, output };
+        let ended = wait_for("the proxy to be ready", || match proxy.has_ended() {
+            true => Some(true),
+            false => proxy.is_ready().then_some(false),
+        });
+        if ended {
+            readers.into_iter().for_each(|reader| reader.join().expect("its output can be read"));
+            return Err(proxy.output());
+        }
+        Ok(proxy)
+    }
+
+    /// The address that a word between at signs stands for.
+    pub fn address(&self, name: &str) -> SocketAddr {
+        self.addresses[name]
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The folder of its configuration.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A connection to the listener `main`.
+    pub fn client(&self) -> Client {
+        Client::connect(self.address("main"))
+    }
+
+    /// A request on a connection of its own, and its response.
+    pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
+        self.client().request(method, target, fields, body)
+    }
+
+    /// `GET`, on a connection of its own.
+    pub fn get(&self, target: &str) -> Message {
+        self.request("GET", target, &[], b"")
+    }
+
+    /// A request to the admin listener.
+    pub fn admin(&self, method: &str, path: &str, body: &str) -> Message {
+        Client::connect(self.address("admin")).request(method, path, &[], body.as_bytes())
+    }
+
+    fn admin_json(&self, path: &str) -> Value {
+        serde_json::from_slice(&self.admin("GET", path, "").body).expect("the admin listener gives JSON")
+    }
+
+    /// `GET /config`.
+    pub fn config(&self) -> Value {
+        self.admin_json("/config")
+    }
+
+    /// The version of the configuration in force.
+    pub fn version(&self) -> u64 {
+        self.config()["version"].as_u64().expect("a version")
+    }
+
+    /// `GET /filters`: the one of this name.
+    pub fn filter(&self, name: &str) -> Value {
+        let filters = self.admin_json("/filters");
+        let all = filters["filters"].as_array().expect("a list of filters");
+        all.iter().find(|f| f["name"] == name).unwrap_or_else(|| panic!("no filter {name}: {filters}")).clone()
+    }
+
+    /// `GET /metrics`.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(self.admin("GET", "/metrics", "").text())
+    }
+
+    /// Waits until the sum of a metric's series with these labels is at least this much.
+    pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], least: f64) {
+        wait_for(&format!("{name} {labels:?} to be {least}"), || {
+            (self.metrics().sum(name, labels) >= least).then_some(())
+        });
+    }
+
+    /// Whether `/ready` says so.
+    pub fn is_ready(&self) -> bool {
+        let Ok(stream) = TcpStream::connect(self.address("admin")) else { return false };
+        let mut wire = Wire::new(stream);
+        let asked = wire.send("GET /ready HTTP/1.1\r\nHost: admin\r\n\r\n");
+        asked.and_then(|()| wire.read_response("GET")).is_ok_and(|response| response.status() == 200)
+    }
+
+    /// `POST /reload`: the status, and what it says.
+    pub fn reload(&self) -> (u16, Value) {
+        let response = self.admin("POST", "/reload", "");
+        (response.status(), serde_json::from_slice(&response.body).expect("the admin listener gives JSON"))
+    }
+
+    /// Puts a file in the place of an old one in one step, as deployment tools do. The proxy notices by itself.
+    pub fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        let beside = self.dir().join(format!(".{name}.new"));
+        fs::write(&beside, content).expect("a file can be written");
+        fs::rename(beside, self.dir().join(name)).expect("a file can be renamed");
+    }
+
+    /// Puts another configuration in the place of the old one; words between at signs stand for what they stood for.
+    pub fn put_config(&mut self, config: impl Into<String>) {
+        let text = filled_in(&config.into(), &mut self.addresses);
+        self.put("config.yaml", text);
+    }
+
+    /// The same, and waits until it is in force.
+    pub fn change_config(&mut self, config: impl Into<String>) {
+        self.put_config(config);
+        // Whoever was first, this or the proxy that looked by itself: afterwards it is in force.
+        let (status, said) = self.reload();
+        assert_eq!(status, 200, "{said:#}");
+    }
+
+    /// All lines of the access log so far.
+    pub fn entries(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir().join("access.log")).unwrap_or_default();
+        // A line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).expect("a line of the access log is JSON")).collect()
+    }
+
+    /// Waits for the first line of the access log that is as wanted.
+    pub fn entry(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        wait_for("a line in the access log", || self.entries().into_iter().find(|entry| wanted(entry)))
+    }
+
+    /// Waits for the first line of the access log for this path.
+    pub fn entry_for(&self, path: &str) -> Value {
+        self.entry(|entry| entry["path"] == path)
+    }
+
+    /// What it has written to standard output and error.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
+    }
+
+    /// Waits until it has written this.
+    pub fn wait_for_output(&self, text: &str) {
+        wait_for(&format!("{text:?} in the log"), || self.output().contains(text).then_some(()));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("a signal can be sent");
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Waits until it ends.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        wait_for("the proxy's end", || self.child.try_wait().expect("it is our child"))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the proxy's log:\n{}---", self.output());
+        }
+    }
+}
+
+fn capture(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {
+    let (pipe, output) = (pipe.expect("a pipe"), output.clone());
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            *output.lock().unwrap() += &format!("{line}\n");
+        }
+    })
+}
+
+/// The configuration with addresses for the words between at signs, and an admin listener.
+fn filled_in(config: &str, addresses: &mut BTreeMap<String, SocketAddr>) -> String {
+    let admin = if config.contains("admin:") { "" } else { "admin: {address: '@admin@'}\n" };
+    let workers = if config.contains("workers:") { "" } else { "workers: 2\n" };
+    let mut text = format!("{admin}{workers}{config}");
+    while let Some((before, rest)) = text.split_once('@') {
+        let (name, after) = rest.split_once('@').expect("a second at sign");
+        let address = *addresses.entry(name.to_owned()).or_insert_with(free_address);
+        text = format!("{before}{address}{after}");
+    }
+    text
+}
+
+/// An address that nobody uses: the kernel chooses the port. It is free again when this returns; the same one is not
+/// given away twice.
+fn free_address() -> SocketAddr {
+    static GIVEN: Mutex<Option<HashSet<SocketAddr>>> = Mutex::new(None);
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a port");
+        if GIVEN.lock().unwrap().get_or_insert_default().insert(address) {
+            return address;
+        }
+    }
+}

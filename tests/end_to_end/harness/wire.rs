@@ -1,0 +1,231 @@
+//! A connection that sends bytes as they are and reads HTTP/1.1 messages strictly. It is both ends: the client reads
+//! responses with it, the upstream requests.
+
+use std::{
+    io::{self, Error, ErrorKind, Read, Write},
+    net::{Shutdown, TcpStream},
+    time::Duration,
+};
+
+use super::DEADLINE;
+
+/// A request or a response as it came.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    /// The request line or the status line.
+    pub start: String,
+    /// The header fields in their order, the names spelt as they came.
+    pub fields: Vec<(String, String)>,
+    /// The body, without its framing.
+    pub body: Vec<u8>,
+    /// The trailer fields.
+    pub trailers: Vec<(String, String)>,
+}
+
+impl Message {
+    fn word(&self, nth: usize) -> &str {
+        self.start.split(' ').nth(nth).unwrap_or_default()
+    }
+
+    /// A response's status.
+    pub fn status(&self) -> u16 {
+        self.word(1).parse().unwrap_or_else(|_| panic!("no status line: {:?}", self.start))
+    }
+
+    /// A request's method.
+    pub fn method(&self) -> &str {
+        self.word(0)
+    }
+
+    /// A request's target: path and query.
+    pub fn target(&self) -> &str {
+        self.word(1)
+    }
+
+    /// All values of a header field, in their order.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str()).collect()
+    }
+
+    /// The one value of a header field; `None` if there is no such field, a panic if there are several.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let all = self.all(name);
+        assert!(all.len() < 2, "several values of {name}: {all:?}");
+        all.first().copied()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> &str {
+        str::from_utf8(&self.body).expect("the body is text")
+    }
+
+    fn is_chunked(&self) -> bool {
+        self.field("transfer-encoding").is_some_and(|v| v == "chunked")
+    }
+}
+
+/// A connection, with what has been read ahead.
+pub struct Wire {
+    stream: TcpStream,
+    ahead: Vec<u8>,
+}
+
+impl Wire {
+    /// A connection; no read or write on it takes longer than [`DEADLINE`].
+    pub fn new(stream: TcpStream) -> Wire {
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a timeout can be set");
+        stream.set_nodelay(true).expect("TCP_NODELAY can be set");
+        Wire { stream, ahead: Vec::new() }
+    }
+
+    /// The socket, for what this cannot do.
+    pub fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Ends the sending direction only.
+    pub fn finish(&self) {
+        // The other side may be gone, which comes to the same.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection with RST.
+    pub fn reset(self) {
+        let socket = socket2::SockRef::from(&self.stream);
+        socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
+    }
+
+    /// Reads some bytes; 0 at the end.
+    pub fn read_some(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.ahead.is_empty() {
+            return self.stream.read(into);
+        }
+        let n = self.ahead.len().min(into.len());
+        into[..n].copy_from_slice(&self.ahead[..n]);
+        self.ahead.drain(..n);
+        Ok(n)
+    }
+
+    /// All bytes until the other side ends the connection, in whichever way.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut all = std::mem::take(&mut self.ahead);
+        match self.stream.read_to_end(&mut all) {
+            Err(e) if is_timeout(&e) => panic!("the connection was not closed; it said {:?}", all.escape_ascii()),
+            _ => all,
+        }
+    }
+
+    /// Whether the other side ends the connection without another word; waits for either.
+    pub fn is_closed(&mut self) -> bool {
+        let mut byte = [0];
+        match self.read_some(&mut byte) {
+            Ok(n) => n == 0,
+            Err(e) if is_timeout(&e) => panic!("the connection was not closed"),
+            Err(_) => true,
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut some = [0; 16 << 10];
+        match self.stream.read(&mut some)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            n => {
+                self.ahead.extend_from_slice(&some[..n]);
+                Ok(())
+            }
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        loop {
+            if let Some(end) = self.ahead.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.ahead.drain(..=end).collect();
+                let line = line.strip_suffix(b"\r\n").ok_or_else(|| malformed("a bare LF"))?;
+                // Header values need not be UTF-8; as Latin-1 they can be compared all the same.
+                return Ok(line.iter().map(|b| char::from(*b)).collect());
+            }
+            self.fill()?;
+        }
+    }
+
+    fn fields(&mut self) -> io::Result<Vec<(String, String)>> {
+        let mut fields = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                return Ok(fields);
+            }
+            let (name, value) = line.split_once(':').ok_or_else(|| malformed(&line))?;
+            fields.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+
+    /// A message without its body. `UnexpectedEof` if the connection ends before or in it.
+    pub fn read_head(&mut self) -> io::Result<Message> {
+        let start = self.line()?;
+        Ok(Message { start, fields: self.fields()?, ..Message::default() })
+    }
+
+    /// Exactly so many bytes.
+    pub fn read_exact(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        while self.ahead.len() < count {
+            self.fill()?;
+        }
+        Ok(self.ahead.drain(..count).collect())
+    }
+
+    /// The body of a message whose head was read. `until_end`: without a length it lasts until the connection ends, as a
+    /// response's does.
+    pub fn read_body(&mut self, message: &mut Message, until_end: bool) -> io::Result<()> {
+        if message.is_chunked() {
+            loop {
+                let line = self.line()?;
+                let size = usize::from_str_radix(&line, 16).map_err(|_| malformed(&line))?;
+                if size == 0 {
+                    message.trailers = self.fields()?;
+                    return Ok(());
+                }
+                message.body.extend(self.read_exact(size)?);
+                if self.read_exact(2)? != b"\r\n" {
+                    return Err(malformed("a chunk without an end"));
+                }
+            }
+        } else if let Some(length) = message.field("content-length") {
+            let length = length.parse().map_err(|_| malformed("content-length"))?;
+            message.body = self.read_exact(length)?;
+        } else if until_end {
+            message.body = self.read_to_end();
+        }
+        Ok(())
+    }
+
+    /// The next request. `UnexpectedEof` if the connection ends instead.
+    pub fn read_request(&mut self) -> io::Result<Message> {
+        let mut request = self.read_head()?;
+        self.read_body(&mut request, false)?;
+        Ok(request)
+    }
+
+    /// The response to a request of this method; a provisional one (100) counts.
+    pub fn read_response(&mut self, method: &str) -> io::Result<Message> {
+        let mut response = self.read_head()?;
+        if method != "HEAD" && !matches!(response.status(), 100..=199 | 204 | 304) {
+            self.read_body(&mut response, true)?;
+        }
+        Ok(response)
+    }
+}
+
+fn is_timeout(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+fn malformed(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, format!("malformed: {what}"))
+}
