@@ -1,6 +1,6 @@
-//! What goes in comes out: requests and responses pass the proxy as HTTP/1.1 wants it.
+//! What goes in comes out: requests and responses pass the proxy as RFC 9110 and 9112 want it.
 
-use crate::harness::{Config, Proxy, Upstream};
+use crate::harness::{Config, Message, Proxy, Upstream, answer};
 
 #[test]
 fn a_request_reaches_the_upstream_and_its_response_the_client() {
@@ -9,9 +9,231 @@ fn a_request_reaches_the_upstream_and_its_response_the_client() {
     let response = proxy.request("POST", "/path?query=1", &[("X-Some", "thing")], b"body");
     assert_eq!((response.status(), response.text()), (200, "hello"));
     let request = upstream.only_request();
-    assert_eq!((request.method(), request.target()), ("POST", "/path?query=1"));
-    assert_eq!((request.field("x-some"), &*request.body), (Some("thing"), &b"body"[..]));
-    let entry = proxy.entry_for("/path");
-    assert_eq!((&entry["status"], &entry["cluster"]), (&200.into(), &"web".into()));
-    assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "2xx")]), 1.0);
+    assert_eq!((request.method(), request.target(), request.field("host")), ("POST", "/path?query=1", Some("test")));
+    assert_eq!((request.field("x-some"), request.text()), (Some("thing"), "body"));
+    let entry = proxy.entry_for("/path?query=1");
+    assert_eq!((&entry["status"], &entry["cluster"], &entry["attempts"]), (&200.into(), &"web".into(), &1.into()));
+    assert_eq!((&entry["request_bytes"], &entry["response_bytes"]), (&4.into(), &5.into()));
+    assert_eq!((&entry["endpoint"], &entry["flags"]), (&upstream.to_string().into(), &serde_json::Value::Null));
+    proxy.wait_for_metric("tollgate_requests_total", &[("listener", "main"), ("class", "2xx")], 1.0);
+}
+
+#[test]
+fn all_methods_pass() {
+    let upstream = Upstream::replying(|request| answer(200, &[], request.method()));
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND"] {
+        let response = client.request(method, "/", &[], b"");
+        assert_eq!((response.status(), response.text()), (200, method));
+    }
+    assert_eq!(client.request("OPTIONS", "*", &[], b"").status(), 200);
+    assert_eq!(upstream.requests().last().unwrap().target(), "*");
+    // Tunnels are not offered.
+    let refused = proxy.request("CONNECT", "other:443", &[], b"");
+    assert_eq!(refused.status(), 405);
+    assert_eq!(upstream.requests().len(), 9);
+}
+
+#[test]
+fn a_response_to_head_has_the_length_but_no_body() {
+    // The upstream's response to HEAD has no body either.
+    let upstream = Upstream::replying(|request| match request.method() {
+        "HEAD" => b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".to_vec(),
+        _ => answer(200, &[], "hello"),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    let head = client.request("HEAD", "/", &[], b"");
+    assert_eq!((head.status(), head.field("content-length")), (200, Some("5")));
+    assert_eq!(client.get("/").text(), "hello", "the connection can be used on");
+}
+
+#[test]
+fn responses_without_a_body_have_none() {
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/204" => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        "/304" => b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec(),
+        _ => answer(200, &[], ""),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    let none = client.get("/204");
+    assert_eq!((none.status(), none.field("content-length"), none.field("transfer-encoding")), (204, None, None));
+    let same = client.get("/304");
+    assert_eq!((same.status(), same.field("etag")), (304, Some("\"a\"")));
+    assert_eq!(client.get("/").field("content-length"), Some("0"));
+}
+
+/// Both ways of framing a body, in both directions, must come out as they went in.
+#[test]
+fn lengths_stay_lengths_and_chunks_stay_chunks() {
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/chunked" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".to_vec(),
+        _ => answer(200, &[], "abcde"),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for target in ["/length", "/chunked"] {
+        let chunked: &[(&str, &str)] = &[("Transfer-Encoding", "chunked")];
+        let response = match target {
+            "/chunked" => client.request("POST", target, chunked, b"4\r\nwxyz\r\n0\r\n\r\n"),
+            _ => client.request("POST", target, &[], b"wxyz"),
+        };
+        let framing = |m: &Message| {
+            let length = m.field("content-length").map(str::to_owned);
+            (length, m.field("transfer-encoding").map(str::to_owned))
+        };
+        let request = upstream.requests().pop().unwrap();
+        assert_eq!((request.text(), response.text()), ("wxyz", "abcde"));
+        let chunked = target == "/chunked";
+        let expected = |length: &str| ((!chunked).then(|| length.to_owned()), chunked.then(|| "chunked".to_owned()));
+        assert_eq!(framing(&request), expected("4"), "{target}");
+        assert_eq!(framing(&response), expected("5"), "{target}");
+    }
+}
+
+#[test]
+fn a_response_that_lasts_until_the_connection_ends_is_whole() {
+    let upstream = Upstream::canned("HTTP/1.1 200 OK\r\n\r\nuntil the end");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        assert_eq!(client.get("/").text(), "until the end");
+    }
+}
+
+#[test]
+fn trailers_pass_both_ways() {
+    let upstream = Upstream::replying(|_| {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Down\r\n\r\n";
+        format!("{head}2\r\nab\r\n0\r\nX-Down: 1\r\n\r\n").into()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let fields = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Up"), ("TE", "trailers")];
+    let response = proxy.request("POST", "/", &fields, b"2\r\ncd\r\n0\r\nX-Up: 2\r\n\r\n");
+    assert_eq!(response.text(), "ab");
+    let named = |trailers: &[(String, String)]| {
+        trailers.iter().map(|(n, v)| format!("{}: {v}", n.to_lowercase())).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&response.trailers), ["x-down: 1"]);
+    let request = upstream.only_request();
+    assert_eq!((request.text(), named(&request.trailers)), ("cd", vec!["x-up: 2".to_owned()]));
+    assert_eq!(request.field("te"), Some("trailers"));
+}
+
+#[test]
+fn a_body_that_waits_for_100_continue_gets_it() {
+    let upstream = Upstream::saying("thanks");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.read().status(), 100);
+    client.send("body");
+    assert_eq!(client.read().text(), "thanks");
+    let request = upstream.only_request();
+    assert_eq!((request.text(), request.field("expect")), ("body", None));
+}
+
+#[test]
+fn a_body_that_nobody_wants_is_not_asked_for() {
+    let proxy = Proxy::start(Config::new());
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.read().status(), 404, "the final response comes without a provisional one");
+}
+
+#[test]
+fn provisional_responses_of_the_upstream_are_not_taken_for_final_ones() {
+    let upstream = Upstream::canned(
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    );
+    let proxy = Proxy::start(Config::to(&upstream));
+    let response = proxy.get("/");
+    assert_eq!((response.status(), response.text()), (200, "ok"));
+}
+
+#[test]
+fn connections_are_used_again_on_both_sides() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").text(), "ok");
+    }
+    assert_eq!((upstream.requests().len(), upstream.connections()), (20, 1));
+}
+
+#[test]
+fn a_connection_ends_when_the_client_says_so() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    let response = client.request("GET", "/", &[("Connection", "close")], b"");
+    assert_eq!(response.field("connection"), Some("close"));
+    assert!(client.wire.is_closed());
+    // HTTP/1.0 knows neither keep-alive nor chunks.
+    let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    let response = client.read();
+    assert_eq!((response.text(), response.field("transfer-encoding")), ("ok", None));
+    assert!(client.wire.is_closed());
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_their_order() {
+    let upstream = Upstream::replying(|request| answer(200, &[], format!("{} {}", request.target(), request.text())));
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    let mut all = String::new();
+    for n in 0..50 {
+        all += &match n % 3 {
+            0 => format!("GET /{n} HTTP/1.1\r\nHost: test\r\n\r\n"),
+            1 => format!("POST /{n} HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nGET"),
+            _ => {
+                format!("POST /{n} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nGET\r\n0\r\n\r\n")
+            }
+        };
+    }
+    client.send(all);
+    for n in 0..50 {
+        let body = if n % 3 == 0 { "" } else { "GET" };
+        assert_eq!(client.read().text(), format!("/{n} {body}"));
+    }
+    assert_eq!(upstream.requests().len(), 50);
+}
+
+/// A body that nobody reads must not be taken for the next request.
+#[test]
+fn after_a_body_that_was_not_read_the_next_request_is_still_the_next() {
+    let router =
+        "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [{respond: {status: 200, body: mine}}]}]}";
+    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", router));
+    let mut client = proxy.client();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
+    client.send(format!("POST /1 HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len()));
+    client.send("GET /2 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    assert_eq!(client.read().text(), "mine");
+    // Either the next one is answered, or the connection is at its end.
+    let rest = String::from_utf8(client.wire.read_to_end()).unwrap();
+    assert!(rest.matches("HTTP/1.1 ").count() <= 1, "{rest}");
+    assert!(proxy.entries().iter().all(|entry| entry["path"] != "/smuggled"));
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_request_at_the_upstream_too() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send_request("GET", "/gone", &[], b"");
+    upstream.wait_for_requests(1);
+    proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 1.0);
+    drop(client);
+    assert_eq!(proxy.entry_for("/gone")["flags"], "DC");
+    crate::harness::wait_until("the upstream's connection to be closed", || {
+        proxy.metrics().sum("tollgate_cluster_connections", &[("cluster", "web")]) == 0.0
+    });
 }

@@ -3,4 +3,8 @@
 
 mod harness;
 
+mod fields;
 mod forwarding;
+mod paths;
+mod smuggling;
+mod streaming;

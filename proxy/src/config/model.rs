@@ -196,7 +196,8 @@ impl Default for ListenerTimeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
-    /// `stdout`, `stderr`, or a file that is appended to (and opened again on reload, so that it can be rotated).
+    /// `stdout`, `stderr`, or a file, relative to this one, that is appended to (and opened again on SIGHUP and reload, so
+    /// that it can be rotated).
     #[serde(default = "default::access_log_to")]
     pub to: String,
     /// `json`, or a line with `%NAME%` fields, such as `%start% %method% %path% %status% %flags% %duration_ms%`.

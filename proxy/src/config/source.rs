@@ -63,7 +63,8 @@ impl Source {
 
     /// A path in the configuration: relative ones are relative to the file's directory.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.dir.join(path)
+        // Collected, the parts are without `./`.
+        self.dir.join(path).components().collect()
     }
 
     /// The line and column of a byte.

@@ -150,7 +150,7 @@ impl Foundry {
                 }
             }
         }
-        let listeners = self.listeners(&loaded, previous, &mut wrong);
+        let listeners = self.listeners(&loaded, previous, extent, &mut wrong);
         let sockets = match (extent, wrong.is_empty()) {
             (Extent::Full, true) => self.sockets(&loaded, previous, &listeners, &mut wrong),
             _ => Vec::new(),
@@ -229,6 +229,7 @@ impl Foundry {
         &self,
         loaded: &Loaded,
         previous: Option<&Snapshot>,
+        extent: Extent,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<ListenerParts> {
         let config = &loaded.config;
@@ -237,7 +238,15 @@ impl Foundry {
         let mut all = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
-            let access_log = match listener.access_log.as_ref().map(|log| AccessLog::open(log, &self.log_writer)) {
+            // A trial leaves no files behind.
+            let wanted = listener.access_log.clone().filter(|_| extent == Extent::Full);
+            let located = wanted.map(|mut log| {
+                if !matches!(&*log.to, "stdout" | "stderr") {
+                    log.to = loaded.source.resolve(&log.to).display().to_string();
+                }
+                log
+            });
+            let access_log = match located.map(|log| AccessLog::open(&log, &self.log_writer)) {
                 None => None,
                 Some(Ok(log)) => Some(log),
                 Some(Err(e)) => {

@@ -75,11 +75,8 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         report.compare(baseline);
     }
     let mut stdout = std::io::stdout();
-    let text = if args.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.text(wants_colour(&stdout))
-    };
+    let text =
+        if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.text(wants_colour(&stdout)) };
     stdout.write_all(text.as_bytes()).context("cannot write the report to stdout")
 }
 
@@ -174,7 +171,8 @@ fn measure(
     timed.iter().for_each(|filter| filter.reset());
     let mut run = Run::new(clock);
     while run.requests < iterations {
-        runner.slice(&mut run, SLICE.min(iterations - run.requests))?;
+        let left = iterations - run.requests;
+        runner.slice(&mut run, SLICE.min(left))?;
     }
 
     let filters: Vec<_> = timed.iter().map(|filter| filter_report(filter)).collect();

@@ -188,14 +188,17 @@ impl Report {
 
     fn write_text(&self, out: &mut String, colour: bool) -> fmt::Result {
         let paint = |code: &str, s: &str| if colour { format!("\x1b[{code}m{s}\x1b[0m") } else { s.to_owned() };
-        let (filters, requests) = (plural(self.filters.len() as u64, "filter"), plural(self.requests as u64, "request"));
+        let (filters, requests) =
+            (plural(self.filters.len() as u64, "filter"), plural(self.requests as u64, "request"));
         let title = format!("listener `{}`", self.listener);
         writeln!(out, "{}: {filters}, {requests} in turn, {} runs", paint("1;36", &title), self.iterations)?;
 
         let compared = self.total.change.is_some();
         let width = self.filters.iter().map(|f| f.name.chars().count()).max().unwrap_or(0).max("filter".len());
         let change = |figures: &Figures| match (&figures.change, compared) {
-            (Some(change), _) => format!("{}{}", shift(change.median_percent, &paint), shift(change.p99_percent, &paint)),
+            (Some(change), _) => {
+                format!("{}{}", shift(change.median_percent, &paint), shift(change.p99_percent, &paint))
+            }
             (None, true) => format!("{:>9}{:>9}", "-", "-"),
             (None, false) => String::new(),
         };

@@ -21,8 +21,7 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// When a filter is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Phase {
+pub(super) enum Phase {
     RequestHeaders,
     RequestBody,
     RequestTrailers,

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Sets up and runs everything that must pass: format, lints, all tests (the ABI's golden file and the end-to-end tests over
+# real sockets among them), the examples. Ends with "all passed", or with what did not.
+set -eu
+cd "$(dirname "$0")/.."
+. examples/setup.sh
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "format"
+cargo fmt --all --check
+
+step "filters, compiled to WebAssembly"
+cargo filters
+
+step "lints"
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+# What is for WebAssembly only is not there natively.
+cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
+    -p router -p authz -p fault -p ratelimit -p hello -p third-party -- -D warnings
+
+step "tests"
+cargo test --workspace
+
+step "examples: the quick start under load"
+TOLLGATE_PROFILE=dev examples/quickstart.sh --check
+
+step "all passed"

@@ -1,0 +1,211 @@
+//! Bodies of any size pass in bounded memory, and whoever does not read makes the other side wait.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::TcpStream,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::harness::{Config, Proxy, Upstream, Wire, answer};
+
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+/// What the proxy may need for one body, on top of what it has when idle. A body that it kept would be far above.
+const LEEWAY: usize = 64 * MIB;
+
+/// More than all buffers on the way can hold, those of the system included.
+const IN_FLIGHT: usize = 128 * MIB;
+
+/// A piece of a body that shows when something is lost, doubled or swapped: no part of it repeats at a short distance.
+fn block() -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..64 << 10).map(|_| next()).collect()
+}
+
+/// Writes a body of repeated blocks.
+fn write_body(wire: &mut Wire, size: usize) -> std::io::Result<()> {
+    let block = block();
+    (0..size / block.len()).try_for_each(|_| wire.send(&block))
+}
+
+/// Reads such a body and checks it.
+fn read_body(wire: &mut Wire, size: usize) {
+    let block = block();
+    let (mut seen, mut some) = (0, vec![0; 64 << 10]);
+    while seen < size {
+        let n = wire.read_some(&mut some).expect("the body goes on");
+        assert_ne!(n, 0, "the body ends after {seen} bytes");
+        let mut read = &some[..n];
+        while !read.is_empty() {
+            let expected = &block[seen % block.len()..];
+            let n = expected.len().min(read.len());
+            assert!(read[..n] == expected[..n], "wrong bytes around {seen}");
+            (seen, read) = (seen + n, &read[n..]);
+        }
+    }
+    assert_eq!(seen, size);
+}
+
+/// The most memory that the process has had so far, in bytes.
+fn peak_memory(proxy: &Proxy) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib << 10
+}
+
+fn assert_bounded(proxy: &Proxy, before: usize) {
+    let more = peak_memory(proxy) - before;
+    assert!(more < LEEWAY, "{} MiB more than before", more / MIB);
+}
+
+#[test]
+fn a_response_of_a_gibibyte_passes_in_bounded_memory() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.head();
+        connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n"));
+        let _ = write_body(&mut connection.wire, GIB);
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let before = peak_memory(&proxy);
+    let mut client = proxy.client();
+    client.send_request("GET", "/", &[], b"");
+    let head = client.wire.read_head().expect("a response");
+    assert_eq!((head.status(), head.field("content-length")), (200, Some(GIB.to_string().as_str())));
+    read_body(&mut client.wire, GIB);
+    assert_bounded(&proxy, before);
+    assert_eq!(proxy.entry_for("/")["response_bytes"], GIB);
+}
+
+#[test]
+fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.head();
+        read_body(&mut connection.wire, GIB);
+        connection.send(answer(200, &[], "all of it"));
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let before = peak_memory(&proxy);
+    let mut client = proxy.client();
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
+    write_body(&mut client.wire, GIB).expect("the proxy reads on");
+    assert_eq!(client.read().text(), "all of it");
+    assert_bounded(&proxy, before);
+    assert_eq!(proxy.entry_for("/")["request_bytes"], GIB);
+}
+
+/// The retry policy asks to keep bodies; what is too long for that must not be kept.
+#[test]
+fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
+    let size = GIB / 4;
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.head();
+        read_body(&mut connection.wire, size);
+        connection.send(answer(200, &[], "all of it"));
+    });
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "retry: {on: [5xx], attempts: 3}");
+    let proxy = Proxy::start(config);
+    let before = peak_memory(&proxy);
+    let mut client = proxy.client();
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
+    write_body(&mut client.wire, size).expect("the proxy reads on");
+    assert_eq!(client.read().text(), "all of it");
+    assert_bounded(&proxy, before);
+}
+
+/// Writes blocks until the other side has not taken any for a while, and counts what it took.
+fn write_until_stuck(socket: &TcpStream, size: usize) -> usize {
+    use std::io::Write;
+    socket.set_write_timeout(Some(Duration::from_secs(2))).expect("a timeout can be set");
+    let (block, mut written) = (block(), 0);
+    let mut socket = socket;
+    while written < size {
+        let at = written % block.len();
+        match socket.write(&block[at..]) {
+            Ok(n) => written += n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    written
+}
+
+#[test]
+fn a_client_that_does_not_read_makes_the_upstream_wait() {
+    let (pushed, stuck) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(2)));
+    let (theirs, barrier) = (pushed.clone(), stuck.clone());
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.head();
+        connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n"));
+        theirs.store(write_until_stuck(connection.wire.socket(), GIB), SeqCst);
+        barrier.wait();
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let before = peak_memory(&proxy);
+    let mut client = proxy.client();
+    client.send_request("GET", "/", &[], b"");
+    stuck.wait();
+    let pushed = pushed.load(SeqCst);
+    assert!(pushed > 0 && pushed < IN_FLIGHT, "the upstream could push {} MiB", pushed / MIB);
+    assert_bounded(&proxy, before);
+    // What was on the way is still right, and the end of the connection is no end of the body.
+    client.wire.read_head().expect("a response");
+    read_body(&mut client.wire, pushed);
+    assert!(client.wire.is_closed());
+}
+
+#[test]
+fn an_upstream_that_does_not_read_makes_the_client_wait() {
+    let done = Arc::new(Barrier::new(2));
+    let theirs = done.clone();
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.head();
+        theirs.wait();
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let before = peak_memory(&proxy);
+    let mut client = proxy.client();
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
+    upstream.wait_for_requests(1);
+    let pushed = write_until_stuck(client.wire.socket(), GIB);
+    assert!(pushed > 0 && pushed < IN_FLIGHT, "the client could push {} MiB", pushed / MIB);
+    assert_bounded(&proxy, before);
+    done.wait();
+}
+
+/// Both directions at once: the upstream sends back what it gets, as it gets it.
+#[test]
+fn bodies_pass_in_both_directions_at_once() {
+    let size = 64 * MIB;
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.head();
+        connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"));
+        let (mut left, mut some) = (size, vec![0; 64 << 10]);
+        while left > 0 {
+            let n = connection.wire.read_some(&mut some).expect("the body goes on");
+            assert_ne!(n, 0);
+            connection.send(&some[..n]);
+            left -= n;
+        }
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
+    let mut writer = Wire::new(client.wire.socket().try_clone().expect("a second handle"));
+    thread::scope(|scope| {
+        scope.spawn(move || write_body(&mut writer, size).expect("the proxy reads on"));
+        assert_eq!(client.wire.read_head().expect("a response").status(), 200);
+        read_body(&mut client.wire, size);
+    });
+}
