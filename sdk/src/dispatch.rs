@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-use tollgate_abi::proxy_wasm::{action, buffer, stream};
+use tollgate_abi::proxy_wasm::{action, buffer, log_level, stream};
 
 use crate::{Body, ConfigError, Filter, Flow, Phases, Reply, Request, Response, Setup, config, sys};
 
@@ -12,6 +12,11 @@ pub fn allocate(size: usize) -> *mut u8 {
     let start = memory.as_mut_ptr();
     std::mem::forget(memory);
     start
+}
+
+/// Prepares a module's instance: what a panic says goes to the proxy's log, which then only sees that the module has trapped.
+pub fn start() {
+    std::panic::set_hook(Box::new(|panic| sys::log(log_level::CRITICAL, &panic.to_string())));
 }
 
 /// The filters of a module's instance, one for each root context, and the state of their streams.

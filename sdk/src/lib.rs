@@ -106,6 +106,7 @@ macro_rules! export {
 
             #[unsafe(no_mangle)]
             extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
+                dispatch::start();
                 1
             }
 

@@ -2,9 +2,13 @@
 //! file is about one subject; [`harness`] is what they stand on.
 
 mod harness;
+mod hot_swap;
+mod guest;
 
 mod fields;
 mod forwarding;
+mod limits;
 mod paths;
 mod smuggling;
 mod streaming;
+mod upstream_failures;

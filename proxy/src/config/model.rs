@@ -153,7 +153,8 @@ pub struct ListenerLimits {
     /// Number of header fields (431).
     #[schemars(range(min = 1, max = 10000))]
     pub headers: u32,
-    /// Bytes of a body that a filter or a retry holds back (413 for requests, 500 for responses).
+    /// Bytes of a body that a filter holds back (413 for requests, 500 for responses), and that are kept for retries (larger
+    /// requests are not tried again).
     pub buffered_body: ByteSize,
     /// Connections at one time, over all workers; further ones are closed at once. 0: no bound.
     pub connections: u32,

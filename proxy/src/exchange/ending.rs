@@ -28,6 +28,10 @@ impl Ending {
         Ending { site, stream, complete: Cell::new(false) }
     }
 
+    pub(super) fn site(&self) -> &Site {
+        &self.site
+    }
+
     pub(super) fn stream(&self) -> &Rc<Stream> {
         &self.stream
     }

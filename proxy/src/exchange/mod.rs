@@ -24,7 +24,7 @@ use tollgate_abi::fast::flag;
 use crate::{
     chain::{
         Chain, Direction, LocalReply, Route, Stream,
-        flow::{HeadFlow, Outcome},
+        flow::{HeadFlow, Outcome, interrupted},
         route::RetryPolicy,
         stream::ConnectionInfo,
     },
@@ -111,13 +111,9 @@ pub async fn serve(
         None => forward(&site, &stream, &upload).await,
     };
     match outcome {
-        Ok(from_upstream) => Ok(response::from_upstream(&site, ending, from_upstream, head_only).await),
-        Err(Stop::Reply(reply, seen)) => Ok(response::local(&site, ending, *reply, seen, head_only).await),
-        Err(Stop::Closed) => {
-            stream.flag(flag::LOCAL_REPLY);
-            stream.state.borrow_mut().details = "closed_by_filter".into();
-            Err(Closed)
-        }
+        Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
+        Err(Stop::Reply(reply, seen)) => response::local(&site, ending, *reply, seen, head_only).await,
+        Err(Stop::Closed) => Err(closed(&stream)),
     }
 }
 
@@ -125,6 +121,12 @@ pub async fn serve(
 #[derive(Debug, thiserror::Error)]
 #[error("a filter closed the stream")]
 pub struct Closed;
+
+fn closed(stream: &Stream) -> Closed {
+    stream.flag(flag::LOCAL_REPLY);
+    stream.state.borrow_mut().details = "closed_by_filter".into();
+    Closed
+}
 
 /// Why a request got no response from an upstream.
 enum Stop {
@@ -161,6 +163,14 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
     // about it.
     if upload.is_filtered() {
         upload.prime().await;
+        match interrupted(stream) {
+            Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
+            Some(Outcome::Closed) => return Err(Stop::Closed),
+            Some(Outcome::Done) | None => {}
+        }
+        if let Some(fault) = upload.fault() {
+            return Err(fault.into_stop(stream, seen));
+        }
     }
     dispatch::run(site, stream, &selected, upload).await.map_err(|stop| match stop {
         Stop::Reply(reply, _) => Stop::Reply(reply, seen),

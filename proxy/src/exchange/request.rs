@@ -22,11 +22,12 @@ fn authority(uri: &Uri, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
     if more {
         return Err(Fault::BadHost);
     }
-    if let Some(authority) = uri.authority() {
-        return Ok(Bytes::copy_from_slice(authority.as_str().as_bytes()));
-    }
-    let host = host.ok_or(Fault::BadHost)?;
-    let host = Bytes::copy_from_slice(host.as_bytes());
+    let host = match (uri.scheme(), uri.authority()) {
+        (Some(_), Some(authority)) => Bytes::copy_from_slice(authority.as_str().as_bytes()),
+        // Only CONNECT has a target that is nothing but a host (RFC 9112 section 3.2.3).
+        (None, Some(_)) => return Err(Fault::BadHost),
+        (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
+    };
     // User information has no place in a host, and a filter would have to know to skip it.
     let valid = !host.contains(&b'@') && http::uri::Authority::from_maybe_shared(host.clone()).is_ok();
     if valid { Ok(host) } else { Err(Fault::BadHost) }

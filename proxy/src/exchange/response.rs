@@ -12,12 +12,12 @@ use http::{Response, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
-use super::{FromUpstream, Site, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault};
+use super::{Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault};
 use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
         body::{BodyFlow, Frame as Passed},
-        flow::{HeadFlow, Outcome},
+        flow::{HeadFlow, Outcome, interrupted},
     },
     http::{
         body::{Body, BodyError},
@@ -27,24 +27,38 @@ use crate::{
 };
 
 /// Where a response's body comes from.
-enum Source {
+struct Source {
+    origin: Origin,
+    /// It has given everything.
+    drained: bool,
+}
+
+enum Origin {
     Upstream(PooledBody),
     Local(Option<Bytes>),
 }
 
 impl Source {
+    fn new(origin: Origin) -> Source {
+        let mut source = Source { origin, drained: false };
+        source.drained = source.is_end();
+        source
+    }
+
     fn is_end(&self) -> bool {
-        match self {
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Local(data) => data.is_none(),
+        match &self.origin {
+            Origin::Upstream(body) => body.is_end_stream(),
+            Origin::Local(data) => data.is_none(),
         }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self {
-            Source::Upstream(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Upstream),
-            Source::Local(data) => Poll::Ready(data.take().map(|data| Ok(Frame::data(data)))),
-        }
+        let frame = match &mut self.origin {
+            Origin::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(BodyError::Upstream)),
+            Origin::Local(data) => data.take().map(|data| Ok(Frame::data(data))),
+        };
+        self.drained = !matches!(&frame, Some(Ok(f)) if f.is_data()) || self.is_end();
+        Poll::Ready(frame)
     }
 }
 
@@ -54,7 +68,7 @@ pub(super) async fn from_upstream(
     ending: Ending,
     from: FromUpstream,
     head_only: bool,
-) -> Response<Body> {
+) -> Result<Response<Body>, Closed> {
     let FromUpstream { parts, body, deadline, guards } = from;
     let stream = ending.stream().clone();
     stream.times.response_start.set(Some(std::time::Instant::now()));
@@ -65,7 +79,7 @@ pub(super) async fn from_upstream(
         selected.route.response_headers.apply(&mut head.fields);
     }
     let pending = Pending { site, ending, head_only, deadline: Some(deadline), guards: Some(guards) };
-    pending.send(head, Source::Upstream(body), HeadFlow::new(&stream, Direction::Response)).await
+    pending.send(head, Source::new(Origin::Upstream(body)), HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
@@ -75,7 +89,7 @@ pub(super) async fn local(
     reply: LocalReply,
     seen: usize,
     head_only: bool,
-) -> Response<Body> {
+) -> Result<Response<Body>, Closed> {
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
@@ -84,9 +98,12 @@ pub(super) async fn local(
 }
 
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
-    stream.state.borrow_mut().details = reply.details;
-    let source = Source::Local((!reply.body.is_empty()).then_some(reply.body));
-    (ResponseHead { status: reply.status, fields: reply.fields }, source)
+    let LocalReply { status, details, mut fields, body } = reply;
+    stream.state.borrow_mut().details = details;
+    if !is_bodiless(status, false) {
+        fields.insert(header::CONTENT_LENGTH, body.len().into());
+    }
+    (ResponseHead { status, fields }, Source::new(Origin::Local((!body.is_empty()).then_some(body))))
 }
 
 /// A response that is about to be sent.
@@ -99,14 +116,19 @@ struct Pending<'s> {
 }
 
 impl Pending<'_> {
-    async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Response<Body> {
+    async fn send(
+        mut self,
+        mut head: ResponseHead,
+        mut source: Source,
+        mut flow: HeadFlow,
+    ) -> Result<Response<Body>, Closed> {
         let stream = self.ending.stream().clone();
         let mut body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
         // A filter that answers instead, and one that fails, put another response in this one's place.
-        loop {
-            let bodiless = is_bodiless(head.status, self.head_only) || source.is_end();
+        let had_body = loop {
+            let bodiless = is_bodiless(head.status, self.head_only) || source.drained;
             stream.state.borrow_mut().response = Some(head);
-            if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await {
+            if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 self.guards = None;
                 self.deadline = None;
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
@@ -114,8 +136,8 @@ impl Pending<'_> {
                 (head, source) = taken_apart(&stream, reply);
                 continue;
             }
-            break;
-        }
+            break !bodiless;
+        };
         let (status, mut fields) = {
             let mut state = stream.state.borrow_mut();
             let eventual = std::mem::take(&mut state.eventual);
@@ -128,16 +150,14 @@ impl Pending<'_> {
         };
         add_via(&mut fields, self.site.via.as_ref());
         let bodiless = is_bodiless(status, self.head_only);
-        let filtered = !bodiless && stream.chain.wants_body(Direction::Response);
         let body = ResponseBody {
             promised: None,
             sent: 0,
-            filtered,
-            drained: source.is_end(),
+            filtered: !bodiless && had_body && stream.chain.wants_body(Direction::Response),
             flow: body_flow,
             source,
             deadline: self.deadline,
-            _guards: self.guards,
+            guards: self.guards,
             ending: self.ending,
             over: false,
         };
@@ -152,7 +172,7 @@ impl Pending<'_> {
         body: &mut BodyFlow,
         source: &mut Source,
         bodiless: bool,
-    ) -> Option<LocalReply> {
+    ) -> Result<Option<LocalReply>, Closed> {
         let outcome = poll_fn(|cx| {
             loop {
                 let held = flow.held_by();
@@ -189,11 +209,10 @@ impl Pending<'_> {
             }
         });
         match outcome.await {
-            Ok(Outcome::Done) => None,
-            Ok(Outcome::Reply(reply)) => Some(reply),
-            // What has come from upstream is thrown away with its connection.
-            Ok(Outcome::Closed) => Some(Fault::FilterFailed.reply(stream)),
-            Err(fault) => Some(fault.reply(stream)),
+            Ok(Outcome::Done) => Ok(None),
+            Ok(Outcome::Reply(reply)) => Ok(Some(reply)),
+            Ok(Outcome::Closed) => Err(closed(stream)),
+            Err(fault) => Ok(Some(fault.reply(stream))),
         }
     }
 }
@@ -217,6 +236,11 @@ fn poll_into(
     if flow.has_ended() || (until.is_none() && flow.is_ready()) {
         return Poll::Ready(Ok(false));
     }
+    if source.drained {
+        // A filter holds the end.
+        stream.register(Direction::Response, cx);
+        return Poll::Pending;
+    }
     let frame = match source.poll_frame(cx) {
         Poll::Pending => {
             stream.register(Direction::Response, cx);
@@ -228,7 +252,7 @@ fn poll_into(
     Poll::Ready(match frame {
         None => flow.data(stream, Bytes::new(), true, until).map_err(BodyError::from),
         Some(frame) => match frame?.into_data() {
-            Ok(data) => flow.data(stream, data, source.is_end(), until).map_err(BodyError::from),
+            Ok(data) => flow.data(stream, data, source.drained, until).map_err(BodyError::from),
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
                 flow.trailers(stream, trailers, until).map(|()| false).map_err(BodyError::from)
@@ -240,15 +264,13 @@ fn poll_into(
 /// A response's body.
 struct ResponseBody {
     source: Source,
-    /// The source has given everything.
-    drained: bool,
     flow: BodyFlow,
     filtered: bool,
     /// The length that the head has promised.
     promised: Option<u64>,
     sent: u64,
     deadline: Option<Deadline>,
-    _guards: Option<Guards>,
+    guards: Option<Guards>,
     over: bool,
     ending: Ending,
 }
@@ -259,10 +281,15 @@ impl ResponseBody {
         status: StatusCode,
         mut fields: http::HeaderMap,
         bodiless: bool,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Closed> {
         if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
             // Wait for the first part, so that the head can tell the truth about the length.
-            poll_fn(|cx| self.poll_prime(cx)).await;
+            match poll_fn(|cx| self.poll_prime(cx)).await {
+                Some(Outcome::Closed) => return Err(closed(self.ending.stream())),
+                // Nothing has been sent yet. The filters are past the point where they could see another head.
+                Some(Outcome::Reply(reply)) => return Ok(self.replaced(reply)),
+                Some(Outcome::Done) | None => {}
+            }
             let (came, went) = self.flow.lengths();
             let stream = self.ending.stream();
             if self.flow.has_ended() {
@@ -273,45 +300,72 @@ impl ResponseBody {
             let promised =
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
-        } else if let (Source::Local(data), false, false) = (&self.source, self.filtered, bodiless) {
-            fields.insert(header::CONTENT_LENGTH, data.as_ref().map_or(0, |d| d.len() as u64).into());
         }
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
-        let over = bodiless || (!self.filtered && self.source.is_end()) || self.flow.is_over();
+        let over = bodiless || (!self.filtered && self.source.drained) || self.flow.is_over();
         if over {
             self.ending.complete();
         }
         // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
         *response.body_mut() = if over { Body::Empty } else { Body::stream(self) };
+        Ok(response)
+    }
+
+    /// Another response in place of this one.
+    fn replaced(mut self, reply: LocalReply) -> Response<Body> {
+        let (head, source) = taken_apart(self.ending.stream(), reply);
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.fields.clone();
+        add_via(response.headers_mut(), self.ending.site().via.as_ref());
+        self.ending.stream().state.borrow_mut().response = Some(head);
+        (self.source, self.filtered, self.promised) = (source, false, None);
+        (self.deadline, self.guards) = (None, None);
+        match self.source.drained {
+            true => self.ending.complete(),
+            false => *response.body_mut() = Body::stream(self),
+        }
         response
     }
 
-    fn poll_prime(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.flow.is_ready() && !self.flow.has_ended() {
-            let moved = poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx);
-            match moved {
+    /// Until something is through the filters, or nothing more will be, or a filter puts another end to it.
+    fn poll_prime(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
+        loop {
+            if let Some(outcome) = interrupted(self.ending.stream()) {
+                return Poll::Ready(Some(outcome));
+            }
+            if self.flow.is_ready() || self.flow.has_ended() {
+                return Poll::Ready(None);
+            }
+            match poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx) {
                 Poll::Ready(Ok(_)) => {}
-                // The body itself will say so again.
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Err(BodyError::Filter(e))) => {
+                    return Poll::Ready(Some(Outcome::Reply(response_fault(e).reply(self.ending.stream()))));
+                }
+                Poll::Ready(Err(_)) => {
+                    return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
+                }
                 Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => {
-                    return Poll::Ready(());
+                    return Poll::Ready(Some(Outcome::Reply(Fault::Timeout.reply(self.ending.stream()))));
                 }
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(())
     }
 
     fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if !self.filtered {
             let frame = ready!(self.source.poll_frame(cx));
             self.ending.stream().touch();
-            self.drained = self.source.is_end();
             return Poll::Ready(frame);
         }
         loop {
+            // The head is gone; all that a filter can still do is to cut it off.
+            if interrupted(self.ending.stream()).is_some() {
+                return Poll::Ready(Some(Err(BodyError::Closed)));
+            }
             match self.flow.pop() {
                 Some(Passed::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Some(Passed::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
@@ -376,12 +430,12 @@ impl http_body::Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.over || if self.filtered { self.flow.is_over() } else { self.drained }
+        self.over || if self.filtered { self.flow.is_over() } else { self.source.drained }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Upstream(body) if !self.filtered => body.size_hint(),
+        match &self.source.origin {
+            Origin::Upstream(body) if !self.filtered => body.size_hint(),
             _ => SizeHint::default(),
         }
     }

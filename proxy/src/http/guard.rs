@@ -73,8 +73,8 @@ pub struct Watch {
     pub sent: Cell<u64>,
 }
 
-/// No parser accepts this in a head or a chunk's size.
-const POISON: u8 = 0;
+/// No parser accepts this in a head or a chunk's size. hyper looks at a head that came in parts only when its end is there.
+const POISON: &[u8] = b"\0\r\n\r\n";
 
 /// Longest line of a chunk's size or a trailer.
 const MAX_LINE: usize = 4096;
@@ -282,12 +282,20 @@ pub struct Guarded<T> {
     stream: T,
     scanner: Scanner,
     watch: Rc<Watch>,
+    /// What of the poison is still to be given.
+    poison: &'static [u8],
 }
 
 impl<T> Guarded<T> {
     /// Guards a connection.
     pub fn new(stream: T, max_head: usize, watch: Rc<Watch>) -> Guarded<T> {
-        Guarded { stream, scanner: Scanner::new(max_head), watch }
+        Guarded { stream, scanner: Scanner::new(max_head), watch, poison: POISON }
+    }
+
+    fn poison(&mut self, buf: &mut ReadBuf<'_>) {
+        let (now, later) = self.poison.split_at(self.poison.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.poison = later;
     }
 
     /// Whether the client may have more to send of what it has begun.
@@ -306,6 +314,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
         let me = self.get_mut();
         // After a violation there is nothing more to read: hyper refuses, and closes.
         if me.scanner.state == State::Poisoned {
+            me.poison(buf);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -316,7 +325,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
             if let Err((at, violation)) = me.scanner.scan(new) {
                 me.watch.violation.set(Some(violation));
                 buf.set_filled(before + at);
-                buf.put_slice(&[POISON]);
+                me.poison(buf);
             }
             match me.scanner.in_head() {
                 true if me.watch.head_since.get().is_none() => me.watch.head_since.set(Some(Instant::now())),

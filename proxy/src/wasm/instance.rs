@@ -84,11 +84,13 @@ pub(super) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
         _ => error.root_cause().to_string(),
     };
     if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
-        let names = trace.frames().iter().take(8).map(|frame| match frame.func_name() {
-            Some(name) => format!("{:#}", wasmtime_demangle(name)),
+        let names = trace.frames().iter().map(|frame| match frame.func_name() {
+            Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
             None => format!("function {}", frame.func_index()),
         });
-        let names: Vec<_> = names.collect();
+        // A panic begins with a dozen frames of Rust's own, which say nothing.
+        let names = names.skip_while(|name| RUST_FRAMES.iter().any(|start| name.starts_with(start)));
+        let names: Vec<_> = names.take(8).collect();
         if !names.is_empty() {
             text = format!("{text} (in {})", names.join(" < "));
         }
@@ -96,6 +98,4 @@ pub(super) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
     (kind, text)
 }
 
-fn wasmtime_demangle(name: &str) -> impl std::fmt::Display + '_ {
-    rustc_demangle::demangle(name)
-}
+const RUST_FRAMES: [&str; 8] = ["__rust", "rust_", "std::", "core::", "alloc::", "<std::", "<core::", "<alloc::"];

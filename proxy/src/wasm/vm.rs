@@ -105,7 +105,7 @@ impl Vm {
 
     /// Bytes of linear memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory.get() as u64
+        self.instance_memory() as u64
     }
 
     /// Takes an instance into use.

@@ -39,7 +39,7 @@ pub(super) enum Ending {
 /// Why a message did not get through.
 enum Stop {
     /// This is sent instead; so many filters have seen the message.
-    Reply(LocalReply, usize),
+    Reply(Box<LocalReply>, usize),
     Closed,
     Held(usize),
 }
@@ -85,7 +85,7 @@ impl Driver {
             }
             Err(Stop::Reply(reply, seen)) => {
                 own = true;
-                (head, body) = taken_apart(reply);
+                (head, body) = taken_apart(*reply);
                 HeadFlow::reply(stream, stream.chain.filters().len() - seen)
             }
             Err(stop) => return Err(stop),
@@ -107,7 +107,7 @@ impl Driver {
                 Err(Stop::Reply(reply, seen)) => {
                     own = true;
                     flow = HeadFlow::reply(stream, seen);
-                    (head, body) = taken_apart(reply);
+                    (head, body) = taken_apart(*reply);
                 }
                 Err(stop) => return Err(stop),
             }
@@ -122,14 +122,17 @@ impl Driver {
             let mut state = stream.state.borrow_mut();
             if state.route.is_none() {
                 let Some(route) = &self.default_route else {
-                    let status = StatusCode::NOT_FOUND;
-                    return Err(Stop::Reply(LocalReply { status, ..LocalReply::default() }, message.flow.seen()));
+                    return Err(Stop::Reply(Box::new(empty(StatusCode::NOT_FOUND)), message.flow.seen()));
                 };
                 state.route = Some(Selected::new(route, 0, 0, 0, &mut state.request));
             }
         }
         message.rest()
     }
+}
+
+fn empty(status: StatusCode) -> LocalReply {
+    LocalReply { status, ..LocalReply::default() }
 }
 
 fn taken_apart(reply: LocalReply) -> (ResponseHead, Bytes) {
@@ -240,7 +243,7 @@ impl<'a> Message<'a> {
     fn outcome(&self, outcome: Outcome) -> Result<(), Stop> {
         match outcome {
             Outcome::Done => Ok(()),
-            Outcome::Reply(reply) => Err(Stop::Reply(reply, self.flow.seen())),
+            Outcome::Reply(reply) => Err(Stop::Reply(Box::new(reply), self.flow.seen())),
             Outcome::Closed => Err(Stop::Closed),
         }
     }
@@ -256,13 +259,9 @@ impl<'a> Message<'a> {
     fn stopped(&self, stopped: Stopped) -> Stop {
         let reply = match (stopped, self.direction) {
             (Stopped::FilterFailed, _) => failed_reply(),
-            (Stopped::TooLarge, Direction::Request) => {
-                LocalReply { status: StatusCode::PAYLOAD_TOO_LARGE, ..LocalReply::default() }
-            }
-            (Stopped::TooLarge, Direction::Response) => {
-                LocalReply { status: StatusCode::INTERNAL_SERVER_ERROR, ..LocalReply::default() }
-            }
+            (Stopped::TooLarge, Direction::Request) => empty(StatusCode::PAYLOAD_TOO_LARGE),
+            (Stopped::TooLarge, Direction::Response) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         };
-        Stop::Reply(reply, self.flow.seen())
+        Stop::Reply(Box::new(reply), self.flow.seen())
     }
 }

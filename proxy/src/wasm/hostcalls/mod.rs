@@ -14,8 +14,8 @@ mod shared;
 mod streams;
 mod system;
 
-use tollgate_abi::{fast as fast_lane, proxy_wasm};
-use wasmtime::Linker;
+use tollgate_abi::{Ty, fast as fast_lane, proxy_wasm};
+use wasmtime::{FuncType, Linker, Val, ValType};
 
 use super::host::Host;
 
@@ -29,11 +29,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     shared::link(linker)?;
     metrics::link(linker)?;
     callouts::link(linker)?;
-    fast::link(linker)
+    fast::link(linker)?;
+    stubs(linker)
 }
 
-/// Functions of the standard that this host does not have: a module that needs one of them is refused when it is loaded.
-const MISSING: &[&str] = &[
+/// Functions of the standard that are there but only answer `Unimplemented`: modules import them whether they call them or
+/// not, because their SDK does.
+const UNIMPLEMENTED: &[&str] = &[
     "proxy_grpc_call",
     "proxy_grpc_stream",
     "proxy_grpc_send",
@@ -46,12 +48,25 @@ const MISSING: &[&str] = &[
     "proxy_call_foreign_function",
 ];
 
+fn stubs(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    for f in proxy_wasm::HOSTCALLS.iter().filter(|f| UNIMPLEMENTED.contains(&f.name)) {
+        let params = f.params.iter().map(|(_, t)| if *t == Ty::I32 { ValType::I32 } else { ValType::I64 });
+        let ty = FuncType::new(linker.engine(), params, [ValType::I32]);
+        linker.func_new(proxy_wasm::MODULE, f.name, ty, |mut caller, _, results| {
+            caller.data_mut().hostcalls += 1;
+            results[0] = Val::I32(proxy_wasm::Status::Unimplemented as i32);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// Functions that only old modules know.
 const OLD: &[&str] = &["proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
 
 /// Whether the host has a function.
 pub(super) fn has(module: &str, name: &str) -> bool {
-    let standard = proxy_wasm::HOSTCALLS.iter().map(|f| f.name).filter(|name| !MISSING.contains(name));
+    let standard = proxy_wasm::HOSTCALLS.iter().map(|f| f.name);
     match module {
         proxy_wasm::MODULE => standard.chain(OLD.iter().copied()).any(|n| n == name),
         fast_lane::MODULE => fast_lane::HOSTCALLS.iter().any(|f| f.name == name),
@@ -62,8 +77,6 @@ pub(super) fn has(module: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
-
-    use tollgate_abi::Ty;
 
     use super::*;
 

@@ -1,0 +1,77 @@
+//! Filters for tests, written as WebAssembly text: each test shows all that its filter does.
+//!
+//! In the text, `%"abc"` stands for the address and the length of this text, as host functions want them.
+
+use crate::harness::wasm;
+
+/// What every filter needs: host functions, a memory, a marker of the ABI's version.
+const PRELUDE: &str = r#"
+    (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+    (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+    (import "env" "proxy_get_header_map_value" (func $get_header (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_add_header_map_value" (func $add_header (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_replace_header_map_value" (func $set_header (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_remove_header_map_value" (func $remove_header (param i32 i32 i32) (result i32)))
+    (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_set_buffer_bytes" (func $set_buffer (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_send_local_response" (func $reply (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_continue_stream" (func $resume (param i32) (result i32)))
+    (import "env" "proxy_set_effective_context" (func $become (param i32) (result i32)))
+    (import "env" "proxy_get_shared_data" (func $get_shared (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_set_shared_data" (func $set_shared (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_http_call"
+        (func $call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "tollgate_v1" "timer_set" (func $timer (param i64 i64) (result i32)))
+
+    (memory (export "memory") 16)
+    (func (export "proxy_abi_version_0_2_1"))
+
+    ;; Where host functions put an address and a length.
+    (global $out i32 (i32.const 16))
+    (global $out_len i32 (i32.const 20))
+
+    ;; Whether a map has a header.
+    (func $has (param $map i32) (param $name i32) (param $len i32) (result i32)
+        (i32.eqz (call $get_header
+            (local.get $map) (local.get $name) (local.get $len) (global.get $out) (global.get $out_len))))
+"#;
+
+/// An allocator that starts over when it is through: nothing in these filters lives that long.
+const ALLOCATOR: &str = r#"
+    (global $free (mut i32) (i32.const 65536))
+    (func (export "malloc") (param $size i32) (result i32)
+        (local $at i32)
+        (local.set $at (global.get $free))
+        (if (i32.gt_u (i32.add (local.get $at) (local.get $size)) (i32.const 1048576))
+            (then (local.set $at (i32.const 65536))))
+        (global.set $free (i32.add (local.get $at) (local.get $size)))
+        (local.get $at))
+"#;
+
+/// A filter of this code, with the prelude's functions; with an allocator, unless it has its own.
+pub fn filter(code: &str) -> Vec<u8> {
+    let allocator = if code.contains("(export \"malloc\")") { "" } else { ALLOCATOR };
+    let (mut text, mut data) = (String::new(), String::new());
+    let mut rest = code;
+    while let Some((before, after)) = rest.split_once("%\"") {
+        let (word, after) = after.split_once('"').expect("the end of a text");
+        let at = 1024 + data.len();
+        text += &format!("{before}(i32.const {at}) (i32.const {})", word.len());
+        data += word;
+        rest = after;
+    }
+    assert!(1024 + data.len() < 65536, "too much text");
+    wasm::from_text(&format!("(module {PRELUDE} {allocator} {text}{rest} (data (i32.const 1024) \"{data}\"))"))
+}
+
+/// A filter that puts its version into `x-version`, of requests and of responses.
+pub fn version(version: &str) -> Vec<u8> {
+    let marking = |callback: &str, map: u8| {
+        format!(
+            r#"(func (export "{callback}") (param i32 i32 i32) (result i32)
+                (drop (call $add_header (i32.const {map}) %"x-version" %"{version}"))
+                (i32.const 0))"#
+        )
+    };
+    filter(&(marking("proxy_on_request_headers", 0) + &marking("proxy_on_response_headers", 2)))
+}

@@ -1,0 +1,303 @@
+//! Filters and configurations are swapped while requests are under way: none fails, none meets two versions at once.
+
+mod files;
+mod parts;
+mod refused;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use crate::{
+    guest,
+    harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until},
+};
+
+/// Clients that send one request after the other, each on one connection, until they are told to end.
+struct Load {
+    over: Arc<AtomicBool>,
+    /// For each client, how often it has met each version.
+    seen: Arc<Mutex<Vec<BTreeMap<String, usize>>>>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+const CLIENTS: usize = 4;
+
+impl Load {
+    /// `version` says which version a response is of; it panics if the response is not as it should be.
+    fn start(proxy: &Proxy, version: fn(&Message) -> String) -> Load {
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::new(Mutex::new(vec![BTreeMap::new(); CLIENTS]));
+        let address = proxy.address("main");
+        let client = |nth: usize| {
+            let (over, seen) = (over.clone(), seen.clone());
+            thread::spawn(move || {
+                let mut client = Client::connect(address);
+                while !over.load(Ordering::Relaxed) {
+                    let response = client.get("/");
+                    assert_eq!(response.status(), 200, "{response:?}");
+                    *seen.lock().unwrap()[nth].entry(version(&response)).or_insert(0) += 1;
+                }
+            })
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        Load { over, seen, clients }
+    }
+
+    /// Waits until every client has met a version several times more.
+    fn meet(&self, version: &str) {
+        let met = || self.seen.lock().unwrap().iter().map(|seen| seen.get(version).copied().unwrap_or(0)).collect();
+        let before: Vec<usize> = met();
+        wait_until(&format!("all clients to meet {version}"), || {
+            assert!(!self.clients.iter().any(JoinHandle::is_finished), "a request has failed");
+            met().iter().zip(&before).all(|(now, before)| *now >= before + 10)
+        });
+    }
+
+    /// Ends it. The versions that were met, by any client.
+    fn end(self) -> Vec<String> {
+        self.over.store(true, Ordering::Relaxed);
+        self.clients.into_iter().for_each(|client| client.join().expect("no request fails"));
+        let seen = self.seen.lock().unwrap();
+        let all: BTreeMap<_, _> = seen.iter().flatten().collect();
+        all.into_keys().cloned().collect()
+    }
+}
+
+/// An upstream that says which version of a filter its request has passed.
+fn telling() -> Upstream {
+    Upstream::replying(|request| answer(200, &[], request.field("x-version").unwrap_or("none")))
+}
+
+/// The version of a response and of its request, which is the same one.
+fn version(response: &Message) -> String {
+    let version = response.field("x-version").expect("exactly one version of the filter has seen the response");
+    assert_eq!(version, response.text(), "request and response met different versions");
+    version.to_owned()
+}
+
+fn no_failures(proxy: &Proxy) {
+    let metrics = proxy.metrics();
+    for class in ["none", "1xx", "3xx", "4xx", "5xx"] {
+        assert_eq!(metrics.sum("tollgate_requests_total", &[("class", class)]), 0.0, "{class}");
+    }
+    assert_eq!(metrics.sum("tollgate_filter_traps_total", &[]), 0.0);
+}
+
+#[test]
+fn a_module_is_swapped_under_load() {
+    let upstream = telling();
+    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let proxy = Proxy::start_with(config, &[("marker.wasm", &guest::version("v1"))]);
+    let load = Load::start(&proxy, version);
+    load.meet("v1");
+    let before = proxy.filter("marker");
+    proxy.put("marker.wasm", guest::version("v2"));
+    load.meet("v2");
+    assert_eq!(load.end(), ["v1", "v2"]);
+    no_failures(&proxy);
+    let after = proxy.filter("marker");
+    assert_ne!(before["hash"], after["hash"]);
+    assert_eq!((proxy.version(), &after["instances"]), (2, &2.into()));
+}
+
+#[test]
+fn a_module_is_swapped_to_and_fro() {
+    let upstream = telling();
+    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let versions = [guest::version("v0"), guest::version("v1")];
+    let proxy = Proxy::start_with(config, &[("marker.wasm", &versions[0])]);
+    let load = Load::start(&proxy, version);
+    for round in 1..=10 {
+        proxy.put("marker.wasm", &versions[round % 2]);
+        load.meet(&format!("v{}", round % 2));
+    }
+    assert_eq!(load.end(), ["v0", "v1"]);
+    no_failures(&proxy);
+    assert_eq!(proxy.version(), 11);
+    assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "applied")]), 11.0);
+    assert_eq!(proxy.metrics().sum("tollgate_filter_instances", &[("filter", "marker")]), 2.0);
+}
+
+/// A configuration whose filter is of the standard ones, so that only the configuration can be swapped.
+fn said(upstream: &Upstream, version: &str) -> Config {
+    let routes = format!(
+        "config:
+           virtual_hosts:
+             - name: all
+               domains: ['*']
+               routes:
+                 - cluster: web
+                   request_headers: {{set: {{x-version: {version}}}}}
+                   response_headers: {{set: {{x-version: {version}}}}}"
+    );
+    Config::new().cluster("web", &[upstream], "").filter("routes", "builtin:router", &routes)
+}
+
+#[test]
+fn the_configuration_is_swapped_under_load() {
+    let upstream = telling();
+    let mut proxy = Proxy::start(said(&upstream, "v1"));
+    let load = Load::start(&proxy, version);
+    load.meet("v1");
+    let cause = |proxy: &Proxy| proxy.config()["last_attempt"]["cause"].as_str().map(str::to_owned);
+
+    proxy.put_config(said(&upstream, "v2"));
+    load.meet("v2");
+    assert_eq!(cause(&proxy).as_deref(), Some("file"));
+
+    proxy.put_config(said(&upstream, "v3"));
+    proxy.signal(Signal::HUP);
+    load.meet("v3");
+    wait_until("the signal to be heeded", || cause(&proxy).as_deref() == Some("SIGHUP"));
+
+    proxy.put_config(said(&upstream, "v4"));
+    let (status, said) = proxy.reload();
+    assert_eq!((status, &said["cause"]), (200, &"admin".into()), "{said}");
+    // The reload was answered, so what comes now is of the new version.
+    assert_eq!(version(&proxy.get("/")), "v4");
+    load.meet("v4");
+
+    assert_eq!(load.end(), ["v1", "v2", "v3", "v4"]);
+    assert_eq!(proxy.version(), 4);
+    no_failures(&proxy);
+}
+
+#[test]
+fn what_is_under_way_ends_as_it_began() {
+    let gate = Arc::new(AtomicBool::new(false));
+    let opened = gate.clone();
+    let upstream = Upstream::scripted(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target() == "/slow" {
+                wait_until("the gate to open", || opened.load(Ordering::Relaxed));
+            }
+            connection.send(answer(200, &[], request.field("x-version").unwrap_or("none")));
+        }
+    });
+    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let proxy = Proxy::start_with(config, &[("marker.wasm", &guest::version("v1"))]);
+    let mut slow = proxy.client();
+    slow.send_request("GET", "/slow", &[], b"");
+    upstream.wait_for_requests(1);
+    proxy.put("marker.wasm", guest::version("v2"));
+    wait_until("the new version", || version(&proxy.get("/fast")) == "v2");
+    gate.store(true, Ordering::Relaxed);
+    assert_eq!(version(&slow.read()), "v1");
+    // The same connection, another request.
+    assert_eq!(version(&slow.get("/fast")), "v2");
+    no_failures(&proxy);
+}
+
+/// A filter that writes its version at the end of responses.
+fn signing(version: &str) -> Vec<u8> {
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $remove_header (i32.const 2) %"content-length"))
+            (i32.const 0))
+        (func (export "proxy_on_response_body") (param $context i32) (param $size i32) (param $end i32) (result i32)
+            (if (local.get $end)
+                (then (drop (call $set_buffer (i32.const 1) (local.get $size) (i32.const 0) %"{version}"))))
+            (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
+    let gate = Arc::new(AtomicBool::new(false));
+    let opened = gate.clone();
+    let upstream = Upstream::scripted(move |mut connection| {
+        while let Some(request) = connection.request() {
+            connection.send("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\nfirst ");
+            if request.target() == "/slow" {
+                wait_until("the gate to open", || opened.load(Ordering::Relaxed));
+            }
+            connection.send("second");
+        }
+    });
+    let config = Config::to(&upstream).filter("signer", "signer.wasm", "");
+    let proxy = Proxy::start_with(config, &[("signer.wasm", &signing(" v1"))]);
+    let mut slow = proxy.client();
+    slow.send_request("GET", "/slow", &[], b"");
+    let mut response = slow.wire.read_head().expect("a head");
+    assert_eq!(response.status(), 200);
+    proxy.put("signer.wasm", signing(" v2"));
+    wait_until("the new version", || proxy.get("/fast").text() == "first second v2");
+    gate.store(true, Ordering::Relaxed);
+    slow.wire.read_body(&mut response, true).expect("a body");
+    assert_eq!(response.text(), "first second v1");
+    assert_eq!(slow.get("/fast").text(), "first second v2");
+    no_failures(&proxy);
+}
+
+#[test]
+fn rate_limits_outlive_configurations_and_modules() {
+    let upstream = Upstream::saying("hello");
+    let options = "config: {limits: [{name: few, requests: 3, per: 1h}]}";
+    let config = |via: &str| Config::to(&upstream).listener(&format!("via: {via}")).filter("few", "few.wasm", options);
+    let module = crate::harness::wasm::example("ratelimit");
+    let mut proxy = Proxy::start_with(config("one"), &[("few.wasm", &module)]);
+    assert_eq!(proxy.get("/").status(), 200);
+    proxy.change_config(config("two"));
+    let response = proxy.get("/");
+    assert_eq!((response.status(), response.field("via")), (200, Some("1.1 two")));
+    // The same code with another hash: an empty custom section at its end.
+    proxy.put("few.wasm", [&module[..], &[0, 1, 0]].concat());
+    assert_eq!(proxy.reload().0, 200);
+    assert_eq!(proxy.version(), 3);
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(proxy.get("/").status(), 429, "three tokens, whatever was swapped meanwhile");
+    // Other figures make another bucket.
+    let more = "config: {limits: [{name: few, requests: 4, per: 1h}]}";
+    proxy.change_config(Config::to(&upstream).filter("few", "few.wasm", more));
+    assert_eq!(proxy.get("/").status(), 200);
+}
+
+/// A filter that counts requests, up to 9, in the data that its instances share, and tells the upstream.
+fn counting(name: &str) -> Vec<u8> {
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (i32.store8 (i32.const 32) (i32.const 48))
+            (if (i32.eqz (call $get_shared %"count" (global.get $out) (global.get $out_len) (i32.const 24)))
+                (then (i32.store8 (i32.const 32) (i32.load8_u (i32.load (global.get $out))))))
+            (i32.store8 (i32.const 32) (i32.add (i32.const 1) (i32.load8_u (i32.const 32))))
+            (drop (call $set_shared %"count" (i32.const 32) (i32.const 1) (i32.const 0)))
+            (drop (call $add_header (i32.const 0) %"{name}" (i32.const 32) (i32.const 1)))
+            (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn shared_data_outlives_modules() {
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("counter", "counter.wasm", "");
+    let proxy = Proxy::start_with(config, &[("counter.wasm", &counting("x-old"))]);
+    proxy.get("/");
+    proxy.get("/");
+    proxy.put("counter.wasm", counting("x-new"));
+    assert_eq!(proxy.reload().0, 200);
+    proxy.get("/");
+    let requests = upstream.requests();
+    let counts: Vec<_> = requests.iter().map(|r| (r.field("x-old"), r.field("x-new"))).collect();
+    assert_eq!(counts, [(Some("1"), None), (Some("2"), None), (None, Some("3"))]);
+}
+
+#[test]
+fn a_touched_file_changes_nothing() {
+    let upstream = telling();
+    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let module = guest::version("v1");
+    let proxy = Proxy::start_with(config, &[("marker.wasm", &module)]);
+    proxy.put("marker.wasm", &module);
+    let text = fs::read(proxy.dir().join("config.yaml")).expect("the configuration");
+    proxy.put("config.yaml", text);
+    let (status, said) = proxy.reload();
+    assert_eq!((status, &said["result"], proxy.version()), (200, &"unchanged".into(), 1), "{said}");
+    assert_eq!(version(&proxy.get("/")), "v1");
+}

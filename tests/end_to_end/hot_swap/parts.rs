@@ -1,0 +1,150 @@
+//! Listeners come and go, clusters change, chains are put in another order, all while requests are under way.
+
+use std::net::TcpStream;
+
+use super::{Load, no_failures, telling};
+use crate::{
+    guest,
+    harness::{Client, Config, Proxy, Upstream, wait_until},
+};
+
+#[test]
+fn listeners_come_and_go() {
+    let upstream = Upstream::saying("hello");
+    let one = || String::from(Config::to(&upstream));
+    let two = || one().replace("listeners:\n", "listeners:\n  - {name: more, address: '@more@', cluster: web}\n");
+    let mut proxy = Proxy::start(one());
+    let load = Load::start(&proxy, |response| response.text().to_owned());
+    for _ in 0..5 {
+        load.meet("hello");
+        proxy.change_config(two());
+        let mut kept = Client::connect(proxy.address("more"));
+        assert_eq!(kept.get("/").text(), "hello");
+        proxy.change_config(one());
+        // Its connections end as soon as they have nothing to do; new ones are refused.
+        assert!(kept.wire.is_closed());
+        wait_until("the socket to be closed", || TcpStream::connect(proxy.address("more")).is_err());
+    }
+    load.meet("hello");
+    load.end();
+    no_failures(&proxy);
+    assert_eq!(proxy.version(), 11);
+}
+
+#[test]
+fn a_request_under_way_outlives_its_listener() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        // Until the test lets it, see below: the connection's next bytes are what it waits for.
+        let mut byte = [0];
+        let _ = connection.wire.read_some(&mut byte);
+        connection.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
+    });
+    let main = Upstream::saying("main");
+    let one = || String::from(Config::to(&main).cluster("slow", &[&upstream], ""));
+    let two = || one().replace("listeners:\n", "listeners:\n  - {name: more, address: '@more@', cluster: slow}\n");
+    let mut proxy = Proxy::start(two());
+    let mut client = Client::connect(proxy.address("more"));
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send("0\r\n\r\n");
+    upstream.wait_for_requests(1);
+    proxy.change_config(one());
+    assert_eq!(proxy.get("/").text(), "main");
+    drop(client);
+}
+
+#[test]
+fn a_listener_moves() {
+    let upstream = Upstream::saying("hello");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    assert_eq!(proxy.get("/").text(), "hello");
+    let moved = String::from(Config::to(&upstream)).replace("@main@", "@elsewhere@");
+    proxy.change_config(moved);
+    assert_eq!(Client::connect(proxy.address("elsewhere")).get("/").text(), "hello");
+    wait_until("the old address to be free", || TcpStream::connect(proxy.address("main")).is_err());
+}
+
+#[test]
+fn clusters_change() {
+    let upstreams = [Upstream::saying("a"), Upstream::saying("b")];
+    let [a, b] = &upstreams;
+    let mut proxy = Proxy::start(Config::to(a));
+    let load = Load::start(&proxy, |response| response.text().to_owned());
+    load.meet("a");
+    // Another endpoint in the same cluster.
+    proxy.change_config(Config::to(b));
+    load.meet("b");
+    // Another cluster.
+    proxy.change_config(Config::new().listener("cluster: other").cluster("other", &[a], ""));
+    load.meet("a");
+    // Both, of which one is used.
+    proxy.change_config(Config::to(b).cluster("other", &[a], "balancer: random"));
+    load.meet("b");
+    let before = a.requests().len();
+    load.meet("b");
+    assert_eq!(load.end(), ["a", "b"]);
+    assert_eq!(a.requests().len(), before, "nothing goes to an endpoint that is in use no more");
+    no_failures(&proxy);
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.sum("tollgate_cluster_requests_active", &[]), 0.0);
+    assert!(metrics.names().any(|(_, labels)| labels.get("cluster").is_some_and(|name| name == "other")));
+    proxy.change_config(Config::to(b));
+    assert!(!proxy.metrics().names().any(|(_, labels)| labels.get("cluster").is_some_and(|name| name == "other")));
+}
+
+/// A filter that writes a letter at the end of the request's `x-version`, and another at the beginning of the response's.
+fn letter(letter: &str) -> Vec<u8> {
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 0) %"x-version" %"{letter}"))
+            (i32.const 0))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 2) %"x-version" %"{letter}"))
+            (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn a_chain_is_put_in_another_order() {
+    let upstream = Upstream::replying(|request| {
+        crate::harness::answer(200, &[], request.all("x-version").join(""))
+    });
+    let config = |chain: &str| {
+        let all = Config::to(&upstream).filter("a", "a.wasm", "").filter("b", "b.wasm", "").filter("c", "c.wasm", "");
+        String::from(all).replace("chain: [a, b, c]", &format!("chain: [{chain}]"))
+    };
+    let modules = ["a", "b", "c"].map(letter);
+    let files: &[(&str, &[u8])] = &[("a.wasm", &modules[0]), ("b.wasm", &modules[1]), ("c.wasm", &modules[2])];
+    let mut proxy = Proxy::start_with(config("a, b, c"), files);
+    let load = Load::start(&proxy, |response| {
+        let back: Vec<_> = response.all("x-version").into_iter().rev().collect();
+        assert_eq!(back.concat(), response.text(), "the response goes back the way that its request came");
+        response.text().to_owned()
+    });
+    load.meet("abc");
+    for (chain, order) in [("c, b, a", "cba"), ("b", "b"), ("b, c", "bc"), ("a, b, c", "abc")] {
+        proxy.change_config(config(chain));
+        load.meet(order);
+    }
+    assert_eq!(load.end(), ["abc", "b", "bc", "cba"]);
+    no_failures(&proxy);
+}
+
+#[test]
+fn filters_of_one_module_are_told_apart() {
+    let upstream = telling();
+    // One module, two filters: each with its own configuration, and one of them is taken away.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $get_buffer (i32.const 7) (i32.const 0) (i32.const 100) (global.get $out) (global.get $out_len)))
+            (drop (call $add_header (i32.const 0) %"x-version" (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+            (i32.const 0))"#,
+    );
+    let one = || Config::to(&upstream).filter("first", "f.wasm", "config: one");
+    let mut proxy = Proxy::start_with(one().filter("second", "f.wasm", "config: two"), &[("f.wasm", &module)]);
+    proxy.get("/");
+    proxy.change_config(one());
+    proxy.get("/");
+    let seen: Vec<_> = upstream.requests().iter().map(|r| r.all("x-version").join("")).collect();
+    assert_eq!(seen, ["onetwo", "one"]);
+}

@@ -1,0 +1,136 @@
+//! Changes that cannot be used change nothing, are explained, and stand in no later change's way.
+
+use serde_json::Value;
+
+use super::{telling, version};
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream},
+};
+
+fn good(upstream: &Upstream) -> Config {
+    Config::to(upstream).filter("marker", "marker.wasm", "")
+}
+
+/// A proxy that is offered something that it cannot use, and then something that it can.
+fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
+    let upstream = telling();
+    let mut proxy = Proxy::start_with(good(&upstream), &[("marker.wasm", &guest::version("v1"))]);
+    spoil(&mut proxy, &upstream);
+
+    let (status, said) = proxy.reload();
+    assert_eq!((status, &said["result"], &said["version"]), (422, &"refused".into(), &Value::Null), "{said:#}");
+    let messages: Vec<&str> = said["errors"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
+    assert!(messages.iter().any(|message| message.contains(reason)), "{messages:#?}");
+    assert!(proxy.output().contains("refused"), "the log says so");
+    assert!(proxy.output().contains(reason), "the log says why");
+    let config = proxy.config();
+    assert_eq!((&config["version"], &config["last_attempt"]["result"]), (&1.into(), &"refused".into()));
+    assert_eq!(config["last_attempt"]["errors"], said["errors"]);
+    let metrics = proxy.metrics();
+    assert!(metrics.sum("tollgate_config_reloads_total", &[("result", "refused")]) >= 1.0);
+    assert_eq!(metrics.sum("tollgate_config_last_reload_successful", &[]), 0.0);
+    assert_eq!(metrics.sum("tollgate_config_version", &[]), 1.0);
+    assert!(proxy.is_ready());
+    assert_eq!(version(&proxy.get("/")), "v1");
+
+    proxy.put("marker.wasm", guest::version("v2"));
+    proxy.change_config(good(&upstream));
+    assert_eq!(version(&proxy.get("/")), "v2");
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.sum("tollgate_config_last_reload_successful", &[]), 1.0);
+    assert_eq!(proxy.config()["last_attempt"]["errors"], Value::Null);
+    assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 2.0);
+    assert_eq!(metrics.sum("tollgate_requests_total", &[]), 2.0);
+}
+
+#[test]
+fn text_that_is_not_yaml() {
+    refused(|proxy, _| proxy.put_config("listeners: [{name: main, address: '@main@'\n"), "flow");
+}
+
+#[test]
+fn a_filter_that_is_not_defined() {
+    refused(|proxy, upstream| proxy.put_config(good(upstream).listener("path: {}").filter("more", "missing.wasm", "")), "missing.wasm cannot be read");
+    refused(
+        |proxy, upstream| {
+            let text = String::from(good(upstream)).replace("chain: [marker]", "chain: [marker, makrer]");
+            proxy.put_config(text);
+        },
+        "`makrer`",
+    );
+}
+
+#[test]
+fn a_module_that_is_no_module() {
+    refused(|proxy, _| proxy.put("marker.wasm", "#!/bin/sh\necho hello\n"), "is not a WebAssembly module");
+    refused(|proxy, _| proxy.put("marker.wasm", ""), "is not a WebAssembly module");
+}
+
+#[test]
+fn a_module_that_is_gone() {
+    let remove = |proxy: &mut Proxy, _: &Upstream| std::fs::remove_file(proxy.dir().join("marker.wasm")).unwrap();
+    refused(remove, "marker.wasm cannot be read");
+}
+
+#[test]
+fn a_module_that_needs_more_than_there_is() {
+    let module = guest::filter("");
+    let needy = crate::harness::wasm::from_text(
+        r#"(module
+            (import "env" "proxy_launch" (func (param i32) (result i32)))
+            (import "wasi_snapshot_preview1" "sock_open" (func (param i32) (result i32)))
+            (memory (export "memory") 1)
+            (func (export "proxy_abi_version_0_2_1"))
+            (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
+    );
+    assert!(!module.is_empty());
+    refused(|proxy, _| proxy.put("marker.wasm", needy), "`env.proxy_launch`, `wasi_snapshot_preview1.sock_open`");
+}
+
+#[test]
+fn a_module_that_is_no_filter() {
+    let module = crate::harness::wasm::from_text(r#"(module (memory (export "memory") 1))"#);
+    refused(|proxy, _| proxy.put("marker.wasm", module), "is not a Proxy-Wasm filter");
+}
+
+#[test]
+fn a_filter_that_refuses_to_be_configured() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (drop (call $log (i32.const 4) %"not on a Friday"))
+            (i32.const 0))"#,
+    );
+    refused(
+        |proxy, _| proxy.put("marker.wasm", module),
+        "filter `marker` cannot be set up: it returned false from `proxy_on_configure`; it logged: not on a Friday",
+    );
+}
+
+#[test]
+fn a_filter_that_refuses_to_start() {
+    let module = guest::filter(r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 0))"#);
+    refused(|proxy, _| proxy.put("marker.wasm", module), "it returned false from `proxy_on_vm_start`");
+}
+
+#[test]
+fn an_address_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    refused(
+        |proxy, upstream| {
+            let more = format!("listeners:\n  - {{name: more, address: '{address}', cluster: web}}\n");
+            proxy.put_config(String::from(good(upstream)).replace("listeners:\n", &more));
+        },
+        &format!("cannot listen on {address}"),
+    );
+}
+
+#[test]
+fn a_standard_filter_that_refuses_its_configuration() {
+    let options = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
+    refused(
+        |proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)),
+        "requests",
+    );
+}

@@ -1,0 +1,240 @@
+//! What a client may send, how long it may take, and how much of an upstream its requests may use.
+
+use std::{net::TcpStream, sync::mpsc, thread};
+
+use crate::harness::{Client, Config, Proxy, Upstream, Wire, answer, wait_for, wasm};
+
+/// A filter that holds a body back until its end has come. `phase` is `request` or `response`.
+fn holding(phase: &str) -> Vec<u8> {
+    wasm::from_text(&format!(
+        r#"(module
+            (memory (export "memory") 2)
+            (func (export "proxy_abi_version_0_2_1"))
+            (func (export "malloc") (param i32) (result i32) i32.const 4096)
+            (func (export "proxy_on_context_create") (param i32 i32))
+            (func (export "proxy_on_vm_start") (param i32 i32) (result i32) i32.const 1)
+            (func (export "proxy_on_configure") (param i32 i32) (result i32) i32.const 1)
+            ;; 1 is to pause; the third parameter says whether this is the end.
+            (func (export "proxy_on_{phase}_body") (param i32 i32 i32) (result i32) local.get 2 i32.eqz))"#
+    ))
+}
+
+#[test]
+fn a_head_that_is_too_long_gets_431() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 2KiB}"));
+    let long = "x".repeat(3000);
+    assert_eq!(proxy.request("GET", "/", &[("X-A", &long[..1000])], b"").status(), 200);
+    let mut client = proxy.client();
+    client.send_request("GET", "/", &[("X-A", &long)], b"");
+    assert_eq!(client.read().status(), 431);
+    assert!(client.wire.is_closed());
+    assert_eq!(proxy.get(&format!("/{long}")).status(), 431, "the request line counts");
+    let entry = proxy.entry(|entry| entry["status"] == 431);
+    assert_eq!((&entry["flags"], &entry["details"]), (&"DPE".into(), &"head_too_large".into()));
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[test]
+fn too_many_header_fields_get_431() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {headers: 10}"));
+    // `Host` is one of them.
+    let fields = [("X-A", "1"); 10];
+    assert_eq!(proxy.request("GET", "/", &fields[..9], b"").status(), 200);
+    assert_eq!(proxy.request("GET", "/", &fields, b"").status(), 431);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[test]
+fn a_head_without_an_end_gets_431_at_the_bound() {
+    let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("limits: {header_bytes: 8KiB}"));
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: test\r\nX-A: ");
+    // It need not take all of this.
+    let _ = client.wire.send("x".repeat(64 << 10));
+    assert_eq!(client.read().status(), 431);
+}
+
+#[test]
+fn a_request_body_that_a_filter_holds_is_bounded() {
+    let upstream = Upstream::saying("ok");
+    let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
+    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("request"))]);
+    let body = vec![b'x'; 65 << 10];
+    assert_eq!(proxy.request("POST", "/small", &[], &body[..64 << 10]).status(), 200);
+    assert_eq!(upstream.only_request().body.len(), 64 << 10);
+
+    assert_eq!(proxy.request("POST", "/large", &[], &body).status(), 413);
+    let entry = proxy.entry_for("/large");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"request_body_too_large".into()));
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[test]
+fn a_response_body_that_a_filter_holds_is_bounded() {
+    let upstream = Upstream::replying(|request| {
+        let size = if request.target() == "/small" { 64 << 10 } else { 65 << 10 };
+        answer(200, &[], vec![b'x'; size])
+    });
+    let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
+    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("response"))]);
+    let small = proxy.get("/small");
+    assert_eq!((small.status(), small.body.len()), (200, 64 << 10));
+
+    assert_eq!(proxy.get("/large").status(), 500);
+    let entry = proxy.entry_for("/large");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"response_body_too_large".into()));
+}
+
+/// Whether a new connection is let in; if so, the connection, which has carried a request.
+fn let_in(proxy: &Proxy) -> Option<Client> {
+    let stream = TcpStream::connect(proxy.address("main")).expect("the system accepts connections");
+    let mut wire = Wire::new(stream);
+    wire.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").ok()?;
+    let response = wire.read_response("GET").ok()?;
+    assert_eq!(response.status(), 200);
+    Some(Client { wire })
+}
+
+#[test]
+fn connections_over_the_bound_are_closed_at_once() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {connections: 3}"));
+    let mut inside: Vec<_> = (0..3).map(|_| let_in(&proxy).expect("there is room")).collect();
+    for _ in 0..5 {
+        assert!(let_in(&proxy).is_none(), "the bound holds over all workers");
+    }
+    assert_eq!(inside[0].get("/").status(), 200, "those inside stay");
+    inside.pop();
+    inside.push(wait_for("the place of a connection that has ended", || let_in(&proxy)));
+    assert!(let_in(&proxy).is_none());
+}
+
+#[test]
+fn a_connection_ends_after_so_many_requests() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 3}"));
+    let mut client = proxy.client();
+    for expected in [None, None, Some("close")] {
+        assert_eq!(client.get("/").field("connection"), expected);
+    }
+    assert!(client.wire.is_closed());
+}
+
+#[test]
+fn a_head_that_takes_too_long_gets_408() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {header_read: 500ms}"));
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: te");
+    assert_eq!(client.read().status(), 408);
+    assert!(client.wire.is_closed());
+    let entry = proxy.entry(|entry| entry["status"] == 408);
+    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"header_read_timeout".into()));
+    assert!(upstream.requests().is_empty());
+}
+
+/// Each byte that comes does not begin the time anew.
+#[test]
+fn a_head_that_trickles_gets_408() {
+    let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("timeouts: {header_read: 500ms}"));
+    let mut client = proxy.client();
+    let mut trickle = Wire::new(client.wire.socket().try_clone().expect("a second handle"));
+    let trickling = thread::spawn(move || {
+        let head = "GET / HTTP/1.1\r\nX-Slow: ".bytes().chain(std::iter::repeat(b'x'));
+        for byte in head {
+            if trickle.send([byte]).is_err() {
+                return;
+            }
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    });
+    assert_eq!(client.read().status(), 408);
+    drop(client);
+    trickling.join().expect("the proxy closes the connection");
+}
+
+#[test]
+fn a_connection_without_a_request_is_closed() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {keep_alive: 2s}"));
+    assert!(proxy.client().wire.is_closed(), "one that never had any");
+    let mut client = wait_for("a connection with a request", || let_in(&proxy));
+    assert!(client.wire.is_closed(), "one that had one");
+    assert!(proxy.entries().iter().all(|entry| entry["status"] == 200), "nothing is logged of it");
+}
+
+#[test]
+fn a_body_that_does_not_come_gets_408() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 500ms}"));
+    let mut client = proxy.client();
+    client.send("POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc");
+    assert_eq!(client.read().status(), 408);
+    assert!(client.wire.is_closed(), "what comes next would be the rest of the body");
+    let entry = proxy.entry_for("/slow");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_timeout".into()));
+}
+
+#[test]
+fn an_upstream_that_says_nothing_gets_504() {
+    let upstream = Upstream::silent();
+    let config = Config::new().listener("cluster: web\ntimeouts: {idle: 500ms}");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+    assert_eq!(proxy.get("/silent").status(), 504);
+    let entry = proxy.entry_for("/silent");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"SI".into(), &"stream_idle_timeout".into()));
+}
+
+/// An upstream that answers each request when it is told to.
+fn on_demand() -> (Upstream, mpsc::Sender<()>) {
+    let (answer_one, demands) = mpsc::channel();
+    let demands = std::sync::Mutex::new(demands);
+    let upstream = Upstream::replying(move |_| {
+        // At the end of the test there is nobody to tell it.
+        let _ = demands.lock().unwrap().recv();
+        answer(200, &[], "ok")
+    });
+    (upstream, answer_one)
+}
+
+#[test]
+fn requests_over_a_clusters_bound_get_503() {
+    let (upstream, answer_one) = on_demand();
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "limits: {requests: 2}");
+    let proxy = Proxy::start(config);
+    let mut inside: Vec<_> = (0..2).map(|_| proxy.client()).collect();
+    inside.iter_mut().for_each(|client| client.send_request("GET", "/in", &[], b""));
+    upstream.wait_for_requests(2);
+    assert_eq!(proxy.get("/over").status(), 503);
+    let entry = proxy.entry_for("/over");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &"overflow".into()));
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_request_overflows_total", &[("cluster", "web")]), 1.0);
+    (0..2).for_each(|_| answer_one.send(()).expect("the upstream is there"));
+    inside.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+#[test]
+fn requests_wait_for_a_connection_up_to_a_bound() {
+    let (upstream, answer_one) = on_demand();
+    let limits = "limits: {connections: 1, pending: 1}";
+    // One worker: each may always have a connection.
+    let config = Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[&upstream], limits);
+    let proxy = Proxy::start(config);
+    let mut first = proxy.client();
+    first.send_request("GET", "/first", &[], b"");
+    upstream.wait_for_requests(1);
+    let mut second = proxy.client();
+    second.send_request("GET", "/second", &[], b"");
+    proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
+    assert_eq!(proxy.get("/third").status(), 503);
+    assert_eq!(proxy.entry_for("/third")["flags"], "UO");
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_pending_overflows_total", &[]), 1.0);
+    answer_one.send(()).expect("the upstream is there");
+    assert_eq!(first.read().status(), 200);
+    answer_one.send(()).expect("the upstream is there");
+    assert_eq!(second.read().status(), 200);
+    assert_eq!((upstream.requests().len(), upstream.connections()), (2, 1));
+}

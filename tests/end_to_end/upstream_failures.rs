@@ -1,0 +1,228 @@
+//! Whatever an upstream does wrong, the client gets one status, the access log one flag and the reason, and it is counted.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
+
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+
+use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
+
+/// No endpoints in the list: `options` may have their own.
+const NONE: &[&str] = &[];
+
+/// One request to an endpoint with these options of its cluster: what the client, the log and the metrics say.
+fn assert_failure(name: &str, endpoint: SocketAddr, options: &str, status: u16, flags: &str, details: &str) {
+    let config = Config::new().listener("cluster: web").cluster("web", &[endpoint], options);
+    assert_failure_of(name, &Proxy::start(config), status, flags, details);
+}
+
+fn assert_failure_of(name: &str, proxy: &Proxy, status: u16, flags: &str, details: &str) {
+    let response = proxy.get("/fails");
+    assert_eq!(response.status(), status, "{name}");
+    assert!(!response.text().contains(details), "{name}: the reason is not for the client");
+    let entry = proxy.entry_for("/fails");
+    assert_eq!((&entry["status"], &entry["flags"]), (&status.into(), &flags.into()), "{name}: {entry}");
+    assert_eq!(entry["details"], details, "{name}");
+    proxy.wait_for_metric("tollgate_requests_total", &[("class", "5xx")], 1.0);
+    assert_eq!(proxy.metrics().sum("tollgate_response_flags_total", &[("flag", flags)]), 1.0, "{name}");
+}
+
+#[test]
+fn a_connection_that_is_refused() {
+    assert_failure("refused", Upstream::refusing(), "", 503, "UF", "connect_failure");
+    let proxy = Proxy::start(Config::to(Upstream::refusing()));
+    proxy.get("/");
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[("cluster", "web")]), 1.0);
+    assert_eq!(proxy.metrics().sum("tollgate_upstream_responses_total", &[("class", "none")]), 1.0);
+}
+
+/// A listener whose queue is full, so that the system leaves further connections unanswered.
+fn not_accepting() -> (Socket, Vec<TcpStream>) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    socket.listen(0).expect("a listener");
+    let address = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("an address");
+    let mut waiting = Vec::new();
+    // As many as the system lets in beyond what was asked for.
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 1000, "the queue never fills up");
+    }
+    (socket, waiting)
+}
+
+#[test]
+fn a_connection_that_is_not_made_in_time() {
+    let (socket, _waiting) = not_accepting();
+    let address = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("an address");
+    assert_failure("timeout", address, "connect_timeout: 300ms", 503, "UF", "connect_timeout");
+}
+
+#[test]
+fn a_connection_that_ends_before_the_response() {
+    let reset = Upstream::resetting();
+    assert_failure("reset", reset.address, "", 502, "UC", "upstream_reset");
+    let closed = Upstream::canned("");
+    assert_failure("closed", closed.address, "", 502, "UC", "upstream_reset");
+    let in_the_head = Upstream::canned("HTTP/1.1 200 OK\r\nContent-");
+    assert_failure("closed in the head", in_the_head.address, "", 502, "UC", "upstream_reset");
+    let half_closed = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.wire.finish();
+        connection.wait_for_end();
+    });
+    assert_failure("half closed", half_closed.address, "", 502, "UC", "upstream_reset");
+}
+
+#[test]
+fn a_response_that_is_none() {
+    for (name, bytes) in [
+        ("garbage", "garbage\r\n\r\n".to_owned()),
+        ("binary", "\x16\x03\x01\x02\x00\x01".to_owned() + &"\u{1}".repeat(100)),
+        ("another protocol", "220 mail.example ESMTP\r\n".repeat(5)),
+        ("a status that is none", "HTTP/1.1 99999 OK\r\n\r\n".to_owned()),
+        ("a bad field", "HTTP/1.1 200 OK\r\nX A: 1\r\n\r\n".to_owned()),
+        ("a head that is too long", format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "x".repeat(100 << 10))),
+        ("too many fields", format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(200))),
+    ] {
+        let upstream = Upstream::canned(bytes);
+        assert_failure(name, upstream.address, "", 502, "UPE", "upstream_protocol_error");
+    }
+}
+
+#[test]
+fn a_response_that_takes_too_long() {
+    let upstream = Upstream::silent();
+    assert_failure("slow", upstream.address, "request_timeout: 300ms", 504, "UT", "response_timeout");
+    let options = "request_timeout: 0s\nretry: {on: [connect_failure], per_try_timeout: 300ms}";
+    assert_failure("slow try", upstream.address, options, 504, "UT", "per_try_timeout");
+    // The connection to a slow upstream is of no more use.
+    wait_until("the upstream's connections to be closed", || upstream.connections() == 2);
+}
+
+#[test]
+fn a_cluster_without_endpoints() {
+    let config = |endpoints: &str| Config::new().listener("cluster: web").cluster("web", NONE, endpoints);
+    for endpoints in ["", "endpoints: []", "endpoints: [{address: '127.0.0.1:1', weight: 0}]"] {
+        assert_failure_of(endpoints, &Proxy::start(config(endpoints)), 503, "UH", "no_endpoint");
+    }
+}
+
+#[test]
+fn a_cluster_that_does_not_exist_is_a_mistake_of_the_configuration() {
+    let unknown = Proxy::try_start(Config::new().listener("cluster: webb").cluster("web", NONE, ""), &[]);
+    let output = unknown.err().expect("the proxy does not start");
+    assert!(output.contains("webb") && output.contains("config.yaml"), "{output}");
+    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [{cluster: webb}]}]}";
+    let config = Config::new().filter("routes", "builtin:router", routes).cluster("web", NONE, "");
+    let output = Proxy::try_start(config, &[]).err().expect("the proxy does not start");
+    assert!(output.contains("there is no cluster `webb`"), "{output}");
+}
+
+/// What has begun cannot be taken back: the client must see that the body is not whole.
+#[test]
+fn a_response_that_ends_midway_ends_midway_for_the_client() {
+    let length = "Content-Length: 10\r\n\r\nhello";
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    for (name, head, chunks) in [("length", length, false), ("chunks", chunked, true)] {
+        for reset in [false, true] {
+            let (go, wait) = mpsc::channel::<()>();
+            let wait = Mutex::new(wait);
+            let upstream = Upstream::scripted(move |mut connection| {
+                connection.request();
+                connection.send(format!("HTTP/1.1 200 OK\r\n{head}"));
+                // Not before the client has this, or a reset would throw it away.
+                let _ = wait.lock().unwrap().recv();
+                if reset {
+                    connection.wire.reset();
+                }
+            });
+            let proxy = Proxy::start(Config::to(&upstream));
+            let mut client = proxy.client();
+            client.send_request("GET", "/half", &[], b"");
+            let response = client.wire.read_head().expect("a response");
+            assert_eq!(response.status(), 200);
+            let begun = if chunks { "5\r\nhello\r\n" } else { "hello" };
+            assert_eq!(client.wire.read_exact(begun.len()).expect("half a body"), begun.as_bytes());
+            go.send(()).expect("the upstream is there");
+            assert!(client.wire.is_closed(), "{name}: nothing more comes, no last chunk either");
+            let entry = proxy.entry_for("/half");
+            assert_eq!((&entry["status"], &entry["flags"]), (&200.into(), &"UC".into()), "{name}: {entry}");
+        }
+    }
+}
+
+#[test]
+fn a_response_that_stalls_midway_is_ended_by_the_clock() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
+        connection.wait_for_end();
+    });
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "request_timeout: 3s");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.client();
+    client.send_request("GET", "/stalls", &[], b"");
+    assert_eq!(client.wire.read_head().expect("a response").status(), 200);
+    assert_eq!(client.wire.read_exact(5).expect("half a body"), b"hello");
+    assert!(client.wire.is_closed());
+    assert_eq!(proxy.entry_for("/stalls")["flags"], "UT");
+}
+
+#[test]
+fn a_response_before_the_request_has_ended_is_passed_on() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.head();
+        connection.send(answer(413, &["Connection: close"], "enough"));
+        connection.wire.finish();
+        connection.wait_for_end();
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\nbegun");
+    let response = client.read();
+    assert_eq!((response.status(), response.text()), (413, "enough"));
+    assert_eq!(proxy.entry_for("/early")["flags"], Value::Null);
+}
+
+/// An upstream that closes an idle connection does nothing wrong, even if a request is on its way.
+#[test]
+fn an_idle_connection_that_was_closed_costs_no_request() {
+    let upstream = Upstream::scripted(|mut connection| {
+        // One request for each connection, without a word about it.
+        if connection.request().is_some() {
+            connection.send(answer(200, &[], "ok"));
+        }
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for _ in 0..50 {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    assert_eq!(upstream.requests().len(), 50);
+}
+
+#[test]
+fn a_proxy_goes_on_after_failures() {
+    let (broken, sound) = (Upstream::resetting(), Upstream::saying("ok"));
+    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
+        {match: {path: {prefix: /broken}}, cluster: broken},
+        {match: {path: {prefix: /refused}}, cluster: refused},
+        {cluster: sound}]}]}";
+    let config = Config::new()
+        .filter("routes", "builtin:router", routes)
+        .cluster("broken", &[&broken], "")
+        .cluster("refused", &[Upstream::refusing()], "")
+        .cluster("sound", &[&sound], "");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/broken").status(), 502);
+        assert_eq!(client.get("/refused").status(), 503);
+        assert_eq!(client.get("/").status(), 200);
+    }
+}
