@@ -147,8 +147,6 @@ pub mod flag {
     pub const LOCAL_REPLY: u32 = 1 << 5;
     /// `FF`: a filter failed (trap, time, memory).
     pub const FILTER_FAILED: u32 = 1 << 6;
-    /// `NC`: the route's cluster does not exist.
-    pub const NO_CLUSTER: u32 = 1 << 7;
     /// `UH`: the cluster has no endpoint that could be used.
     pub const NO_HEALTHY_UPSTREAM: u32 = 1 << 8;
     /// `UF`: connecting to the upstream failed.
@@ -186,7 +184,6 @@ pub mod flag {
         (DELAY_INJECTED, "DI"),
         (LOCAL_REPLY, "LR"),
         (FILTER_FAILED, "FF"),
-        (NO_CLUSTER, "NC"),
         (NO_HEALTHY_UPSTREAM, "UH"),
         (UPSTREAM_CONNECT_FAILURE, "UF"),
         (UPSTREAM_TERMINATED, "UC"),

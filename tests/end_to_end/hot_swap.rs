@@ -82,6 +82,22 @@ fn version(response: &Message) -> String {
     version.to_owned()
 }
 
+/// Holds upstreams up until a test opens it.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Lets everybody through from now on.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for it to be opened.
+    pub fn wait(&self) {
+        wait_until("the gate to open", || self.0.load(Ordering::Relaxed));
+    }
+}
+
 fn no_failures(proxy: &Proxy) {
     let metrics = proxy.metrics();
     for class in ["none", "1xx", "3xx", "4xx", "5xx"] {
@@ -171,12 +187,12 @@ fn the_configuration_is_swapped_under_load() {
 
 #[test]
 fn what_is_under_way_ends_as_it_began() {
-    let gate = Arc::new(AtomicBool::new(false));
-    let opened = gate.clone();
+    let gate = Gate::default();
+    let shut = gate.clone();
     let upstream = Upstream::scripted(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target() == "/slow" {
-                wait_until("the gate to open", || opened.load(Ordering::Relaxed));
+                shut.wait();
             }
             connection.send(answer(200, &[], request.field("x-version").unwrap_or("none")));
         }
@@ -188,7 +204,7 @@ fn what_is_under_way_ends_as_it_began() {
     upstream.wait_for_requests(1);
     proxy.put("marker.wasm", guest::version("v2"));
     wait_until("the new version", || version(&proxy.get("/fast")) == "v2");
-    gate.store(true, Ordering::Relaxed);
+    gate.open();
     assert_eq!(version(&slow.read()), "v1");
     // The same connection, another request.
     assert_eq!(version(&slow.get("/fast")), "v2");
@@ -210,13 +226,13 @@ fn signing(version: &str) -> Vec<u8> {
 
 #[test]
 fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
-    let gate = Arc::new(AtomicBool::new(false));
-    let opened = gate.clone();
+    let gate = Gate::default();
+    let shut = gate.clone();
     let upstream = Upstream::scripted(move |mut connection| {
         while let Some(request) = connection.request() {
             connection.send("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\nfirst ");
             if request.target() == "/slow" {
-                wait_until("the gate to open", || opened.load(Ordering::Relaxed));
+                shut.wait();
             }
             connection.send("second");
         }
@@ -229,7 +245,7 @@ fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
     assert_eq!(response.status(), 200);
     proxy.put("signer.wasm", signing(" v2"));
     wait_until("the new version", || proxy.get("/fast").text() == "first second v2");
-    gate.store(true, Ordering::Relaxed);
+    gate.open();
     slow.wire.read_body(&mut response, true).expect("a body");
     assert_eq!(response.text(), "first second v1");
     assert_eq!(slow.get("/fast").text(), "first second v2");

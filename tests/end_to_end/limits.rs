@@ -61,9 +61,9 @@ fn a_request_body_that_a_filter_holds_is_bounded() {
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
     let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("request"))]);
-    let body = vec![b'x'; 65 << 10];
-    assert_eq!(proxy.request("POST", "/small", &[], &body[..64 << 10]).status(), 200);
-    assert_eq!(upstream.only_request().body.len(), 64 << 10);
+    let body = vec![b'x'; 1 << 20];
+    assert_eq!(proxy.request("POST", "/small", &[], &body[..60_000]).status(), 200);
+    assert_eq!(upstream.only_request().body.len(), 60_000);
 
     assert_eq!(proxy.request("POST", "/large", &[], &body).status(), 413);
     let entry = proxy.entry_for("/large");
@@ -74,13 +74,13 @@ fn a_request_body_that_a_filter_holds_is_bounded() {
 #[test]
 fn a_response_body_that_a_filter_holds_is_bounded() {
     let upstream = Upstream::replying(|request| {
-        let size = if request.target() == "/small" { 64 << 10 } else { 65 << 10 };
+        let size = if request.target() == "/small" { 60_000 } else { 1 << 20 };
         answer(200, &[], vec![b'x'; size])
     });
     let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
     let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("response"))]);
     let small = proxy.get("/small");
-    assert_eq!((small.status(), small.body.len()), (200, 64 << 10));
+    assert_eq!((small.status(), small.body.len()), (200, 60_000));
 
     assert_eq!(proxy.get("/large").status(), 500);
     let entry = proxy.entry_for("/large");

@@ -45,15 +45,14 @@ impl Config {
         self
     }
 
-    /// Adds a cluster. `options` are those beside `name` and `endpoints`.
+    /// Adds a cluster. `options` are those beside `name` and `endpoints`; without endpoints here, they may have some.
     pub fn cluster(mut self, name: &str, endpoints: &[impl Display], options: &str) -> Config {
-        let endpoints: Vec<_> = endpoints.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
-        let _ = write!(
-            self.clusters,
-            "  - name: {name}\n    endpoints: [{}]\n{}",
-            endpoints.join(", "),
-            indented(options, 4)
-        );
+        let _ = writeln!(self.clusters, "  - name: {name}");
+        if !endpoints.is_empty() {
+            let endpoints: Vec<_> = endpoints.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
+            let _ = writeln!(self.clusters, "    endpoints: [{}]", endpoints.join(", "));
+        }
+        self.clusters += &indented(options, 4);
         self
     }
 }

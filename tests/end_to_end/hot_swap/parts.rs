@@ -2,10 +2,10 @@
 
 use std::net::TcpStream;
 
-use super::{Load, no_failures, telling};
+use super::{Gate, Load, no_failures, telling};
 use crate::{
     guest,
-    harness::{Client, Config, Proxy, Upstream, wait_until},
+    harness::{Client, Config, Proxy, Upstream, answer, wait_until},
 };
 
 #[test]
@@ -33,24 +33,24 @@ fn listeners_come_and_go() {
 
 #[test]
 fn a_request_under_way_outlives_its_listener() {
-    let upstream = Upstream::scripted(|mut connection| {
-        connection.request();
-        // Until the test lets it, see below: the connection's next bytes are what it waits for.
-        let mut byte = [0];
-        let _ = connection.wire.read_some(&mut byte);
-        connection.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let upstream = Upstream::replying(move |_| {
+        shut.wait();
+        answer(200, &[], "slow")
     });
     let main = Upstream::saying("main");
     let one = || String::from(Config::to(&main).cluster("slow", &[&upstream], ""));
     let two = || one().replace("listeners:\n", "listeners:\n  - {name: more, address: '@more@', cluster: slow}\n");
     let mut proxy = Proxy::start(two());
     let mut client = Client::connect(proxy.address("more"));
-    client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n");
-    client.send("0\r\n\r\n");
+    client.send_request("GET", "/", &[], b"");
     upstream.wait_for_requests(1);
     proxy.change_config(one());
     assert_eq!(proxy.get("/").text(), "main");
-    drop(client);
+    gate.open();
+    assert_eq!(client.read().text(), "slow");
+    assert!(client.wire.is_closed(), "nothing can follow on its connection");
 }
 
 #[test]
@@ -106,9 +106,7 @@ fn letter(letter: &str) -> Vec<u8> {
 
 #[test]
 fn a_chain_is_put_in_another_order() {
-    let upstream = Upstream::replying(|request| {
-        crate::harness::answer(200, &[], request.all("x-version").join(""))
-    });
+    let upstream = Upstream::replying(|request| answer(200, &[], request.all("x-version").join("")));
     let config = |chain: &str| {
         let all = Config::to(&upstream).filter("a", "a.wasm", "").filter("b", "b.wasm", "").filter("c", "c.wasm", "");
         String::from(all).replace("chain: [a, b, c]", &format!("chain: [{chain}]"))

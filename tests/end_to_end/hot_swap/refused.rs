@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{telling, version};
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream},
+    harness::{Config, Proxy, Upstream, wasm},
 };
 
 fn good(upstream: &Upstream) -> Config {
@@ -22,8 +22,8 @@ fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
     assert_eq!((status, &said["result"], &said["version"]), (422, &"refused".into(), &Value::Null), "{said:#}");
     let messages: Vec<&str> = said["errors"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
     assert!(messages.iter().any(|message| message.contains(reason)), "{messages:#?}");
-    assert!(proxy.output().contains("refused"), "the log says so");
-    assert!(proxy.output().contains(reason), "the log says why");
+    proxy.wait_for_output("the configuration was refused");
+    proxy.wait_for_output(reason);
     let config = proxy.config();
     assert_eq!((&config["version"], &config["last_attempt"]["result"]), (&1.into(), &"refused".into()));
     assert_eq!(config["last_attempt"]["errors"], said["errors"]);
@@ -51,7 +51,10 @@ fn text_that_is_not_yaml() {
 
 #[test]
 fn a_filter_that_is_not_defined() {
-    refused(|proxy, upstream| proxy.put_config(good(upstream).listener("path: {}").filter("more", "missing.wasm", "")), "missing.wasm cannot be read");
+    refused(
+        |proxy, upstream| proxy.put_config(good(upstream).filter("more", "missing.wasm", "")),
+        "there is no file `missing.wasm`",
+    );
     refused(
         |proxy, upstream| {
             let text = String::from(good(upstream)).replace("chain: [marker]", "chain: [marker, makrer]");
@@ -70,13 +73,12 @@ fn a_module_that_is_no_module() {
 #[test]
 fn a_module_that_is_gone() {
     let remove = |proxy: &mut Proxy, _: &Upstream| std::fs::remove_file(proxy.dir().join("marker.wasm")).unwrap();
-    refused(remove, "marker.wasm cannot be read");
+    refused(remove, "there is no file `marker.wasm`");
 }
 
 #[test]
 fn a_module_that_needs_more_than_there_is() {
-    let module = guest::filter("");
-    let needy = crate::harness::wasm::from_text(
+    let module = wasm::from_text(
         r#"(module
             (import "env" "proxy_launch" (func (param i32) (result i32)))
             (import "wasi_snapshot_preview1" "sock_open" (func (param i32) (result i32)))
@@ -84,13 +86,12 @@ fn a_module_that_needs_more_than_there_is() {
             (func (export "proxy_abi_version_0_2_1"))
             (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
     );
-    assert!(!module.is_empty());
-    refused(|proxy, _| proxy.put("marker.wasm", needy), "`env.proxy_launch`, `wasi_snapshot_preview1.sock_open`");
+    refused(|proxy, _| proxy.put("marker.wasm", module), "`env.proxy_launch`, `wasi_snapshot_preview1.sock_open`");
 }
 
 #[test]
 fn a_module_that_is_no_filter() {
-    let module = crate::harness::wasm::from_text(r#"(module (memory (export "memory") 1))"#);
+    let module = wasm::from_text(r#"(module (memory (export "memory") 1))"#);
     refused(|proxy, _| proxy.put("marker.wasm", module), "is not a Proxy-Wasm filter");
 }
 
@@ -129,8 +130,5 @@ fn an_address_that_is_taken() {
 #[test]
 fn a_standard_filter_that_refuses_its_configuration() {
     let options = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
-    refused(
-        |proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)),
-        "requests",
-    );
+    refused(|proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)), "requests");
 }

@@ -1,0 +1,189 @@
+//! Which endpoint, and which cluster, a request goes to.
+//!
+//! Where chance decides, the bounds are six standard deviations wide: such a test fails once in 10^8 runs.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+};
+
+use crate::harness::{Config, Proxy, Upstream, answer};
+
+const NONE: &[&str] = &[];
+
+/// Upstreams that say their number.
+fn numbered(count: usize) -> Vec<Upstream> {
+    (0..count).map(|n| Upstream::saying(&n.to_string())).collect()
+}
+
+/// A proxy with one cluster of these endpoints and weights.
+fn weighted(endpoints: &[(&Upstream, u32)], options: &str) -> Proxy {
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|(u, weight)| format!("{{address: '{u}', weight: {weight}}}")).collect();
+    let options = format!("endpoints: [{}]\n{options}", endpoints.join(", "));
+    Proxy::start(Config::new().listener("cluster: web").cluster("web", NONE, &options))
+}
+
+/// How many of so many requests each upstream gets, by what it says.
+fn shares(proxy: &Proxy, requests: usize) -> HashMap<String, usize> {
+    let mut client = proxy.client();
+    let mut shares = HashMap::new();
+    for _ in 0..requests {
+        *shares.entry(client.get("/").text().to_owned()).or_default() += 1;
+    }
+    shares
+}
+
+/// Whether a share is what chance allows: `probability` of `requests`, give or take six standard deviations.
+fn assert_share(count: usize, requests: usize, probability: f64) {
+    let (n, p) = (requests as f64, probability);
+    let (mean, deviation) = (n * p, (n * p * (1.0 - p)).sqrt());
+    assert!((count as f64 - mean).abs() <= 6.0 * deviation, "{count} of {requests}, expected about {mean}");
+}
+
+#[test]
+fn round_robin_keeps_weights_exactly() {
+    let upstreams = numbered(4);
+    let [a, b, c, none] = &upstreams[..] else { unreachable!() };
+    let proxy = weighted(&[(a, 5), (b, 1), (c, 2), (none, 0)], "balancer: round_robin");
+    let shares = shares(&proxy, 80);
+    assert_eq!((shares["0"], shares["1"], shares["2"], shares.get("3")), (50, 10, 20, None));
+    // Over all workers and connections too.
+    for _ in 0..40 {
+        proxy.get("/");
+    }
+    assert_eq!(upstreams.iter().map(|u| u.requests().len()).collect::<Vec<_>>(), [75, 15, 30, 0]);
+}
+
+#[test]
+fn random_keeps_weights_roughly() {
+    let upstreams = numbered(2);
+    let proxy = weighted(&[(&upstreams[0], 2), (&upstreams[1], 1)], "balancer: random");
+    assert_share(shares(&proxy, 600)["0"], 600, 2.0 / 3.0);
+}
+
+/// A door that is shut at first.
+#[derive(Default)]
+struct Door(Mutex<bool>, Condvar);
+
+impl Door {
+    fn pass(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
+    }
+
+    fn open(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+}
+
+#[test]
+fn least_request_prefers_the_endpoint_with_less_to_do() {
+    let doors = [Arc::new(Door::default()), Arc::new(Door::default())];
+    let [busy, idle] = doors.clone().map(|door| {
+        Upstream::replying(move |_| {
+            door.pass();
+            answer(200, &[], "ok")
+        })
+    });
+    let proxy = weighted(&[(&busy, 1), (&idle, 1)], "balancer: least_request");
+    let mut held: Vec<_> = (0..10).map(|_| proxy.client()).collect();
+    for (n, client) in held.iter_mut().enumerate() {
+        client.send_request("GET", "/", &[], b"");
+        proxy.wait_for_metric("tollgate_cluster_requests_active", &[("cluster", "web")], n as f64 + 1.0);
+    }
+    // One after the other, they were shared out evenly.
+    assert_eq!((busy.wait_for_requests(5).len(), idle.wait_for_requests(5).len()), (5, 5));
+    doors[1].open();
+    crate::harness::wait_until("the idle endpoint to be so", || {
+        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 5.0
+    });
+    for _ in 0..50 {
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+    assert_eq!((busy.requests().len(), idle.requests().len()), (5, 55));
+    doors[0].open();
+    held.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
+}
+
+fn routed(route: &str, clusters: &[(&str, &[Upstream], &str)]) -> Proxy {
+    let config = format!("config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [{route}]}}]}}");
+    let config = Config::new().filter("routes", "builtin:router", &config);
+    Proxy::start(clusters.iter().fold(config, |config, (name, endpoints, options)| {
+        config.cluster(name, &endpoints.iter().collect::<Vec<_>>(), options)
+    }))
+}
+
+#[test]
+fn a_hash_key_stays_with_its_endpoint() {
+    let upstreams = numbered(5);
+    let mut proxy = routed("{cluster: web, hash_key: {header: x-user}}", &[("web", &upstreams, "balancer: hash")]);
+    let ask = |proxy: &Proxy, key: usize| {
+        proxy.request("GET", "/", &[("X-User", &format!("user-{key}"))], b"").text().to_owned()
+    };
+    let places: Vec<_> = (0..60).map(|key| ask(&proxy, key)).collect();
+    for (key, place) in places.iter().enumerate() {
+        assert_eq!(ask(&proxy, key), *place, "user-{key} has moved");
+    }
+    let used: HashSet<_> = places.iter().collect();
+    assert!(used.len() >= 4, "60 keys are spread over the endpoints: {places:?}");
+    // Without its endpoint, a key moves; the others stay.
+    let config = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
+        {cluster: web, hash_key: {header: x-user}}]}]}";
+    let left: Vec<_> = upstreams.iter().skip(1).collect();
+    proxy.change_config(Config::new().filter("routes", "builtin:router", config).cluster(
+        "web",
+        &left,
+        "balancer: hash",
+    ));
+    for (key, place) in places.iter().enumerate() {
+        let now = ask(&proxy, key);
+        assert!(if place == "0" { now != "0" } else { now == *place }, "user-{key} went from {place} to {now}");
+    }
+}
+
+#[test]
+fn requests_without_a_hash_key_are_spread_by_chance() {
+    let upstreams = numbered(2);
+    let proxy = routed("{cluster: web, hash_key: {header: x-user}}", &[("web", &upstreams, "balancer: hash")]);
+    assert_share(shares(&proxy, 200)["0"], 200, 0.5);
+}
+
+#[test]
+fn a_split_shares_requests_among_clusters_by_weight() {
+    let (old, new) = (numbered(1), [Upstream::saying("new")]);
+    let split = "{split: {clusters: [{cluster: old, weight: 90}, {cluster: new, weight: 10}]}}";
+    let proxy = routed(split, &[("old", &old, ""), ("new", &new, "")]);
+    assert_share(shares(&proxy, 600)["new"], 600, 0.1);
+    let all = "{split: {clusters: [{cluster: old, weight: 0}, {cluster: new, weight: 1}]}}";
+    let proxy = routed(all, &[("old", &old, ""), ("new", &new, "")]);
+    assert_eq!(shares(&proxy, 50)["new"], 50);
+}
+
+#[test]
+fn a_sticky_split_keeps_everybody_on_one_side() {
+    let (old, new) = (numbered(1), [Upstream::saying("new")]);
+    let split = "{split: {clusters: [{cluster: old, weight: 70}, {cluster: new, weight: 30}], sticky: {cookie: id}}}";
+    let proxy = routed(split, &[("old", &old, ""), ("new", &new, "")]);
+    let mut client = proxy.client();
+    let mut ask = |user: usize| {
+        client.request("GET", "/", &[("Cookie", &format!("a=b; id=user{user}; c=d"))], b"").text().to_owned()
+    };
+    let sides: Vec<_> = (0..400).map(&mut ask).collect();
+    assert_share(sides.iter().filter(|side| *side == "new").count(), 400, 0.3);
+    assert!((0..400).all(|user| ask(user) == sides[user]));
+}
+
+/// The workers' shares must not matter: many connections at once see the same weights.
+#[test]
+fn weights_hold_under_concurrency() {
+    let upstreams = numbered(2);
+    let proxy = weighted(&[(&upstreams[0], 3), (&upstreams[1], 1)], "balancer: round_robin");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| shares(&proxy, 50));
+        }
+    });
+    assert_eq!((upstreams[0].requests().len(), upstreams[1].requests().len()), (300, 100));
+}

@@ -1,0 +1,80 @@
+//! Copies of requests go to another cluster, and the request itself never feels it.
+
+use crate::harness::{Config, Proxy, Upstream, answer};
+
+/// A proxy whose only route mirrors to an endpoint.
+fn mirroring(upstream: &Upstream, mirror: &str, percent: f64) -> Proxy {
+    let routes = format!(
+        "config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [
+            {{cluster: web, prefix_rewrite: /new, match: {{path: {{prefix: /old}}}},
+              mirror: {{cluster: shadow, percent: {percent}}}}}]}}]}}"
+    );
+    let config = Config::new().filter("routes", "builtin:router", &routes);
+    Proxy::start(config.cluster("web", &[upstream], "").cluster("shadow", &[mirror], ""))
+}
+
+#[test]
+fn a_mirror_gets_copies() {
+    let upstream = Upstream::saying("real");
+    let shadow = Upstream::replying(|_| answer(500, &[], "shadow"));
+    let proxy = mirroring(&upstream, &shadow.to_string(), 100.0);
+    let body = "x".repeat(100_000);
+    assert_eq!(proxy.request("POST", "/old/a?b", &[("X-A", "1")], body.as_bytes()).text(), "real");
+    assert_eq!(proxy.get("/old/b").text(), "real");
+    let copies = shadow.wait_for_requests(2);
+    let post = copies.iter().find(|copy| copy.method() == "POST").expect("a copy of POST");
+    assert_eq!((post.target(), post.field("x-a"), post.text()), ("/new/a?b", Some("1"), body.as_str()));
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+#[test]
+fn what_becomes_of_a_copy_is_not_felt() {
+    let upstream = Upstream::saying("real");
+    let (silent, resetting) = (Upstream::silent(), Upstream::resetting());
+    let garbage = Upstream::canned("nonsense\r\n\r\n");
+    let mirrors = [Upstream::refusing().to_string(), silent.to_string(), resetting.to_string(), garbage.to_string()];
+    for mirror in mirrors {
+        let proxy = mirroring(&upstream, &mirror, 100.0);
+        let mut client = proxy.client();
+        for _ in 0..20 {
+            let response = client.request("POST", "/old", &[], b"body");
+            assert_eq!((response.status(), response.text()), (200, "real"));
+        }
+        assert!(proxy.entries().iter().all(|entry| entry["flags"].is_null()));
+        assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "5xx")]), 0.0);
+    }
+    assert_eq!(upstream.requests().len(), 80);
+}
+
+/// A copy that is read slowly, or not at all, must not hold the request up.
+#[test]
+fn a_large_body_does_not_wait_for_its_copy() {
+    let upstream = Upstream::replying(|request| answer(200, &[], request.body.len().to_string()));
+    let unread = Upstream::scripted(|mut connection| {
+        connection.head();
+        // Kept open, and not read.
+        std::thread::sleep(crate::harness::DEADLINE);
+    });
+    let proxy = mirroring(&upstream, &unread.to_string(), 100.0);
+    let body = vec![b'x'; 64 << 20];
+    assert_eq!(proxy.request("POST", "/old", &[], &body).text(), body.len().to_string());
+}
+
+#[test]
+fn a_mirror_gets_its_share() {
+    let (upstream, shadow) = (Upstream::saying("real"), Upstream::saying("shadow"));
+    let proxy = mirroring(&upstream, &shadow.to_string(), 50.0);
+    let mut client = proxy.client();
+    for _ in 0..400 {
+        assert_eq!(client.get("/old").text(), "real");
+    }
+    // Half of them, give or take six standard deviations.
+    shadow.wait_for_requests(140);
+    assert!(shadow.requests().len() <= 260);
+
+    let proxy = mirroring(&upstream, &shadow.to_string(), 0.0);
+    let before = shadow.requests().len();
+    proxy.get("/old");
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "shadow")]), 0.0);
+    assert!(shadow.requests().len() <= before.max(260));
+}

@@ -1,0 +1,182 @@
+//! Failed requests are tried again as configured: for the right reasons, not too often, and only if that changes nothing.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+    mpsc,
+};
+
+use crate::harness::{Config, Proxy, Upstream, answer};
+
+/// Says these statuses one after the other, then 200. 0 resets the connection.
+fn saying_in_turn(statuses: &'static [u16]) -> Upstream {
+    let turn = AtomicUsize::new(0);
+    Upstream::scripted(move |mut connection| {
+        while connection.request().is_some() {
+            match statuses.get(turn.fetch_add(1, SeqCst)).copied().unwrap_or(200) {
+                0 => return connection.wire.reset(),
+                status => connection.send(answer(status, &[], status.to_string())),
+            }
+        }
+    })
+}
+
+fn with_retry(upstream: &Upstream, retry: &str) -> Proxy {
+    let options = format!("retry: {retry}");
+    Proxy::start(Config::new().listener("cluster: web").cluster("web", &[upstream], &options))
+}
+
+#[test]
+fn what_is_tried_again_is_what_was_asked_for() {
+    for (on, statuses, expected, tries) in [
+        ("5xx", &[500][..], 200, 2),
+        ("5xx", &[502], 200, 2),
+        ("5xx", &[0], 200, 2),
+        ("5xx", &[404], 404, 1),
+        ("gateway_error", &[503], 200, 2),
+        ("gateway_error", &[504], 200, 2),
+        ("gateway_error", &[500], 500, 1),
+        ("gateway_error", &[0], 200, 2),
+        ("reset", &[0], 200, 2),
+        ("reset", &[503], 503, 1),
+        ("retriable_4xx", &[409], 200, 2),
+        ("retriable_4xx", &[404], 404, 1),
+        ("rate_limited", &[429], 200, 2),
+        ("rate_limited", &[503], 503, 1),
+        ("connect_failure", &[0], 502, 1),
+        ("connect_failure", &[503], 503, 1),
+    ] {
+        let upstream = saying_in_turn(statuses);
+        let proxy = with_retry(&upstream, &format!("{{on: [{on}]}}"));
+        // Not idempotent: HTTP itself allows no repetition.
+        assert_eq!(proxy.request("POST", "/", &[], b"body").status(), expected, "{on} {statuses:?}");
+        assert_eq!(upstream.requests().len(), tries, "{on} {statuses:?}");
+        assert_eq!(proxy.entry_for("/")["attempts"], tries, "{on} {statuses:?}");
+        let counted = proxy.metrics().sum("tollgate_cluster_retries_total", &[("cluster", "web")]);
+        assert_eq!(counted, (tries - 1) as f64, "{on} {statuses:?}");
+    }
+}
+
+#[test]
+fn there_are_no_more_tries_than_allowed() {
+    let upstream = saying_in_turn(&[503; 100]);
+    let proxy = with_retry(&upstream, "{on: [5xx], attempts: 3, backoff: 1ms}");
+    let response = proxy.get("/");
+    assert_eq!((response.status(), response.text()), (503, "503"), "the last answer is passed on");
+    assert_eq!(upstream.requests().len(), 4);
+    let entry = proxy.entry_for("/");
+    assert_eq!((&entry["flags"], &entry["attempts"]), (&"URX".into(), &4.into()));
+
+    let upstream = saying_in_turn(&[503, 503, 503]);
+    let proxy = with_retry(&upstream, "{on: [5xx], attempts: 3, backoff: 1ms}");
+    assert_eq!(proxy.get("/").status(), 200, "the last try may succeed");
+}
+
+#[test]
+fn another_endpoint_is_tried_before_the_same_one() {
+    let sound = Upstream::saying("sound");
+    let config = Config::new().listener("cluster: web");
+    let options = "retry: {on: [connect_failure], attempts: 1, backoff: 0s}";
+    let proxy = Proxy::start(config.cluster("web", &[Upstream::refusing(), sound.address], options));
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").text(), "sound");
+    }
+    assert!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the other one was asked too");
+}
+
+#[test]
+fn the_body_is_sent_again_as_a_whole() {
+    let upstream = saying_in_turn(&[503, 0]);
+    let proxy = with_retry(&upstream, "{on: [5xx], attempts: 2, backoff: 1ms}");
+    let body: Vec<u8> = (0..500_000u32).flat_map(u32::to_le_bytes).take(1_000_000).collect();
+    assert_eq!(proxy.request("POST", "/", &[], &body).status(), 200);
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|request| request.body == body));
+
+    let upstream = saying_in_turn(&[503]);
+    let proxy = with_retry(&upstream, "{on: [5xx]}");
+    let chunked = [("Transfer-Encoding", "chunked")];
+    assert_eq!(proxy.request("POST", "/", &chunked, b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n").status(), 200);
+    assert!(upstream.requests().iter().all(|request| request.text() == "abcdef"));
+}
+
+#[test]
+fn a_body_that_was_too_long_to_keep_is_not_sent_again() {
+    let upstream = saying_in_turn(&[503]);
+    let config = Config::new().listener("cluster: web\nlimits: {buffered_body: 64KiB}");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "retry: {on: [5xx]}"));
+    assert_eq!(proxy.request("POST", "/long", &[], &vec![b'x'; 200_000]).status(), 503);
+    assert_eq!((upstream.requests().len(), &proxy.entry_for("/long")["attempts"]), (1, &1.into()));
+}
+
+/// What has gone to the client cannot be taken back.
+#[test]
+fn a_response_that_has_begun_is_not_tried_again() {
+    let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+    let proxy = with_retry(&upstream, "{on: [5xx, reset], attempts: 3}");
+    let mut client = proxy.client();
+    client.send_request("GET", "/half", &[], b"");
+    // The proxy may have noticed the end before the head has gone out; then it still is no reason for another try.
+    let _ = client.wire.read_to_end();
+    assert_eq!(proxy.entry_for("/half")["attempts"], 1);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[test]
+fn a_try_that_takes_too_long_is_followed_by_another() {
+    let turn = AtomicUsize::new(0);
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.request();
+        if turn.fetch_add(1, SeqCst) == 0 {
+            return connection.wait_for_end();
+        }
+        connection.send(answer(200, &[], "at last"));
+    });
+    // The time of the second try must do for a slow machine.
+    let proxy = with_retry(&upstream, "{on: [reset], attempts: 1, per_try_timeout: 2s}");
+    let response = proxy.get("/");
+    assert_eq!((response.status(), response.text()), (200, "at last"));
+    assert_eq!(proxy.entry_for("/")["attempts"], 2);
+}
+
+#[test]
+fn retries_are_bounded_by_their_budget() {
+    // The second request that comes is the first one's retry; it is held while the test looks.
+    let (go, wait) = mpsc::channel::<()>();
+    let (turn, wait) = (AtomicUsize::new(0), Mutex::new(wait));
+    let upstream = Upstream::replying(move |_| match turn.fetch_add(1, SeqCst) {
+        1 => {
+            let _ = wait.lock().unwrap().recv();
+            answer(200, &[], "held")
+        }
+        _ => answer(503, &[], ""),
+    });
+    let options = "retry: {on: [5xx], backoff: 0s}\nretry_budget: {percent: 0, min_concurrent: 1}";
+    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], options));
+    let mut first = proxy.client();
+    first.send_request("GET", "/first", &[], b"");
+    upstream.wait_for_requests(2);
+    assert_eq!(proxy.get("/second").status(), 503, "there is no room for its retry");
+    let entry = proxy.entry_for("/second");
+    assert_eq!((&entry["attempts"], &entry["flags"]), (&1.into(), &"URX".into()));
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_retry_overflows_total", &[("cluster", "web")]), 1.0);
+    go.send(()).expect("the upstream is there");
+    assert_eq!(first.read().text(), "held");
+}
+
+#[test]
+fn a_route_can_have_retries_of_its_own() {
+    let upstream = saying_in_turn(&[503, 503]);
+    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
+        {match: {path: {prefix: /again}}, cluster: web, retry: {on: [gateway_error], attempts: 2, backoff: 1ms}},
+        {cluster: web}]}]}";
+    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", routes).cluster("web", &[&upstream], ""));
+    assert_eq!(proxy.get("/again").status(), 200);
+    assert_eq!(upstream.requests().len(), 3);
+
+    let upstream = saying_in_turn(&[503]);
+    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", routes).cluster("web", &[&upstream], ""));
+    assert_eq!(proxy.get("/once").status(), 503);
+}
