@@ -92,13 +92,14 @@ pub struct Mirror {
     pub per_million: u32,
 }
 
-/// Replaces the beginning of a path.
+/// Replaces the beginning of a path. Between what is put in its place and the rest there is exactly one slash: `/api/x` with
+/// `/api` (or `/api/`) replaced by `/` becomes `/x`, by `/v1` it becomes `/v1/x`. The query stays.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct PrefixRewrite {
     /// How many bytes of the path are replaced.
     pub strip: u32,
-    /// By what.
+    /// By what: a path, beginning with a slash.
     pub with: String,
 }
 

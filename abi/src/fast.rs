@@ -46,7 +46,8 @@ macro_rules! for_each_fast_call {
             /// At configure time: defines a route from a [`Route`](crate::doc::Route) in JSON; returns its id, from 0.
             fn route_define(doc_ptr: i32, doc_len: i32) -> i32;
             /// Sends the stream's request by a route. `given` says which of the hashes count: see
-            /// [`hash`](crate::fast::hash). Effective until another route is selected; the last one wins.
+            /// [`hash`](crate::fast::hash). The last one selected wins. Its rewrites are done when
+            /// the last filter has seen the request, so all of them see what the client has asked for.
             fn route_select(route: i32, given: i32, split_hash: i64, balance_hash: i64) -> i32;
             /// Whether a cluster of this name exists: 1 or 0.
             fn cluster_exists(name_ptr: i32, name_len: i32) -> i32;

@@ -61,7 +61,16 @@ pub fn filter(code: &str) -> Vec<u8> {
         rest = after;
     }
     assert!(1024 + data.len() < 65536, "too much text");
+    let data: String = data.bytes().map(|byte| format!("\\{byte:02x}")).collect();
     wasm::from_text(&format!("(module {PRELUDE} {allocator} {text}{rest} (data (i32.const 1024) \"{data}\"))"))
+}
+
+/// A map of headers as host functions want it; as a text, which it is as long as it is short.
+pub fn pairs(fields: &[(&str, &str)]) -> String {
+    let mut bytes = Vec::new();
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    tollgate_abi::pairs::encode(fields, &mut bytes);
+    String::from_utf8(bytes).expect("short names and values")
 }
 
 /// A filter that puts its version into `x-version`, of requests and of responses.

@@ -4,8 +4,11 @@
 mod guest;
 mod harness;
 
+mod admin;
 mod balancing;
+mod draining;
 mod fields;
+mod filters;
 mod forwarding;
 mod hot_swap;
 mod limits;

@@ -142,7 +142,6 @@ fn what_could_be_read_in_two_ways_is_refused_and_the_connection_closed() {
 
 /// However the bytes are cut up on their way.
 #[test]
-#[ignore = "bug: a line that comes in several parts is refused without an answer"]
 fn it_is_refused_as_well_when_it_comes_byte_by_byte() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
@@ -167,7 +166,6 @@ fn what_has_no_sound_meaning_is_refused() {
 }
 
 #[test]
-#[ignore = "bug: user information and authority-form are accepted in targets"]
 fn an_absolute_target_is_held_to_the_same_rules() {
     refuses(TARGETS);
 }

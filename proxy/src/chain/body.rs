@@ -158,6 +158,9 @@ impl BodyFlow {
             if !held.data.as_slice().is_empty() {
                 held.data.append(data.take());
                 data = std::mem::take(&mut held.data);
+                if data.as_slice().len() > self.limit {
+                    return Err(Stopped::TooLarge);
+                }
             }
             held.end |= end;
             let gone = stream.state.borrow().positions[position].gone;

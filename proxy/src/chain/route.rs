@@ -51,6 +51,18 @@ fn bound(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }
 
+/// Whether it is a host, with or without a port.
+fn is_host(text: &str) -> bool {
+    let port_fits = |a: &http::uri::Authority| a.port().is_none() || a.port_u16().is_some();
+    http::uri::Authority::try_from(text).is_ok_and(|a| port_fits(&a) && !text.contains('@'))
+}
+
+/// Whether it is a path and nothing else.
+fn is_path(text: &str) -> bool {
+    let whole = |p: &http::uri::PathAndQuery| p.as_str() == text && p.query().is_none();
+    text.starts_with('/') && http::uri::PathAndQuery::try_from(text).is_ok_and(|p| whole(&p))
+}
+
 impl Route {
     /// Checks a document. `NotFound`: a cluster does not exist; `BadArgument`: a value is out of range.
     pub fn new(doc: doc::Route, clusters: &Clusters) -> Result<Route, Status> {
@@ -68,11 +80,9 @@ impl Route {
         if sum == 0 {
             return Err(Status::BadArgument);
         }
-        let host = match doc.host {
-            Some(host) => Some(http::uri::Authority::try_from(host).map_err(|_| Status::BadArgument)?),
-            None => None,
-        };
-        if doc.prefix.as_ref().is_some_and(|p| http::uri::PathAndQuery::try_from(p.with.as_str()).is_err()) {
+        if doc.host.as_ref().is_some_and(|host| !is_host(host))
+            || doc.prefix.as_ref().is_some_and(|prefix| !is_path(&prefix.with))
+        {
             return Err(Status::BadArgument);
         }
         Ok(Route {
@@ -87,7 +97,7 @@ impl Route {
                 backoff: Duration::from_millis(r.backoff_ms),
             }),
             mirror: doc.mirror.map(|m| Ok((find(&m.cluster)?, m.per_million))).transpose()?,
-            host: host.map(|h| Bytes::copy_from_slice(h.as_str().as_bytes())),
+            host: doc.host.map(Bytes::from),
             prefix: doc.prefix.map(|p| (p.strip as usize, p.with.into())),
             request_headers: HeaderOps::new(&doc.request_headers).map_err(bad)?,
             response_headers: HeaderOps::new(&doc.response_headers).map_err(bad)?,
@@ -110,8 +120,8 @@ impl Route {
         }
     }
 
-    /// Changes the request's head as the route says.
-    fn rewrite(&self, head: &mut RequestHead) {
+    /// Changes the request's head as the route says. Done once, when all filters have seen what the client asked for.
+    pub fn rewrite(&self, head: &mut RequestHead) {
         if let Some(host) = &self.host {
             head.authority = host.clone();
         }
@@ -154,10 +164,30 @@ pub struct Selected {
 }
 
 impl Selected {
-    /// Selects a route for a request and rewrites its head. `given` says which of the hashes count.
-    pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64, head: &mut RequestHead) -> Selected {
-        route.rewrite(head);
+    /// Selects a route for a request. `given` says which of the hashes count.
+    pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64) -> Selected {
         let cluster = route.choose((given & fast::hash::SPLIT != 0).then_some(split)).clone();
         Selected { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewrites_are_hosts_and_paths_and_nothing_else() {
+        for good in ["a", "a.example:8080", "[::1]:80", "10.0.0.1"] {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in ["", "user@a", "a:99999", "a/b", "a b", "a:"] {
+            assert!(!is_host(bad), "{bad}");
+        }
+        for good in ["/", "/a/b", "/a%20b"] {
+            assert!(is_path(good), "{good}");
+        }
+        for bad in ["", "a", "*", "?x", "/a?x", "/a#b", "/a b"] {
+            assert!(!is_path(bad), "{bad}");
+        }
     }
 }

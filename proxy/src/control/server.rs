@@ -183,15 +183,22 @@ impl Server {
                 Ok(loaded) => loaded,
                 Err(wrong) => return (Vec::new(), Err(wrong)),
             };
+            let wanted = files(&loaded);
             if previous.as_ref().is_some_and(|p| p.is_made_of(&loaded)) {
-                return (Vec::new(), Ok(None));
+                return (wanted, Ok(None));
             }
-            (files(&loaded), foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some))
+            (wanted, foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some))
         });
         let (mut wanted, made) = match made.await {
             Ok((wanted, made)) => (wanted, Ok(made)),
             Err(e) => (Vec::new(), Err(e)),
         };
+        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
+        // its modules is there.
+        if let (Some(watcher), Some(current)) = (self.watcher.as_mut(), self.status.current.load_full()) {
+            wanted.extend_from_slice(&current.files);
+            watcher.watch(&wanted);
+        }
         let result = match made {
             Ok(Ok(Some(made))) => {
                 made.snapshot.loaded.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
@@ -208,7 +215,7 @@ impl Server {
                 if cause == BY_FILE && self.refusal.as_ref() == Some(&text) {
                     return None;
                 }
-                tracing::error!(cause, "the configuration was refused, and nothing has changed:\n{}", text.trim_end());
+                tracing::error!("the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end());
                 self.refusal = Some(text);
                 AttemptResult::Refused(wrong.to_string(), wrong.to_json())
             }
@@ -217,13 +224,6 @@ impl Server {
                 AttemptResult::Refused(e.to_string(), serde_json::Value::String(e.to_string()))
             }
         };
-        // What was refused may be right as soon as one of its modules is there.
-        if let (AttemptResult::Refused(..), Some(watcher), Some(current)) =
-            (&result, self.watcher.as_mut(), self.status.current.load_full())
-        {
-            wanted.extend_from_slice(&current.files);
-            watcher.watch(&wanted);
-        }
         if !matches!(result, AttemptResult::Refused(..)) {
             self.refusal = None;
         }

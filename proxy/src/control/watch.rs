@@ -26,6 +26,7 @@ pub struct Watcher {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
     names: Arc<Mutex<Names>>,
+    notes: mpsc::Sender<()>,
 }
 
 /// The last parts of the paths that lead to the files.
@@ -37,13 +38,13 @@ impl Watcher {
         // One note is enough: whoever takes it looks at everything.
         let (notes, inbox) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(Names::new()));
-        let of_interest = names.clone();
+        let (of_interest, noted) = (names.clone(), notes.clone());
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|e| matters(&e, &of_interest.lock().unwrap_or_else(PoisonError::into_inner))) {
-                let _ = notes.try_send(());
+                let _ = noted.try_send(());
             }
         })?;
-        Ok((Watcher { watcher, watched: BTreeSet::new(), names }, inbox))
+        Ok((Watcher { watcher, watched: BTreeSet::new(), names, notes }, inbox))
     }
 
     /// Watches the directories of these files, and no others.
@@ -59,8 +60,10 @@ impl Watcher {
             let _ = self.watcher.unwatch(gone);
         }
         for new in wanted.difference(&self.watched) {
-            if let Err(e) = self.watcher.watch(new, RecursiveMode::NonRecursive) {
-                tracing::warn!("changes in {} will not be noticed: {e}", new.display());
+            match self.watcher.watch(new, RecursiveMode::NonRecursive) {
+                // What has happened there until now is seen by another look.
+                Ok(()) => _ = self.notes.try_send(()),
+                Err(e) => tracing::warn!("changes in {} will not be noticed: {e}", new.display()),
             }
         }
         self.watched = wanted;

@@ -154,7 +154,11 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
         if state.route.is_none()
             && let Some(route) = &site.default_route
         {
-            state.route = Some(crate::chain::Selected::new(route, 0, 0, 0, &mut state.request));
+            state.route = Some(crate::chain::Selected::new(route, 0, 0, 0));
+        }
+        let state = &mut *state;
+        if let Some(selected) = &state.route {
+            selected.route.rewrite(&mut state.request);
         }
         state.route.clone()
     };

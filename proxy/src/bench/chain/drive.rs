@@ -124,7 +124,11 @@ impl Driver {
                 let Some(route) = &self.default_route else {
                     return Err(Stop::Reply(Box::new(empty(StatusCode::NOT_FOUND)), message.flow.seen()));
                 };
-                state.route = Some(Selected::new(route, 0, 0, 0, &mut state.request));
+                state.route = Some(Selected::new(route, 0, 0, 0));
+            }
+            let state = &mut *state;
+            if let Some(selected) = &state.route {
+                selected.route.rewrite(&mut state.request);
             }
         }
         message.rest()

@@ -33,7 +33,7 @@ use tokio::task::LocalSet;
 
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
-use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, rounded};
+use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, rounded};
 use sample::{Asked, Sample};
 use timed::{Timed, Times, clock};
 
@@ -176,7 +176,6 @@ fn measure(
     }
 
     let filters: Vec<_> = timed.iter().map(|filter| filter_report(filter)).collect();
-    let calls = filters.iter().flat_map(|f| &f.phases).map(|p| p.calls as f64 * p.figures.mean_ns).sum::<f64>();
     let name = |position: usize| vms[position].name().to_owned();
     let endings: Vec<_> = run.endings.iter().map(|(e, n)| EndingReport::new(*e, *n, name)).collect();
     Ok(Report {
@@ -187,7 +186,7 @@ fn measure(
         iterations,
         clock_ns: clock.as_nanos() as f64,
         total: Figures::new(&run.whole),
-        calls_ns: rounded(calls / iterations as f64),
+        calls: Sums::new(&filters, iterations),
         notes: notes(&endings, iterations),
         endings,
         filters,

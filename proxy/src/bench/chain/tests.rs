@@ -62,7 +62,7 @@ fn each_filter_and_phase_is_counted() {
         assert!(phase(timed::Phase::ResponseHeaders).is_none(), "it does not ask for them");
         assert!(filter.memory_bytes >= 64 << 10);
     }
-    assert!(report.total.median_ns > 0.0 && report.calls_ns > 0.0);
+    assert!(report.total.median_ns > 0.0 && report.calls.of_medians_ns > 0.0);
     assert_eq!(report.endings, [EndingReport::Response { status: 200, count: 10 }]);
 
     let text = serde_json::to_string(&report).unwrap();
@@ -140,10 +140,18 @@ fn sample_report(filter: &str, median_ns: f64, p99_ns: f64) -> Report {
         clock_ns: 20.0,
         filters: vec![FilterReport { name: filter.into(), memory_bytes: 1, phases: vec![phase] }],
         total: figures(median_ns * 2.0, p99_ns),
-        calls_ns: median_ns,
+        calls: Sums { of_medians_ns: median_ns, of_means_ns: median_ns },
         endings: vec![EndingReport::Response { status: 200, count: 1 }],
         notes: Vec::new(),
     }
+}
+
+#[test]
+fn calls_are_summed_up_as_often_as_they_are_made() {
+    let mut filters = [sample_report("f", 200.0, 0.0).filters, sample_report("g", 100.0, 0.0).filters].concat();
+    filters[0].phases[0].calls = 10;
+    filters[1].phases[0].calls = 5;
+    assert_eq!(Sums::new(&filters, 10), Sums { of_medians_ns: 250.0, of_means_ns: 250.0 });
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             host.hostcalls += 1;
             let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
             let selected = current::with_state(|s| {
-                let selected = Selected::new(route, given as u32, split as u64, balance as u64, &mut s.request);
+                let selected = Selected::new(route, given as u32, split as u64, balance as u64);
                 s.route = Some(selected);
             });
             selected.map_or(Status::NotFound, |()| Status::Ok) as i32

@@ -1,0 +1,165 @@
+//! The admin listener: health, metrics, what is in force, and what can be changed by hand.
+
+use serde_json::json;
+
+use crate::harness::{Config, Metrics, Proxy, Upstream, wait_until};
+
+#[test]
+fn health_is_told() {
+    let proxy = Proxy::start(Config::new());
+    let live = proxy.admin("GET", "/live", "");
+    assert_eq!((live.status(), live.text()), (200, "live\n"));
+    let ready = proxy.admin("GET", "/ready", "");
+    assert_eq!((ready.status(), ready.text()), (200, "ready\n"));
+    assert_eq!(proxy.admin("HEAD", "/ready", "").status(), 200);
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    let proxy = Proxy::start(Config::new());
+    let unknown = proxy.admin("GET", "/nothing", "");
+    assert_eq!(unknown.status(), 404);
+    assert!(unknown.text().contains("/metrics"), "it says what there is: {}", unknown.text());
+    assert_eq!(proxy.admin("GET", "/", "").status(), 200);
+    for (method, path, allowed) in [
+        ("POST", "/ready", "GET"),
+        ("DELETE", "/config", "GET"),
+        ("GET", "/reload", "POST"),
+        ("PUT", "/metrics", "GET"),
+    ] {
+        let response = proxy.admin(method, path, "");
+        assert_eq!((response.status(), response.field("allow")), (405, Some(allowed)), "{method} {path}");
+    }
+}
+
+#[test]
+fn metrics_are_valid_and_move() {
+    let upstream = Upstream::saying("ok");
+    let config = Config::to(&upstream).filter("access", "builtin:authz", "config: {policies: []}");
+    let proxy = Proxy::start(config);
+    let response = proxy.admin("GET", "/metrics", "");
+    assert!(response.field("content-type").is_some_and(|v| v.starts_with("text/plain; version=0.0.4")));
+    let before = Metrics::parse(response.text());
+    let family = |name: &str| {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        base.filter(|base| before.types.get(*base).is_some_and(|kind| kind == "histogram")).unwrap_or(name).to_owned()
+    };
+    for (name, labels) in before.names() {
+        assert!(before.types.contains_key(&family(name)), "{name} has no type");
+        assert!(
+            name.starts_with("tollgate_") || name.starts_with("wasmcustom_") || name.starts_with("process_"),
+            "{name}"
+        );
+        assert_eq!(labels.contains_key("le"), name.ends_with("_bucket"), "{name} {labels:?}");
+        let counts = before.types.get(name).is_some_and(|kind| kind == "counter");
+        assert!(!counts || name.ends_with("_total") || name.starts_with("wasmcustom_"), "{name}");
+    }
+    proxy.request("POST", "/", &[], b"12345");
+    proxy.wait_for_metric("tollgate_requests_total", &[("listener", "main"), ("class", "2xx")], 1.0);
+    let after = proxy.metrics();
+    for (name, labels, more) in [
+        ("tollgate_requests_total", &[("class", "2xx")][..], 1.0),
+        ("tollgate_request_duration_seconds_count", &[("listener", "main")], 1.0),
+        ("tollgate_request_duration_seconds_bucket", &[("le", "+Inf")], 1.0),
+        ("tollgate_body_bytes_total", &[("direction", "request")], 5.0),
+        ("tollgate_body_bytes_total", &[("direction", "response")], 2.0),
+        ("tollgate_upstream_responses_total", &[("cluster", "web"), ("class", "2xx")], 1.0),
+        ("tollgate_upstream_response_seconds_count", &[("cluster", "web")], 1.0),
+        ("tollgate_cluster_connects_total", &[("cluster", "web")], 1.0),
+        ("wasmcustom_authz_allowed", &[], 1.0),
+        ("tollgate_requests_active", &[], 0.0),
+    ] {
+        assert_eq!(after.sum(name, labels) - before.sum(name, labels), more, "{name} {labels:?}");
+    }
+    assert_eq!(after.sum("tollgate_filter_instances", &[("filter", "access")]), 2.0, "one for each worker");
+}
+
+#[test]
+fn requests_under_way_are_counted() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.client()).collect();
+    clients.iter_mut().for_each(|client| client.send_request("GET", "/", &[], b""));
+    upstream.wait_for_requests(3);
+    let active = |proxy: &Proxy| proxy.metrics().sum("tollgate_requests_active", &[("listener", "main")]);
+    assert_eq!(active(&proxy), 3.0);
+    clients.clear();
+    wait_until("no request to be under way", || active(&proxy) == 0.0);
+}
+
+#[test]
+fn the_configuration_in_force_is_told() {
+    let upstream = Upstream::saying("ok");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let first = proxy.config();
+    assert_eq!((&first["version"], &first["last_attempt"]["result"]), (&1.into(), &"applied".into()));
+    assert_eq!(first["config"]["listeners"][0]["name"], "main");
+    assert_eq!(first["config"]["listeners"][0]["limits"]["headers"], 100, "with its defaults");
+    proxy.change_config(Config::to(&upstream).listener("via: other"));
+    let second = proxy.config();
+    assert_eq!(second["version"], 2);
+    assert_ne!(second["hash"], first["hash"]);
+    assert_eq!(second["config"]["listeners"][0]["via"], "other");
+    proxy.change_config(Config::to(&upstream));
+    assert_eq!(proxy.config()["hash"], first["hash"], "the same configuration has the same hash");
+    assert_eq!(proxy.metrics().sum("tollgate_config_version", &[]), 3.0);
+}
+
+#[test]
+fn the_filters_in_force_are_told() {
+    let proxy = Proxy::start(Config::new().filter("access", "builtin:authz", "config: {policies: []}"));
+    proxy.get("/");
+    let filter = proxy.filter("access");
+    assert_eq!((&filter["state"], &filter["instances"]), (&"ready".into(), &2.into()));
+    assert_eq!((&filter["wasm"], &filter["traps"]), (&"builtin:authz".into(), &0.into()));
+    assert!(filter["memory_bytes"].as_u64() > Some(0) && filter["calls"].as_u64() > Some(0), "{filter}");
+    assert!(filter["hash"].as_str().is_some_and(|hash| hash.len() >= 32), "{filter}");
+}
+
+#[test]
+fn a_reload_is_in_force_or_says_what_is_wrong() {
+    let upstream = Upstream::saying("ok");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let (status, said) = proxy.reload();
+    assert_eq!((status, &said["result"]), (200, &"unchanged".into()));
+
+    proxy.put_config(Config::to(&upstream).listener("no_such_option: 1"));
+    let (status, said) = proxy.reload();
+    assert_eq!((status, &said["result"]), (422, &"refused".into()));
+    assert!(said["errors"].to_string().contains("no_such_option"), "{said}");
+    assert_eq!((proxy.version(), proxy.get("/").status()), (1, 200), "the old one stays in force");
+    assert_eq!(proxy.config()["last_attempt"]["result"], "refused");
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.sum("tollgate_config_last_reload_successful", &[]), 0.0);
+    assert!(metrics.sum("tollgate_config_reloads_total", &[("result", "refused")]) >= 1.0);
+    proxy.wait_for_output("no_such_option");
+
+    proxy.change_config(Config::to(&upstream).listener("via: new"));
+    assert_eq!(proxy.get("/").field("via"), Some("1.1 new"));
+    assert_eq!(proxy.metrics().sum("tollgate_config_last_reload_successful", &[]), 1.0);
+}
+
+#[test]
+fn the_logs_level_can_be_changed() {
+    let proxy = Proxy::start(Config::to(Upstream::refusing()));
+    assert_eq!(proxy.admin("GET", "/log", "").text(), "info\n");
+    proxy.get("/quiet");
+    assert!(!proxy.output().contains("no response"), "{}", proxy.output());
+    assert_eq!(proxy.admin("POST", "/log", "debug").status(), 200);
+    assert_eq!(proxy.admin("GET", "/log", "").text(), "debug\n");
+    proxy.get("/loud");
+    proxy.wait_for_output("no response");
+    let wrong = proxy.admin("POST", "/log", "infro");
+    assert_eq!(wrong.status(), 400);
+    assert!(wrong.text().contains("info"), "it knows what was meant: {}", wrong.text());
+    assert_eq!(proxy.admin("GET", "/log", "").text(), "debug\n");
+}
+
+#[test]
+fn there_need_not_be_an_admin_listener() {
+    // Both listeners are on one address, so one of them cannot be there.
+    let config = "admin: {address: '@main@', enabled: false}\nlisteners: [{name: main, address: '@main@'}]\n";
+    let output = Proxy::try_start(config.replace("enabled: false", "enabled: true"), &[]).err();
+    assert!(output.is_some_and(|output| output.contains("cannot listen")));
+    let _ = json!(config);
+}

@@ -1,0 +1,231 @@
+//! Filters that fail: a failure harms the requests inside the instance and nobody else, and the next instance goes on.
+
+mod crowd;
+mod pointers;
+mod start;
+
+use std::thread;
+
+use tollgate_abi::{Function, Ty, fast, proxy_wasm};
+
+use crate::{
+    guest,
+    harness::{Client, Proxy, Upstream, wait_until},
+};
+
+/// Where filters can fail, and what a client then gets if its request is denied.
+const CALLBACKS: &[(&str, Outcome)] = &[
+    ("proxy_on_context_create", Outcome::Status(503)),
+    ("proxy_on_request_headers", Outcome::Status(503)),
+    ("proxy_on_request_body", Outcome::Status(503)),
+    ("proxy_on_request_trailers", Outcome::Status(503)),
+    ("proxy_on_http_call_response", Outcome::Status(503)),
+    ("tollgate_on_timer", Outcome::Status(503)),
+    ("proxy_on_response_headers", Outcome::Status(503)),
+    // The head has been sent.
+    ("proxy_on_response_body", Outcome::Broken),
+    ("proxy_on_response_trailers", Outcome::Broken),
+    // The response has been sent, or is no concern of theirs.
+    ("proxy_on_done", Outcome::Status(200)),
+    ("proxy_on_log", Outcome::Status(200)),
+    ("proxy_on_delete", Outcome::Status(200)),
+    ("proxy_on_tick", Outcome::Status(200)),
+];
+
+/// What a client gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// A whole response.
+    Status(u16),
+    /// A response that breaks off.
+    Broken,
+}
+
+/// A filter that does `what` in a callback, if the request has `x-boom`.
+fn failing_in(callback: &str, what: &str) -> Vec<u8> {
+    let mut known = proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS);
+    let Function { params, result, .. } = known.find(|f| f.name == callback).expect("a callback");
+    let ty = |ty: &Ty| if *ty == Ty::I32 { "i32" } else { "i64" };
+    let params: String = params.iter().map(|(_, t)| format!(" {}", ty(t))).collect();
+    let (result, go_on) = if result.is_some() { ("(result i32)", "(i32.const 0)") } else { ("", "") };
+    let head = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
+    // Some callbacks must be brought about first.
+    let (when, bring_about) = match callback {
+        "proxy_on_tick" => ("(i32.const 1)", "(drop (call $tick (i32.const 1))) (return (i32.const 0))".into()),
+        "tollgate_on_timer" => ("(i32.const 1)", "(drop (call $timer (i64.const 1000) (i64.const 0)))".into()),
+        "proxy_on_http_call_response" => {
+            let nothing = "(i32.const 0) (i32.const 0)";
+            let call = format!("(call $call %\"web\" %\"{head}\" {nothing} {nothing} (i32.const 60000) (i32.const 24))");
+            ("(i32.const 1)", format!("(drop {call})"))
+        }
+        _ => ("(call $boom)", String::new()),
+    };
+    let bring_about = match bring_about.as_str() {
+        "" => String::new(),
+        code => format!(
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                (if (call $boom) (then {code} (return (i32.const 1))))
+                (i32.const 0))"#
+        ),
+    };
+    guest::filter(&format!(
+        r#"(table 1 funcref)
+        (func $boom (result i32) (call $has (i32.const 0) %"x-boom"))
+        (func $recurse (param i32) (result i32)
+            (i32.add (i32.const 1) (call $recurse (i32.add (i32.const 1) (local.get 0)))))
+        {bring_about}
+        (func (export "{callback}") (param{params}) {result}
+            (if {when} (then {what}))
+            {go_on})"#
+    ))
+}
+
+/// Sends a request with a body and trailers, and reads its response, which has the same if it comes from the upstream.
+fn ask(client: &mut Client, path: &str, boom: bool) -> Outcome {
+    let boom = if boom { "x-boom: 1\r\n" } else { "" };
+    let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\nte: trailers\r\ntrailer: x-end\r\n{boom}");
+    client.send(head + "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-end: yes\r\n\r\n");
+    match client.wire.read_response("POST") {
+        Err(_) => Outcome::Broken,
+        Ok(response) => {
+            if response.status() == 200 {
+                assert_eq!(response.text(), "welcome", "a whole response is whole");
+            }
+            Outcome::Status(response.status())
+        }
+    }
+}
+
+fn upstream() -> Upstream {
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n";
+    Upstream::replying(move |_| format!("{head}7\r\nwelcome\r\n0\r\nx-end: yes\r\n\r\n").into())
+}
+
+/// Lets filters fail by doing `what` in each callback, under each policy. `reason`: what the metrics call it; `said`: what the
+/// last error says.
+fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
+    let upstream = upstream();
+    let policies = ["deny", "bypass"];
+    let all = || CALLBACKS.iter().flat_map(|(callback, denied)| policies.map(|policy| (*callback, policy, *denied)));
+    let (mut listeners, mut filters) = (String::new(), String::new());
+    for (callback, policy, _) in all() {
+        let name = format!("{callback}-{policy}");
+        listeners += &format!(
+            "  - {{name: {name}, address: '@{name}@', chain: [{name}], cluster: web, access_log: {{to: access.log}}}}\n"
+        );
+        filters += &format!(
+            "  - {{name: {name}, wasm: {callback}.wasm, on_failure: {policy}, limits: {{{limits}}}}}\n"
+        );
+    }
+    let config = format!(
+        "listeners:\n  - {{name: plain, address: '@plain@', cluster: web}}\n{listeners}filters:\n{filters}\
+         clusters:\n  - {{name: web, endpoints: [{{address: '{upstream}'}}]}}\n"
+    );
+    let modules: Vec<_> =
+        CALLBACKS.iter().map(|(callback, _)| (format!("{callback}.wasm"), failing_in(callback, what))).collect();
+    let files: Vec<_> = modules.iter().map(|(name, module)| (name.as_str(), module.as_slice())).collect();
+    let mut proxy = Proxy::start_with(config, &files);
+    let mut plain = Client::connect(proxy.address("plain"));
+
+    for (callback, policy, denied) in all() {
+        let name = format!("{callback}-{policy}");
+        let (before, failing) = (format!("/{name}/before"), format!("/{name}/failing"));
+        assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &before, false), Outcome::Status(200), "{name}");
+        let denied = if policy == "deny" { denied } else { Outcome::Status(200) };
+        assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &failing, true), denied, "{name}");
+        assert_eq!(ask(&mut plain, "/", true), Outcome::Status(200), "others go on, after {name}");
+
+        // One failure, one new instance; in it, all is well.
+        wait_until(&format!("another instance of {name}"), || {
+            let figures = proxy.filter(&name);
+            figures["rebuilds"] == 1 && figures["instances"] == 2
+        });
+        let figures = proxy.filter(&name);
+        assert_eq!((&figures["traps"], &figures["state"]), (&1.into(), &"ready".into()), "{figures}");
+        let last = figures["last_error"].as_str().unwrap_or_default();
+        assert!(last.starts_with(&format!("{reason}: ")) && last.contains(said), "{name}: {last}");
+        let of_stream = !matches!(callback, "proxy_on_done" | "proxy_on_log" | "proxy_on_delete" | "proxy_on_tick");
+        assert_eq!(figures["failed_streams"], u64::from(of_stream && policy == "deny" || of_stream && touched(callback)));
+        for _ in 0..2 {
+            assert_eq!(ask(&mut Client::connect(proxy.address(&name)), "/", false), Outcome::Status(200), "{name}");
+        }
+        if of_stream && policy == "deny" {
+            let flags = &proxy.entry_for(&failing)["flags"];
+            assert!(flags.to_string().contains("FF"), "{name}: {flags}");
+        }
+    }
+    let metrics = proxy.metrics();
+    let failures = (CALLBACKS.len() * policies.len()) as f64;
+    assert_eq!(metrics.sum("tollgate_filter_traps_total", &[]), failures);
+    assert_eq!(metrics.sum("tollgate_filter_traps_total", &[("reason", reason)]), failures);
+    assert_eq!(metrics.sum("tollgate_filter_rebuilds_total", &[]), failures);
+    assert!(!proxy.has_ended());
+}
+
+/// Whether a filter that is bypassed is asked in this callback, or only ended outside of any.
+fn touched(callback: &str) -> bool {
+    !matches!(callback, "proxy_on_http_call_response" | "tollgate_on_timer")
+}
+
+#[test]
+fn filters_that_trap() {
+    fail_everywhere("unreachable", "", "trap", "unreachable");
+}
+
+#[test]
+fn filters_that_divide_by_zero() {
+    fail_everywhere("(drop (i32.div_u (i32.const 1) (i32.const 0)))", "", "trap", "divide by zero");
+}
+
+#[test]
+fn filters_that_read_outside_of_their_memory() {
+    fail_everywhere("(drop (i32.load (i32.const -8)))", "", "trap", "out of bounds memory access");
+}
+
+#[test]
+fn filters_that_call_what_is_no_function() {
+    fail_everywhere("(call_indirect (i32.const 1000))", "", "trap", "undefined element");
+}
+
+#[test]
+fn filters_that_never_return() {
+    fail_everywhere("(loop $forever (br $forever))", "call_time: 20ms", "timeout", "longer than its `call_time`");
+}
+
+#[test]
+fn filters_that_recurse_for_ever() {
+    fail_everywhere("(drop (call $recurse (i32.const 0)))", "call_time: 5s", "stack", "used up its stack");
+}
+
+#[test]
+fn filters_that_eat_memory() {
+    let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
+    fail_everywhere(eat, "memory: 4MiB", "memory", "unreachable");
+}
+
+#[test]
+fn all_at_once() {
+    // Requests that fail and requests that do not, through the same filter, from several clients.
+    let upstream = upstream();
+    let module = failing_in("proxy_on_request_headers", "unreachable");
+    let options = "on_failure: bypass";
+    let config = crate::harness::Config::to(&upstream).filter("boom", "boom.wasm", options);
+    let mut proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
+    thread::scope(|scope| {
+        for nth in 0..4 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut client = proxy.client();
+                for round in 0..100 {
+                    assert_eq!(ask(&mut client, "/", (nth + round) % 7 == 0), Outcome::Status(200));
+                }
+            });
+        }
+    });
+    assert!(!proxy.has_ended());
+    wait_until("all instances", || proxy.filter("boom")["instances"] == 2);
+    let figures = proxy.filter("boom");
+    assert_eq!(figures["traps"], figures["rebuilds"], "each failure brings one new instance: {figures}");
+    assert!(figures["traps"].as_u64() >= Some(1), "{figures}");
+    assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "2xx")]), 400.0);
+}

@@ -1,0 +1,247 @@
+//! Who else is there when a filter fails: requests inside the same instance, requests that come while there is none,
+//! requests in other filters.
+
+use std::{thread, time::Instant};
+
+use super::{Outcome, ask, failing_in, upstream};
+use crate::{
+    guest,
+    harness::{Client, Config, Proxy, Upstream, answer, wait_until},
+    hot_swap::Gate,
+};
+
+/// A filter that holds requests with `x-hold`, and traps for those with `x-boom`; it marks responses.
+fn holding() -> Vec<u8> {
+    guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-boom") (then unreachable))
+            (call $has (i32.const 0) %"x-hold"))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 2) %"x-marked" %"yes"))
+            (i32.const 0))"#,
+    )
+}
+
+/// One worker, so that all requests are in the same instance.
+fn one_instance(upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
+    let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, access_log: {to: access.log}}\n";
+    let config = Config::to(upstream).top("workers: 1").filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
+    Proxy::start_with(String::from(config).replace("listeners:\n", listener), &[("boom.wasm", module)])
+}
+
+/// Waits until so many requests of a listener are under way.
+fn under_way(proxy: &Proxy, listener: &str, count: f64) {
+    let labels = [("listener", listener)];
+    wait_until("the requests to be under way", || proxy.metrics().sum("tollgate_requests_active", &labels) == count);
+}
+
+#[test]
+fn requests_that_the_filter_holds() {
+    for (policy, status) in [("deny", 503), ("bypass", 200)] {
+        let upstream = Upstream::saying("hello");
+        let proxy = one_instance(&upstream, policy, &holding());
+        let mut held: Vec<_> = (0..3).map(|_| proxy.client()).collect();
+        held.iter_mut().for_each(|client| client.send_request("GET", "/held", &[("x-hold", "1")], b""));
+        under_way(&proxy, "main", 3.0);
+        let boom = proxy.request("GET", "/boom", &[("x-boom", "1")], b"");
+        assert_eq!(boom.status(), status, "{policy}");
+        for client in &mut held {
+            let response = client.read();
+            assert_eq!((response.status(), response.field("x-marked")), (status, None), "{policy}");
+        }
+        wait_until("another instance", || proxy.filter("boom")["instances"] == 1);
+        assert_eq!(proxy.filter("boom")["traps"], 1, "{policy}");
+        assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
+        if policy == "deny" {
+            assert_eq!(proxy.filter("boom")["failed_streams"], 4);
+            assert!(proxy.entry_for("/held")["flags"].to_string().contains("FF"));
+            assert_eq!(proxy.entry_for("/held")["details"], "filter_failed");
+        }
+    }
+}
+
+/// The status of a request that was at the upstream when another one made the filter fail.
+fn at_the_upstream(policy: &str, listener: &str) -> u16 {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/slow" {
+            shut.wait();
+        }
+        answer(200, &[], "hello")
+    });
+    let proxy = one_instance(&upstream, policy, &holding());
+    let mut slow = Client::connect(proxy.address(listener));
+    slow.send_request("GET", "/slow", &[], b"");
+    upstream.wait_for_requests(1);
+    proxy.request("GET", "/boom", &[("x-boom", "1")], b"");
+    assert_eq!(proxy.filter("boom")["traps"], 1);
+    gate.open();
+    slow.read().status()
+}
+
+#[test]
+fn requests_at_the_upstream() {
+    assert_eq!(at_the_upstream("bypass", "main"), 200);
+    assert_eq!(at_the_upstream("bypass", "plain"), 200);
+    assert_eq!(at_the_upstream("deny", "plain"), 200, "it has nothing to do with the filter");
+}
+
+#[test]
+fn a_filter_that_has_failed_lets_no_response_past_unseen() {
+    // Its policy is to deny: what it would have done to the response cannot be left out.
+    assert_eq!(at_the_upstream("deny", "main"), 503);
+}
+
+#[test]
+fn a_body_that_a_failed_filter_holds_is_not_let_out() {
+    // It holds back the response's body until it has seen all of it.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-boom") (then unreachable))
+            (i32.const 0))
+        (func (export "proxy_on_response_body") (param i32 i32 i32) (result i32)
+            (i32.eqz (local.get 2)))"#,
+    );
+    for framing in ["content-length: 12\r\n\r\nsecret", "transfer-encoding: chunked\r\n\r\n6\r\nsecret\r\n"] {
+        let gate = Gate::default();
+        let shut = gate.clone();
+        let upstream = Upstream::scripted(move |mut connection| {
+            connection.request();
+            connection.send(format!("HTTP/1.1 200 OK\r\n{framing}"));
+            shut.wait();
+            connection.send(if framing.contains("chunked") { "6\r\nsecret\r\n0\r\n\r\n" } else { "secret" });
+            connection.wait_for_end();
+        });
+        let proxy = one_instance(&upstream, "deny", &module);
+        let mut client = proxy.client();
+        client.send_request("GET", "/held", &[], b"");
+        upstream.wait_for_requests(1);
+        wait_until("the filter to hold a part", || proxy.filter("boom")["calls"].as_u64() >= Some(2));
+        proxy.request("GET", "/boom", &[("x-boom", "1")], b"");
+        gate.open();
+        let said = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
+        assert!(!said.contains("secret"), "{framing:?}: {said:?}");
+        assert!(proxy.entry_for("/held")["flags"].to_string().contains("FF"));
+    }
+}
+
+#[test]
+fn a_body_in_whose_middle_the_filter_fails_is_not_whole() {
+    let upstreams = [
+        "content-length: 7\r\n\r\nwelcome",
+        "transfer-encoding: chunked\r\n\r\n7\r\nwelcome\r\n0\r\n\r\n",
+        "connection: close\r\n\r\nwelcome",
+    ]
+    .map(|rest| Upstream::canned(format!("HTTP/1.1 200 OK\r\n{rest}")));
+    for upstream in &upstreams {
+        let proxy = one_instance(upstream, "deny", &failing_in("proxy_on_response_body", "unreachable"));
+        let outcome = ask(&mut proxy.client(), "/", true);
+        assert!(matches!(outcome, Outcome::Broken | Outcome::Status(503)), "{outcome:?}");
+    }
+}
+
+#[test]
+fn requests_while_there_is_no_instance() {
+    for (policy, status) in [("deny", 503), ("bypass", 200)] {
+        let upstream = Upstream::saying("hello");
+        let proxy = one_instance(&upstream, policy, &holding());
+        // The first failure costs nothing, the later ones a wait in which the filter is not there.
+        let mut without = 0;
+        for _ in 0..4 {
+            let response = proxy.request("GET", "/", &[("x-boom", "1")], b"");
+            assert_eq!(response.status(), status, "{policy}");
+            let response = proxy.get("/");
+            if response.field("x-marked").is_none() {
+                assert_eq!(response.status(), status, "{policy}");
+                without += 1;
+            }
+            assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
+            wait_until("another instance", || proxy.filter("boom")["instances"] == 1);
+        }
+        assert!(without >= 1, "there must have been no instance at some time");
+        assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
+        let failed = proxy.filter("boom")["failed_streams"].as_u64();
+        assert_eq!(failed, Some(4 + without), "{policy}");
+    }
+}
+
+#[test]
+fn failures_in_a_row_are_slowed_down() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "bypass", &holding());
+    for (nth, least) in [0, 100, 200, 400].into_iter().enumerate() {
+        let start = Instant::now();
+        proxy.request("GET", "/", &[("x-boom", "1")], b"");
+        wait_until("another instance", || proxy.filter("boom")["rebuilds"] == nth as u64 + 1);
+        // A lower bound: however busy the machine is, waiting takes no less.
+        assert!(start.elapsed().as_millis() >= least, "{nth}: {:?}", start.elapsed());
+    }
+    assert_eq!(proxy.filter("boom")["traps"], 4);
+}
+
+#[test]
+fn a_failed_filter_can_be_replaced() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &holding());
+    for nth in 1..=3 {
+        proxy.request("GET", "/", &[("x-boom", "1")], b"");
+        wait_until("another instance", || proxy.filter("boom")["rebuilds"] == nth);
+    }
+    // It would have to wait, but the new module does not.
+    proxy.request("GET", "/", &[("x-boom", "1")], b"");
+    proxy.put("boom.wasm", guest::version("v2"));
+    assert_eq!(proxy.reload().0, 200);
+    let response = proxy.request("GET", "/", &[("x-boom", "1")], b"");
+    assert_eq!((response.status(), response.field("x-version")), (200, Some("v2")));
+    assert_eq!(proxy.filter("boom")["last_error"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_filter_that_does_not_come_back() {
+    // Its first instance says so in the shared data, and every later one refuses to be configured.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (call $get_shared %"failed" (global.get $out) (global.get $out_len) (i32.const 24)))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_shared %"failed" %"yes" (i32.const 0)))
+            unreachable)"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &module);
+    assert_eq!(proxy.get("/").status(), 503);
+    wait_until("the filter to refuse", || {
+        proxy.filter("boom")["last_error"].as_str().is_some_and(|e| e.starts_with("it could not be set up again"))
+    });
+    let figures = proxy.filter("boom");
+    assert_eq!((&figures["state"], &figures["instances"]), (&"failed".into(), &0.into()), "{figures}");
+    assert_eq!(proxy.get("/").status(), 503);
+    assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
+    assert!(proxy.is_ready());
+    // Meanwhile a good one can take its place.
+    proxy.put("boom.wasm", guest::version("v2"));
+    assert_eq!(proxy.reload().0, 200);
+    assert_eq!(proxy.get("/").field("x-version"), Some("v2"));
+}
+
+#[test]
+fn a_slow_filter_holds_up_no_more_than_its_time() {
+    // Endless loops from several clients, and others that want to get on, all on one worker.
+    let upstream = upstream();
+    let proxy = one_instance(&upstream, "bypass", &failing_in("proxy_on_request_headers", "(loop $l (br $l))"));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut client = proxy.client();
+                (0..5).for_each(|_| assert_eq!(ask(&mut client, "/", true), Outcome::Status(200)));
+            });
+            scope.spawn(|| {
+                let mut client = Client::connect(proxy.address("plain"));
+                (0..50).for_each(|_| assert_eq!(ask(&mut client, "/", false), Outcome::Status(200)));
+            });
+        }
+    });
+    let metrics = proxy.metrics();
+    assert!(metrics.sum("tollgate_filter_traps_total", &[("reason", "timeout")]) >= 1.0);
+    assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 165.0);
+}

@@ -1,0 +1,204 @@
+//! The router: virtual hosts, matches, and what is done with a request.
+
+use crate::harness::{Client, Config, Message, Proxy, Upstream};
+
+/// A proxy whose router has these virtual hosts, in flow style; the cluster is `web`.
+fn routing(virtual_hosts: &str, upstream: &Upstream) -> Proxy {
+    let config = format!("config: {{virtual_hosts: [{virtual_hosts}]}}");
+    Proxy::start(Config::new().filter("routes", "builtin:router", &config).cluster("web", &[upstream], ""))
+}
+
+fn one_host(routes: &str, upstream: &Upstream) -> Proxy {
+    routing(&format!("{{name: all, domains: ['*'], routes: [{routes}]}}"), upstream)
+}
+
+fn get(client: &mut Client, target: &str, fields: &[(&str, &str)]) -> Message {
+    client.request("GET", target, fields, b"")
+}
+
+#[test]
+fn the_most_specific_host_wins() {
+    let host = |name: &str, domains: &str| {
+        format!("{{name: {name}, domains: [{domains}], routes: [{{respond: {{status: 200, body: {name}}}}}]}}")
+    };
+    let hosts = [
+        host("exact", "shop.example.com"),
+        host("port", "'shop.example.com:8443'"),
+        host("below", "'*.example.com'"),
+        host("deeper", "'*.shop.example.com'"),
+    ];
+    let upstream = Upstream::saying("unused");
+    let proxy = routing(&hosts.join(", "), &upstream);
+    let mut client = proxy.client();
+    for (asked, expected) in [
+        ("shop.example.com", "exact"),
+        ("SHOP.Example.com", "exact"),
+        ("shop.example.com:80", "exact"),
+        ("shop.example.com:8443", "port"),
+        ("www.example.com", "below"),
+        ("a.b.example.com", "below"),
+        ("a.shop.example.com", "deeper"),
+    ] {
+        let response = get(&mut client, "/", &[("Host", asked)]);
+        assert_eq!((response.status(), response.text()), (200, expected), "{asked}");
+    }
+    for asked in ["example.com", "other.org", "badexample.com"] {
+        assert_eq!(get(&mut client, "/", &[("Host", asked)]).status(), 404, "{asked}");
+    }
+    let entry = proxy.entry(|entry| entry["authority"] == "other.org");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"LR,NR".into(), &"route_not_found".into()));
+}
+
+#[test]
+fn the_first_route_that_matches_is_taken() {
+    let routes = "
+        {match: {path: {exact: /a}}, respond: {status: 200, body: exact}},
+        {match: {path: {prefix: /a}, method: POST}, respond: {status: 200, body: post}},
+        {match: {path: {prefix: /a}, headers: [{name: x-v, exact: '2'}]}, respond: {status: 200, body: header}},
+        {match: {path: {prefix: /a}, query: [{name: q, prefix: x}]}, respond: {status: 200, body: query}},
+        {match: {path: {prefix: /a}}, respond: {status: 200, body: prefix}},
+        {match: {path: {regex: '/u/[0-9]+'}}, respond: {status: 200, body: regex}}";
+    let upstream = Upstream::saying("unused");
+    let proxy = one_host(routes, &upstream);
+    let mut client = proxy.client();
+    for (method, target, fields, expected) in [
+        ("GET", "/a", &[][..], "exact"),
+        ("GET", "/a?q=x", &[], "exact"),
+        ("POST", "/a/b", &[], "post"),
+        ("GET", "/a/b", &[("X-V", "2")], "header"),
+        ("GET", "/a/b?p=1&q=xy", &[], "query"),
+        ("GET", "/a/b?q=y", &[("X-V", "3")], "prefix"),
+        ("GET", "/a/", &[], "prefix"),
+        ("GET", "/u/42", &[], "regex"),
+    ] {
+        let response = client.request(method, target, fields, b"");
+        assert_eq!((response.status(), response.text()), (200, expected), "{method} {target} {fields:?}");
+    }
+    for target in ["/ab", "/u/x", "/u/42/x", "/", "/A"] {
+        assert_eq!(client.get(target).status(), 404, "{target}");
+    }
+}
+
+#[test]
+fn requests_are_rewritten_on_their_way() {
+    let routes = "
+        {match: {path: {prefix: /api}}, cluster: web, prefix_rewrite: /v1, host_rewrite: inner.example,
+         request_headers: {set: {x-set: new}, add: {x-add: more}, remove: [x-gone]},
+         response_headers: {set: {x-proxy: tollgate}, remove: [x-internal]}},
+        {match: {path: {exact: /one}}, cluster: web, prefix_rewrite: /two},
+        {match: {path: {prefix: /u}}, cluster: web,
+         regex_rewrite: {pattern: '^/u/([a-z]+)/([0-9]+)', substitution: '/\\2/\\1'}},
+        {cluster: web, prefix_rewrite: /root}";
+    let upstream = Upstream::replying(|_| crate::harness::answer(200, &["X-Internal: 1", "X-Kept: 1"], "ok"));
+    let proxy = one_host(routes, &upstream);
+    let mut client = proxy.client();
+    let mut seen = |target: &str, fields: &[(&str, &str)]| {
+        let response = get(&mut client, target, fields);
+        assert_eq!(response.status(), 200, "{target}");
+        (upstream.requests().pop().expect("a request"), response)
+    };
+    let fields = [("X-Set", "old"), ("X-Set", "older"), ("X-Add", "some"), ("X-Gone", "1"), ("X-Other", "1")];
+    let (request, response) = seen("/api/users?q=1", &fields);
+    assert_eq!((request.target(), request.field("host")), ("/v1/users?q=1", Some("inner.example")));
+    assert_eq!((request.field("x-set"), request.all("x-add")), (Some("new"), vec!["some", "more"]));
+    assert_eq!((request.field("x-gone"), request.field("x-other")), (None, Some("1")));
+    assert_eq!(request.field("x-forwarded-host"), Some("test"), "what the client asked for");
+    assert_eq!((response.field("x-proxy"), response.field("x-internal")), (Some("tollgate"), None));
+    assert_eq!(response.field("x-kept"), Some("1"));
+
+    for (target, rewritten) in [
+        ("/api", "/v1"),
+        ("/api/", "/v1/"),
+        ("/one?x", "/two?x"),
+        ("/u/ann/7/z?q", "/7/ann/z?q"),
+        ("/u/7", "/u/7"),
+        ("/else?y", "/root/else?y"),
+    ] {
+        let (request, response) = seen(target, &[]);
+        assert_eq!(request.target(), rewritten, "{target}");
+        assert_eq!(response.field("x-internal").is_some(), !target.starts_with("/api"), "{target}");
+    }
+    let entry = proxy.entry_for("/one?x");
+    assert_eq!((&entry["upstream_path"], &entry["route"]), (&"/two?x".into(), &"all/1".into()));
+}
+
+#[test]
+fn redirects_lead_where_they_should() {
+    let routes = "
+        {match: {path: {prefix: /old}}, redirect: {prefix_rewrite: /new, status: 308}},
+        {match: {path: {exact: /login}},
+         redirect: {scheme: https, host: id.example, port: 8443, path: /start, status: 302, strip_query: true}},
+        {redirect: {scheme: https}, response_headers: {set: {cache-control: no-store}}}";
+    let upstream = Upstream::saying("unused");
+    let proxy = one_host(routes, &upstream);
+    let mut client = proxy.client();
+    for (target, status, location) in [
+        ("/old/x?q=1", 308, "http://test/new/x?q=1"),
+        ("/login?secret", 302, "https://id.example:8443/start"),
+        ("/a?b", 301, "https://test/a?b"),
+        // Two slashes at the beginning must not become another host.
+        ("//evil.example/%2e%2e", 301, "https://test/"),
+    ] {
+        let response = client.get(target);
+        assert_eq!((response.status(), response.field("location")), (status, Some(location)), "{target}");
+    }
+    assert_eq!(client.get("/").field("cache-control"), Some("no-store"));
+    assert!(upstream.requests().is_empty());
+    let entry = proxy.entry_for("/a?b");
+    assert_eq!((&entry["details"], &entry["flags"], &entry["attempts"]), (&"redirect".into(), &"LR".into(), &0.into()));
+}
+
+#[test]
+fn answers_are_given_without_an_upstream() {
+    let routes = "
+        {match: {path: {exact: /robots.txt}}, respond: {status: 200, body: 'Disallow: /', headers: {x-a: b}}},
+        {match: {path: {exact: /json}}, respond: {status: 200, body: '{}', headers: {content-type: application/json}}},
+        {respond: {status: 410}}";
+    let upstream = Upstream::saying("unused");
+    let proxy = one_host(routes, &upstream);
+    let mut client = proxy.client();
+    let robots = client.get("/robots.txt");
+    assert_eq!((robots.text(), robots.field("x-a")), ("Disallow: /", Some("b")));
+    assert_eq!(robots.field("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(client.get("/json").field("content-type"), Some("application/json"));
+    let gone = client.get("/gone");
+    assert_eq!((gone.status(), gone.text(), gone.field("content-length")), (410, "", Some("0")));
+    let head = client.request("HEAD", "/robots.txt", &[], b"");
+    assert_eq!((head.status(), head.field("x-a")), (200, Some("b")));
+    assert_eq!(client.request("POST", "/gone", &[], b"a body that nobody reads").status(), 410);
+}
+
+#[test]
+fn a_routes_time_is_its_own() {
+    let upstream = Upstream::silent();
+    let proxy = one_host("{name: fast, cluster: web, timeout: 300ms}", &upstream);
+    assert_eq!(proxy.get("/").status(), 504);
+    let entry = proxy.entry_for("/");
+    assert_eq!((&entry["flags"], &entry["route"]), (&"UT".into(), &"all/fast".into()));
+}
+
+/// Without a router, or with one that does not decide.
+#[test]
+fn without_a_route_there_is_404() {
+    let proxy = Proxy::start(Config::new());
+    assert_eq!(proxy.get("/none").status(), 404);
+    let entry = proxy.entry_for("/none");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"NR".into(), &"route_not_found".into()));
+}
+
+#[test]
+fn mistakes_are_told_with_their_place() {
+    let routes = "config:
+  virtual_hosts:
+    - name: all
+      domains: ['*']
+      routes:
+        - match: {path: {regex: '(('}}
+          respond: {status: 200}
+        - redirect: {status: 200}";
+    let output = Proxy::try_start(Config::new().filter("routes", "builtin:router", routes), &[]).err();
+    let output = output.expect("the proxy does not start");
+    for expected in ["config.yaml:", "regex: '(('", "must be 301, 302, 303, 307 or 308, not 200"] {
+        assert!(output.contains(expected), "{expected:?} in {output}");
+    }
+}
