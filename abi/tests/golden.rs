@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, path::Path};
 
-use tollgate_abi::{Function, fast, proxy_wasm};
+use tollgate_abi::{Function, fast, proxy_wasm, wasi};
 
 fn render() -> String {
     let mut out = String::new();
@@ -15,8 +15,13 @@ fn render() -> String {
     };
     section("imports of env", proxy_wasm::HOSTCALLS);
     section("exports", proxy_wasm::CALLBACKS);
+    section("imports of wasi_snapshot_preview1", wasi::HOSTCALLS);
     section("imports of tollgate_v1", fast::HOSTCALLS);
     section("exports of tollgate_v1", fast::CALLBACKS);
+    writeln!(out, "# imports of wasi_snapshot_preview1 that only answer").unwrap();
+    for (f, errno) in wasi::STUBS {
+        writeln!(out, "{f} = {errno}").unwrap();
+    }
     writeln!(out, "# statuses").unwrap();
     for (status, name) in proxy_wasm::Status::ALL {
         writeln!(out, "{name} {}", *status as i32).unwrap();

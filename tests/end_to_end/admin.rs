@@ -1,7 +1,5 @@
 //! The admin listener: health, metrics, what is in force, and what can be changed by hand.
 
-use serde_json::json;
-
 use crate::harness::{Config, Metrics, Proxy, Upstream, wait_until};
 
 #[test]
@@ -156,10 +154,10 @@ fn the_logs_level_can_be_changed() {
 }
 
 #[test]
-fn there_need_not_be_an_admin_listener() {
-    // Both listeners are on one address, so one of them cannot be there.
-    let config = "admin: {address: '@main@', enabled: false}\nlisteners: [{name: main, address: '@main@'}]\n";
-    let output = Proxy::try_start(config.replace("enabled: false", "enabled: true"), &[]).err();
-    assert!(output.is_some_and(|output| output.contains("cannot listen")));
-    let _ = json!(config);
+fn what_needs_a_restart_is_said() {
+    let mut proxy = Proxy::start(Config::new());
+    proxy.change_config(Config::new().top("workers: 3\nadmin: {address: '@elsewhere@'}"));
+    proxy.wait_for_output("`workers` has changed; it takes effect at the next start");
+    proxy.wait_for_output("`admin` has changed; it takes effect at the next start");
+    assert!(proxy.is_ready(), "where it was");
 }

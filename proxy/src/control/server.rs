@@ -99,7 +99,7 @@ impl Server {
             tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
         }
         let drain_timeout = config.drain_timeout.0;
-        let made = foundry.make(loaded, None, Extent::Full).map_err(|d| anyhow::anyhow!("{}", d.render(false).trim_end()))?;
+        let made = foundry.make(loaded, None, Extent::Full)?;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
         let (watcher, notes) = match Watcher::new() {

@@ -52,12 +52,15 @@ pub(super) async fn run(
     let total = route.timeout.unwrap_or(cluster.request_timeout);
     let idle = route.idle_timeout.unwrap_or(site.timeouts.idle.bound());
     let mut deadline = Deadline::new(stream, total, idle);
-    let mut fields = stream.state.borrow().request.fields.clone();
-    upload.fix_length(&mut fields);
+    let fields = || {
+        let mut fields = stream.state.borrow().request.fields.clone();
+        upload.fix_length(&mut fields);
+        fields
+    };
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
-        mirror::start(site, cluster, &stream.state.borrow().request, fields.clone(), upload);
+        mirror::start(site, cluster, &stream.state.borrow().request, fields(), upload);
     }
 
     let mut tries = Tries::new(policy);
@@ -70,7 +73,7 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let result = attempt(site, stream, cluster, active.endpoint(), upload, &fields, &mut deadline).await;
+        let result = attempt(site, stream, cluster, active.endpoint(), upload, fields(), &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_status(response.status()),
             Err(missed) => tries.reason_of_failure(missed, stream),
@@ -146,7 +149,7 @@ async fn attempt(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     upload: &Rc<Upload>,
-    fields: &HeaderMap,
+    fields: HeaderMap,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
     let head = {
@@ -156,7 +159,7 @@ async fn attempt(
             path: request.path.clone(),
             authority: request.authority.clone(),
             scheme: request.scheme,
-            fields: fields.clone(),
+            fields,
         }
     };
     let start = Instant::now();

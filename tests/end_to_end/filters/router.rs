@@ -46,7 +46,7 @@ fn the_most_specific_host_wins() {
         assert_eq!(get(&mut client, "/", &[("Host", asked)]).status(), 404, "{asked}");
     }
     let entry = proxy.entry(|entry| entry["authority"] == "other.org");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"LR,NR".into(), &"route_not_found".into()));
+    assert_eq!((&entry["flags"], &entry["details"]), (&"NR,LR".into(), &"route_not_found".into()));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn requests_are_rewritten_on_their_way() {
         {match: {path: {exact: /one}}, cluster: web, prefix_rewrite: /two},
         {match: {path: {prefix: /u}}, cluster: web,
          regex_rewrite: {pattern: '^/u/([a-z]+)/([0-9]+)', substitution: '/\\2/\\1'}},
-        {cluster: web, prefix_rewrite: /root}";
+        {match: {path: {prefix: /}}, cluster: web, prefix_rewrite: /root}";
     let upstream = Upstream::replying(|_| crate::harness::answer(200, &["X-Internal: 1", "X-Kept: 1"], "ok"));
     let proxy = one_host(routes, &upstream);
     let mut client = proxy.client();

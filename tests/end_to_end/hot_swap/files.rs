@@ -129,7 +129,6 @@ fn a_module_that_comes_after_the_configuration() {
 }
 
 #[test]
-#[ignore = "bug: after a refusal that says the same as the one before, and after no change, the watch is not renewed"]
 fn a_module_whose_folder_comes_after_the_configuration() {
     let upstream = telling();
     let mut proxy = Proxy::start(Config::to(&upstream));
@@ -146,7 +145,6 @@ fn a_module_whose_folder_comes_after_the_configuration() {
 }
 
 #[test]
-#[ignore = "bug: after a refusal that says the same as the one before, and after no change, the watch is not renewed"]
 fn a_link_that_turns_to_a_folder_with_the_same_content() {
     let upstream = telling();
     let mut proxy = Proxy::start(Config::to(&upstream));

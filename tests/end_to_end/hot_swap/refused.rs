@@ -130,5 +130,8 @@ fn an_address_that_is_taken() {
 #[test]
 fn a_standard_filter_that_refuses_its_configuration() {
     let options = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
-    refused(|proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)), "requests");
+    refused(
+        |proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)),
+        "0 is out of range: write 1 to 2147483647",
+    );
 }

@@ -13,9 +13,10 @@ mod properties;
 mod shared;
 mod streams;
 mod system;
+mod wasi;
 
-use tollgate_abi::{Ty, fast as fast_lane, proxy_wasm};
-use wasmtime::{FuncType, Linker, Val, ValType};
+use tollgate_abi::{fast as fast_lane, proxy_wasm};
+use wasmtime::Linker;
 
 use super::host::Host;
 
@@ -30,7 +31,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
-    stubs(linker)
+    wasi::link(linker)?;
+    let unimplemented = proxy_wasm::HOSTCALLS.iter().filter(|f| UNIMPLEMENTED.contains(&f.name));
+    unimplemented.into_iter().try_for_each(|f| {
+        wasi::answer(linker, proxy_wasm::MODULE, f, proxy_wasm::Status::Unimplemented as i32)
+    })
 }
 
 /// Functions of the standard that are there but only answer `Unimplemented`: modules import them whether they call them or
@@ -48,19 +53,6 @@ const UNIMPLEMENTED: &[&str] = &[
     "proxy_call_foreign_function",
 ];
 
-fn stubs(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    for f in proxy_wasm::HOSTCALLS.iter().filter(|f| UNIMPLEMENTED.contains(&f.name)) {
-        let params = f.params.iter().map(|(_, t)| if *t == Ty::I32 { ValType::I32 } else { ValType::I64 });
-        let ty = FuncType::new(linker.engine(), params, [ValType::I32]);
-        linker.func_new(proxy_wasm::MODULE, f.name, ty, |mut caller, _, results| {
-            caller.data_mut().hostcalls += 1;
-            results[0] = Val::I32(proxy_wasm::Status::Unimplemented as i32);
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
 /// Functions that only old modules know.
 const OLD: &[&str] = &["proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
 
@@ -70,7 +62,7 @@ pub(super) fn has(module: &str, name: &str) -> bool {
     match module {
         proxy_wasm::MODULE => standard.chain(OLD.iter().copied()).any(|n| n == name),
         fast_lane::MODULE => fast_lane::HOSTCALLS.iter().any(|f| f.name == name),
-        _ => false,
+        _ => wasi::has(module, name),
     }
 }
 
@@ -78,16 +70,21 @@ pub(super) fn has(module: &str, name: &str) -> bool {
 mod tests {
     use std::fmt::Write;
 
+    use tollgate_abi::{Function, Ty, wasi as wasi_preview};
+
     use super::*;
 
     /// A module that imports every function of the contract, with the contract's types.
     #[test]
     fn every_function_of_the_contract_is_linked_with_its_type() {
         let mut wat = String::from("(module\n");
-        for (module, functions) in
-            [(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)]
-        {
-            for f in functions.iter().filter(|f| has(module, f.name)) {
+        let stubs: Vec<Function> = wasi_preview::STUBS.iter().map(|(f, _)| *f).collect();
+        let mut modules =
+            vec![(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)];
+        modules.extend(wasi_preview::MODULES.iter().flat_map(|m| [(*m, wasi_preview::HOSTCALLS), (*m, &*stubs)]));
+        for (module, functions) in modules {
+            for f in functions {
+                assert!(has(module, f.name), "{module}.{}", f.name);
                 let ty = |t: Ty| if t == Ty::I32 { "i32" } else { "i64" };
                 let params: String = f.params.iter().map(|(_, t)| format!("(param {})", ty(*t))).collect();
                 let result = f.result.map_or(String::new(), |t| format!("(result {})", ty(t)));

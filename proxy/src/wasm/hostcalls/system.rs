@@ -56,7 +56,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let bytes = slice(memory, ptr, len)?;
+    write_log(host, level, slice(memory, ptr, len)?)
+}
+
+/// Logs a message of the filter's.
+pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(), Status> {
     let message = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
     let filter = &host.identity.name;
     match level {

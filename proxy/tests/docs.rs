@@ -1,0 +1,125 @@
+//! What stands in the documentation as a configuration is one: every block that is marked as such goes through
+//! `tollgate check`.
+//!
+//! A block's info string marks it: `yaml title=config` is a whole file, `yaml title=filter:router` is the value of a
+//! built-in filter's `config:`.
+
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Clusters that filter blocks may name.
+const CLUSTERS: [&str; 5] = ["web", "api", "api-next", "recorder", "auth"];
+
+/// Fewer whole configurations than this mean that blocks are no longer found.
+const LEAST_CONFIGS: usize = 3;
+
+/// All filters that are built in; each has a block of its own at least.
+const FILTERS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
+
+struct Block {
+    /// Where it stands: a file and the line of its fence.
+    place: String,
+    kind: Kind,
+    text: String,
+}
+
+enum Kind {
+    Config,
+    Filter(String),
+}
+
+/// The marked blocks of a Markdown text.
+fn blocks(name: &str, text: &str) -> Vec<Block> {
+    let mut found = Vec::new();
+    let mut lines = text.lines().zip(1..);
+    while let Some((line, number)) = lines.next() {
+        let Some(info) = line.trim_start().strip_prefix("```") else { continue };
+        let title = info.split_whitespace().find_map(|word| word.strip_prefix("title="));
+        let mut text = String::new();
+        for (line, _) in lines.by_ref().take_while(|(line, _)| !line.trim_start().starts_with("```")) {
+            text.push_str(line);
+            text.push('\n');
+        }
+        let Some(title) = title else { continue };
+        let place = format!("{name}:{number}");
+        let kind = match title.split_once(':') {
+            None if title == "config" => Kind::Config,
+            Some(("filter", filter)) => Kind::Filter(filter.to_owned()),
+            _ => panic!("{place}: `{title}` is neither `config` nor `filter:NAME`"),
+        };
+        found.push(Block { place, kind, text });
+    }
+    found
+}
+
+/// A whole configuration around a filter's own.
+fn around(filter: &str, config: &str) -> String {
+    let mut file = format!(
+        "listeners: [{{name: l, address: \"127.0.0.1:8080\", chain: [f]}}]\n\
+         filters:\n- name: f\n  wasm: builtin:{filter}\n  config:\n"
+    );
+    config.lines().for_each(|line| writeln!(file, "    {line}").unwrap());
+    file.push_str("clusters:\n");
+    CLUSTERS.iter().for_each(|name| writeln!(file, "- {{name: {name}}}").unwrap());
+    file
+}
+
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let entries = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut all: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    all.push(root.join("README.md"));
+    all.retain(|path| path.is_file());
+    all.sort();
+    all
+}
+
+#[test]
+fn configurations_in_the_documentation_are_accepted() {
+    let dir = std::env::temp_dir().join(format!("tollgate-docs-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let (mut configs, mut filters, mut wrong) = (0, Vec::new(), String::new());
+    for path in documents() {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        for (i, block) in blocks(&name, &fs::read_to_string(&path).unwrap()).into_iter().enumerate() {
+            let text = match block.kind {
+                Kind::Config => {
+                    configs += 1;
+                    block.text
+                }
+                Kind::Filter(filter) => {
+                    let text = around(&filter, &block.text);
+                    filters.push(filter);
+                    text
+                }
+            };
+            let file = dir.join(format!("{name}-{i}.yaml"));
+            fs::write(&file, text).unwrap();
+            let mut check = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+            // The filters are compiled once, not for each block.
+            let output = check.arg("check").arg(&file).env("XDG_CACHE_HOME", dir.join("cache")).output().unwrap();
+            if !output.status.success() {
+                writeln!(wrong, "{}\n{}", block.place, String::from_utf8_lossy(&output.stderr)).unwrap();
+            }
+        }
+    }
+    fs::remove_dir_all(&dir).unwrap();
+    assert!(wrong.is_empty(), "blocks that `tollgate check` refuses:\n\n{wrong}");
+    assert!(configs >= LEAST_CONFIGS, "only {configs} whole configurations were found");
+    for filter in FILTERS {
+        assert!(filters.iter().any(|f| f == filter), "no block was found for the filter `{filter}`");
+    }
+}
+
+#[test]
+fn marked_blocks_are_found_and_others_are_not() {
+    let text = "a\n```yaml title=config\na: 1\nb: 2\n```\n```console\n$ x\n```\n```yaml title=filter:router\nc: 3\n```\n";
+    let found = blocks("x.md", text);
+    assert_eq!(found.len(), 2);
+    assert_eq!((found[0].place.as_str(), found[0].text.as_str()), ("x.md:2", "a: 1\nb: 2\n"));
+    assert!(matches!(&found[1].kind, Kind::Filter(name) if name == "router"));
+}
