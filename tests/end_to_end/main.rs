@@ -6,6 +6,7 @@ mod harness;
 
 mod admin;
 mod balancing;
+mod bodies;
 mod containment;
 mod draining;
 mod fields;
@@ -18,4 +19,5 @@ mod paths;
 mod retries;
 mod smuggling;
 mod streaming;
+mod third_party;
 mod upstream_failures;

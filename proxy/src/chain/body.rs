@@ -163,8 +163,8 @@ impl BodyFlow {
                 }
             }
             held.end |= end;
-            let gone = stream.state.borrow().positions[position].gone;
-            if gone || filter.phases() & body_bit(self.direction) == 0 {
+            let wanted = filter.phases() & body_bit(self.direction) != 0;
+            if !wanted || self.is_gone(stream, position)? {
                 if holds_head {
                     return self.hold(nth, data).map(|()| false);
                 }
@@ -204,6 +204,13 @@ impl BodyFlow {
         Ok(false)
     }
 
+    fn is_gone(&self, stream: &Stream, position: usize) -> Result<bool, Stopped> {
+        match stream.gone(position) {
+            (_, true) => Err(Stopped::FilterFailed),
+            (gone, false) => Ok(gone),
+        }
+    }
+
     fn hold(&mut self, nth: usize, data: Buffer) -> Result<(), Stopped> {
         if data.as_slice().len() > self.limit {
             return Err(Stopped::TooLarge);
@@ -230,8 +237,8 @@ impl BodyFlow {
                 self.held[nth].paused = true;
                 return Ok(());
             }
-            let gone = stream.state.borrow().positions[position].gone;
-            if gone || filter.phases() & trailers_bit(self.direction) == 0 {
+            let wanted = filter.phases() & trailers_bit(self.direction) != 0;
+            if !wanted || self.is_gone(stream, position)? {
                 // A filter that waits for more of the body, and hears of no trailers, must be told that there is no more.
                 if self.held[nth].paused {
                     self.held[nth].trailers = Some((trailers, true));

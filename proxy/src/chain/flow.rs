@@ -99,7 +99,15 @@ impl HeadFlow {
                 continue;
             }
             let filter = &stream.chain.filters()[position];
-            if filter.phases() & headers_bit(self.direction) == 0 || stream.state.borrow().positions[position].gone {
+            if filter.phases() & headers_bit(self.direction) == 0 {
+                self.passed += 1;
+                continue;
+            }
+            let (gone, denies) = stream.gone(position);
+            if denies {
+                return Poll::Ready(Outcome::Reply(failed_reply()));
+            }
+            if gone {
                 self.passed += 1;
                 continue;
             }

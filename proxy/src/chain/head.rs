@@ -41,10 +41,16 @@ impl Name {
     }
 }
 
-/// A header could not be changed: the value is not one, or the map has no such header.
+/// A header could not be changed: the value is not one, the map has no such header, or it would become too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid header name or value here")]
 pub struct BadHeader;
+
+/// Fields that a filter may make a map have. More than clients may send, far less than `HeaderMap` can hold.
+pub const MAX_FIELDS: usize = 10_000;
+
+/// Bytes of a value that a filter may set.
+pub const MAX_VALUE: usize = 64 << 10;
 
 /// A request's head.
 #[derive(Debug, Clone)]
@@ -105,6 +111,9 @@ pub trait Headers {
 }
 
 fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
+    if bytes.len() > MAX_VALUE {
+        return Err(BadHeader);
+    }
     HeaderValue::from_bytes(bytes).map_err(|_| BadHeader)
 }
 
@@ -287,13 +296,21 @@ impl Headers for HeaderMap {
 
     fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
         let Name::Field(field) = name else { return Err(BadHeader) };
-        self.insert(field.clone(), value(bytes)?);
+        let value = value(bytes)?;
+        if self.len() >= MAX_FIELDS && !self.contains_key(field) {
+            return Err(BadHeader);
+        }
+        self.insert(field.clone(), value);
         Ok(())
     }
 
     fn add(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
         let Name::Field(field) = name else { return Err(BadHeader) };
-        self.try_append(field.clone(), value(bytes)?).map_err(|_| BadHeader)?;
+        let value = value(bytes)?;
+        if self.len() >= MAX_FIELDS {
+            return Err(BadHeader);
+        }
+        self.try_append(field.clone(), value).map_err(|_| BadHeader)?;
         Ok(())
     }
 
@@ -321,6 +338,9 @@ impl Headers for HeaderMap {
     }
 }
 
+/// Changes of one route.
+const MAX_OPS: usize = 1000;
+
 /// Changes to header fields that were checked when they were defined.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderOps {
@@ -332,6 +352,9 @@ pub struct HeaderOps {
 impl HeaderOps {
     /// Checks the names and values of a document.
     pub fn new(doc: &doc::HeaderOps) -> Result<HeaderOps, BadHeader> {
+        if doc.remove.len() + doc.set.len() + doc.add.len() > MAX_OPS {
+            return Err(BadHeader);
+        }
         let name = |n: &String| HeaderName::from_bytes(n.as_bytes()).map_err(|_| BadHeader);
         let pairs = |list: &[(String, String)]| -> Result<Box<[_]>, BadHeader> {
             list.iter().map(|(n, v)| Ok((name(n)?, value(v.as_bytes())?))).collect()

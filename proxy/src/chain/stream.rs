@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
-use tollgate_abi::fast::flag;
+use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
 
@@ -100,8 +100,11 @@ pub struct Position {
     pub context: u32,
     /// Which incarnation of the filter's instance the context lives in.
     pub incarnation: u32,
-    /// The filter is out of this stream: it has failed, and may be bypassed.
+    /// The filter is out of this stream: it has failed.
     pub gone: bool,
+    /// It has failed because of another stream, and its policy is to deny; that has still to be done, as soon as something
+    /// comes that it wanted to see.
+    pub denies: bool,
     /// It holds the message (by direction).
     pub paused: [bool; 2],
     /// It has asked for the message (by direction) to go on.
@@ -278,6 +281,18 @@ impl Stream {
         }
     }
 
+    /// Whether the filter at this position is out of the stream, and whether the stream must be denied for it, which is said
+    /// once and flagged.
+    pub fn gone(&self, position: usize) -> (bool, bool) {
+        let mut state = self.state.borrow_mut();
+        let p = &mut state.positions[position];
+        let (gone, denies) = (p.gone, std::mem::take(&mut p.denies));
+        if denies {
+            state.flags |= flag::FILTER_FAILED;
+        }
+        (gone, denies)
+    }
+
     /// Wakes whoever works on the stream.
     pub fn wake(&self) {
         for waker in self.wakers.borrow_mut().iter_mut().filter_map(Option::take) {
@@ -297,7 +312,7 @@ impl Stream {
                 let mut state = self.state.borrow_mut();
                 let p = &mut state.positions[position];
                 p.timers.drain(..).for_each(|timer| timer.abort());
-                p.context != 0 && !p.gone
+                !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0)
             };
             if seen {
                 filter.on_end(self, position);

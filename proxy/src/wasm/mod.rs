@@ -14,6 +14,7 @@ pub mod limits;
 pub mod module;
 pub mod plugin;
 pub mod vm;
+mod voice;
 pub mod world;
 
 pub use self::{

@@ -64,8 +64,19 @@ impl Code {
         let exports = |name: &str| module.get_export(name).is_some();
         let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| exports(name));
         let (_, abi) = marker.ok_or_else(|| LoadError::NoMarker(source.into()))?;
-        if !proxy_wasm::ALLOCATORS.iter().any(|name| exports(name)) {
+        let Some(allocator) = proxy_wasm::ALLOCATORS.iter().find(|name| exports(name)) else {
             return Err(LoadError::NoAllocator(source.into()));
+        };
+        let allocates = |ty: ExternType| {
+            let ExternType::Func(ty) = ty else { return false };
+            ty.params().len() == 1
+                && ty.params().all(|t| t.is_i32())
+                && ty.results().len() == 1
+                && ty.results().all(|t| t.is_i32())
+        };
+        if !module.get_export(allocator).is_some_and(allocates) {
+            let right = format!("{allocator}(size: i32) -> i32");
+            return Err(LoadError::WrongType(source.into(), (*allocator).into(), right));
         }
         if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
             return Err(LoadError::NoMemory(source.into()));

@@ -16,6 +16,7 @@ use super::{
     host::{Host, Phase},
     instance::{Exports, Instance, describe},
     module::Code,
+    voice::Voice,
     world::World,
 };
 use crate::{
@@ -44,6 +45,15 @@ pub struct Identity {
     pub vm_config: Vec<u8>,
     /// Its environment.
     pub env: BTreeMap<String, String>,
+    /// Its lines in the log.
+    pub voice: Voice,
+}
+
+impl Identity {
+    /// Logs that the filter has done something that cannot be.
+    pub fn complain(&self, line: std::fmt::Arguments<'_>) {
+        self.voice.say(&self.name, tracing::Level::WARN, line);
+    }
 }
 
 /// A filter's figures, over all workers.
@@ -191,6 +201,7 @@ impl Plugin {
                 config: bytes(&config.config),
                 vm_config: bytes(&config.vm_config),
                 env: config.env.clone(),
+                voice: Voice::default(),
             }),
             code,
             on_failure: config.on_failure,

@@ -160,7 +160,7 @@ impl Vm {
                 let denied = store.data().limiter.denied;
                 let dead = slot.take();
                 drop(slot);
-                self.fail(&error, denied);
+                self.fail(&error, denied, stream.map(|(stream, _)| stream));
                 drop(dead);
                 Err(Failed)
             }
@@ -260,7 +260,7 @@ impl Vm {
     }
 
     /// The instance has failed and is gone.
-    fn fail(&self, error: &wasmtime::Error, memory_denied: bool) {
+    fn fail(&self, error: &wasmtime::Error, memory_denied: bool, cause: Option<&Rc<Stream>>) {
         let (mut kind, text) = describe(error);
         if memory_denied && kind == TrapKind::Trap {
             kind = TrapKind::Memory;
@@ -279,13 +279,20 @@ impl Vm {
         let inside: Vec<_> = self.contexts.borrow_mut().drain().collect();
         for (_, (stream, position)) in inside {
             let Some(stream) = stream.upgrade() else { continue };
+            // Whoever has called for this stream hears of it at once.
+            let is_cause = cause.is_some_and(|cause| Rc::ptr_eq(cause, &stream));
+            let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
             let paused = {
                 let p = &mut stream.state.borrow_mut().positions[position];
                 p.gone = true;
-                p.paused[0] || p.paused[1]
+                let paused = p.paused[0] || p.paused[1];
+                p.denies = denied && !paused;
+                paused
             };
-            if paused && plugin.on_failure == OnFailure::Deny {
+            if !is_cause {
                 figures.failed_streams.inc(shard);
+            }
+            if paused && denied {
                 stream.flag(tollgate_abi::fast::flag::FILTER_FAILED);
                 stream.reply(failed_reply());
             }
@@ -422,12 +429,10 @@ impl Filter for Vm {
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
-        let (context, incarnation) = {
-            let p = &stream.state.borrow().positions[position];
-            (p.context, p.incarnation)
-        };
         let phases = self.phases.get();
-        if incarnation == self.incarnation.get() && phases & (phase::LIFECYCLE | phase::LOG) != 0 {
+        // A filter that only logs meets the stream here for the first time.
+        let Ok(context) = self.context(stream, position) else { return };
+        if phases & (phase::LIFECYCLE | phase::LOG) != 0 {
             let _ = self.enter(Some((stream, position)), context, |store, exports| {
                 if phases & phase::LIFECYCLE != 0
                     && let Some(done) = &exports.done

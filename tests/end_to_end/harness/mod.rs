@@ -19,7 +19,7 @@ pub use self::{
     config::Config,
     metrics::Metrics,
     proxy::{Proxy, Signal},
-    upstream::{Answers, Upstream, answer},
+    upstream::{Upstream, answer},
     wire::{Message, Wire},
 };
 

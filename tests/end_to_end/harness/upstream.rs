@@ -34,8 +34,6 @@ pub struct Answers {
     /// The connection itself. What is read by its own methods is not recorded.
     pub wire: Wire,
     shared: Arc<Shared>,
-    /// Which connection it is: 0 is the first.
-    pub nth: usize,
 }
 
 impl Answers {
@@ -88,9 +86,9 @@ impl Upstream {
                 if theirs.over.load(Ordering::SeqCst) {
                     return;
                 }
-                let nth = theirs.connections.fetch_add(1, Ordering::SeqCst);
+                theirs.connections.fetch_add(1, Ordering::SeqCst);
                 let (shared, serve) = (theirs.clone(), serve.clone());
-                thread::spawn(move || serve(Answers { wire: Wire::new(stream), shared, nth }));
+                thread::spawn(move || serve(Answers { wire: Wire::new(stream), shared }));
             }
         });
         Upstream { address, shared }
@@ -154,7 +152,7 @@ impl Upstream {
         requests.remove(0)
     }
 
-    /// Waits until there have been so many requests.
+    /// Waits until there have been so many requests (that were read as a whole, or as far as the script has read them).
     pub fn wait_for_requests(&self, count: usize) -> Vec<Message> {
         wait_until("requests at the upstream", || self.shared.requests.lock().unwrap().len() >= count);
         self.requests()

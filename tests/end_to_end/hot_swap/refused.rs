@@ -22,7 +22,7 @@ fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
     assert_eq!((status, &said["result"], &said["version"]), (422, &"refused".into(), &Value::Null), "{said:#}");
     let messages: Vec<&str> = said["errors"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
     assert!(messages.iter().any(|message| message.contains(reason)), "{messages:#?}");
-    proxy.wait_for_output("the configuration was refused");
+    proxy.wait_for_output("was refused, and nothing has changed");
     proxy.wait_for_output(reason);
     let config = proxy.config();
     assert_eq!((&config["version"], &config["last_attempt"]["result"]), (&1.into(), &"refused".into()));

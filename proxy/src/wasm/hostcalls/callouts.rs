@@ -71,7 +71,7 @@ fn http_call(
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let bad = |why: &str| {
-        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "HTTP call not made: {why}");
+        host.identity.complain(format_args!("HTTP call not made: {why}"));
         Status::BadArgument
     };
     let name =

@@ -17,8 +17,9 @@ use super::{
 use crate::{
     chain::{
         Selected,
-        head::{BadHeader, Headers, Name},
+        head::{BadHeader, Headers, MAX_VALUE, Name},
         route::Route,
+        stream::{Position, State},
     },
     wasm::{
         current,
@@ -88,7 +89,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "timer_set", |mut c: Caller<'_, Host>, microseconds: i64, token: i64| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let room = |p: &mut crate::chain::stream::Position| {
+        let room = |p: &mut Position| {
             p.timers.retain(|timer| !timer.is_finished());
             (p.timers.len() < limit::STREAM_TIMERS).then_some(p.context)
         };
@@ -206,7 +207,7 @@ fn document<T: serde::de::DeserializeOwned>(memory: &[u8], host: &Host, ptr: i32
         return Err(Status::BadArgument);
     }
     serde_json::from_slice(bytes).map_err(|e| {
-        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "a document cannot be read: {e}");
+        host.identity.complain(format_args!("a document cannot be read: {e}"));
         Status::ParseFailure
     })
 }
@@ -335,13 +336,20 @@ fn change(
     changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
 }
 
+/// Fields for whatever response there will be, of one stream.
+const MAX_EVENTUAL: usize = 100;
+
 fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let Name::Field(name) = name(host, id)? else { return Err(Status::BadArgument) };
     let value = HeaderValue::from_bytes(slice(memory, ptr, len)?).map_err(|_| Status::BadArgument)?;
     host.copied += value.len() as u64;
     let field: (HeaderName, HeaderValue) = (name, value);
-    current::with_state(|s| s.eventual.push(field)).ok_or(Status::NotFound)
+    let push = |s: &mut State| {
+        let fits = s.eventual.len() < MAX_EVENTUAL && field.1.len() <= MAX_VALUE;
+        fits.then(|| s.eventual.push(field)).ok_or(Status::BadArgument)
+    };
+    current::with_state(push).ok_or(Status::NotFound)?
 }
 
 fn source_address(caller: &mut Caller<'_, Host>, which: i32, out: i32) -> Result<(), Status> {

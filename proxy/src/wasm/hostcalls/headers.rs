@@ -125,8 +125,8 @@ fn change(
         with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
     if changed != Some(Ok(())) {
         let why =
-            if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value" };
-        tracing::warn!(target: "tollgate::filter", filter = filter.name, "header {:?} not changed: {why}", String::from_utf8_lossy(key));
+            if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value, or too many" };
+        filter.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
     }
     Ok(())
 }
@@ -143,7 +143,7 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {
-        tracing::warn!(target: "tollgate::filter", filter = filter.name, "headers not replaced: no such map now, or a bad name or value");
+        filter.complain(format_args!("headers not replaced: no such map now, or a bad name or value"));
     }
     Ok(())
 }

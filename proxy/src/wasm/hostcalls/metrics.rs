@@ -49,7 +49,7 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
         return Err(Status::InternalFailure);
     }
     let metric = host.world.shared.registry.dynamic(kind, name).map_err(|e| {
-        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "metric `{name}` not defined: {e}");
+        host.identity.complain(format_args!("metric `{name}` not defined: {e}"));
         match e {
             MetricError::TooMany => Status::InternalFailure,
             _ => Status::BadArgument,

@@ -60,7 +60,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     });
     // The released SDKs panic on anything but `Ok`.
     if set == Some(false) {
-        tracing::warn!(target: "tollgate::filter", filter = host.identity.name, "property not set: too many, or too large");
+        host.identity.complain(format_args!("property not set: too many, or too large"));
     }
     Ok(())
 }

@@ -4,7 +4,10 @@
 //! looks there.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use tollgate_abi::{
     pairs,
     proxy_wasm::{MODULE, Status, stream},
@@ -13,7 +16,10 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{slice, split, status};
 use crate::{
-    chain::{Direction, LocalReply},
+    chain::{
+        Direction, LocalReply,
+        head::{BadHeader, Headers, Name},
+    },
     wasm::{current, host::Host},
 };
 
@@ -78,21 +84,20 @@ fn reply(
     let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
     // 1xx announces a final response, which would be missing.
     let code = code.filter(|c| (200..=599).contains(&c.as_u16())).unwrap_or_else(|| {
-        tracing::warn!(target: "tollgate::filter", filter = filter.name, "a response with an impossible status became a 500");
+        filter.complain(format_args!("a response with an impossible status became a 500"));
         StatusCode::INTERNAL_SERVER_ERROR
     });
     let mut fields = HeaderMap::new();
     for (name, value) in pairs::decode(headers).map_err(|_| Status::BadArgument)? {
-        match (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        let added = match Name::parse(name) {
             // Framing is the host's, whatever a filter says.
-            (Ok(http::header::CONTENT_LENGTH | http::header::TRANSFER_ENCODING | http::header::CONNECTION), _) => {}
-            (Ok(name), Ok(value)) => {
-                fields.append(name, value);
-            }
-            _ if name.starts_with(b":") => {}
-            _ => {
-                tracing::warn!(target: "tollgate::filter", filter = filter.name, "a bad header was left out of a response")
-            }
+            Some(Name::Field(CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION)) => Ok(()),
+            Some(name @ Name::Field(_)) => fields.add(&name, value),
+            Some(_) => Ok(()),
+            None => Err(BadHeader),
+        };
+        if added.is_err() {
+            filter.complain(format_args!("a bad header was left out of a response"));
         }
     }
     let reply = LocalReply { status: code, details: details.into(), fields, body: Bytes::copy_from_slice(body) };

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tollgate_abi::proxy_wasm::{MODULE, Status, log_level};
-use tracing::level_filters::LevelFilter;
+use tracing::{Level, level_filters::LevelFilter};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{slice, split, status, write_u32, write_u64};
@@ -62,15 +62,15 @@ fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<
 /// Logs a message of the filter's.
 pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(), Status> {
     let message = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
-    let filter = &host.identity.name;
-    match level {
-        log_level::TRACE => tracing::trace!(target: "tollgate::filter", filter, "{message}"),
-        log_level::DEBUG => tracing::debug!(target: "tollgate::filter", filter, "{message}"),
-        log_level::INFO => tracing::info!(target: "tollgate::filter", filter, "{message}"),
-        log_level::WARN => tracing::warn!(target: "tollgate::filter", filter, "{message}"),
-        log_level::ERROR | log_level::CRITICAL => tracing::error!(target: "tollgate::filter", filter, "{message}"),
+    let severity = match level {
+        log_level::TRACE => Level::TRACE,
+        log_level::DEBUG => Level::DEBUG,
+        log_level::INFO => Level::INFO,
+        log_level::WARN => Level::WARN,
+        log_level::ERROR | log_level::CRITICAL => Level::ERROR,
         _ => return Err(Status::BadArgument),
-    }
+    };
+    host.identity.voice.say(&host.identity.name, severity, format_args!("{message}"));
     if level >= log_level::WARN && host.phase != Phase::Running {
         // A filter of the standard has no other way to say why it refuses its configuration.
         host.said = message.into_owned();

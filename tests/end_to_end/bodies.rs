@@ -1,0 +1,257 @@
+//! Filters that read, change and hold bodies: what comes out is what they made of it, and heads tell the truth about it.
+
+mod held;
+mod stopped;
+
+use crate::{
+    guest,
+    harness::{Config, Message, Proxy, Upstream, answer},
+    hot_swap::Gate,
+};
+
+/// Both directions: the callback's word, the number of the buffer and of the map of headers.
+const DIRECTIONS: [(&str, u8, u8); 2] = [("request", 0, 0), ("response", 1, 2)];
+
+/// A filter with this code for both directions' bodies. In it: `(local.get $size)`, `(local.get $end)`, `BUFFER`, `HEADERS`.
+/// It returns what the callback returns.
+fn both(code: &str) -> String {
+    let callback = |(name, buffer, headers): (&str, u8, u8)| {
+        let code = code.replace("BUFFER", &format!("(i32.const {buffer})"));
+        let code = code.replace("HEADERS", &format!("(i32.const {headers})"));
+        format!(
+            r#"(func (export "proxy_on_{name}_body")
+                (param $context i32) (param $size i32) (param $end i32) (result i32) {code})"#
+        )
+    };
+    DIRECTIONS.map(callback).concat()
+}
+
+/// Makes capitals of each part, where it stands.
+fn capitals() -> Vec<u8> {
+    let code = r#"
+        (drop (call $get_buffer BUFFER (i32.const 0) (local.get $size) (global.get $out) (global.get $out_len)))
+        (call $raise (i32.load (global.get $out)) (i32.load (global.get $out_len)))
+        (drop (call $set_buffer BUFFER (i32.const 0) (local.get $size)
+            (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+        (i32.const 0)"#;
+    let raise = r#"
+        (func $raise (param $at i32) (param $len i32)
+            (local $end i32)
+            (local.set $end (i32.add (local.get $at) (local.get $len)))
+            (loop $more
+                (if (i32.lt_u (local.get $at) (local.get $end)) (then
+                    (if (i32.lt_u (i32.sub (i32.load8_u (local.get $at)) (i32.const 97)) (i32.const 26))
+                        (then (i32.store8 (local.get $at) (i32.sub (i32.load8_u (local.get $at)) (i32.const 32)))))
+                    (local.set $at (i32.add (local.get $at) (i32.const 1)))
+                    (br $more)))))"#;
+    guest::filter(&(raise.to_owned() + &both(code)))
+}
+
+/// Holds a body until its end, and then lets `code` change it.
+fn at_the_end(code: &str) -> Vec<u8> {
+    guest::filter(&both(&format!("(if (i32.eqz (local.get $end)) (then (return (i32.const 1)))) {code} (i32.const 0)")))
+}
+
+/// An upstream that answers with a body in two parts, framed by its length or in chunks, as the path says.
+fn in_parts(first: &'static str, second: &'static str) -> Upstream {
+    Upstream::scripted(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target() == "/chunked" {
+                connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+                for part in [first, second] {
+                    connection.send(format!("{:x}\r\n{part}\r\n", part.len()));
+                }
+                connection.send("0\r\n\r\n");
+            } else {
+                let length = first.len() + second.len();
+                connection.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{first}"));
+                connection.send(second);
+            }
+        }
+    })
+}
+
+fn with(upstream: &Upstream, module: &[u8], options: &str, listener: &str) -> Proxy {
+    let config = Config::to(upstream).listener(listener).filter("body", "body.wasm", options);
+    Proxy::start_with(config, &[("body.wasm", module)])
+}
+
+/// Sends a body in two parts, in both framings, and gives what the upstream and the client got: the bodies, after making
+/// sure that a length, if there is one, is the body's.
+fn passed(proxy: &Proxy, upstream: &Upstream, first: &str, second: &str) -> [(String, String); 2] {
+    let told = |message: &Message| {
+        if let Some(length) = message.field("content-length") {
+            assert_eq!(length, message.body.len().to_string());
+        }
+        message.text().to_owned()
+    };
+    let length = first.len() + second.len();
+    let framed = |target: &str, framing: &str, parts: [String; 2]| {
+        let mut client = proxy.client();
+        client.send(format!("POST {target} HTTP/1.1\r\nhost: test\r\n{framing}\r\n\r\n{}", parts[0]));
+        client.send(&parts[1]);
+        let response = client.read();
+        assert_eq!(response.status(), 200, "{response:?}");
+        assert!(client.get("/length").status() == 200, "the connection can be used again");
+        let request = upstream.requests().into_iter().rfind(|r| r.method() == "POST").expect("the request");
+        (told(&request), told(&response))
+    };
+    let chunk = |part: &str| format!("{:x}\r\n{part}\r\n", part.len());
+    [
+        framed("/length", &format!("content-length: {length}"), [first.to_owned(), second.to_owned()]),
+        framed("/chunked", "transfer-encoding: chunked", [chunk(first), chunk(second) + "0\r\n\r\n"]),
+    ]
+}
+
+fn both_ways(request: &str, response: &str) -> [(String, String); 2] {
+    [(); 2].map(|()| (request.to_owned(), response.to_owned()))
+}
+
+#[test]
+fn each_part_is_changed_where_it_stands() {
+    let upstream = in_parts("good ", "evening");
+    let proxy = with(&upstream, &capitals(), "", "");
+    assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways("HELLO WORLD", "GOOD EVENING"));
+    // Large ones, too.
+    let large = "abc".repeat(200_000);
+    assert_eq!(proxy.request("POST", "/length", &[], large.as_bytes()).status(), 200);
+    let got = upstream.requests().into_iter().map(|request| request.body.len()).max();
+    assert_eq!(got, Some(600_000));
+    assert!(upstream.requests().iter().any(|request| request.text() == large.to_uppercase()));
+}
+
+#[test]
+fn a_part_goes_on_before_the_next_one_comes() {
+    let (arrived, answered) = (Gate::default(), Gate::default());
+    let (arrives, go_on) = (arrived.clone(), answered.clone());
+    let upstream = Upstream::scripted(move |mut connection| {
+        connection.head();
+        assert_eq!(connection.wire.read_exact(11).expect("a part"), b"6\r\nHELLO \r\n");
+        arrives.open();
+        assert_eq!(connection.wire.read_exact(15).expect("a part"), b"5\r\nWORLD\r\n0\r\n\r\n");
+        connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ngood \r\n");
+        go_on.wait();
+        connection.send("7\r\nevening\r\n0\r\n\r\n");
+    });
+    let proxy = with(&upstream, &capitals(), "", "");
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n6\r\nhello \r\n");
+    arrived.wait();
+    client.send("5\r\nworld\r\n0\r\n\r\n");
+    assert_eq!(client.wire.read_head().expect("a head").status(), 200);
+    assert_eq!(client.wire.read_exact(10).expect("a part"), b"5\r\nGOOD \r\n");
+    answered.open();
+    assert_eq!(client.wire.read_exact(17).expect("a part"), b"7\r\nEVENING\r\n0\r\n\r\n");
+}
+
+#[test]
+fn a_whole_body_is_replaced() {
+    let upstream = in_parts("good ", "evening");
+    for (by, expected) in [("other", "other"), ("one that is longer than what was there", ""), ("", "")] {
+        let expected = if expected.is_empty() { by } else { expected };
+        let code = format!("(drop (call $set_buffer BUFFER (i32.const 0) (i32.const -1) %\"{by}\"))");
+        let proxy = with(&upstream, &at_the_end(&code), "", "");
+        assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways(expected, expected));
+    }
+}
+
+#[test]
+fn a_whole_body_gets_a_beginning_a_middle_and_an_end() {
+    let upstream = in_parts("good ", "evening");
+    let code = r#"
+        (drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"]"))
+        (drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"["))
+        (drop (call $set_buffer BUFFER (i32.const 3) (i32.const 2) %"|"))"#;
+    let proxy = with(&upstream, &at_the_end(code), "", "");
+    assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways("[he|o world]", "[go| evening]"));
+}
+
+#[test]
+fn something_is_added_at_the_end() {
+    // As the standard wants it, the filter takes the length away, because it lets parts out before it knows.
+    let heads = DIRECTIONS.map(|(name, _, headers)| {
+        format!(
+            r#"(func (export "proxy_on_{name}_headers") (param i32 i32 i32) (result i32)
+                (drop (call $remove_header (i32.const {headers}) %"content-length"))
+                (i32.const 0))"#
+        )
+    });
+    let code = r#"
+        (if (local.get $end)
+            (then (drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"!"))))
+        (i32.const 0)"#;
+    let upstream = in_parts("good ", "evening");
+    let proxy = with(&upstream, &guest::filter(&(heads.concat() + &both(code))), "", "");
+    assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways("hello world!", "good evening!"));
+}
+
+#[test]
+fn a_length_that_is_no_longer_true_is_never_told() {
+    // A filter that makes every part longer, and leaves the head as it is: small bodies are whole before the head goes on;
+    // with others, nobody may take what there is for the whole.
+    let code = r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#;
+    let module = guest::filter(&both(code));
+    let small = Upstream::saying("small");
+    let proxy = with(&small, &module, "", "");
+    let response = proxy.request("POST", "/", &[], b"body");
+    assert_eq!((response.status(), response.text()), (200, "more small"));
+    assert_eq!(small.only_request().text(), "more body");
+
+    let large: &str = "x".repeat(500_000).leak();
+    let upstream = in_parts("large ", large);
+    let proxy = with(&upstream, &module, "", "");
+    let mut client = proxy.client();
+    client.send_request("GET", "/length", &[("connection", "close")], b"");
+    if let Ok(response) = client.wire.read_response("GET") {
+        assert!(response.text().len() > 500_006, "all of it, with what was added");
+        assert!(response.text().ends_with('x'));
+    }
+
+    let upstream = Upstream::saying("small");
+    let proxy = with(&upstream, &module, "", "");
+    let mut client = proxy.client();
+    client.send_request("POST", "/", &[("connection", "close")], large.as_bytes());
+    let status = client.read().status();
+    for request in upstream.requests() {
+        let xs = request.text().bytes().filter(|byte| *byte == b'x').count();
+        assert_eq!(xs, 500_000, "what the upstream takes for the whole is the whole ({status})");
+    }
+    assert!(status == 200 || upstream.requests().is_empty(), "{status}");
+}
+
+#[test]
+fn two_filters_one_after_the_other() {
+    let upstream = in_parts("good ", "evening");
+    let sign = |sign: &str| {
+        at_the_end(&format!("(drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %\"{sign}\"))"))
+    };
+    let (capitals, one, two) = (capitals(), sign("-one"), sign("-two"));
+    let config = Config::to(&upstream)
+        .filter("one", "one.wasm", "")
+        .filter("capitals", "capitals.wasm", "")
+        .filter("two", "two.wasm", "");
+    let files: &[(&str, &[u8])] = &[("one.wasm", &one), ("capitals.wasm", &capitals), ("two.wasm", &two)];
+    let proxy = Proxy::start_with(config, files);
+    let expected = both_ways("HELLO WORLD-ONE-two", "GOOD EVENING-TWO-one");
+    assert_eq!(passed(&proxy, &upstream, "hello ", "world"), expected);
+}
+
+#[test]
+fn messages_without_a_body_have_none() {
+    // The callback for bodies is not made for them, or with nothing in it; neither harms.
+    let code = r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#;
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/204" => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        "/304" => b"HTTP/1.1 304 Not Modified\r\ncontent-length: 100\r\n\r\n".to_vec(),
+        _ if request.method() == "HEAD" => b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n".to_vec(),
+        _ => answer(200, &[], ""),
+    });
+    let proxy = with(&upstream, &guest::filter(&both(code)), "", "");
+    let mut client = proxy.client();
+    for (method, target, status) in [("GET", "/204", 204), ("GET", "/304", 304), ("HEAD", "/", 200)] {
+        let response = client.request(method, target, &[], b"");
+        assert_eq!((response.status(), &*response.body), (status, &b""[..]), "{method} {target}");
+    }
+    assert!(upstream.requests().iter().all(|request| request.body.is_empty()));
+    assert_eq!(client.get("/").status(), 200);
+}

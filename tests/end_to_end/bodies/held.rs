@@ -1,0 +1,277 @@
+//! Filters that hold heads and bodies back: in the two ways in which the standard is understood, up to a bound, with trailers
+//! behind them.
+
+use super::{at_the_end, with};
+use crate::{
+    guest,
+    harness::{Proxy, Upstream, answer, wait_until},
+};
+
+/// Holds the request's head until it has seen the body, and then tells its length in the head; the same for responses.
+fn holding_heads() -> Vec<u8> {
+    let direction = |name: &str, buffer: u8, map: u8| {
+        format!(
+            r#"(func (export "proxy_on_{name}_headers") (param i32 i32) (param $end i32) (result i32)
+                (i32.eqz (local.get $end)))
+            (func (export "proxy_on_{name}_body") (param i32) (param $size i32) (param $end i32) (result i32)
+                (if (i32.eqz (local.get $end)) (then (return (i32.const 1))))
+                ;; One digit: how often there are ten bytes.
+                (i32.store8 (i32.const 40) (i32.add (i32.const 48) (i32.div_u (local.get $size) (i32.const 10))))
+                (drop (call $add_header (i32.const {map}) %"x-tens" (i32.const 40) (i32.const 1)))
+                (drop (call $set_buffer (i32.const {buffer}) (local.get $size) (i32.const 0) %"!"))
+                (i32.const 0))"#
+        )
+    };
+    guest::filter(&(direction("request", 0, 0) + &direction("response", 1, 2)))
+}
+
+#[test]
+fn heads_are_held_until_the_body_is_known() {
+    let upstream = Upstream::replying(|_| answer(200, &[], "0123456789".repeat(3)));
+    let proxy = with(&upstream, &holding_heads(), "headers_pause: hold_headers", "");
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20\r\n\r\n0123456789");
+    client.send("0123456789");
+    let response = client.read();
+    assert_eq!((response.status(), response.field("x-tens")), (200, Some("3")));
+    assert_eq!(response.field("content-length"), Some("31"));
+    assert_eq!(response.text(), "0123456789".repeat(3) + "!");
+    let request = upstream.only_request();
+    assert_eq!((request.field("x-tens"), request.field("content-length")), (Some("2"), Some("21")));
+    assert_eq!(request.text(), "01234567890123456789!");
+    // Without a body there is nothing to wait for.
+    assert_eq!(client.get("/").status(), 200);
+}
+
+#[test]
+fn heads_are_held_for_chunked_bodies() {
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n".to_vec()
+    });
+    let proxy = with(&upstream, &holding_heads(), "headers_pause: hold_headers", "");
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\na\r\n0123456789\r\n");
+    client.send("0\r\n\r\n");
+    let response = client.read();
+    assert_eq!((response.status(), response.field("x-tens")), (200, Some("2")));
+    assert_eq!(response.text(), "01234567890123456789!");
+    let request = upstream.only_request();
+    assert_eq!((request.field("x-tens"), request.text()), (Some("1"), "0123456789!"));
+    assert_eq!(client.get("/").status(), 200);
+}
+
+#[test]
+fn without_holding_heads_nothing_is_delivered() {
+    // The same filter as others understand it: it waits for ever, until the stream's idle time is over.
+    let upstream = Upstream::saying("hello");
+    let proxy = with(&upstream, &holding_heads(), "headers_pause: stop_all", "timeouts: {idle: 300ms}");
+    let response = proxy.request("POST", "/stalled", &[], b"0123456789");
+    assert_eq!(response.status(), 504);
+    assert!(upstream.requests().is_empty());
+    let entry = proxy.entry_for("/stalled");
+    assert_eq!(entry["details"], "filter_stalled");
+    assert!(entry["flags"].to_string().contains("SI"), "{entry}");
+    assert_eq!(proxy.filter("body")["traps"], 0);
+}
+
+/// A filter that sees heads after one that holds them.
+#[test]
+fn others_see_the_head_when_it_is_let_go() {
+    let upstream = Upstream::saying("hello");
+    let mark = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-tens")
+                (then (drop (call $add_header (i32.const 0) %"x-saw" %"tens"))))
+            (i32.const 0))
+        (func (export "proxy_on_request_body") (param i32) (param $size i32) (param $end i32) (result i32)
+            (if (local.get $end) (then (drop (call $set_buffer (i32.const 0) (local.get $size) (i32.const 0) %"?"))))
+            (i32.const 0))"#,
+    );
+    let config = crate::harness::Config::to(&upstream)
+        .filter("holder", "holder.wasm", "headers_pause: hold_headers")
+        .filter("mark", "mark.wasm", "");
+    let proxy = Proxy::start_with(config, &[("holder.wasm", &holding_heads()), ("mark.wasm", &mark)]);
+    assert_eq!(proxy.request("POST", "/", &[], b"0123456789").status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.field("x-saw"), request.text()), (Some("tens"), "0123456789!?"));
+    assert_eq!(request.field("content-length"), Some("12"));
+}
+
+/// Holds bodies until a tick lets them go, heads and all.
+#[test]
+fn what_is_held_is_let_go_from_outside() {
+    let module = guest::filter(
+        r#"(global $context (mut i32) (i32.const 0))
+        (global $ticks (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_body") (param i32 i32) (param $end i32) (result i32)
+            (global.set $context (local.get 0))
+            (if (local.get $end) (then (drop (call $tick (i32.const 5)))))
+            (i32.const 1))
+        (func (export "proxy_on_response_body") (param i32 i32) (param $end i32) (result i32)
+            (global.set $context (local.get 0))
+            (if (local.get $end) (then (drop (call $tick (i32.const 5)))))
+            (i32.const 1))
+        (func (export "proxy_on_tick") (param i32)
+            (drop (call $become (global.get $context)))
+            (drop (call $resume (i32.const 0)))
+            (drop (call $resume (i32.const 1)))
+            (drop (call $tick (i32.const 0))))"#,
+    );
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec()
+    });
+    let proxy = with(&upstream, &module, "", "");
+    let mut client = proxy.client();
+    for _ in 0..3 {
+        let response = client.request("POST", "/", &[], b"body");
+        assert_eq!((response.status(), response.text()), (200, "hello"));
+    }
+    assert!(upstream.requests().iter().all(|request| request.text() == "body"));
+}
+
+#[test]
+fn trailers_come_after_the_body_that_is_held() {
+    // It holds the body until the trailers, and tells there how much it holds.
+    let direction = |name: &str, buffer: u8, map: u8| {
+        format!(
+            r#"(func (export "proxy_on_{name}_body") (param i32 i32 i32) (result i32)
+                (i32.eqz (local.get 2)))
+            (func (export "proxy_on_{name}_trailers") (param i32 i32) (result i32)
+                (drop (call $get_buffer (i32.const {buffer}) (i32.const 0) (i32.const 100)
+                    (global.get $out) (global.get $out_len)))
+                (drop (call $add_header (i32.const {map}) %"x-body"
+                    (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+                (drop (call $remove_header (i32.const {map}) %"x-gone"))
+                (i32.const 0))"#
+        )
+    };
+    let module = guest::filter(&(direction("request", 0, 1) + &direction("response", 1, 3)));
+    let declared = "trailer: x-end, x-body, x-gone\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = "5\r\nhello\r\n5\r\nworld\r\n0\r\nx-end: yes\r\nx-gone: no\r\n\r\n";
+    let upstream = Upstream::replying(move |_| format!("HTTP/1.1 200 OK\r\n{declared}{body}").into());
+    let proxy = with(&upstream, &module, "", "");
+    let mut client = proxy.client();
+    client.send(format!("POST / HTTP/1.1\r\nhost: test\r\nte: trailers\r\n{declared}{body}"));
+    let response = client.read();
+    let expected =
+        [("x-end", "yes"), ("x-body", "helloworld")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!((response.text(), &response.trailers[..]), ("helloworld", &expected[..]));
+    let request = upstream.only_request();
+    assert_eq!((request.text(), &request.trailers[..]), ("helloworld", &expected[..]));
+}
+
+#[test]
+fn trailers_are_held() {
+    let module = guest::filter(
+        r#"(global $context (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+            (global.set $context (local.get 0))
+            (drop (call $tick (i32.const 5)))
+            (i32.const 1))
+        (func (export "proxy_on_tick") (param i32)
+            (drop (call $tick (i32.const 0)))
+            (drop (call $become (global.get $context)))
+            (drop (call $resume (i32.const 0))))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = with(&upstream, &module, "", "");
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send("5\r\nhello\r\n0\r\nx-end: yes\r\n\r\n");
+    assert_eq!(client.read().status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.text(), &*request.trailers), ("hello", &[("x-end".to_owned(), "yes".to_owned())][..]));
+}
+
+const KIB: &str = "limits: {buffered_body: 1KiB}";
+
+#[test]
+fn a_request_body_over_the_bound() {
+    for options in ["", "headers_pause: hold_headers"] {
+        let module = if options.is_empty() { at_the_end("") } else { holding_heads() };
+        let upstream = Upstream::saying("hello");
+        let proxy = with(&upstream, &module, options, KIB);
+        let body = [b'x'; 1000];
+        assert_eq!(proxy.request("POST", "/", &[], &body).status(), 200);
+        let mut client = proxy.client();
+        client.send("POST /large HTTP/1.1\r\nhost: test\r\ncontent-length: 5000\r\n\r\n");
+        client.send(body);
+        // The rest comes when the answer may be there already.
+        client.send([b'x'; 4000]);
+        assert_eq!(client.read().status(), 413, "{options}");
+        let entry = proxy.entry_for("/large");
+        assert_eq!(entry["details"], "request_body_too_large");
+        assert!(entry["flags"].to_string().contains("OM"), "{entry}");
+        assert_eq!(upstream.requests().len(), 1, "nothing of it goes on");
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+}
+
+#[test]
+fn a_response_body_over_the_bound() {
+    for options in ["", "headers_pause: hold_headers"] {
+        let module = if options.is_empty() { at_the_end("") } else { holding_heads() };
+        let upstream = Upstream::scripted(|mut connection| {
+            while let Some(request) = connection.request() {
+                if request.target() == "/small" {
+                    connection.send(answer(200, &[], [b'x'; 1000]));
+                } else {
+                    // What follows the part that is too much must not be taken for the whole.
+                    connection.send("HTTP/1.1 200 OK\r\ncontent-length: 2100\r\n\r\n");
+                    connection.send([b'x'; 2000]);
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    connection.send([b'y'; 100]);
+                }
+            }
+        });
+        let proxy = with(&upstream, &module, options, KIB);
+        assert_eq!(proxy.get("/small").status(), 200);
+        let response = proxy.get("/large");
+        assert_eq!(response.status(), 500, "{options}: {response:?}");
+        let entry = proxy.entry_for("/large");
+        assert_eq!(entry["details"], "response_body_too_large");
+        assert!(entry["flags"].to_string().contains("OM"), "{entry}");
+        wait_until("its connection to be given up", || {
+            proxy.metrics().sum("tollgate_cluster_requests_active", &[]) == 0.0
+        });
+        assert_eq!(proxy.get("/small").status(), 200);
+    }
+}
+
+#[test]
+fn a_chunked_response_over_the_bound_is_not_whole() {
+    // Its head has been sent, so all that can be done is to break off.
+    let upstream = Upstream::scripted(|mut connection| {
+        while connection.request().is_some() {
+            connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7d0\r\n");
+            connection.send([b'x'; 2000]);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            connection.send("\r\n1\r\ny\r\n0\r\n\r\n");
+        }
+    });
+    let proxy = with(&upstream, &at_the_end(""), "", KIB);
+    let mut client = proxy.client();
+    client.send_request("GET", "/large", &[], b"");
+    let outcome = client.wire.read_response("GET");
+    assert!(!outcome.is_ok_and(|response| response.status() == 200), "it is not whole");
+    assert!(proxy.entry_for("/large")["flags"].to_string().contains("OM"));
+}
+
+#[test]
+fn a_filter_cannot_make_bodies_grow_without_bound() {
+    // It adds a megabyte, two hundred times. What the proxy holds for it is bounded as what it holds back is.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_body") (param i32) (param $size i32) (param $end i32) (result i32)
+            (local $n i32)
+            (loop $more
+                (drop (call $set_buffer (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0x100000)))
+                (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if $more (i32.lt_u (local.get $n) (i32.const 200))))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = with(&upstream, &module, "limits: {call_time: 30s}", "limits: {buffered_body: 4MiB}");
+    let _ = proxy.request("POST", "/", &[], b"body").status();
+    let most = upstream.requests().iter().map(|request| request.body.len()).max().unwrap_or(0);
+    assert!(most <= 8 << 20, "{most} bytes");
+}

@@ -1,0 +1,116 @@
+//! Filters that end a message while its body is under way: by an answer of their own, or by closing.
+
+use super::{both, with};
+use crate::{
+    guest,
+    harness::{Upstream, answer},
+};
+
+/// Answers 403 at the part that begins with `!`, and then returns `action`.
+fn refusing(action: u8) -> Vec<u8> {
+    guest::filter(&both(&format!(
+        r#"(drop (call $get_buffer BUFFER (i32.const 0) (i32.const 1) (global.get $out) (global.get $out_len)))
+        (if (i32.eqz (i32.load (global.get $out_len))) (then (return (i32.const 0))))
+        (if (i32.eq (i32.load8_u (i32.load (global.get $out))) (i32.const 33)) (then
+            (drop (call $reply (i32.const 403) %"no shouting" %"be quiet\n" (i32.const 0) (i32.const 0) (i32.const -1)))
+            (return (i32.const {action}))))
+        (i32.const 0)"#
+    )))
+}
+
+#[test]
+fn a_request_is_refused_for_its_body() {
+    for action in [0, 1] {
+        let upstream = Upstream::saying("hello");
+        let proxy = with(&upstream, &refusing(action), "", "");
+        let mut client = proxy.client();
+        assert_eq!(client.request("POST", "/", &[], b"hello").status(), 200);
+        let response = client.request("POST", "/loud", &[], b"!!!");
+        assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+        assert_eq!(upstream.requests().len(), 1);
+        let entry = proxy.entry_for("/loud");
+        assert_eq!(entry["details"], "no_shouting");
+        assert!(entry["flags"].to_string().contains("LR"), "{entry}");
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+}
+
+#[test]
+fn a_request_is_refused_for_a_later_part_of_its_body() {
+    for action in [0, 1] {
+        let upstream = Upstream::scripted(|mut connection| {
+            if connection.head().is_some() {
+                connection.wait_for_end();
+            }
+        });
+        let proxy = with(&upstream, &refusing(action), "", "");
+        let mut client = proxy.client();
+        client.send("POST /loud HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        upstream.wait_for_requests(1);
+        client.send("3\r\n!!!\r\n");
+        let response = client.read();
+        assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+    }
+}
+
+#[test]
+fn a_response_is_replaced_for_its_body() {
+    // With a length the head has not been sent yet, so there can be another response.
+    for action in [0, 1] {
+        let upstream = Upstream::replying(|request| match request.target() {
+            "/loud" => answer(200, &[], "!!!"),
+            _ => answer(200, &[], "hello"),
+        });
+        let proxy = with(&upstream, &refusing(action), "", "");
+        let mut client = proxy.client();
+        assert_eq!(client.get("/").text(), "hello");
+        client.send_request("GET", "/loud", &[], b"");
+        if let Ok(response) = client.wire.read_response("GET") {
+            assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+        }
+        assert!(proxy.entry_for("/loud")["flags"].to_string().contains("LR"));
+        assert_eq!(proxy.get("/").text(), "hello");
+    }
+}
+
+#[test]
+fn a_response_breaks_off_at_a_later_part_of_its_body() {
+    for action in [0, 1] {
+        let upstream = Upstream::scripted(|mut connection| {
+            connection.request();
+            connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            // The first part must have gone on by itself.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            connection.send("3\r\n!!!\r\n0\r\n\r\n");
+        });
+        let proxy = with(&upstream, &refusing(action), "", "");
+        let mut client = proxy.client();
+        client.send_request("GET", "/loud", &[], b"");
+        match client.wire.read_response("GET") {
+            // If the parts came together after all, the head had not been sent.
+            Ok(response) => assert_eq!(response.status(), 403, "{response:?}"),
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::UnexpectedEof, "{action}"),
+        }
+        assert!(proxy.entry_for("/loud")["flags"].to_string().contains("LR"));
+    }
+}
+
+#[test]
+fn a_filter_that_holds_a_response_body_for_ever_is_given_up() {
+    let upstream = Upstream::saying("hello");
+    let config = crate::harness::Config::new()
+        .listener("cluster: web")
+        .cluster("web", &[&upstream], "request_timeout: 300ms")
+        .filter("body", "body.wasm", "");
+    let module =
+        guest::filter(r#"(func (export "proxy_on_response_body") (param i32 i32 i32) (result i32) (i32.const 1))"#);
+    let proxy = crate::harness::Proxy::start_with(config, &[("body.wasm", &module)]);
+    let mut client = proxy.client();
+    client.send_request("GET", "/held", &[], b"");
+    if let Ok(response) = client.wire.read_response("GET") {
+        assert_eq!(response.status(), 504, "{response:?}");
+    }
+    let entry = proxy.entry_for("/held");
+    assert!(entry["flags"].to_string().contains("UT"), "{entry}");
+    assert!(proxy.filter("body")["calls"].as_u64() < Some(100), "it is not called again and again");
+}

@@ -1,0 +1,230 @@
+//! The example filters as they are shipped: one written with the crates.io crate `proxy-wasm`, which knows nothing of
+//! Tollgate, and the first one to read, written with the SDK.
+
+use std::thread;
+
+use crate::{
+    harness::{Client, Config, Message, Proxy, Upstream, answer, wait_until, wasm},
+    hot_swap::Gate,
+};
+
+/// `verify`: the options of the question that it asks for requests with `x-token`.
+fn start(upstream: &Upstream, verifier: &str, verify: &str) -> Proxy {
+    let options = format!(
+        "config:
+           tag: third
+           verify: {{header: x-token, cluster: verifier, path: /verify, {verify}}}"
+    );
+    let config = Config::to(upstream).filter("third", "third.wasm", &options).cluster("verifier", &[verifier], "");
+    Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party"))])
+}
+
+/// A verifier that likes only tokens that begin with `good`.
+fn verifier() -> Upstream {
+    Upstream::replying(|question| {
+        let good = question.field("x-token").is_some_and(|token| token.starts_with("good"));
+        answer(if good { 204 } else { 401 }, &[], "")
+    })
+}
+
+fn ask(proxy: &Proxy, token: &str) -> Message {
+    proxy.request("GET", "/asked", &[("x-token", token), ("x-verified", "forged")], b"")
+}
+
+#[test]
+fn it_sees_and_marks() {
+    let (upstream, verifier) = (Upstream::saying("hello"), verifier());
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let response = proxy.request("POST", "/a?b=c", &[("user-agent", "test/1"), ("x-verified", "forged")], b"body");
+    assert_eq!((response.status(), response.text()), (200, "hello"));
+    assert_eq!(response.field("x-third-party"), Some("third"));
+    let request = upstream.only_request();
+    assert_eq!(request.field("x-seen"), Some("POST /a?b=c by test/1"));
+    assert_eq!((request.field("x-verified"), &*request.body), (None, &b"body"[..]));
+    assert!(verifier.requests().is_empty(), "nobody is asked about requests without a token");
+    let metrics = proxy.metrics();
+    let (name, _) = metrics.names().find(|(name, _)| name.contains("third_party")).expect("its metric");
+    assert_eq!((name, metrics.sum(name, &[])), ("wasmcustom_third_party_requests", 1.0));
+    assert_eq!(metrics.types[name], "counter");
+    assert_eq!(proxy.filter("third")["abi"], "0.2.1");
+}
+
+#[test]
+fn it_gets_values_that_are_no_text() {
+    let (upstream, verifier) = (Upstream::saying("hello"), verifier());
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let mut client = proxy.client();
+    client.send(b"GET / HTTP/1.1\r\nhost: test\r\nuser-agent: caf\xe9\r\n\r\n");
+    assert_eq!(client.read().status(), 200);
+    assert_eq!(upstream.only_request().field("x-seen"), Some("GET / by caf\u{e9}"));
+    client.send(b"GET / HTTP/1.1\r\nhost: test\r\nx-token: caf\xe9\r\n\r\n");
+    assert_eq!(client.read().status(), 400);
+    assert_eq!(proxy.filter("third")["traps"], 0);
+}
+
+#[test]
+fn it_asks() {
+    let (upstream, verifier) = (Upstream::saying("hello"), verifier());
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let response = ask(&proxy, "good-1");
+    assert_eq!((response.status(), response.field("x-third-party")), (200, Some("third")));
+    assert_eq!(upstream.only_request().field("x-verified"), Some("yes"));
+    let question = verifier.only_request();
+    assert_eq!((question.method(), question.target()), ("GET", "/verify"));
+    assert_eq!((question.field("host"), question.field("x-token")), (Some("verifier"), Some("good-1")));
+    assert_eq!(question.body, b"");
+
+    let response = ask(&proxy, "bad-1");
+    assert_eq!((response.status(), response.text()), (403, "the service says no\n"));
+    assert_eq!(response.field("x-third-party"), Some("third"), "its own answers come past it as well");
+    assert_eq!(upstream.requests().len(), 1);
+    assert!(proxy.entry(|entry| entry["status"] == 403)["flags"].to_string().contains("LR"));
+}
+
+#[test]
+fn a_request_with_a_body_waits_for_the_answer() {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let verifier = Upstream::replying(move |_| {
+        shut.wait();
+        answer(200, &["x-trace: 1"], "yes")
+    });
+    let upstream = Upstream::saying("hello");
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let body = vec![b'x'; 300_000];
+    let mut client = proxy.client();
+    client.send_request("POST", "/asked", &[("x-token", "good")], &body);
+    verifier.wait_for_requests(1);
+    assert!(upstream.requests().is_empty(), "nothing goes on before the answer is there");
+    gate.open();
+    assert_eq!(client.read().status(), 200);
+    assert_eq!(upstream.only_request().body, body);
+}
+
+#[test]
+fn the_service_is_silent() {
+    let (upstream, verifier) = (Upstream::saying("hello"), Upstream::silent());
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 100");
+    let response = ask(&proxy, "good");
+    assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
+    proxy.wait_for_output("the service does not answer");
+    assert!(upstream.requests().is_empty());
+    assert_eq!(proxy.get("/").status(), 200);
+    wait_until("its place to be free", || {
+        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "verifier")]) == 0.0
+    });
+}
+
+#[test]
+fn the_service_is_not_there_or_breaks_off() {
+    let upstream = Upstream::saying("hello");
+    let resetting = Upstream::resetting();
+    let broken = Upstream::canned("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+    let babbling = Upstream::canned("what?\r\n\r\n");
+    let refusing = Upstream::refusing();
+    for address in [refusing, resetting.address, broken.address, babbling.address] {
+        let proxy = start(&upstream, &address.to_string(), "timeout_ms: 60000");
+        let response = ask(&proxy, "good");
+        assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
+        assert_eq!(proxy.filter("third")["traps"], 0);
+    }
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn a_client_that_goes_away_while_it_waits() {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let verifier = Upstream::replying(move |_| {
+        shut.wait();
+        answer(200, &[], "")
+    });
+    let upstream = Upstream::saying("hello");
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let active = || proxy.metrics().sum("tollgate_requests_active", &[("listener", "main")]);
+    let mut clients: Vec<Client> = (0..4).map(|_| proxy.client()).collect();
+    clients.iter_mut().for_each(|client| client.send_request("GET", "/gone", &[("x-token", "good")], b""));
+    verifier.wait_for_requests(4);
+    wait_until("all to be under way", || active() == 4.0);
+    drop(clients.split_off(2));
+    clients.drain(..).for_each(|client| client.wire.reset());
+    wait_until("all to be over", || active() == 0.0);
+    // The answers come to requests that are gone.
+    gate.open();
+    assert_eq!(ask(&proxy, "good").status(), 200);
+    wait_until("the answers to be through", || {
+        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "verifier")]) == 0.0
+    });
+    assert_eq!(proxy.filter("third")["traps"], 0);
+    assert_eq!(upstream.requests().len(), 1, "what nobody waits for is not sent on");
+    let flags = &proxy.entry_for("/gone")["flags"];
+    assert!(flags.to_string().contains("DC"), "{flags}");
+}
+
+#[test]
+fn many_at_once() {
+    // Answers come in another order than questions, and each must find its own request.
+    let verifier = Upstream::replying(|question| {
+        let token = question.field("x-token").unwrap_or_default().to_owned();
+        thread::sleep(std::time::Duration::from_millis(token.len() as u64 % 7));
+        answer(if token.starts_with("good") { 200 } else { 403 }, &[], "")
+    });
+    let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-token").unwrap_or_default()));
+    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    thread::scope(|scope| {
+        for nth in 0..32 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut client = proxy.client();
+                for round in 0..20 {
+                    let good = (nth + round) % 3 != 0;
+                    let token = format!("{}-{}", if good { "good" } else { "bad" }, "x".repeat(nth + round));
+                    let response = client.request("GET", "/", &[("x-token", &token)], b"");
+                    let expected = if good { (200, token.as_str()) } else { (403, "the service says no\n") };
+                    assert_eq!((response.status(), response.text()), expected);
+                }
+            });
+        }
+    });
+    assert_eq!(proxy.metrics().sum("wasmcustom_third_party_requests", &[]), 640.0);
+    assert_eq!(proxy.filter("third")["traps"], 0);
+}
+
+#[test]
+fn its_configuration_is_checked() {
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("third", "third.wasm", "config: {tga: x}");
+    let Err(said) = Proxy::try_start(config, &[("third.wasm", &wasm::example("third-party"))]) else {
+        panic!("it has started")
+    };
+    assert!(said.contains("it logged: the configuration is wrong: unknown field `tga`"), "{said}");
+}
+
+#[test]
+fn a_cluster_that_does_not_exist() {
+    let upstream = Upstream::saying("hello");
+    let options = "config: {verify: {header: x-token, cluster: nowhere, path: /, timeout_ms: 100}}";
+    let config = Config::to(&upstream).filter("third", "third.wasm", options);
+    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party"))]);
+    let response = ask(&proxy, "good");
+    assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
+    proxy.wait_for_output("cannot ask cluster nowhere");
+    assert_eq!(proxy.filter("third")["traps"], 0);
+}
+
+#[test]
+fn the_first_filter_to_read() {
+    let upstream = Upstream::saying("world");
+    let hello = wasm::example("hello");
+    let with = |options: &str| Config::to(&upstream).filter("hello", "hello.wasm", options);
+    let mut proxy = Proxy::start_with(with(""), &[("hello.wasm", &hello)]);
+    let response = proxy.get("/");
+    assert_eq!((response.field("x-hello"), response.text()), (Some("hello from a filter"), "world"));
+    proxy.change_config(with("config: {greeting: good evening}"));
+    assert_eq!(proxy.get("/").field("x-hello"), Some("good evening"));
+    proxy.put_config(with("config: {greting: good night}"));
+    let (status, said) = proxy.reload();
+    assert_eq!(status, 422, "{said}");
+    assert!(said["errors"][0]["message"].as_str().is_some_and(|m| m.contains("greting")), "{said}");
+    assert_eq!(proxy.get("/").field("x-hello"), Some("good evening"));
+}
