@@ -209,7 +209,6 @@ fn filters_that_eat_memory() {
 }
 
 #[test]
-#[ignore = "bug: a filter without a callback for a head or a body is never called"]
 fn a_filter_that_only_logs() {
     let upstream = upstream();
     let module = guest::filter(

@@ -184,6 +184,62 @@ fn a_connection_ends_when_the_client_says_so() {
 }
 
 #[test]
+fn http_1_0_is_understood() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    // Without a host, which HTTP/1.0 does not know, and with keep-alive, which it knows by extension.
+    client.send("GET /old HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let response = client.read();
+    assert_eq!((response.text(), response.field("connection")), ("ok", Some("keep-alive")));
+    client.send("GET /old HTTP/1.0\r\nHost: test\r\n\r\n");
+    assert_eq!(client.read().text(), "ok");
+    assert!(client.wire.is_closed());
+    let requests = upstream.requests();
+    assert_eq!((requests[0].field("host"), requests[1].field("host")), (Some(""), Some("test")));
+    assert!(requests.iter().all(|request| request.start.ends_with("HTTP/1.1")));
+    assert_eq!(proxy.entry_for("/old")["protocol"], "HTTP/1.0");
+}
+
+/// Chunks win over a length (RFC 9112, section 6.3), and only one of the two may be passed on.
+#[test]
+fn a_response_with_two_framings_gets_one() {
+    let both = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let upstream = Upstream::canned(both);
+    let proxy = Proxy::start(Config::to(&upstream));
+    let response = proxy.get("/");
+    match response.status() {
+        200 => assert_eq!((response.text(), response.field("content-length")), ("hello", None)),
+        status => assert_eq!(status, 502),
+    }
+}
+
+/// Undone by the proxy, an encoding that it does not know would be lost.
+#[test]
+fn a_response_in_an_unknown_encoding_is_not_passed_on() {
+    for encoding in ["gzip", "gzip, chunked", "xchunked"] {
+        let upstream = Upstream::canned(format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: {encoding}\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        ));
+        let proxy = Proxy::start(Config::to(&upstream));
+        assert_eq!(proxy.get("/").status(), 502, "{encoding}");
+    }
+}
+
+/// Nobody has to announce trailers (RFC 9110, section 6.6.2).
+#[test]
+fn trailers_pass_without_an_announcement() {
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Down: 1\r\n\r\n".to_vec()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let fields = [("Transfer-Encoding", "chunked"), ("TE", "trailers")];
+    let response = proxy.request("POST", "/", &fields, b"2\r\ncd\r\n0\r\nX-Up: 2\r\n\r\n");
+    assert_eq!((response.text(), upstream.only_request().text()), ("ab", "cd"));
+    assert_eq!((response.trailers.len(), upstream.only_request().trailers.len()), (1, 1));
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_their_order() {
     let upstream = Upstream::replying(|request| answer(200, &[], format!("{} {}", request.target(), request.text())));
     let proxy = Proxy::start(Config::to(&upstream));

@@ -17,6 +17,8 @@ mod limits;
 mod mirror;
 mod paths;
 mod retries;
+mod reuse;
+mod slow_peers;
 mod smuggling;
 mod streaming;
 mod third_party;

@@ -266,7 +266,7 @@ pub enum HeadersPause {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterLimits {
-    /// Time for one call into it. Configuring may take twenty times as long.
+    /// Processor time for one call into it. Configuring may take twenty times as long.
     pub call_time: Duration,
     /// Linear memory of one instance.
     pub memory: ByteSize,

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use tollgate_abi::fast::phase;
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
-use super::{bucket::Bucket, limits::Limit, plugin::Identity, world::World};
+use super::{bucket::Bucket, clock::Clock, limits::Limit, plugin::Identity, world::World};
 use crate::{
     chain::{RequestHead, ResponseHead, Route, head::Name},
     observe::metrics::Handle,
@@ -110,6 +110,8 @@ pub struct Host {
     pub memory: Option<Memory>,
     /// Its allocator.
     pub allocate: Option<TypedFunc<u32, u32>>,
+    /// How far the call under way has come.
+    pub clock: Clock,
     /// What it is doing.
     pub phase: Phase,
     /// The context that host functions act on.
@@ -163,6 +165,7 @@ impl Host {
             limiter: Limiter { memory: memory_limit, denied: false },
             memory: None,
             allocate: None,
+            clock: Clock::default(),
             phase: Phase::Start,
             effective: 0,
             root: 0,

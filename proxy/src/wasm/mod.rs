@@ -5,6 +5,7 @@
 
 pub mod bucket;
 mod callout;
+mod clock;
 mod current;
 pub mod engine;
 mod host;

@@ -12,6 +12,7 @@ use tollgate_abi::proxy_wasm::ALLOCATORS;
 use wasmtime::{Store, TypedFunc};
 
 use super::{
+    clock,
     engine::Engine,
     host::{Host, Phase},
     instance::{Exports, Instance, describe},
@@ -216,9 +217,10 @@ impl Plugin {
         })
     }
 
-    /// How many ticks of the engine a call may take.
-    pub fn call_ticks(&self) -> u64 {
-        Engine::ticks(self.call_time)
+    /// Half of the time that a call may take, and how many ticks of the engine that is.
+    pub(super) fn half_call(&self) -> (Duration, u64) {
+        let half = self.call_time / 2;
+        (half, Engine::ticks(half))
     }
 
     /// Makes an instance: started and configured. Takes from microseconds to as long as the filter's configuring takes.
@@ -226,7 +228,8 @@ impl Plugin {
         let host = Host::new(self.identity.clone(), self.world.clone(), self.memory_limit);
         let mut store = Store::new(self.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
-        store.set_epoch_deadline(Engine::ticks(self.call_time * CONFIGURE_FACTOR));
+        clock::install(&mut store);
+        clock::start(&mut store, self.call_time * CONFIGURE_FACTOR);
         let trapped = |place: &'static str| move |e: wasmtime::Error| InstantiateError::Trapped(place, describe(&e).1);
         let started = Instant::now();
 

@@ -16,7 +16,7 @@ use tollgate_abi::{fast::phase, proxy_wasm::action};
 use wasmtime::Store;
 
 use super::{
-    callout,
+    callout, clock,
     current::{Contexts, Scope},
     host::{CallResponse, Host},
     instance::{Exports, Instance, OnHeaders, describe},
@@ -51,7 +51,7 @@ pub struct Site {
 pub struct Vm {
     me: Weak<Vm>,
     plugin: Arc<Plugin>,
-    call_ticks: u64,
+    half_call: (Duration, u64),
     site: Site,
     /// None while the control thread makes another one.
     instance: RefCell<Option<Instance>>,
@@ -75,7 +75,7 @@ impl Vm {
     pub fn new(plugin: Arc<Plugin>, instance: Instance, site: Site) -> Rc<Vm> {
         let vm = Rc::new_cyclic(|me| Vm {
             me: me.clone(),
-            call_ticks: plugin.call_ticks(),
+            half_call: plugin.half_call(),
             plugin,
             site,
             instance: RefCell::new(None),
@@ -105,7 +105,7 @@ impl Vm {
 
     /// Bytes of linear memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.instance_memory() as u64
+        self.instance.borrow().as_ref().map_or(0, |i| memory_size(&i.store)) as u64
     }
 
     /// Takes an instance into use.
@@ -137,7 +137,7 @@ impl Vm {
         self.calls.set(calls);
         self.plugin.figures.calls.inc(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
-        store.set_epoch_deadline(self.call_ticks);
+        clock::start_ticks(store, self.half_call.0, self.half_call.1);
         store.data_mut().effective = context;
         let result = {
             let _scope = Scope::enter(stream.map(|(s, position)| (s.clone(), position)), &self.contexts);
@@ -145,6 +145,7 @@ impl Vm {
         };
         if let Some(start) = timed {
             self.plugin.figures.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
+            self.account_memory(store);
         }
         match result {
             Ok(value) => {
@@ -165,12 +166,6 @@ impl Vm {
                 Err(Failed)
             }
         }
-    }
-
-    fn instance_memory(&self) -> i64 {
-        // Called inside `enter`, so the cell may be borrowed; the last figure will do then.
-        let Ok(slot) = self.instance.try_borrow() else { return self.memory.get() };
-        slot.as_ref().and_then(|i| Some(i.store.data().memory?.data_size(&i.store) as i64)).unwrap_or(0)
     }
 
     /// Does what the guest has asked for.
@@ -204,7 +199,13 @@ impl Vm {
         if self.tick_differs(tick) {
             self.set_tick(tick);
         }
-        let now = self.instance_memory();
+        if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
+            self.account_memory(store);
+        }
+    }
+
+    fn account_memory(&self, store: &Store<Host>) {
+        let now = memory_size(store);
         self.plugin.figures.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
@@ -454,6 +455,10 @@ impl Filter for Vm {
         }
         self.contexts.borrow_mut().remove(&context);
     }
+}
+
+fn memory_size(store: &Store<Host>) -> i64 {
+    store.data().memory.map_or(0, |memory| memory.data_size(store) as i64)
 }
 
 fn header_count(stream: &Stream, direction: Direction) -> u32 {

@@ -12,7 +12,7 @@ fn refusing(action: u8) -> Vec<u8> {
         r#"(drop (call $get_buffer BUFFER (i32.const 0) (i32.const 1) (global.get $out) (global.get $out_len)))
         (if (i32.eqz (i32.load (global.get $out_len))) (then (return (i32.const 0))))
         (if (i32.eq (i32.load8_u (i32.load (global.get $out))) (i32.const 33)) (then
-            (drop (call $reply (i32.const 403) %"no shouting" %"be quiet\n" (i32.const 0) (i32.const 0) (i32.const -1)))
+            (drop (call $reply (i32.const 403) %"no shouting" %"be quiet" (i32.const 0) (i32.const 0) (i32.const -1)))
             (return (i32.const {action}))))
         (i32.const 0)"#
     )))
@@ -26,7 +26,7 @@ fn a_request_is_refused_for_its_body() {
         let mut client = proxy.client();
         assert_eq!(client.request("POST", "/", &[], b"hello").status(), 200);
         let response = client.request("POST", "/loud", &[], b"!!!");
-        assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+        assert_eq!((response.status(), response.text()), (403, "be quiet"), "{action}");
         assert_eq!(upstream.requests().len(), 1);
         let entry = proxy.entry_for("/loud");
         assert_eq!(entry["details"], "no_shouting");
@@ -49,7 +49,7 @@ fn a_request_is_refused_for_a_later_part_of_its_body() {
         upstream.wait_for_requests(1);
         client.send("3\r\n!!!\r\n");
         let response = client.read();
-        assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+        assert_eq!((response.status(), response.text()), (403, "be quiet"), "{action}");
     }
 }
 
@@ -66,7 +66,7 @@ fn a_response_is_replaced_for_its_body() {
         assert_eq!(client.get("/").text(), "hello");
         client.send_request("GET", "/loud", &[], b"");
         if let Ok(response) = client.wire.read_response("GET") {
-            assert_eq!((response.status(), response.text()), (403, "be quiet\n"), "{action}");
+            assert_eq!((response.status(), response.text()), (403, "be quiet"), "{action}");
         }
         assert!(proxy.entry_for("/loud")["flags"].to_string().contains("LR"));
         assert_eq!(proxy.get("/").text(), "hello");

@@ -89,7 +89,6 @@ fn callbacks_of_wrong_types() {
 }
 
 #[test]
-#[ignore = "bug: only whether it is exported is checked, not its type"]
 fn an_allocator_of_a_wrong_type() {
     let module = guest::filter(r#"(func (export "malloc") (param i64) (result i32) (i32.const 0))"#);
     refused(&module, "", "malloc");

@@ -1,0 +1,154 @@
+//! Connections to upstreams: used again when that is safe, and never when something is left on them.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+    mpsc,
+};
+
+use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
+
+/// One worker, so that there is one pool.
+fn one_pool(upstream: &Upstream, options: &str) -> Proxy {
+    Proxy::start(Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[upstream], options))
+}
+
+/// Answers the first request of each connection, and ends the connection when the second one has come.
+fn closing_on_the_second() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        if connection.request().is_some() {
+            connection.send(answer(200, &[], "ok"));
+            connection.request();
+        }
+    })
+}
+
+/// RFC 9112, section 9.3.1: what may be sent twice is sent again when a used connection ends without a word.
+#[test]
+fn an_idempotent_request_is_repeated_when_a_used_connection_ends() {
+    let upstream = closing_on_the_second();
+    let proxy = one_pool(&upstream, "");
+    let mut client = proxy.client();
+    assert_eq!(client.get("/1").status(), 200);
+    assert_eq!(client.get("/2").status(), 200);
+    let targets: Vec<_> = upstream.requests().iter().map(|r| r.target().to_owned()).collect();
+    assert_eq!(targets, ["/1", "/2", "/2"]);
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[test]
+fn a_request_that_is_not_idempotent_is_not_repeated() {
+    let upstream = closing_on_the_second();
+    let proxy = one_pool(&upstream, "");
+    let mut client = proxy.client();
+    assert_eq!(client.get("/1").status(), 200);
+    assert_eq!(client.request("POST", "/2", &[], b"pay").status(), 502);
+    assert_eq!(upstream.requests().len(), 2, "it came once");
+    assert_eq!(proxy.entry_for("/2")["flags"], "UC");
+}
+
+/// A second repetition would not be covered by that any more.
+#[test]
+fn a_request_is_repeated_only_once() {
+    let turn = AtomicUsize::new(0);
+    let upstream = Upstream::scripted(move |mut connection| {
+        while connection.request().is_some() {
+            // After the first answer there are none.
+            if turn.fetch_add(1, SeqCst) > 0 {
+                return;
+            }
+            connection.send(answer(200, &[], "ok"));
+        }
+    });
+    let proxy = one_pool(&upstream, "");
+    let mut client = proxy.client();
+    assert_eq!(client.get("/1").status(), 200);
+    assert_eq!(client.get("/2").status(), 502);
+    assert_eq!(upstream.requests().len(), 3);
+}
+
+/// What is left of an upload would be read as the next request.
+#[test]
+fn a_connection_with_an_unfinished_upload_is_not_used_again() {
+    let upstream = Upstream::scripted(|mut connection| {
+        while connection.head().is_some() {
+            // At once, without having read the body, and without ending the connection.
+            connection.send(answer(200, &[], "early"));
+        }
+    });
+    let proxy = one_pool(&upstream, "");
+    let mut first = proxy.client();
+    first.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nGET /smuggled HTTP/1.1\r\n");
+    assert_eq!(first.read().text(), "early");
+    assert_eq!(proxy.get("/next").text(), "early");
+    let _ = first.wire.send("Host: test\r\n\r\n");
+    drop(first);
+    assert_eq!(proxy.get("/last").text(), "early");
+    let seen: Vec<_> = upstream.requests().iter().map(|r| r.target().to_owned()).collect();
+    assert_eq!((seen, upstream.connections()), (["/upload", "/next", "/last"].map(str::to_owned).into(), 2));
+}
+
+/// What was announced and did not come must not look whole.
+#[test]
+fn an_upload_that_breaks_off_is_never_whole() {
+    let (ended, ends) = mpsc::channel();
+    let ended = Mutex::new(ended);
+    let upstream = Upstream::scripted(move |mut connection| {
+        // Records nothing, since the request is not whole.
+        let whole = connection.request().is_some();
+        ended.lock().unwrap().send(whole).expect("the test waits");
+    });
+    let proxy = one_pool(&upstream, "");
+    for (name, sent) in [
+        ("length", "POST /a HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf"),
+        ("chunks", "POST /b HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+        ("no last line", "POST /c HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n"),
+    ] {
+        let mut client = proxy.client();
+        client.send(sent);
+        wait_until("the upload to begin", || upstream.connections() > 0);
+        drop(client);
+        assert!(!ends.recv_timeout(crate::harness::DEADLINE).expect("the upstream's end"), "{name}");
+    }
+    assert!(upstream.requests().is_empty());
+    assert_eq!(proxy.entry_for("/a")["request_bytes"], 4);
+}
+
+#[test]
+fn a_connection_is_closed_after_so_many_requests() {
+    let upstream = Upstream::saying("ok");
+    let proxy = one_pool(&upstream, "limits: {requests_per_connection: 5}");
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    assert_eq!((upstream.requests().len(), upstream.connections()), (20, 4));
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_its_time() {
+    let upstream = Upstream::saying("ok");
+    let proxy = one_pool(&upstream, "limits: {idle_timeout: 300ms}");
+    assert_eq!(proxy.get("/").status(), 200);
+    wait_until("the idle connection to be closed", || {
+        proxy.metrics().sum("tollgate_cluster_connections", &[("cluster", "web")]) == 0.0
+    });
+    assert_eq!(proxy.get("/").status(), 200);
+}
+
+#[test]
+fn connections_to_what_is_no_longer_configured_are_closed() {
+    let (old, new) = (Upstream::saying("old"), Upstream::saying("new"));
+    let mut proxy = Proxy::start(Config::to(&old));
+    assert_eq!(proxy.get("/").text(), "old");
+    proxy.change_config(Config::to(&new));
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").text(), "new");
+    }
+    wait_until("only the new connections to be left", || {
+        let metrics = proxy.metrics();
+        let count = |name: &str| metrics.sum(name, &[("cluster", "web")]);
+        count("tollgate_cluster_connections") == new.connections() as f64
+    });
+    assert_eq!(old.requests().len(), 1);
+}

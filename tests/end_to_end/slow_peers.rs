@@ -1,0 +1,96 @@
+//! Peers that stop in the middle hold nothing for ever: whoever does not read is left when the time is over.
+
+use crate::harness::{Config, Proxy, Upstream, answer};
+
+/// More than all buffers on the way can hold.
+const LONG: usize = 256 << 20;
+
+fn endless() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n"));
+        let block = vec![b'x'; 1 << 20];
+        (0..LONG / block.len()).all(|_| connection.wire.send(&block).is_ok());
+    })
+}
+
+/// The client has asked, and does not read what comes.
+fn unread(listener: &str, cluster: &str) -> serde_json::Value {
+    let upstream = endless();
+    let config = Config::new().listener("cluster: web").listener(listener).cluster("web", &[&upstream], cluster);
+    let proxy = Proxy::start(config);
+    let mut client = proxy.client();
+    client.send_request("GET", "/unread", &[], b"");
+    let entry = proxy.entry_for("/unread");
+    drop(client);
+    entry
+}
+
+#[test]
+fn a_client_that_does_not_read_is_left_when_nothing_has_moved_for_too_long() {
+    let entry = unread("timeouts: {idle: 1s}", "request_timeout: 0s");
+    assert_eq!(entry["status"], 200);
+    assert!(entry["response_bytes"].as_u64() < Some(LONG as u64), "{entry}");
+    assert!(!entry["flags"].is_null(), "{entry}");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_left_when_the_requests_time_is_over() {
+    let entry = unread("", "request_timeout: 2s");
+    assert_eq!(entry["status"], 200);
+    assert!(entry["response_bytes"].as_u64() < Some(LONG as u64), "{entry}");
+    assert!(!entry["flags"].is_null(), "{entry}");
+}
+
+#[test]
+fn an_upstream_that_does_not_read_is_left_when_nothing_has_moved_for_too_long() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.head();
+        // Kept open, and not read.
+        std::thread::sleep(crate::harness::DEADLINE);
+    });
+    let config = Config::new().listener("cluster: web\ntimeouts: {idle: 1s}");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+    let mut client = proxy.client();
+    client.send(format!("POST /unread HTTP/1.1\r\nHost: test\r\nContent-Length: {LONG}\r\n\r\n"));
+    // It is cut off in the middle.
+    let block = vec![b'x'; 1 << 20];
+    let _ = (0..LONG / block.len()).all(|_| client.wire.send(&block).is_ok());
+    let entry = proxy.entry_for("/unread");
+    assert!(entry["status"] == 408 || entry["status"] == 504, "{entry}");
+}
+
+/// A body that trickles in is not idle, and one that trickles out neither.
+#[test]
+fn what_moves_slowly_is_not_idle() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n");
+        for _ in 0..20 {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            connection.send("x");
+        }
+    });
+    let config = Config::new().listener("cluster: web\ntimeouts: {idle: 3s}");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+    assert_eq!(proxy.get("/").body.len(), 20, "four seconds in all");
+}
+
+/// A slow client on one connection holds up nobody else.
+#[test]
+fn a_slow_client_is_nobody_elses_business() {
+    let upstream = Upstream::replying(|request| {
+        let size = if request.target() == "/large" { LONG / 4 } else { 2 };
+        answer(200, &[], vec![b'x'; size])
+    });
+    let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
+    let mut slow: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    slow.iter_mut().for_each(|client| client.send_request("GET", "/large", &[], b""));
+    upstream.wait_for_requests(4);
+    for _ in 0..50 {
+        assert_eq!(proxy.get("/small").text(), "xx");
+    }
+    for client in &mut slow {
+        assert_eq!(client.read().body.len(), LONG / 4);
+    }
+}
