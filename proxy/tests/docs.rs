@@ -117,7 +117,8 @@ fn configurations_in_the_documentation_are_accepted() {
 
 #[test]
 fn marked_blocks_are_found_and_others_are_not() {
-    let text = "a\n```yaml title=config\na: 1\nb: 2\n```\n```console\n$ x\n```\n```yaml title=filter:router\nc: 3\n```\n";
+    let text =
+        "a\n```yaml title=config\na: 1\nb: 2\n```\n```console\n$ x\n```\n```yaml title=filter:router\nc: 3\n```\n";
     let found = blocks("x.md", text);
     assert_eq!(found.len(), 2);
     assert_eq!((found[0].place.as_str(), found[0].text.as_str()), ("x.md:2", "a: 1\nb: 2\n"));

@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     guest,
-    harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until},
+    harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until, wasm},
 };
 
 /// Clients that send one request after the other, each on one connection, until they are told to end.
@@ -253,11 +253,67 @@ fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
 }
 
 #[test]
+fn what_a_filter_holds_is_let_go_by_the_same_filter() {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let verifier = Upstream::replying(move |question| {
+        if question.field("x-token") == Some("slow") {
+            shut.wait();
+        }
+        answer(200, &[], "")
+    });
+    let upstream = Upstream::saying("hello");
+    let config = |tag: &str| {
+        let verify = "verify: {header: x-token, cluster: verifier, path: /, timeout_ms: 60000}";
+        let options = format!("config: {{tag: {tag}, {verify}}}");
+        Config::to(&upstream).filter("third", "third.wasm", &options).cluster("verifier", &[&verifier], "")
+    };
+    let mut proxy = Proxy::start_with(config("v1"), &[("third.wasm", &wasm::example("third-party"))]);
+    let mut held: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    held.iter_mut().for_each(|client| client.send_request("GET", "/", &[("x-token", "slow")], b""));
+    verifier.wait_for_requests(4);
+    proxy.change_config(config("v2"));
+    let tag = |response: &Message| (response.status(), response.field("x-third-party").map(str::to_owned));
+    let fast = proxy.request("GET", "/", &[("x-token", "fast")], b"");
+    assert_eq!(tag(&fast), (200, Some("v2".into())));
+    gate.open();
+    for client in &mut held {
+        assert_eq!(tag(&client.read()), (200, Some("v1".into())));
+    }
+    wait_until("the old instances to be gone", || proxy.filter("third")["instances"] == 2);
+    no_failures(&proxy);
+}
+
+#[test]
+fn an_old_filter_that_fails_at_its_end() {
+    // Its root context is done when nobody needs it any more, and it does not take that well.
+    let upstream = telling();
+    let dying = guest::filter(
+        r#"(func (export "proxy_on_done") (param i32) (result i32)
+            (if (i32.eq (local.get 0) (i32.const 1)) (then unreachable))
+            (i32.const 1))
+        (func (export "proxy_on_delete") (param i32) (if (i32.eq (local.get 0) (i32.const 1)) (then unreachable)))"#,
+    );
+    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let mut proxy = Proxy::start_with(config, &[("marker.wasm", &dying)]);
+    assert_eq!(proxy.get("/").text(), "none");
+    proxy.put("marker.wasm", guest::version("v2"));
+    assert_eq!(proxy.reload().0, 200);
+    proxy.wait_for_metric("tollgate_filter_traps_total", &[("filter", "marker")], 2.0);
+    for _ in 0..4 {
+        assert_eq!(version(&proxy.get("/")), "v2");
+    }
+    let figures = proxy.filter("marker");
+    assert_eq!((&figures["state"], &figures["instances"]), (&"ready".into(), &2.into()), "{figures}");
+    assert!(!proxy.has_ended());
+}
+
+#[test]
 fn rate_limits_outlive_configurations_and_modules() {
     let upstream = Upstream::saying("hello");
     let options = "config: {limits: [{name: few, requests: 3, per: 1h}]}";
     let config = |via: &str| Config::to(&upstream).listener(&format!("via: {via}")).filter("few", "few.wasm", options);
-    let module = crate::harness::wasm::example("ratelimit");
+    let module = wasm::example("ratelimit");
     let mut proxy = Proxy::start_with(config("one"), &[("few.wasm", &module)]);
     assert_eq!(proxy.get("/").status(), 200);
     proxy.change_config(config("two"));

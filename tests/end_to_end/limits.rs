@@ -35,6 +35,20 @@ fn a_head_that_is_too_long_gets_431() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
+/// The bound is on each head, however many come at once.
+#[test]
+fn many_short_heads_are_not_a_long_one() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 1KiB, headers: 5}"));
+    let mut client = proxy.client();
+    client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nX-A: {}\r\n\r\n", "x".repeat(900)).repeat(100));
+    (0..100).for_each(|_| assert_eq!(client.read().status(), 200));
+    // Nor does a body count, even if it looks like one.
+    let body = "X-A: 1\r\n".repeat(10_000);
+    assert_eq!(client.request("POST", "/", &[], body.as_bytes()).status(), 200);
+    assert_eq!(upstream.requests().pop().expect("a request").text(), body);
+}
+
 #[test]
 fn too_many_header_fields_get_431() {
     let upstream = Upstream::saying("ok");

@@ -4,7 +4,9 @@
 mod guest;
 mod harness;
 
+mod access_log;
 mod admin;
+mod bad_config;
 mod balancing;
 mod bodies;
 mod containment;

@@ -114,6 +114,45 @@ fn an_upload_that_breaks_off_is_never_whole() {
     assert_eq!(proxy.entry_for("/a")["request_bytes"], 4);
 }
 
+/// What an upstream sends beyond its response would be taken for the response to somebody else's request.
+#[test]
+fn a_response_too_many_is_nobodys() {
+    let extra = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned";
+    for (name, method, response) in [
+        ("two responses", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("a body after HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 59\r\n\r\n"),
+        ("a body after 204", "GET", "HTTP/1.1 204 No Content\r\n\r\n"),
+        ("a body after 304", "GET", "HTTP/1.1 304 Not Modified\r\n\r\n"),
+        ("two responses in chunks", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ] {
+        let (go, wait) = mpsc::channel::<()>();
+        let (turn, wait) = (AtomicUsize::new(0), Mutex::new(wait));
+        let upstream = Upstream::scripted(move |mut connection| {
+            while connection.request().is_some() {
+                if turn.fetch_add(1, SeqCst) > 0 {
+                    connection.send(answer(200, &[], "sound"));
+                    continue;
+                }
+                let _ = wait.lock().unwrap().recv();
+                connection.send(format!("{response}{extra}"));
+            }
+        });
+        // With one connection, the second request waits for the first one's.
+        let proxy = one_pool(&upstream, "limits: {connections: 1}");
+        let (mut one, mut other) = (proxy.client(), proxy.client());
+        one.send_request(method, "/", &[], b"");
+        upstream.wait_for_requests(1);
+        other.send_request("GET", "/", &[], b"");
+        proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
+        go.send(()).expect("the upstream is there");
+        let (one, other) = (one.read_for(method), other.read());
+        let bodies = [one.text(), other.text()];
+        assert!(bodies[1] == "sound" || other.status() == 502, "{name}: {bodies:?}");
+        assert_ne!(bodies[0], "poisoned", "{name}");
+        assert_eq!(proxy.get("/").text(), "sound", "{name}");
+    }
+}
+
 #[test]
 fn a_connection_is_closed_after_so_many_requests() {
     let upstream = Upstream::saying("ok");

@@ -157,6 +157,20 @@ fn a_response_that_ends_midway_ends_midway_for_the_client() {
 }
 
 #[test]
+fn a_chunk_that_is_none_ends_the_response_midway() {
+    for chunk in ["zz\r\n", "-1\r\n", "5\r\nhello!", "fffffffffffffffff\r\n"] {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let upstream = Upstream::canned(format!("{head}3\r\nabc\r\n{chunk}0\r\n\r\n"));
+        let proxy = Proxy::start(Config::to(&upstream));
+        let mut client = proxy.client();
+        client.send_request("GET", "/chunk", &[], b"");
+        let all = String::from_utf8(client.wire.read_to_end()).expect("text");
+        assert!(all.starts_with("HTTP/1.1 200 ") && !all.ends_with("0\r\n\r\n"), "{chunk:?}: {all}");
+        assert_eq!(proxy.entry_for("/chunk")["flags"], "UC", "{chunk:?}");
+    }
+}
+
+#[test]
 fn a_response_that_stalls_midway_is_ended_by_the_clock() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.request();

@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Waker},
     time::{Duration, Instant, SystemTime},
 };
@@ -36,10 +37,33 @@ pub struct ConnectionInfo {
     pub closing: Cell<bool>,
     /// Requests under way.
     pub active: Cell<u32>,
+    /// When the response under way must be over, if its client reads at all.
+    pub due: Cell<Option<Instant>>,
+    /// The connection was given up because the client does not read.
+    pub stalled: Cell<bool>,
     /// Requests so far.
     pub requests: Cell<u32>,
     /// Since when there has been none under way.
     pub idle_since: Cell<Instant>,
+}
+
+impl ConnectionInfo {
+    /// A connection that has just been accepted.
+    pub fn new(listener: Rc<str>, peer: SocketAddr, local: SocketAddr) -> ConnectionInfo {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        ConnectionInfo {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            listener,
+            peer,
+            local,
+            closing: Cell::new(false),
+            active: Cell::new(0),
+            due: Cell::new(None),
+            stalled: Cell::new(false),
+            requests: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+        }
+    }
 }
 
 /// A response made by a filter or by the proxy.

@@ -181,9 +181,9 @@ impl Server {
         let made = tokio::task::spawn_blocking(move || {
             let loaded = match load(&path) {
                 Ok(loaded) => loaded,
-                Err(wrong) => return (Vec::new(), Err(wrong)),
+                Err(wrong) => return (files(wrong.source()), Err(wrong)),
             };
-            let wanted = files(&loaded);
+            let wanted = files(&loaded.source);
             if previous.as_ref().is_some_and(|p| p.is_made_of(&loaded)) {
                 return (wanted, Ok(None));
             }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, model},
+    config::{Diagnostic, Diagnostics, Loaded, Source, model},
     exchange::{ClusterFigures, Figures},
     listener::socket::{self, ListenerShared},
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
@@ -64,12 +64,12 @@ impl Snapshot {
     }
 }
 
-/// The files that a configuration is made from: itself and its modules.
-pub fn files(loaded: &Loaded) -> Vec<PathBuf> {
-    let modules = loaded.config.filters.iter().map(|f| &f.wasm).filter(|wasm| !wasm.starts_with(BUILTIN));
-    std::iter::once(PathBuf::from(loaded.source.name()))
-        .chain(modules.map(|wasm| loaded.source.resolve(wasm)))
-        .collect()
+/// The files that a configuration is made from, whether it can be used or not: itself and its modules.
+pub fn files(source: &Source) -> Vec<PathBuf> {
+    let root = source.root().to_json();
+    let filters = root.get("filters").and_then(|filters| filters.as_array()).into_iter().flatten();
+    let modules = filters.filter_map(|f| f.get("wasm")?.as_str()).filter(|wasm| !wasm.starts_with(BUILTIN));
+    std::iter::once(PathBuf::from(source.name())).chain(modules.map(|wasm| source.resolve(wasm))).collect()
 }
 
 /// How a standard filter is named in place of a file.
@@ -190,7 +190,7 @@ impl Foundry {
             plugins,
             listeners,
             cluster_figures,
-            files: files(&loaded),
+            files: files(&loaded.source),
             loaded,
         };
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })

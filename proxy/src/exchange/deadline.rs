@@ -54,9 +54,13 @@ impl Deadline {
         self.per_try = None;
     }
 
+    /// When the whole must be over, once the request has ended.
+    pub(super) fn total(&self) -> Option<Instant> {
+        self.total.zip(self.stream.times.request_end.get()).and_then(|(limit, end)| end.checked_add(limit))
+    }
+
     fn next(&self) -> Option<(Instant, Passed)> {
-        let ended = self.stream.times.request_end.get();
-        let total = self.total.zip(ended).and_then(|(limit, end)| end.checked_add(limit)).map(|at| (at, Passed::Total));
+        let total = self.total().map(|at| (at, Passed::Total));
         let idle = self.idle.and_then(|limit| self.stream.active.get().checked_add(limit)).map(|at| (at, Passed::Idle));
         let per_try = self.per_try.map(|at| (at, Passed::PerTry));
         [total, per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)

@@ -301,6 +301,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
+        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;

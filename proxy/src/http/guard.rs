@@ -67,6 +67,8 @@ pub struct Watch {
     pub violation: Cell<Option<Violation>>,
     /// Since when a head has been under way.
     pub head_since: Cell<Option<Instant>>,
+    /// Since when the client has taken nothing of what there is for it.
+    pub blocked_since: Cell<Option<Instant>>,
     /// Bytes read from the client.
     pub received: Cell<u64>,
     /// Bytes written to the client.
@@ -370,8 +372,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
 
 impl<T> Guarded<T> {
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(n)) = &written {
-            self.watch.sent.set(self.watch.sent.get() + *n as u64);
+        match &written {
+            Poll::Ready(Ok(n)) => {
+                self.watch.sent.set(self.watch.sent.get() + *n as u64);
+                self.watch.blocked_since.set(None);
+            }
+            Poll::Pending if self.watch.blocked_since.get().is_none() => {
+                self.watch.blocked_since.set(Some(Instant::now()));
+            }
+            _ => {}
         }
         written
     }

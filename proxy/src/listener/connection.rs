@@ -2,12 +2,11 @@
 //! that never became any.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::poll_fn,
     net::SocketAddr,
     pin::pin,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
     task::Poll,
     time::{Duration, Instant, SystemTime},
 };
@@ -46,8 +45,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// hyper's least buffer.
 const LEAST_BUFFER: usize = 8 << 10;
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
 /// Why a connection's driver stops driving.
 enum End {
     /// hyper is through with it.
@@ -56,6 +53,8 @@ enum End {
     SlowHead,
     /// It was idle for too long.
     Idle,
+    /// The client does not read its response.
+    Stalled,
 }
 
 /// Serves a connection until it ends.
@@ -64,16 +63,7 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
     let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
     let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
     let watch = Rc::new(Watch::default());
-    let info = Rc::new(ConnectionInfo {
-        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        listener: site.name.clone(),
-        peer,
-        local,
-        closing: Cell::new(false),
-        active: Cell::new(0),
-        requests: Cell::new(0),
-        idle_since: Cell::new(Instant::now()),
-    });
+    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
     drop(site);
     let (service_handle, service_info) = (handle.clone(), info.clone());
     let service = service_fn(move |request: Request<Incoming>| {
@@ -122,18 +112,24 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                     cx.waker().wake_by_ref();
                 }
-                let (since, bound, end) = match (info.active.get(), watch.head_since.get()) {
-                    (0, Some(since)) => (since.max(info.idle_since.get()), timeouts.header_read.bound(), End::SlowHead),
-                    (0, None) => (info.idle_since.get(), timeouts.keep_alive.bound(), End::Idle),
-                    // The request has a clock of its own.
-                    _ => (now, timeouts.header_read.bound(), End::Idle),
+                let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
+                let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
+                let (due, end) = match (info.active.get(), watch.head_since.get()) {
+                    (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
+                    (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
+                    // A request has a clock of its own, but nobody looks at it while the client does not read.
+                    _ => {
+                        let blocked = watch.blocked_since.get();
+                        let idle = blocked.and_then(|since| after(since, idle));
+                        (idle.into_iter().chain(blocked.and(info.due.get())).min(), End::Stalled)
+                    }
                 };
-                let due = since + bound.unwrap_or(NO_BOUND);
-                if bound.is_some() && due <= now {
+                if due.is_some_and(|due| due <= now) {
                     return Poll::Ready(end);
                 }
-                // A head may begin right after this look, so the next look is no later than a head's time from now.
-                let next = due.min(now + timeouts.header_read.bound().unwrap_or(NO_BOUND));
+                // Something may begin right after this look, so the next one is no later than its time from now.
+                let bounds = [due, after(now, header_read), after(now, idle), info.due.get().filter(|due| *due > now)];
+                let next = bounds.into_iter().flatten().min().unwrap_or(now + NO_BOUND);
                 timer.as_mut().reset(next.into());
             }
             Poll::Pending
@@ -141,11 +137,13 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
         .await
     };
     let site = handle.site.borrow().clone();
+    let stalled = matches!(end, End::Stalled);
+    info.stalled.set(stalled);
     let guarded = connection.into_parts().io.into_inner();
-    let unread = guarded.in_message();
+    let unread = guarded.in_message() && !stalled;
     let mut stream = guarded.into_inner();
     match end {
-        End::Done(Ok(())) | End::Idle => {}
+        End::Done(Ok(())) | End::Idle | End::Stalled => {}
         End::Done(Err(error)) => refused(&site, &info, &watch, &error),
         End::SlowHead => {
             log_refusal(&site, &info, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");

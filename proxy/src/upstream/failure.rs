@@ -68,6 +68,9 @@ pub enum ProtocolError {
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,
+    /// Its body is in a transfer coding other than `chunked` (RFC 9112 section 6.1), or in several.
+    #[error("its transfer coding is not `chunked`")]
+    TransferCoding,
 }
 
 impl<B> Failure<B> {

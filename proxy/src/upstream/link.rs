@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{
+    HeaderMap, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -94,7 +97,15 @@ where
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(Failure { kind: FailureKind::Protocol { source: ProtocolError::Switched }, request: None });
             }
-            Ok(response) => return Ok(response.map(|incoming| PooledBody::new(incoming, self))),
+            Ok(mut response) => {
+                if !one_framing(response.headers_mut()) {
+                    return Err(Failure {
+                        kind: FailureKind::Protocol { source: ProtocolError::TransferCoding },
+                        request: None,
+                    });
+                }
+                return Ok(response.map(|incoming| PooledBody::new(incoming, self)));
+            }
             Err(error) => error,
         };
         let request = error.take_message().map(Box::new);
@@ -113,6 +124,18 @@ where
         };
         Err(Failure { kind, request })
     }
+}
+
+/// Whether a response's body is framed in a way that can be passed on. `Transfer-Encoding` overrides `Content-Length`, which
+/// must not be passed on then (RFC 9112 section 6.3).
+fn one_framing(fields: &mut HeaderMap) -> bool {
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return true };
+    if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+        return false;
+    }
+    fields.remove(CONTENT_LENGTH);
+    true
 }
 
 impl<B> Link<B> {

@@ -206,6 +206,28 @@ fn requests_while_there_is_no_instance() {
 }
 
 #[test]
+fn a_filter_that_is_refused_memory_can_go_on() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1))))
+            (i32.const 0))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 2) %"x-marked" %"yes"))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).top("workers: 1").filter("boom", "boom.wasm", "limits: {memory: 4MiB}");
+    let proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
+    for _ in 0..3 {
+        let response = proxy.get("/");
+        assert_eq!((response.status(), response.field("x-marked")), (200, Some("yes")));
+    }
+    let figures = proxy.filter("boom");
+    assert_eq!((&figures["traps"], &figures["memory_bytes"]), (&0.into(), &(4 << 20).into()), "{figures}");
+    assert_eq!(proxy.metrics().sum("tollgate_filter_memory_bytes", &[("filter", "boom")]), f64::from(4 << 20));
+}
+
+#[test]
 fn failures_in_a_row_are_slowed_down() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "bypass", &holding());

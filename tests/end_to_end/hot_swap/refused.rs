@@ -115,6 +115,21 @@ fn a_filter_that_refuses_to_start() {
 }
 
 #[test]
+fn a_filter_that_fails_while_it_is_configured() {
+    let configuring = |code: &str| {
+        guest::filter(&format!("(func (export \"proxy_on_configure\") (param i32 i32) (result i32) {code})"))
+    };
+    refused(
+        |proxy, _| proxy.put("marker.wasm", configuring("unreachable")),
+        "it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`",
+    );
+    refused(
+        |proxy, _| proxy.put("marker.wasm", configuring("(loop $forever (br $forever)) (i32.const 1)")),
+        "it failed in `proxy_on_configure`: the call took longer",
+    );
+}
+
+#[test]
 fn an_address_that_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");

@@ -5,7 +5,6 @@
 //! `X-Request-Id` set. For each run a stream is made of a copy.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader},
@@ -13,7 +12,6 @@ use std::{
     path::Path,
     rc::Rc,
     str::FromStr,
-    time::Instant,
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -215,16 +213,7 @@ impl Sample {
         add_via(&mut headers, via.transpose().ok().flatten().as_ref());
         let peer = SocketAddr::new(client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
         let origin = forwarded(&mut headers, peer, &authority, "http", listener.trusted_hops);
-        let connection = ConnectionInfo {
-            id: 1,
-            listener: listener.name.as_str().into(),
-            peer,
-            local: listener.address,
-            closing: Cell::new(false),
-            active: Cell::new(1),
-            requests: Cell::new(1),
-            idle_since: Cell::new(Instant::now()),
-        };
+        let connection = ConnectionInfo::new(listener.name.as_str().into(), peer, listener.address);
         Ok(Sample {
             connection: Rc::new(connection),
             client: origin.client,

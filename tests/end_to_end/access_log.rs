@@ -1,0 +1,83 @@
+//! One line for each request, whatever a client puts into it.
+
+use std::fs;
+
+use crate::harness::{Config, Proxy, Upstream, answer, wait_for};
+
+/// A proxy that logs in this way, in front of an upstream.
+fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
+    Proxy::start(format!(
+        "listeners: [{{name: main, address: '@main@', cluster: web, access_log: {access_log}}}]\n\
+         clusters: [{{name: web, endpoints: [{{address: '{upstream}'}}]}}]\n"
+    ))
+}
+
+#[test]
+fn what_a_client_sends_cannot_forge_a_line() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
+    let nasty = "a\"},{\"x\":1\\u000a \u{2028}\u{202e}\t<script>";
+    let fields = [("User-Agent", nasty), ("Referer", nasty), ("X-Request-Id", nasty)];
+    assert_eq!(proxy.request("GET", "/nasty'?x={y}|\\", &fields, b"").status(), 200);
+    let entry = proxy.entry(|entry| entry["path"].as_str().is_some_and(|path| path.starts_with("/nasty")));
+    assert_eq!((&entry["user_agent"], &entry["referer"]), (&nasty.into(), &nasty.into()));
+    assert_eq!((&entry["request_id"], &entry["path"]), (&nasty.into(), &"/nasty'?x={y}|\\".into()));
+    let raw = fs::read_to_string(proxy.dir().join("access.log")).expect("a log");
+    assert!(!raw.contains(['\u{2028}', '\u{202e}', '\t']), "{raw}");
+    assert_eq!(raw.lines().count(), 1);
+}
+
+#[test]
+fn a_line_has_the_fields_that_were_asked_for() {
+    let upstream = Upstream::replying(|_| answer(201, &["X-Kind: new"], "done"));
+    let format =
+        "%method% %path% %status% [%req(x-a)%] [%req(x-none)%] [%resp(x-kind)%] %flags% %response_bytes% 100%%";
+    let proxy = logging(&upstream, &format!("{{to: access.log, format: '{format}'}}"));
+    proxy.request("POST", "/a", &[("X-A", "one \"two\"")], b"");
+    let line = wait_for("a line", || {
+        fs::read_to_string(proxy.dir().join("access.log")).ok().filter(|text| text.ends_with('\n'))
+    });
+    assert_eq!(line, "POST /a 201 [one \\\"two\\\"] [-] [new] - 4 100%\n");
+}
+
+#[test]
+fn lines_can_go_to_standard_output() {
+    let upstream = Upstream::saying("ok");
+    let proxy = logging(&upstream, "{to: stdout, format: 'line %path% %status%'}");
+    proxy.get("/out");
+    proxy.wait_for_output("line /out 200\n");
+}
+
+#[test]
+fn times_are_in_their_order() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    proxy.request("POST", "/", &[], b"body");
+    let entry = proxy.entry_for("/");
+    let ms = |name: &str| entry[name].as_f64().unwrap_or_else(|| panic!("{name}: {entry}"));
+    assert!(ms("chain_request_ms") <= ms("upstream_first_byte_ms"), "{entry}");
+    assert!(ms("upstream_connect_ms") <= ms("upstream_first_byte_ms"), "{entry}");
+    assert!(ms("upstream_first_byte_ms") <= ms("upstream_ms") && ms("upstream_ms") <= ms("duration_ms"), "{entry}");
+    assert!(ms("request_received_ms") <= ms("duration_ms"), "{entry}");
+    assert!(entry["start"].as_str().is_some_and(|start| start.len() == 24 && start.ends_with('Z')), "{entry}");
+}
+
+/// Each of many requests has its line, none is torn and none is there twice.
+#[test]
+fn nothing_is_lost_under_load() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    std::thread::scope(|scope| {
+        for name in 0..8 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut client = proxy.client();
+                (0..250).for_each(|n| assert_eq!(client.get(&format!("/{name}/{n}")).status(), 200));
+            });
+        }
+    });
+    wait_for("all lines", || (proxy.entries().len() >= 2000).then_some(()));
+    let paths: std::collections::HashSet<String> = proxy.entries().iter().map(|e| e["path"].to_string()).collect();
+    assert_eq!((paths.len(), proxy.entries().len()), (2000, 2000));
+    assert_eq!(proxy.metrics().sum("tollgate_access_log_dropped_total", &[]), 0.0);
+}

@@ -1,0 +1,193 @@
+//! `tollgate check`: what it says of bad configuration files. Each file in `bad_config` stands beside what is said of it;
+//! with `UPDATE=1` the tests write that instead of comparing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::guest;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/end_to_end/bad_config")
+}
+
+/// The files, without those that say what is expected.
+fn files() -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder()).expect("the folder of bad files");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension != "expected"));
+    files.sort();
+    files
+}
+
+/// A folder with the modules that the files speak of.
+fn workplace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let configuring = |code: &str| {
+        guest::filter(&format!(
+            "(func $check (export \"proxy_on_configure\") (param i32 i32) (result i32) {code} (i32.const 0))"
+        ))
+    };
+    let modules = [
+        ("text.wasm", b"#!/bin/sh\n".to_vec()),
+        ("refusing.wasm", configuring("(drop (call $log (i32.const 4) %\"`some` must not be a list\"))")),
+        ("silent.wasm", configuring("")),
+        ("trapping.wasm", configuring("unreachable")),
+        ("endless.wasm", configuring("(loop $forever (br $forever))")),
+        (
+            "lacking.wasm",
+            crate::harness::wasm::from_text(
+                r#"(module (import "env" "launch" (func)) (import "other" "land" (func))
+                    (memory (export "memory") 1)
+                    (func (export "proxy_abi_version_0_2_1"))
+                    (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
+            ),
+        ),
+    ];
+    modules.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).expect("a module"));
+    dir
+}
+
+fn tollgate(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(arguments)
+        .current_dir(dir)
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary can be run")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+#[test]
+fn bad_files_are_explained() {
+    let dir = workplace();
+    let (files, mut wrong) = (files(), Vec::new());
+    for file in &files {
+        let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
+        fs::copy(file, dir.path().join(name)).expect("a copy");
+        let output = tollgate(dir.path(), &["check", name]);
+        assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+        assert!(output.stdout.is_empty(), "{name}: {output:?}");
+        let (said, beside) = (text(&output.stderr), PathBuf::from(format!("{}.expected", file.display())));
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(beside, said).expect("the folder can be written");
+        } else if fs::read_to_string(beside).unwrap_or_default() != said {
+            wrong.push(format!("--- {name}:\n{said}"));
+        }
+    }
+    assert!(files.len() >= 20, "{}", files.len());
+    assert!(wrong.is_empty(), "not as expected (UPDATE=1 accepts this):\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_same_is_said_to_machines() {
+    let dir = workplace();
+    for file in files() {
+        let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
+        fs::copy(&file, dir.path().join(name)).expect("a copy");
+        let output = tollgate(dir.path(), &["check", "--json", name]);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), String::new()), "{name}");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(said["ok"], false);
+        let diagnostics = said["diagnostics"].as_array().expect("a list");
+        let for_people = text(&tollgate(dir.path(), &["check", name]).stderr);
+        let count = for_people.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(diagnostics.iter().filter(|d| d["severity"] == "error").count(), count, "{name}");
+        for diagnostic in diagnostics {
+            // What is wrong with the whole file has no line.
+            let place = match diagnostic["line"].as_u64() {
+                Some(line) => format!("{name}:{line}:{}", diagnostic["column"]),
+                None => name.to_owned(),
+            };
+            assert!(for_people.contains(&place), "{place}\n{for_people}");
+            let message = diagnostic["message"].as_str().expect("a message");
+            let first = message.lines().next().unwrap_or_default();
+            assert!(for_people.contains(first), "{first}\n{for_people}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_file_does_not_start() {
+    let dir = workplace();
+    for name in ["unknown_fields.yaml", "ratelimit.yaml"] {
+        fs::copy(folder().join(name), dir.path().join(name)).expect("a copy");
+        let (check, run) = (tollgate(dir.path(), &["check", name]), tollgate(dir.path(), &["run", name]));
+        assert_eq!(run.status.code(), Some(1), "{run:?}");
+        assert!(text(&run.stderr).contains(text(&check.stderr).trim_end()), "{}", text(&run.stderr));
+    }
+}
+
+#[test]
+fn good_files_are_good() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = tollgate(&root, &["check", "examples/quickstart.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(text(&output.stdout), "ok: examples/quickstart.yaml: 1 listener, 4 filters, 3 clusters\n");
+    assert_eq!(text(&output.stderr), "");
+    let output = tollgate(&root, &["check", "--json", "examples/quickstart.yaml"]);
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&said["ok"], &said["diagnostics"]), (&true.into(), &Value::Array(Vec::new())));
+}
+
+#[test]
+fn what_is_odd_is_a_warning() {
+    let dir = workplace();
+    let config = "listeners: [{name: main, address: '127.0.0.1:8080', cluster: web}]\n\
+                  clusters:\n  - {name: web, request_timeout: 1s, retry: {per_try_timeout: 2s}}\n";
+    fs::write(dir.path().join("odd.yaml"), config).expect("a file");
+    let output = tollgate(dir.path(), &["check", "odd.yaml"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), "ok: odd.yaml: 1 listener, 0 filters, 1 cluster\n");
+    assert!(text(&output.stderr).starts_with("warning: `per_try_timeout` (2s) is longer"), "{output:?}");
+    let output = tollgate(dir.path(), &["check", "--json", "odd.yaml"]);
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&said["ok"], &said["diagnostics"][0]["severity"]), (&true.into(), &"warning".into()));
+}
+
+#[test]
+fn files_that_are_not_there() {
+    let dir = workplace();
+    for (name, said) in [("none.yaml", "cannot read the file"), ("none.ini", "does not say how it is written")] {
+        if name.ends_with("ini") {
+            fs::write(dir.path().join(name), "listeners=").expect("a file");
+        }
+        for command in ["check", "run"] {
+            let output = tollgate(dir.path(), &[command, name]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            assert!(text(&output.stderr).contains(said), "{output:?}");
+        }
+    }
+    // Wrong use of the command line is another kind of mistake.
+    assert_eq!(tollgate(dir.path(), &["check"]).status.code(), Some(2));
+    assert_eq!(tollgate(dir.path(), &["chek", "none.yaml"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_schema_is_one_and_knows_good_from_bad() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = tollgate(&root, &["schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(jsonschema::meta::is_valid(&schema), "it is no JSON Schema");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let loaded = tollgate::config::load(&root.join("examples/quickstart.yaml"));
+    let good = loaded.unwrap_or_else(|wrong| panic!("{wrong}")).source.root().to_json();
+    let errors: Vec<String> = validator.iter_errors(&good).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let mut bad = good.clone();
+    bad["listeners"][0]["adress"] = "127.0.0.1:1".into();
+    assert!(!validator.is_valid(&bad));
+    let mut bad = good;
+    bad["clusters"][0]["balancer"] = "fastest".into();
+    assert!(!validator.is_valid(&bad));
+}
