@@ -55,6 +55,41 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Co
         let message = e.inner().to_string();
         // The position within the JSON means nothing to someone who wrote YAML.
         let message = message.split(" at line ").next().unwrap_or_default();
+        let message = match matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[' | b'"' | b'0'..=b'9')) {
+            true => without_types(message),
+            // What the file has as text comes as it stands.
+            false => "this filter wants a map, not text".into(),
+        };
         ConfigError::new(if path == "." { "" } else { &path }, message)
     })
+}
+
+/// serde says which Rust type it expected; the user knows maps.
+fn without_types(message: &str) -> String {
+    let Some((before, name)) = message.split_once("expected struct ") else { return message.into() };
+    let rest = name.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+    format!("{before}expected a map{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[allow(dead_code)]
+        inner: Inner,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Inner {}
+
+    #[test]
+    fn mistakes_are_told_in_the_users_words() {
+        let wrong = |text: &str| read::<Outer>(text.as_bytes()).unwrap_err().to_string();
+        assert_eq!(wrong("allow everything"), "this filter wants a map, not text");
+        assert_eq!(wrong(r#"{"inner": "x"}"#), "inner: invalid type: string \"x\", expected a map");
+        assert_eq!(wrong(""), "missing field `inner`");
+    }
 }

@@ -10,7 +10,7 @@ use tollgate_abi::{Function, Ty, fast, proxy_wasm};
 
 use crate::{
     guest,
-    harness::{Client, Proxy, Upstream, wait_until},
+    harness::{Client, Config, Proxy, Upstream, wait_until},
 };
 
 /// Where filters can fail, and what a client then gets if its request is denied.
@@ -206,7 +206,7 @@ fn a_filter_that_only_logs() {
     let module = guest::filter(
         r#"(func (export "proxy_on_log") (param i32) (drop (call $log (i32.const 3) %"there was a request")))"#,
     );
-    let config = crate::harness::Config::to(&upstream).filter("logger", "logger.wasm", "");
+    let config = Config::to(&upstream).filter("logger", "logger.wasm", "");
     let proxy = Proxy::start_with(config, &[("logger.wasm", &module)]);
     assert_eq!(ask(&mut proxy.client(), "/", false), Outcome::Status(200));
     proxy.wait_for_output("there was a request");
@@ -218,7 +218,7 @@ fn all_at_once() {
     let upstream = upstream();
     let module = failing_in("proxy_on_request_headers", "unreachable");
     let options = "on_failure: bypass";
-    let config = crate::harness::Config::to(&upstream).filter("boom", "boom.wasm", options);
+    let config = Config::to(&upstream).filter("boom", "boom.wasm", options);
     let mut proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
     thread::scope(|scope| {
         for nth in 0..4 {

@@ -17,6 +17,7 @@ mod forwarding;
 mod hot_swap;
 mod limits;
 mod mirror;
+mod mutations;
 mod paths;
 mod retries;
 mod reuse;

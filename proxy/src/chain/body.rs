@@ -171,10 +171,17 @@ impl BodyFlow {
                 continue;
             }
             let len = data.as_slice().len();
-            stream.state.borrow_mut().buffers[self.direction as usize] = Some(std::mem::take(&mut data));
+            {
+                let mut state = stream.state.borrow_mut();
+                state.buffers[self.direction as usize] = Some(std::mem::take(&mut data));
+                state.buffer_limit = self.limit;
+            }
             let action = filter.on_body(self.direction, stream, position, len, end);
             let mut state = stream.state.borrow_mut();
             data = state.buffers[self.direction as usize].take().unwrap_or_default();
+            if data.is_overflown() {
+                return Err(Stopped::TooLarge);
+            }
             let p = &mut state.positions[position];
             // A resume while the callback ran counts like going on.
             let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
@@ -248,11 +255,18 @@ impl BodyFlow {
             }
             stream.state.borrow_mut().trailers[self.direction as usize] = Some(trailers);
             let held = std::mem::take(&mut self.held[nth].data);
-            stream.state.borrow_mut().buffers[self.direction as usize] = Some(held);
+            {
+                let mut state = stream.state.borrow_mut();
+                state.buffers[self.direction as usize] = Some(held);
+                state.buffer_limit = self.limit;
+            }
             let action = filter.on_trailers(self.direction, stream, position);
             let mut state = stream.state.borrow_mut();
             trailers = state.trailers[self.direction as usize].take().unwrap_or_default();
             let mut data = state.buffers[self.direction as usize].take().unwrap_or_default();
+            if data.is_overflown() {
+                return Err(Stopped::TooLarge);
+            }
             let p = &mut state.positions[position];
             let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
             match action {

@@ -84,12 +84,14 @@ pub struct LocalReply {
 pub struct Buffer {
     bytes: Bytes,
     own: Option<Vec<u8>>,
+    /// What a filter wanted to put into it was too much.
+    overflown: bool,
 }
 
 impl Buffer {
     /// These bytes, unchanged.
     pub fn new(bytes: Bytes) -> Buffer {
-        Buffer { bytes, own: None }
+        Buffer { bytes, own: None, overflown: false }
     }
 
     /// The bytes.
@@ -99,8 +101,27 @@ impl Buffer {
 
     /// The bytes, for changing them.
     pub fn to_mut(&mut self) -> &mut Vec<u8> {
-        let Buffer { bytes, own } = self;
+        let Buffer { bytes, own, .. } = self;
         own.get_or_insert_with(|| std::mem::take(bytes).into())
+    }
+
+    /// Replaces `size` bytes from `start` on, both cut to what is there, unless the buffer would grow beyond `limit`: then it
+    /// stays, and is marked.
+    pub fn splice(&mut self, start: usize, size: usize, data: &[u8], limit: usize) {
+        let len = self.as_slice().len();
+        let start = start.min(len);
+        let end = start.saturating_add(size).min(len);
+        let new = len - (end - start) + data.len();
+        if new > limit && new > len {
+            self.overflown = true;
+            return;
+        }
+        self.to_mut().splice(start..end, data.iter().copied());
+    }
+
+    /// Whether a filter has wanted to put more into it than fits.
+    pub fn is_overflown(&self) -> bool {
+        self.overflown
     }
 
     /// Adds bytes at the end.
@@ -170,6 +191,8 @@ pub struct State {
     pub attempts: u32,
     /// Bytes of bodies, by direction.
     pub bytes: [u64; 2],
+    /// How far filters may make a part of a body grow.
+    pub buffer_limit: usize,
     /// One for each filter of the chain.
     pub positions: SmallVec<[Position; 6]>,
     /// Places of limits that are held, given back when the stream ends.
@@ -254,6 +277,7 @@ impl Stream {
                 route: None,
                 reply: None,
                 closed: false,
+                buffer_limit: 0,
                 eventual: Vec::new(),
                 flags: 0,
                 details: Cow::Borrowed(""),

@@ -169,6 +169,19 @@ fn address_help(value: &str) -> &'static str {
     }
 }
 
+/// A mistake in the value at `pointer`, as a filter has told it: `inner` is its path in there. What serde says of unknown
+/// fields becomes like the file's own.
+pub fn of_filter(source: &Source, pointer: &str, inner: &str, message: &str, help: String) -> Diagnostic {
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+    let Some((name, rest)) = unknown else { return source.diagnostic_in(pointer, inner, message, Some(help)) };
+    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+    let hint = did_you_mean(name, &known).unwrap_or_else(|| format!("the fields here are {}", list(&known)));
+    let found = source.root().find(pointer).follow(inner);
+    let key = found.node.entry(name).map(|(key, _)| key).or(found.key.filter(|key| key.name == name));
+    let span = key.map_or(found.span(), |key| key.span);
+    Diagnostic::error(source.first_line(span), format!("unknown field `{}`", clip(name))).help(hint)
+}
+
 /// The name that was probably meant.
 pub(super) fn did_you_mean(name: &str, known: &[&str]) -> Option<String> {
     // `drainTimeout` and `drain-timeout` are nothing but other customs.

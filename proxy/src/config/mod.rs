@@ -25,6 +25,7 @@ mod yaml;
 mod tests;
 
 pub use self::{
+    explain::of_filter,
     diagnostic::{Diagnostic, Diagnostics, Severity},
     load::{Format, Loaded, Loader, load, parse},
     model::Config,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Source, model},
+    config::{Diagnostic, Diagnostics, Loaded, Source, model, of_filter},
     exchange::{ClusterFigures, Figures},
     listener::socket::{self, ListenerShared},
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
@@ -414,7 +414,7 @@ fn refused(loaded: &Loaded, pointer: &str, filter: &model::Filter, error: Instan
                     true => format!("filter `{name}` refuses its configuration"),
                     false => format!("filter `{name}` says so of `{path}` in its configuration"),
                 };
-                loaded.source.diagnostic_in(&format!("{pointer}/config"), &path, message, Some(help))
+                of_filter(&loaded.source, &format!("{pointer}/config"), &path, &message, help)
             })
             .collect(),
         error => {

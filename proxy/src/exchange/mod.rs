@@ -123,8 +123,13 @@ pub async fn serve(
 pub struct Closed;
 
 fn closed(stream: &Stream) -> Closed {
-    stream.flag(flag::LOCAL_REPLY);
-    stream.state.borrow_mut().details = "closed_by_filter".into();
+    let mut state = stream.state.borrow_mut();
+    if state.flags & flag::IDLE_TIMEOUT != 0 {
+        state.details = "filter_stalled".into();
+    } else {
+        state.flags |= flag::LOCAL_REPLY;
+        state.details = "closed_by_filter".into();
+    }
     Closed
 }
 

@@ -16,7 +16,7 @@ use super::{Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Gu
 use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
-        body::{BodyFlow, Frame as Passed},
+        body::{BodyFlow, Frame as Passed, Stopped},
         flow::{HeadFlow, Outcome, interrupted},
     },
     http::{
@@ -93,7 +93,8 @@ pub(super) async fn local(
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let pending = Pending { site, ending, head_only, deadline: None, guards: None };
+    let deadline = Some(Deadline::idle(&stream, site.timeouts.idle.bound()));
+    let pending = Pending { site, ending, head_only, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
@@ -130,7 +131,7 @@ impl Pending<'_> {
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 self.guards = None;
-                self.deadline = None;
+                self.deadline = Some(Deadline::idle(&stream, self.site.timeouts.idle.bound()));
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
                 (head, source) = taken_apart(&stream, reply);
@@ -203,7 +204,12 @@ impl Pending<'_> {
                     }
                 }
                 return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
-                    Poll::Ready(_) => Poll::Ready(Err(Fault::Timeout)),
+                    Poll::Ready(_) if self.guards.is_some() => Poll::Ready(Err(Fault::Timeout)),
+                    // Another response of the proxy's own would be held as well.
+                    Poll::Ready(_) => {
+                        stream.flag(flag::IDLE_TIMEOUT);
+                        Poll::Ready(Ok(Outcome::Closed))
+                    }
                     Poll::Pending => Poll::Pending,
                 };
             }
@@ -217,10 +223,10 @@ impl Pending<'_> {
     }
 }
 
-fn response_fault(stopped: crate::chain::body::Stopped) -> Fault {
+fn response_fault(stopped: Stopped) -> Fault {
     match stopped {
-        crate::chain::body::Stopped::TooLarge => Fault::ResponseTooLarge,
-        crate::chain::body::Stopped::FilterFailed => Fault::FilterFailed,
+        Stopped::TooLarge => Fault::ResponseTooLarge,
+        Stopped::FilterFailed => Fault::FilterFailed,
     }
 }
 
@@ -380,7 +386,9 @@ impl ResponseBody {
     fn fail(&mut self, error: &BodyError) {
         self.over = true;
         self.ending.stream().flag(match error {
+            BodyError::Timeout if self.guards.is_none() => flag::IDLE_TIMEOUT,
             BodyError::Timeout => flag::UPSTREAM_TIMEOUT,
+            BodyError::Filter(Stopped::TooLarge) => flag::BODY_TOO_LARGE,
             BodyError::Filter(_) | BodyError::Length | BodyError::Closed => flag::FILTER_FAILED,
             _ => flag::UPSTREAM_TERMINATED,
         });

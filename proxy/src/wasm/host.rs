@@ -140,6 +140,8 @@ pub struct Host {
     pub stream_limits: Vec<Arc<Limit>>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
+    /// Calls that have not been answered yet, and the bytes of their bodies.
+    pub calls_under_way: (usize, usize),
     /// The last id given to a call.
     pub last_call: u32,
     /// Calls to be sent once the guest has returned.
@@ -180,6 +182,7 @@ impl Host {
             buckets: Vec::new(),
             stream_limits: Vec::new(),
             metrics: Vec::new(),
+            calls_under_way: (0, 0),
             last_call: 0,
             calls: Vec::new(),
             timers: Vec::new(),

@@ -230,7 +230,17 @@ impl Plugin {
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);
         clock::start(&mut store, self.call_time * CONFIGURE_FACTOR);
-        let trapped = |place: &'static str| move |e: wasmtime::Error| InstantiateError::Trapped(place, describe(&e).1);
+        let trapped = |place: &'static str| {
+            move |e: wasmtime::Error| {
+                let reason = match describe(&e) {
+                    (TrapKind::Timeout, _) => {
+                        format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take")
+                    }
+                    (_, reason) => reason,
+                };
+                InstantiateError::Trapped(place, reason)
+            }
+        };
         let started = Instant::now();
 
         let instance = self.code.pre.instantiate(&mut store).map_err(trapped("start"))?;

@@ -120,11 +120,12 @@ impl Vm {
         self.settle();
     }
 
-    /// Calls the guest, on behalf of a stream or of none.
+    /// Calls the guest, on behalf of a stream or of none. `hears`: whoever calls denies the stream if this fails.
     fn enter<T>(
         &self,
         stream: Option<(&Rc<Stream>, usize)>,
         context: u32,
+        hears: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
     ) -> Result<T, Failed> {
         // A guest under way on this thread means that something inside a host function has ended a stream; it must wait.
@@ -161,7 +162,7 @@ impl Vm {
                 let denied = store.data().limiter.denied;
                 let dead = slot.take();
                 drop(slot);
-                self.fail(&error, denied, stream.map(|(stream, _)| stream));
+                self.fail(&error, denied, stream.map(|(stream, _)| stream).filter(|_| hears));
                 drop(dead);
                 Err(Failed)
             }
@@ -231,25 +232,27 @@ impl Vm {
     }
 
     fn on_tick(&self) {
-        let _ = self.enter(None, ROOT, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT)));
+        let _ = self.enter(None, ROOT, false, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT)));
     }
 
     fn on_timer(&self, context: u32, token: i64, incarnation: u32) {
         let found = self.contexts.borrow().get(&context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
         let Some((stream, position)) = found else { return };
         if incarnation == self.incarnation.get() {
-            let _ = self.enter(Some((&stream, position)), context, |store, exports| {
+            let _ = self.enter(Some((&stream, position)), context, false, |store, exports| {
                 exports.timer.as_ref().map_or(Ok(()), |f| f.call(store, (context, token)))
             });
         }
     }
 
-    /// Hands the answer to a call over.
-    pub(super) fn on_call_response(&self, id: u32, response: CallResponse, incarnation: u32) {
+    /// Hands the answer to a call with `sent` bytes over.
+    pub(super) fn on_call_response(&self, id: u32, sent: usize, response: CallResponse, incarnation: u32) {
         if incarnation != self.incarnation.get() {
             return;
         }
-        let _ = self.enter(None, ROOT, |store, exports| {
+        let _ = self.enter(None, ROOT, false, |store, exports| {
+            let (calls, bytes) = &mut store.data_mut().calls_under_way;
+            (*calls, *bytes) = (calls.saturating_sub(1), bytes.saturating_sub(sent));
             let Some(f) = &exports.http_call_response else { return Ok(()) };
             let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
             let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);
@@ -328,7 +331,7 @@ impl Vm {
         }
         self.contexts.borrow_mut().insert(context, (Rc::downgrade(stream), position));
         if self.phases.get() & phase::LIFECYCLE != 0 {
-            self.enter(Some((stream, position)), context, |store, exports| {
+            self.enter(Some((stream, position)), context, true, |store, exports| {
                 exports.context_create.as_ref().map_or(Ok(()), |f| f.call(store, (context, ROOT)))
             })?;
         }
@@ -343,7 +346,7 @@ impl Vm {
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
         let answer = self.context(stream, position).and_then(|context| {
-            self.enter(Some((stream, position)), context, |store, exports| call(store, exports, context))
+            self.enter(Some((stream, position)), context, true, |store, exports| call(store, exports, context))
         });
         match answer {
             Ok(action::CONTINUE) => Action::Continue,
@@ -434,7 +437,7 @@ impl Filter for Vm {
         // A filter that only logs meets the stream here for the first time.
         let Ok(context) = self.context(stream, position) else { return };
         if phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            let _ = self.enter(Some((stream, position)), context, |store, exports| {
+            let _ = self.enter(Some((stream, position)), context, false, |store, exports| {
                 if phases & phase::LIFECYCLE != 0
                     && let Some(done) = &exports.done
                 {
@@ -473,7 +476,7 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.set_tick(None);
         let had = self.instance.borrow().is_some();
-        let _ = self.enter(None, ROOT, |store, exports| {
+        let _ = self.enter(None, ROOT, false, |store, exports| {
             if let Some(done) = &exports.done {
                 done.call(&mut *store, ROOT)?;
             }

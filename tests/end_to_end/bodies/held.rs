@@ -4,7 +4,8 @@
 use super::{at_the_end, with};
 use crate::{
     guest,
-    harness::{Proxy, Upstream, answer, wait_until},
+    harness::{Config, Proxy, Upstream, answer, wait_until},
+    hot_swap::Gate,
 };
 
 /// Holds the request's head until it has seen the body, and then tells its length in the head; the same for responses.
@@ -86,11 +87,7 @@ fn a_response_of_its_own_is_not_held_for_ever() {
     // Nobody can be reached, and the response that says so is held.
     let module =
         guest::filter(r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 1))"#);
-    let config = crate::harness::Config::to(Upstream::refusing()).listener("timeouts: {idle: 300ms}").filter(
-        "body",
-        "body.wasm",
-        "",
-    );
+    let config = Config::to(Upstream::refusing()).listener("timeouts: {idle: 300ms}").filter("body", "body.wasm", "");
     let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);
     let mut client = proxy.client();
     client.send_request("GET", "/held", &[("connection", "close")], b"");
@@ -112,9 +109,11 @@ fn others_see_the_head_when_it_is_let_go() {
             (if (local.get $end) (then (drop (call $set_buffer (i32.const 0) (local.get $size) (i32.const 0) %"?"))))
             (i32.const 0))"#,
     );
-    let config = crate::harness::Config::to(&upstream)
-        .filter("holder", "holder.wasm", "headers_pause: hold_headers")
-        .filter("mark", "mark.wasm", "");
+    let config = Config::to(&upstream).filter("holder", "holder.wasm", "headers_pause: hold_headers").filter(
+        "mark",
+        "mark.wasm",
+        "",
+    );
     let proxy = Proxy::start_with(config, &[("holder.wasm", &holding_heads()), ("mark.wasm", &mark)]);
     assert_eq!(proxy.request("POST", "/", &[], b"0123456789").status(), 200);
     let request = upstream.only_request();
@@ -239,7 +238,9 @@ fn a_request_body_over_the_bound() {
 fn a_response_body_over_the_bound() {
     for options in ["", "headers_pause: hold_headers"] {
         let module = if options.is_empty() { at_the_end("") } else { holding_heads() };
-        let upstream = Upstream::scripted(|mut connection| {
+        let gate = Gate::default();
+        let shut = gate.clone();
+        let upstream = Upstream::scripted(move |mut connection| {
             while let Some(request) = connection.request() {
                 if request.target() == "/small" {
                     connection.send(answer(200, &[], [b'x'; 1000]));
@@ -247,14 +248,20 @@ fn a_response_body_over_the_bound() {
                     // What follows the part that is too much must not be taken for the whole.
                     connection.send("HTTP/1.1 200 OK\r\ncontent-length: 2100\r\n\r\n");
                     connection.send([b'x'; 2000]);
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    shut.wait();
                     connection.send([b'y'; 100]);
                 }
             }
         });
         let proxy = with(&upstream, &module, options, KIB);
         assert_eq!(proxy.get("/small").status(), 200);
-        let response = proxy.get("/large");
+        let calls = || proxy.filter("body")["calls"].as_u64();
+        let before = calls();
+        let mut client = proxy.client();
+        client.send_request("GET", "/large", &[], b"");
+        wait_until("the filter to hold a part", || calls() > before);
+        gate.open();
+        let response = client.read();
         assert_eq!(response.status(), 500, "{options}: {response:?}");
         let entry = proxy.entry_for("/large");
         assert_eq!(entry["details"], "response_body_too_large");
@@ -270,17 +277,21 @@ fn a_response_body_over_the_bound() {
 #[ignore = "bug: the flag is FF"]
 fn a_chunked_response_over_the_bound_is_not_whole() {
     // Its head has been sent, so all that can be done is to break off.
-    let upstream = Upstream::scripted(|mut connection| {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let upstream = Upstream::scripted(move |mut connection| {
         while connection.request().is_some() {
             connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7d0\r\n");
             connection.send([b'x'; 2000]);
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            shut.wait();
             connection.send("\r\n1\r\ny\r\n0\r\n\r\n");
         }
     });
     let proxy = with(&upstream, &at_the_end(""), "", KIB);
     let mut client = proxy.client();
     client.send_request("GET", "/large", &[], b"");
+    wait_until("the filter to hold a part", || proxy.filter("body")["calls"].as_u64() >= Some(1));
+    gate.open();
     let outcome = client.wire.read_response("GET");
     assert!(!outcome.is_ok_and(|response| response.status() == 200), "it is not whole");
     assert!(proxy.entry_for("/large")["flags"].to_string().contains("OM"));

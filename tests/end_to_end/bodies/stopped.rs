@@ -3,7 +3,7 @@
 use super::{both, with};
 use crate::{
     guest,
-    harness::{Upstream, answer},
+    harness::{Config, Proxy, Upstream, answer},
 };
 
 /// Answers 403 at the part that begins with `!`, and then returns `action`.
@@ -98,13 +98,14 @@ fn a_response_breaks_off_at_a_later_part_of_its_body() {
 #[test]
 fn a_filter_that_holds_a_response_body_for_ever_is_given_up() {
     let upstream = Upstream::saying("hello");
-    let config = crate::harness::Config::new()
-        .listener("cluster: web")
-        .cluster("web", &[&upstream], "request_timeout: 300ms")
-        .filter("body", "body.wasm", "");
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "request_timeout: 300ms").filter(
+        "body",
+        "body.wasm",
+        "",
+    );
     let module =
         guest::filter(r#"(func (export "proxy_on_response_body") (param i32 i32 i32) (result i32) (i32.const 1))"#);
-    let proxy = crate::harness::Proxy::start_with(config, &[("body.wasm", &module)]);
+    let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);
     let mut client = proxy.client();
     client.send_request("GET", "/held", &[], b"");
     if let Ok(response) = client.wire.read_response("GET") {

@@ -242,6 +242,46 @@ fn allocators_that_fail() {
     assert_eq!(with_allocator("(i32.shl (memory.grow (i32.const 1)) (i32.const 16))"), Outcome::Status(200));
 }
 
+#[test]
+fn maps_that_are_none() {
+    // The count, the lengths, the bytes, and the NULs between them: each of them wrong.
+    let long = format!("\u{1}\0\0\0\u{1}\0\0\0\u{7f}\u{7f}\u{7f}\u{7f}a\0b\0");
+    let garbage = [
+        "\u{7f}\u{7f}\u{7f}\u{7f}",
+        "\u{7f}\u{7f}\u{7f}\u{7f}\u{1}\0\0\0\u{1}\0\0\0a\0b\0",
+        "\u{1}\0\0\0",
+        "\u{1}\0\0\0\u{1}\0\0\0",
+        "\u{1}\0\0\0\u{1}\0\0\0\u{1}\0\0\0",
+        "\u{1}\0\0\0\u{1}\0\0\0\u{1}\0\0\0a0b0",
+        "\u{2}\0\0\0\u{1}\0\0\0\u{1}\0\0\0a\0b\0",
+        "\u{1}\0",
+        "text",
+        &long,
+    ];
+    let nothing = "(i32.const 0) (i32.const 0)";
+    for map in garbage {
+        let calls = [
+            format!("(call $reply (i32.const 204) {nothing} {nothing} %\"{map}\" (i32.const -1))"),
+            format!("(call $call %\"web\" %\"{map}\" {nothing} {nothing} (i32.const 1000) (i32.const 24))"),
+        ];
+        for call in calls {
+            // The status, added to 500, is the response's.
+            let code = format!(
+                r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                    (local $status i32)
+                    (if (i32.eqz (call $has (i32.const 0) %"x-boom")) (then (return (i32.const 0))))
+                    (local.set $status {call})
+                    (drop (call $reply (i32.add (i32.const 500) (local.get $status)) {nothing} {nothing} {nothing}
+                        (i32.const -1)))
+                    (i32.const 0))"#
+            );
+            let (proxy, outcome) = odd(&code, "");
+            assert_eq!(outcome, Outcome::Status(502), "{map:?}: {call}");
+            assert_eq!(proxy.filter("odd")["traps"], 0);
+        }
+    }
+}
+
 /// Calls of a function for 40 000 headers with different names, in a callback.
 fn headers(callback: &str, map: u8, function: &str) -> String {
     format!(

@@ -129,7 +129,6 @@ fn a_module_that_comes_after_the_configuration() {
 }
 
 #[test]
-#[ignore = "bug: the ways to modules that are missing are not watched"]
 fn a_module_whose_folder_comes_after_the_configuration() {
     let upstream = telling();
     let mut proxy = Proxy::start(Config::to(&upstream));

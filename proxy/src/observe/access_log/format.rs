@@ -35,8 +35,10 @@ enum Segment {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// There is no such field.
-    #[error("`%{name}%` is no field{}; there are {}, %req(HEADER)%, %resp(HEADER)% and %field(NAME)%",
-        suggestion.map(|name| format!(", did you mean `%{name}%`?")).unwrap_or_default(), names())]
+    #[error("`%{name}%` is no field: {}", match suggestion {
+        Some(meant) => format!("did you mean `%{meant}%`?"),
+        None => format!("there are {}, %req(HEADER)%, %resp(HEADER)% and %field(NAME)%", names()),
+    })]
     Unknown {
         /// What was between the percent signs.
         name: String,

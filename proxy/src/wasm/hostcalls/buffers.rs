@@ -82,11 +82,9 @@ fn set(
         return Err(Status::BadArgument);
     }
     let changed = current::with_state(|s| {
-        let bytes = s.buffers[which as usize].as_mut()?.to_mut();
-        let start = start.min(bytes.len());
-        let end = start.saturating_add(size).min(bytes.len());
-        bytes.splice(start..end, data.iter().copied());
-        Some(())
+        // Too much is no status, which SDKs do not expect: the stream is answered with 413 or 500 when the filter has returned.
+        let limit = s.buffer_limit;
+        s.buffers[which as usize].as_mut().map(|buffer| buffer.splice(start, size, data, limit))
     });
     changed.flatten().ok_or(Status::NotFound)
 }

@@ -16,8 +16,11 @@ use crate::{
     wasm::host::{Host, HttpCall},
 };
 
-/// Calls that one guest call may ask for.
-const MAX_AT_ONCE: usize = 256;
+/// Calls of one instance that have not been answered yet.
+const MAX_CALLS: usize = 4096;
+
+/// Bytes of their bodies.
+const MAX_BYTES: usize = 64 << 20;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -103,10 +106,13 @@ fn http_call(
         let added = Name::parse(name).map(|name| trailer_map.add(&name, value));
         added.and_then(Result::ok).ok_or_else(|| bad("a bad trailer"))?;
     }
-    let body = Bytes::copy_from_slice(slice(memory, body.0, body.1)?);
-    if host.calls.len() >= MAX_AT_ONCE {
+    let body = slice(memory, body.0, body.1)?;
+    let (calls, bytes) = host.calls_under_way;
+    if calls >= MAX_CALLS || bytes + body.len() > MAX_BYTES {
         return Err(Status::InternalFailure);
     }
+    let body = Bytes::copy_from_slice(body);
+    host.calls_under_way = (calls + 1, bytes + body.len());
     host.last_call = host.last_call.wrapping_add(1);
     let id = host.last_call;
     write_u32(memory, id_out, id)?;
