@@ -22,7 +22,7 @@ case $profile in
 esac
 filters=target/filters/wasm32-unknown-unknown/filter
 if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
-say() { echo "$bold$*$plain"; }
+say() { printf '%s\n' "$bold$*$plain"; }
 
 say "== building the filters and the proxy (profile: $profile)"
 cargo filters
@@ -107,10 +107,10 @@ cat <<END
 
 ${bold}The proxy runs on http://127.0.0.1:8080. In another terminal:${plain}
 
-  curl -i http://127.0.0.1:8080/                   through four filters to one of three upstreams
-  tail -f $logs/access.log           a line for each request: flags, route, endpoint, times
-  curl http://127.0.0.1:9901/filters               the filters: state, calls, memory, last error
-  curl http://127.0.0.1:9901/metrics               for Prometheus
+  curl -i http://127.0.0.1:8080/                     through four filters to one of three upstreams
+  tail -f $logs/access.log         a line for each request: flags, route, endpoint, times
+  curl http://127.0.0.1:9901/filters                 the filters: state, calls, memory, last error
+  curl http://127.0.0.1:9901/metrics                 for Prometheus
 
   $bin/tollgate bench load http://127.0.0.1:8080/ --rate 2000 --duration 60s
       puts load on it. While it runs, edit examples/quickstart.yaml, or a filter's source followed by

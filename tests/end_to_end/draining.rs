@@ -110,6 +110,36 @@ fn a_request_under_way_is_finished() {
 }
 
 #[test]
+fn bodies_under_way_are_finished() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let upstream = Upstream::scripted(move |mut connection| match connection.request() {
+        Some(request) if request.method() == "POST" => connection.send(answer(200, &[], &request.body)),
+        Some(_) => {
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ndown");
+            let _ = wait.lock().unwrap().recv();
+            connection.send("load");
+        }
+        None => {}
+    });
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let (mut up, mut down) = (proxy.client(), proxy.client());
+    up.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\nup");
+    down.send_request("GET", "/", &[], b"");
+    let mut response = down.wire.read_head().expect("a response");
+    proxy.wait_for_metric("tollgate_requests_active", &[], 2.0);
+    proxy.signal(Signal::TERM);
+    wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+    up.send("load");
+    assert_eq!(up.read().text(), "upload");
+    go.send(()).expect("the upstream is there");
+    down.wire.read_body(&mut response, false).expect("the rest of the body");
+    assert_eq!(response.text(), "download");
+    assert!(down.wire.is_closed() && up.wire.is_closed());
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+}
+
+#[test]
 fn a_request_that_hangs_is_waited_for_only_so_long() {
     let upstream = Upstream::silent();
     let config = Config::new().top("drain_timeout: 1s").listener("cluster: web");

@@ -18,6 +18,7 @@ mod hot_swap;
 mod limits;
 mod mirror;
 mod mutations;
+mod overload;
 mod paths;
 mod retries;
 mod reuse;

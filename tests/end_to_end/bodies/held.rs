@@ -82,7 +82,6 @@ fn without_holding_heads_nothing_is_delivered() {
 }
 
 #[test]
-#[ignore = "bug: the proxy's own responses have no time bound"]
 fn a_response_of_its_own_is_not_held_for_ever() {
     // Nobody can be reached, and the response that says so is held.
     let module =
@@ -274,7 +273,6 @@ fn a_response_body_over_the_bound() {
 }
 
 #[test]
-#[ignore = "bug: the flag is FF"]
 fn a_chunked_response_over_the_bound_is_not_whole() {
     // Its head has been sent, so all that can be done is to break off.
     let gate = Gate::default();
@@ -298,7 +296,6 @@ fn a_chunked_response_over_the_bound_is_not_whole() {
 }
 
 #[test]
-#[ignore = "bug: there is no bound"]
 fn a_filter_cannot_make_bodies_grow_without_bound() {
     // It adds a megabyte, two hundred times. What the proxy holds for it is bounded as what it holds back is.
     let module = guest::filter(

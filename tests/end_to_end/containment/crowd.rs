@@ -236,7 +236,6 @@ fn a_filter_that_is_refused_memory_can_go_on() {
 }
 
 #[test]
-#[ignore = "bug: the figure is only brought up to date when the guest asks for a call, a timer or a tick"]
 fn memory_that_a_filter_takes_is_told() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1").filter("greedy", "greedy.wasm", "limits: {memory: 4MiB}");
