@@ -85,7 +85,10 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
         .max_headers(limits.headers as usize)
         .serve_connection(io, service);
     let mut draining = handle.draining.subscribe();
-    let mut timer = pin!(sleep(timeouts.header_read.bound().unwrap_or(NO_BOUND)));
+    // Something may begin right after each look at the clock, so the next one is no later than the least of these.
+    let bounds = [timeouts.header_read.bound(), timeouts.keep_alive.bound(), timeouts.idle.bound()];
+    let least = bounds.into_iter().flatten().min().unwrap_or(NO_BOUND);
+    let mut timer = pin!(sleep(least));
     let end = {
         let mut drain = pin!(async move {
             // An error means that the listener is gone, which drains as well.
@@ -127,9 +130,8 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
                 if due.is_some_and(|due| due <= now) {
                     return Poll::Ready(end);
                 }
-                // Something may begin right after this look, so the next one is no later than its time from now.
-                let bounds = [due, after(now, header_read), after(now, idle), info.due.get().filter(|due| *due > now)];
-                let next = bounds.into_iter().flatten().min().unwrap_or(now + NO_BOUND);
+                let response_due = info.due.get().filter(|due| *due > now);
+                let next = [due, response_due].into_iter().flatten().fold(now + least, Instant::min);
                 timer.as_mut().reset(next.into());
             }
             Poll::Pending
