@@ -196,7 +196,6 @@ fn a_connection_without_a_request_is_closed() {
 }
 
 #[test]
-#[ignore = "bug: without a bound on heads, nobody looks for idle connections"]
 fn each_time_counts_without_the_other() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {header_read: 0s, keep_alive: 1s}"));

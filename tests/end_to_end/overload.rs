@@ -118,7 +118,8 @@ fn all_that_wait_are_served() {
         }
     });
     assert_eq!(upstream.requests().len(), 400);
-    assert!(most.load(SeqCst) <= 3, "{} at one time", most.load(SeqCst));
+    // Each of the two workers may always have one.
+    assert!(most.load(SeqCst) <= 4, "{} at one time", most.load(SeqCst));
     assert_eq!(pending(&proxy), 0.0);
 }
 

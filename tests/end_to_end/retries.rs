@@ -135,7 +135,7 @@ fn a_try_that_takes_too_long_is_followed_by_another() {
         connection.send(answer(200, &[], "at last"));
     });
     // The time of the second try must do for a slow machine.
-    let proxy = with_retry(&upstream, "{on: [reset], attempts: 1, per_try_timeout: 2s}");
+    let proxy = with_retry(&upstream, "{on: [reset], attempts: 1, per_try_timeout: 3s}");
     let response = proxy.get("/");
     assert_eq!((response.status(), response.text()), (200, "at last"));
     assert_eq!(proxy.entry_for("/")["attempts"], 2);

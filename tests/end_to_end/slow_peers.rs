@@ -83,7 +83,8 @@ fn a_slow_client_is_nobody_elses_business() {
         let size = if request.target() == "/large" { LONG / 4 } else { 2 };
         answer(200, &[], vec![b'x'; size])
     });
-    let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
+    let config = Config::new().top("workers: 1").listener("cluster: web");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
     let mut slow: Vec<_> = (0..4).map(|_| proxy.client()).collect();
     slow.iter_mut().for_each(|client| client.send_request("GET", "/large", &[], b""));
     upstream.wait_for_requests(4);

@@ -33,6 +33,12 @@ fn block() -> Vec<u8> {
     (0..64 << 10).map(|_| next()).collect()
 }
 
+/// A proxy that gives a response as much time as a busy machine may need for it.
+fn unhurried(upstream: &Upstream, options: &str) -> Proxy {
+    let options = format!("request_timeout: 0s\n{options}");
+    Proxy::start(Config::new().listener("cluster: web").cluster("web", &[upstream], &options))
+}
+
 /// Writes a body of repeated blocks.
 fn write_body(wire: &mut Wire, size: usize) -> std::io::Result<()> {
     let block = block();
@@ -77,7 +83,7 @@ fn a_response_of_a_gibibyte_passes_in_bounded_memory() {
         connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n"));
         let _ = write_body(&mut connection.wire, GIB);
     });
-    let proxy = Proxy::start(Config::to(&upstream));
+    let proxy = unhurried(&upstream, "");
     let before = peak_memory(&proxy);
     let mut client = proxy.client();
     client.send_request("GET", "/", &[], b"");
@@ -95,7 +101,7 @@ fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
         read_body(&mut connection.wire, GIB);
         connection.send(answer(200, &[], "all of it"));
     });
-    let proxy = Proxy::start(Config::to(&upstream));
+    let proxy = unhurried(&upstream, "");
     let before = peak_memory(&proxy);
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
@@ -114,8 +120,7 @@ fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
         read_body(&mut connection.wire, size);
         connection.send(answer(200, &[], "all of it"));
     });
-    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "retry: {on: [5xx], attempts: 3}");
-    let proxy = Proxy::start(config);
+    let proxy = unhurried(&upstream, "retry: {on: [5xx], attempts: 3}");
     let before = peak_memory(&proxy);
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
@@ -151,7 +156,7 @@ fn a_client_that_does_not_read_makes_the_upstream_wait() {
         theirs.store(write_until_stuck(connection.wire.socket(), GIB), SeqCst);
         barrier.wait();
     });
-    let proxy = Proxy::start(Config::to(&upstream));
+    let proxy = unhurried(&upstream, "");
     let before = peak_memory(&proxy);
     let mut client = proxy.client();
     client.send_request("GET", "/", &[], b"");
@@ -173,7 +178,7 @@ fn an_upstream_that_does_not_read_makes_the_client_wait() {
         connection.head();
         theirs.wait();
     });
-    let proxy = Proxy::start(Config::to(&upstream));
+    let proxy = unhurried(&upstream, "");
     let before = peak_memory(&proxy);
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
@@ -199,7 +204,7 @@ fn bodies_pass_in_both_directions_at_once() {
             left -= n;
         }
     });
-    let proxy = Proxy::start(Config::to(&upstream));
+    let proxy = unhurried(&upstream, "");
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
     let mut writer = Wire::new(client.wire.socket().try_clone().expect("a second handle"));

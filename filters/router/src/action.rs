@@ -88,7 +88,7 @@ fn refuse_options(rule: &Rule, action: &str, place: &Place) {
 
 fn respond(config: &config::Respond, ops: &doc::HeaderOps, place: &Place) -> Option<Reply> {
     if !(200..=599).contains(&config.status) {
-        place.field("status").wrong(format!("must be 200 to 599, not {}", config.status));
+        place.field("status").wrong(format!("a status is 200 to 599, not {}", config.status));
     }
     let mut list = headers::pairs(&config.headers, &place.field("headers"));
     if !config.body.is_empty() && !list.iter().any(|(name, _)| name == "content-type") {

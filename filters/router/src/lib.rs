@@ -62,7 +62,7 @@ impl Filter for Router {
             }
             let domains = place.field("domains");
             if host.domains.is_empty() {
-                domains.wrong("is empty; write `*` for all hosts");
+                domains.wrong("a virtual host needs a domain; write `*` for all hosts");
             }
             host.domains.iter().enumerate().for_each(|(d, domain)| hosts.add(domain, i as u32, &domains.item(d)));
             tables.push(Table::compile(host, &place, &mut names, setup));

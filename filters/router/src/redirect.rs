@@ -66,7 +66,7 @@ impl Redirect {
             }
             (Some(path), None) => {
                 if !path.starts_with('/') || path.chars().any(|c| c.is_ascii_control() || c == ' ') {
-                    place.field("path").wrong("must begin with `/`, and have no spaces");
+                    place.field("path").wrong("a path begins with `/`, and has no spaces");
                 }
                 Path::Whole(path.clone())
             }

@@ -27,7 +27,7 @@ pub(crate) struct PrefixRewrite {
 impl PrefixRewrite {
     pub(crate) fn compile(with: &str, matched: Matched, place: &Place) -> Option<Self> {
         if !with.starts_with('/') {
-            place.wrong("must begin with `/`");
+            place.wrong("a path begins with `/`");
             return None;
         }
         if with.chars().any(|c| c.is_ascii_control() || " ?#".contains(c)) {

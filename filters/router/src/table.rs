@@ -75,7 +75,7 @@ impl Table {
         let place = place.field(field);
         // `OPTIONS *` is the one request whose path does not begin with a slash.
         if field != "regex" && !text.starts_with('/') && !(field == "exact" && text == "*") {
-            place.wrong("must begin with `/`");
+            place.wrong("a path begins with `/`");
         }
         if field != "regex" && text.contains(['?', '#']) {
             place.wrong("must not have a query or a fragment: paths are matched without them");

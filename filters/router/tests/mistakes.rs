@@ -33,7 +33,7 @@ fn virtual_hosts() {
     let expected = [
         ("virtual_hosts[0].domains[2]", "the domain `x.com` is there twice"),
         ("virtual_hosts[1].name", "there are two virtual hosts `a`"),
-        ("virtual_hosts[1].domains", "is empty; write `*` for all hosts"),
+        ("virtual_hosts[1].domains", "a virtual host needs a domain; write `*` for all hosts"),
         ("virtual_hosts[2].name", "is empty"),
         ("virtual_hosts[2].domains[0]", "the domain `X.com` is there twice"),
         ("virtual_hosts[2].domains[1]", "`*x.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
@@ -101,7 +101,7 @@ fn redirects() {
     let host = redirect(json!({"host": "a:1"}));
     wrong(host, "redirect.host", "`a:1` is not a host's name (the port is given with `port`)");
     wrong(redirect(json!({"port": 0})), "redirect.port", "must be 1 to 65535");
-    wrong(redirect(json!({"path": "x"})), "redirect.path", "must begin with `/`, and have no spaces");
+    wrong(redirect(json!({"path": "x"})), "redirect.path", "a path begins with `/`, and has no spaces");
     let both = redirect(json!({"path": "/", "prefix_rewrite": "/"}));
     wrong(both, "redirect", "give only one of `path`, `prefix_rewrite`");
     let needs = "needs `match.path.exact` or `match.path.prefix`, which it replaces";
@@ -112,7 +112,7 @@ fn redirects() {
 
 #[test]
 fn responses() {
-    wrong(json!({"respond": {"status": 199}}), "respond.status", "must be 200 to 599, not 199");
+    wrong(json!({"respond": {"status": 199}}), "respond.status", "a status is 200 to 599, not 199");
     let name = json!({"respond": {"status": 200, "headers": {"a b": "c"}}});
     wrong(name, "respond.headers.a b", "`a b` is not a header's name");
     let value = json!({"respond": {"status": 200, "headers": {"a": "b\r\nc: d"}}});
@@ -123,8 +123,8 @@ fn responses() {
 fn paths() {
     wrong_match(json!({"path": {}}), "path", "give one of `exact`, `prefix`, `regex`");
     wrong_match(json!({"path": {"exact": "/", "regex": "/"}}), "path", "give only one of `exact`, `regex`");
-    wrong_match(json!({"path": {"exact": "a"}}), "path.exact", "must begin with `/`");
-    wrong_match(json!({"path": {"prefix": ""}}), "path.prefix", "must begin with `/`");
+    wrong_match(json!({"path": {"exact": "a"}}), "path.exact", "a path begins with `/`");
+    wrong_match(json!({"path": {"prefix": ""}}), "path.prefix", "a path begins with `/`");
     let query = "must not have a query or a fragment: paths are matched without them";
     wrong_match(json!({"path": {"prefix": "/a?b"}}), "path.prefix", query);
     let unclosed = "`(a` is not a regular expression: unclosed group";
@@ -153,7 +153,7 @@ fn conditions() {
 #[test]
 fn options() {
     let option = |name: &str, value: Value| json!({"match": {"path": {"prefix": "/a"}}, "cluster": "c", name: value});
-    wrong(option("prefix_rewrite", json!("x")), "prefix_rewrite", "must begin with `/`");
+    wrong(option("prefix_rewrite", json!("x")), "prefix_rewrite", "a path begins with `/`");
     let query = "must not have spaces, a query or a fragment";
     wrong(option("prefix_rewrite", json!("/x?y")), "prefix_rewrite", query);
     let rewrite =

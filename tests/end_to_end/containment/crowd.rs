@@ -6,7 +6,7 @@ use std::{thread, time::Instant};
 use super::{Outcome, ask, failing_in, upstream};
 use crate::{
     guest,
-    harness::{Client, Config, Proxy, Upstream, answer, wait_until},
+    harness::{Client, Config, Proxy, Signal, Upstream, answer, wait_until},
     hot_swap::Gate,
 };
 
@@ -305,6 +305,23 @@ fn a_filter_that_does_not_come_back() {
     proxy.put("boom.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);
     assert_eq!(proxy.get("/").field("x-version"), Some("v2"));
+}
+
+#[test]
+fn a_proxy_with_a_filter_that_is_not_there_stops_in_good_order() {
+    let upstream = Upstream::saying("hello");
+    let mut proxy = one_instance(&upstream, "bypass", &holding());
+    // So often that the next instance is a while away.
+    for nth in 1..=5 {
+        proxy.request("GET", "/", &[("x-boom", "1")], b"");
+        wait_until("another instance", || proxy.filter("boom")["rebuilds"] == nth);
+    }
+    proxy.request("GET", "/", &[("x-boom", "1")], b"");
+    proxy.request("GET", "/last", &[], b"");
+    proxy.signal(Signal::TERM);
+    assert!(proxy.wait_exit().success());
+    assert!(proxy.output().contains("stopped"), "{}", proxy.output());
+    assert_eq!(proxy.entries().last().expect("a line")["path"], "/last", "nothing is lost of the access log");
 }
 
 #[test]

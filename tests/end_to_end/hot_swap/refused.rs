@@ -125,7 +125,7 @@ fn a_filter_that_fails_while_it_is_configured() {
     );
     refused(
         |proxy, _| proxy.put("marker.wasm", configuring("(loop $forever (br $forever)) (i32.const 1)")),
-        "it failed in `proxy_on_configure`: the call took longer",
+        "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`",
     );
 }
 
