@@ -279,10 +279,13 @@ impl Server {
     fn rebuild(&self, rebuild: Rebuild) {
         let Rebuild { worker, plugin, wait } = rebuild;
         let Some(commands) = self.workers.get(worker).map(|w| w.commands.clone()) else { return };
+        let plugin = Arc::downgrade(&plugin);
         tokio::task::spawn_local(async move {
             let mut wait = wait;
             loop {
                 tokio::time::sleep(wait).await;
+                // Another configuration may have come meanwhile.
+                let Some(plugin) = plugin.upgrade() else { return };
                 let making = plugin.clone();
                 match tokio::task::spawn_blocking(move || making.instantiate()).await {
                     Ok(Ok(instance)) => {

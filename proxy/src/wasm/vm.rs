@@ -437,7 +437,8 @@ impl Filter for Vm {
         // A filter that only logs meets the stream here for the first time.
         let Ok(context) = self.context(stream, position) else { return };
         if phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            let _ = self.enter(Some((stream, position)), context, false, |store, exports| {
+            // The stream is over: there is nothing left to be denied.
+            let _ = self.enter(Some((stream, position)), context, true, |store, exports| {
                 if phases & phase::LIFECYCLE != 0
                     && let Some(done) = &exports.done
                 {
