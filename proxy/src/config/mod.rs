@@ -25,8 +25,8 @@ mod yaml;
 mod tests;
 
 pub use self::{
-    explain::of_filter,
     diagnostic::{Diagnostic, Diagnostics, Severity},
+    explain::of_filter,
     load::{Format, Loaded, Loader, load, parse},
     model::Config,
     node::{Key, Node, Span, Text, Value},

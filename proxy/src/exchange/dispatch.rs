@@ -170,7 +170,9 @@ async fn attempt(
             return Poll::Ready(result.map_err(|Failure { kind, .. }| Missed::Failed(kind)));
         }
         match interrupted(stream) {
-            Some(Outcome::Reply(reply)) => return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(Box::new(reply), 0)))),
+            Some(Outcome::Reply(reply)) => {
+                return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(Box::new(reply), 0))));
+            }
             Some(Outcome::Closed) => return Poll::Ready(Err(Missed::Interrupted(Stop::Closed))),
             _ => stream.register(Direction::Response, cx),
         }

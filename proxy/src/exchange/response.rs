@@ -12,7 +12,9 @@ use http::{Response, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
-use super::{Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault};
+use super::{
+    Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault,
+};
 use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,

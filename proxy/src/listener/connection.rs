@@ -13,7 +13,12 @@ use std::{
 
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, sync::watch, time::sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time::sleep,
+};
 use tollgate_abi::fast::flag;
 
 use crate::{

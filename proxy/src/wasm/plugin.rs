@@ -234,7 +234,9 @@ impl Plugin {
             move |e: wasmtime::Error| {
                 let reason = match describe(&e) {
                     (TrapKind::Timeout, _) => {
-                        format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take")
+                        format!(
+                            "it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take"
+                        )
                     }
                     (_, reason) => reason,
                 };

@@ -232,7 +232,8 @@ impl Vm {
     }
 
     fn on_tick(&self) {
-        let _ = self.enter(None, ROOT, false, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT)));
+        let _ = self
+            .enter(None, ROOT, false, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT)));
     }
 
     fn on_timer(&self, context: u32, token: i64, incarnation: u32) {

@@ -124,8 +124,11 @@ fn change(
     let changed =
         with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
     if changed != Some(Ok(())) {
-        let why =
-            if changed.is_none() { "the map is not there in this phase" } else { "not a header's name and value, or too many" };
+        let why = if changed.is_none() {
+            "the map is not there in this phase"
+        } else {
+            "not a header's name and value, or too many"
+        };
         filter.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
     }
     Ok(())

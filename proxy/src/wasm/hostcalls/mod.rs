@@ -33,9 +33,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     fast::link(linker)?;
     wasi::link(linker)?;
     let unimplemented = proxy_wasm::HOSTCALLS.iter().filter(|f| UNIMPLEMENTED.contains(&f.name));
-    unimplemented.into_iter().try_for_each(|f| {
-        wasi::answer(linker, proxy_wasm::MODULE, f, proxy_wasm::Status::Unimplemented as i32)
-    })
+    unimplemented
+        .into_iter()
+        .try_for_each(|f| wasi::answer(linker, proxy_wasm::MODULE, f, proxy_wasm::Status::Unimplemented as i32))
 }
 
 /// Functions of the standard that are there but only answer `Unimplemented`: modules import them whether they call them or
@@ -79,8 +79,7 @@ mod tests {
     fn every_function_of_the_contract_is_linked_with_its_type() {
         let mut wat = String::from("(module\n");
         let stubs: Vec<Function> = wasi_preview::STUBS.iter().map(|(f, _)| *f).collect();
-        let mut modules =
-            vec![(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)];
+        let mut modules = vec![(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)];
         modules.extend(wasi_preview::MODULES.iter().flat_map(|m| [(*m, wasi_preview::HOSTCALLS), (*m, &*stubs)]));
         for (module, functions) in modules {
             for f in functions {

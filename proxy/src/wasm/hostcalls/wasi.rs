@@ -64,7 +64,9 @@ fn functions(linker: &mut Linker<Host>, module: &str) -> wasmtime::Result<()> {
         done(sizes(&mut caller, count, size, entries, bytes))
     })?;
     linker.func_wrap(module, "clock_res_get", |mut caller: Caller<'_, Host>, id: i32, out: i32| match id {
-        clock::REALTIME | clock::MONOTONIC => done(split(&mut caller).and_then(|(memory, _)| write_u64(memory, out, 1))),
+        clock::REALTIME | clock::MONOTONIC => {
+            done(split(&mut caller).and_then(|(memory, _)| write_u64(memory, out, 1)))
+        }
         _ => errno::INVAL,
     })?;
     // Any point in time will do for the monotonic clock's zero, as long as it is the same for all of an instance's calls.
@@ -89,9 +91,13 @@ fn functions(linker: &mut Linker<Host>, module: &str) -> wasmtime::Result<()> {
         done(fd_write(&mut caller, level, iovs, len, out))
     })?;
     // Nothing can be waited for: a filter that sleeps would stop its worker. Go's runtime relies on the success.
-    linker.func_wrap(module, "poll_oneoff", |mut caller: Caller<'_, Host>, _: i32, _: i32, _: i32, count_out: i32| {
-        done(split(&mut caller).and_then(|(memory, _)| write_u32(memory, count_out, 0)))
-    })?;
+    linker.func_wrap(
+        module,
+        "poll_oneoff",
+        |mut caller: Caller<'_, Host>, _: i32, _: i32, _: i32, count_out: i32| {
+            done(split(&mut caller).and_then(|(memory, _)| write_u32(memory, count_out, 0)))
+        },
+    )?;
     linker.func_wrap(module, "proc_exit", |_: Caller<'_, Host>, code: i32| -> wasmtime::Result<()> {
         Err(wasmtime::Error::msg(format!("it has ended itself with exit status {code}")))
     })?;
