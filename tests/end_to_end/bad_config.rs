@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::guest;
+use crate::{guest, harness::wasm};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/end_to_end/bad_config")
@@ -40,7 +40,7 @@ fn workplace() -> tempfile::TempDir {
         ("endless.wasm", configuring("(loop $forever (br $forever))")),
         (
             "lacking.wasm",
-            crate::harness::wasm::from_text(
+            wasm::from_text(
                 r#"(module (import "env" "launch" (func)) (import "other" "land" (func))
                     (memory (export "memory") 1)
                     (func (export "proxy_abi_version_0_2_1"))

@@ -1,6 +1,6 @@
 //! What goes in comes out: requests and responses pass the proxy as RFC 9110 and 9112 want it.
 
-use crate::harness::{Config, Message, Proxy, Upstream, answer};
+use crate::harness::{Client, Config, Message, Proxy, Upstream, answer};
 
 #[test]
 fn a_request_reaches_the_upstream_and_its_response_the_client() {
@@ -277,6 +277,32 @@ fn after_a_body_that_was_not_read_the_next_request_is_still_the_next() {
     let rest = String::from_utf8(client.wire.read_to_end()).unwrap();
     assert!(rest.matches("HTTP/1.1 ").count() <= 1, "{rest}");
     assert!(proxy.entries().iter().all(|entry| entry["path"] != "/smuggled"));
+}
+
+#[test]
+fn each_listener_goes_by_its_own_rules() {
+    let (one, two) = (Upstream::saying("one"), Upstream::saying("two"));
+    let proxy = Proxy::start(format!(
+        "listeners:
+  - {{name: first, address: '@first@', cluster: one, via: a}}
+  - {{name: second, address: '@second@', cluster: two, via: b, limits: {{headers: 2}}}}
+clusters:
+  - {{name: one, endpoints: [{{address: '{one}'}}]}}
+  - {{name: two, endpoints: [{{address: '{two}'}}]}}
+"
+    ));
+    let ask = |listener: &str, fields: &[(&str, &str)]| {
+        Client::connect(proxy.address(listener)).request("GET", "/", fields, b"")
+    };
+    for (listener, said, via) in [("first", "one", "1.1 a"), ("second", "two", "1.1 b")] {
+        let response = ask(listener, &[]);
+        assert_eq!((response.text(), response.field("via")), (said, Some(via)));
+    }
+    let fields = [("X-A", "1"), ("X-B", "2")];
+    assert_eq!((ask("first", &fields).status(), ask("second", &fields).status()), (200, 431));
+    for (listener, count) in [("first", 2.0), ("second", 1.0)] {
+        proxy.wait_for_metric("tollgate_requests_total", &[("listener", listener), ("class", "2xx")], count);
+    }
 }
 
 #[test]

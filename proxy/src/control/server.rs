@@ -224,8 +224,10 @@ impl Server {
                 AttemptResult::Refused(e.to_string(), serde_json::Value::String(e.to_string()))
             }
         };
-        if !matches!(result, AttemptResult::Refused(..)) {
-            self.refusal = None;
+        match (&result, self.status.current.load_full()) {
+            // Trying has left figures of what was not to be.
+            (AttemptResult::Refused(..), Some(current)) => self.foundry.forget_unused(&current),
+            _ => self.refusal = None,
         }
         Some(self.status.note(cause, result))
     }
@@ -245,6 +247,9 @@ impl Server {
     /// Hands a snapshot to the workers, and waits until all of them go by it.
     async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
         let Made { snapshot, instances, mut sockets } = made;
+        for listener in &snapshot.listeners {
+            listener.shared.set_limit(listener.config.limits.connections);
+        }
         let mut waiting = Vec::new();
         sockets.resize_with(self.workers.len(), Vec::new);
         for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
@@ -261,14 +266,7 @@ impl Server {
         }
         self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
         self.status.current.store(Some(snapshot.clone()));
-        self.foundry.shared.forget_unused();
-        let names = |label: &str, value: &str| match label {
-            "filter" => snapshot.plugins.iter().any(|p| p.identity.name == value),
-            "cluster" => snapshot.clusters.contains_key(value),
-            "listener" => snapshot.listeners.iter().any(|l| l.config.name == value),
-            _ => true,
-        };
-        self.foundry.registry.retain(|_, labels| labels.iter().all(|(label, value)| names(label, value)));
+        self.foundry.forget_unused(&snapshot);
         if let Some(watcher) = &mut self.watcher {
             watcher.watch(&snapshot.files);
         }
@@ -278,7 +276,7 @@ impl Server {
     /// Makes another instance of a filter, not before its time.
     fn rebuild(&self, rebuild: Rebuild) {
         let Rebuild { worker, plugin, wait } = rebuild;
-        let Some(commands) = self.workers.get(worker).map(|w| w.commands.clone()) else { return };
+        let Some(commands) = self.workers.get(worker).map(|w| w.commands.downgrade()) else { return };
         let plugin = Arc::downgrade(&plugin);
         tokio::task::spawn_local(async move {
             let mut wait = wait;
@@ -289,7 +287,10 @@ impl Server {
                 let making = plugin.clone();
                 match tokio::task::spawn_blocking(move || making.instantiate()).await {
                     Ok(Ok(instance)) => {
-                        let _ = commands.send(Command::Adopt(plugin, Box::new(instance)));
+                        // The worker may have ended: this must not keep it.
+                        if let Some(commands) = commands.upgrade() {
+                            let _ = commands.send(Command::Adopt(plugin, Box::new(instance)));
+                        }
                         return;
                     }
                     Ok(Err(e)) => {

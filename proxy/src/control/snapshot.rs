@@ -123,6 +123,18 @@ impl Foundry {
         })
     }
 
+    /// Forgets what only other configurations than this one have used.
+    pub fn forget_unused(&self, current: &Snapshot) {
+        self.shared.forget_unused();
+        let names = |label: &str, value: &str| match label {
+            "filter" => current.plugins.iter().any(|p| p.identity.name == value),
+            "cluster" => current.clusters.contains_key(value),
+            "listener" => current.listeners.iter().any(|l| l.config.name == value),
+            _ => true,
+        };
+        self.registry.retain(|_, labels| labels.iter().all(|(label, value)| names(label, value)));
+    }
+
     /// Makes a snapshot, or says everything that is wrong with the configuration.
     pub fn make(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: Extent) -> Result<Made, Diagnostics> {
         let mut wrong = Vec::new();
@@ -263,7 +275,6 @@ impl Foundry {
             };
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
-            shared.set_limit(listener.limits.connections);
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, shared });
         }

@@ -113,6 +113,12 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
             if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(End::Done(result));
             }
+            if watch.blocked_since.get().is_some()
+                && let Some(due) = info.due.get()
+                && tokio::time::Instant::from(due) < timer.deadline()
+            {
+                timer.as_mut().reset(due.into());
+            }
             while timer.as_mut().poll(cx).is_ready() {
                 let now = Instant::now();
                 if grace_ends.is_some_and(|end| end <= now) {

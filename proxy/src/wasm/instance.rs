@@ -28,6 +28,7 @@ pub(super) struct Exports {
     pub(super) vm_start: Option<TypedFunc<(u32, u32), u32>>,
     pub(super) configure: Option<TypedFunc<(u32, u32), u32>>,
     pub(super) tick: Option<TypedFunc<u32, ()>>,
+    pub(super) queue_ready: Option<TypedFunc<(u32, u32), ()>>,
     /// By direction.
     pub(super) headers: [Option<OnHeaders>; 2],
     pub(super) body: [OnStream<(u32, u32, u32)>; 2],
@@ -58,6 +59,7 @@ impl Exports {
             context_create: get(instance, store, "proxy_on_context_create"),
             vm_start: get(instance, store, "proxy_on_vm_start"),
             configure: get(instance, store, "proxy_on_configure"),
+            queue_ready: get(instance, store, "proxy_on_queue_ready"),
             tick: get(instance, store, "proxy_on_tick"),
             body: ["proxy_on_request_body", "proxy_on_response_body"].map(|n| get(instance, store, n)),
             trailers: ["proxy_on_request_trailers", "proxy_on_response_trailers"].map(|n| get(instance, store, n)),

@@ -5,27 +5,15 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-/// A bound.
-#[derive(Debug)]
+/// Places that are held.
+#[derive(Debug, Default)]
 pub struct Limit {
-    max: AtomicU32,
     held: AtomicU32,
 }
 
 impl Limit {
-    /// A bound of `max` places.
-    pub fn new(max: u32) -> Limit {
-        Limit { max: AtomicU32::new(max), held: AtomicU32::new(0) }
-    }
-
-    /// Changes the bound; who has a place keeps it.
-    pub fn set_max(&self, max: u32) {
-        self.max.store(max, Ordering::Relaxed);
-    }
-
-    /// Takes a place, if there is one.
-    pub fn acquire(self: &Arc<Self>) -> Option<Place> {
-        let max = self.max.load(Ordering::Relaxed);
+    /// Takes a place, if fewer than `max` are held.
+    pub fn acquire(self: &Arc<Self>, max: u32) -> Option<Place> {
         let free = |held| (held < max).then_some(held + 1);
         self.held.fetch_update(Ordering::AcqRel, Ordering::Relaxed, free).ok()?;
         Some(Place(self.clone()))
@@ -55,13 +43,13 @@ mod tests {
 
     #[test]
     fn there_are_never_more_places_than_the_bound() {
-        let limit = Arc::new(Limit::new(100));
+        let limit = Arc::new(Limit::default());
         let most = AtomicU32::new(0);
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {
                     for _ in 0..200 {
-                        let places: Vec<_> = (0..40).filter_map(|_| limit.acquire()).collect();
+                        let places: Vec<_> = (0..40).filter_map(|_| limit.acquire(100)).collect();
                         most.fetch_max(limit.held.load(Ordering::Relaxed), Ordering::Relaxed);
                         drop(places);
                     }

@@ -14,6 +14,7 @@ mod instance;
 pub mod limits;
 pub mod module;
 pub mod plugin;
+mod queue;
 pub mod vm;
 mod voice;
 pub mod world;

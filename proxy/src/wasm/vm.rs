@@ -13,6 +13,7 @@ use std::{
 
 use tokio::task::AbortHandle;
 use tollgate_abi::{fast::phase, proxy_wasm::action};
+use tokio::sync::mpsc::UnboundedReceiver;
 use wasmtime::Store;
 
 use super::{
@@ -64,6 +65,7 @@ pub struct Vm {
     next_context: Cell<u32>,
     calls: Cell<u64>,
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
+    listening: RefCell<Option<AbortHandle>>,
     memory: Cell<i64>,
 }
 
@@ -87,6 +89,7 @@ impl Vm {
             next_context: Cell::new(ROOT + 1),
             calls: Cell::new(0),
             ticking: RefCell::new(None),
+            listening: RefCell::new(None),
             memory: Cell::new(0),
         });
         vm.adopt(instance);
@@ -151,7 +154,10 @@ impl Vm {
         match result {
             Ok(value) => {
                 let host = store.data();
-                let unsettled = !host.calls.is_empty() || !host.timers.is_empty() || self.tick_differs(host.tick);
+                let unsettled = !host.calls.is_empty()
+                    || !host.timers.is_empty()
+                    || host.queue_inbox.is_some()
+                    || self.tick_differs(host.tick);
                 drop(slot);
                 if unsettled {
                     self.settle();
@@ -171,11 +177,11 @@ impl Vm {
 
     /// Does what the guest has asked for.
     fn settle(&self) {
-        let (calls, timers, tick) = {
+        let (calls, timers, tick, inbox) = {
             let mut slot = self.instance.borrow_mut();
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
-            (std::mem::take(&mut host.calls), std::mem::take(&mut host.timers), host.tick)
+            (std::mem::take(&mut host.calls), std::mem::take(&mut host.timers), host.tick, host.queue_inbox.take())
         };
         for call in calls {
             tokio::task::spawn_local(callout::run(
@@ -200,6 +206,9 @@ impl Vm {
         if self.tick_differs(tick) {
             self.set_tick(tick);
         }
+        if let Some(inbox) = inbox {
+            self.listen(inbox);
+        }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
         }
@@ -208,6 +217,28 @@ impl Vm {
     fn account_memory(&self, store: &Store<Host>) {
         let now = memory_size(store);
         self.plugin.figures.memory.add(observe::shard(), now - self.memory.replace(now));
+    }
+
+    /// Tells the guest of messages in its queues, as they come, for as long as there is this instance.
+    fn listen(&self, mut inbox: UnboundedReceiver<u32>) {
+        let me = self.me.clone();
+        let task = tokio::task::spawn_local(async move {
+            while let Some(queue) = inbox.recv().await {
+                let Some(vm) = me.upgrade() else { return };
+                let _ = vm.enter(None, ROOT, false, |store, exports| {
+                    exports.queue_ready.as_ref().map_or(Ok(()), |f| f.call(store, (ROOT, queue)))
+                });
+            }
+        });
+        *self.listening.borrow_mut() = Some(task.abort_handle());
+    }
+
+    /// Ends what is done for the instance by itself.
+    fn silence(&self) {
+        self.set_tick(None);
+        if let Some(listening) = self.listening.take() {
+            listening.abort();
+        }
     }
 
     fn tick_differs(&self, tick: Option<Duration>) -> bool {
@@ -279,7 +310,7 @@ impl Vm {
         let message = format!("{}: {text}", kind.name());
         tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "the filter failed: {message}");
         plugin.last_error.store(Some(Arc::new(message)));
-        self.set_tick(None);
+        self.silence();
 
         let inside: Vec<_> = self.contexts.borrow_mut().drain().collect();
         for (_, (stream, position)) in inside {
@@ -476,7 +507,7 @@ fn header_count(stream: &Stream, direction: Direction) -> u32 {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.set_tick(None);
+        self.silence();
         let had = self.instance.borrow().is_some();
         let _ = self.enter(None, ROOT, false, |store, exports| {
             if let Some(done) = &exports.done {

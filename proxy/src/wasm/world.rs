@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use tollgate_abi::doc;
 
-use super::{bucket::Bucket, limits::Limit};
+use super::{bucket::Bucket, limits::Limit, queue::Queues};
 use crate::{chain::route::Clusters, observe::Registry};
 
 /// Bytes of keys and values that the filters of one `vm_id` may share.
@@ -26,6 +26,8 @@ pub struct World {
 pub struct Shared {
     /// The metrics.
     pub registry: Registry,
+    /// The queues.
+    pub(super) queues: Queues,
     data: RwLock<HashMap<String, Arc<SharedData>>>,
     buckets: Mutex<HashMap<(String, doc::Bucket), Arc<Bucket>>>,
     limits: Mutex<HashMap<(String, String), Arc<Limit>>>,
@@ -39,7 +41,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// Nothing shared yet.
     pub fn new(registry: Registry) -> Arc<Shared> {
-        Arc::new(Shared { registry, data: RwLock::default(), buckets: Mutex::default(), limits: Mutex::default() })
+        Arc::new(Shared {
+            registry,
+            queues: Queues::default(),
+            data: RwLock::default(),
+            buckets: Mutex::default(),
+            limits: Mutex::default(),
+        })
     }
 
     /// The data shared by the filters of a `vm_id`.
@@ -63,12 +71,9 @@ impl Shared {
         Some(bucket)
     }
 
-    /// The limit of a filter. Its bound can change, who has a place keeps it.
-    pub fn limit(&self, filter: &str, name: &str, max: u32) -> Arc<Limit> {
-        let mut limits = lock(&self.limits);
-        let limit = limits.entry((filter.to_owned(), name.to_owned())).or_insert_with(|| Arc::new(Limit::new(max)));
-        limit.set_max(max);
-        limit.clone()
+    /// The limit of a filter. Its bound is not kept here: instances of two configurations may use it at the same time.
+    pub fn limit(&self, filter: &str, name: &str) -> Arc<Limit> {
+        lock(&self.limits).entry((filter.to_owned(), name.to_owned())).or_default().clone()
     }
 
     /// Forgets the buckets and limits that no instance uses any more.

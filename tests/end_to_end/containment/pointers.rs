@@ -245,7 +245,6 @@ fn allocators_that_fail() {
 #[test]
 fn maps_that_are_none() {
     // The count, the lengths, the bytes, and the NULs between them: each of them wrong.
-    let long = format!("\u{1}\0\0\0\u{1}\0\0\0\u{7f}\u{7f}\u{7f}\u{7f}a\0b\0");
     let garbage = [
         "\u{7f}\u{7f}\u{7f}\u{7f}",
         "\u{7f}\u{7f}\u{7f}\u{7f}\u{1}\0\0\0\u{1}\0\0\0a\0b\0",
@@ -256,7 +255,7 @@ fn maps_that_are_none() {
         "\u{2}\0\0\0\u{1}\0\0\0\u{1}\0\0\0a\0b\0",
         "\u{1}\0",
         "text",
-        &long,
+        "\u{1}\0\0\0\u{1}\0\0\0\u{7f}\u{7f}\u{7f}\u{7f}a\0b\0",
     ];
     let nothing = "(i32.const 0) (i32.const 0)";
     for map in garbage {

@@ -89,7 +89,9 @@ fn hosts_are_compared_as_they_are_meant() {
         {to: [{operation: {hosts: [internal.example]}}]}]}]}";
     let proxy = guarded(&upstream, "", policies);
     let mut client = proxy.client();
-    for host in ["internal.example", "INTERNAL.example", "internal.example:8080"] {
+    for host in
+        ["internal.example", "INTERNAL.example", "internal.example:8080", "internal.example.", "internal.example:"]
+    {
         assert_eq!(client.request("GET", "/", &[("Host", host)], b"").status(), 403, "{host}");
     }
     assert_eq!(client.request("GET", "/", &[("Host", "example")], b"").status(), 200);

@@ -71,14 +71,16 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "limit_acquire", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let Some(limit) = host.stream_limits.get(id as u32 as usize) else { return -(Status::BadArgument as i32) };
-        let place = current::with_state(|s| limit.acquire().map(|place| s.held.push(place)).is_some());
+        let Some((limit, max)) = host.stream_limits.get(id as u32 as usize) else {
+            return -(Status::BadArgument as i32);
+        };
+        let place = current::with_state(|s| limit.acquire(*max).map(|place| s.held.push(place)).is_some());
         place.map_or(-(Status::NotFound as i32), i32::from)
     })?;
     linker.func_wrap(MODULE, "limit_release", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let Some(limit) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
+        let Some((limit, _)) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
         current::with_state(|s| {
             if let Some(at) = s.held.iter().position(|place| place.is_of(limit)) {
                 s.held.swap_remove(at);
@@ -194,8 +196,8 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             if host.phase == Phase::Running {
                 return Err(Status::BadArgument);
             }
-            let limit = host.world.shared.limit(&host.identity.name, name, max);
-            define(&mut host.stream_limits, limit, limit::LIMITS)
+            let limit = host.world.shared.limit(&host.identity.name, name);
+            define(&mut host.stream_limits, (limit, max), limit::LIMITS)
         }))
     })?;
     Ok(())

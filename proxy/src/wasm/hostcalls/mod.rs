@@ -10,6 +10,7 @@ mod guest;
 mod headers;
 mod metrics;
 mod properties;
+mod queues;
 mod shared;
 mod streams;
 mod system;
@@ -28,6 +29,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     streams::link(linker)?;
     properties::link(linker)?;
     shared::link(linker)?;
+    queues::link(linker)?;
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
@@ -46,10 +48,6 @@ const UNIMPLEMENTED: &[&str] = &[
     "proxy_grpc_send",
     "proxy_grpc_cancel",
     "proxy_grpc_close",
-    "proxy_register_shared_queue",
-    "proxy_resolve_shared_queue",
-    "proxy_enqueue_shared_queue",
-    "proxy_dequeue_shared_queue",
     "proxy_call_foreign_function",
 ];
 

@@ -1,0 +1,80 @@
+//! Shared queues.
+
+use tokio::sync::mpsc::unbounded_channel;
+use tollgate_abi::proxy_wasm::{MODULE, Status};
+use wasmtime::{Caller, Linker};
+
+use super::guest::{give, slice, split, status, write_u32};
+use crate::wasm::{host::Host, queue::NotSent};
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_register_shared_queue",
+        |mut caller: Caller<'_, Host>, name: i32, name_len: i32, id_out: i32| {
+            status(register(&mut caller, name, name_len, id_out))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_resolve_shared_queue",
+        |mut caller: Caller<'_, Host>, vm: i32, vm_len: i32, name: i32, name_len: i32, id_out: i32| {
+            let resolve = |caller: &mut Caller<'_, Host>| {
+                let (memory, host) = split(caller)?;
+                let text = |ptr, len| str::from_utf8(slice(memory, ptr, len)?).map_err(|_| Status::NotFound);
+                let (vm, name) = (text(vm, vm_len)?, text(name, name_len)?);
+                let vm = if vm.is_empty() { &host.identity.vm_id } else { vm };
+                let id = host.world.shared.queues.resolve(vm, name).ok_or(Status::NotFound)?;
+                write_u32(memory, id_out, id)
+            };
+            status(resolve(&mut caller))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_enqueue_shared_queue",
+        |mut caller: Caller<'_, Host>, id: i32, value: i32, value_len: i32| {
+            let send = |caller: &mut Caller<'_, Host>| {
+                let (memory, host) = split(caller)?;
+                let value = slice(memory, value, value_len)?;
+                host.copied += value.len() as u64;
+                host.world.shared.queues.send(id as u32, value).map_err(|why| {
+                    if why == NotSent::Full {
+                        host.identity.complain(format_args!("queue {id} is full; a message was not taken"));
+                    }
+                    // The released SDKs know no other status here.
+                    Status::NotFound
+                })
+            };
+            status(send(&mut caller))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_dequeue_shared_queue",
+        |mut caller: Caller<'_, Host>, id: i32, out: i32, size_out: i32| {
+            give(&mut caller, out, size_out, |host, data| {
+                host.hostcalls += 1;
+                let message = host.world.shared.queues.take(id as u32).ok_or(Status::NotFound)?.ok_or(Status::Empty)?;
+                data.extend_from_slice(&message);
+                Ok(())
+            })
+        },
+    )?;
+    Ok(())
+}
+
+fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
+    let note = match &host.queue_notes {
+        Some(note) => note.clone(),
+        None => {
+            let (note, inbox) = unbounded_channel();
+            (host.queue_notes, host.queue_inbox) = (Some(note.clone()), Some(inbox));
+            note
+        }
+    };
+    let id = host.world.shared.queues.register(&host.identity.vm_id, name, note).ok_or(Status::InternalFailure)?;
+    write_u32(memory, id_out, id)
+}

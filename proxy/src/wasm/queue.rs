@@ -1,0 +1,162 @@
+//! Shared queues: messages from filter to filter, across VMs and workers.
+//!
+//! A queue has a name and belongs to a `vm_id`. Who registers it last is told of each message; if that instance is gone, the
+//! one before it is. Registering creates the queue if it is not there, and keeps what is in it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Queues of the process.
+const MAX_QUEUES: usize = 1024;
+
+/// Bytes that wait in one queue, each message counted with 64 more.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Instances that one queue remembers as its readers.
+const MAX_READERS: usize = 1024;
+
+/// What an instance is told: this queue has a message.
+pub type Note = UnboundedSender<u32>;
+
+/// All queues.
+#[derive(Default)]
+pub struct Queues(Mutex<All>);
+
+#[derive(Default)]
+struct All {
+    ids: HashMap<(String, String), u32>,
+    /// By id, which begins with 1.
+    queues: Vec<Arc<Mutex<Queue>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<Bytes>,
+    bytes: usize,
+    /// The last one is told.
+    readers: Vec<Note>,
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// There is no such queue.
+    Unknown,
+    /// It is full.
+    Full,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cost(message: &[u8]) -> usize {
+    message.len() + 64
+}
+
+impl Queues {
+    /// The queue of this name, made if it is not there, with another reader. `None`: there are too many.
+    pub fn register(&self, vm_id: &str, name: &str, reader: Note) -> Option<u32> {
+        let mut all = lock(&self.0);
+        let key = (vm_id.to_owned(), name.to_owned());
+        let id = match all.ids.get(&key) {
+            Some(id) => *id,
+            None if all.queues.len() >= MAX_QUEUES => return None,
+            None => {
+                all.queues.push(Arc::default());
+                let id = all.queues.len() as u32;
+                all.ids.insert(key, id);
+                id
+            }
+        };
+        let mut queue = lock(&all.queues[id as usize - 1]);
+        queue.readers.retain(|reader| !reader.is_closed());
+        if queue.readers.len() >= MAX_READERS {
+            return None;
+        }
+        queue.readers.push(reader);
+        Some(id)
+    }
+
+    /// The queue of this name.
+    pub fn resolve(&self, vm_id: &str, name: &str) -> Option<u32> {
+        lock(&self.0).ids.get(&(vm_id.to_owned(), name.to_owned())).copied()
+    }
+
+    fn get(&self, id: u32) -> Option<Arc<Mutex<Queue>>> {
+        lock(&self.0).queues.get((id as usize).checked_sub(1)?).cloned()
+    }
+
+    /// Puts a message at the end, and tells the reader.
+    pub fn send(&self, id: u32, message: &[u8]) -> Result<(), NotSent> {
+        let queue = self.get(id).ok_or(NotSent::Unknown)?;
+        let mut queue = lock(&queue);
+        if queue.bytes + cost(message) > MAX_BYTES {
+            return Err(NotSent::Full);
+        }
+        queue.bytes += cost(message);
+        queue.messages.push_back(Bytes::copy_from_slice(message));
+        while queue.readers.last().is_some_and(|reader| reader.send(id).is_err()) {
+            queue.readers.pop();
+        }
+        Ok(())
+    }
+
+    /// Takes the first message. The outer `None`: there is no such queue; the inner: it is empty.
+    pub fn take(&self, id: u32) -> Option<Option<Bytes>> {
+        let queue = self.get(id)?;
+        let mut queue = lock(&queue);
+        let message = queue.messages.pop_front();
+        if let Some(message) = &message {
+            queue.bytes -= cost(message);
+        }
+        Some(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    #[test]
+    fn the_last_reader_that_is_there_is_told() {
+        let queues = Queues::default();
+        let ((first, mut first_inbox), (second, mut second_inbox)) = (unbounded_channel(), unbounded_channel());
+        let id = queues.register("vm", "q", first).unwrap();
+        assert_eq!(queues.register("vm", "q", second), Some(id));
+        assert_eq!(queues.resolve("vm", "q"), Some(id));
+        assert_eq!(queues.resolve("other", "q"), None);
+        queues.send(id, b"1").unwrap();
+        assert_eq!((first_inbox.try_recv().ok(), second_inbox.try_recv().ok()), (None, Some(id)));
+        drop(second_inbox);
+        queues.send(id, b"2").unwrap();
+        assert_eq!(first_inbox.try_recv().ok(), Some(id));
+        assert_eq!([queues.take(id), queues.take(id), queues.take(id)].map(|m| m.unwrap()), [
+            Some(Bytes::from_static(b"1")),
+            Some(Bytes::from_static(b"2")),
+            None
+        ]);
+        assert_eq!((queues.take(0), queues.take(9)), (None, None));
+        assert_eq!(queues.send(9, b""), Err(NotSent::Unknown));
+    }
+
+    #[test]
+    fn it_does_not_grow_without_bound() {
+        let queues = Queues::default();
+        let (note, _inbox) = unbounded_channel();
+        let id = queues.register("vm", "q", note.clone()).unwrap();
+        let sent = (0..1_000_000).take_while(|_| queues.send(id, b"").is_ok()).count();
+        assert_eq!(sent, MAX_BYTES / 64);
+        assert_eq!(queues.send(id, b""), Err(NotSent::Full));
+        queues.take(id).unwrap().unwrap();
+        queues.send(id, b"").unwrap();
+        let made = (0..5000).take_while(|i| queues.register("vm", &i.to_string(), note.clone()).is_some()).count();
+        assert_eq!(made, MAX_QUEUES - 1);
+    }
+}
