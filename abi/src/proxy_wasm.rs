@@ -110,7 +110,7 @@ pub const VERSION_MARKERS: &[(&str, &str)] =
 /// Exports through which the host gets guest memory, in the order in which they are looked for (the C++ host's order).
 pub const ALLOCATORS: &[&str] = &["malloc", "proxy_on_memory_allocate"];
 
-/// Every function of the standard that the host offers.
+/// Every function of the standard.
 pub const HOSTCALLS: &[Function] = crate::function_table! {
     fn proxy_log(level: i32, message_ptr: i32, message_len: i32) -> i32;
     fn proxy_get_log_level(level_out: i32) -> i32;

@@ -117,6 +117,8 @@ pub struct Host {
     pub phase: Phase,
     /// The context that host functions act on.
     pub effective: u32,
+    /// The version of the ABI that it was made for.
+    pub abi: &'static str,
     /// Its root context.
     pub root: u32,
     /// The callbacks it wants, as bits of [`phase`].
@@ -164,6 +166,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// Whether it was made for the first version of the ABI, which differs in small things.
+    pub fn is_0_1(&self) -> bool {
+        self.abi == "0.1.0"
+    }
+
     /// The data of a new instance.
     pub fn new(identity: Arc<Identity>, world: Arc<World>, memory_limit: usize) -> Host {
         Host {
@@ -175,6 +182,7 @@ impl Host {
             clock: Clock::default(),
             phase: Phase::Start,
             effective: 0,
+            abi: "",
             root: 0,
             subscribed: phase::ALL,
             subscribes: false,

@@ -263,6 +263,7 @@ impl Plugin {
         }
 
         let exports = Exports::find(&instance, &mut store);
+        store.data_mut().abi = self.code.abi;
         store.data_mut().root = ROOT;
         store.data_mut().effective = ROOT;
         if let Some(create) = &exports.context_create {

@@ -43,6 +43,15 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             })
         },
     )?;
+    // The 0.1.0 name: whichever configuration is being read.
+    linker.func_wrap(MODULE, "proxy_get_configuration", |mut caller: Caller<'_, Host>, out: i32, size_out: i32| {
+        caller.data_mut().hostcalls += 1;
+        give(&mut caller, out, size_out, |host, data| {
+            let identity = &host.identity;
+            data.extend_from_slice(if host.phase == Phase::VmStart { &identity.vm_config } else { &identity.config });
+            Ok(())
+        })
+    })?;
     linker.func_wrap(
         MODULE,
         "proxy_get_buffer_status",

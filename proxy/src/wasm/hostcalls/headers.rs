@@ -40,14 +40,21 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "proxy_get_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, out: i32, size_out: i32| {
             let name = match split(&mut caller).and_then(|(memory, _)| Ok(Name::parse(slice(memory, key, key_len)?))) {
-                Ok(Some(name)) => name,
-                Ok(None) => return Ok(Status::NotFound as i32),
+                Ok(name) => name,
                 Err(s) => return Ok(s as i32),
             };
             give(&mut caller, out, size_out, |host, data| {
-                let found =
-                    with_map(host, which, |headers| headers.first(&name).map(|value| data.extend_from_slice(&value)))?;
-                found.flatten().ok_or(Status::NotFound)
+                let found = with_map(host, which, |headers| {
+                    let value = headers.first(name.as_ref()?)?;
+                    data.extend_from_slice(&value);
+                    Some(())
+                })?;
+                match found.flatten() {
+                    Some(()) => Ok(()),
+                    // In 0.1.0 a header that is not there is empty.
+                    None if host.is_0_1() => Ok(()),
+                    None => Err(Status::NotFound),
+                }
             })
         },
     )?;

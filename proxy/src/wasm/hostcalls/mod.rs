@@ -6,6 +6,7 @@
 mod buffers;
 mod callouts;
 mod fast;
+mod foreign;
 mod guest;
 mod headers;
 mod metrics;
@@ -16,7 +17,10 @@ mod streams;
 mod system;
 mod wasi;
 
-use tollgate_abi::{fast as fast_lane, proxy_wasm};
+use tollgate_abi::{
+    fast as fast_lane,
+    proxy_wasm::{self, Status},
+};
 use wasmtime::Linker;
 
 use super::host::Host;
@@ -30,29 +34,30 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     properties::link(linker)?;
     shared::link(linker)?;
     queues::link(linker)?;
+    foreign::link(linker)?;
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
     wasi::link(linker)?;
-    let unimplemented = proxy_wasm::HOSTCALLS.iter().filter(|f| UNIMPLEMENTED.contains(&f.name));
-    unimplemented
-        .into_iter()
-        .try_for_each(|f| wasi::answer(linker, proxy_wasm::MODULE, f, proxy_wasm::Status::Unimplemented as i32))
+    UNIMPLEMENTED.iter().try_for_each(|(name, status)| {
+        let function = proxy_wasm::HOSTCALLS.iter().find(|f| f.name == *name);
+        function.map_or(Ok(()), |f| wasi::answer(linker, proxy_wasm::MODULE, f, *status as i32))
+    })
 }
 
-/// Functions of the standard that are there but only answer `Unimplemented`: modules import them whether they call them or
-/// not, because their SDK does.
-const UNIMPLEMENTED: &[&str] = &[
-    "proxy_grpc_call",
-    "proxy_grpc_stream",
-    "proxy_grpc_send",
-    "proxy_grpc_cancel",
-    "proxy_grpc_close",
-    "proxy_call_foreign_function",
+/// Functions of the standard that are there but only answer: modules import them whether they call them or not, because their
+/// SDK does. The answers are statuses that the released SDKs expect there.
+const UNIMPLEMENTED: &[(&str, Status)] = &[
+    ("proxy_grpc_call", Status::InternalFailure),
+    ("proxy_grpc_stream", Status::InternalFailure),
+    ("proxy_grpc_send", Status::BadArgument),
+    ("proxy_grpc_cancel", Status::NotFound),
+    ("proxy_grpc_close", Status::NotFound),
 ];
 
 /// Functions that only old modules know.
-const OLD: &[&str] = &["proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
+const OLD: &[&str] =
+    &["proxy_get_configuration", "proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
 
 /// Whether the host has a function.
 pub(super) fn has(module: &str, name: &str) -> bool {
