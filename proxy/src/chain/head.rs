@@ -76,6 +76,14 @@ pub struct ResponseHead {
     pub fields: HeaderMap,
 }
 
+/// Whether it is a host, with or without a port (RFC 9110 section 7.2): no user information, and a port that is one.
+pub fn is_host(text: &str) -> bool {
+    http::uri::Authority::try_from(text).is_ok_and(|authority| {
+        let rest = text.strip_prefix(authority.host());
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok()))
+    })
+}
+
 /// The value of a field; several of one name are joined (RFC 9110 section 5.3).
 fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut values = fields.get_all(name).iter();
@@ -158,8 +166,8 @@ impl RequestHead {
                 fits.then(|| self.path = Bytes::copy_from_slice(value)).ok_or(BadHeader)?;
             }
             Name::Authority => {
-                let authority = http::uri::Authority::try_from(value).map_err(|_| BadHeader)?;
-                self.authority = Bytes::copy_from_slice(authority.as_str().as_bytes());
+                str::from_utf8(value).ok().filter(|text| is_host(text)).ok_or(BadHeader)?;
+                self.authority = Bytes::copy_from_slice(value);
             }
             Name::Scheme => {
                 self.scheme = match value {

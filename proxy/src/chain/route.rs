@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tollgate_abi::{doc, fast, proxy_wasm::Status};
 
-use super::head::{BadHeader, HeaderOps, RequestHead};
+use super::head::{BadHeader, HeaderOps, RequestHead, is_host};
 use crate::upstream::Cluster;
 
 /// The clusters there are, by name.
@@ -49,14 +49,6 @@ pub struct Route {
 
 fn bound(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
-}
-
-/// Whether it is a host, with or without a port.
-fn is_host(text: &str) -> bool {
-    http::uri::Authority::try_from(text).is_ok_and(|authority| {
-        let rest = text.strip_prefix(authority.host());
-        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok()))
-    })
 }
 
 /// Whether it is a path and nothing else.

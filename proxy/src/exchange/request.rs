@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Uri, header, request::Parts};
 
 use super::{Site, reply::Fault};
 use crate::{
-    chain::{RequestHead, Stream, stream::ConnectionInfo},
+    chain::{RequestHead, Stream, head::is_host, stream::ConnectionInfo},
     http::{
         fields::{add_via, forwarded, remove_hop_by_hop},
         path::normalise,
@@ -28,9 +28,10 @@ fn authority(uri: &Uri, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
         (None, Some(_)) => return Err(Fault::BadHost),
         (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
     };
-    // User information has no place in a host, and a filter would have to know to skip it.
-    let valid = !host.contains(&b'@') && http::uri::Authority::from_maybe_shared(host.clone()).is_ok();
-    if valid { Ok(host) } else { Err(Fault::BadHost) }
+    match str::from_utf8(&host) {
+        Ok(text) if is_host(text) => Ok(host),
+        _ => Err(Fault::BadHost),
+    }
 }
 
 /// Path and query, with the path in its one spelling.

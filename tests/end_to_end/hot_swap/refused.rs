@@ -160,7 +160,6 @@ fn refused_with(before: Config, after: Config) -> Proxy {
 }
 
 #[test]
-#[ignore = "bug: the bound is set before it is known that the rest can be used"]
 fn bounds_on_connections_stay() {
     let upstream = Upstream::saying("hello");
     let config = |bound: u32| Config::to(&upstream).listener(&format!("limits: {{connections: {bound}}}"));
@@ -172,7 +171,6 @@ fn bounds_on_connections_stay() {
 }
 
 #[test]
-#[ignore = "bug: the bound is set before it is known that the rest can be used"]
 fn bounds_of_filters_stay() {
     let upstream = Upstream::saying("hello");
     let config = |bound: u32| {
@@ -188,7 +186,6 @@ fn bounds_of_filters_stay() {
 }
 
 #[test]
-#[ignore = "bug: they stay until another configuration is in force"]
 fn names_of_a_refused_configuration_do_not_stay() {
     let upstream = Upstream::saying("hello");
     let after = Config::to(&upstream).cluster("ghost", &[&upstream], "").filter("ghost", "builtin:fault", "config: {}");
