@@ -171,7 +171,6 @@ fn an_absolute_target_is_held_to_the_same_rules() {
 }
 
 #[test]
-#[ignore = "bug: a port need not be a number"]
 fn a_port_is_a_number() {
     refuses(&[
         ("a port in letters", "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n"),

@@ -76,11 +76,16 @@ pub struct ResponseHead {
     pub fields: HeaderMap,
 }
 
+/// RFC 3986 section 3.2.3 lets a port be empty.
+fn is_port(text: &str) -> bool {
+    text.is_empty() || text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
 /// Whether it is a host, with or without a port (RFC 9110 section 7.2): no user information, and a port that is one.
 pub fn is_host(text: &str) -> bool {
     http::uri::Authority::try_from(text).is_ok_and(|authority| {
         let rest = text.strip_prefix(authority.host());
-        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok()))
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
     })
 }
 
