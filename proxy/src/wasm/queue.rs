@@ -137,11 +137,10 @@ mod tests {
         drop(second_inbox);
         queues.send(id, b"2").unwrap();
         assert_eq!(first_inbox.try_recv().ok(), Some(id));
-        assert_eq!([queues.take(id), queues.take(id), queues.take(id)].map(|m| m.unwrap()), [
-            Some(Bytes::from_static(b"1")),
-            Some(Bytes::from_static(b"2")),
-            None
-        ]);
+        assert_eq!(
+            [queues.take(id), queues.take(id), queues.take(id)].map(|m| m.unwrap()),
+            [Some(Bytes::from_static(b"1")), Some(Bytes::from_static(b"2")), None]
+        );
         assert_eq!((queues.take(0), queues.take(9)), (None, None));
         assert_eq!(queues.send(9, b""), Err(NotSent::Unknown));
     }

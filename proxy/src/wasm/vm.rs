@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 use tollgate_abi::{fast::phase, proxy_wasm::action};
-use tokio::sync::mpsc::UnboundedReceiver;
 use wasmtime::Store;
 
 use super::{
