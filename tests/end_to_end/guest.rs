@@ -19,6 +19,10 @@ const PRELUDE: &str = r#"
     (import "env" "proxy_set_effective_context" (func $become (param i32) (result i32)))
     (import "env" "proxy_get_shared_data" (func $get_shared (param i32 i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_set_shared_data" (func $set_shared (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_register_shared_queue" (func $register_queue (param i32 i32 i32) (result i32)))
+    (import "env" "proxy_resolve_shared_queue" (func $resolve_queue (param i32 i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
+    (import "env" "proxy_dequeue_shared_queue" (func $dequeue (param i32 i32 i32) (result i32)))
     (import "env" "proxy_http_call"
         (func $call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
     (import "tollgate_v1" "timer_set" (func $timer (param i64 i64) (result i32)))

@@ -20,6 +20,7 @@ mod mirror;
 mod mutations;
 mod overload;
 mod paths;
+mod queues;
 mod retries;
 mod reuse;
 mod slow_peers;

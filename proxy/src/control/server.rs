@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use crate::{
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
+    wasm::vm::Wanted,
 };
 
 /// A change that somebody wants.
@@ -275,17 +276,21 @@ impl Server {
 
     /// Makes another instance of a filter, not before its time.
     fn rebuild(&self, rebuild: Rebuild) {
-        let Rebuild { worker, plugin, wait } = rebuild;
+        let Rebuild { worker, plugin, wanted } = rebuild;
         let Some(commands) = self.workers.get(worker).map(|w| w.commands.downgrade()) else { return };
         let plugin = Arc::downgrade(&plugin);
         tokio::task::spawn_local(async move {
-            let mut wait = wait;
+            let mut wait = if let Wanted::Instance(wait) = wanted { wait } else { Duration::ZERO };
             loop {
                 tokio::time::sleep(wait).await;
                 // Another configuration may have come meanwhile.
                 let Some(plugin) = plugin.upgrade() else { return };
                 let making = plugin.clone();
                 match tokio::task::spawn_blocking(move || making.instantiate()).await {
+                    Ok(Ok(instance)) if wanted == Wanted::Spare => {
+                        *plugin.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(instance);
+                        return;
+                    }
                     Ok(Ok(instance)) => {
                         // The worker may have ended: this must not keep it.
                         if let Some(commands) = commands.upgrade() {

@@ -1,7 +1,12 @@
 //! From a configuration to everything that workers need to carry traffic by it: compiled filters, configured instances,
 //! clusters, logs, sockets. Nothing is changed by making one; only handing it to the workers puts it in force.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::SystemTime,
+};
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
@@ -169,7 +174,8 @@ impl Foundry {
         };
         let mut instances = vec![first_instances];
         if extent == Extent::Full && wrong.is_empty() {
-            for _ in 1..self.workers {
+            // One more than there are workers: the spare.
+            for _ in 0..self.workers {
                 // What the first one accepted, the others do too, unless the filter throws dice.
                 let more: Result<Vec<_>, _> =
                     plugins.iter().map(|p| p.instantiate().map_err(|e| (p.clone(), e))).collect();
@@ -205,6 +211,13 @@ impl Foundry {
             files: files(&loaded.source),
             loaded,
         };
+        if instances.len() > self.workers
+            && let Some(spares) = instances.pop()
+        {
+            for (plugin, spare) in snapshot.plugins.iter().zip(spares) {
+                *plugin.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+            }
+        }
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
     }
 

@@ -30,7 +30,7 @@ use crate::{
     http::body::Body,
     observe::{Shard, set_shard},
     upstream::{PoolOptions, Pools},
-    wasm::{self, Instance, Plugin, Vm},
+    wasm::{self, Instance, Plugin, Vm, vm::Wanted},
 };
 
 /// A guest runs on the worker's stack; see `wasm::engine`.
@@ -63,8 +63,8 @@ pub struct Rebuild {
     pub worker: usize,
     /// Of which filter.
     pub plugin: Arc<Plugin>,
-    /// Not before this time has passed.
-    pub wait: Duration,
+    /// What for.
+    pub wanted: Wanted,
 }
 
 /// The control thread's end of a worker.
@@ -173,9 +173,9 @@ impl Worker {
     fn apply(&self, delivery: Delivery) {
         let Delivery { snapshot, instances, sockets } = delivery;
         let (index, rebuilds) = (self.index, self.rebuilds.clone());
-        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wait| {
+        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wanted| {
             // The control thread is gone only when the process ends.
-            let _ = rebuilds.send(Rebuild { worker: index, plugin: plugin.clone(), wait });
+            let _ = rebuilds.send(Rebuild { worker: index, plugin: plugin.clone(), wanted });
         });
         let site = wasm::Site { upstream: self.pools.clone(), rebuild };
         let vms = snapshot.plugins.iter().zip(instances);

@@ -6,11 +6,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tollgate_abi::fast::phase;
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
-use super::{bucket::Bucket, clock::Clock, limits::Limit, plugin::Identity, queue::Note, world::World};
+use super::{bucket::Bucket, clock::Clock, limits::Limit, plugin::Identity, world::World};
 use crate::{
     chain::{RequestHead, ResponseHead, Route, head::Name},
     observe::metrics::Handle,
@@ -141,10 +140,8 @@ pub struct Host {
     pub buckets: Vec<Arc<Bucket>>,
     /// Limits by id, with their bounds.
     pub stream_limits: Vec<(Arc<Limit>, u32)>,
-    /// Where notes of messages in queues come in, once it has registered one: both ends, until a worker has the instance.
-    pub queue_notes: Option<Note>,
-    /// The other end.
-    pub queue_inbox: Option<UnboundedReceiver<u32>>,
+    /// Queues that it wants to read from now on.
+    pub reads: Vec<u32>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
     /// Calls that have not been answered yet, and the bytes of their bodies.
@@ -194,8 +191,7 @@ impl Host {
             routes: Vec::new(),
             buckets: Vec::new(),
             stream_limits: Vec::new(),
-            queue_notes: None,
-            queue_inbox: None,
+            reads: Vec::new(),
             metrics: Vec::new(),
             calls_under_way: (0, 0),
             last_call: 0,

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicU32},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -147,6 +147,8 @@ pub struct Plugin {
     pub figures: Figures,
     /// The last thing that went wrong with it.
     pub last_error: arc_swap::ArcSwapOption<String>,
+    /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
+    pub spare: Mutex<Option<Instance>>,
     /// How often in a row its instances have failed soon after they were made.
     pub crashes: AtomicU32,
     engine: Arc<Engine>,
@@ -209,12 +211,18 @@ impl Plugin {
             headers_pause: config.headers_pause,
             figures: Figures::new(&world.shared.registry, &config.name)?,
             last_error: arc_swap::ArcSwapOption::empty(),
+            spare: Mutex::new(None),
             crashes: AtomicU32::new(0),
             engine: engine.clone(),
             world: world.clone(),
             call_time: config.limits.call_time.0,
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
         })
+    }
+
+    /// What it sees of the world.
+    pub(super) fn world(&self) -> &World {
+        &self.world
     }
 
     /// Half of the time that a call may take, and how many ticks of the engine that is.

@@ -17,9 +17,6 @@ const MAX_QUEUES: usize = 1024;
 /// Bytes that wait in one queue, each message counted with 64 more.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Instances that one queue remembers as its readers.
-const MAX_READERS: usize = 1024;
-
 /// What an instance is told: this queue has a message.
 pub type Note = UnboundedSender<u32>;
 
@@ -60,27 +57,28 @@ fn cost(message: &[u8]) -> usize {
 }
 
 impl Queues {
-    /// The queue of this name, made if it is not there, with another reader. `None`: there are too many.
-    pub fn register(&self, vm_id: &str, name: &str, reader: Note) -> Option<u32> {
+    /// The queue of this name, made if it is not there. `None`: there are too many.
+    pub fn open(&self, vm_id: &str, name: &str) -> Option<u32> {
         let mut all = lock(&self.0);
         let key = (vm_id.to_owned(), name.to_owned());
-        let id = match all.ids.get(&key) {
-            Some(id) => *id,
-            None if all.queues.len() >= MAX_QUEUES => return None,
+        match all.ids.get(&key) {
+            Some(id) => Some(*id),
+            None if all.queues.len() >= MAX_QUEUES => None,
             None => {
                 all.queues.push(Arc::default());
                 let id = all.queues.len() as u32;
                 all.ids.insert(key, id);
-                id
+                Some(id)
             }
-        };
-        let mut queue = lock(&all.queues[id as usize - 1]);
-        queue.readers.retain(|reader| !reader.is_closed());
-        if queue.readers.len() >= MAX_READERS {
-            return None;
         }
+    }
+
+    /// Makes this the reader that is told of messages.
+    pub fn read(&self, id: u32, reader: Note) {
+        let Some(queue) = self.get(id) else { return };
+        let mut queue = lock(&queue);
+        queue.readers.retain(|reader| !reader.is_closed());
         queue.readers.push(reader);
-        Some(id)
     }
 
     /// The queue of this name.
@@ -128,8 +126,10 @@ mod tests {
     fn the_last_reader_that_is_there_is_told() {
         let queues = Queues::default();
         let ((first, mut first_inbox), (second, mut second_inbox)) = (unbounded_channel(), unbounded_channel());
-        let id = queues.register("vm", "q", first).unwrap();
-        assert_eq!(queues.register("vm", "q", second), Some(id));
+        let id = queues.open("vm", "q").unwrap();
+        queues.read(id, first);
+        assert_eq!(queues.open("vm", "q"), Some(id));
+        queues.read(id, second);
         assert_eq!(queues.resolve("vm", "q"), Some(id));
         assert_eq!(queues.resolve("other", "q"), None);
         queues.send(id, b"1").unwrap();
@@ -148,14 +148,13 @@ mod tests {
     #[test]
     fn it_does_not_grow_without_bound() {
         let queues = Queues::default();
-        let (note, _inbox) = unbounded_channel();
-        let id = queues.register("vm", "q", note.clone()).unwrap();
+        let id = queues.open("vm", "q").unwrap();
         let sent = (0..1_000_000).take_while(|_| queues.send(id, b"").is_ok()).count();
         assert_eq!(sent, MAX_BYTES / 64);
         assert_eq!(queues.send(id, b""), Err(NotSent::Full));
         queues.take(id).unwrap().unwrap();
         queues.send(id, b"").unwrap();
-        let made = (0..5000).take_while(|i| queues.register("vm", &i.to_string(), note.clone()).is_some()).count();
+        let made = (0..5000).take_while(|i| queues.open("vm", &i.to_string()).is_some()).count();
         assert_eq!(made, MAX_QUEUES - 1);
     }
 }

@@ -7,11 +7,11 @@
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::AbortHandle;
 use tollgate_abi::{fast::phase, proxy_wasm::action};
 use wasmtime::Store;
@@ -22,6 +22,7 @@ use super::{
     host::{CallResponse, Host},
     instance::{Exports, Instance, OnHeaders, describe},
     plugin::{Plugin, ROOT, TrapKind},
+    queue::Note,
 };
 use crate::{
     chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream, flow::failed_reply},
@@ -37,7 +38,16 @@ const TIMED: u64 = 16;
 const STABLE: Duration = Duration::from_secs(30);
 
 /// Asks the control thread for another instance.
-pub type Rebuild = Rc<dyn Fn(&Arc<Plugin>, Duration)>;
+pub type Rebuild = Rc<dyn Fn(&Arc<Plugin>, Wanted)>;
+
+/// What another instance is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The worker has none; it wants one after this time.
+    Instance(Duration),
+    /// The worker has taken the spare one.
+    Spare,
+}
 
 /// What a VM needs of its worker.
 #[derive(Clone)]
@@ -65,7 +75,7 @@ pub struct Vm {
     next_context: Cell<u32>,
     calls: Cell<u64>,
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
-    listening: RefCell<Option<AbortHandle>>,
+    listening: RefCell<Option<(Note, AbortHandle)>>,
     memory: Cell<i64>,
 }
 
@@ -156,7 +166,7 @@ impl Vm {
                 let host = store.data();
                 let unsettled = !host.calls.is_empty()
                     || !host.timers.is_empty()
-                    || host.queue_inbox.is_some()
+                    || !host.reads.is_empty()
                     || self.tick_differs(host.tick);
                 drop(slot);
                 if unsettled {
@@ -177,11 +187,16 @@ impl Vm {
 
     /// Does what the guest has asked for.
     fn settle(&self) {
-        let (calls, timers, tick, inbox) = {
+        let (calls, timers, tick, reads) = {
             let mut slot = self.instance.borrow_mut();
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
-            (std::mem::take(&mut host.calls), std::mem::take(&mut host.timers), host.tick, host.queue_inbox.take())
+            (
+                std::mem::take(&mut host.calls),
+                std::mem::take(&mut host.timers),
+                host.tick,
+                std::mem::take(&mut host.reads),
+            )
         };
         for call in calls {
             tokio::task::spawn_local(callout::run(
@@ -206,8 +221,9 @@ impl Vm {
         if self.tick_differs(tick) {
             self.set_tick(tick);
         }
-        if let Some(inbox) = inbox {
-            self.listen(inbox);
+        for queue in reads {
+            let known = self.listening.borrow().as_ref().map(|(note, _)| note.clone());
+            self.plugin.world().shared.queues.read(queue, known.unwrap_or_else(|| self.listen()));
         }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
@@ -220,7 +236,8 @@ impl Vm {
     }
 
     /// Tells the guest of messages in its queues, as they come, for as long as there is this instance.
-    fn listen(&self, mut inbox: UnboundedReceiver<u32>) {
+    fn listen(&self) -> Note {
+        let (note, mut inbox) = unbounded_channel();
         let me = self.me.clone();
         let task = tokio::task::spawn_local(async move {
             while let Some(queue) = inbox.recv().await {
@@ -230,13 +247,14 @@ impl Vm {
                 });
             }
         });
-        *self.listening.borrow_mut() = Some(task.abort_handle());
+        *self.listening.borrow_mut() = Some((note.clone(), task.abort_handle()));
+        note
     }
 
     /// Ends what is done for the instance by itself.
     fn silence(&self) {
         self.set_tick(None);
-        if let Some(listening) = self.listening.take() {
+        if let Some((_, listening)) = self.listening.take() {
             listening.abort();
         }
     }
@@ -339,7 +357,15 @@ impl Vm {
             plugin.crashes.store(0, Ordering::Relaxed);
         }
         let crashes = plugin.crashes.fetch_add(1, Ordering::Relaxed);
-        (self.site.rebuild)(plugin, backoff(crashes));
+        let wait = backoff(crashes);
+        match plugin.spare.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| wait.is_zero()) {
+            Some(spare) => {
+                self.adopt(spare);
+                figures.rebuilds.inc(shard);
+                (self.site.rebuild)(plugin, Wanted::Spare);
+            }
+            None => (self.site.rebuild)(plugin, Wanted::Instance(wait)),
+        }
     }
 
     /// The stream's context in this filter, made if there is none. `Err`: the filter cannot take part in the stream.

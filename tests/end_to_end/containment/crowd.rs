@@ -181,6 +181,19 @@ fn a_body_in_whose_middle_the_filter_fails_is_not_whole() {
 }
 
 #[test]
+fn the_request_after_the_first_failure_meets_a_spare_instance() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &holding());
+    // Both in one write: there is no time to make an instance in between.
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert_eq!(client.read().status(), 503);
+    let next = client.read();
+    assert_eq!((next.status(), next.field("x-marked")), (200, Some("yes")));
+    assert_eq!(proxy.filter("boom")["rebuilds"], 1);
+}
+
+#[test]
 fn requests_while_there_is_no_instance() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");

@@ -1,6 +1,5 @@
 //! Shared queues.
 
-use tokio::sync::mpsc::unbounded_channel;
 use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
@@ -67,14 +66,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
-    let note = match &host.queue_notes {
-        Some(note) => note.clone(),
-        None => {
-            let (note, inbox) = unbounded_channel();
-            (host.queue_notes, host.queue_inbox) = (Some(note.clone()), Some(inbox));
-            note
-        }
-    };
-    let id = host.world.shared.queues.register(&host.identity.vm_id, name, note).ok_or(Status::InternalFailure)?;
+    let id = host.world.shared.queues.open(&host.identity.vm_id, name).ok_or(Status::InternalFailure)?;
+    // It is told of messages as soon as a worker has it: until then nobody could tell it.
+    if !host.reads.contains(&id) {
+        host.reads.push(id);
+    }
     write_u32(memory, id_out, id)
 }

@@ -1,0 +1,62 @@
+//! Shared queues: messages from filter to filter, over swaps of both.
+
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream, wait_until},
+};
+
+/// A filter that is told of messages in the queue `q` of the VM `mail`, and says each in the log.
+fn reader() -> Vec<u8> {
+    guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))
+        (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
+            (if (i32.eqz (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
+                (then (drop (call $log
+                    (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
+    )
+}
+
+/// A filter that sends the path of each request, and answers 503 if it cannot.
+fn writer() -> Vec<u8> {
+    guest::filter(
+        r#"(func $deliver (result i32)
+            (if (call $resolve_queue %"mail" %"q" (i32.const 24)) (then (return (i32.const 1))))
+            (drop (call $get_header (i32.const 0) %":path" (global.get $out) (global.get $out_len)))
+            (call $enqueue (i32.load (i32.const 24)) (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $deliver) (then
+                (drop (call $reply (i32.const 503) %"no_queue" %"" %"" (i32.const -1)))))
+            (i32.const 0))"#,
+    )
+}
+
+#[test]
+fn every_message_is_told_once() {
+    let upstream = Upstream::saying("hello");
+    let config =
+        Config::to(&upstream).filter("mailbox", "reader.wasm", "vm_id: mail").filter("sender", "writer.wasm", "");
+    let proxy = Proxy::start_with(config, &[("reader.wasm", &reader()), ("writer.wasm", &writer())]);
+    for path in ["/first", "/second"] {
+        assert_eq!(proxy.get(path).status(), 200);
+        proxy.wait_for_output(path);
+    }
+    // Both filters are new, the queue is the one there was; the old readers are told nothing more.
+    let version = proxy.version();
+    let other = [reader(), b"\x00\x05\x04note".to_vec()].concat();
+    proxy.put("reader.wasm", &other);
+    wait_until("the new reader", || proxy.version() > version);
+    assert_eq!(proxy.get("/third").status(), 200);
+    proxy.wait_for_output("/third");
+    let told = |path: &str| proxy.output().lines().filter(|line| line.contains(path)).count();
+    assert_eq!([told("/first"), told("/second"), told("/third")], [1, 1, 1]);
+}
+
+#[test]
+fn a_queue_that_nobody_has_registered() {
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("sender", "writer.wasm", "");
+    let proxy = Proxy::start_with(config, &[("writer.wasm", &writer())]);
+    assert_eq!(proxy.get("/").status(), 503);
+    assert!(upstream.requests().is_empty());
+}
