@@ -7,7 +7,6 @@ use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use smallvec::SmallVec;
 
 use super::{Action, Direction, OnFailure, Stream, body_bit, stream::Buffer, trailers_bit};
 
@@ -49,7 +48,7 @@ pub struct BodyFlow {
     direction: Direction,
     limit: usize,
     /// One for each filter, in this direction's order.
-    held: SmallVec<[Held; 6]>,
+    held: Vec<Held>,
     out: VecDeque<Frame>,
     /// The end has come out.
     ended: bool,
@@ -60,7 +59,9 @@ pub struct BodyFlow {
 impl BodyFlow {
     /// A body at its beginning; a filter may hold `limit` bytes of it.
     pub fn new(stream: &Stream, direction: Direction, limit: usize) -> BodyFlow {
-        let held = (0..stream.chain.filters().len()).map(|_| Held::default()).collect();
+        // If no filter wants to see it, nothing is ever asked of this.
+        let filters = if stream.chain.wants_body(direction) { stream.chain.filters().len() } else { 0 };
+        let held = (0..filters).map(|_| Held::default()).collect();
         BodyFlow { direction, limit, held, out: VecDeque::new(), ended: false, lengths: (0, 0) }
     }
 
@@ -108,7 +109,7 @@ impl BodyFlow {
 
     /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.
     pub fn resume(&mut self, stream: &Rc<Stream>, until: Option<usize>) -> Result<(), Stopped> {
-        for nth in 0..until.unwrap_or(self.held.len()) {
+        for nth in 0..until.unwrap_or(self.held.len()).min(self.held.len()) {
             if !self.held[nth].paused {
                 continue;
             }
@@ -127,7 +128,7 @@ impl BodyFlow {
 
     /// Lets out what the filter `nth` holds. `until`: as for `data`.
     pub fn release(&mut self, stream: &Rc<Stream>, nth: usize, until: Option<usize>) -> Result<(), Stopped> {
-        let held = &mut self.held[nth];
+        let Some(held) = self.held.get_mut(nth) else { return Ok(()) };
         held.paused = false;
         let (mut data, end, trailers) = (std::mem::take(&mut held.data), held.end, held.trailers.take());
         let anything = !data.as_slice().is_empty() || end;

@@ -66,7 +66,7 @@ impl HeadFlow {
     /// Whether the filter that holds the head wants to see the body meanwhile.
     pub fn feeds_body(&self, stream: &Stream) -> bool {
         let filter = || &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
-        self.paused && filter().headers_pause() == HeadersPause::HoldHeaders
+        self.paused && filter().headers_pause() == HeadersPause::HoldHeaders && stream.chain.wants_body(self.direction)
     }
 
     /// The filter that holds the head lets it go (its body callback has answered so).

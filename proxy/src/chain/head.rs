@@ -83,6 +83,18 @@ fn is_port(text: &str) -> bool {
 
 /// Whether it is a host, with or without a port (RFC 9110 section 7.2): no user information, and a port that is one.
 pub fn is_host(text: &str) -> bool {
+    // Most hosts are names, with a port or without one: nothing needs to be parsed for that.
+    let name_ends = text.bytes().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-')));
+    if let Some((name, rest)) = text.split_at_checked(name_ends.unwrap_or(text.len()))
+        && !name.is_empty()
+    {
+        if rest.is_empty() {
+            return true;
+        }
+        if let Some(port) = rest.strip_prefix(':') {
+            return is_port(port);
+        }
+    }
     http::uri::Authority::try_from(text).is_ok_and(|authority| {
         let rest = text.strip_prefix(authority.host());
         rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))

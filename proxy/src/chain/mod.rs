@@ -93,6 +93,11 @@ impl Chain {
         self.phases & bits != 0
     }
 
+    /// Whether any filter may look at a response's head after it has passed the head callbacks.
+    pub fn looks_back(&self) -> bool {
+        self.phases & (phase::RESPONSE_BODY | phase::RESPONSE_TRAILERS | phase::LOG | phase::LIFECYCLE) != 0
+    }
+
     /// Whether a body that goes this way must be expected to change its length.
     pub fn changes_body(&self, direction: Direction) -> bool {
         self.filters.iter().any(|f| f.changes_body(direction))

@@ -31,6 +31,8 @@ pub struct ConnectionInfo {
     pub listener: Rc<str>,
     /// The other end.
     pub peer: SocketAddr,
+    /// Its address, as a field's value.
+    pub peer_value: HeaderValue,
     /// This end.
     pub local: SocketAddr,
     /// The connection ends with the next response.
@@ -49,12 +51,13 @@ pub struct ConnectionInfo {
 
 impl ConnectionInfo {
     /// A connection that has just been accepted.
-    pub fn new(listener: Rc<str>, peer: SocketAddr, local: SocketAddr) -> ConnectionInfo {
+    pub fn new(listener: Rc<str>, peer: SocketAddr, peer_value: HeaderValue, local: SocketAddr) -> ConnectionInfo {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         ConnectionInfo {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             listener,
             peer,
+            peer_value,
             local,
             closing: Cell::new(false),
             active: Cell::new(0),

@@ -74,7 +74,7 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
     fields.remove(header::EXPECT);
     add_via(&mut fields, site.via.as_ref());
     let scheme = "http";
-    let origin = forwarded(&mut fields, connection.peer, &authority, scheme, site.trusted_hops);
+    let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, site.trusted_hops);
     let head = RequestHead { method, path, authority, scheme, fields };
     (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, version, origin.request_id), fault)
 }

@@ -149,7 +149,10 @@ impl Pending<'_> {
             eventual.into_iter().for_each(|(name, value)| {
                 response.fields.append(name, value);
             });
-            (response.status, response.fields.clone())
+            let log = self.site.access_log.as_ref();
+            let wanted = stream.chain.looks_back() || log.is_some_and(|log| log.format().response_headers());
+            let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
+            (response.status, fields)
         };
         add_via(&mut fields, self.site.via.as_ref());
         let bodiless = is_bodiless(status, self.head_only);

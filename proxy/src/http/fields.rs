@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{self, Entry},
@@ -17,6 +18,10 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
 /// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on.
 pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
+    // Most heads have none of them, and one walk over a few names costs less than looking up six.
+    if !fields.keys().any(is_hop_by_hop) {
+        return;
+    }
     let listed: Vec<HeaderName> = match fields.contains_key(header::CONNECTION) {
         false => Vec::new(),
         true => {
@@ -47,6 +52,12 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
     }
 }
 
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(*name, header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::TE)
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
 /// Adds this proxy to `Via` (RFC 9110 section 7.6.3). `via` is the whole value: version and name.
 pub fn add_via(fields: &mut HeaderMap, via: Option<&HeaderValue>) {
     if let Some(via) = via {
@@ -67,13 +78,19 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
+/// An address as `X-Forwarded-For` has it.
+pub fn address_value(address: IpAddr) -> HeaderValue {
+    value(&address.to_canonical().to_string())
+}
+
 /// A new request id: a random UUID.
 pub fn new_request_id() -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
     value(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 
-/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and tells who the client is.
+/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and tells who the client is. `peer_value` is the peer's
+/// [`address_value`], which is the same for all requests of a connection.
 ///
 /// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
 /// proxies before it are trusted: the client is the nth address from the right of `X-Forwarded-For`, and the other fields
@@ -81,13 +98,15 @@ pub fn new_request_id() -> HeaderValue {
 pub fn forwarded(
     fields: &mut HeaderMap,
     peer: SocketAddr,
-    host: &[u8],
+    peer_value: &HeaderValue,
+    host: &Bytes,
     scheme: &'static str,
     trusted_hops: u32,
 ) -> Origin {
     let trusted = trusted_hops > 0;
     let mut client = peer;
-    let peer_ip = peer.ip().to_canonical().to_string();
+    // These four, and `Via`: one growth is enough.
+    fields.reserve(5);
     if trusted {
         let lines: Vec<&str> = fields.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
         let all = lines.join(", ");
@@ -95,16 +114,22 @@ pub fn forwarded(
         if let Some(address) = said.and_then(|a| parse_address(a.trim())) {
             client = address;
         }
-        let all = if all.is_empty() { peer_ip } else { format!("{all}, {peer_ip}") };
-        fields.insert(X_FORWARDED_FOR, value(&all));
+        let all = match (all.is_empty(), peer_value.to_str()) {
+            (false, Ok(peer)) => value(&format!("{all}, {peer}")),
+            _ => peer_value.clone(),
+        };
+        fields.insert(X_FORWARDED_FOR, all);
     } else {
-        fields.insert(X_FORWARDED_FOR, value(&peer_ip));
+        fields.insert(X_FORWARDED_FOR, peer_value.clone());
     }
     if !trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     if !trusted || !fields.contains_key(X_FORWARDED_HOST) {
-        fields.insert(X_FORWARDED_HOST, HeaderValue::from_bytes(host).unwrap_or(HeaderValue::from_static("")));
+        fields.insert(
+            X_FORWARDED_HOST,
+            HeaderValue::from_maybe_shared(host.clone()).unwrap_or(HeaderValue::from_static("")),
+        );
     }
     let known = fields.get(X_REQUEST_ID).filter(|_| trusted).cloned();
     let request_id = known.unwrap_or_else(|| {
@@ -124,6 +149,8 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PEER: &str = "10.0.0.1:5";
 
     fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let pair = |(n, v): &(&'static str, &str)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap());
@@ -172,7 +199,8 @@ mod tests {
             ("x-request-id", "mine"),
             ("x-forwarded-host", "evil"),
         ]);
-        let origin = forwarded(&mut map, "10.0.0.1:5".parse().unwrap(), b"host", "http", 0);
+        let origin =
+            forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &Bytes::from_static(b"host"), "http", 0);
         assert_eq!(origin.client.to_string(), "10.0.0.1:5");
         assert_eq!(
             (&map[X_FORWARDED_FOR], &map[X_FORWARDED_PROTO], &map[X_FORWARDED_HOST]),
@@ -193,7 +221,14 @@ mod tests {
             (1, "nonsense", "10.0.0.1:5"),
         ] {
             let mut map = fields(&[("x-forwarded-for", said), ("x-request-id", "kept")]);
-            let origin = forwarded(&mut map, "10.0.0.1:5".parse().unwrap(), b"host", "http", hops);
+            let origin = forwarded(
+                &mut map,
+                PEER.parse().unwrap(),
+                &value("10.0.0.1"),
+                &Bytes::from_static(b"host"),
+                "http",
+                hops,
+            );
             assert_eq!(origin.client.to_string(), client, "{hops} {said}");
             assert_eq!(map[X_FORWARDED_FOR], format!("{said}, 10.0.0.1").as_str());
             assert_eq!(origin.request_id, "kept");
