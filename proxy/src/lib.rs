@@ -21,3 +21,4 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod observe;
+pub mod tools;

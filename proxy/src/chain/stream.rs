@@ -11,13 +11,13 @@ use std::{
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Waker},
-    time::{Duration, Instant, SystemTime},
+    time::{self, Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use smallvec::SmallVec;
-use tokio::task::AbortHandle;
+use tokio::{task::AbortHandle, time::Instant};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
@@ -40,13 +40,13 @@ pub struct ConnectionInfo {
     /// Requests under way.
     pub active: Cell<u32>,
     /// When the response under way must be over, if its client reads at all.
-    pub due: Cell<Option<Instant>>,
+    pub due: Cell<Option<time::Instant>>,
     /// The connection was given up because the client does not read.
     pub stalled: Cell<bool>,
     /// Requests so far.
     pub requests: Cell<u32>,
     /// Since when there has been none under way.
-    pub idle_since: Cell<Instant>,
+    pub idle_since: Cell<time::Instant>,
 }
 
 impl ConnectionInfo {
@@ -64,7 +64,7 @@ impl ConnectionInfo {
             due: Cell::new(None),
             stalled: Cell::new(false),
             requests: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
+            idle_since: Cell::new(time::Instant::now()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, config, control::server, observe};
+use crate::{bench, config, control::server, observe, tools};
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
 #[derive(Debug, Parser)]
@@ -35,6 +35,16 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    /// Begin a filter's project: it builds and passes its tests as it is.
+    New(tools::new::NewArgs),
+    /// Run a filter in the real host against a file of cases, without a network.
+    ///
+    /// Docs and examples: docs/tools.md. The exit status is 0 if all cases have passed, else 1.
+    Test(tools::cases::TestArgs),
+    /// Show what a filter's module is, needs and can do, and whether it can be loaded.
+    ///
+    /// The exit status is 0 if it can be loaded, else 1.
+    Inspect(tools::inspect::InspectArgs),
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -64,11 +74,19 @@ pub fn main() -> ExitCode {
             println!("{:#}", config::schema());
             Ok(())
         }
+        Command::New(args) => tools::new::run(&args),
+        Command::Test(args) => return exit(tools::cases::run(&args)),
+        Command::Inspect(args) => return exit(tools::inspect::run(&args)),
         Command::Bench { what: Bench::Chain(args) } => bench::chain::run(&args),
         Command::Bench { what: Bench::Load(args) } => bench::load::run(*args),
     };
+    exit(result.map(|()| ExitCode::SUCCESS))
+}
+
+/// The exit status; an error is shown.
+fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             let color = color_on_stderr();
             let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };

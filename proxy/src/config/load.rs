@@ -103,19 +103,8 @@ impl<'f> Loader<'f> {
 
     /// Reads a file. Its name says the format.
     pub fn load(&self, path: &Path) -> Result<Loaded, Diagnostics> {
-        let fail = |d: Diagnostic| Diagnostics::new(Arc::new(Source::new(path, "")), vec![d]);
-        let unnamed = || {
-            fail(
-                Diagnostic::error(None, "the name of the file does not say how it is written")
-                    .help("name it .yaml, .yml, .json or .toml".to_owned()),
-            )
-        };
-        let format = Format::of(path).ok_or_else(unnamed)?;
-        let unreadable = |e: std::io::Error| fail(Diagnostic::error(None, format!("cannot read the file: {e}")));
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        self.parse_bytes(path, bytes, format)
+        let (text, format) = read(path)?;
+        self.parse_text(path, &text, format)
     }
 
     /// Reads a text. Relative paths in it are relative to the directory of `source_name`.
@@ -123,22 +112,9 @@ impl<'f> Loader<'f> {
         self.parse_text(Path::new(source_name), text, format)
     }
 
-    fn parse_bytes(&self, path: &Path, bytes: Vec<u8>, format: Format) -> Result<Loaded, Diagnostics> {
-        let error = match String::from_utf8(bytes) {
-            Ok(text) => return self.parse_text(path, &text, format),
-            Err(error) => error,
-        };
-        // What precedes the error is the same in the lossy text, so the place is right.
-        let at = error.utf8_error().valid_up_to();
-        let source = Source::new(path, String::from_utf8_lossy(error.as_bytes()));
-        let wrong = Diagnostic::error(Span::new(at, at + char::REPLACEMENT_CHARACTER.len_utf8()), "this is not UTF-8");
-        Err(Diagnostics::new(Arc::new(source), vec![wrong]))
-    }
-
     fn parse_text(&self, path: &Path, text: &str, format: Format) -> Result<Loaded, Diagnostics> {
         if text.len() > MAX_BYTES {
-            let large = Diagnostic::error(None, format!("the file is larger than {} MiB", MAX_BYTES >> 20));
-            return Err(Diagnostics::new(Arc::new(Source::new(path, "")), vec![large]));
+            return Err(too_large(path));
         }
         let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(text));
         let mut problems = Vec::new();
@@ -154,13 +130,7 @@ impl<'f> Loader<'f> {
 
     /// Does everything that can be done; there is no configuration only if there are problems.
     fn read(&self, source: &mut Source, format: Format, problems: &mut Vec<Diagnostic>) -> Option<Config> {
-        let parsed = match format {
-            Format::Yaml => yaml::parse(source.text()),
-            Format::Json if source.text().trim().is_empty() => Ok(nothing()),
-            Format::Json => json::parse(source.text()),
-            Format::Toml => toml::parse(source.text()),
-        };
-        let Parsed { mut node, problems: mut found } = match parsed {
+        let Parsed { mut node, problems: mut found } = match tree(source.text(), format) {
             Ok(parsed) => parsed,
             Err(errors) => {
                 problems.extend(errors);
@@ -197,6 +167,62 @@ impl<'f> Loader<'f> {
                 None
             }
         }
+    }
+}
+
+fn too_large(path: &Path) -> Diagnostics {
+    let large = Diagnostic::error(None, format!("the file is larger than {} MiB", MAX_BYTES >> 20));
+    Diagnostics::new(Arc::new(Source::new(path, "")), vec![large])
+}
+
+/// A file's text, and how it is written.
+fn read(path: &Path) -> Result<(String, Format), Diagnostics> {
+    let fail = |d: Diagnostic| Diagnostics::new(Arc::new(Source::new(path, "")), vec![d]);
+    let unnamed = || {
+        fail(
+            Diagnostic::error(None, "the name of the file does not say how it is written")
+                .help("name it .yaml, .yml, .json or .toml".to_owned()),
+        )
+    };
+    let format = Format::of(path).ok_or_else(unnamed)?;
+    let unreadable = |e: std::io::Error| fail(Diagnostic::error(None, format!("cannot read the file: {e}")));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(too_large(path));
+    }
+    let error = match String::from_utf8(bytes) {
+        Ok(text) => return Ok((text, format)),
+        Err(error) => error,
+    };
+    // What precedes the error is the same in the lossy text, so the place is right.
+    let at = error.utf8_error().valid_up_to();
+    let source = Source::new(path, String::from_utf8_lossy(error.as_bytes()));
+    let wrong = Diagnostic::error(Span::new(at, at + char::REPLACEMENT_CHARACTER.len_utf8()), "this is not UTF-8");
+    Err(Diagnostics::new(Arc::new(source), vec![wrong]))
+}
+
+fn tree(text: &str, format: Format) -> Result<Parsed, Vec<Diagnostic>> {
+    match format {
+        Format::Yaml => yaml::parse(text),
+        Format::Json if text.trim().is_empty() => Ok(nothing()),
+        Format::Json => json::parse(text),
+        Format::Toml => toml::parse(text),
+    }
+}
+
+/// Reads a file of another kind than a configuration, such as test cases, into a tree that knows its places. Only its syntax
+/// is checked; environment variables are not put in.
+pub fn read_tree(path: &Path) -> Result<Source, Diagnostics> {
+    let (text, format) = read(path)?;
+    let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(&text));
+    match tree(source.text(), format) {
+        Ok(Parsed { node, problems }) if problems.is_empty() => {
+            source.set_root(node);
+            Ok(source)
+        }
+        Ok(Parsed { problems, .. }) | Err(problems) => Err(Diagnostics::new(Arc::new(source), problems)),
     }
 }
 

@@ -27,7 +27,7 @@ mod tests;
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Severity},
     explain::of_filter,
-    load::{Format, Loaded, Loader, load, parse},
+    load::{Format, Loaded, Loader, load, parse, read_tree},
     model::Config,
     node::{Key, Node, Span, Text, Value},
     schema::schema,

@@ -279,7 +279,7 @@ impl Foundry {
                     continue;
                 }
             };
-            let figures = match self.figures(&listener.name) {
+            let figures = match Foundry::figures(&self.registry, &listener.name) {
                 Ok(figures) => figures,
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
@@ -319,9 +319,9 @@ impl Foundry {
         sockets
     }
 
-    fn figures(&self, listener: &str) -> Result<Figures, MetricError> {
+    /// The figures of a listener.
+    pub(crate) fn figures(r: &Registry, listener: &str) -> Result<Figures, MetricError> {
         let labels: &[(&str, &str)] = &[("listener", listener)];
-        let r = &self.registry;
         let bytes = |direction| {
             let labels = [("listener", listener), ("direction", direction)];
             r.counter("tollgate_body_bytes_total", "Bytes of requests' and responses' bodies.", &labels)

@@ -5,10 +5,10 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::chain::Stream;
 
@@ -70,7 +70,6 @@ impl Deadline {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Passed> {
         loop {
             let Some((at, which)) = self.next() else { return Poll::Pending };
-            let at = tokio::time::Instant::from_std(at);
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
             // Moved to later: it may fire too early, and is set again then. Moved to earlier: now.
             if at < sleep.deadline() {

@@ -1,8 +1,9 @@
 //! Sends a request to an upstream: which endpoint, within what time, how often.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration, time::Instant};
+use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use http::{HeaderMap, Method, Response, StatusCode};
+use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{

@@ -1,9 +1,10 @@
 //! The end of a stream: filters are told, figures are counted, a line is logged. Whichever way it ends, this happens once,
 //! because it happens when the last holder of the stream lets go.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{cell::Cell, rc::Rc};
 
 use http::header;
+use tokio::time::Instant;
 use tollgate_abi::fast::flag;
 
 use super::Site;
@@ -61,7 +62,7 @@ impl Drop for Ending {
         let connection = &stream.connection;
         connection.active.set(connection.active.get() - 1);
         connection.due.set(None);
-        connection.idle_since.set(Instant::now());
+        connection.idle_since.set(std::time::Instant::now());
         let state = stream.state.borrow();
         let shard = observe::shard();
         let status = state.response.as_ref().map_or(0, |r| r.status.as_u16());

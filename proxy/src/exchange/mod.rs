@@ -153,7 +153,7 @@ struct FromUpstream {
 /// Past the request filters, and to an upstream.
 async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
     let seen = request_filters(stream, upload).await?;
-    stream.times.routed.set(Some(std::time::Instant::now()));
+    stream.times.routed.set(Some(tokio::time::Instant::now()));
     let selected = {
         let mut state = stream.state.borrow_mut();
         if state.route.is_none()

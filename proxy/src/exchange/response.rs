@@ -73,7 +73,7 @@ pub(super) async fn from_upstream(
 ) -> Result<Response<Body>, Closed> {
     let FromUpstream { parts, body, deadline, guards } = from;
     let stream = ending.stream().clone();
-    stream.times.response_start.set(Some(std::time::Instant::now()));
+    stream.times.response_start.set(Some(tokio::time::Instant::now()));
     stream.touch();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
     remove_hop_by_hop(&mut head.fields);
@@ -312,7 +312,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
-        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total));
+        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total).map(Into::into));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;

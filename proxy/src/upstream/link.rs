@@ -19,7 +19,7 @@ use hyper::{
     client::conn::http1::{Builder, SendRequest},
 };
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
     task::{AbortHandle, spawn_local, yield_now},
     time::Instant,
 };
@@ -53,7 +53,7 @@ where
 {
     /// Speaks HTTP/1.1 on a connected stream. Needs a place to spawn local tasks.
     pub(super) async fn open(
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         http: &Builder,
         pool: Weak<ClusterPool<B>>,
         permit: Permit<B>,

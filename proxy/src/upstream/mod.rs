@@ -25,5 +25,5 @@ pub use self::{
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     failure::{Failure, FailureKind, ProtocolError},
     link::PooledBody,
-    pool::{PoolOptions, Pools, Waited},
+    pool::{Dial, PoolOptions, Pools, Waited},
 };

@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     io,
+    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -18,6 +19,7 @@ use http_body::Body;
 use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
     net::TcpStream,
     task::spawn_local,
     time::{Instant, sleep, timeout},
@@ -55,6 +57,9 @@ const HYPER_MIN_BUFFER: usize = 8 << 10;
 /// connection keeps its own.
 const MAX_BUFFER: usize = 64 << 10;
 
+/// Opens connections within this process instead of sockets: for tests of filters, where clusters are scripts.
+pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
+
 /// How long a request has waited for a connection, the time for opening it included.
 #[derive(Debug, Clone, Copy)]
 pub struct Waited(pub Duration);
@@ -65,6 +70,8 @@ pub struct Pools<B>(Rc<Inner<B>>);
 struct Inner<B> {
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
     http: Builder,
+    /// None: by TCP.
+    dial: Option<Dial>,
     sweeping: Cell<bool>,
 }
 
@@ -81,13 +88,22 @@ where
 {
     /// Pools without any connection.
     pub fn new(options: PoolOptions) -> Self {
+        Pools::make(options, None)
+    }
+
+    /// Pools whose connections are opened by `dial`.
+    pub fn dialling(options: PoolOptions, dial: Dial) -> Self {
+        Pools::make(options, Some(dial))
+    }
+
+    fn make(options: PoolOptions, dial: Option<Dial>) -> Self {
         let mut http = Builder::new();
         let head = options.max_response_head.max(HYPER_MIN_BUFFER);
         http.max_header_size(head).max_buf_size(head.max(MAX_BUFFER));
         if options.max_response_headers != HYPER_MAX_HEADERS {
             http.max_headers(options.max_response_headers);
         }
-        Pools(Rc::new(Inner { clusters: RefCell::default(), http, sweeping: Cell::new(false) }))
+        Pools(Rc::new(Inner { clusters: RefCell::default(), http, dial, sweeping: Cell::new(false) }))
     }
 
     /// Sends `request` to `endpoint` on an idle connection or a new one, and returns when the head of its response has
@@ -164,31 +180,33 @@ where
     async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Rc<Link<B>>, FailureKind> {
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
-        let connected = match cluster.connect_timeout {
-            None => TcpStream::connect(endpoint.address).await.map_err(|e| (e, false)),
-            Some(limit) => match timeout(limit, TcpStream::connect(endpoint.address)).await {
-                Ok(connected) => connected.map_err(|e| (e, false)),
-                Err(elapsed) => Err((io::Error::new(io::ErrorKind::TimedOut, elapsed), true)),
+        let opened = match &self.0.dial {
+            None => match tcp(endpoint.address, cluster.connect_timeout).await {
+                Ok(stream) => self.open(stream, pool, permit).await,
+                Err(failed) => Err(failed),
+            },
+            Some(dial) => match dial(&cluster, &endpoint) {
+                Ok(stream) => self.open(stream, pool, permit).await,
+                Err(error) => Err((error, false)),
             },
         };
         let stats = cluster.stats();
-        // Small writes must not wait for acknowledgements of those before.
-        let stream = connected.and_then(|stream| match stream.set_nodelay(true) {
-            Ok(()) => Ok(stream),
-            Err(error) => Err((error, false)),
-        });
-        let opened = match stream {
-            Ok(stream) => Link::open(stream, &self.0.http, Rc::downgrade(pool), permit)
-                .await
-                .map_err(|error| (io::Error::other(error), false)),
-            Err(error) => Err(error),
-        };
         opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).map_err(|(source, timeout)| {
             stats.connect_failures.fetch_add(1, Relaxed);
             stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
             endpoint.connect_failures.fetch_add(1, Relaxed);
             FailureKind::Connect { source, timeout }
         })
+    }
+
+    async fn open(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        pool: &Rc<ClusterPool<B>>,
+        permit: Permit<B>,
+    ) -> Result<Rc<Link<B>>, (io::Error, bool)> {
+        let opened = Link::open(stream, &self.0.http, Rc::downgrade(pool), permit).await;
+        opened.map_err(|error| (io::Error::other(error), false))
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
@@ -226,6 +244,18 @@ where
     pub fn close_all(&self) {
         self.retain([]);
     }
+}
+
+/// Connects by TCP. With an error, whether the time was over.
+async fn tcp(address: SocketAddr, limit: Option<Duration>) -> Result<TcpStream, (io::Error, bool)> {
+    let connected = match limit {
+        None => TcpStream::connect(address).await,
+        Some(limit) => timeout(limit, TcpStream::connect(address))
+            .await
+            .map_err(|elapsed| (io::Error::new(io::ErrorKind::TimedOut, elapsed), true))?,
+    };
+    // Small writes must not wait for acknowledgements of those before.
+    connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|error| (error, false))
 }
 
 impl<B: 'static> Inner<B> {

@@ -11,9 +11,9 @@ use std::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
+use tokio::time::Instant;
 use tollgate_abi::{
     doc,
     fast::Take,

@@ -10,6 +10,14 @@ pub struct Instance {
     pub(super) exports: Exports,
 }
 
+impl Instance {
+    /// The callbacks that it has subscribed to, as bits of [`tollgate_abi::fast::phase`]; none if it has not said.
+    pub fn subscribed(&self) -> Option<u32> {
+        let host = self.store.data();
+        host.subscribes.then_some(host.subscribed)
+    }
+}
+
 /// The callback for a message's head: 0.1.0 has no `end_of_stream`.
 #[derive(Clone)]
 pub(super) enum OnHeaders {

@@ -19,6 +19,7 @@ pub mod vm;
 mod voice;
 pub mod world;
 
+pub(crate) use self::hostcalls::has as is_offered;
 pub use self::{
     engine::Engine,
     instance::Instance,

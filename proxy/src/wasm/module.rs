@@ -58,42 +58,62 @@ pub fn content_hash(bytes: &[u8]) -> String {
 impl Code {
     /// Compiles a module. Takes from milliseconds (cached) to seconds, so never on a worker.
     pub fn load(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, LoadError> {
+        Code::load_or_all(engine, source, bytes).map_err(|mut all| all.swap_remove(0))
+    }
+
+    /// The same, with all that is wrong with it: one error at least.
+    pub fn load_or_all(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, Vec<LoadError>> {
         let start = Instant::now();
         let module = Module::new(engine.wasmtime(), bytes)
-            .map_err(|e| LoadError::Compile(source.into(), one_line(&format!("{e:#}"))))?;
-        let exports = |name: &str| module.get_export(name).is_some();
-        let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| exports(name));
-        let (_, abi) = marker.ok_or_else(|| LoadError::NoMarker(source.into()))?;
-        let Some(allocator) = proxy_wasm::ALLOCATORS.iter().find(|name| exports(name)) else {
-            return Err(LoadError::NoAllocator(source.into()));
-        };
-        let allocates = |ty: ExternType| {
-            let ExternType::Func(ty) = ty else { return false };
-            ty.params().len() == 1
-                && ty.params().all(|t| t.is_i32())
-                && ty.results().len() == 1
-                && ty.results().all(|t| t.is_i32())
-        };
-        if !module.get_export(allocator).is_some_and(allocates) {
-            let right = format!("{allocator}(size: i32) -> i32");
-            return Err(LoadError::WrongType(source.into(), (*allocator).into(), right));
+            .map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
+        let mut wrong = Vec::new();
+        let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| module.get_export(name).is_some());
+        if marker.is_none() {
+            wrong.push(LoadError::NoMarker(source.into()));
         }
+        wrong.extend(check_allocator(&module, source).err());
         if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
-            return Err(LoadError::NoMemory(source.into()));
+            wrong.push(LoadError::NoMemory(source.into()));
         }
-        check_imports(&module, source)?;
-        check_callbacks(&module, source)?;
+        wrong.extend(check_imports(&module, source).err());
+        check_callbacks(&module, source, &mut wrong);
+        let (Some((_, abi)), true) = (marker, wrong.is_empty()) else { return Err(wrong) };
         let pre = engine
             .linker()
             .instantiate_pre(&module)
-            .map_err(|e| LoadError::Imports(source.into(), one_line(&format!("{e:#}"))))?;
+            .map_err(|e| vec![LoadError::Imports(source.into(), one_line(&format!("{e:#}")))])?;
         tracing::debug!(source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled");
         Ok(Arc::new(Code { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
+    }
+
+    /// Bytes of machine code that it was compiled to.
+    pub fn native_size(&self) -> usize {
+        self.pre.module().text().len()
     }
 }
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn check_allocator(module: &Module, source: &str) -> Result<(), LoadError> {
+    let Some(allocator) = proxy_wasm::ALLOCATORS.iter().find(|name| module.get_export(name).is_some()) else {
+        return Err(LoadError::NoAllocator(source.into()));
+    };
+    let allocates = |ty: ExternType| {
+        let ExternType::Func(ty) = ty else { return false };
+        ty.params().len() == 1
+            && ty.params().all(|t| t.is_i32())
+            && ty.results().len() == 1
+            && ty.results().all(|t| t.is_i32())
+    };
+    match module.get_export(allocator).is_some_and(allocates) {
+        true => Ok(()),
+        false => {
+            let right = format!("{allocator}(size: i32) -> i32");
+            Err(LoadError::WrongType(source.into(), (*allocator).into(), right))
+        }
+    }
 }
 
 /// Names every function that is missing, not just the first.
@@ -106,7 +126,7 @@ fn check_imports(module: &Module, source: &str) -> Result<(), LoadError> {
     }
 }
 
-fn check_callbacks(module: &Module, source: &str) -> Result<(), LoadError> {
+fn check_callbacks(module: &Module, source: &str, wrong: &mut Vec<LoadError>) {
     for f in proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS) {
         let Some(ExternType::Func(ty)) = module.get_export(f.name) else { continue };
         let is_i32 = |t: &tollgate_abi::Ty, v: wasmtime::ValType| match t {
@@ -122,8 +142,7 @@ fn check_callbacks(module: &Module, source: &str) -> Result<(), LoadError> {
             Some(t) => ty.results().len() == 1 && ty.results().all(|v| is_i32(t, v)),
         };
         if !(params_fit && types_fit && results_fit) {
-            return Err(LoadError::WrongType(source.into(), f.name.into(), f.to_string()));
+            wrong.push(LoadError::WrongType(source.into(), f.name.into(), f.to_string()));
         }
     }
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! The fast lane, `tollgate_v1`. What each function does is written at its declaration in `tollgate_abi::fast`.
 
-use std::{sync::Arc, sync::OnceLock, time::Duration, time::Instant};
+use std::{sync::Arc, sync::OnceLock, time::Duration};
 
 use http::{HeaderName, HeaderValue};
+use tokio::time::Instant;
 use tollgate_abi::{
     doc,
     fast::{MODULE, Take, flag, limit, map, phase, source},

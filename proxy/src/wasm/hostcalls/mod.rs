@@ -60,7 +60,7 @@ const OLD: &[&str] =
     &["proxy_get_configuration", "proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
 
 /// Whether the host has a function.
-pub(super) fn has(module: &str, name: &str) -> bool {
+pub fn has(module: &str, name: &str) -> bool {
     let standard = proxy_wasm::HOSTCALLS.iter().map(|f| f.name);
     match module {
         proxy_wasm::MODULE => standard.chain(OLD.iter().copied()).any(|n| n == name),

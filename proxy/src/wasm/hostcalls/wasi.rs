@@ -1,8 +1,9 @@
 //! The part of WASI that filters built for `wasm32-wasip1` rely on: their standard output is the log, their environment the
 //! filter's `env`. There are no files, sockets or arguments.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
 use tollgate_abi::{
     Function, Ty,
     proxy_wasm::{Status, log_level},

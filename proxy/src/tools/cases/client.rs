@@ -1,0 +1,114 @@
+//! The client of a case: sends a request to the proxy's own code, on a connection within the process.
+
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use anyhow::Context;
+use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, client, server::conn::http1, service::service_fn};
+use tokio::{task::spawn_local, time::timeout};
+
+use super::{
+    model::Request,
+    script::{PIPE, message},
+};
+use crate::{
+    chain::stream::ConnectionInfo,
+    exchange::{self, Site},
+    http::body::Body,
+    upstream::io::TokioIo,
+};
+
+/// A request that takes longer than this, by the clock of the case, is given up: nothing will ever come.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// What a client gets.
+#[derive(Debug)]
+pub enum Got {
+    /// A response.
+    Response(Box<Received>),
+    /// Its connection is closed.
+    Closed,
+    /// Nothing: something holds the request and never lets it go.
+    Nothing,
+}
+
+/// A response.
+#[derive(Debug)]
+pub struct Received {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+    pub trailers: HeaderMap,
+    /// It has not broken off.
+    pub whole: bool,
+}
+
+/// Sends a request, and waits until all is over: the response is there, and the filters have seen the end.
+///
+/// # Errors
+/// It cannot be a request of HTTP.
+pub async fn send(site: &Rc<Site>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
+    let peer = SocketAddr::new(request.client, 40_000);
+    let request = http_request(request)?;
+    let (ours, theirs) = tokio::io::duplex(PIPE);
+    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
+    let site = site.clone();
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (site, info) = (site.clone(), info.clone());
+        async move { exchange::serve(site, info, request).await }
+    });
+    let server = spawn_local(async move {
+        let mut http = http1::Builder::new();
+        // A filter that closes the connection makes this an error; the client sees it.
+        let _ = http.auto_date_header(false).serve_connection(TokioIo::new(theirs), service).await;
+    });
+    let got = timeout(LONGEST, exchange_on(ours, request)).await;
+    match got {
+        Ok(got) => {
+            // The end of the stream comes when the proxy's side is through.
+            let _ = server.await;
+            Ok(got)
+        }
+        Err(_) => {
+            server.abort();
+            let _ = server.await;
+            Ok(Got::Nothing)
+        }
+    }
+}
+
+async fn exchange_on(stream: tokio::io::DuplexStream, request: http::Request<Body>) -> Got {
+    let Ok((mut sender, connection)) = client::conn::http1::handshake(TokioIo::new(stream)).await else {
+        return Got::Closed;
+    };
+    spawn_local(connection);
+    let Ok(response) = sender.send_request(request).await else { return Got::Closed };
+    let (parts, mut incoming) = response.into_parts();
+    let (mut body, mut trailers, mut whole) = (Vec::new(), HeaderMap::new(), true);
+    while let Some(frame) = incoming.frame().await {
+        match frame.map(|frame| frame.into_data()) {
+            Ok(Ok(data)) => body.extend_from_slice(&data),
+            Ok(Err(frame)) => trailers = frame.into_trailers().unwrap_or_default(),
+            Err(_) => {
+                whole = false;
+                break;
+            }
+        }
+    }
+    let status = parts.status.as_u16();
+    Got::Response(Box::new(Received { status, headers: parts.headers, body, trailers, whole }))
+}
+
+fn http_request(asked: &Request) -> anyhow::Result<http::Request<Body>> {
+    let (fields, body) = message(&asked.message)?;
+    let mut request = http::Request::new(body);
+    let not = |what: &str, text: &str| format!("`{text}` is not {what}");
+    *request.method_mut() =
+        Method::from_bytes(asked.method.as_bytes()).with_context(|| not("a method", &asked.method))?;
+    *request.uri_mut() = asked.path.parse().with_context(|| not("a path", &asked.path))?;
+    *request.headers_mut() = fields;
+    let host = HeaderValue::from_str(&asked.host).with_context(|| not("a host", &asked.host))?;
+    request.headers_mut().entry(header::HOST).or_insert(host);
+    Ok(request)
+}

@@ -1,0 +1,207 @@
+//! `tollgate test`: runs a module in the real host against a file of cases, without a network.
+//!
+//! A case is a configuration of the filter, scripted clusters, requests, and what should come of them. [`load`] reads the
+//! file ([`model`], [`want`]), [`world`] builds what a worker has, [`client`] sends requests to it, [`script`] is what it
+//! reaches, [`observer`] and [`logs`] look on, [`check`] compares, [`report`] tells.
+//!
+//! What runs is the code of production, from the request's head to the access log's fields; in place of sockets there are
+//! pipes. Time is the runtime's and is paused: it jumps to the next timer when nothing else is left to do, so that a case
+//! takes no longer than its work, and always the same course.
+
+mod check;
+mod client;
+mod load;
+mod logs;
+mod model;
+mod observer;
+mod report;
+mod script;
+mod want;
+mod world;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::Args;
+use tokio::{
+    task::LocalSet,
+    time::{Instant, sleep},
+};
+
+use self::{
+    check::{Failure, Happened, check},
+    load::Loaded,
+    logs::Logs,
+    model::{Answer, Case, List, Step},
+    report::{Outcome, StepOutcome},
+    script::Script,
+    want::Want,
+    world::World,
+};
+use super::{Paint, module_name, read_module};
+use crate::{
+    config::model::Filter,
+    observe::{Shard, set_shard},
+    wasm::{Code, Engine, InstantiateError},
+};
+
+/// The cluster of requests that no filter has routed. It is always there, and answers with 200 and nothing.
+const UPSTREAM: &str = "upstream";
+
+/// What chance does in a case, it does each time.
+const SEED: u64 = 1;
+
+/// The command line.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// The module: a file, or `builtin:NAME` for a standard filter.
+    filter: String,
+    /// The cases: YAML, JSON or TOML, by its name; see docs/tools.md.
+    cases: PathBuf,
+    /// Run only cases that have this in their name.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the cases and tells what came of them. Failure: a case has failed.
+pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    let bytes = read_module(&args.filter)?;
+    let mut loaded = load::load(&args.cases, &module_name(&args.filter))?;
+    let engine = Engine::new(None).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?;
+    let code = Code::load(&engine, &args.filter, &bytes)?;
+    set_shard(Shard::worker(0));
+
+    let cases = std::mem::take(&mut loaded.cases);
+    let wanted = |case: &Case| args.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
+    let run = |(index, case)| run_case(&engine, &code, &loaded, index, case);
+    let outcomes = cases.iter().enumerate().filter(|(_, case)| wanted(case)).map(run);
+    let outcomes = outcomes.collect::<anyhow::Result<Vec<_>>>()?;
+    anyhow::ensure!(!outcomes.is_empty(), "{}: there is no such case", args.cases.display());
+    match args.json {
+        true => println!("{:#}", report::json(&loaded.source, &outcomes)),
+        false => print!("{}", report::text(&loaded.source, &outcomes, Paint::stdout())),
+    }
+    Ok(if outcomes.iter().all(Outcome::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a case in a runtime of its own, whose time is its own.
+fn run_case(
+    engine: &Arc<Engine>,
+    code: &Arc<Code>,
+    loaded: &Loaded,
+    index: usize,
+    case: &Case,
+) -> anyhow::Result<Outcome> {
+    fastrand::seed(SEED);
+    let (logs, _guard) = Logs::catch();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.context("a runtime cannot be made")?;
+    let tasks = LocalSet::new();
+    let steps = tasks.block_on(&runtime, run_steps(engine, code, loaded, (index, case), &logs));
+    let steps = steps.with_context(|| format!("case `{}`", case.name))?;
+    Ok(Outcome { name: case.name.clone(), steps })
+}
+
+async fn run_steps(
+    engine: &Arc<Engine>,
+    code: &Arc<Code>,
+    loaded: &Loaded,
+    (index, case): (usize, &Case),
+    logs: &Logs,
+) -> anyhow::Result<Vec<StepOutcome>> {
+    let default = (UPSTREAM.to_owned(), List(vec![Answer::default()]));
+    let clusters = std::iter::once((&default.0, &default.1)).chain(&loaded.file.clusters).chain(&case.clusters);
+    let script = Script::new(clusters);
+    let mut filter: Filter = loaded.filter.clone();
+    filter.config = case.config.clone().unwrap_or(filter.config);
+    let (plugin, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
+    let configured = match (configured, &case.refused) {
+        (Ok(instance), None) => instance,
+        (Ok(_), Some(want)) => {
+            let failure = of_config(format!("/cases/{index}/refused"), "", &want.to_string(), "it was accepted");
+            return Ok(vec![configuring(vec![failure], logs)]);
+        }
+        (Err(error), want) => {
+            return Ok(refused(error, want.as_ref(), index, case, logs).into_iter().collect());
+        }
+    };
+    let world = World::new(loaded, (plugin, configured), &clusters, script, registry)?;
+    let mut outcomes = Vec::new();
+    for (n, step) in case.steps.iter().enumerate() {
+        let (title, happened) = take(step, &world, logs).await.with_context(|| format!("step {}", n + 1))?;
+        let failures = check(&format!("/cases/{index}/steps/{n}/expect"), &step.expect, &happened);
+        outcomes.push(StepOutcome { title, failures, logs: happened.logs });
+    }
+    Ok(outcomes)
+}
+
+/// Takes one step.
+async fn take(step: &Step, world: &World, logs: &Logs) -> anyhow::Result<(String, Happened)> {
+    let start = Instant::now();
+    let (title, got) = match (&step.request, step.wait) {
+        (Some(request), _) => {
+            let title = format!("{} {}", request.method, request.path);
+            (title, Some(client::send(&world.site, world.local, request).await?))
+        }
+        (None, wait) => {
+            let wait = wait.map_or(std::time::Duration::ZERO, |wait| wait.0);
+            sleep(wait).await;
+            (format!("wait {} ms", wait.as_millis()), None)
+        }
+    };
+    let happened = Happened {
+        got,
+        took: start.elapsed(),
+        ended: world.observer.take(),
+        arrived: world.script.take_arrived(),
+        logs: logs.take(),
+        metrics: world.registry.render(),
+    };
+    Ok((title, happened))
+}
+
+/// A configuration was refused. None: as it should be.
+fn refused(
+    error: InstantiateError,
+    want: Option<&Want>,
+    index: usize,
+    case: &Case,
+    logs: &Logs,
+) -> Option<StepOutcome> {
+    let mistakes = match error {
+        InstantiateError::Config(mistakes) => mistakes,
+        other => vec![(String::new(), other.to_string())],
+    };
+    let failures: Vec<_> = match want {
+        Some(want) => {
+            let line = |(path, message): &(String, String)| match path.is_empty() {
+                true => message.clone(),
+                false => format!("{path}: {message}"),
+            };
+            let said = mistakes.iter().map(line).collect::<Vec<_>>().join("\n");
+            if want.is_in(&said) {
+                return None;
+            }
+            vec![of_config(format!("/cases/{index}/refused"), "", &want.to_string(), &said)]
+        }
+        None => {
+            let own = case.config.is_some();
+            let pointer = || if own { format!("/cases/{index}/config") } else { "/filter/config".to_owned() };
+            mistakes.iter().map(|(path, message)| of_config(pointer(), path, "it is accepted", message)).collect()
+        }
+    };
+    Some(configuring(failures, logs))
+}
+
+/// Something about a configuration that is not as it should be.
+fn of_config(pointer: String, inner: &str, expected: &str, actual: &str) -> Failure {
+    let what = if inner.is_empty() { "config".to_owned() } else { format!("config.{inner}") };
+    Failure { pointer, inner: inner.to_owned(), what, expected: expected.to_owned(), actual: actual.to_owned() }
+}
+
+fn configuring(failures: Vec<Failure>, logs: &Logs) -> StepOutcome {
+    StepOutcome { title: "configuring".to_owned(), failures, logs: logs.take() }
+}

@@ -1,0 +1,134 @@
+//! What a case runs in: the filter as a worker has it, a chain of it, and the exchange of production around them. Only the
+//! connections are not sockets.
+
+use std::{
+    cell::OnceCell,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use http::HeaderValue;
+use serde_json::json;
+use tokio::{task::spawn_local, time::sleep};
+
+use super::{load::Loaded, observer::Observer, script::Script};
+use crate::{
+    chain::{Chain, Route, route::Clusters},
+    config::model::{self, Listener},
+    control::snapshot::Foundry,
+    exchange,
+    observe::{Registry, shard},
+    upstream::{Cluster, PoolOptions, Pools},
+    wasm::{self, Code, Engine, Instance, InstantiateError, Plugin, Shared, Vm, vm::Wanted},
+};
+
+/// A filter that is ready to be tested.
+pub struct World {
+    pub site: Rc<exchange::Site>,
+    pub local: SocketAddr,
+    pub script: Rc<Script>,
+    pub observer: Rc<Observer>,
+    pub registry: Registry,
+}
+
+/// A filter's instance, or what it has against its configuration.
+pub type Configured = Result<Instance, InstantiateError>;
+
+/// The filter with its configuration, and the clusters of its case. Nothing of it is shared with other cases.
+pub fn configure(
+    engine: &Arc<Engine>,
+    code: &Arc<Code>,
+    filter: &model::Filter,
+    script: &Script,
+) -> anyhow::Result<(Arc<Plugin>, Arc<Clusters>, Registry, Configured)> {
+    let clusters = script.names().zip(0u32..).map(|(name, n)| {
+        // Addresses for documentation (RFC 2544): nothing is ever sent there.
+        let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
+        // A connection for each request, so that each can fail to be made.
+        let config = json!({
+            "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
+        });
+        let config: model::Cluster = serde_json::from_value(config).context("a cluster")?;
+        Ok((name.to_owned(), Cluster::new(&config, None)))
+    });
+    let clusters: Arc<Clusters> = Arc::new(clusters.collect::<anyhow::Result<_>>()?);
+    let registry = Registry::new(1);
+    let world = wasm::World { clusters: clusters.clone(), shared: Shared::new(registry.clone()) };
+    let plugin = Arc::new(Plugin::new(filter, code.clone(), engine, &Arc::new(world))?);
+    let configured = plugin.instantiate();
+    Ok((plugin, clusters, registry, configured))
+}
+
+impl World {
+    /// The world around an instance. Needs a place to spawn local tasks.
+    pub fn new(
+        loaded: &Loaded,
+        (plugin, instance): (Arc<Plugin>, Instance),
+        clusters: &Clusters,
+        script: Rc<Script>,
+        registry: Registry,
+    ) -> anyhow::Result<World> {
+        let vm: Rc<OnceCell<Weak<Vm>>> = Rc::default();
+        let failed = vm.clone();
+        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wanted| {
+            // There are no spare ones here.
+            let Wanted::Instance(wait) = wanted else { return };
+            let (vm, plugin) = (failed.clone(), plugin.clone());
+            spawn_local(async move {
+                sleep(wait).await;
+                match (vm.get().and_then(Weak::upgrade), plugin.instantiate()) {
+                    (Some(vm), Ok(instance)) => {
+                        plugin.figures.rebuilds.inc(shard());
+                        vm.adopt(instance);
+                    }
+                    (_, Err(e)) => {
+                        tracing::error!(target: "tollgate::filter", "another instance could not be made: {e}")
+                    }
+                    (None, Ok(_)) => {}
+                }
+            });
+        });
+        let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
+        let the_vm = Vm::new(plugin, instance, wasm::Site { upstream: calls, rebuild });
+        // Set here for the first time.
+        let _ = vm.set(Rc::downgrade(&the_vm));
+        let observer = Rc::new(Observer::default());
+        let chain = Rc::new(Chain::new(vec![the_vm, observer.clone()]));
+        let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
+        let site = site(&loaded.listener, chain, clusters, pools, &registry)?;
+        Ok(World { site: Rc::new(site), local: loaded.listener.address, script, observer, registry })
+    }
+}
+
+fn site(
+    config: &Listener,
+    chain: Rc<Chain>,
+    clusters: &Clusters,
+    pools: Pools<crate::http::body::Body>,
+    registry: &Registry,
+) -> anyhow::Result<exchange::Site> {
+    let default = config.cluster.as_ref().map(|name| {
+        let cluster =
+            clusters.get(name).with_context(|| format!("the listener's cluster `{name}` is not among the clusters"))?;
+        anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
+    });
+    let via = (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)));
+    Ok(exchange::Site {
+        name: config.name.as_str().into(),
+        chain,
+        default_route: default.transpose()?,
+        trusted_hops: config.trusted_hops,
+        via: via.transpose().context("the listener's `via`")?,
+        path: config.path.clone(),
+        buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        limits: config.limits.clone(),
+        timeouts: config.timeouts.clone(),
+        access_log: None,
+        figures: Foundry::figures(registry, &config.name)?,
+        clusters: Default::default(),
+        retries: Default::default(),
+        pools,
+    })
+}

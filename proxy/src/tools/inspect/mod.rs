@@ -1,0 +1,117 @@
+//! `tollgate inspect`: what a module is, what it needs and can do, and whether this Tollgate can run it.
+//!
+//! [`anatomy`] takes the module apart, [`abilities`] says in words what its imports are for, [`report`] shows it. Only what
+//! has to be tried is tried: compiling it, and making an instance.
+
+mod abilities;
+mod anatomy;
+mod report;
+
+use std::{process::ExitCode, sync::Arc, time::Instant};
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::{Value as Json, json};
+use tollgate_abi::proxy_wasm::VERSION_MARKERS;
+
+use self::{
+    anatomy::{Anatomy, anatomy},
+    report::{Compiled, Report},
+};
+use super::{Paint, module_name, read_module};
+use crate::{
+    config::model::Filter,
+    observe::Registry,
+    wasm::{Code, Engine, InstantiateError, Plugin, Shared, World, content_hash},
+};
+
+/// The command line.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The module: a file, or `builtin:NAME` for a standard filter.
+    filter: String,
+    /// The configuration that it is tried with: JSON, or text as it stands. Without it there is none.
+    #[arg(long, value_name = "JSON")]
+    config: Option<String>,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks into a module and tells what is there. Failure: this Tollgate cannot load it.
+pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let bytes = read_module(&args.filter)?;
+    let anatomy = anatomy(&bytes).with_context(|| format!("{} is not a WebAssembly module", args.filter))?;
+    let config =
+        args.config.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Json::from(text.as_str())));
+    let report = report(&args.filter, &bytes, anatomy, config)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", report.text(Paint::stdout())),
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) -> anyhow::Result<Report> {
+    // Without a cache: what compiling takes is of interest.
+    let engine = Engine::new(None).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?;
+    let start = Instant::now();
+    let loaded = Code::load_or_all(&engine, module, bytes);
+    let compile_ms = start.elapsed().as_secs_f64() * 1e3;
+    let (mut subscribed, mut compiled, mut problems) = (None, None, Vec::new());
+    match loaded {
+        Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+        Ok(code) => {
+            let native_bytes = code.native_size();
+            let plugin = plugin(module, code, &engine, config)?;
+            let start = Instant::now();
+            let configured = plugin.instantiate();
+            let instantiate_ms = start.elapsed().as_secs_f64() * 1e3;
+            let refused = match configured {
+                Ok(instance) => {
+                    subscribed = instance.subscribed().map(|bits| {
+                        let named = abilities::PHASES
+                            .iter()
+                            .filter(|(_, export, bit)| bits & bit != 0 && anatomy.exports(export));
+                        named.map(|(words, ..)| *words).collect()
+                    });
+                    None
+                }
+                // It cannot even start, whatever its configuration.
+                Err(e @ InstantiateError::Trapped(place, _)) if place != "proxy_on_configure" => {
+                    problems.push(format!("{module}: {e}"));
+                    None
+                }
+                Err(e) => Some(e.to_string()),
+            };
+            compiled = Some(Compiled { compile_ms, native_bytes, instantiate_ms, refused });
+        }
+    }
+    let abi = VERSION_MARKERS.iter().find(|(marker, _)| anatomy.exports(marker)).map(|(_, version)| *version);
+    Ok(Report {
+        module: module.to_owned(),
+        hash: content_hash(bytes),
+        bytes: bytes.len(),
+        sizes: anatomy.sizes(),
+        functions: anatomy.functions,
+        abi,
+        memory: anatomy.memory,
+        phases: abilities::phases(&anatomy),
+        can: abilities::abilities(&anatomy),
+        subscribed,
+        problems,
+        compiled,
+        sections: anatomy.sections,
+        producers: anatomy.producers,
+        imports: anatomy.imports,
+        exports: anatomy.exports,
+    })
+}
+
+/// The module as a filter in a world without clusters.
+fn plugin(module: &str, code: Arc<Code>, engine: &Arc<Engine>, config: Option<Json>) -> anyhow::Result<Plugin> {
+    let filter = json!({"name": module_name(module), "wasm": module, "config": config});
+    let filter: Filter = serde_json::from_value(filter)?;
+    let world = World { clusters: Arc::default(), shared: Shared::new(Registry::new(1)) };
+    Ok(Plugin::new(&filter, code, engine, &Arc::new(world))?)
+}

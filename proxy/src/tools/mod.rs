@@ -1,0 +1,75 @@
+//! Tools for those who write filters: [`inspect`] looks into a module, [`new`] begins a project, [`cases`] (`tollgate test`)
+//! runs a module in the real host against a file of cases.
+
+pub mod cases;
+pub mod inspect;
+pub mod new;
+
+use std::{io::IsTerminal, path::Path};
+
+use anyhow::Context;
+
+use crate::control::builtins;
+
+/// How a standard filter is named in place of a file.
+const BUILTIN: &str = "builtin:";
+
+/// The bytes of a module: a file's, or those of a standard filter.
+fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
+    match name.strip_prefix(BUILTIN) {
+        Some(builtin) => {
+            let known = || builtins::BUILTINS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            let bytes = builtins::get(builtin);
+            let bytes =
+                bytes.with_context(|| format!("there is no standard filter `{builtin}`; there are {}", known()))?;
+            Ok(bytes.to_vec())
+        }
+        None => std::fs::read(name).with_context(|| format!("cannot read {name}")),
+    }
+}
+
+/// What a module is called where nobody says otherwise: its file's name without `.wasm`.
+fn module_name(name: &str) -> String {
+    let stem = || Path::new(name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    name.strip_prefix(BUILTIN).map(str::to_owned).or_else(stem).unwrap_or_else(|| name.to_owned())
+}
+
+/// Puts colours into text, if its reader wants them.
+#[derive(Debug, Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    /// For what goes to standard output: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    fn stdout() -> Paint {
+        Paint(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    fn faint(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    fn red(self, text: &str) -> String {
+        self.with("31", text)
+    }
+
+    fn green(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    fn yellow(self, text: &str) -> String {
+        self.with("33", text)
+    }
+}
+
+/// A number with its noun.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}

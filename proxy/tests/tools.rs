@@ -1,0 +1,509 @@
+//! The tools for those who write filters, as their users call them: `tollgate new`, `tollgate inspect`, `tollgate test`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+#[path = "../../tests/end_to_end/harness/wasm.rs"]
+mod wasm;
+
+fn tollgate(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tollgate")).args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a run that must succeed has printed.
+fn ok(args: &[&str]) -> String {
+    let output = tollgate(args);
+    assert!(output.status.success(), "{args:?}\n{}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+/// A file in a folder that goes with the guard.
+fn file(dir: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
+    let path = dir.path().join(name);
+    fs::write(&path, content).unwrap();
+    path.display().to_string()
+}
+
+fn tempdir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+mod inspect {
+    use super::*;
+
+    #[test]
+    fn a_standard_filter_is_shown_with_all_its_parts() {
+        let config = r#"{"delay": {"fixed": "5ms", "percent": 1}}"#;
+        let text = ok(&["inspect", "builtin:fault", "--config", config]);
+        for expected in [
+            "loads         yes",
+            "ABI           Proxy-Wasm 0.2.1",
+            "rustc",
+            "tollgate_v1 (",
+            "holds requests for a time",
+            "subscribed    request headers",
+            "configuring included",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+        assert!(!text.contains('\x1b'), "no colours in a pipe");
+        let json: Value =
+            serde_json::from_str(&ok(&["inspect", "builtin:fault", "--json", "--config", config])).unwrap();
+        assert_eq!((&json["abi"], &json["problems"]), (&"0.2.1".into(), &Value::Array(Vec::new())));
+        let sizes: u64 = json["sizes"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        assert!(sizes <= json["bytes"].as_u64().unwrap() && json["sizes"]["code"].as_u64() > Some(10_000));
+        assert!(json["memory"]["initial"].as_u64() > Some(0) && json["functions"].as_u64() > Some(50));
+        assert!(json["compiled"]["native_bytes"].as_u64() > Some(10_000));
+        assert!(json["subscribed"].as_array().unwrap().contains(&"request headers".into()));
+    }
+
+    #[test]
+    fn a_filter_that_refuses_its_configuration_says_why() {
+        let text = ok(&["inspect", "builtin:router"]);
+        assert!(text.contains("refuses its configuration: missing field") && text.contains("--config"), "{text}");
+    }
+
+    #[test]
+    fn a_module_of_another_sdk() {
+        let dir = tempdir();
+        let module = file(&dir, "third_party.wasm", wasm::example("third-party"));
+        let json: Value = serde_json::from_str(&ok(&["inspect", &module, "--json"])).unwrap();
+        let groups: Vec<_> = json["imports"].as_array().unwrap().iter().map(|i| &i["group"]).collect();
+        assert!(!groups.is_empty() && groups.iter().all(|group| *group == "standard"), "{groups:?}");
+        assert!(json["can"].as_array().unwrap().contains(&"sends HTTP requests of its own".into()));
+        assert_eq!(json["subscribed"], Value::Null);
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_module_is_told_at_once() {
+        let dir = tempdir();
+        let text = r#"(module
+            (import "env" "proxy_log" (func (param i32 i32 i32) (result i32)))
+            (import "env" "proxy_from_the_future" (func))
+            (import "tollgate_v9" "now" (func))
+            (func (export "proxy_on_request_headers") (result i64) (i64.const 0)))"#;
+        let module = file(&dir, "broken.wasm", wasm::from_text(text));
+        let output = tollgate(&["inspect", &module]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = stdout(&output);
+        for expected in [
+            "loads         no",
+            "exports no `proxy_abi_version_0_2_1`",
+            "exports neither `malloc`",
+            "exports no `memory`",
+            "`env.proxy_from_the_future`, `tollgate_v9.now`",
+            "exports `proxy_on_request_headers` with a wrong type",
+            "unknown (2):",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+        let json: Value = serde_json::from_slice(&tollgate(&["inspect", &module, "--json"]).stdout).unwrap();
+        assert_eq!(json["problems"].as_array().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn what_is_no_module_is_an_error() {
+        let dir = tempdir();
+        let text = file(&dir, "text.wasm", "this is text");
+        for (module, expected) in [
+            (text.as_str(), "is not a WebAssembly module"),
+            ("no/such.wasm", "cannot read no/such.wasm"),
+            ("builtin:nothing", "there is no standard filter `nothing`; there are router"),
+        ] {
+            let output = tollgate(&["inspect", module]);
+            assert!(!output.status.success() && stderr(&output).contains(expected), "{}", stderr(&output));
+        }
+    }
+}
+
+mod new {
+    use super::*;
+
+    /// Runs cargo in a project, offline: all that it needs has been needed by this workspace.
+    fn cargo(project: &Path, target: &Path, args: &[&str]) {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(project).args(args).arg("--offline").env("CARGO_TARGET_DIR", target);
+        for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_ENCODED_RUSTFLAGS"] {
+            cargo.env_remove(name);
+        }
+        let output = cargo.output().unwrap();
+        assert!(output.status.success(), "cargo {args:?}\n{}{}", stdout(&output), stderr(&output));
+    }
+
+    #[test]
+    fn a_new_filter_builds_and_passes_its_tests_as_it_is() {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new");
+        // The target folder stays, so that dependencies are built once.
+        let (project, target) = (dir.join("api-keys"), dir.join("target"));
+        let _ = fs::remove_dir_all(&project);
+        let sdk = root.join("sdk");
+        let (path, sdk) = (project.display().to_string(), sdk.display().to_string());
+        let said = ok(&["new", "api-keys", "--path", &path, "--sdk", &sdk]);
+        assert!(said.contains("cargo test"), "{said}");
+        // The versions that are there.
+        fs::copy(root.join("Cargo.lock"), project.join("Cargo.lock")).unwrap();
+
+        cargo(&project, &target, &["test"]);
+        cargo(&project, &target, &["wasm"]);
+        let built = target.join("wasm32-unknown-unknown/release/api_keys.wasm");
+        // Where the project's own files look for it.
+        let expected = project.join("target/wasm32-unknown-unknown/release");
+        fs::create_dir_all(&expected).unwrap();
+        fs::copy(&built, expected.join("api_keys.wasm")).unwrap();
+
+        let module = built.display().to_string();
+        let inspected = ok(&["inspect", &module, "--config", r#"{"key": "k"}"#]);
+        assert!(inspected.contains("subscribed    request headers, response headers"), "{inspected}");
+        let cases = project.join("cases.yaml").display().to_string();
+        assert!(ok(&["test", &module, &cases]).contains("2 cases passed, none failed"));
+        let checked = ok(&["check", &project.join("tollgate.yaml").display().to_string()]);
+        assert!(checked.contains("1 listener, 1 filter, 1 cluster"), "{checked}");
+    }
+
+    #[test]
+    fn bad_names_and_what_is_there_already_are_refused() {
+        let dir = tempdir();
+        let there = dir.path().join("there");
+        fs::create_dir(&there).unwrap();
+        fs::write(there.join("mine"), "precious").unwrap();
+        let there = there.display().to_string();
+        let other = dir.path().join("other").display().to_string();
+        for (args, expected) in [
+            (&["new", "Bad Name", "--path", &other][..], "cannot be a filter's name"),
+            (&["new", "fn", "--path", &other], "means something to Rust"),
+            (&["new", "keys", "--path", &there], "is there already"),
+            (&["new", "keys", "--path", &other, "--sdk", "no/such"], "there is no such folder"),
+        ] {
+            let output = tollgate(args);
+            assert!(!output.status.success() && stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
+        }
+        assert!(!Path::new(&other).exists(), "nothing is made when something is wrong");
+        assert_eq!(fs::read_dir(&there).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_sdk_is_this_version_unless_another_is_named() {
+        let dir = tempdir();
+        for (n, (sdk, expected)) in [
+            (None, concat!("tollgate-sdk = \"", env!("CARGO_PKG_VERSION_MAJOR"), ".")),
+            (Some("0.7"), "tollgate-sdk = \"0.7\""),
+            (Some("https://git.example/tollgate"), "tollgate-sdk = { git = \"https://git.example/tollgate\" }"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let path = dir.path().join(n.to_string()).display().to_string();
+            let mut args = vec!["new", "keys", "--path", &path];
+            args.extend(sdk.iter().flat_map(|sdk| ["--sdk", sdk]));
+            ok(&args);
+            let manifest = fs::read_to_string(Path::new(&path).join("Cargo.toml")).unwrap();
+            assert!(manifest.contains(expected), "{manifest}");
+        }
+    }
+}
+
+mod test {
+    use super::*;
+
+    /// Runs cases of a module; what it has printed, and whether it has succeeded.
+    fn run(module: &str, cases: &str) -> (bool, String) {
+        let dir = tempdir();
+        let cases = file(&dir, "cases.yaml", cases);
+        let output = tollgate(&["test", module, &cases]);
+        let said = stdout(&output) + &stderr(&output);
+        (output.status.success(), said.replace(&cases, "cases.yaml"))
+    }
+
+    fn passes(module: &str, cases: &str) {
+        let (passed, said) = run(module, cases);
+        assert!(passed, "{said}");
+    }
+
+    fn third_party(dir: &tempfile::TempDir) -> String {
+        file(dir, "third_party.wasm", wasm::example("third-party"))
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_pass() {
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tools.md");
+        let text = fs::read_to_string(docs).unwrap();
+        let dir = tempdir();
+        let mut found = Vec::new();
+        for block in text.split("\n```yaml cases=").skip(1) {
+            let (module, rest) = block.split_once('\n').unwrap();
+            let (cases, _) = rest.split_once("\n```").unwrap();
+            let path = match module.starts_with("builtin:") {
+                true => module.to_owned(),
+                false => file(&dir, &format!("{module}.wasm"), wasm::example(module)),
+            };
+            passes(&path, cases);
+            found.push(module);
+        }
+        assert_eq!(found, ["hello", "builtin:authz"]);
+    }
+
+    #[test]
+    fn failures_are_shown_with_their_place_and_what_differs() {
+        let cases = "\
+cases:
+  - name: wrong in every way
+    clusters: {upstream: {headers: {x-a: '1', x-b: '2'}, json: {a: 1, b: 2}}}
+    steps:
+      - request: GET /x
+        expect:
+          response: {status: 404, headers: {x-a: '2', x-b: null}, json: {a: 1, b: 3}}
+          upstream: {path: /y}
+          flags: [NR]
+          cluster: {matches: '^api'}
+          takes: 5ms
+          metrics: {none.such: 1}
+          logs: [a line]
+          calls: [{}]
+  - name: right
+    steps: [{request: GET /}]
+";
+        let (passed, said) = run("builtin:fault", cases);
+        assert!(!passed);
+        for expected in [
+            "FAIL  wrong in every way",
+            "response.status  cases.yaml:7:30\n        - expected: 404\n        + actual:   200\n",
+            "response.headers.x-a  cases.yaml:7:50\n        - expected: 2\n        + actual:   1\n",
+            "- expected: nothing\n        + actual:   2\n",
+            "        -   \"b\": 3\n        +   \"b\": 2\n",
+            "upstream.path  cases.yaml:8:28\n        - expected: /y\n        + actual:   /x\n",
+            "- expected: NR\n        + actual:   none\n",
+            "- expected: something that matches `^api`\n        + actual:   upstream\n",
+            "- expected: 5 ms\n        + actual:   0 ms\n",
+            "metrics.none.such",
+            "logs[0]  cases.yaml:13:18",
+            "- expected: 1 call\n        + actual:   none\n",
+            "ok    right",
+            "1 case passed, 1 failed",
+        ] {
+            assert!(said.contains(expected), "{expected}\n{said}");
+        }
+        assert!(!said.contains('\x1b'), "no colours in a pipe");
+
+        let dir = tempdir();
+        let path = file(&dir, "cases.yaml", cases);
+        let output = tollgate(&["test", "builtin:fault", &path, "--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["passed"], &json["failed"], &json["ok"]), (&1.into(), &1.into(), &false.into()));
+        let first = &json["cases"][0]["steps"][0]["failures"][0];
+        assert_eq!(
+            (&first["what"], &first["line"], &first["column"]),
+            (&"response.status".into(), &7.into(), &30.into())
+        );
+        assert!(ok(&["test", "builtin:fault", &path, "--only", "right"]).contains("1 case passed, none failed"));
+    }
+
+    #[test]
+    fn calls_of_the_filter_are_answered_by_script() {
+        let dir = tempdir();
+        passes(
+            &third_party(&dir),
+            "\
+filter:
+  config:
+    tag: demo
+    verify: {header: authorization, cluster: auth, path: /auth, timeout_ms: 500}
+clusters:
+  auth: {}
+cases:
+  - name: the service is asked, and says yes
+    steps:
+      - request: {method: POST, path: /x, headers: {authorization: a}, body: hello}
+        expect:
+          calls: [{cluster: auth, method: GET, path: /auth, host: auth, headers: {authorization: a}}]
+          upstream: {method: POST, path: /x, body: hello, headers: {x-verified: 'yes', x-seen: {contains: POST /x}}}
+          response: {status: 200, headers: {x-third-party: demo}}
+          metrics: {third_party.requests: 1}
+      - {request: GET /, expect: {calls: [], upstream: {headers: {x-verified: null}}, metrics: {third_party.requests: 2}}}
+  - name: it takes its time
+    clusters: {auth: {delay: 400ms}}
+    steps: [{request: {path: /, headers: {authorization: a}}, expect: {response: {status: 200}, takes: 400ms}}]
+  - name: it takes too long
+    clusters: {auth: {delay: 600ms}}
+    steps:
+      - request: {path: /, headers: {authorization: a}}
+        expect:
+          response: {status: 503, body: {contains: could not be verified}}
+          upstream: none
+          takes: 500ms
+          flags: [LR]
+          logs: [WARN the service does not answer]
+  - name: it fails in every way
+    clusters: {auth: [{fail: connect}, {fail: reset}, {fail: hang}, {status: 403}]}
+    steps:
+      - {request: {path: /, headers: {authorization: a}}, expect: {response: {status: 503}, calls: [], takes: 0ms}}
+      - {request: {path: /, headers: {authorization: a}}, expect: {response: {status: 503}, takes: 0ms}}
+      - {request: {path: /, headers: {authorization: a}}, expect: {response: {status: 503}, takes: 500ms}}
+      - {request: {path: /, headers: {authorization: a}}, expect: {response: {status: 403}, takes: 0ms}}
+",
+        );
+    }
+
+    #[test]
+    fn routes_retries_and_failures_are_those_of_the_proxy() {
+        passes(
+            "builtin:router",
+            "\
+listener: {cluster: null}
+clusters:
+  api: [{status: 503}, {fail: reset}, {status: 201, body: done}]
+  slow: {delay: 1m}
+filter:
+  config:
+    virtual_hosts:
+      - name: all
+        domains: ['*']
+        routes:
+          - {name: api, match: {path: {prefix: /api}}, cluster: api, prefix_rewrite: /v1,
+             retry: {on: [gateway_error, reset], attempts: 2, backoff: 25ms}}
+          - {name: slow, match: {path: {prefix: /slow}}, cluster: slow, timeout: 2s}
+cases:
+  - name: the third try succeeds
+    steps:
+      - request: {path: /api/x}
+        expect:
+          route: all/api
+          cluster: api
+          upstream: {cluster: api, path: /v1/x, attempts: 3}
+          response: {status: 201, body: done}
+          flags: []
+      - {request: {method: HEAD, path: /api}, expect: {response: {status: 201, body: null}}}
+      - {request: {method: HEAD, path: /api}, expect: {response: {body: ''}}}
+  - name: time is over, also after long waits
+    steps:
+      - wait: 2h
+      - {request: GET /slow, expect: {response: {status: 504}, takes: 2000ms, flags: [UT], details: response_timeout}}
+  - name: nobody is responsible
+    steps: [{request: GET /, expect: {response: {status: 404}, flags: [LR, NR], upstream: none, route: null}}]
+",
+        );
+    }
+
+    #[test]
+    fn time_passes_as_it_is_told() {
+        passes(
+            "builtin:ratelimit",
+            "\
+filter: {config: {limits: [{name: all, requests: 2, per: 10s}]}}
+cases:
+  - name: tokens come back
+    steps: &steps
+      - {request: GET /, expect: {response: {status: 200}}}
+      - {request: GET /, expect: {response: {status: 200}}}
+      - {request: GET /, expect: {response: {status: 429}, upstream: none, flags: [LR, RL]}}
+      - wait: 5s
+      - {request: GET /, expect: {response: {status: 200}}}
+      - {request: GET /, expect: {response: {status: 429}}}
+  - {name: cases do not share their buckets, steps: *steps}
+",
+        );
+        passes(
+            "builtin:fault",
+            "\
+cases:
+  - name: ten seconds in no time
+    config: {delay: {fixed: 10s, percent: 100}}
+    steps: [{request: GET /, expect: {response: {status: 200}, takes: 10s, flags: [DI]}}]
+",
+        );
+    }
+
+    /// A filter that does at `/trap`, `/hold`, `/close` what these say, by the second byte of the path.
+    const ODD: &str = r#"(module
+        (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+        (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 16) ":path")
+        (data (i32.const 32) "seen")
+        (func (export "proxy_abi_version_0_2_1"))
+        (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (local $c i32)
+            (drop (call $get (i32.const 0) (i32.const 16) (i32.const 5) (i32.const 0) (i32.const 4)))
+            (local.set $c (i32.load8_u offset=1 (i32.load (i32.const 0))))
+            (drop (call $log (i32.const 2) (i32.const 32) (i32.const 4)))
+            (if (i32.eq (local.get $c) (i32.const 116)) (then unreachable))
+            (if (i32.eq (local.get $c) (i32.const 104)) (then (return (i32.const 1))))
+            (if (i32.eq (local.get $c) (i32.const 99)) (then (drop (call $close (i32.const 0))) (return (i32.const 1))))
+            (i32.const 0)))"#;
+
+    #[test]
+    fn traps_and_held_and_closed_requests() {
+        let dir = tempdir();
+        let module = file(&dir, "odd.wasm", wasm::from_text(ODD));
+        passes(
+            &module,
+            "\
+cases:
+  - name: another instance comes after a trap
+    steps:
+      - request: GET /trap
+        expect: {response: {status: 503}, flags: [FF], details: filter_failed, logs: [INFO seen, 'ERROR the filter failed: trap']}
+      - {request: GET /, expect: {response: {status: 200}, flags: [], metrics: {'tollgate_filter_rebuilds_total{filter=\"odd\"}': 1}}}
+  - name: a held request is given up
+    steps: [{request: GET /hold, expect: {response: {status: 504}, details: filter_stalled, takes: 300s, flags: [SI]}}]
+  - name: a closed connection
+    steps: [{request: GET /close, expect: {response: none, upstream: none, details: closed_by_filter}}]
+",
+        );
+        let (passed, said) = run(
+            &module,
+            "listener: {timeouts: {idle: 0s}}\ncases: [{name: held for ever, steps: [{request: GET /hold}]}]\n",
+        );
+        assert!(!passed && said.contains("none: something holds it for ever"), "{said}");
+        let (passed, said) = run(
+            &module,
+            "filter: {on_failure: bypass}\ncases: [{name: bypassed, steps: [{request: GET /trap, expect: {response: {status: 200}}}]}]\n",
+        );
+        assert!(passed, "{said}");
+    }
+
+    #[test]
+    fn configurations_that_are_refused() {
+        passes(
+            "builtin:fault",
+            "cases: [{name: a, config: {delay: {fixed: 5}}, refused: {matches: '^delay.fixed: '}}]\n",
+        );
+        let (passed, said) =
+            run("builtin:fault", "cases:\n- name: a\n  config: {delay: {fixt: 5s}}\n  steps: [{request: GET /}]\n");
+        assert!(!passed && said.contains("config.delay.fixt  cases.yaml:3:26"), "{said}");
+        let (passed, said) = run("builtin:fault", "cases:\n- {name: a, refused: no reason}\n");
+        assert!(!passed && said.contains("actual:   it was accepted"), "{said}");
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_shown_at_their_place() {
+        for (cases, expected) in [
+            ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "--> cases.yaml:1:44"),
+            ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "did you mean `expect`?"),
+            ("cases: [\n", "this is not YAML"),
+            ("cases: []\n", "there is no such case"),
+            ("cases: [{name: a, steps: [{request: G@T /}]}]\n", "case `a`: step 1: `G@T` is not a method"),
+        ] {
+            let (passed, said) = run("builtin:fault", cases);
+            assert!(!passed && said.contains(expected), "{expected}\n{said}");
+        }
+        let output = tollgate(&["test", "builtin:fault", "no-such.yaml"]);
+        assert!(!output.status.success() && stderr(&output).contains("cannot read the file"), "{}", stderr(&output));
+    }
+}
