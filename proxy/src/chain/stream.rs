@@ -51,13 +51,14 @@ pub struct ConnectionInfo {
 
 impl ConnectionInfo {
     /// A connection that has just been accepted.
-    pub fn new(listener: Rc<str>, peer: SocketAddr, peer_value: HeaderValue, local: SocketAddr) -> ConnectionInfo {
+    pub fn new(listener: Rc<str>, peer: SocketAddr, local: SocketAddr) -> ConnectionInfo {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let peer_value = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
         ConnectionInfo {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             listener,
             peer,
-            peer_value,
+            peer_value: peer_value.unwrap_or(HeaderValue::from_static("unknown")),
             local,
             closing: Cell::new(false),
             active: Cell::new(0),

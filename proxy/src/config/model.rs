@@ -294,7 +294,8 @@ pub struct Cluster {
     /// How long connecting may take.
     #[serde(default = "default::connect_timeout")]
     pub connect_timeout: Duration,
-    /// From the last byte of the request to the last of the response, retries included (504); a route can set its own.
+    /// From the last byte of the request (or from when the filters have let it go, if that is later) to the last of the
+    /// response, retries included (504); a route can set its own.
     #[serde(default = "default::request_timeout")]
     pub request_timeout: Duration,
     /// Retries, unless a route sets its own.

@@ -26,7 +26,7 @@ pub(super) enum Passed {
 /// The bounds of a stream.
 pub(super) struct Deadline {
     stream: Rc<Stream>,
-    /// From the request's end.
+    /// From the request's end, or from when the filters have let it go, if that is later.
     total: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Instant>,
@@ -54,9 +54,11 @@ impl Deadline {
         self.per_try = None;
     }
 
-    /// When the whole must be over, once the request has ended.
+    /// When the whole must be over, once the request has ended. What filters take before they let it go (a delay, a callout) is
+    /// not the upstream's.
     pub(super) fn total(&self) -> Option<Instant> {
-        self.total.zip(self.stream.times.request_end.get()).and_then(|(limit, end)| end.checked_add(limit))
+        let (ended, routed) = (self.stream.times.request_end.get()?, self.stream.times.routed.get());
+        routed.map_or(ended, |routed| ended.max(routed)).checked_add(self.total?)
     }
 
     fn next(&self) -> Option<(Instant, Passed)> {

@@ -78,11 +78,6 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
-/// An address as `X-Forwarded-For` has it.
-pub fn address_value(address: IpAddr) -> HeaderValue {
-    value(&address.to_canonical().to_string())
-}
-
 /// A new request id: a random UUID.
 pub fn new_request_id() -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
@@ -90,7 +85,7 @@ pub fn new_request_id() -> HeaderValue {
 }
 
 /// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and tells who the client is. `peer_value` is the peer's
-/// [`address_value`], which is the same for all requests of a connection.
+/// address as text, which is the same for all requests of a connection.
 ///
 /// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
 /// proxies before it are trusted: the client is the nth address from the right of `X-Forwarded-For`, and the other fields

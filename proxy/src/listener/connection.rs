@@ -24,10 +24,7 @@ use tollgate_abi::fast::flag;
 use crate::{
     chain::stream::ConnectionInfo,
     exchange::{self, Site},
-    http::{
-        fields::address_value,
-        guard::{Guarded, Watch},
-    },
+    http::guard::{Guarded, Watch},
     observe::{self, Entry},
     upstream::io::TokioIo,
 };
@@ -71,7 +68,7 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
     let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
     let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
     let watch = Rc::new(Watch::default());
-    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, address_value(peer.ip()), local));
+    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
     drop(site);
     let (service_handle, service_info) = (handle.clone(), info.clone());
     let service = service_fn(move |request: Request<Incoming>| {

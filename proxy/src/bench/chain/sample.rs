@@ -27,7 +27,7 @@ use crate::{
     chain::{Chain, RequestHead, Stream, stream::ConnectionInfo},
     config::model::Listener,
     http::{
-        fields::{add_via, address_value, forwarded, remove_hop_by_hop},
+        fields::{add_via, forwarded, remove_hop_by_hop},
         path::normalise,
     },
     wasm::content_hash,
@@ -212,9 +212,9 @@ impl Sample {
         let via = (!listener.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", listener.via)));
         add_via(&mut headers, via.transpose().ok().flatten().as_ref());
         let peer = SocketAddr::new(client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
-        let peer_value = address_value(peer.ip());
-        let origin = forwarded(&mut headers, peer, &peer_value, &authority, "http", listener.trusted_hops);
-        let connection = ConnectionInfo::new(listener.name.as_str().into(), peer, peer_value, listener.address);
+        let connection = ConnectionInfo::new(listener.name.as_str().into(), peer, listener.address);
+        let value = &connection.peer_value;
+        let origin = forwarded(&mut headers, peer, value, &authority, "http", listener.trusted_hops);
         Ok(Sample {
             connection: Rc::new(connection),
             client: origin.client,
