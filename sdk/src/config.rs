@@ -1,6 +1,6 @@
 //! What is wrong with a filter's configuration, and where.
 
-use std::fmt;
+use std::{any::Any, fmt};
 
 /// A mistake in a filter's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,13 @@ impl ConfigError {
 
     /// This mistake and the further ones.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
-        std::iter::once(self).chain(self.more.iter().flat_map(|e| Box::new(e.iter()) as Box<dyn Iterator<Item = _>>))
+        fn collect<'e>(error: &'e ConfigError, all: &mut Vec<&'e ConfigError>) {
+            all.push(error);
+            error.more.iter().for_each(|error| collect(error, all));
+        }
+        let mut all = Vec::new();
+        collect(self, &mut all);
+        all.into_iter()
     }
 }
 
@@ -46,8 +52,23 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// The one value of `()`, if that is what `T` is. The compiler knows the answer, and leaves out what follows from the other.
+fn unit<T: 'static>() -> Option<T> {
+    let mut value: Option<T> = None;
+    if let Some(unit) = (&mut value as &mut dyn Any).downcast_mut::<Option<()>>() {
+        *unit = Some(());
+    }
+    value
+}
+
 /// Reads a configuration from the JSON that the host gives; nothing at all reads like an empty object.
-pub(crate) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ConfigError> {
+pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, ConfigError> {
+    if let Some(nothing) = unit() {
+        return match bytes.trim_ascii() {
+            b"" | b"{}" | b"null" => Ok(nothing),
+            _ => Err(ConfigError::new("", "this filter has no configuration: leave it out")),
+        };
+    }
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut json).map_err(|e| {
@@ -91,5 +112,12 @@ mod tests {
         assert_eq!(wrong("allow everything"), "this filter wants a map, not text");
         assert_eq!(wrong(r#"{"inner": "x"}"#), "inner: invalid type: string \"x\", expected a map");
         assert_eq!(wrong(""), "missing field `inner`");
+    }
+
+    #[test]
+    fn a_filter_without_a_configuration_refuses_one() {
+        assert_eq!(read::<()>(b""), Ok(()));
+        assert_eq!(read::<()>(b"{}"), Ok(()));
+        assert!(read::<()>(b"{\"a\": 1}").unwrap_err().message.contains("leave it out"));
     }
 }

@@ -1,10 +1,16 @@
 //! From the host's callbacks to a [`Filter`]. `export!` generates the callers; nothing else uses this.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use tollgate_abi::proxy_wasm::{action, buffer, log_level, stream};
+use tollgate_abi::{
+    fast::phase,
+    proxy_wasm::{action, buffer, log_level, stream},
+};
 
-use crate::{Body, ConfigError, Filter, Flow, Phases, Reply, Request, Response, Setup, config, sys};
+use crate::{
+    Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor, sys,
+    table::{Table, borrow},
+};
 
 /// Memory for data that the host returns. It is taken over as a `Vec` of exactly this size.
 pub fn allocate(size: usize) -> *mut u8 {
@@ -16,13 +22,87 @@ pub fn allocate(size: usize) -> *mut u8 {
 
 /// Prepares a module's instance: what a panic says goes to the proxy's log, which then only sees that the module has trapped.
 pub fn start() {
-    std::panic::set_hook(Box::new(|panic| sys::log(log_level::CRITICAL, &panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| {
+        // As the standard library writes it, but without its code for formatting, which many filters do not need.
+        let mut text = String::from("panicked");
+        if let Some(place) = panic.location() {
+            text.push_str(" at ");
+            text.push_str(place.file());
+            [place.line(), place.column()].iter().for_each(|number| {
+                text.push(':');
+                push_number(&mut text, *number);
+            });
+        }
+        text.push_str(":\n");
+        text.push_str(panic.payload_as_str().unwrap_or("(no message)"));
+        sys::log(log_level::CRITICAL, &text);
+    }));
+    start_logging();
+}
+
+/// Gives the crates for logging, as far as they are wanted, the proxy's log.
+pub(crate) fn start_logging() {
+    #[cfg(feature = "log")]
+    crate::log_crate::install();
+    #[cfg(feature = "tracing")]
+    crate::tracing_crate::install();
+}
+
+fn push_number(text: &mut String, number: u32) {
+    if number >= 10 {
+        push_number(text, number / 10);
+    }
+    text.push(char::from(b'0' + (number % 10) as u8));
+}
+
+/// One of a stream's two messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    Request,
+    Response,
+}
+
+impl Half {
+    const fn head(self) -> Phases {
+        if matches!(self, Half::Request) { Phases::REQUEST_HEADERS } else { Phases::RESPONSE_HEADERS }
+    }
+
+    pub(crate) const fn body(self) -> Phases {
+        if matches!(self, Half::Request) { Phases::REQUEST_BODY } else { Phases::RESPONSE_BODY }
+    }
+
+    const fn buffer(self) -> i32 {
+        if matches!(self, Half::Request) { buffer::HTTP_REQUEST_BODY } else { buffer::HTTP_RESPONSE_BODY }
+    }
+
+    /// The bit in a timer's token, above the filter's 32.
+    const fn bit(self) -> i64 {
+        if matches!(self, Half::Request) { 0 } else { 1 << 32 }
+    }
+}
+
+/// What an [`AsyncFilter`](crate::AsyncFilter) is told of a stream.
+#[derive(Debug)]
+pub enum Event {
+    /// A head has come; `end`: no body follows.
+    Head { context: u32, half: Half, end: bool },
+    /// A part of a body has come.
+    Body { half: Half, len: usize, end: bool },
+}
+
+/// What an [`AsyncFilter`](crate::AsyncFilter) is told that belongs to no stream.
+#[derive(Debug)]
+pub enum RootEvent {
+    /// The tick is due.
+    Tick,
+    /// A queue has a message.
+    Message(Queue, Vec<u8>),
 }
 
 /// The filters of a module's instance, one for each root context, and the state of their streams.
 pub struct Dispatcher<F: Filter> {
     filters: RefCell<Vec<(u32, Rc<F>)>>,
-    streams: RefCell<BTreeMap<u32, StreamState<F>>>,
+    streams: RefCell<Table<StreamState<F>>>,
 }
 
 struct StreamState<F: Filter> {
@@ -31,19 +111,17 @@ struct StreamState<F: Filter> {
     state: Option<F::Stream>,
 }
 
-/// Which half of the stream waits: a bit in the token that is given to the host, above the filter's 32.
-const RESPONSE: i64 = 1 << 32;
-
 impl<F: Filter> Dispatcher<F> {
     /// A dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(BTreeMap::new()) }
+        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()) }
     }
 
     pub fn context_create(&self, context: u32, parent: u32) {
         if parent != 0 {
-            self.streams.borrow_mut().insert(context, StreamState { root: parent, state: Some(F::Stream::default()) });
+            let state = StreamState { root: parent, state: Some(F::Stream::default()) };
+            borrow(&self.streams).insert(context, state);
         }
     }
 
@@ -51,10 +129,15 @@ impl<F: Filter> Dispatcher<F> {
         let bytes = sys::buffer_get(buffer::PLUGIN_CONFIGURATION, 0, size);
         match config::read(&bytes).and_then(|config| F::configure(config, &mut Setup(()))) {
             Ok(filter) => {
-                let mut filters = self.filters.borrow_mut();
-                filters.retain(|(of, _)| *of != root);
-                filters.push((root, Rc::new(filter)));
-                sys::subscribe(Phases::bits::<F>());
+                let mut filters = borrow(&self.filters);
+                match filters.iter_mut().find(|(of, _)| *of == root) {
+                    Some((_, old)) => *old = Rc::new(filter),
+                    None => filters.push((root, Rc::new(filter))),
+                }
+                // A stream is announced if something is kept for it, or if it must be told whose it is. One that was not
+                // announced belongs to the first root: alone, that one is spared three calls for each stream.
+                let announced = size_of::<F::Stream>() > 0 || filters.len() > 1;
+                sys::subscribe(F::PHASES.bits() | if announced { phase::LIFECYCLE } else { 0 });
                 true
             }
             Err(errors) => {
@@ -65,71 +148,137 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn tick(&self, root: u32) {
-        if let Some(filter) = self.filter(root) {
+        let Some(filter) = self.filter(root) else { return };
+        if F::ASYNC {
+            self.drive_root(root, &filter, RootEvent::Tick);
+        } else {
             filter.on_tick();
         }
     }
 
-    pub fn request_headers(&self, context: u32, end: bool) -> i32 {
-        let request = Request { end_of_stream: end };
-        self.run(context, 0, |filter, state| filter.on_request(&request, state))
+    pub fn queue_ready(&self, root: u32, queue: u32) {
+        let Some(filter) = self.filter(root) else { return };
+        let queue = Queue(queue);
+        while let Some(message) = queue.pop() {
+            if F::ASYNC {
+                self.drive_root(root, &filter, RootEvent::Message(queue, message));
+            } else {
+                filter.on_queue(queue, message);
+            }
+        }
     }
 
-    pub fn request_body(&self, context: u32, len: usize, end: bool) -> i32 {
-        let body = Body { buffer: buffer::HTTP_REQUEST_BODY, len, end };
-        self.run(context, 0, |filter, state| filter.on_request_body(&body, &Request { end_of_stream: end }, state))
+    fn drive_root(&self, root: u32, filter: &Rc<F>, event: RootEvent) {
+        executor::enter(root);
+        filter.drive_root(root, event);
+        executor::run_woken();
     }
 
-    pub fn response_headers(&self, context: u32, end: bool) -> i32 {
-        let response = Response { end_of_stream: end };
-        self.run(context, RESPONSE, |filter, state| filter.on_response(&response, state))
-    }
-
-    pub fn response_body(&self, context: u32, len: usize, end: bool) -> i32 {
-        let body = Body { buffer: buffer::HTTP_RESPONSE_BODY, len, end };
-        self.run(context, RESPONSE, |filter, state| {
-            filter.on_response_body(&body, &Response { end_of_stream: end }, state)
+    pub fn headers(&self, context: u32, half: Half, end: bool) -> i32 {
+        if F::ASYNC {
+            return self.drive(context, half, Event::Head { context, half, end });
+        }
+        if !F::PHASES.has(half.head()) {
+            return action::CONTINUE;
+        }
+        self.run(context, half, |filter, state| match half {
+            Half::Request => filter.on_request(&Request { end_of_stream: end }, state),
+            Half::Response => filter.on_response(&Response { end_of_stream: end }, state),
         })
     }
 
+    pub fn body(&self, context: u32, half: Half, len: usize, end: bool) -> i32 {
+        if !F::PHASES.has(half.body()) {
+            return action::CONTINUE;
+        }
+        if F::ASYNC {
+            return self.drive(context, half, Event::Body { half, len, end });
+        }
+        let body = Body { buffer: half.buffer(), len, end };
+        self.run(context, half, |filter, state| match half {
+            Half::Request => filter.on_request_body(&body, &Request { end_of_stream: end }, state),
+            Half::Response => filter.on_response_body(&body, &Response { end_of_stream: end }, state),
+        })
+    }
+
+    /// A body that ends with trailers has no last part: what the filter holds of it, or nothing, is that.
+    pub fn trailers(&self, context: u32, half: Half) -> i32 {
+        if !F::PHASES.has(half.body()) {
+            return action::CONTINUE;
+        }
+        self.body(context, half, sys::buffer_len(half.buffer()), true)
+    }
+
     pub fn timer(&self, context: u32, token: i64) {
-        let half = token & RESPONSE;
+        if F::ASYNC {
+            executor::enter(context);
+            executor::sleeps::due(context, token);
+            return executor::run_woken();
+        }
+        let half = if token & Half::Response.bit() == 0 { Half::Request } else { Half::Response };
         let request = Request { end_of_stream: false };
         let action = self.run(context, half, |filter, state| filter.on_timer(token as u32, &request, state));
         if action == action::CONTINUE {
-            sys::continue_stream(if half == 0 { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+            sys::continue_stream(if half == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+        }
+    }
+
+    pub fn http_call_response(&self, root: u32, call: u32, headers: usize, body_size: usize, trailers: usize) {
+        if F::ASYNC {
+            executor::enter(root);
+            executor::calls::answered(call, headers, body_size, trailers);
+            executor::run_woken();
         }
     }
 
     pub fn log(&self, context: u32) {
         let (request, response) = (Request { end_of_stream: true }, Response { end_of_stream: true });
-        self.run(context, 0, |filter, state| {
+        self.run(context, Half::Request, |filter, state| {
             filter.on_end(&request, &response, state);
             Flow::Continue
         });
     }
 
+    /// A stream has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
-        self.streams.borrow_mut().remove(&context);
+        // What it owns is dropped when nothing is borrowed any more.
+        let stream = borrow(&self.streams).remove(context);
+        if stream.is_some() {
+            return;
+        }
+        let filter = {
+            let mut filters = borrow(&self.filters);
+            filters.iter().position(|(of, _)| *of == context).map(|at| filters.remove(at))
+        };
+        if F::ASYNC && filter.is_some() {
+            executor::end_root(context);
+        }
     }
 
     fn filter(&self, root: u32) -> Option<Rc<F>> {
-        let filters = self.filters.borrow();
+        let filters = borrow(&self.filters);
         let found = filters.iter().find(|(of, _)| *of == root).or(filters.first());
         found.map(|(_, filter)| filter.clone())
     }
 
+    fn drive(&self, context: u32, half: Half, event: Event) -> i32 {
+        executor::enter(context);
+        let action = self.run(context, half, |filter, state| filter.drive(event, state));
+        executor::run_woken();
+        action
+    }
+
     /// Runs a callback with the stream's state, and does what it answers.
-    fn run(&self, context: u32, half: i64, callback: impl FnOnce(&F, &mut F::Stream) -> Flow) -> i32 {
+    fn run(&self, context: u32, half: Half, callback: impl FnOnce(&Rc<F>, &mut F::Stream) -> Flow) -> i32 {
         // No borrow is held over the callback: it may log, and a native test host may look.
-        let (root, mut state) = match self.streams.borrow_mut().get_mut(&context) {
+        let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),
             None => (0, F::Stream::default()),
         };
         let Some(filter) = self.filter(root) else { return action::CONTINUE };
         let flow = callback(&filter, &mut state);
         if size_of::<F::Stream>() > 0
-            && let Some(stream) = self.streams.borrow_mut().get_mut(&context)
+            && let Some(stream) = borrow(&self.streams).get_mut(context)
         {
             stream.state = Some(state);
         }
@@ -137,12 +286,11 @@ impl<F: Filter> Dispatcher<F> {
             Flow::Continue => action::CONTINUE,
             Flow::Pause => action::PAUSE,
             Flow::Wait(time, token) => {
-                sys::timer_set(micros(time), i64::from(token) | half);
+                sys::timer_set(micros(time), i64::from(token) | half.bit());
                 action::PAUSE
             }
             Flow::Respond(reply) => {
-                let Reply { status, headers, body, details } = *reply;
-                sys::send_local_response(status, &details, &headers, &body);
+                reply.send();
                 action::PAUSE
             }
         }
@@ -150,5 +298,68 @@ impl<F: Filter> Dispatcher<F> {
 }
 
 fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(i64::MAX as u64)
+    let seconds = time.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(time.subsec_micros().into()).min(i64::MAX as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Buffer, Name,
+        testing::{self, TestHost},
+    };
+    use serde_json::json;
+
+    /// Says which of several filters of a module it is.
+    struct Which {
+        seen: Name,
+        name: String,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Config {
+        name: String,
+    }
+
+    impl Filter for Which {
+        type Config = Config;
+        type Stream = ();
+        const PHASES: Phases = Phases::REQUEST_HEADERS;
+
+        fn configure(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+            Ok(Which { seen: setup.name("x-seen"), name: config.name })
+        }
+
+        fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
+            let mut buffer = Buffer::new();
+            let before = request.header(self.seen, &mut buffer).unwrap_or_default();
+            request.set_header(self.seen, [before, self.name.as_bytes()].concat());
+            Flow::Continue
+        }
+    }
+
+    #[test]
+    fn streams_go_to_the_filter_of_their_root() {
+        let host = TestHost::<Which>::new(json!({"name": "one"})).unwrap();
+        assert_eq!(testing::subscribed() & phase::LIFECYCLE, 0, "a filter that is alone is told of no streams");
+        let d = host.dispatcher();
+        d.context_create(7, 0);
+        testing::set_config(&json!({"name": "two"}));
+        assert!(d.configure(7, usize::MAX));
+        assert_ne!(testing::subscribed() & phase::LIFECYCLE, 0);
+
+        // The host's own context stands for the stream; it has not been announced, so it is the first root's.
+        let outcome = host.request("GET", "/").send();
+        testing::on_stream(&outcome, |context| {
+            d.delete(context);
+            d.headers(context, Half::Request, true);
+            d.context_create(context, 7);
+            d.headers(context, Half::Request, true);
+        });
+        assert_eq!(outcome.request_header("x-seen"), Some("oneonetwo"));
+
+        d.delete(7);
+        assert!(d.filter(7).is_some_and(|filter| filter.name == "one"), "the other one is gone");
+    }
 }

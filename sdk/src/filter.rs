@@ -1,19 +1,23 @@
 //! The trait that a filter implements, and what its callbacks answer.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use serde::de::DeserializeOwned;
 use tollgate_abi::fast::phase;
 
-use crate::{Body, ConfigError, Request, Response, Setup};
+use crate::{
+    Body, ConfigError, Queue, Reply, Request, Response, Setup,
+    dispatch::{Event, RootEvent},
+};
 
 /// A filter: made once from its configuration, and then asked about every stream (a request and its response).
 ///
-/// One instance serves many streams at a time; what belongs to one of them is kept in [`Filter::Stream`].
+/// One instance serves many streams at a time; what belongs to one of them is kept in [`Filter::Stream`]. A filter that asks
+/// other services, or waits for more than one thing, is better an [`AsyncFilter`](crate::AsyncFilter).
 pub trait Filter: Sized + 'static {
     /// The configuration, read from the JSON in the proxy's configuration. Put `#[serde(deny_unknown_fields)]` on it, so
-    /// that mistakes are found.
-    type Config: DeserializeOwned;
+    /// that mistakes are found. With `()` the module needs no code for JSON, and any configuration is a mistake.
+    type Config: DeserializeOwned + 'static;
     /// What is kept for one stream from one callback to the next. With `()` the host is spared three calls for each stream.
     type Stream: Default + 'static;
     /// The callbacks that the host shall make; the others cost nothing.
@@ -50,8 +54,25 @@ pub trait Filter: Sized + 'static {
     /// The tick set by [`Setup::tick`] is due. Each worker has its own.
     fn on_tick(&self) {}
 
+    /// A message has come in a queue of [`Setup::queue`]. It acts on no stream. Each message is given to one worker.
+    fn on_queue(&self, _queue: Queue, _message: Vec<u8>) {}
+
     /// The stream has ended. Its headers can be read for the last time.
     fn on_end(&self, _request: &Request, _response: &Response, _stream: &mut Self::Stream) {}
+
+    /// Whether this is an [`AsyncFilter`](crate::AsyncFilter), which gets its callbacks by the two functions below.
+    #[doc(hidden)]
+    const ASYNC: bool = false;
+
+    /// Something has happened to a stream.
+    #[doc(hidden)]
+    fn drive(self: &Rc<Self>, _event: Event, _stream: &mut Self::Stream) -> Flow {
+        Flow::Continue
+    }
+
+    /// Something has happened that belongs to no stream.
+    #[doc(hidden)]
+    fn drive_root(self: &Rc<Self>, _root: u32, _event: RootEvent) {}
 }
 
 /// What becomes of the stream after a callback.
@@ -66,46 +87,6 @@ pub enum Flow {
     Wait(Duration, u32),
     /// The request is answered with this; no upstream sees it (or, in a response callback: this replaces the response).
     Respond(Box<Reply>),
-}
-
-/// A response made by a filter.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reply {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, Vec<u8>)>,
-    pub(crate) body: Vec<u8>,
-    pub(crate) details: String,
-}
-
-impl Reply {
-    /// A response of this status (200 to 599), without a body.
-    pub fn new(status: u16) -> Reply {
-        Reply { status, ..Reply::default() }
-    }
-
-    /// Adds a header field.
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Reply {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// Sets the body.
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Reply {
-        self.body = body.into();
-        self
-    }
-
-    /// Why there is a response: a word or two with underscores, for the access log. The client does not see it.
-    pub fn details(mut self, details: impl Into<String>) -> Reply {
-        self.details = details.into();
-        self
-    }
-}
-
-impl From<Reply> for Flow {
-    fn from(reply: Reply) -> Flow {
-        Flow::Respond(Box::new(reply))
-    }
 }
 
 /// A set of callbacks.
@@ -129,9 +110,35 @@ impl Phases {
         Phases(self.0 | other.0)
     }
 
-    /// The bits for the host. A filter with state for its streams must hear of their end.
-    pub(crate) fn bits<F: Filter>() -> u32 {
-        let keeps_state = size_of::<F::Stream>() > 0;
-        F::PHASES.0 | if keeps_state { phase::LIFECYCLE } else { 0 }
+    /// Whether one of these callbacks is among them.
+    pub(crate) const fn has(self, other: Phases) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The bits for the host.
+    pub(crate) const fn bits(self) -> u32 {
+        // A body may end with trailers instead of a last part.
+        const TRAILERS: u32 = phase::REQUEST_TRAILERS / phase::REQUEST_BODY;
+        self.0 | ((self.0 & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) * TRAILERS)
+    }
+
+    /// These, and the heads of the bodies among them.
+    pub(crate) const fn with_heads(self) -> Phases {
+        const BODY: u32 = phase::REQUEST_BODY / phase::REQUEST_HEADERS;
+        Phases(self.0 | ((self.0 & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) / BODY))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_bring_what_belongs_to_them() {
+        let both = Phases::REQUEST_BODY.and(Phases::RESPONSE_BODY);
+        let trailers = phase::REQUEST_TRAILERS | phase::RESPONSE_TRAILERS;
+        assert_eq!(both.bits(), both.0 | trailers);
+        assert_eq!(both.with_heads(), both.and(Phases::REQUEST_HEADERS).and(Phases::RESPONSE_HEADERS));
+        assert_eq!(Phases::REQUEST_HEADERS.with_heads().bits(), phase::REQUEST_HEADERS);
     }
 }

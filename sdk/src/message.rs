@@ -1,6 +1,10 @@
 //! Requests and responses as a filter sees them: handles to what the host holds, read into a buffer that is used again.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    cell::Cell,
+    mem::ManuallyDrop,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 use tollgate_abi::{fast, proxy_wasm::map};
 
@@ -11,8 +15,8 @@ use crate::{resources::RouteId, resources::Selection, sys};
 #[repr(transparent)]
 pub struct Name(pub(crate) u32);
 
-/// Memory that header values are read into. Make one for each callback with `Buffer::new()`: it comes from a pool, so
-/// nothing is allocated once the filter is warm.
+/// Memory that header values are read into. Make one for each callback with `Buffer::new()`: it comes from a pool (of at
+/// most 64), so nothing is allocated once the filter is warm.
 #[derive(Debug)]
 pub struct Buffer(Vec<u8>);
 
@@ -27,13 +31,22 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
-        with_pool(|free| free.push(buffer));
+        with_pool(|free| {
+            // What a burst has needed must not be kept for ever.
+            if free.len() < POOLED {
+                free.push(buffer);
+            }
+        });
     }
 }
 
+/// Buffers that are kept.
+const POOLED: usize = 64;
+
 thread_local! {
-    // As many as a callback has had at a time: rarely more than two.
-    static POOL: std::cell::Cell<Vec<Vec<u8>>> = const { std::cell::Cell::new(Vec::new()) };
+    // As many as there have been at a time: rarely more than two, but for futures that keep theirs while they wait. Never
+    // dropped, so that no code for that is needed.
+    static POOL: ManuallyDrop<Cell<Vec<Vec<u8>>>> = const { ManuallyDrop::new(Cell::new(Vec::new())) };
 }
 
 fn with_pool<T>(f: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {

@@ -1,5 +1,7 @@
-//! What a filter defines when it is configured, and uses by a small handle for each request: routes, buckets, limits,
-//! counters.
+//! What a filter defines when it is configured, and uses by a small handle for each request: routes, buckets, limits. And
+//! time and chance.
+
+use std::time::Duration;
 
 use tollgate_abi::fast::Take;
 
@@ -57,17 +59,6 @@ impl Limit {
     }
 }
 
-/// A counter in the proxy's metrics, made by [`Setup::counter`](crate::Setup::counter).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counter(pub(crate) u32);
-
-impl Counter {
-    /// Counts.
-    pub fn add(self, n: u32) {
-        sys::metric_increment(self.0, i64::from(n));
-    }
-}
-
 /// A monotonic clock in nanoseconds, from an arbitrary start.
 pub fn now() -> u64 {
     sys::now()
@@ -76,4 +67,14 @@ pub fn now() -> u64 {
 /// 64 random bits, not for secrets.
 pub fn random() -> u64 {
     sys::random()
+}
+
+/// Random bytes that are fit for secrets: keys, nonces. Slower than [`random`].
+pub fn random_bytes(bytes: &mut [u8]) {
+    sys::random_bytes(bytes);
+}
+
+/// The clock on the wall: the time since 1970 in UTC, which may jump. For lengths of time, [`now`] is better.
+pub fn unix_time() -> Duration {
+    Duration::from_nanos(sys::wall_clock())
 }

@@ -2,12 +2,17 @@
 
 use std::{cell::RefCell, time::Duration};
 
-use tollgate_abi::{doc, proxy_wasm::Status};
+use tollgate_abi::{
+    doc,
+    proxy_wasm::{Status, metric},
+};
 
 use crate::{
     ConfigError,
     message::Name,
-    resources::{Bucket, Counter, Limit, RouteId},
+    metrics::{Counter, Gauge, Histogram},
+    resources::{Bucket, Limit, RouteId},
+    shared::Queue,
     sys,
 };
 
@@ -70,7 +75,24 @@ impl Setup {
 
     /// A counter in the proxy's metrics.
     pub fn counter(&mut self, name: &str) -> Counter {
-        Counter(sys::metric_define(tollgate_abi::proxy_wasm::metric::COUNTER, name))
+        Counter(sys::metric_define(metric::COUNTER, name))
+    }
+
+    /// A gauge in the proxy's metrics.
+    pub fn gauge(&mut self, name: &str) -> Gauge {
+        Gauge(sys::metric_define(metric::GAUGE, name))
+    }
+
+    /// A histogram in the proxy's metrics.
+    pub fn histogram(&mut self, name: &str) -> Histogram {
+        Histogram(sys::metric_define(metric::HISTOGRAM, name))
+    }
+
+    /// The queue of this name, of the filter's `vm_id`; made if it is not there, and what is in it stays. From now on its
+    /// messages come to [`Filter::on_queue`](crate::Filter::on_queue), each to the worker that has registered last. `path`
+    /// is where it stands in the configuration, for the error if it is one too many (1024).
+    pub fn queue(&mut self, path: &str, name: &str) -> Result<Queue, ConfigError> {
+        id(path, "the queue", sys::queue_register(name)).map(Queue)
     }
 
     /// Calls [`Filter::on_tick`](crate::Filter::on_tick) in this interval, on each worker.

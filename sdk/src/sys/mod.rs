@@ -3,12 +3,16 @@
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 #[cfg(target_arch = "wasm32")]
+mod standard;
+mod waker;
+#[cfg(target_arch = "wasm32")]
 mod wasm;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::*;
+pub(crate) use waker::waker;
 #[cfg(target_arch = "wasm32")]
-pub(crate) use wasm::*;
+pub(crate) use {standard::*, wasm::*};
 
 /// Where a value lies in a buffer; `len` is negative for a header that is not there.
 #[derive(Debug, Clone, Copy)]

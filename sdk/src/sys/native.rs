@@ -3,7 +3,13 @@
 use tollgate_abi::fast::Take;
 
 use super::Span;
-use crate::{message::Name, testing::host::with};
+use crate::{
+    CallError,
+    message::Name,
+    testing::{host::with, services},
+};
+
+pub(crate) use crate::testing::host::log;
 
 pub(crate) fn subscribe(phases: u32) {
     with(|h| h.phases = phases);
@@ -52,6 +58,11 @@ pub(crate) fn header_remove(map: i32, name: Name) {
     with(|h| h.remove_header(map, name));
 }
 
+/// A header map as the host encodes it.
+pub(crate) fn header_map(map: i32) -> Vec<u8> {
+    with(|h| h.encoded_map(map))
+}
+
 pub(crate) fn header_pairs(map: i32) -> Vec<(String, Vec<u8>)> {
     with(|h| h.map(map).clone())
 }
@@ -95,16 +106,16 @@ pub(crate) fn limit_release(limit: u32) {
     with(|h| h.release(limit));
 }
 
-pub(crate) fn timer_set(microseconds: u64, token: i64) {
-    with(|h| h.stream.timer = Some((h.now_ns + microseconds * 1000, token)));
+pub(crate) fn timer_set(microseconds: u64, token: i64) -> bool {
+    with(|h| h.set_timer(microseconds, token))
 }
 
 pub(crate) fn flag_set(flags: u32) {
-    with(|h| h.stream.flags |= flags);
+    with(|h| h.stream().flags |= flags);
 }
 
 pub(crate) fn log_field(name: &str, value: &str) {
-    with(|h| h.stream.log_fields.push((name.into(), value.into())));
+    with(|h| h.stream().log_fields.push((name.into(), value.into())));
 }
 
 pub(crate) fn now() -> u64 {
@@ -115,42 +126,108 @@ pub(crate) fn random() -> u64 {
     with(|h| h.random())
 }
 
-pub(crate) fn log(level: i32, message: &str) {
-    with(|h| h.logs.push((level, message.into())));
-}
-
 pub(crate) fn buffer_get(buffer: i32, start: usize, max: usize) -> Vec<u8> {
-    with(|h| h.buffer(buffer).iter().skip(start).take(max).copied().collect())
+    with(|h| h.buffer(buffer).map_or_else(Vec::new, |b| b.iter().skip(start).take(max).copied().collect()))
 }
 
 pub(crate) fn buffer_set(buffer: i32, start: usize, size: usize, data: &[u8]) {
     with(|h| {
-        let bytes = h.buffer(buffer);
+        let Some(bytes) = h.buffer(buffer) else { return };
         let end = start.saturating_add(size).min(bytes.len());
         bytes.splice(start.min(end)..end, data.iter().copied());
     });
 }
 
-pub(crate) fn continue_stream(_stream: i32) {
-    with(|h| h.stream.continued = true);
+pub(crate) fn buffer_len(buffer: i32) -> usize {
+    with(|h| h.buffer(buffer).map_or(0, |b| b.len()))
+}
+
+pub(crate) fn continue_stream(stream: i32) {
+    with(|h| h.resume(stream));
 }
 
 pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {
     let reply = crate::Reply { status, headers: headers.to_vec(), body: body.to_vec(), details: details.into() };
-    with(|h| h.stream.reply = Some(reply));
+    // The first one counts.
+    with(|h| h.stream().reply.get_or_insert(reply).status);
 }
 
-pub(crate) fn metric_define(_kind: i32, name: &str) -> u32 {
-    with(|h| {
-        h.metrics.push((name.into(), 0));
-        h.metrics.len() as u32 - 1
-    })
+pub(crate) fn set_effective_context(context: u32) {
+    with(|h| h.set_effective(context));
+}
+
+pub(crate) fn metric_define(kind: i32, name: &str) -> u32 {
+    with(|h| h.define_metric(kind, name))
 }
 
 pub(crate) fn metric_increment(id: u32, delta: i64) {
-    with(|h| h.metrics[id as usize].1 += delta);
+    with(|h| h.increment_metric(id, delta));
+}
+
+pub(crate) fn metric_record(id: u32, value: i64) {
+    with(|h| h.record_metric(id, value));
+}
+
+pub(crate) fn metric_get(id: u32) -> u64 {
+    with(|h| h.metric_value(id))
 }
 
 pub(crate) fn set_tick_period(ms: u32) {
     with(|h| h.tick_ms = ms);
+}
+
+/// The least severity that is shown.
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) fn log_level() -> i32 {
+    crate::Level::Trace as i32
+}
+
+pub(crate) fn wall_clock() -> u64 {
+    with(|h| h.wall_clock())
+}
+
+pub(crate) fn random_bytes(bytes: &mut [u8]) {
+    for part in bytes.chunks_mut(8) {
+        part.copy_from_slice(&random().to_le_bytes()[..part.len()]);
+    }
+}
+
+pub(crate) fn http_call(
+    cluster: &str,
+    headers: &[u8],
+    body: &[u8],
+    trailers: &[u8],
+    millis: u32,
+) -> Result<u32, CallError> {
+    services::call(cluster, headers, body, trailers, millis)
+}
+
+/// Why the call has failed whose answer is shown.
+pub(crate) fn call_failure() -> CallError {
+    with(|h| h.failure())
+}
+
+pub(crate) fn shared_get(key: &[u8]) -> Option<(Vec<u8>, u32)> {
+    with(|h| h.shared_get(key))
+}
+
+pub(crate) fn shared_set(key: &[u8], value: &[u8], version: u32) -> i32 {
+    with(|h| h.shared_set(key, value, version))
+}
+
+pub(crate) fn queue_register(name: &str) -> i32 {
+    with(|h| h.queue(name, true)) as i32
+}
+
+/// There is only one `vm_id` here.
+pub(crate) fn queue_resolve(_vm_id: &str, name: &str) -> Option<u32> {
+    with(|h| h.find_queue(name))
+}
+
+pub(crate) fn queue_push(queue: u32, message: &[u8]) -> bool {
+    with(|h| h.push(queue, message))
+}
+
+pub(crate) fn queue_pop(queue: u32) -> Option<Vec<u8>> {
+    with(|h| h.pop(queue))
 }

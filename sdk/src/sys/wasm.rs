@@ -1,11 +1,8 @@
-//! The host's functions as imports.
-//!
-//! The addresses that are handed over are those of live Rust values, and the host checks each range against the module's
-//! memory. Data that the host allocates here (the standard's way of returning it) comes from `dispatch::allocate`, exactly
-//! as long as the host says, and is taken over as a `Vec`.
+//! The fast lane's functions as imports. The addresses that are handed over are those of live Rust values, and the host
+//! checks each range against the module's memory.
 #![allow(unsafe_code)]
 
-use tollgate_abi::{fast::Take, pairs};
+use tollgate_abi::fast::Take;
 
 use super::Span;
 use crate::message::Name;
@@ -22,44 +19,12 @@ macro_rules! extern_block {
 }
 tollgate_abi::for_each_fast_call!(extern_block);
 
-#[link(wasm_import_module = "env")]
-unsafe extern "C" {
-    fn proxy_log(level: i32, message: *const u8, len: usize) -> i32;
-    fn proxy_get_buffer_bytes(buffer: i32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> i32;
-    fn proxy_set_buffer_bytes(buffer: i32, start: usize, size: usize, data: *const u8, len: usize) -> i32;
-    fn proxy_get_header_map_pairs(map: i32, data: *mut *mut u8, size: *mut usize) -> i32;
-    fn proxy_continue_stream(stream: i32) -> i32;
-    fn proxy_send_local_response(
-        code: u32,
-        details: *const u8,
-        details_len: usize,
-        body: *const u8,
-        body_len: usize,
-        headers: *const u8,
-        headers_len: usize,
-        grpc_status: i32,
-    ) -> i32;
-    fn proxy_define_metric(kind: i32, name: *const u8, len: usize, id: *mut u32) -> i32;
-    fn proxy_increment_metric(id: u32, delta: i64) -> i32;
-    fn proxy_set_tick_period_milliseconds(period: u32) -> i32;
-}
-
 fn ptr<T>(slice: &[T]) -> i32 {
     slice.as_ptr() as i32
 }
 
 fn len<T>(slice: &[T]) -> i32 {
     slice.len() as i32
-}
-
-/// Takes over what the host has allocated through `dispatch::allocate`.
-fn owned(data: *mut u8, size: usize) -> Vec<u8> {
-    if data.is_null() || size == 0 {
-        return Vec::new();
-    }
-    // SAFETY: the host got `data` from `dispatch::allocate(size)`, which leaked a `Vec` of exactly this capacity, has
-    // written `size` bytes to it, and keeps no claim to it.
-    unsafe { Vec::from_raw_parts(data, size, size) }
 }
 
 pub(crate) fn subscribe(phases: u32) {
@@ -115,17 +80,6 @@ pub(crate) fn header_remove(map: i32, name: Name) {
     unsafe { fast::header_remove(map, name.0 as i32) };
 }
 
-pub(crate) fn header_pairs(map: i32) -> Vec<(String, Vec<u8>)> {
-    let (mut data, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: the host writes an address and a length to the two places, and allocates through `dispatch::allocate`.
-    let bytes = unsafe {
-        proxy_get_header_map_pairs(map, &mut data, &mut size);
-        owned(data, size)
-    };
-    let pairs = pairs::decode(&bytes).unwrap_or_default();
-    pairs.into_iter().map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec())).collect()
-}
-
 pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     let mut out = [0u8; 18];
     // SAFETY: the host writes 18 bytes, which `out` has.
@@ -177,9 +131,10 @@ pub(crate) fn limit_release(limit: u32) {
     unsafe { fast::limit_release(limit as i32) };
 }
 
-pub(crate) fn timer_set(microseconds: u64, token: i64) {
+/// Whether there is a timer now.
+pub(crate) fn timer_set(microseconds: u64, token: i64) -> bool {
     // SAFETY: no addresses.
-    unsafe { fast::timer_set(microseconds as i64, token) };
+    unsafe { fast::timer_set(microseconds as i64, token) == 0 }
 }
 
 pub(crate) fn flag_set(flags: u32) {
@@ -202,63 +157,4 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn random() -> u64 {
     // SAFETY: no addresses.
     unsafe { fast::random() as u64 }
-}
-
-pub(crate) fn log(level: i32, message: &str) {
-    // SAFETY: the range is live for the call.
-    unsafe { proxy_log(level, message.as_ptr(), message.len()) };
-}
-
-pub(crate) fn buffer_get(buffer: i32, start: usize, max: usize) -> Vec<u8> {
-    let (mut data, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: as in `header_pairs`.
-    unsafe {
-        proxy_get_buffer_bytes(buffer, start, max, &mut data, &mut size);
-        owned(data, size)
-    }
-}
-
-pub(crate) fn buffer_set(buffer: i32, start: usize, size: usize, data: &[u8]) {
-    // SAFETY: the range is live for the call.
-    unsafe { proxy_set_buffer_bytes(buffer, start, size, data.as_ptr(), data.len()) };
-}
-
-pub(crate) fn continue_stream(stream: i32) {
-    // SAFETY: no addresses.
-    unsafe { proxy_continue_stream(stream) };
-}
-
-pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {
-    let mut encoded = Vec::new();
-    pairs::encode(headers.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())), &mut encoded);
-    // SAFETY: all ranges are live for the call. -1: no gRPC status.
-    unsafe {
-        proxy_send_local_response(
-            status.into(),
-            details.as_ptr(),
-            details.len(),
-            body.as_ptr(),
-            body.len(),
-            encoded.as_ptr(),
-            encoded.len(),
-            -1,
-        )
-    };
-}
-
-pub(crate) fn metric_define(kind: i32, name: &str) -> u32 {
-    let mut id = 0;
-    // SAFETY: the name is live for the call, the host writes the id's four bytes.
-    unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &mut id) };
-    id
-}
-
-pub(crate) fn metric_increment(id: u32, delta: i64) {
-    // SAFETY: no addresses.
-    unsafe { proxy_increment_metric(id, delta) };
-}
-
-pub(crate) fn set_tick_period(ms: u32) {
-    // SAFETY: no addresses.
-    unsafe { proxy_set_tick_period_milliseconds(ms) };
 }

@@ -1,19 +1,24 @@
-//! The simulated host of a thread: what the real one would know of one filter and its current stream.
+//! The simulated host of a thread: what the real one would know of one filter and its streams.
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
 };
 
 use tollgate_abi::{
-    fast::{self, Take},
-    gcra::{Figures, TICKS_PER_NANO},
-    proxy_wasm::{Status, buffer, map},
+    fast::{self, limit},
+    pairs,
+    proxy_wasm::{Status, buffer, map, stream},
 };
 
-use super::{MISSING_CLUSTER, Selected};
-use crate::{ConfigError, Reply, doc, message::Name};
+use super::{
+    MISSING_CLUSTER, Selected,
+    services::{ServiceAnswer, Services},
+    stores::{Buckets, Metric, SharedQueue},
+    stream::{Message, Part, Stage, Stream},
+};
+use crate::{CallError, ConfigError, dispatch::Half, doc, message::Name};
 
 pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
@@ -29,48 +34,60 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Host) -> T) -> T {
     })
 }
 
+/// Notes a message, if there is a host: other threads of a test may log too.
+pub(crate) fn log(level: i32, message: &str) {
+    HOST.with(|host| {
+        if let Some(host) = host.borrow_mut().as_mut() {
+            host.logs.push((level, message.into()));
+        }
+    });
+}
+
 pub(super) fn reset(host: Host) {
+    crate::executor::reset();
     HOST.with(|slot| *slot.borrow_mut() = Some(host));
 }
 
-/// One stream.
-#[derive(Debug, Default)]
-pub(crate) struct Stream {
-    pub(crate) request: Headers,
-    pub(crate) request_body: Vec<u8>,
-    pub(crate) response: Headers,
-    pub(crate) response_body: Vec<u8>,
-    pub(crate) eventual: Headers,
-    pub(crate) source: Option<SocketAddr>,
-    pub(crate) client: Option<SocketAddr>,
-    pub(crate) selected: Option<Selected>,
-    pub(crate) reply: Option<Reply>,
-    pub(crate) flags: u32,
-    pub(crate) log_fields: Vec<(String, String)>,
-    pub(crate) timer: Option<(u64, i64)>,
-    pub(crate) continued: bool,
-    limits_held: Vec<u32>,
-}
-
 /// The host.
-#[derive(Debug)]
 pub(crate) struct Host {
-    config: Vec<u8>,
+    pub(super) config: Vec<u8>,
     clusters: Option<HashSet<String>>,
     pub(crate) phases: u32,
     pub(crate) config_errors: Vec<ConfigError>,
     names: Vec<String>,
     routes: Vec<doc::Route>,
-    buckets: Vec<(Figures, HashMap<Vec<u8>, u64>)>,
+    pub(super) buckets: Vec<Buckets>,
     /// Most that may be held, and how many are.
     pub(crate) limits: Vec<(u32, u32)>,
-    pub(crate) metrics: Vec<(String, i64)>,
+    pub(super) metrics: Vec<Metric>,
+    pub(super) shared: HashMap<Vec<u8>, (Vec<u8>, u32)>,
+    pub(super) shared_version: u32,
+    pub(super) queues: Vec<SharedQueue>,
+    /// Queues whose reader is to be told, once for each message.
+    pub(super) ready: VecDeque<u32>,
     pub(crate) logs: Vec<(i32, String)>,
     pub(crate) tick_ms: u32,
     pub(crate) now_ns: u64,
     pub(crate) seed: u64,
-    pub(crate) stream: Stream,
+    pub(super) services: Services,
+    /// What is going to happen, with its time; in order, as far as the times are the same.
+    events: Vec<(u64, Event)>,
+    pub(super) streams: BTreeMap<u32, Stream>,
+    /// The stream that the filter's functions act on, if any.
+    effective: u32,
+    /// The body that the filter is shown.
+    shown: Option<Half>,
+    /// The answer that the filter is shown.
+    pub(super) answer: Option<Result<ServiceAnswer, CallError>>,
     last_context: u32,
+}
+
+/// Something that is going to happen.
+pub(super) enum Event {
+    /// A timer of a stream is due.
+    Timer { context: u32, token: i64 },
+    /// A call ends.
+    Answer(u32, Result<ServiceAnswer, CallError>),
 }
 
 impl Host {
@@ -85,36 +102,94 @@ impl Host {
             buckets: Vec::new(),
             limits: Vec::new(),
             metrics: Vec::new(),
+            shared: HashMap::new(),
+            shared_version: 0,
+            queues: Vec::new(),
+            ready: VecDeque::new(),
             logs: Vec::new(),
             tick_ms: 0,
             now_ns: 1_000_000_000,
             seed: 1,
-            stream: Stream::default(),
+            services: Services::default(),
+            events: Vec::new(),
+            streams: BTreeMap::new(),
+            effective: 0,
+            shown: None,
+            answer: None,
             last_context: super::ROOT,
         }
     }
 
+    /// A stream begins. `body`: none, or its parts as far as they are there.
     pub(super) fn begin(
         &mut self,
-        request: Headers,
-        body: Option<Vec<u8>>,
+        headers: Headers,
+        body: Option<Vec<Part>>,
         source: SocketAddr,
         client: SocketAddr,
     ) -> u32 {
-        self.stream = Stream {
-            request,
-            request_body: body.unwrap_or_default(),
-            source: Some(source),
-            client: Some(client),
-            ..Stream::default()
-        };
+        let stage = Stage::Head { end: body.is_none() };
+        let parts = body.unwrap_or_default().into();
+        let request = Message { headers, stage, parts, ..Message::default() };
+        let stream = Stream { request, source: Some(source), client: Some(client), ..Stream::default() };
         self.last_context += 1;
+        self.streams.insert(self.last_context, stream);
         self.last_context
     }
 
-    pub(super) fn end(&mut self, stream: &Stream) {
-        for limit in &stream.limits_held {
-            self.limits[*limit as usize].1 -= 1;
+    pub(super) fn end(&mut self, context: u32) {
+        for limit in self.streams.remove(&context).map(|s| s.limits_held).unwrap_or_default() {
+            self.limits[limit as usize].1 -= 1;
+        }
+    }
+
+    /// A callback begins that acts on this stream, or on none, and shows this body, or none.
+    pub(super) fn enter(&mut self, context: u32, shown: Option<Half>) {
+        (self.effective, self.shown) = (context, shown);
+    }
+
+    pub(crate) fn set_effective(&mut self, context: u32) {
+        self.effective = context;
+    }
+
+    /// The stream that the filter's functions act on.
+    pub(crate) fn stream(&mut self) -> &mut Stream {
+        let effective = self.effective;
+        self.streams.get_mut(&effective).expect("this function of a filter needs a stream, and there is none here")
+    }
+
+    pub(super) fn schedule(&mut self, at: u64, event: Event) {
+        self.events.push((at, event));
+    }
+
+    /// The first of the events up to this time.
+    pub(super) fn due(&mut self, until: u64) -> Option<(u64, Event)> {
+        let first = self.events.iter().enumerate().filter(|(_, (at, _))| *at <= until).min_by_key(|(_, (at, _))| *at);
+        let (index, _) = first?;
+        Some(self.events.remove(index))
+    }
+
+    /// When the next timer of a stream is due.
+    pub(super) fn next_timer(&self, of: u32) -> Option<u64> {
+        let timers = self.events.iter().filter(|(_, e)| matches!(e, Event::Timer { context, .. } if *context == of));
+        timers.map(|(at, _)| *at).min()
+    }
+
+    /// Whether there is a timer now.
+    pub(crate) fn set_timer(&mut self, microseconds: u64, token: i64) -> bool {
+        let context = self.effective;
+        let timers = self.events.iter().filter(|(_, e)| matches!(e, Event::Timer { context: c, .. } if *c == context));
+        if !self.streams.contains_key(&context) || timers.count() >= limit::STREAM_TIMERS {
+            return false;
+        }
+        self.schedule(self.now_ns.saturating_add(microseconds.saturating_mul(1000)), Event::Timer { context, token });
+        true
+    }
+
+    pub(crate) fn resume(&mut self, which: i32) {
+        let half = if which == stream::HTTP_REQUEST { Half::Request } else { Half::Response };
+        if let Some(stream) = self.streams.get_mut(&self.effective) {
+            stream.message(half).resumed = true;
         }
     }
 
@@ -128,11 +203,25 @@ impl Host {
 
     pub(crate) fn map(&mut self, map: i32) -> &mut Headers {
         match map {
-            map::HTTP_REQUEST_HEADERS => &mut self.stream.request,
-            map::HTTP_RESPONSE_HEADERS => &mut self.stream.response,
-            fast::map::EVENTUAL_RESPONSE => &mut self.stream.eventual,
+            map::HTTP_REQUEST_HEADERS => &mut self.stream().request.headers,
+            map::HTTP_RESPONSE_HEADERS => &mut self.stream().response.headers,
+            fast::map::EVENTUAL_RESPONSE => &mut self.stream().eventual,
             _ => panic!("the test host has no header map {map}"),
         }
+    }
+
+    /// A map as the host encodes it.
+    pub(crate) fn encoded_map(&mut self, which: i32) -> Vec<u8> {
+        let none = ServiceAnswer::default();
+        let answer = self.answer.as_ref().and_then(|a| a.as_ref().ok()).unwrap_or(&none);
+        let pairs = match which {
+            map::HTTP_CALL_RESPONSE_HEADERS => &answer.headers,
+            map::HTTP_CALL_RESPONSE_TRAILERS => &answer.trailers,
+            _ => &*self.map(which),
+        };
+        let mut bytes = Vec::new();
+        pairs::encode(pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())), &mut bytes);
+        bytes
     }
 
     pub(crate) fn header(&mut self, map: i32, name: Name) -> Option<Vec<u8>> {
@@ -168,8 +257,9 @@ impl Host {
         self.map(map).retain(|(n, _)| *n != text);
     }
 
-    pub(crate) fn source(&self, which: i32) -> ([u8; 16], u16) {
-        let address = if which == fast::source::CLIENT { self.stream.client } else { self.stream.source };
+    pub(crate) fn source(&mut self, which: i32) -> ([u8; 16], u16) {
+        let stream = self.stream();
+        let address = if which == fast::source::CLIENT { stream.client } else { stream.source };
         let address = address.expect("there is a stream");
         let ip = match address.ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -200,39 +290,17 @@ impl Host {
         let route = self.routes[route as usize].clone();
         let hash = |bit, value| (given & bit != 0).then_some(value);
         let (split, balance) = (hash(fast::hash::SPLIT, split), hash(fast::hash::BALANCE, balance));
-        self.stream.selected = Some(Selected { route, split, balance });
+        self.stream().selected = Some(Selected { route, split, balance });
     }
 
-    pub(crate) fn define_bucket(&mut self, doc: &[u8]) -> i32 {
-        let Ok(bucket) = serde_json::from_slice::<doc::Bucket>(doc) else { return -(Status::ParseFailure as i32) };
-        let Some(figures) = Figures::new(&bucket) else { return -(Status::BadArgument as i32) };
-        self.buckets.push((figures, HashMap::new()));
-        self.buckets.len() as i32 - 1
+    /// The tests' wall clock: the monotonic one, from 2026 on.
+    pub(crate) fn wall_clock(&self) -> u64 {
+        1_767_225_600_000_000_000 + self.now_ns
     }
 
-    pub(crate) fn take(&mut self, bucket: u32, key: &[u8], tokens: i32) -> (i32, Take) {
-        let (figures, keys) = &mut self.buckets[bucket as usize];
-        let tat = keys.entry(key.to_vec()).or_default();
-        let (taken, next, take) = figures.take(*tat, self.now_ns * TICKS_PER_NANO, tokens);
-        *tat = next;
-        (taken.into(), take)
-    }
-
-    pub(crate) fn acquire(&mut self, limit: u32) -> i32 {
-        let (max, held) = &mut self.limits[limit as usize];
-        if held >= max {
-            return 0;
-        }
-        *held += 1;
-        self.stream.limits_held.push(limit);
-        1
-    }
-
-    pub(crate) fn release(&mut self, limit: u32) {
-        if let Some(at) = self.stream.limits_held.iter().position(|l| *l == limit) {
-            self.stream.limits_held.swap_remove(at);
-            self.limits[limit as usize].1 -= 1;
-        }
+    /// Why the call has failed whose answer is shown.
+    pub(crate) fn failure(&self) -> CallError {
+        self.answer.as_ref().and_then(|a| a.as_ref().err()).copied().unwrap_or(CallError::Reset)
     }
 
     /// SplitMix64: good enough for dice, and the same on every run.
@@ -244,12 +312,14 @@ impl Host {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn buffer(&mut self, which: i32) -> &mut Vec<u8> {
+    /// A buffer, if the filter is shown it now.
+    pub(crate) fn buffer(&mut self, which: i32) -> Option<&mut Vec<u8>> {
         match which {
-            buffer::PLUGIN_CONFIGURATION => &mut self.config,
-            buffer::HTTP_REQUEST_BODY => &mut self.stream.request_body,
-            buffer::HTTP_RESPONSE_BODY => &mut self.stream.response_body,
-            _ => panic!("the test host has no buffer {which}"),
+            buffer::PLUGIN_CONFIGURATION => Some(&mut self.config),
+            buffer::HTTP_CALL_RESPONSE_BODY => self.answer.as_mut()?.as_mut().ok().map(|answer| &mut answer.body),
+            buffer::HTTP_REQUEST_BODY if self.shown == Some(Half::Request) => Some(&mut self.stream().request.kept),
+            buffer::HTTP_RESPONSE_BODY if self.shown == Some(Half::Response) => Some(&mut self.stream().response.kept),
+            _ => None,
         }
     }
 }

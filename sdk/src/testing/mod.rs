@@ -1,20 +1,29 @@
 //! Runs a filter natively: `cargo test` in a filter's crate, without WebAssembly.
 //!
-//! A [`TestHost`] configures the filter as the proxy would, and sends requests through it. Its clock and its dice are its
-//! own, so tests say what time it is.
+//! A [`TestHost`] configures the filter as the proxy would, and sends requests through it; several may be under way at a
+//! time. Its clock and its dice are its own, so tests say what time it is; the services that the filter calls answer what
+//! the test lets them.
 //!
 //! A host belongs to its thread; making another one on the same thread ends the first.
 
 pub(crate) mod host;
 mod outcome;
+mod request;
+pub(crate) mod services;
+mod stores;
+mod stream;
 
-use std::{marker::PhantomData, net::SocketAddr, time::Duration};
+use std::{marker::PhantomData, time::Duration};
 
-use tollgate_abi::proxy_wasm::action;
-
-use crate::{ConfigError, Filter, dispatch::Dispatcher, testing::host::with};
+use crate::{
+    ConfigError, Filter,
+    dispatch::{Dispatcher, Half},
+    testing::host::{Event, with},
+};
 
 pub use outcome::{Outcome, Selected};
+pub use request::RequestBuilder;
+pub use services::{Scripted, SentCall};
 
 const ROOT: u32 = 1;
 
@@ -39,8 +48,10 @@ impl<F: Filter> TestHost<F> {
         let clusters = clusters.map(|names| names.iter().map(|n| n.to_string()).collect());
         host::reset(host::Host::new(serde_json::to_vec(&config).unwrap_or_default(), clusters));
         let host = TestHost { dispatcher: Dispatcher::new(), _not_send: PhantomData };
+        crate::dispatch::start_logging();
         host.dispatcher.context_create(ROOT, 0);
         if host.dispatcher.configure(ROOT, usize::MAX) {
+            settle(&host.dispatcher);
             Ok(host)
         } else {
             let errors = with(|h| std::mem::take(&mut h.config_errors));
@@ -50,19 +61,53 @@ impl<F: Filter> TestHost<F> {
 
     /// A request to send.
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder<'_, F> {
-        let pseudo = [(":method", method), (":path", path), (":authority", "example.com"), (":scheme", "http")];
-        RequestBuilder {
-            host: self,
-            headers: pseudo.iter().map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect(),
-            body: None,
-            source: SocketAddr::from(([192, 0, 2, 1], 40_000)),
-            client: None,
-        }
+        RequestBuilder::new(&self.dispatcher, method, path)
     }
 
-    /// Lets time pass.
+    /// Lets time pass, and what is due in it happen: timers, and answers of services.
     pub fn advance(&self, time: Duration) {
-        with(|h| h.now_ns += time.as_nanos() as u64);
+        advance(&self.dispatcher, with(|h| h.now_ns) + time.as_nanos() as u64);
+    }
+
+    /// What the service of a cluster does with each call. Calls to clusters without one wait for
+    /// [`answer`](Self::answer), or until their time is over.
+    pub fn service(&self, cluster: &str, service: impl Fn(&SentCall) -> Scripted + 'static) {
+        with(|h| h.services.set(cluster, service));
+    }
+
+    /// The calls that have not been answered yet, the oldest first.
+    pub fn calls(&self) -> Vec<SentCall> {
+        with(|h| h.services.under_way.iter().map(|(call, _)| call.clone()).collect())
+    }
+
+    /// Answers a call. Without effect if it has been answered, or has failed.
+    pub fn answer(&self, call: u32, scripted: Scripted) {
+        with(|h| h.answer(call, scripted));
+        settle(&self.dispatcher);
+    }
+
+    /// Puts a message in a queue, which is made if it is not there.
+    pub fn push(&self, queue: &str, message: impl AsRef<[u8]>) {
+        with(|h| {
+            let queue = h.queue(queue, false);
+            h.push(queue, message.as_ref())
+        });
+        settle(&self.dispatcher);
+    }
+
+    /// Takes a message out of a queue.
+    pub fn pop(&self, queue: &str) -> Option<Vec<u8>> {
+        with(|h| h.find_queue(queue).and_then(|queue| h.pop(queue)))
+    }
+
+    /// A value of the shared data.
+    pub fn shared(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+        with(|h| h.shared_get(key.as_ref())).map(|(value, _)| value)
+    }
+
+    /// Sets a value of the shared data, as another worker would.
+    pub fn set_shared(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        with(|h| h.shared_set(key.as_ref(), value.as_ref(), 0));
     }
 
     /// Makes the dice repeatable in another way; they always are.
@@ -70,9 +115,14 @@ impl<F: Filter> TestHost<F> {
         with(|h| h.seed = seed);
     }
 
-    /// The value of a metric.
+    /// The value of a counter or gauge.
     pub fn metric(&self, name: &str) -> i64 {
-        with(|h| h.metrics.iter().find(|(n, _)| n == name).map_or(0, |(_, v)| *v))
+        with(|h| h.metric(name))
+    }
+
+    /// The values that a histogram has counted.
+    pub fn recorded(&self, name: &str) -> Vec<i64> {
+        with(|h| h.recorded(name))
     }
 
     /// What the filter has logged.
@@ -82,70 +132,89 @@ impl<F: Filter> TestHost<F> {
 
     /// Lets the tick be due.
     pub fn tick(&self) {
+        with(|h| h.enter(0, None));
         self.dispatcher.tick(ROOT);
+        settle(&self.dispatcher);
     }
 }
 
-/// A request on its way into a filter.
-#[must_use]
-pub struct RequestBuilder<'h, F: Filter> {
-    host: &'h TestHost<F>,
-    headers: Vec<(String, Vec<u8>)>,
-    body: Option<Vec<u8>>,
-    source: SocketAddr,
-    client: Option<SocketAddr>,
+/// For the SDK's own tests: what lies behind.
+#[cfg(test)]
+pub(crate) fn subscribed() -> u32 {
+    with(|h| h.phases)
 }
 
-impl<'h, F: Filter> RequestBuilder<'h, F> {
-    /// Adds a header field.
-    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        self.headers.push((name.to_ascii_lowercase(), value.as_ref().to_vec()));
-        self
-    }
+#[cfg(test)]
+pub(crate) fn set_config(config: &serde_json::Value) {
+    with(|h| h.config = config.to_string().into_bytes());
+}
 
-    /// The host that the request is for. `example.com`, if not called.
-    pub fn host(mut self, authority: &str) -> Self {
-        self.headers.iter_mut().filter(|(n, _)| n == ":authority").for_each(|(_, v)| *v = authority.into());
-        self
-    }
+#[cfg(test)]
+pub(crate) fn on_stream<F: Filter>(outcome: &Outcome<'_, F>, f: impl FnOnce(u32)) {
+    with(|h| h.enter(outcome.context(), None));
+    f(outcome.context());
+}
 
-    /// Gives it a body.
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.body = Some(body.into());
-        self
+#[cfg(test)]
+impl<F: Filter> TestHost<F> {
+    pub(crate) fn dispatcher(&self) -> &Dispatcher<F> {
+        &self.dispatcher
     }
+}
 
-    /// Where it comes from: an address, with or without a port. `192.0.2.1`, if not called.
-    ///
-    /// # Panics
-    /// If it is no address.
-    pub fn source(mut self, address: &str) -> Self {
-        self.source = outcome::address(address);
-        self
-    }
+/// Lets everything happen that is due now, until nothing more comes of it.
+fn settle<F: Filter>(dispatcher: &Dispatcher<F>) {
+    advance(dispatcher, with(|h| h.now_ns));
+}
 
-    /// The client's address, if it is not that of the connection's other end.
-    ///
-    /// # Panics
-    /// If it is no address.
-    pub fn client(mut self, address: &str) -> Self {
-        self.client = Some(outcome::address(address));
-        self
-    }
-
-    /// Sends it through the request's callbacks; [`Outcome`] has what came of it, and goes on from there.
-    pub fn send(self) -> Outcome<'h, F> {
-        let RequestBuilder { host, headers, body, source, client } = self;
-        let context = with(|h| h.begin(headers, body.clone(), source, client.unwrap_or(source)));
-        let d = &host.dispatcher;
-        if with(|h| h.phases & tollgate_abi::fast::phase::LIFECYCLE != 0) {
-            d.context_create(context, ROOT);
+/// Lets everything happen that is due up to a time.
+fn advance<F: Filter>(dispatcher: &Dispatcher<F>, until: u64) {
+    loop {
+        let contexts: Vec<_> = with(|h| h.streams.keys().copied().collect());
+        for context in contexts {
+            stream::advance(dispatcher, context, Half::Request);
+            stream::advance(dispatcher, context, Half::Response);
         }
-        let mut paused = d.request_headers(context, body.is_none()) == action::PAUSE;
-        let wants_body = with(|h| h.phases & tollgate_abi::fast::phase::REQUEST_BODY != 0 && h.stream.reply.is_none());
-        if let (Some(body), false, true) = (&body, paused, wants_body) {
-            paused = d.request_body(context, body.len(), true) == action::PAUSE;
+        with(|h| h.enter(0, None));
+        // One stream may have woken another.
+        if with(|h| h.streams.values().any(|s| s.request.resumed || s.response.resumed)) {
+            continue;
         }
-        Outcome::new(&host.dispatcher, context, paused)
+        if let Some(queue) = with(|h| h.ready.pop_front()) {
+            dispatcher.queue_ready(ROOT, queue);
+        } else if let Some((at, event)) = with(|h| h.due(until)) {
+            with(|h| h.now_ns = h.now_ns.max(at));
+            fire(dispatcher, event);
+        } else {
+            break;
+        }
+    }
+    with(|h| h.now_ns = h.now_ns.max(until));
+}
+
+fn fire<F: Filter>(dispatcher: &Dispatcher<F>, event: Event) {
+    match event {
+        Event::Timer { context, token } => {
+            if with(|h| h.streams.contains_key(&context)) {
+                with(|h| h.enter(context, None));
+                dispatcher.timer(context, token);
+            }
+        }
+        Event::Answer(id, result) => {
+            let sent = with(|h| {
+                let calls = &mut h.services.under_way;
+                let at = calls.iter().position(|(call, _)| call.id == id);
+                at.map(|at| calls.remove(at))
+            });
+            // It has failed before it was answered, or the other way round.
+            if sent.is_none() {
+                return;
+            }
+            let size = |a: &services::ServiceAnswer| (a.headers.len(), a.body.len(), a.trailers.len());
+            let (headers, body, trailers) = result.as_ref().map_or((0, 0, 0), size);
+            with(|h| h.answer = Some(result));
+            dispatcher.http_call_response(ROOT, id, headers, body, trailers);
+            with(|h| h.answer = None);
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! What came of a request that a test has sent through a filter.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
+use std::time::Duration;
+
+use tollgate_abi::fast::{flag, phase};
+
+use super::{
+    advance,
+    host::with,
+    settle,
+    stream::{Message, Part, Stage, Stream},
 };
-
-use tollgate_abi::{fast::flag, proxy_wasm::action};
-
-use super::host::{Stream, with};
 use crate::{Filter, Reply, dispatch::Dispatcher, doc};
 
 /// The route that a filter has selected.
@@ -22,47 +24,58 @@ pub struct Selected {
 }
 
 /// A stream, after the request's callbacks. Dropping it ends the stream.
+///
+/// What it tells is what is true when it is asked: another stream's request, or the host's time, may change it.
 pub struct Outcome<'h, F: Filter> {
     dispatcher: &'h Dispatcher<F>,
     context: u32,
-    paused: bool,
-    state: Stream,
 }
 
 impl<'h, F: Filter> Outcome<'h, F> {
-    pub(super) fn new(dispatcher: &'h Dispatcher<F>, context: u32, paused: bool) -> Self {
-        // The stream's state is taken out of the host, so that several streams can be under way.
-        Outcome { dispatcher, context, paused, state: with(|h| std::mem::take(&mut h.stream)) }
+    pub(super) fn new(dispatcher: &'h Dispatcher<F>, context: u32) -> Self {
+        Outcome { dispatcher, context }
     }
 
-    /// Runs a callback on this stream.
-    fn enter<T>(&mut self, callback: impl FnOnce(&Dispatcher<F>, u32) -> T) -> T {
-        with(|h| h.stream = std::mem::take(&mut self.state));
-        let result = callback(self.dispatcher, self.context);
-        self.state = with(|h| std::mem::take(&mut h.stream));
-        result
+    #[cfg(test)]
+    pub(super) fn context(&self) -> u32 {
+        self.context
     }
 
-    /// Whether the request went on to an upstream.
+    fn with<T>(&self, f: impl FnOnce(&mut Stream) -> T) -> T {
+        with(|h| f(h.streams.get_mut(&self.context).expect("another `TestHost` was made on this thread")))
+    }
+
+    /// A copy of something, so that tests can compare it with a literal. It is not freed: tests are short.
+    fn text(&self, f: impl FnOnce(&mut Stream) -> Option<Vec<u8>>) -> Option<&str> {
+        let text = self.with(f).and_then(|value| String::from_utf8(value).ok());
+        text.map(|text| &*text.leak())
+    }
+
+    fn first(headers: &[(String, Vec<u8>)], name: &str) -> Option<Vec<u8>> {
+        headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
+    }
+
+    /// Whether the request went on to an upstream, as far as it has come, and nothing of it or of its response is held.
     pub fn continued(&self) -> bool {
-        !self.paused && self.state.reply.is_none()
+        self.with(|s| s.reply.is_none() && s.request.held.is_none() && s.response.held.is_none())
     }
 
     /// The filter's own response.
     pub fn reply(&self) -> Option<&Reply> {
-        self.state.reply.as_ref()
+        self.with(|s| s.reply.clone()).map(|reply| &*Box::leak(Box::new(reply)))
     }
 
     /// The status of the filter's own response.
     pub fn status(&self) -> Option<u16> {
-        self.reply().map(|r| r.status)
+        self.with(|s| s.reply.as_ref().map(|r| r.status))
     }
 
     /// A header of the filter's own response (the first of its name), or one that it adds to any response.
     pub fn reply_header(&self, name: &str) -> Option<&str> {
-        let own = self.state.reply.iter().flat_map(|r| &r.headers);
-        let value = own.chain(&self.state.eventual).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v);
-        value.and_then(|v| std::str::from_utf8(v).ok())
+        self.text(|s| {
+            let own = s.reply.as_ref().and_then(|r| Self::first(&r.headers, name));
+            own.or_else(|| Self::first(&s.eventual, name))
+        })
     }
 
     /// The body of the filter's own response.
@@ -77,102 +90,112 @@ impl<'h, F: Filter> Outcome<'h, F> {
 
     /// A header of the request as it leaves the filter.
     pub fn request_header(&self, name: &str) -> Option<&str> {
-        let value = self.state.request.iter().find(|(n, _)| n == name).map(|(_, v)| v);
-        value.and_then(|v| std::str::from_utf8(v).ok())
+        self.text(|s| Self::first(&s.request.headers, name))
     }
 
-    /// The request's body as it leaves the filter.
+    /// The request's body as it leaves the filter, as far as it has.
     pub fn request_body(&self) -> &[u8] {
-        &self.state.request_body
+        self.with(|s| s.request.out.clone()).leak()
     }
 
     /// The route that the filter has selected.
     pub fn selected(&self) -> Option<&Selected> {
-        self.state.selected.as_ref()
+        self.with(|s| s.selected.clone()).map(|selected| &*Box::leak(Box::new(selected)))
     }
 
     /// The name of the selected route.
     pub fn route(&self) -> Option<&str> {
-        self.selected().map(|s| s.route.name.as_str())
+        self.text(|s| s.selected.as_ref().map(|selected| selected.route.name.clone().into_bytes()))
     }
 
     /// The short names of the response flags that the filter has set.
     pub fn flags(&self) -> Vec<&'static str> {
-        flag::NAMES.iter().filter(|(bit, _)| self.state.flags & bit != 0).map(|(_, name)| *name).collect()
+        let flags = self.with(|s| s.flags);
+        flag::NAMES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
     }
 
     /// A field that the filter has set for the access log.
     pub fn log_field(&self, name: &str) -> Option<&str> {
-        self.state.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.text(|s| s.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone().into_bytes()))
     }
 
-    /// How long the filter holds the stream.
+    /// How long the filter waits: until the stream's next timer.
     pub fn waits(&self) -> Option<Duration> {
-        let (due, _) = self.state.timer?;
-        Some(Duration::from_nanos(due.saturating_sub(with(|h| h.now_ns))))
+        with(|h| Some(Duration::from_nanos(h.next_timer(self.context)?.saturating_sub(h.now_ns))))
     }
 
-    /// Lets the time of a [`Flow::Wait`](crate::Flow::Wait) pass, and the timer be due.
-    pub fn wait(mut self) -> Self {
-        if let Some((due, token)) = self.state.timer.take() {
-            with(|h| h.now_ns = h.now_ns.max(due));
-            self.enter(|d, context| d.timer(context, token));
-            if std::mem::take(&mut self.state.continued) {
-                self.paused = false;
-            }
+    /// Lets the time pass until the stream's next timer, and that be due.
+    pub fn wait(self) -> Self {
+        if let Some(due) = with(|h| h.next_timer(self.context)) {
+            advance(self.dispatcher, due);
         }
         self
     }
 
-    /// Lets an upstream answer, and sends its response through the filter.
-    pub fn respond(mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
-        let pairs = headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.as_bytes().to_vec()));
-        self.state.response =
-            std::iter::once((":status".to_string(), status.to_string().into_bytes())).chain(pairs).collect();
-        self.state.response_body = body.to_vec();
-        let (len, phases) = (body.len(), with(|h| h.phases));
-        self.paused = self.enter(|d, context| {
-            let mut action = action::CONTINUE;
-            if phases & tollgate_abi::fast::phase::RESPONSE_HEADERS != 0 {
-                action = d.response_headers(context, len == 0);
-            }
-            if phases & tollgate_abi::fast::phase::RESPONSE_BODY != 0 && len > 0 && action == action::CONTINUE {
-                action = d.response_body(context, len, true);
-            }
-            action == action::PAUSE
-        });
+    /// Sends a part of the body of a [`streaming`](super::RequestBuilder::streaming) request.
+    pub fn send_body(&self, part: &[u8], last: bool) {
+        self.with(|s| s.request.parts.push_back(Part::Data(part.to_vec(), last)));
+        settle(self.dispatcher);
+    }
+
+    /// Ends the body of such a request with trailers.
+    pub fn send_trailers(&self) {
+        self.with(|s| s.request.parts.push_back(Part::Trailers));
+        settle(self.dispatcher);
+    }
+
+    /// Lets an upstream answer, and sends its response through the filter; the body in one part.
+    pub fn respond(self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+        self.respond_with(status, headers, body.is_empty());
+        if !body.is_empty() {
+            self.respond_body(body, true);
+        }
         self
+    }
+
+    /// Lets an upstream begin to answer. The parts of the body come by [`respond_body`](Self::respond_body).
+    pub fn respond_head(&self, status: u16, headers: &[(&str, &str)]) {
+        self.respond_with(status, headers, false);
+    }
+
+    /// Sends a part of the response's body.
+    pub fn respond_body(&self, part: &[u8], last: bool) {
+        self.with(|s| s.response.parts.push_back(Part::Data(part.to_vec(), last)));
+        settle(self.dispatcher);
+    }
+
+    fn respond_with(&self, status: u16, headers: &[(&str, &str)], end: bool) {
+        let pairs = headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.as_bytes().to_vec()));
+        let status = (":status".to_string(), status.to_string().into_bytes());
+        let headers = std::iter::once(status).chain(pairs).collect();
+        self.with(|s| s.response = Message { headers, stage: Stage::Head { end }, ..Message::default() });
+        settle(self.dispatcher);
     }
 
     /// A header of the upstream's response as it leaves the filter, or one that it adds to any response.
     pub fn response_header(&self, name: &str) -> Option<&str> {
-        let all = self.state.response.iter().chain(&self.state.eventual);
-        all.filter(|(n, _)| n == name).find_map(|(_, v)| std::str::from_utf8(v).ok())
+        self.text(|s| Self::first(&s.response.headers, name).or_else(|| Self::first(&s.eventual, name)))
     }
 
-    /// The upstream's body as it leaves the filter.
+    /// The upstream's body as it leaves the filter, as far as it has.
     pub fn response_body(&self) -> &[u8] {
-        &self.state.response_body
+        self.with(|s| s.response.out.clone()).leak()
     }
 }
 
 impl<F: Filter> Drop for Outcome<'_, F> {
     fn drop(&mut self) {
-        self.enter(|d, context| {
-            if with(|h| h.phases & tollgate_abi::fast::phase::LOG != 0) {
-                d.log(context);
-            }
-            d.delete(context);
+        if with(|h| !h.streams.contains_key(&self.context)) {
+            return;
+        }
+        with(|h| h.enter(self.context, None));
+        if with(|h| h.phases & phase::LOG != 0) {
+            self.dispatcher.log(self.context);
+        }
+        self.dispatcher.delete(self.context);
+        with(|h| {
+            h.enter(0, None);
+            h.end(self.context);
         });
-        with(|h| h.end(&self.state));
-    }
-}
-
-/// Reads an address with or without a port.
-pub(super) fn address(text: &str) -> SocketAddr {
-    let with_port = || text.parse::<SocketAddr>();
-    match text.parse::<IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, 40_000),
-        Err(_) => with_port().unwrap_or_else(|_| panic!("`{text}` is not an address")),
     }
 }

@@ -1,0 +1,243 @@
+//! HTTP calls to other services.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tollgate_abi::pairs;
+
+use crate::{executor::calls, sys};
+
+/// How long an answer may take, if the filter says nothing else.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A call to a service, which is one of the clusters in the proxy's configuration.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), tollgate_sdk::CallError> {
+/// use std::time::Duration;
+/// use tollgate_sdk::Call;
+///
+/// let call = Call::post("auth", "/check").header("x-user", "ann").body("{}").timeout(Duration::from_millis(300));
+/// let answer = call.send().await?;
+/// assert_eq!(answer.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it is sent by `send`"]
+pub struct Call<'c> {
+    cluster: &'c str,
+    authority: &'c str,
+    method: &'c str,
+    path: &'c str,
+    headers: Vec<pairs::Pair<'c>>,
+    trailers: Vec<pairs::Pair<'c>>,
+    body: &'c [u8],
+    timeout: Duration,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallError {
+    /// The time was over.
+    Timeout,
+    /// No connection, no endpoint, a bound of the cluster, or a broken answer.
+    Reset,
+    /// The answer's body is longer than 16 MiB.
+    TooLarge,
+    /// The proxy's configuration has no such cluster. [`Setup::has_cluster`](crate::Setup::has_cluster) tells that earlier.
+    UnknownCluster,
+    /// A method, path, authority or header that cannot be. The proxy's log says more.
+    Invalid,
+    /// 4096 calls of this worker's instance, or 64 MiB of their bodies, wait for their answers.
+    TooMany,
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            CallError::Timeout => "the answer took too long",
+            CallError::Reset => "the service could not be reached, or broke off",
+            CallError::TooLarge => "the answer is too large",
+            CallError::UnknownCluster => "there is no such cluster",
+            CallError::Invalid => "the call is not a valid request",
+            CallError::TooMany => "too many calls are under way",
+        })
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl<'c> Call<'c> {
+    /// A call of this method. `path` begins with `/` and may have a query.
+    pub fn new(cluster: &'c str, method: &'c str, path: &'c str) -> Call<'c> {
+        Call {
+            cluster,
+            authority: cluster,
+            method,
+            path,
+            headers: Vec::new(),
+            trailers: Vec::new(),
+            body: &[],
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// A `GET`.
+    pub fn get(cluster: &'c str, path: &'c str) -> Call<'c> {
+        Call::new(cluster, "GET", path)
+    }
+
+    /// A `POST`.
+    pub fn post(cluster: &'c str, path: &'c str) -> Call<'c> {
+        Call::new(cluster, "POST", path)
+    }
+
+    /// The host that is asked for. Default: the cluster's name.
+    pub fn authority(mut self, authority: &'c str) -> Self {
+        self.authority = authority;
+        self
+    }
+
+    /// Adds a header field.
+    pub fn header(mut self, name: &'c str, value: &'c (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.headers.push((name.as_bytes(), value.as_ref()));
+        self
+    }
+
+    /// Adds a trailer field.
+    pub fn trailer(mut self, name: &'c str, value: &'c (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.trailers.push((name.as_bytes(), value.as_ref()));
+        self
+    }
+
+    /// Sets the body.
+    pub fn body(mut self, body: &'c (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.body = body.as_ref();
+        self
+    }
+
+    /// How long the answer may take, to its last byte: from 1 ms, in whole milliseconds (rounded up). Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends it, and gives the future of its answer. The call is under way at once, so several can be sent before the first
+    /// is awaited. Whoever drops the future does without the answer; the service still gets the call.
+    ///
+    /// # Errors
+    /// All come from the future.
+    pub fn send(self) -> Sent {
+        let call = self.dispatch();
+        if let Ok(call) = call {
+            calls::sent(call);
+        }
+        Sent(call)
+    }
+
+    /// Sends it without asking for the answer. For filters that cannot wait, too.
+    ///
+    /// # Errors
+    /// What is known at once: `UnknownCluster`, `Invalid`, `TooMany`.
+    pub fn forget(self) -> Result<(), CallError> {
+        self.dispatch().map(|_| ())
+    }
+
+    fn dispatch(&self) -> Result<u32, CallError> {
+        let pseudo = [(":method", self.method), (":path", self.path), (":authority", self.authority)];
+        let pseudo = pseudo.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let (mut headers, mut trailers) = (Vec::new(), Vec::new());
+        pairs::encode(pseudo.into_iter().chain(self.headers.iter().copied()), &mut headers);
+        if !self.trailers.is_empty() {
+            pairs::encode(self.trailers.iter().copied(), &mut trailers);
+        }
+        // 0 would be no bound at all.
+        let part = self.timeout.subsec_nanos().div_ceil(1_000_000);
+        let millis = self.timeout.as_secs().saturating_mul(1000).saturating_add(part.into());
+        let millis = millis.clamp(1, i32::MAX as u64) as u32;
+        sys::http_call(self.cluster, &headers, self.body, &trailers, millis)
+    }
+}
+
+/// A call that has been sent: the future of its answer.
+#[derive(Debug)]
+#[must_use = "a future must be awaited; `Call::forget` does without the answer"]
+pub struct Sent(Result<u32, CallError>);
+
+impl Future for Sent {
+    type Output = Result<Answer, CallError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.0 {
+            Ok(call) => calls::poll_answer(call, cx),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Ok(call) = self.0 {
+            calls::leave(call);
+        }
+    }
+}
+
+/// The answer to a [`Call`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    status: u16,
+    /// As the host encodes it.
+    headers: Vec<u8>,
+    body: Vec<u8>,
+    trailers: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn new(headers: Vec<u8>, body: Vec<u8>, trailers: Vec<u8>) -> Answer {
+        let mut answer = Answer { status: 0, headers, body, trailers };
+        let status = answer.header(":status").and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
+        answer.status = status.unwrap_or(0);
+        answer
+    }
+
+    /// Its status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The value of the first field of this name, which is in lower case.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        find(&self.headers, name)
+    }
+
+    /// All header fields, `:status` among them. Names are in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = pairs::Pair<'_>> {
+        pairs::decode(&self.headers).unwrap_or_default().into_iter()
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The body, without a copy.
+    pub fn into_body(self) -> Vec<u8> {
+        self.body
+    }
+
+    /// The value of the first trailer field of this name, which is in lower case.
+    pub fn trailer(&self, name: &str) -> Option<&[u8]> {
+        find(&self.trailers, name)
+    }
+}
+
+fn find<'m>(map: &'m [u8], name: &str) -> Option<&'m [u8]> {
+    let pairs = pairs::decode(map).unwrap_or_default();
+    pairs.into_iter().find(|(known, _)| *known == name.as_bytes()).map(|(_, value)| value)
+}

@@ -1,0 +1,121 @@
+//! The macro that makes a module of a filter.
+
+/// Exports a [`Filter`](crate::Filter) or an [`AsyncFilter`](crate::AsyncFilter) from the module: the callbacks of
+/// Proxy-Wasm 0.2.1 and of Tollgate, the marker of the standard's version, and the allocator.
+///
+/// It expands to a module with a dispatcher for the filter and one `extern "C"` function for each callback, which hands its
+/// arguments to the dispatcher's function (in `tollgate_sdk::dispatch`) and does nothing else. Which callbacks the host
+/// makes is said by the filter's `PHASES`; functions for others come out empty. Outside of WebAssembly it expands to nothing.
+#[macro_export]
+macro_rules! export {
+    ($filter:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code)]
+        mod __tollgate_exports {
+            use super::*;
+            use ::std::mem::ManuallyDrop;
+            use $crate::dispatch::{self, Dispatcher, Half};
+
+            thread_local! {
+                // A module never ends, so there is no need for code that drops it.
+                static DISPATCHER: ManuallyDrop<Dispatcher<$filter>> =
+                    const { ManuallyDrop::new(Dispatcher::new()) };
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_abi_version_0_2_1() {}
+
+            #[unsafe(no_mangle)]
+            extern "C" fn malloc(size: usize) -> *mut u8 {
+                dispatch::allocate(size)
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
+                DISPATCHER.with(|d| d.context_create(context, parent))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
+                dispatch::start();
+                1
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_configure(root: u32, size: usize) -> u32 {
+                DISPATCHER.with(|d| d.configure(root, size)).into()
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_tick(root: u32) {
+                DISPATCHER.with(|d| d.tick(root))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_queue_ready(root: u32, queue: u32) {
+                DISPATCHER.with(|d| d.queue_ready(root, queue))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_http_call_response(
+                root: u32,
+                call: u32,
+                headers: usize,
+                size: usize,
+                trailers: usize,
+            ) {
+                DISPATCHER.with(|d| d.http_call_response(root, call, headers, size, trailers))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_headers(context: u32, _count: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.headers(context, Half::Request, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_body(context: u32, size: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.body(context, Half::Request, size, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_trailers(context: u32, _count: usize) -> i32 {
+                DISPATCHER.with(|d| d.trailers(context, Half::Request))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_headers(context: u32, _count: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.headers(context, Half::Response, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_body(context: u32, size: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.body(context, Half::Response, size, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_trailers(context: u32, _count: usize) -> i32 {
+                DISPATCHER.with(|d| d.trailers(context, Half::Response))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn tollgate_on_timer(context: u32, token: i64) {
+                DISPATCHER.with(|d| d.timer(context, token))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_done(_context: u32) -> u32 {
+                1
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_log(context: u32) {
+                DISPATCHER.with(|d| d.log(context))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_delete(context: u32) {
+                DISPATCHER.with(|d| d.delete(context))
+            }
+        }
+    };
+}

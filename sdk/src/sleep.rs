@@ -1,0 +1,65 @@
+//! Waiting for a time.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use crate::{Level, executor::sleeps, log, sys};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A future that is done after this time, at most a day. No thread waits.
+///
+/// It needs a stream. In [`AsyncFilter::on_tick`](crate::AsyncFilter::on_tick) and `on_queue`, which have none, it is done at
+/// once, and a warning is logged.
+pub fn sleep(time: Duration) -> Sleep {
+    let time = time.min(DAY);
+    let nanos = time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos());
+    Sleep { until: sys::now().saturating_add(nanos), place: None }
+}
+
+/// The future of [`sleep`].
+#[derive(Debug)]
+#[must_use = "a future must be awaited"]
+pub struct Sleep {
+    /// By the host's clock, in nanoseconds.
+    until: u64,
+    /// Its task, and its number there, once it has been polled.
+    place: Option<(u32, u32)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if sys::now() >= self.until {
+            return Poll::Ready(());
+        }
+        if let Some((task, id)) = self.place {
+            sleeps::set_waker(task, id, cx.waker());
+            return Poll::Pending;
+        }
+        let task = crate::executor::current();
+        match sleeps::sleep(task, self.until, cx.waker()) {
+            Some(id) => {
+                self.place = Some((task, id));
+                Poll::Pending
+            }
+            None => {
+                log(Level::Warn, "a filter cannot sleep here: it acts on no stream");
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some((task, id)) = self.place {
+            sleeps::leave(task, id);
+        }
+    }
+}

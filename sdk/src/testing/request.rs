@@ -1,0 +1,93 @@
+//! A request that a test sends.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tollgate_abi::fast::phase;
+
+use super::{ROOT, host::with, outcome::Outcome, settle, stream::Part};
+use crate::{Filter, dispatch::Dispatcher};
+
+/// A request on its way into a filter.
+#[must_use]
+pub struct RequestBuilder<'h, F: Filter> {
+    dispatcher: &'h Dispatcher<F>,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Option<Vec<Part>>,
+    source: SocketAddr,
+    client: Option<SocketAddr>,
+}
+
+impl<'h, F: Filter> RequestBuilder<'h, F> {
+    pub(super) fn new(dispatcher: &'h Dispatcher<F>, method: &str, path: &str) -> Self {
+        let pseudo = [(":method", method), (":path", path), (":authority", "example.com"), (":scheme", "http")];
+        RequestBuilder {
+            dispatcher,
+            headers: pseudo.iter().map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect(),
+            body: None,
+            source: SocketAddr::from(([192, 0, 2, 1], 40_000)),
+            client: None,
+        }
+    }
+
+    /// Adds a header field.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_ascii_lowercase(), value.as_ref().to_vec()));
+        self
+    }
+
+    /// The host that the request is for. `example.com`, if not called.
+    pub fn host(mut self, authority: &str) -> Self {
+        self.headers.iter_mut().filter(|(n, _)| n == ":authority").for_each(|(_, v)| *v = authority.into());
+        self
+    }
+
+    /// Gives it a body, in one part.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = Some(vec![Part::Data(body.into(), true)]);
+        self
+    }
+
+    /// Gives it a body whose parts come by [`Outcome::send_body`].
+    pub fn streaming(mut self) -> Self {
+        self.body = Some(Vec::new());
+        self
+    }
+
+    /// Where it comes from: an address, with or without a port. `192.0.2.1`, if not called.
+    ///
+    /// # Panics
+    /// If it is no address.
+    pub fn source(mut self, source: &str) -> Self {
+        self.source = address(source);
+        self
+    }
+
+    /// The client's address, if it is not that of the connection's other end.
+    ///
+    /// # Panics
+    /// If it is no address.
+    pub fn client(mut self, client: &str) -> Self {
+        self.client = Some(address(client));
+        self
+    }
+
+    /// Sends it through the request's callbacks; [`Outcome`] has what came of it, and goes on from there.
+    pub fn send(self) -> Outcome<'h, F> {
+        let RequestBuilder { dispatcher, headers, body, source, client } = self;
+        let context = with(|h| h.begin(headers, body, source, client.unwrap_or(source)));
+        if with(|h| h.phases & phase::LIFECYCLE != 0) {
+            dispatcher.context_create(context, ROOT);
+        }
+        settle(dispatcher);
+        Outcome::new(dispatcher, context)
+    }
+}
+
+/// Reads an address with or without a port.
+fn address(text: &str) -> SocketAddr {
+    let with_port = || text.parse::<SocketAddr>();
+    match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 40_000),
+        Err(_) => with_port().unwrap_or_else(|_| panic!("`{text}` is not an address")),
+    }
+}

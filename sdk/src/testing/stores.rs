@@ -1,0 +1,161 @@
+//! What the simulated host keeps besides streams: buckets, limits, metrics, shared data, queues.
+
+use std::collections::{HashMap, VecDeque};
+
+use tollgate_abi::{
+    fast::Take,
+    gcra::{Figures, TICKS_PER_NANO},
+    proxy_wasm::{Status, metric},
+};
+
+use super::host::Host;
+use crate::doc;
+
+/// Token buckets of one name.
+pub(super) struct Buckets {
+    figures: Figures,
+    /// 0: one bucket, whatever the key.
+    max_keys: usize,
+    /// When each will be full.
+    full_at: HashMap<Vec<u8>, u64>,
+}
+
+impl Buckets {
+    fn take(&mut self, key: &[u8], now: u64, tokens: i32) -> (i32, Take) {
+        let key = if self.max_keys == 0 { &[] } else { key };
+        if !self.full_at.contains_key(key) && self.full_at.len() >= self.max_keys.max(1) {
+            // The one nearest to full, as in the real host.
+            let nearest = self.full_at.iter().min_by_key(|(_, full_at)| **full_at).map(|(key, _)| key.clone());
+            self.full_at.remove(&nearest.unwrap_or_default());
+        }
+        let full_at = self.full_at.entry(key.to_vec()).or_default();
+        let (taken, next, take) = self.figures.take(*full_at, now, tokens);
+        *full_at = next;
+        (taken.into(), take)
+    }
+}
+
+/// A metric.
+pub(super) struct Metric {
+    name: String,
+    kind: i32,
+    value: i64,
+    /// Of a histogram.
+    recorded: Vec<i64>,
+}
+
+/// A queue and what is in it.
+pub(super) struct SharedQueue {
+    name: String,
+    messages: VecDeque<Vec<u8>>,
+    /// The filter has registered it.
+    pub(super) read: bool,
+}
+
+impl Host {
+    pub(crate) fn define_bucket(&mut self, doc: &[u8]) -> i32 {
+        let Ok(bucket) = serde_json::from_slice::<doc::Bucket>(doc) else { return -(Status::ParseFailure as i32) };
+        let Some(figures) = Figures::new(&bucket) else { return -(Status::BadArgument as i32) };
+        self.buckets.push(Buckets { figures, max_keys: bucket.max_keys as usize, full_at: HashMap::new() });
+        self.buckets.len() as i32 - 1
+    }
+
+    pub(crate) fn take(&mut self, bucket: u32, key: &[u8], tokens: i32) -> (i32, Take) {
+        let now = self.now_ns * TICKS_PER_NANO;
+        self.buckets[bucket as usize].take(key, now, tokens)
+    }
+
+    pub(crate) fn acquire(&mut self, limit: u32) -> i32 {
+        let (max, held) = &mut self.limits[limit as usize];
+        if held >= max {
+            return 0;
+        }
+        *held += 1;
+        self.stream().limits_held.push(limit);
+        1
+    }
+
+    pub(crate) fn release(&mut self, limit: u32) {
+        let held = &mut self.stream().limits_held;
+        if let Some(at) = held.iter().position(|l| *l == limit) {
+            held.swap_remove(at);
+            self.limits[limit as usize].1 -= 1;
+        }
+    }
+
+    /// The same name is the same metric.
+    pub(crate) fn define_metric(&mut self, kind: i32, name: &str) -> u32 {
+        let known = self.metrics.iter().position(|m| m.name == name && m.kind == kind);
+        known.unwrap_or_else(|| {
+            self.metrics.push(Metric { name: name.into(), kind, value: 0, recorded: Vec::new() });
+            self.metrics.len() - 1
+        }) as u32
+    }
+
+    pub(crate) fn increment_metric(&mut self, id: u32, delta: i64) {
+        self.metrics[id as usize].value += delta;
+    }
+
+    pub(crate) fn record_metric(&mut self, id: u32, value: i64) {
+        let metric = &mut self.metrics[id as usize];
+        match metric.kind {
+            metric::GAUGE => metric.value = value,
+            metric::HISTOGRAM => metric.recorded.push(value),
+            _ => metric.value += value,
+        }
+    }
+
+    pub(crate) fn metric_value(&self, id: u32) -> u64 {
+        self.metrics[id as usize].value as u64
+    }
+
+    pub(super) fn metric(&self, name: &str) -> i64 {
+        self.metrics.iter().find(|m| m.name == name).map_or(0, |m| m.value)
+    }
+
+    pub(super) fn recorded(&self, name: &str) -> Vec<i64> {
+        self.metrics.iter().find(|m| m.name == name).map_or_else(Vec::new, |m| m.recorded.clone())
+    }
+
+    pub(crate) fn shared_get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+        self.shared.get(key).cloned()
+    }
+
+    pub(crate) fn shared_set(&mut self, key: &[u8], value: &[u8], version: u32) -> i32 {
+        let known = self.shared.get(key).map_or(0, |(_, version)| *version);
+        if version != 0 && version != known {
+            return Status::CasMismatch as i32;
+        }
+        self.shared_version += 1;
+        self.shared.insert(key.to_vec(), (value.to_vec(), self.shared_version));
+        Status::Ok as i32
+    }
+
+    /// The queue's number; it is made if it is not there.
+    pub(crate) fn queue(&mut self, name: &str, read: bool) -> u32 {
+        let known = self.queues.iter().position(|q| q.name == name);
+        let at = known.unwrap_or_else(|| {
+            self.queues.push(SharedQueue { name: name.into(), messages: VecDeque::new(), read: false });
+            self.queues.len() - 1
+        });
+        self.queues[at].read |= read;
+        at as u32 + 1
+    }
+
+    pub(crate) fn find_queue(&self, name: &str) -> Option<u32> {
+        self.queues.iter().position(|q| q.name == name).map(|at| at as u32 + 1)
+    }
+
+    pub(crate) fn push(&mut self, queue: u32, message: &[u8]) -> bool {
+        let Some(found) = self.queues.get_mut(queue as usize - 1) else { return false };
+        found.messages.push_back(message.to_vec());
+        if found.read {
+            self.ready.push_back(queue);
+        }
+        true
+    }
+
+    pub(crate) fn pop(&mut self, queue: u32) -> Option<Vec<u8>> {
+        self.queues.get_mut(queue as usize - 1)?.messages.pop_front()
+    }
+}

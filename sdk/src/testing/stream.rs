@@ -1,0 +1,154 @@
+//! A simulated stream: its messages on their way through the filter, and what the filter has done to it.
+
+use std::{collections::VecDeque, net::SocketAddr};
+
+use tollgate_abi::{fast::phase, proxy_wasm::action};
+
+use super::{
+    Selected,
+    host::{Headers, with},
+};
+use crate::{
+    Filter, Reply,
+    dispatch::{Dispatcher, Half},
+};
+
+/// One stream.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    pub(crate) request: Message,
+    pub(crate) response: Message,
+    pub(crate) eventual: Headers,
+    pub(super) source: Option<SocketAddr>,
+    pub(super) client: Option<SocketAddr>,
+    pub(crate) selected: Option<Selected>,
+    pub(crate) reply: Option<Reply>,
+    pub(crate) flags: u32,
+    pub(crate) log_fields: Vec<(String, String)>,
+    pub(super) limits_held: Vec<u32>,
+}
+
+/// A request or a response.
+#[derive(Debug, Default)]
+pub(crate) struct Message {
+    pub(crate) headers: Headers,
+    pub(super) stage: Stage,
+    pub(super) parts: VecDeque<Part>,
+    /// What the filter is shown, or holds.
+    pub(crate) kept: Vec<u8>,
+    /// What has left the filter.
+    pub(super) out: Vec<u8>,
+    /// The filter has paused: in the head's callback, or in one for the body.
+    pub(super) held: Option<At>,
+    pub(crate) resumed: bool,
+}
+
+/// Where a filter has paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    Head,
+    Body,
+}
+
+/// How far a message has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// There is none.
+    #[default]
+    None,
+    /// Its head is about to come; `end`: without a body.
+    Head { end: bool },
+    /// Its head has come.
+    Body,
+}
+
+/// A part of a body.
+#[derive(Debug)]
+pub(super) enum Part {
+    Data(Vec<u8>, bool),
+    /// The end, after which there are trailers.
+    Trailers,
+}
+
+impl Stream {
+    pub(crate) fn message(&mut self, half: Half) -> &mut Message {
+        match half {
+            Half::Request => &mut self.request,
+            Half::Response => &mut self.response,
+        }
+    }
+}
+
+impl Message {
+    fn let_go(&mut self) {
+        self.held = None;
+        let kept = std::mem::take(&mut self.kept);
+        self.out.extend(kept);
+    }
+}
+
+enum Step {
+    Head(bool),
+    Body(usize, bool),
+    Trailers,
+}
+
+/// Moves a message as far through the filter as that lets it.
+pub(super) fn advance<F: Filter>(dispatcher: &Dispatcher<F>, context: u32, half: Half) {
+    while let Some(step) = with(|h| next(h.streams.get_mut(&context)?, half, h.phases)) {
+        let in_head = matches!(step, Step::Head(_));
+        with(|h| h.enter(context, if in_head { None } else { Some(half) }));
+        let action = match step {
+            Step::Head(end) => dispatcher.headers(context, half, end),
+            Step::Body(len, end) => dispatcher.body(context, half, len, end),
+            Step::Trailers => dispatcher.trailers(context, half),
+        };
+        with(|h| {
+            h.enter(0, None);
+            let Some(stream) = h.streams.get_mut(&context) else { return };
+            let message = stream.message(half);
+            // Going on within the callback counts.
+            let resumed = std::mem::take(&mut message.resumed);
+            if action == action::PAUSE && !resumed {
+                message.held = Some(if in_head { At::Head } else { At::Body });
+            } else {
+                message.let_go();
+            }
+        });
+    }
+}
+
+/// What comes next, after what the filter needs not see.
+fn next(stream: &mut Stream, half: Half, phases: u32) -> Option<Step> {
+    let (head, body) = match half {
+        Half::Request => (phase::REQUEST_HEADERS, phase::REQUEST_BODY),
+        Half::Response => (phase::RESPONSE_HEADERS, phase::RESPONSE_BODY),
+    };
+    let answered = stream.reply.is_some();
+    let message = stream.message(half);
+    if std::mem::take(&mut message.resumed) && message.held.is_some() {
+        message.let_go();
+    }
+    if answered {
+        return None;
+    }
+    if let Stage::Head { end } = message.stage {
+        message.stage = Stage::Body;
+        if phases & head != 0 {
+            return Some(Step::Head(end));
+        }
+    }
+    // A head that is held keeps the body back; a body that is held grows.
+    while message.stage == Stage::Body && message.held != Some(At::Head) {
+        match message.parts.pop_front()? {
+            Part::Data(data, _) if phases & body == 0 => message.out.extend(data),
+            Part::Data(data, last) => {
+                message.kept.extend(data);
+                return Some(Step::Body(message.kept.len(), last));
+            }
+            Part::Trailers if phases & body == 0 => {}
+            Part::Trailers => return Some(Step::Trailers),
+        }
+    }
+    None
+}
