@@ -102,8 +102,13 @@ impl BodyFlow {
         self.push(stream, 0, Buffer::new(data), end, until)
     }
 
-    /// The trailers have come.
-    pub fn trailers(&mut self, stream: &Rc<Stream>, trailers: HeaderMap, until: Option<usize>) -> Result<(), Stopped> {
+    /// The trailers have come. `until` and the result: as for `data`.
+    pub fn trailers(
+        &mut self,
+        stream: &Rc<Stream>,
+        trailers: HeaderMap,
+        until: Option<usize>,
+    ) -> Result<bool, Stopped> {
         self.push_trailers(stream, 0, trailers, until)
     }
 
@@ -136,8 +141,9 @@ impl BodyFlow {
             self.push(stream, nth + 1, Buffer::new(data.take()), end, until)?;
         }
         match trailers {
-            Some((trailers, true)) => self.push_trailers(stream, nth + 1, trailers, until),
-            Some((trailers, false)) => self.push_trailers(stream, nth, trailers, until),
+            Some((trailers, seen)) => {
+                self.push_trailers(stream, nth + usize::from(seen), trailers, until).map(|_lets_head_go| ())
+            }
             None => Ok(()),
         }
     }
@@ -229,69 +235,70 @@ impl BodyFlow {
         Ok(())
     }
 
+    /// Whether the filter that holds the head lets it go.
     fn push_trailers(
         &mut self,
         stream: &Rc<Stream>,
         from: usize,
         trailers: HeaderMap,
         until: Option<usize>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<bool, Stopped> {
+        let way = self.direction as usize;
         let mut trailers = trailers;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);
             let filter = &stream.chain.filters()[position];
-            if until == Some(nth) {
-                self.held[nth].trailers = Some((trailers, false));
-                self.held[nth].paused = true;
-                return Ok(());
-            }
-            let wanted = filter.phases() & trailers_bit(self.direction) != 0;
-            if !wanted || self.is_gone(stream, position)? {
-                // A filter that waits for more of the body, and hears of no trailers, must be told that there is no more.
-                if self.held[nth].paused {
-                    self.held[nth].trailers = Some((trailers, true));
-                    return Ok(());
+            let holds_head = until == Some(nth);
+            let wants = |bit| filter.phases() & bit != 0;
+            let gone = self.is_gone(stream, position)?;
+            // A filter that waits for more of the body, and hears of no trailers, must be told that there is no more.
+            let told_of_body = !wants(trailers_bit(self.direction)) && wants(body_bit(self.direction));
+            let told_of_body = told_of_body && (holds_head || self.held[nth].paused);
+            if gone || !(told_of_body || wants(trailers_bit(self.direction))) {
+                if holds_head || self.held[nth].paused {
+                    (self.held[nth].paused, self.held[nth].trailers) = (true, Some((trailers, !holds_head)));
+                    return Ok(false);
                 }
                 continue;
             }
-            stream.state.borrow_mut().trailers[self.direction as usize] = Some(trailers);
             let held = std::mem::take(&mut self.held[nth].data);
+            let len = held.as_slice().len();
             {
                 let mut state = stream.state.borrow_mut();
-                state.buffers[self.direction as usize] = Some(held);
+                (state.buffers[way], state.trailers[way]) = (Some(held), Some(trailers));
                 state.buffer_limit = self.limit;
             }
-            let action = filter.on_trailers(self.direction, stream, position);
+            let action = match told_of_body {
+                true => filter.on_body(self.direction, stream, position, len, true),
+                false => filter.on_trailers(self.direction, stream, position),
+            };
             let mut state = stream.state.borrow_mut();
-            trailers = state.trailers[self.direction as usize].take().unwrap_or_default();
-            let mut data = state.buffers[self.direction as usize].take().unwrap_or_default();
+            trailers = state.trailers[way].take().unwrap_or_default();
+            let mut data = state.buffers[way].take().unwrap_or_default();
             if data.is_overflown() {
                 return Err(Stopped::TooLarge);
             }
             let p = &mut state.positions[position];
-            let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
-            match action {
-                Action::Pause if !resumed => {
-                    p.paused[self.direction as usize] = true;
-                    drop(state);
-                    let held = &mut self.held[nth];
-                    (held.data, held.paused, held.trailers) = (data, true, Some((trailers, true)));
-                    return Ok(());
-                }
-                Action::Failed(OnFailure::Deny) => return Err(Stopped::FilterFailed),
-                _ => {
-                    p.paused[self.direction as usize] = false;
-                    drop(state);
-                    self.held[nth].paused = false;
-                    let data = data.take();
-                    if !data.is_empty() {
-                        self.push(stream, nth + 1, Buffer::new(data), false, until)?;
-                    }
-                }
+            let resumed = std::mem::take(&mut p.resumed[way]);
+            let pauses = action == Action::Pause && !resumed;
+            p.paused[way] = pauses;
+            drop(state);
+            if action == Action::Failed(OnFailure::Deny) {
+                return Err(Stopped::FilterFailed);
+            }
+            let held = &mut self.held[nth];
+            held.paused = pauses || holds_head;
+            if held.paused {
+                (held.data, held.trailers) = (data, Some((trailers, true)));
+                return Ok(!pauses);
+            }
+            let data = data.take();
+            if !data.is_empty() {
+                self.push(stream, nth + 1, Buffer::new(data), false, until)?;
             }
         }
         self.out.push_back(Frame::Trailers(trailers));
         self.ended = true;
-        Ok(())
+        Ok(false)
     }
 }

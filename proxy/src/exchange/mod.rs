@@ -154,6 +154,19 @@ struct FromUpstream {
 async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
     let seen = request_filters(stream, upload).await?;
     stream.times.routed.set(Some(tokio::time::Instant::now()));
+    // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
+    // about it, and so that filters can decide by the body where the request goes.
+    if upload.is_filtered() {
+        upload.prime().await;
+        match interrupted(stream) {
+            Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
+            Some(Outcome::Closed) => return Err(Stop::Closed),
+            Some(Outcome::Done) | None => {}
+        }
+        if let Some(fault) = upload.fault() {
+            return Err(fault.into_stop(stream, seen));
+        }
+    }
     let selected = {
         let mut state = stream.state.borrow_mut();
         if state.route.is_none()
@@ -168,19 +181,6 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
         state.route.clone()
     };
     let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
-    // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
-    // about it.
-    if upload.is_filtered() {
-        upload.prime().await;
-        match interrupted(stream) {
-            Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
-            Some(Outcome::Closed) => return Err(Stop::Closed),
-            Some(Outcome::Done) | None => {}
-        }
-        if let Some(fault) = upload.fault() {
-            return Err(fault.into_stop(stream, seen));
-        }
-    }
     dispatch::run(site, stream, &selected, upload).await.map_err(|stop| match stop {
         Stop::Reply(reply, _) => Stop::Reply(reply, seen),
         Stop::Closed => Stop::Closed,

@@ -266,7 +266,7 @@ fn poll_into(
             Ok(data) => flow.data(stream, data, source.drained, until).map_err(BodyError::from),
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
-                flow.trailers(stream, trailers, until).map(|()| false).map_err(BodyError::from)
+                flow.trailers(stream, trailers, until).map_err(BodyError::from)
             }
         },
     })

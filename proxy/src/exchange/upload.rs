@@ -228,7 +228,7 @@ impl Upload {
                 Err(frame) => {
                     *drained = true;
                     self.request_ended();
-                    flow.trailers(&self.stream, frame.into_trailers().unwrap_or_default(), until).map(|()| false)
+                    flow.trailers(&self.stream, frame.into_trailers().unwrap_or_default(), until)
                 }
             },
         };

@@ -62,6 +62,30 @@ fn heads_are_held_for_chunked_bodies() {
 }
 
 #[test]
+fn the_end_of_a_body_with_trailers_is_told_to_filters_that_hear_of_no_trailers() {
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\na\r\n0123456789\r\n0\r\nx-end: 1\r\n\r\n"
+            .to_vec()
+    });
+    let request = "POST / HTTP/1.1\r\nhost: test\r\nte: trailers\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n\
+                   a\r\n0123456789\r\n0\r\nx-end: 2\r\n\r\n";
+    // One holds the heads, the other the bodies.
+    let exclaiming = at_the_end(r#"(drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"!"))"#);
+    for (module, options, tens) in [(holding_heads(), "headers_pause: hold_headers", Some("1")), (exclaiming, "", None)]
+    {
+        let proxy = with(&upstream, &module, options, "");
+        let mut client = proxy.client();
+        client.send(request);
+        let response = client.read();
+        assert_eq!((response.status(), response.field("x-tens")), (200, tens));
+        assert_eq!((response.text(), response.trailers.len()), ("0123456789!", 1));
+        let request = upstream.requests().pop().expect("a request");
+        assert_eq!((request.field("x-tens"), request.text()), (tens, "0123456789!"));
+        assert_eq!(request.trailers.len(), 1);
+    }
+}
+
+#[test]
 fn without_holding_heads_nothing_is_delivered() {
     // The same as others understand it: it waits for ever, until the stream's idle time is over.
     let module = guest::filter(

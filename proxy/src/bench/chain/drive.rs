@@ -225,7 +225,7 @@ impl<'a> Message<'a> {
             self.stream.state.borrow_mut().bytes[self.direction as usize] += data.len() as u64;
             flow.data(self.stream, data, end, until)
         } else if let Some(trailers) = self.trailers.take() {
-            flow.trailers(self.stream, trailers, until).map(|()| false)
+            flow.trailers(self.stream, trailers, until)
         } else {
             return Ok(None);
         };
