@@ -21,6 +21,8 @@ cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
 
 step "tests"
 cargo test --workspace
+# Features that nothing in the workspace turns on.
+cargo test -p tollgate-sdk --features log,tracing
 
 step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check
