@@ -20,6 +20,8 @@ use tollgate_abi::{
     gcra::{Figures, TICKS_PER_NANO},
 };
 
+use super::words::Words;
+
 /// Slots in which a key may lie. At most half of the slots are in use at `max_keys`, so hardly ever are all of a key's slots
 /// taken; then the one nearest to full is given up.
 const WINDOW: usize = 32;
@@ -37,7 +39,7 @@ pub struct Bucket {
 #[derive(Debug)]
 enum Keys {
     One(AtomicU64),
-    Many { slots: Box<[AtomicU64]>, mask: usize, hasher: RandomState },
+    Many { slots: Words, mask: usize, hasher: RandomState },
 }
 
 /// Ticks since the first call. Starts at one year, so that 0 is safely in the past.
@@ -57,9 +59,7 @@ impl Bucket {
             keys if keys > 1 << 27 => return None,
             keys => {
                 let slots = (keys as usize * 2).next_power_of_two().max(WINDOW * 2);
-                // Zeroed pages come from the kernel when they are first written, so a large table costs what is used of it.
-                let words = bytemuck::allocation::try_zeroed_slice_box::<AtomicU64>(slots * 2).ok()?;
-                Keys::Many { slots: words, mask: slots - 1, hasher: RandomState::new() }
+                Keys::Many { slots: Words::new(slots * 2)?, mask: slots - 1, hasher: RandomState::new() }
             }
         };
         Some(Bucket { figures, keys })

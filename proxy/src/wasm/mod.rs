@@ -17,6 +17,7 @@ pub mod plugin;
 mod queue;
 pub mod vm;
 mod voice;
+mod words;
 pub mod world;
 
 pub(crate) use self::hostcalls::has as is_offered;

@@ -1,0 +1,56 @@
+//! Many 64-bit atomics that are all 0 at first, and cost memory only as far as they are used: pages that the kernel gives when
+//! they are first written. An allocator may write zeros over all of it at once (ours does, for sizes like these).
+
+use std::ops::Deref;
+
+use memmap2::MmapMut;
+
+/// The atomics.
+#[derive(Debug)]
+pub struct Words {
+    map: MmapMut,
+    len: usize,
+}
+
+impl Words {
+    /// So many of them. `None`: there is not enough address space.
+    pub fn new(len: usize) -> Option<Words> {
+        let map = MmapMut::map_anon(len.checked_mul(size_of::<u64>())?.max(1)).ok()?;
+        Some(Words { map, len })
+    }
+}
+
+impl Deref for Words {
+    type Target = [std::sync::atomic::AtomicU64];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: the mapping is private to this value and lives as long as it; it begins at a page, so it is aligned, and has
+        // room for `len` words of 8 bytes, which were zero, a valid `AtomicU64`; nobody looks at it but as these atomics.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    #[test]
+    fn they_are_zero_and_keep_what_is_written() {
+        let words = Words::new(1 << 22).unwrap();
+        assert!(words.len() == 1 << 22 && words.iter().step_by(4096).all(|word| word.load(Relaxed) == 0));
+        std::thread::scope(|s| {
+            for n in 0..4 {
+                let words = &words;
+                s.spawn(move || {
+                    words.iter().skip(n).step_by(4).take(1000).for_each(|word| word.store(n as u64, Relaxed))
+                });
+            }
+        });
+        assert!(words.iter().take(4000).enumerate().all(|(i, word)| word.load(Relaxed) == i as u64 % 4));
+        assert_eq!(words[(1 << 22) - 1].load(Relaxed), 0);
+        assert_eq!(Words::new(0).unwrap().len(), 0);
+        assert!(Words::new(usize::MAX).is_none());
+    }
+}
