@@ -175,7 +175,8 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
 async fn linger(mut stream: TcpStream) {
     let read = async {
         stream.shutdown().await?;
-        let mut sink = [0; 16 << 10];
+        // Not an array: it would be part of every connection's task.
+        let mut sink = vec![0; 16 << 10];
         while stream.read(&mut sink).await? > 0 {}
         Ok::<_, std::io::Error>(())
     };
