@@ -1,7 +1,7 @@
 //! The project's targets, and whether the results meet them.
 
-use crate::stats::median;
 use crate::results::{Measured, Results};
+use crate::stats::median;
 
 /// One of them.
 pub struct Target {
