@@ -20,5 +20,6 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod net;
 pub mod observe;
 pub mod tools;

@@ -18,8 +18,8 @@ use crate::{
         server::Change,
         status::{AttemptResult, Status, attempt_json},
     },
+    net::TokioIo,
     observe::{Registry, log::LogHandle, metrics},
-    upstream::io::TokioIo,
 };
 
 /// What the admin listener shows and does.

@@ -21,6 +21,7 @@ use tokio::{task::AbortHandle, time::Instant};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
+use crate::config::units::Address;
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -190,7 +191,7 @@ pub struct State {
     /// Properties that filters have set.
     pub properties: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the request was sent.
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<Address>,
     /// How often it was tried.
     pub attempts: u32,
     /// Bytes of bodies, by direction.

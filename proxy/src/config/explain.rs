@@ -8,7 +8,7 @@ use super::{
     node::{Found, Node, Value},
     schema,
     source::Source,
-    units::{ByteSize, Duration},
+    units::{Address, ByteSize, Duration},
 };
 
 /// Finding the place of an error takes a moment, and nobody is shown this many.
@@ -134,7 +134,8 @@ fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
 }
 
 fn is_ours(format: &Json) -> bool {
-    [schema::TIME, schema::SIZE, schema::WORKERS, schema::ADDRESS].contains(&text(format))
+    [schema::TIME, schema::SIZE, schema::WORKERS, schema::ADDRESS, schema::SOCKET_ADDRESS, schema::CIDR]
+        .contains(&text(format))
 }
 
 fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
@@ -143,13 +144,15 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::TIME => ("time", "write a number with a unit (us, ms, s, m, h), such as 250ms"),
         schema::SIZE => ("size", "write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB"),
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
-        schema::ADDRESS => ("socket address", address_help(&value)),
+        schema::SOCKET_ADDRESS | schema::ADDRESS => ("socket address", address_help(&value)),
+        schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
     // The types themselves know of errors that this table does not, such as a time that is too long.
     let own = match text(&around["format"]) {
         schema::TIME => value.parse::<Duration>().err(),
         schema::SIZE => value.parse::<ByteSize>().err(),
+        schema::ADDRESS if value.starts_with("unix:") => value.parse::<Address>().err(),
         _ => None,
     };
     match own {

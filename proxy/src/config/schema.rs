@@ -7,14 +7,16 @@ use serde_json::{Value, json};
 
 use super::{
     model::Config,
-    units::{ByteSize, Duration},
+    units::{Address, ByteSize, Cidr, Duration},
 };
 
 /// The formats of ours that `format` names in the schema, beyond what a pattern can say.
 pub(super) const TIME: &str = "tollgate-time";
 pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
-pub(super) const ADDRESS: &str = "socket-address";
+pub(super) const SOCKET_ADDRESS: &str = "socket-address";
+pub(super) const ADDRESS: &str = "tollgate-address";
+pub(super) const CIDR: &str = "tollgate-cidr";
 
 /// Where the schema is said to be. Nothing is fetched from there.
 const ID: &str = "https://tollgate.dev/schema/config.json";
@@ -33,7 +35,9 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(TIME, |s: &str| s.parse::<Duration>().is_ok())
         .with_format(SIZE, |s: &str| s.parse::<ByteSize>().is_ok())
         .with_format(WORKERS, |s: &str| s == "auto")
-        .with_format(ADDRESS, |s: &str| s.parse::<SocketAddr>().is_ok())
+        .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<SocketAddr>().is_ok())
+        .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
+        .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .build(&SCHEMA)
         .expect("the derived schema is a schema: there is a test for that")
 });

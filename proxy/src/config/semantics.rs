@@ -3,7 +3,7 @@
 //! These checks read the tree, not the model, and take a tree of any shape: so they find what they can in a file that has
 //! other errors as well, and everything is reported at once.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::collections::HashMap;
 
 use super::{
     diagnostic::Diagnostic,
@@ -11,6 +11,7 @@ use super::{
     model::{Admin, Config},
     node::{Key, Node, Span},
     source::Source,
+    units::Address,
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -113,33 +114,34 @@ impl<'n> Names<'n> {
 
 /// No two sockets can listen on the same address.
 fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
-    let mut taken: HashMap<SocketAddr, (Option<Span>, &str)> = HashMap::new();
-    let parse =
-        |node: Option<&Node>| node.and_then(|node| Some((node.span, node.as_str()?.parse::<SocketAddr>().ok()?)));
+    let mut taken: HashMap<Address, (Option<Span>, &str)> = HashMap::new();
+    let parse = |node: Option<&Node>| node.and_then(|node| Some((node.span, node.as_str()?.parse::<Address>().ok()?)));
     let admin = root.get("admin");
     let enabled = admin.and_then(|admin| admin.get("enabled")).is_none_or(|e| e.to_json() != false);
     let written = admin.and_then(|admin| admin.get("address"));
     match (parse(written), written) {
         (Some((span, address)), _) if enabled => _ = taken.insert(address, (Some(span), "the admin listener")),
-        (None, None) if enabled => _ = taken.insert(Admin::default().address, (None, "the admin listener")),
+        (None, None) if enabled => _ = taken.insert(Admin::default().address.into(), (None, "the admin listener")),
         _ => {}
     }
     for listener in listeners {
-        let Some((span, address)) = parse(listener.get("address")) else { continue };
-        // Port 0 is another port each time.
-        if address.port() == 0 {
-            continue;
-        }
-        match taken.get(&address) {
-            None => _ = taken.insert(address, (Some(span), "another listener")),
-            Some((first, owner)) => {
-                let twice = Diagnostic::error(span, format!("`{address}` is already the address of {owner}"));
-                problems.push(match first {
-                    Some(first) => twice.note(*first, "here"),
-                    None => twice.help(
-                        "the admin listener has this address by default: give it another, or disable it".to_owned(),
-                    ),
-                });
+        let more = listener.get("addresses").map_or(&[][..], Node::items);
+        for (span, address) in listener.get("address").into_iter().chain(more).filter_map(|node| parse(Some(node))) {
+            // Port 0 is another port each time.
+            if address.inet().is_some_and(|address| address.port() == 0) {
+                continue;
+            }
+            match taken.get(&address) {
+                None => _ = taken.insert(address, (Some(span), "another listener")),
+                Some((first, owner)) => {
+                    let twice = Diagnostic::error(span, format!("`{address}` is already the address of {owner}"));
+                    problems.push(match first {
+                        Some(first) => twice.note(*first, "here"),
+                        None => twice.help(
+                            "the admin listener has this address by default: give it another, or disable it".to_owned(),
+                        ),
+                    });
+                }
             }
         }
     }

@@ -1,6 +1,12 @@
-//! The scalar types of the configuration: times (`250ms`), sizes (`64KiB`), the number of workers.
+//! The scalar types of the configuration: times (`250ms`), sizes (`64KiB`), addresses, the number of workers.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -12,6 +18,19 @@ pub struct Duration(pub std::time::Duration);
 /// A number of bytes: a whole number, or one with a unit: `B`, `kB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
+
+/// Where a stream socket is: `127.0.0.1:80`, `[::1]:80`, `unix:/run/a.sock`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// TCP.
+    Inet(SocketAddr),
+    /// A unix socket's path.
+    Unix(Arc<Path>),
+}
+
+/// An IP address, or a range of them (`10.0.0.0/8`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cidr(ipnet::IpNet);
 
 /// How many worker threads: `auto` or 1 to 1024.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +64,72 @@ impl Workers {
             Workers::Auto => std::thread::available_parallelism().map_or(1, |n| n.get()),
             Workers::Count(n) => n.into(),
         }
+    }
+}
+
+impl Address {
+    /// The IP address and port, unless it is a unix socket.
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Inet(address) => Some(*address),
+            Address::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Address {
+        Address::Inet(address)
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if let Some(path) = s.strip_prefix("unix:") {
+            // The system's `sun_path` has 108 bytes, the last of them 0.
+            return match path.len() {
+                0 => Err("`unix:` needs a path".to_owned()),
+                1..=107 => Ok(Address::Unix(Path::new(path).into())),
+                _ => Err(format!("the path of a unix socket has at most 107 bytes; `{path}` has {}", path.len())),
+            };
+        }
+        s.parse().map(Address::Inet).map_err(|_| {
+            format!("`{s}` is not an address; write an IP address and a port, such as 127.0.0.1:8080, or unix:/path")
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Inet(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Cidr {
+    /// Whether the address is in it. An IPv4 address that is written as IPv6 counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let one = || s.parse::<IpAddr>().ok().map(|ip| ipnet::IpNet::from(ip.to_canonical()));
+        let range = s.parse::<ipnet::IpNet>().ok().or_else(one);
+        range.map(Cidr).ok_or_else(|| format!("`{s}` is no IP address and no range of them, such as 10.0.0.0/8"))
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -134,6 +219,30 @@ impl Serialize for ByteSize {
     }
 }
 
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
+}
+
 impl Serialize for Workers {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -204,6 +313,32 @@ impl JsonSchema for ByteSize {
     }
 }
 
+impl JsonSchema for Address {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Address".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "tollgate-address",
+            "description": "An IP address and a port (127.0.0.1:8080, [::1]:8080), or unix:/path.",
+        })
+    }
+}
+
+impl JsonSchema for Cidr {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cidr".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "tollgate-cidr",
+            "description": "An IP address, or a range of them: 10.0.0.0/8.",
+        })
+    }
+}
+
 impl JsonSchema for Workers {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Workers".into()
@@ -234,6 +369,25 @@ mod tests {
         for text in ["", "5", "ms", "-1s", "5 parsecs", "1e9s", "99999h"] {
             assert!(text.parse::<Duration>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn addresses_are_of_two_kinds() {
+        for text in ["127.0.0.1:80", "[::1]:80", "unix:/run/a.sock", "unix:relative"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        for text in ["", "localhost:80", "127.0.0.1", "unix:", "/run/a.sock", &long] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_hold_addresses_of_their_family() {
+        let inside = |range: &str, ip: &str| range.parse::<Cidr>().unwrap().contains(ip.parse().unwrap());
+        assert!(inside("10.0.0.0/8", "10.1.2.3") && inside("10.0.0.1", "::ffff:10.0.0.1") && inside("::/0", "::1"));
+        assert!(!inside("10.0.0.0/8", "11.0.0.0") && !inside("10.0.0.1", "10.0.0.2") && !inside("0.0.0.0/0", "::1"));
+        assert!("10.0.0.0/33".parse::<Cidr>().is_err() && "x".parse::<Cidr>().is_err());
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::{
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Source, model, of_filter},
+    config::{Diagnostic, Diagnostics, Loaded, Source, model, of_filter, units::Address},
     exchange::{ClusterFigures, Figures},
     listener::socket::{self, ListenerShared},
+    net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
     upstream::Cluster,
     wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
@@ -94,14 +95,17 @@ pub struct ListenerParts {
     pub shared: Arc<ListenerShared>,
 }
 
+/// New sockets: the listener's index, its address, and the socket.
+pub type Sockets = Vec<(usize, Address, ListenSocket)>;
+
 /// A snapshot with what each worker gets of its own.
 pub struct Made {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
     /// For each worker, an instance of each filter.
     pub instances: Vec<Vec<Instance>>,
-    /// For each worker, a socket for each listener that has none yet: the listener's index, and the socket.
-    pub sockets: Vec<Vec<(usize, std::net::TcpListener)>>,
+    /// For each worker, sockets for the addresses that listeners have none for yet.
+    pub sockets: Vec<Sockets>,
 }
 
 /// How far to go.
@@ -301,18 +305,29 @@ impl Foundry {
         previous: Option<&Snapshot>,
         listeners: &[ListenerParts],
         wrong: &mut Vec<Diagnostic>,
-    ) -> Vec<Vec<(usize, std::net::TcpListener)>> {
+    ) -> Vec<Sockets> {
         let mut sockets: Vec<Vec<_>> = (0..self.workers).map(|_| Vec::new()).collect();
         for (index, listener) in listeners.iter().enumerate() {
+            let config = &listener.config;
             let mut before = previous.into_iter().flat_map(|p| &p.listeners);
-            if before.any(|l| l.config.name == listener.config.name && l.config.address == listener.config.address) {
-                continue;
-            }
-            match socket::listen(listener.config.address, self.workers) {
-                Ok(new) => sockets.iter_mut().zip(new).for_each(|(all, socket)| all.push((index, socket))),
-                Err(e) => {
-                    let message = format!("cannot listen on {}: {e}", listener.config.address);
-                    wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/address"), message, None));
+            let before = before.find(|l| l.config.name == config.name).map(|l| &l.config);
+            for (nth, address) in config.all_addresses().enumerate() {
+                if before.is_some_and(|before| before.all_addresses().any(|a| a == address)) {
+                    continue;
+                }
+                match socket::listen(address, &config.socket, self.workers) {
+                    Ok(new) => sockets.iter_mut().zip(new).for_each(|(all, s)| all.push((index, address.clone(), s))),
+                    Err(e) => {
+                        let pointer = match nth.checked_sub(1) {
+                            None => format!("/listeners/{index}/address"),
+                            Some(nth) => format!("/listeners/{index}/addresses/{nth}"),
+                        };
+                        wrong.push(loaded.source.diagnostic(
+                            &pointer,
+                            format!("cannot listen on {address}: {e}"),
+                            None,
+                        ));
+                    }
                 }
             }
         }

@@ -70,7 +70,7 @@ pub(super) async fn run(
         let active = endpoint.start();
         {
             let mut state = stream.state.borrow_mut();
-            state.endpoint = Some(active.endpoint().address);
+            state.endpoint = Some(active.endpoint().address.clone());
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));

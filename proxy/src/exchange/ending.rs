@@ -106,7 +106,7 @@ impl Drop for Ending {
             },
             route: route.map_or("", |r| &r.route.name),
             cluster: route.map_or("", |r| &r.cluster.name),
-            endpoint: state.endpoint,
+            endpoint: state.endpoint.as_ref(),
             attempts: state.attempts,
             user_agent: text(header::USER_AGENT),
             referer: text(header::REFERER),

@@ -15,7 +15,6 @@ use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::watch,
     time::sleep,
 };
@@ -25,8 +24,8 @@ use crate::{
     chain::stream::ConnectionInfo,
     exchange::{self, Site},
     http::guard::{Guarded, Watch},
+    net::{Socket, TokioIo},
     observe::{self, Entry},
-    upstream::io::TokioIo,
 };
 
 /// What the connections of a listener on a worker look at.
@@ -63,7 +62,7 @@ enum End {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
+pub async fn serve(handle: Rc<Handle>, stream: Socket, peer: SocketAddr, local: SocketAddr) {
     let site = handle.site.borrow().clone();
     let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
     let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
@@ -172,7 +171,7 @@ pub async fn serve(handle: Rc<Handle>, stream: TcpStream, peer: SocketAddr, loca
 
 /// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
 /// system would throw away the response that it has not read yet (RFC 9112 section 9.6).
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Socket) {
     let read = async {
         stream.shutdown().await?;
         // Not an array: it would be part of every connection's task.

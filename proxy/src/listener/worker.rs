@@ -14,7 +14,6 @@ use std::{
 
 use http::HeaderValue;
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
@@ -25,9 +24,11 @@ use super::{
 };
 use crate::{
     chain::{Chain, Filter, Route},
-    control::snapshot::Snapshot,
+    config::units::Address,
+    control::snapshot::{Snapshot, Sockets},
     exchange::Site,
     http::body::Body,
+    net::{ListenSocket, Listener, Socket},
     observe::{Shard, set_shard},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
@@ -53,8 +54,8 @@ pub struct Delivery {
     pub snapshot: Arc<Snapshot>,
     /// An instance of each filter.
     pub instances: Vec<Instance>,
-    /// New sockets, by the listener's index.
-    pub sockets: Vec<(usize, std::net::TcpListener)>,
+    /// New sockets.
+    pub sockets: Sockets,
 }
 
 /// A request for another instance.
@@ -116,7 +117,7 @@ struct Worker {
     rebuilds: mpsc::UnboundedSender<Rebuild>,
     pools: Pools<Body>,
     /// By name and address: one that moves is another one.
-    listening: RefCell<HashMap<(String, std::net::SocketAddr), Listening>>,
+    listening: RefCell<HashMap<(String, Address), Listening>>,
     vms: RefCell<Vec<Rc<Vm>>>,
     connections: Rc<Connections>,
 }
@@ -180,21 +181,23 @@ impl Worker {
         let site = wasm::Site { upstream: self.pools.clone(), rebuild };
         let vms = snapshot.plugins.iter().zip(instances);
         let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
-        let mut sockets: HashMap<usize, std::net::TcpListener> = sockets.into_iter().collect();
+        let mut sockets: HashMap<_, _> = sockets.into_iter().map(|(index, address, s)| ((index, address), s)).collect();
         let mut listening = self.listening.borrow_mut();
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let site = Rc::new(self.site(&snapshot, index, &vms));
-            let key = (parts.config.name.clone(), parts.config.address);
-            if let Some(there) = listening.remove(&key) {
-                *there.handle.site.borrow_mut() = site;
-                kept.insert(key, there);
-            } else if let Some(socket) = sockets.remove(&index) {
-                match self.listen(socket, site, parts.shared.clone()) {
-                    Ok(new) => {
-                        kept.insert(key, new);
+            for address in parts.config.all_addresses() {
+                let key = (parts.config.name.clone(), address.clone());
+                if let Some(there) = listening.remove(&key) {
+                    *there.handle.site.borrow_mut() = site.clone();
+                    kept.insert(key, there);
+                } else if let Some(socket) = sockets.remove(&(index, address.clone())) {
+                    match self.listen(socket, site.clone(), parts.shared.clone()) {
+                        Ok(new) => {
+                            kept.insert(key, new);
+                        }
+                        Err(e) => tracing::error!(listener = key.0, "cannot accept connections: {e}"),
                     }
-                    Err(e) => tracing::error!(listener = key.0, "cannot accept connections: {e}"),
                 }
             }
         }
@@ -232,13 +235,8 @@ impl Worker {
         }
     }
 
-    fn listen(
-        &self,
-        socket: std::net::TcpListener,
-        site: Rc<Site>,
-        shared: Arc<ListenerShared>,
-    ) -> std::io::Result<Listening> {
-        let socket = TcpListener::from_std(socket)?;
+    fn listen(&self, socket: ListenSocket, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+        let socket = Listener::try_from(socket)?;
         let handle = Rc::new(Handle { site: RefCell::new(site), draining: watch::channel(false).0 });
         let (stop, stopped) = watch::channel(false);
         let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
@@ -272,20 +270,18 @@ impl Listening {
 
 /// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
 async fn accept(
-    socket: TcpListener,
+    socket: Listener,
     handle: Rc<Handle>,
     shared: Arc<ListenerShared>,
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let begin = |stream: tokio::net::TcpStream, peer| {
+    let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
             tracing::debug!(%peer, "connection refused: the listener has as many as it may");
             return;
         };
         let Ok(local) = stream.local_addr() else { return };
-        // Small responses must not wait for acknowledgements.
-        let _ = stream.set_nodelay(true);
         connections.count.set(connections.count.get() + 1);
         let (handle, connections) = (handle.clone(), connections.clone());
         tokio::task::spawn_local(async move {

@@ -2,7 +2,7 @@
 //! worked out when the configuration is loaded.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::cluster::{Endpoint, Member};
-use crate::config::model;
+use crate::config::{model, units::Address};
 
 /// Longest round-robin sequence. Weights whose sum (reduced by their greatest common divisor) is more are scaled down
 /// to it, so shares are exact to about a 4096th. It is longer only if there are more endpoints.
@@ -54,7 +54,7 @@ impl Balancer {
         let mut targets = Vec::new();
         for member in members.iter().filter(|m| m.weight > 0) {
             let weight = u64::from(member.weight);
-            let hash = address_hash(member.endpoint.address);
+            let hash = address_hash(&member.endpoint.address);
             targets.push(Target { endpoint: Arc::clone(&member.endpoint), weight, start: total, hash });
             total += weight;
         }
@@ -213,7 +213,14 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn address_hash(address: SocketAddr) -> u64 {
+fn address_hash(address: &Address) -> u64 {
+    let address = match address {
+        Address::Inet(address) => address,
+        Address::Unix(path) => {
+            let bytes = path.as_os_str().as_encoded_bytes();
+            return bytes.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, byte| mix(hash ^ u64::from(*byte)));
+        }
+    };
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
         IpAddr::V6(ip) => ip.to_bits(),

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,7 +13,7 @@ use super::{
     balancer::Balancer,
     budget::{RetryBudget, RetryGuard},
 };
-use crate::config::model;
+use crate::config::{model, units::Address};
 
 /// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
 #[derive(Debug)]
@@ -64,7 +63,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Endpoint {
     /// Its address.
-    pub address: SocketAddr,
+    pub address: Address,
     pub(super) id: u64,
     pub(super) active: AtomicU64,
     pub(super) requests: AtomicU64,
@@ -115,18 +114,18 @@ impl Cluster {
     /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
     /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
-        let known: HashMap<SocketAddr, &Arc<Endpoint>> =
-            previous.iter().flat_map(|p| &p.members).map(|m| (m.endpoint.address, &m.endpoint)).collect();
+        let known: HashMap<&Address, &Arc<Endpoint>> =
+            previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
         let mut places = HashMap::new();
-        for &model::Endpoint { address, weight } in &config.endpoints {
+        for model::Endpoint { address, weight } in &config.endpoints {
             let place = *places.entry(address).or_insert(members.len());
             match members.get_mut(place) {
-                Some(member) => member.weight = member.weight.saturating_add(weight),
+                Some(member) => member.weight = member.weight.saturating_add(*weight),
                 None => {
                     let endpoint =
-                        known.get(&address).map_or_else(|| Arc::new(Endpoint::new(address)), |e| Arc::clone(e));
-                    members.push(Member { endpoint, weight });
+                        known.get(address).map_or_else(|| Arc::new(Endpoint::new(address.clone())), |e| Arc::clone(e));
+                    members.push(Member { endpoint, weight: *weight });
                 }
             }
         }
@@ -199,7 +198,7 @@ impl Cluster {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr) -> Self {
+    fn new(address: Address) -> Self {
         Endpoint {
             address,
             id: next_id(),

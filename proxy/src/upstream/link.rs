@@ -26,9 +26,9 @@ use tokio::{
 
 use super::{
     failure::{Failure, FailureKind, ProtocolError},
-    io::{Metered, TokioIo, Traffic},
     slots::{ClusterPool, Permit, Slot},
 };
+use crate::net::{Metered, TokioIo, Traffic};
 
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
 pub(super) struct Link<B> {

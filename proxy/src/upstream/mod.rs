@@ -11,7 +11,6 @@ pub mod balancer;
 pub mod budget;
 pub mod cluster;
 pub mod failure;
-pub mod io;
 mod link;
 pub mod pool;
 mod slots;

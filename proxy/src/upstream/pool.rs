@@ -7,7 +7,6 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     io,
-    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -20,9 +19,8 @@ use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
-    net::TcpStream,
     task::spawn_local,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -31,6 +29,7 @@ use super::{
     link::{Link, PooledBody},
     slots::{ClusterPool, Grant, Permit, Slot},
 };
+use crate::net::Socket;
 
 /// Bounds on what an upstream may send before its response's body.
 #[derive(Debug, Clone, Copy)]
@@ -181,7 +180,7 @@ where
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
-            None => match tcp(endpoint.address, cluster.connect_timeout).await {
+            None => match Socket::connect(&endpoint.address, cluster.connect_timeout).await {
                 Ok(stream) => self.open(stream, pool, permit).await,
                 Err(failed) => Err(failed),
             },
@@ -244,18 +243,6 @@ where
     pub fn close_all(&self) {
         self.retain([]);
     }
-}
-
-/// Connects by TCP. With an error, whether the time was over.
-async fn tcp(address: SocketAddr, limit: Option<Duration>) -> Result<TcpStream, (io::Error, bool)> {
-    let connected = match limit {
-        None => TcpStream::connect(address).await,
-        Some(limit) => timeout(limit, TcpStream::connect(address))
-            .await
-            .map_err(|elapsed| (io::Error::new(io::ErrorKind::TimedOut, elapsed), true))?,
-    };
-    // Small writes must not wait for acknowledgements of those before.
-    connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|error| (error, false))
 }
 
 impl<B: 'static> Inner<B> {

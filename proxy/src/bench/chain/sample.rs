@@ -212,7 +212,8 @@ impl Sample {
         let via = (!listener.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", listener.via)));
         add_via(&mut headers, via.transpose().ok().flatten().as_ref());
         let peer = SocketAddr::new(client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
-        let connection = ConnectionInfo::new(listener.name.as_str().into(), peer, listener.address);
+        let local = listener.address.inet().unwrap_or(crate::net::socket::LOCAL);
+        let connection = ConnectionInfo::new(listener.name.as_str().into(), peer, local);
         let value = &connection.peer_value;
         let origin = forwarded(&mut headers, peer, value, &authority, "http", listener.trusted_hops);
         Ok(Sample {

@@ -17,6 +17,7 @@ const TIMES: u32 = 2_000_000;
 #[test]
 #[ignore = "a measurement"]
 fn costs() {
+    let endpoint = SocketAddr::from(([10, 0, 0, 7], 8080)).into();
     let entry = Entry {
         method: "GET",
         path: b"/api/v1/orders/8271?expand=items",
@@ -29,7 +30,7 @@ fn costs() {
         timings: Timings { total: 12_345, upstream_total: Some(11_000), ..Timings::default() },
         route: "orders",
         cluster: "api",
-        endpoint: Some(SocketAddr::from(([10, 0, 0, 7], 8080))),
+        endpoint: Some(&endpoint),
         attempts: 1,
         user_agent: b"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
         ..Entry::new(SystemTime::now(), "main", SocketAddr::from(([192, 168, 1, 2], 40_000)))

@@ -8,6 +8,8 @@ use std::{
 
 use http::HeaderMap;
 
+use crate::config::units::Address;
+
 /// One request. What came from the client is bytes, because it need not be UTF-8; what is empty counts as missing.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
@@ -48,7 +50,7 @@ pub struct Entry<'a> {
     /// The cluster's name.
     pub cluster: &'a str,
     /// The endpoint that the last try went to.
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<&'a Address>,
     /// How often an upstream was tried.
     pub attempts: u32,
     /// The `User-Agent`.

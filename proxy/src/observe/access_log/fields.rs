@@ -8,6 +8,7 @@ use std::{
 use http::{HeaderMap, HeaderName};
 
 use super::Entry;
+use crate::config::units::Address;
 
 /// A field of all lines.
 #[derive(Debug)]
@@ -75,7 +76,11 @@ pub const FIELDS: &[Field] = fields! {
     upstream_ms, "to the upstream's last byte", |e| micros(e.timings.upstream_total);
     route, "the route's name", |e| text(e.route.as_bytes());
     cluster, "the cluster's name", |e| text(e.cluster.as_bytes());
-    endpoint, "the endpoint that the last try went to", |e| e.endpoint.map_or(Value::Missing, Value::Socket);
+    endpoint, "the endpoint that the last try went to", |e| match e.endpoint {
+        None => Value::Missing,
+        Some(Address::Inet(socket)) => Value::Socket(*socket),
+        Some(Address::Unix(path)) => text(path.as_os_str().as_encoded_bytes()),
+    };
     attempts, "how often an upstream was tried", |e| Value::Count(e.attempts.into());
     user_agent, "the User-Agent", |e| text(e.user_agent);
     referer, "the Referer", |e| text(e.referer);

@@ -88,7 +88,8 @@ fn text_has_its_fields_and_dashes_for_what_is_missing() {
     assert_eq!(text, "[0.007 - - - 2 \"-\"] ü\n");
     assert_eq!(line("%fields%|%field(plan)%|%field(none)%", &e), "user=ann,plan=a b|a b|-\n");
     assert_eq!(line("%fields% %flags% %status%", &Entry { status: 0, ..entry() }), "- - -\n");
-    e.endpoint = Some("[2001:db8::1]:80".parse().unwrap());
+    let endpoint = "[2001:db8::1]:80".parse().unwrap();
+    e.endpoint = Some(&endpoint);
     e.peer = "[::ffff:10.1.2.3]:9".parse().unwrap();
     assert_eq!(line("%endpoint% %peer%", &e), "[2001:db8::1]:80 10.1.2.3:9\n");
 }

@@ -16,7 +16,7 @@ use crate::{
     chain::stream::ConnectionInfo,
     exchange::{self, Site},
     http::body::Body,
-    upstream::io::TokioIo,
+    net::TokioIo,
 };
 
 /// A request that takes longer than this, by the clock of the case, is given up: nothing will ever come.

@@ -16,10 +16,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use tokio::{io::DuplexStream, task::spawn_local, time::sleep};
 
 use super::model::{Answer, Fail, List, Message, Text};
-use crate::{
-    http::body::Body,
-    upstream::{Dial, io::TokioIo},
-};
+use crate::{http::body::Body, net::TokioIo, upstream::Dial};
 
 /// Bytes that a connection holds on their way.
 pub const PIPE: usize = 64 << 10;

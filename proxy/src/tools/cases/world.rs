@@ -98,7 +98,13 @@ impl World {
         let chain = Rc::new(Chain::new(vec![the_vm, observer.clone()]));
         let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
         let site = site(&loaded.listener, chain, clusters, pools, &registry)?;
-        Ok(World { site: Rc::new(site), local: loaded.listener.address, script, observer, registry })
+        Ok(World {
+            site: Rc::new(site),
+            local: loaded.listener.address.inet().unwrap_or(crate::net::socket::LOCAL),
+            script,
+            observer,
+            registry,
+        })
     }
 }
 

@@ -54,7 +54,7 @@ fn a_reload_carries_counts_and_endpoints_over() {
 #[test]
 fn an_address_that_is_listed_twice_is_one_endpoint() {
     let mut config = config();
-    config.endpoints[1].address = config.endpoints[0].address;
+    config.endpoints[1].address = config.endpoints[0].address.clone();
     config.endpoints[1].weight = 4;
     let cluster = Cluster::new(&config, None);
     assert_eq!((cluster.members.len(), cluster.members[0].weight), (1, 5));

@@ -117,16 +117,8 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 pub(super) fn config(addresses: &[SocketAddr]) -> model::Cluster {
-    model::Cluster {
-        name: "test".into(),
-        endpoints: addresses.iter().map(|a| model::Endpoint { address: *a, weight: 1 }).collect(),
-        balancer: model::Balancer::default(),
-        connect_timeout: units::Duration::secs(1),
-        request_timeout: units::Duration::secs(15),
-        retry: None,
-        limits: model::ClusterLimits::default(),
-        retry_budget: model::RetryBudget::default(),
-    }
+    let endpoints: Vec<_> = addresses.iter().map(|a| serde_json::json!({ "address": a })).collect();
+    serde_json::from_value(serde_json::json!({ "name": "test", "endpoints": endpoints })).unwrap()
 }
 
 fn cluster(addresses: &[SocketAddr], limits: impl FnOnce(&mut model::ClusterLimits)) -> Arc<Cluster> {

@@ -1,0 +1,140 @@
+//! The configuration as the user writes it: plain serde types, one for each section of the file.
+//!
+//! The JSON Schema that `tollgate schema` prints, and that every file is checked against, is derived from these types, so
+//! a field's doc comment here *is* its documentation. Nothing on the data path reads them: `resolve` turns them into a
+//! snapshot first.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::units::{ByteSize, Duration, Workers};
+
+mod cluster;
+mod filter;
+mod listener;
+mod tls;
+
+pub use self::{cluster::*, filter::*, listener::*, tls::*};
+
+/// A whole configuration file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How many worker threads carry traffic: `auto` (one for each processor) or a number. Changing it needs a restart.
+    #[serde(default)]
+    pub workers: Workers,
+    /// The admin listener: health, metrics, what is in force, reload.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Tollgate's own log.
+    #[serde(default)]
+    pub log: Log,
+    /// How long requests under way may take to end after SIGTERM.
+    #[serde(default = "default::drain_timeout")]
+    pub drain_timeout: Duration,
+    /// Where compiled filters are kept between runs. Default: `$XDG_CACHE_HOME/tollgate`, else `$HOME/.cache/tollgate`,
+    /// else none.
+    pub cache_dir: Option<PathBuf>,
+    /// The sockets that accept traffic.
+    #[schemars(length(min = 1))]
+    pub listeners: Vec<Listener>,
+    /// The WebAssembly filters that listeners put into their chains.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+    /// The upstreams that requests are sent to.
+    #[serde(default)]
+    pub clusters: Vec<Cluster>,
+}
+
+/// The admin listener. It is never exposed by default: it can change what the proxy does.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where it listens. Changing it needs a restart.
+    #[schemars(extend("format" = "socket-address"))]
+    pub address: SocketAddr,
+    /// Whether it is there at all.
+    pub enabled: bool,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { address: SocketAddr::from(([127, 0, 0, 1], 9901)), enabled: true }
+    }
+}
+
+/// Tollgate's own log, on standard error.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Least severity shown: a level, or a `tracing` filter such as `info,tollgate::wasm=debug`. Default `info`.
+    pub level: Option<String>,
+    /// How it is written.
+    pub format: LogFormat,
+}
+
+/// How Tollgate's own log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How HTTP/2 is spoken, on a listener or to a cluster (RFC 9113).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http2 {
+    /// Streams at one time on one connection: what a listener allows its clients, and what is used of what an upstream allows.
+    #[schemars(range(min = 1))]
+    pub max_concurrent_streams: u32,
+    /// Bytes that a peer may send on a stream before they are read.
+    pub stream_window: ByteSize,
+    /// The same for all streams of a connection together. It should be some stream windows large, so that a few streams that
+    /// nobody reads do not hold up the others.
+    pub connection_window: ByteSize,
+    /// A connection on which nothing is received for this long is sent a ping. `0s`: never.
+    pub ping_interval: Duration,
+    /// A connection whose ping is not answered within this is closed.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Http2 {
+            max_concurrent_streams: 100,
+            stream_window: ByteSize(256 << 10),
+            connection_window: ByteSize(16 << 20),
+            ping_interval: Duration::secs(30),
+            ping_timeout: Duration::secs(10),
+        }
+    }
+}
+
+/// A cluster with its share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedCluster {
+    /// The cluster.
+    pub cluster: String,
+    /// Its share, against the others' weights.
+    #[serde(default = "default::weight")]
+    #[schemars(range(max = 65535))]
+    pub weight: u32,
+}
+
+mod default {
+    use super::Duration;
+
+    pub(super) fn drain_timeout() -> Duration {
+        Duration::secs(30)
+    }
+    pub(super) fn weight() -> u32 {
+        1
+    }
+}

@@ -1,0 +1,9 @@
+//! Byte streams: sockets of both kinds, and the way between tokio's traits and hyper's.
+
+pub mod io;
+pub mod socket;
+
+pub use self::{
+    io::{Metered, TokioIo, Traffic},
+    socket::{ListenSocket, Listener, Socket},
+};

@@ -1,0 +1,162 @@
+//! Stream sockets: TCP and unix, as one type each for listening and for being connected.
+
+use std::{
+    io::{self, IoSlice},
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::timeout,
+};
+
+use crate::config::units::Address;
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+/// Who is at the other end of a unix socket: somebody on this machine.
+pub const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+impl Socket {
+    /// Connects, within `limit`. With an error, whether the time was over.
+    pub async fn connect(address: &Address, limit: Option<Duration>) -> Result<Socket, (io::Error, bool)> {
+        let connecting = async {
+            match address {
+                Address::Inet(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    // Small writes must not wait for acknowledgements of those before.
+                    stream.set_nodelay(true)?;
+                    Ok(Socket::Tcp(stream))
+                }
+                Address::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            }
+        };
+        match limit {
+            None => connecting.await.map_err(|e: io::Error| (e, false)),
+            Some(limit) => match timeout(limit, connecting).await {
+                Ok(connected) => connected.map_err(|e| (e, false)),
+                Err(elapsed) => Err((io::Error::new(io::ErrorKind::TimedOut, elapsed), true)),
+            },
+        }
+    }
+
+    /// This end's address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Socket::Tcp(stream) => stream.local_addr(),
+            Socket::Unix(_) => Ok(LOCAL),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    #[inline]
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+}
+
+/// A listening socket that belongs to no runtime yet.
+#[derive(Debug)]
+pub enum ListenSocket {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// A listening socket of a worker.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+impl TryFrom<ListenSocket> for Listener {
+    type Error = io::Error;
+
+    fn try_from(socket: ListenSocket) -> io::Result<Listener> {
+        match socket {
+            ListenSocket::Tcp(socket) => TcpListener::from_std(socket).map(Listener::Tcp),
+            ListenSocket::Unix(socket) => UnixListener::from_std(socket).map(Listener::Unix),
+        }
+    }
+}
+
+impl Listener {
+    /// The next connection, and who is at its other end.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, SocketAddr)>> {
+        match self {
+            Listener::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, peer)| {
+                // Small responses must not wait for acknowledgements.
+                let _ = stream.set_nodelay(true);
+                (Socket::Tcp(stream), peer)
+            }),
+            Listener::Unix(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), LOCAL)),
+        }
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+}
