@@ -17,7 +17,6 @@ mod upload;
 use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll};
 
 use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use rustc_hash::FxHashMap;
 use tollgate_abi::fast::flag;
 
@@ -99,7 +98,7 @@ pub struct ClusterFigures {
 pub async fn serve(
     site: Rc<Site>,
     connection: Rc<ConnectionInfo>,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, Closed> {
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();

@@ -15,7 +15,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{Site, mirror::Tee, reply::Fault};
@@ -40,7 +39,7 @@ pub(super) struct Upload {
 }
 
 struct Source {
-    incoming: Incoming,
+    incoming: Body,
     /// hyper has given everything.
     drained: bool,
     flow: BodyFlow,
@@ -71,7 +70,7 @@ impl Sent {
 }
 
 impl Upload {
-    pub(super) fn new(site: &Site, stream: &Rc<Stream>, incoming: Incoming) -> Rc<Upload> {
+    pub(super) fn new(site: &Site, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
         let empty = incoming.is_end_stream();
         if empty {
             stream.times.request_end.set(Some(stream.start));
@@ -214,7 +213,7 @@ impl Upload {
                 self.request_ended();
                 if flow.has_ended() { Ok(false) } else { flow.data(&self.stream, Bytes::new(), true, until) }
             }
-            Some(Err(e)) => return Poll::Ready(Err(self.fail(Fault::BadBody, BodyError::Downstream(e)))),
+            Some(Err(e)) => return Poll::Ready(Err(self.fail(Fault::BadBody, e))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     self.count(data.len());
@@ -264,7 +263,7 @@ impl Upload {
                     self.request_ended();
                     None
                 }
-                Some(Err(e)) => Some(Err(self.fail(Fault::BadBody, BodyError::Downstream(e)))),
+                Some(Err(e)) => Some(Err(self.fail(Fault::BadBody, e))),
                 Some(Ok(frame)) => Some(Ok(match frame.into_data() {
                     Ok(data) => {
                         self.count(data.len());

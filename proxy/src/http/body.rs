@@ -1,4 +1,4 @@
-//! Bodies that the proxy sends: of requests to upstreams, of responses to clients.
+//! Bodies: those that come from clients, and those that the proxy sends to upstreams and to clients.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use crate::chain::body::Stopped;
 pub enum BodyError {
     /// The client's body could not be read.
     #[error("the client's request body could not be read")]
-    Downstream(#[source] hyper::Error),
+    Downstream(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The upstream's body could not be read.
     #[error("the upstream's response body could not be read")]
     Upstream(#[source] hyper::Error),
@@ -47,6 +47,8 @@ pub enum Body {
         /// The trailers, until they are sent.
         trailers: Option<HeaderMap>,
     },
+    /// A request's, as hyper reads it.
+    Incoming(hyper::body::Incoming),
     /// As it comes.
     Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
 }
@@ -82,6 +84,9 @@ impl http_body::Body for Body {
                 let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
+            Body::Incoming(body) => {
+                Pin::new(body).poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error)))
+            }
             Body::Stream(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -90,6 +95,7 @@ impl http_body::Body for Body {
         match self {
             Body::Empty => true,
             Body::Full { data, trailers } => data.is_none() && trailers.is_none(),
+            Body::Incoming(body) => body.is_end_stream(),
             Body::Stream(body) => body.is_end_stream(),
         }
     }
@@ -100,6 +106,7 @@ impl http_body::Body for Body {
             // With trailers the length must not be announced: they need chunks.
             Body::Full { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Body::Full { .. } => SizeHint::default(),
+            Body::Incoming(body) => body.size_hint(),
             Body::Stream(body) => body.size_hint(),
         }
     }

@@ -23,7 +23,10 @@ use tollgate_abi::fast::flag;
 use crate::{
     chain::stream::ConnectionInfo,
     exchange::{self, Site},
-    http::guard::{Guarded, Watch},
+    http::{
+        body::Body,
+        guard::{Guarded, Watch},
+    },
     net::{Socket, TokioIo},
     observe::{self, Entry},
 };
@@ -75,7 +78,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Socket, peer: SocketAddr, local: 
         info.requests.set(info.requests.get() + 1);
         let last = limits.requests_per_connection != 0 && info.requests.get() >= limits.requests_per_connection;
         async move {
-            let mut response = exchange::serve(site, info.clone(), request).await?;
+            let mut response = exchange::serve(site, info.clone(), request.map(Body::Incoming)).await?;
             if last || info.closing.get() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

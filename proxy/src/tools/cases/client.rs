@@ -56,7 +56,7 @@ pub async fn send(site: &Rc<Site>, local: SocketAddr, request: &Request) -> anyh
     let site = site.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (site, info) = (site.clone(), info.clone());
-        async move { exchange::serve(site, info, request).await }
+        async move { exchange::serve(site, info, request.map(Body::Incoming)).await }
     });
     let server = spawn_local(async move {
         let mut http = http1::Builder::new();
