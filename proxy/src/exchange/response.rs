@@ -162,7 +162,9 @@ impl Pending<'_> {
             (response.status, fields)
         };
         add_via(&mut fields, self.site.via.of(self.received));
-        if let (Some(upstream), Some(guards)) = (self.switched, self.guards.take()) {
+        if let Some(upstream) = self.switched
+            && let Some(guards) = self.guards.take()
+        {
             let mut response = Response::new(Body::Empty);
             (*response.status_mut(), *response.headers_mut()) = (status, fields);
             let idle = self.deadline.as_ref().and_then(Deadline::idle_timeout);
