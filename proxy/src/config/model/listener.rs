@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::units::{Address, ByteSize, Cidr, Duration},
+    super::units::{Address, ByteSize, Cidr, Duration, ServerName},
     Http2, ListenerTls, WeightedCluster,
 };
 
@@ -275,7 +275,8 @@ impl Default for SocketOptions {
 pub struct Tcp {
     /// Clusters that share the connections by their weights.
     pub clusters: Vec<WeightedCluster>,
-    /// TLS that is passed through unread, by the server name that the client asks for; the first match counts.
+    /// TLS that is passed through unread, by the server name that the client asks for. An exact name counts before a
+    /// wildcard, a longer wildcard before a shorter one.
     pub sni: Vec<SniRoute>,
 }
 
@@ -283,9 +284,9 @@ pub struct Tcp {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SniRoute {
-    /// Names: `a.example`, `*.example`.
+    /// Names: `a.example`, or `*.example` for all that have one label or more before `example`. Each is there only once.
     #[schemars(length(min = 1))]
-    pub names: Vec<String>,
+    pub names: Vec<ServerName>,
     /// The cluster.
     pub cluster: String,
 }
