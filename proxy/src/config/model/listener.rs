@@ -241,16 +241,17 @@ pub struct ListenerProxyProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SocketOptions {
-    /// Connections that the system keeps until a worker takes them.
+    /// Connections that the system keeps for each worker until it takes them. The system has a bound of its own
+    /// (`net.core.somaxconn`).
     #[schemars(range(min = 1, max = 65535))]
     pub backlog: u32,
-    /// Whether the system looks after idle connections (TCP keep-alive), and when: nothing received for this long. `0s`: not.
+    /// Whether the system looks after idle connections (TCP keep-alive), and when: nothing received for this long, in whole
+    /// seconds, up to 32767. It asks nine times, as often, but at least every 75 seconds. `0s`: it does not.
     pub keep_alive: Duration,
-    /// Whether connections to any address are accepted that the system's rules send here (IP_TRANSPARENT, needs
-    /// CAP_NET_ADMIN).
+    /// Whether connections to any address are accepted that the system's rules send here (TPROXY). Needs CAP_NET_ADMIN.
     pub transparent: bool,
-    /// Whether a connection's own address is the one that it had before the system redirected it (SO_ORIGINAL_DST), as for a
-    /// sidecar. Filters see it as `destination.address`.
+    /// Whether a connection's own address is the one that it had before the system redirected it (REDIRECT), as for a sidecar.
+    /// Filters see it as `destination.address`. For IPv4 it needs an IPv4 address to listen on.
     pub original_destination: bool,
     /// The permissions of a unix socket, in octal.
     #[schemars(pattern(r"^0?[0-7]{3}$"))]
