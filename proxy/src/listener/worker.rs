@@ -17,7 +17,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{connection, socket::ListenerShared};
+use super::{connection, overload::Refusals, socket::ListenerShared};
 use crate::{
     chain::{Chain, Filter, Route},
     config::units::Address,
@@ -261,10 +261,13 @@ async fn accept(
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let refusals = Refusals::default();
     let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
             tracing::debug!(%peer, "connection refused: the listener has as many as it may");
-            handle.site().refuse(Refusal::Limit);
+            let site = handle.site();
+            site.refuse(Refusal::Limit);
+            refusals.refuse(stream, site.config.protocol, site.config.tls.as_ref().map(|tls| tls.mode));
             return;
         };
         let Ok(local) = stream.local_addr() else { return };
