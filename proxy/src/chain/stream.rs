@@ -21,7 +21,7 @@ use tokio::{task::AbortHandle, time::Instant};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
-use crate::config::units::Address;
+use crate::{config::units::Address, tls::ConnectionTls};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct ConnectionInfo {
     pub peer_value: HeaderValue,
     /// This end.
     pub local: SocketAddr,
+    /// Its TLS; none: it is plain.
+    pub tls: Option<Rc<ConnectionTls>>,
     /// The connection ends with the next response.
     pub closing: Cell<bool>,
     /// Requests under way.
@@ -61,6 +63,7 @@ impl ConnectionInfo {
             peer,
             peer_value: peer_value.unwrap_or(HeaderValue::from_static("unknown")),
             local,
+            tls: None,
             closing: Cell::new(false),
             active: Cell::new(0),
             due: Cell::new(None),
@@ -68,6 +71,11 @@ impl ConnectionInfo {
             requests: Cell::new(0),
             idle_since: Cell::new(time::Instant::now()),
         }
+    }
+
+    /// The same, with what its TLS handshake has come to.
+    pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
+        ConnectionInfo { tls, ..self }
     }
 }
 

@@ -41,9 +41,10 @@ impl ClientTls {
         previous: Option<&Arc<ClientTls>>,
     ) -> Result<Arc<ClientTls>, Vec<Problem>> {
         let mut wrong = Vec::new();
-        let certificate = section.certificate.as_ref().and_then(|files| {
-            loader.pair(files, "certificate").map_err(|problem| wrong.push(problem)).ok()
-        });
+        let certificate = section
+            .certificate
+            .as_ref()
+            .and_then(|files| loader.pair(files, "certificate").map_err(|problem| wrong.push(problem)).ok());
         let verifying = match section.insecure {
             true => Ok((Arc::new(RootCertStore::empty()), Vec::new())),
             false => verifying(section, loader),

@@ -161,7 +161,9 @@ pub fn date(seconds: i64) -> String {
 /// An error of the TLS library about what is our own; its words are about a peer's.
 pub(super) fn plain(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding) => "it is no X.509 certificate".to_owned(),
+        rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding) => {
+            "it is no X.509 certificate".to_owned()
+        }
         rustls::Error::InvalidCertificate(error) => error.to_string(),
         rustls::Error::General(error) => error.clone(),
         error => error.to_string(),

@@ -48,9 +48,7 @@ impl Sessions {
             let storage = Arc::new(UsedOnce(ServerSessionMemoryCache::new(KEPT)));
             return Ok(Sessions { rules, storage, ticketers: None });
         }
-        let ticketer = || {
-            rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| MaterialError::Refused(plain(&e)))
-        };
+        let ticketer = || rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| MaterialError::Refused(plain(&e)));
         let ticketers = Some([ticketer()?, ticketer()?]);
         Ok(Sessions { rules, storage: Arc::new(NoServerSessionStorage {}), ticketers })
     }

@@ -147,7 +147,9 @@ impl fmt::Debug for OtherNames {
 fn refused(error: webpki::Error) -> Error {
     let error = match error {
         webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,
-        webpki::Error::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
         webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
         webpki::Error::CertRevoked => CertificateError::Revoked,

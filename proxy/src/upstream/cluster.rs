@@ -13,7 +13,10 @@ use super::{
     balancer::Balancer,
     budget::{RetryBudget, RetryGuard},
 };
-use crate::config::{model, units::Address};
+use crate::{
+    config::{model, units::Address},
+    tls::ClientTls,
+};
 
 /// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
 #[derive(Debug)]
@@ -24,6 +27,9 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
+    /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
+    /// changed, so that pools can compare.
+    pub tls: Option<Arc<ClientTls>>,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
@@ -114,6 +120,15 @@ impl Cluster {
     /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
     /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
+        Cluster::with_tls(config, previous, None)
+    }
+
+    /// The same, with what the `tls` section of its configuration has become.
+    pub fn with_tls(
+        config: &model::Cluster,
+        previous: Option<&Arc<Cluster>>,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Arc<Cluster> {
         let known: HashMap<&Address, &Arc<Endpoint>> =
             previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
@@ -139,6 +154,7 @@ impl Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
+            tls,
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),
