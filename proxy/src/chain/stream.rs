@@ -66,14 +66,14 @@ impl ConnectionInfo {
             idle_since: Cell::new(time::Instant::now()),
         }
     }
-}
 
-impl ConnectionInfo {
     /// The same, with what its TLS handshake has come to.
     pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
         ConnectionInfo { tls, ..self }
     }
+}
 
+impl ConnectionInfo {
     /// What URLs of requests on it begin with.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }

@@ -11,6 +11,7 @@ use super::{
     model::{Admin, Config},
     node::{Key, Node, Span},
     source::Source,
+    tls,
     units::{Address, ServerName},
 };
 
@@ -40,6 +41,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
             problems.push(Diagnostic::error(source.first_line(node.span), message));
         }
     }
+    tls::check(listeners, clusters, problems);
     for filter in filters {
         if let Some(wasm) = filter.get("wasm") {
             module(source, wasm, problems);
@@ -52,6 +54,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    tls::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };

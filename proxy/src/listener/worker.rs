@@ -214,6 +214,7 @@ impl Worker {
         let mut site =
             Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
         site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        site.tls = parts.tls.clone();
         site.access_log = parts.access_log.clone();
         site.clusters = snapshot.cluster_figures.iter().cloned().collect();
         site.retries = snapshot.retries.iter().cloned().collect();
