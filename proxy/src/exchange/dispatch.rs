@@ -280,6 +280,8 @@ impl<'p> Tries<'p> {
             Missed::Failed(FailureKind::Connect { .. }) => {
                 Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
             }
+            // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
+            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => Reason::Stale,
             Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
