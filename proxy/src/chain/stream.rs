@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -82,6 +82,8 @@ pub struct LocalReply {
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// The gRPC status in place of the one that follows from `status`, if the request is gRPC.
+    pub grpc_status: Option<u32>,
 }
 
 /// A part of a body that is shown to a filter: as it came, or changed by it.
@@ -217,6 +219,15 @@ pub struct Times {
     pub response_start: Cell<Option<Instant>>,
 }
 
+/// What is known of a gRPC call, beside what any request has.
+#[derive(Debug, Default)]
+pub struct GrpcCall {
+    /// When it must be over, by its client's word.
+    pub deadline: Cell<Option<Instant>>,
+    /// Its status, once a head or trailers have told it.
+    pub status: Cell<Option<u32>>,
+}
+
 /// A stream.
 pub struct Stream {
     /// The connection it came on.
@@ -241,6 +252,8 @@ pub struct Stream {
     pub times: Times,
     /// When a byte last moved.
     pub active: Cell<Instant>,
+    /// Set if the request is gRPC.
+    pub grpc: OnceCell<GrpcCall>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
 
@@ -273,6 +286,7 @@ impl Stream {
             request_id,
             times: Times::default(),
             active: Cell::new(start),
+            grpc: OnceCell::new(),
             wakers: RefCell::default(),
             state: RefCell::new(State {
                 request,

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Source, model, of_filter, units::Address},
-    exchange::{ClusterFigures, Figures},
+    exchange::{ClusterFigures, Figures, Methods},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
@@ -283,14 +283,17 @@ impl Foundry {
                     continue;
                 }
             };
+            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let figures = match Foundry::figures(&self.registry, &listener.name) {
-                Ok(figures) => figures,
+                // The methods that were seen stay known.
+                Ok(figures) => {
+                    Figures { methods: before.map_or(figures.methods, |l| l.figures.methods.clone()), ..figures }
+                }
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
                     continue;
                 }
             };
-            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, shared });
@@ -361,6 +364,7 @@ impl Foundry {
             active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
+            methods: Arc::new(Methods::new(r.clone(), listener)),
         })
     }
 

@@ -8,6 +8,8 @@
 mod deadline;
 mod dispatch;
 mod ending;
+mod grpc;
+mod methods;
 mod mirror;
 mod reply;
 mod request;
@@ -28,12 +30,18 @@ use crate::{
         stream::ConnectionInfo,
     },
     config::model::{ListenerLimits, ListenerTimeouts, PathRules},
-    http::body::Body,
+    http::{body::Body, grpc_web},
     observe::{AccessLog, Counter, Gauge, Histogram},
     upstream::Pools,
 };
 
-use self::{ending::Ending, reply::Fault, upload::Upload};
+pub use self::methods::Methods;
+use self::{
+    deadline::{Bound, Deadline},
+    ending::Ending,
+    reply::Fault,
+    upload::Upload,
+};
 
 /// What a worker knows of a listener: the rules of one snapshot.
 pub struct Site {
@@ -51,6 +59,8 @@ pub struct Site {
     pub path: PathRules,
     /// Bytes of a body that are held back.
     pub buffered_body: usize,
+    /// Whether gRPC-Web is translated.
+    pub grpc_web: bool,
     /// What clients may send.
     pub limits: ListenerLimits,
     /// How long clients may take.
@@ -80,6 +90,8 @@ pub struct Figures {
     pub bytes: [Counter; 2],
     /// Responses by their flags.
     pub flags: Vec<(u32, Counter)>,
+    /// gRPC calls by method.
+    pub methods: Arc<Methods>,
 }
 
 /// A cluster's figures.
@@ -98,8 +110,9 @@ pub struct ClusterFigures {
 pub async fn serve(
     site: Rc<Site>,
     connection: Rc<ConnectionInfo>,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Response<Body>, Closed> {
+    let web = if site.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let (stream, refused) = request::begin(&site, connection, parts);
@@ -109,11 +122,15 @@ pub async fn serve(
         Some(fault) => Err(fault.into_reply(&stream)),
         None => forward(&site, &stream, &upload).await,
     };
-    match outcome {
-        Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
-        Err(Stop::Reply(reply, seen)) => response::local(&site, ending, *reply, seen, head_only).await,
-        Err(Stop::Closed) => Err(closed(&stream)),
-    }
+    let response = match outcome {
+        Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await?,
+        Err(Stop::Reply(reply, seen)) => response::local(&site, ending, *reply, seen, head_only).await?,
+        Err(Stop::Closed) => return Err(closed(&stream)),
+    };
+    Ok(match web {
+        Some(translation) => translation.end(response),
+        None => response,
+    })
 }
 
 /// A filter has ended the stream without a response: the connection is closed.
@@ -144,25 +161,26 @@ enum Stop {
 struct FromUpstream {
     parts: http::response::Parts,
     body: crate::upstream::PooledBody,
-    deadline: deadline::Deadline,
+    deadline: Deadline,
     /// Held until the response has ended.
     guards: dispatch::Guards,
 }
 
 /// Past the request filters, and to an upstream.
 async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
-    let seen = request_filters(stream, upload).await?;
+    let mut deadline = Deadline::idle(site, stream);
+    let seen = request_filters(stream, upload, &mut deadline).await?;
     stream.times.routed.set(Some(tokio::time::Instant::now()));
     // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
     // about it, and so that filters can decide by the body where the request goes.
     if upload.is_filtered() {
-        upload.prime().await;
+        let passed = upload.prime(&mut deadline).await;
         match interrupted(stream) {
             Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
             Some(Outcome::Closed) => return Err(Stop::Closed),
             Some(Outcome::Done) | None => {}
         }
-        if let Some(fault) = upload.fault() {
+        if let Some(fault) = upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
             return Err(fault.into_stop(stream, seen));
         }
     }
@@ -188,9 +206,8 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
 
 /// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
 /// filters have seen the request.
-async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usize, Stop> {
+async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mut Deadline) -> Result<usize, Stop> {
     let mut head = HeadFlow::new(stream, Direction::Request);
-    let mut idle = deadline::Deadline::idle(stream, upload.idle_timeout());
     let outcome = poll_fn(|cx| {
         loop {
             let held = head.held_by();
@@ -220,10 +237,12 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
                     Poll::Pending => {}
                 }
             }
-            return match idle.poll(cx) {
-                Poll::Ready(_) => Poll::Ready(Err(Fault::FilterStalled)),
-                Poll::Pending => Poll::Pending,
-            };
+            return deadline.poll(cx).map(|passed| {
+                Err(match passed {
+                    Bound::Idle => Fault::FilterStalled,
+                    passed => passed.fault(upload.has_ended()),
+                })
+            });
         }
     })
     .await;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri, header, request::Parts};
 
-use super::{Site, reply::Fault};
+use super::{Site, grpc, reply::Fault};
 use crate::{
     chain::{RequestHead, Stream, head::is_host, stream::ConnectionInfo},
     http::{
@@ -76,5 +76,8 @@ pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Part
     let scheme = "http";
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, site.trusted_hops);
     let head = RequestHead { method, path, authority, scheme, fields };
-    (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, version, origin.request_id), fault)
+    let stream =
+        Stream::new(connection, origin.client, site.chain.clone(), head, original_path, version, origin.request_id);
+    grpc::begin(&stream);
+    (stream, fault)
 }

@@ -13,7 +13,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault,
+    Closed, FromUpstream, Site, closed,
+    deadline::{Bound, Deadline},
+    dispatch::Guards,
+    ending::Ending,
+    grpc, is_bodiless,
+    reply::Fault,
 };
 use crate::{
     chain::{
@@ -95,14 +100,17 @@ pub(super) async fn local(
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let deadline = Some(Deadline::idle(&stream, site.timeouts.idle.bound()));
+    let deadline = Some(Deadline::idle(site, &stream));
     let pending = Pending { site, ending, head_only, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
-    let LocalReply { status, details, mut fields, body } = reply;
+    let LocalReply { status, details, mut fields, body, grpc_status } = reply;
     stream.state.borrow_mut().details = details;
+    if stream.grpc.get().is_some() {
+        return (grpc::local(status, grpc_status, fields, &body), Source::new(Origin::Local(None)));
+    }
     if !is_bodiless(status, false) {
         fields.insert(header::CONTENT_LENGTH, body.len().into());
     }
@@ -133,7 +141,7 @@ impl Pending<'_> {
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 self.guards = None;
-                self.deadline = Some(Deadline::idle(&stream, self.site.timeouts.idle.bound()));
+                self.deadline = Some(Deadline::idle(self.site, &stream));
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
                 (head, source) = taken_apart(&stream, reply);
@@ -154,6 +162,7 @@ impl Pending<'_> {
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
         };
+        grpc::note(&stream, &fields);
         add_via(&mut fields, self.site.via.as_ref());
         let bodiless = is_bodiless(status, self.head_only);
         let body = ResponseBody {
@@ -209,7 +218,7 @@ impl Pending<'_> {
                     }
                 }
                 return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
-                    Poll::Ready(_) if self.guards.is_some() => Poll::Ready(Err(Fault::Timeout)),
+                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(true))),
                     // Another response of the proxy's own would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
@@ -312,7 +321,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
-        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total).map(Into::into));
+        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::end).map(Into::into));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -331,6 +340,7 @@ impl ResponseBody {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.fields.clone();
+        grpc::note(self.ending.stream(), &head.fields);
         add_via(response.headers_mut(), self.ending.site().via.as_ref());
         self.ending.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
@@ -359,10 +369,11 @@ impl ResponseBody {
                 Poll::Ready(Err(_)) => {
                     return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
                 }
-                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => {
-                    return Poll::Ready(Some(Outcome::Reply(Fault::Timeout.reply(self.ending.stream()))));
+                Poll::Pending => {
+                    let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
+                    let reply = |passed: Bound| passed.fault(true).reply(self.ending.stream());
+                    return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -421,6 +432,8 @@ impl http_body::Body for ResponseBody {
                 if let Some(data) = frame.data_ref() {
                     me.sent += data.len() as u64;
                     me.ending.stream().state.borrow_mut().bytes[Direction::Response as usize] += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    grpc::note(me.ending.stream(), trailers);
                 }
                 if me.promised.is_some_and(|promised| me.sent > promised) {
                     me.fail(&BodyError::Length);

@@ -3,5 +3,7 @@
 
 pub mod body;
 pub mod fields;
+pub mod grpc;
+pub mod grpc_web;
 pub mod guard;
 pub mod path;

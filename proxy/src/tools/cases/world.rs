@@ -129,6 +129,7 @@ fn site(
         via: via.transpose().context("the listener's `via`")?,
         path: config.path.clone(),
         buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        grpc_web: config.grpc_web,
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         access_log: None,
