@@ -60,6 +60,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The clusters with their configurations, in the order of these.
+    pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
+        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
+    }
+
     /// Whether it was made of the same configuration and the same modules.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
@@ -423,7 +428,17 @@ impl Foundry {
                 snapshot.clusters.values().map(of).collect()
             })?;
         }
-        Ok(())
+        self.registry.collect_fn(
+            "tollgate_cluster_endpoints_healthy",
+            "Endpoints that are healthy, of clusters whose health is checked.",
+            Kind::Gauge,
+            move || {
+                let Some(snapshot) = current.load_full() else { return Vec::new() };
+                let checked = snapshot.clusters.values().filter(|cluster| cluster.is_checked());
+                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], c.health().0 as f64);
+                checked.map(of).collect()
+            },
+        )
     }
 }
 

@@ -11,6 +11,7 @@ pub mod balancer;
 pub mod budget;
 pub mod cluster;
 pub mod failure;
+pub mod health;
 mod link;
 pub mod pool;
 mod slots;
@@ -23,6 +24,7 @@ pub use self::{
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     failure::{Failure, FailureKind, ProtocolError},
+    health::Checks,
     link::PooledBody,
     pool::{Dial, PoolOptions, Pools, Waited},
 };
