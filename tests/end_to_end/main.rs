@@ -17,6 +17,7 @@ mod filters;
 mod forwarding;
 mod grpc;
 mod grpc_web;
+mod health_checks;
 mod hot_swap;
 mod limits;
 mod mirror;
