@@ -17,6 +17,7 @@ mod node;
 mod schema;
 mod semantics;
 mod source;
+mod tls;
 mod toml;
 mod tree;
 mod yaml;

@@ -60,7 +60,7 @@ impl Deadline {
         Deadline {
             stream: stream.clone(),
             total,
-            age: site.timeouts.stream_age.bound(),
+            age: site.config.timeouts.stream_age.bound(),
             idle,
             per_try: None,
             sleep: None,
@@ -69,7 +69,12 @@ impl Deadline {
 
     /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
     pub(super) fn idle(site: &Site, stream: &Rc<Stream>) -> Deadline {
-        Deadline::new(site, stream, None, site.timeouts.idle.bound())
+        Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
+    }
+
+    /// How long nothing may move.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle
     }
 
     /// A try begins.
@@ -89,11 +94,16 @@ impl Deadline {
         routed.map_or(ended, |routed| ended.max(routed)).checked_add(self.total?)
     }
 
+    /// When the stream is as old as it may become.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.stream.start.checked_add(self.age?)
+    }
+
     /// When the whole must be over, as far as that is known, and by which bound.
     fn whole(&self) -> Option<(Instant, Bound)> {
         let total = self.total().map(|at| (at, Bound::Total));
         let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, Bound::Call));
-        let age = self.age.and_then(|age| self.stream.start.checked_add(age)).map(|at| (at, Bound::Age));
+        let age = self.oldest().map(|at| (at, Bound::Age));
         [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -109,7 +119,10 @@ impl Deadline {
     }
 
     fn next(&self) -> Option<(Instant, Bound)> {
-        let idle = self.idle.and_then(|limit| self.stream.active.get().checked_add(limit)).map(|at| (at, Bound::Idle));
+        let idle = self
+            .idle
+            .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
+            .map(|at| (at, Bound::Idle));
         let per_try = self.per_try.map(|at| (at, Bound::PerTry));
         [self.whole(), per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }

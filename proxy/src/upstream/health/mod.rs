@@ -48,7 +48,7 @@ struct Check {
     endpoint: Arc<Endpoint>,
     config: model::HealthCheck,
     /// The snapshot's that is in force.
-    cluster: RefCell<(Arc<Cluster>, Rc<model::Cluster>)>,
+    cluster: RefCell<Arc<Cluster>>,
     /// Results in a row that say otherwise than what the endpoint is taken for.
     contrary: Cell<u32>,
     /// Failures and successes.
@@ -73,19 +73,18 @@ impl Checks {
                 cluster.members.iter().for_each(|member| member.endpoint.set_healthy(true));
                 continue;
             };
-            let now = (cluster.clone(), Rc::new(config.clone()));
             let results = ["failure", "success"].map(|result| self.counter(cluster, result));
             for member in &cluster.members {
                 let endpoint = &member.endpoint;
                 let running = match self.running.remove(&endpoint.id) {
                     Some(running) if running.check.config == *check => {
-                        *running.check.cluster.borrow_mut() = now.clone();
+                        *running.check.cluster.borrow_mut() = cluster.clone();
                         running
                     }
                     _ => start(Check {
                         endpoint: endpoint.clone(),
                         config: check.clone(),
-                        cluster: RefCell::new(now.clone()),
+                        cluster: RefCell::new(cluster.clone()),
                         contrary: Cell::new(0),
                         results: results.clone(),
                     }),
@@ -120,8 +119,8 @@ impl Check {
         sleep(interval.mul_f64(fastrand::f64())).await;
         loop {
             let next = Instant::now() + interval;
-            let (cluster, config) = self.cluster.borrow().clone();
-            let result = probe::ask(&cluster, &config, &self.config, &self.endpoint.address).await;
+            let cluster = self.cluster.borrow().clone();
+            let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
             self.note(result.map_err(|error| error.to_string()));
             sleep_until(next).await;
         }
@@ -146,7 +145,7 @@ impl Check {
 
     /// The endpoint is taken for something else now.
     fn tell(&self, result: Result<(), String>) {
-        let cluster = self.cluster.borrow().0.clone();
+        let cluster = self.cluster.borrow().clone();
         let selection = cluster.set_health(self.config.panic_threshold);
         let (healthy, all) = cluster.health();
         let (name, endpoint) = (&*cluster.name, &self.endpoint.address);

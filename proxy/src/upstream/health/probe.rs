@@ -22,11 +22,14 @@ use tokio::{
 use super::grpc::{self, Malformed};
 use crate::{
     config::{
-        model::{self, Check, ClusterProtocol, HealthCheck},
+        model::{Check, HealthCheck},
         units::Address,
     },
-    net::{Socket, TokioIo},
-    upstream::Cluster,
+    net::{Stream, TokioIo},
+    upstream::{
+        Cluster, Endpoint,
+        connect::{self, Version},
+    },
 };
 
 /// How a check calls itself.
@@ -59,27 +62,22 @@ pub(super) enum Unwell {
 }
 
 /// Asks an endpoint of a cluster.
-pub(super) async fn ask(
-    cluster: &Cluster,
-    config: &model::Cluster,
-    check: &HealthCheck,
-    address: &Address,
-) -> Result<(), Unwell> {
+pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
     let asking = async {
-        let socket = connect(cluster, address).await.map_err(Unwell::Connect)?;
-        let h2 = config.protocol == ClusterProtocol::H2;
+        let (socket, version) = connect::open(cluster, endpoint).await.map_err(|(error, _)| Unwell::Connect(error))?;
         match &check.check {
             Check::Tcp {} => Ok(()),
-            Check::Http { path, host } => http(socket, h2, path, &authority(host.as_deref(), cluster, address)).await,
-            Check::Grpc { service } => serving(socket, service, &authority(None, cluster, address)).await,
+            Check::Http { path, host } => {
+                let uri = uri(cluster, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
+                http(socket, version, uri).await
+            }
+            Check::Grpc { service } => {
+                let uri = uri(cluster, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
+                serving(socket, service, uri).await
+            }
         }
     };
     timeout(check.timeout.0, asking).await.unwrap_or(Err(Unwell::Timeout))
-}
-
-/// A connection as requests to this cluster get it.
-async fn connect(cluster: &Cluster, address: &Address) -> io::Result<Socket> {
-    Socket::connect(address, cluster.connect_timeout).await.map_err(|(error, _)| error)
 }
 
 /// The host that is asked for: as configured, else the cluster's name, else (if that cannot be one) the address.
@@ -90,22 +88,30 @@ fn authority(host: Option<&str>, cluster: &Cluster, address: &Address) -> Author
     possible.next().unwrap_or(Authority::from_static("localhost"))
 }
 
-async fn http(socket: Socket, h2: bool, path: &str, host: &Authority) -> Result<(), Unwell> {
-    let request = if h2 {
-        Request::get(absolute(host, path)?)
-    } else {
-        Request::get(path).header(HOST, host.as_str()).header(CONNECTION, "close")
+fn uri(cluster: &Cluster, host: &Authority, path: &str) -> Result<Uri, http::Error> {
+    let scheme = if cluster.tls.is_some() { "https" } else { "http" };
+    Uri::builder().scheme(scheme).authority(host.clone()).path_and_query(path).build()
+}
+
+async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), Unwell> {
+    let request = Request::get(&uri).header(USER_AGENT, AGENT);
+    let (response, _driver) = match version {
+        Version::H2 => send_h2(socket, request.body(Full::default())?).await?,
+        Version::H1 => {
+            let host = uri.authority().map_or("", Authority::as_str);
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            let request = request.uri(path).header(HOST, host).header(CONNECTION, "close");
+            send_h1(socket, request.body(Full::default())?).await?
+        }
     };
-    let request = request.header(USER_AGENT, AGENT).body(Full::default())?;
-    let (response, _driver) = if h2 { send_h2(socket, request).await? } else { send_h1(socket, request).await? };
     match response.status() {
         status if status.is_success() => Ok(()),
         status => Err(Unwell::Status(status)),
     }
 }
 
-async fn serving(socket: Socket, service: &str, host: &Authority) -> Result<(), Unwell> {
-    let request = Request::post(absolute(host, grpc::PATH)?)
+async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), Unwell> {
+    let request = Request::post(uri)
         .header(USER_AGENT, AGENT)
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
@@ -129,10 +135,6 @@ async fn serving(socket: Socket, service: &str, host: &Authority) -> Result<(), 
     }
 }
 
-fn absolute(host: &Authority, path: &str) -> Result<Uri, http::Error> {
-    Uri::builder().scheme("http").authority(host.clone()).path_and_query(path).build()
-}
-
 type Answer = (Response<Incoming>, Driver);
 
 /// hyper's side of a connection, which ends with this.
@@ -151,13 +153,13 @@ impl Driver {
     }
 }
 
-async fn send_h1(socket: Socket, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     let driver = Driver::of(connection);
     Ok((sender.send_request(request).await?, driver))
 }
 
-async fn send_h2(socket: Socket, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
     let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await?;
     let driver = Driver::of(connection);
     Ok((sender.send_request(request).await?, driver))

@@ -62,7 +62,7 @@ fn it_takes_some_results_in_a_row() {
         let mut checks = Checks::new(registry.clone());
         checks.apply([(&cluster, &config)]);
         let endpoint = &cluster.members[0].endpoint;
-        let mut note = |results: &str| {
+        let note = |results: &str| {
             results.chars().for_each(|c| {
                 let result = if c == '+' { Ok(()) } else { Err("unwell".to_owned()) };
                 check_of(&checks, &cluster, 0).note(result);
@@ -186,7 +186,7 @@ async fn ask(address: SocketAddr, options: serde_json::Value) -> Result<(), Stri
     let config = config(&[address], options);
     let cluster = Cluster::new(&config, None);
     let check = config.health_check.clone().unwrap();
-    probe::ask(&cluster, &config, &check, &address.into()).await.map_err(|error| error.to_string())
+    probe::ask(&cluster, &cluster.members[0].endpoint, &check).await.map_err(|error| error.to_string())
 }
 
 #[test]
