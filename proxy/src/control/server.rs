@@ -24,6 +24,7 @@ use crate::{
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
+    upstream::Checks,
     wasm::vm::Wanted,
 };
 
@@ -63,6 +64,7 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
 struct Server {
     path: PathBuf,
     foundry: Arc<Foundry>,
+    checks: Checks,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
     log: LogHandle,
@@ -117,6 +119,7 @@ impl Server {
         };
         Ok(Server {
             path,
+            checks: Checks::new(foundry.registry.clone()),
             foundry,
             workers: workers.context("a worker cannot start")?,
             status,
@@ -281,6 +284,7 @@ impl Server {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!("the log's level stays as it is: {e}");
         }
+        self.checks.apply(snapshot.configured_clusters());
         self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
         self.status.current.store(Some(snapshot.clone()));
         self.foundry.forget_unused(&snapshot);
