@@ -10,6 +10,7 @@ use super::{
     source::Source,
     units::{Address, ByteSize, Duration},
 };
+use crate::ca::spiffe::SpiffeId;
 
 /// Finding the place of an error takes a moment, and nobody is shown this many.
 const MOST: usize = 2000;
@@ -146,12 +147,18 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
         schema::SOCKET_ADDRESS | schema::ADDRESS => ("socket address", address_help(&value)),
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
+        schema::SPIFFE_ID => ("SPIFFE ID", "write one such as spiffe://mesh.local/ns/default/sa/web"),
+        schema::CA_URL => ("URL of a service", "write http://HOST:PORT"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
     // The types themselves know of errors that this table does not, such as a time that is too long.
     let own = match text(&around["format"]) {
         schema::TIME => value.parse::<Duration>().err(),
         schema::SIZE => value.parse::<ByteSize>().err(),
+        schema::SPIFFE_ID => {
+            let error = node.as_str().and_then(|text| text.parse::<SpiffeId>().err());
+            error.map(|error| format!("`{value}` is not a SPIFFE ID: {error}"))
+        }
         schema::ADDRESS if value.starts_with("unix:") => value.parse::<Address>().err(),
         _ => None,
     };

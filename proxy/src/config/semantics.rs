@@ -11,7 +11,7 @@ use super::{
     model::{Admin, Config},
     node::{Key, Node, Span},
     source::Source,
-    units::Address,
+    units::{Address, Duration},
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -27,6 +27,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(root, listeners, problems);
+    lives(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -143,6 +144,19 @@ fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
                     });
                 }
             }
+        }
+    }
+}
+
+/// Certificates have their times in whole seconds (RFC 5280, section 4.1.2.5).
+fn lives(root: &Node, problems: &mut Vec<Diagnostic>) {
+    let max = root.get("admin").and_then(|admin| admin.get("ca")).and_then(|ca| ca.get("max_ttl"));
+    let own = root.get("workload").and_then(|workload| workload.get("ttl"));
+    for node in max.into_iter().chain(own) {
+        let life = node.as_str().and_then(|text| text.parse::<Duration>().ok());
+        if life.is_some_and(|life| life < Duration::secs(1)) {
+            let message = format!("`{}` is too short for a certificate", clip(node.as_str().unwrap_or_default()));
+            problems.push(Diagnostic::error(node.span, message).help("it lives at least `1s`".to_owned()));
         }
     }
 }
