@@ -148,7 +148,7 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::SOCKET_ADDRESS | schema::ADDRESS => ("socket address", address_help(&value)),
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
         schema::SPIFFE_ID => ("SPIFFE ID", "write one such as spiffe://mesh.local/ns/default/sa/web"),
-        schema::CA_URL => ("URL of a service", "write http://HOST:PORT"),
+        schema::CA_URL => ("certificate authority's URL", "write http://HOST:PORT: it is asked by plain HTTP"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
     // The types themselves know of errors that this table does not, such as a time that is too long.

@@ -61,10 +61,12 @@ impl FromStr for CaUrl {
         let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
         let authority = uri.authority().filter(|a| bare && !a.as_str().contains('@') && !a.host().is_empty());
         let authority = authority.filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| wrong())?,
-            None if authority.as_str().ends_with(':') => return Err(wrong()),
-            None => 80,
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => 80,
+            port => {
+                let port = port.and_then(|port| port.strip_prefix(':')).filter(|port| !port.starts_with('+'));
+                port.and_then(|port| port.parse().ok()).ok_or_else(wrong)?
+            }
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(CaUrl { text: format!("http://{authority}"), host, port })
@@ -133,6 +135,8 @@ mod tests {
             "http://a:",
             "http://a:65536",
             "http://a:x",
+            "http://a:+80",
+            "http://[::1]x",
             "http://user@a",
             "http://a/ca",
             "http://a?b",
