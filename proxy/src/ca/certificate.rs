@@ -116,7 +116,7 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
 
 /// The text of a distinguished name; a certificate need not have one if it has other names.
 fn distinguished(name: &X509Name<'_>) -> String {
-    name.to_string()
+    name.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn time(time: ASN1Time) -> SystemTime {

@@ -170,13 +170,12 @@ fn issue(args: &IssueArgs) -> anyhow::Result<()> {
         path.push(format!(".{ending}"));
         PathBuf::from(path)
     });
-    // `--out ca/ca` would put a leaf in the root's place.
-    let root = args.dir.dir.join(authority::ROOT);
-    if let (Ok(root), Ok(there)) = (root.canonicalize(), certificate.canonicalize())
-        && root == there
-    {
-        bail!("`{}` is the root: write elsewhere, with --out", certificate.display());
+    for file in [&certificate, &key_file] {
+        if is_of_authority(&args.dir.dir, file) {
+            bail!("`{}` is the authority's own: write elsewhere, with --out", file.display());
+        }
     }
+    let root = args.dir.dir.join(authority::ROOT);
     files::put(&key_file, &key.serialize_pem(), PRIVATE)?;
     files::put(&certificate, &issued.chain, PUBLIC)?;
     if args.json {
@@ -193,6 +192,14 @@ fn issue(args: &IssueArgs) -> anyhow::Result<()> {
     println!("  {}  the certificate; those who check it need {}", certificate.display(), root.display());
     println!("  {}  its private key", key_file.display());
     Ok(())
+}
+
+/// Whether a file is one of those that the authority consists of. `--out ca/ca` would put a leaf in the root's place.
+fn is_of_authority(dir: &Path, file: &Path) -> bool {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let same_folder = matches!((dir.canonicalize(), parent.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let name = file.file_name();
+    same_folder && [authority::ROOT, authority::KEY, authority::SECRET].iter().any(|own| name == Some(own.as_ref()))
 }
 
 /// The path of a certificate's files, without their endings.
