@@ -23,4 +23,5 @@ pub mod config;
 pub mod control;
 pub mod net;
 pub mod observe;
+pub mod tls;
 pub mod tools;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     model::{CaUrl, Config},
-    units::{Address, ByteSize, Cidr, Duration},
+    units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
 use crate::ca::spiffe::SpiffeId;
 
@@ -18,6 +18,7 @@ pub(super) const WORKERS: &str = "tollgate-workers";
 pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const ADDRESS: &str = "tollgate-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
+pub(super) const SERVER_NAME: &str = "tollgate-server-name";
 pub(super) const SPIFFE_ID: &str = "tollgate-spiffe-id";
 pub(super) const CA_URL: &str = "tollgate-ca-url";
 
@@ -41,6 +42,7 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<SocketAddr>().is_ok())
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
+        .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
         .with_format(SPIFFE_ID, |s: &str| s.parse::<SpiffeId>().is_ok())
         .with_format(CA_URL, |s: &str| s.parse::<CaUrl>().is_ok())
         .build(&SCHEMA)

@@ -1,217 +1,104 @@
-//! One client's connection: hyper reads requests from it, behind the guard; this sees to its time, its end, and the requests
-//! that never became any.
+//! A connection's first moments: who is at its other end, whether it is under TLS, and what is spoken on it.
 
-use std::{
-    cell::RefCell,
-    future::poll_fn,
-    net::SocketAddr,
-    pin::pin,
-    rc::Rc,
-    task::Poll,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
-use http::{HeaderValue, Request, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
-    time::sleep,
-};
-use tollgate_abi::fast::flag;
+use tokio::time::timeout;
 
 use crate::{
     chain::stream::ConnectionInfo,
-    exchange::{self, Site},
-    http::{
-        body::Body,
-        guard::{Guarded, Watch},
-    },
-    net::{Socket, TokioIo},
-    observe::{self, Entry},
+    config::model::Protocol,
+    exchange::{Refusal, Site},
+    http::{self, connection::Handle},
+    net::{Prefixed, Socket, Stream},
 };
 
-/// What the connections of a listener on a worker look at.
-pub struct Handle {
-    /// The rules in force. Each request takes those of its time.
-    pub site: RefCell<Rc<Site>>,
-    /// Whether connections shall end as soon as they have nothing under way.
-    pub draining: watch::Sender<bool>,
-}
+/// Bytes that are looked at to tell what is spoken. What a client sends first is nearly always longer, and nothing of it is
+/// lost.
+const LOOK: usize = 2 << 10;
 
-/// How often a connection without anything to wait for looks at the clock.
-const NO_BOUND: Duration = Duration::from_secs(3600);
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// When a listener ends, its idle connections are kept for this long, for requests that were sent before their clients can
-/// have known.
-const DRAIN_GRACE: Duration = Duration::from_millis(500);
-
-/// How long a connection is kept for the client to read the last response.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// hyper's least buffer.
-const LEAST_BUFFER: usize = 8 << 10;
-
-/// Why a connection's driver stops driving.
-enum End {
-    /// hyper is through with it.
-    Done(Result<(), hyper::Error>),
-    /// A head took too long.
-    SlowHead,
-    /// It was idle for too long.
-    Idle,
-    /// The client does not read its response.
-    Stalled,
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    H1,
+    H2,
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, stream: Socket, peer: SocketAddr, local: SocketAddr) {
-    let site = handle.site.borrow().clone();
-    let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
-    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
-    let watch = Rc::new(Watch::default());
-    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
+pub async fn serve(handle: Rc<Handle>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
+    let site = handle.site();
+    let info = ConnectionInfo::new(site.name.clone(), peer, local);
+    // Boxed, so that the connection's task does not carry the space for this all its life.
+    let begun = Box::pin(begin(&handle, &site, socket, info)).await;
+    let (stream, info, spoken) = match begun {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return,
+        Err(refusal) => {
+            tracing::debug!(%peer, ?refusal, "connection refused");
+            return site.refuse(refusal);
+        }
+    };
     drop(site);
-    let (service_handle, service_info) = (handle.clone(), info.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (site, info) = (service_handle.site.borrow().clone(), service_info.clone());
-        info.requests.set(info.requests.get() + 1);
-        let last = limits.requests_per_connection != 0 && info.requests.get() >= limits.requests_per_connection;
-        async move {
-            let mut response = exchange::serve(site, info.clone(), request.map(Body::Incoming)).await?;
-            if last || info.closing.get() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, exchange::Closed>(response)
+    match spoken {
+        Spoken::H1 => http::h1::serve(handle, stream, Rc::new(info)).await,
+        Spoken::H2 => Box::pin(http::h2::serve(handle, stream, Rc::new(info))).await,
+    }
+}
+
+type Begun = (Stream, ConnectionInfo, Spoken);
+
+/// Finds out what is spoken. None: the client has gone before it said anything.
+async fn begin(handle: &Handle, site: &Site, socket: Socket, info: ConnectionInfo) -> Result<Option<Begun>, Refusal> {
+    let mut stream = Prefixed::new(bytes::Bytes::new(), socket);
+    let spoken = match site.config.protocol {
+        Protocol::Http1 => Spoken::H1,
+        Protocol::Http2 => Spoken::H2,
+        _ => {
+            let Some(spoken) = sniff(handle, site, &mut stream).await? else { return Ok(None) };
+            spoken
         }
-    });
-    let io = TokioIo::new(Guarded::new(stream, max_head, watch.clone()));
-    let mut connection = http1::Builder::new()
-        .max_buf_size(max_head.max(LEAST_BUFFER))
-        .max_header_size(max_head)
-        .max_headers(limits.headers as usize)
-        .serve_connection(io, service);
-    let mut draining = handle.draining.subscribe();
-    // Something may begin right after each look at the clock, so the next one is no later than the least of these.
-    let bounds = [timeouts.header_read.bound(), timeouts.keep_alive.bound(), timeouts.idle.bound()];
-    let least = bounds.into_iter().flatten().min().unwrap_or(NO_BOUND);
-    let mut timer = pin!(sleep(least));
-    let end = {
-        let mut drain = pin!(async move {
-            // An error means that the listener is gone, which drains as well.
-            let _ = draining.wait_for(|draining| *draining).await;
-        });
-        let mut told = false;
-        let mut grace_ends = None;
-        poll_fn(|cx| {
-            if !told && drain.as_mut().poll(cx).is_ready() {
-                told = true;
-                // A request may be on its way on an idle connection: it is still answered, and told that it was the last.
-                info.closing.set(true);
-                let end = Instant::now() + DRAIN_GRACE;
-                grace_ends = Some(end);
-                timer.as_mut().reset(end.into());
-            }
-            if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(End::Done(result));
-            }
-            if watch.blocked_since.get().is_some()
-                && let Some(due) = info.due.get()
-                && tokio::time::Instant::from(due) < timer.deadline()
-            {
-                timer.as_mut().reset(due.into());
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                let now = Instant::now();
-                if grace_ends.is_some_and(|end| end <= now) {
-                    grace_ends = None;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    cx.waker().wake_by_ref();
-                }
-                let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
-                let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
-                let (due, end) = match (info.active.get(), watch.head_since.get()) {
-                    (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
-                    (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
-                    // A request has a clock of its own, but nobody looks at it while the client does not read.
-                    _ => {
-                        let blocked = watch.blocked_since.get();
-                        let idle = blocked.and_then(|since| after(since, idle));
-                        (idle.into_iter().chain(blocked.and(info.due.get())).min(), End::Stalled)
-                    }
-                };
-                if due.is_some_and(|due| due <= now) {
-                    return Poll::Ready(end);
-                }
-                let response_due = info.due.get().filter(|due| *due > now);
-                let next = [due, response_due].into_iter().flatten().fold(now + least, Instant::min);
-                timer.as_mut().reset(next.into());
-            }
-            Poll::Pending
-        })
-        .await
     };
-    let site = handle.site.borrow().clone();
-    let stalled = matches!(end, End::Stalled);
-    info.stalled.set(stalled);
-    let guarded = connection.into_parts().io.into_inner();
-    let unread = guarded.in_message() && !stalled;
-    let mut stream = guarded.into_inner();
-    match end {
-        End::Done(Ok(())) | End::Idle | End::Stalled => {}
-        End::Done(Err(error)) => refused(&site, &info, &watch, &error),
-        End::SlowHead => {
-            log_refusal(&site, &info, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
-            let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-            // A client that does not read either is not waited for.
-            let _ = tokio::time::timeout(LINGER, stream.write_all(answer)).await;
+    Ok(Some((Stream::Plain(stream), info, spoken)))
+}
+
+/// Waits for the first bytes, no longer than for a request on a connection that has had some, and reads on until they are
+/// enough.
+async fn sniff(handle: &Handle, site: &Site, stream: &mut Prefixed<Socket>) -> Result<Option<Spoken>, Refusal> {
+    let timeouts = &site.config.timeouts;
+    let first = async {
+        tokio::select! {
+            looked = stream.look(LOOK) => looked,
+            // A request may be on its way; see the connections themselves.
+            () = async { handle.drained().await; tokio::time::sleep(http::h1::DRAIN_GRACE).await } => Ok(false),
         }
-    }
-    if unread {
-        linger(stream).await;
-    }
-}
-
-/// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
-/// system would throw away the response that it has not read yet (RFC 9112 section 9.6).
-async fn linger(mut stream: Socket) {
-    let read = async {
-        stream.shutdown().await?;
-        // Not an array: it would be part of every connection's task.
-        let mut sink = vec![0; 16 << 10];
-        while stream.read(&mut sink).await? > 0 {}
-        Ok::<_, std::io::Error>(())
     };
-    let _ = tokio::time::timeout(LINGER, read).await;
-}
-
-/// A connection that hyper has ended for an error. It has answered already, if there was a request to answer.
-fn refused(site: &Rc<Site>, info: &Rc<ConnectionInfo>, watch: &Watch, error: &hyper::Error) {
-    if let Some(violation) = watch.violation.get() {
-        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, violation.name());
+    let limit = timeouts.keep_alive.bound().unwrap_or(Duration::MAX);
+    match timeout(limit, first).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false) | Err(_)) => return Ok(None),
+        // As with a connection that has had requests: nobody's fault.
+        Err(_) => return Ok(None),
     }
-    if error.is_parse_too_large() {
-        return log_refusal(site, info, 431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
-    }
-    if error.is_parse() {
-        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
-    }
-    tracing::trace!(peer = %info.peer, %error, "connection ended");
-}
-
-/// Counts and logs a request of which nothing was read but that it is wrong.
-fn log_refusal(site: &Rc<Site>, info: &Rc<ConnectionInfo>, status: u16, flags: u32, details: &str) {
-    let shard = observe::shard();
-    site.figures.requests[usize::from(status / 100)].inc(shard);
-    site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
-    if let Some(log) = &site.access_log {
-        let entry = Entry {
-            status,
-            flags,
-            details,
-            protocol: "HTTP/1.1",
-            ..Entry::new(SystemTime::now(), &site.name, info.peer)
-        };
-        log.log(shard, &entry);
+    let rest = async {
+        loop {
+            let seen = stream.seen();
+            if !PREFACE.starts_with(&seen[..seen.len().min(PREFACE.len())]) {
+                return Ok(Spoken::H1);
+            }
+            if seen.len() >= PREFACE.len() {
+                return Ok(Spoken::H2);
+            }
+            if !stream.look(LOOK).await? {
+                // It has ended in the middle of what may be either: HTTP/1.1 has an answer to that.
+                return Ok::<_, io::Error>(Spoken::H1);
+            }
+        }
+    };
+    match timeout(timeouts.handshake.bound().unwrap_or(Duration::MAX), rest).await {
+        Ok(Ok(spoken)) => Ok(Some(spoken)),
+        Ok(Err(_)) => Ok(None),
+        Err(_) => Err(Refusal::Silent),
     }
 }

@@ -24,6 +24,10 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
+    /// What is spoken to its endpoints.
+    pub protocol: model::ClusterProtocol,
+    /// How HTTP/2 is spoken to them.
+    pub http2: model::Http2,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
@@ -139,6 +143,8 @@ impl Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
+            protocol: config.protocol,
+            http2: config.http2.clone(),
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),
