@@ -53,6 +53,10 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    if config.admin.ca.is_some() && !config.admin.enabled {
+        let message = "`ca` has no effect: the admin listener, on which it would be, is not enabled";
+        warnings.push(Diagnostic::warning(source.locate("/admin/ca", "").span, message));
+    }
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };

@@ -106,10 +106,11 @@ impl Agent {
                 return Err(failure.into());
             }
             tracing::warn!(ca = %self.config.ca, "{failure}; trying again");
-            if Instant::now() + wait >= end {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(anyhow::Error::new(failure).context(format!("in vain for {} s", PATIENCE.as_secs())));
             }
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(wait.min(left)).await;
             wait = (wait * 2).min(LONGEST_WAIT / 10);
         }
     }
