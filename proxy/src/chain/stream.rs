@@ -21,7 +21,7 @@ use tokio::{task::AbortHandle, time::Instant};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
-use crate::config::units::Address;
+use crate::{config::units::Address, tls::ConnectionTls};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ pub struct ConnectionInfo {
     pub peer_value: HeaderValue,
     /// This end.
     pub local: SocketAddr,
-    /// Whether it is under TLS.
-    pub is_tls: bool,
+    /// Its TLS; none: it is plain.
+    pub tls: Option<Rc<ConnectionTls>>,
     /// The connection ends with the next response.
     pub closing: Cell<bool>,
     /// Requests under way.
@@ -59,19 +59,24 @@ impl ConnectionInfo {
             peer,
             peer_value: peer_value.unwrap_or(HeaderValue::from_static("unknown")),
             local,
-            is_tls: false,
+            tls: None,
             closing: Cell::new(false),
             active: Cell::new(0),
             requests: Cell::new(0),
             idle_since: Cell::new(time::Instant::now()),
         }
     }
+
+    /// The same, with what its TLS handshake has come to.
+    pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
+        ConnectionInfo { tls, ..self }
+    }
 }
 
 impl ConnectionInfo {
     /// What URLs of requests on it begin with.
     pub fn scheme(&self) -> &'static str {
-        if self.is_tls { "https" } else { "http" }
+        if self.tls.is_some() { "https" } else { "http" }
     }
 }
 

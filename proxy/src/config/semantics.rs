@@ -11,7 +11,9 @@ use super::{
     model::{Admin, Config},
     node::{Key, Node, Span},
     source::Source,
-    units::{Address, Duration, ServerName},
+    tls,
+    units::{Address, ServerName},
+    workload,
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -27,7 +29,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(root, listeners, problems);
-    lives(root, problems);
+    workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -41,6 +43,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
             problems.push(Diagnostic::error(source.first_line(node.span), message));
         }
     }
+    tls::check(listeners, clusters, problems);
     for filter in filters {
         if let Some(wasm) = filter.get("wasm") {
             module(source, wasm, problems);
@@ -53,10 +56,8 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
-    if config.admin.ca.is_some() && !config.admin.enabled {
-        let message = "`ca` has no effect: the admin listener, on which it would be, is not enabled";
-        warnings.push(Diagnostic::warning(source.locate("/admin/ca", "").span, message));
-    }
+    tls::warn(source, config, warnings);
+    workload::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
@@ -149,19 +150,6 @@ fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
                     });
                 }
             }
-        }
-    }
-}
-
-/// Certificates have their times in whole seconds (RFC 5280, section 4.1.2.5).
-fn lives(root: &Node, problems: &mut Vec<Diagnostic>) {
-    let max = root.get("admin").and_then(|admin| admin.get("ca")).and_then(|ca| ca.get("max_ttl"));
-    let own = root.get("workload").and_then(|workload| workload.get("ttl"));
-    for node in max.into_iter().chain(own) {
-        let life = node.as_str().and_then(|text| text.parse::<Duration>().ok());
-        if life.is_some_and(|life| life < Duration::secs(1)) {
-            let message = format!("`{}` is too short for a certificate", clip(node.as_str().unwrap_or_default()));
-            problems.push(Diagnostic::error(node.span, message).help("it lives at least `1s`".to_owned()));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    certificates,
     snapshot::{Extent, Foundry, Made, Snapshot, files},
     status::{Attempt, AttemptResult, Status},
     watch::{LATEST, QUIET, Watcher},
@@ -76,6 +77,9 @@ struct Server {
     drain_timeout: Duration,
 }
 
+/// How often one is told again of what expires soon.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The cause of changes that come from the file watch.
 const BY_FILE: &str = "file";
 
@@ -86,6 +90,7 @@ impl Server {
         let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
+        certificates::show(&foundry.registry, status.current.clone())?;
         let (changes, inbox) = mpsc::channel(8);
         let admin = config.admin.clone();
         if admin.enabled {
@@ -137,6 +142,7 @@ impl Server {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         if let Some(made) = self.first.take() {
+            made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
@@ -144,6 +150,7 @@ impl Server {
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
+        let mut daily = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
         loop {
             let noted = async {
                 match self.notes.as_mut() {
@@ -167,6 +174,11 @@ impl Server {
                     if let (Some(done), Some(attempt)) = (change.done, attempt) {
                         let _ = done.send(attempt);
                     }
+                }
+                _ = daily.tick() => {
+                    let current = self.status.current.load_full();
+                    let soon = current.iter().flat_map(|snapshot| certificates::expiring(snapshot, SystemTime::now()));
+                    soon.for_each(|warning| tracing::warn!("{warning}"));
                 }
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
@@ -208,7 +220,8 @@ impl Server {
         }
         let result = match made {
             Ok(Ok(Some(made))) => {
-                made.snapshot.loaded.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
+                let Snapshot { loaded, warnings, .. } = &*made.snapshot;
+                loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!("{}", w.message));
                 self.note_restarts(&made.snapshot);
                 let snapshot = self.apply(made).await;
                 tracing::info!(cause, version = snapshot.version, hash = snapshot.hash, "configuration in force");

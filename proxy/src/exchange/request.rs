@@ -16,6 +16,7 @@ use crate::{
         fields::{add_via, forwarded, remove_hop_by_hop},
         path::normalise,
     },
+    tls::xfcc,
 };
 
 /// The one host that a request is for (RFC 9112 section 3.2): of its target if that is absolute, else of `Host`.
@@ -107,6 +108,7 @@ pub(super) fn begin(
     if version >= Version::HTTP_2 {
         join_cookies(&mut fields);
     }
+    xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
     // It is answered here, by hyper, when the body is first wanted.
     fields.remove(header::EXPECT);
     add_via(&mut fields, site.via.of(version));

@@ -10,6 +10,7 @@ use crate::{
     config::model,
     http::body::Body,
     observe::{self, AccessLog, Counter, Gauge, Histogram},
+    tls::ServerTls,
     upstream::Pools,
 };
 
@@ -27,6 +28,8 @@ pub struct Site {
     pub via: Via,
     /// Bytes of a body that are held back.
     pub buffered_body: usize,
+    /// TLS, if there is any.
+    pub tls: Option<Arc<ServerTls>>,
     /// Where requests are logged.
     pub access_log: Option<AccessLog>,
     /// The listener's figures.
@@ -48,6 +51,7 @@ impl Site {
             default_route: None,
             via: Via::new(&config.via),
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+            tls: None,
             access_log: None,
             figures,
             clusters: FxHashMap::default(),

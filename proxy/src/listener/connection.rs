@@ -2,103 +2,266 @@
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
-use tokio::time::timeout;
+use bytes::Bytes;
+use tokio::{
+    io::AsyncRead,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsStream;
 
+use super::{
+    client_hello::{Hello, MAX_HELLO, client_hello},
+    proxy_protocol::{self, Addresses, Parsed},
+    sniff::{PREFACE, Sniffed, sniff},
+    socket::original_destination,
+};
 use crate::{
     chain::stream::ConnectionInfo,
-    config::model::Protocol,
+    config::model::{ListenerProxyProtocol, Protocol, TlsMode},
     exchange::{Refusal, Site},
     http::{self, connection::Handle},
     net::{Prefixed, Socket, Stream},
+    tls::ServerTls,
 };
 
-/// Bytes that are looked at to tell what is spoken. What a client sends first is nearly always longer, and nothing of it is
-/// lost.
+/// Bytes that are looked at first. What a client sends first is nearly always shorter.
 const LOOK: usize = 2 << 10;
 
-/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// What is spoken on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Spoken {
     H1,
     H2,
+    /// Nothing that is looked into; TLS that is passed through may ask for a name.
+    Tcp(Option<Box<str>>),
 }
 
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<Handle>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
     let site = handle.site();
-    let info = ConnectionInfo::new(site.name.clone(), peer, local);
     // Boxed, so that the connection's task does not carry the space for this all its life.
-    let begun = Box::pin(begin(&handle, &site, socket, info)).await;
-    let (stream, info, spoken) = match begun {
+    let begun = Box::pin(begin(&handle, &site, socket, peer, local)).await;
+    let Begun { stream, info, spoken } = match begun {
         Ok(Some(begun)) => begun,
         Ok(None) => return,
-        Err(refusal) => {
-            tracing::debug!(%peer, ?refusal, "connection refused");
-            return site.refuse(refusal);
-        }
+        Err(refusal) => return site.refuse(refusal),
     };
     drop(site);
+    let info = Rc::new(info);
     match spoken {
-        Spoken::H1 => http::h1::serve(handle, stream, Rc::new(info)).await,
-        Spoken::H2 => Box::pin(http::h2::serve(handle, stream, Rc::new(info))).await,
+        Spoken::H1 => http::h1::serve(handle, stream, info).await,
+        Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,
+        Spoken::Tcp(_) => handle.site().refuse(Refusal::Protocol),
     }
 }
 
-type Begun = (Stream, ConnectionInfo, Spoken);
-
-/// Finds out what is spoken. None: the client has gone before it said anything.
-async fn begin(handle: &Handle, site: &Site, socket: Socket, info: ConnectionInfo) -> Result<Option<Begun>, Refusal> {
-    let mut stream = Prefixed::new(bytes::Bytes::new(), socket);
-    let spoken = match site.config.protocol {
-        Protocol::Http1 => Spoken::H1,
-        Protocol::Http2 => Spoken::H2,
-        _ => {
-            let Some(spoken) = sniff(handle, site, &mut stream).await? else { return Ok(None) };
-            spoken
-        }
-    };
-    Ok(Some((Stream::Plain(stream), info, spoken)))
+struct Begun {
+    stream: Stream,
+    info: ConnectionInfo,
+    spoken: Spoken,
 }
 
-/// Waits for the first bytes, no longer than for a request on a connection that has had some, and reads on until they are
-/// enough.
-async fn sniff(handle: &Handle, site: &Site, stream: &mut Prefixed<Socket>) -> Result<Option<Spoken>, Refusal> {
-    let timeouts = &site.config.timeouts;
-    let first = async {
-        tokio::select! {
-            looked = stream.look(LOOK) => looked,
-            // A request may be on its way; see the connections themselves.
-            () = async { handle.drained().await; tokio::time::sleep(http::h1::DRAIN_GRACE).await } => Ok(false),
+/// Finds out all that must be known before anything is served. None: the client has gone, or has said nothing at all.
+async fn begin(
+    handle: &Handle,
+    site: &Site,
+    socket: Socket,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Result<Option<Begun>, Refusal> {
+    let config = &site.config;
+    let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    let mut ends = Addresses { source: peer, destination: local };
+    if config.socket.original_destination
+        && let Some(original) = original_destination(&socket)
+    {
+        ends.destination = original;
+    }
+    let mut stream = Prefixed::new(Bytes::new(), socket);
+    if let Some(rules) = &config.proxy_protocol
+        && rules.trusted.iter().any(|range| range.contains(peer.ip()))
+    {
+        let said = timeout(limit, proxy_header(&mut stream, rules)).await.map_err(|_| Refusal::Silent)?;
+        ends = said?.unwrap_or(ends);
+    }
+    let info = ConnectionInfo::new(site.name.clone(), ends.source, ends.destination);
+    let tls = site.tls.as_ref().filter(|_| config.tls.as_ref().is_some_and(|tls| tls.mode != TlsMode::Disable));
+    let first = match (config.protocol, tls.is_some() && !may_be_plain(site)) {
+        // It must be TLS, or must be what it is said to be: nobody need look.
+        (_, true) => Sniffed::Tls,
+        (Protocol::Http1, false) if tls.is_none() => Sniffed::Http1,
+        (Protocol::Http2, false) if tls.is_none() => Sniffed::Http2,
+        (Protocol::Tcp, false) if tls.is_none() => Sniffed::Other,
+        (protocol, false) => {
+            let first = first_bytes(handle, site, &mut stream, protocol == Protocol::Auto).await?;
+            let Some(first) = first else { return Ok(None) };
+            first
         }
     };
-    let limit = timeouts.keep_alive.bound().unwrap_or(Duration::MAX);
-    match timeout(limit, first).await {
-        Ok(Ok(true)) => {}
-        Ok(Ok(false) | Err(_)) => return Ok(None),
-        // As with a connection that has had requests: nobody's fault.
-        Err(_) => return Ok(None),
+    match (first, tls) {
+        (Sniffed::Tls, Some(tls)) => match timeout(limit, under_tls(site, tls, stream, info)).await {
+            Ok(begun) => begun.map(Some),
+            Err(_) => Err(Refusal::Silent),
+        },
+        (first, _) => {
+            let spoken = match (config.protocol, first) {
+                (Protocol::Http, Sniffed::Http2) | (Protocol::Http2, _) | (Protocol::Auto, Sniffed::Http2) => {
+                    Spoken::H2
+                }
+                (Protocol::Http | Protocol::Http1, _) | (Protocol::Auto, Sniffed::Http1) => Spoken::H1,
+                (Protocol::Tcp | Protocol::Auto, _) if config.tcp.sni.is_empty() => Spoken::Tcp(None),
+                (Protocol::Tcp | Protocol::Auto, _) => {
+                    // A client that waits for the server to speak first is no TLS client.
+                    let name = timeout(limit, asked_name(&mut stream)).await;
+                    Spoken::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
+                }
+            };
+            Ok(Some(Begun { stream: Stream::Plain(stream), info, spoken }))
+        }
+    }
+}
+
+/// Whether a client of a listener with TLS may do without it.
+fn may_be_plain(site: &Site) -> bool {
+    site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive) || site.config.protocol == Protocol::Auto
+}
+
+/// Reads the header of the PROXY protocol. None: it says nothing of addresses, or there is none and need not be one.
+async fn proxy_header(
+    stream: &mut Prefixed<Socket>,
+    rules: &ListenerProxyProtocol,
+) -> Result<Option<Addresses>, Refusal> {
+    loop {
+        match proxy_protocol::parse(stream.seen()) {
+            Parsed::Header(header) => {
+                let (length, addresses) = (header.length, header.addresses);
+                stream.skip(length);
+                return Ok(addresses);
+            }
+            Parsed::NotProxy if !rules.required => return Ok(None),
+            Parsed::NotProxy => return Err(Refusal::ProxyProtocol),
+            Parsed::Invalid(why) => {
+                tracing::debug!("PROXY protocol: {why}");
+                return Err(Refusal::ProxyProtocol);
+            }
+            Parsed::NeedMore => {
+                let limit = stream.seen().len() + LOOK;
+                if !stream.look(limit).await.map_err(|_| Refusal::ProxyProtocol)? {
+                    // Somebody who looks whether the port is open says nothing.
+                    return Err(Refusal::ProxyProtocol);
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the first bytes, and reads on until they are enough. For HTTP no longer than for a request on a connection that
+/// has had some; who may be silent for longer (`speaks_later`) waits for the server to speak first.
+async fn first_bytes<T: AsyncRead + Unpin>(
+    handle: &Handle,
+    site: &Site,
+    stream: &mut Prefixed<T>,
+    speaks_later: bool,
+) -> Result<Option<Sniffed>, Refusal> {
+    let timeouts = &site.config.timeouts;
+    let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    if stream.seen().is_empty() {
+        let first = async {
+            tokio::select! {
+                looked = stream.look(LOOK) => looked,
+                // A request may be on its way; see the connections themselves.
+                () = async { handle.drained().await; sleep(http::h1::DRAIN_GRACE).await } => Ok(false),
+            }
+        };
+        let keep_alive = timeouts.keep_alive.bound().unwrap_or(Duration::MAX);
+        match timeout(if speaks_later { handshake } else { keep_alive }, first).await {
+            Ok(Ok(true)) => {}
+            Err(_) if speaks_later => return Ok(Some(Sniffed::Other)),
+            // As with a connection that has had requests: nobody's fault.
+            Ok(Ok(false) | Err(_)) | Err(_) => return Ok(None),
+        }
     }
     let rest = async {
         loop {
-            let seen = stream.seen();
-            if !PREFACE.starts_with(&seen[..seen.len().min(PREFACE.len())]) {
-                return Ok(Spoken::H1);
+            match sniff(stream.seen()) {
+                // What cannot become HTTP/2 or TLS any more need not be waited for, where all else is HTTP/1.1: it has answers
+                // to whatever it is.
+                Sniffed::NeedMore if !speaks_later && !may_be_other(stream.seen()) => return Ok(Sniffed::Http1),
+                Sniffed::NeedMore => {}
+                sniffed => return Ok(sniffed),
             }
-            if seen.len() >= PREFACE.len() {
-                return Ok(Spoken::H2);
-            }
-            if !stream.look(LOOK).await? {
-                // It has ended in the middle of what may be either: HTTP/1.1 has an answer to that.
-                return Ok::<_, io::Error>(Spoken::H1);
+            let limit = stream.seen().len() + LOOK;
+            if !stream.look(limit).await? {
+                return Ok::<_, io::Error>(if speaks_later { Sniffed::Other } else { Sniffed::Http1 });
             }
         }
     };
-    match timeout(timeouts.handshake.bound().unwrap_or(Duration::MAX), rest).await {
-        Ok(Ok(spoken)) => Ok(Some(spoken)),
+    match timeout(handshake, rest).await {
+        Ok(Ok(sniffed)) => Ok(Some(sniffed)),
         Ok(Err(_)) => Ok(None),
-        Err(_) => Err(Refusal::Silent),
+        Err(_) => Ok(Some(if speaks_later { Sniffed::Other } else { Sniffed::Http1 })),
     }
+}
+
+/// Whether it may become TLS, or HTTP/2.
+fn may_be_other(seen: &[u8]) -> bool {
+    PREFACE.starts_with(seen) || [22, 3].starts_with(seen)
+}
+
+/// The name that a ClientHello asks for, without reading it away.
+async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>>> {
+    loop {
+        match client_hello(stream.seen()) {
+            Hello::Client(hello) => return Ok(hello.server_name),
+            Hello::Invalid => return Ok(None),
+            Hello::NeedMore => {
+                let limit = (stream.seen().len() + LOOK).min(MAX_HELLO + 1);
+                if stream.seen().len() > MAX_HELLO || !stream.look(limit).await? {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Shakes hands.
+async fn under_tls(
+    site: &Site,
+    tls: &ServerTls,
+    stream: Prefixed<Socket>,
+    info: ConnectionInfo,
+) -> Result<Begun, Refusal> {
+    let handshake = tls.acceptor().accept(stream).await;
+    let stream = handshake.map_err(|error| {
+        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
+        Refusal::Handshake
+    })?;
+    let facts = tls.connection(stream.get_ref().1).map_err(|error| {
+        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
+        Refusal::Handshake
+    })?;
+    let mut stream = Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream)));
+    let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
+        (_, Protocol::Tcp) => Spoken::Tcp(None),
+        (Some(b"h2"), _) | (None, Protocol::Http2) => Spoken::H2,
+        (Some(_), _) | (None, Protocol::Http1) => Spoken::H1,
+        (None, protocol) => {
+            // Without ALPN the client begins as it would without TLS.
+            let mut sniffed = sniff(stream.seen());
+            while sniffed == Sniffed::NeedMore {
+                let limit = stream.seen().len() + LOOK;
+                if !stream.look(limit).await.map_err(|_| Refusal::Protocol)? {
+                    break;
+                }
+                sniffed = sniff(stream.seen());
+            }
+            match (sniffed, protocol) {
+                (Sniffed::Http2, _) => Spoken::H2,
+                (Sniffed::Http1, _) | (_, Protocol::Http) => Spoken::H1,
+                _ => Spoken::Tcp(None),
+            }
+        }
+    };
+    let info = info.with_tls(Some(Rc::new(facts)));
+    Ok(Begun { stream: Stream::Tls(stream), info, spoken })
 }

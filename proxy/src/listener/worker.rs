@@ -17,7 +17,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{connection, socket::ListenerShared};
+use super::{connection, overload::Refusals, socket::ListenerShared};
 use crate::{
     chain::{Chain, Filter, Route},
     config::units::Address,
@@ -214,6 +214,7 @@ impl Worker {
         let mut site =
             Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
         site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        site.tls = parts.tls.clone();
         site.access_log = parts.access_log.clone();
         site.clusters = snapshot.cluster_figures.iter().cloned().collect();
         site.retries = snapshot.retries.iter().cloned().collect();
@@ -261,10 +262,13 @@ async fn accept(
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let refusals = Refusals::default();
     let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
             tracing::debug!(%peer, "connection refused: the listener has as many as it may");
-            handle.site().refuse(Refusal::Limit);
+            let site = handle.site();
+            site.refuse(Refusal::Limit);
+            refusals.refuse(stream, site.config.protocol, site.config.tls.as_ref().map(|tls| tls.mode));
             return;
         };
         let Ok(local) = stream.local_addr() else { return };

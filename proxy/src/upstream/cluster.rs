@@ -13,7 +13,10 @@ use super::{
     balancer::Balancer,
     budget::{RetryBudget, RetryGuard},
 };
-use crate::config::{model, units::Address};
+use crate::{
+    config::{model, units::Address},
+    tls::ClientTls,
+};
 
 /// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
 #[derive(Debug)]
@@ -26,8 +29,13 @@ pub struct Cluster {
     pub request_timeout: Option<Duration>,
     /// What is spoken to its endpoints.
     pub protocol: model::ClusterProtocol,
+    /// The header that connections to them begin with.
+    pub proxy_protocol: Option<model::ProxyProtocolVersion>,
     /// How HTTP/2 is spoken to them.
     pub http2: model::Http2,
+    /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
+    /// changed, so that pools can compare.
+    pub tls: Option<Arc<ClientTls>>,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
@@ -118,6 +126,15 @@ impl Cluster {
     /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
     /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
+        Cluster::with_tls(config, previous, None)
+    }
+
+    /// The same, with what the `tls` section of its configuration has become.
+    pub fn with_tls(
+        config: &model::Cluster,
+        previous: Option<&Arc<Cluster>>,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Arc<Cluster> {
         let known: HashMap<&Address, &Arc<Endpoint>> =
             previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
@@ -144,7 +161,9 @@ impl Cluster {
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
             protocol: config.protocol,
+            proxy_protocol: config.proxy_protocol,
             http2: config.http2.clone(),
+            tls,
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),
@@ -158,6 +177,19 @@ impl Cluster {
             stats,
             generation: previous.map_or(0, |p| p.generation + 1),
         })
+    }
+
+    /// Whether connections to this and to another snapshot of it are opened in the same way.
+    pub(super) fn is_reached_like(&self, other: &Cluster) -> bool {
+        let same_tls = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        };
+        same_tls
+            && self.protocol == other.protocol
+            && self.http2 == other.http2
+            && self.proxy_protocol == other.proxy_protocol
     }
 
     /// What it counts.

@@ -119,8 +119,14 @@ impl<B> ClusterPool<B> {
     /// Goes by `cluster`'s limits from now on, unless they are older than those in force.
     pub(super) fn update(&self, cluster: &Arc<Cluster>) {
         let mut current = self.cluster.borrow_mut();
-        if cluster.generation() > current.generation() {
-            *current = Arc::clone(cluster);
+        if cluster.generation() <= current.generation() {
+            return;
+        }
+        let before = std::mem::replace(&mut *current, Arc::clone(cluster));
+        drop(current);
+        // Connections that were opened in another way serve what is under way, and nothing more.
+        if !before.is_reached_like(cluster) {
+            self.retire_all();
         }
     }
 
