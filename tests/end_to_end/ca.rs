@@ -74,8 +74,11 @@ impl Folder {
 
 /// A proxy's configuration with a certificate of its own, in its folder `run`.
 fn workload(ca: SocketAddr, options: &str) -> Config {
-    let section = format!("workload: {{spiffe: '{WEB}', ca: 'http://{ca}', token: token, dir: run{options}}}");
-    Config::new().top(&section)
+    Config::new().top(&workload_section(ca, WEB, options))
+}
+
+fn workload_section(ca: SocketAddr, id: &str, options: &str) -> String {
+    format!("workload: {{spiffe: '{id}', ca: 'http://{ca}', token: token, dir: run{options}}}")
 }
 
 fn request_for(id: &str) -> String {
@@ -258,7 +261,7 @@ fn a_certificate_is_renewed_before_it_ends() {
     let folder = Folder::new();
     let ca = folder.serve("");
     let token = folder.token(WEB, "1h");
-    let web = Proxy::start_with(workload(ca.address("admin"), ", ttl: 8s"), &[("token", token.as_bytes())]);
+    let web = Proxy::start_with(workload(ca.address("admin"), ", ttl: 10s"), &[("token", token.as_bytes())]);
     let run = web.dir().join("run");
     let first = held(&run);
     wait_until("another certificate", || held(&run) != first);
@@ -394,6 +397,39 @@ fn a_certificate_that_still_holds_is_used_without_asking() {
     let metrics = second.metrics();
     assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[]), 0.0);
     assert!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]) > 0.0);
+}
+
+#[test]
+fn two_proxies_with_certificates_trust_each_other() {
+    const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token("spiffe://mesh.local/*", "1h");
+    let files = [("token", token.as_bytes())];
+    let upstream = Upstream::saying("through both");
+    let inner = Config::to(&upstream)
+        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 8s"))
+        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
+    let inner = Proxy::start_with(inner, &files);
+    let outer = |san: &str| {
+        let tls = format!("tls: {{ca: [run/ca.pem], sans: ['{san}'], certificate: {OWN}}}");
+        let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
+        let config = Config::new().top(&section).listener("cluster: inner");
+        Proxy::start_with(config.cluster("inner", &[inner.address("main")], &tls), &files)
+    };
+    let wrong = outer("spiffe://mesh.local/ns/default/sa/db");
+    assert_eq!(wrong.get("/").status(), 503, "it is another one that answers");
+    let right = outer(WEB);
+    let through = |proxy: &Proxy| (proxy.get("/").status(), proxy.get("/").text().to_owned());
+    assert_eq!(through(&right), (200, "through both".to_owned()));
+    // Both renew theirs, and go over to the new one without being told.
+    for proxy in [&inner, &right] {
+        let version = proxy.version();
+        wait_until("the new certificate to be in force", || proxy.version() > version);
+        assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
+    }
+    assert_eq!(through(&right), (200, "through both".to_owned()));
+    assert!(inner.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]) >= 2.0);
 }
 
 #[test]
