@@ -9,6 +9,7 @@ mod admin;
 mod bad_config;
 mod balancing;
 mod bodies;
+mod ca;
 mod containment;
 mod deadlines;
 mod draining;
