@@ -42,10 +42,6 @@ pub struct ConnectionInfo {
     pub closing: Cell<bool>,
     /// Requests under way.
     pub active: Cell<u32>,
-    /// When the response under way must be over, if its client reads at all.
-    pub due: Cell<Option<time::Instant>>,
-    /// The connection was given up because the client does not read.
-    pub stalled: Cell<bool>,
     /// Requests so far.
     pub requests: Cell<u32>,
     /// Since when there has been none under way.
@@ -66,8 +62,6 @@ impl ConnectionInfo {
             tls: None,
             closing: Cell::new(false),
             active: Cell::new(0),
-            due: Cell::new(None),
-            stalled: Cell::new(false),
             requests: Cell::new(0),
             idle_since: Cell::new(time::Instant::now()),
         }
@@ -76,6 +70,28 @@ impl ConnectionInfo {
     /// The same, with what its TLS handshake has come to.
     pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
         ConnectionInfo { tls, ..self }
+    }
+
+    /// What URLs of requests on it begin with.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// How a stream moves, for whoever carries it: of an HTTP/1.1 connection, which has one at a time, or of one HTTP/2 stream.
+#[derive(Debug)]
+pub struct Progress {
+    /// When a byte last moved.
+    pub active: Cell<Instant>,
+    /// When the response must be over, if its client reads at all.
+    pub due: Cell<Option<Instant>>,
+    /// The stream was given up because the client does not read.
+    pub stalled: Cell<bool>,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { active: Cell::new(Instant::now()), due: Cell::new(None), stalled: Cell::new(false) }
     }
 }
 
@@ -225,6 +241,21 @@ pub struct Times {
     pub response_start: Cell<Option<Instant>>,
 }
 
+/// A request, as it came.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// The client's address, as far as it can be trusted.
+    pub client: SocketAddr,
+    /// Its head.
+    pub head: RequestHead,
+    /// The path and query as they were asked for.
+    pub original_path: Bytes,
+    /// The version of HTTP that the client speaks.
+    pub version: Version,
+    /// A name for it across proxies.
+    pub request_id: HeaderValue,
+}
+
 /// A stream.
 pub struct Stream {
     /// The connection it came on.
@@ -247,29 +278,33 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// When things happened.
     pub times: Times,
-    /// When a byte last moved.
-    pub active: Cell<Instant>,
+    /// How it moves.
+    pub progress: Rc<Progress>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
 
 impl Stream {
     /// What the client speaks, for logs and filters.
     pub fn protocol(&self) -> &'static str {
-        if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" }
+        match self.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_3 => "HTTP/3",
+            _ => "HTTP/1.1",
+        }
     }
 
     /// A stream at its beginning.
     pub fn new(
         connection: Rc<ConnectionInfo>,
-        client: SocketAddr,
+        progress: Rc<Progress>,
         chain: Rc<Chain>,
-        request: RequestHead,
-        original_path: Bytes,
-        version: Version,
-        request_id: HeaderValue,
+        arrival: Arrival,
     ) -> Rc<Stream> {
+        let Arrival { client, head, original_path, version, request_id } = arrival;
         let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
         let start = Instant::now();
+        progress.active.set(start);
         Rc::new(Stream {
             connection,
             client,
@@ -280,10 +315,10 @@ impl Stream {
             version,
             request_id,
             times: Times::default(),
-            active: Cell::new(start),
+            progress,
             wakers: RefCell::default(),
             state: RefCell::new(State {
-                request,
+                request: head,
                 response: None,
                 trailers: [None, None],
                 buffers: [None, None],
@@ -363,7 +398,7 @@ impl Stream {
 
     /// A byte has moved.
     pub fn touch(&self) {
-        self.active.set(Instant::now());
+        self.progress.active.set(Instant::now());
     }
 
     /// Ends the stream for the filters that have seen it.

@@ -134,8 +134,8 @@ fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
 }
 
 fn is_ours(format: &Json) -> bool {
-    [schema::TIME, schema::SIZE, schema::WORKERS, schema::ADDRESS, schema::SOCKET_ADDRESS, schema::CIDR]
-        .contains(&text(format))
+    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, SOCKET_ADDRESS, TIME, WORKERS};
+    [TIME, SIZE, WORKERS, ADDRESS, SOCKET_ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
 }
 
 fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
@@ -146,6 +146,10 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
         schema::SOCKET_ADDRESS | schema::ADDRESS => ("socket address", address_help(&value)),
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
+        schema::SERVER_NAME if value == "*" => {
+            ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")
+        }
+        schema::SERVER_NAME => ("server name", "write a name, or `*.` before one for all below it: *.example.com"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
     // The types themselves know of errors that this table does not, such as a time that is too long.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     model::Config,
-    units::{Address, ByteSize, Cidr, Duration},
+    units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
 
 /// The formats of ours that `format` names in the schema, beyond what a pattern can say.
@@ -17,6 +17,7 @@ pub(super) const WORKERS: &str = "tollgate-workers";
 pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const ADDRESS: &str = "tollgate-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
+pub(super) const SERVER_NAME: &str = "tollgate-server-name";
 
 /// Where the schema is said to be. Nothing is fetched from there.
 const ID: &str = "https://tollgate.dev/schema/config.json";
@@ -38,6 +39,7 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<SocketAddr>().is_ok())
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
+        .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
         .build(&SCHEMA)
         .expect("the derived schema is a schema: there is a test for that")
 });

@@ -12,7 +12,7 @@ use super::{
     node::{Key, Node, Span},
     source::Source,
     tls,
-    units::Address,
+    units::{Address, ServerName},
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -35,6 +35,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
         if let Some(cluster) = listener.get("cluster") {
             cluster_names.require(cluster, problems);
         }
+        server_names(listener, problems);
         let format = listener.get("access_log").and_then(|log| log.get("format"));
         if let Some((node, Err(message))) = format.and_then(|node| Some((node, access_log(node.as_str()?)))) {
             problems.push(Diagnostic::error(source.first_line(node.span), message));
@@ -145,6 +146,22 @@ fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
                         ),
                     });
                 }
+            }
+        }
+    }
+}
+
+/// A server name of a listener leads to one place.
+fn server_names(listener: &Node, problems: &mut Vec<Diagnostic>) {
+    let routes = listener.get("tcp").and_then(|tcp| tcp.get("sni")).map_or(&[][..], Node::items);
+    let mut taken: HashMap<ServerName, Span> = HashMap::new();
+    for node in routes.iter().filter_map(|route| route.get("names")).flat_map(Node::items) {
+        let Some(Ok(name)) = node.as_str().map(str::parse::<ServerName>) else { continue };
+        match taken.get(&name) {
+            None => _ = taken.insert(name, node.span),
+            Some(first) => {
+                let twice = Diagnostic::error(node.span, format!("the server name `{name}` is there twice"));
+                problems.push(twice.note(*first, "here"));
             }
         }
     }

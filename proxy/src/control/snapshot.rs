@@ -11,7 +11,7 @@ use std::{
 use crate::{
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, of_filter, units::Address},
-    exchange::{ClusterFigures, Figures},
+    exchange::{ClusterFigures, Connections, Figures, Refusal},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
@@ -98,7 +98,7 @@ const BUILTIN: &str = "builtin:";
 /// What a worker's listener is made from.
 pub struct ListenerParts {
     /// The configuration.
-    pub config: model::Listener,
+    pub config: Arc<model::Listener>,
     /// Indices of its filters in the snapshot's list.
     pub chain: Vec<usize>,
     /// Its log.
@@ -320,7 +320,8 @@ impl Foundry {
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
-            all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, tls, shared });
+            let config = Arc::new(listener.clone());
+            all.push(ListenerParts { config, chain, access_log, figures, tls, shared });
         }
         all
     }
@@ -368,6 +369,10 @@ impl Foundry {
             let labels = [("listener", listener), ("direction", direction)];
             r.counter("tollgate_body_bytes_total", "Bytes of requests' and responses' bodies.", &labels)
         };
+        let refused = |index: usize| {
+            let labels = [("listener", listener), ("reason", Refusal::ALL[index].1)];
+            r.counter("tollgate_connections_refused_total", "Connections ended for what the client did.", &labels)
+        };
         let flags = tollgate_abi::fast::flag::NAMES.iter().map(|(bit, name)| {
             let labels = [("listener", listener), ("flag", name)];
             Ok((*bit, r.counter("tollgate_response_flags_total", "Requests by response flag.", &labels)?))
@@ -388,6 +393,12 @@ impl Foundry {
             active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
+            tunnels: r.gauge("tollgate_tunnels_active", "Upgraded and CONNECT requests under way.", labels)?,
+            connections: Connections {
+                accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
+                active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
+                refused: [refused(0)?, refused(1)?, refused(2)?, refused(3)?, refused(4)?, refused(5)?, refused(6)?],
+            },
         })
     }
 

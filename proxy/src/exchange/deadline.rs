@@ -44,6 +44,11 @@ impl Deadline {
         Deadline::new(stream, None, idle)
     }
 
+    /// How long nothing may move.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle
+    }
+
     /// A try begins.
     pub(super) fn begin_try(&mut self, limit: Option<Duration>) {
         self.per_try = limit.and_then(|limit| Instant::now().checked_add(limit));
@@ -63,7 +68,10 @@ impl Deadline {
 
     fn next(&self) -> Option<(Instant, Passed)> {
         let total = self.total().map(|at| (at, Passed::Total));
-        let idle = self.idle.and_then(|limit| self.stream.active.get().checked_add(limit)).map(|at| (at, Passed::Idle));
+        let idle = self
+            .idle
+            .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
+            .map(|at| (at, Passed::Idle));
         let per_try = self.per_try.map(|at| (at, Passed::PerTry));
         [total, per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }

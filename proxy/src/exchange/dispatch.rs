@@ -7,10 +7,11 @@ use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
-    FromUpstream, Site, Stop,
+    FromBody, FromUpstream, Site, Stop,
     deadline::{Deadline, Passed},
     mirror,
     reply::Fault,
+    switch::Switch,
     upload::Upload,
 };
 use crate::{
@@ -42,6 +43,7 @@ pub(super) async fn run(
     stream: &Rc<Stream>,
     selected: &Selected,
     upload: &Rc<Upload>,
+    switch: Option<&Switch>,
 ) -> Result<FromUpstream, Stop> {
     let (route, cluster) = (&selected.route, &selected.cluster);
     let fault = |fault: Fault| fault.into_stop(stream, 0);
@@ -51,11 +53,14 @@ pub(super) async fn run(
         upload.keep(site.buffered_body);
     }
     let total = route.timeout.unwrap_or(cluster.request_timeout);
-    let idle = route.idle_timeout.unwrap_or(site.timeouts.idle.bound());
+    let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
     let mut deadline = Deadline::new(stream, total, idle);
     let fields = || {
         let mut fields = stream.state.borrow().request.fields.clone();
         upload.fix_length(&mut fields);
+        if let Some(switch) = switch {
+            switch.prepare(&mut fields);
+        }
         fields
     };
     if let Some((cluster, per_million)) = &route.mirror
@@ -74,7 +79,8 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let result = attempt(site, stream, cluster, active.endpoint(), upload, fields(), &mut deadline).await;
+        let aim = Aim { cluster, endpoint: active.endpoint(), switch };
+        let result = attempt(site, stream, aim, upload, fields(), &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_status(response.status()),
             Err(missed) => tries.reason_of_failure(missed, stream),
@@ -94,7 +100,11 @@ pub(super) async fn run(
             Ok(response) => {
                 deadline.end_try();
                 stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
-                let (parts, body) = response.into_parts();
+                let (parts, mut body) = response.into_parts();
+                let body = match body.take_switching() {
+                    Some(upstream) => FromBody::Switched(upstream),
+                    None => FromBody::Body(body),
+                };
                 Ok(FromUpstream {
                     parts,
                     body,
@@ -143,12 +153,18 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
     }
 }
 
+/// Where a try goes.
+struct Aim<'a> {
+    cluster: &'a Arc<Cluster>,
+    endpoint: &'a Arc<Endpoint>,
+    switch: Option<&'a Switch>,
+}
+
 /// One try, ended by a response, a failure, a filter's word, or time.
 async fn attempt(
     site: &Site,
     stream: &Rc<Stream>,
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<Endpoint>,
+    aim: Aim<'_>,
     upload: &Rc<Upload>,
     fields: HeaderMap,
     deadline: &mut Deadline,
@@ -164,7 +180,15 @@ async fn attempt(
         }
     };
     let start = Instant::now();
-    let mut sending = pin!(site.pools.send(cluster, endpoint, head.into_request(upload.body())));
+    let Aim { cluster, endpoint, switch } = aim;
+    let sending = async {
+        match switch {
+            // Nothing is said to the endpoint: it is the client that will speak to it.
+            Some(Switch::Connect) => site.pools.tunnel(cluster, endpoint).await,
+            _ => site.pools.send(cluster, endpoint, head.into_request(upload.body())).await,
+        }
+    };
+    let mut sending = pin!(sending);
     let result = poll_fn(|cx| {
         // A fault of the upload comes first: it is the cause of what happens to the connection then.
         if let Poll::Ready(result) = sending.as_mut().poll(cx) {

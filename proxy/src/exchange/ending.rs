@@ -54,14 +54,14 @@ impl Drop for Ending {
             let mut state = stream.state.borrow_mut();
             // Nobody but the client ends a stream without a word.
             if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
-                let stalled = self.stream.connection.stalled.get();
+                let stalled = self.stream.progress.stalled.get();
                 state.flags |= if stalled { flag::IDLE_TIMEOUT } else { flag::DOWNSTREAM_TERMINATED };
             }
         }
         stream.end();
         let connection = &stream.connection;
         connection.active.set(connection.active.get() - 1);
-        connection.due.set(None);
+        stream.progress.due.set(None);
         connection.idle_since.set(std::time::Instant::now());
         let state = stream.state.borrow();
         let shard = observe::shard();

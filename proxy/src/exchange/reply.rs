@@ -19,6 +19,10 @@ pub enum Fault {
     BadPath(BadPath),
     /// `CONNECT`, which is not offered.
     Connect,
+    /// An upgrade that is not offered.
+    Upgrade,
+    /// More header fields than allowed.
+    TooManyFields,
     /// No filter has routed it, and the listener has no cluster.
     NoRoute,
     /// The cluster has no endpoint.
@@ -66,6 +70,8 @@ impl Fault {
                 (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "escaped_slash_in_path")
             }
             Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, "connect_not_allowed"),
+            Fault::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, "upgrade_not_allowed"),
+            Fault::TooManyFields => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, "too_many_fields"),
             Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, "route_not_found"),
             Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, "no_endpoint"),
             Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, "overflow"),

@@ -8,12 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault,
+    Answer, Closed, FromBody, FromUpstream, Site, Tunnel, closed, deadline::Deadline, dispatch::Guards, ending::Ending,
+    is_bodiless, reply::Fault,
 };
 use crate::{
     chain::{
@@ -25,7 +26,7 @@ use crate::{
         body::{Body, BodyError},
         fields::{add_via, remove_hop_by_hop},
     },
-    upstream::PooledBody,
+    upstream::{PooledBody, Switching},
 };
 
 /// Where a response's body comes from.
@@ -70,8 +71,9 @@ pub(super) async fn from_upstream(
     ending: Ending,
     from: FromUpstream,
     head_only: bool,
-) -> Result<Response<Body>, Closed> {
+) -> Result<Answer, Closed> {
     let FromUpstream { parts, body, deadline, guards } = from;
+    let received = parts.version;
     let stream = ending.stream().clone();
     stream.times.response_start.set(Some(tokio::time::Instant::now()));
     stream.touch();
@@ -80,8 +82,13 @@ pub(super) async fn from_upstream(
     if let Some(selected) = &stream.state.borrow().route {
         selected.route.response_headers.apply(&mut head.fields);
     }
-    let pending = Pending { site, ending, head_only, deadline: Some(deadline), guards: Some(guards) };
-    pending.send(head, Source::new(Origin::Upstream(body)), HeadFlow::new(&stream, Direction::Response)).await
+    let (origin, switched) = match body {
+        FromBody::Body(body) => (Origin::Upstream(body), None),
+        FromBody::Switched(upstream) => (Origin::Local(None), Some(upstream)),
+    };
+    let (deadline, guards) = (Some(deadline), Some(guards));
+    let pending = Pending { site, ending, head_only, received, switched, deadline, guards };
+    pending.send(head, Source::new(origin), HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
@@ -91,12 +98,13 @@ pub(super) async fn local(
     reply: LocalReply,
     seen: usize,
     head_only: bool,
-) -> Result<Response<Body>, Closed> {
+) -> Result<Answer, Closed> {
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let deadline = Some(Deadline::idle(&stream, site.timeouts.idle.bound()));
-    let pending = Pending { site, ending, head_only, deadline, guards: None };
+    let deadline = Some(Deadline::idle(&stream, site.config.timeouts.idle.bound()));
+    let pending =
+        Pending { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
@@ -114,17 +122,16 @@ struct Pending<'s> {
     site: &'s Rc<Site>,
     ending: Ending,
     head_only: bool,
+    /// The version that the response was received in.
+    received: Version,
+    /// The other protocol that follows it.
+    switched: Option<Switching>,
     deadline: Option<Deadline>,
     guards: Option<Guards>,
 }
 
 impl Pending<'_> {
-    async fn send(
-        mut self,
-        mut head: ResponseHead,
-        mut source: Source,
-        mut flow: HeadFlow,
-    ) -> Result<Response<Body>, Closed> {
+    async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Result<Answer, Closed> {
         let stream = self.ending.stream().clone();
         let mut body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
         // A filter that answers instead, and one that fails, put another response in this one's place.
@@ -132,8 +139,8 @@ impl Pending<'_> {
             let bodiless = is_bodiless(head.status, self.head_only) || source.drained;
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
-                self.guards = None;
-                self.deadline = Some(Deadline::idle(&stream, self.site.timeouts.idle.bound()));
+                (self.guards, self.switched) = (None, None);
+                self.deadline = Some(Deadline::idle(&stream, self.site.config.timeouts.idle.bound()));
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
                 (head, source) = taken_apart(&stream, reply);
@@ -154,7 +161,16 @@ impl Pending<'_> {
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
         };
-        add_via(&mut fields, self.site.via.as_ref());
+        add_via(&mut fields, self.site.via.of(self.received));
+        if let Some(upstream) = self.switched
+            && let Some(guards) = self.guards.take()
+        {
+            let mut response = Response::new(Body::Empty);
+            (*response.status_mut(), *response.headers_mut()) = (status, fields);
+            let idle = self.deadline.as_ref().and_then(Deadline::idle_timeout);
+            let tunnel = Tunnel { upstream, ending: self.ending, idle, ends: None, _guards: guards };
+            return Ok(Answer { response, tunnel: Some(tunnel) });
+        }
         let bodiless = is_bodiless(status, self.head_only);
         let body = ResponseBody {
             promised: None,
@@ -167,7 +183,8 @@ impl Pending<'_> {
             ending: self.ending,
             over: false,
         };
-        body.into_response(status, fields, bodiless).await
+        let response = body.into_response(status, fields, bodiless).await?;
+        Ok(Answer { response, tunnel: None })
     }
 
     /// Moves the head past the filters. A response, if one takes this one's place.
@@ -312,7 +329,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
-        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total).map(Into::into));
+        self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::total));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -331,7 +348,7 @@ impl ResponseBody {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.fields.clone();
-        add_via(response.headers_mut(), self.ending.site().via.as_ref());
+        add_via(response.headers_mut(), self.ending.site().via.of(Version::HTTP_11));
         self.ending.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
         (self.deadline, self.guards) = (None, None);

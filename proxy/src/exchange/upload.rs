@@ -80,7 +80,7 @@ impl Upload {
             stream: stream.clone(),
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
-            idle_timeout: site.timeouts.idle.bound(),
+            idle_timeout: site.config.timeouts.idle.bound(),
             source: RefCell::new(Source { incoming, drained: empty, flow }),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             fault: Cell::new(None),

@@ -1,5 +1,10 @@
 //! Where traffic comes in: sockets, the workers that accept from them, and the connections.
 
+pub mod client_hello;
 pub mod connection;
+pub mod overload;
+pub mod proxy_protocol;
+pub mod sni;
+pub mod sniff;
 pub mod socket;
 pub mod worker;

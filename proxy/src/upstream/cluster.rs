@@ -30,6 +30,10 @@ pub struct Cluster {
     /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
     /// changed, so that pools can compare.
     pub tls: Option<Arc<ClientTls>>,
+    /// What is spoken to its endpoints.
+    pub protocol: model::ClusterProtocol,
+    /// How HTTP/2 is spoken to them.
+    pub http2: model::Http2,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
@@ -155,6 +159,8 @@ impl Cluster {
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
             tls,
+            protocol: config.protocol,
+            http2: config.http2.clone(),
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),

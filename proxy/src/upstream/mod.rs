@@ -8,10 +8,13 @@
 
 pub mod backoff;
 pub mod balancer;
+pub mod body;
 pub mod budget;
 pub mod cluster;
+mod connect;
 pub mod failure;
 mod link;
+mod mux;
 pub mod pool;
 mod slots;
 
@@ -20,9 +23,9 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
+    body::{Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     failure::{Failure, FailureKind, ProtocolError},
-    link::PooledBody,
     pool::{Dial, PoolOptions, Pools, Waited},
 };
