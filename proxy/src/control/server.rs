@@ -140,7 +140,8 @@ impl Server {
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                tracing::info!("listener `{}` on http://{}", listener.config.name, listener.config.address);
+                let scheme = if listener.tls.is_some() { "https" } else { "http" };
+                tracing::info!("listener `{}` on {scheme}://{}", listener.config.name, listener.config.address);
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
