@@ -140,8 +140,10 @@ impl Server {
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                let scheme = if listener.tls.is_some() { "https" } else { "http" };
-                tracing::info!("listener `{}` on {scheme}://{}", listener.config.name, listener.config.address);
+                for address in listener.config.all_addresses() {
+                    let scheme = listener.config.scheme();
+                    tracing::info!("listener `{}` on {scheme}://{address}", listener.config.name);
+                }
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }

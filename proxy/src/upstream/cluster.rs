@@ -27,13 +27,15 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
+    /// What is spoken to its endpoints.
+    pub protocol: model::ClusterProtocol,
+    /// The header that connections to them begin with.
+    pub proxy_protocol: Option<model::ProxyProtocolVersion>,
+    /// How HTTP/2 is spoken to them.
+    pub http2: model::Http2,
     /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
     /// changed, so that pools can compare.
     pub tls: Option<Arc<ClientTls>>,
-    /// What is spoken to its endpoints.
-    pub protocol: model::ClusterProtocol,
-    /// How HTTP/2 is spoken to them.
-    pub http2: model::Http2,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
@@ -158,9 +160,10 @@ impl Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
-            tls,
             protocol: config.protocol,
+            proxy_protocol: config.proxy_protocol,
             http2: config.http2.clone(),
+            tls,
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),
@@ -174,6 +177,19 @@ impl Cluster {
             stats,
             generation: previous.map_or(0, |p| p.generation + 1),
         })
+    }
+
+    /// Whether connections to this and to another snapshot of it are opened in the same way.
+    pub(super) fn is_reached_like(&self, other: &Cluster) -> bool {
+        let same_tls = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        };
+        same_tls
+            && self.protocol == other.protocol
+            && self.http2 == other.http2
+            && self.proxy_protocol == other.proxy_protocol
     }
 
     /// What it counts.
