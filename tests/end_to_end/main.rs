@@ -32,4 +32,5 @@ mod slow_peers;
 mod smuggling;
 mod streaming;
 mod third_party;
+mod tls;
 mod upstream_failures;

@@ -205,3 +205,30 @@ fn broken_files_are_no_more_than_errors() {
         }
     }
 }
+
+#[test]
+fn tls_that_has_no_effect_is_a_warning() {
+    let text = "\
+listeners:
+  - name: web
+    address: 127.0.0.1:8080
+    forwarded_client_cert: set
+    tls:
+      certificates: [{certificate: a.pem, key: a.key}]
+      client_ca: [ca.pem]
+clusters:
+  - name: two words
+    tls: {}
+  - name: any
+    tls: {insecure: true}
+";
+    let loaded = loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        loaded.warnings.to_string(),
+        "x.yaml:4:28: warning: clients are not asked for certificates: the field is always removed\n\
+         x.yaml:7:7: warning: `client_ca` has no effect: clients are not asked for certificates\n\
+         x.yaml:10:5: warning: the cluster's name cannot be one of a host, so endpoints' certificates must be for their \
+         addresses: give `sni` or `sans`\n\
+         x.yaml:12:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
+    );
+}
