@@ -20,6 +20,8 @@ mod grpc;
 mod grpc_web;
 mod health_checks;
 mod hot_swap;
+#[cfg(feature = "http3")]
+mod http3;
 mod limits;
 mod mirror;
 mod mutations;

@@ -10,6 +10,7 @@ use super::{
     model::{ClientCertificates, Config, ForwardedClientCert, ListenerTls, TlsMode},
     node::{Node, Value},
     source::Source,
+    units::Address,
 };
 
 /// Checks listeners' and clusters' sections.
@@ -24,14 +25,39 @@ pub(super) fn check(listeners: &[Node], clusters: &[Node], problems: &mut Vec<Di
             }
             clients(tls, problems);
         }
-        if let Some(http3) = listener.get("http3").filter(|node| node.to_json() == true && used.is_none()) {
-            let message = "`http3` needs `tls`: there is no HTTP/3 in the clear";
-            problems.push(Diagnostic::error(http3.span, message));
+        if let Some(http3) = listener.get("http3").filter(|node| node.to_json() == true) {
+            problems.extend(quic(listener, http3, used.is_some()));
         }
     }
     for tls in clusters.iter().filter_map(|cluster| cluster.get("tls")) {
         names(tls, problems);
     }
+}
+
+/// What is in the way of HTTP/3.
+fn quic(listener: &Node, http3: &Node, tls: bool) -> Option<Diagnostic> {
+    let error = |message: &str| Some(Diagnostic::error(http3.span, message));
+    let more = listener.get("addresses").map_or(&[][..], Node::items);
+    let addresses = listener.get("address").into_iter().chain(more).filter_map(Node::as_str);
+    // None: a unix socket.
+    let ports = addresses.filter_map(|address| Some(address.parse::<Address>().ok()?.inet().map(|a| a.port())));
+    let ports: Vec<Option<u16>> = ports.collect();
+    if !cfg!(feature = "http3") {
+        return error("this build of Tollgate has no HTTP/3: it was made without the feature `http3`");
+    }
+    if !tls {
+        return error("`http3` needs `tls`: there is no HTTP/3 in the clear");
+    }
+    if listener.get("protocol").and_then(Node::as_str) == Some("tcp") {
+        return error("`http3` is not for `protocol: tcp`: HTTP/3 is HTTP");
+    }
+    if ports.contains(&Some(0)) {
+        return error("`http3` needs a port that is known, not 0: clients are told of it");
+    }
+    if !ports.is_empty() && ports.iter().all(Option::is_none) {
+        return error("`http3` needs an address with a port: there is no HTTP/3 over unix sockets");
+    }
+    None
 }
 
 /// Whether a list is not there, or has nothing in it.
@@ -113,6 +139,10 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         if matches!(forwarded, ForwardedClientCert::Append | ForwardedClientCert::Set) && !asks {
             let message = "clients are not asked for certificates: the field is always removed";
             warn(&format!("/listeners/{i}/forwarded_client_cert"), message);
+        }
+        if listener.http3 && listener.proxy_protocol.is_some() {
+            let message = "there is no PROXY protocol over UDP: with HTTP/3, whoever sends the datagrams is the client";
+            warn(&format!("/listeners/{i}/http3"), message);
         }
     }
     for (i, cluster) in config.clusters.iter().enumerate() {

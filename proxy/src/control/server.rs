@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     certificates,
-    snapshot::{Extent, Foundry, Made, Snapshot, files},
+    snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
     status::{Attempt, AttemptResult, Status},
     watch::{LATEST, QUIET, Watcher},
 };
@@ -151,7 +151,8 @@ impl Server {
             for listener in &snapshot.listeners {
                 for address in listener.config.all_addresses() {
                     let scheme = listener.config.scheme();
-                    tracing::info!("listener `{}` on {scheme}://{address}", listener.config.name);
+                    let too = if listener.config.http3 && address.inet().is_some() { ", and HTTP/3" } else { "" };
+                    tracing::info!("listener `{}` on {scheme}://{address}{too}", listener.config.name);
                 }
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
@@ -280,7 +281,7 @@ impl Server {
             listener.shared.set_limit(listener.config.limits.connections);
         }
         let mut waiting = Vec::new();
-        sockets.resize_with(self.workers.len(), Vec::new);
+        sockets.resize_with(self.workers.len(), Sockets::default);
         for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
             let (done, applied) = oneshot::channel();
             let delivery = Box::new(Delivery { snapshot: snapshot.clone(), instances, sockets });

@@ -117,7 +117,14 @@ pub struct ListenerParts {
 }
 
 /// New sockets: the listener's index, its address, and the socket.
-pub type Sockets = Vec<(usize, Address, ListenSocket)>;
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// For connections.
+    pub streams: Vec<(usize, Address, ListenSocket)>,
+    /// For HTTP/3.
+    #[cfg(feature = "http3")]
+    pub datagrams: Vec<(usize, Address, std::net::UdpSocket)>,
+}
 
 /// A snapshot with what each worker gets of its own.
 pub struct Made {
@@ -342,27 +349,47 @@ impl Foundry {
         listeners: &[ListenerParts],
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<Sockets> {
-        let mut sockets: Vec<Vec<_>> = (0..self.workers).map(|_| Vec::new()).collect();
+        let mut sockets: Vec<Sockets> = (0..self.workers).map(|_| Sockets::default()).collect();
         for (index, listener) in listeners.iter().enumerate() {
             let config = &listener.config;
             let mut before = previous.into_iter().flat_map(|p| &p.listeners);
             let before = before.find(|l| l.config.name == config.name).map(|l| &l.config);
             for (nth, address) in config.all_addresses().enumerate() {
-                if before.is_some_and(|before| before.all_addresses().any(|a| a == address)) {
-                    continue;
+                let mut cannot = |address: &dyn std::fmt::Display, error: std::io::Error, help: Option<&str>| {
+                    let pointer = match nth.checked_sub(1) {
+                        None => format!("/listeners/{index}/address"),
+                        Some(nth) => format!("/listeners/{index}/addresses/{nth}"),
+                    };
+                    let message = format!("cannot listen on {address}: {error}");
+                    wrong.push(loaded.source.diagnostic(&pointer, message, help.map(str::to_owned)));
+                };
+                let before = before.filter(|before| before.all_addresses().any(|a| a == address));
+                if before.is_none() {
+                    match socket::listen(address, &config.socket, self.workers) {
+                        Ok(new) => sockets
+                            .iter_mut()
+                            .zip(new)
+                            .for_each(|(all, s)| all.streams.push((index, address.clone(), s))),
+                        Err(e) => cannot(address, e, None),
+                    }
                 }
-                match socket::listen(address, &config.socket, self.workers) {
-                    Ok(new) => sockets.iter_mut().zip(new).for_each(|(all, s)| all.push((index, address.clone(), s))),
-                    Err(e) => {
-                        let pointer = match nth.checked_sub(1) {
-                            None => format!("/listeners/{index}/address"),
-                            Some(nth) => format!("/listeners/{index}/addresses/{nth}"),
-                        };
-                        wrong.push(loaded.source.diagnostic(
-                            &pointer,
-                            format!("cannot listen on {address}: {e}"),
-                            None,
-                        ));
+                #[cfg(feature = "http3")]
+                if let Some(inet) = address.inet()
+                    && config.http3
+                    && !before.is_some_and(|before| before.http3)
+                {
+                    match socket::listen_datagrams(inet, self.workers) {
+                        Ok(new) => sockets
+                            .iter_mut()
+                            .zip(new)
+                            .for_each(|(all, s)| all.datagrams.push((index, address.clone(), s))),
+                        Err(e) => {
+                            // The connections of a listener that had it share its socket.
+                            let used = e.kind() == std::io::ErrorKind::AddrInUse;
+                            let help =
+                                "if HTTP/3 has just been turned off, its connections are still ending: try again";
+                            cannot(&format_args!("{address} over UDP"), e, used.then_some(help));
+                        }
                     }
                 }
             }
@@ -406,7 +433,16 @@ impl Foundry {
             connections: Connections {
                 accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
                 active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
-                refused: [refused(0)?, refused(1)?, refused(2)?, refused(3)?, refused(4)?, refused(5)?, refused(6)?],
+                refused: [
+                    refused(0)?,
+                    refused(1)?,
+                    refused(2)?,
+                    refused(3)?,
+                    refused(4)?,
+                    refused(5)?,
+                    refused(6)?,
+                    refused(7)?,
+                ],
             },
         })
     }

@@ -170,6 +170,7 @@ impl Pending<'_> {
         };
         grpc::note(&stream, &fields);
         add_via(&mut fields, self.site.via.of(self.received));
+        advertise(self.site, &stream, &mut fields);
         if let Some(upstream) = self.switched
             && let Some(guards) = self.guards.take()
         {
@@ -256,6 +257,16 @@ impl Pending<'_> {
             Ok(Outcome::Closed) => Err(closed(stream)),
             Err(fault) => Ok(Some(fault.reply(stream))),
         }
+    }
+}
+
+/// Tells a client that could speak HTTP/3 where, unless somebody else has said what it should speak.
+fn advertise(site: &Site, stream: &Stream, fields: &mut http::HeaderMap) {
+    if let Some(alt_svc) = &site.alt_svc
+        && stream.connection.tls.is_some()
+        && stream.version != Version::HTTP_3
+    {
+        fields.entry(header::ALT_SVC).or_insert_with(|| alt_svc.clone());
     }
 }
 
@@ -364,6 +375,7 @@ impl ResponseBody {
         *response.headers_mut() = head.fields.clone();
         grpc::note(self.ending.stream(), &head.fields);
         add_via(response.headers_mut(), self.ending.site().via.of(Version::HTTP_11));
+        advertise(self.ending.site(), self.ending.stream(), response.headers_mut());
         self.ending.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
         (self.deadline, self.guards) = (None, None);

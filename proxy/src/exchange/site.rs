@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::Methods;
 use crate::{
     chain::{Chain, Route, route::RetryPolicy},
-    config::model,
+    config::{model, units::Address},
     http::body::Body,
     observe::{self, AccessLog, Counter, Gauge, Histogram},
     tls::ServerTls,
@@ -27,6 +27,8 @@ pub struct Site {
     pub default_route: Option<Arc<Route>>,
     /// The values of `Via`.
     pub via: Via,
+    /// The value of `Alt-Svc`, if HTTP/3 is spoken too.
+    pub alt_svc: Option<HeaderValue>,
     /// Bytes of a body that are held back.
     pub buffered_body: usize,
     /// TLS, if there is any.
@@ -51,6 +53,7 @@ impl Site {
             chain,
             default_route: None,
             via: Via::new(&config.via),
+            alt_svc: alt_svc(&config),
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
             tls: None,
             access_log: None,
@@ -66,6 +69,12 @@ impl Site {
     pub fn refuse(&self, refusal: Refusal) {
         self.figures.connections.refused[refusal as usize].inc(observe::shard());
     }
+}
+
+/// Where HTTP/3 is spoken (RFC 9114 section 3.1.1): on the port of the first address that has one.
+fn alt_svc(config: &model::Listener) -> Option<HeaderValue> {
+    let address = config.all_addresses().find_map(Address::inet).filter(|_| config.http3)?;
+    HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", address.port())).ok()
 }
 
 /// The values of `Via` (RFC 9110 section 7.6.3), one for each version that a message may have been received in.
@@ -138,13 +147,15 @@ pub enum Refusal {
     Handshake,
     /// The client broke HTTP/2 (RFC 9113).
     Http2,
+    /// The client broke HTTP/3 (RFC 9114).
+    Http3,
     /// The client sent so much of what leads to nothing that it must be an attack.
     Flood,
 }
 
 impl Refusal {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
     /// All, with their names in metrics.
     pub const ALL: [(Refusal, &'static str); Refusal::COUNT] = [
         (Refusal::Limit, "limit"),
@@ -153,6 +164,7 @@ impl Refusal {
         (Refusal::Protocol, "protocol"),
         (Refusal::Handshake, "handshake"),
         (Refusal::Http2, "http2"),
+        (Refusal::Http3, "http3"),
         (Refusal::Flood, "flood"),
     ];
 }

@@ -52,7 +52,8 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
     }
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+/// Whether a field is for the next hop only, whatever `Connection` says.
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(*name, header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::TE)
         || *name == KEEP_ALIVE
         || *name == PROXY_CONNECTION

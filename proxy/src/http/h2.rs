@@ -9,7 +9,6 @@ mod flood;
 mod streams;
 
 use std::{
-    cell::Cell,
     future::poll_fn,
     pin::pin,
     rc::Rc,
@@ -25,7 +24,10 @@ use self::{
     flood::{Flood, Frames},
     streams::{Streams, Tasks},
 };
-use super::{body::Body, connection::Handle};
+use super::{
+    body::Body,
+    connection::{Handle, Resets},
+};
 use crate::{
     chain::stream::{ConnectionInfo, Progress},
     config::model::Listener,
@@ -43,16 +45,12 @@ const LOOK: Duration = Duration::from_secs(5);
 /// known.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Streams that a client may reset within a second of opening them; beyond, if they are also more than half of all its streams,
-/// it does nothing but make work (rapid reset, CVE-2023-44487).
-const RESETS: u32 = 500;
-
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     let streams = Rc::new(Streams::default());
-    let resets = Rc::new(Cell::new(0));
+    let resets = Resets::default();
     let most = limits.requests_per_connection;
     let service = {
         let (handle, info, streams, resets) = (handle.clone(), info.clone(), streams.clone(), resets.clone());
@@ -61,7 +59,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
             info.requests.set(info.requests.get() + 1);
             let progress = Rc::new(Progress::default());
             streams.announce(progress.clone());
-            let cut = Cut { opened: Instant::now(), resets: Some(resets.clone()) };
+            let cut = resets.opened();
             async move {
                 let upgrade = (request.method() == http::Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
                 let answer = exchange::serve(site, info, progress, request.map(Body::Incoming)).await;
@@ -99,7 +97,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 }
             });
         }
-        if resets.get() > RESETS && resets.get() > info.requests.get() / 2 {
+        if resets.are_too_many(&info) {
             return Poll::Ready(Some(Refusal::Flood));
         }
         let mut told = ends.is_some();
@@ -157,26 +155,4 @@ fn is_violation(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     // What the client says of us, or the network, is not the client's fault.
     source.is_some_and(|error| error.is_library() && !error.is_io())
-}
-
-/// Notices a stream that ends before its response has begun, which is the client's doing.
-struct Cut {
-    opened: Instant,
-    resets: Option<Rc<Cell<u32>>>,
-}
-
-impl Cut {
-    fn is_over(mut self) {
-        self.resets = None;
-    }
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        if let Some(resets) = &self.resets
-            && self.opened.elapsed() < Duration::from_secs(1)
-        {
-            resets.set(resets.get() + 1);
-        }
-    }
 }

@@ -9,5 +9,7 @@ pub mod grpc_web;
 pub mod guard;
 pub mod h1;
 pub mod h2;
+#[cfg(feature = "http3")]
+pub mod h3;
 
 pub mod path;

@@ -3,6 +3,8 @@
 pub mod client_hello;
 pub mod connection;
 pub mod overload;
+#[cfg(feature = "http3")]
+pub mod quic;
 pub mod sni;
 pub mod sniff;
 pub mod socket;

@@ -68,6 +68,31 @@ fn bind(address: SocketAddr, options: &SocketOptions, share: bool) -> io::Result
     Ok(socket)
 }
 
+/// Bytes that the system keeps for a socket of datagrams, if it allows so many (`net.core.rmem_max` and `wmem_max`): who is
+/// late for datagrams loses them.
+#[cfg(feature = "http3")]
+const DATAGRAMS: usize = 2 << 20;
+
+/// Opens `count` sockets for datagrams on an address.
+///
+/// Fails with `AddrInUse` if anybody has one there, be it a process of ours.
+#[cfg(feature = "http3")]
+pub fn listen_datagrams(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::UdpSocket>> {
+    let bind = |share: bool| {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(share)?;
+        // What is not allowed is cut to what is.
+        socket.set_recv_buffer_size(DATAGRAMS)?;
+        socket.set_send_buffer_size(DATAGRAMS)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok::<_, io::Error>(socket)
+    };
+    // Without SO_REUSEPORT, as above.
+    drop(bind(false)?);
+    (0..count).map(|_| bind(true).map(Into::into)).collect()
+}
+
 /// The least and the most that Linux takes for TCP_KEEPIDLE, in seconds.
 const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=32767;
 

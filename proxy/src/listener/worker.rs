@@ -17,7 +17,13 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{connection, overload::Refusals, socket::ListenerShared};
+#[cfg(feature = "http3")]
+use super::quic::Quic;
+use super::{
+    connection,
+    overload::Refusals,
+    socket::{ConnectionPlace, ListenerShared},
+};
 use crate::{
     chain::{Chain, Filter, Route},
     config::units::Address,
@@ -25,7 +31,7 @@ use crate::{
     exchange::{Refusal, Site},
     http::{body::Body, connection::Handle},
     net::{ListenSocket, Listener, Socket},
-    observe::{self, Shard, set_shard},
+    observe::{self, Gauge, Shard, set_shard},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
 };
@@ -106,6 +112,8 @@ struct Listening {
     accept: AbortHandle,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
+    #[cfg(feature = "http3")]
+    quic: Option<Quic>,
 }
 
 struct Worker {
@@ -120,7 +128,7 @@ struct Worker {
 
 /// How many connections there are, and who waits for there to be none.
 #[derive(Default)]
-struct Connections {
+pub(super) struct Connections {
     count: Cell<usize>,
     waiting: RefCell<Option<oneshot::Sender<()>>>,
 }
@@ -132,6 +140,32 @@ impl Connections {
         {
             let _ = waiting.send(());
         }
+    }
+}
+
+/// One of a worker's connections; dropping it ends that.
+pub(super) struct Connected {
+    connections: Rc<Connections>,
+    active: Gauge,
+    _place: ConnectionPlace,
+}
+
+impl Connected {
+    /// A connection has been accepted.
+    pub(super) fn begin(connections: &Rc<Connections>, site: &Site, place: ConnectionPlace) -> Connected {
+        connections.count.set(connections.count.get() + 1);
+        let figures = &site.figures.connections;
+        figures.accepted.inc(observe::shard());
+        figures.active.add(observe::shard(), 1);
+        Connected { connections: connections.clone(), active: figures.active.clone(), _place: place }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.active.sub(observe::shard(), 1);
+        self.connections.count.set(self.connections.count.get() - 1);
+        self.connections.check();
     }
 }
 
@@ -177,24 +211,32 @@ impl Worker {
         let site = wasm::Site { upstream: self.pools.clone(), rebuild };
         let vms = snapshot.plugins.iter().zip(instances);
         let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
-        let mut sockets: HashMap<_, _> = sockets.into_iter().map(|(index, address, s)| ((index, address), s)).collect();
+        let mut streams: HashMap<_, _> = by_place(sockets.streams);
+        #[cfg(feature = "http3")]
+        let mut datagrams: HashMap<_, _> = by_place(sockets.datagrams);
         let mut listening = self.listening.borrow_mut();
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let site = Rc::new(self.site(&snapshot, index, &vms));
             for address in parts.config.all_addresses() {
-                let key = (parts.config.name.clone(), address.clone());
-                if let Some(there) = listening.remove(&key) {
+                let (key, place) = ((parts.config.name.clone(), address.clone()), (index, address.clone()));
+                let there = if let Some(there) = listening.remove(&key) {
                     there.handle.set_site(site.clone());
-                    kept.insert(key, there);
-                } else if let Some(socket) = sockets.remove(&(index, address.clone())) {
+                    there
+                } else if let Some(socket) = streams.remove(&place) {
                     match self.listen(socket, site.clone(), parts.shared.clone()) {
-                        Ok(new) => {
-                            kept.insert(key, new);
+                        Ok(new) => new,
+                        Err(e) => {
+                            tracing::error!(listener = key.0, "cannot accept connections: {e}");
+                            continue;
                         }
-                        Err(e) => tracing::error!(listener = key.0, "cannot accept connections: {e}"),
                     }
-                }
+                } else {
+                    continue;
+                };
+                #[cfg(feature = "http3")]
+                let there = self.with_quic(there, datagrams.remove(&place), &site);
+                kept.insert(key, there);
             }
         }
         for (_, gone) in std::mem::replace(&mut *listening, kept) {
@@ -227,7 +269,35 @@ impl Worker {
         let (stop, stopped) = watch::channel(false);
         let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
-        Ok(Listening { handle, accept, stop, shared })
+        Ok(Listening {
+            handle,
+            accept,
+            stop,
+            shared,
+            #[cfg(feature = "http3")]
+            quic: None,
+        })
+    }
+
+    /// The same with HTTP/3, or without, as its rules are now.
+    #[cfg(feature = "http3")]
+    fn with_quic(&self, mut listening: Listening, socket: Option<std::net::UdpSocket>, site: &Rc<Site>) -> Listening {
+        listening.quic = match (listening.quic, socket) {
+            (Some(quic), _) if site.config.http3 => {
+                quic.set_site(site.clone());
+                Some(quic)
+            }
+            (None, Some(socket)) => {
+                let connections = self.connections.clone();
+                let new = Quic::listen(socket, site.clone(), listening.shared.clone(), connections);
+                new.map_err(|e| tracing::error!(listener = &*site.name, "cannot speak HTTP/3: {e}")).ok()
+            }
+            (before, _) => {
+                before.into_iter().for_each(Quic::end);
+                None
+            }
+        };
+        listening
     }
 
     fn drain(&self, done: oneshot::Sender<()>) {
@@ -250,8 +320,15 @@ impl Listening {
     fn end(self) {
         let _ = self.stop.send(true);
         self.handle.drain();
+        #[cfg(feature = "http3")]
+        self.quic.into_iter().for_each(Quic::end);
         drop((self.accept, self.shared));
     }
+}
+
+/// Sockets by listener and address.
+fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S> {
+    sockets.into_iter().map(|(index, address, socket)| ((index, address), socket)).collect()
 }
 
 /// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
@@ -272,17 +349,11 @@ async fn accept(
             return;
         };
         let Ok(local) = stream.local_addr() else { return };
-        connections.count.set(connections.count.get() + 1);
-        let figures = handle.site().figures.connections.clone();
-        figures.accepted.inc(observe::shard());
-        figures.active.add(observe::shard(), 1);
-        let (handle, connections) = (handle.clone(), connections.clone());
+        let connected = Connected::begin(&connections, &handle.site(), place);
+        let handle = handle.clone();
         tokio::task::spawn_local(async move {
             connection::serve(handle, stream, peer, local).await;
-            drop(place);
-            figures.active.sub(observe::shard(), 1);
-            connections.count.set(connections.count.get() - 1);
-            connections.check();
+            drop(connected);
         });
     };
     loop {

@@ -41,16 +41,25 @@ impl Secure {
         Secure(StreamOwned::new(connection, socket))
     }
 
-    /// `GET /`, with these fields as well. The status.
-    pub fn get(&mut self, fields: &str) -> io::Result<u16> {
-        self.0.write_all(format!("GET / HTTP/1.1\r\nHost: web.test\r\n{fields}\r\n").as_bytes())?;
+    /// `GET` of a target, whose response has no body. The response's head.
+    pub fn ask(&mut self, target: &str) -> io::Result<String> {
+        self.head(target, "")
+    }
+
+    fn head(&mut self, target: &str, fields: &str) -> io::Result<String> {
+        self.0.write_all(format!("GET {target} HTTP/1.1\r\nHost: web.test\r\n{fields}\r\n").as_bytes())?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             self.0.read_exact(&mut byte)?;
             head.extend(byte);
         }
-        let head = String::from_utf8_lossy(&head).into_owned();
+        Ok(String::from_utf8_lossy(&head).into_owned())
+    }
+
+    /// `GET /`, with these fields as well. The status.
+    pub fn get(&mut self, fields: &str) -> io::Result<u16> {
+        let head = self.head("/", fields)?;
         let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         status.ok_or_else(|| io::Error::other(head))
     }

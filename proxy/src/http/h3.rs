@@ -1,0 +1,179 @@
+//! A client's HTTP/3 connection (RFC 9114): h3 reads requests from it, over quinn; this sees to its time and its end. Each
+//! request is a task of its own; see [`request`].
+
+mod body;
+mod date;
+mod framing;
+mod request;
+mod transport;
+mod tunnel;
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use h3::error::{Code, ConnectionError};
+use quinn::VarInt;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::{
+    framing::Violation,
+    transport::{Ledger, Transport},
+};
+use super::connection::{Handle, Resets};
+use crate::{chain::stream::ConnectionInfo, exchange::Refusal};
+
+/// The name of what is spoken (RFC 9114 section 3.1).
+pub const ALPN: &[u8] = b"h3";
+
+/// How long a connection that is to end takes requests that were sent before the client can have known; and for how long after
+/// that its client may learn which ones were not taken.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What the tasks of a connection's requests share.
+struct Connection {
+    handle: Rc<Handle>,
+    info: Rc<ConnectionInfo>,
+    ledger: Rc<Ledger>,
+    resets: Resets,
+    /// Requests whose tasks have not ended. A task ends when its client has acknowledged all of the response.
+    under_way: Cell<u32>,
+}
+
+/// How far a connection is with ending.
+enum Phase {
+    /// It takes requests.
+    Open,
+    /// Its client has been told; what is on its way is still taken, until then.
+    Told(Instant),
+    /// It takes no more requests. It ends when those it has are over, but not before then.
+    Closing(Instant),
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(handle: Rc<Handle>, quic: quinn::Connection, info: Rc<ConnectionInfo>) {
+    if let Some(refusal) = run(&handle, &quic, info).await {
+        handle.site().refuse(refusal);
+    }
+    // quinn's task for the connection gets to send what there is to say.
+    tokio::task::yield_now().await;
+}
+
+fn code(code: Code) -> VarInt {
+    VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
+}
+
+/// Why the client is to blame for the end, if it is. Where nothing else is said, the connection is closed when h3's is dropped.
+async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<Refusal> {
+    let config = handle.site().config.clone();
+    let (limits, timeouts) = (&config.limits, &config.timeouts);
+    let ledger = Ledger::new(limits.header_bytes.0);
+    let mut builder = h3::server::builder();
+    // What it would send to keep clients tolerant it may lose a frame over.
+    builder.max_field_section_size(limits.header_bytes.0).send_grease(false);
+    let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    // It needs streams of its own, which a client may withhold.
+    let transport = Transport::new(quic.clone(), ledger.clone());
+    let mut connection = match timeout(handshake, builder.build::<_, Bytes>(transport)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return blame(&info, &ledger, &error),
+        Err(_) => return Some(Refusal::Silent),
+    };
+    let shared = Rc::new(Connection {
+        handle: handle.clone(),
+        info: info.clone(),
+        ledger: ledger.clone(),
+        resets: Resets::default(),
+        under_way: Cell::new(0),
+    });
+    let mut drained = std::pin::pin!(handle.drained());
+    let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
+    let most = limits.requests_per_connection;
+    let mut draining = false;
+    let mut phase = Phase::Open;
+    loop {
+        let idle = shared.under_way.get() == 0;
+        let now = Instant::now();
+        let due = match phase {
+            Phase::Open => {
+                let since = Instant::from_std(info.idle_since.get());
+                let idle = timeouts.keep_alive.bound().filter(|_| idle).map(|limit| since + limit);
+                idle.into_iter().chain(retires).min()
+            }
+            Phase::Told(until) => Some(until),
+            Phase::Closing(until) => Some(until).filter(|_| idle),
+        };
+        let full = most != 0 && info.requests.get() >= most;
+        match phase {
+            Phase::Open if draining || full || due.is_some_and(|due| due <= now) => {
+                phase = Phase::Told(now + GRACE);
+                if ledger.is_new() {
+                    // h3 says that not even the first one is taken.
+                    ledger.refuse_more();
+                }
+                // To a client that takes no more of what it is told, there is no point in being polite.
+                if !matches!(timeout(GRACE, connection.shutdown(usize::MAX)).await, Ok(Ok(()))) {
+                    return None;
+                }
+                continue;
+            }
+            Phase::Told(until) if until <= now => {
+                phase = Phase::Closing(now + GRACE);
+                ledger.refuse_more();
+                if !matches!(timeout(GRACE, connection.shutdown(1)).await, Ok(Ok(()))) {
+                    return None;
+                }
+                continue;
+            }
+            Phase::Closing(until) if idle && until <= now => return None,
+            _ => {}
+        }
+        let timer = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Ok(Some(resolver)) => {
+                    info.requests.set(info.requests.get() + 1);
+                    let Some(watch) = ledger.latest() else { return None };
+                    request::spawn(shared.clone(), watch, resolver);
+                }
+                // The client has said that it will send none, and has all responses.
+                Ok(None) => {
+                    while shared.under_way.get() > 0 {
+                        ledger.changed.notified().await;
+                    }
+                    return None;
+                }
+                Err(error) => return blame(&info, &ledger, &error),
+            },
+            () = &mut drained, if !draining => draining = true,
+            () = ledger.changed.notified() => {}
+            () = timer => {}
+        }
+        if let Some(violation) = ledger.violation() {
+            tracing::debug!(peer = %info.peer, "HTTP/3: {violation}");
+            quic.close(code(violation.code()), b"");
+            return Some(refusal(violation));
+        }
+        if shared.resets.are_too_many(&info) {
+            quic.close(code(Code::H3_EXCESSIVE_LOAD), b"");
+            return Some(Refusal::Flood);
+        }
+    }
+}
+
+/// What a connection that was ended for this counts as.
+fn refusal(violation: Violation) -> Refusal {
+    if violation == Violation::Flood { Refusal::Flood } else { Refusal::Http3 }
+}
+
+/// Whether the client broke the protocol, rather than the connection.
+fn blame(info: &ConnectionInfo, ledger: &Ledger, error: &ConnectionError) -> Option<Refusal> {
+    tracing::debug!(peer = %info.peer, %error, "connection ended");
+    // What h3 has found, and not an end that we have made ourselves.
+    let found = matches!(error, ConnectionError::Local { .. }) && !error.is_h3_no_error();
+    ledger.violation().map(refusal).or(found.then_some(Refusal::Http3))
+}

@@ -1,0 +1,124 @@
+//! A request's body, as h3 reads it.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use h3::server::RequestStream;
+use http_body::{Frame, SizeHint};
+use tokio::sync::Notify;
+
+use super::transport::{Receiver, Watch};
+use crate::http::body::{Body, BodyError};
+
+/// How far it has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Data,
+    Trailers,
+    Over,
+}
+
+/// A request's body.
+pub(super) struct Incoming {
+    stream: RequestStream<Receiver, Bytes>,
+    watch: Rc<Watch>,
+    /// Bytes that are still to come, if the head has said how many.
+    left: Option<u64>,
+    part: Part,
+    /// What had come with the head.
+    early: Option<Result<Frame<Bytes>, BodyError>>,
+    /// Who wants to know that somebody wants the body.
+    wanted: Option<Rc<Notify>>,
+}
+
+/// The head has promised a body of another length (RFC 9114 section 4.1.2).
+#[derive(Debug, thiserror::Error)]
+#[error("the body is not as long as its head says")]
+struct Length;
+
+impl Incoming {
+    /// All that is sent on a stream.
+    pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<Watch>) -> Incoming {
+        Incoming { stream, watch, left: None, part: Part::Data, early: None, wanted: None }
+    }
+
+    /// A request's body. If there is none, and that can be seen already, the exchange may know it. When it is first wanted,
+    /// `wanted` is told.
+    pub(super) async fn into_body(mut self, length: Option<u64>, wanted: Option<Rc<Notify>>) -> Body {
+        self.left = length;
+        match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
+            Poll::Ready(None) => return Body::Empty,
+            Poll::Ready(early) => self.early = early,
+            Poll::Pending => self.wanted = wanted,
+        }
+        Body::stream(self)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let next = loop {
+            match self.part {
+                Part::Over => return Poll::Ready(None),
+                Part::Data => match ready!(self.stream.poll_recv_data(cx)) {
+                    Ok(None) => self.part = Part::Trailers,
+                    Ok(Some(mut data)) => {
+                        let data = data.copy_to_bytes(data.remaining());
+                        let count = data.len() as u64;
+                        self.watch.unread.set(self.watch.unread.get().saturating_sub(count));
+                        let Some(left) = self.left else { break Ok(Frame::data(data)) };
+                        self.left = left.checked_sub(count);
+                        break self.left.map(|_| Frame::data(data)).ok_or_else(wrong_length);
+                    }
+                    Err(error) => break Err(BodyError::Downstream(Box::new(error))),
+                },
+                Part::Trailers => {
+                    let trailers = ready!(self.stream.poll_recv_trailers(cx));
+                    self.part = Part::Over;
+                    match trailers {
+                        _ if self.left.is_some_and(|left| left > 0) => break Err(wrong_length()),
+                        Ok(None) => return Poll::Ready(None),
+                        Ok(Some(trailers)) => break Ok(Frame::trailers(trailers)),
+                        Err(error) => break Err(BodyError::Downstream(Box::new(error))),
+                    }
+                }
+            }
+        };
+        if next.is_err() {
+            self.part = Part::Over;
+        }
+        Poll::Ready(Some(next))
+    }
+}
+
+fn wrong_length() -> BodyError {
+    BodyError::Downstream(Box::new(Length))
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let me = self.get_mut();
+        if let Some(early) = me.early.take() {
+            return Poll::Ready(Some(early));
+        }
+        if let Some(wanted) = me.wanted.take() {
+            wanted.notify_one();
+        }
+        me.poll_next(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.part == Part::Over && self.early.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // The head says what the length is.
+        SizeHint::default()
+    }
+}

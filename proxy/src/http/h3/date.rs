@@ -1,0 +1,24 @@
+//! `Date` for responses that have none (RFC 9110 section 6.6.1): hyper sees to that in the other versions.
+
+use std::{cell::RefCell, time::SystemTime};
+
+use http::HeaderValue;
+
+thread_local! {
+    /// The second, and its text: on a busy worker thousands of responses share it.
+    static LATEST: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))) };
+}
+
+/// The time, as a field's value.
+pub(super) fn now() -> HeaderValue {
+    let now = SystemTime::now();
+    let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    LATEST.with_borrow_mut(|(latest, text)| {
+        if *latest != second
+            && let Ok(value) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            (*latest, *text) = (second, value);
+        }
+        text.clone()
+    })
+}

@@ -1,0 +1,236 @@
+//! An eye on the frames that a client sends, before h3 sees them: the same that `guard` is for HTTP/1.1.
+//!
+//! h3 keeps a frame until it is whole, however long it says it is, reads on while nobody takes what it has, looks through all
+//! that it keeps for each piece that comes, and takes a body that is cut off within a frame for one that has ended. So it gets
+//! frames of a bounded length, whole, and only those that mean something to it: unknown ones are dropped here (RFC 9114
+//! section 9). Of data it gets no more than it can hand on at once; see [`Watch::unread`](super::transport::Watch).
+
+use std::{cell::Cell, collections::VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use h3::error::Code;
+use smallvec::SmallVec;
+
+/// Bytes that a frame on a control stream may have. The largest that anybody needs is SETTINGS.
+const MAX_CONTROL: u64 = 4 << 10;
+
+/// Frames that lead to nothing, at most, above what others allow for.
+const MOST: u32 = 10_000;
+
+/// What a frame that brings something takes from the count.
+const WORTH: u32 = 100;
+
+// RFC 9114 section 7.2.
+const DATA: u64 = 0x0;
+const HEADERS: u64 = 0x1;
+/// Those that h3 knows. Among them are some of HTTP/2, which are errors here (section 7.2.8).
+const KNOWN: [u64; 11] = [DATA, HEADERS, 0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0x8, 0x9, 0xd];
+
+/// The type of a control stream (RFC 9114 section 6.2.1).
+const CONTROL: u64 = 0x0;
+
+/// What a client must not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    /// A head, or trailers, over the bound.
+    #[error("a field section is too large")]
+    HeadTooLarge,
+    /// Another frame that is far too long.
+    #[error("a frame is too large")]
+    FrameTooLarge,
+    /// A stream that ends within a frame.
+    #[error("a stream ends within a frame")]
+    Truncated,
+    /// Nothing but frames that lead to nothing.
+    #[error("too many frames that lead to nothing")]
+    Flood,
+}
+
+impl Violation {
+    /// What its client is told.
+    pub(super) fn code(self) -> Code {
+        match self {
+            Violation::Truncated => Code::H3_FRAME_ERROR,
+            _ => Code::H3_EXCESSIVE_LOAD,
+        }
+    }
+}
+
+/// Counts the frames of a connection that make work and lead to nothing.
+#[derive(Debug, Default)]
+pub(super) struct Flood(Cell<u32>);
+
+impl Flood {
+    fn count(&self, brings: bool) -> Result<(), Violation> {
+        let frames = self.0.get();
+        self.0.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
+        if self.0.get() > MOST { Err(Violation::Flood) } else { Ok(()) }
+    }
+}
+
+/// What is on a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A request.
+    Request,
+    /// It begins with a number that says so.
+    Unknown,
+    /// Frames about the connection.
+    Control,
+    /// No frames.
+    Opaque,
+}
+
+/// What is done with the frame whose payload is next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    /// Passed on as it comes.
+    Data,
+    /// Passed on when it is whole.
+    Whole,
+    /// Dropped.
+    Skipped,
+}
+
+/// Follows the frames of one stream.
+#[derive(Debug)]
+pub(super) struct Framing {
+    kind: Kind,
+    max_head: u64,
+    /// What has come of a frame's header, or of the stream's type.
+    header: SmallVec<[u8; 16]>,
+    frame: Frame,
+    /// Bytes of its payload that are still to come.
+    left: u64,
+    /// What has come of a frame that is passed on when it is whole.
+    held: BytesMut,
+    /// What may be passed on.
+    ready: VecDeque<Bytes>,
+}
+
+impl Framing {
+    /// Of a request's stream, whose field sections may have this many bytes as they are sent.
+    pub(super) fn request(max_head: u64) -> Framing {
+        Framing {
+            kind: Kind::Request,
+            max_head,
+            header: SmallVec::new(),
+            frame: Frame::Skipped,
+            left: 0,
+            held: BytesMut::new(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Of a stream in one direction.
+    pub(super) fn one_way() -> Framing {
+        Framing { kind: Kind::Unknown, ..Framing::request(0) }
+    }
+
+    /// The next piece that may be passed on; never an empty one.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        self.ready.pop_front()
+    }
+
+    /// Looks at what has come. How many bytes of data are among what may be passed on now.
+    pub(super) fn push(&mut self, chunk: &Bytes, flood: &Flood) -> Result<u64, Violation> {
+        let (mut at, mut data) = (0, 0);
+        while at < chunk.len() {
+            if self.kind == Kind::Opaque {
+                self.ready.push_back(chunk.slice(at..));
+                break;
+            }
+            let start = at;
+            let early = !self.header.is_empty();
+            let begins = self.left == 0;
+            if begins {
+                let Some(next) = self.read_header(&chunk[at..], flood)? else { break };
+                at += next;
+                if self.kind == Kind::Opaque || self.header.is_empty() {
+                    continue;
+                }
+            }
+            let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(chunk.len() - at);
+            let end = at + here;
+            self.left -= here as u64;
+            match self.frame {
+                Frame::Skipped => {}
+                Frame::Data => {
+                    if early {
+                        self.ready.push_back(Bytes::copy_from_slice(&self.header));
+                    }
+                    let from = if early { at } else { start };
+                    if from < end {
+                        self.ready.push_back(chunk.slice(from..end));
+                    }
+                    data += here as u64;
+                }
+                Frame::Whole if begins && !early && self.left == 0 => self.ready.push_back(chunk.slice(start..end)),
+                Frame::Whole => {
+                    if begins {
+                        self.held.extend_from_slice(&self.header);
+                    }
+                    self.held.extend_from_slice(&chunk[at..end]);
+                    if self.left == 0 {
+                        self.ready.push_back(self.held.split().freeze());
+                    }
+                }
+            }
+            self.header.clear();
+            at = end;
+        }
+        Ok(data)
+    }
+
+    /// The stream has ended.
+    pub(super) fn end(&self) -> Result<(), Violation> {
+        let cut = self.left > 0 || !self.header.is_empty();
+        // Of the others nobody knows where they may end.
+        if cut && matches!(self.kind, Kind::Request | Kind::Control) { Err(Violation::Truncated) } else { Ok(()) }
+    }
+
+    /// Reads on in a frame's header, or in the stream's type. How many bytes that took; none: all, and it is not whole yet.
+    fn read_header(&mut self, bytes: &[u8], flood: &Flood) -> Result<Option<usize>, Violation> {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.header.push(*byte);
+            let Some((first, rest)) = varint(&self.header) else { continue };
+            if self.kind == Kind::Unknown {
+                self.kind = if first == CONTROL { Kind::Control } else { Kind::Opaque };
+                self.ready.push_back(Bytes::copy_from_slice(&self.header));
+                self.header.clear();
+                return Ok(Some(index + 1));
+            }
+            let Some((length, _)) = varint(rest) else { continue };
+            self.begin(first, length, flood)?;
+            return Ok(Some(index + 1));
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self, kind: u64, length: u64, flood: &Flood) -> Result<(), Violation> {
+        flood.count(kind == HEADERS || (kind == DATA && length > 0))?;
+        self.frame = match kind {
+            DATA if length == 0 => Frame::Skipped,
+            // On a control stream it is an error, which h3 has a word for.
+            DATA => Frame::Data,
+            HEADERS if self.kind == Kind::Request && length > self.max_head => return Err(Violation::HeadTooLarge),
+            HEADERS if self.kind == Kind::Request => Frame::Whole,
+            kind if !KNOWN.contains(&kind) => Frame::Skipped,
+            _ if length > MAX_CONTROL => return Err(Violation::FrameTooLarge),
+            _ => Frame::Whole,
+        };
+        self.left = length;
+        Ok(())
+    }
+}
+
+/// A number at the beginning (RFC 9000 section 16), and what follows it.
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let length = 1 << (bytes.first()? >> 6);
+    let (number, rest) = bytes.split_at_checked(length)?;
+    let number = number.iter().fold(0, |all, byte| (all << 8) | u64::from(*byte));
+    Some((number & (u64::MAX >> (66 - 8 * length)), rest))
+}
+
+#[cfg(test)]
+mod tests;

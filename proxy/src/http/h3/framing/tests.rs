@@ -1,0 +1,109 @@
+use super::*;
+
+/// A frame as it is sent.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap() | 0x4000;
+    [&[kind], &length.to_be_bytes()[..], payload].concat()
+}
+
+/// What is passed on of a stream that comes in pieces of this size, and how much of it is data.
+fn passed(mut framing: Framing, sent: &[u8], size: usize) -> Result<(Vec<Bytes>, u64), Violation> {
+    let flood = Flood::default();
+    let (mut all, mut data) = (Vec::new(), 0);
+    for piece in sent.chunks(size) {
+        data += framing.push(&Bytes::copy_from_slice(piece), &flood)?;
+        all.extend(std::iter::from_fn(|| framing.pop()));
+    }
+    assert!(all.iter().all(|piece| !piece.is_empty()));
+    framing.end().map(|()| (all, data))
+}
+
+const UNKNOWN: u8 = 0x21;
+
+#[test]
+fn numbers_are_read_as_they_are_written() {
+    // RFC 9000 appendix A.1.
+    for (bytes, number) in [
+        (&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c][..], 151_288_809_941_952_652),
+        (&[0x9d, 0x7f, 0x3e, 0x7d], 494_878_333),
+        (&[0x7b, 0xbd], 15_293),
+        (&[0x25], 37),
+    ] {
+        assert_eq!(varint(&[bytes, b"x"].concat()), Some((number, &b"x"[..])));
+        assert_eq!(varint(&bytes[..bytes.len() - 1]), None);
+    }
+}
+
+#[test]
+fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
+    let sent = [
+        frame(UNKNOWN, b"grease"),
+        frame(1, b"head"),
+        frame(0, b"hello "),
+        frame(UNKNOWN, b""),
+        frame(0, b""),
+        frame(0, b"world"),
+        frame(1, b"trailers"),
+        frame(UNKNOWN, &[7; 3000]),
+    ]
+    .concat();
+    let wanted = [frame(1, b"head"), frame(0, b"hello "), frame(0, b"world"), frame(1, b"trailers")];
+    for size in 1..sent.len() {
+        let (pieces, data) = passed(Framing::request(8), &sent, size).unwrap();
+        assert_eq!((pieces.concat(), data), (wanted.concat(), 11), "in pieces of {size}");
+        assert_eq!(pieces[0], wanted[0]);
+        assert_eq!(pieces.last(), wanted.last().map(|last| Bytes::copy_from_slice(last)).as_ref());
+    }
+}
+
+#[test]
+fn a_head_over_the_bound_is_not_waited_for() {
+    let start = &frame(1, &[0; 9])[..3];
+    assert_eq!(passed(Framing::request(8), start, 9), Err(Violation::HeadTooLarge));
+    assert_eq!(passed(Framing::request(9), &frame(1, &[0; 9]), 4).unwrap().0.concat(), frame(1, &[0; 9]));
+    // The longest that can be said.
+    let longest = [&[1][..], &[0xff; 8]].concat();
+    assert_eq!(passed(Framing::request(u64::MAX >> 3), &longest, 9), Err(Violation::HeadTooLarge));
+}
+
+#[test]
+fn a_stream_ends_between_frames() {
+    let whole = [frame(1, b"head"), frame(0, b"body")].concat();
+    for end in 0..=whole.len() {
+        let may_end = [0, 7, whole.len()].contains(&end);
+        assert_eq!(passed(Framing::request(8), &whole[..end], 3).is_ok(), may_end, "after {end}");
+    }
+}
+
+#[test]
+fn streams_in_one_direction_are_what_they_say() {
+    let control = [&[0][..], &frame(4, &[1, 0]), &frame(UNKNOWN, b"grease"), &frame(7, &[0])].concat();
+    let wanted = [&[0][..], &frame(4, &[1, 0]), &frame(7, &[0])].concat();
+    for size in 1..control.len() {
+        assert_eq!(passed(Framing::one_way(), &control, size).unwrap().0.concat(), wanted);
+    }
+    let settings = [&[0][..], &frame(4, &[0; 5000])].concat();
+    assert_eq!(passed(Framing::one_way(), &settings, 100), Err(Violation::FrameTooLarge));
+    // QPACK, and what nobody knows: no frames.
+    for kind in [&[2][..], &[0x40, 0x54]] {
+        let sent = [kind, &frame(UNKNOWN, b"not a frame")[..5]].concat();
+        for size in 1..sent.len() {
+            assert_eq!(passed(Framing::one_way(), &sent, size).unwrap().0.concat(), sent);
+        }
+    }
+}
+
+#[test]
+fn frames_that_lead_to_nothing_are_not_taken_for_ever() {
+    let flood = Flood::default();
+    let push = |frame: Vec<u8>| Framing::request(8).push(&frame.into(), &flood);
+    for _ in 0..MOST {
+        push(frame(UNKNOWN, b"")).unwrap();
+    }
+    assert_eq!(push(frame(0, b"")), Err(Violation::Flood));
+    // Those that bring something allow for others.
+    for _ in 0..MOST {
+        push(frame(0, b"x")).unwrap();
+        push(frame(0, b"")).unwrap();
+    }
+}

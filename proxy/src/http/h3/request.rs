@@ -1,0 +1,262 @@
+//! One request on an HTTP/3 connection: from its stream to the exchange, and the response back.
+//!
+//! Each is a task. While the client does not read, nothing polls the response's body and so its clock: the task sees to the
+//! time itself.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use h3::{
+    error::{Code, StreamError},
+    server::{RequestResolver, RequestStream},
+};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
+use tollgate_abi::fast::flag;
+
+use super::{
+    Connection,
+    body::Incoming,
+    date,
+    transport::{Sender, Transport, Watch},
+    tunnel,
+};
+use crate::{
+    chain::stream::Progress,
+    exchange,
+    http::{
+        body::Body,
+        connection::{Cut, log_refusal},
+        fields::{is_hop_by_hop, remove_hop_by_hop},
+    },
+};
+
+/// What a request that could not be read is said to be.
+const PROTOCOL: &str = "HTTP/3";
+
+/// Bytes of a frame of data, at most. Clients that take this much have moved.
+const FRAME: usize = 64 << 10;
+
+type Send = RequestStream<Sender, Bytes>;
+
+/// One of a connection's requests under way; dropping it ends that.
+struct UnderWay(Rc<Connection>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let under_way = &self.0.under_way;
+        under_way.set(under_way.get() - 1);
+        self.0.ledger.changed.notify_one();
+    }
+}
+
+/// Serves the request that comes on a stream.
+pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<Watch>, resolver: RequestResolver<Transport, Bytes>) {
+    connection.under_way.set(connection.under_way.get() + 1);
+    let (cut, under_way) = (connection.resets.opened(), UnderWay(connection));
+    tokio::task::spawn_local(async move {
+        let connection = &under_way.0;
+        let finished = tokio::select! {
+            biased;
+            // The client has taken the request back, or is gone.
+            _ = watch.over() => return,
+            finished = serve(connection, &watch, resolver, cut) => finished,
+        };
+        // A connection that is closed takes with it what its client has not got yet.
+        if finished {
+            watch.over().await;
+        }
+    });
+}
+
+/// Whether a response has been sent to its end.
+async fn serve(
+    connection: &Connection,
+    watch: &Rc<Watch>,
+    resolver: RequestResolver<Transport, Bytes>,
+    cut: Cut,
+) -> bool {
+    let Connection { handle, info, .. } = connection;
+    let limit = handle.site().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
+    let mut resolving = pin!(resolver.resolve_request());
+    let resolved = timeout(limit, resolving.as_mut()).await;
+    let site = handle.site();
+    let refused = |status, flags, why| log_refusal(&site, info, PROTOCOL, status, flags, why);
+    let (request, stream) = match resolved {
+        Ok(Ok(resolved)) => resolved,
+        Ok(Err(StreamError::HeaderTooBig { .. })) => {
+            refused(431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
+            return false;
+        }
+        Ok(Err(_)) if watch.head_too_large.get() => {
+            refused(431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
+            return false;
+        }
+        Ok(Err(error)) => {
+            if matches!(error, StreamError::StreamError { .. }) {
+                tracing::debug!(peer = %info.peer, %error, "a malformed request");
+                refused(0, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
+            }
+            return false;
+        }
+        Err(_) => {
+            watch.answering.set(true);
+            refused(0, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
+            return false;
+        }
+    };
+    watch.answering.set(true);
+    let (mut send, recv) = stream.split();
+    let recv = Incoming::new(recv, watch.clone());
+    let progress = Rc::new(Progress::default());
+    let idle = site.config.timeouts.idle.bound();
+    let length = match check(request.headers()) {
+        Ok(length) => length,
+        Err(why) => {
+            refused(400, flag::DOWNSTREAM_PROTOCOL, why);
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            return respond(&mut send, response, &progress, idle).await;
+        }
+    };
+    let mut request = request;
+    if let Some(protocol) = request.extensions_mut().remove::<h3::ext::Protocol>() {
+        // As hyper says it.
+        request.extensions_mut().insert(hyper::ext::Protocol::from(protocol.as_str()));
+    }
+    let wanted = expects(&request).then(Rc::<Notify>::default);
+    let (body, recv) = match *request.method() {
+        // What follows it is none of the exchange's business.
+        Method::CONNECT => (Body::Empty, Some(recv)),
+        _ => (recv.into_body(length, wanted.clone()).await, None),
+    };
+    let request = request.map(|()| body);
+    let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
+    let mut wanted = wanted.as_ref();
+    let answer = loop {
+        let body_wanted = async {
+            match wanted {
+                Some(wanted) => wanted.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = &mut serving => break answer,
+            () = body_wanted => {
+                wanted = None;
+                let mut go_on = Response::new(());
+                *go_on.status_mut() = StatusCode::CONTINUE;
+                // If it does not get through, nothing else will.
+                let _ = unless_stalled(&progress, idle, send.send_response(go_on)).await;
+            }
+        }
+    };
+    cut.is_over();
+    let Ok(answer) = answer else {
+        send.stop_stream(Code::H3_INTERNAL_ERROR);
+        return false;
+    };
+    match (answer.tunnel, recv) {
+        (Some(tunnel), Some(recv)) => {
+            let head = head(answer.response.map(drop));
+            match unless_stalled(&progress, idle, send.send_response(head)).await {
+                Some(Ok(())) => tunnel::run(tunnel, send, recv, idle).await,
+                _ => false,
+            }
+        }
+        _ => respond(&mut send, answer.response, &progress, idle).await,
+    }
+}
+
+/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told.
+fn check(fields: &HeaderMap) -> Result<Option<u64>, &'static str> {
+    if fields.keys().any(|name| *name != header::TE && is_hop_by_hop(name))
+        || fields.get_all(header::TE).iter().any(|te| te != "trailers")
+    {
+        return Err("connection_fields");
+    }
+    let mut length = None;
+    for value in fields.get_all(header::CONTENT_LENGTH) {
+        let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+        let value = value.and_then(|value| value.parse::<u64>().ok()).ok_or("bad_content_length")?;
+        if length.is_some_and(|length| length != value) {
+            return Err("bad_content_length");
+        }
+        length = Some(value);
+    }
+    Ok(length)
+}
+
+/// Whether the client waits before it sends the body (RFC 9110 section 10.1.1).
+fn expects(request: &Request<()>) -> bool {
+    request
+        .headers()
+        .get(header::EXPECT)
+        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// A response's head as it is sent.
+fn head(response: Response<()>) -> Response<()> {
+    let mut head = response;
+    *head.version_mut() = http::Version::HTTP_3;
+    let fields = head.headers_mut();
+    // A filter may have set some of them.
+    remove_hop_by_hop(fields);
+    fields.entry(header::DATE).or_insert_with(date::now);
+    head
+}
+
+/// Sends a response. Whether that has come to an end.
+async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress, idle: Option<Duration>) -> bool {
+    let (parts, body) = response.into_parts();
+    let mut body = pin!(body);
+    let head = head(Response::from_parts(parts, ()));
+    let mut sent = unless_stalled(progress, idle, send.send_response(head)).await;
+    while matches!(sent, Some(Ok(()))) {
+        let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
+            return send.finish().await.is_ok();
+        };
+        let Ok(frame) = frame else {
+            // The exchange has said why.
+            send.stop_stream(Code::H3_INTERNAL_ERROR);
+            return false;
+        };
+        match frame.into_data() {
+            Ok(mut data) => {
+                while !data.is_empty() && matches!(sent, Some(Ok(()))) {
+                    let part = data.split_to(data.len().min(FRAME));
+                    sent = unless_stalled(progress, idle, send.send_data(part)).await;
+                    progress.active.set(Instant::now());
+                }
+            }
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                sent = unless_stalled(progress, idle, send.send_trailers(trailers)).await;
+            }
+        }
+    }
+    // Dropped before its end, the stream is reset.
+    false
+}
+
+/// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over.
+async fn unless_stalled<T>(progress: &Progress, idle: Option<Duration>, sending: impl Future<Output = T>) -> Option<T> {
+    let mut sending = pin!(sending);
+    let bound = || idle.map(|idle| progress.active.get() + idle).into_iter().chain(progress.due.get()).min();
+    while let Some(until) = bound() {
+        if let Ok(sent) = timeout_at(until, sending.as_mut()).await {
+            return Some(sent);
+        }
+        // The request may have moved meanwhile.
+        if bound().is_some_and(|bound| bound <= Instant::now()) {
+            progress.stalled.set(true);
+            return None;
+        }
+    }
+    Some(sending.await)
+}

@@ -1,0 +1,242 @@
+//! HTTP/3's side of a listener on a worker: the socket for datagrams, QUIC (RFC 9000) by quinn, and connections' first moments.
+//!
+//! quinn's own tasks run beside the worker's on the same thread, as any that are spawned on its runtime.
+
+use std::{cell::Cell, io, net::UdpSocket, rc::Rc, sync::Arc, time::Duration};
+
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt,
+    crypto::{HandshakeTokenKey, rustls::QuicServerConfig},
+};
+use rustls::pki_types::CertificateDer;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    socket::ListenerShared,
+    worker::{Connected, Connections},
+};
+use crate::{
+    chain::stream::ConnectionInfo,
+    config::model::Listener,
+    exchange::{Refusal, Site},
+    http::{connection::Handle, h3},
+    tls::{ConnectionTls, PeerError, ServerTls},
+};
+
+/// Handshakes under way on a socket, from which on a client must first show that it is where it says it is (Retry, RFC 9000
+/// section 8.1.2): so who sends under many false addresses costs no more than so many of them.
+const VALIDATE_FROM: u32 = 64;
+
+/// Handshakes under way on a socket, at most.
+const MOST_HANDSHAKES: u32 = 1024;
+
+/// First datagrams that wait to be looked at, at most.
+const MOST_INCOMING: usize = 1024;
+
+/// Bytes of datagrams that follow one of these, at most.
+const INCOMING_BUFFER: u64 = 16 << 10;
+
+/// Streams in one direction that a client may have: three are in use (RFC 9114 section 6.2), others come to be refused.
+const ONE_WAY_STREAMS: u32 = 8;
+
+/// Bytes of responses on a connection that its client has not acknowledged, at most.
+const SEND_WINDOW: u64 = 4 << 20;
+
+/// HTTP/3 on one address.
+pub struct Quic {
+    endpoint: Endpoint,
+    handle: Rc<Handle>,
+    /// With which clients' addresses are validated. It stays the same, so that clients may be under way with that.
+    token_key: Arc<dyn HandshakeTokenKey>,
+    stop: watch::Sender<bool>,
+}
+
+impl Quic {
+    /// Takes connections on a socket.
+    pub(super) fn listen(
+        socket: UdpSocket,
+        site: Rc<Site>,
+        shared: Arc<ListenerShared>,
+        connections: Rc<Connections>,
+    ) -> io::Result<Quic> {
+        let mut secret = [0; 64];
+        getrandom::fill(&mut secret).map_err(io::Error::other)?;
+        let token_key = aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&secret);
+        let token_key: Arc<dyn HandshakeTokenKey> = Arc::new(token_key);
+        let config = server_config(&site, &token_key)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
+        let handle = Rc::new(Handle::new(site));
+        let (stop, stopped) = watch::channel(false);
+        let arrivals = Arrivals {
+            endpoint: endpoint.clone(),
+            handle: handle.clone(),
+            shared,
+            connections,
+            handshakes: Rc::default(),
+        };
+        tokio::task::spawn_local(arrivals.accept(stopped));
+        Ok(Quic { endpoint, handle, token_key, stop })
+    }
+
+    /// Requests and handshakes from now on go by these rules.
+    pub fn set_site(&self, site: Rc<Site>) {
+        match server_config(&site, &self.token_key) {
+            Ok(config) => self.endpoint.set_server_config(Some(config)),
+            Err(e) => tracing::error!(listener = &*site.name, "HTTP/3 keeps its certificates: {e}"),
+        }
+        self.handle.set_site(site);
+    }
+
+    /// Takes no more connections, and lets those there are end. The socket is closed when the last one has.
+    pub fn end(self) {
+        let _ = self.stop.send(true);
+        self.endpoint.set_server_config(None);
+        self.handle.drain();
+    }
+}
+
+/// How connections are made by these rules.
+fn server_config(site: &Site, token_key: &Arc<dyn HandshakeTokenKey>) -> io::Result<ServerConfig> {
+    let tls = site.tls.as_ref().ok_or_else(|| io::Error::other("there is no TLS"))?;
+    let crypto = QuicServerConfig::try_from(tls.quic_config(&[h3::ALPN])).map_err(io::Error::other)?;
+    let mut config = ServerConfig::new(Arc::new(crypto), token_key.clone());
+    config
+        .transport_config(Arc::new(transport(&site.config)))
+        // The system gives a client's datagrams to a worker by its address; at another one nobody knows the connection.
+        .migration(false)
+        .max_incoming(MOST_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFER * 64);
+    Ok(config)
+}
+
+fn transport(config: &Listener) -> TransportConfig {
+    let (http2, timeouts) = (&config.http2, &config.timeouts);
+    let number = |number: u64| VarInt::from_u64(number).unwrap_or(VarInt::MAX);
+    // Who answers pings may be silent otherwise. Nobody else is told that a client has gone.
+    let silence = match http2.ping_interval.bound() {
+        Some(interval) => Some(interval.saturating_add(http2.ping_timeout.0)),
+        None => timeouts.keep_alive.bound().zip(timeouts.idle.bound()).map(|(a, b)| a.max(b)),
+    };
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(http2.max_concurrent_streams.into())
+        .max_concurrent_uni_streams(ONE_WAY_STREAMS.into())
+        .stream_receive_window(number(http2.stream_window.0))
+        .receive_window(number(http2.connection_window.0))
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(http2.ping_interval.bound())
+        .max_idle_timeout(silence.and_then(|silence| IdleTimeout::try_from(silence).ok()));
+    transport
+}
+
+/// What takes connections.
+struct Arrivals {
+    endpoint: Endpoint,
+    handle: Rc<Handle>,
+    shared: Arc<ListenerShared>,
+    connections: Rc<Connections>,
+    handshakes: Rc<Cell<u32>>,
+}
+
+/// A handshake under way; dropping it ends that.
+struct Handshake(Rc<Cell<u32>>);
+
+impl Handshake {
+    fn begin(all: &Rc<Cell<u32>>) -> Handshake {
+        all.set(all.get() + 1);
+        Handshake(all.clone())
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Arrivals {
+    async fn accept(self, mut stopped: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => break,
+                incoming = self.endpoint.accept() => match incoming {
+                    Some(incoming) => self.take(incoming),
+                    None => break,
+                },
+            }
+        }
+    }
+
+    fn take(&self, incoming: Incoming) {
+        let (site, peer) = (self.handle.site(), incoming.remote_address());
+        let under_way = self.handshakes.get();
+        if under_way >= VALIDATE_FROM && !incoming.remote_address_validated() {
+            // Who has not been validated can be asked to.
+            let _ = incoming.retry();
+            return;
+        }
+        let place = if under_way < MOST_HANDSHAKES { self.shared.enter() } else { None };
+        let Some(place) = place else {
+            tracing::debug!(%peer, "connection refused: the listener has as many as it may");
+            site.refuse(Refusal::Limit);
+            return incoming.refuse();
+        };
+        let handshake = Handshake::begin(&self.handshakes);
+        let connected = Connected::begin(&self.connections, &site, place);
+        let (endpoint, handle) = (self.endpoint.clone(), self.handle.clone());
+        tokio::task::spawn_local(async move {
+            let begun = begin(&endpoint, &site, incoming).await;
+            drop((endpoint, handshake));
+            match begun {
+                Ok((quic, info)) => {
+                    drop(site);
+                    h3::serve(handle, quic, Rc::new(info)).await;
+                }
+                Err(refusal) => site.refuse(refusal),
+            }
+            drop(connected);
+        });
+    }
+}
+
+/// Shakes hands.
+async fn begin(
+    endpoint: &Endpoint,
+    site: &Site,
+    incoming: Incoming,
+) -> Result<(quinn::Connection, ConnectionInfo), Refusal> {
+    let peer = incoming.remote_address();
+    let failed = |error: &dyn std::error::Error| {
+        tracing::debug!(%peer, listener = &*site.name, "QUIC handshake: {error}");
+        Refusal::Handshake
+    };
+    let limit = site.config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    let connecting = incoming.accept().map_err(|error| failed(&error))?;
+    let quic = match timeout(limit, connecting).await {
+        Ok(Ok(quic)) => quic,
+        Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(Refusal::Silent),
+        Ok(Err(error)) => return Err(failed(&error)),
+    };
+    let tls = site.tls.as_ref().ok_or(Refusal::Handshake)?;
+    let facts = facts(tls, &quic).map_err(|error| failed(&error))?;
+    let mut local = endpoint.local_addr().map_err(|error| failed(&error))?;
+    if let Some(ip) = quic.local_ip() {
+        local.set_ip(ip);
+    }
+    let info = ConnectionInfo::new(site.name.clone(), quic.remote_address(), local);
+    Ok((quic, info.with_tls(Some(Rc::new(facts)))))
+}
+
+/// What is known of a connection whose handshake is over. quinn does not tell the cipher suite.
+fn facts(tls: &ServerTls, quic: &quinn::Connection) -> Result<ConnectionTls, PeerError> {
+    let data = quic.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+    let (alpn, name) = data.map_or((None, None), |data| (data.protocol, data.server_name));
+    let chain = quic.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain = chain.map_or_else(Vec::new, |chain| *chain);
+    let local = tls.local(name.as_deref());
+    ConnectionTls::new(("TLSv1.3", ""), name.as_deref(), alpn.map(Box::from), &chain, local)
+}

@@ -1,0 +1,101 @@
+//! Bodies: large ones, both ways at once, with trailers, and clients that do not read them.
+
+use serde_json::json;
+
+use super::{Site, client, code};
+use crate::harness::{Upstream, answer};
+
+#[test]
+fn large_bodies_go_both_ways() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    let size = 16 << 20;
+    let response = client.request("a", json!({ "method": "POST", "size": size }));
+    assert_eq!((&response["status"], &response["length"]), (&json!(200), &json!(size)), "{response}");
+    assert_eq!(response["echo"], true);
+    assert_eq!(upstream.only_request().body.len(), size);
+}
+
+#[test]
+fn trailers_go_both_ways() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::canned(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 7\r\n\r\n",
+    );
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    for (id, body) in [("a", "up"), ("b", "")] {
+        let response = client.request(id, json!({ "method": "POST", "body": body, "trailers": [["x-check", "9"]] }));
+        assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("hello")), "{response}");
+        assert_eq!(response["trailers"], json!([["x-sum", "7"]]));
+    }
+    for request in upstream.wait_for_requests(2) {
+        assert_eq!(request.trailers.iter().find(|(name, _)| name == "x-check").map(|(_, value)| &**value), Some("9"));
+    }
+}
+
+/// More than what waits anywhere on the way.
+const LARGE: usize = 32 << 20;
+
+#[test]
+fn who_does_not_read_one_response_gets_the_others() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/large" => answer(200, &[], vec![b'x'; LARGE]),
+        _ => answer(200, &[], "small"),
+    });
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    client.send("large", json!({ "path": "/large", "paused": true }));
+    client.wait(|said| said["id"] == "large" && said["began"] == 200);
+    for n in 0..50 {
+        assert_eq!(client.request(&n.to_string(), json!({ "path": "/small" }))["body"], "small");
+    }
+    client.tell(json!({ "do": "resume", "id": "large" }));
+    let response = client.end("large");
+    assert_eq!((&response["length"], &response["reset"]), (&json!(LARGE), &json!(null)), "{response}");
+}
+
+#[test]
+fn who_reads_nothing_for_too_long_is_cut_off() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; LARGE]));
+    for (listener, cluster) in [("timeouts: {idle: 500ms}", ""), ("", "request_timeout: 1s")] {
+        let config = crate::harness::Config::new()
+            .listener(super::TLS)
+            .listener(listener)
+            .listener("cluster: web")
+            .cluster("web", &[&upstream], cluster);
+        let site = Site::start(config);
+        let mut client = site.connect();
+        client.send("a", json!({ "path": "/a", "paused": true }));
+        assert_eq!(client.end("a")["reset"], code::REQUEST_CANCELLED);
+        assert_eq!(site.proxy.entry_for("/a")["flags"], "SI");
+        // The connection is none the worse for it.
+        client.send("b", json!({ "path": "/b" }));
+        client.wait(|said| said["id"] == "b" && said["began"] == 200);
+    }
+}
+
+#[test]
+fn a_response_that_breaks_off_does_not_look_whole() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    let response = client.request("a", json!({ "path": "/a" }));
+    assert!(response["reset"].is_number(), "{response}");
+    assert_eq!(site.proxy.entry_for("/a")["flags"], "UC");
+}

@@ -1,0 +1,144 @@
+//! A client that nobody here wrote: aioquic, by `tests/interop/h3_client.py`, which is told in JSON what to do.
+//!
+//! It needs Python with what is in `tests/interop/requirements.txt`: the one that `TOLLGATE_PYTHON` names, one in
+//! `target/interop/venv`, or `python3`. Without, tests are skipped, or fail if `TOLLGATE_REQUIRE_INTEROP=1`.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{LazyLock, mpsc},
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::harness::DEADLINE;
+
+static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let named = std::env::var_os("TOLLGATE_PYTHON").map(PathBuf::from);
+    let all = named.into_iter().chain([root.join("target/interop/venv/bin/python"), "python3".into()]);
+    let is_able = |python: &PathBuf| {
+        let mut command = Command::new(python);
+        command.args(["-c", "import aioquic"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    all.into_iter().find(is_able)
+});
+
+/// Whether there is such a client. If not, the test must end, and nobody shall overlook that.
+pub fn is_there() -> bool {
+    let there = PYTHON.is_some();
+    let required = std::env::var("TOLLGATE_REQUIRE_INTEROP").is_ok_and(|required| required == "1");
+    assert!(there || !required, "there is no Python with aioquic, and TOLLGATE_REQUIRE_INTEROP=1");
+    if !there {
+        let test = thread::current().name().unwrap_or_default().to_owned();
+        eprintln!("\n!!! SKIPPED: {test}: no Python with aioquic (see tests/interop/requirements.txt)\n");
+    }
+    there
+}
+
+/// A connection. All that it was told is kept, so things may be waited for in any order.
+pub struct H3 {
+    child: Child,
+    to: ChildStdin,
+    from: mpsc::Receiver<Value>,
+    said: Vec<Value>,
+    /// The digest of the certificate that it was shown, in hexadecimal.
+    pub shown: String,
+}
+
+impl H3 {
+    /// Connects as `web.test`; trusts what is in the file `ca`, and shows what is in those of `pair`. None: it was refused.
+    pub fn try_connect(address: SocketAddr, ca: &Path, pair: Option<(&Path, &Path)>) -> Option<H3> {
+        let python = PYTHON.as_ref().expect("a test that asks first");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/interop/h3_client.py");
+        let mut command = Command::new(python);
+        command.arg(script).args([address.ip().to_string(), address.port().to_string()]).arg(ca);
+        if let Some((certificate, key)) = pair {
+            command.args([certificate, key]);
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python can be run");
+        let (to, out) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+        let (said, from) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let value = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "text": line }));
+                if said.send(value).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut client = H3 { child, to, from, said: Vec::new(), shown: String::new() };
+        let first = client.wait(|said| said["ready"].is_string() || said["refused"] == true || is_closed(said));
+        client.shown = first["ready"].as_str()?.to_owned();
+        Some(client)
+    }
+
+    /// The same, where it is not refused.
+    pub fn connect(address: SocketAddr, ca: &Path) -> H3 {
+        H3::try_connect(address, ca, None).expect("a connection")
+    }
+
+    /// Tells it to do something.
+    pub fn tell(&mut self, command: Value) {
+        writeln!(self.to, "{command}").expect("it listens");
+    }
+
+    /// The first thing it has said, or will say, that is as wanted.
+    pub fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        if let Some(said) = self.said.iter().find(|said| wanted(said)) {
+            return said.clone();
+        }
+        loop {
+            let said = self.from.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("only this: {:#?}", self.said));
+            self.said.push(said.clone());
+            if wanted(&said) {
+                return said;
+            }
+        }
+    }
+
+    /// Starts a request; `more` is what it has beside its name (see the script).
+    pub fn send(&mut self, id: &str, more: Value) {
+        let mut command = json!({ "do": "send", "id": id });
+        let object = command.as_object_mut().expect("an object");
+        object.extend(more.as_object().expect("an object").clone());
+        self.tell(command);
+    }
+
+    /// Waits for what came of it: `status`, `fields` and so on, or `reset`.
+    pub fn end(&mut self, id: &str) -> Value {
+        self.wait(|said| said["id"] == id && (said["length"].is_number() || said["answered"].is_number()))
+    }
+
+    /// The same for a request that is sent now.
+    pub fn request(&mut self, id: &str, more: Value) -> Value {
+        self.send(id, more);
+        self.end(id)
+    }
+
+    /// Waits for the code with which the connection was closed.
+    pub fn closed(&mut self) -> u64 {
+        self.wait(is_closed)["closed"].as_u64().expect("a code")
+    }
+}
+
+fn is_closed(said: &Value) -> bool {
+    said["closed"].is_number()
+}
+
+impl Drop for H3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A response's field.
+pub fn field<'r>(response: &'r Value, name: &str) -> Option<&'r str> {
+    let fields = response["fields"].as_array()?;
+    fields.iter().find(|field| field[0] == name)?[1].as_str()
+}

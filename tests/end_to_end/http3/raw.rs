@@ -1,0 +1,177 @@
+//! A client that speaks QUIC and leaves the rest to the test: any bytes on any streams.
+
+use std::{sync::Arc, thread};
+
+use quinn::{
+    ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt,
+    crypto::rustls::QuicClientConfig,
+};
+use rustls::RootCertStore;
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+
+use super::Site;
+use crate::harness::DEADLINE;
+
+/// A connection.
+pub struct Raw {
+    runtime: Handle,
+    connection: Connection,
+    _endpoint: Endpoint,
+    _end: oneshot::Sender<()>,
+}
+
+/// What came of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has ended, after these bytes.
+    Finished(Vec<u8>),
+    /// It was reset.
+    Reset(u64),
+    /// The connection was closed.
+    Closed(u64),
+}
+
+/// A frame.
+pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    [&[kind], &varint(payload.len() as u64)[..], payload].concat()
+}
+
+/// A number in the longest form (RFC 9000 section 16).
+pub fn varint(number: u64) -> [u8; 8] {
+    (number | 0xc000_0000_0000_0000).to_be_bytes()
+}
+
+/// The HEADERS frame of a `POST`, with further fields. Everything is spelled out (RFC 9204 section 4.5.6).
+pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
+    let usual = [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
+    let mut block = vec![0, 0];
+    for (name, value) in usual.iter().chain(fields) {
+        assert!(value.len() < 127, "in one byte");
+        match name.len().checked_sub(7) {
+            Some(more) => block.extend([0x27, more as u8]),
+            None => block.push(0x20 | name.len() as u8),
+        }
+        block.extend(name.bytes());
+        block.push(value.len() as u8);
+        block.extend(value.bytes());
+    }
+    frame(1, &block)
+}
+
+/// What a client's control stream begins with.
+pub const CONTROL: [u8; 3] = [0, 4, 0];
+
+impl Raw {
+    /// Connects.
+    pub fn connect(site: &Site) -> Raw {
+        Raw::connect_with(site, TransportConfig::default())
+    }
+
+    /// The same; the proxy may open no streams.
+    pub fn connect_without_streams(site: &Site) -> Raw {
+        let mut transport = TransportConfig::default();
+        transport.max_concurrent_uni_streams(0_u8.into());
+        Raw::connect_with(site, transport)
+    }
+
+    fn connect_with(site: &Site, transport: TransportConfig) -> Raw {
+        let mut roots = RootCertStore::empty();
+        roots.add(site.pair.cert.der().clone()).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h3".to_vec()];
+        let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("a configuration")));
+        config.transport_config(Arc::new(transport));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel::<()>();
+        // QUIC goes on while the test does something else.
+        thread::spawn(move || runtime.block_on(ended));
+        let runtime = handle;
+        let (endpoint, connection) = runtime.block_on(async {
+            let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+            let connecting = endpoint.connect_with(config, site.proxy.address("main"), "web.test").expect("a start");
+            let connection = connecting.await.expect("a connection");
+            (endpoint, connection)
+        });
+        Raw { runtime, connection, _endpoint: endpoint, _end: end }
+    }
+
+    /// Opens a request's stream, and sends these bytes on it.
+    pub fn open(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
+        self.runtime.block_on(async {
+            let (mut send, recv) = self.connection.open_bi().await.expect("a stream");
+            // The proxy may have had enough before it has all.
+            let _ = send.write_all(bytes).await;
+            (send, recv)
+        })
+    }
+
+    /// The same as [`Raw::request`], on a connection that may end at any time.
+    pub fn try_request(&self, bytes: &[u8]) -> End {
+        match self.runtime.block_on(self.connection.open_bi()) {
+            Ok((mut send, recv)) => {
+                self.write(&mut send, bytes);
+                let _ = send.finish();
+                self.end(recv)
+            }
+            Err(_) => End::Closed(self.closed()),
+        }
+    }
+
+    /// Opens a stream in one direction, and sends these bytes on it.
+    pub fn one_way(&self, bytes: &[u8]) -> SendStream {
+        self.runtime.block_on(async {
+            let mut send = self.connection.open_uni().await.expect("a stream");
+            let _ = send.write_all(bytes).await;
+            send
+        })
+    }
+
+    /// Sends a whole request, and waits for what comes of it.
+    pub fn request(&self, bytes: &[u8]) -> End {
+        let (mut send, recv) = self.open(bytes);
+        let _ = send.finish();
+        self.end(recv)
+    }
+
+    /// Sends more on a stream, as far as it is taken.
+    pub fn write(&self, send: &mut SendStream, bytes: &[u8]) {
+        let _ = self.runtime.block_on(async { timeout(DEADLINE, send.write_all(bytes)).await });
+    }
+
+    /// Waits for a stream's end.
+    pub fn end(&self, mut recv: RecvStream) -> End {
+        let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_to_end(1 << 20)).await });
+        match read.expect("an end in time") {
+            Ok(bytes) => End::Finished(bytes),
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) => End::Reset(code.into_inner()),
+            Err(_) => End::Closed(self.closed()),
+        }
+    }
+
+    /// Waits for the connection's end.
+    pub fn closed(&self) -> u64 {
+        let closed = self.runtime.block_on(async { timeout(DEADLINE, self.connection.closed()).await });
+        match closed.expect("an end in time") {
+            quinn::ConnectionError::ApplicationClosed(closed) => closed.error_code.into_inner(),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Whether it is still there.
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// Takes a stream back.
+    pub fn cancel(&self, send: &mut SendStream, recv: &mut RecvStream) {
+        let _guard = self.runtime.enter();
+        let cancelled = VarInt::from_u32(0x10c);
+        let _ = (send.reset(cancelled), recv.stop(cancelled));
+    }
+}

@@ -1,0 +1,228 @@
+//! What becomes of requests.
+
+use serde_json::{Value, json};
+
+use super::{
+    Site, TLS,
+    client::{self, field},
+    code,
+};
+use crate::harness::{Config, Secure, Upstream, answer, wait_until};
+
+#[test]
+fn a_request_is_as_any_other() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|_| answer(201, &["x-upstream: a", "connection: x-gone", "x-gone: 1"], "hello"));
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    let fields = json!([["x-client", "b"], ["cookie", "a=1"], ["cookie", "b=2"]]);
+    let response = client.request("a", json!({ "method": "PUT", "path": "/x/../a?q", "fields": fields, "body": "up" }));
+    assert_eq!((&response["status"], &response["body"]), (&json!(201), &json!("hello")), "{response}");
+    assert_eq!((field(&response, "x-upstream"), field(&response, "via")), (Some("a"), Some("1.1 tollgate")));
+    assert_eq!((field(&response, "x-gone"), field(&response, "connection")), (None, None));
+    assert!(field(&response, "date").is_some_and(|date| date.ends_with("GMT")), "{response}");
+    assert_eq!(field(&response, "alt-svc"), None);
+    let request = upstream.only_request();
+    assert_eq!((request.method(), request.target(), request.text()), ("PUT", "/a?q", "up"));
+    assert_eq!((request.field("host"), request.field("via")), (Some("web.test"), Some("3 tollgate")));
+    assert_eq!((request.field("x-client"), request.field("cookie")), (Some("b"), Some("a=1; b=2")));
+    assert_eq!(
+        (request.field("x-forwarded-proto"), request.field("x-forwarded-for")),
+        (Some("https"), Some("127.0.0.1"))
+    );
+    let entry = site.proxy.entry_for("/x/../a?q");
+    assert_eq!((&entry["protocol"], &entry["status"], &entry["flags"]), (&json!("HTTP/3"), &json!(201), &json!("")));
+    for (method, length) in [("HEAD", 0), ("GET", 5), ("DELETE", 5)] {
+        let response = client.request(method, json!({ "method": method, "path": "/b" }));
+        assert_eq!((&response["status"], &response["length"]), (&json!(201), &json!(length)), "{response}");
+        assert_eq!(field(&response, "content-length"), Some("5"));
+    }
+    let metrics = site.proxy.metrics();
+    assert_eq!(metrics.sum("tollgate_connections_total", &[("listener", "main")]), 1.0);
+    assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 4.0);
+}
+
+#[test]
+fn many_at_once_on_one_connection() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
+    let site = Site::to(&upstream, "http2: {max_concurrent_streams: 20}");
+    let mut client = site.connect();
+    // More than there may be: the others wait at the client.
+    let names: Vec<String> = (0..200).map(|n| format!("/{n}")).collect();
+    names.iter().for_each(|name| client.send(name, json!({ "path": name })));
+    for name in &names {
+        let response = client.end(name);
+        assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!(name)), "{response}");
+    }
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_total", &[]), 1.0);
+}
+
+#[test]
+fn the_standard_filters_see_no_difference() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::saying("ok");
+    let config = Config::new()
+        .listener(TLS)
+        .filter(
+            "faults",
+            "builtin:fault",
+            "config: {headers: {delay: {max: 10s, percent: 100}, abort: {percent: 100}}}",
+        )
+        .filter(
+            "access",
+            "builtin:authz",
+            "config: {policies: [{name: none, action: deny, rules: [{to: [{operation: {paths: [/secret]}}]}]}]}",
+        )
+        .filter("limits", "builtin:ratelimit", "config: {limits: [{name: few, requests: 1, per: 24h, burst: 2}]}")
+        .filter(
+            "routes",
+            "builtin:router",
+            "config: {virtual_hosts: [{name: all, domains: [web.test], routes: [
+                {match: {path: {prefix: /old}}, redirect: {path: {prefix: /new}}},
+                {cluster: web}]}]}",
+        )
+        .cluster("web", &[&upstream], "");
+    let site = Site::start(config);
+    let mut client = site.connect();
+    let faulty = json!([["x-envoy-fault-abort-request", "418"]]);
+    let none = json!([]);
+    for (n, (path, fields, status)) in
+        [("/a", &faulty, 418), ("/secret", &none, 403), ("/a", &none, 200), ("/old/b", &none, 301), ("/a", &none, 429)]
+            .into_iter()
+            .enumerate()
+    {
+        let response = client.request(&n.to_string(), json!({ "path": path, "fields": fields }));
+        assert_eq!(response["status"], status, "{path}: {response}");
+    }
+    assert_eq!(upstream.only_request().target(), "/a");
+}
+
+#[test]
+fn a_request_that_is_taken_back_is_given_up() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::silent();
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    // Only the wish for a response is left to be taken back.
+    client.send("a", json!({ "path": "/a" }));
+    upstream.wait_for_requests(1);
+    client.tell(json!({ "do": "cancel", "id": "a", "reset": false }));
+    assert_eq!(site.proxy.entry_for("/a")["flags"], "DC");
+    // In the middle of a body.
+    client.send("b", json!({ "method": "POST", "path": "/b", "body": "some", "open": true }));
+    site.proxy.wait_for_metric("tollgate_requests_active", &[], 1.0);
+    client.tell(json!({ "do": "cancel", "id": "b" }));
+    assert_eq!(site.proxy.entry_for("/b")["flags"], "DC");
+    assert_eq!(client.request("c", json!({ "head": [[":method", "GET"]] }))["reset"], code::MESSAGE_ERROR);
+}
+
+#[test]
+fn who_waits_for_a_word_before_sending_gets_it() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    let fields = json!([["expect", "100-continue"], ["content-length", "5"]]);
+    client.send("a", json!({ "method": "POST", "fields": fields, "open": true }));
+    client.wait(|said| said["id"] == "a" && said["interim"] == 100);
+    client.tell(json!({ "do": "data", "id": "a", "body": "hello", "end": true }));
+    let response = client.end("a");
+    assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("hello")), "{response}");
+}
+
+#[test]
+fn connect_opens_a_tunnel_where_it_may() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::scripted(|mut connection| {
+        // In capitals, line by line.
+        while let Ok(line) = connection.wire.read_exact(6) {
+            connection.send(line.to_ascii_uppercase());
+        }
+    });
+    let head = json!([[":method", "CONNECT"], [":authority", "web.test:443"]]);
+    let site = Site::to(&upstream, "connect: true");
+    let mut client = site.connect();
+    client.send("a", json!({ "head": head, "open": true }));
+    client.wait(|said| said["id"] == "a" && said["began"] == 200);
+    client.tell(json!({ "do": "data", "id": "a", "body": "hello\nworld\n" }));
+    wait_until("bytes through the tunnel", || site.proxy.metrics().sum("tollgate_tunnels_active", &[]) == 1.0);
+    client.tell(json!({ "do": "data", "id": "a", "body": "again\n", "end": true }));
+    let response = client.end("a");
+    assert_eq!(response["body"], "HELLO\nWORLD\nAGAIN\n", "{response}");
+
+    let site = Site::to(&upstream, "");
+    let mut client = site.connect();
+    assert_eq!(client.request("a", json!({ "head": head, "open": true }))["status"], 405);
+    let protocol = |name: &str| {
+        let head = json!([
+            [":method", "CONNECT"],
+            [":protocol", name],
+            [":scheme", "https"],
+            [":authority", "web.test"],
+            [":path", "/"]
+        ]);
+        json!({ "head": head, "open": true })
+    };
+    assert_eq!(client.request("b", protocol("connect-udp"))["status"], 501);
+    // What h3 has not heard of. It is not offered either.
+    assert_eq!(client.request("c", protocol("websocket"))["reset"], code::MESSAGE_ERROR);
+}
+
+#[test]
+fn other_clients_are_told_of_it() {
+    let own = Upstream::replying(|request| match request.target() {
+        "/own" => answer(200, &["alt-svc: clear"], ""),
+        _ => answer(200, &[], ""),
+    });
+    let site = Site::to(&own, "");
+    let address = site.proxy.address("main");
+    let alt_svc = |head: String| {
+        let line = head.lines().find_map(|line| line.strip_prefix("alt-svc: ").map(str::to_owned));
+        line
+    };
+    let mut client = Secure::connect(address, &[site.pair.cert.der().clone()], None);
+    let wanted = format!("h3=\":{}\"; ma=86400", address.port());
+    assert_eq!(alt_svc(client.ask("/").expect("a response")), Some(wanted));
+    assert_eq!(alt_svc(client.ask("/own").expect("a response")).as_deref(), Some("clear"));
+    // In the clear there is nothing to be told of.
+    let plain = Site::start(Config::to(&own).listener(
+        "
+http3: true
+tls: {mode: permissive, certificates: [{certificate: server.pem, key: server.key}]}",
+    ));
+    assert_eq!(plain.proxy.get("/").field("alt-svc"), None);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_answered_431() {
+    if !client::is_there() {
+        return;
+    }
+    let upstream = Upstream::saying("ok");
+    let site = Site::to(&upstream, "limits: {header_bytes: 4KiB, headers: 20}");
+    let mut client = site.connect();
+    // Over the bound as it is counted, as it is sent, and by far.
+    for (id, size) in [("/a", 4000), ("/b", 5000), ("/c", 300_000)] {
+        let value: String = (0..size).map(|n: u32| char::from(b'!' + (n * 7 % 90) as u8)).collect();
+        let response = client.request(id, json!({ "path": id, "fields": [["x-large", value]] }));
+        assert_eq!(response["status"], 431, "{size}: {response}");
+    }
+    let many: Vec<Value> = (0..40).map(|n| json!([format!("x-{n}"), "1"])).collect();
+    assert_eq!(client.request("d", json!({ "fields": many }))["status"], 431);
+    assert_eq!(client.request("e", json!({}))["status"], 200);
+    assert_eq!(upstream.requests().len(), 1);
+    assert_eq!(site.proxy.metrics().sum("tollgate_requests_total", &[("class", "4xx")]), 4.0);
+}

@@ -1,0 +1,209 @@
+//! Clients that break the protocol, or mean ill.
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Site, code,
+    raw::{CONTROL, End, Raw, frame, head, varint},
+};
+use crate::harness::{Upstream, answer};
+
+fn echo() -> Upstream {
+    Upstream::replying(|request| answer(200, &[], &request.body))
+}
+
+/// The status of a response, by what h3 makes of it: an index into QPACK's static table, or digits.
+fn status(end: &End) -> Option<u16> {
+    let End::Finished(bytes) = end else { return None };
+    // HEADERS, its length in one byte, and the two of the section's prefix.
+    let line = bytes.get(if bytes.get(1)? < &64 { 4 } else { 5 }..)?;
+    match line {
+        [0xd9, ..] => Some(200),
+        [0xff, 0x04, ..] => Some(400),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_request_that_is_right_is_answered() {
+    let (upstream, unknown) = (echo(), frame(0x21, b"grease"));
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    let _control = raw.one_way(&[&CONTROL[..], &unknown].concat());
+    let _others = [raw.one_way(&[2]), raw.one_way(&[3]), raw.one_way(&[0x21, 1, 2, 3])];
+    let request = [unknown.clone(), head(&[("content-length", "10")]), frame(0, b"hello"), unknown, frame(0, b"world")];
+    let end = raw.request(&request.concat());
+    assert_eq!(status(&end), Some(200), "{end:?}");
+    assert_eq!(upstream.only_request().text(), "helloworld");
+}
+
+#[test]
+fn a_body_is_as_long_as_its_head_says() {
+    let site = Site::to(&echo(), "");
+    let raw = Raw::connect(&site);
+    let body = frame(0, b"hello");
+    for length in ["4", "6", "4, 4", "+5", "-1", "99999999999999999999", ""] {
+        let end = raw.request(&[head(&[("content-length", length)]), body.clone()].concat());
+        assert_eq!(status(&end), Some(400), "{length:?}: {end:?}");
+    }
+    let end = raw.request(&[head(&[("content-length", "5"), ("content-length", "6")]), body.clone()].concat());
+    assert_eq!(status(&end), Some(400), "{end:?}");
+    let end = raw.request(&head(&[("content-length", "1")]));
+    assert_eq!(status(&end), Some(400), "{end:?}");
+    let end = raw.request(&[head(&[("content-length", "5")]), body].concat());
+    assert_eq!(status(&end), Some(200), "{end:?}");
+    assert!(raw.is_open());
+}
+
+#[test]
+fn what_is_about_the_connection_has_no_place_in_a_head() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    for (name, value) in [
+        ("connection", "x"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "websocket"),
+        ("keep-alive", "5"),
+        ("proxy-connection", "x"),
+        ("te", "gzip"),
+    ] {
+        let end = raw.request(&head(&[(name, value)]));
+        assert_eq!(status(&end), Some(400), "{name}: {end:?}");
+    }
+    for (name, value) in [("X-Upper", "1"), (":unknown", "1"), ("x y", "1"), ("x", "a\nb"), ("host", "other.test")] {
+        assert_eq!(raw.request(&head(&[(name, value)])), End::Reset(code::MESSAGE_ERROR), "{name}");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    let end = raw.request(&head(&[("te", "trailers")]));
+    assert_eq!(status(&end), Some(200), "{end:?}");
+}
+
+#[test]
+fn a_stream_that_ends_within_a_frame_ends_the_connection() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
+    let cut = |bytes: &[u8]| bytes[..bytes.len() - 1].to_vec();
+    for request in [cut(&head(&[])), [head(&[]), cut(&frame(0, b"body"))].concat()] {
+        // All at once, and the end only when the rest is there.
+        assert_eq!(Raw::connect(&site).request(&request), End::Closed(code::FRAME_ERROR));
+        let raw = Raw::connect(&site);
+        let (mut send, recv) = raw.open(&request);
+        site.proxy.wait_for_metric("tollgate_connections_active", &[], 1.0);
+        let _ = send.finish();
+        assert_eq!(raw.end(recv), End::Closed(code::FRAME_ERROR));
+    }
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "http3")]), 4.0);
+    assert!(upstream.requests().iter().all(|request| request.text() != "bod"), "what was cut off is not whole");
+}
+
+#[test]
+fn nothing_is_kept_that_is_too_long() {
+    let site = Site::to(&echo(), "");
+    // Of a head, 431 is the answer, and the client may go on.
+    let raw = Raw::connect(&site);
+    let (send, recv) = raw.open(&[&[1][..], &varint(1 << 40)].concat());
+    let too_large = [1, 8, 0, 0, 0x5f, 9, 3, b'4', b'3', b'1'];
+    assert_eq!(raw.end(recv), End::Finished(too_large.to_vec()));
+    drop(send);
+    // What nobody knows may be as long as it likes.
+    let (mut send, _recv) = raw.open(&[&[0x21][..], &varint(1 << 40)].concat());
+    raw.write(&mut send, &vec![0; 4 << 20]);
+    assert!(raw.is_open());
+    let _control = raw.one_way(&[&[0, 4][..], &varint(1 << 30)].concat());
+    raw.closed();
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "http3")]), 1.0);
+}
+
+#[test]
+fn what_leads_to_nothing_is_a_flood() {
+    let site = Site::to(&echo(), "");
+    // Frames.
+    let raw = Raw::connect(&site);
+    let (mut send, recv) = raw.open(&head(&[]));
+    raw.write(&mut send, &frame(0, b"").repeat(20_000));
+    assert_eq!(raw.end(recv), End::Closed(code::EXCESSIVE_LOAD));
+    // Streams.
+    let raw = Raw::connect(&site);
+    let request = head(&[]);
+    let end = Instant::now() + Duration::from_secs(60);
+    while raw.is_open() {
+        assert!(Instant::now() < end, "it goes on for ever");
+        let (mut send, mut recv) = raw.open(&request);
+        raw.cancel(&mut send, &mut recv);
+    }
+    assert_eq!(raw.closed(), code::EXCESSIVE_LOAD);
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "flood")]), 2.0);
+}
+
+#[test]
+fn a_head_that_does_not_come_is_not_waited_for() {
+    let site = Site::to(&echo(), "timeouts: {header_read: 500ms}");
+    let raw = Raw::connect(&site);
+    let (_send, recv) = raw.open(&head(&[])[..9]);
+    assert_eq!(raw.end(recv), End::Reset(code::REQUEST_CANCELLED));
+    let entry = site.proxy.entry(|entry| entry["details"] == "header_read_timeout");
+    assert_eq!((&entry["status"], &entry["flags"]), (&0.into(), &"DT".into()));
+    assert!(raw.is_open());
+}
+
+#[test]
+fn a_handshake_that_does_not_come_is_not_waited_for() {
+    let site = Site::to(&echo(), "timeouts: {handshake: 500ms}");
+    // Streams of the proxy's own are part of it, and this client allows none.
+    let raw = Raw::connect_without_streams(&site);
+    raw.closed();
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "silent")]), 1.0);
+}
+
+#[test]
+fn streams_after_the_last_one_are_refused() {
+    let site = Site::to(&echo(), "limits: {requests_per_connection: 1}");
+    let raw = Raw::connect(&site);
+    let end = raw.request(&head(&[]));
+    assert_eq!(status(&end), Some(200), "{end:?}");
+    // Those that were on their way are still answered.
+    let mut ends = Vec::new();
+    while raw.is_open() {
+        ends.push(raw.try_request(&head(&[])));
+    }
+    let refused = ends.iter().position(|end| status(end).is_none()).expect("an end");
+    let allowed = [End::Reset(code::REQUEST_REJECTED), End::Closed(code::NO_ERROR)];
+    assert!(ends[refused..].iter().all(|end| allowed.contains(end)), "{:?}", &ends[refused..]);
+    assert!(ends.contains(&allowed[0]));
+}
+
+/// What looks like the beginning of a connection (RFC 9000 section 17.2.2), and is none.
+fn initial(n: u32) -> Vec<u8> {
+    let id: Vec<u8> = n.to_be_bytes().repeat(2);
+    let mut datagram = [&[0xc3, 0, 0, 0, 1, 8][..], &id, &[0, 0, 0x44, 0x9e]].concat();
+    datagram.resize(1200, n as u8);
+    datagram
+}
+
+#[test]
+fn garbage_hurts_nobody() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    for n in 0..20_000_u32 {
+        let bytes = match n % 4 {
+            0 => initial(n),
+            // Another version, a short header, nothing.
+            1 => [&[0xc0, 0xba, 0xba, 0xba, 0xba, 8][..], &[7; 1200]].concat(),
+            2 => (0..n % 1400).map(|i| (i * n) as u8 & 0x7f).collect(),
+            _ => Vec::new(),
+        };
+        let _ = socket.send_to(&bytes, site.proxy.address("main"));
+    }
+    for raw in [raw, Raw::connect(&site)] {
+        let end = raw.request(&[head(&[]), frame(0, b"hello")].concat());
+        assert_eq!(status(&end), Some(200), "{end:?}");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+    assert!(!site.proxy.output().contains("panicked"));
+}
