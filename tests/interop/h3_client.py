@@ -46,6 +46,16 @@ class Limited(QuicConnection):
             super()._write_stream_limits(builder, space, stream)
 
 
+class Http(H3Connection):
+    """HTTP/3 as aioquic speaks it, but that a response to HEAD may tell the length of what it leaves out."""
+
+    heads = frozenset()
+
+    def _check_content_length(self, stream):
+        if stream.stream_id not in self.heads:
+            super()._check_content_length(stream)
+
+
 class Response:
     def __init__(self, name, sent):
         self.name = name
@@ -88,7 +98,8 @@ class Client(QuicConnectionProtocol):
         super().__init__(*args, **kwargs)
         self._quic.__class__ = Limited
         self._quic.paused = set()
-        self.http = H3Connection(self._quic)
+        self.http = Http(self._quic)
+        self.http.heads = set()
         self.responses = {}
         self.streams = {}
         self.control = {}
@@ -135,6 +146,8 @@ class Client(QuicConnectionProtocol):
         self.streams[command["id"]] = stream
         if command.get("paused"):
             self._quic.paused.add(stream)
+        if command.get("method") == "HEAD":
+            self.http.heads.add(stream)
         if "head" in command:
             head = command["head"]
         else:

@@ -163,7 +163,7 @@ fn it_is_turned_off_and_on_beside_the_others() {
     if !client::is_there() {
         return;
     }
-    let upstream = Upstream::saying("ok");
+    let upstream = Upstream::saying("");
     let with = |http3: bool| Config::to(&upstream).listener(&TLS.replace("true", &http3.to_string()));
     let mut site = Site::start(with(true));
     let address = site.proxy.address("main");

@@ -1,6 +1,6 @@
 //! A client that speaks QUIC and leaves the rest to the test: any bytes on any streams.
 
-use std::{sync::Arc, thread};
+use std::{net::SocketAddr, sync::Arc, thread};
 
 use quinn::{
     ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt,
@@ -61,6 +61,52 @@ pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
 /// What a client's control stream begins with.
 pub const CONTROL: [u8; 3] = [0, 4, 0];
 
+/// What a client needs for connections to a site.
+fn config(site: &Site, transport: TransportConfig) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(site.pair.cert.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("a configuration")));
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+/// A runtime on a thread of its own, so that QUIC goes on while the test does something else; it ends with the sender.
+fn runtime() -> (Handle, oneshot::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    let (end, ended) = oneshot::channel::<()>();
+    thread::spawn(move || runtime.block_on(ended));
+    (handle, end)
+}
+
+/// Clients that begin so many handshakes by way of `relay`, and go no further as long as that does not answer.
+pub struct Beginners {
+    _all: Vec<quinn::Connecting>,
+    _endpoint: Endpoint,
+    _end: oneshot::Sender<()>,
+}
+
+impl Beginners {
+    /// Begins.
+    pub fn begin(site: &Site, relay: SocketAddr, count: usize) -> Beginners {
+        let (runtime, end) = runtime();
+        let guard = runtime.enter();
+        let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+        let config = config(site, TransportConfig::default());
+        let begin = |_| endpoint.connect_with(config.clone(), relay, "web.test").expect("a start");
+        let all = (0..count).map(begin).collect();
+        drop(guard);
+        Beginners { _all: all, _endpoint: endpoint, _end: end }
+    }
+}
+
 impl Raw {
     /// Connects.
     pub fn connect(site: &Site) -> Raw {
@@ -75,52 +121,30 @@ impl Raw {
     }
 
     fn connect_with(site: &Site, transport: TransportConfig) -> Raw {
-        let mut roots = RootCertStore::empty();
-        roots.add(site.pair.cert.der().clone()).expect("a root");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h3".to_vec()];
-        let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("a configuration")));
-        config.transport_config(Arc::new(transport));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let handle = runtime.handle().clone();
-        let (end, ended) = oneshot::channel::<()>();
-        // QUIC goes on while the test does something else.
-        thread::spawn(move || runtime.block_on(ended));
-        let runtime = handle;
+        let (config, address) = (config(site, transport), site.proxy.address("main"));
+        let (runtime, end) = runtime();
         let (endpoint, connection) = runtime.block_on(async {
             let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
-            let connecting = endpoint.connect_with(config, site.proxy.address("main"), "web.test").expect("a start");
+            let connecting = endpoint.connect_with(config, address, "web.test").expect("a start");
             let connection = connecting.await.expect("a connection");
             (endpoint, connection)
         });
         Raw { runtime, connection, _endpoint: endpoint, _end: end }
     }
 
-    /// Opens a request's stream, and sends these bytes on it.
-    pub fn open(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
+    /// Opens a request's stream, and sends these bytes on it. None: the connection has ended.
+    pub fn try_open(&self, bytes: &[u8]) -> Option<(SendStream, RecvStream)> {
         self.runtime.block_on(async {
-            let (mut send, recv) = self.connection.open_bi().await.expect("a stream");
+            let (mut send, recv) = self.connection.open_bi().await.ok()?;
             // The proxy may have had enough before it has all.
             let _ = send.write_all(bytes).await;
-            (send, recv)
+            Some((send, recv))
         })
     }
 
-    /// The same as [`Raw::request`], on a connection that may end at any time.
-    pub fn try_request(&self, bytes: &[u8]) -> End {
-        match self.runtime.block_on(self.connection.open_bi()) {
-            Ok((mut send, recv)) => {
-                self.write(&mut send, bytes);
-                let _ = send.finish();
-                self.end(recv)
-            }
-            Err(_) => End::Closed(self.closed()),
-        }
+    /// The same, while the connection is there.
+    pub fn open(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
+        self.try_open(bytes).expect("a stream")
     }
 
     /// Opens a stream in one direction, and sends these bytes on it.
@@ -134,7 +158,7 @@ impl Raw {
 
     /// Sends a whole request, and waits for what comes of it.
     pub fn request(&self, bytes: &[u8]) -> End {
-        let (mut send, recv) = self.open(bytes);
+        let Some((mut send, recv)) = self.try_open(bytes) else { return End::Closed(self.closed()) };
         let _ = send.finish();
         self.end(recv)
     }

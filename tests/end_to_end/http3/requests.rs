@@ -33,7 +33,7 @@ fn a_request_is_as_any_other() {
         (Some("https"), Some("127.0.0.1"))
     );
     let entry = site.proxy.entry_for("/x/../a?q");
-    assert_eq!((&entry["protocol"], &entry["status"], &entry["flags"]), (&json!("HTTP/3"), &json!(201), &json!("")));
+    assert_eq!((&entry["protocol"], &entry["status"], &entry["flags"]), (&json!("HTTP/3"), &json!(201), &json!(null)));
     for (method, length) in [("HEAD", 0), ("GET", 5), ("DELETE", 5)] {
         let response = client.request(method, json!({ "method": method, "path": "/b" }));
         assert_eq!((&response["status"], &response["length"]), (&json!(201), &json!(length)), "{response}");
@@ -85,7 +85,7 @@ fn the_standard_filters_see_no_difference() {
             "routes",
             "builtin:router",
             "config: {virtual_hosts: [{name: all, domains: [web.test], routes: [
-                {match: {path: {prefix: /old}}, redirect: {path: {prefix: /new}}},
+                {match: {path: {prefix: /old}}, redirect: {prefix_rewrite: /new}},
                 {cluster: web}]}]}",
         )
         .cluster("web", &[&upstream], "");
@@ -215,10 +215,11 @@ fn a_head_that_is_too_large_is_answered_431() {
     let site = Site::to(&upstream, "limits: {header_bytes: 4KiB, headers: 20}");
     let mut client = site.connect();
     // Over the bound as it is counted, as it is sent, and by far.
-    for (id, size) in [("/a", 4000), ("/b", 5000), ("/c", 300_000)] {
-        let value: String = (0..size).map(|n: u32| char::from(b'!' + (n * 7 % 90) as u8)).collect();
-        let response = client.request(id, json!({ "path": id, "fields": [["x-large", value]] }));
-        assert_eq!(response["status"], 431, "{size}: {response}");
+    for (id, count) in [("/a", 1), ("/b", 2), ("/c", 50)] {
+        let value: String = (0..4000).map(|n: u32| char::from(b'!' + (n * 7 % 90) as u8)).collect();
+        let fields: Vec<Value> = (0..count).map(|n| json!([format!("x-{n}"), value])).collect();
+        let response = client.request(id, json!({ "path": id, "fields": fields }));
+        assert_eq!(response["status"], 431, "{count}: {response}");
     }
     let many: Vec<Value> = (0..40).map(|n| json!([format!("x-{n}"), "1"])).collect();
     assert_eq!(client.request("d", json!({ "fields": many }))["status"], 431);

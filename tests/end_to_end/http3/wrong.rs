@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Site, code,
-    raw::{CONTROL, End, Raw, frame, head, varint},
+    Site, TLS, code,
+    raw::{Beginners, CONTROL, End, Raw, frame, head, varint},
 };
-use crate::harness::{Upstream, answer};
+use crate::harness::{Config, Upstream, answer, wait_until};
 
 fn echo() -> Upstream {
     Upstream::replying(|request| answer(200, &[], &request.body))
@@ -42,7 +42,8 @@ fn a_request_that_is_right_is_answered() {
 
 #[test]
 fn a_body_is_as_long_as_its_head_says() {
-    let site = Site::to(&echo(), "");
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
     let raw = Raw::connect(&site);
     let body = frame(0, b"hello");
     for length in ["4", "6", "4, 4", "+5", "-1", "99999999999999999999", ""] {
@@ -102,7 +103,8 @@ fn a_stream_that_ends_within_a_frame_ends_the_connection() {
 
 #[test]
 fn nothing_is_kept_that_is_too_long() {
-    let site = Site::to(&echo(), "");
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
     // Of a head, 431 is the answer, and the client may go on.
     let raw = Raw::connect(&site);
     let (send, recv) = raw.open(&[&[1][..], &varint(1 << 40)].concat());
@@ -120,7 +122,8 @@ fn nothing_is_kept_that_is_too_long() {
 
 #[test]
 fn what_leads_to_nothing_is_a_flood() {
-    let site = Site::to(&echo(), "");
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
     // Frames.
     let raw = Raw::connect(&site);
     let (mut send, recv) = raw.open(&head(&[]));
@@ -130,9 +133,8 @@ fn what_leads_to_nothing_is_a_flood() {
     let raw = Raw::connect(&site);
     let request = head(&[]);
     let end = Instant::now() + Duration::from_secs(60);
-    while raw.is_open() {
+    while let Some((mut send, mut recv)) = raw.try_open(&request) {
         assert!(Instant::now() < end, "it goes on for ever");
-        let (mut send, mut recv) = raw.open(&request);
         raw.cancel(&mut send, &mut recv);
     }
     assert_eq!(raw.closed(), code::EXCESSIVE_LOAD);
@@ -141,18 +143,20 @@ fn what_leads_to_nothing_is_a_flood() {
 
 #[test]
 fn a_head_that_does_not_come_is_not_waited_for() {
-    let site = Site::to(&echo(), "timeouts: {header_read: 500ms}");
+    let upstream = echo();
+    let site = Site::to(&upstream, "timeouts: {header_read: 500ms}");
     let raw = Raw::connect(&site);
     let (_send, recv) = raw.open(&head(&[])[..9]);
     assert_eq!(raw.end(recv), End::Reset(code::REQUEST_CANCELLED));
     let entry = site.proxy.entry(|entry| entry["details"] == "header_read_timeout");
-    assert_eq!((&entry["status"], &entry["flags"]), (&0.into(), &"DT".into()));
+    assert_eq!((&entry["status"], &entry["flags"]), (&serde_json::Value::Null, &"DT".into()));
     assert!(raw.is_open());
 }
 
 #[test]
 fn a_handshake_that_does_not_come_is_not_waited_for() {
-    let site = Site::to(&echo(), "timeouts: {handshake: 500ms}");
+    let upstream = echo();
+    let site = Site::to(&upstream, "timeouts: {handshake: 500ms}");
     // Streams of the proxy's own are part of it, and this client allows none.
     let raw = Raw::connect_without_streams(&site);
     raw.closed();
@@ -161,19 +165,45 @@ fn a_handshake_that_does_not_come_is_not_waited_for() {
 
 #[test]
 fn streams_after_the_last_one_are_refused() {
-    let site = Site::to(&echo(), "limits: {requests_per_connection: 1}");
+    let upstream = echo();
+    let site = Site::to(&upstream, "limits: {requests_per_connection: 1}");
     let raw = Raw::connect(&site);
     let end = raw.request(&head(&[]));
     assert_eq!(status(&end), Some(200), "{end:?}");
     // Those that were on their way are still answered.
     let mut ends = Vec::new();
     while raw.is_open() {
-        ends.push(raw.try_request(&head(&[])));
+        ends.push(raw.request(&head(&[])));
     }
     let refused = ends.iter().position(|end| status(end).is_none()).expect("an end");
     let allowed = [End::Reset(code::REQUEST_REJECTED), End::Closed(code::NO_ERROR)];
     assert!(ends[refused..].iter().all(|end| allowed.contains(end)), "{:?}", &ends[refused..]);
     assert!(ends.contains(&allowed[0]));
+}
+
+#[test]
+fn under_many_handshakes_clients_must_show_where_they_are() {
+    let upstream = echo();
+    let config = Config::to(&upstream).top("workers: 1").listener(TLS).listener("timeouts: {handshake: 60s}");
+    let site = Site::start(config);
+    // Datagrams go to the proxy, and none of its own back.
+    let (relay, onwards) = (UdpSocket::bind("127.0.0.1:0").expect("a socket"), UdpSocket::bind("127.0.0.1:0"));
+    let onwards = onwards.expect("a socket");
+    onwards.connect(site.proxy.address("main")).expect("an address");
+    [&relay, &onwards].iter().for_each(|socket| socket.set_nonblocking(true).expect("a socket that does not block"));
+    let _beginners = Beginners::begin(&site, relay.local_addr().expect("an address"), 80);
+    let mut datagram = [0; 2048];
+    wait_until("a Retry", || {
+        while let Ok(length) = relay.recv(&mut datagram) {
+            let _ = onwards.send(&datagram[..length]);
+        }
+        let answers = std::iter::from_fn(|| onwards.recv(&mut datagram).ok().map(|length| datagram[..length].to_vec()));
+        // RFC 9000 section 17.2.5.
+        answers.into_iter().any(|answer| answer[0] & 0xf0 == 0xf0 && answer[1..5] == [0, 0, 0, 1])
+    });
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_active", &[]), 64.0);
+    let end = Raw::connect(&site).request(&head(&[]));
+    assert_eq!(status(&end), Some(200), "{end:?}");
 }
 
 /// What looks like the beginning of a connection (RFC 9000 section 17.2.2), and is none.

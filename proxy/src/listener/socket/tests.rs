@@ -32,6 +32,17 @@ fn all_workers_listen_on_one_port_and_nobody_else_does() {
     assert_eq!(listen(&first.into(), &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
 }
 
+#[cfg(feature = "http3")]
+#[test]
+fn all_workers_have_a_socket_for_datagrams_on_one_port() {
+    let address = address(&listen_on("127.0.0.1:0", &SocketOptions::default()).unwrap()[0]);
+    let sockets = listen_datagrams(address, 3).unwrap();
+    assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
+    assert_eq!(listen_datagrams(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    drop(sockets);
+    listen_datagrams(address, 1).unwrap();
+}
+
 #[test]
 fn a_unix_socket_is_taken_over_only_from_the_dead() {
     let dir = tempfile::tempdir().unwrap();
