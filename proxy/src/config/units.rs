@@ -66,6 +66,13 @@ impl Duration {
     }
 }
 
+impl ByteSize {
+    /// The same as a window of HTTP/2, which has its bounds (RFC 9113 section 6.9.1).
+    pub fn window(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX).clamp(1 << 10, i32::MAX as u32)
+    }
+}
+
 impl Workers {
     /// The number of threads.
     pub fn count(self) -> usize {

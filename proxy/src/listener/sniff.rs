@@ -7,7 +7,7 @@ pub const MAX_SNIFFED: usize = 256;
 const MAX_METHOD: usize = 32;
 
 /// RFC 9113 section 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Of the type `handshake` (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;

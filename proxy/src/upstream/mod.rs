@@ -8,10 +8,14 @@
 
 pub mod backoff;
 pub mod balancer;
+pub mod body;
 pub mod budget;
 pub mod cluster;
+mod connect;
 pub mod failure;
+pub mod health;
 mod link;
+mod mux;
 pub mod pool;
 mod slots;
 
@@ -20,9 +24,10 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
+    body::{Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     failure::{Failure, FailureKind, ProtocolError},
-    link::PooledBody,
+    health::Checks,
     pool::{Dial, PoolOptions, Pools, Waited},
 };

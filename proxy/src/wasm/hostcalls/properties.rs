@@ -13,6 +13,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split, status};
 use crate::{
     chain::{Headers, Stream, stream::State},
+    tls::ConnectionTls,
     wasm::{current, host::Host, plugin::Identity},
 };
 
@@ -105,6 +106,32 @@ fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
     pairs::encode(all.iter().copied(), data);
 }
 
+/// What TLS says. As in Envoy, the first of several names counts, one that is not there has no value, and the name asked for is
+/// empty without one.
+fn of_connection(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option<()> {
+    let server_name = tls.and_then(|tls| tls.server_name.as_deref());
+    let (peer, local) = (tls.and_then(|tls| tls.peer.as_ref()), tls.and_then(|tls| tls.local.as_deref()));
+    let value = match name {
+        "mtls" => {
+            data.push(tls.is_some_and(ConnectionTls::is_mutual).into());
+            return Some(());
+        }
+        "requested_server_name" => server_name.unwrap_or_default(),
+        "tls_version" => tls?.version,
+        // On a TLS connection, subjects are there always, and empty if there is none.
+        "subject_local_certificate" => tls.map(|_| local.map_or("", |local| &local.subject))?,
+        "subject_peer_certificate" => tls.map(|_| peer.map_or("", |peer| &peer.subject))?,
+        "dns_san_local_certificate" => local?.dns_sans.first()?,
+        "dns_san_peer_certificate" => peer?.dns_sans.first()?,
+        "uri_san_local_certificate" => local?.uri_sans.first()?,
+        "uri_san_peer_certificate" => peer?.uri_sans.first()?,
+        "sha256_peer_certificate_digest" => &peer?.sha256,
+        _ => return None,
+    };
+    data.extend_from_slice(value.as_bytes());
+    Some(())
+}
+
 fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let path = state.request.path.as_ref();
     let query_at = path.iter().position(|b| *b == b'?');
@@ -140,7 +167,7 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["destination", "address"] => text(stream.connection.local.to_string().as_bytes()),
         ["destination", "port"] => text(&i64::from(stream.connection.local.port()).to_le_bytes()),
         ["connection", "id"] | ["connection_id"] => text(&stream.connection.id.to_le_bytes()),
-        ["connection", "mtls"] => text(&[0]),
+        ["connection", name] => return of_connection(stream.connection.tls.as_deref(), name, data),
         ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
         ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
@@ -151,4 +178,58 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         _ => return None,
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tls::{Identity, tests::pki::Ca};
+
+    fn value(tls: Option<&ConnectionTls>, name: &str) -> Option<String> {
+        let mut data = Vec::new();
+        of_connection(tls, name, &mut data)?;
+        Some(String::from_utf8(data).unwrap())
+    }
+
+    #[test]
+    fn a_connection_has_the_properties_that_it_has_in_envoy() {
+        let ca = Ca::new("ca");
+        let local = Identity::parse(&ca.leaf(&["web.test", "spiffe://mesh/web"]).der).unwrap();
+        let chain = [ca.leaf(&["a.test", "b.test", "spiffe://mesh/a"]).der];
+        let connection = |chain: &[_], local| ConnectionTls::new(("TLSv1.3", ""), Some("web.test"), None, chain, local);
+        let mutual = connection(&chain, Some(Arc::new(local))).unwrap();
+        let digest = mutual.peer.as_ref().unwrap().sha256.to_string();
+        let expected = [
+            ("mtls", "\u{1}"),
+            ("requested_server_name", "web.test"),
+            ("tls_version", "TLSv1.3"),
+            ("subject_local_certificate", "CN=web.test,O=Tests"),
+            ("subject_peer_certificate", "CN=a.test,O=Tests"),
+            ("dns_san_local_certificate", "web.test"),
+            ("dns_san_peer_certificate", "a.test"),
+            ("uri_san_local_certificate", "spiffe://mesh/web"),
+            ("uri_san_peer_certificate", "spiffe://mesh/a"),
+            ("sha256_peer_certificate_digest", &digest),
+        ];
+        for (name, expected) in expected {
+            assert_eq!(value(Some(&mutual), name).as_deref(), Some(expected), "{name}");
+        }
+        let one_sided = connection(&[], None).unwrap();
+        let plain = [("mtls", "\0"), ("requested_server_name", "")];
+        for (name, _) in expected {
+            let expected = plain.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+            assert_eq!(value(None, name).as_deref(), expected, "{name}");
+            let expected = match name {
+                "mtls" => Some("\0"),
+                "requested_server_name" => Some("web.test"),
+                "tls_version" => Some("TLSv1.3"),
+                "subject_local_certificate" | "subject_peer_certificate" => Some(""),
+                _ => None,
+            };
+            assert_eq!(value(Some(&one_sided), name).as_deref(), expected, "{name}");
+        }
+        assert_eq!(value(Some(&mutual), "other"), None);
+    }
 }
