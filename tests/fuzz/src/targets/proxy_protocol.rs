@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use tollgate::{
     config::model::ProxyProtocolVersion,
-    listener::proxy_protocol::{Addresses, Header, MAX_HEADER, Parsed, encode, parse},
+    net::proxy_protocol::{Addresses, Header, MAX_HEADER, Parsed, encode, parse},
 };
 
 use crate::{Outcome, asked_again};
