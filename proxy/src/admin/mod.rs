@@ -66,6 +66,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/metrics", "metrics for Prometheus"),
     ("GET", "/config", "the configuration in force, its version and hash, and the last attempt to change it"),
     ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),
+    ("GET", "/clusters", "the clusters in force: endpoints, their health, requests and connections"),
     ("POST", "/reload", "reads the configuration again; 200 if it is in force, 422 with all errors if it was refused"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
@@ -91,6 +92,7 @@ async fn answer(state: &State, peer: SocketAddr, request: Request<Incoming>) -> 
         }
         (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
         (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
+        (&(Method::GET | Method::HEAD), "/clusters") => json_response(StatusCode::OK, &state.status.clusters_json()),
         (&(Method::GET | Method::HEAD), "/log") => match state.log.level() {
             Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),

@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -108,6 +108,8 @@ pub struct LocalReply {
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// The gRPC status in place of the one that follows from `status`, if the request is gRPC.
+    pub grpc_status: Option<u32>,
 }
 
 /// A part of a body that is shown to a filter: as it came, or changed by it.
@@ -243,6 +245,15 @@ pub struct Times {
     pub response_start: Cell<Option<Instant>>,
 }
 
+/// What is known of a gRPC call, beside what any request has.
+#[derive(Debug, Default)]
+pub struct GrpcCall {
+    /// When it must be over, by its client's word.
+    pub deadline: Cell<Option<Instant>>,
+    /// Its status, once a head or trailers have told it.
+    pub status: Cell<Option<u32>>,
+}
+
 /// A request, as it came.
 #[derive(Debug, Clone)]
 pub struct Arrival {
@@ -280,6 +291,8 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// When things happened.
     pub times: Times,
+    /// Set if the request is gRPC.
+    pub grpc: OnceCell<GrpcCall>,
     /// How it moves.
     pub progress: Rc<Progress>,
     wakers: RefCell<[Option<Waker>; 2]>,
@@ -317,6 +330,7 @@ impl Stream {
             version,
             request_id,
             times: Times::default(),
+            grpc: OnceCell::new(),
             progress,
             wakers: RefCell::default(),
             state: RefCell::new(State {

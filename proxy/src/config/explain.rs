@@ -39,6 +39,15 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
                 let (message, help) = unknown_variant(found.node, &variants);
                 return report(message, help);
             }
+            let choices = choices(around);
+            if !choices.is_empty() && matches!(found.node.value, Value::Map(_)) {
+                let given = |(name, _): &(&&str, _)| found.node.get(name).is_some();
+                let branches: Vec<_> = choices.iter().zip(context).filter(given).collect();
+                return match &branches[..] {
+                    [(_, errors)] => errors.iter().for_each(|error| explain(error, source, problems)),
+                    _ => report(format!("this must have exactly one of {}", list(&choices)), None),
+                };
+            }
             // An optional section is "this or null". That it is not null is not what is wrong with it.
             let not_null = |e: &ValidationError<'_>| schema::around(e.schema_path().as_str())["type"] == "null";
             for error in context.iter().filter(|branch| !branch.iter().all(not_null)).flatten() {
@@ -98,6 +107,12 @@ fn variants(schema: &Json) -> Vec<&str> {
     consts.filter_map(Json::as_str).chain(nested).collect()
 }
 
+/// The fields of which a schema wants exactly one, if it is such a choice.
+fn choices(schema: &'static Json) -> Vec<&'static str> {
+    let only = |branch: &'static Json| branch["required"].as_array().filter(|all| all.len() == 1)?[0].as_str();
+    schema["oneOf"].as_array().and_then(|branches| branches.iter().map(only).collect()).unwrap_or_default()
+}
+
 fn unknown_variant(node: &Node, variants: &[&str]) -> (String, Option<String>) {
     let all = format!("it is one of {}", list(variants));
     match node.as_str() {
@@ -153,6 +168,7 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::SERVER_NAME => ("server name", "write a name, or `*.` before one for all below it: *.example.com"),
         schema::SPIFFE_ID => ("SPIFFE ID", "write one such as spiffe://mesh.local/ns/default/sa/web"),
         schema::CA_URL => ("certificate authority's URL", "write http://HOST:PORT: it is asked by plain HTTP"),
+        _ if text(&around["pattern"]) == "^/" => ("path", "a path begins with `/`"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
     // The types themselves know of errors that this table does not, such as a time that is too long.

@@ -25,6 +25,7 @@ use crate::{
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
+    upstream::Checks,
     wasm::vm::Wanted,
 };
 
@@ -64,6 +65,7 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
 struct Server {
     path: PathBuf,
     foundry: Arc<Foundry>,
+    checks: Checks,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
     log: LogHandle,
@@ -123,6 +125,7 @@ impl Server {
         };
         Ok(Server {
             path,
+            checks: Checks::new(foundry.registry.clone()),
             foundry,
             workers: workers.context("a worker cannot start")?,
             status,
@@ -146,7 +149,10 @@ impl Server {
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                tracing::info!("listener `{}` on http://{}", listener.config.name, listener.config.address);
+                for address in listener.config.all_addresses() {
+                    let scheme = listener.config.scheme();
+                    tracing::info!("listener `{}` on {scheme}://{address}", listener.config.name);
+                }
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
@@ -287,6 +293,7 @@ impl Server {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!("the log's level stays as it is: {e}");
         }
+        self.checks.apply(snapshot.configured_clusters());
         self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
         self.status.current.store(Some(snapshot.clone()));
         self.foundry.forget_unused(&snapshot);
