@@ -15,6 +15,7 @@ mod deadlines;
 mod draining;
 mod fields;
 mod filters;
+mod first_bytes;
 mod forwarding;
 mod grpc;
 mod grpc_web;
