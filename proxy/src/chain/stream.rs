@@ -71,9 +71,7 @@ impl ConnectionInfo {
     pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
         ConnectionInfo { tls, ..self }
     }
-}
 
-impl ConnectionInfo {
     /// What URLs of requests on it begin with.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }

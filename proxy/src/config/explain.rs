@@ -10,6 +10,7 @@ use super::{
     source::Source,
     units::{Address, ByteSize, Duration},
 };
+use crate::ca::spiffe::SpiffeId;
 
 /// Finding the place of an error takes a moment, and nobody is shown this many.
 const MOST: usize = 2000;
@@ -165,6 +166,8 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
             ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")
         }
         schema::SERVER_NAME => ("server name", "write a name, or `*.` before one for all below it: *.example.com"),
+        schema::SPIFFE_ID => ("SPIFFE ID", "write one such as spiffe://mesh.local/ns/default/sa/web"),
+        schema::CA_URL => ("certificate authority's URL", "write http://HOST:PORT: it is asked by plain HTTP"),
         _ if text(&around["pattern"]) == "^/" => ("path", "a path begins with `/`"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
@@ -172,6 +175,10 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
     let own = match text(&around["format"]) {
         schema::TIME => value.parse::<Duration>().err(),
         schema::SIZE => value.parse::<ByteSize>().err(),
+        schema::SPIFFE_ID => {
+            let error = node.as_str().and_then(|text| text.parse::<SpiffeId>().err());
+            error.map(|error| format!("`{value}` is not a SPIFFE ID: {error}"))
+        }
         schema::ADDRESS if value.starts_with("unix:") => value.parse::<Address>().err(),
         _ => None,
     };

@@ -13,6 +13,7 @@ use super::{
     source::Source,
     tls,
     units::{Address, Duration, ServerName},
+    workload,
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -28,6 +29,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(root, listeners, problems);
+    workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -58,6 +60,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     tls::warn(source, config, warnings);
+    workload::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     admin,
+    ca::{self, workload::Agent},
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
@@ -46,7 +47,7 @@ pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let server = Server::start(path, loaded, log)?;
+        let server = Server::start(path, loaded, log).await?;
         server.run().await
     })
 }
@@ -85,7 +86,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const BY_FILE: &str = "file";
 
 impl Server {
-    fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
+    async fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
         let config = &loaded.config;
         let count = config.workers.count();
         let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
@@ -103,10 +104,15 @@ impl Server {
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
+                ca: ca::service::Service::open(&loaded, &foundry.registry)?,
             });
             tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
         }
         let drain_timeout = config.drain_timeout.0;
+        // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.
+        if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
+            workload.start().await?;
+        }
         let made = foundry.make(loaded, None, Extent::Full)?;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
@@ -143,7 +149,10 @@ impl Server {
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                tracing::info!("listener `{}` on http://{}", listener.config.name, listener.config.address);
+                for address in listener.config.all_addresses() {
+                    let scheme = listener.config.scheme();
+                    tracing::info!("listener `{}` on {scheme}://{address}", listener.config.name);
+                }
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
@@ -256,8 +265,11 @@ impl Server {
         if new.workers != old.workers {
             tracing::warn!("`workers` has changed; it takes effect at the next start");
         }
-        if new.admin.address != old.admin.address || new.admin.enabled != old.admin.enabled {
+        if new.admin != old.admin {
             tracing::warn!("`admin` has changed; it takes effect at the next start");
+        }
+        if new.workload != old.workload {
+            tracing::warn!("`workload` has changed; it takes effect at the next start");
         }
     }
 

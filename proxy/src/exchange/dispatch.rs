@@ -20,6 +20,7 @@ use crate::{
         flow::{Outcome, interrupted},
         route::RetryPolicy,
     },
+    net::proxy_protocol::Addresses,
     observe,
     upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard, Waited},
 };
@@ -176,11 +177,15 @@ async fn attempt(
     };
     let start = Instant::now();
     let Aim { cluster, endpoint, switch } = aim;
+    let mut request = head.into_request(upload.body());
+    if cluster.proxy_protocol.is_some() {
+        request.extensions_mut().insert(Addresses::new(stream.connection.peer, stream.connection.local));
+    }
     let sending = async {
         match switch {
             // Nothing is said to the endpoint: it is the client that will speak to it.
-            Some(Switch::Connect) => site.pools.tunnel(cluster, endpoint).await,
-            _ => site.pools.send(cluster, endpoint, head.into_request(upload.body())).await,
+            Some(Switch::Connect) => site.pools.tunnel(cluster, endpoint, request).await,
+            _ => site.pools.send(cluster, endpoint, request).await,
         }
     };
     let mut sending = pin!(sending);
@@ -275,6 +280,10 @@ impl<'p> Tries<'p> {
         Some(match missed {
             Missed::Failed(FailureKind::Connect { .. }) => {
                 Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
+            }
+            // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
+            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => {
+                Reason::Stale
             }
             Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>

@@ -11,7 +11,6 @@ use tokio_rustls::TlsStream;
 
 use super::{
     client_hello::{Hello, MAX_HELLO, client_hello},
-    proxy_protocol::{self, Addresses, Parsed},
     sniff::{PREFACE, Sniffed, sniff},
     socket::original_destination,
 };
@@ -20,7 +19,10 @@ use crate::{
     config::model::{ListenerProxyProtocol, Protocol, TlsMode},
     exchange::{Refusal, Site},
     http::{self, connection::Handle},
-    net::{Prefixed, Socket, Stream},
+    net::{
+        Prefixed, Socket, Stream,
+        proxy_protocol::{self, Addresses, Parsed},
+    },
     tls::ServerTls,
 };
 

@@ -1,6 +1,7 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way between tokio's traits and hyper's.
 
 pub mod io;
+pub mod proxy_protocol;
 pub mod socket;
 pub mod stream;
 

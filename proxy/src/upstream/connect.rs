@@ -3,13 +3,16 @@
 use std::io;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_rustls::TlsStream;
 
 use super::{Cluster, Endpoint};
 use crate::{
     config::model::ClusterProtocol,
-    net::{Prefixed, Socket, Stream},
+    net::{
+        Prefixed, Socket, Stream,
+        proxy_protocol::{self, Addresses},
+    },
 };
 
 /// A version of HTTP that is spoken on a connection.
@@ -19,11 +22,19 @@ pub(super) enum Version {
     H2,
 }
 
-/// Opens a connection within the cluster's `connect_timeout`, and says what is to be spoken on it. With an error, whether the
+/// Opens a connection within the cluster's `connect_timeout`, tells the endpoint of the client if the cluster wants that, and
+/// says what is to be spoken on it. With an error, whether the
 /// time was over.
-pub(super) async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<(Stream, Version), (io::Error, bool)> {
+pub(super) async fn open(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    client: Option<Addresses>,
+) -> Result<(Stream, Version), (io::Error, bool)> {
     let opening = async {
-        let socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
+        let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
+        if let Some(version) = cluster.proxy_protocol {
+            socket.write_all(&proxy_protocol::encode(version, client)).await?;
+        }
         let Some(tls) = &cluster.tls else {
             let version = if cluster.protocol == ClusterProtocol::H2 { Version::H2 } else { Version::H1 };
             return Ok((Stream::from(socket), version));

@@ -150,7 +150,8 @@ where
             Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Malformed(source) },
             _ if source.is_user() => FailureKind::RequestBody { source },
             stopped => FailureKind::Reset {
-                reused,
+                // What was not processed is as good as sent on a connection that was closed already.
+                reused: reused || stopped == Some(Stopped::Unprocessed),
                 request_sent: stopped != Some(Stopped::Unprocessed),
                 bytes_received: mux.traffic.received() > received,
                 source,

@@ -32,7 +32,10 @@ use super::{
     mux::{self, Mux, Place},
     slots::{ClusterPool, Grant, Opening, Permit, Slot},
 };
-use crate::{config::model::ClusterProtocol, net::Stream};
+use crate::{
+    config::model::ClusterProtocol,
+    net::{Stream, proxy_protocol::Addresses},
+};
 
 /// Bounds on what an upstream may send before its response's body.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +116,7 @@ where
     /// when the head of its response has been read (interim responses are skipped). Unless there was a connection, the
     /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
     /// target in origin form and the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's
-    /// part. With `Upgrade` and `Connection` it may be answered with 101, and the connection is in the body then.
+    /// part. For a cluster with `proxy_protocol` its extensions have the client's [`Addresses`]. With `Upgrade` and `Connection` it may be answered with 101, and the connection is in the body then.
     ///
     /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. A
     /// connection that turns out to be closed before the request was written is replaced unnoticed. It is not retried
@@ -136,7 +139,7 @@ where
     ) -> Result<Response<PooledBody>, Failure<B>> {
         *request.version_mut() = Version::HTTP_11;
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint);
+        let slot = pool.slot(endpoint, client(cluster, &mut request));
         let mut waited = None;
         let mut replaced = 0;
         loop {
@@ -176,8 +179,8 @@ where
         }
     }
 
-    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. The response
-    /// is a 101, as if the endpoint had been asked to switch protocols.
+    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. Of the request
+    /// only the extensions count. The response is a 101, as if the endpoint had been asked to switch protocols.
     ///
     /// # Errors
     ///
@@ -186,10 +189,11 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
+        mut request: Request<B>,
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let failure = |kind| Failure { kind, request: None };
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint);
+        let slot = pool.slot(endpoint, client(cluster, &mut request));
         let start = Instant::now();
         let permit = loop {
             match pool.acquire(&slot).await.map_err(failure)? {
@@ -201,7 +205,7 @@ where
                 Grant::Room => continue,
             }
         };
-        let opened = connect::open(cluster, endpoint).await;
+        let opened = connect::open(cluster, endpoint, slot.client).await;
         let (stream, _) = count(cluster, endpoint, opened).map_err(failure)?;
         let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
         let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
@@ -257,7 +261,7 @@ where
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
-            None => match connect::open(&cluster, &endpoint).await {
+            None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
                 Ok((stream, connect::Version::H1)) => self.link(stream, pool, permit).await,
                 Ok((stream, connect::Version::H2)) => self.mux(stream, &cluster, pool, permit).await,
                 Err(failed) => Err(failed),
@@ -361,6 +365,11 @@ impl<B> Drop for Announced<'_, B> {
         self.1.opening.take();
         self.0.ended.notify_waiters();
     }
+}
+
+/// What a cluster that wants to know is told of the client.
+fn client<B>(cluster: &Cluster, request: &mut Request<B>) -> Option<Addresses> {
+    cluster.proxy_protocol.and_then(|_| request.extensions_mut().remove())
 }
 
 /// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.

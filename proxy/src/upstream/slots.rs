@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
+    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -28,13 +29,14 @@ use super::{
     link::{Lease, Link},
     mux::{Mux, Place},
 };
+use crate::net::proxy_protocol::Addresses;
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
     /// The newest snapshot of it that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
     stats: Arc<Stats>,
-    slots: RefCell<FxHashMap<u64, Rc<Slot<B>>>>,
+    slots: RefCell<FxHashMap<(u64, Option<SocketAddr>), Rc<Slot<B>>>>,
     /// In the order in which they came.
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
@@ -42,9 +44,11 @@ pub(super) struct ClusterPool<B> {
     connections: Cell<usize>,
 }
 
-/// A worker's connections to an endpoint.
+/// A worker's connections to an endpoint, or, if the endpoint is told whom they are for, those that are for one client.
 pub(super) struct Slot<B> {
     pub(super) endpoint: Arc<Endpoint>,
+    /// What the endpoint is told of the client.
+    pub(super) client: Option<Addresses>,
     pub(super) stats: Arc<Stats>,
     /// The one that was used last at the end: taken first, so that those which are not needed grow old.
     idle: RefCell<Vec<Rc<Link<B>>>>,
@@ -130,11 +134,12 @@ impl<B> ClusterPool<B> {
         }
     }
 
-    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>) -> Rc<Slot<B>> {
+    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>, client: Option<Addresses>) -> Rc<Slot<B>> {
         let mut slots = self.slots.borrow_mut();
-        let slot = slots.entry(endpoint.id).or_insert_with(|| {
+        let slot = slots.entry((endpoint.id, client.map(|client| client.source))).or_insert_with(|| {
             Rc::new(Slot {
                 endpoint: Arc::clone(endpoint),
+                client,
                 stats: Arc::clone(&self.stats),
                 idle: RefCell::default(),
                 muxes: RefCell::default(),

@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod metrics;
 mod proxy;
+mod secure;
 mod upstream;
 pub mod wasm;
 mod wire;
@@ -19,6 +20,7 @@ pub use self::{
     config::Config,
     metrics::Metrics,
     proxy::{Proxy, Signal},
+    secure::Secure,
     upstream::{Upstream, answer},
     wire::{Message, Wire},
 };

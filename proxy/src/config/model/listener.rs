@@ -80,6 +80,17 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// What URLs of it begin with.
+    pub fn scheme(&self) -> &'static str {
+        let tls = self.tls.as_ref().is_some_and(|tls| tls.mode != super::TlsMode::Disable);
+        match (self.protocol, tls) {
+            (Protocol::Tcp, false) => "tcp",
+            (Protocol::Tcp, true) => "tls",
+            (_, false) => "http",
+            (_, true) => "https",
+        }
+    }
+
     /// All its addresses.
     pub fn all_addresses(&self) -> impl Iterator<Item = &Address> {
         std::iter::once(&self.address).chain(&self.addresses)

@@ -64,7 +64,8 @@ pub(super) enum Unwell {
 /// Asks an endpoint of a cluster.
 pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
     let asking = async {
-        let (socket, version) = connect::open(cluster, endpoint).await.map_err(|(error, _)| Unwell::Connect(error))?;
+        let (socket, version) =
+            connect::open(cluster, endpoint, None).await.map_err(|(error, _)| Unwell::Connect(error))?;
         match &check.check {
             Check::Tcp {} => Ok(()),
             Check::Http { path, host } => {
