@@ -156,6 +156,7 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         }
         ["request", "duration"] => text(&(stream.start.elapsed().as_nanos() as i64).to_le_bytes()),
         ["response", "code"] => text(&i64::from(state.response.as_ref()?.status.as_u16()).to_le_bytes()),
+        ["response", "grpc_status"] => text(&i64::from(stream.grpc.get()?.status.get()?).to_le_bytes()),
         ["response", "code_details"] => text(state.details.as_bytes()),
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
         ["response", "headers"] => map(state.response.as_ref()?, data),
