@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     admin,
-    config::{Diagnostics, Loaded, Loader},
+    config::{Diagnostics, Loaded, Loader, model::Protocol},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
     wasm::vm::Wanted,
@@ -134,7 +134,8 @@ impl Server {
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                tracing::info!("listener `{}` on http://{}", listener.config.name, listener.config.address);
+                let scheme = if listener.config.protocol == Protocol::Tcp { "tcp" } else { "http" };
+                tracing::info!("listener `{}` on {scheme}://{}", listener.config.name, listener.config.address);
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }

@@ -10,11 +10,12 @@ use std::{
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Source, model, of_filter, units::Address},
+    config::{Diagnostic, Diagnostics, Loaded, Source, model, model::Protocol, of_filter, units::Address},
     exchange::{ClusterFigures, Figures},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
+    tcp,
     upstream::Cluster,
     wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
 };
@@ -53,6 +54,8 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerParts>,
     /// The clusters' figures.
     pub cluster_figures: Vec<(Box<str>, ClusterFigures)>,
+    /// The clusters' figures for TCP connections.
+    pub tcp_clusters: Vec<(Box<str>, tcp::ClusterFigures)>,
     /// The clusters' own retries.
     pub retries: Vec<(Box<str>, RetryPolicy)>,
     /// Files that it was made from.
@@ -91,6 +94,8 @@ pub struct ListenerParts {
     pub access_log: Option<AccessLog>,
     /// Its figures.
     pub figures: Figures,
+    /// Its figures for TCP connections, if it takes any.
+    pub tcp: Option<tcp::Figures>,
     /// What its workers share.
     pub shared: Arc<ListenerShared>,
 }
@@ -201,6 +206,12 @@ impl Foundry {
         let no_metrics =
             |e: MetricError| Diagnostics::new(loaded.source.clone(), vec![Diagnostic::error(None, e.to_string())]);
         let cluster_figures = cluster_figures.map_err(no_metrics)?;
+        // Any filter of TCP connections may choose any cluster.
+        let tcp_clusters = match listeners.iter().any(|l| l.tcp.is_some()) {
+            true => clusters.keys().map(|name| Ok((name.as_str().into(), self.tcp_cluster_figures(name)?))).collect(),
+            false => Ok(Vec::new()),
+        };
+        let tcp_clusters = tcp_clusters.map_err(no_metrics)?;
         let retries =
             loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
         let snapshot = Snapshot {
@@ -212,6 +223,7 @@ impl Foundry {
             plugins,
             listeners,
             cluster_figures,
+            tcp_clusters,
             files: files(&loaded.source),
             loaded,
         };
@@ -283,7 +295,12 @@ impl Foundry {
                     continue;
                 }
             };
-            let figures = match Foundry::figures(&self.registry, &listener.name) {
+            let takes_tcp = matches!(listener.protocol, Protocol::Tcp | Protocol::Auto);
+            let figures = Foundry::figures(&self.registry, &listener.name).and_then(|figures| {
+                let tcp = takes_tcp.then(|| self.tcp_figures(&listener.name, &figures)).transpose()?;
+                Ok((figures, tcp))
+            });
+            let (figures, tcp) = match figures {
                 Ok(figures) => figures,
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
@@ -293,7 +310,7 @@ impl Foundry {
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
-            all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, shared });
+            all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, tcp, shared });
         }
         all
     }
@@ -362,6 +379,29 @@ impl Foundry {
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
         })
+    }
+
+    fn tcp_figures(&self, listener: &str, figures: &Figures) -> Result<tcp::Figures, MetricError> {
+        let (r, labels) = (&self.registry, [("listener", listener)]);
+        let bytes = |direction| {
+            let labels = [("listener", listener), ("direction", direction)];
+            r.counter("tollgate_tcp_bytes_total", "Bytes received from TCP clients, and sent to them.", &labels)
+        };
+        Ok(tcp::Figures {
+            connections: r.counter("tollgate_tcp_connections_total", "TCP connections.", &labels)?,
+            active: r.gauge("tollgate_tcp_connections_active", "TCP connections under way.", &labels)?,
+            bytes: [bytes("received")?, bytes("sent")?],
+            flags: figures.flags.clone(),
+        })
+    }
+
+    fn tcp_cluster_figures(&self, cluster: &str) -> Result<tcp::ClusterFigures, MetricError> {
+        let bytes = |direction| {
+            let help = "Bytes of TCP connections sent to endpoints, and received from them.";
+            let labels = [("cluster", cluster), ("direction", direction)];
+            self.registry.counter("tollgate_upstream_tcp_bytes_total", help, &labels)
+        };
+        Ok(tcp::ClusterFigures { bytes: [bytes("sent")?, bytes("received")?] })
     }
 
     fn cluster_figures(&self, cluster: &str) -> Result<ClusterFigures, MetricError> {

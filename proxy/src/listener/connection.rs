@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use tokio::{
@@ -29,12 +30,15 @@ use crate::{
     },
     net::{Socket, TokioIo},
     observe::{self, Entry},
+    tcp::{self, TcpSite},
 };
 
 /// What the connections of a listener on a worker look at.
 pub struct Handle {
     /// The rules in force. Each request takes those of its time.
     pub site: RefCell<Rc<Site>>,
+    /// The same, for TCP connections; none if the listener takes none.
+    pub tcp: RefCell<Option<Rc<TcpSite>>>,
     /// Whether connections shall end as soon as they have nothing under way.
     pub draining: watch::Sender<bool>,
 }
@@ -66,6 +70,11 @@ enum End {
 
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<Handle>, stream: Socket, peer: SocketAddr, local: SocketAddr) {
+    let tcp = handle.tcp.borrow().clone();
+    if let Some(tcp) = tcp {
+        let info = Rc::new(ConnectionInfo::new(tcp.name.clone(), peer, local));
+        return tcp::serve(tcp, stream, info, Bytes::new(), None).await;
+    }
     let site = handle.site.borrow().clone();
     let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
     let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);

@@ -23,13 +23,17 @@ use super::{
     socket::ListenerShared,
 };
 use crate::{
-    chain::{Chain, Filter, Route},
-    config::units::Address,
+    chain::{
+        Chain, Filter, Route,
+        network::{NetworkChain, NetworkFilter},
+    },
+    config::{model::Protocol, units::Address},
     control::snapshot::{Snapshot, Sockets},
     exchange::Site,
     http::body::Body,
     net::{ListenSocket, Listener, Socket},
     observe::{Shard, set_shard},
+    tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
 };
@@ -186,13 +190,15 @@ impl Worker {
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let site = Rc::new(self.site(&snapshot, index, &vms));
+            let tcp = tcp_site(&snapshot, index, &vms).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let key = (parts.config.name.clone(), address.clone());
                 if let Some(there) = listening.remove(&key) {
                     *there.handle.site.borrow_mut() = site.clone();
+                    *there.handle.tcp.borrow_mut() = tcp.clone();
                     kept.insert(key, there);
                 } else if let Some(socket) = sockets.remove(&(index, address.clone())) {
-                    match self.listen(socket, site.clone(), parts.shared.clone()) {
+                    match self.listen(socket, site.clone(), tcp.clone(), parts.shared.clone()) {
                         Ok(new) => {
                             kept.insert(key, new);
                         }
@@ -235,9 +241,16 @@ impl Worker {
         }
     }
 
-    fn listen(&self, socket: ListenSocket, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+    fn listen(
+        &self,
+        socket: ListenSocket,
+        site: Rc<Site>,
+        tcp: Option<Rc<TcpSite>>,
+        shared: Arc<ListenerShared>,
+    ) -> std::io::Result<Listening> {
         let socket = Listener::try_from(socket)?;
-        let handle = Rc::new(Handle { site: RefCell::new(site), draining: watch::channel(false).0 });
+        let draining = watch::channel(false).0;
+        let handle = Rc::new(Handle { site: RefCell::new(site), tcp: RefCell::new(tcp), draining });
         let (stop, stopped) = watch::channel(false);
         let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
@@ -257,6 +270,25 @@ impl Worker {
             connections.check();
         });
     }
+}
+
+/// A listener's rules for TCP connections, if it takes any.
+fn tcp_site(snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Option<TcpSite> {
+    let parts = &snapshot.listeners[index];
+    let (config, figures) = (&parts.config, parts.tcp.clone().filter(|_| parts.config.protocol == Protocol::Tcp)?);
+    let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn NetworkFilter>);
+    Some(TcpSite {
+        name: config.name.as_str().into(),
+        chain: Rc::new(NetworkChain::new(filters.collect())),
+        routes: Routes::new(config, &snapshot.clusters),
+        idle: config.timeouts.idle.bound(),
+        age: config.timeouts.connection_age.bound(),
+        buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        access_log: parts.access_log.clone(),
+        figures,
+        clusters: snapshot.tcp_clusters.iter().cloned().collect(),
+        retries: snapshot.retries.iter().cloned().collect(),
+    })
 }
 
 impl Listening {

@@ -2,8 +2,10 @@
 
 pub mod io;
 pub mod socket;
+pub mod transport;
 
 pub use self::{
     io::{Metered, TokioIo, Traffic},
     socket::{ListenSocket, Listener, Socket},
+    transport::Transport,
 };

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod balancer;
 pub mod budget;
 pub mod cluster;
+mod direct;
 pub mod failure;
 mod link;
 pub mod pool;
@@ -22,6 +23,7 @@ pub use self::{
     backoff::Backoff,
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
+    direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
     link::PooledBody,
     pool::{Dial, PoolOptions, Pools, Waited},

@@ -83,6 +83,11 @@ impl Flow {
         self.out[side as usize].pop_front()
     }
 
+    /// Whether nothing of a side is through that was not taken, not even its end.
+    pub fn is_clear(&self, side: Side) -> bool {
+        self.out[side as usize].is_empty() && !self.ended[side as usize]
+    }
+
     /// Whether the end of a side is through, and everything before it was taken.
     pub fn is_over(&self, side: Side) -> bool {
         self.ended[side as usize] && self.out[side as usize].is_empty()

@@ -1,0 +1,36 @@
+//! What bytes can be carried on: a stream that may be a plain TCP socket, or not.
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    net::TcpStream,
+};
+
+use super::Socket;
+
+/// A byte stream.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP socket that it is, if its bytes are those of the socket: then the kernel can move them by itself.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// Makes closing it a reset, so that its peer does not take what has come for all there is. Where that is not possible,
+    /// nothing happens.
+    fn abort(&self) {
+        if let Some(socket) = self.plain() {
+            // A socket that is gone needs no reset.
+            let _ = socket.set_zero_linger();
+        }
+    }
+}
+
+impl Transport for Socket {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Socket::Tcp(stream) => Some(stream),
+            Socket::Unix(_) => None,
+        }
+    }
+}
+
+impl Transport for DuplexStream {}

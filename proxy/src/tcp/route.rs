@@ -1,0 +1,147 @@
+//! Which cluster a connection goes to: by the server name that the client asks for, by weight, or the listener's own.
+
+use std::sync::Arc;
+
+use crate::{chain::route::Clusters, config::model, upstream::Cluster};
+
+/// A listener's rules, resolved.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// In the order of the configuration: the first match counts.
+    by_name: Box<[(Pattern, Arc<Cluster>)]>,
+    /// Each with the sum of the weights up to and with its own.
+    weighted: Box<[(u64, Arc<Cluster>)]>,
+    default: Option<Arc<Cluster>>,
+}
+
+/// A server name, or all below one.
+#[derive(Debug)]
+enum Pattern {
+    Exact(Box<str>),
+    /// With the dot in front.
+    Below(Box<str>),
+}
+
+impl Pattern {
+    fn new(text: &str) -> Pattern {
+        match text.strip_prefix('*') {
+            Some(suffix) => Pattern::Below(suffix.to_ascii_lowercase().into()),
+            None => Pattern::Exact(text.to_ascii_lowercase().into()),
+        }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Pattern::Exact(exact) => exact.eq_ignore_ascii_case(name),
+            Pattern::Below(suffix) => {
+                let at = name.len().checked_sub(suffix.len()).filter(|at| *at > 0);
+                at.and_then(|at| name.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+            }
+        }
+    }
+}
+
+impl Routes {
+    /// The rules of a listener. What names no cluster that there is (which no configuration in force does) is left out.
+    pub fn new(listener: &model::Listener, clusters: &Clusters) -> Routes {
+        let find = |name: &str| clusters.get(name).cloned();
+        let tcp = &listener.tcp;
+        let by_name = tcp.sni.iter().filter_map(|route| Some((route, find(&route.cluster)?)));
+        let by_name = by_name
+            .flat_map(|(route, cluster)| route.names.iter().map(move |name| (Pattern::new(name), cluster.clone())));
+        let mut sum = 0;
+        let weighted = tcp.clusters.iter().filter(|c| c.weight > 0).filter_map(|c| {
+            sum += u64::from(c.weight);
+            Some((sum, find(&c.cluster)?))
+        });
+        Routes {
+            by_name: by_name.collect(),
+            weighted: weighted.collect(),
+            default: listener.cluster.as_deref().and_then(find),
+        }
+    }
+
+    /// The cluster of a connection. Without its server name, or if that matches nothing, by weight.
+    pub fn choose(&self, server_name: Option<&str>) -> Option<&Arc<Cluster>> {
+        // A fully qualified name may end with a dot (RFC 6066 section 3 forbids it; clients do it all the same).
+        let name = server_name.map(|name| name.strip_suffix('.').unwrap_or(name));
+        let named = name.and_then(|name| self.by_name.iter().find(|(pattern, _)| pattern.matches(name)));
+        if let Some((_, cluster)) = named {
+            return Some(cluster);
+        }
+        match self.weighted.last() {
+            None => self.default.as_ref(),
+            Some((total, _)) => {
+                let point = fastrand::u64(..*total);
+                let at = self.weighted.partition_point(|(sum, _)| *sum <= point);
+                self.weighted.get(at).map(|(_, cluster)| cluster)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn routes(tcp: serde_json::Value, cluster: Option<&str>) -> Routes {
+        let listener = json!({"name": "l", "address": "127.0.0.1:1", "tcp": tcp, "cluster": cluster});
+        let listener: model::Listener = serde_json::from_value(listener).unwrap();
+        let clusters = ["a", "b", "c"].map(|name| {
+            let cluster: model::Cluster = serde_json::from_value(json!({"name": name})).unwrap();
+            (name.to_owned(), Cluster::new(&cluster, None))
+        });
+        Routes::new(&listener, &clusters.into())
+    }
+
+    fn chosen<'r>(routes: &'r Routes, name: Option<&str>) -> Option<&'r str> {
+        routes.choose(name).map(|cluster| &*cluster.name)
+    }
+
+    #[test]
+    fn the_first_name_that_matches_counts() {
+        let sni = json!({"sni": [
+            {"names": ["one.example", "*.deep.example"], "cluster": "a"},
+            {"names": ["*.example"], "cluster": "b"},
+        ]});
+        let routes = routes(sni, Some("c"));
+        for (name, cluster) in [
+            ("one.example", "a"),
+            ("ONE.Example", "a"),
+            ("one.example.", "a"),
+            ("x.deep.example", "a"),
+            ("x.y.deep.example", "a"),
+            ("deep.example", "b"),
+            ("two.example", "b"),
+            (".example", "c"),
+            ("example", "c"),
+            ("notexample", "c"),
+            ("ü.example", "b"),
+        ] {
+            assert_eq!(chosen(&routes, Some(name)), Some(cluster), "{name}");
+        }
+        assert_eq!(chosen(&routes, None), Some("c"));
+    }
+
+    #[test]
+    fn clusters_share_by_weight() {
+        let tcp = json!({"clusters": [
+            {"cluster": "a", "weight": 3}, {"cluster": "b", "weight": 1}, {"cluster": "c", "weight": 0},
+        ]});
+        let routes = routes(tcp, Some("c"));
+        let mut counts = std::collections::HashMap::new();
+        for _ in 0..4000 {
+            *counts.entry(chosen(&routes, None).unwrap()).or_insert(0) += 1;
+        }
+        assert!(!counts.contains_key("c"));
+        assert!((2700..=3300).contains(&counts["a"]), "{counts:?}");
+    }
+
+    #[test]
+    fn without_any_rule_there_is_the_listeners_cluster_or_none() {
+        assert_eq!(chosen(&routes(json!({}), Some("a")), Some("x")), Some("a"));
+        assert_eq!(chosen(&routes(json!({}), None), Some("x")), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! Connections that no pool keeps: each belongs to the one client whose bytes it carries. They count among the cluster's
+//! connections, and are bounded with them.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use super::cluster::{Cluster, Endpoint};
+
+/// A connection's place in its cluster, from before it is opened until this is dropped.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct DirectConnection {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Cluster {
+    /// A place for a connection to one of the endpoints. `None` if `limits.connections` are open, which is counted as a
+    /// request that was refused.
+    pub fn try_connection(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Option<DirectConnection> {
+        let stats = self.stats();
+        // Add first and take back, as in `try_request`.
+        if stats.connections.fetch_add(1, Relaxed) >= self.limits.connections {
+            stats.connections.fetch_sub(1, Relaxed);
+            stats.request_overflows.fetch_add(1, Relaxed);
+            return None;
+        }
+        endpoint.connections.fetch_add(1, Relaxed);
+        Some(DirectConnection { cluster: Arc::clone(self), endpoint: Arc::clone(endpoint) })
+    }
+}
+
+impl DirectConnection {
+    /// Counts it as opened.
+    pub fn opened(&self) {
+        self.cluster.stats().connects.fetch_add(1, Relaxed);
+    }
+
+    /// Counts that it could not be opened, perhaps because the time for that was over.
+    pub fn failed(&self, timeout: bool) {
+        let stats = self.cluster.stats();
+        stats.connect_failures.fetch_add(1, Relaxed);
+        stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
+        self.endpoint.connect_failures.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for DirectConnection {
+    fn drop(&mut self) {
+        self.cluster.stats().connections.fetch_sub(1, Relaxed);
+        self.endpoint.connections.fetch_sub(1, Relaxed);
+    }
+}
