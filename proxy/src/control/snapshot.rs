@@ -8,6 +8,8 @@ use std::{
     time::SystemTime,
 };
 
+use tollgate_abi::fast::phase;
+
 use crate::{
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Source, model, model::Protocol, of_filter, units::Address},
@@ -177,6 +179,10 @@ impl Foundry {
             }
         }
         let listeners = self.listeners(&loaded, previous, extent, &mut wrong);
+        if wrong.is_empty() {
+            let phases: Vec<_> = first_instances.iter().map(Instance::phases).collect();
+            check_chains(&loaded, &listeners, &phases, &mut wrong);
+        }
         let sockets = match (extent, wrong.is_empty()) {
             (Extent::Full, true) => self.sockets(&loaded, previous, &listeners, &mut wrong),
             _ => Vec::new(),
@@ -460,6 +466,25 @@ impl Foundry {
             })?;
         }
         Ok(())
+    }
+}
+
+/// A filter that is never called would let through what it was meant to look at.
+fn check_chains(loaded: &Loaded, listeners: &[ListenerParts], phases: &[u32], wrong: &mut Vec<Diagnostic>) {
+    for (index, listener) in listeners.iter().enumerate() {
+        let (has, lacks, what) = match listener.config.protocol {
+            Protocol::Auto => continue,
+            Protocol::Tcp => (phase::HTTP, phase::TCP, "TCP connections"),
+            Protocol::Http | Protocol::Http1 | Protocol::Http2 => (phase::TCP, phase::HTTP, "requests"),
+        };
+        for (nth, (name, filter)) in listener.config.chain.iter().zip(&listener.chain).enumerate() {
+            let phases = phases.get(*filter).copied().unwrap_or_default();
+            if phases & has != 0 && phases & lacks == 0 {
+                let message = format!("filter `{name}` takes no part in {what}");
+                let help = format!("`protocol` of listener `{}` decides what its filters see", listener.config.name);
+                wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/chain/{nth}"), message, Some(help)));
+            }
+        }
     }
 }
 

@@ -32,6 +32,12 @@ pub(super) struct Pipe {
     len: usize,
 }
 
+/// How many pipes wait to be used again.
+#[cfg(test)]
+pub(super) fn pooled() -> usize {
+    POOL.with_borrow(Vec::len)
+}
+
 impl Pipe {
     /// An empty pipe, one that was used before if there is one.
     pub(super) fn take() -> io::Result<Pipe> {

@@ -313,3 +313,6 @@ impl NetworkStream {
         self.state.borrow_mut().held.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;
