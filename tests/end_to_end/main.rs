@@ -26,5 +26,6 @@ mod reuse;
 mod slow_peers;
 mod smuggling;
 mod streaming;
+mod tcp;
 mod third_party;
 mod upstream_failures;
