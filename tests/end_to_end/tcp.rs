@@ -322,7 +322,7 @@ fn a_mistake_is_shown_at_its_place() {
         let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} was taken") };
         assert!(output.contains(said), "{output}");
     }
-    let config = Config::new().listener("protocol: tcp").filter("guard", "builtin:authz", "config: {policies: {}}");
+    let config = Config::new().listener("protocol: tcp").filter("guard", "builtin:authz", "config: {policies: []}");
     let Err(output) = Proxy::try_start(config, &[]) else { panic!("it was taken") };
     assert!(output.contains("filter `guard` takes no part in TCP connections"), "{output}");
 }
