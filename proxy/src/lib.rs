@@ -19,9 +19,11 @@ pub mod upstream;
 
 pub mod admin;
 pub mod bench;
+pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod net;
 pub mod observe;
+pub mod tls;
 pub mod tools;

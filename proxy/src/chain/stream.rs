@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -21,7 +21,7 @@ use tokio::{task::AbortHandle, time::Instant};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
-use crate::config::units::Address;
+use crate::{config::units::Address, tls::ConnectionTls};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -36,14 +36,12 @@ pub struct ConnectionInfo {
     pub peer_value: HeaderValue,
     /// This end.
     pub local: SocketAddr,
+    /// Its TLS; none: it is plain.
+    pub tls: Option<Rc<ConnectionTls>>,
     /// The connection ends with the next response.
     pub closing: Cell<bool>,
     /// Requests under way.
     pub active: Cell<u32>,
-    /// When the response under way must be over, if its client reads at all.
-    pub due: Cell<Option<time::Instant>>,
-    /// The connection was given up because the client does not read.
-    pub stalled: Cell<bool>,
     /// Requests so far.
     pub requests: Cell<u32>,
     /// Since when there has been none under way.
@@ -61,13 +59,41 @@ impl ConnectionInfo {
             peer,
             peer_value: peer_value.unwrap_or(HeaderValue::from_static("unknown")),
             local,
+            tls: None,
             closing: Cell::new(false),
             active: Cell::new(0),
-            due: Cell::new(None),
-            stalled: Cell::new(false),
             requests: Cell::new(0),
             idle_since: Cell::new(time::Instant::now()),
         }
+    }
+
+    /// The same, with what its TLS handshake has come to.
+    pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
+        ConnectionInfo { tls, ..self }
+    }
+}
+
+impl ConnectionInfo {
+    /// What URLs of requests on it begin with.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// How a stream moves, for whoever carries it: of an HTTP/1.1 connection, which has one at a time, or of one HTTP/2 stream.
+#[derive(Debug)]
+pub struct Progress {
+    /// When a byte last moved.
+    pub active: Cell<Instant>,
+    /// When the response must be over, if its client reads at all.
+    pub due: Cell<Option<Instant>>,
+    /// The stream was given up because the client does not read.
+    pub stalled: Cell<bool>,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { active: Cell::new(Instant::now()), due: Cell::new(None), stalled: Cell::new(false) }
     }
 }
 
@@ -82,6 +108,8 @@ pub struct LocalReply {
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// The gRPC status in place of the one that follows from `status`, if the request is gRPC.
+    pub grpc_status: Option<u32>,
 }
 
 /// A part of a body that is shown to a filter: as it came, or changed by it.
@@ -217,6 +245,30 @@ pub struct Times {
     pub response_start: Cell<Option<Instant>>,
 }
 
+/// What is known of a gRPC call, beside what any request has.
+#[derive(Debug, Default)]
+pub struct GrpcCall {
+    /// When it must be over, by its client's word.
+    pub deadline: Cell<Option<Instant>>,
+    /// Its status, once a head or trailers have told it.
+    pub status: Cell<Option<u32>>,
+}
+
+/// A request, as it came.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// The client's address, as far as it can be trusted.
+    pub client: SocketAddr,
+    /// Its head.
+    pub head: RequestHead,
+    /// The path and query as they were asked for.
+    pub original_path: Bytes,
+    /// The version of HTTP that the client speaks.
+    pub version: Version,
+    /// A name for it across proxies.
+    pub request_id: HeaderValue,
+}
+
 /// A stream.
 pub struct Stream {
     /// The connection it came on.
@@ -239,29 +291,35 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// When things happened.
     pub times: Times,
-    /// When a byte last moved.
-    pub active: Cell<Instant>,
+    /// Set if the request is gRPC.
+    pub grpc: OnceCell<GrpcCall>,
+    /// How it moves.
+    pub progress: Rc<Progress>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
 
 impl Stream {
     /// What the client speaks, for logs and filters.
     pub fn protocol(&self) -> &'static str {
-        if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" }
+        match self.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_3 => "HTTP/3",
+            _ => "HTTP/1.1",
+        }
     }
 
     /// A stream at its beginning.
     pub fn new(
         connection: Rc<ConnectionInfo>,
-        client: SocketAddr,
+        progress: Rc<Progress>,
         chain: Rc<Chain>,
-        request: RequestHead,
-        original_path: Bytes,
-        version: Version,
-        request_id: HeaderValue,
+        arrival: Arrival,
     ) -> Rc<Stream> {
+        let Arrival { client, head, original_path, version, request_id } = arrival;
         let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
         let start = Instant::now();
+        progress.active.set(start);
         Rc::new(Stream {
             connection,
             client,
@@ -272,10 +330,11 @@ impl Stream {
             version,
             request_id,
             times: Times::default(),
-            active: Cell::new(start),
+            grpc: OnceCell::new(),
+            progress,
             wakers: RefCell::default(),
             state: RefCell::new(State {
-                request,
+                request: head,
                 response: None,
                 trailers: [None, None],
                 buffers: [None, None],
@@ -355,7 +414,7 @@ impl Stream {
 
     /// A byte has moved.
     pub fn touch(&self) {
-        self.active.set(Instant::now());
+        self.progress.active.set(Instant::now());
     }
 
     /// Ends the stream for the filters that have seen it.

@@ -16,7 +16,7 @@ use crate::{
 /// Checks a file. 0: it can be used. 1: it cannot.
 pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
     let checked = server::load(file).and_then(|loaded| {
-        let warnings = loaded.warnings.clone();
+        let mut warnings: Vec<_> = loaded.warnings.iter().cloned().collect();
         let foundry = match Foundry::new(1, server::cache_dir(&loaded).as_deref()) {
             Ok(foundry) => foundry,
             Err(e) => {
@@ -25,7 +25,9 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
             }
         };
         let made = foundry.make(loaded, None, Extent::Trial)?;
-        Ok((made.snapshot, warnings))
+        warnings.extend(made.snapshot.warnings.iter().cloned());
+        let source = made.snapshot.loaded.source.clone();
+        Ok((made.snapshot, Diagnostics::new(source, warnings)))
     });
     match (checked, as_json) {
         (Ok((_, warnings)), true) => println!("{:#}", json!({ "ok": true, "diagnostics": warnings.to_json() })),

@@ -17,8 +17,10 @@ mod node;
 mod schema;
 mod semantics;
 mod source;
+mod tls;
 mod toml;
 mod tree;
+mod workload;
 mod yaml;
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use super::{
     model::{Admin, Config},
     node::{Key, Node, Span},
     source::Source,
-    units::Address,
+    tls,
+    units::{Address, Duration, ServerName},
+    workload,
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -27,6 +29,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(root, listeners, problems);
+    workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -35,11 +38,13 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
             cluster_names.require(cluster, problems);
         }
         tcp(listener, &cluster_names, problems);
+        server_names(listener, problems);
         let format = listener.get("access_log").and_then(|log| log.get("format"));
         if let Some((node, Err(message))) = format.and_then(|node| Some((node, access_log(node.as_str()?)))) {
             problems.push(Diagnostic::error(source.first_line(node.span), message));
         }
     }
+    tls::check(listeners, clusters, problems);
     for filter in filters {
         if let Some(wasm) = filter.get("wasm") {
             module(source, wasm, problems);
@@ -48,10 +53,15 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
         weights(key, endpoints, problems);
     }
+    for check in clusters.iter().filter_map(|cluster| cluster.get("health_check")) {
+        health_check(check, problems);
+    }
 }
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    tls::warn(source, config, warnings);
+    workload::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
@@ -157,12 +167,6 @@ fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
             clusters.require(cluster, problems);
         }
     }
-    for name in section("sni").iter().filter_map(|route| route.get("names")).flat_map(Node::items) {
-        if name.as_str().is_some_and(|name| !is_server_name(name)) {
-            let help = "a name is `a.example`, or `*.example` for all names below it".to_owned();
-            problems.push(Diagnostic::error(name.span, "this is no server name").help(help));
-        }
-    }
     let none = |cluster: &Node| cluster.get("weight").is_some_and(|weight| weight.to_json() == 0);
     if let Some((key, shares)) = tcp.and_then(|tcp| tcp.entry("clusters"))
         && !shares.items().is_empty()
@@ -183,12 +187,20 @@ fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Whether it can be asked for by TLS (RFC 6066 section 3), or is a `*.` before such a name.
-fn is_server_name(name: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    name.strip_prefix("*.").unwrap_or(name).split('.').all(label)
+/// A server name of a listener leads to one place.
+fn server_names(listener: &Node, problems: &mut Vec<Diagnostic>) {
+    let routes = listener.get("tcp").and_then(|tcp| tcp.get("sni")).map_or(&[][..], Node::items);
+    let mut taken: HashMap<ServerName, Span> = HashMap::new();
+    for node in routes.iter().filter_map(|route| route.get("names")).flat_map(Node::items) {
+        let Some(Ok(name)) = node.as_str().map(str::parse::<ServerName>) else { continue };
+        match taken.get(&name) {
+            None => _ = taken.insert(name, node.span),
+            Some(first) => {
+                let twice = Diagnostic::error(node.span, format!("the server name `{name}` is there twice"));
+                problems.push(twice.note(*first, "here"));
+            }
+        }
+    }
 }
 
 /// The module of a filter is one of ours, or a file.
@@ -222,6 +234,36 @@ fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
         problems.push(
             Diagnostic::error(key.span, "the weights of all endpoints are 0")
                 .help("give at least one of them a weight, or leave `weight` out for 1".to_owned()),
+        );
+    }
+}
+
+/// A health check must be possible, and must not be all that the proxy does.
+fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
+    for name in ["interval", "timeout"] {
+        let Some(node) = check.get(name) else { continue };
+        if node.as_str().and_then(|text| text.parse::<Duration>().ok()).is_some_and(|time| time.0.is_zero()) {
+            problems.push(
+                Diagnostic::error(node.span, format!("a health check's `{name}` must be more than 0"))
+                    .help("write a time such as 5s, or leave it out for the default".to_owned()),
+            );
+        }
+    }
+    let Some(http) = check.get("check").and_then(|check| check.get("http")) else { return };
+    let text = |name: &str| http.get(name).and_then(|node| Some((node, node.as_str()?)));
+    // What does not begin with a slash has been found already.
+    if let Some((node, path)) = text("path").filter(|(_, path)| path.starts_with('/'))
+        && http::uri::PathAndQuery::try_from(path).is_err()
+    {
+        let message = format!("`{}` is not a path: it has characters that must be percent-encoded", clip(path));
+        problems.push(Diagnostic::error(node.span, message));
+    }
+    if let Some((node, host)) = text("host")
+        && http::uri::Authority::try_from(host).is_err()
+    {
+        problems.push(
+            Diagnostic::error(node.span, format!("`{}` is not a host", clip(host)))
+                .help("write a name or an address, with or without a port, such as app.internal:8080".to_owned()),
         );
     }
 }

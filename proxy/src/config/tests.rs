@@ -100,6 +100,16 @@ fn the_hash_is_of_what_is_said() {
 }
 
 #[test]
+fn an_authority_on_an_admin_listener_that_is_not_there_is_a_warning() {
+    let text = "admin:\n  enabled: false\n  ca: {dir: ca}\nlisteners: [{name: a, address: \"127.0.0.1:1\"}]";
+    let warnings = loader().parse("x.yaml", text, Format::Yaml).expect("a configuration").warnings;
+    assert_eq!(
+        warnings.to_string(),
+        "x.yaml:3:3: warning: `ca` has no effect: the admin listener, on which it would be, is not enabled"
+    );
+}
+
+#[test]
 fn a_try_longer_than_all_tries_is_a_warning() {
     let text =
         format!("{MINIMAL}clusters:\n  - name: a\n    request_timeout: 1s\n    retry: {{per_try_timeout: 2s}}\n");

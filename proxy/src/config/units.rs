@@ -32,6 +32,15 @@ pub enum Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cidr(ipnet::IpNet);
 
+/// The names of TLS servers (SNI), in small letters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServerName {
+    /// One: `a.example`.
+    Exact(Box<str>),
+    /// All that have something before this: `*.example`.
+    Below(Box<str>),
+}
+
 /// How many worker threads: `auto` or 1 to 1024.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Workers {
@@ -54,6 +63,13 @@ impl Duration {
     /// The time, or `None` if it is 0, which the configuration uses for "no bound".
     pub fn bound(self) -> Option<std::time::Duration> {
         (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+impl ByteSize {
+    /// The same as a window of HTTP/2, which has its bounds (RFC 9113 section 6.9.1).
+    pub fn window(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX).clamp(1 << 10, i32::MAX as u32)
     }
 }
 
@@ -130,6 +146,32 @@ impl FromStr for Cidr {
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl FromStr for ServerName {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let below = s.strip_prefix("*.");
+        let name = below.unwrap_or(s);
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let label = |label: &str| matches!(label.len(), 1..=63) && label.bytes().all(plain);
+        // Nobody asks for an IP address in this way (RFC 6066 section 3).
+        if name.len() > 253 || !name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
+            return Err(format!("`{s}` is no server name and not all those below one, such as *.example.com"));
+        }
+        let name = name.to_ascii_lowercase().into();
+        Ok(if below.is_some() { ServerName::Below(name) } else { ServerName::Exact(name) })
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerName::Exact(name) => f.write_str(name),
+            ServerName::Below(name) => write!(f, "*.{name}"),
+        }
     }
 }
 
@@ -243,6 +285,18 @@ impl<'de> Deserialize<'de> for Cidr {
     }
 }
 
+impl Serialize for ServerName {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServerName {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
+}
+
 impl Serialize for Workers {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -339,6 +393,19 @@ impl JsonSchema for Cidr {
     }
 }
 
+impl JsonSchema for ServerName {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ServerName".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "tollgate-server-name",
+            "description": "The name of a server (a.example), or of all those below one (*.example).",
+        })
+    }
+}
+
 impl JsonSchema for Workers {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Workers".into()
@@ -388,6 +455,20 @@ mod tests {
         assert!(inside("10.0.0.0/8", "10.1.2.3") && inside("10.0.0.1", "::ffff:10.0.0.1") && inside("::/0", "::1"));
         assert!(!inside("10.0.0.0/8", "11.0.0.0") && !inside("10.0.0.1", "10.0.0.2") && !inside("0.0.0.0/0", "::1"));
         assert!("10.0.0.0/33".parse::<Cidr>().is_err() && "x".parse::<Cidr>().is_err());
+    }
+
+    #[test]
+    fn server_names_are_exact_or_all_below_one() {
+        for (text, read) in [("a.Example", "a.example"), ("*.b_1.example", "*.b_1.example"), ("localhost", "localhost")]
+        {
+            assert_eq!(text.parse::<ServerName>().unwrap().to_string(), read);
+        }
+        let long = format!("{}a", "a.".repeat(127));
+        for text in
+            ["", "*", "*.", ".a", "a.", "a..b", "a*.b", "a.*.b", "*.*.a", "a b", "a:443", "10.0.0.1", "::1", &long]
+        {
+            assert!(text.parse::<ServerName>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! [`watch`] notices changed files; [`status`] is what the admin listener shows.
 
 pub mod builtins;
+pub mod certificates;
 pub mod server;
 pub mod snapshot;
 pub mod status;

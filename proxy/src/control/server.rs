@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -14,15 +14,18 @@ use tokio::{
 };
 
 use super::{
+    certificates,
     snapshot::{Extent, Foundry, Made, Snapshot, files},
     status::{Attempt, AttemptResult, Status},
     watch::{LATEST, QUIET, Watcher},
 };
 use crate::{
     admin,
-    config::{Diagnostics, Loaded, Loader, model::Protocol},
+    ca::{self, workload::Agent},
+    config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
+    upstream::Checks,
     wasm::vm::Wanted,
 };
 
@@ -44,7 +47,7 @@ pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let server = Server::start(path, loaded, log)?;
+        let server = Server::start(path, loaded, log).await?;
         server.run().await
     })
 }
@@ -62,6 +65,7 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
 struct Server {
     path: PathBuf,
     foundry: Arc<Foundry>,
+    checks: Checks,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
     log: LogHandle,
@@ -75,16 +79,20 @@ struct Server {
     drain_timeout: Duration,
 }
 
+/// How often one is told again of what expires soon.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The cause of changes that come from the file watch.
 const BY_FILE: &str = "file";
 
 impl Server {
-    fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
+    async fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
         let config = &loaded.config;
         let count = config.workers.count();
         let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
+        certificates::show(&foundry.registry, status.current.clone())?;
         let (changes, inbox) = mpsc::channel(8);
         let admin = config.admin.clone();
         if admin.enabled {
@@ -96,10 +104,15 @@ impl Server {
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
+                ca: ca::service::Service::open(&loaded, &foundry.registry)?,
             });
             tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
         }
         let drain_timeout = config.drain_timeout.0;
+        // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.
+        if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
+            workload.start().await?;
+        }
         let made = foundry.make(loaded, None, Extent::Full)?;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
@@ -112,6 +125,7 @@ impl Server {
         };
         Ok(Server {
             path,
+            checks: Checks::new(foundry.registry.clone()),
             foundry,
             workers: workers.context("a worker cannot start")?,
             status,
@@ -131,14 +145,18 @@ impl Server {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         if let Some(made) = self.first.take() {
+            made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
             let snapshot = self.apply(made).await;
             self.status.note("start", AttemptResult::Applied(snapshot.version));
             for listener in &snapshot.listeners {
-                let scheme = if listener.config.protocol == Protocol::Tcp { "tcp" } else { "http" };
-                tracing::info!("listener `{}` on {scheme}://{}", listener.config.name, listener.config.address);
+                for address in listener.config.all_addresses() {
+                    let scheme = listener.config.scheme();
+                    tracing::info!("listener `{}` on {scheme}://{address}", listener.config.name);
+                }
             }
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
+        let mut daily = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
         loop {
             let noted = async {
                 match self.notes.as_mut() {
@@ -162,6 +180,11 @@ impl Server {
                     if let (Some(done), Some(attempt)) = (change.done, attempt) {
                         let _ = done.send(attempt);
                     }
+                }
+                _ = daily.tick() => {
+                    let current = self.status.current.load_full();
+                    let soon = current.iter().flat_map(|snapshot| certificates::expiring(snapshot, SystemTime::now()));
+                    soon.for_each(|warning| tracing::warn!("{warning}"));
                 }
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
@@ -203,7 +226,8 @@ impl Server {
         }
         let result = match made {
             Ok(Ok(Some(made))) => {
-                made.snapshot.loaded.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
+                let Snapshot { loaded, warnings, .. } = &*made.snapshot;
+                loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!("{}", w.message));
                 self.note_restarts(&made.snapshot);
                 let snapshot = self.apply(made).await;
                 tracing::info!(cause, version = snapshot.version, hash = snapshot.hash, "configuration in force");
@@ -241,8 +265,11 @@ impl Server {
         if new.workers != old.workers {
             tracing::warn!("`workers` has changed; it takes effect at the next start");
         }
-        if new.admin.address != old.admin.address || new.admin.enabled != old.admin.enabled {
+        if new.admin != old.admin {
             tracing::warn!("`admin` has changed; it takes effect at the next start");
+        }
+        if new.workload != old.workload {
+            tracing::warn!("`workload` has changed; it takes effect at the next start");
         }
     }
 
@@ -266,6 +293,7 @@ impl Server {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!("the log's level stays as it is: {e}");
         }
+        self.checks.apply(snapshot.configured_clusters());
         self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
         self.status.current.store(Some(snapshot.clone()));
         self.foundry.forget_unused(&snapshot);

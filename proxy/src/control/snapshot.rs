@@ -12,17 +12,21 @@ use tollgate_abi::fast::phase;
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Source, model, model::Protocol, of_filter, units::Address},
-    exchange::{ClusterFigures, Figures},
+    config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, of_filter, units::Address},
+    exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
     tcp,
+    tls::{self, ServerTls},
     upstream::Cluster,
     wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
 };
 
-use super::builtins;
+use super::{
+    builtins,
+    certificates::{self, Certificates},
+};
 
 /// What snapshots are made with; lives as long as the process.
 pub struct Foundry {
@@ -42,7 +46,7 @@ pub struct Foundry {
 pub struct Snapshot {
     /// Counts snapshots, from 1.
     pub version: u64,
-    /// A hash of the configuration and of all modules.
+    /// A hash of the configuration, of all modules and of all files of TLS.
     pub hash: String,
     /// When it was made.
     pub created: SystemTime,
@@ -62,25 +66,40 @@ pub struct Snapshot {
     pub retries: Vec<(Box<str>, RetryPolicy)>,
     /// Files that it was made from.
     pub files: Vec<PathBuf>,
+    /// What the files of TLS among them have held.
+    pub tls: tls::Digests,
+    /// What is probably not meant, beyond what could be seen in the file alone.
+    pub warnings: Diagnostics,
 }
 
 impl Snapshot {
-    /// Whether it was made of the same configuration and the same modules.
+    /// The clusters with their configurations, in the order of these.
+    pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
+        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
+    }
+
+    /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
             let hash = std::fs::read(path).map(|bytes| content_hash(&bytes)).unwrap_or_default();
             self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
         };
-        self.loaded.hash() == loaded.hash() && self.files[1..].iter().all(same_module)
+        self.loaded.hash() == loaded.hash() && modules(&loaded.source).iter().all(same_module) && self.tls.are_current()
     }
 }
 
-/// The files that a configuration is made from, whether it can be used or not: itself and its modules.
+/// The files that a configuration is made from, whether it can be used or not: itself, its modules, and those of TLS.
 pub fn files(source: &Source) -> Vec<PathBuf> {
-    let root = source.root().to_json();
-    let filters = root.get("filters").and_then(|filters| filters.as_array()).into_iter().flatten();
+    let mut all = vec![PathBuf::from(source.name())];
+    all.extend(modules(source));
+    all.extend(certificates::files(source));
+    all
+}
+
+fn modules(source: &Source) -> Vec<PathBuf> {
+    let filters = source.root().get("filters").map_or(&[][..], Node::items).iter();
     let modules = filters.filter_map(|f| f.get("wasm")?.as_str()).filter(|wasm| !wasm.starts_with(BUILTIN));
-    std::iter::once(PathBuf::from(source.name())).chain(modules.map(|wasm| source.resolve(wasm))).collect()
+    modules.map(|wasm| source.resolve(wasm)).collect()
 }
 
 /// How a standard filter is named in place of a file.
@@ -89,7 +108,7 @@ const BUILTIN: &str = "builtin:";
 /// What a worker's listener is made from.
 pub struct ListenerParts {
     /// The configuration.
-    pub config: model::Listener,
+    pub config: Arc<model::Listener>,
     /// Indices of its filters in the snapshot's list.
     pub chain: Vec<usize>,
     /// Its log.
@@ -98,6 +117,8 @@ pub struct ListenerParts {
     pub figures: Figures,
     /// Its figures for TCP connections, if it takes any.
     pub tcp: Option<tcp::Figures>,
+    /// Its TLS; none: everything is plain.
+    pub tls: Option<Arc<ServerTls>>,
     /// What its workers share.
     pub shared: Arc<ListenerShared>,
 }
@@ -154,8 +175,13 @@ impl Foundry {
     /// Makes a snapshot, or says everything that is wrong with the configuration.
     pub fn make(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: Extent) -> Result<Made, Diagnostics> {
         let mut wrong = Vec::new();
+        let resolve = |path: &std::path::Path| loaded.source.resolve(path);
+        let mut certificates = Certificates::new(&loaded.source, &resolve);
         let known = |name: &str| previous.and_then(|p| p.clusters.get(name));
-        let clusters = loaded.config.clusters.iter().map(|c| (c.name.clone(), Cluster::new(c, known(&c.name))));
+        let clusters = loaded.config.clusters.iter().enumerate().map(|(index, c)| {
+            let tls = certificates.of_cluster(index, c, known(&c.name), &mut wrong);
+            (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
+        });
         let clusters: Arc<Clusters> = Arc::new(clusters.collect());
         let world = Arc::new(World { clusters: clusters.clone(), shared: self.shared.clone() });
 
@@ -178,7 +204,9 @@ impl Foundry {
                 }
             }
         }
-        let listeners = self.listeners(&loaded, previous, extent, &mut wrong);
+        let listeners = self.listeners(&loaded, previous, extent, &mut certificates, &mut wrong);
+        let (tls, warnings) = certificates.end();
+        hash.push_str(&tls.text());
         if wrong.is_empty() {
             let phases: Vec<_> = first_instances.iter().map(Instance::phases).collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
@@ -231,6 +259,8 @@ impl Foundry {
             cluster_figures,
             tcp_clusters,
             files: files(&loaded.source),
+            tls,
+            warnings: Diagnostics::new(loaded.source.clone(), warnings),
             loaded,
         };
         if instances.len() > self.workers
@@ -277,6 +307,7 @@ impl Foundry {
         loaded: &Loaded,
         previous: Option<&Snapshot>,
         extent: Extent,
+        certificates: &mut Certificates<'_>,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<ListenerParts> {
         let config = &loaded.config;
@@ -301,22 +332,30 @@ impl Foundry {
                     continue;
                 }
             };
-            let takes_tcp = matches!(listener.protocol, Protocol::Tcp | Protocol::Auto);
-            let figures = Foundry::figures(&self.registry, &listener.name).and_then(|figures| {
-                let tcp = takes_tcp.then(|| self.tcp_figures(&listener.name, &figures)).transpose()?;
-                Ok((figures, tcp))
-            });
-            let (figures, tcp) = match figures {
-                Ok(figures) => figures,
+            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
+            let figures = match Foundry::figures(&self.registry, &listener.name) {
+                // The methods that were seen stay known.
+                Ok(figures) => {
+                    Figures { methods: before.map_or(figures.methods, |l| l.figures.methods.clone()), ..figures }
+                }
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
                     continue;
                 }
             };
-            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
+            let takes_tcp = matches!(listener.protocol, Protocol::Tcp | Protocol::Auto);
+            let tcp = match takes_tcp.then(|| self.tcp_figures(&listener.name, &figures)).transpose() {
+                Ok(tcp) => tcp,
+                Err(e) => {
+                    wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
+                    continue;
+                }
+            };
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
-            all.push(ListenerParts { config: listener.clone(), chain, access_log, figures, tcp, shared });
+            let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
+            let config = Arc::new(listener.clone());
+            all.push(ListenerParts { config, chain, access_log, figures, tcp, tls, shared });
         }
         all
     }
@@ -364,6 +403,10 @@ impl Foundry {
             let labels = [("listener", listener), ("direction", direction)];
             r.counter("tollgate_body_bytes_total", "Bytes of requests' and responses' bodies.", &labels)
         };
+        let refused = |index: usize| {
+            let labels = [("listener", listener), ("reason", Refusal::ALL[index].1)];
+            r.counter("tollgate_connections_refused_total", "Connections ended for what the client did.", &labels)
+        };
         let flags = tollgate_abi::fast::flag::NAMES.iter().map(|(bit, name)| {
             let labels = [("listener", listener), ("flag", name)];
             Ok((*bit, r.counter("tollgate_response_flags_total", "Requests by response flag.", &labels)?))
@@ -384,6 +427,13 @@ impl Foundry {
             active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
+            methods: Arc::new(Methods::new(r.clone(), listener)),
+            tunnels: r.gauge("tollgate_tunnels_active", "Upgraded and CONNECT requests under way.", labels)?,
+            connections: Connections {
+                accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
+                active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
+                refused: [refused(0)?, refused(1)?, refused(2)?, refused(3)?, refused(4)?, refused(5)?, refused(6)?],
+            },
         })
     }
 
@@ -465,7 +515,17 @@ impl Foundry {
                 snapshot.clusters.values().map(of).collect()
             })?;
         }
-        Ok(())
+        self.registry.collect_fn(
+            "tollgate_cluster_endpoints_healthy",
+            "Endpoints that are healthy, of clusters whose health is checked.",
+            Kind::Gauge,
+            move || {
+                let Some(snapshot) = current.load_full() else { return Vec::new() };
+                let checked = snapshot.clusters.values().filter(|cluster| cluster.is_checked());
+                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], c.health().0 as f64);
+                checked.map(of).collect()
+            },
+        )
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response};
 use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
-    FromUpstream, Site, Stop,
-    deadline::{Deadline, Passed},
-    mirror,
+    FromBody, FromUpstream, Site, Stop,
+    deadline::{Bound, Deadline},
+    grpc, mirror,
     reply::Fault,
+    switch::Switch,
     upload::Upload,
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
         flow::{Outcome, interrupted},
         route::RetryPolicy,
     },
+    net::proxy_protocol::Addresses,
     observe,
     upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard, Waited},
 };
@@ -32,7 +34,7 @@ pub(super) struct Guards {
 /// How a try ended without a response that can be sent on.
 enum Missed {
     Failed(FailureKind),
-    TimedOut(Passed),
+    TimedOut(Bound),
     Interrupted(Stop),
 }
 
@@ -42,6 +44,7 @@ pub(super) async fn run(
     stream: &Rc<Stream>,
     selected: &Selected,
     upload: &Rc<Upload>,
+    switch: Option<&Switch>,
 ) -> Result<FromUpstream, Stop> {
     let (route, cluster) = (&selected.route, &selected.cluster);
     let fault = |fault: Fault| fault.into_stop(stream, 0);
@@ -50,18 +53,24 @@ pub(super) async fn run(
     if policy.is_some() {
         upload.keep(site.buffered_body);
     }
-    let total = route.timeout.unwrap_or(cluster.request_timeout);
-    let idle = route.idle_timeout.unwrap_or(site.timeouts.idle.bound());
-    let mut deadline = Deadline::new(stream, total, idle);
-    let fields = || {
+    // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
+    let of_cluster = if grpc::set_deadline(stream) { None } else { cluster.request_timeout };
+    let total = route.timeout.unwrap_or(of_cluster);
+    let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
+    let mut deadline = Deadline::new(site, stream, total, idle);
+    let fields = |deadline: &Deadline| {
         let mut fields = stream.state.borrow().request.fields.clone();
         upload.fix_length(&mut fields);
+        grpc::pass_deadline(stream, &mut fields, deadline);
+        if let Some(switch) = switch {
+            switch.prepare(&mut fields);
+        }
         fields
     };
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
-        mirror::start(site, cluster, &stream.state.borrow().request, fields(), upload);
+        mirror::start(site, cluster, &stream.state.borrow().request, fields(&deadline), upload);
     }
 
     let mut tries = Tries::new(policy);
@@ -74,9 +83,11 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let result = attempt(site, stream, cluster, active.endpoint(), upload, fields(), &mut deadline).await;
+        let fields = fields(&deadline);
+        let aim = Aim { cluster, endpoint: active.endpoint(), switch };
+        let result = attempt(site, stream, aim, upload, fields, &mut deadline).await;
         let reason = match &result {
-            Ok(response) => tries.reason_of_status(response.status()),
+            Ok(response) => tries.reason_of_response(response, stream),
             Err(missed) => tries.reason_of_failure(missed, stream),
         };
         if let Some(again) = reason
@@ -86,7 +97,7 @@ pub(super) async fn run(
             drop((result, active));
             let wait = retry.wait;
             if !wait.is_zero() {
-                pause(stream, wait, &mut deadline).await?;
+                pause(stream, wait, &mut deadline, upload).await?;
             }
             continue;
         }
@@ -94,7 +105,11 @@ pub(super) async fn run(
             Ok(response) => {
                 deadline.end_try();
                 stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
-                let (parts, body) = response.into_parts();
+                let (parts, mut body) = response.into_parts();
+                let body = match body.take_switching() {
+                    Some(upstream) => FromBody::Switched(upstream),
+                    None => FromBody::Body(body),
+                };
                 Ok(FromUpstream {
                     parts,
                     body,
@@ -103,7 +118,7 @@ pub(super) async fn run(
                 })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
-            Err(Missed::TimedOut(passed)) => Err(fault(timed_out(passed, upload))),
+            Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.has_ended()))),
             Err(Missed::Failed(kind)) => {
                 tracing::debug!(cluster = &*cluster.name, endpoint = %active.endpoint().address, error = %chain_of(&kind), "no response");
                 Err(fault(failed(&kind, upload)))
@@ -122,15 +137,6 @@ fn chain_of(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn timed_out(passed: Passed, upload: &Upload) -> Fault {
-    match passed {
-        Passed::Total => Fault::Timeout,
-        Passed::PerTry => Fault::PerTryTimeout,
-        Passed::Idle if upload.has_ended() => Fault::Idle,
-        Passed::Idle => Fault::SlowBody,
-    }
-}
-
 fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
     match kind {
         _ if upload.fault().is_some() => upload.fault().unwrap_or(Fault::BadBody),
@@ -143,12 +149,18 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
     }
 }
 
+/// Where a try goes.
+struct Aim<'a> {
+    cluster: &'a Arc<Cluster>,
+    endpoint: &'a Arc<Endpoint>,
+    switch: Option<&'a Switch>,
+}
+
 /// One try, ended by a response, a failure, a filter's word, or time.
 async fn attempt(
     site: &Site,
     stream: &Rc<Stream>,
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<Endpoint>,
+    aim: Aim<'_>,
     upload: &Rc<Upload>,
     fields: HeaderMap,
     deadline: &mut Deadline,
@@ -164,7 +176,19 @@ async fn attempt(
         }
     };
     let start = Instant::now();
-    let mut sending = pin!(site.pools.send(cluster, endpoint, head.into_request(upload.body())));
+    let Aim { cluster, endpoint, switch } = aim;
+    let mut request = head.into_request(upload.body());
+    if cluster.proxy_protocol.is_some() {
+        request.extensions_mut().insert(Addresses::new(stream.connection.peer, stream.connection.local));
+    }
+    let sending = async {
+        match switch {
+            // Nothing is said to the endpoint: it is the client that will speak to it.
+            Some(Switch::Connect) => site.pools.tunnel(cluster, endpoint, request).await,
+            _ => site.pools.send(cluster, endpoint, request).await,
+        }
+    };
+    let mut sending = pin!(sending);
     let result = poll_fn(|cx| {
         // A fault of the upload comes first: it is the cause of what happens to the connection then.
         if let Poll::Ready(result) = sending.as_mut().poll(cx) {
@@ -192,12 +216,12 @@ async fn attempt(
 }
 
 /// Waits before another try, unless the whole time is over first.
-async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline) -> Result<(), Stop> {
+async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upload: &Upload) -> Result<(), Stop> {
     deadline.end_try();
     let mut sleep = pin!(tokio::time::sleep(wait));
     poll_fn(|cx| match sleep.as_mut().poll(cx) {
         Poll::Ready(()) => Poll::Ready(Ok(())),
-        Poll::Pending => deadline.poll(cx).map(|_| Err(Fault::Timeout.into_stop(stream, 0))),
+        Poll::Pending => deadline.poll(cx).map(|passed| Err(passed.fault(upload.has_ended()).into_stop(stream, 0))),
     })
     .await
 }
@@ -241,8 +265,9 @@ impl<'p> Tries<'p> {
         }
     }
 
-    fn reason_of_status(&self, status: StatusCode) -> Option<Reason> {
-        Some(Reason::Policy(match status.as_u16() {
+    fn reason_of_response<B>(&self, response: &Response<B>, stream: &Stream) -> Option<Reason> {
+        Some(Reason::Policy(match response.status().as_u16() {
+            200 => grpc::retries(stream, response.headers())?,
             502..=504 => &[RetryOn::GatewayError, RetryOn::ServerError],
             500..=599 => &[RetryOn::ServerError],
             409 => &[RetryOn::Retriable4xx],
@@ -256,13 +281,17 @@ impl<'p> Tries<'p> {
             Missed::Failed(FailureKind::Connect { .. }) => {
                 Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
             }
+            // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
+            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => {
+                Reason::Stale
+            }
             Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
                 Reason::Stale
             }
             Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
-            | Missed::TimedOut(Passed::PerTry) => {
+            | Missed::TimedOut(Bound::PerTry) => {
                 Reason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
             }
             _ => return None,

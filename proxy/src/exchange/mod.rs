@@ -8,87 +8,52 @@
 mod deadline;
 mod dispatch;
 mod ending;
+mod grpc;
+mod methods;
 mod mirror;
 mod reply;
 mod request;
 mod response;
+mod site;
+mod switch;
+mod tunnel;
 mod upload;
 
-use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll};
+use std::{future::poll_fn, rc::Rc, task::Poll};
 
-use http::{HeaderValue, Method, Request, Response};
-use rustc_hash::FxHashMap;
+use http::{Method, Request, Response};
+use http_body::Body as _;
 use tollgate_abi::fast::flag;
 
 use crate::{
     chain::{
-        Chain, Direction, LocalReply, Route, Stream,
+        Direction, LocalReply, Stream,
         flow::{HeadFlow, Outcome, interrupted},
-        route::RetryPolicy,
-        stream::ConnectionInfo,
+        stream::{ConnectionInfo, Progress},
     },
-    config::model::{ListenerLimits, ListenerTimeouts, PathRules},
-    http::body::Body,
-    observe::{AccessLog, Counter, Gauge, Histogram},
-    upstream::Pools,
+    http::{body::Body, grpc_web},
+    upstream::{PooledBody, Switching},
 };
 
-use self::{ending::Ending, reply::Fault, upload::Upload};
+use self::{
+    deadline::{Bound, Deadline},
+    ending::Ending,
+    reply::Fault,
+    switch::Switch,
+    upload::Upload,
+};
+pub use self::{
+    methods::Methods,
+    site::{ClusterFigures, Connections, Figures, Refusal, Site, Via},
+    tunnel::Tunnel,
+};
 
-/// What a worker knows of a listener: the rules of one snapshot.
-pub struct Site {
-    /// The listener's name.
-    pub name: Rc<str>,
-    /// Its filters.
-    pub chain: Rc<Chain>,
-    /// The route of requests that no filter has routed.
-    pub default_route: Option<Arc<Route>>,
-    /// How many proxies in front are trusted.
-    pub trusted_hops: u32,
-    /// The value of `Via`.
-    pub via: Option<HeaderValue>,
-    /// How paths are normalised.
-    pub path: PathRules,
-    /// Bytes of a body that are held back.
-    pub buffered_body: usize,
-    /// What clients may send.
-    pub limits: ListenerLimits,
-    /// How long clients may take.
-    pub timeouts: ListenerTimeouts,
-    /// Where requests are logged.
-    pub access_log: Option<AccessLog>,
-    /// The listener's figures.
-    pub figures: Figures,
-    /// The clusters' figures, by name.
-    pub clusters: FxHashMap<Box<str>, ClusterFigures>,
-    /// Retries of clusters, unless a route says otherwise.
-    pub retries: FxHashMap<Box<str>, RetryPolicy>,
-    /// The way to upstreams.
-    pub pools: Pools<Body>,
-}
-
-/// A listener's figures.
-#[derive(Clone)]
-pub struct Figures {
-    /// Requests by the class of their status; 0: none was sent.
-    pub requests: [Counter; 6],
-    /// Seconds from a request's head to the end of its response.
-    pub duration: Histogram,
-    /// Requests under way.
-    pub active: Gauge,
-    /// Bytes of bodies, by direction.
-    pub bytes: [Counter; 2],
-    /// Responses by their flags.
-    pub flags: Vec<(u32, Counter)>,
-}
-
-/// A cluster's figures.
-#[derive(Clone)]
-pub struct ClusterFigures {
-    /// Responses by class; 0: none.
-    pub responses: [Counter; 6],
-    /// Seconds until a response's head.
-    pub latency: Histogram,
+/// What a request comes to.
+pub struct Answer {
+    /// What the client is sent.
+    pub response: Response<Body>,
+    /// What becomes of the connection, or of the HTTP/2 stream, after that.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Serves one request.
@@ -98,22 +63,33 @@ pub struct ClusterFigures {
 pub async fn serve(
     site: Rc<Site>,
     connection: Rc<ConnectionInfo>,
-    request: Request<Body>,
-) -> Result<Response<Body>, Closed> {
+    progress: Rc<Progress>,
+    mut request: Request<Body>,
+) -> Result<Answer, Closed> {
+    let web = if site.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
-    let (stream, refused) = request::begin(&site, connection, parts);
+    let version = parts.version;
+    let request::Begun { stream, fault: refused, switch } =
+        request::begin(&site, connection, progress, parts, incoming.is_end_stream());
     let ending = Ending::new(site.clone(), stream.clone());
     let upload = Upload::new(&site, &stream, incoming);
     let outcome = match refused {
         Some(fault) => Err(fault.into_reply(&stream)),
-        None => forward(&site, &stream, &upload).await,
+        None => forward(&site, &stream, &upload, switch.as_ref()).await,
     };
-    match outcome {
+    let mut answer = match outcome {
         Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
         Err(Stop::Reply(reply, seen)) => response::local(&site, ending, *reply, seen, head_only).await,
         Err(Stop::Closed) => Err(closed(&stream)),
+    }?;
+    if let (Some(_), Some(switch)) = (&answer.tunnel, &switch) {
+        switch.finish(version, &mut answer.response);
     }
+    if let Some(translation) = web {
+        answer.response = translation.end(answer.response);
+    }
+    Ok(answer)
 }
 
 /// A filter has ended the stream without a response: the connection is closed.
@@ -140,29 +116,44 @@ enum Stop {
     Closed,
 }
 
-/// What an upstream has answered.
+/// What an upstream has answered. A response with which it switches protocols has 101 for its status, in whichever version of
+/// HTTP it was said.
 struct FromUpstream {
     parts: http::response::Parts,
-    body: crate::upstream::PooledBody,
-    deadline: deadline::Deadline,
+    body: FromBody,
+    deadline: Deadline,
     /// Held until the response has ended.
     guards: dispatch::Guards,
 }
 
+/// What follows a response's head.
+enum FromBody {
+    /// Its body.
+    Body(PooledBody),
+    /// Another protocol.
+    Switched(Switching),
+}
+
 /// Past the request filters, and to an upstream.
-async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<FromUpstream, Stop> {
-    let seen = request_filters(stream, upload).await?;
+async fn forward(
+    site: &Rc<Site>,
+    stream: &Rc<Stream>,
+    upload: &Rc<Upload>,
+    switch: Option<&Switch>,
+) -> Result<FromUpstream, Stop> {
+    let mut deadline = Deadline::idle(site, stream);
+    let seen = request_filters(stream, upload, &mut deadline).await?;
     stream.times.routed.set(Some(tokio::time::Instant::now()));
     // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
     // about it, and so that filters can decide by the body where the request goes.
     if upload.is_filtered() {
-        upload.prime().await;
+        let passed = upload.prime(&mut deadline).await;
         match interrupted(stream) {
             Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
             Some(Outcome::Closed) => return Err(Stop::Closed),
             Some(Outcome::Done) | None => {}
         }
-        if let Some(fault) = upload.fault() {
+        if let Some(fault) = upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
             return Err(fault.into_stop(stream, seen));
         }
     }
@@ -180,7 +171,7 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
         state.route.clone()
     };
     let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
-    dispatch::run(site, stream, &selected, upload).await.map_err(|stop| match stop {
+    dispatch::run(site, stream, &selected, upload, switch).await.map_err(|stop| match stop {
         Stop::Reply(reply, _) => Stop::Reply(reply, seen),
         Stop::Closed => Stop::Closed,
     })
@@ -188,9 +179,8 @@ async fn forward(site: &Rc<Site>, stream: &Rc<Stream>, upload: &Rc<Upload>) -> R
 
 /// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
 /// filters have seen the request.
-async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usize, Stop> {
+async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mut Deadline) -> Result<usize, Stop> {
     let mut head = HeadFlow::new(stream, Direction::Request);
-    let mut idle = deadline::Deadline::idle(stream, upload.idle_timeout());
     let outcome = poll_fn(|cx| {
         loop {
             let held = head.held_by();
@@ -220,10 +210,12 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
                     Poll::Pending => {}
                 }
             }
-            return match idle.poll(cx) {
-                Poll::Ready(_) => Poll::Ready(Err(Fault::FilterStalled)),
-                Poll::Pending => Poll::Pending,
-            };
+            return deadline.poll(cx).map(|passed| {
+                Err(match passed {
+                    Bound::Idle => Fault::FilterStalled,
+                    passed => passed.fault(upload.has_ended()),
+                })
+            });
         }
     })
     .await;

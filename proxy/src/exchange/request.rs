@@ -3,19 +3,24 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
 
-use super::{Site, reply::Fault};
+use super::{Site, grpc, reply::Fault, switch::Switch};
 use crate::{
-    chain::{RequestHead, Stream, head::is_host, stream::ConnectionInfo},
+    chain::{
+        RequestHead, Stream,
+        head::is_host,
+        stream::{Arrival, ConnectionInfo, Progress},
+    },
     http::{
         fields::{add_via, forwarded, remove_hop_by_hop},
         path::normalise,
     },
+    tls::xfcc,
 };
 
 /// The one host that a request is for (RFC 9112 section 3.2): of its target if that is absolute, else of `Host`.
-fn authority(uri: &Uri, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
+fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let (host, more) = (hosts.next().cloned(), hosts.next().is_some());
     fields.remove(header::HOST);
@@ -23,7 +28,14 @@ fn authority(uri: &Uri, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
         return Err(Fault::BadHost);
     }
     let host = match (uri.scheme(), uri.authority()) {
-        (Some(_), Some(authority)) => Bytes::copy_from_slice(authority.as_str().as_bytes()),
+        (Some(_), Some(authority)) => {
+            // Later versions have nothing to do with proxies that would change one and not the other (RFC 9113 section 8.3.1).
+            if version >= Version::HTTP_2 && host.is_some_and(|host| host != authority.as_str()) {
+                return Err(Fault::BadHost);
+            }
+            Bytes::copy_from_slice(authority.as_str().as_bytes())
+        }
+        (None, Some(authority)) if method == Method::CONNECT => Bytes::copy_from_slice(authority.as_str().as_bytes()),
         // Only CONNECT has a target that is nothing but a host (RFC 9112 section 3.2.3).
         (None, Some(_)) => return Err(Fault::BadHost),
         (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
@@ -36,45 +48,89 @@ fn authority(uri: &Uri, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
 
 /// Path and query, with the path in its one spelling.
 fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
+    if method == Method::CONNECT {
+        return Ok(Bytes::from_static(b"/"));
+    }
     let path = uri.path();
     if path == "*" && method == Method::OPTIONS {
         return Ok(Bytes::from_static(b"*"));
     }
     // An absolute target may have an empty path, which is `/`.
     let path = if path.is_empty() { "/" } else { path };
-    let normal = normalise(path.as_bytes(), &site.path).map_err(Fault::BadPath)?;
+    let normal = normalise(path.as_bytes(), &site.config.path).map_err(Fault::BadPath)?;
     Ok(match uri.query() {
         Some(query) => [&*normal, b"?", query.as_bytes()].concat().into(),
         None => Bytes::copy_from_slice(&normal),
     })
 }
 
-/// Makes a stream of a request. With a fault, the request must be refused; the stream is there all the same, to be logged.
-pub(super) fn begin(site: &Rc<Site>, connection: Rc<ConnectionInfo>, parts: Parts) -> (Rc<Stream>, Option<Fault>) {
+/// A request at its beginning.
+pub(super) struct Begun {
+    /// What filters see.
+    pub(super) stream: Rc<Stream>,
+    /// Why it must be refused. The stream is there all the same, to be logged.
+    pub(super) fault: Option<Fault>,
+    /// What it wants to switch to.
+    pub(super) switch: Option<Switch>,
+}
+
+/// Makes a stream of a request.
+pub(super) fn begin(
+    site: &Rc<Site>,
+    connection: Rc<ConnectionInfo>,
+    progress: Rc<Progress>,
+    mut parts: Parts,
+    bodiless: bool,
+) -> Begun {
+    let switch = Switch::wanted(site, &mut parts, bodiless);
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
-    let authority = match authority(&uri, &mut fields) {
+    let authority = match authority(&method, &uri, version, &mut fields) {
         // HTTP/1.0 knows no `Host`.
-        Err(Fault::BadHost) if version == http::Version::HTTP_10 && !fields.contains_key(header::HOST) => {
-            Ok(Bytes::new())
-        }
+        Err(Fault::BadHost) if version == Version::HTTP_10 && !fields.contains_key(header::HOST) => Ok(Bytes::new()),
         authority => authority,
     };
     let path = path(site, &method, &uri);
-    let fault = match (method == Method::CONNECT, &authority, &path) {
-        (true, ..) => Some(Fault::Connect),
-        (_, Err(fault), _) | (_, _, Err(fault)) => Some(*fault),
+    let too_many = fields.len() > site.config.limits.headers as usize;
+    let fault = match (&switch, &authority, &path) {
+        _ if too_many => Some(Fault::TooManyFields),
+        (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => Some(*fault),
         _ => None,
     };
+    let switch = switch.ok().flatten();
     let authority = authority.unwrap_or_default();
     let original_path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
     let original_path = Bytes::copy_from_slice(original_path.as_bytes());
     let path = path.unwrap_or_else(|_| original_path.clone());
     remove_hop_by_hop(&mut fields);
+    if let Some(switch) = &switch {
+        switch.restore(&mut fields);
+    }
+    if version >= Version::HTTP_2 {
+        join_cookies(&mut fields);
+    }
+    xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
     // It is answered here, by hyper, when the body is first wanted.
     fields.remove(header::EXPECT);
-    add_via(&mut fields, site.via.as_ref());
-    let scheme = "http";
-    let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, site.trusted_hops);
+    add_via(&mut fields, site.via.of(version));
+    let (scheme, hops) = (connection.scheme(), site.config.trusted_hops);
+    let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);
     let head = RequestHead { method, path, authority, scheme, fields };
-    (Stream::new(connection, origin.client, site.chain.clone(), head, original_path, version, origin.request_id), fault)
+    let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
+    let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
+    grpc::begin(&stream);
+    Begun { stream, fault, switch }
+}
+
+/// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    let mut cookies = fields.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut all = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        all.extend_from_slice(b"; ");
+        all.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(all)) {
+        fields.insert(header::COOKIE, all);
+    }
 }

@@ -8,12 +8,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Closed, FromUpstream, Site, closed, deadline::Deadline, dispatch::Guards, ending::Ending, is_bodiless, reply::Fault,
+    Answer, Closed, FromBody, FromUpstream, Site, Tunnel, closed,
+    deadline::{Bound, Deadline},
+    dispatch::Guards,
+    ending::Ending,
+    grpc, is_bodiless,
+    reply::Fault,
 };
 use crate::{
     chain::{
@@ -25,7 +30,7 @@ use crate::{
         body::{Body, BodyError},
         fields::{add_via, remove_hop_by_hop},
     },
-    upstream::PooledBody,
+    upstream::{PooledBody, Switching},
 };
 
 /// Where a response's body comes from.
@@ -70,8 +75,9 @@ pub(super) async fn from_upstream(
     ending: Ending,
     from: FromUpstream,
     head_only: bool,
-) -> Result<Response<Body>, Closed> {
+) -> Result<Answer, Closed> {
     let FromUpstream { parts, body, deadline, guards } = from;
+    let received = parts.version;
     let stream = ending.stream().clone();
     stream.times.response_start.set(Some(tokio::time::Instant::now()));
     stream.touch();
@@ -80,8 +86,13 @@ pub(super) async fn from_upstream(
     if let Some(selected) = &stream.state.borrow().route {
         selected.route.response_headers.apply(&mut head.fields);
     }
-    let pending = Pending { site, ending, head_only, deadline: Some(deadline), guards: Some(guards) };
-    pending.send(head, Source::new(Origin::Upstream(body)), HeadFlow::new(&stream, Direction::Response)).await
+    let (origin, switched) = match body {
+        FromBody::Body(body) => (Origin::Upstream(body), None),
+        FromBody::Switched(upstream) => (Origin::Local(None), Some(upstream)),
+    };
+    let (deadline, guards) = (Some(deadline), Some(guards));
+    let pending = Pending { site, ending, head_only, received, switched, deadline, guards };
+    pending.send(head, Source::new(origin), HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
@@ -91,18 +102,22 @@ pub(super) async fn local(
     reply: LocalReply,
     seen: usize,
     head_only: bool,
-) -> Result<Response<Body>, Closed> {
+) -> Result<Answer, Closed> {
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let deadline = Some(Deadline::idle(&stream, site.timeouts.idle.bound()));
-    let pending = Pending { site, ending, head_only, deadline, guards: None };
+    let deadline = Some(Deadline::idle(site, &stream));
+    let pending =
+        Pending { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
-    let LocalReply { status, details, mut fields, body } = reply;
+    let LocalReply { status, details, mut fields, body, grpc_status } = reply;
     stream.state.borrow_mut().details = details;
+    if stream.grpc.get().is_some() {
+        return (grpc::local(status, grpc_status, fields, &body), Source::new(Origin::Local(None)));
+    }
     if !is_bodiless(status, false) {
         fields.insert(header::CONTENT_LENGTH, body.len().into());
     }
@@ -114,17 +129,16 @@ struct Pending<'s> {
     site: &'s Rc<Site>,
     ending: Ending,
     head_only: bool,
+    /// The version that the response was received in.
+    received: Version,
+    /// The other protocol that follows it.
+    switched: Option<Switching>,
     deadline: Option<Deadline>,
     guards: Option<Guards>,
 }
 
 impl Pending<'_> {
-    async fn send(
-        mut self,
-        mut head: ResponseHead,
-        mut source: Source,
-        mut flow: HeadFlow,
-    ) -> Result<Response<Body>, Closed> {
+    async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Result<Answer, Closed> {
         let stream = self.ending.stream().clone();
         let mut body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
         // A filter that answers instead, and one that fails, put another response in this one's place.
@@ -132,8 +146,8 @@ impl Pending<'_> {
             let bodiless = is_bodiless(head.status, self.head_only) || source.drained;
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
-                self.guards = None;
-                self.deadline = Some(Deadline::idle(&stream, self.site.timeouts.idle.bound()));
+                (self.guards, self.switched) = (None, None);
+                self.deadline = Some(Deadline::idle(self.site, &stream));
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
                 (head, source) = taken_apart(&stream, reply);
@@ -154,7 +168,23 @@ impl Pending<'_> {
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
         };
-        add_via(&mut fields, self.site.via.as_ref());
+        grpc::note(&stream, &fields);
+        add_via(&mut fields, self.site.via.of(self.received));
+        if let Some(upstream) = self.switched
+            && let Some(guards) = self.guards.take()
+        {
+            let mut response = Response::new(Body::Empty);
+            (*response.status_mut(), *response.headers_mut()) = (status, fields);
+            let idle = self.deadline.as_ref().and_then(Deadline::idle_timeout);
+            let tunnel = Tunnel {
+                upstream,
+                ending: self.ending,
+                idle,
+                ends: self.deadline.as_ref().and_then(Deadline::oldest),
+                _guards: guards,
+            };
+            return Ok(Answer { response, tunnel: Some(tunnel) });
+        }
         let bodiless = is_bodiless(status, self.head_only);
         let body = ResponseBody {
             promised: None,
@@ -167,7 +197,8 @@ impl Pending<'_> {
             ending: self.ending,
             over: false,
         };
-        body.into_response(status, fields, bodiless).await
+        let response = body.into_response(status, fields, bodiless).await?;
+        Ok(Answer { response, tunnel: None })
     }
 
     /// Moves the head past the filters. A response, if one takes this one's place.
@@ -209,7 +240,7 @@ impl Pending<'_> {
                     }
                 }
                 return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
-                    Poll::Ready(_) if self.guards.is_some() => Poll::Ready(Err(Fault::Timeout)),
+                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(true))),
                     // Another response of the proxy's own would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
@@ -312,7 +343,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
-        self.ending.stream().connection.due.set(self.deadline.as_ref().and_then(Deadline::total).map(Into::into));
+        self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::end));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -331,7 +362,8 @@ impl ResponseBody {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.fields.clone();
-        add_via(response.headers_mut(), self.ending.site().via.as_ref());
+        grpc::note(self.ending.stream(), &head.fields);
+        add_via(response.headers_mut(), self.ending.site().via.of(Version::HTTP_11));
         self.ending.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
         (self.deadline, self.guards) = (None, None);
@@ -359,10 +391,11 @@ impl ResponseBody {
                 Poll::Ready(Err(_)) => {
                     return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
                 }
-                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => {
-                    return Poll::Ready(Some(Outcome::Reply(Fault::Timeout.reply(self.ending.stream()))));
+                Poll::Pending => {
+                    let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
+                    let reply = |passed: Bound| passed.fault(true).reply(self.ending.stream());
+                    return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -421,6 +454,8 @@ impl http_body::Body for ResponseBody {
                 if let Some(data) = frame.data_ref() {
                     me.sent += data.len() as u64;
                     me.ending.stream().state.borrow_mut().bytes[Direction::Response as usize] += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    grpc::note(me.ending.stream(), trailers);
                 }
                 if me.promised.is_some_and(|promised| me.sent > promised) {
                     me.fail(&BodyError::Length);

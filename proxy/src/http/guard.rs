@@ -11,10 +11,11 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a client did wrong.
@@ -61,7 +62,7 @@ impl Violation {
 }
 
 /// What the guard and the connection's driver know together.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Watch {
     /// The first violation.
     pub violation: Cell<Option<Violation>>,
@@ -73,6 +74,20 @@ pub struct Watch {
     pub received: Cell<u64>,
     /// Bytes written to the client.
     pub sent: Cell<u64>,
+    /// Whether the protocol is switched, once that is known of a request that wants to.
+    switches: Cell<Option<bool>>,
+    /// Whoever wants to read on until then.
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Watch {
+    /// Says of a request that wanted to switch protocols whether it does. Of others it means nothing.
+    pub fn decide(&self, switches: bool) {
+        self.switches.set(Some(switches));
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
 }
 
 /// No parser accepts this in a head or a chunk's size. hyper looks at a head that came in parts only when its end is there.
@@ -93,6 +108,8 @@ enum State {
     Chunk(u64),
     ChunkEnd,
     Trailers,
+    /// After a head that wants to switch protocols: what comes next may be anything.
+    Switching,
     Poisoned,
 }
 
@@ -105,6 +122,8 @@ pub struct Scanner {
     length: Option<u64>,
     chunked: bool,
     trailer_bytes: usize,
+    /// The head wants to switch protocols.
+    wants_switch: bool,
     max_head_line: usize,
 }
 
@@ -118,6 +137,7 @@ impl Scanner {
             length: None,
             chunked: false,
             trailer_bytes: 0,
+            wants_switch: false,
             max_head_line: max_head,
         }
     }
@@ -127,13 +147,15 @@ impl Scanner {
         self.state == State::Headers || (self.state == State::Start && !self.line.is_empty())
     }
 
-    /// Looks at the next bytes. `Err`: from this byte on they must not be passed on.
-    pub fn scan(&mut self, bytes: &[u8]) -> Result<(), (usize, Violation)> {
+    /// Looks at the next bytes, and returns how many of them it has seen: less than all only after a head that wants to
+    /// switch protocols. `Err`: from this byte on they must not be passed on.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, (usize, Violation)> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
             match &mut self.state {
                 State::Poisoned => return Err((at, Violation::BareLineEnd)),
+                State::Switching => return Ok(at),
                 State::Body(left) | State::Chunk(left) => {
                     let n = (*left).min(rest.len() as u64);
                     *left -= n;
@@ -157,7 +179,10 @@ impl Scanner {
                 State::Start | State::Headers | State::ChunkSize | State::Trailers => {
                     let Some(end) = rest.iter().position(|b| *b == b'\n') else {
                         self.line.extend_from_slice(rest);
-                        return self.check_partial().map_err(|v| self.poison::<()>(at, v).unwrap_err());
+                        return match self.check_partial() {
+                            Ok(()) => Ok(bytes.len()),
+                            Err(violation) => self.poison(at, violation),
+                        };
                     };
                     let checked = match self.line.is_empty() {
                         true => self.line_ended(&rest[..=end]),
@@ -177,7 +202,14 @@ impl Scanner {
                 }
             }
         }
-        Ok(())
+        Ok(at)
+    }
+
+    /// The protocol is not switched: what comes next is another request.
+    pub fn stay(&mut self) {
+        if self.state == State::Switching {
+            self.state = State::Start;
+        }
     }
 
     fn poison<T>(&mut self, at: usize, violation: Violation) -> Result<T, (usize, Violation)> {
@@ -212,6 +244,7 @@ impl Scanner {
             State::Start if line.is_empty() => Ok(()),
             State::Start => {
                 (self.length, self.chunked, self.trailer_bytes) = (None, false, 0);
+                self.wants_switch = line.starts_with(b"CONNECT ");
                 self.state = State::Headers;
                 Ok(())
             }
@@ -247,6 +280,8 @@ impl Scanner {
             if self.length.replace(length).is_some() {
                 return Err(Violation::ContentLength);
             }
+        } else if name.len() == 7 && name.eq_ignore_ascii_case(b"upgrade") {
+            self.wants_switch = true;
         } else if name.len() == 17
             && name.eq_ignore_ascii_case(b"transfer-encoding")
             && (!value.eq_ignore_ascii_case(b"chunked") || std::mem::replace(&mut self.chunked, true))
@@ -260,6 +295,7 @@ impl Scanner {
     fn head_ended(&mut self) -> Result<(), Violation> {
         self.state = match (self.chunked, self.length) {
             (true, _) => State::ChunkSize,
+            (false, None | Some(0)) if self.wants_switch => State::Switching,
             (false, None | Some(0)) => State::Start,
             (false, Some(length)) => State::Body(length),
         };
@@ -286,12 +322,14 @@ pub struct Guarded<T> {
     watch: Rc<Watch>,
     /// What of the poison is still to be given.
     poison: &'static [u8],
+    /// What has come after a head that wants to switch protocols, until it is known whether it does.
+    held: Bytes,
 }
 
 impl<T> Guarded<T> {
     /// Guards a connection.
     pub fn new(stream: T, max_head: usize, watch: Rc<Watch>) -> Guarded<T> {
-        Guarded { stream, scanner: Scanner::new(max_head), watch, poison: POISON }
+        Guarded { stream, scanner: Scanner::new(max_head), watch, poison: POISON, held: Bytes::new() }
     }
 
     fn poison(&mut self, buf: &mut ReadBuf<'_>) {
@@ -305,9 +343,9 @@ impl<T> Guarded<T> {
         self.scanner.state != State::Start || self.scanner.in_head()
     }
 
-    /// The connection itself.
-    pub fn into_inner(self) -> T {
-        self.stream
+    /// What has come and was not given on, and the connection itself.
+    pub fn into_parts(self) -> (Bytes, T) {
+        (self.held, self.stream)
     }
 }
 
@@ -319,15 +357,40 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
             me.poison(buf);
             return Poll::Ready(Ok(()));
         }
+        if me.scanner.state == State::Switching {
+            if me.watch.switches.take() != Some(false) {
+                // Either nobody knows yet, or whoever speaks the other protocol reads on, and not from here.
+                me.watch.waiting.set(Some(cx.waker().clone()));
+                return Poll::Pending;
+            }
+            me.scanner.stay();
+        }
         let before = buf.filled().len();
-        let result = Pin::new(&mut me.stream).poll_read(cx, buf);
+        let result = match me.held.is_empty() {
+            true => Pin::new(&mut me.stream).poll_read(cx, buf),
+            false => {
+                buf.put_slice(&me.held.split_to(me.held.len().min(buf.remaining())));
+                Poll::Ready(Ok(()))
+            }
+        };
         if let Poll::Ready(Ok(())) = result {
             let new = &buf.filled()[before..];
             me.watch.received.set(me.watch.received.get() + new.len() as u64);
-            if let Err((at, violation)) = me.scanner.scan(new) {
-                me.watch.violation.set(Some(violation));
-                buf.set_filled(before + at);
-                me.poison(buf);
+            match me.scanner.scan(new) {
+                Ok(seen) => {
+                    if me.scanner.state == State::Switching {
+                        me.watch.switches.set(None);
+                    }
+                    if seen < new.len() {
+                        me.held = [&new[seen..], &me.held].concat().into();
+                        buf.set_filled(before + seen);
+                    }
+                }
+                Err((at, violation)) => {
+                    me.watch.violation.set(Some(violation));
+                    buf.set_filled(before + at);
+                    me.poison(buf);
+                }
             }
             match me.scanner.in_head() {
                 true if me.watch.head_since.get().is_none() => me.watch.head_since.set(Some(Instant::now())),

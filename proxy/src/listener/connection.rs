@@ -1,226 +1,279 @@
-//! One client's connection: hyper reads requests from it, behind the guard; this sees to its time, its end, and the requests
-//! that never became any.
+//! A connection's first moments: who is at its other end, whether it is under TLS, and what is spoken on it.
 
-use std::{
-    cell::RefCell,
-    future::poll_fn,
-    net::SocketAddr,
-    pin::pin,
-    rc::Rc,
-    task::Poll,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
-    time::sleep,
+    io::AsyncRead,
+    time::{sleep, timeout},
 };
-use tollgate_abi::fast::flag;
+use tokio_rustls::TlsStream;
 
+use super::{
+    client_hello::{Hello, MAX_HELLO, client_hello},
+    sniff::{PREFACE, Sniffed, sniff},
+    socket::original_destination,
+};
 use crate::{
     chain::stream::ConnectionInfo,
-    exchange::{self, Site},
-    http::{
-        body::Body,
-        guard::{Guarded, Watch},
+    config::model::{ListenerProxyProtocol, Protocol, TlsMode},
+    exchange::{Refusal, Site},
+    http::{self, connection::Handle},
+    net::{
+        Prefixed, Socket, Stream,
+        proxy_protocol::{self, Addresses, Parsed},
     },
-    net::{Socket, TokioIo},
-    observe::{self, Entry},
     tcp::{self, TcpSite},
+    tls::ServerTls,
 };
 
-/// What the connections of a listener on a worker look at.
-pub struct Handle {
-    /// The rules in force. Each request takes those of its time.
-    pub site: RefCell<Rc<Site>>,
-    /// The same, for TCP connections; none if the listener takes none.
-    pub tcp: RefCell<Option<Rc<TcpSite>>>,
-    /// Whether connections shall end as soon as they have nothing under way.
-    pub draining: watch::Sender<bool>,
+/// Bytes that are looked at first. What a client sends first is nearly always shorter.
+const LOOK: usize = 2 << 10;
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Spoken {
+    H1,
+    H2,
+    /// Nothing that is looked into; TLS that is passed through may ask for a name.
+    Tcp(Option<Box<str>>),
 }
 
-/// How often a connection without anything to wait for looks at the clock.
-const NO_BOUND: Duration = Duration::from_secs(3600);
-
-/// When a listener ends, its idle connections are kept for this long, for requests that were sent before their clients can
-/// have known.
-const DRAIN_GRACE: Duration = Duration::from_millis(500);
-
-/// How long a connection is kept for the client to read the last response.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// hyper's least buffer.
-const LEAST_BUFFER: usize = 8 << 10;
-
-/// Why a connection's driver stops driving.
-enum End {
-    /// hyper is through with it.
-    Done(Result<(), hyper::Error>),
-    /// A head took too long.
-    SlowHead,
-    /// It was idle for too long.
-    Idle,
-    /// The client does not read its response.
-    Stalled,
-}
+/// The rules in force for TCP connections; none if the listener takes none.
+pub type TcpRules = RefCell<Option<Rc<TcpSite>>>;
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, stream: Socket, peer: SocketAddr, local: SocketAddr) {
-    let tcp = handle.tcp.borrow().clone();
-    if let Some(tcp) = tcp {
-        let info = Rc::new(ConnectionInfo::new(tcp.name.clone(), peer, local));
-        return tcp::serve(tcp, stream, info, Bytes::new(), None).await;
-    }
-    let site = handle.site.borrow().clone();
-    let (limits, timeouts) = (site.limits.clone(), site.timeouts.clone());
-    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
-    let watch = Rc::new(Watch::default());
-    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
+pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
+    let site = handle.site();
+    // Boxed, so that the connection's task does not carry the space for this all its life.
+    let begun = Box::pin(begin(&handle, &site, socket, peer, local)).await;
+    let Begun { stream, info, spoken } = match begun {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return,
+        Err(refusal) => return site.refuse(refusal),
+    };
     drop(site);
-    let (service_handle, service_info) = (handle.clone(), info.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (site, info) = (service_handle.site.borrow().clone(), service_info.clone());
-        info.requests.set(info.requests.get() + 1);
-        let last = limits.requests_per_connection != 0 && info.requests.get() >= limits.requests_per_connection;
-        async move {
-            let mut response = exchange::serve(site, info.clone(), request.map(Body::Incoming)).await?;
-            if last || info.closing.get() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, exchange::Closed>(response)
-        }
-    });
-    let io = TokioIo::new(Guarded::new(stream, max_head, watch.clone()));
-    let mut connection = http1::Builder::new()
-        .max_buf_size(max_head.max(LEAST_BUFFER))
-        .max_header_size(max_head)
-        .max_headers(limits.headers as usize)
-        .serve_connection(io, service);
-    let mut draining = handle.draining.subscribe();
-    // Something may begin right after each look at the clock, so the next one is no later than the least of these.
-    let bounds = [timeouts.header_read.bound(), timeouts.keep_alive.bound(), timeouts.idle.bound()];
-    let least = bounds.into_iter().flatten().min().unwrap_or(NO_BOUND);
-    let mut timer = pin!(sleep(least));
-    let end = {
-        let mut drain = pin!(async move {
-            // An error means that the listener is gone, which drains as well.
-            let _ = draining.wait_for(|draining| *draining).await;
-        });
-        let mut told = false;
-        let mut grace_ends = None;
-        poll_fn(|cx| {
-            if !told && drain.as_mut().poll(cx).is_ready() {
-                told = true;
-                // A request may be on its way on an idle connection: it is still answered, and told that it was the last.
-                info.closing.set(true);
-                let end = Instant::now() + DRAIN_GRACE;
-                grace_ends = Some(end);
-                timer.as_mut().reset(end.into());
-            }
-            if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(End::Done(result));
-            }
-            if watch.blocked_since.get().is_some()
-                && let Some(due) = info.due.get()
-                && tokio::time::Instant::from(due) < timer.deadline()
-            {
-                timer.as_mut().reset(due.into());
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                let now = Instant::now();
-                if grace_ends.is_some_and(|end| end <= now) {
-                    grace_ends = None;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    cx.waker().wake_by_ref();
-                }
-                let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
-                let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
-                let (due, end) = match (info.active.get(), watch.head_since.get()) {
-                    (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
-                    (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
-                    // A request has a clock of its own, but nobody looks at it while the client does not read.
-                    _ => {
-                        let blocked = watch.blocked_since.get();
-                        let idle = blocked.and_then(|since| after(since, idle));
-                        (idle.into_iter().chain(blocked.and(info.due.get())).min(), End::Stalled)
-                    }
-                };
-                if due.is_some_and(|due| due <= now) {
-                    return Poll::Ready(end);
-                }
-                let response_due = info.due.get().filter(|due| *due > now);
-                let next = [due, response_due].into_iter().flatten().fold(now + least, Instant::min);
-                timer.as_mut().reset(next.into());
-            }
-            Poll::Pending
-        })
-        .await
-    };
-    let site = handle.site.borrow().clone();
-    let stalled = matches!(end, End::Stalled);
-    info.stalled.set(stalled);
-    let guarded = connection.into_parts().io.into_inner();
-    let unread = guarded.in_message() && !stalled;
-    let mut stream = guarded.into_inner();
-    match end {
-        End::Done(Ok(())) | End::Idle | End::Stalled => {}
-        End::Done(Err(error)) => refused(&site, &info, &watch, &error),
-        End::SlowHead => {
-            log_refusal(&site, &info, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
-            let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-            // A client that does not read either is not waited for.
-            let _ = tokio::time::timeout(LINGER, stream.write_all(answer)).await;
+    let info = Rc::new(info);
+    match spoken {
+        Spoken::H1 => http::h1::serve(handle, stream, info).await,
+        Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,
+        Spoken::Tcp(name) => {
+            let site = tcp.borrow().clone();
+            let Some(site) = site else { return handle.site().refuse(Refusal::Protocol) };
+            let (first, stream) = stream.into_parts();
+            let asked = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
+            Box::pin(tcp::serve(site, stream, info, first, name.or(asked).as_deref())).await;
         }
     }
-    if unread {
-        linger(stream).await;
-    }
 }
 
-/// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
-/// system would throw away the response that it has not read yet (RFC 9112 section 9.6).
-async fn linger(mut stream: Socket) {
-    let read = async {
-        stream.shutdown().await?;
-        // Not an array: it would be part of every connection's task.
-        let mut sink = vec![0; 16 << 10];
-        while stream.read(&mut sink).await? > 0 {}
-        Ok::<_, std::io::Error>(())
+struct Begun {
+    stream: Stream,
+    info: ConnectionInfo,
+    spoken: Spoken,
+}
+
+/// Finds out all that must be known before anything is served. None: the client has gone, or has said nothing at all.
+async fn begin(
+    handle: &Handle,
+    site: &Site,
+    socket: Socket,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Result<Option<Begun>, Refusal> {
+    let config = &site.config;
+    let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    let mut ends = Addresses { source: peer, destination: local };
+    if config.socket.original_destination
+        && let Some(original) = original_destination(&socket)
+    {
+        ends.destination = original;
+    }
+    let mut stream = Prefixed::new(Bytes::new(), socket);
+    if let Some(rules) = &config.proxy_protocol
+        && rules.trusted.iter().any(|range| range.contains(peer.ip()))
+    {
+        let said = timeout(limit, proxy_header(&mut stream, rules)).await.map_err(|_| Refusal::Silent)?;
+        ends = said?.unwrap_or(ends);
+    }
+    let info = ConnectionInfo::new(site.name.clone(), ends.source, ends.destination);
+    let tls = site.tls.as_ref().filter(|_| config.tls.as_ref().is_some_and(|tls| tls.mode != TlsMode::Disable));
+    let first = match (config.protocol, tls.is_some() && !may_be_plain(site)) {
+        // It must be TLS, or must be what it is said to be: nobody need look.
+        (_, true) => Sniffed::Tls,
+        (Protocol::Http1, false) if tls.is_none() => Sniffed::Http1,
+        (Protocol::Http2, false) if tls.is_none() => Sniffed::Http2,
+        (Protocol::Tcp, false) if tls.is_none() => Sniffed::Other,
+        (protocol, false) => {
+            let first = first_bytes(handle, site, &mut stream, protocol == Protocol::Auto).await?;
+            let Some(first) = first else { return Ok(None) };
+            first
+        }
     };
-    let _ = tokio::time::timeout(LINGER, read).await;
+    match (first, tls) {
+        (Sniffed::Tls, Some(tls)) => match timeout(limit, under_tls(site, tls, stream, info)).await {
+            Ok(begun) => begun.map(Some),
+            Err(_) => Err(Refusal::Silent),
+        },
+        (first, _) => {
+            let spoken = match (config.protocol, first) {
+                (Protocol::Http, Sniffed::Http2) | (Protocol::Http2, _) | (Protocol::Auto, Sniffed::Http2) => {
+                    Spoken::H2
+                }
+                (Protocol::Http | Protocol::Http1, _) | (Protocol::Auto, Sniffed::Http1) => Spoken::H1,
+                (Protocol::Tcp | Protocol::Auto, _) if config.tcp.sni.is_empty() => Spoken::Tcp(None),
+                (Protocol::Tcp | Protocol::Auto, _) => {
+                    // A client that waits for the server to speak first is no TLS client.
+                    let name = timeout(limit, asked_name(&mut stream)).await;
+                    Spoken::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
+                }
+            };
+            Ok(Some(Begun { stream: Stream::Plain(stream), info, spoken }))
+        }
+    }
 }
 
-/// A connection that hyper has ended for an error. It has answered already, if there was a request to answer.
-fn refused(site: &Rc<Site>, info: &Rc<ConnectionInfo>, watch: &Watch, error: &hyper::Error) {
-    if let Some(violation) = watch.violation.get() {
-        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, violation.name());
-    }
-    if error.is_parse_too_large() {
-        return log_refusal(site, info, 431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
-    }
-    if error.is_parse() {
-        return log_refusal(site, info, 400, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
-    }
-    tracing::trace!(peer = %info.peer, %error, "connection ended");
+/// Whether a client of a listener with TLS may do without it.
+fn may_be_plain(site: &Site) -> bool {
+    site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive) || site.config.protocol == Protocol::Auto
 }
 
-/// Counts and logs a request of which nothing was read but that it is wrong.
-fn log_refusal(site: &Rc<Site>, info: &Rc<ConnectionInfo>, status: u16, flags: u32, details: &str) {
-    let shard = observe::shard();
-    site.figures.requests[usize::from(status / 100)].inc(shard);
-    site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
-    if let Some(log) = &site.access_log {
-        let entry = Entry {
-            status,
-            flags,
-            details,
-            protocol: "HTTP/1.1",
-            ..Entry::new(SystemTime::now(), &site.name, info.peer)
+/// Reads the header of the PROXY protocol. None: it says nothing of addresses, or there is none and need not be one.
+async fn proxy_header(
+    stream: &mut Prefixed<Socket>,
+    rules: &ListenerProxyProtocol,
+) -> Result<Option<Addresses>, Refusal> {
+    loop {
+        match proxy_protocol::parse(stream.seen()) {
+            Parsed::Header(header) => {
+                let (length, addresses) = (header.length, header.addresses);
+                stream.skip(length);
+                return Ok(addresses);
+            }
+            Parsed::NotProxy if !rules.required => return Ok(None),
+            Parsed::NotProxy => return Err(Refusal::ProxyProtocol),
+            Parsed::Invalid(why) => {
+                tracing::debug!("PROXY protocol: {why}");
+                return Err(Refusal::ProxyProtocol);
+            }
+            Parsed::NeedMore => {
+                let limit = stream.seen().len() + LOOK;
+                if !stream.look(limit).await.map_err(|_| Refusal::ProxyProtocol)? {
+                    // Somebody who looks whether the port is open says nothing.
+                    return Err(Refusal::ProxyProtocol);
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the first bytes, and reads on until they are enough. For HTTP no longer than for a request on a connection that
+/// has had some; who may be silent for longer (`speaks_later`) waits for the server to speak first.
+async fn first_bytes<T: AsyncRead + Unpin>(
+    handle: &Handle,
+    site: &Site,
+    stream: &mut Prefixed<T>,
+    speaks_later: bool,
+) -> Result<Option<Sniffed>, Refusal> {
+    let timeouts = &site.config.timeouts;
+    let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    if stream.seen().is_empty() {
+        let first = async {
+            tokio::select! {
+                looked = stream.look(LOOK) => looked,
+                // A request may be on its way; see the connections themselves.
+                () = async { handle.drained().await; sleep(http::h1::DRAIN_GRACE).await } => Ok(false),
+            }
         };
-        log.log(shard, &entry);
+        let keep_alive = timeouts.keep_alive.bound().unwrap_or(Duration::MAX);
+        match timeout(if speaks_later { handshake } else { keep_alive }, first).await {
+            Ok(Ok(true)) => {}
+            Err(_) if speaks_later => return Ok(Some(Sniffed::Other)),
+            // As with a connection that has had requests: nobody's fault.
+            Ok(Ok(false) | Err(_)) | Err(_) => return Ok(None),
+        }
     }
+    let rest = async {
+        loop {
+            match sniff(stream.seen()) {
+                // What cannot become HTTP/2 or TLS any more need not be waited for, where all else is HTTP/1.1: it has answers
+                // to whatever it is.
+                Sniffed::NeedMore if !speaks_later && !may_be_other(stream.seen()) => return Ok(Sniffed::Http1),
+                Sniffed::NeedMore => {}
+                sniffed => return Ok(sniffed),
+            }
+            let limit = stream.seen().len() + LOOK;
+            if !stream.look(limit).await? {
+                return Ok::<_, io::Error>(if speaks_later { Sniffed::Other } else { Sniffed::Http1 });
+            }
+        }
+    };
+    match timeout(handshake, rest).await {
+        Ok(Ok(sniffed)) => Ok(Some(sniffed)),
+        Ok(Err(_)) => Ok(None),
+        Err(_) => Ok(Some(if speaks_later { Sniffed::Other } else { Sniffed::Http1 })),
+    }
+}
+
+/// Whether it may become TLS, or HTTP/2.
+fn may_be_other(seen: &[u8]) -> bool {
+    PREFACE.starts_with(seen) || [22, 3].starts_with(seen)
+}
+
+/// The name that a ClientHello asks for, without reading it away.
+async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>>> {
+    loop {
+        match client_hello(stream.seen()) {
+            Hello::Client(hello) => return Ok(hello.server_name),
+            Hello::Invalid => return Ok(None),
+            Hello::NeedMore => {
+                let limit = (stream.seen().len() + LOOK).min(MAX_HELLO + 1);
+                if stream.seen().len() > MAX_HELLO || !stream.look(limit).await? {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Shakes hands.
+async fn under_tls(
+    site: &Site,
+    tls: &ServerTls,
+    stream: Prefixed<Socket>,
+    info: ConnectionInfo,
+) -> Result<Begun, Refusal> {
+    let handshake = tls.acceptor().accept(stream).await;
+    let stream = handshake.map_err(|error| {
+        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
+        Refusal::Handshake
+    })?;
+    let facts = tls.connection(stream.get_ref().1).map_err(|error| {
+        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
+        Refusal::Handshake
+    })?;
+    let mut stream = Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream)));
+    let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
+        (_, Protocol::Tcp) => Spoken::Tcp(None),
+        (Some(b"h2"), _) | (None, Protocol::Http2) => Spoken::H2,
+        (Some(_), _) | (None, Protocol::Http1) => Spoken::H1,
+        (None, protocol) => {
+            // Without ALPN the client begins as it would without TLS.
+            let mut sniffed = sniff(stream.seen());
+            while sniffed == Sniffed::NeedMore {
+                let limit = stream.seen().len() + LOOK;
+                if !stream.look(limit).await.map_err(|_| Refusal::Protocol)? {
+                    break;
+                }
+                sniffed = sniff(stream.seen());
+            }
+            match (sniffed, protocol) {
+                (Sniffed::Http2, _) => Spoken::H2,
+                (Sniffed::Http1, _) | (_, Protocol::Http) => Spoken::H1,
+                _ => Spoken::Tcp(None),
+            }
+        }
+    };
+    let info = info.with_tls(Some(Rc::new(facts)));
+    Ok(Begun { stream: Stream::Tls(stream), info, spoken })
 }

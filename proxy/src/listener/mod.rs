@@ -1,5 +1,8 @@
 //! Where traffic comes in: sockets, the workers that accept from them, and the connections.
 
+pub mod client_hello;
 pub mod connection;
+pub mod overload;
+pub mod sniff;
 pub mod socket;
 pub mod worker;

@@ -4,22 +4,25 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::{fs::PermissionsExt, net as unix},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
     config::{model::SocketOptions, units::Address},
-    net::ListenSocket,
+    net::{self, ListenSocket},
 };
 
 /// Opens `count` sockets on an address. Port 0 gives all of them the same port.
+///
+/// Fails with `AddrInUse` if anybody listens there, be it a process of ours.
 pub fn listen(address: &Address, options: &SocketOptions, count: usize) -> io::Result<Vec<ListenSocket>> {
     match address {
         Address::Inet(address) => listen_inet(*address, options, count),
@@ -34,7 +37,7 @@ fn listen_inet(address: SocketAddr, options: &SocketOptions, count: usize) -> io
     drop(bind(address, options, false)?);
     for _ in 0..count {
         let socket = bind(address, options, true)?;
-        socket.listen(options.backlog.try_into().unwrap_or(i32::MAX))?;
+        socket.listen(backlog(options))?;
         socket.set_nonblocking(true)?;
         let listener: std::net::TcpListener = socket.into();
         address = listener.local_addr()?;
@@ -49,33 +52,80 @@ fn bind(address: SocketAddr, options: &SocketOptions, share: bool) -> io::Result
     if share {
         socket.set_reuse_port(true)?;
     }
-    if let Some(time) = options.keep_alive.bound() {
+    if let Some(idle) = options.keep_alive.bound() {
         // Connections have what their listening socket has.
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time))?;
+        socket.set_tcp_keepalive(&keep_alive(idle))?;
     }
     if options.transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => return Err(io::Error::other("`transparent` is for IPv4 addresses")),
-        }
+        // An IPv6 socket that takes IPv4 connections too is transparent for both.
+        let transparent = match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+        };
+        transparent.map_err(|e| io::Error::new(e.kind(), format!("`transparent` (needs CAP_NET_ADMIN): {e}")))?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
+/// The least and the most that Linux takes for TCP_KEEPIDLE, in seconds.
+const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=32767;
+
+/// Linux's own time between two questions, of which nine must stay without an answer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(75);
+
+fn keep_alive(idle: Duration) -> TcpKeepalive {
+    let seconds = idle.as_secs().clamp(*KEEP_ALIVE_SECONDS.start(), *KEEP_ALIVE_SECONDS.end());
+    let idle = Duration::from_secs(seconds);
+    TcpKeepalive::new().with_time(idle).with_interval(idle.min(KEEP_ALIVE_INTERVAL))
+}
+
+fn backlog(options: &SocketOptions) -> i32 {
+    options.backlog.try_into().unwrap_or(i32::MAX)
+}
+
 fn listen_unix(path: &Path, options: &SocketOptions, count: usize) -> io::Result<Vec<ListenSocket>> {
-    // A socket that nobody listens on is left over from a process that did not end well.
-    let stale = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-    if unix::UnixStream::connect(path).as_ref().is_err_and(stale) {
+    if is_left_over(path)? {
         fs::remove_file(path)?;
     }
-    let listener = unix::UnixListener::bind(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // Nobody gets in before it listens.
     if let Some(mode) = &options.mode {
         let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
-    listener.set_nonblocking(true)?;
+    socket.listen(backlog(options))?;
+    socket.set_nonblocking(true)?;
+    let listener: std::os::unix::net::UnixListener = socket.into();
     (0..count).map(|_| listener.try_clone().map(ListenSocket::Unix)).collect()
+}
+
+/// Whether a path is a socket that nobody listens on: what is left of a process that did not end well.
+fn is_left_over(path: &Path) -> io::Result<bool> {
+    // Connecting to a file of another kind is refused as well.
+    if !fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        return Ok(false);
+    }
+    // One that has no room for another connection is alive, and must not be waited for.
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.connect(&SockAddr::unix(path)?).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
+}
+
+/// Where a connection was going before the system's rules redirected it here (SO_ORIGINAL_DST, for REDIRECT and DNAT).
+/// `None`: the system does not know of it, or it is a unix socket's.
+///
+/// An IPv4 connection on an IPv6 socket has none: the system looks for it among those of IPv6. A connection that came by TPROXY
+/// has kept its destination, as its local address.
+pub fn original_destination(socket: &net::Socket) -> Option<SocketAddr> {
+    let net::Socket::Tcp(stream) = socket else { return None };
+    let asked = SockRef::from(stream);
+    let original = match stream.local_addr().ok()? {
+        SocketAddr::V4(_) => asked.original_dst_v4(),
+        SocketAddr::V6(_) => asked.original_dst_v6(),
+    };
+    original.ok()?.as_socket()
 }
 
 /// What the workers of a listener share.
@@ -115,43 +165,4 @@ impl Drop for ConnectionPlace {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_workers_listen_on_one_port_and_nobody_else_does() {
-        let options = SocketOptions::default();
-        let sockets = listen(&"127.0.0.1:0".parse().unwrap(), &options, 3).unwrap();
-        let address = |socket: &ListenSocket| match socket {
-            ListenSocket::Tcp(socket) => socket.local_addr().unwrap(),
-            ListenSocket::Unix(_) => panic!("not TCP"),
-        };
-        let first = address(&sockets[0]);
-        assert!(sockets.iter().all(|s| address(s) == first));
-        assert_eq!(listen(&first.into(), &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-    }
-
-    #[test]
-    fn a_unix_socket_is_taken_over_only_from_the_dead() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.sock");
-        let address = Address::Unix(path.as_path().into());
-        let options = SocketOptions { mode: Some("600".into()), ..SocketOptions::default() };
-        let sockets = listen(&address, &options, 2).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(listen(&address, &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(sockets);
-        listen(&address, &options, 1).unwrap();
-    }
-
-    #[test]
-    fn a_full_listener_lets_nobody_in_until_somebody_leaves() {
-        let shared = Arc::new(ListenerShared::default());
-        shared.set_limit(2);
-        let places: Vec<_> = (0..3).map(|_| shared.enter()).collect();
-        assert_eq!(places.iter().filter(|p| p.is_some()).count(), 2);
-        drop(places);
-        assert!(shared.enter().is_some());
-        assert_eq!(shared.connections(), 0);
-    }
-}
+mod tests;

@@ -12,27 +12,23 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderValue;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
 
-use super::{
-    connection::{self, Handle},
-    socket::ListenerShared,
-};
+use super::{connection, overload::Refusals, socket::ListenerShared};
 use crate::{
     chain::{
         Chain, Filter, Route,
         network::{NetworkChain, NetworkFilter},
     },
-    config::{model::Protocol, units::Address},
+    config::units::Address,
     control::snapshot::{Snapshot, Sockets},
-    exchange::Site,
-    http::body::Body,
+    exchange::{Refusal, Site},
+    http::{body::Body, connection::Handle},
     net::{ListenSocket, Listener, Socket},
-    observe::{Shard, set_shard},
+    observe::{self, Shard, set_shard},
     tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
@@ -111,6 +107,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
 
 struct Listening {
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     accept: AbortHandle,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
@@ -194,8 +191,8 @@ impl Worker {
             for address in parts.config.all_addresses() {
                 let key = (parts.config.name.clone(), address.clone());
                 if let Some(there) = listening.remove(&key) {
-                    *there.handle.site.borrow_mut() = site.clone();
-                    *there.handle.tcp.borrow_mut() = tcp.clone();
+                    there.handle.set_site(site.clone());
+                    *there.tcp.borrow_mut() = tcp.clone();
                     kept.insert(key, there);
                 } else if let Some(socket) = sockets.remove(&(index, address.clone())) {
                     match self.listen(socket, site.clone(), tcp.clone(), parts.shared.clone()) {
@@ -221,24 +218,14 @@ impl Worker {
         let config = &parts.config;
         let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn Filter>).collect();
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
-        let via =
-            (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)).ok()).flatten();
-        Site {
-            name: config.name.as_str().into(),
-            chain: Rc::new(Chain::new(filters)),
-            default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
-            trusted_hops: config.trusted_hops,
-            via,
-            path: config.path.clone(),
-            buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
-            limits: config.limits.clone(),
-            timeouts: config.timeouts.clone(),
-            access_log: parts.access_log.clone(),
-            figures: parts.figures.clone(),
-            clusters: snapshot.cluster_figures.iter().cloned().collect(),
-            retries: snapshot.retries.iter().cloned().collect(),
-            pools: self.pools.clone(),
-        }
+        let mut site =
+            Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
+        site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        site.tls = parts.tls.clone();
+        site.access_log = parts.access_log.clone();
+        site.clusters = snapshot.cluster_figures.iter().cloned().collect();
+        site.retries = snapshot.retries.iter().cloned().collect();
+        site
     }
 
     fn listen(
@@ -249,12 +236,12 @@ impl Worker {
         shared: Arc<ListenerShared>,
     ) -> std::io::Result<Listening> {
         let socket = Listener::try_from(socket)?;
-        let draining = watch::channel(false).0;
-        let handle = Rc::new(Handle { site: RefCell::new(site), tcp: RefCell::new(tcp), draining });
+        let handle = Rc::new(Handle::new(site));
+        let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
-        let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
+        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), self.connections.clone(), stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
-        Ok(Listening { handle, accept, stop, shared })
+        Ok(Listening { handle, tcp, accept, stop, shared })
     }
 
     fn drain(&self, done: oneshot::Sender<()>) {
@@ -275,7 +262,7 @@ impl Worker {
 /// A listener's rules for TCP connections, if it takes any.
 fn tcp_site(snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Option<TcpSite> {
     let parts = &snapshot.listeners[index];
-    let (config, figures) = (&parts.config, parts.tcp.clone().filter(|_| parts.config.protocol == Protocol::Tcp)?);
+    let (config, figures) = (&parts.config, parts.tcp.clone()?);
     let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn NetworkFilter>);
     Some(TcpSite {
         name: config.name.as_str().into(),
@@ -295,7 +282,7 @@ impl Listening {
     /// Takes no more connections, and lets those there are end.
     fn end(self) {
         let _ = self.stop.send(true);
-        self.handle.draining.send_replace(true);
+        self.handle.drain();
         drop((self.accept, self.shared));
     }
 }
@@ -304,21 +291,30 @@ impl Listening {
 async fn accept(
     socket: Listener,
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let refusals = Refusals::default();
     let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
             tracing::debug!(%peer, "connection refused: the listener has as many as it may");
+            let site = handle.site();
+            site.refuse(Refusal::Limit);
+            refusals.refuse(stream, site.config.protocol, site.config.tls.as_ref().map(|tls| tls.mode));
             return;
         };
         let Ok(local) = stream.local_addr() else { return };
         connections.count.set(connections.count.get() + 1);
-        let (handle, connections) = (handle.clone(), connections.clone());
+        let figures = handle.site().figures.connections.clone();
+        figures.accepted.inc(observe::shard());
+        figures.active.add(observe::shard(), 1);
+        let (handle, tcp, connections) = (handle.clone(), tcp.clone(), connections.clone());
         tokio::task::spawn_local(async move {
-            connection::serve(handle, stream, peer, local).await;
+            connection::serve(handle, tcp, stream, peer, local).await;
             drop(place);
+            figures.active.sub(observe::shard(), 1);
             connections.count.set(connections.count.get() - 1);
             connections.check();
         });

@@ -1,11 +1,14 @@
-//! Byte streams: sockets of both kinds, and the way between tokio's traits and hyper's.
+//! Byte streams: sockets of both kinds, TLS on them, and the way between tokio's traits and hyper's.
 
 pub mod io;
+pub mod proxy_protocol;
 pub mod socket;
+pub mod stream;
 pub mod transport;
 
 pub use self::{
-    io::{Metered, TokioIo, Traffic},
+    io::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
     socket::{ListenSocket, Listener, Socket},
+    stream::{Prefixed, Stream},
     transport::Transport,
 };

@@ -5,7 +5,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Socket;
+use super::{Socket, Stream};
 
 /// A byte stream.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
@@ -30,6 +30,23 @@ impl Transport for Socket {
             Socket::Tcp(stream) => Some(stream),
             Socket::Unix(_) => None,
         }
+    }
+}
+
+impl Transport for Stream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Plain(stream) if stream.seen().is_empty() => stream.get_ref().plain(),
+            Stream::Plain(_) | Stream::Tls(_) => None,
+        }
+    }
+
+    fn abort(&self) {
+        let socket = match self {
+            Stream::Plain(stream) => stream.get_ref(),
+            Stream::Tls(stream) => stream.get_ref().get_ref().0.get_ref(),
+        };
+        socket.abort();
     }
 }
 

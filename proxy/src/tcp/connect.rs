@@ -2,7 +2,6 @@
 
 use std::{
     hash::{Hash, Hasher},
-    io,
     sync::Arc,
     time::Duration,
 };
@@ -13,16 +12,13 @@ use tollgate_abi::{doc::RetryOn, fast::flag};
 use super::{Fault, TcpSite};
 use crate::{
     chain::{Selected, network::NetworkStream, route::RetryPolicy},
-    net::Socket,
-    upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, Endpoint, RequestGuard},
+    net::{Stream, proxy_protocol::Addresses},
+    upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
 };
-
-/// What a connection to an endpoint is.
-pub(super) type Upstream = Socket;
 
 /// A connection to an endpoint, and what counts it as under way.
 pub(super) struct Connected {
-    pub(super) socket: Upstream,
+    pub(super) stream: Stream,
     /// How long that took, failures included.
     pub(super) after: Duration,
     pub(super) cluster: Arc<Cluster>,
@@ -54,16 +50,15 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             state.endpoint = Some(endpoint.address.clone());
             state.attempts += 1;
         }
-        let (error, timeout) = match open(cluster, endpoint).await {
-            Ok(socket) => {
-                place.opened();
+        let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
+        let (error, timeout) = match place.open(client).await {
+            Ok(stream) => {
                 let after = start.elapsed();
                 let cluster = cluster.clone();
-                return Ok(Connected { socket, after, cluster, _request: request, _endpoint: active, _place: place });
+                return Ok(Connected { stream, after, cluster, _request: request, _endpoint: active, _place: place });
             }
             Err(failed) => failed,
         };
-        place.failed(timeout);
         tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, %error, "no connection");
         tried.push(endpoint.clone());
         let again = tried.len() <= retry.map_or(0, |policy: &RetryPolicy| policy.attempts as usize) && {
@@ -94,9 +89,4 @@ fn balance_key(stream: &NetworkStream, selected: Option<&Selected>) -> u64 {
         stream.connection.peer.ip().to_canonical().hash(&mut hasher);
         hasher.finish()
     })
-}
-
-/// Opens a connection: the one place that knows what is spoken below the bytes. With an error, whether the time was over.
-async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<Upstream, (io::Error, bool)> {
-    Socket::connect(&endpoint.address, cluster.connect_timeout).await
 }

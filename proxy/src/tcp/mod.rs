@@ -13,6 +13,7 @@ mod ending;
 mod fault;
 mod relay;
 mod route;
+pub mod sni;
 mod splice;
 #[cfg(test)]
 mod tests;
@@ -106,7 +107,7 @@ async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> 
     let connected = relay.meanwhile(connect::run(ending.site(), ending.stream())).await?;
     ending.connected(&connected);
     let figures = ending.site().clusters.get(&connected.cluster.name);
-    relay.connected(connected.socket, figures);
+    relay.connected(connected.stream, figures);
     // What is left of `connected` counts it as under way until it has ended.
     relay.run().await
 }

@@ -16,13 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{
     Fault,
     clock::Clock,
-    connect::Upstream,
     ending::Ending,
     way::{Carried, Way},
 };
 use crate::{
     chain::network::{Flow, NetworkStream, Side, Stopped},
-    net::Transport,
+    net::{Stream, Transport},
 };
 
 /// How long a connection that is being ended may take over what is on its way.
@@ -43,7 +42,7 @@ pub(super) struct Relay<'e, D> {
     stream: &'e Rc<NetworkStream>,
     flow: Flow,
     down: D,
-    up: Option<Upstream>,
+    up: Option<Stream>,
     ways: [Way<'e>; 2],
     clock: Clock,
     /// What was read before this began.
@@ -109,7 +108,7 @@ impl<'e, D: Transport> Relay<'e, D> {
     }
 
     /// There is a connection to an endpoint.
-    pub(super) fn connected(&mut self, up: Upstream, cluster: Option<&'e super::ClusterFigures>) {
+    pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::ClusterFigures>) {
         let plain = self.down.plain().is_some() && up.plain().is_some();
         for way in &mut self.ways {
             way.connected(plain, cluster);

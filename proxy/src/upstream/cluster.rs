@@ -4,16 +4,21 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use super::{
-    balancer::Balancer,
+    balancer::{Avoid, Balancer},
     budget::{RetryBudget, RetryGuard},
 };
-use crate::config::{model, units::Address};
+use arc_swap::ArcSwapOption;
+
+use crate::{
+    config::{model, units::Address},
+    tls::ClientTls,
+};
 
 /// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
 #[derive(Debug)]
@@ -24,10 +29,21 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
+    /// What is spoken to its endpoints.
+    pub protocol: model::ClusterProtocol,
+    /// The header that connections to them begin with.
+    pub proxy_protocol: Option<model::ProxyProtocolVersion>,
+    /// How HTTP/2 is spoken to them.
+    pub http2: model::Http2,
+    /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
+    /// changed, so that pools can compare.
+    pub tls: Option<Arc<ClientTls>>,
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
     pub members: Box<[Member]>,
+    /// The health of its endpoints is checked.
+    checked: bool,
     balancer: Balancer,
     retry_budget: RetryBudget,
     stats: Arc<Stats>,
@@ -69,6 +85,10 @@ pub struct Endpoint {
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connect_failures: AtomicU64,
+    /// What its health checks have found; true without any.
+    pub(super) healthy: AtomicBool,
+    /// Why the last check failed; none if it did not.
+    pub(super) check_error: ArcSwapOption<String>,
 }
 
 /// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
@@ -78,6 +98,8 @@ pub struct Stats {
     pub(super) id: u64,
     /// Round robin's place in its sequence. Here rather than in [`Cluster`], whose cache lines stay unwritten that way.
     cursor: AtomicU64,
+    /// Some endpoints are unhealthy, and enough are healthy to do without those.
+    leaves_unhealthy_out: AtomicBool,
     /// Total: requests that were let in by [`Cluster::try_request`].
     pub requests: AtomicU64,
     /// Gauge: requests under way.
@@ -114,6 +136,15 @@ impl Cluster {
     /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
     /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
+        Cluster::with_tls(config, previous, None)
+    }
+
+    /// The same, with what the `tls` section of its configuration has become.
+    pub fn with_tls(
+        config: &model::Cluster,
+        previous: Option<&Arc<Cluster>>,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Arc<Cluster> {
         let known: HashMap<&Address, &Arc<Endpoint>> =
             previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
@@ -139,6 +170,10 @@ impl Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
+            protocol: config.protocol,
+            proxy_protocol: config.proxy_protocol,
+            http2: config.http2.clone(),
+            tls,
             limits: Limits {
                 connections: config.limits.connections.into(),
                 pending: config.limits.pending.into(),
@@ -146,12 +181,26 @@ impl Cluster {
                 idle_timeout: config.limits.idle_timeout.bound(),
                 requests_per_connection: config.limits.requests_per_connection,
             },
+            checked: config.health_check.is_some(),
             balancer: Balancer::new(config.balancer, &members),
             members: members.into(),
             retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
             stats,
             generation: previous.map_or(0, |p| p.generation + 1),
         })
+    }
+
+    /// Whether connections to this and to another snapshot of it are opened in the same way.
+    pub(super) fn is_reached_like(&self, other: &Cluster) -> bool {
+        let same_tls = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        };
+        same_tls
+            && self.protocol == other.protocol
+            && self.http2 == other.http2
+            && self.proxy_protocol == other.proxy_protocol
     }
 
     /// What it counts.
@@ -168,11 +217,36 @@ impl Cluster {
         self.generation
     }
 
-    /// An endpoint for a request; `None` if no endpoint has a weight. `hash` is the request's key, which the `hash`
-    /// balancer goes by. Endpoints in `avoid`, those that the request has been to, are chosen only if there is no
-    /// other.
-    pub fn pick(&self, hash: Option<u64>, avoid: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.balancer.pick(&self.stats.cursor, hash, avoid).cloned()
+    /// An endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless that is so of so many
+    /// that it is not believed). `hash` is the request's key, which the `hash` balancer goes by. Endpoints that the request
+    /// has `tried` are chosen only if there is no other.
+    pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
+        self.balancer.pick(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
+    }
+
+    /// Whether the health of its endpoints is checked.
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// How many of the endpoints that have a weight are healthy, and how many there are.
+    pub fn health(&self) -> (usize, usize) {
+        let weighted = || self.members.iter().filter(|member| member.weight > 0);
+        (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
+    }
+
+    /// Decides whether unhealthy endpoints are left out, now that the health of one has changed: unless less than
+    /// `panic_threshold` percent are healthy. For the control thread, so that it costs requests nothing.
+    pub(super) fn set_health(&self, panic_threshold: u32) -> Selection {
+        let (healthy, all) = self.health();
+        let selection = match healthy {
+            _ if healthy == all => Selection::All,
+            _ if healthy * 100 < all * panic_threshold as usize => Selection::Panic,
+            _ => Selection::Healthy,
+        };
+        self.stats.leaves_unhealthy_out.store(selection == Selection::Healthy, Relaxed);
+        selection
     }
 
     /// A place for one request (not for each of its tries), given back when the guard is dropped. `None` if
@@ -197,6 +271,17 @@ impl Cluster {
     }
 }
 
+/// Which endpoints of a cluster are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selection {
+    /// All: they are healthy.
+    All,
+    /// Those that are healthy.
+    Healthy,
+    /// All, though some are not healthy, since too few are.
+    Panic,
+}
+
 impl Endpoint {
     fn new(address: Address) -> Self {
         Endpoint {
@@ -206,6 +291,8 @@ impl Endpoint {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
+            healthy: AtomicBool::new(true),
+            check_error: ArcSwapOption::empty(),
         }
     }
 
@@ -229,6 +316,16 @@ impl Endpoint {
     /// Connections that are open or being opened.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
+    }
+
+    /// What its health checks have found; true without any.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Relaxed)
+    }
+
+    /// Why the last health check failed; none if it did not.
+    pub fn check_error(&self) -> Option<Arc<String>> {
+        self.check_error.load_full()
     }
 
     /// Connections that could not be opened, in total.

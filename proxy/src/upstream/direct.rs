@@ -1,9 +1,16 @@
 //! Connections that no pool keeps: each belongs to the one client whose bytes it carries. They count among the cluster's
 //! connections, and are bounded with them.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
-use super::cluster::{Cluster, Endpoint};
+use super::{
+    cluster::{Cluster, Endpoint},
+    connect,
+};
+use crate::net::{Stream, proxy_protocol::Addresses};
 
 /// A connection's place in its cluster, from before it is opened until this is dropped.
 #[derive(Debug)]
@@ -30,17 +37,22 @@ impl Cluster {
 }
 
 impl DirectConnection {
-    /// Counts it as opened.
-    pub fn opened(&self) {
-        self.cluster.stats().connects.fetch_add(1, Relaxed);
-    }
-
-    /// Counts that it could not be opened, perhaps because the time for that was over.
-    pub fn failed(&self, timeout: bool) {
+    /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
+    /// comes of it is counted. With an error, whether the time was over.
+    pub async fn open(&self, client: Addresses) -> Result<Stream, (io::Error, bool)> {
         let stats = self.cluster.stats();
-        stats.connect_failures.fetch_add(1, Relaxed);
-        stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
-        self.endpoint.connect_failures.fetch_add(1, Relaxed);
+        match connect::open(&self.cluster, &self.endpoint, Some(client)).await {
+            Ok((stream, _)) => {
+                stats.connects.fetch_add(1, Relaxed);
+                Ok(stream)
+            }
+            Err((error, timeout)) => {
+                stats.connect_failures.fetch_add(1, Relaxed);
+                stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
+                self.endpoint.connect_failures.fetch_add(1, Relaxed);
+                Err((error, timeout))
+            }
+        }
     }
 }
 

@@ -3,32 +3,30 @@
 use std::{
     cell::{Cell, RefCell},
     error::Error,
-    pin::Pin,
+    io,
     rc::{Rc, Weak},
-    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::{
     HeaderMap, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
 };
-use http_body::{Body, Frame, SizeHint};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, SendRequest},
-};
+use http_body::Body;
+use hyper::client::conn::http1::{Builder, SendRequest};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::oneshot,
     task::{AbortHandle, spawn_local, yield_now},
     time::Instant,
 };
 
 use super::{
+    body::{Duplex, Held, Leased, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
     slots::{ClusterPool, Permit, Slot},
 };
-use crate::net::{Metered, TokioIo, Traffic};
+use crate::net::{Metered, Prefixed, TokioIo, Traffic};
 
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
 pub(super) struct Link<B> {
@@ -40,6 +38,8 @@ pub(super) struct Link<B> {
     /// hyper's side of it, which reads and writes the socket.
     task: AbortHandle,
     traffic: Rc<Traffic>,
+    /// Who is given the connection if the upstream switches protocols.
+    switched: Rc<Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>>,
     /// Requests that it was given.
     served: Cell<u32>,
     /// When the sweep first saw it idle since its last request.
@@ -64,10 +64,22 @@ where
         let slot = Rc::clone(&permit.slot);
         Ok(Rc::new_cyclic(|link: &Weak<Link<B>>| {
             let (link, slot_of_task) = (Weak::clone(link), Rc::clone(&slot));
+            let switched = Rc::default();
+            let switched_of_task: Rc<Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>> = Rc::clone(&switched);
             let task = spawn_local(async move {
-                if let Err(error) = connection.await {
+                match connection.without_shutdown().await {
+                    Ok(parts) => {
+                        let mut stream = Prefixed::new(parts.read_buf, parts.io.into_inner());
+                        match switched_of_task.take() {
+                            Some(switched) => _ = switched.send(Box::new(stream)),
+                            // TLS has an end of its own to say.
+                            None => _ = stream.shutdown().await,
+                        }
+                    }
                     // An error that concerns a request has gone to the request; this one came while idle.
-                    tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
+                    Err(error) => {
+                        tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
+                    }
                 }
                 // The upstream has closed it: it must not take up one of the cluster's connections until it is found
                 // dead.
@@ -80,6 +92,7 @@ where
                 sender: RefCell::new(sender),
                 task: task.abort_handle(),
                 traffic,
+                switched,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
             }
@@ -91,10 +104,23 @@ where
         let reused = self.has_served();
         self.served.set(self.served.get().saturating_add(1));
         let (received, sent) = (self.traffic.received(), self.traffic.sent());
+        let switched = request.headers().contains_key(UPGRADE).then(|| {
+            let (sender, switched) = oneshot::channel();
+            self.switched.set(Some(sender));
+            switched
+        });
         // Nothing is borrowed while the response is awaited: the request is queued by the call itself.
         let response = self.sender.borrow_mut().try_send_request(request);
         let mut error = match response.await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                if let Some(switched) = switched {
+                    let upstream = async move {
+                        let stream = switched.await.map_err(io::Error::other);
+                        // Until here the link must be there for its task to go on; from here on, for its place.
+                        stream.map(|stream| Box::new(Held::new(stream, self)) as Box<dyn Duplex>)
+                    };
+                    return Ok(response.map(|_| PooledBody::switching(Box::pin(upstream))));
+                }
                 return Err(Failure { kind: FailureKind::Protocol { source: ProtocolError::Switched }, request: None });
             }
             Ok(mut response) => {
@@ -104,7 +130,8 @@ where
                         request: None,
                     });
                 }
-                return Ok(response.map(|incoming| PooledBody::new(incoming, self)));
+                self.switched.take();
+                return Ok(response.map(|incoming| PooledBody::of_link(incoming, self)));
             }
             Err(error) => error,
         };
@@ -199,12 +226,6 @@ impl<B> Drop for Lease<B> {
     }
 }
 
-/// A link to whoever need not know the type of request bodies.
-trait Leased {
-    /// The response has been read to its end. (Dropping the link without this closes it.)
-    fn finish(self: Rc<Self>);
-}
-
 impl<B: 'static> Leased for Link<B> {
     fn finish(self: Rc<Self>) {
         if self.is_closed() {
@@ -222,64 +243,5 @@ impl<B: 'static> Leased for Link<B> {
                 self.release();
             }
         });
-    }
-}
-
-/// The body of a response. Read to its end, it gives the connection back to the pool; dropped before, it closes it.
-pub struct PooledBody {
-    incoming: Incoming,
-    /// Gone when the end was reached.
-    link: Option<Rc<dyn Leased>>,
-}
-
-impl PooledBody {
-    fn new<B: 'static>(incoming: Incoming, link: Rc<Link<B>>) -> Self {
-        let mut body = PooledBody { incoming, link: Some(link) };
-        body.finish_at_end();
-        body
-    }
-
-    fn finish(&mut self) {
-        if let Some(link) = self.link.take() {
-            link.finish();
-        }
-    }
-
-    /// Responses without a body are at their end at once, and whoever knows the length of a body does not read on past
-    /// it.
-    fn finish_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.finish();
-        }
-    }
-}
-
-impl Body for PooledBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) if frame.is_data() => self.finish_at_end(),
-            // Trailers are the last frame.
-            Some(Ok(_)) | None => self.finish(),
-            Some(Err(_)) => self.link = None,
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-impl std::fmt::Debug for PooledBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledBody").field("incoming", &self.incoming).field("ended", &self.link.is_none()).finish()
     }
 }

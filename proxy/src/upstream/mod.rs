@@ -8,11 +8,15 @@
 
 pub mod backoff;
 pub mod balancer;
+pub mod body;
 pub mod budget;
 pub mod cluster;
+mod connect;
 mod direct;
 pub mod failure;
+pub mod health;
 mod link;
+mod mux;
 pub mod pool;
 mod slots;
 
@@ -21,10 +25,11 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
+    body::{Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
-    link::PooledBody,
+    health::Checks,
     pool::{Dial, PoolOptions, Pools, Waited},
 };

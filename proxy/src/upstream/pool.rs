@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
@@ -24,12 +24,18 @@ use tokio::{
 };
 
 use super::{
+    body::{Duplex, Held, PooledBody},
     cluster::{Cluster, Endpoint},
+    connect,
     failure::{Failure, FailureKind},
-    link::{Link, PooledBody},
-    slots::{ClusterPool, Grant, Permit, Slot},
+    link::Link,
+    mux::{self, Mux, Place},
+    slots::{ClusterPool, Grant, Opening, Permit, Slot},
 };
-use crate::net::Socket;
+use crate::{
+    config::model::ClusterProtocol,
+    net::{Stream, proxy_protocol::Addresses},
+};
 
 /// Bounds on what an upstream may send before its response's body.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +75,7 @@ pub struct Pools<B>(Rc<Inner<B>>);
 struct Inner<B> {
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
     http: Builder,
+    max_head: usize,
     /// None: by TCP.
     dial: Option<Dial>,
     sweeping: Cell<bool>,
@@ -82,7 +89,7 @@ impl<B> Clone for Pools<B> {
 
 impl<B> Pools<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Pools without any connection.
@@ -102,18 +109,19 @@ where
         if options.max_response_headers != HYPER_MAX_HEADERS {
             http.max_headers(options.max_response_headers);
         }
-        Pools(Rc::new(Inner { clusters: RefCell::default(), http, dial, sweeping: Cell::new(false) }))
+        Pools(Rc::new(Inner { clusters: RefCell::default(), http, max_head: head, dial, sweeping: Cell::new(false) }))
     }
 
-    /// Sends `request` to `endpoint` on an idle connection or a new one, and returns when the head of its response has
-    /// been read (interim responses are skipped). Unless the connection was idle, the response's extensions have
-    /// [`Waited`]. It is sent as HTTP/1.1, its target as it stands (origin form) and
-    /// with the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's part.
+    /// Sends `request` to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
+    /// when the head of its response has been read (interim responses are skipped). Unless there was a connection, the
+    /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
+    /// target in origin form and the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's
+    /// part. For a cluster with `proxy_protocol` its extensions have the client's [`Addresses`]. With `Upgrade` and `Connection` it may be answered with 101, and the connection is in the body then.
     ///
-    /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. An
-    /// idle connection that turns out to be closed before the request was written is replaced unnoticed. It is not
-    /// retried otherwise. Apart from connecting there is no timeout: dropping the future, or the body of the response,
-    /// ends the exchange and closes the connection.
+    /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. A
+    /// connection that turns out to be closed before the request was written is replaced unnoticed. It is not retried
+    /// otherwise. Apart from connecting there is no timeout: dropping the future, or the body of the response, ends the
+    /// exchange, and closes the connection or resets the stream.
     ///
     /// # Errors
     ///
@@ -131,24 +139,32 @@ where
     ) -> Result<Response<PooledBody>, Failure<B>> {
         *request.version_mut() = Version::HTTP_11;
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint);
+        let slot = pool.slot(endpoint, client(cluster, &mut request));
         let mut waited = None;
+        let mut replaced = 0;
         loop {
-            let link = match slot.checkout() {
-                Some(link) => link,
+            let there = match speaks_h2(cluster, &slot) {
+                false => slot.checkout().map(Carrier::Link),
+                true => slot.enter(cluster.limits.requests_per_connection).map(Carrier::Stream),
+            };
+            let carrier = match there {
+                Some(carrier) => carrier,
                 // Boxed, so that requests which find a connection do not carry the space for this.
                 None => {
                     let start = Instant::now();
-                    let link = match Box::pin(self.obtain(&pool, &slot)).await {
-                        Ok(link) => link,
+                    let carrier = match Box::pin(self.obtain(&pool, &slot)).await {
+                        Ok(carrier) => carrier,
                         Err(kind) => return Err(Failure::unsent(kind, request)),
                     };
                     waited = Some(Waited(start.elapsed()));
-                    link
+                    carrier
                 }
             };
-            let reused = link.has_served();
-            match link.exchange(request).await {
+            let (reused, result) = match carrier {
+                Carrier::Link(link) => (link.has_served(), link.exchange(request).await),
+                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, request)).await),
+            };
+            match result {
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
                 Err(Failure { request: Some(unsent), .. }) if reused => request = *unsent,
                 Ok(mut response) => {
@@ -159,53 +175,126 @@ where
                 }
                 Err(failure) => return Err(failure),
             }
+            replaced += 1;
         }
     }
 
-    /// A connection when none is idle.
-    async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>) -> Result<Rc<Link<B>>, FailureKind> {
-        let permit = match pool.acquire(slot).await? {
-            Grant::Permit(permit) => permit,
-            Grant::Link(lease) => match lease.take() {
-                Some(link) if !link.is_closed() => return Ok(link),
-                // It was closed on its way here; its place remains.
-                dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
-            },
+    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. Of the request
+    /// only the extensions count. The response is a 101, as if the endpoint had been asked to switch protocols.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failure`]: no connection, or too many requests wait for one.
+    pub async fn tunnel(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        mut request: Request<B>,
+    ) -> Result<Response<PooledBody>, Failure<B>> {
+        let failure = |kind| Failure { kind, request: None };
+        let pool = self.cluster(cluster);
+        let slot = pool.slot(endpoint, client(cluster, &mut request));
+        let start = Instant::now();
+        let permit = loop {
+            match pool.acquire(&slot).await.map_err(failure)? {
+                Grant::Permit(permit) => break permit,
+                Grant::Link(lease) => match lease.take().and_then(Link::close_for_permit) {
+                    Some(permit) => break permit,
+                    None => continue,
+                },
+                Grant::Room => continue,
+            }
         };
-        self.0.start_sweeping();
-        self.connect(pool, permit).await
+        let opened = connect::open(cluster, endpoint, slot.client).await;
+        let (stream, _) = count(cluster, endpoint, opened).map_err(failure)?;
+        let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
+        let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.extensions_mut().insert(Waited(start.elapsed()));
+        Ok(response)
     }
 
-    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Rc<Link<B>>, FailureKind> {
+    /// A connection, or a stream of one, when there is none at once.
+    async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>) -> Result<Carrier<B>, FailureKind> {
+        loop {
+            let cluster = pool.cluster();
+            let h2 = speaks_h2(&cluster, slot);
+            if h2 && let Some(place) = slot.enter(cluster.limits.requests_per_connection) {
+                return Ok(Carrier::Stream(place));
+            }
+            let under_way = slot.opening.borrow().clone();
+            if let Some(opening) = under_way.filter(|_| h2) {
+                opening.ended.notified().await;
+                if let Some((kind, message, timeout)) = opening.failure.borrow().clone() {
+                    return Err(FailureKind::Connect { source: io::Error::new(kind, message), timeout });
+                }
+                continue;
+            }
+            // Before anything is awaited, so that all who come now wait for the same connection.
+            let announced = h2.then(|| Announced::new(slot));
+            let permit = match pool.acquire(slot).await? {
+                Grant::Room => continue,
+                Grant::Permit(permit) => permit,
+                Grant::Link(lease) => match lease.take() {
+                    Some(link) if !link.is_closed() => return Ok(Carrier::Link(link)),
+                    // It was closed on its way here; its place remains.
+                    dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
+                },
+            };
+            self.0.start_sweeping();
+            let connected = self.connect(pool, permit).await;
+            if let (Some(announced), Err(FailureKind::Connect { source, timeout })) = (&announced, &connected) {
+                *announced.0.failure.borrow_mut() = Some((source.kind(), source.to_string(), *timeout));
+            }
+            match connected? {
+                Opened::Link(link) => return Ok(Carrier::Link(link)),
+                Opened::Mux(mux) => {
+                    slot.add_mux(Rc::clone(&mux));
+                    // One place is for whoever has opened it.
+                    return mux.enter(0).map(Carrier::Stream).ok_or(FailureKind::Overflow);
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, FailureKind> {
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
-            None => match Socket::connect(&endpoint.address, cluster.connect_timeout).await {
-                Ok(stream) => self.open(stream, pool, permit).await,
+            None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
+                Ok((stream, connect::Version::H1)) => self.link(stream, pool, permit).await,
+                Ok((stream, connect::Version::H2)) => self.mux(stream, &cluster, pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
-                Ok(stream) => self.open(stream, pool, permit).await,
+                Ok(stream) => self.link(stream, pool, permit).await,
                 Err(error) => Err((error, false)),
             },
         };
-        let stats = cluster.stats();
-        opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).map_err(|(source, timeout)| {
-            stats.connect_failures.fetch_add(1, Relaxed);
-            stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
-            endpoint.connect_failures.fetch_add(1, Relaxed);
-            FailureKind::Connect { source, timeout }
-        })
+        count(&cluster, &endpoint, opened)
     }
 
-    async fn open(
+    async fn link(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
-    ) -> Result<Rc<Link<B>>, (io::Error, bool)> {
+    ) -> Result<Opened<B>, (io::Error, bool)> {
         let opened = Link::open(stream, &self.0.http, Rc::downgrade(pool), permit).await;
-        opened.map_err(|error| (io::Error::other(error), false))
+        opened.map(Opened::Link).map_err(|error| (io::Error::other(error), false))
+    }
+
+    async fn mux(
+        &self,
+        stream: Stream,
+        cluster: &Cluster,
+        pool: &Rc<ClusterPool<B>>,
+        permit: Permit<B>,
+    ) -> Result<Opened<B>, (io::Error, bool)> {
+        let http = mux::builder(&cluster.http2, self.0.max_head);
+        let secure = matches!(stream, Stream::Tls(_));
+        let opened = Mux::open(stream, secure, &http, pool, permit).await;
+        opened.map(Opened::Mux).map_err(|error| (io::Error::other(error), false))
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
@@ -243,6 +332,63 @@ where
     pub fn close_all(&self) {
         self.retain([]);
     }
+}
+
+/// How often a request that was not sent is given to another HTTP/2 connection.
+const MOST_REPLACED: u32 = 3;
+
+/// What carries a request.
+enum Carrier<B> {
+    Link(Rc<Link<B>>),
+    Stream(Place<B>),
+}
+
+/// A new connection.
+enum Opened<B> {
+    Link(Rc<Link<B>>),
+    Mux(Rc<Mux<B>>),
+}
+
+/// An HTTP/2 connection that others may wait for, until this is dropped.
+struct Announced<'s, B>(Rc<Opening>, &'s Slot<B>);
+
+impl<'s, B> Announced<'s, B> {
+    fn new(slot: &'s Slot<B>) -> Self {
+        let opening = Rc::new(Opening::default());
+        *slot.opening.borrow_mut() = Some(Rc::clone(&opening));
+        Announced(opening, slot)
+    }
+}
+
+impl<B> Drop for Announced<'_, B> {
+    fn drop(&mut self) {
+        self.1.opening.take();
+        self.0.ended.notify_waiters();
+    }
+}
+
+/// What a cluster that wants to know is told of the client.
+fn client<B>(cluster: &Cluster, request: &mut Request<B>) -> Option<Addresses> {
+    cluster.proxy_protocol.and_then(|_| request.extensions_mut().remove())
+}
+
+/// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.
+fn speaks_h2<B>(cluster: &Cluster, slot: &Slot<B>) -> bool {
+    match cluster.protocol {
+        ClusterProtocol::H1 => false,
+        ClusterProtocol::H2 => true,
+        ClusterProtocol::Auto => slot.speaks_h2.get(),
+    }
+}
+
+fn count<T>(cluster: &Cluster, endpoint: &Endpoint, opened: Result<T, (io::Error, bool)>) -> Result<T, FailureKind> {
+    let stats = cluster.stats();
+    opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).map_err(|(source, timeout)| {
+        stats.connect_failures.fetch_add(1, Relaxed);
+        stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
+        endpoint.connect_failures.fetch_add(1, Relaxed);
+        FailureKind::Connect { source, timeout }
+    })
 }
 
 impl<B: 'static> Inner<B> {

@@ -8,6 +8,8 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    io,
+    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -16,20 +18,25 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 use super::{
     cluster::{Cluster, Endpoint, Stats},
     failure::FailureKind,
     link::{Lease, Link},
+    mux::{Mux, Place},
 };
+use crate::net::proxy_protocol::Addresses;
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
     /// The newest snapshot of it that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
     stats: Arc<Stats>,
-    slots: RefCell<FxHashMap<u64, Rc<Slot<B>>>>,
+    slots: RefCell<FxHashMap<(u64, Option<SocketAddr>), Rc<Slot<B>>>>,
     /// In the order in which they came.
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
@@ -37,15 +44,32 @@ pub(super) struct ClusterPool<B> {
     connections: Cell<usize>,
 }
 
-/// A worker's connections to an endpoint.
+/// A worker's connections to an endpoint, or, if the endpoint is told whom they are for, those that are for one client.
 pub(super) struct Slot<B> {
     pub(super) endpoint: Arc<Endpoint>,
-    stats: Arc<Stats>,
+    /// What the endpoint is told of the client.
+    pub(super) client: Option<Addresses>,
+    pub(super) stats: Arc<Stats>,
     /// The one that was used last at the end: taken first, so that those which are not needed grow old.
     idle: RefCell<Vec<Rc<Link<B>>>>,
+    /// The HTTP/2 connections.
+    muxes: RefCell<Vec<Rc<Mux<B>>>>,
+    /// An HTTP/2 connection that is being opened, and what becomes of it.
+    pub(super) opening: RefCell<Option<Rc<Opening>>>,
+    /// The endpoint has chosen HTTP/2, if it was asked.
+    pub(super) speaks_h2: Cell<bool>,
     connections: Cell<usize>,
     /// No longer in the configuration: nothing becomes idle here any more.
     retired: Cell<bool>,
+}
+
+/// An HTTP/2 connection on its way, which more than one request may wait for.
+#[derive(Default)]
+pub(super) struct Opening {
+    /// Who waits.
+    pub(super) ended: Notify,
+    /// Why there is no connection, if there is none in the end.
+    pub(super) failure: RefCell<Option<(io::ErrorKind, String, bool)>>,
 }
 
 /// A connection's place among those that its cluster may have.
@@ -58,6 +82,8 @@ pub(super) struct Permit<B> {
 pub(super) enum Grant<B> {
     /// A connection to the endpoint that it wants.
     Link(Lease<B>),
+    /// A look at the endpoint's HTTP/2 connections: one has room.
+    Room,
     /// The right to open one.
     Permit(Permit<B>),
 }
@@ -97,18 +123,28 @@ impl<B> ClusterPool<B> {
     /// Goes by `cluster`'s limits from now on, unless they are older than those in force.
     pub(super) fn update(&self, cluster: &Arc<Cluster>) {
         let mut current = self.cluster.borrow_mut();
-        if cluster.generation() > current.generation() {
-            *current = Arc::clone(cluster);
+        if cluster.generation() <= current.generation() {
+            return;
+        }
+        let before = std::mem::replace(&mut *current, Arc::clone(cluster));
+        drop(current);
+        // Connections that were opened in another way serve what is under way, and nothing more.
+        if !before.is_reached_like(cluster) {
+            self.retire_all();
         }
     }
 
-    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>) -> Rc<Slot<B>> {
+    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>, client: Option<Addresses>) -> Rc<Slot<B>> {
         let mut slots = self.slots.borrow_mut();
-        let slot = slots.entry(endpoint.id).or_insert_with(|| {
+        let slot = slots.entry((endpoint.id, client.map(|client| client.source))).or_insert_with(|| {
             Rc::new(Slot {
                 endpoint: Arc::clone(endpoint),
+                client,
                 stats: Arc::clone(&self.stats),
                 idle: RefCell::default(),
+                muxes: RefCell::default(),
+                opening: RefCell::default(),
+                speaks_h2: Cell::new(false),
                 connections: Cell::new(0),
                 retired: Cell::new(false),
             })
@@ -126,7 +162,11 @@ impl<B> ClusterPool<B> {
             return Some(Permit { pool: Rc::downgrade(self), slot: Rc::clone(slot) });
         }
         self.stats.connections.fetch_sub(1, Relaxed);
-        let spare = self.slots.borrow().values().find_map(|slot| slot.take_oldest())?;
+        let spare = self.slots.borrow().values().find_map(|slot| slot.take_oldest());
+        if let Some(spare) = spare {
+            return spare.close_for_permit().map(|permit| permit.move_to(slot));
+        }
+        let spare = self.slots.borrow().values().find_map(|slot| slot.take_idle_mux())?;
         spare.close_for_permit().map(|permit| permit.move_to(slot))
     }
 
@@ -189,6 +229,16 @@ impl<B> ClusterPool<B> {
         slot.idle.borrow_mut().push(link);
     }
 
+    /// A stream of an HTTP/2 connection has ended: another may have its place.
+    pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<Mux<B>>, slot: &Rc<Slot<B>>) {
+        let limits = self.cluster.borrow().limits;
+        if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
+            slot.forget_mux(&Rc::downgrade(mux));
+        } else if let Some(index) = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot)) {
+            self.grant_to(index, Grant::Room);
+        }
+    }
+
     /// Gives a free connection to the first that waits, if that one wants this endpoint or has no connection that could
     /// come free for it (it gets this one's place then); else to the first that wants this endpoint.
     fn hand_over(&self, link: Rc<Link<B>>) {
@@ -215,13 +265,14 @@ impl<B> ClusterPool<B> {
     /// back for.
     pub(super) fn sweep(self: &Rc<Self>, now: Instant) -> bool {
         let timeout = self.cluster.borrow().limits.idle_timeout;
-        let mut expired = Vec::new();
+        let (mut expired, mut expired_muxes) = (Vec::new(), Vec::new());
         self.slots.borrow_mut().retain(|_, slot| {
             slot.take_expired(now, timeout, &mut expired);
+            slot.take_expired_muxes(now, timeout, &mut expired_muxes);
             // A request that has found the slot, but no connection yet, owns it too.
             slot.connections.get() > 0 || Rc::strong_count(slot) > 1
         });
-        drop(expired);
+        drop((expired, expired_muxes));
         self.serve();
         self.connections.get() > 0 || !self.waiters.borrow().is_empty()
     }
@@ -239,17 +290,18 @@ impl<B> ClusterPool<B> {
     }
 
     fn retire(&self, gone: impl Fn(&Arc<Endpoint>) -> bool) {
-        let mut idle = Vec::new();
+        let (mut idle, mut muxes) = (Vec::new(), Vec::new());
         self.slots.borrow_mut().retain(|_, slot| {
             let gone = gone(&slot.endpoint);
             if gone {
                 slot.retired.set(true);
                 slot.stats.idle.fetch_sub(slot.idle.borrow().len() as u64, Relaxed);
                 idle.append(&mut slot.idle.borrow_mut());
+                muxes.append(&mut slot.muxes.borrow_mut());
             }
             !gone
         });
-        drop(idle);
+        drop((idle, muxes));
     }
 }
 
@@ -270,6 +322,49 @@ impl<B> Slot<B> {
                 return Some(link);
             }
         }
+    }
+
+    /// A stream's place on one of the HTTP/2 connections.
+    pub(super) fn enter(&self, requests: u32) -> Option<Place<B>> {
+        let muxes = self.muxes.borrow();
+        muxes.iter().filter(|mux| !mux.is_closed()).find_map(|mux| mux.enter(requests))
+    }
+
+    /// Takes a new HTTP/2 connection in.
+    pub(super) fn add_mux(&self, mux: Rc<Mux<B>>) {
+        mux.count_idle();
+        self.speaks_h2.set(true);
+        self.muxes.borrow_mut().push(mux);
+    }
+
+    /// Takes no more streams on an HTTP/2 connection; those there are go on.
+    pub(super) fn forget_mux(&self, mux: &Weak<Mux<B>>) {
+        let position = self.muxes.borrow().iter().position(|known| std::ptr::eq(Rc::as_ptr(known), mux.as_ptr()));
+        let Some(position) = position else { return };
+        let gone = self.muxes.borrow_mut().swap_remove(position);
+        drop(gone);
+    }
+
+    fn take_idle_mux(&self) -> Option<Rc<Mux<B>>> {
+        let mut muxes = self.muxes.borrow_mut();
+        let position = muxes.iter().position(|mux| mux.is_idle())?;
+        Some(muxes.swap_remove(position))
+    }
+
+    fn take_expired_muxes(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<Mux<B>>>) {
+        let Some(timeout) = timeout else { return };
+        self.muxes.borrow_mut().retain(|mux| {
+            let seen = match mux.is_idle() {
+                true => mux.seen_idle.get().unwrap_or(now),
+                false => return true,
+            };
+            mux.seen_idle.set(Some(seen));
+            let keep = now - seen < timeout;
+            if !keep {
+                expired.push(Rc::clone(mux));
+            }
+            keep
+        });
     }
 
     fn take_oldest(&self) -> Option<Rc<Link<B>>> {

@@ -24,7 +24,10 @@ use serde::Deserialize;
 
 use super::args::ChainArgs;
 use crate::{
-    chain::{Chain, RequestHead, Stream, stream::ConnectionInfo},
+    chain::{
+        Chain, RequestHead, Stream,
+        stream::{Arrival, ConnectionInfo},
+    },
     config::model::Listener,
     http::{
         fields::{add_via, forwarded, remove_hop_by_hop},
@@ -230,12 +233,15 @@ impl Sample {
     pub(super) fn stream(&self, chain: &Rc<Chain>) -> Rc<Stream> {
         Stream::new(
             self.connection.clone(),
-            self.client,
+            Rc::default(),
             chain.clone(),
-            self.head.clone(),
-            self.original_path.clone(),
-            Version::HTTP_11,
-            self.request_id.clone(),
+            Arrival {
+                client: self.client,
+                head: self.head.clone(),
+                original_path: self.original_path.clone(),
+                version: Version::HTTP_11,
+                request_id: self.request_id.clone(),
+            },
         )
     }
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::units::{Address, ByteSize, Cidr, Duration},
+    super::units::{Address, ByteSize, Cidr, Duration, ServerName},
     Http2, ListenerTls, WeightedCluster,
 };
 
@@ -80,6 +80,17 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// What URLs of it begin with.
+    pub fn scheme(&self) -> &'static str {
+        let tls = self.tls.as_ref().is_some_and(|tls| tls.mode != super::TlsMode::Disable);
+        match (self.protocol, tls) {
+            (Protocol::Tcp, false) => "tcp",
+            (Protocol::Tcp, true) => "tls",
+            (_, false) => "http",
+            (_, true) => "https",
+        }
+    }
+
     /// All its addresses.
     pub fn all_addresses(&self) -> impl Iterator<Item = &Address> {
         std::iter::once(&self.address).chain(&self.addresses)
@@ -242,16 +253,17 @@ pub struct ListenerProxyProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SocketOptions {
-    /// Connections that the system keeps until a worker takes them.
+    /// Connections that the system keeps for each worker until it takes them. The system has a bound of its own
+    /// (`net.core.somaxconn`).
     #[schemars(range(min = 1, max = 65535))]
     pub backlog: u32,
-    /// Whether the system looks after idle connections (TCP keep-alive), and when: nothing received for this long. `0s`: not.
+    /// Whether the system looks after idle connections (TCP keep-alive), and when: nothing received for this long, in whole
+    /// seconds, up to 32767. It asks nine times, as often, but at least every 75 seconds. `0s`: it does not.
     pub keep_alive: Duration,
-    /// Whether connections to any address are accepted that the system's rules send here (IP_TRANSPARENT, needs
-    /// CAP_NET_ADMIN).
+    /// Whether connections to any address are accepted that the system's rules send here (TPROXY). Needs CAP_NET_ADMIN.
     pub transparent: bool,
-    /// Whether a connection's own address is the one that it had before the system redirected it (SO_ORIGINAL_DST), as for a
-    /// sidecar. Filters see it as `destination.address`.
+    /// Whether a connection's own address is the one that it had before the system redirected it (REDIRECT), as for a sidecar.
+    /// Filters see it as `destination.address`. For IPv4 it needs an IPv4 address to listen on.
     pub original_destination: bool,
     /// The permissions of a unix socket, in octal.
     #[schemars(pattern(r"^0?[0-7]{3}$"))]
@@ -276,7 +288,8 @@ impl Default for SocketOptions {
 pub struct Tcp {
     /// Clusters that share the connections by their weights. Those that `sni` says nothing of.
     pub clusters: Vec<WeightedCluster>,
-    /// TLS that is passed through unread, by the server name that the client asks for; the first match counts.
+    /// TLS that is passed through unread, by the server name that the client asks for. An exact name counts before a
+    /// wildcard, a longer wildcard before a shorter one.
     pub sni: Vec<SniRoute>,
 }
 
@@ -284,9 +297,9 @@ pub struct Tcp {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SniRoute {
-    /// Names: `a.example`, `*.example` (all names below it, at any depth). Case does not matter.
+    /// Names: `a.example`, or `*.example` for all that have one label or more before `example`. Each is there only once.
     #[schemars(length(min = 1))]
-    pub names: Vec<String>,
+    pub names: Vec<ServerName>,
     /// The cluster.
     pub cluster: String,
 }

@@ -56,7 +56,10 @@ pub async fn send(site: &Rc<Site>, local: SocketAddr, request: &Request) -> anyh
     let site = site.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (site, info) = (site.clone(), info.clone());
-        async move { exchange::serve(site, info, request.map(Body::Incoming)).await }
+        async move {
+            let answer = exchange::serve(site, info, Rc::default(), request.map(Body::Incoming)).await?;
+            Ok::<_, exchange::Closed>(answer.response)
+        }
     });
     let server = spawn_local(async move {
         let mut http = http1::Builder::new();

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Context;
-use http::HeaderValue;
 use serde_json::json;
 use tokio::{task::spawn_local, time::sleep};
 
@@ -120,21 +119,8 @@ fn site(
             clusters.get(name).with_context(|| format!("the listener's cluster `{name}` is not among the clusters"))?;
         anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
     });
-    let via = (!config.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", config.via)));
-    Ok(exchange::Site {
-        name: config.name.as_str().into(),
-        chain,
-        default_route: default.transpose()?,
-        trusted_hops: config.trusted_hops,
-        via: via.transpose().context("the listener's `via`")?,
-        path: config.path.clone(),
-        buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
-        limits: config.limits.clone(),
-        timeouts: config.timeouts.clone(),
-        access_log: None,
-        figures: Foundry::figures(registry, &config.name)?,
-        clusters: Default::default(),
-        retries: Default::default(),
-        pools,
-    })
+    let figures = Foundry::figures(registry, &config.name)?;
+    let mut site = exchange::Site::new(Arc::new(config.clone()), chain, figures, pools);
+    site.default_route = default.transpose()?;
+    Ok(site)
 }

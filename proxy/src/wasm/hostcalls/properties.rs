@@ -13,6 +13,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split, status};
 use crate::{
     chain::{Headers, Stream, network::NetworkStream, stream::State},
+    tls::ConnectionTls,
     wasm::{current, host::Host, plugin::Identity, subject::Subject},
 };
 
@@ -78,10 +79,11 @@ fn get(host: &Host, path: &[u8], data: &mut Vec<u8>) -> Option<()> {
             data.extend_from_slice(value);
             Some(())
         });
-        set.or_else(|| of_connection(subject, &segments, data)).or_else(|| match subject {
+        let own = set.or_else(|| match subject {
             Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), &segments, data),
             Subject::Tcp(stream) => of_network(stream, &segments, data),
-        })
+        });
+        own.or_else(|| of_connection(subject, &segments, data))
     })
     .flatten()
 }
@@ -107,7 +109,7 @@ fn of_connection(subject: &Subject, segments: &[&str], data: &mut Vec<u8>) -> Op
         ["destination", "address"] => text(connection.local.to_string().as_bytes()),
         ["destination", "port"] => text(&i64::from(connection.local.port()).to_le_bytes()),
         ["connection", "id"] | ["connection_id"] => text(&connection.id.to_le_bytes()),
-        ["connection", "mtls"] => text(&[0]),
+        ["connection", name] => return of_tls(connection.tls.as_deref(), name, data),
         ["xds", "filter_chain_name"] => text(connection.listener.as_bytes()),
         ["listener_direction"] | ["xds", "listener_direction"] => text(&0i64.to_le_bytes()),
         _ => return None,
@@ -119,7 +121,8 @@ fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> 
     let state = stream.state.borrow();
     let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
     match segments {
-        ["connection", "requested_server_name"] => text(stream.server_name.as_ref()?.as_bytes()),
+        // Of TLS that is passed through, too.
+        ["connection", "requested_server_name"] => text(stream.server_name.as_deref().unwrap_or_default().as_bytes()),
         ["connection", "termination_details"] => text(state.details.as_bytes()),
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
         ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
@@ -141,6 +144,32 @@ fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
     let mut all = Vec::with_capacity(headers.count());
     headers.each(&mut |name, value| all.push((name, value)));
     pairs::encode(all.iter().copied(), data);
+}
+
+/// What TLS says. As in Envoy, the first of several names counts, one that is not there has no value, and the name asked for is
+/// empty without one.
+fn of_tls(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option<()> {
+    let server_name = tls.and_then(|tls| tls.server_name.as_deref());
+    let (peer, local) = (tls.and_then(|tls| tls.peer.as_ref()), tls.and_then(|tls| tls.local.as_deref()));
+    let value = match name {
+        "mtls" => {
+            data.push(tls.is_some_and(ConnectionTls::is_mutual).into());
+            return Some(());
+        }
+        "requested_server_name" => server_name.unwrap_or_default(),
+        "tls_version" => tls?.version,
+        // On a TLS connection, subjects are there always, and empty if there is none.
+        "subject_local_certificate" => tls.map(|_| local.map_or("", |local| &local.subject))?,
+        "subject_peer_certificate" => tls.map(|_| peer.map_or("", |peer| &peer.subject))?,
+        "dns_san_local_certificate" => local?.dns_sans.first()?,
+        "dns_san_peer_certificate" => peer?.dns_sans.first()?,
+        "uri_san_local_certificate" => local?.uri_sans.first()?,
+        "uri_san_peer_certificate" => peer?.uri_sans.first()?,
+        "sha256_peer_certificate_digest" => &peer?.sha256,
+        _ => return None,
+    };
+    data.extend_from_slice(value.as_bytes());
+    Some(())
 }
 
 fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {

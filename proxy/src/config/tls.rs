@@ -1,0 +1,131 @@
+//! What a schema cannot say about TLS. What is in the files is looked at later, when they are read.
+//!
+//! As in [`super::semantics`], the tree is read, in any shape.
+
+use rustls::pki_types::ServerName;
+
+use super::{
+    diagnostic::Diagnostic,
+    explain::clip,
+    model::{ClientCertificates, Config, ForwardedClientCert, ListenerTls, TlsMode},
+    node::{Node, Value},
+    source::Source,
+};
+
+/// Checks listeners' and clusters' sections.
+pub(super) fn check(listeners: &[Node], clusters: &[Node], problems: &mut Vec<Diagnostic>) {
+    for listener in listeners {
+        let used = listener.entry("tls").filter(|(_, tls)| is_used(tls));
+        if let Some((key, tls)) = used {
+            if is_empty(tls.get("certificates")) {
+                let message = "a listener's `tls` needs a certificate";
+                let help = "write `certificates: [{certificate: FILE, key: FILE}]`, or `mode: disable`";
+                problems.push(Diagnostic::error(key.span, message).help(help.to_owned()));
+            }
+            clients(tls, problems);
+        }
+        if let Some(http3) = listener.get("http3").filter(|node| node.to_json() == true && used.is_none()) {
+            let message = "`http3` needs `tls`: there is no HTTP/3 in the clear";
+            problems.push(Diagnostic::error(http3.span, message));
+        }
+    }
+    for tls in clusters.iter().filter_map(|cluster| cluster.get("tls")) {
+        names(tls, problems);
+    }
+}
+
+/// Whether a list is not there, or has nothing in it.
+fn is_empty(list: Option<&Node>) -> bool {
+    list.is_none_or(|list| {
+        matches!(&list.value, Value::Null) || matches!(&list.value, Value::Seq(all) if all.is_empty())
+    })
+}
+
+fn is_used(tls: &Node) -> bool {
+    matches!(tls.value, Value::Map(_)) && tls.get("mode").and_then(Node::as_str) != Some("disable")
+}
+
+/// Whoever asks for certificates must know whom to believe.
+fn clients(tls: &Node, problems: &mut Vec<Diagnostic>) {
+    let asked = tls.get("client_certificates");
+    let Some((node, asked)) = asked.and_then(|node| Some((node, node.as_str()?))) else { return };
+    if matches!(asked, "request" | "require") && is_empty(tls.get("client_ca")) {
+        let message = format!("`client_certificates: {asked}` needs `client_ca`");
+        let help = "name the files with the certificates of those who sign clients' certificates";
+        problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
+    }
+}
+
+/// Names that are asked for, and that certificates must have.
+fn names(tls: &Node, problems: &mut Vec<Diagnostic>) {
+    let wrong = |node: &Node, what: &str| {
+        let help = "write a DNS name or an IP address, without a port".to_owned();
+        let text = clip(node.as_str().unwrap_or_default());
+        Diagnostic::error(node.span, format!("`{text}` is not {what}")).help(help)
+    };
+    if let Some(sni) = tls.get("sni").filter(|node| node.as_str().is_some_and(|name| !is_host(name))) {
+        problems.push(wrong(sni, "a name"));
+    }
+    for san in tls.get("sans").map_or(&[][..], Node::items) {
+        let Some(name) = san.as_str() else { continue };
+        if name.starts_with("*.") {
+            let message = "a name of `sans` has no wildcard: those of certificates stand for it";
+            problems.push(Diagnostic::error(san.span, message));
+        } else if !is_host(name) && !is_uri(name) {
+            problems.push(
+                wrong(san, "a name of a certificate")
+                    .help("write a DNS name, an IP address, or a URI such as spiffe://mesh/ns/a/sa/b".to_owned()),
+            );
+        }
+    }
+}
+
+fn is_host(name: &str) -> bool {
+    ServerName::try_from(name).is_ok()
+}
+
+/// RFC 3986 section 3, roughly: a port must not be taken for what follows a scheme.
+fn is_uri(name: &str) -> bool {
+    let Some((scheme, rest)) = name.split_once(':') else { return false };
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let is_port = rest.bytes().all(|b| b.is_ascii_digit());
+    is_scheme && !is_port && rest.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Checks that need the model, for a file that has no errors.
+pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    let mut warn = |pointer: &str, message: &str| {
+        warnings.push(Diagnostic::warning(source.locate(pointer, "").span, message));
+    };
+    for (i, listener) in config.listeners.iter().enumerate() {
+        let used = listener.tls.as_ref().filter(|tls| tls.mode != TlsMode::Disable);
+        let asks = used.is_some_and(|tls| tls.client_certificates != ClientCertificates::None);
+        if let Some(ListenerTls { client_ca, crl, .. }) = used.filter(|_| !asks) {
+            for (name, files) in [("client_ca", client_ca), ("crl", crl)] {
+                if !files.is_empty() {
+                    let message = format!("`{name}` has no effect: clients are not asked for certificates");
+                    warn(&format!("/listeners/{i}/tls/{name}"), &message);
+                }
+            }
+        }
+        let forwarded = listener.forwarded_client_cert;
+        if matches!(forwarded, ForwardedClientCert::Append | ForwardedClientCert::Set) && !asks {
+            let message = "clients are not asked for certificates: the field is always removed";
+            warn(&format!("/listeners/{i}/forwarded_client_cert"), message);
+        }
+    }
+    for (i, cluster) in config.clusters.iter().enumerate() {
+        let Some(tls) = &cluster.tls else { continue };
+        let pointer = format!("/clusters/{i}/tls");
+        if tls.insecure {
+            warn(
+                &format!("{pointer}/insecure"),
+                "every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at",
+            );
+        } else if tls.sni.is_none() && tls.sans.is_empty() && !is_host(&cluster.name) {
+            let message = "the cluster's name cannot be one of a host, so endpoints' certificates must be for their addresses: give `sni` or `sans`";
+            warn(&pointer, message);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The part of a snapshot that TLS is made from: reading it, saying at its place in the configuration what is wrong with it,
+//! and showing when it expires.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwapOption;
+
+use super::snapshot::Snapshot;
+use crate::{
+    config::{
+        Diagnostic, Node, Source,
+        model::{self, ClusterProtocol, Protocol, TlsMode},
+    },
+    observe::{Kind, MetricError, Registry},
+    tls::{ClientTls, Dated, DatedKind, Digests, Loader, Problem, ServerTls},
+    upstream::Cluster,
+};
+
+const H2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// What is offered to clients by ALPN (RFC 7301), the best first.
+fn offered(protocol: Protocol) -> &'static [&'static [u8]] {
+    match protocol {
+        Protocol::Http | Protocol::Auto => &[H2, HTTP1],
+        Protocol::Http1 => &[HTTP1],
+        Protocol::Http2 => &[H2],
+        Protocol::Tcp => &[],
+    }
+}
+
+/// What endpoints are asked for by ALPN. Without it, HTTP/1.1 is meant, and TCP is not mistaken for it.
+fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
+    match protocol {
+        ClusterProtocol::H1 => &[],
+        ClusterProtocol::H2 => &[H2],
+        ClusterProtocol::Auto => &[H2, HTTP1],
+    }
+}
+
+/// Reads the `tls` sections of one configuration.
+pub(super) struct Certificates<'l> {
+    source: &'l Source,
+    loader: Loader<'l>,
+    warnings: Vec<Diagnostic>,
+}
+
+impl<'l> Certificates<'l> {
+    pub(super) fn new(source: &'l Source, resolve: &'l dyn Fn(&Path) -> PathBuf) -> Certificates<'l> {
+        Certificates { source, loader: Loader::new(resolve), warnings: Vec::new() }
+    }
+
+    /// A listener's TLS; none if it has none, or if something is wrong with it.
+    pub(super) fn of_listener(
+        &mut self,
+        index: usize,
+        listener: &model::Listener,
+        before: Option<&ServerTls>,
+        wrong: &mut Vec<Diagnostic>,
+    ) -> Option<Arc<ServerTls>> {
+        let section = listener.tls.as_ref().filter(|tls| tls.mode != TlsMode::Disable)?;
+        let pointer = format!("/listeners/{index}/tls");
+        match ServerTls::load(section, offered(listener.protocol), &mut self.loader, before) {
+            Ok(tls) => {
+                self.warn(&pointer, tls.warnings(SystemTime::now()));
+                Some(Arc::new(tls))
+            }
+            Err(problems) => {
+                wrong.extend(problems.iter().map(|problem| refused(self.source, &pointer, problem)));
+                None
+            }
+        }
+    }
+
+    /// A cluster's TLS; none if it has none, or if something is wrong with it.
+    pub(super) fn of_cluster(
+        &mut self,
+        index: usize,
+        cluster: &model::Cluster,
+        before: Option<&Arc<Cluster>>,
+        wrong: &mut Vec<Diagnostic>,
+    ) -> Option<Arc<ClientTls>> {
+        let section = cluster.tls.as_ref()?;
+        let pointer = format!("/clusters/{index}/tls");
+        let before = before.and_then(|cluster| cluster.tls.as_ref());
+        match ClientTls::load(section, &cluster.name, wanted(cluster.protocol), &mut self.loader, before) {
+            Ok(tls) => {
+                self.warn(&pointer, tls.warnings(SystemTime::now()));
+                Some(tls)
+            }
+            Err(problems) => {
+                wrong.extend(problems.iter().map(|problem| refused(self.source, &pointer, problem)));
+                None
+            }
+        }
+    }
+
+    /// What was read, and what is to be said about it.
+    pub(super) fn end(self) -> (Digests, Vec<Diagnostic>) {
+        (self.loader.digests().clone(), self.warnings)
+    }
+
+    fn warn(&mut self, pointer: &str, warnings: Vec<(String, String)>) {
+        for (place, message) in warnings {
+            let span = self.source.locate(&format!("{pointer}/{place}"), "").span;
+            self.warnings.push(Diagnostic::warning(span, message));
+        }
+    }
+}
+
+fn refused(source: &Source, pointer: &str, problem: &Problem) -> Diagnostic {
+    let pointer = match problem.place.is_empty() {
+        true => pointer.to_owned(),
+        false => format!("{pointer}/{}", problem.place),
+    };
+    source.diagnostic(&pointer, problem.error.to_string(), problem.error.help())
+}
+
+/// The files of TLS that a configuration names, whether it can be used or not.
+pub(super) fn files(source: &Source) -> Vec<PathBuf> {
+    let section = |name: &str| source.root().get(name).map_or(&[][..], Node::items).iter();
+    let used = |tls: &&Node| tls.get("mode").and_then(Node::as_str) != Some("disable");
+    let mut found = Vec::new();
+    for tls in section("listeners").chain(section("clusters")).filter_map(|entry| entry.get("tls")).filter(used) {
+        let pairs = tls.get("certificates").map_or(&[][..], Node::items).iter().chain(tls.get("certificate"));
+        found.extend(pairs.flat_map(|pair| [pair.get("certificate"), pair.get("key")]).flatten());
+        found.extend(["client_ca", "ca", "crl"].iter().filter_map(|name| tls.get(name)).flat_map(Node::items));
+    }
+    found.into_iter().filter_map(Node::as_str).map(|path| source.resolve(path)).collect()
+}
+
+/// All files of a snapshot that are good until some time.
+fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
+    let of_listeners = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|tls| tls.dated());
+    let of_clusters = snapshot.clusters.values().filter_map(|c| c.tls.as_ref()).flat_map(|tls| tls.dated());
+    of_listeners.chain(of_clusters)
+}
+
+/// What is to be said about files of the snapshot in force that expire soon, or have done so.
+pub(super) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
+    let mut all: Vec<String> = dated(snapshot).filter_map(|dated| dated.warning(now)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Shows when certificates and revocation lists expire.
+pub(super) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
+    let shown = [
+        (
+            DatedKind::Certificate,
+            "tollgate_tls_certificate_not_after_timestamp_seconds",
+            "When a certificate expires, in seconds since 1970.",
+            "certificate",
+        ),
+        (
+            DatedKind::RevocationList,
+            "tollgate_tls_crl_next_update_timestamp_seconds",
+            "When a revocation list expires, in seconds since 1970; of several in a file, the first that does.",
+            "crl",
+        ),
+    ];
+    for (kind, name, help, label) in shown {
+        let current = current.clone();
+        registry.collect_fn(name, help, Kind::Gauge, move || {
+            let Some(snapshot) = current.load_full() else { return Vec::new() };
+            let mut first: BTreeMap<String, i64> = BTreeMap::new();
+            for dated in dated(&snapshot).filter(|dated| dated.kind == kind) {
+                let until = first.entry(dated.path.display().to_string()).or_insert(dated.until);
+                *until = dated.until.min(*until);
+            }
+            first.into_iter().map(|(path, until)| (vec![(label.to_owned(), path)], until as f64)).collect()
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Requests that want another protocol: `Upgrade` (RFC 9110 section 7.8), extended `CONNECT` (RFC 8441, RFC 9220), and `CONNECT`
+//! itself.
+//!
+//! Filters and the rest of the exchange see all upgrades in the form of HTTP/1.1: a `GET` with an `Upgrade` field, answered with
+//! 101. Only where bytes come in and go out is it what the version there wants.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+
+use super::{Site, reply::Fault};
+
+/// What a request wants to switch to.
+#[derive(Debug, Clone)]
+pub(super) enum Switch {
+    /// Another protocol, spoken with the upstream.
+    Upgrade {
+        /// Its name.
+        token: HeaderValue,
+    },
+    /// A tunnel to an endpoint of the cluster.
+    Connect,
+}
+
+const WEBSOCKET: &[u8] = b"websocket";
+
+impl Switch {
+    /// What the request wants and may have. An upgrade that is not offered over HTTP/1.1 is ignored, as that version allows.
+    /// One over HTTP/2 leaves the request as a `GET`.
+    pub(super) fn wanted(site: &Site, parts: &mut Parts, bodiless: bool) -> Result<Option<Switch>, Fault> {
+        let offered = |token: &[u8]| site.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
+        if parts.method == Method::CONNECT {
+            let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_owned());
+            return match protocol {
+                Some(token) if offered(token.as_bytes()) => {
+                    parts.method = Method::GET;
+                    if token.as_bytes().eq_ignore_ascii_case(WEBSOCKET) {
+                        // RFC 8441 section 5 does without the key; HTTP/1.1 upstreams want one.
+                        let key = BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes());
+                        let key = HeaderValue::from_str(&key).unwrap_or(HeaderValue::from_static(""));
+                        parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+                    }
+                    let token = HeaderValue::from_str(&token).map_err(|_| Fault::Upgrade)?;
+                    Ok(Some(Switch::Upgrade { token }))
+                }
+                Some(_) => Err(Fault::Upgrade),
+                None if site.config.connect => Ok(Some(Switch::Connect)),
+                None => Err(Fault::Connect),
+            };
+        }
+        if parts.version != Version::HTTP_11 || !bodiless || !parts.headers.contains_key(header::UPGRADE) {
+            return Ok(None);
+        }
+        let connection = parts.headers.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
+        let asked = connection.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade"));
+        let token = parts.headers.get(header::UPGRADE).filter(|token| asked && offered(token.as_bytes()));
+        Ok(token.map(|token| Switch::Upgrade { token: token.clone() }))
+    }
+
+    /// Puts what the removal of hop-by-hop fields has taken away back, for filters to see.
+    pub(super) fn restore(&self, fields: &mut HeaderMap) {
+        if let Switch::Upgrade { token } = self {
+            fields.insert(header::UPGRADE, token.clone());
+        }
+    }
+
+    /// The fields of a request in the form of HTTP/1.1, for an upstream.
+    pub(super) fn prepare(&self, fields: &mut HeaderMap) {
+        if let Switch::Upgrade { token } = self {
+            fields.insert(header::UPGRADE, token.clone());
+            fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+    }
+
+    /// Brings a response that switches into the form that the client's version wants.
+    pub(super) fn finish(&self, version: Version, response: &mut Response<crate::http::body::Body>) {
+        let fields = response.headers_mut();
+        match self {
+            Switch::Upgrade { token } if version == Version::HTTP_11 => {
+                fields.insert(header::UPGRADE, token.clone());
+                fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+            Switch::Upgrade { .. } => {
+                fields.remove(header::SEC_WEBSOCKET_ACCEPT);
+                *response.status_mut() = StatusCode::OK;
+            }
+            Switch::Connect => *response.status_mut() = StatusCode::OK,
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the connections of a listener on a worker have in common, whichever version of HTTP they speak.
+
+use std::{cell::RefCell, rc::Rc, time::SystemTime};
+
+use tokio::sync::watch;
+
+use crate::{
+    chain::stream::ConnectionInfo,
+    exchange::Site,
+    observe::{self, Entry},
+};
+
+/// What the connections of a listener on a worker look at.
+pub struct Handle {
+    /// The rules in force. Each request takes those of its time.
+    site: RefCell<Rc<Site>>,
+    /// Whether connections shall end as soon as they have nothing under way.
+    draining: watch::Sender<bool>,
+}
+
+impl Handle {
+    /// With these rules.
+    pub fn new(site: Rc<Site>) -> Handle {
+        Handle { site: RefCell::new(site), draining: watch::channel(false).0 }
+    }
+
+    /// The rules in force.
+    pub fn site(&self) -> Rc<Site> {
+        self.site.borrow().clone()
+    }
+
+    /// Requests from now on go by these rules.
+    pub fn set_site(&self, site: Rc<Site>) {
+        *self.site.borrow_mut() = site;
+    }
+
+    /// Connections end from now on, each as soon as it can.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Ready when connections shall end.
+    pub fn drained(&self) -> impl Future<Output = ()> + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // An error means that the listener is gone, which drains as well.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
+    }
+}
+
+/// Counts and logs a request of which nothing was read but that it is wrong.
+pub(super) fn log_refusal(site: &Site, info: &ConnectionInfo, protocol: &str, status: u16, flags: u32, details: &str) {
+    let shard = observe::shard();
+    site.figures.requests[usize::from(status / 100)].inc(shard);
+    site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+    if let Some(log) = &site.access_log {
+        let entry = Entry { status, flags, details, protocol, ..Entry::new(SystemTime::now(), &site.name, info.peer) };
+        log.log(shard, &entry);
+    }
+}

@@ -1,0 +1,178 @@
+//! An eye on the frames that a client sends, before hyper sees them: one that sends nothing but frames which make work and
+//! lead to nothing is cut off.
+//!
+//! hyper answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
+//! So such frames are counted, and each frame that brings something (a head, data, either way) takes some from the count.
+
+use std::{
+    cell::Cell,
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Frames that lead to nothing, at most, above what others allow for.
+const MOST: u32 = 10_000;
+
+/// What a frame that brings something takes from the count.
+const WORTH: u32 = 100;
+
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+const PREFACE: usize = 24;
+
+/// A frame's header (RFC 9113 section 4.1).
+const HEADER: usize = 9;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+
+/// What is known of a connection's frames.
+#[derive(Debug, Default)]
+pub(super) struct Flood {
+    idle_frames: Cell<u32>,
+}
+
+impl Flood {
+    /// Whether there are too many frames that lead to nothing.
+    pub(super) fn is_one(&self) -> bool {
+        self.idle_frames.get() > MOST
+    }
+
+    fn count(&self, kind: u8, length: u32) {
+        let frames = self.idle_frames.get();
+        let brings = kind == HEADERS || (kind == DATA && length > 0);
+        self.idle_frames.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
+    }
+}
+
+/// Where the next frame begins.
+#[derive(Debug)]
+struct Scanner {
+    /// Bytes until then.
+    skip: usize,
+    header: [u8; HEADER],
+    filled: usize,
+}
+
+impl Scanner {
+    fn scan(&mut self, mut bytes: &[u8], flood: &Flood) {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
+            let taken = bytes.len().min(HEADER - self.filled);
+            self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+            self.filled += taken;
+            bytes = &bytes[taken..];
+            if self.filled < HEADER {
+                return;
+            }
+            let [a, b, c, kind, ..] = self.header;
+            let length = u32::from_be_bytes([0, a, b, c]);
+            flood.count(kind, length);
+            (self.filled, self.skip) = (0, length as usize);
+        }
+    }
+}
+
+/// A connection whose incoming frames are counted.
+pub(super) struct Frames<T> {
+    stream: T,
+    scanner: Scanner,
+    flood: Rc<Flood>,
+}
+
+impl<T> Frames<T> {
+    pub(super) fn new(stream: T, flood: Rc<Flood>) -> Self {
+        Frames { stream, scanner: Scanner { skip: PREFACE, header: [0; HEADER], filled: 0 }, flood }
+    }
+
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        // A response's data allows for what a client says of its windows, and for what it measures.
+        if let Poll::Ready(Ok(n)) = written {
+            let frames = self.flood.idle_frames.get();
+            self.flood.idle_frames.set(frames.saturating_sub((n / 1024) as u32));
+        }
+        written
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
+        me.scanner.scan(&buf.filled()[before..], &me.flood);
+        if me.flood.is_one() {
+            return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let written = Pin::new(&mut me.stream).poll_write(cx, bytes);
+        me.wrote(written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let written = Pin::new(&mut me.stream).poll_write_vectored(cx, slices);
+        me.wrote(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let length = (payload as u32).to_be_bytes();
+        [&length[1..], &[kind, 0, 0, 0, 0, 0], &vec![0; payload]].concat()
+    }
+
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        let (ping, head, empty, data) = (frame(6, 8), frame(HEADERS, 30), frame(DATA, 0), frame(DATA, 5));
+        let bytes = [vec![b'x'; PREFACE], ping.clone(), ping, head, empty.clone(), empty.clone(), data, empty].concat();
+        for step in 1..bytes.len() {
+            let flood = Flood::default();
+            let mut scanner = Scanner { skip: PREFACE, header: [0; HEADER], filled: 0 };
+            bytes.chunks(step).for_each(|part| scanner.scan(part, &flood));
+            assert_eq!(flood.idle_frames.get(), 1, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn only_frames_that_lead_to_nothing_are_too_many() {
+        let flood = Flood::default();
+        for _ in 0..MOST {
+            flood.count(6, 8);
+        }
+        assert!(!flood.is_one());
+        flood.count(4, 0);
+        assert!(flood.is_one());
+        flood.count(HEADERS, 10);
+        assert!(!flood.is_one());
+    }
+}

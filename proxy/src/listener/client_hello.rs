@@ -1,0 +1,384 @@
+//! The first message of a TLS client (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2): which server it asks for, so that its
+//! connection can be passed on unread.
+//!
+//! Our own code, and not rustls's `Acceptor`: that one refuses clients that rustls could not serve (no signature
+//! algorithms, TLS 1.1), which is none of our business when somebody else serves them, and takes buffers and a state machine
+//! for what is a look at two extensions. `tls-parser` would bring nom and two generators of parsers, and leaves putting
+//! fragments together to its caller.
+
+use std::{borrow::Cow, net::IpAddr};
+
+/// No client's message is longer, record headers included.
+pub const MAX_HELLO: usize = 16 << 10;
+
+/// Types of a record, a message, an extension and a name.
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const SERVER_NAME: u16 = 0;
+const ALPN: u16 = 16;
+const HOST_NAME: u8 = 0;
+
+/// Bytes of a record's fragment, at most (RFC 8446 section 5.1).
+const MAX_FRAGMENT: usize = 1 << 14;
+
+/// What the first bytes of a connection are to TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hello {
+    /// The beginning of a client's message: fewer than [`MAX_HELLO`] bytes, and none of them is wrong.
+    NeedMore,
+    /// A whole one.
+    Client(ClientHello),
+    /// Something that no TLS server would take, or longer than [`MAX_HELLO`].
+    Invalid,
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientHello {
+    /// The server's name (RFC 6066 section 3): letters, which are small, digits, `-`, `_` and `.`, without a dot at the end. No
+    /// IP address: one that is asked for, against the RFC, counts as nothing.
+    pub server_name: Option<Box<str>>,
+    /// Protocols (RFC 7301 section 3.1), as they came: each one with a byte before it for its length.
+    alpn: Box<[u8]>,
+}
+
+impl ClientHello {
+    /// The protocols that the client offers (RFC 7301), the best one first.
+    pub fn alpn(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = Input(&self.alpn);
+        std::iter::from_fn(move || rest.vector(1))
+    }
+}
+
+/// Looks at the first bytes of a connection. What is said once is not changed by further bytes, unless it is
+/// [`Hello::NeedMore`]. In the usual case, a message in one record, nothing is copied but what is returned.
+pub fn client_hello(input: &[u8]) -> Hello {
+    let window = &input[..input.len().min(MAX_HELLO)];
+    match message(window) {
+        Ok(Some(message)) => read(Input(&message)).map_or(Hello::Invalid, Hello::Client),
+        Ok(None) if window.len() < MAX_HELLO => Hello::NeedMore,
+        Ok(None) | Err(Malformed) => Hello::Invalid,
+    }
+}
+
+struct Malformed;
+
+/// The message, put together from the fragments in the records. `None`: it is not there as a whole.
+fn message(mut records: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Malformed> {
+    let mut message = Cow::Borrowed(&[][..]);
+    while let Some(fragment) = next_fragment(&mut records)? {
+        match &mut message {
+            Cow::Borrowed([]) => message = Cow::Borrowed(fragment),
+            more => more.to_mut().extend_from_slice(fragment),
+        }
+        if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
+            return Err(Malformed);
+        }
+        let &[_, a, b, c, ..] = &*message else { continue };
+        let end = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
+        if end > MAX_HELLO {
+            return Err(Malformed);
+        }
+        if message.len() >= end {
+            return Ok(Some(message));
+        }
+    }
+    Ok(None)
+}
+
+/// What there is of the next record's fragment. Its version says nothing (RFC 8446 section 5.1) but that it is TLS.
+fn next_fragment<'a>(records: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malformed> {
+    let all = *records;
+    let known = [HANDSHAKE, 3];
+    if all.iter().zip(known).any(|(byte, known)| *byte != known) {
+        return Err(Malformed);
+    }
+    let &[_, _, _, high, low, ref rest @ ..] = all else { return Ok(None) };
+    let len = usize::from(u16::from_be_bytes([high, low]));
+    // Empty ones would be an endless message without a byte.
+    if len == 0 || len > MAX_FRAGMENT {
+        return Err(Malformed);
+    }
+    let (fragment, rest) = rest.split_at(len.min(rest.len()));
+    *records = rest;
+    Ok((!fragment.is_empty()).then_some(fragment))
+}
+
+/// Reads the message; what follows it in the same record is not its own. `None`: it is malformed.
+fn read(mut message: Input<'_>) -> Option<ClientHello> {
+    let _type = message.take(1)?;
+    let mut hello = Input(message.vector(3)?);
+    let _version_and_random = hello.take(2 + 32)?;
+    let session = hello.vector(1)?;
+    let ciphers = hello.vector(2)?;
+    let compression = hello.vector(1)?;
+    if session.len() > 32 || ciphers.is_empty() || ciphers.len() % 2 != 0 || compression.is_empty() {
+        return None;
+    }
+    let (mut name, mut alpn) = (None, None);
+    // TLS 1.2 can do without extensions.
+    if !hello.0.is_empty() {
+        let mut extensions = Input(hello.vector(2)?);
+        if !hello.0.is_empty() {
+            return None;
+        }
+        while !extensions.0.is_empty() {
+            let kind = extensions.number(2)?;
+            let data = Input(extensions.vector(2)?);
+            // None may be there twice (RFC 8446 section 4.2).
+            let twice = match kind as u16 {
+                SERVER_NAME => name.replace(server_name(data)?).is_some(),
+                ALPN => alpn.replace(protocols(data)?).is_some(),
+                _ => false,
+            };
+            if twice {
+                return None;
+            }
+        }
+    }
+    Some(ClientHello { server_name: name.flatten(), alpn: alpn.unwrap_or_default().into() })
+}
+
+/// RFC 6066 section 3. Outer `None`: malformed.
+fn server_name(mut data: Input<'_>) -> Option<Option<Box<str>>> {
+    let mut names = Input(data.vector(2)?);
+    if names.0.is_empty() || !data.0.is_empty() {
+        return None;
+    }
+    let mut found = None;
+    while !names.0.is_empty() {
+        let kind = names.number(1)?;
+        // Other types have not been defined, and cannot be any more.
+        if kind as u8 != HOST_NAME || found.is_some() {
+            return None;
+        }
+        found = Some(names.vector(2)?);
+    }
+    let name = str::from_utf8(found?).ok()?;
+    if name.parse::<IpAddr>().is_ok() {
+        return Some(None);
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| !label.is_empty() && label.bytes().all(plain);
+    (name.len() <= 253 && name.split('.').all(label)).then(|| Some(name.to_ascii_lowercase().into()))
+}
+
+/// RFC 7301 section 3.1: one or more names, none of them empty.
+fn protocols(mut data: Input<'_>) -> Option<&[u8]> {
+    let list = data.vector(2).filter(|list| !list.is_empty() && data.0.is_empty())?;
+    let mut names = Input(list);
+    while !names.0.is_empty() {
+        names.vector(1).filter(|name| !name.is_empty())?;
+    }
+    Some(list)
+}
+
+/// What is still to be read.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn number(&mut self, bytes: usize) -> Option<usize> {
+        Some(self.take(bytes)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+    }
+
+    /// Bytes with a number of `bytes` bytes before them that says how many they are.
+    fn vector(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let len = self.number(bytes)?;
+        self.take(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs::default_provider};
+
+    use super::*;
+
+    /// What a real client sends.
+    fn of_rustls(name: &str, alpn: &[&str], fragment: Option<usize>) -> Vec<u8> {
+        let config = ClientConfig::builder_with_provider(default_provider().into());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let mut config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config.max_fragment_size = fragment;
+        let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
+        let mut sent = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut sent).unwrap();
+        }
+        sent
+    }
+
+    fn record(fragment: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(fragment.len()).unwrap().to_be_bytes();
+        [&[HANDSHAKE, 3, 1, len[0], len[1]], fragment].concat()
+    }
+
+    fn message(body: &[u8]) -> Vec<u8> {
+        [&[CLIENT_HELLO], &u32::try_from(body.len()).unwrap().to_be_bytes()[1..], body].concat()
+    }
+
+    fn body(extensions: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(extensions.len()).unwrap().to_be_bytes();
+        [&[3; 34][..], &[0, 0, 2, 0x13, 0x01, 1, 0], &len, extensions].concat()
+    }
+
+    fn hello(extensions: &[u8]) -> Vec<u8> {
+        record(&message(&body(extensions)))
+    }
+
+    fn extension(kind: u16, data: &[u8]) -> Vec<u8> {
+        [&kind.to_be_bytes(), &u16::try_from(data.len()).unwrap().to_be_bytes(), data].concat()
+    }
+
+    fn name(name: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(name.len()).unwrap();
+        extension(SERVER_NAME, &[&(len + 3).to_be_bytes()[..], &[HOST_NAME], &len.to_be_bytes(), name].concat())
+    }
+
+    /// What is said of an input, and that each of its beginnings says the same or needs more.
+    fn by_byte(input: &[u8]) -> Hello {
+        let whole = client_hello(input);
+        for end in 0..input.len() {
+            let part = client_hello(&input[..end]);
+            assert!(part == whole || part == Hello::NeedMore, "{part:?} after {end} bytes, not {whole:?}");
+        }
+        whole
+    }
+
+    fn asks_for(input: &[u8]) -> Option<Box<str>> {
+        match by_byte(input) {
+            Hello::Client(hello) => hello.server_name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_real_client_is_understood_in_one_record_and_in_many() {
+        for fragment in [None, Some(100), Some(32)] {
+            let sent = of_rustls("Www.Example.com", &["h2", "http/1.1"], fragment);
+            let Hello::Client(hello) = by_byte(&sent) else { panic!("not understood in fragments of {fragment:?}") };
+            assert_eq!(hello.server_name.as_deref(), Some("www.example.com"));
+            assert_eq!(hello.alpn().collect::<Vec<_>>(), [&b"h2"[..], b"http/1.1"]);
+            assert_eq!(client_hello(&sent[..sent.len() - 1]), Hello::NeedMore);
+        }
+        let Hello::Client(hello) = by_byte(&of_rustls("192.0.2.1", &[], None)) else { panic!("not understood") };
+        assert_eq!((hello.server_name.as_deref(), hello.alpn().count()), (None, 0));
+    }
+
+    #[test]
+    fn old_clients_are_understood_that_rustls_would_not_serve() {
+        let without_extensions = record(&message(&[&[3; 34][..], &[0, 0, 2, 0, 0x2f, 1, 0]].concat()));
+        assert_eq!(asks_for(&without_extensions), None);
+        assert_eq!(asks_for(&hello(b"")), None);
+        assert_eq!(asks_for(&hello(&name(b"a.example"))).as_deref(), Some("a.example"));
+    }
+
+    #[test]
+    fn a_fragment_may_have_a_single_byte() {
+        let message = message(&body(&name(b"a.example")));
+        let sent: Vec<u8> = message.iter().flat_map(|byte| record(&[*byte])).collect();
+        assert_eq!(asks_for(&sent).as_deref(), Some("a.example"));
+        // What comes after the message is not looked at.
+        let more = record(&[&message[..], b"whatever"].concat());
+        assert_eq!(asks_for(&more).as_deref(), Some("a.example"));
+    }
+
+    #[test]
+    fn names_have_one_spelling() {
+        for (sent, read) in [
+            (&b"A.Example"[..], Some("a.example")),
+            (b"a.example.", Some("a.example")),
+            (b"_x-1.a", Some("_x-1.a")),
+            (b"192.0.2.1", None),
+            (b"2001:db8::1", None),
+        ] {
+            assert_eq!(asks_for(&hello(&name(sent))).as_deref(), read);
+        }
+        let long = "a".repeat(254);
+        for wrong in [
+            &b""[..],
+            b".",
+            b".a",
+            b"a..b",
+            b"*.example",
+            b"a b",
+            b"a\0b",
+            b"\xc3\xa4",
+            b"a/b",
+            b"a:443",
+            long.as_bytes(),
+        ] {
+            assert_eq!(by_byte(&hello(&name(wrong))), Hello::Invalid, "{}", wrong.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_no_server_would_take_is_refused() {
+        let one_name = name(b"a");
+        for extensions in [
+            [&one_name[..], &one_name].concat(),
+            extension(SERVER_NAME, b""),
+            extension(SERVER_NAME, b"\0\0"),
+            extension(SERVER_NAME, b"\0\x04\0\0\x02a"),
+            extension(SERVER_NAME, b"\0\x04\x01\0\x01a"),
+            extension(SERVER_NAME, b"\0\x08\0\0\x01a\0\0\x01b"),
+            extension(SERVER_NAME, b"\0\x04\0\0\x01a+"),
+            extension(ALPN, b"\0\0"),
+            extension(ALPN, b"\0\x01\0"),
+            extension(ALPN, b"\0\x03\x03h2"),
+            extension(ALPN, b"\0\x03\x02h2+"),
+            [extension(ALPN, b"\0\x03\x02h2"), extension(ALPN, b"\0\x03\x02h2")].concat(),
+            b"\0".to_vec(),
+            b"\0+\0\x05".to_vec(),
+        ] {
+            assert_eq!(by_byte(&hello(&extensions)), Hello::Invalid, "{}", extensions.escape_ascii());
+        }
+        let extra = record(&message(&[&body(b"")[..], b"+"].concat()));
+        assert_eq!(by_byte(&extra), Hello::Invalid);
+        for rest in [&[33][..], &[0, 0, 0, 1, 0], &[0, 0, 1, 0, 1, 0], &[0, 0, 2, 0x13, 1, 0], &[0, 0, 2, 0x13]] {
+            assert_eq!(by_byte(&record(&message(&[&[3; 34][..], rest].concat()))), Hello::Invalid, "{rest:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_clients_message_is_known_at_its_first_byte() {
+        for (input, needs) in [
+            (&b"GET / HTTP/1.1"[..], 1),
+            (b"\x15\x03\x01\0\x02\x02\x28", 1),
+            (b"\x16\x02\x01", 2),
+            (b"\x16\x03\x01\0\0", 5),
+            (b"\x16\x03\x01\x40\x01", 5),
+            (b"\x16\x03\x01\x40\0\x02", 6),
+            (b"\x16\x03\x01\x40\0\x01\0\x40\0", 9),
+        ] {
+            assert_eq!(by_byte(input), Hello::Invalid, "{}", input.escape_ascii());
+            assert_eq!(client_hello(&input[..needs - 1]), Hello::NeedMore, "{}", input.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_message_without_end_is_not_waited_for() {
+        let padding = |len: usize| extension(21, &vec![0; len]);
+        let overhead = hello(&padding(0)).len();
+        let largest = hello(&[name(b"a"), padding(MAX_HELLO - overhead - name(b"a").len())].concat());
+        assert_eq!(largest.len(), MAX_HELLO);
+        assert!(matches!(client_hello(&largest), Hello::Client(_)));
+        assert_eq!(client_hello(&largest[..MAX_HELLO - 1]), Hello::NeedMore);
+        let one_more = hello(&padding(MAX_HELLO - overhead + 1));
+        assert_eq!(client_hello(&one_more), Hello::Invalid);
+        // In records of a byte each.
+        let endless: Vec<u8> = message(&body(&padding(8000))).iter().flat_map(|byte| record(&[*byte])).collect();
+        assert_eq!(client_hello(&endless), Hello::Invalid);
+        assert_eq!(client_hello(&endless[..MAX_HELLO - 1]), Hello::NeedMore);
+    }
+}

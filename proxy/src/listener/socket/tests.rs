@@ -1,0 +1,201 @@
+//! Sockets: what they refuse, what they remember. What needs the system's rules for packets runs in a network namespace of its
+//! own, if there can be one.
+
+use std::{net::IpAddr, os::unix::net as unix, process::Command};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+fn address(socket: &ListenSocket) -> SocketAddr {
+    match socket {
+        ListenSocket::Tcp(socket) => socket.local_addr().unwrap(),
+        ListenSocket::Unix(_) => panic!("not TCP"),
+    }
+}
+
+fn listen_on(address: &str, options: &SocketOptions) -> io::Result<Vec<ListenSocket>> {
+    listen(&address.parse().unwrap(), options, 1)
+}
+
+/// Said where nobody overlooks it.
+fn skip(test: &str, why: &str) {
+    eprintln!("\n!!! SKIPPED: {test}: {why}\n");
+}
+
+#[test]
+fn all_workers_listen_on_one_port_and_nobody_else_does() {
+    let options = SocketOptions::default();
+    let sockets = listen(&"127.0.0.1:0".parse().unwrap(), &options, 3).unwrap();
+    let first = address(&sockets[0]);
+    assert!(sockets.iter().all(|s| address(s) == first));
+    assert_eq!(listen(&first.into(), &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn a_unix_socket_is_taken_over_only_from_the_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let address = Address::Unix(path.as_path().into());
+    let options = SocketOptions { mode: Some("600".into()), ..SocketOptions::default() };
+    let sockets = listen(&address, &options, 2).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(listen(&address, &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    drop(sockets);
+    listen(&address, &options, 1).unwrap();
+}
+
+#[test]
+fn a_unix_socket_that_has_no_room_is_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let address = Address::Unix(path.as_path().into());
+    let options = SocketOptions { backlog: 1, ..SocketOptions::default() };
+    let sockets = listen(&address, &options, 1).unwrap();
+    let waiting: Vec<_> = (0..2).map(|_| unix::UnixStream::connect(&path).unwrap()).collect();
+    assert_eq!(listen(&address, &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    drop((sockets, waiting));
+}
+
+#[test]
+fn a_file_that_is_no_socket_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("precious");
+    fs::write(&path, "data").unwrap();
+    let error = listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "data");
+}
+
+#[test]
+fn connections_have_the_keep_alive_of_their_listener() {
+    let options = |time: &str| SocketOptions { keep_alive: time.parse().unwrap(), ..SocketOptions::default() };
+    for (time, idle, interval) in [("30s", 30, 30), ("5m", 300, 75), ("500ms", 1, 1), ("8000h", 32767, 75)] {
+        let sockets = listen_on("127.0.0.1:0", &options(time)).unwrap();
+        let ListenSocket::Tcp(listener) = &sockets[0] else { panic!("not TCP") };
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(idle), "{time}");
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(interval), "{time}");
+    }
+    let sockets = listen_on("127.0.0.1:0", &options("0s")).unwrap();
+    let ListenSocket::Tcp(listener) = &sockets[0] else { panic!("not TCP") };
+    assert!(!SockRef::from(listener).keepalive().unwrap());
+}
+
+#[test]
+fn a_transparent_socket_may_have_any_address() {
+    let options = |transparent| SocketOptions { transparent, ..SocketOptions::default() };
+    // Addresses for documentation, which nobody has.
+    for foreign in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+        let refused = listen_on(foreign, &options(false)).unwrap_err();
+        match listen_on(foreign, &options(true)) {
+            Ok(sockets) => assert_eq!(address(&sockets[0]).ip(), foreign.parse::<SocketAddr>().unwrap().ip()),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                assert!(e.to_string().contains("CAP_NET_ADMIN"), "{e}");
+                return skip("a_transparent_socket_may_have_any_address", "needs CAP_NET_ADMIN");
+            }
+            // A machine without IPv6.
+            Err(_) if refused.kind() != io::ErrorKind::AddrNotAvailable => {}
+            Err(e) => panic!("{foreign}: {e}"),
+        }
+    }
+}
+
+/// Set in the namespace.
+const INSIDE: &str = "TOLLGATE_TEST_NAMESPACE";
+
+/// A namespace in which nothing is but the loopback device, which takes packets for all addresses for documentation: to port 81
+/// they are redirected to port 8081, to port 82 they are given to whoever is transparent on port 8082. `$0` is this program.
+const NAMESPACE: &str = r#"
+set -e
+ip link set lo up
+ip addr add 198.51.100.7/32 dev lo
+ip route add 192.0.2.0/24 dev lo
+ip -6 addr add 2001:db8::7/128 dev lo nodad
+ip -6 route add 2001:db8:1::/48 dev lo
+for family in 4 6; do
+    ip -$family rule add fwmark 1 lookup 100
+    ip -$family route add local default dev lo table 100
+done
+for tables in iptables ip6tables; do
+    $tables -t nat -A OUTPUT -p tcp --dport 81 -j REDIRECT --to-ports 8081
+    $tables -t mangle -A OUTPUT -p tcp --dport 82 -j MARK --set-mark 1
+    $tables -t mangle -A PREROUTING -p tcp --dport 82 -j TPROXY --on-port 8082 --tproxy-mark 1
+done
+echo the namespace is ready
+exec "$0" --exact listener::socket::tests::a_redirected_connection_knows_where_it_was_going --nocapture
+"#;
+
+#[test]
+fn a_redirected_connection_knows_where_it_was_going() {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(redirected());
+    }
+    let this = std::env::current_exe().unwrap();
+    let output = Command::new("unshare").args(["--net", "sh", "-c", NAMESPACE]).arg(this).env(INSIDE, "1").output();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output {
+        Ok(output) if said(&output.stdout).contains("the namespace is ready") => {
+            let passed = output.status.success() && said(&output.stdout).contains("1 passed");
+            assert!(passed, "{}\n{}", said(&output.stdout), said(&output.stderr));
+        }
+        Ok(output) => skip("a_redirected_connection_knows_where_it_was_going", said(&output.stderr).trim()),
+        Err(e) => skip("a_redirected_connection_knows_where_it_was_going", &format!("`unshare`: {e}")),
+    }
+}
+
+/// In the namespace: connects to an address by way of a rule, and gives the connection as it was accepted.
+async fn accepted(listener: &TcpListener, to: SocketAddr) -> net::Socket {
+    let (client, accepted) = tokio::join!(TcpStream::connect(to), listener.accept());
+    client.unwrap();
+    net::Socket::Tcp(accepted.unwrap().0)
+}
+
+async fn redirected() {
+    let open = |at: &str, transparent| {
+        let options = SocketOptions { transparent, ..SocketOptions::default() };
+        match listen_on(at, &options).unwrap().remove(0) {
+            ListenSocket::Tcp(socket) => TcpListener::from_std(socket).unwrap(),
+            ListenSocket::Unix(_) => panic!("not TCP"),
+        }
+    };
+    let to: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8:1::1".parse().unwrap()];
+    for (to, any) in to.into_iter().zip(["0.0.0.0", "[::]"]) {
+        let listener = open(&format!("{any}:8081"), false);
+        let socket = accepted(&listener, SocketAddr::new(to, 81)).await;
+        assert_ne!(socket.local_addr().unwrap().ip(), to);
+        assert_eq!(original_destination(&socket), Some(SocketAddr::new(to, 81)));
+
+        let listener = open(&format!("{any}:8082"), true);
+        let socket = accepted(&listener, SocketAddr::new(to, 82)).await;
+        assert_eq!(socket.local_addr().unwrap(), SocketAddr::new(to, 82));
+    }
+    let listener = open("[::]:8081", false);
+    let socket = accepted(&listener, SocketAddr::new(to[0], 81)).await;
+    assert_eq!(original_destination(&socket), None);
+    let listener = open("[::]:8082", true);
+    let socket = accepted(&listener, SocketAddr::new(to[0], 82)).await;
+    assert_eq!(socket.local_addr().unwrap().ip().to_canonical(), to[0]);
+}
+
+#[tokio::test]
+async fn other_connections_have_no_original_destination() {
+    let (a, _b) = tokio::net::UnixStream::pair().unwrap();
+    assert_eq!(original_destination(&net::Socket::Unix(a)), None);
+}
+
+#[test]
+fn a_full_listener_lets_nobody_in_until_somebody_leaves() {
+    let shared = Arc::new(ListenerShared::default());
+    shared.set_limit(2);
+    let places: Vec<_> = (0..3).map(|_| shared.enter()).collect();
+    assert_eq!(places.iter().filter(|p| p.is_some()).count(), 2);
+    drop(places);
+    assert!(shared.enter().is_some());
+    assert_eq!(shared.connections(), 0);
+}

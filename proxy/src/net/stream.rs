@@ -1,0 +1,211 @@
+//! A client's connection as what is spoken on it is read from: a socket, or TLS on one, with the bytes first that somebody
+//! has looked at already.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsStream;
+
+use super::Socket;
+
+/// A stream that gives some bytes again before it is read on.
+#[derive(Debug)]
+pub struct Prefixed<T> {
+    prefix: Bytes,
+    io: T,
+}
+
+impl<T> Prefixed<T> {
+    /// Gives `prefix`, then what `io` gives.
+    pub fn new(prefix: Bytes, io: T) -> Self {
+        Prefixed { prefix, io }
+    }
+
+    /// The stream within.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
+
+    /// What is still to be given again, and the stream.
+    pub fn into_parts(self) -> (Bytes, T) {
+        (self.prefix, self.io)
+    }
+}
+
+impl<T: AsyncRead + Unpin> Prefixed<T> {
+    /// Reads more into what is given again, at most to a length of `limit`, which must be greater than it is. `false`: the
+    /// stream has ended.
+    pub async fn look(&mut self, limit: usize) -> io::Result<bool> {
+        let mut seen = BytesMut::with_capacity(limit);
+        seen.extend_from_slice(&self.prefix);
+        let mut space = (&mut self.io).take((limit - seen.len()) as u64);
+        let read = space.read_buf(&mut seen).await?;
+        self.prefix = seen.freeze();
+        Ok(read > 0)
+    }
+
+    /// What has been looked at and not read.
+    pub fn seen(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// Reads so many of the bytes that have been looked at, to no use.
+    pub fn skip(&mut self, count: usize) {
+        self.prefix.advance(count.min(self.prefix.len()));
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let now = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix.split_to(now));
+        if self.prefix.is_empty() {
+            // Its memory is not needed any more.
+            self.prefix = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    #[inline]
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    #[inline]
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+}
+
+/// A connection, plain or under TLS.
+#[derive(Debug)]
+pub enum Stream {
+    /// Plain.
+    Plain(Prefixed<Socket>),
+    /// TLS. Boxed: most of a mesh's memory is idle connections, and those that are plain must not pay for the others.
+    Tls(Box<Prefixed<TlsStream<Prefixed<Socket>>>>),
+}
+
+impl Stream {
+    /// What was looked at and not read, and the stream behind it.
+    pub fn into_parts(self) -> (Bytes, Stream) {
+        match self {
+            Stream::Plain(stream) => {
+                let (seen, socket) = stream.into_parts();
+                (seen, Stream::from(socket))
+            }
+            Stream::Tls(mut stream) => (std::mem::take(&mut stream.prefix), Stream::Tls(stream)),
+        }
+    }
+}
+
+impl From<Socket> for Stream {
+    fn from(socket: Socket) -> Stream {
+        Stream::Plain(Prefixed::new(Bytes::new(), socket))
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    #[inline]
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_again() {
+        let mut stream = Prefixed::new(Bytes::new(), &b"hello world"[..]);
+        assert!(stream.look(5).await.unwrap());
+        assert_eq!(stream.seen(), b"hello");
+        assert!(stream.look(7).await.unwrap());
+        assert_eq!(stream.seen(), b"hello w");
+        stream.skip(1);
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "ello world");
+        assert!(!stream.look(5).await.unwrap());
+    }
+}

@@ -1,0 +1,340 @@
+//! Certificates, keys, authorities and revocation lists, read from PEM files (RFC 7468), and everything that can be wrong
+//! with them. What cannot be used is refused when it is read, not when the first client comes.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::{
+    RootCertStore,
+    pki_types::{
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    sign::CertifiedKey,
+};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use super::{
+    error::{Found, MAX_BYTES, MaterialError, Problem, date, plain},
+    identity::{Identity, IdentityError},
+    provider,
+};
+use crate::config::model::CertificateFiles;
+
+/// Seconds since 1970.
+pub(super) fn unix(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// What files held, by SHA-256.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Digests(BTreeMap<PathBuf, [u8; 32]>);
+
+impl Digests {
+    /// Whether the files hold the same now. One that cannot be read does not.
+    pub fn are_current(&self) -> bool {
+        self.0.iter().all(|(path, digest)| read(path).is_ok_and(|bytes| sha256(&bytes) == *digest))
+    }
+
+    /// All of them, in hex, to be a part of a larger hash.
+    pub fn text(&self) -> String {
+        self.0.values().flatten().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The SHA-256 of some bytes.
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    // The digest has as many bytes, by its definition.
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
+    let file = std::fs::File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => MaterialError::Missing(path.to_owned()),
+        _ => MaterialError::Unreadable(path.to_owned(), e),
+    })?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| MaterialError::Unreadable(path.to_owned(), e))?;
+    match bytes.len() as u64 > MAX_BYTES {
+        true => Err(MaterialError::TooLarge(path.to_owned())),
+        false => Ok(bytes),
+    }
+}
+
+/// Reads what one snapshot needs, each file once, so that all who use a file see the same of it.
+pub struct Loader<'r> {
+    resolve: &'r dyn Fn(&Path) -> PathBuf,
+    files: BTreeMap<PathBuf, Arc<[u8]>>,
+    digests: Digests,
+    system_roots: Option<Arc<RootCertStore>>,
+}
+
+impl<'r> Loader<'r> {
+    /// With the way from a path in the configuration to a file.
+    pub fn new(resolve: &'r dyn Fn(&Path) -> PathBuf) -> Loader<'r> {
+        Loader { resolve, files: BTreeMap::new(), digests: Digests::default(), system_roots: None }
+    }
+
+    /// What the files that were read have held.
+    pub fn digests(&self) -> &Digests {
+        &self.digests
+    }
+
+    /// The digest of a file that was read.
+    pub(super) fn digest(&self, path: &Path) -> Option<[u8; 32]> {
+        self.digests.0.get(&(self.resolve)(path)).copied()
+    }
+
+    /// The bytes of a file, and where it is.
+    pub(super) fn bytes(&mut self, path: &Path) -> Result<(PathBuf, Arc<[u8]>), MaterialError> {
+        let path = (self.resolve)(path);
+        if let Some(bytes) = self.files.get(&path) {
+            return Ok((path, bytes.clone()));
+        }
+        let bytes: Arc<[u8]> = read(&path)?.into();
+        self.digests.0.insert(path.clone(), sha256(&bytes));
+        self.files.insert(path.clone(), bytes.clone());
+        Ok((path, bytes))
+    }
+
+    /// All parts of a file that are of one kind; one at least.
+    fn all<T: PemObject>(&mut self, path: &Path, wanted: &'static str) -> Result<(PathBuf, Vec<T>), MaterialError> {
+        let (path, bytes) = self.bytes(path)?;
+        match T::pem_slice_iter(&bytes).collect::<Result<Vec<T>, _>>() {
+            Err(e) => Err(broken(path, &e)),
+            Ok(none) if none.is_empty() => Err(MaterialError::Nothing { path, wanted, found: Found::of(&bytes) }),
+            Ok(all) => Ok((path, all)),
+        }
+    }
+
+    /// A certificate of ours with its key, which must belong together and be valid now. `place` is that of the pair.
+    pub(super) fn pair(&mut self, files: &CertificateFiles, place: &str) -> Result<OwnCertificate, Problem> {
+        let of_certificate = |error| Problem { place: format!("{place}/certificate"), error };
+        let of_key = |error| Problem { place: format!("{place}/key"), error };
+        let (path, chain) =
+            self.all::<CertificateDer<'static>>(&files.certificate, "certificate").map_err(of_certificate)?;
+        let unusable = |e: IdentityError| MaterialError::Certificate(path.clone(), 1, e.to_string());
+        let identity = Identity::parse(&chain[0]).map_err(unusable).map_err(of_certificate)?;
+        let (key_path, bytes) = self.bytes(&files.key).map_err(of_key)?;
+        let key = match PrivateKeyDer::from_pem_slice(&bytes) {
+            Ok(key) => key,
+            Err(pem::Error::NoItemsFound) => {
+                let found = Found::of(&bytes);
+                return Err(of_key(MaterialError::Nothing { path: key_path, wanted: "private key", found }));
+            }
+            Err(e) => return Err(of_key(broken(key_path, &e))),
+        };
+        let key = provider().key_provider.load_private_key(key);
+        let key = key.map_err(|e| of_key(MaterialError::Key(key_path.clone(), plain(&e))))?;
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            // A key that does not tell its public half is seen to be wrong by the first handshake only.
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                return Err(of_key(MaterialError::KeyMismatch { key: key_path, certificate: path }));
+            }
+            Err(e) => return Err(of_certificate(MaterialError::Certificate(path, 1, plain(&e)))),
+        }
+        // After the key: a pair that is half written is to be called that.
+        let now = unix(SystemTime::now());
+        if identity.not_after < now {
+            return Err(of_certificate(MaterialError::Expired(path, identity.not_after)));
+        }
+        if identity.not_before > now {
+            return Err(of_certificate(MaterialError::NotYetValid(path, identity.not_before)));
+        }
+        Ok(OwnCertificate {
+            place: place.to_owned(),
+            exposed: is_exposed(&key_path),
+            path,
+            key_path,
+            key: Arc::new(certified),
+            identity: Arc::new(identity),
+        })
+    }
+
+    /// Authorities: all certificates of some files. Errors are at `PLACE/INDEX`.
+    pub(super) fn roots(&mut self, paths: &[PathBuf], place: &str) -> Result<Arc<RootCertStore>, Vec<Problem>> {
+        let mut roots = RootCertStore::empty();
+        let mut wrong = Vec::new();
+        for (index, path) in paths.iter().enumerate() {
+            let mut add = || {
+                let (path, all) = self.all::<CertificateDer<'static>>(path, "certificate")?;
+                for (nth, certificate) in all.into_iter().enumerate() {
+                    let added = roots.add(certificate);
+                    added.map_err(|e| MaterialError::Certificate(path.clone(), nth + 1, plain(&e)))?;
+                }
+                Ok(())
+            };
+            wrong.extend(add().err().map(|error| Problem { place: format!("{place}/{index}"), error }));
+        }
+        if wrong.is_empty() { Ok(Arc::new(roots)) } else { Err(wrong) }
+    }
+
+    /// The authorities that the system trusts.
+    pub(super) fn system_roots(&mut self) -> Result<Arc<RootCertStore>, MaterialError> {
+        if let Some(roots) = &self.system_roots {
+            return Ok(roots.clone());
+        }
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.first().map_or_else(String::new, |e| format!(": {e}"));
+            return Err(MaterialError::NoSystemRoots(why));
+        }
+        Ok(self.system_roots.insert(Arc::new(roots)).clone())
+    }
+
+    /// Revocation lists: all of some files. Errors are at `crl/INDEX`.
+    pub(super) fn revocation_lists(&mut self, paths: &[PathBuf]) -> Result<Vec<RevocationList>, Vec<Problem>> {
+        let (mut lists, mut wrong) = (Vec::new(), Vec::new());
+        for (index, path) in paths.iter().enumerate() {
+            let place = format!("crl/{index}");
+            let read = self.all::<CertificateRevocationListDer<'static>>(path, "revocation list");
+            let checked = read.and_then(|(path, all)| {
+                let all = all.into_iter().zip(1..).map(|(der, nth)| RevocationList::new(&path, nth, &place, der));
+                all.collect::<Result<Vec<_>, _>>()
+            });
+            match checked {
+                Ok(checked) => lists.extend(checked),
+                Err(error) => wrong.push(Problem { place, error }),
+            }
+        }
+        if wrong.is_empty() { Ok(lists) } else { Err(wrong) }
+    }
+}
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Among the files are private keys.
+        f.debug_struct("Loader").field("files", &self.files.keys()).finish_non_exhaustive()
+    }
+}
+
+fn broken(path: PathBuf, error: &pem::Error) -> MaterialError {
+    MaterialError::Pem(path, error.to_string())
+}
+
+/// Whether everybody on the machine may read a file.
+fn is_exposed(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+}
+
+/// A certificate that we show, with its key.
+#[derive(Debug)]
+pub(super) struct OwnCertificate {
+    /// Where in the `tls` section it is.
+    pub(super) place: String,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// The key's file.
+    pub(super) key_path: PathBuf,
+    /// The key's file can be read by everybody.
+    pub(super) exposed: bool,
+    /// The chain and the key.
+    pub(super) key: Arc<CertifiedKey>,
+    /// What the certificate says.
+    pub(super) identity: Arc<Identity>,
+}
+
+impl OwnCertificate {
+    /// How long it is good for.
+    pub(super) fn dated(&self) -> Dated {
+        Dated {
+            place: format!("{}/certificate", self.place),
+            path: self.path.clone(),
+            until: self.identity.not_after,
+            kind: DatedKind::Certificate,
+        }
+    }
+
+    /// What is probably not meant, with its place.
+    pub(super) fn warning(&self) -> Option<(String, String)> {
+        let text = || format!("everybody on this machine can read the private key in `{}`", self.key_path.display());
+        self.exposed.then(|| (format!("{}/key", self.place), text()))
+    }
+}
+
+/// A list of certificates that were revoked.
+#[derive(Debug)]
+pub(super) struct RevocationList {
+    /// As it was read.
+    pub(super) der: CertificateRevocationListDer<'static>,
+    /// How long it is good for; none says for ever, which RFC 5280 does not allow.
+    pub(super) dated: Option<Dated>,
+}
+
+impl RevocationList {
+    fn new(
+        path: &Path,
+        nth: usize,
+        place: &str,
+        der: CertificateRevocationListDer<'static>,
+    ) -> Result<RevocationList, MaterialError> {
+        let wrong = |why: String| MaterialError::RevocationList(path.to_owned(), nth, why);
+        webpki::OwnedCertRevocationList::from_der(&der).map_err(|e| wrong(e.to_string()))?;
+        let (_, parsed) = CertificateRevocationList::from_der(&der).map_err(|e| wrong(e.to_string()))?;
+        let until = parsed.next_update().map(|time| time.timestamp());
+        if let Some(until) = until.filter(|until| *until < unix(SystemTime::now())) {
+            return Err(MaterialError::RevocationListExpired(path.to_owned(), until));
+        }
+        let dated = until.map(|until| Dated {
+            place: place.to_owned(),
+            path: path.to_owned(),
+            until,
+            kind: DatedKind::RevocationList,
+        });
+        Ok(RevocationList { der, dated })
+    }
+}
+
+/// What a file is that is good until some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatedKind {
+    /// A certificate that we show.
+    Certificate,
+    /// A revocation list.
+    RevocationList,
+}
+
+/// A file that is good until some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dated {
+    /// Where in the `tls` section it is.
+    pub place: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Until when, in seconds since 1970.
+    pub until: i64,
+    /// What it is.
+    pub kind: DatedKind,
+}
+
+impl Dated {
+    /// A warning, if that is soon (14 days for certificates; for lists, which live for days, one) or past.
+    pub fn warning(&self, now: SystemTime) -> Option<String> {
+        const DAY: i64 = 24 * 60 * 60;
+        let (what, days) = match self.kind {
+            DatedKind::Certificate => ("the certificate", 14),
+            DatedKind::RevocationList => ("a revocation list", 1),
+        };
+        let left = self.until.saturating_sub(unix(now));
+        let path = self.path.display();
+        match left {
+            ..0 => Some(format!("{what} in `{path}` expired on {}", date(self.until))),
+            left if left < days * DAY => Some(format!("{what} in `{path}` expires on {}", date(self.until))),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! TLS towards clients: a listener's certificates, what it asks of clients, and the sessions that they resume.
+
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
+
+use rustls::{
+    ServerConfig, ServerConnection,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    connection::{ConnectionTls, PeerError},
+    error::{MaterialError, Problem, plain},
+    identity::Identity,
+    material::{Dated, Loader, sha256},
+    provider,
+    resolver::Resolver,
+    sessions::{Carrier, Sessions},
+    versions,
+};
+use crate::config::model::{ClientCertificates, ListenerTls};
+
+/// What a listener needs for handshakes. Shared by all workers.
+#[derive(Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    resolver: Arc<Resolver>,
+    sessions: Sessions,
+    lists: Vec<Dated>,
+}
+
+impl ServerTls {
+    /// From a section of the configuration and its files. `alpn` is what may be spoken, the best first. Clients go on resuming
+    /// the sessions that they have from `previous`, if what is asked of them is still the same.
+    pub fn load(
+        section: &ListenerTls,
+        alpn: &[&[u8]],
+        loader: &mut Loader<'_>,
+        previous: Option<&ServerTls>,
+    ) -> Result<ServerTls, Vec<Problem>> {
+        let (mut certificates, mut wrong) = (Vec::new(), Vec::new());
+        for (index, files) in section.certificates.iter().enumerate() {
+            match loader.pair(files, &format!("certificates/{index}")) {
+                Ok(certificate) => certificates.push(certificate),
+                Err(problem) => wrong.push(problem),
+            }
+        }
+        let clients = match Clients::load(section, loader) {
+            Ok(clients) => clients,
+            Err(problems) => {
+                wrong.extend(problems);
+                return Err(wrong);
+            }
+        };
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        let whole = |error| vec![Problem { place: String::new(), error }];
+        let refused = |e: rustls::Error| whole(MaterialError::Refused(plain(&e)));
+        let Clients { verifier, rules, lists } = clients;
+        let sessions = Sessions::new(rules, verifier.is_some(), previous.map(|p| &p.sessions)).map_err(whole)?;
+        let resolver = Arc::new(Resolver::new(certificates));
+        let builder = ServerConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(versions(section.min_version)).map_err(refused)?;
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(resolver.clone());
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        sessions.put_into(&mut config, Carrier::Tcp);
+        Ok(ServerTls { config: Arc::new(config), resolver, sessions, lists })
+    }
+
+    /// What takes handshakes on streams.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.clone())
+    }
+
+    /// The TLS library's view of it.
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// The same for TLS inside of QUIC (RFC 9001), with sessions of its own.
+    pub fn quic_config(&self, alpn: &[&[u8]]) -> ServerConfig {
+        let mut config = ServerConfig::clone(&self.config);
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        self.sessions.put_into(&mut config, Carrier::Quic);
+        config
+    }
+
+    /// The certificate that clients are shown which ask for this name.
+    pub fn local(&self, server_name: Option<&str>) -> Option<Arc<Identity>> {
+        self.resolver.identity(server_name).cloned()
+    }
+
+    /// What is known of a connection whose handshake, by this acceptor, is over. With an error, it must be closed.
+    pub fn connection(&self, connection: &ServerConnection) -> Result<ConnectionTls, PeerError> {
+        ConnectionTls::of_server(connection, self.local(connection.server_name()))
+    }
+
+    /// Its files that are good until some time.
+    pub fn dated(&self) -> impl Iterator<Item = Dated> {
+        self.resolver.certificates().iter().map(|c| c.dated()).chain(self.lists.iter().cloned())
+    }
+
+    /// What is probably not meant, each with its place (see [`Problem`]).
+    pub fn warnings(&self, now: SystemTime) -> Vec<(String, String)> {
+        let certificates = self.resolver.certificates();
+        let mut all: Vec<_> = certificates.iter().filter_map(|c| c.warning()).collect();
+        all.extend(self.dated().filter_map(|dated| Some((dated.place.clone(), dated.warning(now)?))));
+        for nameless in certificates.iter().skip(1).filter(|c| c.identity.dns_sans.is_empty()) {
+            let path = nameless.path.display();
+            let text = format!("no client is ever shown the certificate in `{path}`: there are no DNS names in it");
+            all.push((nameless.place.clone(), text));
+        }
+        all
+    }
+}
+
+/// What is asked of clients.
+struct Clients {
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// The same, as a number to compare.
+    rules: [u8; 32],
+    lists: Vec<Dated>,
+}
+
+impl Clients {
+    fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<Clients, Vec<Problem>> {
+        let ListenerTls { client_certificates: asked, client_ca, crl, .. } = section;
+        if *asked == ClientCertificates::None {
+            return Ok(Clients { verifier: None, rules: [0; 32], lists: Vec::new() });
+        }
+        let (roots, lists) = match (loader.roots(client_ca, "client_ca"), loader.revocation_lists(crl)) {
+            (Ok(roots), Ok(lists)) => (roots, lists),
+            (roots, lists) => return Err(roots.err().into_iter().chain(lists.err()).flatten().collect()),
+        };
+        let mut rules = vec![*asked as u8];
+        let files: [&[PathBuf]; 2] = [client_ca, crl];
+        for files in files {
+            rules.push(0xff);
+            rules.extend(files.iter().filter_map(|path| loader.digest(path)).flatten());
+        }
+        let ders = lists.iter().map(|list| list.der.clone());
+        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        builder = builder.with_crls(ders).enforce_revocation_expiration();
+        if *asked == ClientCertificates::Request {
+            builder = builder.allow_unauthenticated();
+        }
+        let refused = |e: rustls::server::VerifierBuilderError| {
+            vec![Problem { place: "client_ca".to_owned(), error: MaterialError::Refused(e.to_string()) }]
+        };
+        Ok(Clients {
+            verifier: Some(builder.build().map_err(refused)?),
+            rules: sha256(&rules),
+            lists: lists.into_iter().filter_map(|list| list.dated).collect(),
+        })
+    }
+}

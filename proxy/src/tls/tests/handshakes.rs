@@ -1,0 +1,249 @@
+//! Who is taken, and who is not.
+
+use super::{
+    pki::{Ca, Dir, Leaf},
+    *,
+};
+use crate::config::model::{ClientCertificates, TlsVersion};
+
+/// A server with a certificate for `web.test`, and a client that trusts its authority.
+struct World {
+    dir: Dir,
+    ca: Ca,
+    listener: ListenerTls,
+    cluster: ClusterTls,
+}
+
+fn world() -> World {
+    let (dir, ca) = (Dir::new(), Ca::new("servers"));
+    let pair = dir.pair("server", &ca.leaf(&["web.test", "spiffe://mesh/ns/a/sa/web"]));
+    let cluster = ClusterTls { ca: vec![dir.write("ca.pem", &ca.pem())], ..ClusterTls::default() };
+    World { dir, ca, listener: listener(vec![pair]), cluster }
+}
+
+impl World {
+    /// With clients whose certificates are signed by another authority, which is returned.
+    fn asking(&mut self, clients: ClientCertificates) -> Ca {
+        let ca = Ca::new("clients");
+        self.listener.client_certificates = clients;
+        self.listener.client_ca = vec![self.dir.write("clients.pem", &ca.pem())];
+        ca
+    }
+
+    /// The client, showing this.
+    fn showing(&self, leaf: &Leaf) -> Arc<ClientTls> {
+        client(&ClusterTls { certificate: Some(self.dir.pair("client", leaf)), ..self.cluster.clone() })
+    }
+
+    async fn meet(&self) -> Result<Met, Failed> {
+        meet(&server(&self.listener), &client(&self.cluster)).await
+    }
+
+    /// The server's own rules, with a certificate that it would not load.
+    async fn meet_with(&self, leaf: &Leaf) -> Failed {
+        let config = ServerConfig::builder_with_provider(super::super::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der.clone()], leaf.key_der())
+            .unwrap();
+        let client = client(&self.cluster);
+        let know = |connection: &_| ConnectionTls::of_server(connection, None).map_err(|e| e.to_string());
+        raw(config.into(), client.config().clone(), client.server_name(None), know).await.err().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_connection_knows_its_tls() {
+    let world = world();
+    let Met { tls, kind } = world.meet().await.unwrap();
+    assert_eq!(kind, HandshakeKind::Full);
+    assert_eq!((tls.version, tls.cipher), ("TLSv1.3", "TLS_AES_256_GCM_SHA384"));
+    assert_eq!(tls.server_name.as_deref(), Some("web.test"));
+    assert_eq!(tls.alpn.as_deref(), Some(&b"http/1.1"[..]));
+    let local = tls.local.as_deref().unwrap();
+    assert_eq!(&*local.uri_sans[0], "spiffe://mesh/ns/a/sa/web");
+    assert_eq!(&*local.dns_sans[0], "web.test");
+    assert_eq!(&*local.subject, "CN=web.test,O=Tests");
+    assert!(!tls.is_mutual());
+}
+
+#[tokio::test]
+async fn the_least_version_counts_on_both_sides() {
+    let mut world = world();
+    world.listener.min_version = TlsVersion::V1_3;
+    let old = ClientConfig::builder_with_provider(super::super::provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let server = server(&world.listener);
+    let know = |connection: &_| server.connection(connection).map_err(|e| e.to_string());
+    let name = ServerName::try_from("web.test").unwrap();
+    let failed = raw(server.config().clone(), old.into(), name, know).await.err().unwrap();
+    assert!(failed.client.contains("ProtocolVersion"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn servers_are_verified() {
+    let mut world = world();
+    // Another name.
+    let other = ClusterTls { sni: Some("other.test".to_owned()), ..world.cluster.clone() };
+    let failed = meet(&server(&world.listener), &client(&other)).await.err().unwrap();
+    assert!(failed.client.contains("not valid for name"), "{failed:?}");
+    // Out of date.
+    let failed = world.meet_with(&world.ca.expired(&["web.test"])).await;
+    assert!(failed.client.contains("expired"), "{failed:?}");
+    // Another authority, of the same name.
+    let stranger = Ca::new("servers").leaf(&["web.test"]);
+    let failed = world.meet_with(&stranger).await;
+    assert!(failed.client.contains("BadSignature") || failed.client.contains("UnknownIssuer"), "{failed:?}");
+    // Whatever comes, if one wants it so.
+    world.cluster.insecure = true;
+    world.listener.certificates = vec![world.dir.pair("stranger", &stranger)];
+    world.meet().await.unwrap();
+}
+
+#[tokio::test]
+async fn sans_take_the_place_of_the_name() {
+    let mut world = world();
+    let sans = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    world.cluster.sni = Some("some.where".to_owned());
+    for wanted in [&["spiffe://mesh/ns/a/sa/web"][..], &["web.test"], &["no.test", "web.test"]] {
+        world.cluster.sans = sans(wanted);
+        let met = world.meet().await.unwrap_or_else(|e| panic!("{wanted:?}: {e:?}"));
+        assert_eq!(met.tls.server_name.as_deref(), Some("some.where"));
+    }
+    for wanted in [&["spiffe://mesh/ns/a/sa/other"][..], &["spiffe://mesh/ns/a/sa/we"], &["some.where"], &["10.0.0.1"]]
+    {
+        world.cluster.sans = sans(wanted);
+        let failed = world.meet().await.err().unwrap_or_else(|| panic!("{wanted:?}"));
+        assert!(failed.client.contains("its names are: web.test, spiffe://mesh/ns/a/sa/web"), "{failed:?}");
+    }
+    // The right name alone is not enough.
+    world.cluster.sans = sans(&["web.test"]);
+    let stranger = Ca::new("others").leaf(&["web.test"]);
+    assert!(world.meet_with(&stranger).await.client.contains("UnknownIssuer"));
+    assert!(world.meet_with(&world.ca.expired(&["web.test"])).await.client.contains("expired"));
+    let revoked = world.ca.leaf(&["web.test"]);
+    world.cluster.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[&revoked], 2099))];
+    assert!(world.meet_with(&revoked).await.client.contains("Revoked"));
+    world.meet().await.unwrap();
+}
+
+#[tokio::test]
+async fn revoked_servers_are_refused() {
+    let mut world = world();
+    let revoked = world.ca.leaf(&["web.test"]);
+    world.cluster.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[&revoked], 2099))];
+    world.meet().await.unwrap();
+    assert!(world.meet_with(&revoked).await.client.contains("Revoked"));
+}
+
+#[tokio::test]
+async fn without_a_name_the_address_counts() {
+    let world = world();
+    let nameless = load(|loader| ClientTls::load(&world.cluster, "no host's name", &[], loader, None)).unwrap();
+    let name = nameless.server_name(Some([10, 1, 2, 3].into()));
+    let failed = meet_as(&server(&world.listener), &nameless, name.clone()).await.err().unwrap();
+    assert!(failed.client.contains("10.1.2.3"), "{failed:?}");
+    let pair = world.dir.pair("address", &world.ca.leaf(&["10.1.2.3"]));
+    let met = meet_as(&server(&listener(vec![pair])), &nameless, name).await.unwrap();
+    assert_eq!(met.tls.server_name, None);
+}
+
+#[tokio::test]
+async fn clients_must_show_a_certificate() {
+    let mut world = world();
+    let ca = world.asking(ClientCertificates::Require);
+    let failed = world.meet().await.err().unwrap();
+    assert!(failed.server.contains("peer sent no certificates"), "{failed:?}");
+    let met = meet(&server(&world.listener), &world.showing(&ca.leaf(&["a.test", "spiffe://mesh/ns/a/sa/a"]))).await;
+    let tls = met.unwrap().tls;
+    assert!(tls.is_mutual());
+    let peer = tls.peer.as_ref().unwrap();
+    assert_eq!(peer.principal(), "spiffe://mesh/ns/a/sa/a");
+    assert_eq!(&*peer.issuer, "CN=clients,O=Tests");
+}
+
+#[tokio::test]
+async fn clients_may_be_asked_only() {
+    let mut world = world();
+    let ca = world.asking(ClientCertificates::Request);
+    assert!(!world.meet().await.unwrap().tls.is_mutual());
+    let server = server(&world.listener);
+    assert!(meet(&server, &world.showing(&ca.leaf(&["a.test"]))).await.unwrap().tls.is_mutual());
+    let failed = meet(&server, &world.showing(&world.ca.leaf(&["a.test"]))).await.err().unwrap();
+    assert!(failed.server.contains("UnknownIssuer"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn bad_certificates_of_clients_are_refused() {
+    let mut world = world();
+    let ca = world.asking(ClientCertificates::Require);
+    let (good, revoked) = (ca.leaf(&["a.test"]), ca.leaf(&["b.test"]));
+    world.listener.crl = vec![world.dir.write("crl.pem", &ca.crl(&[&revoked], 2099))];
+    let server = server(&world.listener);
+    meet(&server, &world.showing(&good)).await.unwrap();
+    let failed = meet(&server, &world.showing(&revoked)).await.err().unwrap();
+    assert!(failed.server.contains("Revoked") && failed.client.contains("CertificateRevoked"), "{failed:?}");
+    // One that our own client would not load.
+    let expired = ca.expired(&["c.test"]);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem(&world.ca.pem())).unwrap();
+    let config = ClientConfig::builder_with_provider(super::super::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![expired.der.clone()], expired.key_der())
+        .unwrap();
+    let know = |connection: &_| server.connection(connection).map_err(|e| e.to_string());
+    let name = ServerName::try_from("web.test").unwrap();
+    let failed = raw(server.config().clone(), config.into(), name, know).await.err().unwrap();
+    assert!(failed.server.contains("expired"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn the_name_asked_for_decides_about_the_certificate() {
+    let (dir, ca) = (Dir::new(), Ca::new("servers"));
+    let names = [&["first.test"][..], &["*.web.test"], &["a.web.test", "B.WEB.test"], &[]];
+    let pairs = names.iter().enumerate().map(|(i, names)| dir.pair(&i.to_string(), &ca.leaf(names)));
+    let server = server(&listener(pairs.collect()));
+    let anybody = ClusterTls { insecure: true, ..ClusterTls::default() };
+    let cases = [
+        ("first.test", "first.test"),
+        ("c.web.test", "*.web.test"),
+        ("C.Web.Test", "*.web.test"),
+        ("a.web.test", "a.web.test"),
+        ("b.web.test", "a.web.test"),
+        ("c.d.web.test", "first.test"),
+        ("web.test", "first.test"),
+        ("10.0.0.1", "first.test"),
+    ];
+    for (asked, shown) in cases {
+        let client = client(&ClusterTls { sni: Some(asked.to_owned()), ..anybody.clone() });
+        let tls = meet(&server, &client).await.unwrap_or_else(|e| panic!("{asked}: {e:?}")).tls;
+        assert_eq!(&*tls.local.unwrap().dns_sans[0], shown, "{asked}");
+        let strict = ClusterTls {
+            insecure: false,
+            ca: vec![dir.write("ca.pem", &ca.pem())],
+            sans: vec![shown.replace('*', "any")],
+            sni: Some(asked.to_owned()),
+            ..ClusterTls::default()
+        };
+        meet(&server, &super::client(&strict)).await.unwrap_or_else(|e| panic!("{asked} was shown another: {e:?}"));
+    }
+    let warnings = server.warnings(std::time::SystemTime::now());
+    let unseen = warnings.iter().find(|(place, _)| place == "certificates/3");
+    assert!(unseen.is_some_and(|(_, text)| text.contains("no DNS names")), "{warnings:?}");
+}
+
+/// The certificate in a PEM text.
+struct CertificateDer;
+
+impl CertificateDer {
+    fn from_pem(text: &str) -> rustls::pki_types::CertificateDer<'static> {
+        use rustls::pki_types::pem::PemObject;
+        rustls::pki_types::CertificateDer::from_pem_slice(text.as_bytes()).unwrap()
+    }
+}

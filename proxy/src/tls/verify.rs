@@ -1,0 +1,164 @@
+//! How an endpoint's certificate is verified when the standard rule (a chain to a root, and the name that was asked for) is not
+//! what is wanted: by names that it must have, or not at all.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use webpki::{CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder};
+
+/// A name that a certificate can have.
+#[derive(Debug)]
+pub(super) enum San {
+    /// A DNS name or an IP address. A certificate's wildcards stand for it as they do for the names of hosts.
+    Host(ServerName<'static>),
+    /// A URI, compared byte by byte.
+    Uri(Box<str>),
+}
+
+impl San {
+    /// What is no host is a URI.
+    pub(super) fn new(text: &str) -> San {
+        ServerName::try_from(text).map_or_else(|_| San::Uri(text.into()), |name| San::Host(name.to_owned()))
+    }
+
+    fn is_of(&self, certificate: &EndEntityCert<'_>) -> bool {
+        match self {
+            San::Host(name) => certificate.verify_is_valid_for_subject_name(name).is_ok(),
+            San::Uri(uri) => certificate.valid_uri_names().any(|name| name == &**uri),
+        }
+    }
+}
+
+/// Takes certificates that lead to one of the roots, and have one of some names.
+#[derive(Debug)]
+pub(super) struct ByNames {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) lists: Vec<CertRevocationList<'static>>,
+    pub(super) sans: Vec<San>,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for ByNames {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let certificate = EndEntityCert::try_from(end_entity).map_err(refused)?;
+        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
+        // No lists, no options: then nothing is looked up.
+        let revocation = RevocationOptionsBuilder::new(&lists).ok();
+        let revocation = revocation.map(|r| r.with_expiration_policy(ExpirationPolicy::Enforce).build());
+        let (algorithms, roots) = (self.algorithms.all, &self.roots.roots);
+        certificate
+            .verify_for_usage(algorithms, roots, intermediates, now, KeyUsage::server_auth(), revocation, None)
+            .map_err(refused)?;
+        if self.sans.iter().any(|san| san.is_of(&certificate)) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+        let other = OtherError(Arc::new(OtherNames(names.map(str::to_owned).collect())));
+        Err(CertificateError::Other(other).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Takes every certificate. That the other side has its key is verified all the same, which means nothing.
+#[derive(Debug)]
+pub(super) struct Anybody(pub(super) WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// A certificate is for others than the ones that were wanted.
+#[derive(thiserror::Error)]
+#[error("the certificate has none of `sans`; its names are: {}", .0.join(", "))]
+struct OtherNames(Vec<String>);
+
+// rustls shows errors of others by this.
+impl fmt::Debug for OtherNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The TLS library's name for an error of the chain, which decides about the alert that is sent.
+fn refused(error: webpki::Error) -> Error {
+    let error = match error {
+        webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::CertRevoked => CertificateError::Revoked,
+        webpki::Error::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        webpki::Error::CrlExpired { time, next_update } => {
+            CertificateError::ExpiredRevocationListContext { time, next_update }
+        }
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    };
+    Error::InvalidCertificate(error)
+}

@@ -1,0 +1,161 @@
+//! What follows the head of an upstream's response.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A stream of bytes, both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+/// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
+/// until now is out of the way.
+pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>>>>;
+
+/// A stream together with something that must live as long.
+pub(super) struct Held<T, K> {
+    stream: T,
+    _keeps: K,
+}
+
+impl<T, K> Held<T, K> {
+    pub(super) fn new(stream: T, keeps: K) -> Self {
+        Held { stream, _keeps: keeps }
+    }
+}
+
+impl<T: AsyncRead + Unpin, K: Unpin> AsyncRead for Held<T, K> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A connection that carries one response at a time.
+pub(super) trait Leased {
+    /// The response has been read to its end. (Dropping the link without this closes it.)
+    fn finish(self: Rc<Self>);
+}
+
+/// The body of a response. What carries it is given back at its end; dropped before, an HTTP/1.1 connection is closed, and an
+/// HTTP/2 stream is reset.
+pub struct PooledBody(Origin);
+
+enum Origin {
+    /// Over HTTP/1.1; the link is gone when the end was reached.
+    Link(Incoming, Option<Rc<dyn Leased>>),
+    /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
+    Stream(Incoming, #[expect(dead_code, reason = "held")] Box<dyn std::any::Any>),
+    /// There is none: the protocol is switched.
+    Switching(Option<Switching>),
+}
+
+impl PooledBody {
+    pub(super) fn of_link(incoming: Incoming, link: Rc<dyn Leased>) -> Self {
+        let mut body = PooledBody(Origin::Link(incoming, Some(link)));
+        body.finish_at_end();
+        body
+    }
+
+    pub(super) fn of_stream(incoming: Incoming, place: Box<dyn std::any::Any>) -> Self {
+        PooledBody(Origin::Stream(incoming, place))
+    }
+
+    pub(super) fn switching(upstream: Switching) -> Self {
+        PooledBody(Origin::Switching(Some(upstream)))
+    }
+
+    /// The connection, if the response has switched protocols.
+    pub fn take_switching(&mut self) -> Option<Switching> {
+        match &mut self.0 {
+            Origin::Switching(upstream) => upstream.take(),
+            _ => None,
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Origin::Link(_, link) = &mut self.0
+            && let Some(link) = link.take()
+        {
+            link.finish();
+        }
+    }
+
+    /// Responses without a body are at their end at once, and whoever knows the length of a body does not read on past
+    /// it.
+    fn finish_at_end(&mut self) {
+        if self.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+impl Body for PooledBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let incoming = match &mut self.0 {
+            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming,
+            Origin::Switching(_) => return Poll::Ready(None),
+        };
+        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => self.finish_at_end(),
+            // Trailers are the last frame.
+            Some(Ok(_)) | None => self.finish(),
+            Some(Err(_)) => {
+                if let Origin::Link(_, link) = &mut self.0 {
+                    *link = None;
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming.is_end_stream(),
+            Origin::Switching(_) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming.size_hint(),
+            Origin::Switching(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl std::fmt::Debug for PooledBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let incoming = match &self.0 {
+            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => Some(incoming),
+            Origin::Switching(_) => None,
+        };
+        f.debug_struct("PooledBody").field("incoming", &incoming).finish()
+    }
+}

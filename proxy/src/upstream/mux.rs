@@ -1,0 +1,341 @@
+//! One HTTP/2 connection of a worker to an endpoint, and a request's stream on it.
+
+use std::{
+    cell::{Cell, RefCell},
+    error::Error,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::{Rc, Weak},
+    sync::atomic::Ordering::Relaxed,
+};
+
+use aws_lc_rs::digest;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+};
+use http_body::Body;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::spawn_local,
+    time::Instant,
+};
+
+use super::{
+    body::{Duplex, Held, PooledBody},
+    failure::{Failure, FailureKind, ProtocolError},
+    slots::{ClusterPool, Permit, Slot},
+};
+use crate::{
+    config::model,
+    net::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
+};
+
+/// Bytes of a request's body that wait in a stream for the upstream to take them.
+const SEND_BUFFER: usize = 128 << 10;
+
+/// A connection. Its streams own it, and so does the slot as long as it takes new ones.
+pub(super) struct Mux<B> {
+    pool: Weak<ClusterPool<B>>,
+    slot: Rc<Slot<B>>,
+    /// Its place among the connections; gone once the place has been given to another one.
+    permit: Cell<Option<Permit<B>>>,
+    sender: RefCell<SendRequest<B>>,
+    traffic: Rc<Traffic>,
+    secure: bool,
+    /// Streams now.
+    active: Cell<u32>,
+    /// Streams at one time, as the upstream has it and the configuration wants it.
+    most: Rc<Cell<u32>>,
+    served: Cell<u32>,
+    /// When the sweep first saw it without a stream.
+    pub(super) seen_idle: Cell<Option<Instant>>,
+}
+
+/// A builder for a cluster's connections.
+pub(super) fn builder(config: &model::Http2, max_head: usize) -> Builder<LocalExec> {
+    let mut http = Builder::new(LocalExec);
+    http.timer(TokioTimer)
+        .initial_stream_window_size(config.stream_window.window())
+        .initial_connection_window_size(config.connection_window.window())
+        .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(config.ping_interval.bound())
+        .keep_alive_timeout(config.ping_timeout.0);
+    http
+}
+
+impl<B> Mux<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// Speaks HTTP/2 on a connected stream. Needs a place to spawn local tasks.
+    pub(super) async fn open(
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        secure: bool,
+        http: &Builder<LocalExec>,
+        pool: &Rc<ClusterPool<B>>,
+        permit: Permit<B>,
+    ) -> hyper::Result<Rc<Self>> {
+        let traffic = Rc::new(Traffic::default());
+        let io = TokioIo::new(Metered::new(stream, Rc::clone(&traffic)));
+        let (sender, mut connection) = http.handshake(io).await?;
+        let wanted = pool.cluster().http2.max_concurrent_streams;
+        let most = Rc::new(Cell::new(wanted));
+        let slot = Rc::clone(&permit.slot);
+        Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
+            let (mux, slot_of_task, most_of_task) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&most));
+            spawn_local(async move {
+                let ended = poll_fn(|cx| {
+                    let ended = Pin::new(&mut connection).poll(cx);
+                    let theirs = u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX);
+                    most_of_task.set(wanted.min(theirs));
+                    ended
+                });
+                if let Err(error) = ended.await {
+                    tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
+                }
+                slot_of_task.forget_mux(&mux);
+            });
+            Mux {
+                pool: Rc::downgrade(pool),
+                slot,
+                permit: Cell::new(Some(permit)),
+                sender: RefCell::new(sender),
+                traffic,
+                secure,
+                active: Cell::new(0),
+                most,
+                served: Cell::new(0),
+                seen_idle: Cell::new(None),
+            }
+        }))
+    }
+
+    /// Sends a request, in the form of HTTP/1.1, and waits for the head of its response. Dropping the future resets the
+    /// stream.
+    pub(super) async fn exchange(place: Place<B>, request: Request<B>) -> Result<Response<PooledBody>, Failure<B>> {
+        let mux = &place.0;
+        let reused = mux.served.get() > 1;
+        let received = mux.traffic.received();
+        let (request, key) = into_h2(request, mux.secure);
+        let switches = request.method() == Method::CONNECT;
+        let response = mux.sender.borrow_mut().try_send_request(request);
+        let mut error = match response.await {
+            Ok(mut response) if switches && response.status().is_success() => {
+                let upgraded = hyper::upgrade::on(&mut response);
+                let upstream = async move {
+                    let io = upgraded.await.map_err(io::Error::other)?;
+                    // The stream's place is held as long as the stream.
+                    Ok(Box::new(Held::new(TokioIo::new(io), place)) as Box<dyn Duplex>)
+                };
+                let (mut parts, _) = response.into_parts();
+                parts.status = StatusCode::SWITCHING_PROTOCOLS;
+                if let Some(key) = &key {
+                    parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
+                }
+                return Ok(Response::from_parts(parts, PooledBody::switching(Box::pin(upstream))));
+            }
+            Ok(response) => return Ok(response.map(|incoming| PooledBody::of_stream(incoming, Box::new(place)))),
+            Err(error) => error,
+        };
+        let request = error.take_message().map(|request| Box::new(into_h1(request, key)));
+        let source = error.into_error();
+        let kind = match reason(&source) {
+            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Malformed(source) },
+            _ if source.is_user() => FailureKind::RequestBody { source },
+            stopped => FailureKind::Reset {
+                // What was not processed is as good as sent on a connection that was closed already.
+                reused: reused || stopped == Some(Stopped::Unprocessed),
+                request_sent: stopped != Some(Stopped::Unprocessed),
+                bytes_received: mux.traffic.received() > received,
+                source,
+            },
+        };
+        Err(Failure { kind, request })
+    }
+}
+
+impl<B> Mux<B> {
+    fn has_room(&self, requests: u32) -> bool {
+        // An upstream that allows none for a while is asked one at a time: the request waits in the connection then.
+        self.active.get() < self.most.get().max(1) && (requests == 0 || self.served.get() < requests)
+    }
+
+    /// Whether hyper knows it to be closed, or going away.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.borrow().is_closed()
+    }
+
+    /// Closes it when its streams have ended, and leaves its place among the connections to another one.
+    pub(super) fn close_for_permit(self: Rc<Self>) -> Option<Permit<B>> {
+        self.permit.take()
+    }
+
+    /// Whether no stream is on it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.get() == 0
+    }
+
+    /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none).
+    pub(super) fn is_useful(&self, requests: u32) -> bool {
+        !self.is_closed() && (requests == 0 || self.served.get() < requests)
+    }
+
+    /// A stream's place, if there is one.
+    pub(super) fn enter(self: &Rc<Self>, requests: u32) -> Option<Place<B>> {
+        if !self.has_room(requests) {
+            return None;
+        }
+        if self.active.replace(self.active.get() + 1) == 0 {
+            self.slot.stats.idle.fetch_sub(1, Relaxed);
+        }
+        self.served.set(self.served.get().saturating_add(1));
+        self.seen_idle.set(None);
+        Some(Place(Rc::clone(self)))
+    }
+
+    /// Counts it as a connection without a request, which it is at first.
+    pub(super) fn count_idle(&self) {
+        self.slot.stats.idle.fetch_add(1, Relaxed);
+    }
+}
+
+impl<B> Drop for Mux<B> {
+    fn drop(&mut self) {
+        if self.is_idle() {
+            self.slot.stats.idle.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// A stream's place on a connection.
+pub(super) struct Place<B>(Rc<Mux<B>>);
+
+impl<B> Drop for Place<B> {
+    fn drop(&mut self) {
+        let mux = &self.0;
+        mux.active.set(mux.active.get() - 1);
+        if mux.is_idle() {
+            mux.count_idle();
+        }
+        if let Some(pool) = mux.pool.upgrade() {
+            pool.stream_ended(mux, &mux.slot);
+        }
+    }
+}
+
+/// How an upstream has ended a stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Stopped {
+    /// It has done nothing of the request, and says so: any request may be sent again (RFC 9113 section 8.7).
+    Unprocessed,
+    /// It does not speak HTTP/2 as it should.
+    Protocol,
+}
+
+fn reason(error: &hyper::Error) -> Option<Stopped> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    match error.reason() {
+        // Streams that a GOAWAY ends are those after the last one that was processed.
+        _ if error.is_remote() && error.is_go_away() => Some(Stopped::Unprocessed),
+        Some(h2::Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
+        Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::COMPRESSION_ERROR | h2::Reason::FRAME_SIZE_ERROR)
+            if error.is_library() =>
+        {
+            Some(Stopped::Protocol)
+        }
+        _ => None,
+    }
+}
+
+/// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
+/// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
+fn into_h2<B>(mut request: Request<B>, secure: bool) -> (Request<B>, Option<HeaderValue>) {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(HOST);
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    uri.scheme = Some(if secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+    uri.authority = host.as_ref().and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
+    uri.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+    if uri.authority.is_none() {
+        uri.scheme = None;
+    }
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    if request.headers_mut().remove(CONNECTION).is_none() {
+        request.headers_mut().remove(UPGRADE);
+        return (request, None);
+    }
+    let token = request.headers_mut().remove(UPGRADE);
+    if let Some(token) = token.as_ref().and_then(|token| token.to_str().ok()) {
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(hyper::ext::Protocol::from(&*token.to_ascii_lowercase()));
+    }
+    let key = request.headers_mut().remove(SEC_WEBSOCKET_KEY);
+    (request, key)
+}
+
+/// The other way round, for a request that was not sent.
+fn into_h1<B>(mut request: Request<B>, key: Option<HeaderValue>) -> Request<B> {
+    if let Some(key) = key {
+        request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
+    }
+    let authority = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+    if let Some(host) = authority {
+        request.headers_mut().insert(HOST, host);
+    }
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+    if let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() {
+        *request.method_mut() = Method::GET;
+        if let Ok(token) = HeaderValue::from_str(protocol.as_str()) {
+            request.headers_mut().insert(UPGRADE, token);
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+    }
+    request
+}
+
+/// The answer to a WebSocket's key (RFC 6455 section 4.2.2).
+fn accept(key: &HeaderValue) -> HeaderValue {
+    let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    sha1.update(key.as_bytes());
+    sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    HeaderValue::from_str(&BASE64_STANDARD.encode(sha1.finish())).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_answered_as_the_standard_says() {
+        // RFC 6455 section 1.3.
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(accept(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn a_request_goes_into_http2_and_back() {
+        let request = || {
+            let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
+            request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket").header(SEC_WEBSOCKET_KEY, "k").body(())
+        };
+        let (there, key) = into_h2(request().unwrap(), true);
+        assert_eq!((there.method(), there.uri().to_string().as_str()), (&Method::CONNECT, "https://h:1/a?b"));
+        assert_eq!(there.extensions().get::<hyper::ext::Protocol>().unwrap().as_str(), "websocket");
+        assert_eq!(there.headers().len(), 1);
+        let back = into_h1(there, key);
+        assert_eq!(back.headers()[SEC_WEBSOCKET_KEY], "k");
+        assert_eq!((back.method(), back.uri().to_string().as_str()), (&Method::GET, "/a?b"));
+        assert_eq!(
+            (&back.headers()[HOST], &back.headers()[UPGRADE]),
+            (&HeaderValue::from_static("h:1"), &HeaderValue::from_static("websocket"))
+        );
+    }
+}
