@@ -1,5 +1,6 @@
 //! TCP listeners: bytes go through as they are, ends are passed on, and every connection is accounted for.
 
+mod around;
 mod filters;
 mod third_party;
 
