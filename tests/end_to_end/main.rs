@@ -32,6 +32,7 @@ mod reuse;
 mod slow_peers;
 mod smuggling;
 mod streaming;
+mod tcp;
 mod third_party;
 mod tls;
 mod upstream_failures;
