@@ -1,6 +1,6 @@
 //! Filters of TCP connections in the test host.
 
-use std::{cell::Cell, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 use tollgate_sdk::{doc, prelude::*, testing::TcpHost};
@@ -10,7 +10,7 @@ struct Obedient {
     blue: RouteId,
     slots: Limit,
     closed: Counter,
-    ticks: Cell<u32>,
+    ticks: Counter,
 }
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl TcpFilter for Obedient {
             blue: setup.route("", &blue)?,
             slots: setup.limit("", "slots", 1)?,
             closed: setup.counter("closed.by_client"),
-            ticks: Cell::new(0),
+            ticks: setup.counter("ticks"),
         })
     }
 
@@ -94,7 +94,7 @@ impl TcpFilter for Obedient {
     }
 
     fn on_tick(&self) {
-        self.ticks.set(self.ticks.get() + 1);
+        self.ticks.add(1);
     }
 }
 
@@ -166,4 +166,5 @@ fn routes_limits_and_ends_are_there() {
     drop(connection);
     assert_eq!(host.metric("closed.by_client"), 1);
     host.tick();
+    assert_eq!(host.metric("ticks"), 1);
 }
