@@ -15,6 +15,7 @@ mod fields;
 mod filters;
 mod forwarding;
 mod hot_swap;
+mod http2;
 mod limits;
 mod mirror;
 mod mutations;

@@ -3,6 +3,7 @@
 
 mod client;
 mod config;
+pub mod frames;
 mod metrics;
 mod proxy;
 mod upstream;
@@ -17,6 +18,7 @@ use std::{
 pub use self::{
     client::Client,
     config::Config,
+    frames::H2,
     metrics::Metrics,
     proxy::{Proxy, Signal},
     upstream::{Upstream, answer},
