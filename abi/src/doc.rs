@@ -80,6 +80,16 @@ pub enum RetryOn {
     Retriable4xx,
     /// A 429 response.
     RateLimited,
+    /// To a gRPC request, a response that is nothing but a head with the status 1.
+    GrpcCancelled,
+    /// The same with the status 4.
+    GrpcDeadlineExceeded,
+    /// The same with the status 13.
+    GrpcInternal,
+    /// The same with the status 8.
+    GrpcResourceExhausted,
+    /// The same with the status 14.
+    GrpcUnavailable,
 }
 
 /// Where a copy of some requests is sent.

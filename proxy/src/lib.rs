@@ -17,6 +17,7 @@ pub mod upstream;
 
 pub mod admin;
 pub mod bench;
+pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;

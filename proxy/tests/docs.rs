@@ -68,6 +68,18 @@ fn around(filter: &str, config: &str) -> String {
     file
 }
 
+/// The files that blocks with TLS speak of.
+fn write_certificates(dir: &Path) {
+    let pair = rcgen::generate_simple_self_signed(["web".to_owned()]).unwrap();
+    fs::create_dir_all(dir.join("tls")).unwrap();
+    let files = [
+        ("server.pem", pair.cert.pem()),
+        ("server.key", pair.signing_key.serialize_pem()),
+        ("ca.pem", pair.cert.pem()),
+    ];
+    files.iter().for_each(|(name, text)| fs::write(dir.join("tls").join(name), text).unwrap());
+}
+
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let entries = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
@@ -82,6 +94,7 @@ fn documents() -> Vec<PathBuf> {
 fn configurations_in_the_documentation_are_accepted() {
     let dir = std::env::temp_dir().join(format!("tollgate-docs-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
+    write_certificates(&dir);
     let (mut configs, mut filters, mut wrong) = (0, Vec::new(), String::new());
     for path in documents() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

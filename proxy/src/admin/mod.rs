@@ -1,7 +1,7 @@
 //! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
 //! control thread and is meant for loopback.
 
-use std::{convert::Infallible, rc::Rc};
+use std::{convert::Infallible, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    ca::service::Service,
     control::{
         server::Change,
         status::{AttemptResult, Status, attempt_json},
@@ -32,13 +33,15 @@ pub struct State {
     pub log: LogHandle,
     /// Wishes for a reload.
     pub changes: mpsc::Sender<Change>,
+    /// Signs certificates for workloads, if that is configured.
+    pub ca: Option<Service>,
 }
 
 /// Serves until the process ends.
 pub async fn serve(socket: TcpListener, state: Rc<State>) {
     loop {
-        let stream = match socket.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match socket.accept().await {
+            Ok(accepted) => accepted,
             Err(e) => {
                 tracing::warn!("admin: cannot accept a connection: {e}");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -49,7 +52,7 @@ pub async fn serve(socket: TcpListener, state: Rc<State>) {
         tokio::task::spawn_local(async move {
             let service = service_fn(|request| {
                 let state = state.clone();
-                async move { Ok::<_, Infallible>(answer(&state, request).await) }
+                async move { Ok::<_, Infallible>(answer(&state, peer, request).await) }
             });
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
@@ -63,15 +66,18 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/metrics", "metrics for Prometheus"),
     ("GET", "/config", "the configuration in force, its version and hash, and the last attempt to change it"),
     ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),
+    ("GET", "/clusters", "the clusters in force: endpoints, their health, requests and connections"),
     ("POST", "/reload", "reads the configuration again; 200 if it is in force, 422 with all errors if it was refused"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
+    ("GET", "/ca/root", "the root's certificate (PEM), if `admin.ca` is configured"),
+    ("POST", "/ca/sign", "signs the request in the body (PKCS #10, PEM) for the bearer of a join token; `?ttl=24h`"),
 ];
 
 /// Bytes of a request's body that are read.
 const MAX_BODY: usize = 4096;
 
-async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(state: &State, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     match (&parts.method, path) {
@@ -86,12 +92,29 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         }
         (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
         (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
+        (&(Method::GET | Method::HEAD), "/clusters") => json_response(StatusCode::OK, &state.status.clusters_json()),
         (&(Method::GET | Method::HEAD), "/log") => match state.log.level() {
             Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
         },
         (&Method::POST, "/reload") => reload(state).await,
         (&Method::POST, "/log") => set_log(state, body).await,
+        (&(Method::GET | Method::HEAD), "/ca/root") => match &state.ca {
+            Some(ca) => response(StatusCode::OK, "application/pem-certificate-chain", ca.root().to_owned().into()),
+            None => no_ca(),
+        },
+        (&Method::POST, "/ca/sign") => match &state.ca {
+            Some(ca) => {
+                let (status, said) = ca.sign(peer, &parts, body).await;
+                let mut response = json_response(status, &said);
+                if status == StatusCode::UNAUTHORIZED {
+                    // RFC 9110, section 15.5.2.
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                }
+                response
+            }
+            None => no_ca(),
+        },
         _ => match PATHS.iter().find(|(_, known, _)| *known == path) {
             Some((method, ..)) => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} wants {method}\n"));
@@ -127,6 +150,10 @@ async fn set_log(state: &State, body: Incoming) -> Response<Full<Bytes>> {
         Ok(()) => text(StatusCode::OK, &format!("{level}\n")),
         Err(e) => text(StatusCode::BAD_REQUEST, &format!("{e}\n")),
     }
+}
+
+fn no_ca() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "there is no certificate authority here: `admin.ca` is not configured\n")
 }
 
 fn index() -> Value {

@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -71,9 +71,7 @@ impl ConnectionInfo {
     pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
         ConnectionInfo { tls, ..self }
     }
-}
 
-impl ConnectionInfo {
     /// What URLs of requests on it begin with.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
@@ -108,6 +106,8 @@ pub struct LocalReply {
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// The gRPC status in place of the one that follows from `status`, if the request is gRPC.
+    pub grpc_status: Option<u32>,
 }
 
 /// A part of a body that is shown to a filter: as it came, or changed by it.
@@ -243,6 +243,15 @@ pub struct Times {
     pub response_start: Cell<Option<Instant>>,
 }
 
+/// What is known of a gRPC call, beside what any request has.
+#[derive(Debug, Default)]
+pub struct GrpcCall {
+    /// When it must be over, by its client's word.
+    pub deadline: Cell<Option<Instant>>,
+    /// Its status, once a head or trailers have told it.
+    pub status: Cell<Option<u32>>,
+}
+
 /// A request, as it came.
 #[derive(Debug, Clone)]
 pub struct Arrival {
@@ -280,6 +289,8 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// When things happened.
     pub times: Times,
+    /// Set if the request is gRPC.
+    pub grpc: OnceCell<GrpcCall>,
     /// How it moves.
     pub progress: Rc<Progress>,
     wakers: RefCell<[Option<Waker>; 2]>,
@@ -317,6 +328,7 @@ impl Stream {
             version,
             request_id,
             times: Times::default(),
+            grpc: OnceCell::new(),
             progress,
             wakers: RefCell::default(),
             state: RefCell::new(State {

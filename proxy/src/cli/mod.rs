@@ -6,7 +6,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, config, control::server, observe, tools};
+use crate::{bench, ca, config, control::server, observe, tools};
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
 #[derive(Debug, Parser)]
@@ -45,6 +45,14 @@ enum Command {
     ///
     /// The exit status is 0 if it can be loaded, else 1.
     Inspect(tools::inspect::InspectArgs),
+    /// A certificate authority for development and small meshes: a root, certificates, join tokens.
+    ///
+    /// A proxy with `admin.ca` signs for those that show a join token; a proxy with `workload` gets its certificate from
+    /// there. Docs: docs/operating.md.
+    Ca {
+        #[command(subcommand)]
+        what: ca::command::CaCommand,
+    },
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -77,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::New(args) => tools::new::run(&args),
         Command::Test(args) => return exit(tools::cases::run(&args)),
         Command::Inspect(args) => return exit(tools::inspect::run(&args)),
+        Command::Ca { what } => ca::command::run(&what),
         Command::Bench { what: Bench::Chain(args) } => bench::chain::run(&args),
         Command::Bench { what: Bench::Load(args) } => bench::load::run(*args),
     };

@@ -20,6 +20,7 @@ mod source;
 mod tls;
 mod toml;
 mod tree;
+mod workload;
 mod yaml;
 
 #[cfg(test)]

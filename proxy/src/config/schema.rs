@@ -6,9 +6,10 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::{
-    model::Config,
+    model::{CaUrl, Config},
     units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
+use crate::ca::spiffe::SpiffeId;
 
 /// The formats of ours that `format` names in the schema, beyond what a pattern can say.
 pub(super) const TIME: &str = "tollgate-time";
@@ -18,6 +19,8 @@ pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const ADDRESS: &str = "tollgate-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
 pub(super) const SERVER_NAME: &str = "tollgate-server-name";
+pub(super) const SPIFFE_ID: &str = "tollgate-spiffe-id";
+pub(super) const CA_URL: &str = "tollgate-ca-url";
 
 /// Where the schema is said to be. Nothing is fetched from there.
 const ID: &str = "https://tollgate.dev/schema/config.json";
@@ -40,6 +43,8 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
+        .with_format(SPIFFE_ID, |s: &str| s.parse::<SpiffeId>().is_ok())
+        .with_format(CA_URL, |s: &str| s.parse::<CaUrl>().is_ok())
         .build(&SCHEMA)
         .expect("the derived schema is a schema: there is a test for that")
 });

@@ -12,7 +12,8 @@ use super::{
     node::{Key, Node, Span},
     source::Source,
     tls,
-    units::{Address, ServerName},
+    units::{Address, Duration, ServerName},
+    workload,
 };
 
 /// The filters that are a part of Tollgate, for `wasm: builtin:...`.
@@ -28,6 +29,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(root, listeners, problems);
+    workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -50,11 +52,15 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
         weights(key, endpoints, problems);
     }
+    for check in clusters.iter().filter_map(|cluster| cluster.get("health_check")) {
+        health_check(check, problems);
+    }
 }
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     tls::warn(source, config, warnings);
+    workload::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
@@ -198,6 +204,36 @@ fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
         problems.push(
             Diagnostic::error(key.span, "the weights of all endpoints are 0")
                 .help("give at least one of them a weight, or leave `weight` out for 1".to_owned()),
+        );
+    }
+}
+
+/// A health check must be possible, and must not be all that the proxy does.
+fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
+    for name in ["interval", "timeout"] {
+        let Some(node) = check.get(name) else { continue };
+        if node.as_str().and_then(|text| text.parse::<Duration>().ok()).is_some_and(|time| time.0.is_zero()) {
+            problems.push(
+                Diagnostic::error(node.span, format!("a health check's `{name}` must be more than 0"))
+                    .help("write a time such as 5s, or leave it out for the default".to_owned()),
+            );
+        }
+    }
+    let Some(http) = check.get("check").and_then(|check| check.get("http")) else { return };
+    let text = |name: &str| http.get(name).and_then(|node| Some((node, node.as_str()?)));
+    // What does not begin with a slash has been found already.
+    if let Some((node, path)) = text("path").filter(|(_, path)| path.starts_with('/'))
+        && http::uri::PathAndQuery::try_from(path).is_err()
+    {
+        let message = format!("`{}` is not a path: it has characters that must be percent-encoded", clip(path));
+        problems.push(Diagnostic::error(node.span, message));
+    }
+    if let Some((node, host)) = text("host")
+        && http::uri::Authority::try_from(host).is_err()
+    {
+        problems.push(
+            Diagnostic::error(node.span, format!("`{}` is not a host", clip(host)))
+                .help("write a name or an address, with or without a port, such as app.internal:8080".to_owned()),
         );
     }
 }

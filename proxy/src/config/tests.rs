@@ -100,6 +100,16 @@ fn the_hash_is_of_what_is_said() {
 }
 
 #[test]
+fn an_authority_on_an_admin_listener_that_is_not_there_is_a_warning() {
+    let text = "admin:\n  enabled: false\n  ca: {dir: ca}\nlisteners: [{name: a, address: \"127.0.0.1:1\"}]";
+    let warnings = loader().parse("x.yaml", text, Format::Yaml).expect("a configuration").warnings;
+    assert_eq!(
+        warnings.to_string(),
+        "x.yaml:3:3: warning: `ca` has no effect: the admin listener, on which it would be, is not enabled"
+    );
+}
+
+#[test]
 fn a_try_longer_than_all_tries_is_a_warning() {
     let text =
         format!("{MINIMAL}clusters:\n  - name: a\n    request_timeout: 1s\n    retry: {{per_try_timeout: 2s}}\n");
@@ -194,4 +204,31 @@ fn broken_files_are_no_more_than_errors() {
             }
         }
     }
+}
+
+#[test]
+fn tls_that_has_no_effect_is_a_warning() {
+    let text = "\
+listeners:
+  - name: web
+    address: 127.0.0.1:8080
+    forwarded_client_cert: set
+    tls:
+      certificates: [{certificate: a.pem, key: a.key}]
+      client_ca: [ca.pem]
+clusters:
+  - name: two words
+    tls: {}
+  - name: any
+    tls: {insecure: true}
+";
+    let loaded = loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        loaded.warnings.to_string(),
+        "x.yaml:4:28: warning: clients are not asked for certificates: the field is always removed\n\
+         x.yaml:7:7: warning: `client_ca` has no effect: clients are not asked for certificates\n\
+         x.yaml:10:5: warning: the cluster's name cannot be one of a host, so endpoints' certificates must be for their \
+         addresses: give `sni` or `sans`\n\
+         x.yaml:12:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
+    );
 }

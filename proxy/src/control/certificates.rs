@@ -179,3 +179,7 @@ pub(super) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "tests/certificates.rs"]
+mod tests;

@@ -21,9 +21,11 @@ use super::{
 };
 use crate::{
     admin,
+    ca::{self, workload::Agent},
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
     observe::{access_log::Format, log::LogHandle},
+    upstream::Checks,
     wasm::vm::Wanted,
 };
 
@@ -45,7 +47,7 @@ pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let server = Server::start(path, loaded, log)?;
+        let server = Server::start(path, loaded, log).await?;
         server.run().await
     })
 }
@@ -63,6 +65,7 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
 struct Server {
     path: PathBuf,
     foundry: Arc<Foundry>,
+    checks: Checks,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
     log: LogHandle,
@@ -83,7 +86,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const BY_FILE: &str = "file";
 
 impl Server {
-    fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
+    async fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
         let config = &loaded.config;
         let count = config.workers.count();
         let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
@@ -101,10 +104,15 @@ impl Server {
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
+                ca: ca::service::Service::open(&loaded, &foundry.registry)?,
             });
             tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
         }
         let drain_timeout = config.drain_timeout.0;
+        // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.
+        if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
+            workload.start().await?;
+        }
         let made = foundry.make(loaded, None, Extent::Full)?;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
@@ -117,6 +125,7 @@ impl Server {
         };
         Ok(Server {
             path,
+            checks: Checks::new(foundry.registry.clone()),
             foundry,
             workers: workers.context("a worker cannot start")?,
             status,
@@ -256,8 +265,11 @@ impl Server {
         if new.workers != old.workers {
             tracing::warn!("`workers` has changed; it takes effect at the next start");
         }
-        if new.admin.address != old.admin.address || new.admin.enabled != old.admin.enabled {
+        if new.admin != old.admin {
             tracing::warn!("`admin` has changed; it takes effect at the next start");
+        }
+        if new.workload != old.workload {
+            tracing::warn!("`workload` has changed; it takes effect at the next start");
         }
     }
 
@@ -281,6 +293,7 @@ impl Server {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!("the log's level stays as it is: {e}");
         }
+        self.checks.apply(snapshot.configured_clusters());
         self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
         self.status.current.store(Some(snapshot.clone()));
         self.foundry.forget_unused(&snapshot);

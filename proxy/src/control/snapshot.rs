@@ -11,7 +11,7 @@ use std::{
 use crate::{
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, of_filter, units::Address},
-    exchange::{ClusterFigures, Connections, Figures, Refusal},
+    exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
@@ -68,6 +68,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The clusters with their configurations, in the order of these.
+    pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
+        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
+    }
+
     /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
@@ -309,14 +314,17 @@ impl Foundry {
                     continue;
                 }
             };
+            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let figures = match Foundry::figures(&self.registry, &listener.name) {
-                Ok(figures) => figures,
+                // The methods that were seen stay known.
+                Ok(figures) => {
+                    Figures { methods: before.map_or(figures.methods, |l| l.figures.methods.clone()), ..figures }
+                }
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
                     continue;
                 }
             };
-            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
@@ -393,6 +401,7 @@ impl Foundry {
             active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
+            methods: Arc::new(Methods::new(r.clone(), listener)),
             tunnels: r.gauge("tollgate_tunnels_active", "Upgraded and CONNECT requests under way.", labels)?,
             connections: Connections {
                 accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
@@ -457,7 +466,17 @@ impl Foundry {
                 snapshot.clusters.values().map(of).collect()
             })?;
         }
-        Ok(())
+        self.registry.collect_fn(
+            "tollgate_cluster_endpoints_healthy",
+            "Endpoints that are healthy, of clusters whose health is checked.",
+            Kind::Gauge,
+            move || {
+                let Some(snapshot) = current.load_full() else { return Vec::new() };
+                let checked = snapshot.clusters.values().filter(|cluster| cluster.is_checked());
+                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], c.health().0 as f64);
+                checked.map(of).collect()
+            },
+        )
     }
 }
 

@@ -12,7 +12,10 @@ use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
 use super::snapshot::Snapshot;
-use crate::observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp};
+use crate::{
+    observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
+    upstream::{Cluster, Member},
+};
 
 /// The last change that was tried.
 #[derive(Debug, Clone)]
@@ -117,6 +120,13 @@ impl Status {
         })
     }
 
+    /// The clusters in force, in the order of the configuration.
+    pub fn clusters_json(&self) -> Value {
+        let current = self.current.load();
+        let clusters = current.iter().flat_map(|s| s.configured_clusters()).map(|(cluster, _)| cluster_json(cluster));
+        json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
+    }
+
     /// The filters in force.
     pub fn filters_json(&self) -> Value {
         let current = self.current.load();
@@ -140,6 +150,31 @@ impl Status {
         });
         json!({ "version": current.as_ref().map(|s| s.version), "filters": filters.collect::<Vec<_>>() })
     }
+}
+
+/// A cluster, as the admin API tells it. Whether an endpoint is healthy is known only if that is checked.
+fn cluster_json(cluster: &Cluster) -> Value {
+    let endpoints = cluster.members.iter().map(|Member { endpoint, weight }| {
+        json!({
+            "address": endpoint.address,
+            "weight": weight,
+            "healthy": cluster.is_checked().then(|| endpoint.is_healthy()),
+            "check_error": endpoint.check_error().map(|error| error.as_str().to_owned()),
+            "requests_active": endpoint.active(),
+            "requests": endpoint.requests(),
+            "connections": endpoint.connections(),
+            "connect_failures": endpoint.connect_failures(),
+        })
+    });
+    let stats = cluster.stats();
+    json!({
+        "name": cluster.name,
+        "requests_active": stats.active.load(Ordering::Relaxed),
+        "requests_pending": stats.pending.load(Ordering::Relaxed),
+        "connections": stats.connections.load(Ordering::Relaxed),
+        "connections_idle": stats.idle.load(Ordering::Relaxed),
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
 }
 
 /// An attempt, as the admin API tells it.

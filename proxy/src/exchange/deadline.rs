@@ -10,17 +10,36 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::{Site, reply::Fault};
 use crate::chain::Stream;
 
 /// Which bound was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passed {
+pub(super) enum Bound {
     /// The time for the whole response.
     Total,
+    /// The time that a gRPC client has set.
+    Call,
+    /// The age that the listener lets a stream reach.
+    Age,
     /// The time for one try.
     PerTry,
     /// Nothing has moved for too long.
     Idle,
+}
+
+impl Bound {
+    /// What the request is answered with, unless its response has begun. `request_ended`: its last byte has been read.
+    pub(super) fn fault(self, request_ended: bool) -> Fault {
+        match self {
+            Bound::Total => Fault::Timeout,
+            Bound::Call => Fault::Deadline,
+            Bound::Age => Fault::StreamAge,
+            Bound::PerTry => Fault::PerTryTimeout,
+            Bound::Idle if request_ended => Fault::Idle,
+            Bound::Idle => Fault::SlowBody,
+        }
+    }
 }
 
 /// The bounds of a stream.
@@ -28,20 +47,29 @@ pub(super) struct Deadline {
     stream: Rc<Stream>,
     /// From the request's end, or from when the filters have let it go, if that is later.
     total: Option<Duration>,
+    /// From the request's head.
+    age: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
-    /// Bounds on the whole.
-    pub(super) fn new(stream: &Rc<Stream>, total: Option<Duration>, idle: Option<Duration>) -> Deadline {
-        Deadline { stream: stream.clone(), total, idle, per_try: None, sleep: None }
+    /// All bounds.
+    pub(super) fn new(site: &Site, stream: &Rc<Stream>, total: Option<Duration>, idle: Option<Duration>) -> Deadline {
+        Deadline {
+            stream: stream.clone(),
+            total,
+            age: site.config.timeouts.stream_age.bound(),
+            idle,
+            per_try: None,
+            sleep: None,
+        }
     }
 
-    /// Only that something must move.
-    pub(super) fn idle(stream: &Rc<Stream>, idle: Option<Duration>) -> Deadline {
-        Deadline::new(stream, None, idle)
+    /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
+    pub(super) fn idle(site: &Site, stream: &Rc<Stream>) -> Deadline {
+        Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
     }
 
     /// How long nothing may move.
@@ -59,25 +87,48 @@ impl Deadline {
         self.per_try = None;
     }
 
-    /// When the whole must be over, once the request has ended. What filters take before they let it go (a delay, a callout) is
-    /// not the upstream's.
-    pub(super) fn total(&self) -> Option<Instant> {
+    /// When the response must be over, once the request has ended. What filters take before they let it go (a delay, a
+    /// callout) is not the upstream's.
+    fn total(&self) -> Option<Instant> {
         let (ended, routed) = (self.stream.times.request_end.get()?, self.stream.times.routed.get());
         routed.map_or(ended, |routed| ended.max(routed)).checked_add(self.total?)
     }
 
-    fn next(&self) -> Option<(Instant, Passed)> {
-        let total = self.total().map(|at| (at, Passed::Total));
+    /// When the stream is as old as it may become.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.stream.start.checked_add(self.age?)
+    }
+
+    /// When the whole must be over, as far as that is known, and by which bound.
+    fn whole(&self) -> Option<(Instant, Bound)> {
+        let total = self.total().map(|at| (at, Bound::Total));
+        let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, Bound::Call));
+        let age = self.oldest().map(|at| (at, Bound::Age));
+        [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// When the whole must be over, as far as that is known.
+    pub(super) fn end(&self) -> Option<Instant> {
+        self.whole().map(|(at, _)| at)
+    }
+
+    /// How much time the try that has begun has got.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let end = [self.end(), self.per_try].into_iter().flatten().min()?;
+        Some(end.saturating_duration_since(Instant::now()))
+    }
+
+    fn next(&self) -> Option<(Instant, Bound)> {
         let idle = self
             .idle
             .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
-            .map(|at| (at, Passed::Idle));
-        let per_try = self.per_try.map(|at| (at, Passed::PerTry));
-        [total, per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+            .map(|at| (at, Bound::Idle));
+        let per_try = self.per_try.map(|at| (at, Bound::PerTry));
+        [self.whole(), per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a bound is passed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Passed> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bound> {
         loop {
             let Some((at, which)) = self.next() else { return Poll::Pending };
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));

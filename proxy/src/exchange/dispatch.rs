@@ -2,14 +2,14 @@
 
 use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response};
 use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
     FromBody, FromUpstream, Site, Stop,
-    deadline::{Deadline, Passed},
-    mirror,
+    deadline::{Bound, Deadline},
+    grpc, mirror,
     reply::Fault,
     switch::Switch,
     upload::Upload,
@@ -34,7 +34,7 @@ pub(super) struct Guards {
 /// How a try ended without a response that can be sent on.
 enum Missed {
     Failed(FailureKind),
-    TimedOut(Passed),
+    TimedOut(Bound),
     Interrupted(Stop),
 }
 
@@ -53,12 +53,15 @@ pub(super) async fn run(
     if policy.is_some() {
         upload.keep(site.buffered_body);
     }
-    let total = route.timeout.unwrap_or(cluster.request_timeout);
+    // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
+    let of_cluster = if grpc::set_deadline(stream) { None } else { cluster.request_timeout };
+    let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
-    let mut deadline = Deadline::new(stream, total, idle);
-    let fields = || {
+    let mut deadline = Deadline::new(site, stream, total, idle);
+    let fields = |deadline: &Deadline| {
         let mut fields = stream.state.borrow().request.fields.clone();
         upload.fix_length(&mut fields);
+        grpc::pass_deadline(stream, &mut fields, deadline);
         if let Some(switch) = switch {
             switch.prepare(&mut fields);
         }
@@ -67,7 +70,7 @@ pub(super) async fn run(
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
-        mirror::start(site, cluster, &stream.state.borrow().request, fields(), upload);
+        mirror::start(site, cluster, &stream.state.borrow().request, fields(&deadline), upload);
     }
 
     let mut tries = Tries::new(policy);
@@ -80,10 +83,11 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
+        let fields = fields(&deadline);
         let aim = Aim { cluster, endpoint: active.endpoint(), switch };
-        let result = attempt(site, stream, aim, upload, fields(), &mut deadline).await;
+        let result = attempt(site, stream, aim, upload, fields, &mut deadline).await;
         let reason = match &result {
-            Ok(response) => tries.reason_of_status(response.status()),
+            Ok(response) => tries.reason_of_response(response, stream),
             Err(missed) => tries.reason_of_failure(missed, stream),
         };
         if let Some(again) = reason
@@ -93,7 +97,7 @@ pub(super) async fn run(
             drop((result, active));
             let wait = retry.wait;
             if !wait.is_zero() {
-                pause(stream, wait, &mut deadline).await?;
+                pause(stream, wait, &mut deadline, upload).await?;
             }
             continue;
         }
@@ -114,7 +118,7 @@ pub(super) async fn run(
                 })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
-            Err(Missed::TimedOut(passed)) => Err(fault(timed_out(passed, upload))),
+            Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.has_ended()))),
             Err(Missed::Failed(kind)) => {
                 tracing::debug!(cluster = &*cluster.name, endpoint = %active.endpoint().address, error = %chain_of(&kind), "no response");
                 Err(fault(failed(&kind, upload)))
@@ -131,15 +135,6 @@ fn chain_of(error: &dyn std::error::Error) -> String {
         source = e.source();
     }
     text
-}
-
-fn timed_out(passed: Passed, upload: &Upload) -> Fault {
-    match passed {
-        Passed::Total => Fault::Timeout,
-        Passed::PerTry => Fault::PerTryTimeout,
-        Passed::Idle if upload.has_ended() => Fault::Idle,
-        Passed::Idle => Fault::SlowBody,
-    }
 }
 
 fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
@@ -221,12 +216,12 @@ async fn attempt(
 }
 
 /// Waits before another try, unless the whole time is over first.
-async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline) -> Result<(), Stop> {
+async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upload: &Upload) -> Result<(), Stop> {
     deadline.end_try();
     let mut sleep = pin!(tokio::time::sleep(wait));
     poll_fn(|cx| match sleep.as_mut().poll(cx) {
         Poll::Ready(()) => Poll::Ready(Ok(())),
-        Poll::Pending => deadline.poll(cx).map(|_| Err(Fault::Timeout.into_stop(stream, 0))),
+        Poll::Pending => deadline.poll(cx).map(|passed| Err(passed.fault(upload.has_ended()).into_stop(stream, 0))),
     })
     .await
 }
@@ -270,8 +265,9 @@ impl<'p> Tries<'p> {
         }
     }
 
-    fn reason_of_status(&self, status: StatusCode) -> Option<Reason> {
-        Some(Reason::Policy(match status.as_u16() {
+    fn reason_of_response<B>(&self, response: &Response<B>, stream: &Stream) -> Option<Reason> {
+        Some(Reason::Policy(match response.status().as_u16() {
+            200 => grpc::retries(stream, response.headers())?,
             502..=504 => &[RetryOn::GatewayError, RetryOn::ServerError],
             500..=599 => &[RetryOn::ServerError],
             409 => &[RetryOn::Retriable4xx],
@@ -295,7 +291,7 @@ impl<'p> Tries<'p> {
                 Reason::Stale
             }
             Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
-            | Missed::TimedOut(Passed::PerTry) => {
+            | Missed::TimedOut(Bound::PerTry) => {
                 Reason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
             }
             _ => return None,

@@ -7,7 +7,7 @@ use http::header;
 use tokio::time::Instant;
 use tollgate_abi::fast::flag;
 
-use super::Site;
+use super::{Site, grpc};
 use crate::{
     chain::Stream,
     observe::{self, Entry, access_log::Timings},
@@ -65,7 +65,9 @@ impl Drop for Ending {
         connection.idle_since.set(std::time::Instant::now());
         let state = stream.state.borrow();
         let shard = observe::shard();
-        let status = state.response.as_ref().map_or(0, |r| r.status.as_u16());
+        let sent = state.response.as_ref().map(|r| r.status);
+        let status = sent.map_or(0, |status| status.as_u16());
+        let grpc_status = grpc::outcome(stream, state.flags, sent);
         let total = micros(stream.start, Instant::now());
 
         let figures = &site.figures;
@@ -75,6 +77,11 @@ impl Drop for Ending {
         figures.bytes.iter().zip(state.bytes).for_each(|(counter, bytes)| counter.add(shard, bytes));
         if state.flags != 0 {
             figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+        }
+
+        if let Some(status) = grpc_status {
+            // Nothing but an upstream knows which methods there are.
+            figures.methods.count(&stream.original_path, status, state.attempts > 0, shard, total);
         }
 
         let Some(log) = &site.access_log else { return };
@@ -92,6 +99,7 @@ impl Drop for Ending {
             protocol: stream.protocol(),
             request_id: stream.request_id.as_bytes(),
             status,
+            grpc_status,
             flags: state.flags,
             details: &state.details,
             request_bytes: state.bytes[0],

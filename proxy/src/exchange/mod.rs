@@ -8,6 +8,8 @@
 mod deadline;
 mod dispatch;
 mod ending;
+mod grpc;
+mod methods;
 mod mirror;
 mod reply;
 mod request;
@@ -29,12 +31,19 @@ use crate::{
         flow::{HeadFlow, Outcome, interrupted},
         stream::{ConnectionInfo, Progress},
     },
-    http::body::Body,
+    http::{body::Body, grpc_web},
     upstream::{PooledBody, Switching},
 };
 
-use self::{ending::Ending, reply::Fault, switch::Switch, upload::Upload};
+use self::{
+    deadline::{Bound, Deadline},
+    ending::Ending,
+    reply::Fault,
+    switch::Switch,
+    upload::Upload,
+};
 pub use self::{
+    methods::Methods,
     site::{ClusterFigures, Connections, Figures, Refusal, Site, Via},
     tunnel::Tunnel,
 };
@@ -55,8 +64,9 @@ pub async fn serve(
     site: Rc<Site>,
     connection: Rc<ConnectionInfo>,
     progress: Rc<Progress>,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Answer, Closed> {
+    let web = if site.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let version = parts.version;
@@ -75,6 +85,9 @@ pub async fn serve(
     }?;
     if let (Some(_), Some(switch)) = (&answer.tunnel, &switch) {
         switch.finish(version, &mut answer.response);
+    }
+    if let Some(translation) = web {
+        answer.response = translation.end(answer.response);
     }
     Ok(answer)
 }
@@ -108,7 +121,7 @@ enum Stop {
 struct FromUpstream {
     parts: http::response::Parts,
     body: FromBody,
-    deadline: deadline::Deadline,
+    deadline: Deadline,
     /// Held until the response has ended.
     guards: dispatch::Guards,
 }
@@ -128,18 +141,19 @@ async fn forward(
     upload: &Rc<Upload>,
     switch: Option<&Switch>,
 ) -> Result<FromUpstream, Stop> {
-    let seen = request_filters(stream, upload).await?;
+    let mut deadline = Deadline::idle(site, stream);
+    let seen = request_filters(stream, upload, &mut deadline).await?;
     stream.times.routed.set(Some(tokio::time::Instant::now()));
     // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
     // about it, and so that filters can decide by the body where the request goes.
     if upload.is_filtered() {
-        upload.prime().await;
+        let passed = upload.prime(&mut deadline).await;
         match interrupted(stream) {
             Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
             Some(Outcome::Closed) => return Err(Stop::Closed),
             Some(Outcome::Done) | None => {}
         }
-        if let Some(fault) = upload.fault() {
+        if let Some(fault) = upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
             return Err(fault.into_stop(stream, seen));
         }
     }
@@ -165,9 +179,8 @@ async fn forward(
 
 /// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
 /// filters have seen the request.
-async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usize, Stop> {
+async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mut Deadline) -> Result<usize, Stop> {
     let mut head = HeadFlow::new(stream, Direction::Request);
-    let mut idle = deadline::Deadline::idle(stream, upload.idle_timeout());
     let outcome = poll_fn(|cx| {
         loop {
             let held = head.held_by();
@@ -197,10 +210,12 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>) -> Result<usi
                     Poll::Pending => {}
                 }
             }
-            return match idle.poll(cx) {
-                Poll::Ready(_) => Poll::Ready(Err(Fault::FilterStalled)),
-                Poll::Pending => Poll::Pending,
-            };
+            return deadline.poll(cx).map(|passed| {
+                Err(match passed {
+                    Bound::Idle => Fault::FilterStalled,
+                    passed => passed.fault(upload.has_ended()),
+                })
+            });
         }
     })
     .await;

@@ -7,7 +7,7 @@ use tollgate_abi::fast::flag;
 use super::Stop;
 use crate::{
     chain::{LocalReply, Stream, body::Stopped},
-    http::path::BadPath,
+    http::{grpc::Code, path::BadPath},
 };
 
 /// A failure that is answered by the proxy.
@@ -39,6 +39,10 @@ pub enum Fault {
     Protocol,
     /// The request's time was over.
     Timeout,
+    /// The time that a gRPC client had set was over.
+    Deadline,
+    /// The stream was as old as the listener lets it become.
+    StreamAge,
     /// The last try's time was over.
     PerTryTimeout,
     /// Nothing came from the upstream for too long.
@@ -80,6 +84,8 @@ impl Fault {
             Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, "upstream_reset"),
             Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, "upstream_protocol_error"),
             Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "response_timeout"),
+            Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "grpc_deadline"),
+            Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "stream_age"),
             Fault::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "per_try_timeout"),
             Fault::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, "stream_idle_timeout"),
             Fault::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, "request_body_timeout"),
@@ -91,6 +97,18 @@ impl Fault {
         }
     }
 
+    /// The gRPC status, where the HTTP status would say less.
+    fn grpc_status(self) -> Option<Code> {
+        match self {
+            Fault::Timeout | Fault::Deadline | Fault::StreamAge | Fault::PerTryTimeout | Fault::Idle => {
+                Some(Code::DeadlineExceeded)
+            }
+            Fault::SlowBody | Fault::FilterStalled => Some(Code::DeadlineExceeded),
+            Fault::RequestTooLarge | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
+            _ => None,
+        }
+    }
+
     /// The response. The client learns the status, the access log why.
     pub(super) fn reply(self, stream: &Stream) -> LocalReply {
         let (status, flags, details) = self.table();
@@ -98,7 +116,8 @@ impl Fault {
         let mut fields = HeaderMap::new();
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         let reason = status.canonical_reason().unwrap_or("error");
-        LocalReply { status, details: details.into(), fields, body: Bytes::from_static(reason.as_bytes()) }
+        let body = Bytes::from_static(reason.as_bytes());
+        LocalReply { status, details: details.into(), fields, body, grpc_status: self.grpc_status().map(Code::number) }
     }
 
     /// The same, as an end of the request's way; so many filters have seen it.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
 
-use super::{Site, reply::Fault, switch::Switch};
+use super::{Site, grpc, reply::Fault, switch::Switch};
 use crate::{
     chain::{
         RequestHead, Stream,
@@ -116,7 +116,9 @@ pub(super) fn begin(
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);
     let head = RequestHead { method, path, authority, scheme, fields };
     let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
-    Begun { stream: Stream::new(connection, progress, site.chain.clone(), arrival), fault, switch }
+    let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
+    grpc::begin(&stream);
+    Begun { stream, fault, switch }
 }
 
 /// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).

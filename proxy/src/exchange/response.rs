@@ -13,8 +13,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Answer, Closed, FromBody, FromUpstream, Site, Tunnel, closed, deadline::Deadline, dispatch::Guards, ending::Ending,
-    is_bodiless, reply::Fault,
+    Answer, Closed, FromBody, FromUpstream, Site, Tunnel, closed,
+    deadline::{Bound, Deadline},
+    dispatch::Guards,
+    ending::Ending,
+    grpc, is_bodiless,
+    reply::Fault,
 };
 use crate::{
     chain::{
@@ -102,15 +106,18 @@ pub(super) async fn local(
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let deadline = Some(Deadline::idle(&stream, site.config.timeouts.idle.bound()));
+    let deadline = Some(Deadline::idle(site, &stream));
     let pending =
         Pending { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
-    let LocalReply { status, details, mut fields, body } = reply;
+    let LocalReply { status, details, mut fields, body, grpc_status } = reply;
     stream.state.borrow_mut().details = details;
+    if stream.grpc.get().is_some() {
+        return (grpc::local(status, grpc_status, fields, &body), Source::new(Origin::Local(None)));
+    }
     if !is_bodiless(status, false) {
         fields.insert(header::CONTENT_LENGTH, body.len().into());
     }
@@ -140,7 +147,7 @@ impl Pending<'_> {
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 (self.guards, self.switched) = (None, None);
-                self.deadline = Some(Deadline::idle(&stream, self.site.config.timeouts.idle.bound()));
+                self.deadline = Some(Deadline::idle(self.site, &stream));
                 body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
                 (head, source) = taken_apart(&stream, reply);
@@ -161,6 +168,7 @@ impl Pending<'_> {
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
         };
+        grpc::note(&stream, &fields);
         add_via(&mut fields, self.site.via.of(self.received));
         if let Some(upstream) = self.switched
             && let Some(guards) = self.guards.take()
@@ -168,7 +176,13 @@ impl Pending<'_> {
             let mut response = Response::new(Body::Empty);
             (*response.status_mut(), *response.headers_mut()) = (status, fields);
             let idle = self.deadline.as_ref().and_then(Deadline::idle_timeout);
-            let tunnel = Tunnel { upstream, ending: self.ending, idle, ends: None, _guards: guards };
+            let tunnel = Tunnel {
+                upstream,
+                ending: self.ending,
+                idle,
+                ends: self.deadline.as_ref().and_then(Deadline::oldest),
+                _guards: guards,
+            };
             return Ok(Answer { response, tunnel: Some(tunnel) });
         }
         let bodiless = is_bodiless(status, self.head_only);
@@ -226,7 +240,7 @@ impl Pending<'_> {
                     }
                 }
                 return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
-                    Poll::Ready(_) if self.guards.is_some() => Poll::Ready(Err(Fault::Timeout)),
+                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(true))),
                     // Another response of the proxy's own would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
@@ -329,7 +343,7 @@ impl ResponseBody {
                 fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             self.promised = promised;
         }
-        self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::total));
+        self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::end));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -348,6 +362,7 @@ impl ResponseBody {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.fields.clone();
+        grpc::note(self.ending.stream(), &head.fields);
         add_via(response.headers_mut(), self.ending.site().via.of(Version::HTTP_11));
         self.ending.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
@@ -376,10 +391,11 @@ impl ResponseBody {
                 Poll::Ready(Err(_)) => {
                     return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
                 }
-                Poll::Pending if self.deadline.as_mut().is_some_and(|d| d.poll(cx).is_ready()) => {
-                    return Poll::Ready(Some(Outcome::Reply(Fault::Timeout.reply(self.ending.stream()))));
+                Poll::Pending => {
+                    let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
+                    let reply = |passed: Bound| passed.fault(true).reply(self.ending.stream());
+                    return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -438,6 +454,8 @@ impl http_body::Body for ResponseBody {
                 if let Some(data) = frame.data_ref() {
                     me.sent += data.len() as u64;
                     me.ending.stream().state.borrow_mut().bytes[Direction::Response as usize] += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    grpc::note(me.ending.stream(), trailers);
                 }
                 if me.promised.is_some_and(|promised| me.sent > promised) {
                     me.fail(&BodyError::Length);

@@ -5,6 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use http::{HeaderValue, Version};
 use rustc_hash::FxHashMap;
 
+use super::Methods;
 use crate::{
     chain::{Chain, Route, route::RetryPolicy},
     config::model,
@@ -103,6 +104,8 @@ pub struct Figures {
     pub bytes: [Counter; 2],
     /// Responses by their flags.
     pub flags: Vec<(u32, Counter)>,
+    /// gRPC calls by method.
+    pub methods: Arc<Methods>,
     /// Connections.
     pub connections: Connections,
     /// Requests that have become tunnels and have not ended.

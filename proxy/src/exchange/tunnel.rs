@@ -51,6 +51,7 @@ impl Tunnel {
             while Pin::new(&mut *timer).poll(cx).is_ready() {
                 match bound(active) {
                     Some(at) if at > Instant::now() => timer.as_mut().reset(at),
+                    _ if ends.is_some_and(|end| end <= Instant::now()) => return Poll::Ready(flag::UPSTREAM_TIMEOUT),
                     _ => return Poll::Ready(flag::IDLE_TIMEOUT),
                 }
             }

@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,7 +16,12 @@ use http::{HeaderMap, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::{Site, mirror::Tee, reply::Fault};
+use super::{
+    Site,
+    deadline::{Bound, Deadline},
+    mirror::Tee,
+    reply::Fault,
+};
 use crate::{
     chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
     http::body::{Body, BodyError},
@@ -29,7 +33,6 @@ pub(super) struct Upload {
     /// There is no body, so nothing of what follows matters.
     empty: bool,
     filtered: bool,
-    idle_timeout: Option<Duration>,
     source: RefCell<Source>,
     kept: RefCell<Kept>,
     /// Why it ended early, if it did.
@@ -80,7 +83,6 @@ impl Upload {
             stream: stream.clone(),
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
-            idle_timeout: site.config.timeouts.idle.bound(),
             source: RefCell::new(Source { incoming, drained: empty, flow }),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             fault: Cell::new(None),
@@ -102,10 +104,6 @@ impl Upload {
     /// Whether the last byte has been read.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.get()
-    }
-
-    pub(super) fn idle_timeout(&self) -> Option<Duration> {
-        self.idle_timeout
     }
 
     /// Why it ended early.
@@ -152,25 +150,26 @@ impl Upload {
         }
     }
 
-    /// Waits until a first part is through the filters, or everything is, or nothing more will be.
-    pub(super) async fn prime(&self) {
+    /// Waits until a first part is through the filters, or everything is, or nothing more will be; or until a bound is
+    /// passed.
+    pub(super) async fn prime(&self, deadline: &mut Deadline) -> Option<Bound> {
         std::future::poll_fn(|cx| {
             let mut source = self.source.borrow_mut();
             loop {
                 if source.flow.is_ready() || source.flow.has_ended() || self.fault.get().is_some() {
-                    return Poll::Ready(());
+                    return Poll::Ready(None);
                 }
                 if crate::chain::flow::is_interrupted(&self.stream) {
-                    return Poll::Ready(());
+                    return Poll::Ready(None);
                 }
                 match self.poll_flow(&mut source, None, cx) {
                     Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_)) => return Poll::Ready(None),
+                    Poll::Pending => return deadline.poll(cx).map(Some),
                 }
             }
         })
-        .await;
+        .await
     }
 
     /// Lets go what the filter `nth` holds, now that it has let the head go.

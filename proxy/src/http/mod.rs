@@ -4,6 +4,8 @@
 pub mod body;
 pub mod connection;
 pub mod fields;
+pub mod grpc;
+pub mod grpc_web;
 pub mod guard;
 pub mod h1;
 pub mod h2;

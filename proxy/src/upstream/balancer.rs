@@ -16,6 +16,10 @@ use crate::config::{model, units::Address};
 /// to it, so shares are exact to about a 4096th. It is longer only if there are more endpoints.
 const MAX_SEQUENCE: u64 = 4096;
 
+/// How many of round robin's turns are passed over for one request, and how often a draw is repeated, because the endpoints
+/// whose they are must not be used. Beyond, all endpoints are looked through.
+const MAX_PASSED_OVER: usize = 16;
+
 /// Chooses among the endpoints that have a weight.
 #[derive(Debug)]
 pub struct Balancer {
@@ -33,6 +37,21 @@ struct Target {
     start: u64,
     /// Of the address, the same in every process, so that several proxies agree on where a key goes.
     hash: u64,
+}
+
+/// What must not be chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Avoid<'a> {
+    /// Endpoints that the request has been to: chosen only if there is no other.
+    pub tried: &'a [Arc<Endpoint>],
+    /// Whether endpoints that are not healthy are left out.
+    pub unhealthy: bool,
+}
+
+impl Avoid<'_> {
+    fn is_nothing(&self) -> bool {
+        self.tried.is_empty() && !self.unhealthy
+    }
 }
 
 #[derive(Debug)]
@@ -69,77 +88,84 @@ impl Balancer {
         Balancer { targets: targets.into(), total, policy }
     }
 
-    /// An endpoint for a request; `None` if none has a weight. `cursor` is the cluster's place in the round-robin
-    /// sequence, `hash` the request's key (used by [`model::Balancer::Hash`] only). Endpoints in `avoid` are chosen
-    /// only if there is no other.
-    pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &[Arc<Endpoint>]) -> Option<&Arc<Endpoint>> {
+    /// An endpoint for a request; `None` if none has a weight, or all are unhealthy and that counts. `cursor` is the cluster's
+    /// place in the round-robin sequence, `hash` the request's key (used by [`model::Balancer::Hash`] only).
+    pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Avoid<'_>) -> Option<&Arc<Endpoint>> {
         if self.targets.is_empty() {
             return None;
         }
-        let index = match (&self.policy, hash) {
+        let mut index = self.choose(cursor, hash, &avoid);
+        if index.is_none() && !avoid.tried.is_empty() {
+            index = self.choose(cursor, hash, &Avoid { tried: &[], ..avoid });
+        }
+        Some(&self.targets[index?].endpoint)
+    }
+
+    fn choose(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &Avoid<'_>) -> Option<usize> {
+        match (&self.policy, hash) {
             (Policy::RoundRobin(sequence), _) => self.next_in(sequence, cursor, avoid),
             (Policy::Hash { equal_weights }, Some(key)) => self.rendezvous(key, *equal_weights, avoid),
             (Policy::LeastRequest, _) => self.less_busy_of_two(avoid),
-            (Policy::Random | Policy::Hash { .. }, _) => match avoid {
-                [] => self.draw(),
-                _ => self.draw_among(|i| !self.is_avoided(i, avoid)).unwrap_or_else(|| self.draw()),
-            },
-        };
-        Some(&self.targets[index].endpoint)
-    }
-
-    fn is_avoided(&self, index: usize, avoid: &[Arc<Endpoint>]) -> bool {
-        avoid.iter().any(|tried| Arc::ptr_eq(tried, &self.targets[index].endpoint))
-    }
-
-    fn next_in(&self, sequence: &[u32], cursor: &AtomicU64, avoid: &[Arc<Endpoint>]) -> usize {
-        let at = (cursor.fetch_add(1, Relaxed) % sequence.len() as u64) as usize;
-        let first = sequence[at] as usize;
-        if !self.is_avoided(first, avoid) {
-            return first;
+            (Policy::Random | Policy::Hash { .. }, _) => self.draw_but(avoid, None),
         }
-        // Only this request steps on: a step of the cursor for each avoided endpoint would bend the others' shares.
-        let after = sequence[at..].iter().chain(&sequence[..at]).map(|i| *i as usize);
-        after.into_iter().find(|i| !self.is_avoided(*i, avoid)).unwrap_or(first)
     }
 
-    fn rendezvous(&self, key: u64, equal_weights: bool, avoid: &[Arc<Endpoint>]) -> usize {
-        let best = |avoid: &[Arc<Endpoint>]| {
-            let mut best: Option<(f64, usize)> = None;
-            for (i, target) in self.targets.iter().enumerate() {
-                if self.is_avoided(i, avoid) {
-                    continue;
-                }
-                // A number in (0, 1) that is random but fixed for the pair. With u uniform, -ln(u)/weight is
-                // exponentially distributed, and the smallest of several such is each one's with a chance in proportion
-                // to its weight.
-                let u = ((mix(key ^ target.hash) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-                let score = if equal_weights { -u } else { -u.ln() / target.weight as f64 };
-                if best.is_none_or(|(least, _)| score < least) {
-                    best = Some((score, i));
-                }
+    fn is_avoided(&self, index: usize, avoid: &Avoid<'_>) -> bool {
+        let endpoint = &self.targets[index].endpoint;
+        (avoid.unhealthy && !endpoint.is_healthy()) || avoid.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
+    }
+
+    fn next_in(&self, sequence: &[u32], cursor: &AtomicU64, avoid: &Avoid<'_>) -> Option<usize> {
+        let step = || (cursor.fetch_add(1, Relaxed) % sequence.len() as u64) as usize;
+        let mut at = step();
+        if avoid.unhealthy {
+            // Their turns are dropped, so that the others share them out among all and not whoever comes next gets them.
+            let mut passed_over = 0;
+            while passed_over < MAX_PASSED_OVER && !self.targets[sequence[at] as usize].endpoint.is_healthy() {
+                at = step();
+                passed_over += 1;
             }
-            best.map(|(_, i)| i)
-        };
-        best(avoid).or_else(|| best(&[])).unwrap_or(0)
+        }
+        // Only this request steps on: a step of the cursor for each one that it has tried would bend the others' shares.
+        let from_here = sequence[at..].iter().chain(&sequence[..at]).map(|i| *i as usize);
+        from_here.into_iter().find(|i| !self.is_avoided(*i, avoid))
+    }
+
+    fn rendezvous(&self, key: u64, equal_weights: bool, avoid: &Avoid<'_>) -> Option<usize> {
+        let mut best: Option<(f64, usize)> = None;
+        for (i, target) in self.targets.iter().enumerate() {
+            if self.is_avoided(i, avoid) {
+                continue;
+            }
+            // A number in (0, 1) that is random but fixed for the pair. With u uniform, -ln(u)/weight is exponentially
+            // distributed, and the smallest of several such is each one's with a chance in proportion to its weight.
+            let u = ((mix(key ^ target.hash) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            let score = if equal_weights { -u } else { -u.ln() / target.weight as f64 };
+            if best.is_none_or(|(least, _)| score < least) {
+                best = Some((score, i));
+            }
+        }
+        best.map(|(_, i)| i)
     }
 
     /// Of two different ones, drawn by weight, the one with fewer requests under way for its weight. On a tie the
     /// first, so that an idle cluster's requests are shared out by weight too.
-    fn less_busy_of_two(&self, avoid: &[Arc<Endpoint>]) -> usize {
-        let (first, second) = if avoid.is_empty() {
-            let first = self.draw();
-            (first, self.draw_other(first))
-        } else {
-            let Some(first) = self.draw_among(|i| !self.is_avoided(i, avoid)) else {
-                return self.less_busy_of_two(&[]);
-            };
-            (first, self.draw_among(|i| i != first && !self.is_avoided(i, avoid)))
-        };
-        let Some(second) = second else { return first };
+    fn less_busy_of_two(&self, avoid: &Avoid<'_>) -> Option<usize> {
+        let first = self.draw_but(avoid, None)?;
+        let second = if avoid.is_nothing() { self.draw_other(first) } else { self.draw_but(avoid, Some(first)) };
+        let Some(second) = second else { return Some(first) };
         let (a, b) = (&self.targets[first], &self.targets[second]);
         // a/weight <= b/weight, without the divisions.
-        if a.endpoint.active() * b.weight <= b.endpoint.active() * a.weight { first } else { second }
+        let first_is_less_busy = a.endpoint.active() * b.weight <= b.endpoint.active() * a.weight;
+        Some(if first_is_less_busy { first } else { second })
+    }
+
+    /// One by weight that is neither avoided nor `other`.
+    fn draw_but(&self, avoid: &Avoid<'_>, other: Option<usize>) -> Option<usize> {
+        let allowed = |i: &usize| Some(*i) != other && !self.is_avoided(*i, avoid);
+        // Most are, most of the time.
+        let drawn = (0..MAX_PASSED_OVER).map(|_| self.draw()).find(allowed);
+        drawn.or_else(|| self.draw_among(|i| allowed(&i)))
     }
 
     /// One by weight.
@@ -157,17 +183,19 @@ impl Balancer {
         Some(self.owner(if draw >= start { draw + weight } else { draw }))
     }
 
-    /// One by weight of those that `allowed` allows. Linear: for retries.
+    /// One by weight of those that `allowed` allows. Linear.
     fn draw_among(&self, allowed: impl Fn(usize) -> bool) -> Option<usize> {
         let candidates = || (0..self.targets.len()).filter(|i| allowed(*i));
         let total: u64 = candidates().map(|i| self.targets[i].weight).sum();
         let mut left = fastrand::u64(..total.max(1));
-        candidates().find(|i| {
+        let found = candidates().find(|i| {
             let weight = self.targets[*i].weight;
             let found = left < weight;
             left = left.saturating_sub(weight);
             found
-        })
+        });
+        // One may have become unhealthy since the weights were added up.
+        found.or_else(|| candidates().next_back())
     }
 
     fn owner(&self, draw: u64) -> usize {

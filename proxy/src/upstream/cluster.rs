@@ -4,15 +4,17 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use super::{
-    balancer::Balancer,
+    balancer::{Avoid, Balancer},
     budget::{RetryBudget, RetryGuard},
 };
+use arc_swap::ArcSwapOption;
+
 use crate::{
     config::{model, units::Address},
     tls::ClientTls,
@@ -40,6 +42,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
     pub members: Box<[Member]>,
+    /// The health of its endpoints is checked.
+    checked: bool,
     balancer: Balancer,
     retry_budget: RetryBudget,
     stats: Arc<Stats>,
@@ -81,6 +85,10 @@ pub struct Endpoint {
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connect_failures: AtomicU64,
+    /// What its health checks have found; true without any.
+    pub(super) healthy: AtomicBool,
+    /// Why the last check failed; none if it did not.
+    pub(super) check_error: ArcSwapOption<String>,
 }
 
 /// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
@@ -90,6 +98,8 @@ pub struct Stats {
     pub(super) id: u64,
     /// Round robin's place in its sequence. Here rather than in [`Cluster`], whose cache lines stay unwritten that way.
     cursor: AtomicU64,
+    /// Some endpoints are unhealthy, and enough are healthy to do without those.
+    leaves_unhealthy_out: AtomicBool,
     /// Total: requests that were let in by [`Cluster::try_request`].
     pub requests: AtomicU64,
     /// Gauge: requests under way.
@@ -171,6 +181,7 @@ impl Cluster {
                 idle_timeout: config.limits.idle_timeout.bound(),
                 requests_per_connection: config.limits.requests_per_connection,
             },
+            checked: config.health_check.is_some(),
             balancer: Balancer::new(config.balancer, &members),
             members: members.into(),
             retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
@@ -206,11 +217,36 @@ impl Cluster {
         self.generation
     }
 
-    /// An endpoint for a request; `None` if no endpoint has a weight. `hash` is the request's key, which the `hash`
-    /// balancer goes by. Endpoints in `avoid`, those that the request has been to, are chosen only if there is no
-    /// other.
-    pub fn pick(&self, hash: Option<u64>, avoid: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.balancer.pick(&self.stats.cursor, hash, avoid).cloned()
+    /// An endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless that is so of so many
+    /// that it is not believed). `hash` is the request's key, which the `hash` balancer goes by. Endpoints that the request
+    /// has `tried` are chosen only if there is no other.
+    pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
+        self.balancer.pick(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
+    }
+
+    /// Whether the health of its endpoints is checked.
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// How many of the endpoints that have a weight are healthy, and how many there are.
+    pub fn health(&self) -> (usize, usize) {
+        let weighted = || self.members.iter().filter(|member| member.weight > 0);
+        (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
+    }
+
+    /// Decides whether unhealthy endpoints are left out, now that the health of one has changed: unless less than
+    /// `panic_threshold` percent are healthy. For the control thread, so that it costs requests nothing.
+    pub(super) fn set_health(&self, panic_threshold: u32) -> Selection {
+        let (healthy, all) = self.health();
+        let selection = match healthy {
+            _ if healthy == all => Selection::All,
+            _ if healthy * 100 < all * panic_threshold as usize => Selection::Panic,
+            _ => Selection::Healthy,
+        };
+        self.stats.leaves_unhealthy_out.store(selection == Selection::Healthy, Relaxed);
+        selection
     }
 
     /// A place for one request (not for each of its tries), given back when the guard is dropped. `None` if
@@ -235,6 +271,17 @@ impl Cluster {
     }
 }
 
+/// Which endpoints of a cluster are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selection {
+    /// All: they are healthy.
+    All,
+    /// Those that are healthy.
+    Healthy,
+    /// All, though some are not healthy, since too few are.
+    Panic,
+}
+
 impl Endpoint {
     fn new(address: Address) -> Self {
         Endpoint {
@@ -244,6 +291,8 @@ impl Endpoint {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
+            healthy: AtomicBool::new(true),
+            check_error: ArcSwapOption::empty(),
         }
     }
 
@@ -267,6 +316,16 @@ impl Endpoint {
     /// Connections that are open or being opened.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
+    }
+
+    /// What its health checks have found; true without any.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Relaxed)
+    }
+
+    /// Why the last health check failed; none if it did not.
+    pub fn check_error(&self) -> Option<Arc<String>> {
+        self.check_error.load_full()
     }
 
     /// Connections that could not be opened, in total.

@@ -13,6 +13,7 @@ pub mod budget;
 pub mod cluster;
 mod connect;
 pub mod failure;
+pub mod health;
 mod link;
 mod mux;
 pub mod pool;
@@ -27,5 +28,6 @@ pub use self::{
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     failure::{Failure, FailureKind, ProtocolError},
+    health::Checks,
     pool::{Dial, PoolOptions, Pools, Waited},
 };

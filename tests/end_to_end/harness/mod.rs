@@ -6,6 +6,7 @@ mod config;
 pub mod frames;
 mod metrics;
 mod proxy;
+mod secure;
 mod upstream;
 pub mod wasm;
 mod wire;
@@ -21,6 +22,7 @@ pub use self::{
     frames::H2,
     metrics::Metrics,
     proxy::{Proxy, Signal},
+    secure::Secure,
     upstream::{Upstream, answer},
     wire::{Message, Wire},
 };

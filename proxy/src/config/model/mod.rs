@@ -15,8 +15,9 @@ mod cluster;
 mod filter;
 mod listener;
 mod tls;
+mod workload;
 
-pub use self::{cluster::*, filter::*, listener::*, tls::*};
+pub use self::{cluster::*, filter::*, listener::*, tls::*, workload::*};
 
 /// A whole configuration file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +38,8 @@ pub struct Config {
     /// Where compiled filters are kept between runs. Default: `$XDG_CACHE_HOME/tollgate`, else `$HOME/.cache/tollgate`,
     /// else none.
     pub cache_dir: Option<PathBuf>,
+    /// The proxy's own certificate, if a certificate authority gives it one.
+    pub workload: Option<Workload>,
     /// The sockets that accept traffic.
     #[schemars(length(min = 1))]
     pub listeners: Vec<Listener>,
@@ -49,7 +52,7 @@ pub struct Config {
 }
 
 /// The admin listener. It is never exposed by default: it can change what the proxy does.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where it listens. Changing it needs a restart.
@@ -57,11 +60,13 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Whether it is there at all.
     pub enabled: bool,
+    /// A certificate authority for workloads. Changing it needs a restart.
+    pub ca: Option<CertificateAuthority>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { address: SocketAddr::from(([127, 0, 0, 1], 9901)), enabled: true }
+        Admin { address: SocketAddr::from(([127, 0, 0, 1], 9901)), enabled: true, ca: None }
     }
 }
 

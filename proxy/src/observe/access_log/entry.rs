@@ -35,6 +35,8 @@ pub struct Entry<'a> {
     pub request_id: &'a [u8],
     /// The response's status; 0 if none was sent.
     pub status: u16,
+    /// The status of a gRPC call; `None` if it is none.
+    pub grpc_status: Option<u32>,
     /// [`flag`](tollgate_abi::fast::flag) bits.
     pub flags: u32,
     /// Why the proxy or a filter answered.
@@ -97,6 +99,7 @@ impl<'a> Entry<'a> {
             protocol: "",
             request_id: b"",
             status: 0,
+            grpc_status: None,
             flags: 0,
             details: "",
             request_bytes: 0,

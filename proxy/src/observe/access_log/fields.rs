@@ -64,6 +64,7 @@ pub const FIELDS: &[Field] = fields! {
     upstream_path, "path and query as the filters left them for the upstream", |e| text(e.upstream_path);
     protocol, "the client's version of HTTP", |e| text(e.protocol.as_bytes());
     status, "the response's status", |e| if e.status == 0 { Value::Missing } else { Value::Count(e.status.into()) };
+    grpc_status, "the status of a gRPC call", |e| e.grpc_status.map_or(Value::Missing, |s| Value::Count(s.into()));
     flags, "response flags, joined with commas", |e| Value::Flags(e.flags);
     details, "why the proxy or a filter answered", |e| text(e.details.as_bytes());
     request_bytes, "bytes of the request's body", |e| Value::Count(e.request_bytes);

@@ -139,7 +139,7 @@ fn a_field_is_taken_from_nobody_unless_the_policy_says_so() {
         assert_eq!(applied(Set, tls, &forged), [""; 0]);
         assert_eq!(applied(Append, tls, &forged), [""; 0]);
     }
-    assert_eq!(applied(Set, Some(&mutual), &forged), [element.clone()]);
+    assert_eq!(&applied(Set, Some(&mutual), &forged)[..], [element.as_str()]);
     assert_eq!(applied(Append, Some(&mutual), &forged), [format!("By=x;URI=spiffe://mesh/admin,URI=y,{element}")]);
-    assert_eq!(applied(Append, Some(&mutual), &[]), [element.clone()]);
+    assert_eq!(&applied(Append, Some(&mutual), &[])[..], [element.as_str()]);
 }

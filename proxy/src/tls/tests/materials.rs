@@ -91,9 +91,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn keys_of_all_the_usual_kinds_are_taken() {
-    // Written by `openssl genpkey` (PKCS #8), `openssl rsa -traditional` (PKCS #1) and `openssl ecparam -genkey` (SEC 1, with
-    // its parameters in front) they differ in their labels; rcgen writes PKCS #8.
+fn keys_of_the_usual_kinds_are_taken() {
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
         let leaf = ca.sign_with(params(&["a.test"]), rcgen::KeyPair::generate_for(algorithm).unwrap());

@@ -24,7 +24,10 @@ fn counts(kind: model::Balancer, members: &[Member], avoid: &[Arc<Endpoint>], dr
     let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
     let mut counts = vec![0; members.len()];
     for key in 0..draws {
-        counts[index(members, balancer.pick(&cursor, Some(mix(key)), avoid).unwrap())] += 1;
+        counts[index(
+            members,
+            balancer.pick(&cursor, Some(mix(key)), Avoid { tried: avoid, unhealthy: false }).unwrap(),
+        )] += 1;
     }
     counts
 }
@@ -50,7 +53,7 @@ fn round_robin_is_smooth_and_exact() {
     ] {
         let members = members(weights);
         let (balancer, cursor) = (Balancer::new(model::Balancer::RoundRobin, &members), AtomicU64::new(0));
-        let next = || (b'a' + index(&members, balancer.pick(&cursor, None, &[]).unwrap()) as u8) as char;
+        let next = || (b'a' + index(&members, balancer.pick(&cursor, None, Avoid::default()).unwrap()) as u8) as char;
         let sequence: String = (0..3 * expected.len()).map(|_| next()).collect();
         assert_eq!(sequence, expected.repeat(3), "{weights:?}");
     }
@@ -94,8 +97,12 @@ fn what_was_tried_is_tried_again_if_there_is_nothing_else() {
         assert_eq!(counts(kind, &members, &all, 100).iter().sum::<u64>(), 100);
         let one = counts(kind, &members, &all[..1], 100);
         assert_eq!(one, [0, 100]);
-        assert!(Balancer::new(kind, &super::tests::members(&[0, 0])).pick(&AtomicU64::new(0), None, &[]).is_none());
-        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), &[]).is_none());
+        assert!(
+            Balancer::new(kind, &super::tests::members(&[0, 0]))
+                .pick(&AtomicU64::new(0), None, Avoid::default())
+                .is_none()
+        );
+        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), Avoid::default()).is_none());
     }
 }
 
@@ -107,8 +114,11 @@ fn a_key_stays_where_it_is_when_others_come_and_go() {
     let cursor = AtomicU64::new(0);
     let mut moved = 0;
     for key in 0..10_000 {
-        let (old, new) = (before.pick(&cursor, Some(key), &[]).unwrap(), after.pick(&cursor, Some(key), &[]).unwrap());
-        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), &[]).unwrap()));
+        let (old, new) = (
+            before.pick(&cursor, Some(key), Avoid::default()).unwrap(),
+            after.pick(&cursor, Some(key), Avoid::default()).unwrap(),
+        );
+        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), Avoid::default()).unwrap()));
         if !Arc::ptr_eq(old, new) {
             assert!(Arc::ptr_eq(old, &all[3].endpoint), "a key has moved between endpoints that both stayed");
             moved += 1;
@@ -122,7 +132,8 @@ fn a_key_goes_to_the_same_place_in_every_process() {
     let members = members(&[1, 1, 1, 1]);
     let balancer = Balancer::new(model::Balancer::Hash, &members);
     let cursor = AtomicU64::new(0);
-    let places: Vec<_> = (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), &[]).unwrap())).collect();
+    let places: Vec<_> =
+        (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), Avoid::default()).unwrap())).collect();
     assert_eq!(places, GOLDEN);
 }
 
@@ -135,8 +146,9 @@ fn least_request_keeps_loads_level_by_weight() {
         let members = members(weights);
         let (balancer, cursor) = (Balancer::new(model::Balancer::LeastRequest, &members), AtomicU64::new(0));
         let total: u32 = weights.iter().sum();
-        let held: Vec<_> =
-            (0..total * 100).map(|_| Arc::clone(balancer.pick(&cursor, None, &[]).unwrap()).start()).collect();
+        let held: Vec<_> = (0..total * 100)
+            .map(|_| Arc::clone(balancer.pick(&cursor, None, Avoid::default()).unwrap()).start())
+            .collect();
         for (member, weight) in members.iter().zip(weights) {
             let (active, due) = (member.endpoint.active(), u64::from(weight * 100));
             assert!(active.abs_diff(due) <= 25, "{active} at weight {weight}, {due} would be level");
@@ -153,4 +165,63 @@ fn least_request_shares_by_weight_when_idle_and_leaves_a_busy_one_alone() {
     let busy: Vec<_> = (0..10).map(|_| Arc::clone(&members[1].endpoint).start()).collect();
     assert_eq!(counts(model::Balancer::LeastRequest, &members, &[], 1000), [1000, 0]);
     drop(busy);
+}
+
+const HEALTHY_ONLY: Avoid<'static> = Avoid { tried: &[], unhealthy: true };
+
+fn make_unhealthy(members: &[Member], which: &[usize]) {
+    which.iter().for_each(|i| members[*i].endpoint.healthy.store(false, Relaxed));
+}
+
+#[test]
+fn the_unhealthy_are_left_out_by_all_and_the_others_share_by_weight() {
+    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
+    for kind in [RoundRobin, LeastRequest, Random, Hash] {
+        let members = members(&[2, 1, 4, 1]);
+        make_unhealthy(&members, &[1, 2]);
+        let balancer = Balancer::new(kind, &members);
+        let cursor = AtomicU64::new(0);
+        let mut counts = [0; 4];
+        for key in 0..30_000 {
+            counts[index(&members, balancer.pick(&cursor, Some(mix(key)), HEALTHY_ONLY).unwrap())] += 1;
+        }
+        assert_eq!((counts[1], counts[2]), (0, 0), "{kind:?}");
+        if kind == RoundRobin {
+            assert_eq!(counts, [20_000, 0, 0, 10_000], "exactly");
+        } else {
+            assert_shares(&[counts[0], counts[3]], &[2, 1]);
+        }
+        // What was tried is better than what is not healthy.
+        let tried = [Arc::clone(&members[0].endpoint), Arc::clone(&members[3].endpoint)];
+        let avoid = Avoid { tried: &tried, unhealthy: true };
+        let picked = index(&members, balancer.pick(&cursor, Some(1), avoid).unwrap());
+        assert!(picked == 0 || picked == 3, "{kind:?}: {picked}");
+        make_unhealthy(&members, &[0, 3]);
+        assert!(balancer.pick(&cursor, Some(1), HEALTHY_ONLY).is_none(), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_small_one_is_found_behind_a_large_one_that_is_unhealthy() {
+    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
+    for kind in [RoundRobin, LeastRequest, Random, Hash] {
+        let members = members(&[65_535, 1]);
+        make_unhealthy(&members, &[0]);
+        let (balancer, cursor) = (Balancer::new(kind, &members), AtomicU64::new(0));
+        for key in 0..100 {
+            assert_eq!(index(&members, balancer.pick(&cursor, Some(key), HEALTHY_ONLY).unwrap()), 1, "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn only_the_keys_of_the_unhealthy_go_elsewhere() {
+    let members = members(&[1, 1, 1, 1]);
+    let (balancer, cursor) = (Balancer::new(model::Balancer::Hash, &members), AtomicU64::new(0));
+    let place = |key| index(&members, balancer.pick(&cursor, Some(key), HEALTHY_ONLY).unwrap());
+    let before: Vec<_> = (0..1000).map(place).collect();
+    make_unhealthy(&members, &[2]);
+    let after: Vec<_> = (0..1000).map(place).collect();
+    assert!(before.iter().zip(&after).all(|(old, new)| old == new || *old == 2));
+    assert!(!after.contains(&2));
 }

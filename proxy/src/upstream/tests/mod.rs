@@ -110,7 +110,7 @@ async fn converse(mut stream: TcpStream, connection: usize, reply: &impl Fn(&See
 }
 
 /// Runs a test on a worker's kind of runtime, for at most ten seconds.
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let limited = async { timeout(Duration::from_secs(10), test).await.expect("the test hangs") };
     LocalSet::new().block_on(&runtime, limited);

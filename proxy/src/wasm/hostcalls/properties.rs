@@ -179,3 +179,57 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tls::{Identity, tests::pki::Ca};
+
+    fn value(tls: Option<&ConnectionTls>, name: &str) -> Option<String> {
+        let mut data = Vec::new();
+        of_connection(tls, name, &mut data)?;
+        Some(String::from_utf8(data).unwrap())
+    }
+
+    #[test]
+    fn a_connection_has_the_properties_that_it_has_in_envoy() {
+        let ca = Ca::new("ca");
+        let local = Identity::parse(&ca.leaf(&["web.test", "spiffe://mesh/web"]).der).unwrap();
+        let chain = [ca.leaf(&["a.test", "b.test", "spiffe://mesh/a"]).der];
+        let connection = |chain: &[_], local| ConnectionTls::new(("TLSv1.3", ""), Some("web.test"), None, chain, local);
+        let mutual = connection(&chain, Some(Arc::new(local))).unwrap();
+        let digest = mutual.peer.as_ref().unwrap().sha256.to_string();
+        let expected = [
+            ("mtls", "\u{1}"),
+            ("requested_server_name", "web.test"),
+            ("tls_version", "TLSv1.3"),
+            ("subject_local_certificate", "CN=web.test,O=Tests"),
+            ("subject_peer_certificate", "CN=a.test,O=Tests"),
+            ("dns_san_local_certificate", "web.test"),
+            ("dns_san_peer_certificate", "a.test"),
+            ("uri_san_local_certificate", "spiffe://mesh/web"),
+            ("uri_san_peer_certificate", "spiffe://mesh/a"),
+            ("sha256_peer_certificate_digest", &digest),
+        ];
+        for (name, expected) in expected {
+            assert_eq!(value(Some(&mutual), name).as_deref(), Some(expected), "{name}");
+        }
+        let one_sided = connection(&[], None).unwrap();
+        let plain = [("mtls", "\0"), ("requested_server_name", "")];
+        for (name, _) in expected {
+            let expected = plain.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+            assert_eq!(value(None, name).as_deref(), expected, "{name}");
+            let expected = match name {
+                "mtls" => Some("\0"),
+                "requested_server_name" => Some("web.test"),
+                "tls_version" => Some("TLSv1.3"),
+                "subject_local_certificate" | "subject_peer_certificate" => Some(""),
+                _ => None,
+            };
+            assert_eq!(value(Some(&one_sided), name).as_deref(), expected, "{name}");
+        }
+        assert_eq!(value(Some(&mutual), "other"), None);
+    }
+}

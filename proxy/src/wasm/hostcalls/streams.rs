@@ -57,7 +57,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
          b_len: i32,
          h: i32,
          h_len: i32,
-         _grpc: i32| { status(reply(&mut caller, code, (d, d_len), (b, b_len), (h, h_len))) },
+         grpc: i32| { status(reply(&mut caller, (code, grpc), (d, d_len), (b, b_len), (h, h_len))) },
     )?;
     Ok(())
 }
@@ -70,7 +70,7 @@ fn resume(direction: Direction) -> i32 {
 
 fn reply(
     caller: &mut Caller<'_, Host>,
-    code: i32,
+    (code, grpc): (i32, i32),
     details: (i32, i32),
     body: (i32, i32),
     headers: (i32, i32),
@@ -100,7 +100,10 @@ fn reply(
             filter.complain(format_args!("a bad header was left out of a response"));
         }
     }
-    let reply = LocalReply { status: code, details: details.into(), fields, body: Bytes::copy_from_slice(body) };
+    let body = Bytes::copy_from_slice(body);
+    // Negative: it follows from the HTTP status.
+    let grpc_status = u32::try_from(grpc).ok();
+    let reply = LocalReply { status: code, details: details.into(), fields, body, grpc_status };
     current::with_stream(|stream, _| stream.reply(reply));
     Ok(())
 }

@@ -1,0 +1,308 @@
+//! The authority itself: a folder with a root's certificate and key and the secret for join tokens, and the certificates
+//! that are signed with it.
+//!
+//! What it makes are X.509-SVIDs (the SPIFFE standard). The root has no name constraints: for URIs they would be right, but
+//! rustls refuses all certificates below a root that has one.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+};
+use rustls::pki_types::{CertificateDer, DnsName, pem::PemObject};
+
+use super::{
+    Error,
+    certificate::{self, Facts},
+    files::{self, PRIVATE, PUBLIC},
+    hex,
+    spiffe::{SpiffeId, TrustDomain},
+    token::Secret,
+};
+
+/// The root's certificate, in the authority's folder and in a workload's.
+pub const ROOT: &str = "ca.pem";
+/// The root's private key.
+pub const KEY: &str = "ca.key";
+/// What join tokens are sealed with.
+pub const SECRET: &str = "token.key";
+
+/// A certificate holds from a little before it was made: clocks differ. By this much at most, and by this part of its life.
+const BACKDATED: Duration = Duration::from_secs(60);
+const BACKDATED_PART: u32 = 10;
+
+/// What signs.
+pub struct Authority {
+    trust_domain: TrustDomain,
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+    not_after: SystemTime,
+    secret: PathBuf,
+}
+
+/// Whom a certificate is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The identity.
+    pub spiffe: SpiffeId,
+    /// DNS names; the first label may be `*`.
+    pub dns: Vec<String>,
+    /// Addresses.
+    pub ip: Vec<IpAddr>,
+}
+
+/// A certificate that was signed.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The certificate, and those that lead from it to the root, without the root (PEM).
+    pub chain: String,
+    /// What it says.
+    pub facts: Facts,
+}
+
+impl Authority {
+    /// Makes a root in a folder, which is made too if it is not there.
+    ///
+    /// # Errors
+    /// There is one already (unless `replace`), or the files cannot be written.
+    pub fn create(dir: &Path, trust_domain: &TrustDomain, life: Duration, replace: bool) -> Result<Authority, Error> {
+        files::make_dir(dir)?;
+        let there = [ROOT, KEY, SECRET].into_iter().map(|name| dir.join(name)).find(|path| path.exists());
+        if let Some(path) = there.filter(|_| !replace) {
+            return Err(Error::Exists(path));
+        }
+        let key = new_key()?;
+        let mut params = params(life)?;
+        let mut serial = [0; 4];
+        getrandom::fill(&mut serial)?;
+        // Roots that follow each other have different names, so that nobody takes one for the other.
+        params.distinguished_name.push(DnType::CommonName, format!("Tollgate CA {}", hex(&serial)));
+        params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = params.self_signed(&key)?;
+        // The key first: a root without its key looks finished and is not.
+        files::put(&dir.join(KEY), &key.serialize_pem(), PRIVATE)?;
+        files::put(&dir.join(SECRET), &Secret::generate()?, PRIVATE)?;
+        files::put(&dir.join(ROOT), &root.pem(), PUBLIC)?;
+        Authority::open(dir)
+    }
+
+    /// Reads the folder.
+    ///
+    /// # Errors
+    /// A file is missing or is not what it should be.
+    pub fn open(dir: &Path) -> Result<Authority, Error> {
+        let [root_file, key_file, secret_file] = [ROOT, KEY, SECRET].map(|name| dir.join(name));
+        let wrong = |what: &str| Error::content(&root_file, what);
+        let root = files::read(&root_file)?;
+        let facts = certificate::all_in(&root).map_err(|what| wrong(&what))?.swap_remove(0);
+        if !facts.is_ca {
+            return Err(wrong("is a certificate that must not sign others"));
+        }
+        let identity = facts.uri().and_then(|uri| uri.parse::<SpiffeId>().ok()).filter(|id| id.path().is_empty());
+        let identity = identity.ok_or_else(|| wrong("does not name a trust domain (a URI `spiffe://NAME`)"))?;
+        let trust_domain = identity.trust_domain().parse().map_err(|e| wrong(&format!("names none: {e}")))?;
+        let key = KeyPair::from_pem(&files::read(&key_file)?);
+        let key = key.map_err(|e| Error::content(&key_file, format!("holds no private key: {e}")))?;
+        if key.subject_public_key_info() != facts.public_key {
+            return Err(Error::content(&key_file, format!("is not the key of `{}`", root_file.display())));
+        }
+        let der = CertificateDer::from_pem_slice(root.as_bytes()).map_err(|e| wrong(&format!("is not PEM: {e}")))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key)?;
+        let authority = Authority { trust_domain, issuer, root, not_after: facts.not_after, secret: secret_file };
+        authority.secret()?;
+        Ok(authority)
+    }
+
+    /// The root's certificate (PEM).
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// When the root's certificate ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Whose identities it signs.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// What join tokens are sealed with. It is read each time: when another one is put in its place, all tokens end.
+    ///
+    /// # Errors
+    /// The file is missing or is not what it should be.
+    pub fn secret(&self) -> Result<Secret, Error> {
+        let secret = Secret::read(&files::read(&self.secret)?);
+        secret.ok_or_else(|| Error::content(&self.secret, "holds no secret for join tokens"))
+    }
+
+    /// Puts another secret in its place.
+    pub fn renew_secret(&self) -> Result<(), Error> {
+        files::put(&self.secret, &Secret::generate()?, PRIVATE)
+    }
+
+    /// Signs a certificate for a key. It ends after `life`, or with the root if that is sooner.
+    ///
+    /// # Errors
+    /// An identity of another trust domain or without a path, a name that is none, a root that has ended.
+    pub fn sign(&self, key: &impl PublicKeyData, names: &Names, life: Duration) -> Result<Issued, Error> {
+        let id = &names.spiffe;
+        if id.trust_domain() != self.trust_domain.as_str() {
+            return Err(Error::TrustDomain { ours: self.trust_domain.clone(), asked: id.to_string() });
+        }
+        // X509-SVID, section 3: only those who sign have an identity without one.
+        if id.path().is_empty() {
+            return Err(Error::Name(format!("`{id}` is the trust domain; a workload's identity has a path")));
+        }
+        let left = self.not_after.duration_since(SystemTime::now()).map_err(|_| Error::Ended)?;
+        let mut params = params(life.min(left))?;
+        params.subject_alt_names = alternative_names(names)?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        issued(&params.signed_by(key, &self.issuer)?)
+    }
+}
+
+/// A key for a certificate.
+pub fn new_key() -> Result<KeyPair, Error> {
+    Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
+}
+
+/// What all certificates have.
+fn params(life: Duration) -> Result<CertificateParams, Error> {
+    let now = SystemTime::now();
+    let mut serial = [0; 16];
+    getrandom::fill(&mut serial)?;
+    // Positive, and always of the same length.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATED.min(life / BACKDATED_PART)).into();
+    params.not_after = (now + life).into();
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params)
+}
+
+fn alternative_names(names: &Names) -> Result<Vec<SanType>, Error> {
+    let mut all = vec![SanType::URI(names.spiffe.as_str().try_into()?)];
+    for dns in &names.dns {
+        if DnsName::try_from(dns.strip_prefix("*.").unwrap_or(dns)).is_err() {
+            return Err(Error::Name(format!("`{dns}` is no DNS name")));
+        }
+        all.push(SanType::DnsName(dns.as_str().try_into()?));
+    }
+    all.extend(names.ip.iter().copied().map(SanType::IpAddress));
+    Ok(all)
+}
+
+fn issued(certificate: &Certificate) -> Result<Issued, Error> {
+    let facts = Facts::of(certificate.der()).map_err(Error::Name)?;
+    Ok(Issued { chain: certificate.pem(), facts })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn authority(dir: &Path) -> Authority {
+        Authority::create(dir, &"mesh.local".parse().unwrap(), 10 * DAY, false).unwrap()
+    }
+
+    fn names(id: &str) -> Names {
+        Names { spiffe: id.parse().unwrap(), dns: Vec::new(), ip: Vec::new() }
+    }
+
+    #[test]
+    fn a_leaf_is_an_x509_svid() {
+        let dir = TempDir::new().unwrap();
+        let (authority, key) = (authority(dir.path()), new_key().unwrap());
+        let mut names = names("spiffe://mesh.local/ns/a/sa/web");
+        names.dns = vec!["web.local".to_owned(), "*.web.local".to_owned()];
+        names.ip = vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+        let facts = authority.sign(&key, &names, DAY).unwrap().facts;
+        assert_eq!(facts.uri(), Some("spiffe://mesh.local/ns/a/sa/web"));
+        let others = ["DNS:web.local", "DNS:*.web.local", "IP:127.0.0.1", "IP:::1"];
+        assert_eq!(facts.names[1..], others);
+        assert_eq!((facts.subject.as_str(), facts.is_ca, facts.serial.len()), ("", false, 32));
+        assert_eq!(facts.public_key, key.subject_public_key_info());
+        let (life, now) = (facts.not_after.duration_since(facts.not_before).unwrap(), SystemTime::now());
+        assert!(facts.is_valid_at(now) && !facts.is_valid_at(now + DAY) && life <= DAY + 2 * BACKDATED, "{life:?}");
+        let again = authority.sign(&key, &names, DAY).unwrap().facts;
+        assert_ne!(again.serial, facts.serial, "each certificate has its own");
+    }
+
+    #[test]
+    fn no_certificate_outlives_the_root() {
+        let dir = TempDir::new().unwrap();
+        let authority = authority(dir.path());
+        let issued = authority.sign(&new_key().unwrap(), &names("spiffe://mesh.local/web"), 100 * DAY).unwrap();
+        assert!(issued.facts.not_after <= authority.not_after());
+        assert!(certificate::is_signed_by(&issued.chain, authority.root()));
+        let other = TempDir::new().unwrap();
+        let other = Authority::create(other.path(), authority.trust_domain(), DAY, false).unwrap();
+        assert!(!certificate::is_signed_by(&issued.chain, other.root()));
+    }
+
+    #[test]
+    fn strange_names_are_refused() {
+        let dir = TempDir::new().unwrap();
+        let (authority, key) = (authority(dir.path()), new_key().unwrap());
+        let error = |names: &Names| authority.sign(&key, names, DAY).unwrap_err().to_string();
+        assert!(error(&names("spiffe://other/web")).contains("authority of `mesh.local`"));
+        assert!(error(&names("spiffe://mesh.local")).contains("has a path"));
+        for dns in ["", "a b", "*", "a.*.b", "*.*.a", "-", "web.local\n"] {
+            let mut names = names("spiffe://mesh.local/web");
+            names.dns.push(dns.to_owned());
+            assert!(error(&names).contains("no DNS name"), "{dns:?}");
+        }
+    }
+
+    #[test]
+    fn a_root_is_not_replaced_unawares() {
+        let dir = TempDir::new().unwrap();
+        let first = authority(dir.path());
+        for name in [KEY, SECRET] {
+            let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let again = Authority::create(dir.path(), first.trust_domain(), DAY, false);
+        assert!(matches!(again, Err(Error::Exists(_))));
+        assert_eq!(Authority::open(dir.path()).unwrap().root(), first.root(), "nothing has changed");
+        let replaced = Authority::create(dir.path(), first.trust_domain(), DAY, true).unwrap();
+        assert_ne!(replaced.root(), first.root());
+    }
+
+    #[test]
+    fn a_folder_must_be_whole() {
+        let dir = TempDir::new().unwrap();
+        let error = || Authority::open(dir.path()).err().unwrap().to_string();
+        assert!(error().contains("cannot read"), "{}", error());
+        let authority = authority(dir.path());
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        put(KEY, &new_key().unwrap().serialize_pem());
+        assert!(error().contains("is not the key of"), "{}", error());
+        put(KEY, "nonsense");
+        assert!(error().contains("holds no private key"), "{}", error());
+        let leaf = authority.sign(&new_key().unwrap(), &names("spiffe://mesh.local/web"), DAY).unwrap();
+        put(ROOT, &leaf.chain);
+        assert!(error().contains("must not sign others"), "{}", error());
+        put(ROOT, "nonsense");
+        assert!(error().contains("holds no certificate"), "{}", error());
+    }
+}

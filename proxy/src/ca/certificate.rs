@@ -1,0 +1,152 @@
+//! What a certificate says: for people, and for deciding whether it can still be used.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use aws_lc_rs::digest;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde_json::{Value, json};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    parse_x509_certificate,
+    time::ASN1Time,
+    x509::X509Name,
+};
+
+use super::hex;
+use crate::observe::access_log::timestamp;
+
+/// What is of interest in a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub subject: String,
+    pub issuer: String,
+    /// Hexadecimal digits.
+    pub serial: String,
+    /// Names of its holder: `URI:...`, `DNS:...`, `IP:...`.
+    pub names: Vec<String>,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+    /// Whether it may sign others.
+    pub is_ca: bool,
+    /// SHA-256 of the whole, as hexadecimal digits.
+    pub fingerprint: String,
+    /// The public key, as the certificate writes it (DER, `SubjectPublicKeyInfo`).
+    pub public_key: Vec<u8>,
+}
+
+/// The certificates in a text (PEM), in its order. An error says what is wrong with it.
+pub fn all_in(pem: &str) -> Result<Vec<Facts>, String> {
+    let ders = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let ders = ders.map_err(|e| format!("is not PEM: {e}"))?;
+    if ders.is_empty() {
+        return Err("holds no certificate (PEM)".to_owned());
+    }
+    ders.iter().map(|der| Facts::of(der)).collect()
+}
+
+/// Whether the first certificate of a text (PEM) was signed by the first one of another.
+pub fn is_signed_by(leaf: &str, root: &str) -> bool {
+    let first = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+    let (Some(leaf), Some(root)) = (first(leaf), first(root)) else { return false };
+    match (parse(&leaf), parse(&root)) {
+        (Ok(leaf), Ok(root)) => {
+            leaf.issuer() == root.subject() && leaf.verify_signature(Some(root.public_key())).is_ok()
+        }
+        _ => false,
+    }
+}
+
+impl Facts {
+    /// Reads a certificate (DER).
+    pub fn of(der: &[u8]) -> Result<Facts, String> {
+        let read = parse(der)?;
+        let names = read.subject_alternative_name().map_err(|e| format!("holds no valid certificate: {e}"))?;
+        let names = names.into_iter().flat_map(|names| &names.value.general_names).map(name).collect();
+        let is_ca = read.basic_constraints().ok().flatten().is_some_and(|basic| basic.value.ca);
+        Ok(Facts {
+            subject: distinguished(read.subject()),
+            issuer: distinguished(read.issuer()),
+            serial: hex(&read.serial.to_bytes_be()),
+            names,
+            not_before: time(read.validity().not_before),
+            not_after: time(read.validity().not_after),
+            is_ca,
+            fingerprint: hex(digest::digest(&digest::SHA256, der).as_ref()),
+            public_key: read.public_key().raw.to_vec(),
+        })
+    }
+
+    /// The URI among its names, if there is exactly one: the SPIFFE ID of a workload (X509-SVID, section 2).
+    pub fn uri(&self) -> Option<&str> {
+        let mut uris = self.names.iter().filter_map(|name| name.strip_prefix("URI:"));
+        uris.next().filter(|_| uris.next().is_none())
+    }
+
+    /// Whether its time has come and is not over.
+    pub fn is_valid_at(&self, now: SystemTime) -> bool {
+        (self.not_before..self.not_after).contains(&now)
+    }
+
+    /// As a JSON object.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "subject": self.subject,
+            "issuer": self.issuer,
+            "serial": self.serial,
+            "names": self.names,
+            "not_before": timestamp::text(self.not_before),
+            "not_after": timestamp::text(self.not_after),
+            "ca": self.is_ca,
+            "sha256": self.fingerprint,
+        })
+    }
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    match parse_x509_certificate(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err("holds a certificate with something behind it".to_owned()),
+        Err(e) => Err(format!("holds no valid certificate: {e}")),
+    }
+}
+
+/// The text of a distinguished name; a certificate need not have one if it has other names.
+fn distinguished(name: &X509Name<'_>) -> String {
+    name.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn time(time: ASN1Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.timestamp().unsigned_abs());
+    match time.timestamp() >= 0 {
+        true => SystemTime::UNIX_EPOCH + seconds,
+        false => SystemTime::UNIX_EPOCH - seconds,
+    }
+}
+
+/// A name as people write it; what comes from a certificate is escaped.
+fn name(name: &GeneralName<'_>) -> String {
+    let plain = |text: &str| text.escape_default().to_string();
+    match name {
+        GeneralName::URI(uri) => format!("URI:{}", plain(uri)),
+        GeneralName::DNSName(dns) => format!("DNS:{}", plain(dns)),
+        GeneralName::RFC822Name(mail) => format!("email:{}", plain(mail)),
+        GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+            (Ok(v4), _) => format!("IP:{}", IpAddr::from(v4)),
+            (_, Ok(v6)) => format!("IP:{}", IpAddr::from(v6)),
+            _ => format!("IP:{}", hex(bytes)),
+        },
+        other => format!("other:{}", plain(&other.to_string())),
+    }
+}
+
+/// The names that an extension gives, if it gives any.
+pub fn alternative_names<'e>(extension: &'e ParsedExtension<'e>) -> Vec<String> {
+    match extension {
+        ParsedExtension::SubjectAlternativeName(names) => names.general_names.iter().map(name).collect(),
+        _ => Vec::new(),
+    }
+}

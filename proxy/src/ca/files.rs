@@ -1,0 +1,48 @@
+//! Files with keys and certificates: nobody sees them half written, and keys are nobody else's.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+use super::Error;
+
+/// The mode of what only its owner reads.
+pub const PRIVATE: u32 = 0o600;
+
+/// The mode of what all may read.
+pub const PUBLIC: u32 = 0o644;
+
+/// Writes a file beside its place and puts it there in one step.
+pub fn put(path: &Path, content: &str, mode: u32) -> Result<(), Error> {
+    let write = || {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let beside = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
+        remove(&beside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|error| Error::write(path, error))
+}
+
+/// Makes a folder that only its owner reads, and those above it, unless they are there.
+pub fn make_dir(path: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::write(path, error))
+}
+
+/// Reads a file.
+pub fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|error| Error::read(path, error))
+}
+
+/// Removes a file that may not be there.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,323 @@
+//! The authority as a service of the admin listener: `POST /ca/sign` and `GET /ca/root`.
+//!
+//! The admin listener speaks plain HTTP and knows nobody, so all that speaks for a caller is the join token, for each
+//! certificate anew. What comes back is no secret: the key never leaves the workload.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::{
+    Error,
+    authority::{Authority, Issued, Names},
+    request,
+    spiffe::SpiffeId,
+    token::{Scope, TokenError},
+};
+use crate::{
+    config::{Diagnostics, Loaded, units},
+    observe::{Counter, MetricError, Registry, access_log::timestamp, shard},
+};
+
+/// Bytes of a request for a certificate that are read.
+const MAX_REQUEST: usize = 16 << 10;
+
+/// How long its sender may take.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Refusals are logged this far apart at least; those between are counted.
+const APART: Duration = Duration::from_secs(1);
+
+/// What signs for workloads.
+pub struct Service {
+    authority: Authority,
+    max_ttl: Duration,
+    issued: Counter,
+    refused: Vec<(&'static str, Counter)>,
+    logged: RefCell<Logged>,
+}
+
+/// What was logged of refusals.
+#[derive(Default)]
+struct Logged {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+/// Why no certificate is signed.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("a join token is needed: `Authorization: Bearer TOKEN`")]
+    NoToken,
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the join token is for `{scope}`, not for `{asked}`")]
+    Identity { scope: Scope, asked: SpiffeId },
+    #[error("the request cannot be used: {0}")]
+    Request(String),
+    #[error("the request is larger than {MAX_REQUEST} bytes, or came too slowly")]
+    Body,
+    #[error("`ttl` must be a time of at least 1s, such as 24h")]
+    Life,
+    #[error(transparent)]
+    Sign(#[from] Error),
+}
+
+impl Refusal {
+    /// All values of the metric's label.
+    const REASONS: [&'static str; 8] =
+        ["no_token", "bad_token", "expired_token", "identity", "request", "body", "ttl", "failed"];
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Refusal::NoToken => "no_token",
+            Refusal::Token(TokenError::Forged) => "bad_token",
+            Refusal::Token(TokenError::Expired(_)) => "expired_token",
+            Refusal::Identity { .. } | Refusal::Sign(Error::TrustDomain { .. } | Error::Name(_)) => "identity",
+            Refusal::Request(_) => "request",
+            Refusal::Body => "body",
+            Refusal::Life => "ttl",
+            Refusal::Sign(_) => "failed",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self.reason() {
+            "no_token" | "bad_token" | "expired_token" => StatusCode::UNAUTHORIZED,
+            "identity" => StatusCode::FORBIDDEN,
+            "body" => StatusCode::PAYLOAD_TOO_LARGE,
+            "failed" => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl Service {
+    /// The service that the configuration asks for, if it does.
+    ///
+    /// # Errors
+    /// The folder holds no authority.
+    pub fn open(loaded: &Loaded, registry: &Registry) -> anyhow::Result<Option<Service>> {
+        let Some(config) = &loaded.config.admin.ca else { return Ok(None) };
+        let dir = loaded.source.resolve(&config.dir);
+        let authority = Authority::open(&dir).map_err(|e| {
+            let help = format!("`tollgate ca init --dir {}` makes an authority", dir.display());
+            let message = format!("there is no certificate authority here: {e}");
+            let wrong = loaded.source.diagnostic("/admin/ca/dir", message, Some(help));
+            Diagnostics::new(loaded.source.clone(), vec![wrong])
+        })?;
+        tracing::info!(
+            trust_domain = %authority.trust_domain(),
+            not_after = timestamp::text(authority.not_after()),
+            "the admin listener is a certificate authority"
+        );
+        Ok(Some(Service::new(authority, config.max_ttl.0, registry)?))
+    }
+
+    fn new(authority: Authority, max_ttl: Duration, registry: &Registry) -> Result<Service, MetricError> {
+        let refused = |reason| {
+            let help = "Certificates that were refused to workloads, by reason.";
+            Ok((reason, registry.counter("tollgate_ca_refused_total", help, &[("reason", reason)])?))
+        };
+        Ok(Service {
+            authority,
+            max_ttl,
+            issued: registry.counter(
+                "tollgate_ca_issued_total",
+                "Certificates that were signed for workloads.",
+                &[],
+            )?,
+            refused: Refusal::REASONS.into_iter().map(refused).collect::<Result<_, MetricError>>()?,
+            logged: RefCell::default(),
+        })
+    }
+
+    /// The root's certificate (PEM).
+    pub fn root(&self) -> &str {
+        self.authority.root()
+    }
+
+    /// Answers `POST /ca/sign`: a status and a JSON object.
+    pub async fn sign(&self, peer: SocketAddr, head: &http::request::Parts, body: Incoming) -> (StatusCode, Value) {
+        let signed = match self.scope(&head.headers) {
+            // Who has no token gets nothing read.
+            Err(refusal) => Err(refusal),
+            Ok((scope, token)) => {
+                match tokio::time::timeout(LONGEST, Limited::new(body, MAX_REQUEST).collect()).await {
+                    Ok(Ok(body)) => {
+                        self.decide(&scope, head.uri.query(), &body.to_bytes()).map(|issued| (issued, token))
+                    }
+                    _ => Err(Refusal::Body),
+                }
+            }
+        };
+        match signed {
+            Ok((issued, token)) => {
+                let facts = &issued.facts;
+                let not_after = timestamp::text(facts.not_after);
+                self.issued.inc(shard());
+                tracing::info!(
+                    spiffe = facts.uri(), serial = facts.serial, not_after, token, %peer, "a certificate was signed"
+                );
+                (StatusCode::OK, answer(&issued, self.root()))
+            }
+            Err(refusal) => {
+                self.note(&refusal, peer);
+                (refusal.status(), json!({ "reason": refusal.reason(), "error": refusal.to_string() }))
+            }
+        }
+    }
+
+    /// What the caller's token allows, and the token's id.
+    fn scope(&self, headers: &HeaderMap) -> Result<(Scope, String), Refusal> {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        // RFC 9110, section 11.1: the scheme's case does not matter.
+        let (scheme, token) = given.and_then(|given| given.split_once(' ')).ok_or(Refusal::NoToken)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Refusal::NoToken);
+        }
+        let token = self.authority.secret()?.open(token.trim(), SystemTime::now())?;
+        Ok((token.scope, token.id))
+    }
+
+    fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<Issued, Refusal> {
+        let life = query.into_iter().flat_map(|query| query.split('&')).find_map(|part| part.strip_prefix("ttl="));
+        let life = match life {
+            None => self.max_ttl,
+            Some(text) => text.parse::<units::Duration>().map_err(|_| Refusal::Life)?.0.min(self.max_ttl),
+        };
+        if life < Duration::from_secs(1) {
+            return Err(Refusal::Life);
+        }
+        let asked = request::read(pem).map_err(Refusal::Request)?;
+        if !scope.allows(&asked.spiffe) {
+            return Err(Refusal::Identity { scope: scope.clone(), asked: asked.spiffe });
+        }
+        let names = Names { spiffe: asked.spiffe, dns: Vec::new(), ip: Vec::new() };
+        Ok(self.authority.sign(&asked.key, &names, life)?)
+    }
+
+    /// Counts a refusal, and logs it unless one was logged just now: nobody shall fill the log by asking.
+    fn note(&self, refusal: &Refusal, peer: SocketAddr) {
+        if let Some((_, counter)) = self.refused.iter().find(|(reason, _)| *reason == refusal.reason()) {
+            counter.inc(shard());
+        }
+        let mut logged = self.logged.borrow_mut();
+        if logged.last.is_some_and(|last| last.elapsed() < APART) {
+            logged.unsaid += 1;
+            return;
+        }
+        tracing::warn!(
+            reason = refusal.reason(), %peer, not_logged_before = logged.unsaid, "a certificate was refused: {refusal}"
+        );
+        *logged = Logged { last: Some(Instant::now()), unsaid: 0 };
+    }
+}
+
+fn answer(issued: &Issued, root: &str) -> Value {
+    json!({
+        "spiffe": issued.facts.uri(),
+        "serial": issued.facts.serial,
+        "not_before": timestamp::text(issued.facts.not_before),
+        "not_after": timestamp::text(issued.facts.not_after),
+        "certificate": issued.chain,
+        "root": root,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use rcgen::{CertificateParams, KeyPair, SanType};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::ca::token::Token;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn service(dir: &TempDir) -> Service {
+        let authority = Authority::create(dir.path(), &"mesh.local".parse().unwrap(), 24 * HOUR, false).unwrap();
+        Service::new(authority, HOUR, &Registry::new(1)).unwrap()
+    }
+
+    fn csr(id: &str) -> String {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+    }
+
+    fn bearing(authorization: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(authorization).unwrap())])
+    }
+
+    #[test]
+    fn only_a_token_of_this_authority_lets_one_in() {
+        let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let (service, other) = (service(&dir), service(&other));
+        let token = |ttl| Token::new("spiffe://mesh.local/*".parse().unwrap(), ttl).unwrap();
+        let ours = service.authority.secret().unwrap().seal(&token(HOUR));
+        for good in [format!("Bearer {ours}"), format!("bearer {ours}")] {
+            assert_eq!(service.scope(&bearing(&good)).unwrap().0.to_string(), "spiffe://mesh.local/*");
+        }
+        let forged = other.authority.secret().unwrap().seal(&token(HOUR));
+        let ended = service.authority.secret().unwrap().seal(&token(Duration::ZERO));
+        for (authorization, reason) in [
+            (format!("Bearer {forged}"), "bad_token"),
+            (format!("Bearer {ended}"), "expired_token"),
+            ("Bearer x".to_owned(), "bad_token"),
+            (format!("Basic {ours}"), "no_token"),
+            (ours.clone(), "no_token"),
+            (String::new(), "no_token"),
+        ] {
+            let refusal = service.scope(&bearing(&authorization)).unwrap_err();
+            assert_eq!((refusal.reason(), refusal.status().as_u16()), (reason, 401), "{authorization}");
+        }
+        assert_eq!(service.scope(&HeaderMap::new()).unwrap_err().reason(), "no_token");
+        service.authority.renew_secret().unwrap();
+        assert_eq!(service.scope(&bearing(&format!("Bearer {ours}"))).unwrap_err().reason(), "bad_token");
+    }
+
+    #[test]
+    fn what_is_signed_is_what_the_token_allows() {
+        let dir = TempDir::new().unwrap();
+        let service = service(&dir);
+        let decide = |scope: &str, query, id| {
+            service.decide(&scope.parse().unwrap(), query, csr(id).as_bytes()).map_err(|refusal| refusal.reason())
+        };
+        let life = |issued: Issued| issued.facts.not_after.duration_since(SystemTime::now()).unwrap();
+        let (all, web) = ("spiffe://mesh.local/*", "spiffe://mesh.local/web");
+        assert!(life(decide(all, Some("ttl=1m"), web).unwrap()) <= HOUR / 60);
+        for query in [None, Some("ttl=300h"), Some("a=b")] {
+            let life = life(decide(web, query, web).unwrap());
+            assert!(life <= HOUR && life > HOUR / 2, "{life:?}");
+        }
+        for query in ["ttl=", "ttl=0s", "ttl=999ms", "ttl=long", "ttl=-1s"] {
+            assert_eq!(decide(all, Some(query), web).err(), Some("ttl"), "{query}");
+        }
+        assert_eq!(decide(web, None, "spiffe://mesh.local/db").err(), Some("identity"));
+        // A token that the authority itself would not make.
+        assert_eq!(decide("spiffe://other/*", None, "spiffe://other/web").err(), Some("identity"));
+        let scope = web.parse().unwrap();
+        assert_eq!(service.decide(&scope, None, b"nonsense").unwrap_err().reason(), "request");
+    }
+
+    #[test]
+    fn each_reason_is_counted() {
+        let dir = TempDir::new().unwrap();
+        let service = service(&dir);
+        for refusal in [Refusal::NoToken, Refusal::Body, Refusal::Sign(Error::Ended), Refusal::Life] {
+            service.note(&refusal, ([127, 0, 0, 1], 1).into());
+            let counter = service.refused.iter().find(|(reason, _)| *reason == refusal.reason());
+            assert_eq!(counter.unwrap().1.value(), 1, "{refusal}");
+        }
+        assert_eq!(service.logged.borrow().unsaid, 3, "they came within a second");
+    }
+}

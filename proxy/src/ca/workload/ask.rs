@@ -1,0 +1,186 @@
+//! One request to the certificate authority, by HTTP/1.1 on a connection of its own, and what must be right about the
+//! answer before anybody uses it.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
+use serde::Deserialize;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::store::Held;
+use crate::{
+    ca::{authority, certificate},
+    config::model,
+    net::TokioIo,
+};
+
+/// How long connecting, and then the whole exchange, may take.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Bytes of an answer that are read.
+const MAX_ANSWER: usize = 256 << 10;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The token cannot be read.
+    #[error("the join token: {0}")]
+    Token(super::super::Error),
+    /// The authority is not there, or not well.
+    #[error("the certificate authority does not answer: {0}")]
+    Unreachable(String),
+    /// It has said no.
+    #[error("the certificate authority refuses: {0}")]
+    Refused(String),
+    /// Its answer cannot be used.
+    #[error("the certificate authority's answer cannot be used: {0}")]
+    Answer(String),
+    /// No key or request could be made.
+    #[error(transparent)]
+    Make(#[from] super::super::Error),
+    /// The certificate is there but could not be kept.
+    #[error("the certificate cannot be kept: {0}")]
+    Store(super::super::Error),
+}
+
+impl Failure {
+    /// Whether asking again gives the same, as far as one can know.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Failure::Unreachable(_))
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    certificate: String,
+    root: String,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+/// Makes a key and asks for a certificate for it.
+pub async fn ask(config: &model::Workload, token: &str) -> Result<Held, Failure> {
+    let key = authority::new_key()?;
+    let request = request(config, token, &key)?;
+    let (status, body) = exchange(config, request).await?;
+    match status {
+        StatusCode::OK => {
+            let answer: Answer = serde_json::from_slice(&body).map_err(|e| Failure::Answer(e.to_string()))?;
+            let held = Held::new(answer.certificate, key.serialize_pem(), answer.root).map_err(Failure::Answer)?;
+            check(&held, config, &key).map_err(Failure::Answer)?;
+            Ok(held)
+        }
+        status => {
+            let said = serde_json::from_slice(&body).map(|refusal: Refusal| refusal.error);
+            let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body).trim().chars().take(200).collect());
+            let said = format!("{said:?} ({status})");
+            match status.is_client_error() {
+                true => Err(Failure::Refused(said)),
+                false => Err(Failure::Unreachable(said)),
+            }
+        }
+    }
+}
+
+/// A request for a certificate in a request of HTTP.
+fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, Failure> {
+    let csr = || -> Result<String, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(config.spiffe.as_str().try_into()?)];
+        params.serialize_request(key)?.pem()
+    };
+    let body = csr().map_err(super::super::Error::from)?;
+    let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| Failure::Refused("the file of the join token holds something else".to_owned()))?;
+    bearer.set_sensitive(true);
+    Request::post(format!("/ca/sign?ttl={}", config.ttl))
+        .header(header::HOST, config.ca.authority())
+        .header(header::CONTENT_TYPE, "application/x-pem-file")
+        .header(header::AUTHORIZATION, bearer)
+        .body(Full::from(body))
+        .map_err(|e| Failure::Unreachable(e.to_string()))
+}
+
+async fn exchange(config: &model::Workload, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Failure> {
+    let (ca, late) = (&config.ca, |_| Failure::Unreachable(format!("{} is silent", config.ca)));
+    let lost = |e: &dyn std::fmt::Display| Failure::Unreachable(format!("{ca}: {e}"));
+    let connecting = TcpStream::connect((ca.host.as_str(), ca.port));
+    let stream = timeout(LONGEST, connecting).await.map_err(late)?.map_err(|e| lost(&e))?;
+    let talk = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::task::spawn_local(connection);
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok((status, Limited::new(response.into_body(), MAX_ANSWER).collect().await))
+        };
+        let answer = answer.await;
+        connection.abort();
+        answer
+    };
+    let (status, body) = timeout(LONGEST, talk).await.map_err(late)?.map_err(|e: hyper::Error| lost(&e))?;
+    Ok((status, body.map_err(|e| lost(&e))?.to_bytes()))
+}
+
+/// What is not for us, or not for now, is not put where listeners find it.
+fn check(held: &Held, config: &model::Workload, key: &KeyPair) -> Result<(), String> {
+    let facts = &held.facts;
+    if facts.uri() != Some(config.spiffe.as_str()) {
+        return Err(format!("the certificate is for {:?}", facts.names));
+    }
+    if facts.public_key != key.subject_public_key_info() {
+        return Err("the certificate is for another key".to_owned());
+    }
+    if !certificate::is_signed_by(&held.chain, &held.root) {
+        return Err("the certificate was not signed by the root that came with it".to_owned());
+    }
+    match facts.is_valid_at(SystemTime::now()) {
+        true => Ok(()),
+        false => Err("the certificate does not hold now: the clocks differ".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::ca::authority::{Authority, Names};
+
+    #[test]
+    fn only_a_certificate_for_us_is_taken() {
+        let dir = TempDir::new().unwrap();
+        let hour = Duration::from_secs(3600);
+        let domain = "mesh.local".parse().unwrap();
+        let authority = Authority::create(dir.path(), &domain, hour, false).unwrap();
+        let key = authority::new_key().unwrap();
+        let config: model::Workload = serde_json::from_value(serde_json::json!({
+            "spiffe": "spiffe://mesh.local/web", "ca": "http://127.0.0.1:1", "token": "token",
+        }))
+        .unwrap();
+        let checked = |id: &str, asked: &KeyPair, root: &str| {
+            let names = Names { spiffe: id.parse().unwrap(), dns: Vec::new(), ip: Vec::new() };
+            let issued = authority.sign(asked, &names, hour).unwrap();
+            let held = Held::new(issued.chain, key.serialize_pem(), root.to_owned()).unwrap();
+            check(&held, &config, &key)
+        };
+        assert_eq!(checked("spiffe://mesh.local/web", &key, authority.root()), Ok(()));
+        let error = checked("spiffe://mesh.local/db", &key, authority.root()).unwrap_err();
+        assert!(error.contains("spiffe://mesh.local/db"), "{error}");
+        let other_key = authority::new_key().unwrap();
+        let error = checked("spiffe://mesh.local/web", &other_key, authority.root()).unwrap_err();
+        assert!(error.contains("another key"), "{error}");
+        let other = TempDir::new().unwrap();
+        let other = Authority::create(other.path(), &domain, hour, false).unwrap();
+        let error = checked("spiffe://mesh.local/web", &key, other.root()).unwrap_err();
+        assert!(error.contains("not signed by the root"), "{error}");
+    }
+}

@@ -1,0 +1,215 @@
+//! The proxy's own certificate: got from a certificate authority before the configuration is put in force, which may name
+//! its files, and renewed when two thirds of its life are over.
+//!
+//! [`ask`] is the conversation with the authority, [`store`] the folder that everybody else reads. Nothing else in the
+//! proxy knows of this: listeners and clusters name the files, and the file watch sees that they change.
+
+mod ask;
+mod store;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+
+use self::{
+    ask::Failure,
+    store::{Held, Store},
+};
+use super::token;
+use crate::{
+    config::{Loaded, model},
+    observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard},
+};
+
+/// How long the first certificate may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits between tries: the first one, and the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The clock on the wall is looked at this often: it may be set, and a machine may sleep.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Gets and renews the certificate.
+pub struct Agent {
+    config: model::Workload,
+    token: PathBuf,
+    store: Store,
+    not_after: PlainGauge,
+    renewed: Counter,
+    failed: Counter,
+}
+
+impl Agent {
+    /// What the configuration asks for, if it does. `cache` is where the folder is by default.
+    ///
+    /// # Errors
+    /// There is no place for the folder.
+    pub fn new(loaded: &Loaded, cache: Option<PathBuf>, registry: &Registry) -> anyhow::Result<Option<Agent>> {
+        let Some(config) = loaded.config.workload.clone() else { return Ok(None) };
+        let dir = match (&config.dir, cache) {
+            (Some(dir), _) => loaded.source.resolve(dir),
+            (None, Some(cache)) => {
+                cache.join("workload").join(config.spiffe.trust_domain()).join(config.spiffe.path().trim_matches('/'))
+            }
+            (None, None) => bail!("`workload` needs a `dir`: there is no cache folder"),
+        };
+        let renewals = |result| {
+            let help = "Certificates that this proxy has asked for, by result.";
+            registry.counter("tollgate_workload_renewals_total", help, &[("result", result)])
+        };
+        let name = "tollgate_workload_certificate_not_after_timestamp_seconds";
+        Ok(Some(Agent {
+            token: loaded.source.resolve(&config.token),
+            config,
+            store: Store::new(dir),
+            not_after: registry.plain_gauge(name, "When this proxy's own certificate ends.", &[])?,
+            renewed: renewals("success")?,
+            failed: renewals("failure")?,
+        }))
+    }
+
+    /// Sees to it that there is a certificate that holds, and renews it as long as the process runs.
+    ///
+    /// # Errors
+    /// There is none, and the authority refuses to give one or does not answer for 30 s.
+    pub async fn start(self) -> anyhow::Result<()> {
+        let held = match self.store.read(&self.config.spiffe) {
+            Ok(held) => {
+                tracing::info!(dir = %self.store.dir().display(), "the workload's certificate still holds");
+                held
+            }
+            Err(why) => {
+                tracing::info!(ca = %self.config.ca, "a certificate for this workload is asked for: {why}");
+                let failed = || format!("there is no certificate for the workload `{}`", self.config.spiffe);
+                self.first().await.with_context(failed)?
+            }
+        };
+        self.note(&held);
+        tokio::task::spawn_local(self.keep(held));
+        Ok(())
+    }
+
+    async fn first(&self) -> anyhow::Result<Held> {
+        let (end, mut wait) = (Instant::now() + PATIENCE, FIRST_WAIT);
+        loop {
+            let failure = match self.get().await {
+                Ok(held) => return Ok(held),
+                Err(failure) => failure,
+            };
+            // To be refused again takes no time, but asking again is no use.
+            if failure.is_final() {
+                return Err(failure.into());
+            }
+            tracing::warn!(ca = %self.config.ca, "{failure}; trying again");
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(anyhow::Error::new(failure).context(format!("in vain for {} s", PATIENCE.as_secs())));
+            }
+            tokio::time::sleep(wait.min(left)).await;
+            wait = (wait * 2).min(LONGEST_WAIT / 10);
+        }
+    }
+
+    async fn keep(self, mut held: Held) {
+        loop {
+            let due = due(&held, fastrand::f64());
+            if let Ok(Some(end)) = self.token().map(|token| token::end_of(&token))
+                && end < due
+            {
+                tracing::warn!(
+                    token = %self.token.display(), ended = timestamp::text(end), renewal = timestamp::text(due),
+                    "the join token ends before the workload's certificate is renewed: put a new one in its place"
+                );
+            }
+            while let Ok(left) = due.duration_since(SystemTime::now()) {
+                tokio::time::sleep(left.min(LOOK) + Duration::from_millis(1)).await;
+            }
+            let mut wait = FIRST_WAIT;
+            held = loop {
+                match self.get().await {
+                    Ok(new) => break new,
+                    Err(failure) if held.facts.is_valid_at(SystemTime::now()) => tracing::warn!(
+                        not_after = timestamp::text(held.facts.not_after),
+                        "the workload's certificate is not renewed yet: {failure}"
+                    ),
+                    Err(failure) => tracing::error!(
+                        not_after = timestamp::text(held.facts.not_after),
+                        "the workload's certificate has ended, and there is no new one: {failure}"
+                    ),
+                }
+                // All proxies lose the same authority at the same time.
+                tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            };
+            self.note(&held);
+        }
+    }
+
+    /// Asks for a certificate and puts it into the folder.
+    async fn get(&self) -> Result<Held, Failure> {
+        let got = async {
+            let held = ask::ask(&self.config, &self.token()?).await?;
+            let before = self.store.put(&held).map_err(Failure::Store)?;
+            if before.is_some_and(|root| root != held.root) {
+                tracing::warn!("the certificate authority has another root than before");
+            }
+            Ok(held)
+        };
+        let got = got.await;
+        let counter = if got.is_ok() { &self.renewed } else { &self.failed };
+        counter.inc(shard());
+        got
+    }
+
+    fn token(&self) -> Result<String, Failure> {
+        let text = super::files::read(&self.token).map_err(Failure::Token)?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn note(&self, held: &Held) {
+        let seconds = held.facts.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        tracing::info!(
+            spiffe = %self.config.spiffe, serial = held.facts.serial, not_after = timestamp::text(held.facts.not_after),
+            "the workload's certificate"
+        );
+    }
+}
+
+/// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together
+/// do not come together. `dice` is from 0 to 1.
+fn due(held: &Held, dice: f64) -> SystemTime {
+    let facts = &held.facts;
+    let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
+    facts.not_before + life.mul_f64(2.0 / 3.0 - dice.clamp(0.0, 1.0) / 12.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::certificate::Facts;
+
+    #[test]
+    fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let facts = Facts {
+            subject: String::new(),
+            issuer: String::new(),
+            serial: String::new(),
+            names: Vec::new(),
+            not_before: at(1000),
+            not_after: at(2200),
+            is_ca: false,
+            fingerprint: String::new(),
+            public_key: Vec::new(),
+        };
+        let held = Held { chain: String::new(), key: String::new(), root: String::new(), facts };
+        assert_eq!(due(&held, 0.0), at(1800));
+        assert_eq!(due(&held, 1.0), at(1700));
+    }
+}

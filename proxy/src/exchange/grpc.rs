@@ -1,0 +1,148 @@
+//! What the exchange does differently for gRPC calls: their deadline, responses of the proxy's own, and what they come to in
+//! the end.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use tollgate_abi::{doc::RetryOn, fast::flag};
+
+use super::deadline::Deadline;
+use crate::{
+    chain::{ResponseHead, Stream, stream::GrpcCall},
+    http::grpc::{self, Code},
+};
+
+/// Bytes of a body that may become a message: what is longer is a document for people.
+const MAX_MESSAGE: usize = 1024;
+
+/// Notes that a stream is a gRPC call, if it is one.
+pub(super) fn begin(stream: &Stream) {
+    if grpc::is_grpc(&stream.state.borrow().request.fields) {
+        // Set here only.
+        let _ = stream.grpc.set(GrpcCall::default());
+        set_deadline(stream);
+    }
+}
+
+/// Sets a call's deadline as its head says now: filters may have changed or removed it. Whether there is one.
+pub(super) fn set_deadline(stream: &Stream) -> bool {
+    let Some(call) = stream.grpc.get() else { return false };
+    let timeout = stream.state.borrow().request.fields.get(grpc::TIMEOUT).and_then(grpc::parse_timeout);
+    call.deadline.set(timeout.and_then(|timeout| stream.start.checked_add(timeout)));
+    call.deadline.get().is_some()
+}
+
+/// Tells the upstream how much of a call's time is left.
+pub(super) fn pass_deadline(stream: &Stream, fields: &mut HeaderMap, deadline: &Deadline) {
+    if stream.grpc.get().is_some_and(|call| call.deadline.get().is_some())
+        && let Some(left) = deadline.left()
+    {
+        fields.insert(grpc::TIMEOUT, grpc::format_timeout(left));
+    }
+}
+
+/// A response of the proxy's own, as a gRPC client understands it: a head with a status and nothing else. The details stay
+/// in the access log, so without a body that can be a message, the message is the HTTP status in words.
+pub(super) fn local(status: StatusCode, given: Option<u32>, mut fields: HeaderMap, body: &Bytes) -> ResponseHead {
+    if !fields.contains_key(grpc::STATUS) {
+        let number = given.unwrap_or_else(|| Code::of_http(status).number());
+        fields.insert(grpc::STATUS, number.into());
+    }
+    if !fields.contains_key(grpc::MESSAGE) {
+        let text = str::from_utf8(body).ok().filter(|text| (1..=MAX_MESSAGE).contains(&text.len()));
+        let text = text.or(status.canonical_reason()).unwrap_or_default();
+        fields.insert(grpc::MESSAGE, grpc::encode_message(text.trim_ascii_end()));
+    }
+    fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
+    fields.remove(header::CONTENT_LENGTH);
+    ResponseHead { status: StatusCode::OK, fields }
+}
+
+/// Notes a call's status, if a response's head or its trailers have it.
+pub(super) fn note(stream: &Stream, fields: &HeaderMap) {
+    if let Some(call) = stream.grpc.get()
+        && let Some(status) = grpc::status(fields)
+    {
+        call.status.set(Some(status));
+    }
+}
+
+/// What a call came to: its status, or what stands for one if it ended without. `None`: the stream is no call.
+pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -> Option<u32> {
+    let told = stream.grpc.get()?.status.get();
+    Some(told.unwrap_or_else(|| {
+        let code = match status {
+            _ if flags & flag::DOWNSTREAM_TERMINATED != 0 => Code::Cancelled,
+            _ if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT) != 0 => Code::DeadlineExceeded,
+            Some(status) if flags & flag::UPSTREAM_TERMINATED == 0 => Code::of_http(status),
+            _ => Code::Unavailable,
+        };
+        code.number()
+    }))
+}
+
+/// Which retries a response asks for that is nothing but a head with a status.
+pub(super) fn retries(stream: &Stream, fields: &HeaderMap) -> Option<&'static [RetryOn]> {
+    stream.grpc.get()?;
+    Some(match grpc::status(fields)? {
+        1 => &[RetryOn::GrpcCancelled],
+        4 => &[RetryOn::GrpcDeadlineExceeded],
+        8 => &[RetryOn::GrpcResourceExhausted],
+        13 => &[RetryOn::GrpcInternal],
+        14 => &[RetryOn::GrpcUnavailable],
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn reply(status: u16, given: Option<u32>, fields: &[(&'static str, &str)], body: &str) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        let fields = fields.iter().map(pair).collect();
+        let head =
+            local(StatusCode::from_u16(status).unwrap(), given, fields, &Bytes::copy_from_slice(body.as_bytes()));
+        assert_eq!(head.status, 200);
+        assert_eq!(head.fields["content-type"], "application/grpc");
+        assert!(!head.fields.contains_key("content-length"));
+        head.fields
+    }
+
+    #[test]
+    fn a_response_of_the_proxys_own_is_a_head_with_a_status() {
+        for (status, given, body, code, message) in [
+            (403, None, "access denied\n", "7", "access denied"),
+            (404, None, "", "12", "Not Found"),
+            (504, Some(4), "Gateway Timeout", "4", "Gateway Timeout"),
+            (403, Some(0), "x", "0", "x"),
+            (200, None, "50% größer", "2", "50%25 gr%C3%B6%C3%9Fer"),
+            (599, Some(77), "", "77", ""),
+        ] {
+            let fields =
+                reply(status, given, &[("content-type", "text/html"), ("content-length", "9"), ("x-a", "1")], body);
+            assert_eq!(
+                (&fields[grpc::STATUS], &fields[grpc::MESSAGE]),
+                (&code.parse().unwrap(), &message.parse().unwrap())
+            );
+            assert_eq!(fields["x-a"], "1");
+        }
+        assert_eq!(reply(429, None, &[], &"long ".repeat(300))[grpc::MESSAGE], "Too Many Requests");
+        assert_eq!(
+            local(StatusCode::BAD_GATEWAY, None, HeaderMap::new(), &Bytes::from_static(b"\xff")).fields[grpc::MESSAGE],
+            "Bad Gateway"
+        );
+    }
+
+    #[test]
+    fn what_a_filter_has_said_itself_stays() {
+        let fields = reply(403, Some(3), &[("grpc-status", "16"), ("grpc-message", "who are you")], "denied");
+        assert_eq!(
+            (&fields[grpc::STATUS], &fields[grpc::MESSAGE]),
+            (&"16".parse().unwrap(), &"who are you".parse().unwrap())
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! What a proxy must know of gRPC (grpc/doc/PROTOCOL-HTTP2.md): which messages are gRPC, their statuses, timeouts and paths.
+
+use std::{fmt::Write, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+/// The field with a call's status: of trailers, or of a head without a body.
+pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// The field with what a status means in this case; see [`encode_message`].
+pub const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// The field with a call's timeout.
+pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The media type, without what may follow it.
+pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// Whether a message's media type is that of gRPC: `application/grpc`, alone or before `+` or `;`.
+pub fn is_grpc(fields: &HeaderMap) -> bool {
+    const TYPE: &[u8] = b"application/grpc";
+    let Some(value) = fields.get(header::CONTENT_TYPE) else { return false };
+    let split = value.as_bytes().split_at_checked(TYPE.len());
+    split
+        .is_some_and(|(kind, rest)| kind.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The statuses that gRPC itself knows (grpc/doc/statuscodes.md). Others may come over the wire, so it has them as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are gRPC's")]
+pub enum Code {
+    Ok,
+    Cancelled,
+    Unknown,
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    ResourceExhausted,
+    FailedPrecondition,
+    Aborted,
+    OutOfRange,
+    Unimplemented,
+    Internal,
+    Unavailable,
+    DataLoss,
+    Unauthenticated,
+}
+
+/// The names of all codes, in the order of their numbers.
+pub const NAMES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+impl Code {
+    /// As on the wire.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// What a client makes of a response that has no gRPC status (grpc/doc/http-grpc-status-mapping.md).
+    pub fn of_http(status: StatusCode) -> Code {
+        match status.as_u16() {
+            400 => Code::Internal,
+            401 => Code::Unauthenticated,
+            403 => Code::PermissionDenied,
+            404 => Code::Unimplemented,
+            429 | 502..=504 => Code::Unavailable,
+            _ => Code::Unknown,
+        }
+    }
+}
+
+/// The HTTP status that says most nearly the same as a gRPC status (google/rpc/code.proto). 500 for those that gRPC does not
+/// know.
+pub fn http_of(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        3 | 9 | 11 => 400,
+        16 => 401,
+        7 => 403,
+        5 => 404,
+        6 | 10 => 409,
+        8 => 429,
+        1 => 499,
+        12 => 501,
+        14 => 503,
+        4 => 504,
+        _ => 500,
+    }
+}
+
+/// The status in trailers, or in the head of a response that has nothing else. What is no number counts as `UNKNOWN`.
+pub fn status(fields: &HeaderMap) -> Option<u32> {
+    let value = fields.get(STATUS)?;
+    Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(Code::Unknown.number()))
+}
+
+/// A text as the value of `grpc-message`: what is not printable ASCII, and `%`, as `%XX` for each byte of its UTF-8.
+pub fn encode_message(text: &str) -> HeaderValue {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
+            // Writing to a `String` cannot fail.
+            _ => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(encoded)).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// The most that fits into the eight digits of a timeout.
+const MOST: u128 = 99_999_999;
+
+/// The units of timeouts, in nanoseconds, the smallest first.
+const UNITS: [(u8, u64); 6] = [
+    (b'n', 1),
+    (b'u', 1_000),
+    (b'm', 1_000_000),
+    (b'S', 1_000_000_000),
+    (b'M', 60 * 1_000_000_000),
+    (b'H', 3_600 * 1_000_000_000),
+];
+
+/// Reads the value of `grpc-timeout`: one to eight digits, and `H`, `M`, `S`, `m`, `u` or `n`. gRPC wants more than 0; clients
+/// whose time has just passed send it all the same.
+pub fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (unit, digits) = value.as_bytes().split_last()?;
+    if !matches!(digits.len(), 1..=8) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let nanos = UNITS.iter().find(|(name, _)| name == unit)?.1;
+    let count = digits.iter().fold(0, |all, digit| all * 10 + u64::from(digit - b'0'));
+    // 99999999 hours are more nanoseconds than fit into 64 bits.
+    Some(Duration::from_nanos_u128(u128::from(nanos) * u128::from(count)))
+}
+
+/// A time as the value of `grpc-timeout`, in the smallest unit that eight digits have room for, cut off and not rounded: who
+/// gets it must not think that there is more time. Nothing at all is a nanosecond, since it must be more than 0.
+pub fn format_timeout(time: Duration) -> HeaderValue {
+    let nanos = time.as_nanos().max(1);
+    let fitting = UNITS.iter().map(|(name, unit)| (name, nanos / u128::from(*unit))).find(|(_, count)| *count <= MOST);
+    let (unit, count) = fitting.unwrap_or((&b'H', MOST));
+    HeaderValue::try_from(format!("{count}{}", char::from(*unit))).unwrap_or(HeaderValue::from_static("1n"))
+}
+
+/// Bytes of a path that may name a method.
+const MAX_PATH: usize = 256;
+
+/// Service and method of a path: `/package.Service/Method`, of letters, digits, `_` and (in the service) `.`, as in Protocol
+/// Buffers; at most 256 bytes. gRPC allows other names, but nobody has them.
+pub fn split_path(path: &str) -> Option<(&str, &str)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    (path.len() <= MAX_PATH && service.split('.').all(is_name) && is_name(method)).then_some((service, method))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_bytes(value.as_bytes()).unwrap())])
+    }
+
+    #[test]
+    fn the_media_type_says_what_is_grpc() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("Application/gRPC", true),
+            ("application/grpc-web", false),
+            ("application/grpcx", false),
+            ("application/grp", false),
+            ("application/json", false),
+            ("", false),
+            // Cut at a byte, not at a character.
+            ("application/grp\u{e9}", false),
+        ] {
+            assert_eq!(is_grpc(&fields(header::CONTENT_TYPE, value)), expected, "{value}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn http_statuses_mean_grpc_statuses() {
+        for (http, code) in [
+            (400, "INTERNAL"),
+            (401, "UNAUTHENTICATED"),
+            (403, "PERMISSION_DENIED"),
+            (404, "UNIMPLEMENTED"),
+            (429, "UNAVAILABLE"),
+            (502, "UNAVAILABLE"),
+            (503, "UNAVAILABLE"),
+            (504, "UNAVAILABLE"),
+            (200, "UNKNOWN"),
+            (413, "UNKNOWN"),
+            (500, "UNKNOWN"),
+        ] {
+            let number = Code::of_http(StatusCode::from_u16(http).unwrap()).number();
+            assert_eq!(NAMES[number as usize], code, "{http}");
+        }
+    }
+
+    #[test]
+    fn grpc_statuses_mean_http_statuses() {
+        let all = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
+        for (number, http) in all.into_iter().enumerate() {
+            assert_eq!(http_of(number as u32), http, "{}", NAMES[number]);
+        }
+        assert_eq!(http_of(17), 500);
+    }
+
+    #[test]
+    fn a_status_is_a_number() {
+        for (value, expected) in [("0", 0), ("16", 16), ("1234", 1234), ("", 2), ("x", 2), ("-1", 2), ("\u{ff}", 2)] {
+            assert_eq!(status(&fields(STATUS, value)), Some(expected), "{value}");
+        }
+        assert_eq!(status(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn messages_are_percent_encoded() {
+        for (text, expected) in [
+            ("", ""),
+            ("no route", "no route"),
+            ("100%", "100%25"),
+            ("a\r\nb\tc\u{7f}", "a%0D%0Ab%09c%7F"),
+            ("!\"#$&~", "!\"#$&~"),
+            ("zu groß", "zu gro%C3%9F"),
+        ] {
+            assert_eq!(encode_message(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_read_as_specified() {
+        for (text, expected) in [
+            ("1n", Some(Duration::from_nanos(1))),
+            ("20u", Some(Duration::from_micros(20))),
+            ("300m", Some(Duration::from_millis(300))),
+            ("4S", Some(Duration::from_secs(4))),
+            ("5M", Some(Duration::from_secs(300))),
+            ("00000006H", Some(Duration::from_secs(6 * 3600))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("0S", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("5s", None),
+            ("5 S", None),
+            ("-5S", None),
+            ("+5S", None),
+            ("1.5S", None),
+            ("123456789S", None),
+            ("5SS", None),
+        ] {
+            assert_eq!(parse_timeout(&HeaderValue::from_str(text).unwrap()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_written_as_exactly_as_they_fit_and_never_as_more() {
+        for (time, expected) in [
+            (Duration::ZERO, "1n"),
+            (Duration::from_nanos(7), "7n"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_nanos(100_000_999), "100000u"),
+            (Duration::from_secs(15), "15000000u"),
+            (Duration::from_micros(99_999_999_999), "99999999m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(100_000_059), "1666667M"),
+            (Duration::from_secs(99_999_999 * 60 + 60), "1666666H"),
+            (Duration::MAX, "99999999H"),
+        ] {
+            assert_eq!(format_timeout(time), expected, "{time:?}");
+        }
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..10_000 {
+            let time = Duration::from_nanos(random.u64(1..) >> random.u32(0..63)).max(Duration::from_nanos(1));
+            let read = parse_timeout(&format_timeout(time)).unwrap();
+            // Cut off by less than one unit, where eight digits (or the next smaller unit's) must hold the count.
+            assert!(
+                read <= time && time.as_nanos() - read.as_nanos() <= time.as_nanos() / 100_000,
+                "{time:?} {read:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_path_names_a_service_and_a_method() {
+        assert_eq!(split_path("/helloworld.v1.Greeter/Say_Hello2"), Some(("helloworld.v1.Greeter", "Say_Hello2")));
+        assert_eq!(split_path("/Greeter/Hello"), Some(("Greeter", "Hello")));
+        let long = format!("/a/{}", "b".repeat(MAX_PATH));
+        for bad in
+            ["", "/", "//", "a/b", "/a", "/a/", "/a/b/c", "/a/b.c", "/.a/b", "/a./b", "/a b/c", "/a/b?c", "/ä/b", &long]
+        {
+            assert_eq!(split_path(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Active health checks: endpoints are asked whether they are well, and those that are not get no requests.
+//!
+//! They run on the control thread, one task for each endpoint. What they find is in the [`Endpoint`], which workers and later
+//! snapshots share, so that a reload forgets nothing.
+
+mod grpc;
+mod probe;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use tokio::{
+    task::{AbortHandle, spawn_local},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Cluster, Endpoint, cluster::Selection};
+use crate::{
+    config::model,
+    observe::{Counter, Registry, shard},
+};
+
+/// The checks of all clusters.
+pub struct Checks {
+    registry: Registry,
+    /// By the endpoint's id.
+    running: HashMap<u64, Running>,
+}
+
+/// A check that ends with this.
+struct Running {
+    check: Rc<Check>,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The check of one endpoint.
+struct Check {
+    endpoint: Arc<Endpoint>,
+    config: model::HealthCheck,
+    /// The snapshot's that is in force.
+    cluster: RefCell<Arc<Cluster>>,
+    /// Results in a row that say otherwise than what the endpoint is taken for.
+    contrary: Cell<u32>,
+    /// Failures and successes.
+    results: [Counter; 2],
+}
+
+impl Checks {
+    /// None yet.
+    pub fn new(registry: Registry) -> Checks {
+        Checks { registry, running: HashMap::new() }
+    }
+
+    /// Goes by another snapshot. Checks that are the same go on; endpoints that are no longer checked count as healthy.
+    ///
+    /// # Panics
+    ///
+    /// Outside a place to spawn local tasks.
+    pub fn apply<'a>(&mut self, clusters: impl IntoIterator<Item = (&'a Arc<Cluster>, &'a model::Cluster)>) {
+        let mut kept = HashMap::new();
+        for (cluster, config) in clusters {
+            let Some(check) = &config.health_check else {
+                cluster.members.iter().for_each(|member| member.endpoint.set_healthy(true));
+                continue;
+            };
+            let results = ["failure", "success"].map(|result| self.counter(cluster, result));
+            for member in &cluster.members {
+                let endpoint = &member.endpoint;
+                let running = match self.running.remove(&endpoint.id) {
+                    Some(running) if running.check.config == *check => {
+                        *running.check.cluster.borrow_mut() = cluster.clone();
+                        running
+                    }
+                    _ => start(Check {
+                        endpoint: endpoint.clone(),
+                        config: check.clone(),
+                        cluster: RefCell::new(cluster.clone()),
+                        contrary: Cell::new(0),
+                        results: results.clone(),
+                    }),
+                };
+                kept.insert(endpoint.id, running);
+            }
+            cluster.set_health(check.panic_threshold);
+        }
+        // What is left is not in the snapshot.
+        self.running = kept;
+    }
+
+    fn counter(&self, cluster: &Cluster, result: &str) -> Counter {
+        let labels = [("cluster", &*cluster.name), ("result", result)];
+        let counter =
+            self.registry.counter("tollgate_cluster_health_checks_total", "Health checks by result.", &labels);
+        // The names are right, so there is no error.
+        counter.unwrap_or_else(|_| Counter::new(1))
+    }
+}
+
+fn start(check: Check) -> Running {
+    let check = Rc::new(check);
+    let task = spawn_local(Rc::clone(&check).run()).abort_handle();
+    Running { check, task }
+}
+
+impl Check {
+    async fn run(self: Rc<Self>) {
+        let interval = self.config.interval.0;
+        // Endpoints are not all asked at the same moment, nor by all proxies.
+        sleep(interval.mul_f64(fastrand::f64())).await;
+        loop {
+            let next = Instant::now() + interval;
+            let cluster = self.cluster.borrow().clone();
+            let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
+            self.note(result.map_err(|error| error.to_string()));
+            sleep_until(next).await;
+        }
+    }
+
+    /// Counts a result, and changes what the endpoint is taken for if there have been enough of its kind.
+    fn note(&self, result: Result<(), String>) {
+        self.results[usize::from(result.is_ok())].inc(shard());
+        let was = self.endpoint.is_healthy();
+        self.endpoint.check_error.store(result.as_ref().err().cloned().map(Arc::new));
+        if result.is_ok() == was {
+            return self.contrary.set(0);
+        }
+        self.contrary.set(self.contrary.get() + 1);
+        let threshold = if was { self.config.unhealthy_threshold } else { self.config.healthy_threshold };
+        if self.contrary.get() >= threshold {
+            self.contrary.set(0);
+            self.endpoint.set_healthy(!was);
+            self.tell(result);
+        }
+    }
+
+    /// The endpoint is taken for something else now.
+    fn tell(&self, result: Result<(), String>) {
+        let cluster = self.cluster.borrow().clone();
+        let selection = cluster.set_health(self.config.panic_threshold);
+        let (healthy, all) = cluster.health();
+        let (name, endpoint) = (&*cluster.name, &self.endpoint.address);
+        match result {
+            Ok(()) => tracing::info!(cluster = name, %endpoint, "healthy again; {healthy} of {all} are"),
+            Err(error) => {
+                tracing::warn!(cluster = name, %endpoint, "unhealthy: {error}; {healthy} of {all} are healthy")
+            }
+        }
+        if selection == Selection::Panic {
+            tracing::warn!(
+                cluster = name,
+                "less than {} % of the endpoints are healthy: all of them are used",
+                self.config.panic_threshold
+            );
+        }
+    }
+}
+
+impl Endpoint {
+    fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Relaxed);
+        if healthy {
+            self.check_error.store(None);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/health.rs"]
+mod tests;

@@ -1,0 +1,177 @@
+//! Asking one endpoint for its health, once: each time on a connection of its own, so that it is also known whether there
+//! could be one.
+
+use std::io;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{CONNECTION, CONTENT_TYPE, HOST, TE, USER_AGENT},
+    uri::Authority,
+};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use tokio::{
+    task::{AbortHandle, spawn_local},
+    time::timeout,
+};
+
+use super::grpc::{self, Malformed};
+use crate::{
+    config::{
+        model::{Check, HealthCheck},
+        units::Address,
+    },
+    net::{Stream, TokioIo},
+    upstream::{
+        Cluster, Endpoint,
+        connect::{self, Version},
+    },
+};
+
+/// How a check calls itself.
+const AGENT: HeaderValue = HeaderValue::from_static("tollgate-health-check");
+
+/// Bytes of a gRPC answer that are read; the right one has two.
+const MAX_ANSWER: usize = 4096;
+
+/// Why an endpoint counts as not well.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unwell {
+    #[error("no answer in time")]
+    Timeout,
+    #[error("no connection: {0}")]
+    Connect(io::Error),
+    #[error("no answer: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the request is not possible: {0}")]
+    Request(#[from] http::Error),
+    #[error("the status is {0}")]
+    Status(StatusCode),
+    #[error("the answer could not be read: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("the gRPC status is {0}")]
+    GrpcStatus(String),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("it is not serving: the health status is {0}")]
+    NotServing(u64),
+}
+
+/// Asks an endpoint of a cluster.
+pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
+    let asking = async {
+        let (socket, version) =
+            connect::open(cluster, endpoint, None).await.map_err(|(error, _)| Unwell::Connect(error))?;
+        match &check.check {
+            Check::Tcp {} => Ok(()),
+            Check::Http { path, host } => {
+                let uri = uri(cluster, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
+                http(socket, version, uri).await
+            }
+            Check::Grpc { service } => {
+                let uri = uri(cluster, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
+                serving(socket, service, uri).await
+            }
+        }
+    };
+    timeout(check.timeout.0, asking).await.unwrap_or(Err(Unwell::Timeout))
+}
+
+/// The host that is asked for: as configured, else the cluster's name, else (if that cannot be one) the address.
+fn authority(host: Option<&str>, cluster: &Cluster, address: &Address) -> Authority {
+    let address = address.inet().map(|address| address.to_string());
+    let named = [host, Some(&*cluster.name), address.as_deref()];
+    let mut possible = named.into_iter().flatten().filter_map(|name| Authority::try_from(name).ok());
+    possible.next().unwrap_or(Authority::from_static("localhost"))
+}
+
+fn uri(cluster: &Cluster, host: &Authority, path: &str) -> Result<Uri, http::Error> {
+    let scheme = if cluster.tls.is_some() { "https" } else { "http" };
+    Uri::builder().scheme(scheme).authority(host.clone()).path_and_query(path).build()
+}
+
+async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), Unwell> {
+    let request = Request::get(&uri).header(USER_AGENT, AGENT);
+    let (response, _driver) = match version {
+        Version::H2 => send_h2(socket, request.body(Full::default())?).await?,
+        Version::H1 => {
+            let host = uri.authority().map_or("", Authority::as_str);
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            let request = request.uri(path).header(HOST, host).header(CONNECTION, "close");
+            send_h1(socket, request.body(Full::default())?).await?
+        }
+    };
+    match response.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(Unwell::Status(status)),
+    }
+}
+
+async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), Unwell> {
+    let request = Request::post(uri)
+        .header(USER_AGENT, AGENT)
+        .header(CONTENT_TYPE, "application/grpc")
+        .header(TE, "trailers")
+        .body(Full::from(grpc::request(service)))?;
+    let (response, _driver) = send_h2(socket, request).await?;
+    let (head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        return Err(Unwell::Status(head.status));
+    }
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(Unwell::Body)?;
+    // Without a body the status is in the head.
+    let status = |fields: Option<&HeaderMap>| fields?.get("grpc-status").cloned();
+    match status(body.trailers()).or_else(|| status(Some(&head.headers))) {
+        Some(status) if status == "0" => {}
+        Some(status) => return Err(Unwell::GrpcStatus(String::from_utf8_lossy(status.as_bytes()).into_owned())),
+        None => return Err(Unwell::GrpcStatus("missing".to_owned())),
+    }
+    match grpc::status(&body.to_bytes())? {
+        grpc::SERVING => Ok(()),
+        other => Err(Unwell::NotServing(other)),
+    }
+}
+
+type Answer = (Response<Incoming>, Driver);
+
+/// hyper's side of a connection, which ends with this.
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Driver {
+    fn of(connection: impl Future<Output = hyper::Result<()>> + 'static) -> Driver {
+        // Its error comes to the request as well.
+        Driver(spawn_local(connection).abort_handle())
+    }
+}
+
+async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    let driver = Driver::of(connection);
+    Ok((sender.send_request(request).await?, driver))
+}
+
+async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+    let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await?;
+    let driver = Driver::of(connection);
+    Ok((sender.send_request(request).await?, driver))
+}
+
+/// Runs what hyper wants to run on this thread.
+#[derive(Clone)]
+struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}

@@ -1,0 +1,458 @@
+//! The certificate authority: by hand, as a service of the admin listener, and for a proxy that needs a certificate. What it
+//! signs is checked by others: by webpki, and by OpenSSL where there is one.
+
+use std::{
+    fs,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use rcgen::{CertificateParams, KeyPair, PublicKeyData, SanType};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use serde_json::Value;
+use tempfile::TempDir;
+use x509_parser::{certificate::X509Certificate, parse_x509_certificate};
+
+use crate::harness::{Client, Config, Message, Proxy, Signal, Upstream, wait_until};
+
+const WEB: &str = "spiffe://mesh.local/ns/default/sa/web";
+
+/// An authority's folder, and files that were made with it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = Folder(TempDir::new().expect("a folder"));
+        folder.run(&["init"]);
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect("the file is there")
+    }
+
+    fn try_run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.arg("ca").args(args).current_dir(self.0.path()).output().expect("tollgate can be run")
+    }
+
+    /// What `tollgate ca` has written to standard output.
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.try_run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("a text")
+    }
+
+    /// What it says when it fails.
+    fn refusal(&self, args: &[&str]) -> String {
+        let output = self.try_run(args);
+        assert!(!output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).expect("a text")
+    }
+
+    fn token(&self, scope: &str, ttl: &str) -> String {
+        self.run(&["token", "--spiffe", scope, "--ttl", ttl]).trim().to_owned()
+    }
+
+    /// A proxy that signs.
+    fn serve(&self, options: &str) -> Proxy {
+        Proxy::start(Config::new().top(&self.admin(options)))
+    }
+
+    fn admin(&self, options: &str) -> String {
+        format!("admin: {{address: '@admin@', ca: {{dir: '{}'{options}}}}}", self.path("ca").display())
+    }
+}
+
+/// A proxy's configuration with a certificate of its own, in its folder `run`.
+fn workload(ca: SocketAddr, options: &str) -> Config {
+    Config::new().top(&workload_section(ca, WEB, options))
+}
+
+fn workload_section(ca: SocketAddr, id: &str, options: &str) -> String {
+    format!("workload: {{spiffe: '{id}', ca: 'http://{ca}', token: token, dir: run{options}}}")
+}
+
+fn request_for(id: &str) -> String {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
+    let key = KeyPair::generate().expect("a key");
+    params.serialize_request(&key).and_then(|request| request.pem()).expect("a request")
+}
+
+fn sign(ca: &Proxy, token: Option<&str>, query: &str, request: &str) -> Message {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let fields: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+    let path = format!("/ca/sign{query}");
+    Client::connect(ca.address("admin")).request("POST", &path, &fields, request.as_bytes())
+}
+
+fn json(message: &Message) -> Value {
+    serde_json::from_slice(&message.body).expect("the service speaks JSON")
+}
+
+/// What a certificate's bytes are.
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+}
+
+fn parsed<'d>(der: &'d CertificateDer<'_>) -> X509Certificate<'d> {
+    parse_x509_certificate(der).expect("a certificate").1
+}
+
+/// Verifies a certificate for a server's use, for a client's, and for a server's name if there is one.
+fn verify(certificate: &str, root: &str, name: Option<&str>) -> Result<(), webpki::Error> {
+    let (root, leaf) = (der(root), der(certificate));
+    let anchors = [webpki::anchor_from_trusted_cert(&root)?];
+    let leaf = webpki::EndEntityCert::try_from(&leaf)?;
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
+        leaf.verify_for_usage(algorithms, &anchors, &[], UnixTime::now(), usage, None, None)?;
+    }
+    match name {
+        Some(name) => leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name).expect("a name")),
+        None => Ok(()),
+    }
+}
+
+/// A certificate and its key, as whoever finds the folder reads them.
+fn held(dir: &Path) -> (String, String) {
+    let dir = fs::canonicalize(dir.join("..data")).expect("a folder");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the file is there");
+    (read("workload.pem"), read("workload.key"))
+}
+
+#[test]
+fn webpki_accepts_what_was_signed_by_hand() {
+    let folder = Folder::new();
+    folder.run(&["issue", "--spiffe", WEB, "--dns", "web.mesh.local", "--dns", "*.web.local", "--ip", "127.0.0.1"]);
+    let (leaf, root) = (folder.read("web.pem"), folder.read("ca/ca.pem"));
+    for name in ["web.mesh.local", "a.web.local", "127.0.0.1"] {
+        verify(&leaf, &root, Some(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    assert!(verify(&leaf, &root, Some("other.local")).is_err());
+    let leaf = der(&leaf);
+    let uris: Vec<_> = webpki::EndEntityCert::try_from(&leaf).expect("a certificate").valid_uri_names().collect();
+    assert_eq!(uris, [WEB]);
+    let key = KeyPair::from_pem(&folder.read("web.key")).expect("a key");
+    assert_eq!(key.subject_public_key_info(), parsed(&leaf).public_key().raw);
+    for file in ["web.key", "ca/ca.key", "ca/token.key"] {
+        let mode = fs::metadata(folder.path(file)).expect("the file is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    let another = Folder::new();
+    assert!(verify(&folder.read("web.pem"), &another.read("ca/ca.pem"), None).is_err(), "another root");
+}
+
+#[test]
+fn openssl_accepts_what_was_signed_by_hand() {
+    let openssl = |folder: &Folder, args: &[&str]| Command::new("openssl").args(args).current_dir(&folder.0).output();
+    let folder = Folder::new();
+    if let Err(e) = openssl(&folder, &["version"]) {
+        eprintln!("SKIPPED: openssl cannot be run ({e}), so what it says of our certificates was not tested");
+        return;
+    }
+    folder.run(&["issue", "--spiffe", WEB, "--dns", "web.mesh.local", "--ttl", "1h"]);
+    let run = |args: &[&str]| {
+        let output = openssl(&folder, args).expect("openssl can be run");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        said
+    };
+    for purpose in ["sslserver", "sslclient"] {
+        run(&["verify", "-x509_strict", "-purpose", purpose, "-CAfile", "ca/ca.pem", "web.pem"]);
+    }
+    let leaf = run(&["x509", "-in", "web.pem", "-noout", "-text"]);
+    for part in [
+        format!("URI:{WEB}, DNS:web.mesh.local"),
+        "X509v3 Subject Alternative Name: critical".to_owned(),
+        "CA:FALSE".to_owned(),
+        "Digital Signature\n".to_owned(),
+        "TLS Web Server Authentication, TLS Web Client Authentication".to_owned(),
+        "prime256v1".to_owned(),
+    ] {
+        assert!(leaf.contains(&part), "{part}: {leaf}");
+    }
+    let root = run(&["x509", "-in", "ca/ca.pem", "-noout", "-text"]);
+    for part in ["CA:TRUE, pathlen:0", "Certificate Sign, CRL Sign", "URI:spiffe://mesh.local\n"] {
+        assert!(root.contains(part), "{part}: {root}");
+    }
+}
+
+#[test]
+fn the_command_line_refuses_what_would_do_harm() {
+    let folder = Folder::new();
+    let root = folder.read("ca/ca.pem");
+    for (args, said) in [
+        (&["init"][..], "is there already"),
+        (&["init", "--dir", "other", "--trust-domain", "Mesh"], "cannot be in the name of a trust domain"),
+        (&["init", "--dir", "other", "--days", "0"], "0 is not in 1..=36500"),
+        (&["issue", "--spiffe", "web"], "must begin with `spiffe://`"),
+        (&["issue", "--spiffe", "spiffe://other/web"], "this is the authority of `mesh.local`"),
+        (&["issue", "--spiffe", "spiffe://mesh.local"], "a workload's identity has a path"),
+        (&["issue", "--spiffe", WEB, "--dns", "a b"], "`a b` is no DNS name"),
+        (&["issue", "--spiffe", WEB, "--ttl", "0s"], "too short"),
+        (&["issue", "--spiffe", WEB, "--out", "ca/ca"], "is the authority's own"),
+        (&["issue", "--spiffe", WEB, "--dir", "nowhere"], "`tollgate ca init` makes one"),
+        (&["token", "--spiffe", "spiffe://other/*"], "this is the authority of `mesh.local`"),
+        (&["show", "ca/ca.key"], "holds no certificate"),
+    ] {
+        let refusal = folder.refusal(args);
+        assert!(refusal.contains(said), "{args:?}: {refusal}");
+    }
+    assert_eq!(folder.read("ca/ca.pem"), root);
+    assert!(!folder.path("web.pem").exists() && !folder.path("other").exists());
+    folder.run(&["init", "--force"]);
+    assert_ne!(folder.read("ca/ca.pem"), root);
+}
+
+#[test]
+fn what_is_there_is_shown() {
+    let folder = Folder::new();
+    let issued: Value = serde_json::from_str(&folder.run(&["issue", "--spiffe", WEB, "--json"])).expect("JSON");
+    let shown: Value = serde_json::from_str(&folder.run(&["show", "web.pem", "--json"])).expect("JSON");
+    let certificate = &shown["certificates"][0];
+    for key in ["serial", "names", "not_after", "sha256"] {
+        assert_eq!(certificate[key], issued[key], "{key}");
+    }
+    assert_eq!(certificate["names"][0], format!("URI:{WEB}"));
+    let shown: Value = serde_json::from_str(&folder.run(&["show", "--json"])).expect("JSON");
+    assert_eq!((&shown["trust_domain"], &shown["certificates"][0]["ca"]), (&"mesh.local".into(), &true.into()));
+    assert!(folder.run(&["show"]).contains("the certificate authority of mesh.local"));
+}
+
+#[test]
+fn a_proxy_signs_for_another() {
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let root = ca.admin("GET", "/ca/root", "");
+    assert_eq!((root.status(), root.text()), (200, folder.read("ca/ca.pem").as_str()));
+    let token = folder.token("spiffe://mesh.local/ns/default/*", "1h");
+    let web = Proxy::start_with(workload(ca.address("admin"), ", ttl: 1h"), &[("token", token.as_bytes())]);
+    let run = web.dir().join("run");
+    let (certificate, key) = held(&run);
+    verify(&certificate, root.text(), None).expect("its certificate is good");
+    assert_eq!(fs::read_to_string(run.join("ca.pem")).expect("the root"), root.text());
+    let certificate = der(&certificate);
+    let uris: Vec<_> = webpki::EndEntityCert::try_from(&certificate).expect("it").valid_uri_names().collect();
+    assert_eq!(uris, [WEB]);
+    let key = KeyPair::from_pem(&key).expect("a key");
+    assert_eq!(key.subject_public_key_info(), parsed(&certificate).public_key().raw);
+    let mode = fs::metadata(run.join("workload.key")).expect("the key").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let end = parsed(&certificate).validity().not_after.timestamp() as f64;
+    let metrics = web.metrics();
+    assert_eq!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]), end);
+    assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[("result", "success")]), 1.0);
+    assert_eq!(ca.metrics().sum("tollgate_ca_issued_total", &[]), 1.0);
+    ca.wait_for_output(&format!("a certificate was signed spiffe=\"{WEB}\""));
+}
+
+#[test]
+fn a_certificate_is_renewed_before_it_ends() {
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token(WEB, "1h");
+    let web = Proxy::start_with(workload(ca.address("admin"), ", ttl: 10s"), &[("token", token.as_bytes())]);
+    let run = web.dir().join("run");
+    let first = held(&run);
+    wait_until("another certificate", || held(&run) != first);
+    let second = held(&run);
+    let (before, after) = (der(&first.0), der(&second.0));
+    let (before, after) = (parsed(&before), parsed(&after));
+    assert_ne!(before.serial, after.serial);
+    assert_ne!(first.1, second.1, "each certificate has a key of its own");
+    assert!(after.validity().not_before < before.validity().not_after, "there was no time without");
+    verify(&second.0, &folder.read("ca/ca.pem"), None).expect("the new one is good");
+    web.wait_for_metric("tollgate_workload_renewals_total", &[("result", "success")], 2.0);
+    assert!(web.is_ready());
+}
+
+#[test]
+fn a_renewal_that_fails_is_told_and_tried_again() {
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token(WEB, "1h");
+    let web = Proxy::start_with(workload(ca.address("admin"), ", ttl: 4s"), &[("token", token.as_bytes())]);
+    web.put("token", "nonsense");
+    web.wait_for_metric("tollgate_workload_renewals_total", &[("result", "failure")], 1.0);
+    web.wait_for_output("not one of this certificate authority");
+    let before = held(&web.dir().join("run"));
+    web.put("token", &token);
+    wait_until("another certificate", || held(&web.dir().join("run")) != before);
+}
+
+#[test]
+fn who_has_no_right_is_refused_and_told_why() {
+    let folder = Folder::new();
+    let ca = folder.serve(", max_ttl: 1h");
+    let token = folder.token("spiffe://mesh.local/ns/default/*", "1h");
+    let forged = Folder::new().token("spiffe://mesh.local/*", "1h");
+    let ended = folder.token(WEB, "1s");
+    wait_until("the token's end", || sign(&ca, Some(&ended), "", "").text().contains("has ended"));
+    let (good, other) = (request_for(WEB), request_for("spiffe://mesh.local/ns/other/sa/web"));
+    let large = "x".repeat(17 << 10);
+    for (token, query, request, status, reason) in [
+        (None, "", &good, 401, "no_token"),
+        (Some(&forged), "", &good, 401, "bad_token"),
+        (Some(&ended), "", &good, 401, "expired_token"),
+        (Some(&token), "", &other, 403, "identity"),
+        (Some(&token), "?ttl=never", &good, 400, "ttl"),
+        (Some(&token), "", &"nonsense".to_owned(), 400, "request"),
+        (Some(&token), "", &large, 413, "body"),
+    ] {
+        let refused = sign(&ca, token.map(String::as_str), query, request);
+        assert_eq!((refused.status(), &json(&refused)["reason"]), (status, &reason.into()));
+        assert_eq!(refused.field("www-authenticate"), (status == 401).then_some("Bearer"));
+        assert!(ca.metrics().sum("tollgate_ca_refused_total", &[("reason", reason)]) >= 1.0, "{reason}");
+    }
+    let signed = json(&sign(&ca, Some(&token), "?ttl=100h", &good));
+    let certificate = der(signed["certificate"].as_str().expect("a certificate"));
+    let certificate = parsed(&certificate);
+    let life = certificate.validity();
+    assert!(life.not_after.timestamp() - life.not_before.timestamp() <= 3600 + 61, "no longer than `max_ttl`");
+    assert_eq!(ca.metrics().sum("tollgate_ca_issued_total", &[]), 1.0);
+    // A token that ends takes nothing else with it; all of them end when their secret does.
+    let new = folder.run(&["token", "--new-secret"]);
+    assert_eq!(sign(&ca, Some(&token), "", &good).status(), 401);
+    assert_eq!(sign(&ca, Some(new.trim()), "", &good).status(), 200);
+}
+
+#[test]
+fn a_workload_that_is_refused_does_not_start() {
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token("spiffe://mesh.local/ns/other/*", "1h");
+    let start = |files: &[(&str, &[u8])]| match Proxy::try_start(workload(ca.address("admin"), ""), files) {
+        Ok(_) => panic!("it has started"),
+        Err(output) => output,
+    };
+    let output = start(&[("token", token.as_bytes())]);
+    for part in [WEB, "the join token is for `spiffe://mesh.local/ns/other/*`", "403"] {
+        assert!(output.contains(part), "{output}");
+    }
+    assert!(start(&[]).contains("the join token: cannot read"));
+}
+
+#[test]
+fn an_authority_that_comes_later_is_waited_for() {
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let (address, tries) = (ca.address("admin"), AtomicUsize::new(0));
+    // It is not well at first, in two ways.
+    let way = Upstream::scripted(move |mut connection| match tries.fetch_add(1, Ordering::SeqCst) {
+        0 => {}
+        1 => {
+            connection.head();
+            connection.send("HTTP/1.1 503 Not yet\r\ncontent-length: 0\r\n\r\n");
+        }
+        _ => pass(connection.wire.socket(), address),
+    });
+    let token = folder.token(WEB, "1h");
+    let web = Proxy::start_with(workload(way.address, ""), &[("token", token.as_bytes())]);
+    verify(&held(&web.dir().join("run")).0, &folder.read("ca/ca.pem"), None).expect("its certificate is good");
+    assert!(web.output().contains("does not answer"), "{}", web.output());
+    assert_eq!(web.metrics().sum("tollgate_workload_renewals_total", &[("result", "failure")]), 2.0);
+}
+
+/// Carries bytes in both directions until both have ended.
+fn pass(from: &TcpStream, to: SocketAddr) {
+    let to = TcpStream::connect(to).expect("the authority listens");
+    let carry = |mut from: &TcpStream, mut to: &TcpStream| {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| carry(from, &to));
+        carry(&to, from);
+    });
+}
+
+#[test]
+fn a_certificate_that_still_holds_is_used_without_asking() {
+    let folder = Folder::new();
+    let token = folder.token(WEB, "1h");
+    fs::write(folder.path("token"), token).expect("a file can be written");
+    let (run, token) = (folder.path("run"), folder.path("token"));
+    let config = |ca: SocketAddr| {
+        let (token, run) = (token.display(), run.display());
+        Config::new().top(&format!("workload: {{spiffe: '{WEB}', ca: 'http://{ca}', token: '{token}', dir: '{run}'}}"))
+    };
+    let ca = folder.serve("");
+    let mut first = Proxy::start(config(ca.address("admin")));
+    let before = held(&run);
+    first.signal(Signal::TERM);
+    first.wait_exit();
+    let second = Proxy::start(config(Upstream::refusing()));
+    assert_eq!(held(&run), before);
+    assert!(second.output().contains("still holds"), "{}", second.output());
+    let metrics = second.metrics();
+    assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[]), 0.0);
+    assert!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]) > 0.0);
+}
+
+#[test]
+fn two_proxies_with_certificates_trust_each_other() {
+    const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token("spiffe://mesh.local/*", "1h");
+    let files = [("token", token.as_bytes())];
+    let upstream = Upstream::saying("through both");
+    let inner = Config::to(&upstream)
+        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 8s"))
+        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
+    let inner = Proxy::start_with(inner, &files);
+    let outer = |san: &str| {
+        let tls = format!("tls: {{ca: [run/ca.pem], sans: ['{san}'], certificate: {OWN}}}");
+        let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
+        let config = Config::new().top(&section).listener("cluster: inner");
+        Proxy::start_with(config.cluster("inner", &[inner.address("main")], &tls), &files)
+    };
+    let wrong = outer("spiffe://mesh.local/ns/default/sa/db");
+    assert_eq!(wrong.get("/").status(), 503, "it is another one that answers");
+    let right = outer(WEB);
+    let through = |proxy: &Proxy| (proxy.get("/").status(), proxy.get("/").text().to_owned());
+    assert_eq!(through(&right), (200, "through both".to_owned()));
+    // Both renew theirs, and go over to the new one without being told.
+    for proxy in [&inner, &right] {
+        let version = proxy.version();
+        wait_until("the new certificate to be in force", || proxy.version() > version);
+        assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
+    }
+    assert_eq!(through(&right), (200, "through both".to_owned()));
+    assert!(inner.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]) >= 2.0);
+}
+
+#[test]
+fn a_proxy_can_be_its_own_authority() {
+    let folder = Folder::new();
+    let token = folder.token(WEB, "1h");
+    let admin = folder.admin("");
+    let config = Config::new()
+        .top(&format!("{admin}\nworkload: {{spiffe: '{WEB}', ca: 'http://@admin@', token: token, dir: run}}"));
+    let proxy = Proxy::start_with(config, &[("token", token.as_bytes())]);
+    verify(&held(&proxy.dir().join("run")).0, &folder.read("ca/ca.pem"), None).expect("its certificate is good");
+}
+
+#[test]
+fn without_an_authority_there_is_none() {
+    let proxy = Proxy::start(Config::new());
+    for (method, path) in [("GET", "/ca/root"), ("POST", "/ca/sign")] {
+        let response = proxy.admin(method, path, "");
+        assert_eq!(response.status(), 404, "{path}");
+        assert!(response.text().contains("`admin.ca` is not configured"), "{}", response.text());
+    }
+    let nothing = Config::new().top("admin: {address: '@admin@', ca: {dir: nothing}}");
+    let Err(output) = Proxy::try_start(nothing, &[]) else { panic!("it has started") };
+    assert!(output.contains("config.yaml:2:") && output.contains("^^^^^^^"), "{output}");
+    assert!(output.contains("`tollgate ca init --dir nothing` makes an authority"), "{output}");
+}

@@ -1,0 +1,168 @@
+//! How long a stream may take in all: by its client's word (`grpc-timeout`), and by the listener's (`stream_age`).
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Duration,
+};
+
+use crate::{
+    grpc::head_only,
+    harness::{Config, Message, Proxy, Upstream, answer},
+};
+
+fn call(proxy: &Proxy, timeout: &str) -> Message {
+    let fields = [("content-type", "application/grpc"), ("grpc-timeout", timeout)];
+    proxy.request("POST", "/a.B/C", &fields, b"\0\0\0\0\0")
+}
+
+fn to(upstream: &Upstream, cluster: &str) -> Config {
+    Config::new().listener("cluster: web").cluster("web", &[upstream], cluster)
+}
+
+fn assert_exceeded(proxy: &Proxy, response: &Message, details: &str) {
+    assert_eq!((response.status(), response.field("grpc-status")), (200, Some("4")), "{response:?}");
+    let entry = proxy.entry_for("/a.B/C");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &details.into()));
+}
+
+/// A call that takes longer than it may ends, and nothing else of the configuration needs to say so.
+#[test]
+fn a_call_ends_with_its_time() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(to(&upstream, "request_timeout: 0s"));
+    assert_exceeded(&proxy, &call(&proxy, "200m"), "grpc_deadline");
+    assert_eq!(upstream.requests().len(), 1);
+    assert_exceeded(&proxy, &call(&proxy, "0n"), "grpc_deadline");
+}
+
+#[test]
+fn time_in_filters_counts() {
+    let upstream = Upstream::saying("too late");
+    let delays = "config: {delay: {fixed: 1h, percent: 100}}";
+    let proxy = Proxy::start(to(&upstream, "").filter("delays", "builtin:fault", delays));
+    let response = call(&proxy, "200m");
+    assert_eq!(response.field("grpc-status"), Some("4"));
+    assert_eq!(proxy.entry_for("/a.B/C")["details"], "grpc_deadline");
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
+    let slow = || {
+        Upstream::replying(|_| {
+            std::thread::sleep(Duration::from_millis(500));
+            head_only(0)
+        })
+    };
+    let upstream = slow();
+    let proxy = Proxy::start(to(&upstream, "request_timeout: 100ms"));
+    assert_eq!(call(&proxy, "60S").field("grpc-status"), Some("0"));
+
+    let route = |options: &str| {
+        format!("config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [{{cluster: web, {options}}}]}}]}}")
+    };
+    let upstream = slow();
+    let config = to(&upstream, "request_timeout: 0s").filter("routes", "builtin:router", &route("timeout: 100ms"));
+    let proxy = Proxy::start(config);
+    assert_exceeded(&proxy, &call(&proxy, "60S"), "response_timeout");
+
+    // Whoever does not believe clients takes it away.
+    let upstream = slow();
+    let removes = route("request_headers: {remove: [grpc-timeout]}");
+    let config = to(&upstream, "request_timeout: 100ms").filter("routes", "builtin:router", &removes);
+    let proxy = Proxy::start(config);
+    assert_exceeded(&proxy, &call(&proxy, "60S"), "response_timeout");
+    assert_eq!(upstream.only_request().field("grpc-timeout"), None);
+}
+
+/// The time that is left, in microseconds.
+fn left(request: &Message) -> u64 {
+    let value = request.field("grpc-timeout").expect("a timeout");
+    value.strip_suffix('u').expect("microseconds").parse().expect("a number")
+}
+
+#[test]
+fn each_try_is_told_how_much_is_left() {
+    let turn = AtomicUsize::new(0);
+    let upstream = Upstream::replying(move |_| head_only(if turn.fetch_add(1, SeqCst) < 2 { 14 } else { 0 }));
+    let options = "retry: {on: [grpc_unavailable], attempts: 2, backoff: 1ms}";
+    let proxy = Proxy::start(to(&upstream, options));
+    assert_eq!(call(&proxy, "60S").field("grpc-status"), Some("0"));
+    let requests = upstream.requests();
+    let told: Vec<u64> = requests.iter().map(left).collect();
+    assert_eq!(told.len(), 3);
+    assert!(told[0] < 60_000_000 && told[0] > told[1] && told[1] > told[2], "{told:?}");
+
+    let upstream = Upstream::replying(|_| head_only(0));
+    let proxy = Proxy::start(to(&upstream, "retry: {on: [reset], per_try_timeout: 20s}"));
+    call(&proxy, "60S");
+    assert!(left(&upstream.only_request()) <= 20_000_000, "a try is bounded by more than the call");
+}
+
+#[test]
+fn what_is_no_timeout_is_not_touched() {
+    let upstream = Upstream::replying(|_| head_only(0));
+    let proxy = Proxy::start(to(&upstream, ""));
+    for value in ["soon", "5", "123456789S"] {
+        call(&proxy, value);
+        assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some(value));
+    }
+    proxy.request("POST", "/plain", &[("grpc-timeout", "1n")], b"");
+    assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some("1n"), "it is no call");
+}
+
+/// The head says that it goes well; after that, only an end before the end can say otherwise.
+#[test]
+fn a_response_that_has_begun_is_cut_off() {
+    for (listener, field) in [("", ("grpc-timeout", "500m")), ("timeouts: {stream_age: 500ms}", ("x-plain", "1"))] {
+        let upstream = Upstream::scripted(|mut connection| {
+            connection.request();
+            connection.send(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n",
+            );
+            connection.wait_for_end();
+        });
+        let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener(listener));
+        let mut client = proxy.client();
+        client.send_request("POST", "/a.B/C", &[("content-type", "application/grpc"), field], b"");
+        let text = client.wire.read_to_end();
+        assert!(text.starts_with(b"HTTP/1.1 200") && !text.ends_with(b"0\r\n\r\n"), "{:?}", text.escape_ascii());
+        let entry = proxy.entry_for("/a.B/C");
+        let logged = (&entry["status"], &entry["grpc_status"], &entry["flags"]);
+        assert_eq!(logged, (&200.into(), &4.into(), &"UT".into()));
+    }
+}
+
+#[test]
+fn a_stream_gets_only_so_old() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener("timeouts: {stream_age: 300ms}"));
+    let response = proxy.get("/old");
+    assert_eq!(response.status(), 504);
+    let entry = proxy.entry_for("/old");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"stream_age".into()));
+    // Also while its client still sends.
+    let mut client = proxy.client();
+    client.send("POST /sending HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nbeginning");
+    assert_eq!(client.read().status(), 504);
+    assert_eq!(proxy.entry_for("/sending")["details"], "stream_age");
+}
+
+/// A filter that wants the body waits for it; the client may not let it wait for ever.
+#[test]
+fn a_body_that_filters_wait_for_has_its_bounds() {
+    let looks = crate::guest::filter(
+        r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#,
+    );
+    for (timeouts, status, details) in
+        [("{stream_age: 300ms}", 504, "stream_age"), ("{idle: 300ms}", 408, "request_body_timeout")]
+    {
+        let upstream = Upstream::replying(|_| answer(200, &[], "ok"));
+        let config = to(&upstream, "").listener(&format!("timeouts: {timeouts}")).filter("looks", "looks.wasm", "");
+        let proxy = Proxy::start_with(config, &[("looks.wasm", &looks)]);
+        let mut client = proxy.client();
+        client.send("POST /waits HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n");
+        assert_eq!(client.read().status(), status, "{timeouts}");
+        assert_eq!(proxy.entry_for("/waits")["details"], details);
+    }
+}

@@ -1,0 +1,189 @@
+//! gRPC calls: what the proxy answers itself, what is tried again, what is logged and counted. All of it goes by the media
+//! type, whatever version of HTTP carries it.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use crate::{
+    guest,
+    harness::{Client, Config, Message, Proxy, Upstream, answer},
+};
+
+pub(crate) const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+
+/// Calls a method.
+fn call(client: &mut Client, path: &str) -> Message {
+    client.request("POST", path, &GRPC, b"\0\0\0\0\0")
+}
+
+/// A response that is nothing but a head.
+pub(crate) fn head_only(status: u32) -> Vec<u8> {
+    answer(200, &["content-type: application/grpc", &format!("grpc-status: {status}")], "")
+}
+
+/// A response with a message and trailers.
+pub(crate) fn whole(status: u32) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n\
+         6\r\n\0\0\0\0\x01m\r\n0\r\ngrpc-status: {status}\r\ngrpc-message: said\r\n\r\n"
+    )
+    .into()
+}
+
+/// The status and the message of a response that is nothing but a head.
+fn told(response: &Message) -> (u32, &str) {
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.field("content-type"), Some("application/grpc"));
+    assert!(matches!(response.field("content-length"), None | Some("0")), "{response:?}");
+    assert!(response.body.is_empty(), "{response:?}");
+    let status = response.field("grpc-status").expect("a status");
+    (status.parse().expect("a number"), response.field("grpc-message").unwrap_or_default())
+}
+
+#[test]
+fn what_the_proxy_answers_is_a_grpc_status() {
+    let proxy = Proxy::start(Config::new());
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (12, "Not Found"));
+    let entry = proxy.entry_for("/a.B/C");
+    assert_eq!((&entry["status"], &entry["grpc_status"]), (&200.into(), &12.into()));
+    assert_eq!((&entry["flags"], &entry["details"]), (&"NR".into(), &"route_not_found".into()));
+    let plain = proxy.request("POST", "/plain", &[("content-type", "application/grpc-like")], b"");
+    assert_eq!((plain.status(), plain.text()), (404, "Not Found"));
+    assert!(proxy.entry_for("/plain")["grpc_status"].is_null());
+
+    let proxy = Proxy::start(Config::to(Upstream::refusing()));
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (14, "Service Unavailable"));
+    assert_eq!(proxy.entry_for("/a.B/C")["flags"], "UF");
+
+    let upstream = Upstream::silent();
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "request_timeout: 100ms");
+    let proxy = Proxy::start(config);
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (4, "Gateway Timeout"));
+}
+
+#[test]
+fn what_a_filter_answers_is_a_grpc_status() {
+    let denies = "config: {policies: [{name: p, action: deny, rules: [{}]}]}";
+    let proxy = Proxy::start(Config::new().filter("access", "builtin:authz", denies));
+    let response = call(&mut proxy.client(), "/a.B/C");
+    assert_eq!(told(&response), (7, "access denied"));
+    assert!(!format!("{response:?}").contains("matched_policy"), "what is for the log stays in the log");
+    assert_eq!(proxy.entry_for("/a.B/C")["details"], "rbac_access_denied_matched_policy[p]");
+
+    let fields = guest::pairs(&[("x-own", "1"), ("content-type", "text/plain")]);
+    for (grpc, expected) in [(5, 5), (0, 0), (-1, 7)] {
+        let filter = guest::filter(&format!(
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                (drop (call $reply (i32.const 403) %"why" %"not 100%" %"{fields}" (i32.const {grpc})))
+                (i32.const 1))"#
+        ));
+        let config = Config::new().filter("answers", "answers.wasm", "");
+        let proxy = Proxy::start_with(config, &[("answers.wasm", &filter)]);
+        let mut client = proxy.client();
+        let response = call(&mut client, "/a.B/C");
+        assert_eq!((told(&response), response.field("x-own")), ((expected, "not 100%25"), Some("1")));
+        let entry = proxy.entry_for("/a.B/C");
+        assert_eq!(
+            (&entry["grpc_status"], &entry["details"], &entry["flags"]),
+            (&expected.into(), &"why".into(), &"LR".into())
+        );
+        assert_eq!(client.get("/plain").status(), 403);
+    }
+}
+
+#[test]
+fn the_status_is_logged_wherever_it_stands() {
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/s/Head" => head_only(9),
+        "/s/Whole" => whole(3),
+        "/s/Http" => answer(503, &[], "overloaded"),
+        _ => answer(200, &["content-type: application/grpc"], ""),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for (path, status, grpc_status) in
+        [("/s/Head", 200, 9), ("/s/Whole", 200, 3), ("/s/Http", 503, 14), ("/s/None", 200, 2)]
+    {
+        assert_eq!(call(&mut client, path).status(), status, "upstreams' responses stay as they are");
+        let entry = proxy.entry_for(path);
+        assert_eq!((&entry["status"], &entry["grpc_status"]), (&status.into(), &grpc_status.into()), "{path}");
+    }
+    client.get("/s/Head?not=grpc");
+    assert!(proxy.entry_for("/s/Head?not=grpc")["grpc_status"].is_null());
+}
+
+#[test]
+fn a_status_is_tried_again_if_that_was_asked_for() {
+    for (on, first, tries) in [
+        ("grpc_cancelled", head_only(1), 2),
+        ("grpc_deadline_exceeded", head_only(4), 2),
+        ("grpc_internal", head_only(13), 2),
+        ("grpc_resource_exhausted", head_only(8), 2),
+        ("grpc_unavailable", head_only(14), 2),
+        ("grpc_unavailable, grpc_internal", head_only(13), 2),
+        ("grpc_unavailable", head_only(13), 1),
+        ("grpc_internal", head_only(0), 1),
+        ("5xx", head_only(14), 1),
+        // Something of it has gone to the client by the time that the trailers come.
+        ("grpc_unavailable", whole(14), 1),
+    ] {
+        let turn = AtomicUsize::new(0);
+        let upstream =
+            Upstream::replying(move |_| if turn.fetch_add(1, SeqCst) == 0 { first.clone() } else { head_only(0) });
+        let options = format!("retry: {{on: [{on}], backoff: 0s}}");
+        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], &options));
+        let response = call(&mut proxy.client(), "/a.B/C");
+        assert_eq!(upstream.requests().len(), tries, "{on}: {response:?}");
+    }
+    // To others it is a field like any other.
+    let upstream = Upstream::replying(|_| head_only(14));
+    let options = "retry: {on: [grpc_unavailable]}";
+    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], options));
+    proxy.get("/");
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[test]
+fn a_route_can_ask_for_it_too() {
+    let turn = AtomicUsize::new(0);
+    let upstream = Upstream::replying(move |_| head_only(if turn.fetch_add(1, SeqCst) == 0 { 14 } else { 0 }));
+    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
+        {cluster: web, retry: {on: [grpc_unavailable], attempts: 1, backoff: 1ms}}]}]}";
+    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", routes).cluster("web", &[&upstream], ""));
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")).0, 0);
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+#[test]
+fn calls_are_counted_by_method() {
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/shop.Cart/Add" => whole(0),
+        "/shop.Cart/Drop" => head_only(5),
+        _ => head_only(12),
+    });
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    for path in ["/shop.Cart/Add", "/shop.Cart/Add", "/shop.Cart/Drop", "/shop.Cart/Nothing", "/no/method/at/all"] {
+        call(&mut client, path);
+    }
+    client.get("/shop.Cart/Add");
+    let count = |proxy: &Proxy, method: &str, status: &str, least: f64| {
+        let labels = [("listener", "main"), ("method", method), ("status", status)];
+        proxy.wait_for_metric("tollgate_grpc_requests_total", &labels, least);
+        assert_eq!(proxy.metrics().sum("tollgate_grpc_requests_total", &labels), least, "{method} {status}");
+    };
+    count(&proxy, "Add", "OK", 2.0);
+    count(&proxy, "Drop", "NOT_FOUND", 1.0);
+    count(&proxy, "other", "UNIMPLEMENTED", 2.0);
+    let metrics = proxy.metrics();
+    assert_eq!(
+        metrics.sum("tollgate_grpc_request_duration_seconds_count", &[("service", "shop.Cart"), ("method", "Add")]),
+        2.0
+    );
+    assert_eq!(metrics.sum("tollgate_grpc_requests_total", &[]), 5.0);
+    // They go on over a change, and go away with their listener.
+    proxy.change_config(Config::to(&upstream).top("drain_timeout: 1s"));
+    call(&mut client, "/shop.Cart/Add");
+    count(&proxy, "Add", "OK", 3.0);
+    proxy.change_config("listeners: [{name: another, address: '@another@'}]");
+    assert_eq!(proxy.metrics().sum("tollgate_grpc_requests_total", &[]), 0.0);
+}

@@ -1,0 +1,62 @@
+//! A client under TLS: HTTP/1.1, for requests and responses without bodies.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
+
+use super::DEADLINE;
+
+/// A connection under TLS, to `web.test`.
+pub struct Secure(StreamOwned<ClientConnection, TcpStream>);
+
+impl Secure {
+    /// Connects; trusts these certificates, and shows that one. The handshake comes with the first request.
+    pub fn connect(
+        address: SocketAddr,
+        trusted: &[CertificateDer<'static>],
+        shown: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> Secure {
+        let mut roots = RootCertStore::empty();
+        trusted.iter().for_each(|certificate| roots.add(certificate.clone()).expect("a root"));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let config = match shown {
+            Some((certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).expect("a pair"),
+            None => builder.with_no_client_auth(),
+        };
+        let name = "web.test".try_into().expect("a name");
+        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let socket = TcpStream::connect(address).expect("the proxy accepts connections");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
+        Secure(StreamOwned::new(connection, socket))
+    }
+
+    /// `GET /`, with these fields as well. The status.
+    pub fn get(&mut self, fields: &str) -> io::Result<u16> {
+        self.0.write_all(format!("GET / HTTP/1.1\r\nHost: web.test\r\n{fields}\r\n").as_bytes())?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte)?;
+            head.extend(byte);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+        status.ok_or_else(|| io::Error::other(head))
+    }
+
+    /// The certificate that the proxy has shown.
+    pub fn shown(&self) -> CertificateDer<'static> {
+        self.0.conn.peer_certificates().expect("a certificate")[0].clone()
+    }
+}

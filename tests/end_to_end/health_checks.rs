@@ -1,0 +1,140 @@
+//! Endpoints that are not well get no requests, as long as enough others are.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+use serde_json::Value;
+
+use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
+
+/// Checks that are soon through with an endpoint.
+const CHECK: &str = "health_check: {check: {http: {path: /up, host: up.example}}, interval: 20ms, timeout: 20s,
+                     unhealthy_threshold: 2, healthy_threshold: 2, panic_threshold: PANIC}";
+
+/// An upstream that says its name, and whether it is well, as the test wants.
+struct Moody {
+    upstream: Upstream,
+    well: Arc<AtomicBool>,
+}
+
+impl Moody {
+    fn new(name: &'static str) -> Moody {
+        let well = Arc::new(AtomicBool::new(true));
+        let says = well.clone();
+        let upstream = Upstream::replying(move |request| match request.target() {
+            "/up" => answer(if says.load(SeqCst) { 200 } else { 503 }, &[], ""),
+            _ => answer(200, &[], name),
+        });
+        Moody { upstream, well }
+    }
+}
+
+fn config(upstreams: &[&Moody], panic: u32) -> Config {
+    let endpoints: Vec<_> = upstreams.iter().map(|moody| moody.upstream.address).collect();
+    let options = CHECK.replace("PANIC", &panic.to_string());
+    Config::new().listener("cluster: web").cluster("web", &endpoints, &options)
+}
+
+/// What the admin listener says of the cluster's endpoints.
+fn endpoints(proxy: &Proxy) -> Vec<Value> {
+    let clusters: Value = serde_json::from_slice(&proxy.admin("GET", "/clusters", "").body).expect("JSON");
+    clusters["clusters"][0]["endpoints"].as_array().expect("endpoints").clone()
+}
+
+fn wait_for_health(proxy: &Proxy, expected: &[bool]) {
+    wait_until("the endpoints' health", || endpoints(proxy).iter().map(|e| &e["healthy"]).eq(expected));
+}
+
+/// Who answers, of many requests.
+fn answering(proxy: &Proxy) -> Vec<String> {
+    let mut client = proxy.client();
+    let mut names: Vec<_> = (0..20).map(|_| client.get("/").text().to_owned()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn an_endpoint_that_is_not_well_gets_no_requests_until_it_is() {
+    let (a, b) = (Moody::new("a"), Moody::new("b"));
+    let mut proxy = Proxy::start(config(&[&a, &b], 50));
+    assert_eq!(answering(&proxy), ["a", "b"], "they begin as healthy");
+    a.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[false, true]);
+    assert_eq!(answering(&proxy), ["b"]);
+    assert_eq!(endpoints(&proxy)[0]["check_error"], "the status is 503 Service Unavailable");
+    proxy.wait_for_output("unhealthy: the status is 503 Service Unavailable; 1 of 2 are healthy");
+    let healthy = |proxy: &Proxy| proxy.metrics().sum("tollgate_cluster_endpoints_healthy", &[("cluster", "web")]);
+    assert_eq!(healthy(&proxy), 1.0);
+    proxy.wait_for_metric("tollgate_cluster_health_checks_total", &[("cluster", "web"), ("result", "failure")], 2.0);
+
+    // What is known of an endpoint does not get lost by a change.
+    proxy.change_config(config(&[&a, &b], 50).top("drain_timeout: 1s"));
+    assert_eq!(answering(&proxy), ["b"]);
+
+    a.well.store(true, SeqCst);
+    wait_for_health(&proxy, &[true, true]);
+    assert_eq!((answering(&proxy), healthy(&proxy)), (vec!["a".to_owned(), "b".to_owned()], 2.0));
+    proxy.wait_for_output("healthy again; 2 of 2 are");
+    let checks: Vec<_> = a.upstream.requests().into_iter().filter(|request| request.target() == "/up").collect();
+    assert_eq!((checks[0].method(), checks[0].field("host")), ("GET", Some("up.example")));
+}
+
+#[test]
+fn too_many_that_are_not_well_are_not_believed() {
+    let (a, b, c) = (Moody::new("a"), Moody::new("b"), Moody::new("c"));
+    let proxy = Proxy::start(config(&[&a, &b, &c], 50));
+    a.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[false, true, true]);
+    assert_eq!(answering(&proxy), ["b", "c"], "two of three are more than half");
+    b.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[false, false, true]);
+    assert_eq!(answering(&proxy), ["a", "b", "c"], "one of three is less");
+    proxy.wait_for_output("less than 50 % of the endpoints are healthy: all of them are used");
+}
+
+#[test]
+fn with_none_left_there_is_no_endpoint() {
+    let a = Moody::new("a");
+    let mut proxy = Proxy::start(config(&[&a], 0));
+    a.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[false]);
+    assert_eq!(proxy.get("/").status(), 503);
+    assert_eq!(proxy.entry_for("/")["flags"], "UH");
+    // Nobody asks any more, so it gets its chance.
+    proxy.change_config(Config::to(&a.upstream));
+    assert_eq!(proxy.get("/").text(), "a");
+    assert_eq!(endpoints(&proxy)[0]["healthy"], Value::Null);
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_endpoints_healthy", &[]), 0.0);
+}
+
+#[test]
+fn a_port_that_is_closed_is_noticed() {
+    let a = Moody::new("a");
+    let options = "health_check: {check: {tcp: {}}, interval: 20ms, unhealthy_threshold: 1}";
+    let cluster =
+        |addresses: &[std::net::SocketAddr]| Config::new().listener("cluster: web").cluster("web", addresses, options);
+    let proxy = Proxy::start(cluster(&[Upstream::refusing(), a.upstream.address]));
+    wait_for_health(&proxy, &[false, true]);
+    assert_eq!(answering(&proxy), ["a"]);
+    let error = endpoints(&proxy)[0]["check_error"].as_str().expect("a reason").to_owned();
+    assert!(error.starts_with("no connection: "), "{error}");
+}
+
+/// The clusters as the admin listener shows them, also without checks.
+#[test]
+fn clusters_are_shown() {
+    let upstream = Upstream::saying("ok");
+    let config = Config::new().listener("cluster: web").cluster("web", &[upstream.address], "");
+    let proxy = Proxy::start(config.cluster("another", &[Upstream::refusing()], ""));
+    proxy.get("/");
+    let shown: Value = serde_json::from_slice(&proxy.admin("GET", "/clusters", "").body).expect("JSON");
+    assert_eq!(shown["version"], 1);
+    let names: Vec<_> = shown["clusters"].as_array().expect("clusters").iter().map(|c| c["name"].clone()).collect();
+    assert_eq!(names, ["web", "another"], "in the order of the configuration");
+    let endpoint = &shown["clusters"][0]["endpoints"][0];
+    assert_eq!(endpoint["address"], upstream.address.to_string());
+    assert_eq!((&endpoint["requests"], &endpoint["weight"]), (&1.into(), &1.into()));
+}

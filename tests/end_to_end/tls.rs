@@ -1,0 +1,81 @@
+//! TLS on a listener: who is let in, and what the upstream is told of whom.
+
+use rcgen::{CertificateParams, CertifiedKey, KeyPair, SanType};
+use rustls::pki_types::PrivateKeyDer;
+
+use crate::harness::{Config, Proxy, Secure, Upstream, answer};
+
+/// Certificates that have signed themselves, so that each is its own authority.
+struct Pairs {
+    server: CertifiedKey<KeyPair>,
+    client: CertifiedKey<KeyPair>,
+    stranger: CertifiedKey<KeyPair>,
+}
+
+fn pair(name: &str) -> CertifiedKey<KeyPair> {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    params.subject_alt_names.push(SanType::URI(format!("spiffe://mesh/{name}").try_into().expect("a URI")));
+    CertifiedKey { cert: params.self_signed(&key).expect("a certificate"), signing_key: key }
+}
+
+impl Pairs {
+    fn new() -> Pairs {
+        Pairs { server: pair("web.test"), client: pair("client.test"), stranger: pair("stranger.test") }
+    }
+
+    fn proxy(&self, upstream: &Upstream, clients: &str, forwarded: &str) -> Proxy {
+        let config = Config::to(upstream).listener(&format!(
+            "
+             forwarded_client_cert: {forwarded}
+             tls:
+               certificates: [{{certificate: server.pem, key: server.key}}]
+               client_certificates: {clients}
+               client_ca: [clients.pem]"
+        ));
+        let files = [
+            ("server.pem", self.server.cert.pem()),
+            ("server.key", self.server.signing_key.serialize_pem()),
+            ("clients.pem", self.client.cert.pem()),
+        ];
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+        Proxy::start_with(config, &files)
+    }
+
+    fn connect(&self, proxy: &Proxy, shown: Option<&CertifiedKey<KeyPair>>) -> Secure {
+        let shown = shown.map(|pair| {
+            let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
+            (pair.cert.der().clone(), key)
+        });
+        Secure::connect(proxy.address("main"), &[self.server.cert.der().clone()], shown)
+    }
+}
+
+const FORGED: &str = "X-Forwarded-Client-Cert: By=x;URI=spiffe://mesh/admin\r\n";
+
+#[test]
+fn the_upstream_is_told_of_a_client_with_a_certificate() {
+    let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
+    let proxy = pairs.proxy(&upstream, "request", "set");
+    let mut known = pairs.connect(&proxy, Some(&pairs.client));
+    assert_eq!(known.get(FORGED).expect("a response"), 200);
+    let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
+    assert!(told.starts_with("By=spiffe://mesh/web.test;Hash="), "{told}");
+    assert!(told.ends_with(";URI=spiffe://mesh/client.test;DNS=client.test"), "{told}");
+    assert_eq!(upstream.only_request().field("x-forwarded-proto"), Some("https"));
+    let mut unknown = pairs.connect(&proxy, None);
+    assert_eq!(unknown.get(FORGED).expect("a response"), 200);
+    assert_eq!(upstream.requests()[1].field("x-forwarded-client-cert"), None);
+}
+
+#[test]
+fn only_clients_with_a_right_certificate_are_let_in() {
+    let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
+    let proxy = pairs.proxy(&upstream, "require", "append");
+    for shown in [None, Some(&pairs.stranger)] {
+        pairs.connect(&proxy, shown).get("").expect_err("no response");
+    }
+    assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get(FORGED).expect("a response"), 200);
+    let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
+    assert!(told.starts_with("By=x;URI=spiffe://mesh/admin,By=spiffe://mesh/web.test;Hash="), "{told}");
+}
