@@ -2,7 +2,7 @@
 //! preface, acknowledgements, windows) is done unless a test says otherwise.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Error, ErrorKind},
     net::{SocketAddr, TcpStream},
 };
@@ -133,6 +133,8 @@ pub struct H2 {
     messages: BTreeMap<u32, Message>,
     block: Option<(u32, Vec<u8>, bool)>,
     next: u32,
+    /// Requests that a server's side was given.
+    served: BTreeSet<u32>,
     /// Whether windows are given as bytes come. If not, bodies stop when the initial windows are used up.
     pub generous: bool,
     /// Whether pings are answered.
@@ -143,6 +145,8 @@ pub struct H2 {
     pub goaways: Vec<Frame>,
     /// Pings that have come, and were not answers.
     pub pings: usize,
+    /// What may still be sent: on the connection, and on each stream beyond its initial window.
+    windows: BTreeMap<u32, i64>,
 }
 
 impl H2 {
@@ -163,13 +167,18 @@ impl H2 {
     }
 
     /// A server's side, of a connection on which nothing was said yet.
-    pub fn accept(wire: Wire, settings: &[(u16, u32)]) -> io::Result<H2> {
-        let mut h2 = H2::new(wire);
-        if h2.wire.read_exact(PREFACE.len())? != PREFACE {
-            return Err(Error::new(ErrorKind::InvalidData, "no preface"));
+    pub fn accept(mut wire: Wire, settings: &[(u16, u32)]) -> io::Result<H2> {
+        match wire.read_exact(PREFACE.len())? == PREFACE {
+            true => Ok(H2::accepted(wire, settings)),
+            false => Err(Error::new(ErrorKind::InvalidData, "no preface")),
         }
+    }
+
+    /// The same when the preface was read.
+    pub fn accepted(wire: Wire, settings: &[(u16, u32)]) -> H2 {
+        let mut h2 = H2::new(wire);
         h2.settings(settings);
-        Ok(h2)
+        h2
     }
 
     fn new(wire: Wire) -> H2 {
@@ -179,11 +188,14 @@ impl H2 {
             messages: BTreeMap::new(),
             block: None,
             next: 1,
+            served: BTreeSet::new(),
             generous: true,
             answers_pings: true,
             settings: BTreeMap::new(),
             goaways: Vec::new(),
             pings: 0,
+            // RFC 9113 section 6.9.2.
+            windows: BTreeMap::from([(0, 65_535)]),
         }
     }
 
@@ -199,7 +211,8 @@ impl H2 {
 
     /// Sends SETTINGS.
     pub fn settings(&mut self, settings: &[(u16, u32)]) {
-        let payload: Vec<u8> = settings.iter().flat_map(|(k, v)| [&k.to_be_bytes()[..], &v.to_be_bytes()].concat()).collect();
+        let payload: Vec<u8> =
+            settings.iter().flat_map(|(k, v)| [&k.to_be_bytes()[..], &v.to_be_bytes()].concat()).collect();
         self.send(kind::SETTINGS, 0, 0, &payload);
     }
 
@@ -233,6 +246,36 @@ impl H2 {
         while let Some(part) = parts.next() {
             self.send(kind::DATA, u8::from(end && parts.peek().is_none()), stream, part);
         }
+    }
+
+    /// Bytes that may be sent on a stream now.
+    pub fn window_of(&self, stream: u32) -> usize {
+        let initial = i64::from(self.settings.get(&setting::INITIAL_WINDOW_SIZE).copied().unwrap_or(65_535));
+        let own = initial + self.windows.get(&stream).copied().unwrap_or(0);
+        own.min(self.windows[&0]).try_into().unwrap_or(0)
+    }
+
+    /// Sends data as far as the windows allow it now; how many bytes that were.
+    pub fn data_within(&mut self, stream: u32, body: &[u8]) -> usize {
+        let allowed = self.window_of(stream).min(body.len());
+        if allowed > 0 {
+            self.data(stream, &body[..allowed], false);
+            for window in [0, stream] {
+                *self.windows.entry(window).or_default() -= allowed as i64;
+            }
+        }
+        allowed
+    }
+
+    /// Sends a whole body, waiting for windows.
+    pub fn upload(&mut self, stream: u32, mut body: &[u8]) {
+        while !body.is_empty() {
+            match self.data_within(stream, body) {
+                0 => _ = self.read().expect("a window"),
+                sent => body = &body[sent..],
+            }
+        }
+        self.send(kind::DATA, flag::END_STREAM, stream, b"");
     }
 
     /// The number of the next stream that a client opens.
@@ -310,6 +353,10 @@ impl H2 {
                     self.send(kind::PING, flag::ACK, 0, &frame.payload);
                 }
             }
+            kind::WINDOW_UPDATE => {
+                let bytes = u32::from_be_bytes(frame.payload[..].try_into().expect("four bytes"));
+                *self.windows.entry(frame.stream).or_default() += i64::from(bytes);
+            }
             kind::GOAWAY => self.goaways.push(frame.clone()),
             _ => {}
         }
@@ -361,15 +408,20 @@ impl H2 {
 
     fn next_with(&mut self, wanted: impl Fn(&Message) -> bool) -> io::Result<(u32, Message)> {
         loop {
-            // A stream that was taken has another place than those that were not.
-            let found = self.messages.iter().find(|(stream, m)| **stream >= self.next && **stream != 0 && wanted(m));
-            if let Some((stream, message)) = found {
-                let found = (*stream, message.clone());
-                self.next = stream + 2;
+            if let Some(found) = self.taken(&wanted) {
                 return Ok(found);
             }
             self.read()?;
         }
+    }
+
+    /// The next request that is as wanted, if it has come already.
+    pub fn taken(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<(u32, Message)> {
+        let new = self.messages.iter().filter(|(stream, _)| **stream != 0 && !self.served.contains(stream));
+        let (stream, message) = new.into_iter().find(|(_, message)| wanted(message))?;
+        let found = (*stream, message.clone());
+        self.served.insert(found.0);
+        Some(found)
     }
 
     /// Answers a request with a body.
