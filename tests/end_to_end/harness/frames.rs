@@ -463,7 +463,7 @@ pub fn head<'a>(method: &'a str, path: &'a str, fields: &[(&'a str, &'a str)]) -
 /// A block of fields, all of them as literals that go into no table (RFC 7541 section 6.2.2).
 pub fn encode(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
-    let mut text = |block: &mut Vec<u8>, text: &str| {
+    let text = |block: &mut Vec<u8>, text: &str| {
         // RFC 7541 section 5.1, with a prefix of 7 bits.
         match text.len() {
             length @ 0..127 => block.push(length as u8),

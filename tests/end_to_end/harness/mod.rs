@@ -5,6 +5,8 @@ mod client;
 mod config;
 pub mod frames;
 mod metrics;
+pub mod peer;
+pub mod pki;
 mod proxy;
 mod secure;
 mod upstream;

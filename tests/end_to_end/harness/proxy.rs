@@ -292,7 +292,7 @@ fn filled_in(config: &str, addresses: &mut BTreeMap<String, SocketAddr>) -> Stri
 
 /// An address that nobody uses: the kernel chooses the port. It is free again when this returns; the same one is not
 /// given away twice.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static GIVEN: Mutex<Option<HashSet<SocketAddr>>> = Mutex::new(None);
     loop {
         let address = TcpListener::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a port");
