@@ -237,8 +237,11 @@ impl<B> ClusterPool<B> {
     pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<Mux<B>>, slot: &Rc<Slot<B>>) {
         let limits = self.cluster.borrow().limits;
         if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
-            slot.forget_mux(&Rc::downgrade(mux));
-        } else if let Some(index) = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot)) {
+            return slot.forget_mux(&Rc::downgrade(mux));
+        }
+        // Not within the `if let`: the borrow would last until its end.
+        let first = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot));
+        if let Some(index) = first {
             self.grant_to(index, Grant::Room);
         }
     }
