@@ -18,6 +18,7 @@ mod filters;
 mod first_bytes;
 mod forwarding;
 mod grpc;
+mod grpc_calls;
 mod grpc_web;
 mod health_checks;
 mod hot_swap;
