@@ -20,6 +20,8 @@ mod grpc;
 mod grpc_web;
 mod health_checks;
 mod hot_swap;
+mod http2;
+mod interop;
 mod limits;
 mod mirror;
 mod mutations;

@@ -65,7 +65,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
             async move {
                 let upgrade = (request.method() == http::Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
                 let answer = exchange::serve(site, info, progress, request.map(Body::Incoming)).await;
-                cut.is_over();
+                cut.end();
                 let answer = answer?;
                 if let (Some(tunnel), Some(upgrade)) = (answer.tunnel, upgrade) {
                     tokio::task::spawn_local(async move {
@@ -95,7 +95,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 Err(_) if flood.is_one() => Some(Refusal::Flood),
                 Err(error) => {
                     tracing::debug!(peer = %info.peer, %error, "connection ended");
-                    is_violation(&error).then_some(Refusal::Http2)
+                    refusal(&error)
                 }
             });
         }
@@ -152,11 +152,13 @@ fn builder(config: &Listener, streams: &Rc<Streams>) -> http2::Builder<Tasks> {
     builder
 }
 
-/// Whether the client broke the protocol, rather than the connection.
-fn is_violation(error: &hyper::Error) -> bool {
+/// What the client did, if it was not just that the connection broke.
+fn refusal(error: &hyper::Error) -> Option<Refusal> {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     // What the client says of us, or the network, is not the client's fault.
-    source.is_some_and(|error| error.is_library() && !error.is_io())
+    let error = source.filter(|error| error.is_library() && !error.is_io())?;
+    // h2 counts resets, empty frames and bytes of heads itself.
+    Some(if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) { Refusal::Flood } else { Refusal::Http2 })
 }
 
 /// Notices a stream that ends before its response has begun, which is the client's doing.
@@ -166,7 +168,7 @@ struct Cut {
 }
 
 impl Cut {
-    fn is_over(mut self) {
+    fn end(mut self) {
         self.resets = None;
     }
 }
