@@ -16,6 +16,8 @@ const PRELUDE: &str = r#"
     (import "env" "proxy_set_buffer_bytes" (func $set_buffer (param i32 i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_send_local_response" (func $reply (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_continue_stream" (func $resume (param i32) (result i32)))
+    (import "env" "proxy_get_property" (func $get_property (param i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
     (import "env" "proxy_set_effective_context" (func $become (param i32) (result i32)))
     (import "env" "proxy_get_shared_data" (func $get_shared (param i32 i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_set_shared_data" (func $set_shared (param i32 i32 i32 i32 i32) (result i32)))

@@ -3,7 +3,6 @@
 pub mod client_hello;
 pub mod connection;
 pub mod overload;
-pub mod sni;
 pub mod sniff;
 pub mod socket;
 pub mod worker;

@@ -19,13 +19,17 @@ use tokio::{
 
 use super::{connection, overload::Refusals, socket::ListenerShared};
 use crate::{
-    chain::{Chain, Filter, Route},
+    chain::{
+        Chain, Filter, Route,
+        network::{NetworkChain, NetworkFilter},
+    },
     config::units::Address,
     control::snapshot::{Snapshot, Sockets},
     exchange::{Refusal, Site},
     http::{body::Body, connection::Handle},
     net::{ListenSocket, Listener, Socket},
     observe::{self, Shard, set_shard},
+    tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
 };
@@ -103,6 +107,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
 
 struct Listening {
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     accept: AbortHandle,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
@@ -182,13 +187,15 @@ impl Worker {
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let site = Rc::new(self.site(&snapshot, index, &vms));
+            let tcp = tcp_site(&snapshot, index, &vms).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let key = (parts.config.name.clone(), address.clone());
                 if let Some(there) = listening.remove(&key) {
                     there.handle.set_site(site.clone());
+                    *there.tcp.borrow_mut() = tcp.clone();
                     kept.insert(key, there);
                 } else if let Some(socket) = sockets.remove(&(index, address.clone())) {
-                    match self.listen(socket, site.clone(), parts.shared.clone()) {
+                    match self.listen(socket, site.clone(), tcp.clone(), parts.shared.clone()) {
                         Ok(new) => {
                             kept.insert(key, new);
                         }
@@ -221,13 +228,20 @@ impl Worker {
         site
     }
 
-    fn listen(&self, socket: ListenSocket, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+    fn listen(
+        &self,
+        socket: ListenSocket,
+        site: Rc<Site>,
+        tcp: Option<Rc<TcpSite>>,
+        shared: Arc<ListenerShared>,
+    ) -> std::io::Result<Listening> {
         let socket = Listener::try_from(socket)?;
         let handle = Rc::new(Handle::new(site));
+        let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
-        let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
+        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), self.connections.clone(), stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
-        Ok(Listening { handle, accept, stop, shared })
+        Ok(Listening { handle, tcp, accept, stop, shared })
     }
 
     fn drain(&self, done: oneshot::Sender<()>) {
@@ -245,6 +259,25 @@ impl Worker {
     }
 }
 
+/// A listener's rules for TCP connections, if it takes any.
+fn tcp_site(snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Option<TcpSite> {
+    let parts = &snapshot.listeners[index];
+    let (config, figures) = (&parts.config, parts.tcp.clone()?);
+    let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn NetworkFilter>);
+    Some(TcpSite {
+        name: config.name.as_str().into(),
+        chain: Rc::new(NetworkChain::new(filters.collect())),
+        routes: Routes::new(config, &snapshot.clusters),
+        idle: config.timeouts.idle.bound(),
+        age: config.timeouts.connection_age.bound(),
+        buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        access_log: parts.access_log.clone(),
+        figures,
+        clusters: snapshot.tcp_clusters.iter().cloned().collect(),
+        retries: snapshot.retries.iter().cloned().collect(),
+    })
+}
+
 impl Listening {
     /// Takes no more connections, and lets those there are end.
     fn end(self) {
@@ -258,6 +291,7 @@ impl Listening {
 async fn accept(
     socket: Listener,
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
@@ -276,9 +310,9 @@ async fn accept(
         let figures = handle.site().figures.connections.clone();
         figures.accepted.inc(observe::shard());
         figures.active.add(observe::shard(), 1);
-        let (handle, connections) = (handle.clone(), connections.clone());
+        let (handle, tcp, connections) = (handle.clone(), tcp.clone(), connections.clone());
         tokio::task::spawn_local(async move {
-            connection::serve(handle, stream, peer, local).await;
+            connection::serve(handle, tcp, stream, peer, local).await;
             drop(place);
             figures.active.sub(observe::shard(), 1);
             connections.count.set(connections.count.get() - 1);

@@ -4,9 +4,11 @@ pub mod io;
 pub mod proxy_protocol;
 pub mod socket;
 pub mod stream;
+pub mod transport;
 
 pub use self::{
     io::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
     socket::{ListenSocket, Listener, Socket},
     stream::{Prefixed, Stream},
+    transport::Transport,
 };

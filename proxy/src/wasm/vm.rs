@@ -23,9 +23,10 @@ use super::{
     instance::{Exports, Instance, OnHeaders, describe},
     plugin::{Plugin, ROOT, TrapKind},
     queue::Note,
+    subject::Subject,
 };
 use crate::{
-    chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream, flow::failed_reply},
+    chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream},
     http::body::Body,
     observe,
     upstream::Pools,
@@ -123,7 +124,7 @@ impl Vm {
 
     /// Takes an instance into use.
     pub fn adopt(&self, instance: Instance) {
-        self.phases.set(wanted(&instance));
+        self.phases.set(instance.phases());
         self.subscribes.set(instance.store.data().subscribes);
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.born.set(Instant::now());
@@ -136,7 +137,7 @@ impl Vm {
     /// Calls the guest, on behalf of a stream or of none. `hears`: whoever calls denies the stream if this fails.
     fn enter<T>(
         &self,
-        stream: Option<(&Rc<Stream>, usize)>,
+        stream: Option<(&Subject, usize)>,
         context: u32,
         hears: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
@@ -216,7 +217,7 @@ impl Vm {
                     vm.on_timer(timer.context, timer.token, incarnation);
                 }
             });
-            stream.state.borrow_mut().positions[position].timers.push(task.abort_handle());
+            stream.with_position(position, |p| p.timers.push(task.abort_handle()));
         }
         if self.tick_differs(tick) {
             self.set_tick(tick);
@@ -314,7 +315,7 @@ impl Vm {
     }
 
     /// The instance has failed and is gone.
-    fn fail(&self, error: &wasmtime::Error, memory_denied: bool, cause: Option<&Rc<Stream>>) {
+    fn fail(&self, error: &wasmtime::Error, memory_denied: bool, cause: Option<&Subject>) {
         let (mut kind, text) = describe(error);
         if memory_denied && kind == TrapKind::Trap {
             kind = TrapKind::Memory;
@@ -334,21 +335,18 @@ impl Vm {
         for (_, (stream, position)) in inside {
             let Some(stream) = stream.upgrade() else { continue };
             // Whoever has called for this stream hears of it at once.
-            let is_cause = cause.is_some_and(|cause| Rc::ptr_eq(cause, &stream));
+            let is_cause = cause.is_some_and(|cause| cause.is(&stream));
             let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
-            let paused = {
-                let p = &mut stream.state.borrow_mut().positions[position];
+            let held = stream.is_held_by(position);
+            stream.with_position(position, |p| {
                 p.gone = true;
-                let paused = p.paused[0] || p.paused[1];
-                p.denies = denied && !paused;
-                paused
-            };
+                p.denies = denied && !held;
+            });
             if !is_cause {
                 figures.failed_streams.inc(shard);
             }
-            if paused && denied {
-                stream.flag(tollgate_abi::fast::flag::FILTER_FAILED);
-                stream.reply(failed_reply());
+            if held && denied {
+                stream.deny();
             }
             stream.wake();
         }
@@ -368,26 +366,27 @@ impl Vm {
         }
     }
 
+    /// The callbacks that it wants, as bits of [`phase`].
+    pub(super) fn wanted_phases(&self) -> u32 {
+        self.phases.get()
+    }
+
     /// The stream's context in this filter, made if there is none. `Err`: the filter cannot take part in the stream.
-    fn context(&self, stream: &Rc<Stream>, position: usize) -> Result<u32, Failed> {
+    fn context(&self, stream: &Subject, position: usize) -> Result<u32, Failed> {
         let incarnation = self.incarnation.get();
-        {
-            let p = &stream.state.borrow().positions[position];
-            match p.context {
-                _ if p.gone => return Err(Failed),
-                0 => {}
-                context if p.incarnation == incarnation => return Ok(context),
-                _ => return Err(Failed),
-            }
+        let known = stream.with_position(position, |p| match p.context {
+            _ if p.gone => Err(Failed),
+            context if context == 0 || p.incarnation == incarnation => Ok(context),
+            _ => Err(Failed),
+        })?;
+        if known != 0 {
+            return Ok(known);
         }
         let context = self.next_context.get();
         // Ids are not used twice, and 0 and 1 are taken; after four billion streams they begin again.
         self.next_context.set(context.checked_add(1).unwrap_or(ROOT + 1));
-        {
-            let p = &mut stream.state.borrow_mut().positions[position];
-            (p.context, p.incarnation) = (context, incarnation);
-        }
-        self.contexts.borrow_mut().insert(context, (Rc::downgrade(stream), position));
+        stream.with_position(position, |p| (p.context, p.incarnation) = (context, incarnation));
+        self.contexts.borrow_mut().insert(context, (stream.downgrade(), position));
         if self.phases.get() & phase::LIFECYCLE != 0 {
             self.enter(Some((stream, position)), context, true, |store, exports| {
                 exports.context_create.as_ref().map_or(Ok(()), |f| f.call(store, (context, ROOT)))
@@ -397,9 +396,9 @@ impl Vm {
     }
 
     /// Calls a callback that answers with an action.
-    fn ask(
+    pub(super) fn ask(
         &self,
-        stream: &Rc<Stream>,
+        stream: &Subject,
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
@@ -412,10 +411,47 @@ impl Vm {
             Ok(_) => Action::Pause,
             Err(Failed) => {
                 self.plugin.figures.failed_streams.inc(observe::shard());
-                stream.state.borrow_mut().positions[position].gone = true;
+                stream.with_position(position, |p| p.gone = true);
                 Action::Failed(self.plugin.on_failure)
             }
         }
+    }
+
+    /// The stream is over: makes the last calls for it, all in the time of one. `first`: what comes before the others, if
+    /// `called`.
+    pub(super) fn end(
+        &self,
+        stream: &Subject,
+        position: usize,
+        called: bool,
+        first: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<()>,
+    ) {
+        let phases = self.phases.get();
+        // A filter that only logs meets the stream here for the first time.
+        let Ok(context) = self.context(stream, position) else { return };
+        if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
+            // There is nothing left to be denied.
+            let _ = self.enter(Some((stream, position)), context, true, |store, exports| {
+                first(&mut *store, exports, context)?;
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(done) = &exports.done
+                {
+                    done.call(&mut *store, context)?;
+                }
+                if phases & phase::LOG != 0
+                    && let Some(log) = &exports.log
+                {
+                    log.call(&mut *store, context)?;
+                }
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(delete) = &exports.delete
+                {
+                    delete.call(&mut *store, context)?;
+                }
+                Ok(())
+            });
+        }
+        self.contexts.borrow_mut().remove(&context);
     }
 }
 
@@ -425,23 +461,6 @@ fn backoff(crashes: u32) -> Duration {
         0 => Duration::ZERO,
         n => Duration::from_millis(100 << (n - 1).min(10)).min(Duration::from_secs(60)),
     }
-}
-
-/// The callbacks that an instance wants and has.
-fn wanted(instance: &Instance) -> u32 {
-    let e = &instance.exports;
-    let has = [
-        (phase::REQUEST_HEADERS, e.headers[0].is_some()),
-        (phase::RESPONSE_HEADERS, e.headers[1].is_some()),
-        (phase::REQUEST_BODY, e.body[0].is_some()),
-        (phase::RESPONSE_BODY, e.body[1].is_some()),
-        (phase::REQUEST_TRAILERS, e.trailers[0].is_some()),
-        (phase::RESPONSE_TRAILERS, e.trailers[1].is_some()),
-        (phase::LOG, e.log.is_some()),
-        (phase::LIFECYCLE, e.context_create.is_some() || e.done.is_some() || e.delete.is_some()),
-    ];
-    let exported = has.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit);
-    exported & instance.store.data().subscribed
 }
 
 impl Filter for Vm {
@@ -463,7 +482,7 @@ impl Filter for Vm {
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
-        self.ask(stream, position, |store, exports, context| {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
             let count = header_count(stream, direction);
             match &exports.headers[direction as usize] {
                 Some(OnHeaders::WithEnd(f)) => f.call(store, (context, count, end.into())),
@@ -474,14 +493,16 @@ impl Filter for Vm {
     }
 
     fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
-        self.ask(stream, position, |store, exports, context| match &exports.body[direction as usize] {
-            Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
-            None => Ok(action::CONTINUE),
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            match &exports.body[direction as usize] {
+                Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
+                None => Ok(action::CONTINUE),
+            }
         })
     }
 
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
-        self.ask(stream, position, |store, exports, context| {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
             let count = stream.state.borrow().trailers[direction as usize].as_ref().map_or(0, |t| t.len() as u32);
             match &exports.trailers[direction as usize] {
                 Some(f) => f.call(store, (context, count)),
@@ -491,31 +512,7 @@ impl Filter for Vm {
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
-        let phases = self.phases.get();
-        // A filter that only logs meets the stream here for the first time.
-        let Ok(context) = self.context(stream, position) else { return };
-        if phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            // The stream is over: there is nothing left to be denied.
-            let _ = self.enter(Some((stream, position)), context, true, |store, exports| {
-                if phases & phase::LIFECYCLE != 0
-                    && let Some(done) = &exports.done
-                {
-                    done.call(&mut *store, context)?;
-                }
-                if phases & phase::LOG != 0
-                    && let Some(log) = &exports.log
-                {
-                    log.call(&mut *store, context)?;
-                }
-                if phases & phase::LIFECYCLE != 0
-                    && let Some(delete) = &exports.delete
-                {
-                    delete.call(&mut *store, context)?;
-                }
-                Ok(())
-            });
-        }
-        self.contexts.borrow_mut().remove(&context);
+        self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }
 }
 
