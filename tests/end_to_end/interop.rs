@@ -27,8 +27,8 @@ fn large() -> Vec<u8> {
 }
 
 /// The chain of the four standard filters, as in `examples/quickstart.yaml`: what asks for a fault gets one, `/admin` and
-/// `admin.Service` are for nobody, two requests in a day for `/limited` and `limited.Service`, and nothing else than
-/// `/`, `/limited` and the services is routed.
+/// `admin.Service` are for nobody, two requests in a day for each of `/limited` and `limited.Service`, and nothing else than
+/// these, `/` and `test.Echo` is routed.
 fn four_filters(config: Config) -> Config {
     config
         .filter(
@@ -44,7 +44,10 @@ fn four_filters(config: Config) -> Config {
         .filter(
             "limits",
             "builtin:ratelimit",
-            "config: {limits: [{name: few, match: {path: {prefix: /limited}}, requests: 1, per: 24h, burst: 2}]}",
+            "config:
+                limits:
+                  - {name: few, match: {path: {prefix: /limited}}, requests: 1, per: 24h, burst: 2}
+                  - {name: calls, match: {path: {prefix: /limited.Service}}, requests: 1, per: 24h, burst: 2}",
         )
         .filter(
             "routes",
@@ -56,6 +59,7 @@ fn four_filters(config: Config) -> Config {
                     routes:
                       - {name: exact, match: {path: {exact: /}}, cluster: web}
                       - {name: limited, match: {path: {prefix: /limited}}, cluster: web}
+                      - {name: limited-calls, match: {path: {prefix: /limited.Service}}, cluster: web}
                       - {name: grpc, match: {path: {prefix: /test.Echo/}}, cluster: web}",
         )
 }
