@@ -65,7 +65,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
             async move {
                 let upgrade = (request.method() == http::Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
                 let answer = exchange::serve(site, info, progress, request.map(Body::Incoming)).await;
-                cut.is_over();
+                cut.end();
                 let answer = answer?;
                 if let (Some(tunnel), Some(upgrade)) = (answer.tunnel, upgrade) {
                     tokio::task::spawn_local(async move {
@@ -168,7 +168,7 @@ struct Cut {
 }
 
 impl Cut {
-    fn is_over(mut self) {
+    fn end(mut self) {
         self.resets = None;
     }
 }

@@ -31,12 +31,16 @@ use super::{
 };
 use crate::net::proxy_protocol::Addresses;
 
+/// An endpoint's id, and the client if it is told of it.
+type SlotKey = (u64, Option<SocketAddr>);
+
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
     /// The newest snapshot of it that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
     stats: Arc<Stats>,
-    slots: RefCell<FxHashMap<(u64, Option<SocketAddr>), Rc<Slot<B>>>>,
+    /// By endpoint, and by client if endpoints are told of clients.
+    slots: RefCell<FxHashMap<SlotKey, Rc<Slot<B>>>>,
     /// In the order in which they came.
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,

@@ -48,6 +48,9 @@ pub(super) enum OnHeaders {
     Short(TypedFunc<(u32, u32), i32>),
 }
 
+/// Context, call, and how much there is.
+type OnGrpc = TypedFunc<(u32, u32, u32), ()>;
+
 type OnStream<P> = Option<TypedFunc<P, i32>>;
 
 /// Context, call, headers, bytes of body, trailers.
@@ -69,6 +72,10 @@ pub(super) struct Exports {
     pub(super) data: [OnStream<(u32, u32, u32)>; 2],
     pub(super) close: [Option<TypedFunc<(u32, i32), ()>>; 2],
     pub(super) http_call_response: Option<OnCallResponse>,
+    pub(super) grpc_initial: Option<OnGrpc>,
+    pub(super) grpc_message: Option<OnGrpc>,
+    pub(super) grpc_trailing: Option<OnGrpc>,
+    pub(super) grpc_close: Option<OnGrpc>,
     pub(super) timer: Option<TypedFunc<(u32, i64), ()>>,
     pub(super) done: Option<TypedFunc<u32, u32>>,
     pub(super) log: Option<TypedFunc<u32, ()>>,
@@ -103,6 +110,10 @@ impl Exports {
             close: ["proxy_on_downstream_connection_close", "proxy_on_upstream_connection_close"]
                 .map(|n| get(instance, store, n)),
             http_call_response: get(instance, store, "proxy_on_http_call_response"),
+            grpc_initial: get(instance, store, "proxy_on_grpc_receive_initial_metadata"),
+            grpc_message: get(instance, store, "proxy_on_grpc_receive"),
+            grpc_trailing: get(instance, store, "proxy_on_grpc_receive_trailing_metadata"),
+            grpc_close: get(instance, store, "proxy_on_grpc_close"),
             timer: get(instance, store, "tollgate_on_timer"),
             done: get(instance, store, "proxy_on_done"),
             log: get(instance, store, "proxy_on_log"),

@@ -8,6 +8,7 @@ mod callout;
 mod clock;
 mod current;
 pub mod engine;
+mod grpc;
 mod host;
 mod hostcalls;
 mod instance;

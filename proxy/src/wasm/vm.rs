@@ -19,6 +19,7 @@ use wasmtime::Store;
 use super::{
     callout, clock,
     current::{Contexts, Scope},
+    grpc::{self, Event},
     host::{CallResponse, Host},
     instance::{Exports, Instance, OnHeaders, describe},
     plugin::{Plugin, ROOT, TrapKind},
@@ -77,6 +78,7 @@ pub struct Vm {
     calls: Cell<u64>,
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
     listening: RefCell<Option<(Note, AbortHandle)>>,
+    grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
 }
 
@@ -101,6 +103,7 @@ impl Vm {
             calls: Cell::new(0),
             ticking: RefCell::new(None),
             listening: RefCell::new(None),
+            grpc: RefCell::default(),
             memory: Cell::new(0),
         });
         vm.adopt(instance);
@@ -167,6 +170,7 @@ impl Vm {
                 let host = store.data();
                 let unsettled = !host.calls.is_empty()
                     || !host.timers.is_empty()
+                    || !host.grpc_wishes.is_empty()
                     || !host.reads.is_empty()
                     || self.tick_differs(host.tick);
                 drop(slot);
@@ -188,13 +192,14 @@ impl Vm {
 
     /// Does what the guest has asked for.
     fn settle(&self) {
-        let (calls, timers, tick, reads) = {
+        let (calls, timers, wishes, tick, reads) = {
             let mut slot = self.instance.borrow_mut();
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
             (
                 std::mem::take(&mut host.calls),
                 std::mem::take(&mut host.timers),
+                std::mem::take(&mut host.grpc_wishes),
                 host.tick,
                 std::mem::take(&mut host.reads),
             )
@@ -206,6 +211,10 @@ impl Vm {
                 call,
                 self.incarnation.get(),
             ));
+        }
+        for wish in wishes {
+            let calls = &mut self.grpc.borrow_mut();
+            grpc::fulfil(calls, wish, &self.me, &self.site.upstream, self.incarnation.get());
         }
         for timer in timers {
             let stream = self.contexts.borrow().get(&timer.context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
@@ -255,6 +264,7 @@ impl Vm {
     /// Ends what is done for the instance by itself.
     fn silence(&self) {
         self.set_tick(None);
+        self.grpc.borrow_mut().clear();
         if let Some((_, listening)) = self.listening.take() {
             listening.abort();
         }
@@ -312,6 +322,46 @@ impl Vm {
             store.data_mut().call_response = None;
             result
         });
+    }
+
+    /// Tells the guest what a gRPC call has brought. Whether it may bring more.
+    pub(super) fn on_grpc_event(&self, id: u32, event: Event, incarnation: u32) -> bool {
+        if incarnation != self.incarnation.get() {
+            return false;
+        }
+        let told = self.enter(None, ROOT, false, |store, exports| {
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let (f, much) = match &event {
+                Event::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
+                Event::Message(message) => (&exports.grpc_message, count(message.len())),
+                Event::Trailing(fields) => (&exports.grpc_trailing, count(fields.len())),
+                Event::Closed(status, _) => (&exports.grpc_close, *status),
+            };
+            let host = store.data_mut();
+            // It has cancelled the call, and must not hear of it again.
+            if !host.grpc_calls.contains_key(&id) {
+                return Ok(());
+            }
+            if matches!(event, Event::Closed(..)) {
+                host.grpc_calls.remove(&id);
+            }
+            let Some(f) = f else { return Ok(()) };
+            host.grpc_event = Some(event);
+            let result = f.call(&mut *store, (ROOT, id, much));
+            store.data_mut().grpc_event = None;
+            result
+        });
+        told.is_ok()
+    }
+
+    /// A gRPC call is over.
+    pub(super) fn grpc_ended(&self, id: u32, incarnation: u32) {
+        if incarnation == self.incarnation.get() {
+            if let Some(instance) = self.instance.borrow_mut().as_mut() {
+                instance.store.data_mut().grpc_calls.remove(&id);
+            }
+            self.grpc.borrow_mut().remove(&id);
+        }
     }
 
     /// The instance has failed and is gone.

@@ -8,6 +8,7 @@ use crate::{
     chain::network::Side,
     wasm::{
         current,
+        grpc::Event,
         host::{Host, Phase},
     },
 };
@@ -26,7 +27,11 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
             state.places[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
         })
         .flatten(),
-        buffer::GRPC_CALL_MESSAGE | buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
+        buffer::GRPC_CALL_MESSAGE => match &host.grpc_event {
+            Some(Event::Message(message)) => Some(f(message)),
+            _ => None,
+        },
+        buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
         _ => return Err(Status::BadArgument),
     };
     found.ok_or(Status::NotFound)

@@ -1,6 +1,6 @@
-//! What comes before the first request: the PROXY protocol, and connections that are one too many.
+//! What comes before the first request: the PROXY protocol.
 
-use crate::harness::{Config, Proxy, Upstream, wait_until};
+use crate::harness::{Config, Proxy, Upstream};
 
 const TRUSTING: &str = "proxy_protocol: {trusted: [127.0.0.1]}";
 
@@ -71,22 +71,4 @@ fn a_header_need_not_be_there_if_it_is_not_required() {
     assert_eq!(connection.get("/").status(), 200);
     let clients: Vec<_> = upstream.requests().iter().map(|r| r.field("x-forwarded-for").map(str::to_owned)).collect();
     assert_eq!(clients, [Some("127.0.0.1".to_owned()), Some("192.0.2.7".to_owned())]);
-}
-
-#[test]
-fn a_connection_too_many_gets_503_and_the_next_one_a_place() {
-    let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {connections: 2}"));
-    let mut inside: Vec<_> = (0..2).map(|_| proxy.client()).collect();
-    inside.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
-    for _ in 0..100 {
-        let mut over = proxy.client();
-        // It may have been refused before it could say anything.
-        let _ = over.wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-        assert_eq!(over.read().status(), 503);
-        assert!(over.wire.is_closed());
-    }
-    drop(inside.pop());
-    wait_until("a place for another connection", || proxy.client().get("/").status() == 200);
-    assert_eq!(inside[0].get("/").status(), 200);
 }
