@@ -20,6 +20,9 @@ cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
     -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
     -p third-party-tcp -p tcp-token -- -D warnings
 
+step "clients and servers that nobody here wrote"
+tests/interop/setup.sh
+
 step "tests"
 cargo test --workspace
 # Features that nothing in the workspace turns on.

@@ -4,5 +4,6 @@
 mod connections;
 mod floods;
 mod messages;
+mod tunnels;
 mod upstream;
 mod windows;

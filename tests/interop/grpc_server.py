@@ -14,7 +14,9 @@ failures = {}
 
 
 def say(*words):
-    print(*words, flush=True)
+    # In one piece: other threads say something too.
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
 
 
 def unary(message, context):
@@ -72,24 +74,30 @@ def remaining(message, context):
     return b"none" if left is None or left > 1e6 else str(left).encode()
 
 
+def awaited(message, context):
+    """Set when the call is over."""
+    over = threading.Event()
+
+    def end():
+        say("over", message.decode())
+        over.set()
+
+    context.add_callback(end)
+    return over
+
+
 def held(message, context):
     """Ends only when somebody ends it."""
-    over = threading.Event()
-    context.add_callback(over.set)
-    say("held", message.decode())
+    over = awaited(message, context)
     over.wait()
-    say("cancelled", message.decode())
     return b""
 
 
 def held_stream(message, context):
-    over = threading.Event()
-    context.add_callback(over.set)
-    say("held", message.decode())
+    over = awaited(message, context)
     while not over.is_set():
         yield b"tick"
         time.sleep(0.02)
-    say("cancelled", message.decode())
 
 
 METHODS = {

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 PROGRAMS="curl h2load nghttp nghttpd openssl haproxy nginx python3"
-PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx-light python3 python3-venv"
+PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx-light libnginx-mod-stream python3 python3-venv"
 # Servers are in /usr/sbin, which is not on everybody's path.
 PATH="$PATH:/usr/sbin:/sbin"
 venv=target/interop/venv

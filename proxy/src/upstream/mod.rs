@@ -25,7 +25,7 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
-    body::{Duplex, PooledBody, Switching},
+    body::{Broken, Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,

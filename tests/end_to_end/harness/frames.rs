@@ -29,11 +29,10 @@ pub mod flag {
     pub const END_HEADERS: u8 = 4;
 }
 
-/// Settings (RFC 9113 section 6.5.2, RFC 8441 section 3).
+/// Settings (RFC 9113 section 6.5.2).
 pub mod setting {
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
     pub const INITIAL_WINDOW_SIZE: u16 = 4;
-    pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
 /// Error codes (RFC 9113 section 7).
@@ -376,11 +375,12 @@ impl H2 {
     /// Reads until what has come on a stream is as wanted, and gives it.
     pub fn wait(&mut self, stream: u32, what: &str, wanted: impl Fn(&Message) -> bool) -> Message {
         loop {
-            let message = self.so_far(stream);
-            if wanted(&message) {
-                return message;
+            let message = self.messages.entry(stream).or_default();
+            if wanted(message) {
+                return message.clone();
             }
             if let Err(error) = self.read() {
+                let message = &self.messages[&stream];
                 panic!("{error} while waiting for {what} on stream {stream}: {message:?}, goaways: {:?}", self.goaways);
             }
         }

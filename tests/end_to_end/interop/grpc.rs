@@ -33,7 +33,7 @@ fn a_cancellation_reaches_the_server() {
     let proxy = Proxy::start(Config::to_with(server.address, "protocol: h2"));
     run(&python, &proxy, &["deadline", "cancel"]);
     for call in ["deadline", "unary", "stream", "gone"] {
-        server.wait_for(&format!("cancelled {call}"));
+        server.wait_for(&format!("over {call}"));
     }
 }
 
@@ -82,10 +82,15 @@ fn its_health_is_asked_for() {
     let python = needs!("python");
     let mut servers = [Peer::server(&python, "grpc_server", &[]), Peer::server(&python, "grpc_server", &[])];
     let check = "protocol: h2
-                 health_check: {check: {grpc: {}}, interval: 100ms, unhealthy_threshold: 1, healthy_threshold: 1,
-                                panic_threshold: 0}";
+                 health_check:
+                   check: {grpc: {}}
+                   interval: 100ms
+                   unhealthy_threshold: 1
+                   healthy_threshold: 1
+                   panic_threshold: 0"
+        .replace("protocol: h2", "                 protocol: h2");
     let addresses = [servers[0].address, servers[1].address];
-    let config = Config::new().listener("cluster: web").cluster("web", &addresses, check);
+    let config = Config::new().listener("cluster: web").cluster("web", &addresses, &check);
     let proxy = Proxy::start(config);
     let healthy = || proxy.metrics().sum("tollgate_cluster_endpoints_healthy", &[("cluster", "web")]);
     wait_until("both to be well", || healthy() == 2.0);

@@ -85,7 +85,7 @@ fn versions_are_those_that_are_allowed() {
     let address = both.address("main").to_string();
     for weak in ["AES128-SHA", "ECDHE-RSA-AES128-SHA", "NULL-SHA:@SECLEVEL=0"] {
         let said = run_with(&openssl, &["s_client", "-connect", &address, "-tls1_2", "-cipher", weak], b"");
-        assert!(!said.out.contains("Verify return code: 0"), "{weak}: {said:?}");
+        assert!(said.out.contains("Cipher is (NONE)"), "{weak}: {said:?}");
     }
 }
 

@@ -139,10 +139,10 @@ fn nginx_in_all_versions() {
 #[test]
 fn nginx_closes_connections_and_nothing_is_lost() {
     let (program, documents) = (needs!("nginx"), documents());
-    let server = nginx(&program, documents.path(), "keepalive_requests 7;", "listen {address} http2;");
+    let server = nginx(&program, documents.path(), "keepalive_requests 50;", "listen {address} http2;");
     let proxy = Proxy::start(config(&server, "protocol: h2"));
     let mut client = proxy.h2();
-    for _ in 0..20 {
+    for _ in 0..40 {
         let streams: Vec<u32> = (0..20)
             .map(|_| {
                 let stream = client.request("PUT", "/index.html", &[], false);
@@ -153,7 +153,7 @@ fn nginx_closes_connections_and_nothing_is_lost() {
         // A file cannot be put, but nginx has said so.
         streams.into_iter().for_each(|stream| assert_eq!(client.response(stream).status(), 405));
     }
-    assert!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]) > 50.0);
+    assert!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]) > 5.0);
 }
 
 /// nginx with a `stream` block; none if it has no such module.

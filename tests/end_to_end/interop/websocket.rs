@@ -92,7 +92,7 @@ fn it_goes_on_while_the_proxy_drains() {
     let mut client = Peer::script(&python, "websocket_client", &[&url(&proxy, "ws"), "stays"]);
     client.wait_for("begun");
     proxy.signal(Signal::TERM);
-    proxy.wait_for_output("drain");
+    proxy.wait_for_output("stopping");
     client.finish();
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
