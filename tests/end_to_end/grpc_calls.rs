@@ -80,7 +80,8 @@ fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
 }
 
 fn proxy(upstream: &Upstream, module: &[u8]) -> Proxy {
-    let config = Config::new().top("workers: 1").listener("cluster: calls").cluster("calls", &[upstream], "protocol: h2");
+    let config =
+        Config::new().top("workers: 1").listener("cluster: calls").cluster("calls", &[upstream], "protocol: h2");
     Proxy::start_with(config.filter("caller", "caller.wasm", ""), &[("caller.wasm", module)])
 }
 
@@ -98,7 +99,10 @@ fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
     assert_eq!(proxy.get("/").text(), "pong0");
     let request = saw.recv().unwrap();
     let field = |name| request.field(name).unwrap_or_default().to_owned();
-    assert_eq!((field(":method"), field(":path"), field(":authority")), ("POST".into(), "/a.B/Check".into(), "calls".into()));
+    assert_eq!(
+        (field(":method"), field(":path"), field(":authority")),
+        ("POST".into(), "/a.B/Check".into(), "calls".into())
+    );
     assert_eq!((field("content-type"), field("te")), ("application/grpc".into(), "trailers".into()));
     assert_eq!((field("x-token"), field("grpc-timeout")), ("t".into(), "2000000u".into()));
     assert_eq!(request.body, framed(b"ping"));

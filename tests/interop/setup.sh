@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 PROGRAMS="curl h2load nghttp nghttpd openssl haproxy nginx python3"
-PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx-light libnginx-mod-stream python3 python3-venv"
+PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx libnginx-mod-stream python3 python3-venv"
 # Servers are in /usr/sbin, which is not on everybody's path.
 PATH="$PATH:/usr/sbin:/sbin"
 venv=target/interop/venv
@@ -21,13 +21,15 @@ absent() {
     for program in $PROGRAMS; do
         command -v "$program" >/dev/null || echo "$program"
     done
+    # A module of nginx that Debian has in a package of its own.
+    [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -e '--with-stream ' || echo nginx-stream
 }
 
 if [ -n "$(absent)" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # Debian starts servers that it installs; here they must not take ports.
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && trap 'rm -f "$policy"' EXIT; }
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $PACKAGES ||
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade $PACKAGES ||
         echo "*** interop: apt-get has failed" >&2
 fi
 for program in $(absent); do

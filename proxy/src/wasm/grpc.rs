@@ -139,13 +139,7 @@ impl http_body::Body for Messages {
     }
 }
 
-async fn run(
-    vm: Weak<Vm>,
-    upstream: Pools<Body>,
-    call: Call,
-    messages: UnboundedReceiver<Bytes>,
-    incarnation: u32,
-) {
+async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
     let (id, stream, limit) = (call.id, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
         Some(vm) => vm.on_grpc_event(id, event, incarnation),
@@ -200,7 +194,10 @@ async fn exchange(
     let response = response.map_err(|failure| unavailable(&failure.to_string()))?;
     let (parts, mut body) = response.into_parts();
     if !parts.status.is_success() {
-        return Err((Code::of_http(parts.status).number(), format!("the answer's status is {}", parts.status.as_u16())));
+        return Err((
+            Code::of_http(parts.status).number(),
+            format!("the answer's status is {}", parts.status.as_u16()),
+        ));
     }
     // Nothing but a head: its status is in it.
     if let Some(status) = grpc::status(&parts.headers) {

@@ -164,7 +164,8 @@ fn a_connection_whose_pings_are_not_answered_is_closed() {
 fn frames_that_no_stream_allows_end_the_connection() {
     let (upstream, _go) = holding();
     let proxy = Proxy::start(Config::to(&upstream));
-    let cases: &[(&str, fn(&mut H2))] = &[
+    type Evil = fn(&mut H2);
+    let cases: &[(&str, Evil)] = &[
         ("data on an idle stream", |c| c.send(kind::DATA, 0, 7, b"x")),
         ("a window for an idle stream", |c| c.window(7, 1)),
         ("a reset of an idle stream", |c| c.reset(7, code::CANCEL)),

@@ -240,7 +240,10 @@ fn requests_wait_when_all_places_of_all_connections_are_taken() {
     assert_eq!(upstream.connections(), 1);
 }
 
-fn breaks_off(how: fn(&mut H2, u32)) -> Upstream {
+/// What an upstream does on a stream.
+type Deed = fn(&mut H2, u32);
+
+fn breaks_off(how: Deed) -> Upstream {
     speaking(&[], move |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
             h2.headers(stream, &[(":status", "200")], false);
@@ -253,7 +256,7 @@ fn breaks_off(how: fn(&mut H2, u32)) -> Upstream {
 /// A response that is cut must not look whole, in whichever version it is passed on.
 #[test]
 fn a_response_that_breaks_off_is_broken_for_the_client_too() {
-    let ways: [(&str, fn(&mut H2, u32)); 4] = [
+    let ways: [(&str, Deed); 4] = [
         ("reset", |h2, stream| h2.reset(stream, code::INTERNAL_ERROR)),
         ("reset without an error", |h2, stream| h2.reset(stream, code::NO_ERROR)),
         ("cancelled", |h2, stream| h2.reset(stream, code::CANCEL)),
@@ -304,7 +307,7 @@ fn a_response_of_another_length_than_said_is_broken_for_the_client_too() {
 
 #[test]
 fn responses_that_break_http_2_are_answered_with_502() {
-    let cases: &[(&str, fn(&mut H2, u32))] = &[
+    let cases: &[(&str, Deed)] = &[
         ("no status", |h2, s| h2.headers(s, &[("x-a", "1")], true)),
         ("a strange status", |h2, s| h2.headers(s, &[(":status", "abc")], true)),
         ("a status that is too low", |h2, s| h2.headers(s, &[(":status", "99")], true)),

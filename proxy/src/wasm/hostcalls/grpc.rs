@@ -120,7 +120,8 @@ fn open(
     };
     let upstream = at(target.upstream)?;
     let name = cluster_name(upstream).ok_or_else(|| bad("the upstream is no cluster's name"))?;
-    let cluster = host.world.clusters.get(name).cloned().ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
+    let cluster =
+        host.world.clusters.get(name).cloned().ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
     if cluster.protocol == ClusterProtocol::H1 {
         return Err(bad(&format!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
     }

@@ -18,10 +18,7 @@ mod streams;
 mod system;
 mod wasi;
 
-use tollgate_abi::{
-    fast as fast_lane,
-    proxy_wasm,
-};
+use tollgate_abi::{fast as fast_lane, proxy_wasm};
 use wasmtime::Linker;
 
 use super::host::Host;
