@@ -17,7 +17,11 @@ step "lints"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party -- -D warnings
+    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
+    -p third-party-tcp -p tcp-token -- -D warnings
+
+step "clients and servers that nobody here wrote"
+tests/interop/setup.sh
 
 step "tests"
 cargo test --workspace

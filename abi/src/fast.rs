@@ -110,8 +110,23 @@ pub mod phase {
     /// `proxy_on_context_create`, `proxy_on_done` and `proxy_on_delete`: a filter that keeps nothing for a stream does
     /// without them.
     pub const LIFECYCLE: u32 = 1 << 7;
+    /// `proxy_on_new_connection`.
+    pub const NEW_CONNECTION: u32 = 1 << 8;
+    /// `proxy_on_downstream_data`.
+    pub const DOWNSTREAM_DATA: u32 = 1 << 9;
+    /// `proxy_on_upstream_data`.
+    pub const UPSTREAM_DATA: u32 = 1 << 10;
+    /// `proxy_on_downstream_connection_close`.
+    pub const DOWNSTREAM_CLOSE: u32 = 1 << 11;
+    /// `proxy_on_upstream_connection_close`.
+    pub const UPSTREAM_CLOSE: u32 = 1 << 12;
+    /// Those of HTTP.
+    pub const HTTP: u32 =
+        REQUEST_HEADERS | REQUEST_BODY | REQUEST_TRAILERS | RESPONSE_HEADERS | RESPONSE_BODY | RESPONSE_TRAILERS;
+    /// Those of TCP connections.
+    pub const TCP: u32 = NEW_CONNECTION | DOWNSTREAM_DATA | UPSTREAM_DATA | DOWNSTREAM_CLOSE | UPSTREAM_CLOSE;
     /// All of them: what a module that never subscribes gets.
-    pub const ALL: u32 = (1 << 8) - 1;
+    pub const ALL: u32 = (1 << 13) - 1;
 }
 
 /// Bits of `route_select`'s `given`.

@@ -95,6 +95,14 @@ pub mod stream {
     pub const UPSTREAM: i32 = 3;
 }
 
+/// Who has closed a connection, in `proxy_on_*_connection_close`.
+pub mod peer {
+    #![allow(missing_docs)]
+    pub const UNKNOWN: i32 = 0;
+    pub const LOCAL: i32 = 1;
+    pub const REMOTE: i32 = 2;
+}
+
 /// Kinds of metrics.
 pub mod metric {
     #![allow(missing_docs)]

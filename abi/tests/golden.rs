@@ -40,6 +40,11 @@ fn render() -> String {
         ("RESPONSE_TRAILERS", fast::phase::RESPONSE_TRAILERS),
         ("LOG", fast::phase::LOG),
         ("LIFECYCLE", fast::phase::LIFECYCLE),
+        ("NEW_CONNECTION", fast::phase::NEW_CONNECTION),
+        ("DOWNSTREAM_DATA", fast::phase::DOWNSTREAM_DATA),
+        ("UPSTREAM_DATA", fast::phase::UPSTREAM_DATA),
+        ("DOWNSTREAM_CLOSE", fast::phase::DOWNSTREAM_CLOSE),
+        ("UPSTREAM_CLOSE", fast::phase::UPSTREAM_CLOSE),
     ] {
         writeln!(out, "{name} {}", bit.trailing_zeros()).unwrap();
     }

@@ -7,6 +7,8 @@ pub mod listener;
 
 pub mod http;
 
+pub mod tcp;
+
 pub mod exchange;
 
 pub mod chain;

@@ -297,7 +297,7 @@ impl<F: Filter> Dispatcher<F> {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+pub(crate) fn micros(time: Duration) -> u64 {
     let seconds = time.as_secs().saturating_mul(1_000_000);
     seconds.saturating_add(time.subsec_micros().into()).min(i64::MAX as u64)
 }

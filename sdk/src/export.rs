@@ -119,3 +119,96 @@ macro_rules! export {
         }
     };
 }
+
+/// Exports a [`TcpFilter`](crate::TcpFilter) from the module, as [`export!`] does a filter of requests. A module has one of
+/// the two.
+#[macro_export]
+macro_rules! export_tcp {
+    ($filter:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code)]
+        mod __tollgate_exports {
+            use super::*;
+            use ::std::mem::ManuallyDrop;
+            use $crate::{
+                dispatch,
+                tcp::dispatch::{Side, TcpDispatcher},
+            };
+
+            thread_local! {
+                // A module never ends, so there is no need for code that drops it.
+                static DISPATCHER: ManuallyDrop<TcpDispatcher<$filter>> =
+                    const { ManuallyDrop::new(TcpDispatcher::new()) };
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_abi_version_0_2_1() {}
+
+            #[unsafe(no_mangle)]
+            extern "C" fn malloc(size: usize) -> *mut u8 {
+                dispatch::allocate(size)
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
+                DISPATCHER.with(|d| d.context_create(context, parent))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
+                dispatch::start();
+                1
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_configure(root: u32, size: usize) -> u32 {
+                DISPATCHER.with(|d| d.configure(root, size)).into()
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_tick(root: u32) {
+                DISPATCHER.with(|d| d.tick(root))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_queue_ready(root: u32, queue: u32) {
+                DISPATCHER.with(|d| d.queue_ready(root, queue))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_new_connection(context: u32) -> i32 {
+                DISPATCHER.with(|d| d.new_connection(context))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_downstream_data(context: u32, size: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.data(context, Side::Downstream, size, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_upstream_data(context: u32, size: usize, end: u32) -> i32 {
+                DISPATCHER.with(|d| d.data(context, Side::Upstream, size, end != 0))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_downstream_connection_close(context: u32, peer: i32) {
+                DISPATCHER.with(|d| d.close(context, peer))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn tollgate_on_timer(context: u32, token: i64) {
+                DISPATCHER.with(|d| d.timer(context, token))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_done(_context: u32) -> u32 {
+                1
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_delete(context: u32) {
+                DISPATCHER.with(|d| d.delete(context))
+            }
+        }
+    };
+}

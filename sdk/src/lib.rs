@@ -40,6 +40,8 @@
 //!
 //! A filter that asks other services, waits or reads bodies is an [`AsyncFilter`]: it has the same callbacks as `async fn`.
 //!
+//! A filter of TCP connections is a [`TcpFilter`].
+//!
 //! What the host offers is `tollgate_v1` of the ABI (see `abi/SPEC.md`). A call that fails for a reason that a filter cannot
 //! do anything about (a name too many, say) is logged by the host and otherwise without effect; a filter never has to
 //! handle it. `testing` runs a filter natively, without WebAssembly.
@@ -70,6 +72,8 @@ pub mod shared;
 mod sleep;
 mod sys;
 mod table;
+#[doc(hidden)]
+pub mod tcp;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 #[cfg(feature = "tracing")]
@@ -90,6 +94,7 @@ pub use resources::{Bucket, Limit, RouteId, Selection, Taken, now, random, rando
 pub use setup::{Mistakes, Setup};
 pub use shared::Queue;
 pub use sleep::{Sleep, sleep};
+pub use tcp::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases};
 pub use tollgate_abi::{doc, fast::Take, fast::flag};
 
 #[cfg(all(target_arch = "wasm32", feature = "talc"))]
@@ -99,8 +104,8 @@ static ALLOCATOR: talc::wasm::WasmDynamicTalc = talc::wasm::new_wasm_dynamic_all
 /// What most filters need.
 pub mod prelude {
     pub use crate::{
-        Answer, AsyncFilter, Body, Bucket, Buffer, Call, CallError, ConfigError, Counter, Filter, Flow, Gauge,
-        Histogram, Incoming, Late, Level, Limit, Mistakes, Name, Phases, Queue, Reply, Request, Response, RouteId,
-        Selection, Setup, Source, TooLarge, flag, shared, sleep,
+        Answer, AsyncFilter, Body, Bucket, Buffer, Call, CallError, ClosedBy, ConfigError, Connection, Counter, Data,
+        Filter, Flow, Gauge, Histogram, Incoming, Late, Level, Limit, Mistakes, Name, Phases, Queue, Reply, Request,
+        Response, RouteId, Selection, Setup, Source, TcpFilter, TcpFlow, TcpPhases, TooLarge, flag, shared, sleep,
     };
 }

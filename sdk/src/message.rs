@@ -130,6 +130,13 @@ pub struct Response {
     pub(crate) end_of_stream: bool,
 }
 
+/// Sends the stream by a route.
+pub(crate) fn select_route(route: RouteId, selection: Selection) {
+    let given = if selection.split.is_some() { fast::hash::SPLIT } else { 0 }
+        | if selection.balance.is_some() { fast::hash::BALANCE } else { 0 };
+    sys::route_select(route.0, given, selection.split.unwrap_or(0), selection.balance.unwrap_or(0));
+}
+
 /// Whose address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -160,9 +167,7 @@ impl Request {
 
     /// Sends the request by a route. The last selection wins.
     pub fn route(&self, route: RouteId, selection: Selection) {
-        let given = if selection.split.is_some() { fast::hash::SPLIT } else { 0 }
-            | if selection.balance.is_some() { fast::hash::BALANCE } else { 0 };
-        sys::route_select(route.0, given, selection.split.unwrap_or(0), selection.balance.unwrap_or(0));
+        select_route(route, selection);
     }
 
     /// Adds a header field to whatever response the stream will get.

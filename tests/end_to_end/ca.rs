@@ -408,7 +408,7 @@ fn two_proxies_with_certificates_trust_each_other() {
     let files = [("token", token.as_bytes())];
     let upstream = Upstream::saying("through both");
     let inner = Config::to(&upstream)
-        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 8s"))
+        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 12s"))
         .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
     let inner = Proxy::start_with(inner, &files);
     let outer = |san: &str| {

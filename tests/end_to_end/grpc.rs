@@ -112,6 +112,21 @@ fn the_status_is_logged_wherever_it_stands() {
 }
 
 #[test]
+fn filters_can_ask_for_the_status() {
+    let code = r#"(func (export "proxy_on_log") (param i32)
+        (drop (call $get_property %"response.grpc_status" (global.get $out) (global.get $out_len)))
+        (if (i64.eq (i64.load (i32.load (global.get $out))) (i64.const 3))
+            (then (drop (call $log (i32.const 2) %"it is three")))))"#;
+    // The parts of a property's path are separated by NUL.
+    let filter = guest::filter(&code.replace("response.grpc", "response\0grpc"));
+    let upstream = Upstream::replying(|_| whole(3));
+    let config = Config::to(&upstream).filter("asks", "asks.wasm", "");
+    let proxy = Proxy::start_with(config, &[("asks.wasm", &filter)]);
+    call(&mut proxy.client(), "/a.B/C");
+    proxy.wait_for_output("it is three");
+}
+
+#[test]
 fn a_status_is_tried_again_if_that_was_asked_for() {
     for (on, first, tries) in [
         ("grpc_cancelled", head_only(1), 2),

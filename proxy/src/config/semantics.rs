@@ -37,6 +37,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
         if let Some(cluster) = listener.get("cluster") {
             cluster_names.require(cluster, problems);
         }
+        tcp(listener, &cluster_names, problems);
         server_names(listener, problems);
         let format = listener.get("access_log").and_then(|log| log.get("format"));
         if let Some((node, Err(message))) = format.and_then(|node| Some((node, access_log(node.as_str()?)))) {
@@ -154,6 +155,35 @@ fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
                 }
             }
         }
+    }
+}
+
+/// Where TCP connections go.
+fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
+    let tcp = listener.get("tcp");
+    let section = |name: &str| tcp.and_then(|tcp| tcp.get(name)).map_or(&[][..], Node::items);
+    for route in section("clusters").iter().chain(section("sni")) {
+        if let Some(cluster) = route.get("cluster") {
+            clusters.require(cluster, problems);
+        }
+    }
+    let none = |cluster: &Node| cluster.get("weight").is_some_and(|weight| weight.to_json() == 0);
+    if let Some((key, shares)) = tcp.and_then(|tcp| tcp.entry("clusters"))
+        && !shares.items().is_empty()
+        && shares.items().iter().all(none)
+    {
+        let help = "give at least one of them a weight, or leave `weight` out for 1".to_owned();
+        problems.push(Diagnostic::error(key.span, "the weights of all clusters are 0").help(help));
+    }
+    // A filter may know where to; without any, nobody does.
+    let no_filter = listener.get("chain").is_none_or(|chain| chain.items().is_empty());
+    let no_way = listener.get("cluster").is_none() && section("clusters").is_empty() && section("sni").is_empty();
+    if let Some(protocol) = listener.get("protocol").filter(|p| p.as_str() == Some("tcp"))
+        && no_filter
+        && no_way
+    {
+        let help = "give the listener a `cluster`, or clusters under `tcp`".to_owned();
+        problems.push(Diagnostic::error(protocol.span, "these connections have nowhere to go").help(help));
     }
 }
 

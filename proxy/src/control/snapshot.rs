@@ -8,13 +8,16 @@ use std::{
     time::SystemTime,
 };
 
+use tollgate_abi::fast::phase;
+
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, of_filter, units::Address},
+    config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, of_filter, units::Address},
     exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
     listener::socket::{self, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
+    tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
     wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
@@ -57,6 +60,8 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerParts>,
     /// The clusters' figures.
     pub cluster_figures: Vec<(Box<str>, ClusterFigures)>,
+    /// The clusters' figures for TCP connections.
+    pub tcp_clusters: Vec<(Box<str>, tcp::ClusterFigures)>,
     /// The clusters' own retries.
     pub retries: Vec<(Box<str>, RetryPolicy)>,
     /// Files that it was made from.
@@ -110,6 +115,8 @@ pub struct ListenerParts {
     pub access_log: Option<AccessLog>,
     /// Its figures.
     pub figures: Figures,
+    /// Its figures for TCP connections, if it takes any.
+    pub tcp: Option<tcp::Figures>,
     /// Its TLS; none: everything is plain.
     pub tls: Option<Arc<ServerTls>>,
     /// What its workers share.
@@ -207,6 +214,10 @@ impl Foundry {
         let listeners = self.listeners(&loaded, previous, extent, &mut certificates, &mut wrong);
         let (tls, warnings) = certificates.end();
         hash.push_str(&tls.text());
+        if wrong.is_empty() {
+            let phases: Vec<_> = first_instances.iter().map(Instance::phases).collect();
+            check_chains(&loaded, &listeners, &phases, &mut wrong);
+        }
         let sockets = match (extent, wrong.is_empty()) {
             (Extent::Full, true) => self.sockets(&loaded, previous, &listeners, &mut wrong),
             _ => Vec::new(),
@@ -236,6 +247,12 @@ impl Foundry {
         let no_metrics =
             |e: MetricError| Diagnostics::new(loaded.source.clone(), vec![Diagnostic::error(None, e.to_string())]);
         let cluster_figures = cluster_figures.map_err(no_metrics)?;
+        // Any filter of TCP connections may choose any cluster.
+        let tcp_clusters = match listeners.iter().any(|l| l.tcp.is_some()) {
+            true => clusters.keys().map(|name| Ok((name.as_str().into(), self.tcp_cluster_figures(name)?))).collect(),
+            false => Ok(Vec::new()),
+        };
+        let tcp_clusters = tcp_clusters.map_err(no_metrics)?;
         let retries =
             loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
         let snapshot = Snapshot {
@@ -247,6 +264,7 @@ impl Foundry {
             plugins,
             listeners,
             cluster_figures,
+            tcp_clusters,
             files: files(&loaded.source),
             tls,
             warnings: Diagnostics::new(loaded.source.clone(), warnings),
@@ -332,11 +350,19 @@ impl Foundry {
                     continue;
                 }
             };
+            let takes_tcp = matches!(listener.protocol, Protocol::Tcp | Protocol::Auto);
+            let tcp = match takes_tcp.then(|| self.tcp_figures(&listener.name, &figures)).transpose() {
+                Ok(tcp) => tcp,
+                Err(e) => {
+                    wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
+                    continue;
+                }
+            };
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
             let config = Arc::new(listener.clone());
-            all.push(ListenerParts { config, chain, access_log, figures, tls, shared });
+            all.push(ListenerParts { config, chain, access_log, figures, tcp, tls, shared });
         }
         all
     }
@@ -447,6 +473,29 @@ impl Foundry {
         })
     }
 
+    fn tcp_figures(&self, listener: &str, figures: &Figures) -> Result<tcp::Figures, MetricError> {
+        let (r, labels) = (&self.registry, [("listener", listener)]);
+        let bytes = |direction| {
+            let labels = [("listener", listener), ("direction", direction)];
+            r.counter("tollgate_tcp_bytes_total", "Bytes received from TCP clients, and sent to them.", &labels)
+        };
+        Ok(tcp::Figures {
+            connections: r.counter("tollgate_tcp_connections_total", "TCP connections.", &labels)?,
+            active: r.gauge("tollgate_tcp_connections_active", "TCP connections under way.", &labels)?,
+            bytes: [bytes("received")?, bytes("sent")?],
+            flags: figures.flags.clone(),
+        })
+    }
+
+    fn tcp_cluster_figures(&self, cluster: &str) -> Result<tcp::ClusterFigures, MetricError> {
+        let bytes = |direction| {
+            let help = "Bytes of TCP connections sent to endpoints, and received from them.";
+            let labels = [("cluster", cluster), ("direction", direction)];
+            self.registry.counter("tollgate_upstream_tcp_bytes_total", help, &labels)
+        };
+        Ok(tcp::ClusterFigures { bytes: [bytes("sent")?, bytes("received")?] })
+    }
+
     fn cluster_figures(&self, cluster: &str) -> Result<ClusterFigures, MetricError> {
         let labels: &[(&str, &str)] = &[("cluster", cluster)];
         let r = &self.registry;
@@ -513,6 +562,25 @@ impl Foundry {
                 checked.map(of).collect()
             },
         )
+    }
+}
+
+/// A filter that is never called would let through what it was meant to look at.
+fn check_chains(loaded: &Loaded, listeners: &[ListenerParts], phases: &[u32], wrong: &mut Vec<Diagnostic>) {
+    for (index, listener) in listeners.iter().enumerate() {
+        let (has, lacks, what) = match listener.config.protocol {
+            Protocol::Auto => continue,
+            Protocol::Tcp => (phase::HTTP, phase::TCP, "TCP connections"),
+            Protocol::Http | Protocol::Http1 | Protocol::Http2 => (phase::TCP, phase::HTTP, "requests"),
+        };
+        for (nth, (name, filter)) in listener.config.chain.iter().zip(&listener.chain).enumerate() {
+            let phases = phases.get(*filter).copied().unwrap_or_default();
+            if phases & has != 0 && phases & lacks == 0 {
+                let message = format!("filter `{name}` takes no part in {what}");
+                let help = format!("`protocol` of listener `{}` decides what its filters see", listener.config.name);
+                wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/chain/{nth}"), message, Some(help)));
+            }
+        }
     }
 }
 

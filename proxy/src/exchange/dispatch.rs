@@ -20,6 +20,7 @@ use crate::{
         flow::{Outcome, interrupted},
         route::RetryPolicy,
     },
+    config::model::ClusterProtocol,
     net::proxy_protocol::Addresses,
     observe,
     upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard, Waited},
@@ -50,7 +51,8 @@ pub(super) async fn run(
     let fault = |fault: Fault| fault.into_stop(stream, 0);
     let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
-    if policy.is_some() {
+    // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
+    if policy.is_some() || cluster.protocol != ClusterProtocol::H1 {
         upload.keep(site.buffered_body);
     }
     // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
@@ -104,6 +106,7 @@ pub(super) async fn run(
         return match result {
             Ok(response) => {
                 deadline.end_try();
+                upload.settle();
                 stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
                 let (parts, mut body) = response.into_parts();
                 let body = match body.take_switching() {

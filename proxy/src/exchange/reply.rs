@@ -100,10 +100,13 @@ impl Fault {
     /// The gRPC status, where the HTTP status would say less.
     fn grpc_status(self) -> Option<Code> {
         match self {
-            Fault::Timeout | Fault::Deadline | Fault::StreamAge | Fault::PerTryTimeout | Fault::Idle => {
-                Some(Code::DeadlineExceeded)
-            }
-            Fault::SlowBody | Fault::FilterStalled => Some(Code::DeadlineExceeded),
+            Fault::Timeout
+            | Fault::Deadline
+            | Fault::StreamAge
+            | Fault::PerTryTimeout
+            | Fault::Idle
+            | Fault::SlowBody
+            | Fault::FilterStalled => Some(Code::DeadlineExceeded),
             Fault::RequestTooLarge | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
             _ => None,
         }

@@ -27,6 +27,9 @@ use crate::{
     http::body::{Body, BodyError},
 };
 
+/// What a part of a kept body counts for at least: it takes memory however short it is.
+const LEAST_KEPT: usize = 64;
+
 /// A request's body.
 pub(super) struct Upload {
     stream: Rc<Stream>,
@@ -35,6 +38,8 @@ pub(super) struct Upload {
     filtered: bool,
     source: RefCell<Source>,
     kept: RefCell<Kept>,
+    /// No other try will want what is kept.
+    settled: Cell<bool>,
     /// Why it ended early, if it did.
     fault: Cell<Option<Fault>>,
     ended: Cell<bool>,
@@ -85,6 +90,7 @@ impl Upload {
             filtered: !empty && stream.chain.wants_body(Direction::Request),
             source: RefCell::new(Source { incoming, drained: empty, flow }),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
+            settled: Cell::new(false),
             fault: Cell::new(None),
             ended: Cell::new(empty),
             tee: RefCell::new(None),
@@ -115,6 +121,11 @@ impl Upload {
     pub(super) fn keep(&self, limit: usize) {
         let mut kept = self.kept.borrow_mut();
         (kept.limit, kept.lost) = (limit, false);
+    }
+
+    /// There will be no other try: what was kept is let go once it is sent.
+    pub(super) fn settle(&self) {
+        self.settled.set(true);
     }
 
     /// Whether another try could send the same body.
@@ -308,6 +319,10 @@ impl http_body::Body for UploadBody {
             self.at += 1;
             return Poll::Ready(Some(Ok(sent.frame())));
         }
+        if upload.settled.get() {
+            let mut kept = upload.kept.borrow_mut();
+            (kept.lost, kept.frames) = (true, Vec::new());
+        }
         if upload.ended.get() {
             return Poll::Ready(None);
         }
@@ -325,7 +340,7 @@ impl http_body::Body for UploadBody {
         };
         let mut kept = upload.kept.borrow_mut();
         if !kept.lost {
-            kept.bytes += if let Sent::Data(data) = &sent { data.len() } else { 0 };
+            kept.bytes += if let Sent::Data(data) = &sent { data.len().max(LEAST_KEPT) } else { 0 };
             if kept.bytes > kept.limit {
                 kept.lost = true;
                 kept.frames = Vec::new();

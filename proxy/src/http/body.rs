@@ -19,7 +19,7 @@ pub enum BodyError {
     Downstream(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The upstream's body could not be read.
     #[error("the upstream's response body could not be read")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] crate::upstream::Broken),
     /// A filter is in the way.
     #[error(transparent)]
     Filter(#[from] Stopped),

@@ -81,7 +81,7 @@ pub(super) struct Cut {
 
 impl Cut {
     /// There is a response.
-    pub(super) fn is_over(mut self) {
+    pub(super) fn end(mut self) {
         self.resets = None;
     }
 }

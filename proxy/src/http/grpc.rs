@@ -124,6 +124,25 @@ pub fn encode_message(text: &str) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(encoded)).unwrap_or(HeaderValue::from_static(""))
 }
 
+/// The text of a `grpc-message`. What is no escape stays as it is, as the protocol wants it.
+pub fn decode_message(value: &[u8]) -> String {
+    let hex = |at: usize| value.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+    let (mut bytes, mut at) = (Vec::with_capacity(value.len()), 0);
+    while let Some(&byte) = value.get(at) {
+        match (byte, hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high << 4 | low) as u8);
+                at += 3;
+            }
+            _ => {
+                bytes.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// The most that fits into the eight digits of a timeout.
 const MOST: u128 = 99_999_999;
 
@@ -176,6 +195,14 @@ mod tests {
 
     fn fields(name: HeaderName, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(name, HeaderValue::from_bytes(value.as_bytes()).unwrap())])
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        for text in ["", "plain", "50 % of ü\n", "%41"] {
+            assert_eq!(decode_message(encode_message(text).as_bytes()), text);
+        }
+        assert_eq!(decode_message(b"%4 %zz %"), "%4 %zz %");
     }
 
     #[test]

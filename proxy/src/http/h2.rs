@@ -63,7 +63,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
             async move {
                 let upgrade = (request.method() == http::Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
                 let answer = exchange::serve(site, info, progress, request.map(Body::Incoming)).await;
-                cut.is_over();
+                cut.end();
                 let answer = answer?;
                 if let (Some(tunnel), Some(upgrade)) = (answer.tunnel, upgrade) {
                     tokio::task::spawn_local(async move {
@@ -93,7 +93,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 Err(_) if flood.is_one() => Some(Refusal::Flood),
                 Err(error) => {
                     tracing::debug!(peer = %info.peer, %error, "connection ended");
-                    is_violation(&error).then_some(Refusal::Http2)
+                    refusal(&error)
                 }
             });
         }
@@ -150,9 +150,11 @@ fn builder(config: &Listener, streams: &Rc<Streams>) -> http2::Builder<Tasks> {
     builder
 }
 
-/// Whether the client broke the protocol, rather than the connection.
-fn is_violation(error: &hyper::Error) -> bool {
+/// What the client did, if it was not just that the connection broke.
+fn refusal(error: &hyper::Error) -> Option<Refusal> {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     // What the client says of us, or the network, is not the client's fault.
-    source.is_some_and(|error| error.is_library() && !error.is_io())
+    let error = source.filter(|error| error.is_library() && !error.is_io())?;
+    // h2 counts resets, empty frames and bytes of heads itself.
+    Some(if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) { Refusal::Flood } else { Refusal::Http2 })
 }

@@ -1,6 +1,6 @@
 //! A connection's first moments: who is at its other end, whether it is under TLS, and what is spoken on it.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -23,6 +23,7 @@ use crate::{
         Prefixed, Socket, Stream,
         proxy_protocol::{self, Addresses, Parsed},
     },
+    tcp::{self, TcpSite},
     tls::ServerTls,
 };
 
@@ -38,8 +39,11 @@ enum Spoken {
     Tcp(Option<Box<str>>),
 }
 
+/// The rules in force for TCP connections; none if the listener takes none.
+pub type TcpRules = RefCell<Option<Rc<TcpSite>>>;
+
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
+pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
     let site = handle.site();
     // Boxed, so that the connection's task does not carry the space for this all its life.
     let begun = Box::pin(begin(&handle, &site, socket, peer, local)).await;
@@ -53,7 +57,13 @@ pub async fn serve(handle: Rc<Handle>, socket: Socket, peer: SocketAddr, local: 
     match spoken {
         Spoken::H1 => http::h1::serve(handle, stream, info).await,
         Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,
-        Spoken::Tcp(_) => handle.site().refuse(Refusal::Protocol),
+        Spoken::Tcp(name) => {
+            let site = tcp.borrow().clone();
+            let Some(site) = site else { return handle.site().refuse(Refusal::Protocol) };
+            let (first, stream) = stream.into_parts();
+            let asked = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
+            Box::pin(tcp::serve(site, stream, info, first, name.or(asked).as_deref())).await;
+        }
     }
 }
 

@@ -5,7 +5,6 @@ pub mod connection;
 pub mod overload;
 #[cfg(feature = "http3")]
 pub mod quic;
-pub mod sni;
 pub mod sniff;
 pub mod socket;
 pub mod worker;

@@ -18,7 +18,7 @@ use crate::{
 /// What they are told.
 const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// How many of them a worker keeps at one time until they have read it. Beyond, they are told and closed at once.
+/// How many of them are kept at one time until they have read it. Beyond, they are told and closed at once.
 const MOST: u32 = 64;
 
 /// How long they are kept.
@@ -27,7 +27,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Bytes of theirs that are read, so that none of them can send for as long as it is kept.
 const MAX_READ: usize = 1 << 20;
 
-/// The connections that a worker refuses and has not closed yet.
+/// The connections of a listener that a worker has refused and not closed yet.
 #[derive(Debug, Default)]
 pub struct Refusals {
     lingering: Rc<Cell<u32>>,

@@ -35,8 +35,9 @@ pub enum Sniffed {
 /// bytes are the beginning of such a line, they are taken for one. Empty lines before it are something else.
 pub fn sniff(input: &[u8]) -> Sniffed {
     match input {
-        [TLS_HANDSHAKE] | [TLS_HANDSHAKE, 3] => Sniffed::NeedMore,
-        [TLS_HANDSHAKE, 3, 0..=4, ..] => Sniffed::Tls,
+        [TLS_HANDSHAKE] => Sniffed::NeedMore,
+        // The rest of the version is to be ignored.
+        [TLS_HANDSHAKE, 3, ..] => Sniffed::Tls,
         _ if input.starts_with(PREFACE) => Sniffed::Http2,
         _ if PREFACE.starts_with(input) => Sniffed::NeedMore,
         _ => request_line(&input[..input.len().min(MAX_SNIFFED)]),
@@ -89,10 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_known_by_three_bytes() {
-        assert_eq!(decided(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Sniffed::Tls), 3);
-        assert_eq!(decided(b"\x16\x03\x03", Sniffed::Tls), 3);
-        assert_eq!(decided(b"\x16\x03\x05", Sniffed::Other), 3);
+    fn tls_is_known_by_two_bytes() {
+        assert_eq!(decided(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Sniffed::Tls), 2);
         assert_eq!(decided(b"\x16\x02", Sniffed::Other), 2);
         // An alert, and SSL 2.
         assert_eq!(decided(b"\x15\x03\x01\0\x02", Sniffed::Other), 1);

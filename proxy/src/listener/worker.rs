@@ -25,13 +25,17 @@ use super::{
     socket::{ConnectionPlace, ListenerShared},
 };
 use crate::{
-    chain::{Chain, Filter, Route},
+    chain::{
+        Chain, Filter, Route,
+        network::{NetworkChain, NetworkFilter},
+    },
     config::units::Address,
     control::snapshot::{Snapshot, Sockets},
     exchange::{Refusal, Site},
     http::{body::Body, connection::Handle},
     net::{ListenSocket, Listener, Socket},
     observe::{self, Gauge, Shard, set_shard},
+    tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Plugin, Vm, vm::Wanted},
 };
@@ -109,6 +113,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
 
 struct Listening {
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     accept: AbortHandle,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
@@ -218,13 +223,15 @@ impl Worker {
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let site = Rc::new(self.site(&snapshot, index, &vms));
+            let tcp = tcp_site(&snapshot, index, &vms).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let (key, place) = ((parts.config.name.clone(), address.clone()), (index, address.clone()));
                 let there = if let Some(there) = listening.remove(&key) {
                     there.handle.set_site(site.clone());
+                    *there.tcp.borrow_mut() = tcp.clone();
                     there
                 } else if let Some(socket) = streams.remove(&place) {
-                    match self.listen(socket, site.clone(), parts.shared.clone()) {
+                    match self.listen(socket, site.clone(), tcp.clone(), parts.shared.clone()) {
                         Ok(new) => new,
                         Err(e) => {
                             tracing::error!(listener = key.0, "cannot accept connections: {e}");
@@ -263,14 +270,22 @@ impl Worker {
         site
     }
 
-    fn listen(&self, socket: ListenSocket, site: Rc<Site>, shared: Arc<ListenerShared>) -> std::io::Result<Listening> {
+    fn listen(
+        &self,
+        socket: ListenSocket,
+        site: Rc<Site>,
+        tcp: Option<Rc<TcpSite>>,
+        shared: Arc<ListenerShared>,
+    ) -> std::io::Result<Listening> {
         let socket = Listener::try_from(socket)?;
         let handle = Rc::new(Handle::new(site));
+        let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
-        let accept = accept(socket, handle.clone(), shared.clone(), self.connections.clone(), stopped);
+        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), self.connections.clone(), stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
         Ok(Listening {
             handle,
+            tcp,
             accept,
             stop,
             shared,
@@ -315,6 +330,25 @@ impl Worker {
     }
 }
 
+/// A listener's rules for TCP connections, if it takes any.
+fn tcp_site(snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Option<TcpSite> {
+    let parts = &snapshot.listeners[index];
+    let (config, figures) = (&parts.config, parts.tcp.clone()?);
+    let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn NetworkFilter>);
+    Some(TcpSite {
+        name: config.name.as_str().into(),
+        chain: Rc::new(NetworkChain::new(filters.collect())),
+        routes: Routes::new(config, &snapshot.clusters),
+        idle: config.timeouts.idle.bound(),
+        age: config.timeouts.connection_age.bound(),
+        buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        access_log: parts.access_log.clone(),
+        figures,
+        clusters: snapshot.tcp_clusters.iter().cloned().collect(),
+        retries: snapshot.retries.iter().cloned().collect(),
+    })
+}
+
 impl Listening {
     /// Takes no more connections, and lets those there are end.
     fn end(self) {
@@ -335,6 +369,7 @@ fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S
 async fn accept(
     socket: Listener,
     handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
     connections: Rc<Connections>,
     mut stopped: watch::Receiver<bool>,
@@ -350,9 +385,9 @@ async fn accept(
         };
         let Ok(local) = stream.local_addr() else { return };
         let connected = Connected::begin(&connections, &handle.site(), place);
-        let handle = handle.clone();
+        let (handle, tcp) = (handle.clone(), tcp.clone());
         tokio::task::spawn_local(async move {
-            connection::serve(handle, stream, peer, local).await;
+            connection::serve(handle, tcp, stream, peer, local).await;
             drop(connected);
         });
     };

@@ -116,6 +116,19 @@ pub enum Stream {
     Tls(Box<Prefixed<TlsStream<Prefixed<Socket>>>>),
 }
 
+impl Stream {
+    /// What was looked at and not read, and the stream behind it.
+    pub fn into_parts(self) -> (Bytes, Stream) {
+        match self {
+            Stream::Plain(stream) => {
+                let (seen, socket) = stream.into_parts();
+                (seen, Stream::from(socket))
+            }
+            Stream::Tls(mut stream) => (std::mem::take(&mut stream.prefix), Stream::Tls(stream)),
+        }
+    }
+}
+
 impl From<Socket> for Stream {
     fn from(socket: Socket) -> Stream {
         Stream::Plain(Prefixed::new(Bytes::new(), socket))

@@ -53,6 +53,17 @@ impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
     }
 }
 
+/// Why a response's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// hyper says why.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// The upstream has reset the stream, and called it no error.
+    #[error("the stream was reset before its end")]
+    Cut,
+}
+
 /// A connection that carries one response at a time.
 pub(super) trait Leased {
     /// The response has been read to its end. (Dropping the link without this closes it.)
@@ -67,7 +78,12 @@ enum Origin {
     /// Over HTTP/1.1; the link is gone when the end was reached.
     Link(Incoming, Option<Rc<dyn Leased>>),
     /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
-    Stream(Incoming, #[expect(dead_code, reason = "held")] Box<dyn std::any::Any>),
+    Stream {
+        incoming: Incoming,
+        /// Whether the request had no body.
+        bodiless: bool,
+        _place: Box<dyn std::any::Any>,
+    },
     /// There is none: the protocol is switched.
     Switching(Option<Switching>),
 }
@@ -79,8 +95,9 @@ impl PooledBody {
         body
     }
 
-    pub(super) fn of_stream(incoming: Incoming, place: Box<dyn std::any::Any>) -> Self {
-        PooledBody(Origin::Stream(incoming, place))
+    /// `bodiless`: the request had no body.
+    pub(super) fn of_stream(incoming: Incoming, bodiless: bool, place: Box<dyn std::any::Any>) -> Self {
+        PooledBody(Origin::Stream { incoming, bodiless, _place: place })
     }
 
     pub(super) fn switching(upstream: Switching) -> Self {
@@ -114,14 +131,19 @@ impl PooledBody {
 
 impl Body for PooledBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let incoming = match &mut self.0 {
-            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming,
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let frame = match &mut self.0 {
+            Origin::Link(incoming, _) => ready!(Pin::new(incoming).poll_frame(cx)),
+            Origin::Stream { incoming, bodiless, .. } => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                // hyper takes a reset without an error for the end, as the one that follows an early answer is (RFC 9113
+                // section 8.1). Without a body there is no early answer; Envoy ends streams of its own accord in this way.
+                None if *bodiless && !incoming.is_end_stream() => return Poll::Ready(Some(Err(Broken::Cut))),
+                frame => frame,
+            },
             Origin::Switching(_) => return Poll::Ready(None),
         };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) if frame.is_data() => self.finish_at_end(),
             // Trailers are the last frame.
@@ -132,19 +154,19 @@ impl Body for PooledBody {
                 }
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(Broken::Http)))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming.is_end_stream(),
+            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => incoming.is_end_stream(),
             Origin::Switching(_) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => incoming.size_hint(),
+            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => incoming.size_hint(),
             Origin::Switching(_) => SizeHint::with_exact(0),
         }
     }
@@ -153,7 +175,7 @@ impl Body for PooledBody {
 impl std::fmt::Debug for PooledBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let incoming = match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream(incoming, _) => Some(incoming),
+            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => Some(incoming),
             Origin::Switching(_) => None,
         };
         f.debug_struct("PooledBody").field("incoming", &incoming).finish()

@@ -28,6 +28,9 @@ use super::{
 };
 use crate::net::{Metered, Prefixed, TokioIo, Traffic};
 
+/// Who is given a connection on which another protocol is spoken.
+type Switched = Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>;
+
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
 pub(super) struct Link<B> {
     pool: Weak<ClusterPool<B>>,
@@ -39,7 +42,7 @@ pub(super) struct Link<B> {
     task: AbortHandle,
     traffic: Rc<Traffic>,
     /// Who is given the connection if the upstream switches protocols.
-    switched: Rc<Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>>,
+    switched: Rc<Switched>,
     /// Requests that it was given.
     served: Cell<u32>,
     /// When the sweep first saw it idle since its last request.
@@ -65,7 +68,7 @@ where
         Ok(Rc::new_cyclic(|link: &Weak<Link<B>>| {
             let (link, slot_of_task) = (Weak::clone(link), Rc::clone(&slot));
             let switched = Rc::default();
-            let switched_of_task: Rc<Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>> = Rc::clone(&switched);
+            let switched_of_task: Rc<Switched> = Rc::clone(&switched);
             let task = spawn_local(async move {
                 match connection.without_shutdown().await {
                     Ok(parts) => {

@@ -12,6 +12,7 @@ pub mod body;
 pub mod budget;
 pub mod cluster;
 mod connect;
+mod direct;
 pub mod failure;
 pub mod health;
 mod link;
@@ -24,9 +25,10 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
-    body::{Duplex, PooledBody, Switching},
+    body::{Broken, Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
+    direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
     health::Checks,
     pool::{Dial, PoolOptions, Pools, Waited},

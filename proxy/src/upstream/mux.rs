@@ -125,6 +125,7 @@ where
         let received = mux.traffic.received();
         let (request, key) = into_h2(request, mux.secure);
         let switches = request.method() == Method::CONNECT;
+        let bodiless = request.body().is_end_stream();
         let response = mux.sender.borrow_mut().try_send_request(request);
         let mut error = match response.await {
             Ok(mut response) if switches && response.status().is_success() => {
@@ -141,7 +142,9 @@ where
                 }
                 return Ok(Response::from_parts(parts, PooledBody::switching(Box::pin(upstream))));
             }
-            Ok(response) => return Ok(response.map(|incoming| PooledBody::of_stream(incoming, Box::new(place)))),
+            Ok(response) => {
+                return Ok(response.map(|incoming| PooledBody::of_stream(incoming, bodiless, Box::new(place))));
+            }
             Err(error) => error,
         };
         let request = error.take_message().map(|request| Box::new(into_h1(request, key)));

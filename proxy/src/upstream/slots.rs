@@ -31,12 +31,16 @@ use super::{
 };
 use crate::net::proxy_protocol::Addresses;
 
+/// An endpoint's id, and the client if it is told of it.
+type SlotKey = (u64, Option<SocketAddr>);
+
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
     /// The newest snapshot of it that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
     stats: Arc<Stats>,
-    slots: RefCell<FxHashMap<(u64, Option<SocketAddr>), Rc<Slot<B>>>>,
+    /// By endpoint, and by client if endpoints are told of clients.
+    slots: RefCell<FxHashMap<SlotKey, Rc<Slot<B>>>>,
     /// In the order in which they came.
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
@@ -233,8 +237,11 @@ impl<B> ClusterPool<B> {
     pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<Mux<B>>, slot: &Rc<Slot<B>>) {
         let limits = self.cluster.borrow().limits;
         if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
-            slot.forget_mux(&Rc::downgrade(mux));
-        } else if let Some(index) = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot)) {
+            return slot.forget_mux(&Rc::downgrade(mux));
+        }
+        // Not within the `if let`: the borrow would last until its end.
+        let first = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot));
+        if let Some(index) = first {
             self.grant_to(index, Grant::Room);
         }
     }

@@ -6,16 +6,18 @@
 use std::{
     cell::RefCell,
     hash::{BuildHasherDefault, Hasher},
-    rc::{Rc, Weak},
+    rc::Rc,
 };
 
+use super::subject::{Notes, Subject, WeakSubject};
 use crate::chain::{
     Stream,
+    network::NetworkStream,
     stream::{Position, State},
 };
 
 /// The streams of an instance by their context ids.
-pub type Contexts = RefCell<std::collections::HashMap<u32, (Weak<Stream>, usize), BuildHasherDefault<IdHasher>>>;
+pub type Contexts = RefCell<std::collections::HashMap<u32, (WeakSubject, usize), BuildHasherDefault<IdHasher>>>;
 
 /// Ids are given out one after the other, so they are spread well as they are.
 #[derive(Default)]
@@ -37,7 +39,7 @@ impl Hasher for IdHasher {
 }
 
 struct Current {
-    stream: Option<(Rc<Stream>, usize)>,
+    stream: Option<(Subject, usize)>,
     contexts: Rc<Contexts>,
 }
 
@@ -50,7 +52,7 @@ pub struct Scope(());
 
 impl Scope {
     /// The call works on this stream, as the filter at this position, or on none.
-    pub fn enter(stream: Option<(Rc<Stream>, usize)>, contexts: &Rc<Contexts>) -> Scope {
+    pub fn enter(stream: Option<(Subject, usize)>, contexts: &Rc<Contexts>) -> Scope {
         CURRENT.set(Some(Current { stream, contexts: contexts.clone() }));
         Scope(())
     }
@@ -81,20 +83,41 @@ pub fn leave() {
     });
 }
 
-/// Runs `f` on the stream that the call works on, if there is one.
-pub fn with_stream<T>(f: impl FnOnce(&Rc<Stream>, usize) -> T) -> Option<T> {
+/// Runs `f` on the stream that the call works on, of whichever kind, if there is one.
+pub fn with_subject<T>(f: impl FnOnce(&Subject, usize) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| {
         let (stream, position) = current.as_ref()?.stream.as_ref()?;
         Some(f(stream, *position))
     })
 }
 
-/// Runs `f` on the state of the stream that the call works on, if there is one.
+/// Runs `f` on the stream of HTTP that the call works on, if it works on one.
+pub fn with_stream<T>(f: impl FnOnce(&Rc<Stream>, usize) -> T) -> Option<T> {
+    with_subject(|subject, position| match subject {
+        Subject::Http(stream) => Some(f(stream, position)),
+        Subject::Tcp(_) => None,
+    })?
+}
+
+/// Runs `f` on the state of the stream of HTTP that the call works on, if it works on one.
 pub fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> Option<T> {
     with_stream(|stream, _| f(&mut stream.state.borrow_mut()))
 }
 
+/// Runs `f` on the TCP connection that the call works on, if it works on one.
+pub fn with_network<T>(f: impl FnOnce(&Rc<NetworkStream>, usize) -> T) -> Option<T> {
+    with_subject(|subject, position| match subject {
+        Subject::Tcp(stream) => Some(f(stream, position)),
+        Subject::Http(_) => None,
+    })?
+}
+
+/// Runs `f` on what filters leave with the stream that the call works on, if there is one.
+pub fn with_notes<T>(f: impl FnOnce(Notes<'_>) -> T) -> Option<T> {
+    with_subject(|subject, _| subject.with_notes(f))
+}
+
 /// Runs `f` on what this filter knows of the stream, if there is one.
 pub fn with_position<T>(f: impl FnOnce(&mut Position) -> T) -> Option<T> {
-    with_stream(|stream, position| f(&mut stream.state.borrow_mut().positions[position]))
+    with_subject(|subject, position| subject.with_position(position, f))
 }

@@ -9,7 +9,14 @@ use http::HeaderMap;
 use tollgate_abi::fast::phase;
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
-use super::{bucket::Bucket, clock::Clock, limits::Limit, plugin::Identity, world::World};
+use super::{
+    bucket::Bucket,
+    clock::Clock,
+    grpc::{Event, Wish},
+    limits::Limit,
+    plugin::Identity,
+    world::World,
+};
 use crate::{
     chain::{RequestHead, ResponseHead, Route, head::Name},
     observe::metrics::Handle,
@@ -150,6 +157,12 @@ pub struct Host {
     pub last_call: u32,
     /// Calls to be sent once the guest has returned.
     pub calls: Vec<HttpCall>,
+    /// gRPC calls that have not ended; whether they are streams.
+    pub grpc_calls: HashMap<u32, bool>,
+    /// What is wanted of gRPC calls once the guest has returned.
+    pub grpc_wishes: Vec<Wish>,
+    /// What a gRPC call has brought.
+    pub grpc_event: Option<Event>,
     /// Timers to be set once the guest has returned.
     pub timers: Vec<Timer>,
     /// The answer to a call.
@@ -196,6 +209,9 @@ impl Host {
             calls_under_way: (0, 0),
             last_call: 0,
             calls: Vec::new(),
+            grpc_calls: HashMap::new(),
+            grpc_wishes: Vec::new(),
+            grpc_event: None,
             timers: Vec::new(),
             call_response: None,
             scratch: Vec::new(),

@@ -1,5 +1,6 @@
 //! An instance of a filter, and what it exports.
 
+use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
 use super::{host::Host, plugin::TrapKind};
@@ -16,6 +17,28 @@ impl Instance {
         let host = self.store.data();
         host.subscribes.then_some(host.subscribed)
     }
+
+    /// The callbacks that it wants and has, as bits of [`phase`].
+    pub fn phases(&self) -> u32 {
+        let e = &self.exports;
+        let has = [
+            (phase::REQUEST_HEADERS, e.headers[0].is_some()),
+            (phase::RESPONSE_HEADERS, e.headers[1].is_some()),
+            (phase::REQUEST_BODY, e.body[0].is_some()),
+            (phase::RESPONSE_BODY, e.body[1].is_some()),
+            (phase::REQUEST_TRAILERS, e.trailers[0].is_some()),
+            (phase::RESPONSE_TRAILERS, e.trailers[1].is_some()),
+            (phase::NEW_CONNECTION, e.new_connection.is_some()),
+            (phase::DOWNSTREAM_DATA, e.data[0].is_some()),
+            (phase::UPSTREAM_DATA, e.data[1].is_some()),
+            (phase::DOWNSTREAM_CLOSE, e.close[0].is_some()),
+            (phase::UPSTREAM_CLOSE, e.close[1].is_some()),
+            (phase::LOG, e.log.is_some()),
+            (phase::LIFECYCLE, e.context_create.is_some() || e.done.is_some() || e.delete.is_some()),
+        ];
+        let exported = has.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit);
+        exported & self.store.data().subscribed
+    }
 }
 
 /// The callback for a message's head: 0.1.0 has no `end_of_stream`.
@@ -24,6 +47,9 @@ pub(super) enum OnHeaders {
     WithEnd(TypedFunc<(u32, u32, u32), i32>),
     Short(TypedFunc<(u32, u32), i32>),
 }
+
+/// Context, call, and how much there is.
+type OnGrpc = TypedFunc<(u32, u32, u32), ()>;
 
 type OnStream<P> = Option<TypedFunc<P, i32>>;
 
@@ -41,7 +67,15 @@ pub(super) struct Exports {
     pub(super) headers: [Option<OnHeaders>; 2],
     pub(super) body: [OnStream<(u32, u32, u32)>; 2],
     pub(super) trailers: [OnStream<(u32, u32)>; 2],
+    pub(super) new_connection: OnStream<u32>,
+    /// By side.
+    pub(super) data: [OnStream<(u32, u32, u32)>; 2],
+    pub(super) close: [Option<TypedFunc<(u32, i32), ()>>; 2],
     pub(super) http_call_response: Option<OnCallResponse>,
+    pub(super) grpc_initial: Option<OnGrpc>,
+    pub(super) grpc_message: Option<OnGrpc>,
+    pub(super) grpc_trailing: Option<OnGrpc>,
+    pub(super) grpc_close: Option<OnGrpc>,
     pub(super) timer: Option<TypedFunc<(u32, i64), ()>>,
     pub(super) done: Option<TypedFunc<u32, u32>>,
     pub(super) log: Option<TypedFunc<u32, ()>>,
@@ -71,7 +105,15 @@ impl Exports {
             tick: get(instance, store, "proxy_on_tick"),
             body: ["proxy_on_request_body", "proxy_on_response_body"].map(|n| get(instance, store, n)),
             trailers: ["proxy_on_request_trailers", "proxy_on_response_trailers"].map(|n| get(instance, store, n)),
+            new_connection: get(instance, store, "proxy_on_new_connection"),
+            data: ["proxy_on_downstream_data", "proxy_on_upstream_data"].map(|n| get(instance, store, n)),
+            close: ["proxy_on_downstream_connection_close", "proxy_on_upstream_connection_close"]
+                .map(|n| get(instance, store, n)),
             http_call_response: get(instance, store, "proxy_on_http_call_response"),
+            grpc_initial: get(instance, store, "proxy_on_grpc_receive_initial_metadata"),
+            grpc_message: get(instance, store, "proxy_on_grpc_receive"),
+            grpc_trailing: get(instance, store, "proxy_on_grpc_receive_trailing_metadata"),
+            grpc_close: get(instance, store, "proxy_on_grpc_close"),
             timer: get(instance, store, "tollgate_on_timer"),
             done: get(instance, store, "proxy_on_done"),
             log: get(instance, store, "proxy_on_log"),

@@ -19,13 +19,15 @@ use wasmtime::Store;
 use super::{
     callout, clock,
     current::{Contexts, Scope},
+    grpc::{self, Event},
     host::{CallResponse, Host},
     instance::{Exports, Instance, OnHeaders, describe},
     plugin::{Plugin, ROOT, TrapKind},
     queue::Note,
+    subject::Subject,
 };
 use crate::{
-    chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream, flow::failed_reply},
+    chain::{Action, Direction, Filter, HeadersPause, OnFailure, Stream},
     http::body::Body,
     observe,
     upstream::Pools,
@@ -76,6 +78,7 @@ pub struct Vm {
     calls: Cell<u64>,
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
     listening: RefCell<Option<(Note, AbortHandle)>>,
+    grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
 }
 
@@ -100,6 +103,7 @@ impl Vm {
             calls: Cell::new(0),
             ticking: RefCell::new(None),
             listening: RefCell::new(None),
+            grpc: RefCell::default(),
             memory: Cell::new(0),
         });
         vm.adopt(instance);
@@ -123,7 +127,7 @@ impl Vm {
 
     /// Takes an instance into use.
     pub fn adopt(&self, instance: Instance) {
-        self.phases.set(wanted(&instance));
+        self.phases.set(instance.phases());
         self.subscribes.set(instance.store.data().subscribes);
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.born.set(Instant::now());
@@ -136,7 +140,7 @@ impl Vm {
     /// Calls the guest, on behalf of a stream or of none. `hears`: whoever calls denies the stream if this fails.
     fn enter<T>(
         &self,
-        stream: Option<(&Rc<Stream>, usize)>,
+        stream: Option<(&Subject, usize)>,
         context: u32,
         hears: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
@@ -166,6 +170,7 @@ impl Vm {
                 let host = store.data();
                 let unsettled = !host.calls.is_empty()
                     || !host.timers.is_empty()
+                    || !host.grpc_wishes.is_empty()
                     || !host.reads.is_empty()
                     || self.tick_differs(host.tick);
                 drop(slot);
@@ -187,13 +192,14 @@ impl Vm {
 
     /// Does what the guest has asked for.
     fn settle(&self) {
-        let (calls, timers, tick, reads) = {
+        let (calls, timers, wishes, tick, reads) = {
             let mut slot = self.instance.borrow_mut();
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
             (
                 std::mem::take(&mut host.calls),
                 std::mem::take(&mut host.timers),
+                std::mem::take(&mut host.grpc_wishes),
                 host.tick,
                 std::mem::take(&mut host.reads),
             )
@@ -206,6 +212,10 @@ impl Vm {
                 self.incarnation.get(),
             ));
         }
+        for wish in wishes {
+            let calls = &mut self.grpc.borrow_mut();
+            grpc::fulfil(calls, wish, &self.me, &self.site.upstream, self.incarnation.get());
+        }
         for timer in timers {
             let stream = self.contexts.borrow().get(&timer.context).and_then(|(s, p)| Some((s.upgrade()?, *p)));
             let Some((stream, position)) = stream else { continue };
@@ -216,7 +226,7 @@ impl Vm {
                     vm.on_timer(timer.context, timer.token, incarnation);
                 }
             });
-            stream.state.borrow_mut().positions[position].timers.push(task.abort_handle());
+            stream.with_position(position, |p| p.timers.push(task.abort_handle()));
         }
         if self.tick_differs(tick) {
             self.set_tick(tick);
@@ -254,6 +264,7 @@ impl Vm {
     /// Ends what is done for the instance by itself.
     fn silence(&self) {
         self.set_tick(None);
+        self.grpc.borrow_mut().clear();
         if let Some((_, listening)) = self.listening.take() {
             listening.abort();
         }
@@ -313,8 +324,48 @@ impl Vm {
         });
     }
 
+    /// Tells the guest what a gRPC call has brought. Whether it may bring more.
+    pub(super) fn on_grpc_event(&self, id: u32, event: Event, incarnation: u32) -> bool {
+        if incarnation != self.incarnation.get() {
+            return false;
+        }
+        let told = self.enter(None, ROOT, false, |store, exports| {
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let (f, much) = match &event {
+                Event::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
+                Event::Message(message) => (&exports.grpc_message, count(message.len())),
+                Event::Trailing(fields) => (&exports.grpc_trailing, count(fields.len())),
+                Event::Closed(status, _) => (&exports.grpc_close, *status),
+            };
+            let host = store.data_mut();
+            // It has cancelled the call, and must not hear of it again.
+            if !host.grpc_calls.contains_key(&id) {
+                return Ok(());
+            }
+            if matches!(event, Event::Closed(..)) {
+                host.grpc_calls.remove(&id);
+            }
+            let Some(f) = f else { return Ok(()) };
+            host.grpc_event = Some(event);
+            let result = f.call(&mut *store, (ROOT, id, much));
+            store.data_mut().grpc_event = None;
+            result
+        });
+        told.is_ok()
+    }
+
+    /// A gRPC call is over.
+    pub(super) fn grpc_ended(&self, id: u32, incarnation: u32) {
+        if incarnation == self.incarnation.get() {
+            if let Some(instance) = self.instance.borrow_mut().as_mut() {
+                instance.store.data_mut().grpc_calls.remove(&id);
+            }
+            self.grpc.borrow_mut().remove(&id);
+        }
+    }
+
     /// The instance has failed and is gone.
-    fn fail(&self, error: &wasmtime::Error, memory_denied: bool, cause: Option<&Rc<Stream>>) {
+    fn fail(&self, error: &wasmtime::Error, memory_denied: bool, cause: Option<&Subject>) {
         let (mut kind, text) = describe(error);
         if memory_denied && kind == TrapKind::Trap {
             kind = TrapKind::Memory;
@@ -334,21 +385,18 @@ impl Vm {
         for (_, (stream, position)) in inside {
             let Some(stream) = stream.upgrade() else { continue };
             // Whoever has called for this stream hears of it at once.
-            let is_cause = cause.is_some_and(|cause| Rc::ptr_eq(cause, &stream));
+            let is_cause = cause.is_some_and(|cause| cause.is(&stream));
             let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
-            let paused = {
-                let p = &mut stream.state.borrow_mut().positions[position];
+            let held = stream.is_held_by(position);
+            stream.with_position(position, |p| {
                 p.gone = true;
-                let paused = p.paused[0] || p.paused[1];
-                p.denies = denied && !paused;
-                paused
-            };
+                p.denies = denied && !held;
+            });
             if !is_cause {
                 figures.failed_streams.inc(shard);
             }
-            if paused && denied {
-                stream.flag(tollgate_abi::fast::flag::FILTER_FAILED);
-                stream.reply(failed_reply());
+            if held && denied {
+                stream.deny();
             }
             stream.wake();
         }
@@ -368,26 +416,27 @@ impl Vm {
         }
     }
 
+    /// The callbacks that it wants, as bits of [`phase`].
+    pub(super) fn wanted_phases(&self) -> u32 {
+        self.phases.get()
+    }
+
     /// The stream's context in this filter, made if there is none. `Err`: the filter cannot take part in the stream.
-    fn context(&self, stream: &Rc<Stream>, position: usize) -> Result<u32, Failed> {
+    fn context(&self, stream: &Subject, position: usize) -> Result<u32, Failed> {
         let incarnation = self.incarnation.get();
-        {
-            let p = &stream.state.borrow().positions[position];
-            match p.context {
-                _ if p.gone => return Err(Failed),
-                0 => {}
-                context if p.incarnation == incarnation => return Ok(context),
-                _ => return Err(Failed),
-            }
+        let known = stream.with_position(position, |p| match p.context {
+            _ if p.gone => Err(Failed),
+            context if context == 0 || p.incarnation == incarnation => Ok(context),
+            _ => Err(Failed),
+        })?;
+        if known != 0 {
+            return Ok(known);
         }
         let context = self.next_context.get();
         // Ids are not used twice, and 0 and 1 are taken; after four billion streams they begin again.
         self.next_context.set(context.checked_add(1).unwrap_or(ROOT + 1));
-        {
-            let p = &mut stream.state.borrow_mut().positions[position];
-            (p.context, p.incarnation) = (context, incarnation);
-        }
-        self.contexts.borrow_mut().insert(context, (Rc::downgrade(stream), position));
+        stream.with_position(position, |p| (p.context, p.incarnation) = (context, incarnation));
+        self.contexts.borrow_mut().insert(context, (stream.downgrade(), position));
         if self.phases.get() & phase::LIFECYCLE != 0 {
             self.enter(Some((stream, position)), context, true, |store, exports| {
                 exports.context_create.as_ref().map_or(Ok(()), |f| f.call(store, (context, ROOT)))
@@ -397,9 +446,9 @@ impl Vm {
     }
 
     /// Calls a callback that answers with an action.
-    fn ask(
+    pub(super) fn ask(
         &self,
-        stream: &Rc<Stream>,
+        stream: &Subject,
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
@@ -412,10 +461,47 @@ impl Vm {
             Ok(_) => Action::Pause,
             Err(Failed) => {
                 self.plugin.figures.failed_streams.inc(observe::shard());
-                stream.state.borrow_mut().positions[position].gone = true;
+                stream.with_position(position, |p| p.gone = true);
                 Action::Failed(self.plugin.on_failure)
             }
         }
+    }
+
+    /// The stream is over: makes the last calls for it, all in the time of one. `first`: what comes before the others, if
+    /// `called`.
+    pub(super) fn end(
+        &self,
+        stream: &Subject,
+        position: usize,
+        called: bool,
+        first: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<()>,
+    ) {
+        let phases = self.phases.get();
+        // A filter that only logs meets the stream here for the first time.
+        let Ok(context) = self.context(stream, position) else { return };
+        if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
+            // There is nothing left to be denied.
+            let _ = self.enter(Some((stream, position)), context, true, |store, exports| {
+                first(&mut *store, exports, context)?;
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(done) = &exports.done
+                {
+                    done.call(&mut *store, context)?;
+                }
+                if phases & phase::LOG != 0
+                    && let Some(log) = &exports.log
+                {
+                    log.call(&mut *store, context)?;
+                }
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(delete) = &exports.delete
+                {
+                    delete.call(&mut *store, context)?;
+                }
+                Ok(())
+            });
+        }
+        self.contexts.borrow_mut().remove(&context);
     }
 }
 
@@ -425,23 +511,6 @@ fn backoff(crashes: u32) -> Duration {
         0 => Duration::ZERO,
         n => Duration::from_millis(100 << (n - 1).min(10)).min(Duration::from_secs(60)),
     }
-}
-
-/// The callbacks that an instance wants and has.
-fn wanted(instance: &Instance) -> u32 {
-    let e = &instance.exports;
-    let has = [
-        (phase::REQUEST_HEADERS, e.headers[0].is_some()),
-        (phase::RESPONSE_HEADERS, e.headers[1].is_some()),
-        (phase::REQUEST_BODY, e.body[0].is_some()),
-        (phase::RESPONSE_BODY, e.body[1].is_some()),
-        (phase::REQUEST_TRAILERS, e.trailers[0].is_some()),
-        (phase::RESPONSE_TRAILERS, e.trailers[1].is_some()),
-        (phase::LOG, e.log.is_some()),
-        (phase::LIFECYCLE, e.context_create.is_some() || e.done.is_some() || e.delete.is_some()),
-    ];
-    let exported = has.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit);
-    exported & instance.store.data().subscribed
 }
 
 impl Filter for Vm {
@@ -463,7 +532,7 @@ impl Filter for Vm {
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
-        self.ask(stream, position, |store, exports, context| {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
             let count = header_count(stream, direction);
             match &exports.headers[direction as usize] {
                 Some(OnHeaders::WithEnd(f)) => f.call(store, (context, count, end.into())),
@@ -474,14 +543,16 @@ impl Filter for Vm {
     }
 
     fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
-        self.ask(stream, position, |store, exports, context| match &exports.body[direction as usize] {
-            Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
-            None => Ok(action::CONTINUE),
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            match &exports.body[direction as usize] {
+                Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
+                None => Ok(action::CONTINUE),
+            }
         })
     }
 
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
-        self.ask(stream, position, |store, exports, context| {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
             let count = stream.state.borrow().trailers[direction as usize].as_ref().map_or(0, |t| t.len() as u32);
             match &exports.trailers[direction as usize] {
                 Some(f) => f.call(store, (context, count)),
@@ -491,31 +562,7 @@ impl Filter for Vm {
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
-        let phases = self.phases.get();
-        // A filter that only logs meets the stream here for the first time.
-        let Ok(context) = self.context(stream, position) else { return };
-        if phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            // The stream is over: there is nothing left to be denied.
-            let _ = self.enter(Some((stream, position)), context, true, |store, exports| {
-                if phases & phase::LIFECYCLE != 0
-                    && let Some(done) = &exports.done
-                {
-                    done.call(&mut *store, context)?;
-                }
-                if phases & phase::LOG != 0
-                    && let Some(log) = &exports.log
-                {
-                    log.call(&mut *store, context)?;
-                }
-                if phases & phase::LIFECYCLE != 0
-                    && let Some(delete) = &exports.delete
-                {
-                    delete.call(&mut *store, context)?;
-                }
-                Ok(())
-            });
-        }
-        self.contexts.borrow_mut().remove(&context);
+        self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }
 }
 

@@ -146,6 +146,15 @@ pub(crate) fn continue_stream(stream: i32) {
     with(|h| h.resume(stream));
 }
 
+pub(crate) fn close_stream(_stream: i32) {
+    with(|h| h.close());
+}
+
+/// The test host has no properties.
+pub(crate) fn property(_path: &[u8]) -> Option<Vec<u8>> {
+    None
+}
+
 pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {
     let reply = crate::Reply { status, headers: headers.to_vec(), body: body.to_vec(), details: details.into() };
     // The first one counts.

@@ -23,6 +23,8 @@ unsafe extern "C" {
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> i32;
     fn proxy_set_effective_context(context: u32) -> i32;
     fn proxy_continue_stream(stream: i32) -> i32;
+    fn proxy_close_stream(stream: i32) -> i32;
+    fn proxy_get_property(path: *const u8, len: usize, value: *mut *mut u8, size: *mut usize) -> i32;
     fn proxy_send_local_response(
         code: u32,
         details: *const u8,
@@ -125,6 +127,18 @@ pub(crate) fn buffer_len(buffer: i32) -> usize {
 pub(crate) fn continue_stream(stream: i32) {
     // SAFETY: no addresses.
     unsafe { proxy_continue_stream(stream) };
+}
+
+pub(crate) fn close_stream(stream: i32) {
+    // SAFETY: no addresses.
+    unsafe { proxy_close_stream(stream) };
+}
+
+/// A property by its path, whose parts are joined by zero bytes.
+pub(crate) fn property(path: &[u8]) -> Option<Vec<u8>> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the path is live for the call; else as in `header_map`.
+    unsafe { (proxy_get_property(path.as_ptr(), path.len(), &mut data, &mut size) == 0).then(|| owned(data, size)) }
 }
 
 pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {

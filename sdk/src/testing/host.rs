@@ -18,7 +18,7 @@ use super::{
     stores::{Buckets, Metric, SharedQueue},
     stream::{Message, Part, Stage, Stream},
 };
-use crate::{CallError, ConfigError, dispatch::Half, doc, message::Name};
+use crate::{CallError, ConfigError, dispatch::Half, doc, message::Name, tcp::dispatch::Side};
 
 pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
@@ -131,7 +131,11 @@ impl Host {
         let stage = Stage::Head { end: body.is_none() };
         let parts = body.unwrap_or_default().into();
         let request = Message { headers, stage, parts, ..Message::default() };
-        let stream = Stream { request, source: Some(source), client: Some(client), ..Stream::default() };
+        self.insert(Stream { request, source: Some(source), client: Some(client), ..Stream::default() })
+    }
+
+    /// A stream begins.
+    pub(super) fn insert(&mut self, stream: Stream) -> u32 {
         self.last_context += 1;
         self.streams.insert(self.last_context, stream);
         self.last_context
@@ -187,9 +191,19 @@ impl Host {
     }
 
     pub(crate) fn resume(&mut self, which: i32) {
-        let half = if which == stream::HTTP_REQUEST { Half::Request } else { Half::Response };
-        if let Some(stream) = self.streams.get_mut(&self.effective) {
-            stream.message(half).resumed = true;
+        let Some(stream) = self.streams.get_mut(&self.effective) else { return };
+        match (which, &mut stream.tcp) {
+            (stream::DOWNSTREAM, Some(tcp)) => tcp.resume(Side::Downstream),
+            (stream::UPSTREAM, Some(tcp)) => tcp.resume(Side::Upstream),
+            (stream::HTTP_REQUEST, None) => stream.request.resumed = true,
+            (stream::HTTP_RESPONSE, None) => stream.response.resumed = true,
+            _ => {}
+        }
+    }
+
+    pub(crate) fn close(&mut self) {
+        if let Some(tcp) = self.streams.get_mut(&self.effective).and_then(|s| s.tcp.as_mut()) {
+            tcp.closed = true;
         }
     }
 
@@ -316,6 +330,8 @@ impl Host {
     pub(crate) fn buffer(&mut self, which: i32) -> Option<&mut Vec<u8>> {
         match which {
             buffer::PLUGIN_CONFIGURATION => Some(&mut self.config),
+            buffer::DOWNSTREAM_DATA => self.stream().tcp.as_mut().map(|tcp| tcp.buffer(Side::Downstream)),
+            buffer::UPSTREAM_DATA => self.stream().tcp.as_mut().map(|tcp| tcp.buffer(Side::Upstream)),
             buffer::HTTP_CALL_RESPONSE_BODY => self.answer.as_mut()?.as_mut().ok().map(|answer| &mut answer.body),
             buffer::HTTP_REQUEST_BODY if self.shown == Some(Half::Request) => Some(&mut self.stream().request.kept),
             buffer::HTTP_RESPONSE_BODY if self.shown == Some(Half::Response) => Some(&mut self.stream().response.kept),

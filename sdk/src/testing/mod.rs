@@ -12,8 +12,13 @@ mod request;
 pub(crate) mod services;
 mod stores;
 mod stream;
+mod tcp;
 
-use std::{marker::PhantomData, time::Duration};
+use std::{
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use crate::{
     ConfigError, Filter,
@@ -24,6 +29,7 @@ use crate::{
 pub use outcome::{Outcome, Selected};
 pub use request::RequestBuilder;
 pub use services::{Scripted, SentCall};
+pub use tcp::{TcpHost, TcpOutcome};
 
 const ROOT: u32 = 1;
 
@@ -48,15 +54,10 @@ impl<F: Filter> TestHost<F> {
         let clusters = clusters.map(|names| names.iter().map(|n| n.to_string()).collect());
         host::reset(host::Host::new(serde_json::to_vec(&config).unwrap_or_default(), clusters));
         let host = TestHost { dispatcher: Dispatcher::new(), _not_send: PhantomData };
-        crate::dispatch::start_logging();
         host.dispatcher.context_create(ROOT, 0);
-        if host.dispatcher.configure(ROOT, usize::MAX) {
-            settle(&host.dispatcher);
-            Ok(host)
-        } else {
-            let errors = with(|h| std::mem::take(&mut h.config_errors));
-            Err(ConfigError::all(errors).unwrap_or_else(|| ConfigError::new("", "the filter gave no reason")))
-        }
+        begin(host.dispatcher.configure(ROOT, usize::MAX))?;
+        settle(&host.dispatcher);
+        Ok(host)
     }
 
     /// A request to send.
@@ -162,22 +163,68 @@ impl<F: Filter> TestHost<F> {
     }
 }
 
+/// Whether a filter has taken its configuration; else why not.
+fn begin(configured: bool) -> Result<(), ConfigError> {
+    crate::dispatch::start_logging();
+    if configured {
+        return Ok(());
+    }
+    let errors = with(|h| std::mem::take(&mut h.config_errors));
+    Err(ConfigError::all(errors).unwrap_or_else(|| ConfigError::new("", "the filter gave no reason")))
+}
+
+/// Reads an address with or without a port.
+fn address(text: &str) -> SocketAddr {
+    let with_port = || text.parse::<SocketAddr>();
+    match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 40_000),
+        Err(_) => with_port().unwrap_or_else(|_| panic!("`{text}` is not an address")),
+    }
+}
+
+/// A dispatcher, as the simulated host sees it.
+trait Driver {
+    /// Moves a stream as far through the filter as that lets it.
+    fn go_on(&self, context: u32);
+    fn queue_ready(&self, root: u32, queue: u32);
+    fn timer(&self, context: u32, token: i64);
+    fn http_call_response(&self, root: u32, call: u32, headers: usize, body: usize, trailers: usize);
+}
+
+impl<F: Filter> Driver for Dispatcher<F> {
+    fn go_on(&self, context: u32) {
+        stream::advance(self, context, Half::Request);
+        stream::advance(self, context, Half::Response);
+    }
+
+    fn queue_ready(&self, root: u32, queue: u32) {
+        Dispatcher::queue_ready(self, root, queue);
+    }
+
+    fn timer(&self, context: u32, token: i64) {
+        Dispatcher::timer(self, context, token);
+    }
+
+    fn http_call_response(&self, root: u32, call: u32, headers: usize, body: usize, trailers: usize) {
+        Dispatcher::http_call_response(self, root, call, headers, body, trailers);
+    }
+}
+
 /// Lets everything happen that is due now, until nothing more comes of it.
-fn settle<F: Filter>(dispatcher: &Dispatcher<F>) {
+fn settle(dispatcher: &impl Driver) {
     advance(dispatcher, with(|h| h.now_ns));
 }
 
 /// Lets everything happen that is due up to a time.
-fn advance<F: Filter>(dispatcher: &Dispatcher<F>, until: u64) {
+fn advance(dispatcher: &impl Driver, until: u64) {
     loop {
         let contexts: Vec<_> = with(|h| h.streams.keys().copied().collect());
         for context in contexts {
-            stream::advance(dispatcher, context, Half::Request);
-            stream::advance(dispatcher, context, Half::Response);
+            dispatcher.go_on(context);
         }
         with(|h| h.enter(0, None));
         // One stream may have woken another.
-        if with(|h| h.streams.values().any(|s| s.request.resumed || s.response.resumed)) {
+        if with(|h| h.streams.values().any(stream::Stream::is_resumed)) {
             continue;
         }
         if let Some(queue) = with(|h| h.ready.pop_front()) {
@@ -192,7 +239,7 @@ fn advance<F: Filter>(dispatcher: &Dispatcher<F>, until: u64) {
     with(|h| h.now_ns = h.now_ns.max(until));
 }
 
-fn fire<F: Filter>(dispatcher: &Dispatcher<F>, event: Event) {
+fn fire(dispatcher: &impl Driver, event: Event) {
     match event {
         Event::Timer { context, token } => {
             if with(|h| h.streams.contains_key(&context)) {

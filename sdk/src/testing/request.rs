@@ -1,10 +1,10 @@
 //! A request that a test sends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use tollgate_abi::fast::phase;
 
-use super::{ROOT, host::with, outcome::Outcome, settle, stream::Part};
+use super::{ROOT, address, host::with, outcome::Outcome, settle, stream::Part};
 use crate::{Filter, dispatch::Dispatcher};
 
 /// A request on its way into a filter.
@@ -80,14 +80,5 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         }
         settle(dispatcher);
         Outcome::new(dispatcher, context)
-    }
-}
-
-/// Reads an address with or without a port.
-fn address(text: &str) -> SocketAddr {
-    let with_port = || text.parse::<SocketAddr>();
-    match text.parse::<IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, 40_000),
-        Err(_) => with_port().unwrap_or_else(|_| panic!("`{text}` is not an address")),
     }
 }

@@ -7,6 +7,7 @@ use tollgate_abi::{fast::phase, proxy_wasm::action};
 use super::{
     Selected,
     host::{Headers, with},
+    tcp::Tcp,
 };
 use crate::{
     Filter, Reply,
@@ -26,6 +27,8 @@ pub(crate) struct Stream {
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
     pub(super) limits_held: Vec<u32>,
+    /// It is a TCP connection.
+    pub(super) tcp: Option<Tcp>,
 }
 
 /// A request or a response.
@@ -71,6 +74,11 @@ pub(super) enum Part {
 }
 
 impl Stream {
+    /// Whether the filter has let something go on that has not gone on yet.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.request.resumed || self.response.resumed || self.tcp.as_ref().is_some_and(Tcp::is_resumed)
+    }
+
     pub(crate) fn message(&mut self, half: Half) -> &mut Message {
         match half {
             Half::Request => &mut self.request,

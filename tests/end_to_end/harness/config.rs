@@ -23,7 +23,12 @@ impl Config {
 
     /// One cluster `web` with one endpoint, to which everything goes.
     pub fn to(endpoint: impl Display) -> Config {
-        Config::new().listener("cluster: web").cluster("web", &[endpoint], "")
+        Config::to_with(endpoint, "")
+    }
+
+    /// The same, with options of the cluster.
+    pub fn to_with(endpoint: impl Display, options: &str) -> Config {
+        Config::new().listener("cluster: web").cluster("web", &[endpoint], options)
     }
 
     /// Adds keys beside `listeners` and the like.

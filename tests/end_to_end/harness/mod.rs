@@ -3,7 +3,10 @@
 
 mod client;
 mod config;
+pub mod frames;
 mod metrics;
+pub mod peer;
+pub mod pki;
 mod proxy;
 mod secure;
 mod upstream;
@@ -18,6 +21,7 @@ use std::{
 pub use self::{
     client::Client,
     config::Config,
+    frames::H2,
     metrics::Metrics,
     proxy::{Proxy, Signal},
     secure::Secure,

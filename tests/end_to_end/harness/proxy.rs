@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::{
     client::Client,
+    frames::H2,
     metrics::Metrics,
     wait_for,
     wire::{Message, Wire},
@@ -99,6 +100,13 @@ impl Proxy {
         self.child.id()
     }
 
+    /// The memory that it holds, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// The folder of its configuration.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -107,6 +115,19 @@ impl Proxy {
     /// A connection to the listener `main`.
     pub fn client(&self) -> Client {
         Client::connect(self.address("main"))
+    }
+
+    /// An HTTP/2 connection to the listener `main`.
+    pub fn h2(&self) -> H2 {
+        H2::connect(self.address("main"))
+    }
+
+    /// Waits until connections to `main` have been refused for this reason, and asserts that it was just one.
+    pub fn refused_one(&self, reason: &str) {
+        let labels = [("listener", "main"), ("reason", reason)];
+        self.wait_for_metric("tollgate_connections_refused_total", &labels, 1.0);
+        let all = self.metrics().sum("tollgate_connections_refused_total", &[("listener", "main")]);
+        assert_eq!(all, 1.0, "{}", self.admin("GET", "/metrics", "").text());
     }
 
     /// A request on a connection of its own, and its response.
@@ -271,7 +292,7 @@ fn filled_in(config: &str, addresses: &mut BTreeMap<String, SocketAddr>) -> Stri
 
 /// An address that nobody uses: the kernel chooses the port. It is free again when this returns; the same one is not
 /// given away twice.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static GIVEN: Mutex<Option<HashSet<SocketAddr>>> = Mutex::new(None);
     loop {
         let address = TcpListener::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a port");

@@ -136,7 +136,7 @@ pub struct ListenerLimits {
     #[schemars(range(min = 1, max = 10000))]
     pub headers: u32,
     /// Bytes of a body that a filter holds back (413 for requests, 500 for responses), and that are kept for retries (larger
-    /// requests are not tried again).
+    /// requests are not tried again). Of a TCP connection, no more are read while a filter holds so many of that side.
     pub buffered_body: ByteSize,
     /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
     /// 0: no bound.
@@ -171,7 +171,8 @@ pub struct ListenerTimeouts {
     /// From a connection's beginning to the end of its TLS handshake; also for a PROXY protocol header, and for the bytes that
     /// show which protocol it speaks.
     pub handshake: Duration,
-    /// A connection that is this old takes no more requests, and is closed when those it has are over.
+    /// A connection that is this old takes no more requests, and is closed when those it has are over. A TCP connection is
+    /// closed at this age.
     pub connection_age: Duration,
     /// From a request's head to the end of its response, also for streams that have no end (504, or cut off).
     pub stream_age: Duration,
@@ -285,14 +286,14 @@ impl Default for SocketOptions {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tcp {
-    /// Clusters that share the connections by their weights.
+    /// Clusters that share the connections by their weights. Those that `sni` says nothing of.
     pub clusters: Vec<WeightedCluster>,
     /// TLS that is passed through unread, by the server name that the client asks for. An exact name counts before a
     /// wildcard, a longer wildcard before a shorter one.
     pub sni: Vec<SniRoute>,
 }
 
-/// Where connections for some server names go.
+/// Where connections go whose clients ask for some server names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SniRoute {

@@ -156,7 +156,7 @@ async fn serve(
             }
         }
     };
-    cut.is_over();
+    cut.end();
     let Ok(answer) = answer else {
         send.stop_stream(Code::H3_INTERNAL_ERROR);
         return false;

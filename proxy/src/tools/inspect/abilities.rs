@@ -32,7 +32,7 @@ const ABILITIES: &[(&str, &[&str])] = &[
             "proxy_set_header_map_pairs",
         ],
     ),
-    ("changes bodies", &["proxy_set_buffer_bytes"]),
+    ("changes bodies, or the bytes of connections", &["proxy_set_buffer_bytes"]),
     ("asks who the client is", &["source_address"]),
     ("reads properties of requests", &["proxy_get_property"]),
     ("sets properties of requests", &["proxy_set_property"]),
@@ -44,7 +44,7 @@ const ABILITIES: &[(&str, &[&str])] = &[
     ("reads its environment", &["environ_get"]),
 ];
 
-/// Callbacks for streams: whether the filter looks at heads, bodies, trailers.
+/// Callbacks for streams: whether the filter looks at heads, bodies, trailers; at TCP connections and their bytes.
 pub const PHASES: &[(&str, &str, u32)] = &[
     ("request headers", "proxy_on_request_headers", tollgate_abi::fast::phase::REQUEST_HEADERS),
     ("request body", "proxy_on_request_body", tollgate_abi::fast::phase::REQUEST_BODY),
@@ -52,6 +52,11 @@ pub const PHASES: &[(&str, &str, u32)] = &[
     ("response headers", "proxy_on_response_headers", tollgate_abi::fast::phase::RESPONSE_HEADERS),
     ("response body", "proxy_on_response_body", tollgate_abi::fast::phase::RESPONSE_BODY),
     ("response trailers", "proxy_on_response_trailers", tollgate_abi::fast::phase::RESPONSE_TRAILERS),
+    ("new connection (TCP)", "proxy_on_new_connection", tollgate_abi::fast::phase::NEW_CONNECTION),
+    ("downstream data (TCP)", "proxy_on_downstream_data", tollgate_abi::fast::phase::DOWNSTREAM_DATA),
+    ("upstream data (TCP)", "proxy_on_upstream_data", tollgate_abi::fast::phase::UPSTREAM_DATA),
+    ("downstream close (TCP)", "proxy_on_downstream_connection_close", tollgate_abi::fast::phase::DOWNSTREAM_CLOSE),
+    ("upstream close (TCP)", "proxy_on_upstream_connection_close", tollgate_abi::fast::phase::UPSTREAM_CLOSE),
     ("log", "proxy_on_log", tollgate_abi::fast::phase::LOG),
 ];
 

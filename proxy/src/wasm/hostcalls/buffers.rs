@@ -4,9 +4,13 @@ use tollgate_abi::proxy_wasm::{MODULE, Status, buffer};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, slice, split, status, write_u32};
-use crate::wasm::{
-    current,
-    host::{Host, Phase},
+use crate::{
+    chain::network::Side,
+    wasm::{
+        current,
+        grpc::Event,
+        host::{Host, Phase},
+    },
 };
 
 /// Runs `f` on a buffer. `NotFound`: it is not there now. `BadArgument`: there is none of this kind.
@@ -18,13 +22,24 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
         buffer::HTTP_CALL_RESPONSE_BODY => host.call_response.as_ref().map(|c| f(&c.body)),
         buffer::VM_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.vm_config)),
         buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
-        buffer::DOWNSTREAM_DATA
-        | buffer::UPSTREAM_DATA
-        | buffer::GRPC_CALL_MESSAGE
-        | buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
+        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => current::with_network(|stream, position| {
+            let state = stream.state.borrow();
+            state.places[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
+        })
+        .flatten(),
+        buffer::GRPC_CALL_MESSAGE => match &host.grpc_event {
+            Some(Event::Message(message)) => Some(f(message)),
+            _ => None,
+        },
+        buffer::FOREIGN_FUNCTION_ARGUMENTS => None,
         _ => return Err(Status::BadArgument),
     };
     found.ok_or(Status::NotFound)
+}
+
+/// Whose bytes are in a buffer of a TCP connection.
+fn side(which: i32) -> Side {
+    if which == buffer::DOWNSTREAM_DATA { Side::Downstream } else { Side::Upstream }
 }
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -87,8 +102,13 @@ fn set(
     let (memory, host) = split(caller)?;
     let data = slice(memory, ptr, len)?;
     host.copied += data.len() as u64;
-    if !matches!(which, buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY) {
-        return Err(Status::BadArgument);
+    match which {
+        buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {}
+        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => {
+            let changed = current::with_network(|s, position| s.splice(position, side(which), (start, size), data));
+            return changed.ok_or(Status::NotFound);
+        }
+        _ => return Err(Status::BadArgument),
     }
     let changed = current::with_state(|s| {
         // Too much is no status, which SDKs do not expect: the stream is answered with 413 or 500 when the filter has returned.

@@ -13,14 +13,17 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split, status, write_u32};
 use crate::{
     chain::head::{Headers, Name, RequestHead},
-    wasm::host::{Host, HttpCall},
+    wasm::{
+        grpc::Event,
+        host::{Host, HttpCall},
+    },
 };
 
 /// Calls of one instance that have not been answered yet.
-const MAX_CALLS: usize = 4096;
+pub(super) const MAX_CALLS: usize = 4096;
 
 /// Bytes of their bodies.
-const MAX_BYTES: usize = 64 << 20;
+pub(super) const MAX_BYTES: usize = 64 << 20;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -46,8 +49,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_get_status",
         |mut caller: Caller<'_, Host>, code_out: i32, out: i32, size_out: i32| {
-            let failure = caller.data().call_response.as_ref().and_then(|c| c.failure);
-            let (code, message) = failure.unwrap_or((0, ""));
+            let host = caller.data();
+            let failure = host.call_response.as_ref().and_then(|c| c.failure);
+            let (code, message) = match &host.grpc_event {
+                Some(Event::Closed(code, message)) => (*code, message.clone()),
+                _ => failure.map_or((0, String::new()), |(code, message)| (code, message.to_owned())),
+            };
             let written = split(&mut caller).and_then(|(memory, _)| write_u32(memory, code_out, code));
             match written {
                 Ok(()) => give(&mut caller, out, size_out, |_, data| {

@@ -25,6 +25,7 @@ use crate::{
     wasm::{
         current,
         host::{Host, Phase, Timer},
+        subject::Subject,
     },
 };
 
@@ -44,9 +45,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let host = c.data_mut();
             host.hostcalls += 1;
             let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-            let selected = current::with_state(|s| {
-                let selected = Selected::new(route, given as u32, split as u64, balance as u64);
-                s.route = Some(selected);
+            let selected = current::with_subject(|subject, _| {
+                let selected = Some(Selected::new(route, given as u32, split as u64, balance as u64));
+                match subject {
+                    Subject::Http(stream) => stream.state.borrow_mut().route = selected,
+                    Subject::Tcp(stream) => stream.state.borrow_mut().route = selected,
+                }
             });
             selected.map_or(Status::NotFound, |()| Status::Ok) as i32
         },
@@ -75,14 +79,14 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let Some((limit, max)) = host.stream_limits.get(id as u32 as usize) else {
             return -(Status::BadArgument as i32);
         };
-        let place = current::with_state(|s| limit.acquire(*max).map(|place| s.held.push(place)).is_some());
+        let place = current::with_notes(|s| limit.acquire(*max).map(|place| s.held.push(place)).is_some());
         place.map_or(-(Status::NotFound as i32), i32::from)
     })?;
     linker.func_wrap(MODULE, "limit_release", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
         let Some((limit, _)) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-        current::with_state(|s| {
+        current::with_notes(|s| {
             if let Some(at) = s.held.iter().position(|place| place.is_of(limit)) {
                 s.held.swap_remove(at);
             }
@@ -112,7 +116,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if flags & !flag::BY_FILTERS != 0 {
             return Status::BadArgument as i32;
         }
-        current::with_state(|s| s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
+        current::with_notes(|s| *s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
     })?;
     linker.func_wrap(
         MODULE,
@@ -357,10 +361,10 @@ fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> R
 
 fn source_address(caller: &mut Caller<'_, Host>, which: i32, out: i32) -> Result<(), Status> {
     let (memory, _) = split(caller)?;
-    let address = current::with_stream(|stream, _| match which {
-        source::PEER => Some(stream.connection.peer),
-        source::CLIENT => Some(stream.client),
-        source::LOCAL => Some(stream.connection.local),
+    let address = current::with_subject(|stream, _| match which {
+        source::PEER => Some(stream.connection().peer),
+        source::CLIENT => Some(stream.client()),
+        source::LOCAL => Some(stream.connection().local),
         _ => None,
     });
     let address = address.ok_or(Status::NotFound)?.ok_or(Status::BadArgument)?;
@@ -384,7 +388,7 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
     let (name, value) = (text(name)?, text(value)?);
-    let set = current::with_state(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
+    let set = current::with_notes(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
         Some(at) => {
             s.log_fields[at].1 = value;
             Ok(())

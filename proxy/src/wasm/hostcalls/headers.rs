@@ -13,7 +13,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split, status, write_u32};
 use crate::{
     chain::head::{BadHeader, Headers, Name},
-    wasm::{current, host::Host},
+    wasm::{current, grpc::Event, host::Host},
 };
 
 /// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
@@ -29,7 +29,11 @@ pub(super) fn with_map<T>(
         map::HTTP_RESPONSE_TRAILERS => current::with_state(|s| s.trailers[1].as_mut().map(|t| f(t))).flatten(),
         map::HTTP_CALL_RESPONSE_HEADERS => host.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
         map::HTTP_CALL_RESPONSE_TRAILERS => host.call_response.as_mut().map(|c| f(&mut c.trailers)),
-        map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => None,
+        map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match (&mut host.grpc_event, which) {
+            (Some(Event::Initial(fields)), map::GRPC_INITIAL_METADATA)
+            | (Some(Event::Trailing(fields)), map::GRPC_TRAILING_METADATA) => Some(f(fields)),
+            _ => None,
+        },
         _ => return Err(Status::BadArgument),
     })
 }

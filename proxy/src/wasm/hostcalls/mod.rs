@@ -7,6 +7,7 @@ mod buffers;
 mod callouts;
 mod fast;
 mod foreign;
+mod grpc;
 mod guest;
 mod headers;
 mod metrics;
@@ -17,10 +18,7 @@ mod streams;
 mod system;
 mod wasi;
 
-use tollgate_abi::{
-    fast as fast_lane,
-    proxy_wasm::{self, Status},
-};
+use tollgate_abi::{fast as fast_lane, proxy_wasm};
 use wasmtime::Linker;
 
 use super::host::Host;
@@ -38,22 +36,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
-    wasi::link(linker)?;
-    UNIMPLEMENTED.iter().try_for_each(|(name, status)| {
-        let function = proxy_wasm::HOSTCALLS.iter().find(|f| f.name == *name);
-        function.map_or(Ok(()), |f| wasi::answer(linker, proxy_wasm::MODULE, f, *status as i32))
-    })
+    grpc::link(linker)?;
+    wasi::link(linker)
 }
-
-/// Functions of the standard that are there but only answer: modules import them whether they call them or not, because their
-/// SDK does. The answers are statuses that the released SDKs expect there.
-const UNIMPLEMENTED: &[(&str, Status)] = &[
-    ("proxy_grpc_call", Status::InternalFailure),
-    ("proxy_grpc_stream", Status::InternalFailure),
-    ("proxy_grpc_send", Status::BadArgument),
-    ("proxy_grpc_cancel", Status::NotFound),
-    ("proxy_grpc_close", Status::NotFound),
-];
 
 /// Functions that only old modules know.
 const OLD: &[&str] =

@@ -12,9 +12,9 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{give, slice, split, status};
 use crate::{
-    chain::{Headers, Stream, stream::State},
+    chain::{Headers, Stream, network::NetworkStream, stream::State},
     tls::ConnectionTls,
-    wasm::{current, host::Host, plugin::Identity},
+    wasm::{current, host::Host, plugin::Identity, subject::Subject},
 };
 
 /// Properties that filters may set on one stream, and bytes of a path or value.
@@ -47,7 +47,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let (memory, host) = split(caller)?;
     let (path, value) = (slice(memory, path.0, path.1)?, slice(memory, value.0, value.1)?);
     let fits = path.len() <= MAX_BYTES && value.len() <= MAX_BYTES;
-    let set = current::with_state(|s| match s.properties.iter().position(|(p, _)| p == path) {
+    let set = current::with_notes(|s| match s.properties.iter().position(|(p, _)| p == path) {
         _ if !fits => false,
         Some(at) => {
             s.properties[at].1 = value.to_vec();
@@ -73,13 +73,17 @@ fn get(host: &Host, path: &[u8], data: &mut Vec<u8>) -> Option<()> {
     if let Some(()) = of_plugin(&host.identity, &segments, data) {
         return Some(());
     }
-    current::with_stream(|stream, _| {
-        let state = stream.state.borrow();
-        if let Some((_, value)) = state.properties.iter().find(|(p, _)| p == path) {
+    current::with_subject(|subject, _| {
+        let set = subject.with_notes(|notes| {
+            let (_, value) = notes.properties.iter().find(|(p, _)| p == path)?;
             data.extend_from_slice(value);
-            return Some(());
-        }
-        of_stream(stream, &state, &segments, data)
+            Some(())
+        });
+        let own = set.or_else(|| match subject {
+            Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), &segments, data),
+            Subject::Tcp(stream) => of_network(stream, &segments, data),
+        });
+        own.or_else(|| of_connection(subject, &segments, data))
     })
     .flatten()
 }
@@ -92,6 +96,42 @@ fn of_plugin(identity: &Identity, segments: &[&str], data: &mut Vec<u8>) -> Opti
         _ => return None,
     };
     data.extend_from_slice(text.as_bytes());
+    Some(())
+}
+
+/// What there is for streams of both kinds.
+fn of_connection(subject: &Subject, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+    let (connection, client) = (subject.connection(), subject.client());
+    let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
+    match segments {
+        ["source", "address"] => text(client.to_string().as_bytes()),
+        ["source", "port"] => text(&i64::from(client.port()).to_le_bytes()),
+        ["destination", "address"] => text(connection.local.to_string().as_bytes()),
+        ["destination", "port"] => text(&i64::from(connection.local.port()).to_le_bytes()),
+        ["connection", "id"] | ["connection_id"] => text(&connection.id.to_le_bytes()),
+        ["connection", name] => return of_tls(connection.tls.as_deref(), name, data),
+        ["xds", "filter_chain_name"] => text(connection.listener.as_bytes()),
+        ["listener_direction"] | ["xds", "listener_direction"] => text(&0i64.to_le_bytes()),
+        _ => return None,
+    }
+    Some(())
+}
+
+fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+    let state = stream.state.borrow();
+    let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
+    match segments {
+        // Of TLS that is passed through, too.
+        ["connection", "requested_server_name"] => text(stream.server_name.as_deref().unwrap_or_default().as_bytes()),
+        ["connection", "termination_details"] => text(state.details.as_bytes()),
+        ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
+        ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
+        ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
+        ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
+        ["cluster_name"] | ["xds", "cluster_name"] => text(state.cluster.as_ref()?.as_bytes()),
+        ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
+        _ => return None,
+    }
     Some(())
 }
 
@@ -108,7 +148,7 @@ fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
 
 /// What TLS says. As in Envoy, the first of several names counts, one that is not there has no value, and the name asked for is
 /// empty without one.
-fn of_connection(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option<()> {
+fn of_tls(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option<()> {
     let server_name = tls.and_then(|tls| tls.server_name.as_deref());
     let (peer, local) = (tls.and_then(|tls| tls.peer.as_ref()), tls.and_then(|tls| tls.local.as_deref()));
     let value = match name {
@@ -156,25 +196,18 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         }
         ["request", "duration"] => text(&(stream.start.elapsed().as_nanos() as i64).to_le_bytes()),
         ["response", "code"] => text(&i64::from(state.response.as_ref()?.status.as_u16()).to_le_bytes()),
+        ["response", "grpc_status"] => text(&i64::from(stream.grpc.get()?.status.get()?).to_le_bytes()),
         ["response", "code_details"] => text(state.details.as_bytes()),
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
         ["response", "headers"] => map(state.response.as_ref()?, data),
         ["response", "headers", name] => return field(&state.response.as_ref()?.fields, name, data),
         ["response", "trailers", name] => return field(state.trailers[1].as_ref()?, name, data),
         ["response", "size"] => text(&(state.bytes[1] as i64).to_le_bytes()),
-        ["source", "address"] => text(stream.client.to_string().as_bytes()),
-        ["source", "port"] => text(&i64::from(stream.client.port()).to_le_bytes()),
-        ["destination", "address"] => text(stream.connection.local.to_string().as_bytes()),
-        ["destination", "port"] => text(&i64::from(stream.connection.local.port()).to_le_bytes()),
-        ["connection", "id"] | ["connection_id"] => text(&stream.connection.id.to_le_bytes()),
-        ["connection", name] => return of_connection(stream.connection.tls.as_deref(), name, data),
         ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
         ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
         ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name.as_bytes()),
         ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
-        ["xds", "filter_chain_name"] => text(stream.connection.listener.as_bytes()),
-        ["listener_direction"] | ["xds", "listener_direction"] => text(&0i64.to_le_bytes()),
         _ => return None,
     }
     Some(())
@@ -189,7 +222,7 @@ mod tests {
 
     fn value(tls: Option<&ConnectionTls>, name: &str) -> Option<String> {
         let mut data = Vec::new();
-        of_connection(tls, name, &mut data)?;
+        of_tls(tls, name, &mut data)?;
         Some(String::from_utf8(data).unwrap())
     }
 

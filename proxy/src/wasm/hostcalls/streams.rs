@@ -19,8 +19,9 @@ use crate::{
     chain::{
         Direction, LocalReply,
         head::{BadHeader, Headers, Name},
+        network::Side,
     },
-    wasm::{current, host::Host},
+    wasm::{current, host::Host, subject::Subject},
 };
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -29,7 +30,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         match which {
             stream::HTTP_REQUEST => resume(Direction::Request),
             stream::HTTP_RESPONSE => resume(Direction::Response),
-            stream::DOWNSTREAM | stream::UPSTREAM => Status::Unimplemented as i32,
+            stream::DOWNSTREAM => resume_side(Side::Downstream),
+            stream::UPSTREAM => resume_side(Side::Upstream),
             _ => Status::BadArgument as i32,
         }
     })?;
@@ -38,7 +40,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if !(stream::HTTP_REQUEST..=stream::UPSTREAM).contains(&which) {
             return Status::BadArgument as i32;
         }
-        current::with_stream(|stream, _| stream.close());
+        current::with_subject(|subject, _| subject.close());
         Status::Ok as i32
     })?;
     // The 0.1.0 names.
@@ -65,6 +67,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn resume(direction: Direction) -> i32 {
     // A stream that is gone has nothing to resume, which is no mistake of the filter's.
     current::with_stream(|stream, position| stream.resume(position, direction));
+    Status::Ok as i32
+}
+
+/// The same, of a TCP connection.
+fn resume_side(side: Side) -> i32 {
+    current::with_network(|stream, position| stream.resume(position, side));
     Status::Ok as i32
 }
 
@@ -104,6 +112,10 @@ fn reply(
     // Negative: it follows from the HTTP status.
     let grpc_status = u32::try_from(grpc).ok();
     let reply = LocalReply { status: code, details: details.into(), fields, body, grpc_status };
-    current::with_stream(|stream, _| stream.reply(reply));
+    current::with_subject(|subject, _| match subject {
+        Subject::Http(stream) => stream.reply(reply),
+        // There is nothing to be answered, but that it shall not go on is clear.
+        Subject::Tcp(_) => subject.close(),
+    });
     Ok(())
 }

@@ -35,7 +35,7 @@ impl<T> SniMatcher<T> {
     }
 
     /// What belongs to a name, which must be in small letters and without a dot at its end, as
-    /// [`client_hello`](super::client_hello::client_hello) gives it. Takes one look-up for each label.
+    /// [`client_hello`](crate::listener::client_hello::client_hello) gives it. Takes one look-up for each label.
     pub fn find(&self, name: &str) -> Option<&T> {
         let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
         self.exact.get(name).or_else(|| parents.filter_map(|parent| self.below.get(parent)).next())

@@ -1,0 +1,116 @@
+//! Lets TCP connections through whose first line is `TOKEN` and one that is known; the upstream never sees that line, nor
+//! anything of a client that has none. Each token is good for so many connections in a minute, over all workers.
+
+use std::{collections::HashMap, time::Duration};
+
+use serde::Deserialize;
+use tollgate_sdk::{doc, prelude::*};
+
+/// What may stand under `config:` in the proxy's file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who has which token.
+    tokens: HashMap<String, String>,
+    /// Connections of each in a minute.
+    per_minute: u32,
+}
+
+/// Longer a first line may not be. No more is held of a client that has shown no token.
+const LONGEST: usize = 128;
+
+/// What is put before a token.
+const BEFORE: &[u8] = b"TOKEN ";
+
+/// A client that is slower with its first line than this is not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub struct TcpToken {
+    /// By token: whose it is.
+    users: HashMap<Vec<u8>, String>,
+    connections: Bucket,
+    refused: Counter,
+}
+
+/// What is kept for one connection.
+#[derive(Default)]
+pub struct Stream {
+    /// Its token was seen.
+    known: bool,
+}
+
+impl TcpFilter for TcpToken {
+    type Config = Config;
+    type Stream = Stream;
+    const PHASES: TcpPhases = TcpPhases::CONNECTION.and(TcpPhases::DOWNSTREAM_DATA);
+
+    fn configure(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        let mistakes = Mistakes::default();
+        for (user, token) in &config.tokens {
+            if token.is_empty() || token.len() + BEFORE.len() >= LONGEST || token.contains(['\r', '\n']) {
+                mistakes.add(format!("tokens.{user}"), "a token is a line of 1 to 100 characters");
+            }
+        }
+        mistakes.finish()?;
+        let connections = doc::Bucket {
+            name: "connections".into(),
+            capacity: config.per_minute,
+            fill: config.per_minute,
+            interval_ms: 60_000,
+            max_keys: 10_000,
+        };
+        Ok(TcpToken {
+            users: config.tokens.into_iter().map(|(user, token)| (token.into_bytes(), user)).collect(),
+            connections: setup.bucket("per_minute", &connections)?,
+            refused: setup.counter("tcp_token.refused"),
+        })
+    }
+
+    /// Nothing of the connection goes on before `on_downstream_data` says so: no upstream is connected to.
+    fn on_connection(&self, _: &Connection, _: &mut Stream) -> TcpFlow {
+        TcpFlow::Wait(PATIENCE, 0)
+    }
+
+    fn on_downstream_data(&self, data: &Data, connection: &Connection, stream: &mut Stream) -> TcpFlow {
+        if stream.known {
+            return TcpFlow::Continue;
+        }
+        let first = data.first(LONGEST);
+        let Some(end) = first.iter().position(|b| *b == b'\n') else {
+            // A line may come in pieces: what is held is shown again, with what follows.
+            return match first.len() < LONGEST && !data.is_last() {
+                true => TcpFlow::Pause,
+                false => self.refuse(connection, "no token", 0),
+            };
+        };
+        let line = first[..end].strip_suffix(b"\r").unwrap_or(&first[..end]);
+        let Some(user) = line.strip_prefix(BEFORE).and_then(|token| self.users.get(token)) else {
+            return self.refuse(connection, "unknown token", flag::UNAUTHORIZED);
+        };
+        connection.log_field("user", user);
+        if !self.connections.take(user.as_bytes(), 1).allowed {
+            return self.refuse(connection, "too many connections", flag::RATE_LIMITED);
+        }
+        stream.known = true;
+        data.replace_first(end + 1, b"");
+        TcpFlow::Continue
+    }
+
+    /// It has taken too long.
+    fn on_timer(&self, _: u32, connection: &Connection, stream: &mut Stream) -> TcpFlow {
+        if stream.known { TcpFlow::Continue } else { self.refuse(connection, "no token in time", 0) }
+    }
+}
+
+impl TcpToken {
+    fn refuse(&self, connection: &Connection, why: &str, flags: u32) -> TcpFlow {
+        self.refused.add(1);
+        connection.flag(flags);
+        connection.log_field("refused", why);
+        connection.send_to_client(format!("ERROR {why}\r\n"));
+        TcpFlow::Close
+    }
+}
+
+// Makes it a module that a proxy can load.
+tollgate_sdk::export_tcp!(TcpToken);

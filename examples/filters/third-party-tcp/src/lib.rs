@@ -1,0 +1,134 @@
+//! A filter of TCP connections, written with the crates.io crate `proxy-wasm` alone: the counterpart of `third-party`.
+//!
+//! It asks a service whether a client may connect, and keeps the connection from the upstream meanwhile. Where the client's
+//! first line is `HELLO`, it tells the upstream who that is; the upstream's words pass in capitals.
+//!
+//! Outside of WebAssembly there is nothing in this crate, as in `third-party`.
+#![cfg(target_family = "wasm")]
+
+use std::{rc::Rc, time::Duration};
+
+use log::{error, info};
+use proxy_wasm::{
+    traits::{Context, RootContext, StreamContext},
+    types::{Action, ContextType, LogLevel, PeerType},
+};
+use serde::Deserialize;
+
+/// The configuration: JSON, as it stands in the proxy's file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    /// The cluster of the service that decides; without it, everybody may connect. It gets `GET /may?ADDRESS`.
+    ask: Option<String>,
+}
+
+proxy_wasm::main! {{
+    proxy_wasm::set_log_level(LogLevel::Info);
+    proxy_wasm::set_root_context(|_| Box::new(Root::default()));
+}}
+
+#[derive(Default)]
+struct Root {
+    config: Rc<Config>,
+}
+
+impl Context for Root {}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, _: usize) -> bool {
+        let text = self.get_plugin_configuration().unwrap_or_default();
+        let config = if text.is_empty() { Ok(Config::default()) } else { serde_json::from_slice(&text) };
+        match config {
+            Ok(config) => self.config = Rc::new(config),
+            Err(e) => {
+                error!("the configuration is wrong: {e}");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::StreamContext)
+    }
+
+    fn create_stream_context(&self, _: u32) -> Option<Box<dyn StreamContext>> {
+        Some(Box::new(Connection { config: self.config.clone(), greeted: false }))
+    }
+}
+
+/// One connection.
+struct Connection {
+    config: Rc<Config>,
+    greeted: bool,
+}
+
+impl Connection {
+    fn text(&self, path: Vec<&str>) -> String {
+        String::from_utf8(self.get_property(path).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl StreamContext for Connection {
+    fn on_new_connection(&mut self) -> Action {
+        let Some(cluster) = &self.config.ask else { return Action::Continue };
+        let path = format!("/may?{}", self.text(vec!["source", "address"]));
+        let headers = vec![(":method", "GET"), (":path", &*path), (":authority", &**cluster)];
+        match self.dispatch_http_call(cluster, headers, None, vec![], Duration::from_secs(60)) {
+            Ok(_) => {}
+            Err(status) => {
+                error!("cannot ask cluster {cluster}: {status:?}");
+                self.close_downstream();
+            }
+        }
+        Action::Pause
+    }
+
+    fn on_downstream_data(&mut self, size: usize, end: bool) -> Action {
+        if self.greeted {
+            return Action::Continue;
+        }
+        let line = self.get_downstream_data(0, size).unwrap_or_default();
+        match line.iter().position(|b| *b == b'\n') {
+            None if !end => return Action::Pause,
+            Some(at) if line.starts_with(b"HELLO") => {
+                let who = format!("HELLO from {}", self.text(vec!["source", "address"]));
+                self.set_downstream_data(0, at, who.as_bytes());
+            }
+            _ => {}
+        }
+        self.greeted = true;
+        Action::Continue
+    }
+
+    fn on_upstream_data(&mut self, size: usize, _: bool) -> Action {
+        let data = self.get_upstream_data(0, size).unwrap_or_default();
+        self.set_upstream_data(0, size, &data.to_ascii_uppercase());
+        Action::Continue
+    }
+
+    fn on_downstream_close(&mut self, peer: PeerType) {
+        info!("the client's connection was closed: {peer:?}");
+    }
+
+    fn on_upstream_close(&mut self, peer: PeerType) {
+        info!("the upstream's connection was closed: {peer:?}");
+    }
+}
+
+impl Context for Connection {
+    fn on_done(&mut self) -> bool {
+        info!("the connection is over");
+        true
+    }
+
+    fn on_http_call_response(&mut self, _: u32, headers: usize, _: usize, _: usize) {
+        // A call that has failed or taken too long comes without headers.
+        let status = if headers == 0 { None } else { self.get_http_call_response_header(":status") };
+        match status.as_deref() {
+            Some("200") => self.resume_downstream(),
+            _ => self.close_downstream(),
+        }
+    }
+}

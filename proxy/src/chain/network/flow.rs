@@ -1,0 +1,269 @@
+//! Moves a connection and its bytes past the filters of a chain.
+//!
+//! The connection itself goes first: each filter is told of it in order, and one that pauses then keeps it from the filters
+//! behind it and from the upstream. Bytes follow. What a filter holds lies in its [`Place`](super::Place), where it can still
+//! look at it; what has passed all of them comes out here.
+//!
+//! A filter that holds the connection is shown the client's bytes all the same, so that it can decide by them. What it lets
+//! pass waits with the connection.
+
+use std::{collections::VecDeque, rc::Rc};
+
+use bytes::Bytes;
+use tollgate_abi::fast::phase;
+
+use super::{Closed, NetworkStream, Side};
+use crate::chain::{Action, OnFailure, stream::Buffer};
+
+/// Why a connection cannot go on: a filter has failed, and its policy is to deny.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a filter has failed")]
+pub struct Stopped;
+
+/// A connection on its way through a chain.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// How many filters the connection has passed.
+    passed: usize,
+    out: [VecDeque<Bytes>; 2],
+    ended: [bool; 2],
+}
+
+impl Flow {
+    /// Moves the connection on as far as filters allow.
+    pub fn advance(&mut self, stream: &Rc<NetworkStream>) -> Result<(), Stopped> {
+        while let Some(filter) = stream.chain.filters.get(self.passed) {
+            let position = self.passed;
+            let begins = !std::mem::replace(&mut stream.state.borrow_mut().places[position].begun, true);
+            if begins {
+                let wants = filter.phases() & phase::NEW_CONNECTION != 0;
+                let open = match is_gone(stream, position)? {
+                    false if wants => match filter.on_connection(stream, position) {
+                        Action::Pause => false,
+                        Action::Failed(OnFailure::Deny) => return Err(Stopped),
+                        Action::Continue | Action::Failed(OnFailure::Bypass) => true,
+                    },
+                    _ => true,
+                };
+                let mut state = stream.state.borrow_mut();
+                // A resume while the callback ran counts like going on.
+                let resumed = std::mem::take(&mut state.positions[position].resumed[0]);
+                state.places[position].open = open || resumed;
+            }
+            if !stream.state.borrow().places[position].open {
+                break;
+            }
+            self.passed += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the connection has passed all filters.
+    pub fn is_open(&self, stream: &NetworkStream) -> bool {
+        self.passed == stream.chain.filters.len()
+    }
+
+    /// Bytes have come from a side. `end`: nothing follows.
+    pub fn data(&mut self, stream: &Rc<NetworkStream>, side: Side, data: Bytes, end: bool) -> Result<(), Stopped> {
+        self.deliver(stream, side, 0, Buffer::new(data), end)
+    }
+
+    /// Whether a filter holds as much of a side as it may, so that no more should be read there.
+    pub fn is_full(&self, stream: &NetworkStream, side: Side) -> bool {
+        let state = stream.state.borrow();
+        let full = |buffer: &Buffer| buffer.as_slice().len() >= stream.buffer_limit;
+        state.places.iter().any(|place| {
+            place.buffers[side as usize].as_ref().is_some_and(full)
+                || (side == Side::Downstream && full(&place.waiting.0))
+        })
+    }
+
+    /// The next bytes that are through.
+    pub fn pop(&mut self, side: Side) -> Option<Bytes> {
+        self.out[side as usize].pop_front()
+    }
+
+    /// Whether nothing of a side is through that was not taken, not even its end.
+    pub fn is_clear(&self, side: Side) -> bool {
+        self.out[side as usize].is_empty() && !self.ended[side as usize]
+    }
+
+    /// Whether the end of a side is through, and everything before it was taken.
+    pub fn is_over(&self, side: Side) -> bool {
+        self.ended[side as usize] && self.out[side as usize].is_empty()
+    }
+
+    /// Lets go on what filters hold that have resumed it, and what they have added.
+    pub fn resume(&mut self, stream: &Rc<NetworkStream>) -> Result<(), Stopped> {
+        for position in 0..stream.chain.filters.len() {
+            let goes_on = |side: Side| {
+                let p = &mut stream.state.borrow_mut().positions[position];
+                std::mem::take(&mut p.resumed[side as usize]) || p.gone
+            };
+            for side in Side::BOTH {
+                let resumed = goes_on(side) && stream.is_held_by(position);
+                if resumed {
+                    self.release(stream, side, position)?;
+                }
+                // What is through is sent first: who adds faster than that comes to the bound of what it may add.
+                if !self.out[side as usize].is_empty() {
+                    continue;
+                }
+                let added = stream.state.borrow_mut().places[position].added[side as usize].take();
+                if !added.is_empty() {
+                    self.pass(stream, side, stream.chain.position(side, position), Buffer::new(added), false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go what a filter holds of a side, and with the downstream side, the connection.
+    fn release(&mut self, stream: &Rc<NetworkStream>, side: Side, position: usize) -> Result<(), Stopped> {
+        let (held, waited) = {
+            let mut state = stream.state.borrow_mut();
+            let held = std::mem::take(&mut state.positions[position].paused[side as usize]);
+            let place = &mut state.places[position];
+            let waited = side == Side::Downstream && place.begun && !std::mem::replace(&mut place.open, true);
+            let held =
+                held.then(|| (place.buffers[side as usize].take().unwrap_or_default(), place.ends[side as usize]));
+            (held, waited)
+        };
+        if waited {
+            self.advance(stream)?;
+        }
+        if held.is_none() && !waited {
+            return Ok(());
+        }
+        let (data, end) = held.unwrap_or_default();
+        // The filter's number in this direction: positions are their own mirror image.
+        self.pass(stream, side, stream.chain.position(side, position), data, end)
+    }
+
+    /// Moves bytes that filter `nth` has let pass on, behind those that wait there with the connection.
+    fn pass(
+        &mut self,
+        stream: &Rc<NetworkStream>,
+        side: Side,
+        nth: usize,
+        data: Buffer,
+        end: bool,
+    ) -> Result<(), Stopped> {
+        match wait(stream, side, nth, data, end) {
+            Some((data, end)) => self.deliver(stream, side, nth + 1, data, end),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows bytes to the filters from `nth` on.
+    fn deliver(
+        &mut self,
+        stream: &Rc<NetworkStream>,
+        side: Side,
+        nth: usize,
+        data: Buffer,
+        end: bool,
+    ) -> Result<(), Stopped> {
+        let (mut data, mut end) = (data, end);
+        for nth in nth..stream.chain.filters.len() {
+            if data.as_slice().is_empty() && !end {
+                return Ok(());
+            }
+            let Some(shown) = self.show(stream, side, nth, data, end)? else { return Ok(()) };
+            let Some(passed) = wait(stream, side, nth, shown.0, shown.1) else { return Ok(()) };
+            (data, end) = passed;
+        }
+        let data = data.take();
+        // Nothing follows the end, whatever filters add.
+        if !data.is_empty() && !self.ended[side as usize] {
+            self.out[side as usize].push_back(data);
+        }
+        self.ended[side as usize] |= end;
+        Ok(())
+    }
+
+    /// Shows bytes to one filter, with those that it holds already. `None`: it holds all of them.
+    fn show(
+        &mut self,
+        stream: &Rc<NetworkStream>,
+        side: Side,
+        nth: usize,
+        data: Buffer,
+        end: bool,
+    ) -> Result<Option<(Buffer, bool)>, Stopped> {
+        let (position, way) = (stream.chain.position(side, nth), side as usize);
+        let filter = &stream.chain.filters[position];
+        let closes = || {
+            if end && side == Side::Upstream {
+                stream.state.borrow_mut().places[position].upstream_closed = true;
+                if filter.phases() & phase::UPSTREAM_CLOSE != 0 {
+                    filter.on_upstream_close(stream, position, Closed::Remote);
+                }
+            }
+        };
+        let gone = is_gone(stream, position)?;
+        if gone || filter.phases() & side.data_bit() == 0 {
+            if !gone {
+                closes();
+            }
+            return Ok(Some((data, end)));
+        }
+        let len = {
+            let mut state = stream.state.borrow_mut();
+            state.positions[position].resumed[way] = false;
+            let place = &mut state.places[position];
+            place.ends[way] |= end;
+            let buffer = place.buffers[way].get_or_insert_default();
+            let mut data = data;
+            buffer.append(data.take());
+            buffer.as_slice().len()
+        };
+        let action = filter.on_data(side, stream, position, len, end);
+        if action == Action::Failed(OnFailure::Deny) {
+            return Err(Stopped);
+        }
+        let (held, opens) = {
+            let mut state = stream.state.borrow_mut();
+            let p = &mut state.positions[position];
+            let resumed = std::mem::take(&mut p.resumed[way]);
+            p.paused[way] = action == Action::Pause && !resumed;
+            let held = p.paused[way];
+            let place = &mut state.places[position];
+            let opens =
+                side == Side::Downstream && !place.open && (resumed || action == Action::Failed(OnFailure::Bypass));
+            place.open |= opens;
+            (held, opens)
+        };
+        closes();
+        if opens {
+            self.advance(stream)?;
+        }
+        if held {
+            return Ok(None);
+        }
+        let place = &mut stream.state.borrow_mut().places[position];
+        Ok(Some((place.buffers[way].take().unwrap_or_default(), end)))
+    }
+}
+
+/// Puts bytes that a filter has let pass to those that wait with the connection. What comes out may go on.
+fn wait(stream: &NetworkStream, side: Side, nth: usize, mut data: Buffer, end: bool) -> Option<(Buffer, bool)> {
+    if side == Side::Upstream {
+        return Some((data, end));
+    }
+    let place = &mut stream.state.borrow_mut().places[nth];
+    let (before, ended) = &mut place.waiting;
+    if place.open && before.as_slice().is_empty() {
+        return Some((data, end || std::mem::take(ended)));
+    }
+    before.append(data.take());
+    *ended |= end;
+    place.open.then(|| (std::mem::take(before), std::mem::take(ended)))
+}
+
+fn is_gone(stream: &NetworkStream, position: usize) -> Result<bool, Stopped> {
+    match stream.gone(position) {
+        (_, true) => Err(Stopped),
+        (gone, false) => Ok(gone),
+    }
+}

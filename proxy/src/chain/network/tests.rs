@@ -1,0 +1,279 @@
+//! Filters that pause, resume, change and add, in chains.
+
+use std::{cell::RefCell, net::SocketAddr};
+
+use super::*;
+
+type Act = Box<dyn Fn(&Rc<NetworkStream>, usize, &str) -> Action>;
+
+/// A filter that notes what it is told, and does what a test says.
+struct Scripted {
+    name: &'static str,
+    phases: u32,
+    log: Rc<RefCell<Vec<String>>>,
+    act: Act,
+}
+
+impl Scripted {
+    fn told(&self, stream: &Rc<NetworkStream>, position: usize, what: String) -> Action {
+        self.log.borrow_mut().push(format!("{} {what}", self.name));
+        // As a real one: there is a context from now on.
+        stream.state.borrow_mut().positions[position].context = 2;
+        (self.act)(stream, position, &what)
+    }
+}
+
+impl NetworkFilter for Scripted {
+    fn phases(&self) -> u32 {
+        self.phases
+    }
+
+    fn on_connection(&self, stream: &Rc<NetworkStream>, position: usize) -> Action {
+        self.told(stream, position, "new".into())
+    }
+
+    fn on_data(&self, side: Side, stream: &Rc<NetworkStream>, position: usize, len: usize, end: bool) -> Action {
+        let bytes = shown(stream, position, side);
+        assert_eq!(bytes.len(), len);
+        let way = if side == Side::Downstream { "down" } else { "up" };
+        self.told(stream, position, format!("{way} {bytes}{}", if end { "." } else { "" }))
+    }
+
+    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: Closed) {
+        self.told(stream, position, format!("upstream closed {closed:?}"));
+    }
+
+    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: Closed, upstream: Option<Closed>) {
+        self.told(stream, position, format!("end {downstream:?} {upstream:?}"));
+    }
+}
+
+fn shown(stream: &NetworkStream, position: usize, side: Side) -> String {
+    let state = stream.state.borrow();
+    let buffer = state.places[position].buffers[side as usize].as_ref();
+    String::from_utf8(buffer.map_or(&[][..], Buffer::as_slice).to_vec()).unwrap()
+}
+
+struct World {
+    log: Rc<RefCell<Vec<String>>>,
+    stream: Rc<NetworkStream>,
+    flow: Flow,
+}
+
+impl World {
+    fn new(filters: Vec<(&'static str, u32, Act)>) -> World {
+        let log = Rc::default();
+        let filters = filters.into_iter().map(|(name, phases, act)| {
+            Rc::new(Scripted { name, phases, log: Rc::clone(&log), act }) as Rc<dyn NetworkFilter>
+        });
+        let chain = Rc::new(NetworkChain::new(filters.collect()));
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        let connection = Rc::new(ConnectionInfo::new("l".into(), nobody, nobody));
+        World { log, stream: NetworkStream::new(connection, chain, None, 10), flow: Flow::default() }
+    }
+
+    fn data(&mut self, side: Side, data: &'static str, end: bool) {
+        self.flow.data(&self.stream, side, data.into(), end).unwrap();
+    }
+
+    fn resume(&mut self, position: usize, side: Side) {
+        self.stream.resume(position, side);
+        self.flow.resume(&self.stream).unwrap();
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.borrow_mut())
+    }
+
+    fn out(&mut self, side: Side) -> String {
+        let parts = std::iter::from_fn(|| self.flow.pop(side));
+        String::from_utf8(parts.flatten().collect()).unwrap()
+    }
+}
+
+fn always(action: Action) -> Act {
+    Box::new(move |_, _, _| action)
+}
+
+/// Pauses whenever it is told something that begins like this.
+fn pausing(at: &'static str) -> Act {
+    Box::new(move |_, _, what| if what.starts_with(at) { Action::Pause } else { Action::Continue })
+}
+
+use Side::{Downstream, Upstream};
+
+#[test]
+fn data_goes_through_in_order_and_back_in_the_reverse_order() {
+    let pass = || always(Action::Continue);
+    let mut w = World::new(vec![("a", phase::ALL, pass()), ("b", phase::ALL, pass())]);
+    w.flow.advance(&w.stream).unwrap();
+    assert!(w.flow.is_open(&w.stream));
+    w.data(Downstream, "x", false);
+    w.data(Upstream, "y", true);
+    let closed = "upstream closed Remote";
+    assert_eq!(
+        w.log(),
+        [
+            "a new",
+            "b new",
+            "a down x",
+            "b down x",
+            "b up y.",
+            &format!("b {closed}"),
+            "a up y.",
+            &format!("a {closed}")
+        ]
+    );
+    assert_eq!((w.out(Downstream), w.out(Upstream)), ("x".into(), "y".into()));
+    assert!(w.flow.is_over(Upstream) && !w.flow.is_over(Downstream));
+    w.stream.end(Closed::Local, Some(Closed::Remote));
+    assert_eq!(w.log(), ["a end Local None", "b end Local None"], "they have been told of the upstream");
+}
+
+#[test]
+fn a_held_connection_goes_no_further_though_its_data_is_shown() {
+    let mut w = World::new(vec![("a", phase::ALL, pausing("new")), ("b", phase::ALL, always(Action::Continue))]);
+    w.flow.advance(&w.stream).unwrap();
+    w.data(Downstream, "x", false);
+    w.data(Downstream, "y", true);
+    assert_eq!(w.log(), ["a new", "a down x", "a down y."]);
+    assert!(w.stream.is_held() && !w.flow.is_open(&w.stream) && w.flow.is_clear(Downstream));
+    w.resume(0, Upstream);
+    assert!(!w.flow.is_open(&w.stream), "the other side is none of the connection's");
+    w.resume(0, Downstream);
+    assert_eq!(w.log(), ["b new", "b down xy."], "what was let pass is not shown again");
+    assert_eq!(w.out(Downstream), "xy");
+    assert!(w.flow.is_open(&w.stream) && w.flow.is_over(Downstream) && !w.stream.is_held());
+}
+
+#[test]
+fn a_filter_decides_by_the_first_bytes() {
+    let act: Act = Box::new(|stream, position, what| match what {
+        "new" | "down x" => Action::Pause,
+        _ => {
+            stream.resume(position, Downstream);
+            Action::Continue
+        }
+    });
+    let mut w = World::new(vec![("a", phase::ALL, act), ("b", phase::ALL, always(Action::Continue))]);
+    w.flow.advance(&w.stream).unwrap();
+    w.data(Downstream, "x", false);
+    w.data(Downstream, "y", false);
+    assert_eq!(w.log(), ["a new", "a down x", "a down xy", "b new", "b down xy"]);
+    w.data(Downstream, "z", true);
+    assert_eq!(w.log(), ["a down z.", "b down z."]);
+    assert_eq!(w.out(Downstream), "xyz");
+}
+
+#[test]
+fn held_data_grows_until_it_is_let_go() {
+    for side in Side::BOTH {
+        let at = if side == Downstream { "down" } else { "up" };
+        let mut w = World::new(vec![("a", phase::ALL, always(Action::Continue)), ("b", phase::ALL, pausing(at))]);
+        w.flow.advance(&w.stream).unwrap();
+        w.data(side, "1234", false);
+        w.data(side, "5678", false);
+        assert!(!w.flow.is_full(&w.stream, side));
+        assert_eq!(shown(&w.stream, 1, side), "12345678", "it can still be looked at");
+        w.stream.splice(1, side, (0, 2), b"ab");
+        w.data(side, "9_", true);
+        assert!(w.flow.is_full(&w.stream, side));
+        assert_eq!(w.out(side), "");
+        assert!(w.log().contains(&format!("b {at} ab3456789_.")));
+        w.resume(1, side);
+        assert_eq!(w.out(side), "ab3456789_");
+        assert!(w.flow.is_over(side) && !w.flow.is_full(&w.stream, side));
+    }
+}
+
+#[test]
+fn a_resume_within_the_callback_counts() {
+    let act: Act = Box::new(|stream, position, _| {
+        stream.resume(position, Downstream);
+        Action::Pause
+    });
+    let mut w = World::new(vec![("a", phase::ALL, act)]);
+    w.flow.advance(&w.stream).unwrap();
+    assert!(w.flow.is_open(&w.stream));
+    w.data(Downstream, "x", true);
+    assert_eq!(w.out(Downstream), "x");
+    assert!(w.flow.is_over(Downstream));
+}
+
+#[test]
+fn bytes_can_be_added_to_either_side() {
+    let mut w = World::new(vec![("a", phase::ALL, pausing("new")), ("b", phase::ALL, always(Action::Continue))]);
+    w.flow.advance(&w.stream).unwrap();
+    w.stream.splice(0, Upstream, (0, 0), b"hello");
+    w.stream.splice(0, Downstream, (5, 5), b"by a");
+    w.flow.resume(&w.stream).unwrap();
+    assert_eq!(w.out(Upstream), "hello", "to the client nobody is in the way");
+    w.resume(0, Downstream);
+    assert_eq!(w.log(), ["a new", "b new", "b down by a"]);
+    w.stream.splice(1, Upstream, (0, 0), b"by b");
+    w.flow.resume(&w.stream).unwrap();
+    assert_eq!(w.log(), ["a up by b"]);
+    assert_eq!((w.out(Downstream), w.out(Upstream)), ("by a".into(), "by b".into()));
+    w.data(Upstream, "", true);
+    w.stream.splice(0, Upstream, (0, 0), b"late");
+    w.flow.resume(&w.stream).unwrap();
+    assert_eq!(w.out(Upstream), "", "nothing follows the end");
+}
+
+#[test]
+fn a_filter_that_adds_too_much_ends_the_connection() {
+    let mut w = World::new(vec![("a", phase::ALL, always(Action::Continue))]);
+    w.flow.advance(&w.stream).unwrap();
+    for _ in 0..2 {
+        w.stream.splice(0, Upstream, (0, 0), b"123456");
+        w.flow.resume(&w.stream).unwrap();
+    }
+    assert!(!w.stream.state.borrow().closed, "the first is through");
+    w.stream.splice(0, Upstream, (0, 0), b"123456");
+    let state = w.stream.state.borrow();
+    assert_eq!((state.closed, state.flags, &*state.details), (true, flag::BODY_TOO_LARGE, "filter_buffer_full"));
+}
+
+#[test]
+fn a_filter_that_fails_is_passed_by_or_ends_the_connection() {
+    let fails = |policy| always(Action::Failed(policy));
+    for phases in [phase::NEW_CONNECTION, phase::DOWNSTREAM_DATA] {
+        let mut w = World::new(vec![("a", phases, fails(super::super::OnFailure::Bypass))]);
+        w.flow.advance(&w.stream).unwrap();
+        w.data(Downstream, "x", false);
+        assert_eq!(w.out(Downstream), "x");
+
+        let mut w = World::new(vec![("a", phases, fails(super::super::OnFailure::Deny))]);
+        let opened = w.flow.advance(&w.stream);
+        assert!(opened.is_err() || w.flow.data(&w.stream, Downstream, "x".into(), false).is_err());
+    }
+}
+
+#[test]
+fn what_a_filter_that_is_gone_has_held_goes_on() {
+    let mut w = World::new(vec![("a", phase::ALL, always(Action::Pause))]);
+    w.flow.advance(&w.stream).unwrap();
+    w.data(Downstream, "x", true);
+    w.stream.state.borrow_mut().positions[0].gone = true;
+    w.flow.resume(&w.stream).unwrap();
+    assert_eq!(w.out(Downstream), "x");
+    assert!(w.flow.is_open(&w.stream) && w.flow.is_over(Downstream));
+    w.data(Upstream, "y", true);
+    assert_eq!(w.out(Upstream), "y");
+    w.stream.end(Closed::Remote, None);
+    assert_eq!(w.log(), ["a new", "a down x."], "it is told nothing more");
+}
+
+#[test]
+fn filters_are_only_told_what_they_want_to_hear() {
+    let mut w = World::new(vec![
+        ("a", phase::DOWNSTREAM_CLOSE, always(Action::Pause)),
+        ("b", phase::REQUEST_HEADERS, always(Action::Pause)),
+    ]);
+    assert!(!w.stream.chain.wants_data(Downstream) && !w.stream.chain.wants_data(Upstream));
+    w.flow.advance(&w.stream).unwrap();
+    w.data(Downstream, "x", true);
+    assert_eq!(w.out(Downstream), "x");
+    w.stream.end(Closed::Remote, Some(Closed::Local));
+    assert_eq!(w.log(), ["a end Remote Some(Local)"]);
+}

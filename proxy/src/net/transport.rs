@@ -1,0 +1,53 @@
+//! What bytes can be carried on: a stream that may be a plain TCP socket, or not.
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    net::TcpStream,
+};
+
+use super::{Socket, Stream};
+
+/// A byte stream.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP socket that it is, if its bytes are those of the socket: then the kernel can move them by itself.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// Makes closing it a reset, so that its peer does not take what has come for all there is. Where that is not possible,
+    /// nothing happens.
+    fn abort(&self) {
+        if let Some(socket) = self.plain() {
+            // A socket that is gone needs no reset.
+            let _ = socket.set_zero_linger();
+        }
+    }
+}
+
+impl Transport for Socket {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Socket::Tcp(stream) => Some(stream),
+            Socket::Unix(_) => None,
+        }
+    }
+}
+
+impl Transport for Stream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Plain(stream) if stream.seen().is_empty() => stream.get_ref().plain(),
+            Stream::Plain(_) | Stream::Tls(_) => None,
+        }
+    }
+
+    fn abort(&self) {
+        let socket = match self {
+            Stream::Plain(stream) => stream.get_ref(),
+            Stream::Tls(stream) => stream.get_ref().get_ref().0.get_ref(),
+        };
+        socket.abort();
+    }
+}
+
+impl Transport for DuplexStream {}

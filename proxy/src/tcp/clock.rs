@@ -1,0 +1,60 @@
+//! When a connection's time is over: one timer for all its bounds, set anew only when it fires.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Fault;
+use crate::chain::network::NetworkStream;
+
+/// The bounds of a connection.
+pub(super) struct Clock {
+    stream: Rc<NetworkStream>,
+    idle: Option<Duration>,
+    /// When it is too old.
+    end: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    pub(super) fn new(stream: &Rc<NetworkStream>, idle: Option<Duration>, age: Option<Duration>) -> Clock {
+        let end = age.and_then(|age| stream.start.checked_add(age));
+        Clock { stream: stream.clone(), idle, end, sleep: None }
+    }
+
+    fn next(&self) -> Option<(Instant, Fault)> {
+        let idle = self.idle.and_then(|limit| self.stream.active.get().checked_add(limit));
+        match (idle, self.end) {
+            (Some(idle), Some(end)) if end < idle => Some((end, Fault::Age)),
+            (Some(idle), _) => Some((idle, Fault::Idle)),
+            (None, end) => Some((end?, Fault::Age)),
+        }
+    }
+
+    /// Ready when a bound is passed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        loop {
+            // Bounds only ever move to later: the timer may fire too early, and is set again then.
+            if let Some(sleep) = &mut self.sleep
+                && sleep.as_mut().poll(cx).is_pending()
+            {
+                return Poll::Pending;
+            }
+            let Some((at, fault)) = self.next() else { return Poll::Pending };
+            if at <= Instant::now() {
+                let held = fault == Fault::Idle && self.stream.is_held();
+                return Poll::Ready(if held { Fault::Stalled } else { fault });
+            }
+            match &mut self.sleep {
+                Some(sleep) => sleep.as_mut().reset(at),
+                None => self.sleep = Some(Box::pin(sleep_until(at))),
+            }
+        }
+    }
+}

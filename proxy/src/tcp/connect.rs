@@ -1,0 +1,92 @@
+//! From a connection that the filters have let through to one with an endpoint.
+
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustc_hash::FxHasher;
+use tollgate_abi::{doc::RetryOn, fast::flag};
+
+use super::{Fault, TcpSite};
+use crate::{
+    chain::{Selected, network::NetworkStream, route::RetryPolicy},
+    net::{Stream, proxy_protocol::Addresses},
+    upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
+};
+
+/// A connection to an endpoint, and what counts it as under way.
+pub(super) struct Connected {
+    pub(super) stream: Stream,
+    /// How long that took, failures included.
+    pub(super) after: Duration,
+    pub(super) cluster: Arc<Cluster>,
+    _request: RequestGuard,
+    _endpoint: ActiveGuard,
+    _place: DirectConnection,
+}
+
+/// Connects to an endpoint of the connection's cluster; to another one, if that fails and the cluster's retries allow it.
+pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connected, Fault> {
+    let selected = stream.state.borrow().route.clone();
+    let cluster = selected.as_ref().map(|s| &s.cluster);
+    let cluster = cluster.or_else(|| site.routes.choose(stream.server_name.as_deref())).ok_or(Fault::NoRoute)?;
+    stream.state.borrow_mut().cluster = Some(cluster.name.clone());
+    let request = cluster.try_request().ok_or(Fault::Overflow)?;
+    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| site.retries.get(&cluster.name));
+    let retry = retry.filter(|policy| policy.on.iter().any(of_connecting));
+    let mut backoff = Backoff::new(retry.map_or(Duration::ZERO, |policy| policy.backoff));
+    // One place in the budget does for all retries of a connection.
+    let (mut budget, mut tried, start) = (None, Vec::new(), tokio::time::Instant::now());
+    loop {
+        let key = balance_key(stream, selected.as_ref());
+        let endpoint = cluster.pick(Some(key), &tried).ok_or(Fault::NoEndpoint)?;
+        let place = cluster.try_connection(&endpoint).ok_or(Fault::Overflow)?;
+        let active = endpoint.start();
+        let endpoint = active.endpoint();
+        {
+            let mut state = stream.state.borrow_mut();
+            state.endpoint = Some(endpoint.address.clone());
+            state.attempts += 1;
+        }
+        let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
+        let (error, timeout) = match place.open(client).await {
+            Ok(stream) => {
+                let after = start.elapsed();
+                let cluster = cluster.clone();
+                return Ok(Connected { stream, after, cluster, _request: request, _endpoint: active, _place: place });
+            }
+            Err(failed) => failed,
+        };
+        tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, %error, "no connection");
+        tried.push(endpoint.clone());
+        let again = tried.len() <= retry.map_or(0, |policy: &RetryPolicy| policy.attempts as usize) && {
+            budget = budget.take().or_else(|| cluster.try_retry());
+            budget.is_some()
+        };
+        if !again {
+            if retry.is_some_and(|policy| policy.attempts > 0) {
+                stream.state.borrow_mut().flags |= flag::RETRY_LIMIT;
+            }
+            return Err(if timeout { Fault::ConnectTimeout } else { Fault::ConnectFailure });
+        }
+        drop((active, place));
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// Whether a connection that could not be made is among what is tried again: the same as for requests.
+fn of_connecting(on: &RetryOn) -> bool {
+    matches!(on, RetryOn::ConnectFailure | RetryOn::GatewayError | RetryOn::ServerError)
+}
+
+/// What the `hash` balancer goes by: what a filter says, else the client's address, so that a client stays where it is.
+fn balance_key(stream: &NetworkStream, selected: Option<&Selected>) -> u64 {
+    selected.and_then(|s| s.balance).unwrap_or_else(|| {
+        // The same in every process, as the endpoints' part is.
+        let mut hasher = FxHasher::default();
+        stream.connection.peer.ip().to_canonical().hash(&mut hasher);
+        hasher.finish()
+    })
+}

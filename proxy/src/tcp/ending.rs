@@ -1,0 +1,144 @@
+//! The end of a connection: filters are told, figures are counted, a line is logged. Whichever way it ends, this happens
+//! once, because it happens when its task lets go.
+
+use std::{cell::Cell, rc::Rc};
+
+use tokio::time::Instant;
+
+use super::{Fault, TcpSite, connect::Connected};
+use crate::{
+    chain::network::{Closed, NetworkStream, Side},
+    observe::{self, Entry, access_log::Timings},
+};
+
+/// Settles a connection's accounts when dropped.
+pub(super) struct Ending {
+    site: Rc<TcpSite>,
+    stream: Rc<NetworkStream>,
+    /// The side that has ended first, if one has.
+    first: Cell<Option<Side>>,
+    /// Whether the upstream has ended its connection itself; none if there is none.
+    upstream: Cell<Option<Closed>>,
+    opened: Cell<Option<u64>>,
+    connected: Cell<Option<u64>>,
+    first_byte: Cell<Option<u64>>,
+    complete: Cell<bool>,
+}
+
+impl Ending {
+    pub(super) fn new(site: Rc<TcpSite>, stream: Rc<NetworkStream>) -> Ending {
+        let shard = observe::shard();
+        site.figures.connections.inc(shard);
+        site.figures.active.add(shard, 1);
+        Ending {
+            site,
+            stream,
+            first: Cell::new(None),
+            upstream: Cell::new(None),
+            opened: Cell::new(None),
+            connected: Cell::new(None),
+            first_byte: Cell::new(None),
+            complete: Cell::new(false),
+        }
+    }
+
+    pub(super) fn site(&self) -> &TcpSite {
+        &self.site
+    }
+
+    pub(super) fn stream(&self) -> &Rc<NetworkStream> {
+        &self.stream
+    }
+
+    fn micros(&self) -> u64 {
+        Instant::now().saturating_duration_since(self.stream.start).as_micros() as u64
+    }
+
+    /// The filters have let it through.
+    pub(super) fn opened(&self) {
+        self.opened.set(Some(self.micros()));
+    }
+
+    /// There is a connection to an endpoint.
+    pub(super) fn connected(&self, connected: &Connected) {
+        self.connected.set(Some(connected.after.as_micros() as u64));
+        self.upstream.set(Some(Closed::Local));
+    }
+
+    /// A side has ended.
+    pub(super) fn ended(&self, side: Side) {
+        if self.first.get().is_none() {
+            self.first.set(Some(side));
+        }
+        if side == Side::Upstream {
+            self.upstream.set(Some(Closed::Remote));
+        }
+    }
+
+    /// A byte has come from the upstream.
+    pub(super) fn answered(&self) {
+        if self.first_byte.get().is_none() {
+            self.first_byte.set(Some(self.micros()));
+        }
+    }
+
+    /// It ends for this reason.
+    pub(super) fn fault(&self, fault: Fault) {
+        match fault {
+            Fault::ClientReset => self.ended(Side::Downstream),
+            Fault::UpstreamReset => self.ended(Side::Upstream),
+            _ => {}
+        }
+        if let Some((flags, details)) = fault.table() {
+            self.stream.close(flags, details);
+        }
+    }
+
+    /// It has come to its end.
+    pub(super) fn complete(&self) {
+        self.complete.set(true);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (site, stream) = (&self.site, &self.stream);
+        if !self.complete.get() {
+            // Only a process that ends drops what is under way.
+            stream.close(0, "shutdown");
+        }
+        let downstream = if self.first.get() == Some(Side::Downstream) { Closed::Remote } else { Closed::Local };
+        stream.end(downstream, self.upstream.get());
+        let state = stream.state.borrow();
+        let shard = observe::shard();
+        let figures = &site.figures;
+        figures.active.sub(shard, 1);
+        if state.flags != 0 {
+            figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+        }
+        let Some(log) = &site.access_log else { return };
+        let total = self.micros();
+        let entry = Entry {
+            protocol: "TCP",
+            authority: stream.server_name.as_deref().unwrap_or_default().as_bytes(),
+            flags: state.flags,
+            details: &state.details,
+            request_bytes: state.received[Side::Downstream as usize],
+            response_bytes: state.sent[Side::Upstream as usize],
+            timings: Timings {
+                total,
+                chain_request: self.opened.get().unwrap_or(total),
+                upstream_connect: self.connected.get(),
+                upstream_first_byte: self.first_byte.get(),
+                ..Timings::default()
+            },
+            route: state.route.as_ref().map_or("", |r| &r.route.name),
+            cluster: state.cluster.as_deref().unwrap_or_default(),
+            endpoint: state.endpoint.as_ref(),
+            attempts: state.attempts,
+            fields: &state.log_fields,
+            ..Entry::new(stream.start_time, &site.name, stream.connection.peer)
+        };
+        log.log(shard, &entry);
+    }
+}

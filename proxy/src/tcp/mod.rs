@@ -1,0 +1,113 @@
+//! One TCP connection's life: bytes that are passed on without being looked into, but by filters.
+//!
+//! [`serve`] takes a connection from a listener. The chain's filters are told of it ([`crate::chain::network`]), [`route`]
+//! says to which cluster it goes, [`connect`] opens a connection to an endpoint, [`relay`] moves bytes both ways until both
+//! ends have ended. Where no filter wants to see the bytes, and both ends are sockets, [`splice`] lets the kernel move them.
+//! Whatever goes wrong is a [`Fault`]; [`ending`] settles the accounts.
+//!
+//! The end of one direction is passed on, and the other direction goes on. A reset is passed on as a reset.
+
+mod clock;
+mod connect;
+mod ending;
+mod fault;
+mod relay;
+mod route;
+pub mod sni;
+mod splice;
+#[cfg(test)]
+mod tests;
+mod way;
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use self::{ending::Ending, relay::Relay};
+pub use self::{fault::Fault, route::Routes};
+use crate::{
+    chain::{
+        network::{NetworkChain, NetworkStream},
+        route::RetryPolicy,
+        stream::ConnectionInfo,
+    },
+    net::Transport,
+    observe::{AccessLog, Counter, Gauge},
+};
+
+/// What a worker knows of a listener for TCP connections: the rules of one snapshot. A connection keeps those with which it
+/// began.
+pub struct TcpSite {
+    /// The listener's name.
+    pub name: Rc<str>,
+    /// Its filters.
+    pub chain: Rc<NetworkChain>,
+    /// Where connections go.
+    pub routes: Routes,
+    /// Without a byte in either direction for so long, a connection ends.
+    pub idle: Option<Duration>,
+    /// So old a connection becomes.
+    pub age: Option<Duration>,
+    /// Bytes that a filter may hold of each side before no more are read.
+    pub buffered: usize,
+    /// Where connections are logged.
+    pub access_log: Option<AccessLog>,
+    /// The listener's figures.
+    pub figures: Figures,
+    /// The clusters' figures, by name.
+    pub clusters: FxHashMap<Box<str>, ClusterFigures>,
+    /// How often connecting is tried again, by cluster.
+    pub retries: FxHashMap<Box<str>, RetryPolicy>,
+}
+
+/// A listener's figures.
+#[derive(Clone)]
+pub struct Figures {
+    /// Connections.
+    pub connections: Counter,
+    /// Connections now.
+    pub active: Gauge,
+    /// Bytes received from clients, and sent to them.
+    pub bytes: [Counter; 2],
+    /// Connections by their flags.
+    pub flags: Vec<(u32, Counter)>,
+}
+
+/// A cluster's figures.
+#[derive(Clone)]
+pub struct ClusterFigures {
+    /// Bytes sent to its endpoints, and received from them.
+    pub bytes: [Counter; 2],
+}
+
+/// Serves one connection until it ends. `first`: what was read of it already. `server_name`: what the client asks for by
+/// TLS, if that is known.
+pub async fn serve<D: Transport>(
+    site: Rc<TcpSite>,
+    socket: D,
+    connection: Rc<ConnectionInfo>,
+    first: Bytes,
+    server_name: Option<&str>,
+) {
+    let stream = NetworkStream::new(connection, site.chain.clone(), server_name, site.buffered);
+    let ending = Ending::new(site, stream);
+    let mut relay = Relay::new(&ending, socket, first);
+    let fault = run(&ending, &mut relay).await.err();
+    if let Some(fault) = fault {
+        ending.fault(fault);
+        relay.finish(fault).await;
+    }
+    ending.complete();
+}
+
+async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> Result<(), Fault> {
+    relay.open().await?;
+    ending.opened();
+    let connected = relay.meanwhile(connect::run(ending.site(), ending.stream())).await?;
+    ending.connected(&connected);
+    let figures = ending.site().clusters.get(&connected.cluster.name);
+    relay.connected(connected.stream, figures);
+    // What is left of `connected` counts it as under way until it has ended.
+    relay.run().await
+}

@@ -1,0 +1,64 @@
+//! Connections that no pool keeps: each belongs to the one client whose bytes it carries. They count among the cluster's
+//! connections, and are bounded with them.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use super::{
+    cluster::{Cluster, Endpoint},
+    connect,
+};
+use crate::net::{Stream, proxy_protocol::Addresses};
+
+/// A connection's place in its cluster, from before it is opened until this is dropped.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct DirectConnection {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Cluster {
+    /// A place for a connection to one of the endpoints. `None` if `limits.connections` are open, which is counted as a
+    /// request that was refused.
+    pub fn try_connection(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Option<DirectConnection> {
+        let stats = self.stats();
+        // Add first and take back, as in `try_request`.
+        if stats.connections.fetch_add(1, Relaxed) >= self.limits.connections {
+            stats.connections.fetch_sub(1, Relaxed);
+            stats.request_overflows.fetch_add(1, Relaxed);
+            return None;
+        }
+        endpoint.connections.fetch_add(1, Relaxed);
+        Some(DirectConnection { cluster: Arc::clone(self), endpoint: Arc::clone(endpoint) })
+    }
+}
+
+impl DirectConnection {
+    /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
+    /// comes of it is counted. With an error, whether the time was over.
+    pub async fn open(&self, client: Addresses) -> Result<Stream, (io::Error, bool)> {
+        let stats = self.cluster.stats();
+        match connect::open(&self.cluster, &self.endpoint, Some(client)).await {
+            Ok((stream, _)) => {
+                stats.connects.fetch_add(1, Relaxed);
+                Ok(stream)
+            }
+            Err((error, timeout)) => {
+                stats.connect_failures.fetch_add(1, Relaxed);
+                stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
+                self.endpoint.connect_failures.fetch_add(1, Relaxed);
+                Err((error, timeout))
+            }
+        }
+    }
+}
+
+impl Drop for DirectConnection {
+    fn drop(&mut self) {
+        self.cluster.stats().connections.fetch_sub(1, Relaxed);
+        self.endpoint.connections.fetch_sub(1, Relaxed);
+    }
+}

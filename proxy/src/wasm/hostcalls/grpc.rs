@@ -1,0 +1,226 @@
+//! gRPC calls of filters.
+//!
+//! The statuses are those that the released SDKs take here; on others they panic.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use tollgate_abi::{
+    pairs,
+    proxy_wasm::{MODULE, Status},
+};
+use wasmtime::{Caller, Linker};
+
+use super::{
+    callouts::{MAX_BYTES, MAX_CALLS},
+    guest::{slice, split, status, write_u32},
+};
+use crate::{
+    chain::head::{Headers, Name, RequestHead},
+    config::model::ClusterProtocol,
+    wasm::{
+        grpc::{Call, Wish},
+        host::Host,
+    },
+};
+
+type Range = (i32, i32);
+
+pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "proxy_grpc_call",
+        |mut caller: Caller<'_, Host>,
+         upstream: i32,
+         upstream_len: i32,
+         service: i32,
+         service_len: i32,
+         method: i32,
+         method_len: i32,
+         metadata: i32,
+         metadata_len: i32,
+         message: i32,
+         message_len: i32,
+         timeout: i32,
+         id_out: i32| {
+            let target = Target {
+                upstream: (upstream, upstream_len),
+                service: (service, service_len),
+                method: (method, method_len),
+                metadata: (metadata, metadata_len),
+            };
+            status(open(&mut caller, &target, Some(((message, message_len), timeout)), id_out))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_grpc_stream",
+        |mut caller: Caller<'_, Host>,
+         upstream: i32,
+         upstream_len: i32,
+         service: i32,
+         service_len: i32,
+         method: i32,
+         method_len: i32,
+         metadata: i32,
+         metadata_len: i32,
+         id_out: i32| {
+            let target = Target {
+                upstream: (upstream, upstream_len),
+                service: (service, service_len),
+                method: (method, method_len),
+                metadata: (metadata, metadata_len),
+            };
+            status(open(&mut caller, &target, None, id_out))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "proxy_grpc_send",
+        |mut caller: Caller<'_, Host>, id: i32, message: i32, message_len: i32, last: i32| {
+            status(send(&mut caller, id as u32, (message, message_len), last != 0))
+        },
+    )?;
+    linker.func_wrap(MODULE, "proxy_grpc_cancel", |mut caller: Caller<'_, Host>, id: i32| {
+        let host = caller.data_mut();
+        status(end(host, id as u32, true))
+    })?;
+    linker.func_wrap(MODULE, "proxy_grpc_close", |mut caller: Caller<'_, Host>, id: i32| {
+        let host = caller.data_mut();
+        // Of a call that is no stream there is nothing to close but all of it (as in Envoy).
+        let all = host.grpc_calls.get(&(id as u32)).is_some_and(|streams| !streams);
+        status(end(host, id as u32, all))
+    })?;
+    Ok(())
+}
+
+struct Target {
+    upstream: Range,
+    service: Range,
+    method: Range,
+    metadata: Range,
+}
+
+fn open(
+    caller: &mut Caller<'_, Host>,
+    target: &Target,
+    unary: Option<(Range, i32)>,
+    id_out: i32,
+) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let bad = |why: &str| {
+        host.identity.complain(format_args!("gRPC call not made: {why}"));
+        Status::ParseFailure
+    };
+    let at = |(ptr, len): Range| slice(memory, ptr, len);
+    let text = |range, what: &str| {
+        let text = str::from_utf8(at(range)?).ok().filter(|text| !text.is_empty());
+        text.ok_or_else(|| bad(&format!("the {what} is empty, or not UTF-8")))
+    };
+    let upstream = at(target.upstream)?;
+    let name = cluster_name(upstream).ok_or_else(|| bad("the upstream is no cluster's name"))?;
+    let cluster =
+        host.world.clusters.get(name).cloned().ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
+    if cluster.protocol == ClusterProtocol::H1 {
+        return Err(bad(&format!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
+    }
+    let (service, method) = (text(target.service, "service")?, text(target.method, "method")?);
+    let mut head = RequestHead {
+        method: Method::POST,
+        path: Bytes::from_static(b"/"),
+        authority: Bytes::copy_from_slice(name.as_bytes()),
+        scheme: "http",
+        fields: HeaderMap::new(),
+    };
+    let path = format!("/{service}/{method}");
+    head.set(&Name::Path, path.as_bytes()).map_err(|_| bad("the service and the method make no path"))?;
+    for (key, value) in pairs::decode(at(target.metadata)?).map_err(|_| bad("metadata that cannot be read"))? {
+        let added = Name::parse(key).map(|name| match name {
+            Name::Field(_) => head.add(&name, value),
+            name => head.set(&name, value),
+        });
+        added.and_then(Result::ok).ok_or_else(|| bad("bad metadata"))?;
+    }
+    head.remove_framing();
+    let (message, timeout) = match unary {
+        Some((range, timeout)) => (Some(Bytes::copy_from_slice(at(range)?)), u64::from(timeout as u32)),
+        None => (None, 0),
+    };
+    let size = message.as_ref().map_or(0, Bytes::len);
+    if host.grpc_calls.len() >= MAX_CALLS || size > MAX_BYTES {
+        return Err(Status::InternalFailure);
+    }
+    host.last_call = host.last_call.wrapping_add(1);
+    let id = host.last_call;
+    write_u32(memory, id_out, id)?;
+    host.grpc_calls.insert(id, message.is_none());
+    host.copied += size as u64;
+    let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
+    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, cluster, head, message, timeout })));
+    Ok(())
+}
+
+fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> Result<(), Status> {
+    let (memory, host) = split(caller)?;
+    let message = slice(memory, message.0, message.1)?;
+    if message.len() > MAX_BYTES {
+        return Err(Status::BadArgument);
+    }
+    match host.grpc_calls.get(&id) {
+        Some(true) => {}
+        Some(false) => return Err(Status::BadArgument),
+        None => return Err(Status::NotFound),
+    }
+    host.copied += message.len() as u64;
+    host.grpc_wishes.push(Wish::Send(id, Bytes::copy_from_slice(message), last));
+    Ok(())
+}
+
+fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
+    host.hostcalls += 1;
+    if !host.grpc_calls.contains_key(&id) {
+        return Err(Status::NotFound);
+    }
+    if all {
+        host.grpc_calls.remove(&id);
+        host.grpc_wishes.push(Wish::Cancel(id));
+    } else {
+        host.grpc_wishes.push(Wish::Close(id));
+    }
+    Ok(())
+}
+
+/// The cluster that is meant: by its name, or, as filters made for Envoy have it, by a `GrpcService` message with
+/// `envoy_grpc.cluster_name` (both fields have the number 1, and hold bytes).
+fn cluster_name(upstream: &[u8]) -> Option<&str> {
+    fn first_field(bytes: &[u8]) -> Option<&[u8]> {
+        let [0x0a, length, rest @ ..] = bytes else { return None };
+        // Names are shorter than 128 bytes, or have two bytes for their length.
+        let (length, rest) = match (length, rest) {
+            (0..=127, rest) => (usize::from(*length), rest),
+            (low, [high @ 0..=127, rest @ ..]) => (usize::from(low & 127) | usize::from(*high) << 7, rest),
+            _ => return None,
+        };
+        rest.get(..length)
+    }
+    let in_message = first_field(upstream).and_then(first_field);
+    str::from_utf8(in_message.unwrap_or(upstream)).ok().filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_named_in_two_ways() {
+        assert_eq!(cluster_name(b"authz"), Some("authz"));
+        assert_eq!(cluster_name(b"\x0a\x07\x0a\x05authz"), Some("authz"));
+        let long = "n".repeat(300);
+        let inner = [&[0x0a, 0xac, 0x02][..], long.as_bytes()].concat();
+        let outer = [&[0x0a, 0xaf, 0x02][..], &inner].concat();
+        assert_eq!(cluster_name(&outer), Some(&*long));
+        assert_eq!(cluster_name(b"\x0a\xff"), None);
+        assert_eq!(cluster_name(b""), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! gRPC calls that filters make: one message each way, and streams.
+
+use std::sync::mpsc;
+
+use crate::{
+    guest::{filter, pairs},
+    harness::{
+        Config, H2, Proxy, Upstream,
+        frames::{code, flag, kind},
+    },
+};
+
+/// A message as it is sent.
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat()
+}
+
+/// A filter that makes a call when a request comes, holds the request, and answers it with all that comes back: messages as
+/// they are, `I` for the head, `T` for trailers, and the status as a digit at the end.
+fn calling(call: &str) -> Vec<u8> {
+    let answering = r#"
+        (global $stream (mut i32) (i32.const 0))
+        (global $said (mut i32) (i32.const 8192))
+        (func $say (param $byte i32)
+            (i32.store8 (global.get $said) (local.get $byte))
+            (global.set $said (i32.add (global.get $said) (i32.const 1))))
+        (func (export "proxy_on_grpc_receive_initial_metadata") (param i32 i32 i32) (call $say (i32.const 73)))
+        (func (export "proxy_on_grpc_receive_trailing_metadata") (param i32 i32 i32) (call $say (i32.const 84)))
+        (func $answer (param $status i32)
+            (call $say (i32.add (local.get $status) (i32.const 48)))
+            (drop (call $become (global.get $stream)))
+            (drop (call $reply (i32.const 200) (i32.const 0) (i32.const 0)
+                (i32.const 8192) (i32.sub (global.get $said) (i32.const 8192))
+                (i32.const 0) (i32.const 0) (i32.const -1)))
+            (global.set $said (i32.const 8192)))
+        (func (export "proxy_on_grpc_close") (param $root i32) (param $id i32) (param $status i32)
+            (call $answer (local.get $status)))
+        (global $unary (mut i32) (i32.const 0))
+        (func (export "proxy_on_grpc_receive") (param $root i32) (param $id i32) (param $size i32)
+            (drop (call $get_buffer (i32.const 5) (i32.const 0) (local.get $size) (global.get $out) (global.get $out_len)))
+            (memory.copy (global.get $said) (i32.load (global.get $out)) (i32.load (global.get $out_len)))
+            (global.set $said (i32.add (global.get $said) (i32.load (global.get $out_len))))
+            (if (global.get $unary) (then (call $answer (i32.const 0)))))
+    "#;
+    let metadata = pairs(&[("x-token", "t")]);
+    let call = call.replace("METADATA", &format!("%\"{metadata}\""));
+    filter(&format!(
+        r#"{answering}
+        (func (export "proxy_on_request_headers") (param $context i32) (param i32 i32) (result i32)
+            (global.set $stream (local.get $context))
+            {call}
+            (i32.const 1))"#
+    ))
+}
+
+fn unary(cluster: &str, timeout: u32) -> Vec<u8> {
+    calling(&format!(
+        r#"(global.set $unary (i32.const 1))
+        (if (call $grpc_call %"{cluster}" %"a.B" %"Check" METADATA %"ping" (i32.const {timeout}) (global.get $out))
+            (then (call $answer (i32.const 9))))"#
+    ))
+}
+
+/// An upstream that speaks gRPC, in whatever way.
+fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
+    Upstream::scripted(move |connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        serve(&mut h2);
+    })
+}
+
+/// The head of an answer, its message, and its end with a status.
+fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
+    h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+    for message in messages {
+        h2.data(stream, &framed(message), false);
+    }
+    h2.headers(stream, &[("grpc-status", status), ("grpc-message", "so%20it%20is")], true);
+}
+
+fn proxy(upstream: &Upstream, module: &[u8]) -> Proxy {
+    let config =
+        Config::new().top("workers: 1").listener("cluster: calls").cluster("calls", &[upstream], "protocol: h2");
+    Proxy::start_with(config.filter("caller", "caller.wasm", ""), &[("caller.wasm", module)])
+}
+
+#[test]
+fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
+    let (seen, saw) = mpsc::channel();
+    let seen = std::sync::Mutex::new(seen);
+    let upstream = speaking(move |h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            seen.lock().unwrap().send(request).unwrap();
+            answer(h2, stream, &[b"pong"], "0");
+        }
+    });
+    let proxy = proxy(&upstream, &unary("calls", 2000));
+    assert_eq!(proxy.get("/").text(), "pong0");
+    let request = saw.recv().unwrap();
+    let field = |name| request.field(name).unwrap_or_default().to_owned();
+    assert_eq!(
+        (field(":method"), field(":path"), field(":authority")),
+        ("POST".into(), "/a.B/Check".into(), "calls".into())
+    );
+    assert_eq!((field("content-type"), field("te")), ("application/grpc".into(), "trailers".into()));
+    assert_eq!((field("x-token"), field("grpc-timeout")), ("t".into(), "2000000u".into()));
+    assert_eq!(request.body, framed(b"ping"));
+}
+
+#[test]
+fn a_call_that_fails_ends_with_its_status() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            match request.field("x-token") {
+                Some("t") => answer(h2, stream, &[], "7"),
+                _ => h2.reset(stream, code::CANCEL),
+            }
+        }
+    });
+    assert_eq!(proxy(&upstream, &unary("calls", 0)).get("/").text(), "7");
+
+    let nothing_but_a_head = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "5")], true);
+        }
+    });
+    assert_eq!(proxy(&nothing_but_a_head, &unary("calls", 0)).get("/").text(), "5");
+
+    let no_grpc = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.answer(stream, 404, b"");
+        }
+    });
+    // 12, as a digit after `9`.
+    assert_eq!(proxy(&no_grpc, &unary("calls", 0)).get("/").text(), "<");
+}
+
+#[test]
+fn a_call_has_its_time() {
+    let upstream = speaking(|h2| while h2.next_request().is_ok() {});
+    assert_eq!(proxy(&upstream, &unary("calls", 100)).get("/").text(), "4");
+}
+
+#[test]
+fn a_call_to_nobody_is_refused_at_once() {
+    let upstream = speaking(|h2| while h2.next_request().is_ok() {});
+    assert_eq!(proxy(&upstream, &unary("nobody", 100)).get("/").text(), "9");
+}
+
+#[test]
+fn a_stream_carries_messages_both_ways() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            assert_eq!(request.body, [framed(b"one"), framed(b"two")].concat());
+            answer(h2, stream, &[b"three", b"four"], "0");
+        }
+    });
+    let module = calling(
+        r#"(drop (call $grpc_stream %"calls" %"a.B" %"Talk" METADATA (global.get $out)))
+        (drop (call $grpc_send (i32.load (global.get $out)) %"one" (i32.const 0)))
+        (drop (call $grpc_send (i32.load (global.get $out)) %"two" (i32.const 1)))"#,
+    );
+    let proxy = proxy(&upstream, &module);
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").text(), "IthreefourT0");
+    }
+}
+
+#[test]
+fn a_stream_that_is_closed_has_no_more_messages_from_here() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            assert!(request.body.is_empty());
+            answer(h2, stream, &[b"so"], "0");
+        }
+    });
+    let module = calling(
+        r#"(drop (call $grpc_stream %"calls" %"a.B" %"Talk" METADATA (global.get $out)))
+        (drop (call $grpc_close (i32.load (global.get $out))))"#,
+    );
+    assert_eq!(proxy(&upstream, &module).get("/").text(), "IsoT0");
+}
+
+#[test]
+fn a_call_that_is_cancelled_is_heard_of_no_more() {
+    let (reset, was_reset) = mpsc::channel();
+    let reset = std::sync::Mutex::new(reset);
+    let upstream = speaking(move |h2| {
+        let (stream, _) = h2.next_head().unwrap();
+        answer_head(h2, stream);
+        let frame = h2.read_until("the stream's reset", |frame| frame.kind == kind::RST_STREAM);
+        reset.lock().unwrap().send(frame.code()).unwrap();
+    });
+    // Cancelled when its head has come; a second time there is none.
+    let module = filter(
+        r#"(global $stream (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param $context i32) (param i32 i32) (result i32)
+            (global.set $stream (local.get $context))
+            (drop (call $grpc_stream %"calls" %"a.B" %"Talk" (i32.const 0) (i32.const 0) (global.get $out)))
+            (i32.const 1))
+        (func (export "proxy_on_grpc_receive_initial_metadata") (param $root i32) (param $id i32) (param i32)
+            (if (call $grpc_cancel (local.get $id)) (then (unreachable)))
+            (if (i32.ne (call $grpc_cancel (local.get $id)) (i32.const 1)) (then (unreachable)))
+            (if (i32.ne (call $grpc_send (local.get $id) %"x" (i32.const 0)) (i32.const 1)) (then (unreachable)))
+            (drop (call $become (global.get $stream)))
+            (drop (call $reply (i32.const 200) %"" %"cancelled" (i32.const 0) (i32.const 0) (i32.const -1))))
+        (func (export "proxy_on_grpc_close") (param i32 i32 i32) (unreachable))"#,
+    );
+    let proxy = proxy(&upstream, &module);
+    assert_eq!(proxy.get("/").text(), "cancelled");
+    assert_eq!(was_reset.recv().unwrap(), code::CANCEL);
+}
+
+fn answer_head(h2: &mut H2, stream: u32) {
+    h2.send(
+        kind::HEADERS,
+        flag::END_HEADERS,
+        stream,
+        &crate::harness::frames::encode(&[(":status", "200"), ("content-type", "application/grpc")]),
+    );
+}

@@ -1,0 +1,207 @@
+//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; a test of one that is
+//! missing is skipped, loudly, unless TOLLGATE_REQUIRE_INTEROP=1.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use super::{proxy::free_address, wait_for, wait_until};
+
+/// The folder of the scripts.
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/interop");
+
+/// No run of a client takes longer, in seconds; see [`super::DEADLINE`].
+const PATIENCE: &str = "120";
+
+/// A program's file. None: it is not here, which was said.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let found = match name {
+        "python" => {
+            let python = Path::new(SCRIPTS).join("../../target/interop/venv/bin/python");
+            python.exists().then_some(python)
+        }
+        _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
+    };
+    if found.is_none() {
+        skip(name);
+    }
+    found
+}
+
+/// Says that a test is skipped for something that is missing.
+pub fn skip(missing: &str) {
+    assert_ne!(env::var("TOLLGATE_REQUIRE_INTEROP").as_deref(), Ok("1"), "{missing} is missing");
+    eprintln!("*** SKIPPED: {missing} is missing; tests/interop/setup.sh brings it here");
+}
+
+/// The files of these programs; without one of them, the test ends here.
+macro_rules! needs {
+    ($($name:literal),+) => {
+        ($(match $crate::harness::peer::tool($name) {
+            Some(tool) => tool,
+            None => return,
+        }),+)
+    };
+}
+pub(crate) use needs;
+
+/// An address on a free port.
+pub fn port() -> SocketAddr {
+    free_address()
+}
+
+/// What a client has said.
+#[derive(Debug)]
+pub struct Said {
+    pub success: bool,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// Its output, if it ended well.
+    pub fn well(self) -> String {
+        assert!(self.success, "{}\n{}", self.out, self.err);
+        self.out
+    }
+}
+
+/// Runs a client to its end.
+pub fn run(program: &Path, args: &[&str]) -> Said {
+    run_with(program, args, b"")
+}
+
+/// The same, with standard input.
+pub fn run_with(program: &Path, args: &[&str], input: &[u8]) -> Said {
+    let mut child = Command::new("timeout")
+        .arg(PATIENCE)
+        .arg(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a program can be run");
+    let mut stdin = child.stdin.take().expect("its input");
+    let input = input.to_vec();
+    // It may end before it has read all of it.
+    thread::spawn(move || _ = stdin.write_all(&input));
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { success: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Runs a script of `tests/interop/` to its end.
+pub fn script(python: &Path, name: &str, args: &[&str]) -> Said {
+    let file = format!("{SCRIPTS}/{name}.py");
+    run(python, &[&[file.as_str()], args].concat())
+}
+
+/// A program that runs beside the test; it is killed when dropped, and shown if the test has failed.
+pub struct Peer {
+    /// Where it listens, if it is a server.
+    pub address: SocketAddr,
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Peer {
+    /// Starts a program; `{address}` and `{port}` in its arguments are those of a free port.
+    pub fn start(program: &Path, args: &[&str]) -> Peer {
+        Peer::start_at(port(), program, args)
+    }
+
+    fn start_at(address: SocketAddr, program: &Path, args: &[&str]) -> Peer {
+        let filled =
+            |arg: &&str| arg.replace("{address}", &address.to_string()).replace("{port}", &address.port().to_string());
+        let mut child = Command::new(program)
+            .args(args.iter().map(filled))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a program can be run");
+        let output = Arc::new(Mutex::new(String::new()));
+        capture(child.stdout.take(), &output);
+        capture(child.stderr.take(), &output);
+        Peer { address, child, output }
+    }
+
+    /// Starts a server, and waits until it takes connections.
+    pub fn serve(program: &Path, args: &[&str]) -> Peer {
+        Peer::serve_at(port(), program, args)
+    }
+
+    /// The same for one that is told elsewhere where to listen.
+    pub fn serve_at(address: SocketAddr, program: &Path, args: &[&str]) -> Peer {
+        let mut peer = Peer::start_at(address, program, args);
+        wait_until("a server to be ready", || {
+            let ended = peer.child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "it has ended: {}", peer.output());
+            TcpStream::connect(peer.address).is_ok()
+        });
+        peer
+    }
+
+    /// Starts a script of `tests/interop/`.
+    pub fn script(python: &Path, name: &str, args: &[&str]) -> Peer {
+        let file = format!("{SCRIPTS}/{name}.py");
+        Peer::start(python, &[&[file.as_str()], args].concat())
+    }
+
+    /// The same, with the address before its arguments; waits until it says that it is ready.
+    pub fn server(python: &Path, name: &str, args: &[&str]) -> Peer {
+        let peer = Peer::script(python, name, &[&["{address}"], args].concat());
+        peer.wait_for("ready");
+        peer
+    }
+
+    /// What it has written so far.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
+    }
+
+    /// Waits until it has written this line.
+    pub fn wait_for(&self, line: &str) {
+        wait_until(&format!("{line:?} from a program"), || self.output().lines().any(|l| l == line));
+    }
+
+    /// Writes to its standard input.
+    pub fn tell(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().expect("its input");
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("it reads");
+    }
+
+    /// Ends its standard input, and waits until it has ended well.
+    pub fn finish(&mut self) {
+        drop(self.child.stdin.take());
+        let status = wait_for("a program's end", || self.child.try_wait().expect("it is our child"));
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- a program's output:\n{}---", self.output());
+        }
+    }
+}
+
+fn capture(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>) {
+    let (pipe, output) = (pipe.expect("a pipe"), output.clone());
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            *output.lock().unwrap() += &format!("{line}\n");
+        }
+    });
+}

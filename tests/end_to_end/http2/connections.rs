@@ -1,0 +1,213 @@
+//! A client's connection: how many streams it may have, and how it ends.
+
+use std::sync::{Mutex, mpsc};
+
+use crate::harness::{
+    Config, DEADLINE, H2, Proxy, Signal, Upstream, answer,
+    frames::{code, flag, kind, setting},
+};
+
+/// Answers `/held` when it is told to, and all else at once.
+fn holding() -> (Upstream, mpsc::Sender<()>) {
+    let (go, told) = mpsc::channel::<()>();
+    let told = Mutex::new(told);
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/held" {
+            let _ = told.lock().unwrap().recv_timeout(DEADLINE);
+        }
+        answer(200, &[], request.target())
+    });
+    (upstream, go)
+}
+
+/// A client that has a stream under way.
+fn busy(proxy: &Proxy, upstream: &Upstream) -> (H2, u32) {
+    let mut client = proxy.h2();
+    let stream = client.request("GET", "/held", &[], true);
+    upstream.wait_for_requests(1);
+    (client, stream)
+}
+
+fn goes_away(client: &mut H2) {
+    if client.goaways.is_empty() {
+        client.read_until("GOAWAY", |frame| frame.kind == kind::GOAWAY);
+    }
+    assert_eq!(client.goaways[0].code(), code::NO_ERROR);
+}
+
+#[test]
+fn sigterm_says_goaway_and_lets_streams_end() {
+    let (upstream, go) = holding();
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let (mut client, stream) = busy(&proxy, &upstream);
+    proxy.signal(Signal::TERM);
+    goes_away(&mut client);
+    // Sent before the client can have known: it is served as well.
+    let late = client.request("GET", "/late", &[], true);
+    assert_eq!(client.response(late).text(), "/late");
+    go.send(()).unwrap();
+    assert_eq!(client.response(stream).text(), "/held");
+    let last = client.read_to_end().expect("a GOAWAY");
+    assert_eq!((last.code(), last.last_stream()), (code::NO_ERROR, late));
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_reload_keeps_connections_and_their_next_streams_go_by_the_new_rules() {
+    let (upstream, go) = holding();
+    let other = Upstream::saying("other");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let (mut client, stream) = busy(&proxy, &upstream);
+    proxy.change_config(Config::to(&other));
+    assert_eq!(client.get("/").text(), "other");
+    go.send(()).unwrap();
+    assert_eq!(client.response(stream).text(), "/held");
+    assert!(client.goaways.is_empty());
+}
+
+#[test]
+fn the_connections_of_a_listener_that_goes_are_told_so() {
+    let (upstream, go) = holding();
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let (mut client, stream) = busy(&proxy, &upstream);
+    let rest = Config::to(&upstream);
+    proxy.change_config(String::from(rest).replace("name: main", "name: next").replace("@main@", "@next@"));
+    goes_away(&mut client);
+    go.send(()).unwrap();
+    assert_eq!(client.response(stream).text(), "/held");
+    client.read_to_end();
+}
+
+#[test]
+fn there_are_as_many_streams_as_allowed() {
+    let (upstream, go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("http2: {max_concurrent_streams: 3}"));
+    let mut client = proxy.h2();
+    client.ping();
+    assert_eq!(client.settings.get(&setting::MAX_CONCURRENT_STREAMS), Some(&3));
+    let held: Vec<u32> = (0..3).map(|_| client.request("GET", "/held", &[], true)).collect();
+    let refused = client.request("GET", "/more", &[], true);
+    assert_eq!(client.response(refused).reset, Some(code::REFUSED_STREAM));
+    for stream in held {
+        go.send(()).unwrap();
+        let _ = stream;
+    }
+    client.wait(1, "an end", |m| m.ended);
+    assert_eq!(client.get("/then").text(), "/then");
+    assert!(upstream.requests().iter().all(|r| r.target() != "/more"));
+}
+
+#[test]
+fn a_connection_gets_as_old_as_it_may() {
+    let (upstream, go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {connection_age: 1s}"));
+    let (mut client, stream) = busy(&proxy, &upstream);
+    goes_away(&mut client);
+    go.send(()).unwrap();
+    assert_eq!(client.response(stream).text(), "/held");
+    client.read_to_end();
+    assert_eq!(proxy.h2().get("/").status(), 200);
+}
+
+#[test]
+fn a_connection_has_as_many_requests_as_it_may() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 3}"));
+    let mut client = proxy.h2();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    goes_away(&mut client);
+    client.read_to_end();
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {keep_alive: 1s}"));
+    let mut client = proxy.h2();
+    assert_eq!(client.get("/").status(), 200);
+    goes_away(&mut client);
+    client.read_to_end();
+}
+
+#[test]
+fn a_connection_on_which_nothing_was_ever_asked_is_closed() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {keep_alive: 1s}"));
+    let mut client = proxy.h2();
+    client.read_to_end();
+}
+
+/// A client that has gone without a word, and one that is there.
+#[test]
+fn a_connection_whose_pings_are_not_answered_is_closed() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream).listener("http2: {ping_interval: 200ms, ping_timeout: 500ms}"));
+    let (mut gone, _) = busy(&proxy, &upstream);
+    gone.answers_pings = false;
+    let (mut there, stream) = (proxy.h2(), 1);
+    assert_eq!(there.request("GET", "/held", &[], true), stream);
+    upstream.wait_for_requests(2);
+    gone.read_to_end();
+    assert!(gone.pings > 0);
+    while there.pings < 5 {
+        there.read().expect("it is kept");
+    }
+    assert_eq!(there.get("/").status(), 200);
+    let entry = proxy.entry_for("/held");
+    assert_eq!(entry["flags"], "DC", "{entry}");
+}
+
+/// RFC 9113 section 5.1: what a stream's state does not allow.
+#[test]
+fn frames_that_no_stream_allows_end_the_connection() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream));
+    type Evil = fn(&mut H2);
+    let cases: &[(&str, Evil)] = &[
+        ("data on an idle stream", |c| c.send(kind::DATA, 0, 7, b"x")),
+        ("a window for an idle stream", |c| c.window(7, 1)),
+        ("a reset of an idle stream", |c| c.reset(7, code::CANCEL)),
+        ("a stream of the server's", |c| c.headers(2, &crate::harness::frames::head("GET", "/", &[]), true)),
+        ("stream 0 with a head", |c| c.headers(0, &crate::harness::frames::head("GET", "/", &[]), true)),
+        ("stream 0 with data", |c| c.send(kind::DATA, 0, 0, b"x")),
+        ("a continuation of nothing", |c| c.send(kind::CONTINUATION, flag::END_HEADERS, 1, b"")),
+        ("a head in between", |c| {
+            c.send(kind::HEADERS, 0, 1, b"");
+            c.send(kind::PING, 0, 0, &[0; 8]);
+        }),
+        ("a promise", |c| c.send(5, flag::END_HEADERS, 1, &[0, 0, 0, 2])),
+        ("settings of a strange length", |c| c.send(kind::SETTINGS, 0, 0, b"12345")),
+        ("settings on a stream", |c| c.send(kind::SETTINGS, 0, 1, b"")),
+        ("a ping of a strange length", |c| c.send(kind::PING, 0, 0, b"1234567")),
+        ("a frame that is too long", |c| c.send(kind::DATA, 0, 1, &vec![0; (16 << 10) + 1])),
+        ("a block that cannot be decompressed", |c| {
+            c.send(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x80 | 126]);
+        }),
+        ("padding longer than its frame", |c| c.send(kind::DATA, 8, 1, &[200, 1, 2])),
+    ];
+    for (nth, (what, evil)) in cases.iter().enumerate() {
+        let mut client = proxy.h2();
+        client.ping();
+        evil(&mut client);
+        let goaway = client.read_to_end().unwrap_or_else(|| panic!("no GOAWAY after {what}"));
+        assert_ne!(goaway.code(), code::NO_ERROR, "{what}");
+        let labels = [("listener", "main"), ("reason", "http2")];
+        proxy.wait_for_metric("tollgate_connections_refused_total", &labels, nth as f64 + 1.0);
+    }
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn connections_are_counted_until_they_end() {
+    let (upstream, _go) = holding();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut clients: Vec<H2> = (0..5).map(|_| proxy.h2()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
+    assert_eq!(proxy.metrics().sum("tollgate_connections_active", &[("listener", "main")]), 5.0);
+    drop(clients);
+    crate::harness::wait_until("their end", || {
+        proxy.metrics().sum("tollgate_connections_active", &[("listener", "main")]) == 0.0
+    });
+}

@@ -1,0 +1,279 @@
+//! One request, as RFC 9113 section 8 wants it, or does not.
+
+use crate::harness::{
+    Client, Config, H2, Proxy, Upstream, answer,
+    frames::{code, flag, head, kind},
+};
+
+#[test]
+fn a_request_passes_and_is_http_1_at_the_upstream() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/path?query", &[("x-some", "thing")], false);
+    client.data(stream, b"body", true);
+    let response = client.response(stream);
+    assert_eq!((response.status(), response.text(), response.field("via")), (200, "hello", Some("1.1 tollgate")));
+    let request = upstream.only_request();
+    assert_eq!((request.start.as_str(), request.text()), ("POST /path?query HTTP/1.1", "body"));
+    assert_eq!((request.field("host"), request.field("via")), (Some("test"), Some("2 tollgate")));
+    assert_eq!(request.field("x-some"), Some("thing"));
+    let entry = proxy.entry_for("/path?query");
+    assert_eq!(
+        (&entry["protocol"], &entry["status"], &entry["request_bytes"]),
+        (&"HTTP/2".into(), &200.into(), &4.into())
+    );
+}
+
+#[test]
+fn cookies_are_joined_for_those_behind_the_proxy() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("GET", "/", &[("cookie", "a=1"), ("x-other", "1"), ("cookie", "b=2; c=3")], true);
+    assert_eq!(client.response(stream).status(), 200);
+    assert_eq!(upstream.only_request().field("cookie"), Some("a=1; b=2; c=3"));
+}
+
+#[test]
+fn trailers_pass_both_ways() {
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Down: 1\r\n\r\n".to_vec()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[("te", "trailers"), ("trailer", "x-up")], false);
+    client.data(stream, b"cd", false);
+    client.headers(stream, &[("x-up", "2")], true);
+    let response = client.response(stream);
+    assert_eq!((response.text(), response.trailer("x-down")), ("ab", Some("1")));
+    let request = upstream.only_request();
+    assert_eq!((request.text(), request.field("te")), ("cd", Some("trailers")));
+    assert_eq!(
+        request.trailers.iter().map(|(n, v)| (n.to_lowercase(), v.clone())).collect::<Vec<_>>(),
+        [("x-up".into(), "2".into())]
+    );
+}
+
+#[test]
+fn a_response_to_head_and_those_without_a_body_end_with_their_heads() {
+    let upstream = Upstream::replying(|request| match (request.method(), request.target()) {
+        ("HEAD", _) => b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".to_vec(),
+        (_, "/204") => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        (_, "/304") => b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec(),
+        _ => answer(200, &[], "hello"),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("HEAD", "/", &[], true);
+    let response = client.response(stream);
+    assert_eq!((response.status(), response.field("content-length"), response.text()), (200, Some("5"), ""));
+    assert_eq!(client.get("/204").status(), 204);
+    assert_eq!(client.get("/304").field("etag"), Some("\"a\""));
+    assert_eq!(client.get("/").text(), "hello", "the connection can be used on");
+}
+
+/// Interim responses of an upstream end at the proxy, as with HTTP/1.1.
+#[test]
+fn an_interim_response_does_not_disturb() {
+    let upstream = Upstream::replying(|_| {
+        [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".to_vec(), answer(200, &[], "hello")].concat()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let response = proxy.h2().get("/");
+    assert_eq!((response.status(), response.text()), (200, "hello"));
+}
+
+/// hyper cannot say 100 over HTTP/2, and no client may wait for it for ever (RFC 9110 section 10.1.1).
+#[test]
+fn who_expects_100_and_goes_on_is_answered() {
+    let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[("expect", "100-continue"), ("content-length", "4")], false);
+    client.data(stream, b"body", true);
+    assert_eq!(client.response(stream).text(), "body");
+}
+
+/// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1); but for names and values
+/// that are none, h2 ends the connection.
+#[test]
+fn malformed_requests_are_refused_and_the_connection_goes_on() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let right = head("GET", "/malformed", &[]);
+    let without = |name: &str| right.iter().copied().filter(|(n, _)| *n != name).collect::<Vec<_>>();
+    let with = |name, value| [&right[..], &[(name, value)]].concat();
+    let cases: Vec<(&str, Vec<(&str, &str)>)> = vec![
+        ("no method", without(":method")),
+        ("no path", without(":path")),
+        ("no scheme", without(":scheme")),
+        ("an empty path", [without(":path"), vec![(":path", "")]].concat()),
+        ("two paths", with(":path", "/other")),
+        ("two authorities", with(":authority", "other")),
+        ("an unknown pseudo-field", with(":what", "x")),
+        ("a response's pseudo-field", with(":status", "200")),
+        ("a pseudo-field after a field", [vec![("x-a", "1")], right.clone()].concat()),
+        ("a name in upper case", with("X-Upper", "1")),
+        ("a name with a space", with("x y", "1")),
+        ("an empty name", with("", "1")),
+        ("connection", with("connection", "close")),
+        ("keep-alive", with("keep-alive", "5")),
+        ("proxy-connection", with("proxy-connection", "close")),
+        ("transfer-encoding", with("transfer-encoding", "chunked")),
+        ("upgrade", with("upgrade", "websocket")),
+        ("te other than trailers", with("te", "gzip")),
+        ("a line break in a value", with("x-a", "b\r\nx-c: d")),
+        ("a NUL in a value", with("x-a", "b\0c")),
+        ("a protocol without CONNECT", with(":protocol", "websocket")),
+    ];
+    let (mut failures, mut ended) = (Vec::new(), Vec::new());
+    for (what, fields) in cases {
+        let mut client = proxy.h2();
+        let stream = client.open(&fields, true);
+        let refused = loop {
+            let response = client.so_far(stream);
+            if response.ended || response.reset.is_some() {
+                break response.reset == Some(code::PROTOCOL_ERROR) || response.status() == 400;
+            }
+            if client.read().is_err() {
+                ended.push(what);
+                client = proxy.h2();
+                break true;
+            }
+        };
+        if !refused {
+            failures.push(format!("{what}: {:?}", client.so_far(stream)));
+        }
+        let response = client.get("/");
+        assert_eq!((response.status(), response.text()), (200, "hello"), "after {what}");
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    let names = ["an unknown pseudo-field", "a name in upper case", "a name with a space", "an empty name"];
+    assert_eq!(ended, [&names[..], &["a line break in a value", "a NUL in a value"]].concat());
+    assert!(upstream.requests().iter().all(|request| request.target() == "/"), "{:?}", upstream.requests());
+}
+
+#[test]
+fn a_host_that_contradicts_the_authority_is_refused() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("GET", "/other", &[("host", "other")], true);
+    assert_eq!(client.response(stream).status(), 400);
+    assert_eq!(proxy.entry_for("/other")["details"], "bad_host");
+    let stream = client.request("GET", "/", &[("host", "test")], true);
+    assert_eq!(client.response(stream).status(), 200);
+    // Without an authority, `Host` says it (RFC 9113 section 8.3.1).
+    let stream = client.open(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", "only")], true);
+    assert_eq!(client.response(stream).status(), 200);
+    let stream = client.open(&[(":method", "GET"), (":scheme", "http"), (":path", "/none")], true);
+    assert_eq!(client.response(stream).status(), 400);
+    let hosts: Vec<_> = upstream.requests().iter().map(|r| r.field("host").unwrap().to_owned()).collect();
+    assert_eq!(hosts, ["test", "only"]);
+}
+
+/// RFC 9113 section 8.1.1: the length said and the length sent must be one.
+#[test]
+fn a_body_of_another_length_than_said_reaches_nobody_whole() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    for (length, body) in [("3", "four"), ("5", "four")] {
+        let stream = client.request("POST", "/", &[("content-length", length)], false);
+        client.data(stream, body.as_bytes(), true);
+        let response = client.response(stream);
+        assert!(response.reset.is_some() || response.status() >= 400, "{length}: {response:?}");
+    }
+    let stream = client.request("POST", "/none", &[("content-length", "5")], true);
+    let response = client.response(stream);
+    assert!(response.reset.is_some() || response.status() >= 400, "{response:?}");
+    assert_eq!(client.get("/after").status(), 200, "the connection can be used on");
+    assert!(upstream.requests().iter().all(|r| r.target() == "/after"), "{:?}", upstream.requests());
+}
+
+#[test]
+fn contradicting_lengths_are_refused() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for lengths in [["4", "5"], ["4", "x"], ["-4", "4"], ["4, 5", "4"]] {
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/", &lengths.map(|l| ("content-length", l)), false);
+        client.data(stream, b"body", true);
+        let response = client.response(stream);
+        assert!(response.reset.is_some() || response.status() == 400, "{lengths:?}: {response:?}");
+    }
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+}
+
+/// They are malformed; h2 leaves the pseudo-fields out, which does no harm.
+#[test]
+fn nobody_sees_pseudo_fields_in_trailers() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    client.data(stream, b"body", false);
+    client.headers(stream, &[(":path", "/other")], true);
+    assert_eq!(client.response(stream).status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.target(), request.trailers.len()), ("/", 0));
+}
+
+#[test]
+fn an_upgrade_to_http_2_is_not_taken() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for version in ["1.0", "1.1"] {
+        let mut client = Client::connect(proxy.address("main"));
+        client.send(format!(
+            "GET / HTTP/{version}\r\nHost: test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+             HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        ));
+        let response = client.read();
+        assert_eq!((response.status(), response.text()), (200, "hello"));
+    }
+    for request in upstream.requests() {
+        assert_eq!((request.field("upgrade"), request.field("http2-settings")), (None, None));
+    }
+}
+
+#[test]
+fn what_is_no_request_gets_an_answer_in_the_version_it_looks_like() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream));
+    // It looks like HTTP/2 only to its 18th byte.
+    let mut client = Client::connect(proxy.address("main"));
+    client.send("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n");
+    assert_eq!(client.read().status(), 400);
+    assert!(client.wire.is_closed());
+    // A right preface, and garbage after it.
+    let mut client = H2::connect(proxy.address("main"));
+    client.ping();
+    client.raw(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(4));
+    assert_ne!(client.read_to_end().expect("a GOAWAY").code(), code::NO_ERROR);
+    proxy.refused_one("http2");
+    // The first frame is not SETTINGS.
+    let mut client = H2::connect_with(proxy.address("main"), &[]);
+    client.send(kind::DATA, flag::END_STREAM, 1, b"x");
+    assert_eq!(client.read_to_end().expect("a GOAWAY").code(), code::PROTOCOL_ERROR);
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn a_listener_of_one_version_does_not_speak_the_other() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream).listener("protocol: http2"));
+    assert_eq!(proxy.h2().get("/").status(), 200);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    let said = client.wire.read_to_end();
+    assert!(!said.starts_with(b"HTTP/1.1 2"), "{}", said.escape_ascii());
+    let proxy = Proxy::start(Config::to(&upstream).listener("protocol: http1"));
+    assert_eq!(proxy.get("/").status(), 200);
+    let mut client = proxy.client();
+    client.send(crate::harness::frames::PREFACE);
+    let said = client.wire.read_to_end();
+    assert!(!said.starts_with(b"HTTP/1.1 2"), "{}", said.escape_ascii());
+    assert_eq!(upstream.requests().len(), 2);
+}

@@ -1,0 +1,122 @@
+//! Streams that become something else: `CONNECT`, and extended `CONNECT` (RFC 8441).
+
+use crate::harness::{
+    Config, H2, Proxy, Upstream,
+    frames::{code, setting},
+};
+
+/// Gives back what it gets; for an upgrade, after a 101.
+fn echoing(upgrades: bool) -> Upstream {
+    Upstream::scripted(move |mut connection| {
+        if upgrades {
+            let Some(request) = connection.request() else { return };
+            assert_eq!(request.field("connection").map(str::to_lowercase).as_deref(), Some("upgrade"));
+            let token = request.field("upgrade").expect("an upgrade").to_owned();
+            connection.send(format!("HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: {token}\r\n\r\n"));
+        }
+        let mut some = [0; 16 << 10];
+        while let Ok(n @ 1..) = connection.wire.read_some(&mut some) {
+            connection.send(&some[..n]);
+        }
+    })
+}
+
+fn connect(client: &mut H2, fields: &[(&str, &str)]) -> u32 {
+    let stream = client.open(&[&[(":method", "CONNECT"), (":authority", "test:443")], fields].concat(), false);
+    client.wait(stream, "a head", |m| !m.blocks.is_empty() || m.reset.is_some());
+    stream
+}
+
+const WEBSOCKET: [(&str, &str); 3] = [(":protocol", "websocket"), (":scheme", "http"), (":path", "/chat")];
+
+/// More than the windows of both sides, both ways.
+fn echoes(client: &mut H2, stream: u32) {
+    let sent: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_be_bytes).take(3 << 20).collect();
+    let mut rest = &sent[..];
+    while !rest.is_empty() {
+        match client.data_within(stream, rest) {
+            0 => _ = client.read().expect("a window"),
+            n => rest = &rest[n..],
+        }
+    }
+    let got = client.wait(stream, "all of it", |m| m.body.len() >= sent.len() || m.ended);
+    assert!(got.body == sent, "{} bytes of {}", got.body.len(), sent.len());
+    // The client ends its side, and so does the upstream then.
+    client.data(stream, b"", true);
+    assert!(client.response(stream).ended);
+}
+
+#[test]
+fn connect_is_a_tunnel_on_one_stream() {
+    let upstream = echoing(false);
+    let proxy = Proxy::start(Config::to(&upstream).listener("connect: true"));
+    let mut client = proxy.h2();
+    client.ping();
+    let (first, second) = (connect(&mut client, &[]), connect(&mut client, &[]));
+    assert_eq!((client.so_far(first).status(), client.so_far(second).status()), (200, 200));
+    echoes(&mut client, first);
+    echoes(&mut client, second);
+    assert_eq!(upstream.connections(), 2);
+    proxy.wait_for_metric("tollgate_requests_total", &[("listener", "main")], 2.0);
+}
+
+#[test]
+fn a_websocket_is_a_stream_here_and_a_connection_there() {
+    let upstream = echoing(true);
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    client.ping();
+    // ENABLE_CONNECT_PROTOCOL.
+    assert_eq!(client.settings.get(&8), Some(&1));
+    let stream = connect(&mut client, &WEBSOCKET);
+    let head = client.so_far(stream);
+    assert_eq!((head.status(), head.field("upgrade"), head.field("sec-websocket-accept")), (200, None, None));
+    echoes(&mut client, stream);
+    let request = upstream.only_request();
+    assert_eq!((request.method(), request.target(), request.field("upgrade")), ("GET", "/chat", Some("websocket")));
+    assert!(request.field("sec-websocket-key").is_some());
+}
+
+#[test]
+fn what_is_not_offered_is_refused() {
+    let upstream = Upstream::saying("hello");
+    let proxy = Proxy::start(Config::to(&upstream).listener("upgrades: []"));
+    let mut client = proxy.h2();
+    client.ping();
+    assert_eq!(client.settings.get(&8).copied().unwrap_or(0), 0);
+    let stream = connect(&mut client, &[]);
+    assert_eq!(client.so_far(stream).status(), 405);
+    let stream = connect(&mut client, &WEBSOCKET);
+    let refused = client.response(stream);
+    assert!(refused.status() == 501 || refused.reset == Some(code::PROTOCOL_ERROR), "{refused:?}");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = connect(&mut client, &[(":protocol", "other"), (":scheme", "http"), (":path", "/")]);
+    assert_eq!(client.so_far(stream).status(), 501);
+    assert_eq!(client.get("/").status(), 200);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+/// What the upstream answers instead of switching is the answer.
+#[test]
+fn an_upstream_may_say_no() {
+    let upstream = Upstream::replying(|_| crate::harness::answer(403, &[], "no"));
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = connect(&mut client, &WEBSOCKET);
+    let response = client.response(stream);
+    assert_eq!((response.status(), response.text()), (403, "no"));
+}
+
+#[test]
+fn a_tunnel_whose_client_resets_it_is_closed() {
+    let upstream = echoing(false);
+    let proxy = Proxy::start(Config::to(&upstream).listener("connect: true"));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1000)]);
+    let stream = connect(&mut client, &[]);
+    proxy.wait_for_metric("tollgate_tunnels_active", &[("listener", "main")], 1.0);
+    client.reset(stream, code::CANCEL);
+    crate::harness::wait_until("its end", || {
+        proxy.metrics().sum("tollgate_tunnels_active", &[("listener", "main")]) == 0.0
+    });
+}

@@ -1,0 +1,532 @@
+//! HTTP/2 to upstreams, which do as a test tells them, frame by frame.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
+
+use crate::harness::{
+    Config, H2, Proxy, Upstream, answer,
+    frames::{code, flag, kind, setting},
+    wait_until,
+};
+
+/// An upstream that speaks HTTP/2; `serve` is told the connection's number, from 0 on.
+fn speaking(settings: &'static [(u16, u32)], serve: impl Fn(&mut H2, usize) + Send + Sync + 'static) -> Upstream {
+    let connections = AtomicUsize::new(0);
+    Upstream::scripted(move |connection| {
+        let nth = connections.fetch_add(1, Ordering::SeqCst);
+        // Somebody who only looks whether the port is open.
+        let Ok(mut h2) = H2::accept(connection.wire, settings) else { return };
+        h2.window(0, 1 << 30);
+        serve(&mut h2, nth);
+    })
+}
+
+/// Answers each request with its path.
+fn echoing() -> Upstream {
+    speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let path = request.field(":path").unwrap_or_default().to_owned();
+            h2.answer(stream, 200, path.as_bytes());
+        }
+    })
+}
+
+/// The configuration of one cluster that speaks it, with further options. One worker, so that connections can be counted.
+fn config(upstream: &Upstream, options: &str) -> Config {
+    let options = format!("protocol: h2\n{options}");
+    Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[upstream], &options)
+}
+
+fn connects(proxy: &Proxy) -> f64 {
+    proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")])
+}
+
+#[test]
+fn requests_have_the_form_of_http_2_and_share_a_connection() {
+    let (seen, saw) = mpsc::channel();
+    let seen = std::sync::Mutex::new(seen);
+    let upstream = speaking(&[], move |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            seen.lock().unwrap().send(request).unwrap();
+            h2.answer(stream, 200, b"hello");
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let response =
+        proxy.request("POST", "/a?b", &[("X-Some", "thing"), ("Connection", "x-gone"), ("X-Gone", "1")], b"body");
+    assert_eq!((response.status(), response.text(), response.field("via")), (200, "hello", Some("2 tollgate")));
+    let request = saw.recv().unwrap();
+    let named = |name| request.field(name);
+    assert_eq!((named(":method"), named(":path"), named(":scheme")), (Some("POST"), Some("/a?b"), Some("http")));
+    assert_eq!((named(":authority"), named("host"), request.text()), (Some("test"), None, "body"));
+    assert_eq!((named("x-some"), named("x-gone"), named("connection")), (Some("thing"), None, None));
+    for _ in 0..20 {
+        assert_eq!(proxy.h2().get("/").status(), 200);
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+    assert_eq!((connects(&proxy), upstream.connections()), (1.0, 1));
+}
+
+#[test]
+fn trailers_pass_both_ways_without_http_1_in_between() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let trailer = request.trailer("x-up").unwrap_or("none").to_owned();
+            h2.headers(stream, &[(":status", "200")], false);
+            h2.data(stream, b"body", false);
+            h2.headers(stream, &[("x-down", &trailer)], true);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[("te", "trailers")], false);
+    client.data(stream, b"x", false);
+    client.headers(stream, &[("x-up", "7")], true);
+    let response = client.response(stream);
+    assert_eq!((response.text(), response.trailer("x-down")), ("body", Some("7")));
+    // A response that is nothing but trailers has one block.
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.headers(stream, &[(":status", "200"), ("grpc-status", "5")], true);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let response = proxy.h2().get("/");
+    assert_eq!((response.field("grpc-status"), response.blocks.len(), response.text()), (Some("5"), 1, ""));
+}
+
+#[test]
+fn interim_responses_and_those_without_a_body_are_understood() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            match (request.field(":method").unwrap(), request.field(":path").unwrap()) {
+                ("HEAD", _) => h2.headers(stream, &[(":status", "200"), ("content-length", "5")], true),
+                (_, "/204") => h2.headers(stream, &[(":status", "204")], true),
+                _ => {
+                    h2.headers(stream, &[(":status", "103"), ("link", "</a>")], false);
+                    h2.answer(stream, 200, b"hello");
+                }
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.client();
+    let head = client.request("HEAD", "/", &[], b"");
+    assert_eq!((head.status(), head.field("content-length")), (200, Some("5")));
+    assert_eq!(client.get("/204").status(), 204);
+    assert_eq!(client.get("/").text(), "hello");
+}
+
+/// A GOAWAY says which streams are processed; the others are done elsewhere, whatever their method (RFC 9113 section 6.8).
+#[test]
+fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
+    let upstream = speaking(&[], |h2, nth| {
+        if nth > 0 {
+            while let Ok((stream, _)) = h2.next_request() {
+                h2.answer(stream, 200, b"second");
+            }
+            return;
+        }
+        let mut streams: Vec<u32> = (0..3).map(|_| h2.next_request().unwrap().0).collect();
+        streams.sort_unstable();
+        h2.goaway(streams[0], code::NO_ERROR);
+        h2.answer(streams[0], 200, b"first");
+        let _ = h2.read_to_end();
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let streams: Vec<u32> = (0..3)
+        .map(|_| {
+            let stream = client.request("POST", "/", &[], false);
+            client.data(stream, b"body", true);
+            stream
+        })
+        .collect();
+    let mut bodies: Vec<String> = streams.iter().map(|s| client.response(*s).text().to_owned()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["first", "second", "second"]);
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[test]
+fn a_refused_stream_is_tried_again_whatever_its_method() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = refused.clone();
+    let upstream = speaking(&[], move |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => h2.reset(stream, code::REFUSED_STREAM),
+                _ => h2.answer(stream, 200, b"taken"),
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let response = proxy.request("POST", "/", &[], b"body");
+    assert_eq!((response.status(), response.text()), (200, "taken"));
+    assert_eq!(refused.load(Ordering::SeqCst), 2);
+}
+
+/// Only the upstream knows whether it has done something of it.
+#[test]
+fn a_stream_that_is_reset_for_another_reason_is_not_sent_again_by_itself() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.reset(stream, code::INTERNAL_ERROR);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let response = proxy.request("POST", "/reset", &[], b"body");
+    assert_eq!(response.status(), 502);
+    let entry = proxy.entry_for("/reset");
+    assert_eq!(
+        (&entry["flags"], &entry["details"], &entry["attempts"]),
+        (&"UC".into(), &"upstream_reset".into(), &1.into())
+    );
+}
+
+/// The upstream allows two streams. A new connection may get more before its settings are known; those are refused, as the
+/// standard has it, and done all the same.
+#[test]
+fn an_upstreams_bound_on_streams_is_kept() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let seen = refused.clone();
+    let upstream = speaking(&[(setting::MAX_CONCURRENT_STREAMS, 2)], move |h2, _| {
+        let mut open = Vec::new();
+        loop {
+            let Ok((stream, _)) = h2.next_request() else { return };
+            open.push(stream);
+            // All that may come have come when a ping goes round: then they are answered.
+            h2.ping();
+            while let Some((stream, _)) = h2.taken(|message| message.ended) {
+                open.push(stream);
+            }
+            for stream in open.split_off(open.len().min(2)) {
+                seen.fetch_add(1, Ordering::SeqCst);
+                h2.reset(stream, code::REFUSED_STREAM);
+            }
+            open.drain(..).for_each(|stream| h2.answer(stream, 200, b"done"));
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    // The bound is known from the first answer on.
+    assert_eq!(proxy.get("/").status(), 200);
+    let mut client = proxy.h2();
+    let streams: Vec<u32> = (0..40).map(|_| client.request("GET", "/", &[], true)).collect();
+    for stream in streams {
+        assert_eq!(client.response(stream).text(), "done");
+    }
+    let (refused, connections) = (refused.load(Ordering::SeqCst), upstream.connections());
+    assert!(refused <= 20 * connections && refused < 40, "{refused} refused on {connections} connections");
+}
+
+/// One connection is all there may be: requests wait for a place on it.
+#[test]
+fn requests_wait_when_all_places_of_all_connections_are_taken() {
+    let upstream = speaking(&[(setting::MAX_CONCURRENT_STREAMS, 1)], |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.answer(stream, 200, b"done");
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
+    assert_eq!(proxy.get("/").status(), 200);
+    let mut client = proxy.h2();
+    let streams: Vec<u32> = (0..50).map(|_| client.request("GET", "/", &[], true)).collect();
+    for stream in streams {
+        assert_eq!(client.response(stream).text(), "done");
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// What an upstream does on a stream.
+type Deed = fn(&mut H2, u32);
+
+fn breaks_off(how: Deed) -> Upstream {
+    speaking(&[], move |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.headers(stream, &[(":status", "200")], false);
+            h2.data(stream, b"half of it", false);
+            how(h2, stream);
+        }
+    })
+}
+
+/// A response that is cut must not look whole, in whichever version it is passed on.
+#[test]
+fn a_response_that_breaks_off_is_broken_for_the_client_too() {
+    let ways: [(&str, Deed); 4] = [
+        ("reset", |h2, stream| h2.reset(stream, code::INTERNAL_ERROR)),
+        ("reset without an error", |h2, stream| h2.reset(stream, code::NO_ERROR)),
+        ("cancelled", |h2, stream| h2.reset(stream, code::CANCEL)),
+        ("the connection ends", |h2, _| _ = h2.wire.socket().shutdown(std::net::Shutdown::Both)),
+    ];
+    for (what, how) in ways {
+        let upstream = breaks_off(how);
+        let proxy = Proxy::start(config(&upstream, ""));
+        let mut client = proxy.h2();
+        let stream = client.request("GET", "/cut", &[], true);
+        let response = client.response(stream);
+        assert!(!response.ended && response.reset.is_some_and(|c| c != code::NO_ERROR), "{what}: {response:?}");
+        assert_eq!(proxy.entry_for("/cut")["flags"], "UC", "{what}");
+        client.ping();
+        let mut client = proxy.client();
+        client.send_request("GET", "/", &[], b"");
+        let said = String::from_utf8(client.wire.read_to_end()).unwrap();
+        // If the end is known before the head was written, there is nothing at all.
+        let begun = said.starts_with("HTTP/1.1 200") && said.contains("chunked");
+        assert!(begun || said.is_empty(), "{what}: {said}");
+        assert!(!said.ends_with("0\r\n\r\n"), "{what}: {said}");
+    }
+}
+
+/// More or less than `content-length` says.
+#[test]
+fn a_response_of_another_length_than_said_is_broken_for_the_client_too() {
+    for body in ["four", "seven77"] {
+        let upstream = speaking(&[], move |h2, _| {
+            while let Ok((stream, _)) = h2.next_request() {
+                h2.headers(stream, &[(":status", "200"), ("content-length", "5")], false);
+                h2.data(stream, body.as_bytes(), true);
+            }
+        });
+        let proxy = Proxy::start(config(&upstream, ""));
+        let mut client = proxy.h2();
+        let stream = client.request("GET", "/", &[], true);
+        let response = client.response(stream);
+        assert!(!response.ended && response.reset.is_some() || response.status() == 502, "{body}: {response:?}");
+        let mut client = proxy.client();
+        client.send_request("GET", "/", &[], b"");
+        let said = String::from_utf8(client.wire.read_to_end()).unwrap();
+        // Nothing at all, an error, or less than its head says.
+        let (head, body) = said.split_once("\r\n\r\n").unwrap_or_default();
+        assert!(head.starts_with("HTTP/1.1 502") || body.len() < 5, "{said}");
+    }
+}
+
+#[test]
+fn responses_that_break_http_2_are_answered_with_502() {
+    let cases: &[(&str, Deed)] = &[
+        ("no status", |h2, s| h2.headers(s, &[("x-a", "1")], true)),
+        ("a strange status", |h2, s| h2.headers(s, &[(":status", "abc")], true)),
+        ("a status that is too low", |h2, s| h2.headers(s, &[(":status", "99")], true)),
+        ("two statuses", |h2, s| h2.headers(s, &[(":status", "200"), (":status", "404")], true)),
+        ("a name in upper case", |h2, s| h2.headers(s, &[(":status", "200"), ("X-A", "1")], true)),
+        ("connection", |h2, s| h2.headers(s, &[(":status", "200"), ("connection", "close")], true)),
+        ("transfer-encoding", |h2, s| h2.headers(s, &[(":status", "200"), ("transfer-encoding", "chunked")], true)),
+        ("data before a head", |h2, s| h2.data(s, b"x", true)),
+        ("101", |h2, s| h2.headers(s, &[(":status", "101")], true)),
+        ("no compression", |h2, s| h2.send(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, s, &[0x80 | 126])),
+        ("a promise", |h2, s| h2.send(5, flag::END_HEADERS, s, &[0, 0, 0, 2, 0x88])),
+    ];
+    let mut failures = Vec::new();
+    for (what, evil) in cases {
+        let evil = *evil;
+        let upstream = speaking(&[], move |h2, _| {
+            while let Ok((stream, request)) = h2.next_request() {
+                match request.field(":path") {
+                    Some("/evil") => evil(h2, stream),
+                    _ => h2.answer(stream, 200, b"fine"),
+                }
+            }
+        });
+        let proxy = Proxy::start(config(&upstream, ""));
+        let status = proxy.get("/evil").status();
+        assert_eq!(proxy.get("/").text(), "fine", "after {what}");
+        let entry = proxy.entry_for("/evil");
+        if status != 502 || entry["flags"] != "UPE" {
+            failures.push(format!("{what}: {status} {} {}", entry["flags"], entry["details"]));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_head_that_is_too_large_is_answered_with_502() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            if request.field(":path") != Some("/large") {
+                h2.answer(stream, 200, b"fine");
+                continue;
+            }
+            let block = crate::harness::frames::encode(&[(":status", "200"), ("x-large", &"v".repeat(100_000))]);
+            let parts: Vec<_> = block.chunks(16_000).collect();
+            for (n, part) in parts.iter().enumerate() {
+                let last = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
+                h2.send(if n == 0 { kind::HEADERS } else { kind::CONTINUATION }, last, stream, part);
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    assert_eq!(proxy.get("/large").status(), 502);
+    assert_eq!(proxy.get("/").text(), "fine");
+}
+
+/// An upstream that has gone without a word.
+#[test]
+fn a_connection_whose_pings_are_not_answered_is_given_up() {
+    let upstream = speaking(&[], |h2, nth| {
+        h2.answers_pings = nth > 0;
+        while let Ok((stream, request)) = h2.next_request() {
+            if nth > 0 || request.field(":path") != Some("/dead") {
+                h2.answer(stream, 200, b"fine");
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, "http2: {ping_interval: 300ms, ping_timeout: 300ms}"));
+    // A POST: nobody may send it again by himself.
+    assert_eq!(proxy.request("POST", "/dead", &[], b"body").status(), 502);
+    assert_eq!(proxy.entry_for("/dead")["flags"], "UC");
+    assert_eq!(proxy.get("/").text(), "fine");
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[test]
+fn an_upstream_that_closes_its_idle_connection_is_not_noticed() {
+    let upstream = speaking(&[], |h2, _| {
+        if let Ok((stream, _)) = h2.next_request() {
+            h2.answer(stream, 200, b"fine");
+            h2.goaway(stream, code::NO_ERROR);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    for n in 1..=10 {
+        assert_eq!(proxy.request("POST", "/", &[], b"body").text(), "fine");
+        // Until the proxy knows, it could be used again, and be found closed with the request on it.
+        proxy.wait_for_metric("tollgate_cluster_connects_total", &[("cluster", "web")], f64::from(n));
+        wait_until("the connection's end", || {
+            proxy.metrics().sum("tollgate_cluster_connections", &[("cluster", "web")]) == 0.0
+        });
+    }
+}
+
+#[test]
+fn an_upload_goes_at_the_upstreams_pace() {
+    let (go, told) = mpsc::channel::<()>();
+    let told = std::sync::Mutex::new(told);
+    let upstream = speaking(&[(setting::INITIAL_WINDOW_SIZE, 10)], move |h2, _| {
+        while let Ok((stream, request)) = h2.next_head() {
+            if request.field(":path") == Some("/slow") {
+                h2.generous = false;
+                h2.wait(stream, "what the window allows", |m| m.body.len() == 10);
+                told.lock().unwrap().recv().unwrap();
+                h2.generous = true;
+                h2.window(stream, 10);
+            }
+            let length = h2.response(stream).body.len();
+            h2.answer(stream, 200, length.to_string().as_bytes());
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let body = vec![b'x'; 100_000];
+    let before = proxy.resident_kib();
+    let mut client = proxy.h2();
+    // Until its settings have come, the upstream has the windows of the standard.
+    assert_eq!(client.get("/").text(), "0");
+    let slow = client.request("POST", "/slow", &[], false);
+    client.data_within(slow, &body[..60_000]);
+    client.send(kind::DATA, flag::END_STREAM, slow, b"");
+    go.send(()).unwrap();
+    assert_eq!(client.response(slow).text(), "60000");
+    let response = proxy.request("POST", "/fast", &[], &body);
+    assert_eq!(response.text(), "100000");
+    assert!(proxy.resident_kib().saturating_sub(before) < 16 << 10);
+}
+
+/// An answer to an upload that is not read, and the words that no more of it is wanted (RFC 9113 section 8.1).
+#[test]
+fn an_early_answer_and_a_reset_without_an_error_are_a_whole_response() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, _)) = h2.next_head() {
+            h2.answer(stream, 403, b"no");
+            h2.reset(stream, code::NO_ERROR);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    client.data(stream, b"some", false);
+    let response = client.wait(stream, "an answer", |m| m.ended || m.reset.is_some_and(|c| c != code::NO_ERROR));
+    assert_eq!((response.status(), response.text(), response.ended), (403, "no", true));
+    assert_eq!(proxy.request("POST", "/", &[], b"body").text(), "no");
+}
+
+/// A client that goes away cancels its stream at the upstream, and the connection stays.
+#[test]
+fn what_a_client_cancels_is_cancelled_at_the_upstream() {
+    let (seen, saw) = mpsc::channel();
+    let seen = std::sync::Mutex::new(seen);
+    let upstream = speaking(&[], move |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            if request.field(":path") == Some("/held") {
+                seen.lock().unwrap().send(None).unwrap();
+                let reset = h2.wait(stream, "a reset", |m| m.reset.is_some()).reset.unwrap();
+                seen.lock().unwrap().send(Some(reset)).unwrap();
+                continue;
+            }
+            h2.answer(stream, 200, b"fine");
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let stream = client.request("GET", "/held", &[], true);
+    assert_eq!(saw.recv().unwrap(), None);
+    client.reset(stream, code::CANCEL);
+    assert_eq!(saw.recv().unwrap(), Some(code::CANCEL));
+    assert_eq!(client.get("/").text(), "fine");
+    let mut client = proxy.client();
+    client.send_request("GET", "/held", &[], b"");
+    assert_eq!(saw.recv().unwrap(), None);
+    drop(client);
+    assert_eq!(saw.recv().unwrap(), Some(code::CANCEL));
+    assert_eq!(proxy.get("/").text(), "fine");
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn another_protocol_for_the_same_endpoints_opens_other_connections() {
+    // It speaks what it is spoken to.
+    let upstream = Upstream::scripted(|mut connection| {
+        let mut first = connection.wire.read_exact(3).unwrap_or_default();
+        if first == b"PRI" {
+            let rest = crate::harness::frames::PREFACE.len() - 3;
+            first.extend(connection.wire.read_exact(rest).unwrap());
+            let mut h2 = H2::accepted(connection.wire, &[]);
+            while let Ok((stream, _)) = h2.next_request() {
+                h2.answer(stream, 200, b"two");
+            }
+            return;
+        }
+        while connection.request().is_some() {
+            connection.send(answer(200, &[], "one"));
+        }
+    });
+    let mut proxy = Proxy::start(config(&upstream, ""));
+    assert_eq!(proxy.get("/").text(), "two");
+    let h1 = Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[&upstream], "");
+    proxy.change_config(h1);
+    assert_eq!(proxy.get("/").text(), "one");
+    proxy.change_config(config(&upstream, ""));
+    assert_eq!(proxy.get("/").text(), "two");
+    assert_eq!(upstream.connections(), 3);
+}
+
+#[test]
+fn a_bound_on_requests_for_each_connection_is_kept() {
+    let upstream = echoing();
+    let proxy = Proxy::start(config(&upstream, "limits: {requests_per_connection: 2}"));
+    for n in 0..6 {
+        let path = format!("/{n}");
+        assert_eq!(proxy.get(&path).text(), path);
+    }
+    assert_eq!((connects(&proxy), upstream.connections()), (3.0, 3));
+}
+
+#[test]
+fn an_upstream_that_does_not_speak_it_is_answered_with_502() {
+    let upstream = Upstream::canned(answer(400, &[], "what?"));
+    let proxy = Proxy::start(config(&upstream, ""));
+    let response = proxy.get("/");
+    assert!(matches!(response.status(), 502 | 503), "{}", response.status());
+}

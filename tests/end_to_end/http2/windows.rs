@@ -1,0 +1,237 @@
+//! Who does not read holds up nobody else, and not for ever.
+
+use std::sync::mpsc;
+
+use crate::harness::{
+    Config, H2, Proxy, Upstream, answer,
+    frames::{code, kind, setting},
+    wait_until,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Sends `/large` as long as the proxy takes it, and other responses at once.
+fn upstream() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        while let Some(request) = connection.request() {
+            match request.target() {
+                "/large" => {
+                    connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 256 * MIB));
+                    for _ in 0..256 {
+                        if connection.wire.send(vec![b'x'; MIB]).is_err() {
+                            return;
+                        }
+                    }
+                }
+                _ => connection.send(answer(200, &[], "hello")),
+            }
+        }
+    })
+}
+
+/// The streams of a client that gives tiny windows end after `timeouts.idle`; those beside them are served.
+#[test]
+fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
+    client.generous = false;
+    client.window(0, 1 << 30);
+    let stalled: Vec<u32> = (0..10).map(|_| client.request("GET", "/large", &[], true)).collect();
+    let fine = client.request("GET", "/fine", &[], true);
+    client.window(fine, 1000);
+    assert_eq!(client.response(fine).text(), "hello");
+    for stream in stalled {
+        let response = client.response(stream);
+        assert_eq!((response.status(), response.text(), response.ended), (200, "x", false));
+        assert!(response.reset.is_some());
+    }
+    let entry = proxy.entry_for("/large");
+    assert_eq!(entry["flags"], "SI", "{entry}");
+    proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 0.0);
+    wait_until("the upstream's connections to be let go", || {
+        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 0.0
+    });
+    // The connection is as good as before.
+    let stream = client.request("GET", "/again", &[], true);
+    client.window(stream, 1000);
+    assert_eq!(client.response(stream).text(), "hello");
+}
+
+/// The same for a client that gives no window to its connection as a whole.
+#[test]
+fn a_connection_without_a_window_does_not_hold_its_streams_for_ever() {
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1 << 30)]);
+    client.generous = false;
+    let first = client.request("GET", "/large", &[], true);
+    let second = client.request("GET", "/large", &[], true);
+    for stream in [first, second] {
+        let response = client.response(stream);
+        assert!(response.reset.is_some() && !response.ended);
+    }
+    assert_eq!(client.so_far(first).body.len() + client.so_far(second).body.len(), 65_535);
+    // What was in the streams that ended takes nothing from those that follow.
+    client.window(0, 1000);
+    assert_eq!(client.get("/fine").text(), "hello");
+}
+
+#[test]
+fn who_reads_slowly_stalls_that_stream_only_and_takes_no_memory() {
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1000)]);
+    client.generous = false;
+    client.window(0, 1 << 30);
+    let before = proxy.resident_kib();
+    let slow: Vec<u32> = (0..20).map(|_| client.request("GET", "/large", &[], true)).collect();
+    for stream in &slow {
+        client.wait(*stream, "what its window allows", |m| m.body.len() == 1000);
+    }
+    for _ in 0..100 {
+        assert_eq!(client.get("/fine").text(), "hello");
+    }
+    let grown = proxy.resident_kib().saturating_sub(before);
+    assert!(grown < 20 << 10, "{grown} KiB more for 20 streams");
+    // It goes on as soon as there is a window again.
+    client.window(slow[0], 5000);
+    client.wait(slow[0], "more", |m| m.body.len() == 6000);
+}
+
+/// Reads heads at once, and bodies only when it is told to.
+fn slow_reader() -> (Upstream, mpsc::Sender<()>) {
+    let (go, told) = mpsc::channel::<()>();
+    let told = std::sync::Mutex::new(told);
+    let upstream = Upstream::scripted(move |mut connection| {
+        while let Some(mut request) = connection.head() {
+            if request.target() == "/slow" && told.lock().unwrap().recv().is_err() {
+                return;
+            }
+            if connection.wire.read_body(&mut request, false).is_err() {
+                return;
+            }
+            connection.send(answer(200, &[], request.body.len().to_string()));
+        }
+    });
+    (upstream, go)
+}
+
+#[test]
+fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
+    let (upstream, go) = slow_reader();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    client.ping();
+    let body = vec![b'x'; 32 * MIB];
+    let before = proxy.resident_kib();
+    let slow = client.request("POST", "/slow", &[("content-length", &body.len().to_string())], false);
+    let mut sent = client.data_within(slow, &body);
+    upstream.wait_for_requests(1);
+    // Others pass, and meanwhile no window comes for this one any more: what systems buffer is full.
+    let mut quiet = 0;
+    while quiet < 50 {
+        let stream = client.request("POST", "/fast", &[], false);
+        client.upload(stream, &body[..100_000]);
+        assert_eq!(client.response(stream).text(), "100000");
+        match client.data_within(slow, &body[sent..]) {
+            0 => quiet += 1,
+            more => (sent, quiet) = (sent + more, 0),
+        }
+        assert!(sent < body.len(), "nobody reads it, and all of it was taken");
+    }
+    let grown = proxy.resident_kib().saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more");
+    go.send(()).unwrap();
+    client.upload(slow, &body[sent..]);
+    assert_eq!(client.response(slow).text(), body.len().to_string());
+}
+
+/// What is not read of an upload that was answered early must be given back to the connection, or it starves.
+#[test]
+fn uploads_that_are_answered_early_leave_the_connections_window_as_it_was() {
+    let upstream = Upstream::scripted(|mut connection| {
+        if let Some(request) = connection.head() {
+            connection.send(answer(403, &["connection: close"], "no"));
+            if request.target() == "/reset" {
+                return connection.wire.reset();
+            }
+            connection.wait_for_end();
+        }
+    });
+    let proxy = Proxy::start(Config::to(&upstream).listener("http2: {stream_window: 256KiB, connection_window: 1MiB}"));
+    let mut client = proxy.h2();
+    client.ping();
+    let body = vec![b'x'; 200_000];
+    for n in 0..50 {
+        let stream = client.request("POST", "/early", &[], false);
+        let mut rest = &body[..];
+        while !rest.is_empty() && client.so_far(stream).reset.is_none() {
+            match client.data_within(stream, rest) {
+                // The stream's own window may stay shut: it was answered.
+                0 if client.so_far(stream).ended => break,
+                0 => _ = client.read().unwrap_or_else(|e| panic!("{e}: no window for upload {n}")),
+                sent => rest = &rest[sent..],
+            }
+        }
+        assert!(matches!(client.response(stream).status(), 403 | 502), "{n}");
+        client.reset(stream, code::CANCEL);
+    }
+}
+
+/// The same when the proxy has no upstream for it at all.
+#[test]
+fn uploads_that_are_refused_leave_the_connections_window_as_it_was() {
+    let proxy = Proxy::start(
+        Config::to(Upstream::refusing()).listener("http2: {stream_window: 256KiB, connection_window: 1MiB}"),
+    );
+    let mut client = proxy.h2();
+    client.ping();
+    let body = vec![b'x'; 200_000];
+    for n in 0..50 {
+        let stream = client.request("POST", "/refused", &[], false);
+        let mut rest = &body[..];
+        while !rest.is_empty() && client.so_far(stream).reset.is_none() {
+            match client.data_within(stream, rest) {
+                0 if client.so_far(stream).ended => break,
+                0 => _ = client.read().unwrap_or_else(|e| panic!("{e}: no window for upload {n}")),
+                sent => rest = &rest[sent..],
+            }
+        }
+        assert_eq!(client.response(stream).status(), 503, "{n}");
+    }
+}
+
+#[test]
+fn an_upload_that_stops_ends_with_408() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/stops", &[("content-length", "100")], false);
+    client.data(stream, b"some", false);
+    let response = client.response(stream);
+    assert_eq!(response.status(), 408);
+    assert_eq!(proxy.entry_for("/stops")["flags"], "DT");
+    assert_eq!(client.get("/").status(), 200, "the connection can be used on");
+}
+
+/// A window beyond 2^31 - 1 (RFC 9113 section 6.9.1), and one of 0.
+#[test]
+fn windows_that_cannot_be_end_the_stream_or_the_connection() {
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    client.window(stream, (1 << 31) - 1);
+    assert!(client.response(stream).reset.is_some());
+    assert_eq!(client.get("/").text(), "hello");
+    client.window(0, (1 << 31) - 1);
+    assert_ne!(client.read_to_end().expect("a GOAWAY").code(), code::NO_ERROR);
+    let mut client = proxy.h2();
+    client.send(kind::WINDOW_UPDATE, 0, 0, &[0; 4]);
+    assert_eq!(client.read_to_end().expect("a GOAWAY").code(), code::PROTOCOL_ERROR);
+    // A SETTINGS that makes a window of a stream overflow.
+    let mut client = proxy.h2();
+    client.settings(&[(setting::INITIAL_WINDOW_SIZE, u32::MAX)]);
+    assert_ne!(client.read_to_end().expect("a GOAWAY").code(), code::NO_ERROR);
+}

@@ -1,0 +1,135 @@
+//! curl, over all versions and kinds of sockets.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::{large, needs, upstream};
+use crate::harness::{Config, Proxy, Upstream, answer, peer::run, pki::Authority};
+
+#[test]
+fn large_bodies_pass_both_ways_whole() {
+    let curl = needs!("curl");
+    let (upstream, authority, dir) = (upstream(), Authority::with(&["web.test"]), TempDir::new().expect("a folder"));
+    let (file, got) = (dir.path().join("large"), dir.path().join("got"));
+    fs::write(&file, large()).expect("a file can be written");
+    let sent = format!("@{}", file.display());
+    let ca = authority.path("ca.pem");
+    for options in ["", "protocol: h2"] {
+        // To itself, and from there to the upstream: HTTP/2 to the upstream as well.
+        let config = Config::new()
+            .listener("cluster: web")
+            .listener(&authority.tls(&["web.test"], "mode: permissive"))
+            .cluster("web", &["@inner@"], options)
+            .cluster("last", &[&upstream], "");
+        let config = String::from(config)
+            .replace("\nclusters:", "\n  - {name: inner, address: '@inner@', cluster: last}\nclusters:");
+        let proxy = Proxy::start(config);
+        let port = proxy.address("main").port();
+        let resolve = format!("web.test:{port}:127.0.0.1");
+        for (scheme, version) in
+            [("http", "--http1.1"), ("http", "--http2-prior-knowledge"), ("https", "--http1.1"), ("https", "--http2")]
+        {
+            let base = format!("{scheme}://web.test:{port}");
+            let common = ["-sS", "--cacert", &ca, "--resolve", &resolve, version];
+            let url = format!("{base}/large");
+            let out = got.to_str().expect("a path");
+            let said = run(&curl, &[&common[..], &["-o", out, "-w", "%{http_version}", &url]].concat()).well();
+            assert_eq!(said, if version == "--http1.1" { "1.1" } else { "2" });
+            assert!(fs::read(&got).expect("a file") == large(), "{scheme} {version}: the download is another one");
+            let url = format!("{base}/upload");
+            let said = run(&curl, &[&common[..], &["--data-binary", &sent, &url]].concat()).well();
+            assert_eq!(said, large().len().to_string(), "{scheme} {version}");
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_to_http_2_is_not_taken() {
+    let curl = needs!("curl");
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let url = format!("http://{}/", proxy.address("main"));
+    let said = run(&curl, &["-sS", "--http2", "-w", " %{http_version}", "-d", "body", &url]).well();
+    assert_eq!(said, "4 1.1");
+}
+
+/// Over TLS, as curl 7.88 cannot do it with prior knowledge (with no server).
+#[test]
+fn many_requests_share_a_connection() {
+    let curl = needs!("curl");
+    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
+    let proxy = Proxy::start(Config::to(&upstream).listener(&authority.tls(&["web.test"], "")));
+    let url = format!("https://{}/[1-200]", proxy.address("main"));
+    let args = ["-sS", "-k", "-Z", "--parallel-max", "50", "--http2", "-w", "%{http_code}\n", "-o", "/dev/null"];
+    let said = run(&curl, &[&args[..], &[&url]].concat()).well();
+    assert_eq!(said.lines().filter(|line| *line == "200").count(), 200);
+    let connections = proxy.metrics().sum("tollgate_connections_total", &[("listener", "main")]);
+    assert!(connections < 10.0, "{connections}");
+}
+
+#[test]
+fn unix_sockets_on_both_sides() {
+    let curl = needs!("curl");
+    let upstream = upstream();
+    let config = Config::new().listener("cluster: inner").cluster("inner", &["unix:inner.sock"], "protocol: h2");
+    let config = String::from(config.cluster("web", &[&upstream], ""))
+        .replace("\nclusters:", "\n  - {name: inner, address: 'unix:inner.sock', cluster: web}\nclusters:");
+    let proxy = Proxy::start(config);
+    let url = format!("http://{}/", proxy.address("main"));
+    assert_eq!(run(&curl, &["-sS", "-d", "body", &url]).well(), "4");
+    let socket = proxy.dir().join("inner.sock");
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let socket = socket.to_str().expect("a path");
+        let said = run(&curl, &["-sS", version, "--unix-socket", socket, "-d", "other", "http://any/"]).well();
+        assert_eq!(said, "5", "{version}");
+    }
+}
+
+/// As curl speaks to a proxy that it was told to use.
+#[test]
+fn connect_opens_a_tunnel() {
+    let curl = needs!("curl");
+    let (upstream, authority) = (upstream(), Authority::with(&["web.test", "proxy.test"]));
+    // Behind the tunnel: a listener with TLS, so that it must be passed on byte by byte.
+    let config = Config::new()
+        .listener("connect: true\ncluster: inner")
+        .listener(&authority.tls(&["proxy.test"], "mode: permissive"))
+        .cluster("inner", &["@inner@"], "")
+        .cluster("web", &[&upstream], "");
+    let inner =
+        format!("\n  - {{name: inner, address: '@inner@', cluster: web, {}}}", authority.tls(&["web.test"], ""));
+    let proxy = Proxy::start(String::from(config).replace("\nclusters:", &format!("{inner}\nclusters:")));
+    let port = proxy.address("main").port();
+    let (ca, plain) = (authority.path("ca.pem"), format!("http://127.0.0.1:{port}"));
+    for version in ["--http1.1", "--http2"] {
+        let args = ["-sS", version, "-p", "-x", &plain, "--cacert", &ca, "-d", "body", "https://web.test/"];
+        assert_eq!(run(&curl, &args).well(), "4", "{version}");
+        let secure = format!("https://proxy.test:{port}");
+        let resolve = format!("proxy.test:{port}:127.0.0.1");
+        let args = ["-sS", version, "-p", "-x", &secure, "--proxy-cacert", &ca, "--resolve", &resolve];
+        let inside = ["--cacert", &ca, "-d", "body", "https://web.test/"];
+        assert_eq!(run(&curl, &[&args[..], &inside].concat()).well(), "4", "{version}");
+    }
+    let entry = proxy.entry(|entry| entry["method"] == "CONNECT");
+    assert_eq!((&entry["status"], &entry["cluster"]), (&101.into(), &"inner".into()), "{entry}");
+    assert!(entry["request_bytes"].as_u64() > Some(100), "{entry}");
+}
+
+#[test]
+fn trailers_reach_curl() {
+    let curl = needs!("curl");
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/" => {
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Down\r\n\r\n2\r\nab\r\n0\r\nX-Down: 1\r\n\r\n"
+                .to_vec()
+        }
+        _ => answer(404, &[], ""),
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let url = format!("http://{}/", proxy.address("main"));
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let said = run(&curl, &["-sS", version, "-H", "TE: trailers", "-D", "-", &url]).well();
+        assert!(said.to_lowercase().contains("x-down: 1"), "{version}: {said}");
+    }
+}

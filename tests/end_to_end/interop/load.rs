@@ -1,0 +1,74 @@
+//! h2load: under load nothing fails, not even while things change.
+
+use super::{four_filters, needs};
+use crate::harness::{Config, Proxy, Upstream, answer, peer::run, pki::Authority, wait_until};
+
+/// Runs it; all requests must have succeeded.
+fn h2load(tool: &std::path::Path, proxy: &Proxy, requests: usize, args: &[&str]) {
+    let url = format!("https://{}/", proxy.address("main"));
+    let requests = requests.to_string();
+    let said = run(tool, &[&["-n", &requests], args, &[&url]].concat()).well();
+    let line = |begin: &str| said.lines().find(|l| l.starts_with(begin)).unwrap_or_else(|| panic!("{said}")).to_owned();
+    let done = format!("{requests} succeeded, 0 failed, 0 errored, 0 timeout");
+    assert!(line("requests:").contains(&done), "{said}");
+    assert!(line("status codes:").contains(&format!("{requests} 2xx")), "{said}");
+}
+
+fn config(upstream: &Upstream, authority: &Authority, more: &str) -> Config {
+    let listener = authority.tls(&["web.test"], "");
+    let config = Config::new().top("workers: 2").listener(&listener).listener(more);
+    four_filters(config.cluster("web", &[upstream], ""))
+}
+
+#[test]
+fn four_filters_and_tls_under_load() {
+    let h2load = needs!("h2load");
+    let (upstream, authority) = (Upstream::replying(|_| answer(200, &[], "hello")), Authority::with(&["web.test"]));
+    let proxy = Proxy::start(config(&upstream, &authority, ""));
+    self::h2load(&h2load, &proxy, 5000, &["-c", "8", "-m", "32"]);
+    self::h2load(&h2load, &proxy, 1000, &["-c", "4", "-m", "1", "--h1"]);
+    assert_eq!(upstream.requests().len(), 6000);
+}
+
+/// The configuration, the filters' instances and the certificates change while requests are under way.
+#[test]
+fn nothing_is_lost_when_filters_and_certificates_change() {
+    let h2load = needs!("h2load");
+    let (upstream, authority) = (Upstream::replying(|_| answer(200, &[], "hello")), Authority::with(&["web.test"]));
+    let mut proxy = Proxy::start(config(&upstream, &authority, ""));
+    let address = proxy.address("main");
+    let before = proxy.version();
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            // Connections that live through all of it, and such as meet a certificate in the middle.
+            let url = format!("https://{address}/");
+            let long = run(&h2load, &["-D", "6", "-c", "4", "-m", "8", &url]).well();
+            let line = long.lines().find(|l| l.starts_with("requests:")).unwrap_or_else(|| panic!("{long}"));
+            assert!(line.contains(" 0 failed, 0 errored, 0 timeout"), "{long}");
+            let codes = long.lines().find(|l| l.starts_with("status codes:")).unwrap_or_else(|| panic!("{long}"));
+            assert!(codes.contains("0 3xx, 0 4xx, 0 5xx"), "{long}");
+        });
+        let short = scope.spawn(|| {
+            let url = format!("https://{address}/");
+            for _ in 0..30 {
+                let said = run(&h2load, &["-n", "20", "-c", "4", "-m", "2", &url]).well();
+                assert!(said.contains("20 succeeded, 0 failed"), "{said}");
+            }
+        });
+        for n in 2..8_u64 {
+            authority.sign("web.test", n);
+            let changed = config(&upstream, &authority, &format!("via: number-{n}"));
+            proxy.put_config(changed);
+            wait_until("a change to be in force", || {
+                let (status, _) = proxy.reload();
+                status == 200 && proxy.config().to_string().contains(&format!("number-{n}"))
+            });
+        }
+        load.join().expect("the load");
+        short.join().expect("the load");
+    });
+    assert!(proxy.version() >= before + 6);
+    // When its time is over, h2load goes away from what is under way, which then has no status.
+    let failed = ["4xx", "5xx"].map(|class| proxy.metrics().sum("tollgate_requests_total", &[("class", class)]));
+    assert_eq!(failed, [0.0; 2]);
+}

@@ -1,0 +1,143 @@
+//! openssl's client: versions, names, certificates of clients, sessions.
+
+use std::path::Path;
+
+use super::{needs, upstream};
+use crate::harness::{
+    Config, Proxy, Upstream,
+    peer::{Said, run_with},
+    pki::Authority,
+};
+
+fn connect(openssl: &Path, proxy: &Proxy, authority: &Authority, args: &[&str]) -> Said {
+    let (address, ca) = (proxy.address("main").to_string(), authority.path("ca.pem"));
+    let common = ["s_client", "-connect", &address, "-CAfile", &ca, "-verify_return_error", "-ign_eof"];
+    let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
+    run_with(openssl, &[&common[..], args].concat(), request)
+}
+
+fn proxy(upstream: &Upstream, tls: &str) -> Proxy {
+    Proxy::start(Config::to(upstream).listener(tls))
+}
+
+fn served(said: &Said) -> bool {
+    said.out.contains("HTTP/1.1 200 OK")
+}
+
+#[test]
+fn the_protocol_is_agreed_on() {
+    let openssl = needs!("openssl");
+    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
+    let proxy = proxy(&upstream, &authority.tls(&["web.test"], ""));
+    let alpn = |list: &str| {
+        let args = ["s_client", "-connect", &proxy.address("main").to_string(), "-alpn", list];
+        run_with(&openssl, &args, b"").out
+    };
+    for (list, chosen) in [("h2,http/1.1", "h2"), ("http/1.1,h2", "h2"), ("http/1.1", "http/1.1"), ("other,h2", "h2")] {
+        let said = alpn(list);
+        assert!(said.contains(&format!("ALPN protocol: {chosen}")), "{list}: {said}");
+    }
+    // Nothing in common ends the handshake (RFC 7301 section 3.2); without ALPN it is HTTP/1.1.
+    assert!(!alpn("other").contains("ALPN protocol"));
+    proxy.refused_one("handshake");
+    assert!(served(&connect(&openssl, &proxy, &authority, &["-servername", "web.test"])));
+}
+
+#[test]
+fn the_certificate_goes_by_the_name() {
+    let openssl = needs!("openssl");
+    let names = ["first.test", "web.test", "*.wild.test", "exact.wild.test"];
+    let (upstream, authority) = (upstream(), Authority::with(&names));
+    let proxy = proxy(&upstream, &authority.tls(&names, ""));
+    let cases = [
+        ("web.test", "web.test"),
+        ("WEB.test", "web.test"),
+        ("any.wild.test", "*.wild.test"),
+        ("exact.wild.test", "exact.wild.test"),
+        ("two.any.wild.test", "first.test"),
+        ("unknown.test", "first.test"),
+    ];
+    for (asked, shown) in cases {
+        let said = connect(&openssl, &proxy, &authority, &["-servername", asked]);
+        assert!(said.out.contains(&format!("subject=CN = {shown}\n")), "{asked}: {said:?}");
+        assert!(served(&said));
+    }
+    let said = connect(&openssl, &proxy, &authority, &["-noservername"]);
+    assert!(said.out.contains("subject=CN = first.test\n"), "{said:?}");
+}
+
+#[test]
+fn versions_are_those_that_are_allowed() {
+    let openssl = needs!("openssl");
+    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
+    let both = proxy(&upstream, &authority.tls(&["web.test"], ""));
+    for (option, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+        let said = connect(&openssl, &both, &authority, &[option]);
+        assert!(served(&said) && said.out.contains(name), "{said:?}");
+    }
+    // Old versions need openssl's consent as well.
+    let old = connect(&openssl, &both, &authority, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    assert!(!served(&old), "{old:?}");
+    both.refused_one("handshake");
+    let new = proxy(&upstream, &authority.tls(&["web.test"], "min_version: '1.3'"));
+    assert!(!served(&connect(&openssl, &new, &authority, &["-tls1_2"])));
+    assert!(served(&connect(&openssl, &new, &authority, &["-tls1_3"])));
+    let address = both.address("main").to_string();
+    for weak in ["AES128-SHA", "ECDHE-RSA-AES128-SHA", "NULL-SHA:@SECLEVEL=0"] {
+        let said = run_with(&openssl, &["s_client", "-connect", &address, "-tls1_2", "-cipher", weak], b"");
+        assert!(said.out.contains("Cipher is (NONE)"), "{weak}: {said:?}");
+    }
+}
+
+#[test]
+fn sessions_are_resumed() {
+    let openssl = needs!("openssl");
+    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
+    let proxy = proxy(&upstream, &authority.tls(&["web.test"], ""));
+    let session = authority.path("session");
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = connect(&openssl, &proxy, &authority, &[version, "-sess_out", &session]);
+        assert!(served(&said) && said.out.contains("New, TLS"), "{said:?}");
+        let said = connect(&openssl, &proxy, &authority, &[version, "-sess_in", &session]);
+        assert!(served(&said) && said.out.contains("Reused, TLS"), "{version}: {said:?}");
+    }
+    let address = proxy.address("main").to_string();
+    let said = run_with(&openssl, &["s_client", "-connect", &address, "-tls1_2", "-reconnect"], b"");
+    assert!(said.out.matches("Reused, TLSv1.2").count() == 5, "{said:?}");
+}
+
+#[test]
+fn clients_show_their_certificates() {
+    let openssl = needs!("openssl");
+    let upstream = upstream();
+    let authority = Authority::with(&["web.test", "client.test", "revoked.test"]);
+    let stranger = Authority::with(&["client.test"]);
+    std::fs::write(authority.dir().join("list.crl"), authority.crl(3)).expect("a file can be written");
+    let ca = format!("client_ca: [{}], crl: [{}]", authority.path("ca.pem"), authority.path("list.crl"));
+    let shown = |by: &Authority, name: &str| {
+        ["-cert".to_owned(), by.path(&format!("{name}.pem")), "-key".to_owned(), by.path(&format!("{name}.key"))]
+    };
+    for (mode, nobody, known, revoked, unknown) in [
+        ("none", true, true, true, true),
+        ("request", true, true, false, false),
+        ("require", false, true, false, false),
+    ] {
+        let options = match mode {
+            "none" => String::new(),
+            _ => format!("client_certificates: {mode}, {ca}"),
+        };
+        let proxy = proxy(&upstream, &authority.tls(&["web.test"], &options));
+        for version in ["-tls1_2", "-tls1_3"] {
+            let with = |pair: [String; 4]| {
+                let pair = pair.each_ref().map(String::as_str);
+                served(&connect(&openssl, &proxy, &authority, &[&[version], &pair[..]].concat()))
+            };
+            assert_eq!(served(&connect(&openssl, &proxy, &authority, &[version])), nobody, "{mode} {version}: nobody");
+            assert_eq!(with(shown(&authority, "client.test")), known, "{mode} {version}: known");
+            assert_eq!(with(shown(&authority, "revoked.test")), revoked, "{mode} {version}: revoked");
+            assert_eq!(with(shown(&stranger, "client.test")), unknown, "{mode} {version}: unknown");
+        }
+        let failed = [nobody, known, revoked, unknown].iter().filter(|served| !**served).count() * 2;
+        proxy.wait_for_metric("tollgate_connections_refused_total", &[("reason", "handshake")], failed as f64);
+    }
+}

@@ -1,0 +1,329 @@
+//! TCP listeners: bytes go through as they are, ends are passed on, and every connection is accounted for.
+
+mod around;
+mod filters;
+mod third_party;
+
+use std::{fs, io::Write, net::TcpListener, thread, time::Duration};
+
+use crate::{
+    guest,
+    harness::{Config, Proxy, Signal, Upstream, Wire, wait_until},
+};
+
+/// An upstream that sends back what it gets, and ends when its client has.
+fn echo() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = connection.wire.read_some(&mut buffer) {
+            connection.send(&buffer[..n]);
+        }
+    })
+}
+
+/// One cluster, to which all connections go.
+fn to(upstream: &Upstream) -> Config {
+    Config::to(upstream).listener("protocol: tcp")
+}
+
+fn connect(proxy: &Proxy) -> Wire {
+    proxy.client().wire
+}
+
+/// Sends something and waits for it to come back.
+fn echoes(wire: &mut Wire, text: &str) {
+    wire.send(text).expect("the proxy reads");
+    assert_eq!(wire.read_exact(text.len()).expect("an echo"), text.as_bytes());
+}
+
+/// An address where nobody listens.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+#[test]
+fn bytes_go_through_and_are_accounted_for() {
+    let upstream = echo();
+    let proxy = Proxy::start(to(&upstream));
+    let mut wire = connect(&proxy);
+    echoes(&mut wire, "hello");
+    assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_active", &[("listener", "main")]), 1.0);
+    wire.finish();
+    assert_eq!(wire.read_to_end(), b"");
+
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["request_bytes"], &entry["response_bytes"]), (&5.into(), &5.into()));
+    assert_eq!((&entry["cluster"], &entry["endpoint"]), (&"web".into(), &upstream.to_string().into()));
+    assert_eq!((&entry["flags"], &entry["details"], &entry["status"]), (&().into(), &().into(), &().into()));
+    assert_eq!((&entry["attempts"], &entry["listener"]), (&1.into(), &"main".into()));
+    assert!(entry["upstream_connect_ms"].is_number() && entry["upstream_first_byte_ms"].is_number());
+    let metrics = proxy.metrics();
+    for (name, labels, value) in [
+        ("tollgate_tcp_connections_total", [("listener", "main"), ("listener", "main")], 1.0),
+        ("tollgate_tcp_connections_active", [("listener", "main"), ("listener", "main")], 0.0),
+        ("tollgate_tcp_bytes_total", [("listener", "main"), ("direction", "received")], 5.0),
+        ("tollgate_tcp_bytes_total", [("listener", "main"), ("direction", "sent")], 5.0),
+        ("tollgate_upstream_tcp_bytes_total", [("cluster", "web"), ("direction", "sent")], 5.0),
+        ("tollgate_upstream_tcp_bytes_total", [("cluster", "web"), ("direction", "received")], 5.0),
+        ("tollgate_cluster_connects_total", [("cluster", "web"), ("cluster", "web")], 1.0),
+        ("tollgate_cluster_requests_active", [("cluster", "web"), ("cluster", "web")], 0.0),
+        ("tollgate_cluster_connections", [("cluster", "web"), ("cluster", "web")], 0.0),
+    ] {
+        assert_eq!(metrics.sum(name, &labels), value, "{name} {labels:?}");
+    }
+}
+
+#[test]
+fn either_end_may_speak_first_and_end_first() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.send("welcome\n");
+        connection.wire.finish();
+        let rest = connection.wire.read_to_end();
+        assert_eq!(rest, b"thank you");
+    });
+    let proxy = Proxy::start(to(&upstream));
+    let mut wire = connect(&proxy);
+    assert_eq!(wire.read_to_end(), b"welcome\n", "and the end");
+    wire.send("thank you").expect("the other direction goes on");
+    wire.finish();
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["request_bytes"], &entry["flags"]), (&9.into(), &().into()));
+
+    let upstream = Upstream::scripted(|mut connection| {
+        let all = connection.wire.read_to_end();
+        connection.send(format!("{} bytes", all.len()));
+    });
+    let proxy = Proxy::start(to(&upstream));
+    let mut wire = connect(&proxy);
+    wire.send(vec![1; 100_000]).expect("the proxy reads");
+    wire.finish();
+    assert_eq!(wire.read_to_end(), b"100000 bytes");
+}
+
+#[test]
+fn a_large_transfer_needs_little_memory() {
+    const SIZE: usize = 128 << 20;
+    let filter =
+        guest::filter(r#"(func (export "proxy_on_upstream_data") (param i32 i32 i32) (result i32) (i32.const 0))"#);
+    // Moved by the kernel, and through a filter.
+    for config in [to, |upstream: &Upstream| to(upstream).filter("pass", "pass.wasm", "")] {
+        let upstream = Upstream::scripted(|mut connection| {
+            let piece: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
+            (0..SIZE / piece.len()).for_each(|_| connection.send(&piece));
+        });
+        let proxy = Proxy::start_with(config(&upstream), &[("pass.wasm", &filter)]);
+        let peak = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("its status");
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+            line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+        };
+        let mut wire = connect(&proxy);
+        let before = peak();
+        // The first bytes are left waiting until nothing more can be on its way.
+        let moved = || proxy.metrics().sum("tollgate_tcp_bytes_total", &[("direction", "sent")]) as usize;
+        let mut last = 0;
+        wait_until("the transfer to be held up", || {
+            thread::sleep(Duration::from_millis(100));
+            let now = moved();
+            std::mem::replace(&mut last, now) == now && now > 0
+        });
+        assert!(last < SIZE, "a client that does not read was sent everything");
+        let (mut got, mut buffer) = (0, vec![0; 1 << 20]);
+        while let Ok(n @ 1..) = wire.read_some(&mut buffer) {
+            let expected = |i: usize| (((got + i) % (1 << 20)) % 251) as u8;
+            assert!((0..n).step_by(997).all(|i| buffer[i] == expected(i)));
+            got += n;
+        }
+        assert_eq!(got, SIZE);
+        let grown = peak() - before;
+        assert!(grown < 32 << 20, "{grown} bytes more");
+    }
+}
+
+#[test]
+fn resets_are_passed_on_and_flagged() {
+    let upstream = Upstream::scripted(|mut connection| {
+        if connection.wire.read_exact(1).is_ok_and(|word| word == b"!") {
+            connection.wire.reset();
+        } else {
+            connection.send("x");
+            let mut byte = [0];
+            let error = connection.wire.read_some(&mut byte).expect_err("a reset");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    });
+    let proxy = Proxy::start(to(&upstream));
+    let mut wire = connect(&proxy);
+    wire.send("!").expect("the proxy reads");
+    let error = wire.read_some(&mut [0]).expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let entry = proxy.entry(|entry| entry["details"] == "upstream_reset");
+    assert_eq!(entry["flags"], "UC");
+
+    let mut wire = connect(&proxy);
+    wire.send("?").expect("the proxy reads");
+    wire.read_exact(1).expect("an answer");
+    wire.reset();
+    assert_eq!(proxy.entry(|entry| entry["details"] == "client_reset")["flags"], "DC");
+}
+
+#[test]
+fn what_cannot_be_connected_is_closed_and_flagged() {
+    let silent = echo();
+    let place = "limits: {connections: 1}";
+    for (clusters, flags, details) in [
+        (Config::new().listener("cluster: web").cluster("web", &[nobody()], ""), "UF", "connect_failure"),
+        (
+            Config::new().listener("cluster: web").cluster("web", &[nobody()], "retry: {attempts: 2}"),
+            "UF,URX",
+            "connect_failure",
+        ),
+        (Config::new().listener("cluster: web").cluster("web", &[] as &[String], ""), "UH", "no_endpoint"),
+        (Config::new().listener("cluster: web").cluster("web", &[&silent], place), "UO", "overflow"),
+    ] {
+        let proxy = Proxy::start(clusters.listener("protocol: tcp"));
+        let mut held = connect(&proxy);
+        if flags == "UO" {
+            echoes(&mut held, "this one is open");
+        }
+        assert!(connect(&proxy).is_closed());
+        let entry = proxy.entry(|entry| entry["details"] == details);
+        assert_eq!((&entry["flags"], &entry["cluster"]), (&flags.into(), &"web".into()));
+        proxy.wait_for_metric("tollgate_response_flags_total", &[("flag", &flags[..2])], 1.0);
+    }
+}
+
+#[test]
+fn idle_and_old_connections_are_closed() {
+    let upstream = echo();
+    let proxy = Proxy::start(to(&upstream).listener("timeouts: {idle: 200ms}"));
+    let mut wire = connect(&proxy);
+    echoes(&mut wire, "awake");
+    assert!(wire.is_closed());
+    assert_eq!(proxy.entry(|entry| entry["details"] == "idle_timeout")["flags"], "SI");
+
+    let proxy = Proxy::start(to(&upstream).listener("timeouts: {connection_age: 300ms}"));
+    let mut wire = connect(&proxy);
+    while wire.send("x").and_then(|()| wire.read_exact(1)).is_ok() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(proxy.entry(|entry| entry["details"] == "connection_age")["flags"], "DT");
+}
+
+#[test]
+fn clusters_share_connections_by_weight() {
+    let upstreams = [echo(), echo(), echo()];
+    let proxy = Proxy::start(
+        Config::new()
+            .listener(
+                "protocol: tcp\ntcp: {clusters: [{cluster: a, weight: 9}, {cluster: b}, {cluster: c, weight: 0}]}",
+            )
+            .cluster("a", &[&upstreams[0]], "")
+            .cluster("b", &[&upstreams[1]], "")
+            .cluster("c", &[&upstreams[2]], ""),
+    );
+    for _ in 0..100 {
+        echoes(&mut connect(&proxy), "x");
+    }
+    let counts = upstreams.map(|u| u.connections());
+    assert_eq!((counts[0] + counts[1], counts[2]), (100, 0));
+    // Less than this has a chance of one in a billion.
+    assert!(counts[0] > 60 && counts[1] > 0, "{counts:?}");
+}
+
+#[test]
+fn a_reload_leaves_connections_where_they_are() {
+    let (old, new) = (echo(), echo());
+    let mut proxy = Proxy::start(to(&old));
+    let mut before = connect(&proxy);
+    echoes(&mut before, "to the old one");
+    proxy.change_config(to(&new));
+    echoes(&mut before, "still there");
+    let mut after = connect(&proxy);
+    echoes(&mut after, "to the new one");
+    assert_eq!((old.connections(), new.connections()), (1, 1));
+    // Not even a listener that goes away takes them with it.
+    proxy.change_config(
+        "listeners: [{name: other, address: '@other@', protocol: tcp, cluster: web}]\nclusters: [{name: web}]\n",
+    );
+    echoes(&mut before, "and there");
+    echoes(&mut after, "and here");
+}
+
+#[test]
+fn a_proxy_that_ends_waits_for_connections_as_long_as_it_may() {
+    let upstream = echo();
+    let mut proxy = Proxy::start(to(&upstream).top("drain_timeout: 60s"));
+    let (mut one, mut other) = (connect(&proxy), connect(&proxy));
+    echoes(&mut one, "x");
+    echoes(&mut other, "x");
+    proxy.signal(Signal::TERM);
+    proxy.wait_for_output("stopping");
+    echoes(&mut one, "not cut");
+    for mut wire in [one, other] {
+        wire.finish();
+        assert_eq!(wire.read_to_end(), b"");
+    }
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    assert!(!proxy.output().contains("drain timeout is over"));
+
+    let mut proxy = Proxy::start(to(&upstream).top("drain_timeout: 300ms"));
+    let mut wire = connect(&proxy);
+    echoes(&mut wire, "x");
+    proxy.signal(Signal::TERM);
+    assert!(wire.is_closed());
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    assert_eq!(proxy.entry(|entry| entry["protocol"] == "TCP")["details"], "shutdown");
+}
+
+#[test]
+fn many_connections_end_without_leaving_anything_behind() {
+    let upstream = echo();
+    let proxy = Proxy::start(to(&upstream));
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("its files").count();
+    echoes(&mut connect(&proxy), "warm");
+    wait_until("the first to end", || proxy.metrics().sum("tollgate_tcp_connections_active", &[]) == 0.0);
+    let before = descriptors();
+    thread::scope(|scope| {
+        for nth in 0..8 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                for n in 0..25 {
+                    let mut wire = connect(proxy);
+                    let text = vec![nth as u8; 1 + n * 5000];
+                    let mut writing = wire.socket().try_clone().expect("a second handle");
+                    scope.spawn({
+                        let text = text.clone();
+                        move || writing.write_all(&text).expect("the proxy reads")
+                    });
+                    assert_eq!(wire.read_exact(text.len()).expect("an echo"), text);
+                    if n % 3 == 0 {
+                        wire.reset();
+                    }
+                }
+            });
+        }
+    });
+    wait_until("all to end", || proxy.metrics().sum("tollgate_tcp_connections_active", &[]) == 0.0);
+    // A few pipes are kept for each worker.
+    wait_until("all to be closed", || descriptors() <= before + 32);
+    assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 201.0);
+}
+
+#[test]
+fn a_mistake_is_shown_at_its_place() {
+    for (listener, said) in [
+        ("protocol: tcp", "these connections have nowhere to go"),
+        ("protocol: tcp\ntcp: {clusters: [{cluster: wbe}]}", "there is no cluster named `wbe`"),
+        ("protocol: tcp\ntcp: {clusters: [{cluster: web, weight: 0}]}", "the weights of all clusters are 0"),
+        ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "server name"),
+    ] {
+        let config = Config::new().listener(listener).cluster("web", &[nobody()], "");
+        let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} was taken") };
+        assert!(output.contains(said), "{output}");
+    }
+    let config = Config::new().listener("protocol: tcp").filter("guard", "builtin:authz", "config: {policies: []}");
+    let Err(output) = Proxy::try_start(config, &[]) else { panic!("it was taken") };
+    assert!(output.contains("filter `guard` takes no part in TCP connections"), "{output}");
+}

@@ -1,0 +1,134 @@
+//! What is around the bytes: TLS on either side or passed through, the PROXY protocol, HTTP on the same port.
+
+use std::{fmt::Write, sync::Arc};
+
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use super::{connect, echo, echoes, to};
+use crate::harness::{Config, Proxy, Upstream};
+
+/// What a client that asks for a name sends first.
+fn client_hello(name: &str) -> Vec<u8> {
+    let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut client =
+        ClientConnection::new(Arc::new(config), name.to_owned().try_into().expect("a name")).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a ClientHello");
+    hello
+}
+
+#[test]
+fn tls_is_passed_through_by_the_name_that_it_asks_for() {
+    let upstreams = [echo(), echo(), echo()];
+    let proxy = Proxy::start(
+        Config::new()
+            .listener(
+                "protocol: tcp\ncluster: c\n\
+                 tcp: {sni: [{names: [one.example], cluster: a}, {names: ['*.example'], cluster: b}]}",
+            )
+            .cluster("a", &[&upstreams[0]], "")
+            .cluster("b", &[&upstreams[1]], "")
+            .cluster("c", &[&upstreams[2]], ""),
+    );
+    for (name, cluster) in [("one.example", "a"), ("Two.Example", "b"), ("x.y.example", "b"), ("other.test", "c")] {
+        let hello = client_hello(name);
+        let mut wire = connect(&proxy);
+        // In pieces, as a network may deliver it.
+        for piece in hello.chunks(100) {
+            wire.send(piece).expect("the proxy reads");
+        }
+        assert_eq!(wire.read_exact(hello.len()).expect("an echo"), hello, "{name}");
+        wire.finish();
+        let name = name.to_lowercase();
+        let entry = proxy.entry(|entry| entry["authority"] == name);
+        assert_eq!((&entry["cluster"], &entry["request_bytes"]), (&cluster.into(), &hello.len().into()));
+    }
+    // What is no TLS asks for nothing.
+    echoes(&mut connect(&proxy), "hello");
+    assert_eq!(upstreams.map(|u| u.connections()), [1, 2, 2]);
+}
+
+#[test]
+fn one_port_takes_requests_and_everything_else() {
+    let (web, raw) = (Upstream::saying("a page"), echo());
+    let proxy = Proxy::start(Config::to(&web).listener("protocol: auto\ntcp: {clusters: [{cluster: raw}]}").cluster(
+        "raw",
+        &[&raw],
+        "",
+    ));
+    assert_eq!(proxy.get("/").text(), "a page");
+    let mut wire = connect(&proxy);
+    echoes(&mut wire, "\0\x01binary");
+    echoes(&mut wire, "GET / HTTP/1.1\r\n\r\n");
+    assert_eq!((web.connections(), raw.connections()), (1, 1));
+    assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 1.0);
+}
+
+#[test]
+fn an_endpoint_is_told_of_the_client() {
+    let upstream = echo();
+    let config =
+        Config::new().listener("protocol: tcp\ncluster: web").cluster("web", &[&upstream], "proxy_protocol: v1");
+    let proxy = Proxy::start(config);
+    let mut wire = connect(&proxy);
+    let (client, front) = (wire.socket().local_addr().expect("an address"), proxy.address("main"));
+    let mut line = String::new();
+    let _ = write!(line, "PROXY TCP4 {} {} {} {}\r\n", client.ip(), front.ip(), client.port(), front.port());
+    wire.send("x").expect("the proxy reads");
+    line.push('x');
+    assert_eq!(wire.read_exact(line.len()).expect("an echo of all that was sent"), line.as_bytes());
+    let entry = |wire: crate::harness::Wire| {
+        wire.finish();
+        proxy.entry(|entry| entry["protocol"] == "TCP")
+    };
+    assert_eq!(entry(wire)["request_bytes"], 1);
+}
+
+#[test]
+fn tls_begins_and_ends_at_the_proxy() {
+    let certificate = rcgen::generate_simple_self_signed(["inner.test".to_owned()]).expect("a certificate");
+    let (pem, key) = (certificate.cert.pem(), certificate.signing_key.serialize_pem());
+    let upstream = echo();
+    let config = String::from(to(&upstream))
+        .replace("cluster: web", "cluster: inner")
+        .replace(
+            "listeners:\n",
+            "listeners:\n  - name: inner\n    address: '@inner@'\n    protocol: tcp\n    cluster: web\n    \
+             tls: {certificates: [{certificate: inner.pem, key: inner.key}]}\n    access_log: {to: inner.log}\n",
+        )
+        .replace(
+            "clusters:\n",
+            "clusters:\n  - name: inner\n    endpoints: [{address: '@inner@'}]\n    \
+             tls: {sni: inner.test, ca: [inner.pem]}\n",
+        );
+    let proxy = Proxy::start_with(config, &[("inner.pem", pem.as_bytes()), ("inner.key", key.as_bytes())]);
+    let mut wire = connect(&proxy);
+    for size in [5, 50_000, 300_000] {
+        let mut writing = wire.socket().try_clone().expect("a second handle");
+        let text = "x".repeat(size);
+        std::thread::scope(|scope| {
+            scope.spawn(|| std::io::Write::write_all(&mut writing, text.as_bytes()).expect("the proxy reads"));
+            assert_eq!(wire.read_exact(size).expect("an echo"), text.as_bytes());
+        });
+    }
+    // An end is passed on under TLS as well, and the other direction goes on.
+    wire.finish();
+    assert_eq!(wire.read_to_end(), b"");
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!(
+        (&entry["cluster"], &entry["request_bytes"], &entry["response_bytes"]),
+        (&"inner".into(), &350_005.into(), &350_005.into())
+    );
+    assert!(entry["flags"].is_null(), "{entry}");
+    let inner = crate::harness::wait_for("the other line", || {
+        let text = std::fs::read_to_string(proxy.dir().join("inner.log")).ok()?;
+        text.ends_with('\n').then(|| serde_json::from_str::<serde_json::Value>(&text).expect("JSON"))
+    });
+    assert_eq!((&inner["authority"], &inner["request_bytes"]), (&"inner.test".into(), &350_005.into()));
+    assert!(inner["flags"].is_null(), "{inner}");
+
+    // A client that does not speak TLS gets nowhere.
+    let mut plain = crate::harness::Client::connect(proxy.address("inner")).wire;
+    let _ = plain.send("hello, is this TLS? it does not look like it at all");
+    assert!(!plain.read_to_end().starts_with(b"hello"));
+}

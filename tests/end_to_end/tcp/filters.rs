@@ -1,0 +1,390 @@
+//! Filters of TCP connections: what they see, hold, change and end, and what becomes of connections when they fail.
+
+use std::{thread, time::Duration};
+
+use super::{connect, echo, echoes, to};
+use crate::{
+    guest,
+    harness::{Proxy, Upstream, answer, wait_until},
+};
+
+/// A callback that answers with an action.
+fn new_connection(code: &str) -> String {
+    format!(r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) {code})"#)
+}
+
+/// A callback for the data of a side.
+fn data(side: &str, code: &str) -> String {
+    format!(
+        r#"(func (export "proxy_on_{side}_data") (param $context i32) (param $size i32) (param $end i32) (result i32)
+            {code})"#
+    )
+}
+
+fn start(upstream: &Upstream, code: &str, options: &str) -> Proxy {
+    Proxy::start_with(to(upstream).filter("f", "f.wasm", options), &[("f.wasm", &guest::filter(code))])
+}
+
+/// Lets a paused downstream side go on.
+const RESUME: &str = "(drop (call $resume (i32.const 2)))";
+
+const CONTINUE: &str = "(i32.const 0)";
+
+const PAUSE: &str = "(i32.const 1)";
+
+#[test]
+fn a_filter_that_looks_at_everything_changes_nothing() {
+    let look = "(drop (call $get_buffer (i32.const 2) (i32.const 0) (local.get $size) (i32.const 16) (i32.const 20)))
+        (i32.const 0)";
+    let upstream = echo();
+    let proxy =
+        start(&upstream, &[new_connection(CONTINUE), data("downstream", look), data("upstream", look)].concat(), "");
+    let mut wire = connect(&proxy);
+    for size in [1, 1000, 60_000] {
+        echoes(&mut wire, &"x".repeat(size));
+    }
+    wire.finish();
+    assert_eq!(wire.read_to_end(), b"");
+    assert!(proxy.entry(|entry| entry["protocol"] == "TCP")["flags"].is_null());
+    assert_eq!(proxy.filter("f")["traps"], 0);
+}
+
+#[test]
+fn a_filter_changes_both_directions() {
+    let replace = |side: &str, buffer: u8, word: &str| {
+        let code = format!(
+            r#"(if (local.get $size) (then
+                (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 1) %"{word}"))))
+            (i32.const 0)"#
+        );
+        data(side, &code)
+    };
+    let upstream = echo();
+    let proxy = start(&upstream, &[replace("downstream", 2, "<1>"), replace("upstream", 3, "<2>")].concat(), "");
+    let mut wire = connect(&proxy);
+    wire.send("xyz").expect("the proxy reads");
+    assert_eq!(wire.read_exact(7).expect("an answer"), b"<2>1>yz");
+    wire.finish();
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["request_bytes"], &entry["response_bytes"]), (&3.into(), &7.into()));
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.sum("tollgate_upstream_tcp_bytes_total", &[("direction", "sent")]), 5.0);
+}
+
+#[test]
+fn two_filters_see_each_others_work_in_order() {
+    let mark = |mark: &str| {
+        let add = |side, buffer| {
+            let code = format!(
+                r#"(if (local.get $size) (then
+                    (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 0) %"{mark}"))))
+                (i32.const 0)"#
+            );
+            data(side, &code)
+        };
+        guest::filter(&[add("downstream", 2), add("upstream", 3)].concat())
+    };
+    let upstream = echo();
+    let config = to(&upstream).filter("one", "one.wasm", "").filter("two", "two.wasm", "");
+    let proxy = Proxy::start_with(config, &[("one.wasm", &mark("1")), ("two.wasm", &mark("2"))]);
+    let mut wire = connect(&proxy);
+    wire.send("x").expect("the proxy reads");
+    assert_eq!(wire.read_exact(5).expect("an answer"), b"1221x");
+}
+
+#[test]
+fn a_refused_connection_reaches_no_upstream() {
+    let upstream = echo();
+    let refuse = format!("(drop (call $close (i32.const 2))) {PAUSE}");
+    let proxy = start(&upstream, &new_connection(&refuse), "");
+    assert!(connect(&proxy).is_closed());
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"LR".into(), &"closed_by_filter".into()));
+    assert!(entry["cluster"].is_null());
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn a_filter_says_goodbye() {
+    let goodbye = format!(
+        r#"(drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) %"go away"))
+        (drop (call $close (i32.const 2))) {PAUSE}"#
+    );
+    let upstream = echo();
+    for code in [new_connection(&goodbye), data("downstream", &goodbye)] {
+        let proxy = start(&upstream, &code, "");
+        let mut wire = connect(&proxy);
+        wire.send("may I?").expect("the proxy reads");
+        assert_eq!(wire.read_to_end(), b"go away");
+    }
+}
+
+#[test]
+fn a_connection_waits_for_a_timer() {
+    let code = [
+        new_connection(&format!("(drop (call $timer (i64.const 50000) (i64.const 0))) {PAUSE}")),
+        format!(r#"(func (export "tollgate_on_timer") (param i32 i64) {RESUME})"#),
+        data("downstream", CONTINUE),
+    ];
+    let upstream = echo();
+    let proxy = start(&upstream, &code.concat(), "");
+    echoes(&mut connect(&proxy), "what is sent meanwhile waits too");
+}
+
+#[test]
+fn a_connection_waits_for_an_answer() {
+    let question = guest::pairs(&[(":method", "GET"), (":path", "/may"), (":authority", "auth")]);
+    let nothing = "(i32.const 0) (i32.const 0)";
+    let code = [
+        "(global $asking (mut i32) (i32.const 0))".to_owned(),
+        new_connection(&format!(
+            r#"(global.set $asking (local.get $context))
+            (drop (call $call %"auth" %"{question}" {nothing} {nothing} (i32.const 60000) (i32.const 24))) {PAUSE}"#
+        )),
+        format!(
+            r#"(func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+                (drop (call $become (global.get $asking)))
+                (if (call $has (i32.const 6) %"x-no") (then (drop (call $close (i32.const 2)))) (else {RESUME})))"#
+        ),
+    ];
+    let (upstream, allowed) = (echo(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)));
+    let may = allowed.clone();
+    let auth = Upstream::replying(move |_| match may.load(std::sync::atomic::Ordering::SeqCst) {
+        true => answer(200, &[], ""),
+        false => answer(200, &["x-no: 1"], ""),
+    });
+    let config = to(&upstream).filter("f", "f.wasm", "").cluster("auth", &[&auth], "");
+    let proxy = Proxy::start_with(config, &[("f.wasm", &guest::filter(&code.concat()))]);
+    echoes(&mut connect(&proxy), "let in");
+    assert_eq!((auth.requests().len(), upstream.connections()), (1, 1));
+    allowed.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert!(connect(&proxy).is_closed());
+    assert_eq!((auth.requests().len(), upstream.connections()), (2, 1));
+}
+
+#[test]
+fn held_data_comes_again_with_what_follows() {
+    for side in ["downstream", "upstream"] {
+        let hold = "(i32.lt_u (local.get $size) (i32.const 5))";
+        let upstream = echo();
+        let proxy = start(&upstream, &data(side, hold), "");
+        let mut wire = connect(&proxy);
+        for part in ["ab", "c", "de"] {
+            wire.send(part).expect("the proxy reads");
+            // So that they come one after the other.
+            let received = [("direction", "received")];
+            let so_far = if part == "ab" {
+                2.0
+            } else if part == "c" {
+                3.0
+            } else {
+                5.0
+            };
+            proxy.wait_for_metric("tollgate_tcp_bytes_total", &received, so_far);
+        }
+        assert_eq!(wire.read_exact(5).expect("all of it"), b"abcde", "{side}");
+    }
+}
+
+#[test]
+fn a_sender_waits_for_a_filter_that_holds_enough() {
+    let upstream = echo();
+    let options = "limits: {buffered_body: 100KiB}\ntimeouts: {idle: 300ms}";
+    let filter = guest::filter(&data("downstream", PAUSE));
+    let config = to(&upstream).listener(options).filter("f", "f.wasm", "");
+    let proxy = Proxy::start_with(config, &[("f.wasm", &filter)]);
+    let mut wire = connect(&proxy);
+    let piece = vec![1; 1 << 20];
+    let sent = (0..64).take_while(|_| wire.send(&piece).is_ok()).count();
+    assert!(sent < 64, "it took everything");
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"SI".into(), &"filter_stalled".into()));
+    let taken = entry["request_bytes"].as_u64().expect("a number");
+    assert!((100 << 10..=256 << 10).contains(&taken), "{taken}");
+}
+
+#[test]
+fn a_filter_is_told_of_each_end_once() {
+    let say = |export: &str, params: &str, word: &str| {
+        format!(r#"(func (export "{export}") (param {params}) (drop (call $log (i32.const 2) %"{word}")))"#)
+    };
+    let code = [
+        new_connection(CONTINUE),
+        say("proxy_on_context_create", "i32 i32", "create"),
+        // 48 is `0`: who has closed it stands in the text.
+        r#"(func (export "proxy_on_upstream_connection_close") (param i32 i32)
+            (i32.store8 (i32.const 512) (i32.add (i32.const 48) (local.get 1)))
+            (drop (call $log (i32.const 2) %"upstream closed by")) (drop (call $log (i32.const 2) (i32.const 512) (i32.const 1))))
+        (func (export "proxy_on_downstream_connection_close") (param i32 i32)
+            (i32.store8 (i32.const 512) (i32.add (i32.const 48) (local.get 1)))
+            (drop (call $log (i32.const 2) %"client closed by")) (drop (call $log (i32.const 2) (i32.const 512) (i32.const 1))))"#
+            .to_owned(),
+        r#"(func (export "proxy_on_done") (param i32) (result i32) (drop (call $log (i32.const 2) %"done")) (i32.const 1))"#
+            .to_owned(),
+        say("proxy_on_log", "i32", "log"),
+        say("proxy_on_delete", "i32", "delete"),
+    ]
+    .concat();
+    let upstream = echo();
+    let proxy = start(&upstream, &code, "");
+    let told = || {
+        let output = proxy.output();
+        let lines = output.lines().filter(|line| line.contains("tollgate::filter: ") && line.contains("filter=\"f\""));
+        let words = lines.filter_map(|line| line.split("tollgate::filter: ").nth(1)?.split(" filter=").next());
+        // The root context comes first, once for each instance.
+        let words: Vec<_> = words.map(str::to_owned).collect();
+        let begin = words.iter().rposition(|word| word == "create").unwrap_or_default();
+        words[begin..].to_vec()
+    };
+    let mut wire = connect(&proxy);
+    echoes(&mut wire, "x");
+    wire.finish();
+    assert!(wire.is_closed());
+    wait_until("the end", || told().last().is_some_and(|word| word == "delete"));
+    let ends = ["create", "upstream closed by", "2", "client closed by", "2", "done", "log", "delete"];
+    assert_eq!(told(), ends);
+}
+
+#[test]
+fn old_connections_keep_their_filter_and_new_ones_get_the_new_one() {
+    let version = |version: &str| {
+        let code = format!(
+            r#"(if (local.get $size) (then
+                (drop (call $set_buffer (i32.const 2) (i32.const 0) (i32.const 0) %"{version}"))))
+            (i32.const 0)"#
+        );
+        guest::filter(&data("downstream", &code))
+    };
+    let upstream = echo();
+    let proxy = Proxy::start_with(to(&upstream).filter("f", "f.wasm", ""), &[("f.wasm", &version("1"))]);
+    let say = |wire: &mut crate::harness::Wire| {
+        wire.send("x").expect("the proxy reads");
+        String::from_utf8(wire.read_exact(2).expect("an answer")).expect("text")
+    };
+    let mut old: Vec<_> = (0..10).map(|_| connect(&proxy)).collect();
+    old.iter_mut().for_each(|wire| assert_eq!(say(wire), "1x"));
+    proxy.put("f.wasm", version("2"));
+    wait_until("the new filter", || say(&mut connect(&proxy)) == "2x");
+    old.iter_mut().for_each(|wire| assert_eq!(say(wire), "1x"));
+    assert_eq!(say(&mut connect(&proxy)), "2x");
+    drop(old);
+    // With its last connection, the old instance goes.
+    wait_until("the old instances to go", || {
+        proxy.metrics().sum("tollgate_filter_instances", &[("filter", "f")]) <= 2.0
+    });
+}
+
+#[test]
+fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
+    let trap = "(unreachable)";
+    let failing = [
+        ("connection", new_connection(trap)),
+        ("downstream", data("downstream", trap)),
+        ("upstream", data("upstream", trap)),
+        (
+            "create",
+            r#"(func (export "proxy_on_context_create") (param $id i32) (param i32)
+            (if (i32.gt_u (local.get $id) (i32.const 1)) (then (unreachable))))"#
+                .to_owned()
+                + &new_connection(CONTINUE),
+        ),
+        ("close", r#"(func (export "proxy_on_downstream_connection_close") (param i32 i32) (unreachable))"#.to_owned()),
+        (
+            "done",
+            r#"(func (export "proxy_on_done") (param i32) (result i32) (unreachable))"#.to_owned()
+                + &new_connection(CONTINUE),
+        ),
+    ];
+    let upstream = echo();
+    for (name, code) in failing {
+        let harmless = matches!(name, "close" | "done");
+        for policy in ["deny", "bypass"] {
+            let proxy = start(&upstream, &code, &format!("on_failure: {policy}"));
+            // The second one meets another instance, or none.
+            for _ in 0..2 {
+                let mut wire = connect(&proxy);
+                let _ = wire.send("hello");
+                if policy == "bypass" || harmless {
+                    assert_eq!(wire.read_exact(5).expect("an echo"), b"hello", "{name} {policy}");
+                    wire.finish();
+                    assert!(wire.is_closed());
+                } else {
+                    assert!(wire.is_closed(), "{name} {policy}");
+                    let entry = proxy.entry(|entry| entry["details"] == "filter_failed");
+                    assert_eq!(entry["flags"], "FF");
+                }
+            }
+            assert!(proxy.metrics().sum("tollgate_filter_traps_total", &[("filter", "f")]) >= 1.0, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_failure_reaches_the_connections_that_the_instance_holds() {
+    // The one that says `!` fails; others are held.
+    let code = data(
+        "downstream",
+        r#"(drop (call $get_buffer (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 20)))
+        (if (i32.eq (i32.load8_u (i32.load (i32.const 16))) (i32.const 33)) (then (unreachable)))
+        (i32.const 1)"#,
+    );
+    let upstream = echo();
+    for policy in ["deny", "bypass"] {
+        let config = to(&upstream).top("workers: 1").filter("f", "f.wasm", &format!("on_failure: {policy}"));
+        let proxy = Proxy::start_with(config, &[("f.wasm", &guest::filter(&code))]);
+        let mut held: Vec<_> = (0..3).map(|_| connect(&proxy)).collect();
+        for wire in &mut held {
+            wire.send("held").expect("the proxy reads");
+        }
+        proxy.wait_for_metric("tollgate_tcp_bytes_total", &[("direction", "received")], 12.0);
+        let mut boom = connect(&proxy);
+        boom.send("!").expect("the proxy reads");
+        for mut wire in held {
+            match policy {
+                "deny" => assert!(wire.is_closed()),
+                _ => assert_eq!(wire.read_exact(4).expect("an echo"), b"held"),
+            }
+        }
+        let failed = if policy == "deny" { 4 } else { 0 };
+        wait_until("the failed ones to be logged", || {
+            proxy.entries().iter().filter(|entry| entry["details"] == "filter_failed").count() == failed
+        });
+    }
+}
+
+#[test]
+fn a_filter_adds_bytes_when_it_likes() {
+    let code = [
+        new_connection(&format!("(drop (call $timer (i64.const 20000) (i64.const 0))) {CONTINUE}")),
+        r#"(func (export "tollgate_on_timer") (param i32 i64)
+            (drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) %"are you there?"))
+            (drop (call $set_buffer (i32.const 2) (i32.const 0) (i32.const 0) %"he is")))"#
+            .to_owned(),
+    ];
+    let (tell, told) = std::sync::mpsc::channel();
+    let upstream = Upstream::scripted(move |mut connection| {
+        tell.send(connection.wire.read_exact(5).expect("some words")).expect("somebody listens");
+        connection.wait_for_end();
+    });
+    let proxy = start(&upstream, &code.concat(), "");
+    let mut wire = connect(&proxy);
+    assert_eq!(wire.read_exact(14).expect("a question"), b"are you there?");
+    assert_eq!(told.recv_timeout(crate::harness::DEADLINE).expect("words"), b"he is");
+    // What is moved by the kernel comes after that as before.
+    wire.send("still").expect("the proxy reads");
+    proxy.wait_for_metric("tollgate_upstream_tcp_bytes_total", &[("direction", "sent")], 10.0);
+}
+
+#[test]
+fn a_filter_that_runs_too_long_is_stopped() {
+    let upstream = echo();
+    let code = data("downstream", "(loop $for_ever (br $for_ever)) (i32.const 0)");
+    let proxy = start(&upstream, &code, "limits: {call_time: 20ms}");
+    let mut wire = connect(&proxy);
+    wire.send("x").expect("the proxy reads");
+    assert!(wire.is_closed());
+    assert_eq!(proxy.metrics().sum("tollgate_filter_traps_total", &[("reason", "timeout")]), 1.0);
+    // Others have not noticed.
+    thread::sleep(Duration::from_millis(1));
+    assert!(proxy.is_ready());
+}

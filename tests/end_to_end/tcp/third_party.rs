@@ -1,0 +1,81 @@
+//! The example filters of TCP connections as they are shipped.
+
+use super::{connect, echo, echoes, to};
+use crate::harness::{Proxy, Upstream, answer, wait_until, wasm};
+
+#[test]
+fn a_filter_of_the_standard_asks_holds_and_changes() {
+    let upstream = Upstream::scripted(|mut connection| {
+        let line = connection.wire.read_exact(11).expect("the beginning");
+        connection.send(format!("i got {}", String::from_utf8_lossy(&line)));
+        connection.wait_for_end();
+    });
+    let service = Upstream::replying(|question| {
+        let local = question.target().starts_with("/may?127.0.0.1:");
+        answer(if local { 200 } else { 403 }, &[], "")
+    });
+    let config =
+        to(&upstream).filter("third", "third.wasm", "config: {ask: service}").cluster("service", &[&service], "");
+    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+    let mut wire = connect(&proxy);
+    wire.send("HEL").expect("the proxy reads");
+    wire.send("LO\nrest").expect("the proxy reads");
+    assert_eq!(wire.read_exact(17).expect("an answer"), b"I GOT HELLO FROM ");
+    wire.finish();
+    assert_eq!(service.requests().len(), 1);
+    proxy.wait_for_output("the client's connection was closed: Remote");
+    proxy.wait_for_output("the upstream's connection was closed: Remote");
+    proxy.wait_for_output("the connection is over");
+    assert_eq!(proxy.filter("third")["traps"], 0);
+}
+
+#[test]
+fn a_service_that_says_no_or_nothing_keeps_clients_out() {
+    let (upstream, service) = (echo(), Upstream::replying(|_| answer(403, &[], "")));
+    for ask in ["service", "nobody"] {
+        let config = to(&upstream)
+            .filter("third", "third.wasm", &format!("config: {{ask: {ask}}}"))
+            .cluster("service", &[&service], "")
+            .cluster("nobody", &[super::nobody()], "");
+        let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+        let mut wire = connect(&proxy);
+        // What it sends early does not get it in.
+        let _ = wire.send("let me in");
+        assert!(wire.is_closed());
+        assert_eq!(proxy.entry(|entry| entry["protocol"] == "TCP")["details"], "closed_by_filter");
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn a_token_opens_the_way() {
+    let upstream = echo();
+    let options = "config: {tokens: {ann: open-sesame}, per_minute: 2}";
+    let config = to(&upstream).filter("token", "token.wasm", options);
+    let proxy = Proxy::start_with(config, &[("token.wasm", &wasm::example("tcp-token"))]);
+    let mut wire = connect(&proxy);
+    wire.send("TOKEN open-").expect("the proxy reads");
+    assert_eq!(upstream.connections(), 0);
+    wire.send("sesame\r\n").expect("the proxy reads");
+    echoes(&mut wire, "hello");
+    wire.finish();
+    assert!(wire.is_closed());
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!((&entry["fields"]["user"], &entry["flags"]), (&"ann".into(), &().into()));
+    assert_eq!(entry["request_bytes"], "TOKEN open-sesame\r\nhello".len());
+
+    let mut wire = connect(&proxy);
+    wire.send("TOKEN guess\n").expect("the proxy reads");
+    assert_eq!(wire.read_to_end(), b"ERROR unknown token\r\n");
+    wait_until("its line", || proxy.entries().iter().any(|entry| entry["flags"] == "UAEX,LR"));
+    assert_eq!(upstream.connections(), 1);
+
+    // Two connections a minute, over all workers.
+    let mut wire = connect(&proxy);
+    wire.send("TOKEN open-sesame\n").expect("the proxy reads");
+    echoes(&mut wire, "second");
+    let mut wire = connect(&proxy);
+    wire.send("TOKEN open-sesame\n").expect("the proxy reads");
+    assert_eq!(wire.read_to_end(), b"ERROR too many connections\r\n");
+    assert_eq!(proxy.metrics().sum("wasmcustom_tcp_token_refused", &[]), 2.0);
+}

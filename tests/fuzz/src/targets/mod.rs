@@ -1,0 +1,9 @@
+//! What is tested: one file for each.
+
+pub mod client_hello;
+pub mod documents;
+pub mod guard;
+pub mod pairs;
+pub mod path;
+pub mod proxy_protocol;
+pub mod sniff;

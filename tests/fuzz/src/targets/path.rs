@@ -1,0 +1,55 @@
+//! Paths and their one spelling.
+
+use tollgate::{
+    config::model::{EscapedSlashes, PathRules},
+    http::path::{BadPath, normalise},
+};
+
+use crate::Outcome;
+
+/// A path that is in its one spelling stays, and none has more than one.
+pub fn check(input: &[u8]) -> Outcome {
+    let mut outcomes = Vec::new();
+    for merge_slashes in [true, false] {
+        for escaped_slashes in [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode] {
+            let rules = PathRules { merge_slashes, escaped_slashes };
+            let normalised = normalise(input, &rules);
+            outcomes.push(normalised.as_ref().map(|path| path.len().min(64) / 8).map_err(|e| *e as u8));
+            match normalised {
+                Ok(path) => one_spelling(input, &path, &rules),
+                Err(BadPath::Relative) => assert_ne!(input.first(), Some(&b'/')),
+                Err(BadPath::Encoding | BadPath::Nul) => assert!(input.contains(&b'%')),
+                Err(BadPath::EscapedSlash) => assert_eq!(escaped_slashes, EscapedSlashes::Reject),
+            }
+        }
+    }
+    Outcome::of(outcomes)
+}
+
+fn one_spelling(input: &[u8], path: &[u8], rules: &PathRules) {
+    assert_eq!(path.first(), Some(&b'/'));
+    assert!(path.len() <= 3 * input.len());
+    assert_eq!(normalise(path, rules).as_deref(), Ok(path));
+    let mut segments = path.split(|b| *b == b'/').skip(1);
+    assert!(segments.all(|segment| segment != b"." && segment != b".."));
+    assert!(!rules.merge_slashes || !path.windows(2).any(|two| two == b"//"));
+    assert!(!path.contains(&b'\\'));
+    for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'%') {
+        let digits = &path[at + 1..at + 3];
+        assert!(digits.iter().all(|d| d.is_ascii_digit() || matches!(d, b'A'..=b'F')));
+        let value = u8::from_str_radix(str::from_utf8(digits).expect("digits"), 16).expect("digits");
+        assert!(value != 0 && !value.is_ascii_alphanumeric() && !b"-._~".contains(&value));
+        let slash = matches!(value, b'/' | b'\\');
+        assert!(!slash || rules.escaped_slashes == EscapedSlashes::Keep);
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn paths() {
+    let words: &[&[u8]] = &[
+        b"/", b"//", b"/.", b"/..", b"/../", b"%2e", b"%2E%2e", b"%2f", b"%5C", b"\\", b"%25", b"%00", b"%61", b"%e4",
+        b"%", b"a",
+    ];
+    crate::driver::Target { name: "path", words, max_len: 300, check }.run();
+}

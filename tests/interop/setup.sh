@@ -1,0 +1,54 @@
+#!/bin/sh
+# Brings the clients and servers here that the tests in tests/end_to_end/interop/ hold the proxy against: programs from Debian,
+# and a Python environment in target/interop/. Whatever cannot be had is said, and its tests are skipped; with
+# TOLLGATE_REQUIRE_INTEROP=1 it is an error.
+set -eu
+cd "$(dirname "$0")/../.."
+
+PROGRAMS="curl h2load nghttp nghttpd openssl haproxy nginx python3"
+PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx libnginx-mod-stream python3 python3-venv"
+# Servers are in /usr/sbin, which is not on everybody's path.
+PATH="$PATH:/usr/sbin:/sbin"
+venv=target/interop/venv
+
+missing=
+without() {
+    missing="$missing $1"
+    printf '\n*** interop: no %s (%s): its tests are SKIPPED\n' "$1" "$2" >&2
+}
+
+absent() {
+    for program in $PROGRAMS; do
+        command -v "$program" >/dev/null || echo "$program"
+    done
+    # A module of nginx that Debian has in a package of its own.
+    [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -e '--with-stream ' || echo nginx-stream
+}
+
+if [ -n "$(absent)" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    # Debian starts servers that it installs; here they must not take ports.
+    policy=/usr/sbin/policy-rc.d
+    [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && trap 'rm -f "$policy"' EXIT; }
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade $PACKAGES ||
+        echo "*** interop: apt-get has failed" >&2
+fi
+for program in $(absent); do
+    without "$program" "not installed; run this as root, with apt"
+done
+
+if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$venv/requirements.txt"; then
+    rm -rf "$venv"
+    # Without the package python3-venv this fails, and so it does without a network.
+    if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+    then
+        cp tests/interop/requirements.txt "$venv/"
+    else
+        rm -rf "$venv"
+        without "Python environment" "see above"
+    fi
+fi
+
+if [ -n "$missing" ] && [ "${TOLLGATE_REQUIRE_INTEROP:-}" = 1 ]; then
+    echo "error: interop:$missing missing, and TOLLGATE_REQUIRE_INTEROP=1" >&2
+    exit 1
+fi
