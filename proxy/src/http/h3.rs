@@ -3,7 +3,7 @@
 
 mod body;
 mod date;
-mod framing;
+pub mod framing;
 mod request;
 mod transport;
 mod tunnel;
@@ -137,7 +137,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
             accepted = connection.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     info.requests.set(info.requests.get() + 1);
-                    let Some(watch) = ledger.latest() else { return None };
+                    let watch = ledger.latest()?;
                     request::spawn(shared.clone(), watch, resolver);
                 }
                 // The client has said that it will send none, and has all responses.

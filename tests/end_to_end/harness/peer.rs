@@ -22,11 +22,14 @@ const PATIENCE: &str = "120";
 /// A program's file. None: it is not here, which was said.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let python = || {
+        let python = Path::new(SCRIPTS).join("../../target/interop/venv/bin/python");
+        python.exists().then_some(python)
+    };
     let found = match name {
-        "python" => {
-            let python = Path::new(SCRIPTS).join("../../target/interop/venv/bin/python");
-            python.exists().then_some(python)
-        }
+        "python" => python(),
+        // Python with it: an environment may be older than the need for it.
+        "aioquic" => python().filter(|python| run(python, &["-c", "import aioquic"]).success),
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
     };
     if found.is_none() {

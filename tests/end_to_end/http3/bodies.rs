@@ -2,14 +2,12 @@
 
 use serde_json::json;
 
-use super::{Site, client, code};
-use crate::harness::{Upstream, answer};
+use super::{Site, code};
+use crate::harness::{Upstream, answer, peer::needs};
 
 #[test]
 fn large_bodies_go_both_ways() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
@@ -22,9 +20,7 @@ fn large_bodies_go_both_ways() {
 
 #[test]
 fn trailers_go_both_ways() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::canned(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 7\r\n\r\n",
     );
@@ -45,9 +41,7 @@ const LARGE: usize = 32 << 20;
 
 #[test]
 fn who_does_not_read_one_response_gets_the_others() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| match request.target() {
         "/large" => answer(200, &[], vec![b'x'; LARGE]),
         _ => answer(200, &[], "small"),
@@ -66,9 +60,7 @@ fn who_does_not_read_one_response_gets_the_others() {
 
 #[test]
 fn who_reads_nothing_for_too_long_is_cut_off() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| match request.target() {
         "/a" => answer(200, &[], vec![b'x'; LARGE]),
         _ => answer(200, &[], ""),
@@ -91,9 +83,7 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
 
 #[test]
 fn a_response_that_breaks_off_does_not_look_whole() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
     let site = Site::to(&upstream, "");
     let mut client = site.connect();

@@ -1,44 +1,18 @@
 //! A client that nobody here wrote: aioquic, by `tests/interop/h3_client.py`, which is told in JSON what to do.
-//!
-//! It needs Python with what is in `tests/interop/requirements.txt`: the one that `TOLLGATE_PYTHON` names, one in
-//! `target/interop/venv`, or `python3`. Without, tests are skipped, or fail if `TOLLGATE_REQUIRE_INTEROP=1`.
+//! A test that uses it begins with `needs!("aioquic")`.
 
 use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{LazyLock, mpsc},
+    sync::mpsc,
     thread,
 };
 
 use serde_json::{Value, json};
 
-use crate::harness::DEADLINE;
-
-static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let named = std::env::var_os("TOLLGATE_PYTHON").map(PathBuf::from);
-    let all = named.into_iter().chain([root.join("target/interop/venv/bin/python"), "python3".into()]);
-    let is_able = |python: &PathBuf| {
-        let mut command = Command::new(python);
-        command.args(["-c", "import aioquic"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    all.into_iter().find(is_able)
-});
-
-/// Whether there is such a client. If not, the test must end, and nobody shall overlook that.
-pub fn is_there() -> bool {
-    let there = PYTHON.is_some();
-    let required = std::env::var("TOLLGATE_REQUIRE_INTEROP").is_ok_and(|required| required == "1");
-    assert!(there || !required, "there is no Python with aioquic, and TOLLGATE_REQUIRE_INTEROP=1");
-    if !there {
-        let test = thread::current().name().unwrap_or_default().to_owned();
-        eprintln!("\n!!! SKIPPED: {test}: no Python with aioquic (see tests/interop/requirements.txt)\n");
-    }
-    there
-}
+use crate::harness::{DEADLINE, peer::tool};
 
 /// A connection. All that it was told is kept, so things may be waited for in any order.
 pub struct H3 {
@@ -53,7 +27,7 @@ pub struct H3 {
 impl H3 {
     /// Connects as `web.test`; trusts what is in the file `ca`, and shows what is in those of `pair`. None: it was refused.
     pub fn try_connect(address: SocketAddr, ca: &Path, pair: Option<(&Path, &Path)>) -> Option<H3> {
-        let python = PYTHON.as_ref().expect("a test that asks first");
+        let python = tool("python").expect("a test that asks first");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/interop/h3_client.py");
         let mut command = Command::new(python);
         command.arg(script).args([address.ip().to_string(), address.port().to_string()]).arg(ca);

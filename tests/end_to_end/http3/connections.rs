@@ -1,22 +1,19 @@
 //! Connections: their ends, their certificates, and changes of the configuration while there are some.
 
-use std::{net::UdpSocket, thread, time::Duration};
+use std::{
+    net::UdpSocket,
+    sync::{Mutex, mpsc},
+};
 
 use rcgen::CertifiedKey;
 use serde_json::json;
 
-use super::{
-    Site, TLS,
-    client::{self, H3},
-    code, pair,
-};
-use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, wait_until};
+use super::{Site, TLS, client::H3, code, pair};
+use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, peer::needs, wait_until};
 
 #[test]
 fn changes_under_load_lose_nothing() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
     let config = |n: usize| Config::to(&upstream).listener(TLS).listener(&format!("via: 'proxy-{n}'"));
     let mut site = Site::start(config(0));
@@ -44,13 +41,13 @@ fn changes_under_load_lose_nothing() {
 
 #[test]
 fn sigterm_lets_requests_end() {
-    if !client::is_there() {
-        return;
-    }
-    let upstream = Upstream::scripted(|mut connection| {
+    needs!("aioquic");
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::scripted(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target() == "/slow" {
-                thread::sleep(Duration::from_secs(4));
+                let _ = wait.lock().expect("the only one that waits").recv();
             }
             connection.send(answer(200, &[], "done"));
         }
@@ -68,6 +65,7 @@ fn sigterm_lets_requests_end() {
     assert_eq!(idle.request("b", json!({ "path": "/late" }))["status"], 200);
     assert_eq!(idle.wait(|said| said["goaway"].as_u64().is_some_and(|id| id < 1 << 60))["goaway"], 8);
     assert_eq!(idle.closed(), code::NO_ERROR);
+    go.send(()).expect("somebody waits");
     assert_eq!(busy.end("slow")["body"], "done");
     assert_eq!(busy.closed(), code::NO_ERROR);
     assert_eq!(site.proxy.wait_exit().code(), Some(0));
@@ -75,9 +73,7 @@ fn sigterm_lets_requests_end() {
 
 #[test]
 fn connections_end_when_they_are_idle_or_have_had_enough() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "timeouts: {keep_alive: 1s}");
     let mut client = site.connect();
@@ -97,9 +93,7 @@ fn connections_end_when_they_are_idle_or_have_had_enough() {
 
 #[test]
 fn a_new_certificate_is_for_new_connections() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "");
     let mut old = site.connect();
@@ -116,9 +110,7 @@ fn a_new_certificate_is_for_new_connections() {
 
 #[test]
 fn clients_show_who_they_are() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).listener(
         "
@@ -160,9 +152,7 @@ tls:
 
 #[test]
 fn it_is_turned_off_and_on_beside_the_others() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("");
     let with = |http3: bool| Config::to(&upstream).listener(&TLS.replace("true", &http3.to_string()));
     let mut site = Site::start(with(true));

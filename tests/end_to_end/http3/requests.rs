@@ -2,18 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    Site, TLS,
-    client::{self, field},
-    code,
-};
-use crate::harness::{Config, Secure, Upstream, answer, wait_until};
+use super::{Site, TLS, client::field, code};
+use crate::harness::{Config, Secure, Upstream, answer, peer::needs, wait_until};
 
 #[test]
 fn a_request_is_as_any_other() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|_| answer(201, &["x-upstream: a", "connection: x-gone", "x-gone: 1"], "hello"));
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
@@ -46,9 +40,7 @@ fn a_request_is_as_any_other() {
 
 #[test]
 fn many_at_once_on_one_connection() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
     let site = Site::to(&upstream, "http2: {max_concurrent_streams: 20}");
     let mut client = site.connect();
@@ -64,9 +56,7 @@ fn many_at_once_on_one_connection() {
 
 #[test]
 fn the_standard_filters_see_no_difference() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let config = Config::new()
         .listener(TLS)
@@ -106,9 +96,7 @@ fn the_standard_filters_see_no_difference() {
 
 #[test]
 fn a_request_that_is_taken_back_is_given_up() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::silent();
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
@@ -127,9 +115,7 @@ fn a_request_that_is_taken_back_is_given_up() {
 
 #[test]
 fn who_waits_for_a_word_before_sending_gets_it() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
@@ -143,9 +129,7 @@ fn who_waits_for_a_word_before_sending_gets_it() {
 
 #[test]
 fn connect_opens_a_tunnel_where_it_may() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::scripted(|mut connection| {
         // In capitals, line by line.
         while let Ok(line) = connection.wire.read_exact(6) {
@@ -189,10 +173,7 @@ fn other_clients_are_told_of_it() {
     });
     let site = Site::to(&own, "");
     let address = site.proxy.address("main");
-    let alt_svc = |head: String| {
-        let line = head.lines().find_map(|line| line.strip_prefix("alt-svc: ").map(str::to_owned));
-        line
-    };
+    let alt_svc = |head: String| head.lines().find_map(|line| line.strip_prefix("alt-svc: ").map(str::to_owned));
     let mut client = Secure::connect(address, &[site.pair.cert.der().clone()], None);
     let wanted = format!("h3=\":{}\"; ma=86400", address.port());
     assert_eq!(alt_svc(client.ask("/").expect("a response")), Some(wanted));
@@ -208,9 +189,7 @@ tls: {mode: permissive, certificates: [{certificate: server.pem, key: server.key
 
 #[test]
 fn a_head_that_is_too_large_is_answered_431() {
-    if !client::is_there() {
-        return;
-    }
+    needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "limits: {header_bytes: 4KiB, headers: 20}");
     let mut client = site.connect();

@@ -25,7 +25,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// TLS: certificates, and what is asked of clients. Without it, everything is plain.
     pub tls: Option<ListenerTls>,
-    /// HTTP/3 as well, on the same port over UDP, and `Alt-Svc` in responses to say so. Needs `tls`.
+    /// HTTP/3 as well, on the same ports over UDP, and `Alt-Svc` in responses to say so. Needs `tls`. What `http2` says of
+    /// streams, windows and pings holds for it too.
     #[serde(default)]
     pub http3: bool,
     /// How HTTP/2 is spoken.

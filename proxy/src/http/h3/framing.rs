@@ -3,7 +3,7 @@
 //! h3 keeps a frame until it is whole, however long it says it is, reads on while nobody takes what it has, looks through all
 //! that it keeps for each piece that comes, and takes a body that is cut off within a frame for one that has ended. So it gets
 //! frames of a bounded length, whole, and only those that mean something to it: unknown ones are dropped here (RFC 9114
-//! section 9). Of data it gets no more than it can hand on at once; see [`Watch::unread`](super::transport::Watch).
+//! section 9). Of data it gets no more than it can hand on at once; see `Watch` in `transport`.
 
 use std::{cell::Cell, collections::VecDeque};
 
@@ -31,7 +31,7 @@ const CONTROL: u64 = 0x0;
 
 /// What a client must not do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Violation {
+pub enum Violation {
     /// A head, or trailers, over the bound.
     #[error("a field section is too large")]
     HeadTooLarge,
@@ -48,7 +48,7 @@ pub(super) enum Violation {
 
 impl Violation {
     /// What its client is told.
-    pub(super) fn code(self) -> Code {
+    pub fn code(self) -> Code {
         match self {
             Violation::Truncated => Code::H3_FRAME_ERROR,
             _ => Code::H3_EXCESSIVE_LOAD,
@@ -58,7 +58,7 @@ impl Violation {
 
 /// Counts the frames of a connection that make work and lead to nothing.
 #[derive(Debug, Default)]
-pub(super) struct Flood(Cell<u32>);
+pub struct Flood(Cell<u32>);
 
 impl Flood {
     fn count(&self, brings: bool) -> Result<(), Violation> {
@@ -94,7 +94,7 @@ enum Frame {
 
 /// Follows the frames of one stream.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub struct Framing {
     kind: Kind,
     max_head: u64,
     /// What has come of a frame's header, or of the stream's type.
@@ -110,7 +110,7 @@ pub(super) struct Framing {
 
 impl Framing {
     /// Of a request's stream, whose field sections may have this many bytes as they are sent.
-    pub(super) fn request(max_head: u64) -> Framing {
+    pub fn request(max_head: u64) -> Framing {
         Framing {
             kind: Kind::Request,
             max_head,
@@ -123,17 +123,17 @@ impl Framing {
     }
 
     /// Of a stream in one direction.
-    pub(super) fn one_way() -> Framing {
+    pub fn one_way() -> Framing {
         Framing { kind: Kind::Unknown, ..Framing::request(0) }
     }
 
     /// The next piece that may be passed on; never an empty one.
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
+    pub fn pop(&mut self) -> Option<Bytes> {
         self.ready.pop_front()
     }
 
     /// Looks at what has come. How many bytes of data are among what may be passed on now.
-    pub(super) fn push(&mut self, chunk: &Bytes, flood: &Flood) -> Result<u64, Violation> {
+    pub fn push(&mut self, chunk: &Bytes, flood: &Flood) -> Result<u64, Violation> {
         let (mut at, mut data) = (0, 0);
         while at < chunk.len() {
             if self.kind == Kind::Opaque {
@@ -183,7 +183,7 @@ impl Framing {
     }
 
     /// The stream has ended.
-    pub(super) fn end(&self) -> Result<(), Violation> {
+    pub fn end(&self) -> Result<(), Violation> {
         let cut = self.left > 0 || !self.header.is_empty();
         // Of the others nobody knows where they may end.
         if cut && matches!(self.kind, Kind::Request | Kind::Control) { Err(Violation::Truncated) } else { Ok(()) }

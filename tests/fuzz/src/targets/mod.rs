@@ -3,6 +3,7 @@
 pub mod client_hello;
 pub mod documents;
 pub mod guard;
+pub mod h3_frames;
 pub mod pairs;
 pub mod path;
 pub mod proxy_protocol;
