@@ -38,4 +38,5 @@ mod streaming;
 mod tcp;
 mod third_party;
 mod tls;
+mod unix_sockets;
 mod upstream_failures;

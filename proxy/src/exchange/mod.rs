@@ -116,7 +116,7 @@ enum Stop {
     Closed,
 }
 
-/// What an upstream has answered. A response with which it switches protocols has 101 for its status, in whichever version of
+/// What an upstream has answered. A response to an upgrade with which it switches protocols is a 101, in whichever version of
 /// HTTP it was said.
 struct FromUpstream {
     parts: http::response::Parts,

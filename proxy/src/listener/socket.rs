@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
     config::{model::SocketOptions, units::Address},
-    net::{self, ListenSocket},
+    net::{self, ListenSocket, SocketFile},
 };
 
 /// Opens `count` sockets on an address. Port 0 gives all of them the same port.
@@ -90,6 +90,7 @@ fn listen_unix(path: &Path, options: &SocketOptions, count: usize) -> io::Result
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
+    let file = Arc::new(SocketFile::of(path)?);
     // Nobody gets in before it listens.
     if let Some(mode) = &options.mode {
         let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
@@ -98,7 +99,7 @@ fn listen_unix(path: &Path, options: &SocketOptions, count: usize) -> io::Result
     socket.listen(backlog(options))?;
     socket.set_nonblocking(true)?;
     let listener: std::os::unix::net::UnixListener = socket.into();
-    (0..count).map(|_| listener.try_clone().map(ListenSocket::Unix)).collect()
+    (0..count).map(|_| Ok(ListenSocket::Unix(file.clone(), listener.try_clone()?))).collect()
 }
 
 /// Whether a path is a socket that nobody listens on: what is left of a process that did not end well.

@@ -3,12 +3,14 @@
 pub mod io;
 pub mod proxy_protocol;
 pub mod socket;
+mod socket_file;
 pub mod stream;
 pub mod transport;
 
 pub use self::{
     io::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
     socket::{ListenSocket, Listener, Socket},
+    socket_file::SocketFile,
     stream::{Prefixed, Stream},
     transport::Transport,
 };

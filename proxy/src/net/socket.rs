@@ -4,6 +4,7 @@ use std::{
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,6 +15,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::SocketFile;
 use crate::config::units::Address;
 
 /// A connected socket.
@@ -118,8 +120,8 @@ impl AsyncWrite for Socket {
 pub enum ListenSocket {
     /// TCP.
     Tcp(std::net::TcpListener),
-    /// A unix socket.
-    Unix(std::os::unix::net::UnixListener),
+    /// A unix socket, with its file, which goes first when this is dropped.
+    Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
 }
 
 /// A listening socket of a worker.
@@ -127,8 +129,8 @@ pub enum ListenSocket {
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener),
+    /// A unix socket, with its file, which goes first when this is dropped.
+    Unix(Arc<SocketFile>, UnixListener),
 }
 
 impl TryFrom<ListenSocket> for Listener {
@@ -137,7 +139,9 @@ impl TryFrom<ListenSocket> for Listener {
     fn try_from(socket: ListenSocket) -> io::Result<Listener> {
         match socket {
             ListenSocket::Tcp(socket) => TcpListener::from_std(socket).map(Listener::Tcp),
-            ListenSocket::Unix(socket) => UnixListener::from_std(socket).map(Listener::Unix),
+            ListenSocket::Unix(file, socket) => {
+                UnixListener::from_std(socket).map(|socket| Listener::Unix(file, socket))
+            }
         }
     }
 }
@@ -151,7 +155,7 @@ impl Listener {
                 let _ = stream.set_nodelay(true);
                 (Socket::Tcp(stream), peer)
             }),
-            Listener::Unix(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), LOCAL)),
+            Listener::Unix(_, socket) => socket.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), LOCAL)),
         }
     }
 

@@ -255,6 +255,7 @@ impl OwnCertificate {
             place: format!("{}/certificate", self.place),
             path: self.path.clone(),
             until: self.identity.not_after,
+            soon: (14 * DAY).min((self.identity.not_after - self.identity.not_before) / 3),
             kind: DatedKind::Certificate,
         }
     }
@@ -293,6 +294,7 @@ impl RevocationList {
             place: place.to_owned(),
             path: path.to_owned(),
             until,
+            soon: DAY,
             kind: DatedKind::RevocationList,
         });
         Ok(RevocationList { der, dated })
@@ -317,23 +319,28 @@ pub struct Dated {
     pub path: PathBuf,
     /// Until when, in seconds since 1970.
     pub until: i64,
+    /// So many seconds before that are soon.
+    soon: i64,
     /// What it is.
     pub kind: DatedKind,
 }
 
+/// In seconds.
+const DAY: i64 = 24 * 60 * 60;
+
 impl Dated {
-    /// A warning, if that is soon (14 days for certificates; for lists, which live for days, one) or past.
+    /// A warning, if that is soon or past. Soon is 14 days for certificates, and a third of their life for those that live for
+    /// less than six weeks; for lists, which live for days, one day.
     pub fn warning(&self, now: SystemTime) -> Option<String> {
-        const DAY: i64 = 24 * 60 * 60;
-        let (what, days) = match self.kind {
-            DatedKind::Certificate => ("the certificate", 14),
-            DatedKind::RevocationList => ("a revocation list", 1),
+        let what = match self.kind {
+            DatedKind::Certificate => "the certificate",
+            DatedKind::RevocationList => "a revocation list",
         };
         let left = self.until.saturating_sub(unix(now));
         let path = self.path.display();
         match left {
             ..0 => Some(format!("{what} in `{path}` expired on {}", date(self.until))),
-            left if left < days * DAY => Some(format!("{what} in `{path}` expires on {}", date(self.until))),
+            left if left < self.soon => Some(format!("{what} in `{path}` expires on {}", date(self.until))),
             _ => None,
         }
     }

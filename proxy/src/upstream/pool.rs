@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
@@ -180,7 +180,7 @@ where
     }
 
     /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. Of the request
-    /// only the extensions count. The response is a 101, as if the endpoint had been asked to switch protocols.
+    /// only the extensions count. The response is a 200, and the connection is in its body.
     ///
     /// # Errors
     ///
@@ -209,7 +209,6 @@ where
         let (stream, _) = count(cluster, endpoint, opened).map_err(failure)?;
         let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
         let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.extensions_mut().insert(Waited(start.elapsed()));
         Ok(response)
     }

@@ -10,7 +10,7 @@ use super::*;
 fn address(socket: &ListenSocket) -> SocketAddr {
     match socket {
         ListenSocket::Tcp(socket) => socket.local_addr().unwrap(),
-        ListenSocket::Unix(_) => panic!("not TCP"),
+        ListenSocket::Unix(..) => panic!("not TCP"),
     }
 }
 
@@ -42,7 +42,34 @@ fn a_unix_socket_is_taken_over_only_from_the_dead() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(listen(&address, &options, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop(sockets);
+    // As a process leaves it that did not end well.
+    drop(unix::UnixListener::bind(&path).unwrap());
     listen(&address, &options, 1).unwrap();
+}
+
+#[test]
+fn a_unix_sockets_file_is_removed_by_the_last_who_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let mut sockets = listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 2).unwrap();
+    drop(sockets.pop());
+    unix::UnixStream::connect(&path).unwrap();
+    drop(sockets);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_unix_sockets_file_stays_if_it_is_a_successors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let address = Address::Unix(path.as_path().into());
+    let first = listen(&address, &SocketOptions::default(), 1).unwrap();
+    fs::remove_file(&path).unwrap();
+    let second = listen(&address, &SocketOptions::default(), 1).unwrap();
+    drop(first);
+    unix::UnixStream::connect(&path).unwrap();
+    drop(second);
+    assert!(!path.exists());
 }
 
 #[test]
@@ -161,7 +188,7 @@ async fn redirected() {
         let options = SocketOptions { transparent, ..SocketOptions::default() };
         match listen_on(at, &options).unwrap().remove(0) {
             ListenSocket::Tcp(socket) => TcpListener::from_std(socket).unwrap(),
-            ListenSocket::Unix(_) => panic!("not TCP"),
+            ListenSocket::Unix(..) => panic!("not TCP"),
         }
     };
     let to: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8:1::1".parse().unwrap()];

@@ -1,0 +1,39 @@
+//! A unix socket's file, which is removed when nobody listens on it any more.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// The file of a listening unix socket; dropping this removes it, unless another one has taken its place.
+///
+/// It must be dropped before the socket is closed. As long as that is open, nobody takes the path for one that was left over, so
+/// nobody comes between looking and removing; and no other file can get its number.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    /// The file of a socket that is bound to a path. Fails if there is none.
+    pub fn of(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), id: id(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if id(&self.path).is_ok_and(|there| there == self.id)
+            && let Err(e) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove {}: {e}", self.path.display());
+        }
+    }
+}
+
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
+}
