@@ -220,8 +220,9 @@ impl Scanner {
     /// A line without an end may not grow for ever where hyper does not bound it.
     fn check_partial(&mut self) -> Result<(), Violation> {
         match self.state {
-            State::ChunkSize if self.line.len() > MAX_LINE => Err(Violation::ChunkSize),
-            State::Trailers if self.line.len() > MAX_LINE => Err(Violation::Trailers),
+            // Its CR may have come, and is not counted.
+            State::ChunkSize if self.line.len() > MAX_LINE + 1 => Err(Violation::ChunkSize),
+            State::Trailers if self.line.len() > MAX_LINE + 1 => Err(Violation::Trailers),
             // hyper refuses it for its length; its beginning is enough.
             State::Start | State::Headers => {
                 self.line.truncate(self.max_head_line);
@@ -250,6 +251,8 @@ impl Scanner {
             }
             State::Headers if line.is_empty() => self.head_ended(),
             State::Headers => self.header(line),
+            State::ChunkSize if line.len() > MAX_LINE => Err(Violation::ChunkSize),
+            State::Trailers if line.len() > MAX_LINE => Err(Violation::Trailers),
             State::ChunkSize => {
                 let digits = line.split(|b| *b == b';').next().unwrap_or_default().trim_ascii_end();
                 let hex =
