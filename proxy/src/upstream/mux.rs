@@ -78,16 +78,18 @@ where
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         secure: bool,
-        http: &Builder<LocalExec>,
+        mut http: Builder<LocalExec>,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> hyper::Result<Rc<Self>> {
         let traffic = Rc::new(Traffic::default());
         let io = TokioIo::new(Metered::new(stream, Rc::clone(&traffic)));
-        let (sender, mut connection) = http.handshake(io).await?;
         let wanted = pool.cluster().http2.max_concurrent_streams;
-        let most = Rc::new(Cell::new(wanted));
         let slot = Rc::clone(&permit.slot);
+        // Until its settings have come, it is taken to allow as much as the connection before.
+        let most = Rc::new(Cell::new(wanted.min(slot.streams.get())));
+        http.initial_max_send_streams(most.get() as usize);
+        let (sender, mut connection) = http.handshake(io).await?;
         Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
             let (mux, slot_of_task, most_of_task) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&most));
             spawn_local(async move {
@@ -95,6 +97,7 @@ where
                     let ended = Pin::new(&mut connection).poll(cx);
                     let theirs = u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX);
                     most_of_task.set(wanted.min(theirs));
+                    slot_of_task.streams.set(theirs);
                     ended
                 });
                 if let Err(error) = ended.await {

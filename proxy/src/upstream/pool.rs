@@ -292,7 +292,7 @@ where
     ) -> Result<Opened<B>, (io::Error, bool)> {
         let http = mux::builder(&cluster.http2, self.0.max_head);
         let secure = matches!(stream, Stream::Tls(_));
-        let opened = Mux::open(stream, secure, &http, pool, permit).await;
+        let opened = Mux::open(stream, secure, http, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| (io::Error::other(error), false))
     }
 

@@ -62,6 +62,8 @@ pub(super) struct Slot<B> {
     pub(super) opening: RefCell<Option<Rc<Opening>>>,
     /// The endpoint has chosen HTTP/2, if it was asked.
     pub(super) speaks_h2: Cell<bool>,
+    /// Streams at one time on an HTTP/2 connection, as the endpoint has last allowed it: what a new one begins with.
+    pub(super) streams: Cell<u32>,
     connections: Cell<usize>,
     /// No longer in the configuration: nothing becomes idle here any more.
     retired: Cell<bool>,
@@ -149,6 +151,8 @@ impl<B> ClusterPool<B> {
                 muxes: RefCell::default(),
                 opening: RefCell::default(),
                 speaks_h2: Cell::new(false),
+                // No endpoint should allow fewer (RFC 9113 section 6.5.2).
+                streams: Cell::new(100),
                 connections: Cell::new(0),
                 retired: Cell::new(false),
             })

@@ -112,7 +112,7 @@ fn connect_opens_a_tunnel() {
         assert_eq!(run(&curl, &[&args[..], &inside].concat()).well(), "4", "{version}");
     }
     let entry = proxy.entry(|entry| entry["method"] == "CONNECT");
-    assert_eq!((&entry["status"], &entry["cluster"]), (&101.into(), &"inner".into()), "{entry}");
+    assert_eq!((&entry["status"], &entry["cluster"]), (&200.into(), &"inner".into()), "{entry}");
     assert!(entry["request_bytes"].as_u64() > Some(100), "{entry}");
 }
 
