@@ -237,3 +237,28 @@ fn garbage_hurts_nobody() {
     assert_eq!(upstream.requests().len(), 2);
     assert!(!site.proxy.output().contains("panicked"));
 }
+
+/// The most memory that the proxy has had, in kB.
+fn most_memory(site: &Site) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", site.proxy.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn a_body_in_small_pieces_takes_no_memory() {
+    let upstream = Upstream::saying("");
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    let before = most_memory(&site);
+    let (mut send, recv) = raw.open(&head(&[]));
+    let pieces = frame(0, &[b'x'; 60]).repeat(1 << 10);
+    for _ in 0..512 {
+        raw.write(&mut send, &pieces);
+    }
+    let _ = send.finish();
+    assert_eq!(status(&raw.end(recv)), Some(200));
+    assert_eq!(upstream.only_request().body.len(), 60 << 19);
+    let more = most_memory(&site) - before;
+    assert!(more < 5 << 10, "{more} kB");
+}
