@@ -187,7 +187,8 @@ async fn attempt(
     let sending = async {
         match switch {
             // Nothing is said to the endpoint: it is the client that will speak to it.
-            Some(Switch::Connect) => site.pools.tunnel(cluster, endpoint, request).await,
+            // Boxed, so that requests which are none do not carry the space for this.
+            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, request)).await,
             _ => site.pools.send(cluster, endpoint, request).await,
         }
     };
