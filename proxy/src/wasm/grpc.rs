@@ -52,6 +52,8 @@ pub enum Wish {
 pub struct Call {
     /// The guest's handle.
     pub id: u32,
+    /// For which root context.
+    pub root: usize,
     /// Where to.
     pub cluster: Arc<Cluster>,
     /// The head: the path, and the guest's metadata.
@@ -140,9 +142,9 @@ impl http_body::Body for Messages {
 }
 
 async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
-    let (id, stream, limit) = (call.id, call.message.is_none(), call.timeout);
+    let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
-        Some(vm) => vm.on_grpc_event(id, event, incarnation),
+        Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
         None => false,
     };
     let exchange = exchange(&upstream, call, messages, &tell);
@@ -161,7 +163,7 @@ async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: Unbounde
     if let Some(vm) = vm.upgrade() {
         // Of a call that is no stream a message is the whole answer.
         if stream || status != 0 {
-            vm.on_grpc_event(id, Event::Closed(status, message), incarnation);
+            vm.on_grpc_event(root, id, Event::Closed(status, message), incarnation);
         }
         vm.grpc_ended(id, incarnation);
     }

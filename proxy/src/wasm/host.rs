@@ -41,6 +41,8 @@ pub enum Phase {
 pub struct HttpCall {
     /// The guest's handle.
     pub id: u32,
+    /// For which root context.
+    pub root: usize,
     /// Where to.
     pub cluster: Arc<Cluster>,
     /// The head.
@@ -105,9 +107,26 @@ impl ResourceLimiter for Limiter {
     }
 }
 
+/// What the host keeps for a root context: one of the filters in an instance.
+#[derive(Debug)]
+pub struct Root {
+    /// Who the filter is.
+    pub identity: Arc<Identity>,
+    /// The callbacks it wants, as bits of [`phase`].
+    pub subscribed: u32,
+    /// It has said which callbacks it wants.
+    pub subscribes: bool,
+    /// Its tick.
+    pub tick: Option<Duration>,
+}
+
 /// The data of a store.
 pub struct Host {
-    /// Who the filter is.
+    /// The filters that share the instance.
+    pub roots: Box<[Root]>,
+    /// For which of them it is called.
+    pub root: usize,
+    /// Who that is.
     pub identity: Arc<Identity>,
     /// What all filters share.
     pub world: Arc<World>,
@@ -125,18 +144,12 @@ pub struct Host {
     pub effective: u32,
     /// The version of the ABI that it was made for.
     pub abi: &'static str,
-    /// Its root context.
-    pub root: u32,
-    /// The callbacks it wants, as bits of [`phase`].
-    pub subscribed: u32,
-    /// It has said which callbacks it wants.
-    pub subscribes: bool,
     /// The last thing it has logged while it was configured.
     pub said: String,
     /// Mistakes in its configuration, with their places.
     pub config_errors: Vec<(String, String)>,
-    /// Its tick.
-    pub tick: Option<Duration>,
+    /// A tick has been set.
+    pub ticks_changed: bool,
     /// Header names by id.
     pub names: Vec<Name>,
     /// Ids of header names.
@@ -147,8 +160,8 @@ pub struct Host {
     pub buckets: Vec<Arc<Bucket>>,
     /// Limits by id, with their bounds.
     pub stream_limits: Vec<(Arc<Limit>, u32)>,
-    /// Queues that it wants to read from now on.
-    pub reads: Vec<u32>,
+    /// Queues that it wants to read from now on, and for which root.
+    pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
     /// Calls that have not been answered yet, and the bytes of their bodies.
@@ -181,10 +194,27 @@ impl Host {
         self.abi == "0.1.0"
     }
 
-    /// The data of a new instance.
-    pub fn new(identity: Arc<Identity>, world: Arc<World>, memory_limit: usize) -> Host {
+    /// A call begins that acts for one of the filters, on a context.
+    pub fn act_for(&mut self, root: usize, context: u32) {
+        self.effective = context;
+        if self.root != root {
+            self.root = root;
+            self.identity = self.roots[root].identity.clone();
+        }
+    }
+
+    /// The data of a new instance of these filters, at least one.
+    pub fn new(
+        identities: impl Iterator<Item = Arc<Identity>>,
+        world: Arc<World>,
+        memory_limit: usize,
+    ) -> Host {
+        let root = |identity| Root { identity, subscribed: phase::ALL, subscribes: false, tick: None };
+        let roots: Box<[Root]> = identities.map(root).collect();
         Host {
-            identity,
+            identity: roots[0].identity.clone(),
+            roots,
+            root: 0,
             world,
             limiter: Limiter { memory: memory_limit, denied: false },
             memory: None,
@@ -193,12 +223,9 @@ impl Host {
             phase: Phase::Start,
             effective: 0,
             abi: "",
-            root: 0,
-            subscribed: phase::ALL,
-            subscribes: false,
             said: String::new(),
             config_errors: Vec::new(),
-            tick: None,
+            ticks_changed: false,
             names: Vec::new(),
             name_ids: HashMap::new(),
             routes: Vec::new(),

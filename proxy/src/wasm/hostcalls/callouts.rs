@@ -126,6 +126,7 @@ fn http_call(
     host.copied += body.len() as u64;
     let timeout = u64::from(timeout as u32);
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    host.calls.push(HttpCall { id, cluster, head, body, trailers: trailer_map, timeout });
+    let root = host.root;
+    host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, timeout });
     Ok(())
 }

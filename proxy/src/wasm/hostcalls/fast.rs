@@ -145,8 +145,8 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if host.phase == Phase::Running || phases & !phase::ALL != 0 {
             return Status::BadArgument as i32;
         }
-        host.subscribed = phases;
-        host.subscribes = true;
+        let root = &mut host.roots[host.root];
+        (root.subscribed, root.subscribes) = (phases, true);
         Status::Ok as i32
     })?;
     linker.func_wrap(

@@ -157,7 +157,8 @@ fn open(
     host.grpc_calls.insert(id, message.is_none());
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, cluster, head, message, timeout })));
+    let root = host.root;
+    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, root, cluster, head, message, timeout })));
     Ok(())
 }
 
