@@ -34,6 +34,7 @@ mod proxy_protocol;
 mod queues;
 mod retries;
 mod reuse;
+mod shared_vms;
 mod slow_peers;
 mod smuggling;
 mod streaming;

@@ -21,9 +21,7 @@ use crate::{
     tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
-    wasm::{
-        Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash,
-    },
+    wasm::{Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
 };
 
 use super::{
@@ -587,7 +585,12 @@ impl Foundry {
 }
 
 /// A filter that is never called would let through what it was meant to look at.
-fn check_chains(loaded: &Loaded, listeners: &[ListenerParts], phases: &HashMap<&str, u32>, wrong: &mut Vec<Diagnostic>) {
+fn check_chains(
+    loaded: &Loaded,
+    listeners: &[ListenerParts],
+    phases: &HashMap<&str, u32>,
+    wrong: &mut Vec<Diagnostic>,
+) {
     for (index, listener) in listeners.iter().enumerate() {
         let (has, lacks, what) = match listener.config.protocol {
             Protocol::Auto => continue,

@@ -204,11 +204,7 @@ impl Host {
     }
 
     /// The data of a new instance of these filters, at least one.
-    pub fn new(
-        identities: impl Iterator<Item = Arc<Identity>>,
-        world: Arc<World>,
-        memory_limit: usize,
-    ) -> Host {
+    pub fn new(identities: impl Iterator<Item = Arc<Identity>>, world: Arc<World>, memory_limit: usize) -> Host {
         let root = |identity| Root { identity, subscribed: phase::ALL, subscribes: false, tick: None };
         let roots: Box<[Root]> = identities.map(root).collect();
         Host {

@@ -29,12 +29,7 @@ use super::{
     queue::Note,
     subject::Subject,
 };
-use crate::{
-    chain::OnFailure,
-    http::body::Body,
-    observe,
-    upstream::Pools,
-};
+use crate::{chain::OnFailure, http::body::Body, observe, upstream::Pools};
 
 /// One call in this many is timed.
 const TIMED: u64 = 16;
