@@ -15,6 +15,7 @@ use super::{
     grpc::{Event, Wish},
     limits::Limit,
     plugin::Identity,
+    shared_data::SharedData,
     world::World,
 };
 use crate::{
@@ -130,6 +131,8 @@ pub struct Host {
     pub identity: Arc<Identity>,
     /// What all filters share.
     pub world: Arc<World>,
+    /// What it shares with other instances of its `vm_id`.
+    pub shared_data: Arc<SharedData>,
     /// The bound on its memory.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -209,6 +212,7 @@ impl Host {
         let roots: Box<[Root]> = identities.map(root).collect();
         Host {
             identity: roots[0].identity.clone(),
+            shared_data: world.shared.data(&roots[0].identity.vm_id),
             roots,
             root: 0,
             world,

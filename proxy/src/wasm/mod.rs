@@ -19,6 +19,7 @@ pub mod module;
 mod network;
 pub mod plugin;
 mod queue;
+mod shared_data;
 mod subject;
 pub mod vm;
 mod voice;

@@ -14,6 +14,7 @@ mod metrics;
 mod properties;
 mod queues;
 mod shared;
+mod stored;
 mod streams;
 mod system;
 mod wasi;
@@ -36,6 +37,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
+    stored::link(linker)?;
     grpc::link(linker)?;
     wasi::link(linker)
 }
