@@ -56,6 +56,12 @@ pub fn has(module: &str, name: &str) -> bool {
     }
 }
 
+/// The modules that have a function of this name: the version is in a module's name.
+pub fn versions(name: &str) -> Vec<&'static str> {
+    let modules = [proxy_wasm::MODULE, fast_lane::MODULE].into_iter().chain(tollgate_abi::wasi::MODULES);
+    modules.filter(|module| has(module, name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
