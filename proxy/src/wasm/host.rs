@@ -2,7 +2,11 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -52,6 +56,8 @@ pub struct HttpCall {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
+    /// Bytes that the guest has given for it, in all.
+    pub size: usize,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
 }
@@ -167,7 +173,7 @@ pub struct Host {
     pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
-    /// Calls that have not been answered yet, and the bytes of their bodies.
+    /// Calls that have not been answered yet, and the bytes given for them.
     pub calls_under_way: (usize, usize),
     /// The last id given to a call.
     pub last_call: u32,
@@ -175,6 +181,8 @@ pub struct Host {
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended; whether they are streams.
     pub grpc_calls: HashMap<u32, bool>,
+    /// Bytes of gRPC calls that wait to be sent.
+    pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
     pub grpc_wishes: Vec<Wish>,
     /// What a gRPC call has brought.
@@ -237,6 +245,7 @@ impl Host {
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
+            grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
             grpc_event: None,
             timers: Vec::new(),

@@ -6,5 +6,6 @@ pub mod guard;
 pub mod h3_frames;
 pub mod pairs;
 pub mod path;
+pub mod properties;
 pub mod proxy_protocol;
 pub mod sniff;
