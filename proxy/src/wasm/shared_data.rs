@@ -226,9 +226,10 @@ mod tests {
         // What expires makes room.
         data.set(b"short", &mib, Expected::Any, Some(Duration::ZERO)).unwrap();
         set(&data, b"again", &mib, Expected::Any).unwrap();
-
+        // Keys without values are bounded too.
         let data = SharedData::default();
-        let keys = (0..u32::MAX).take_while(|i| set(&data, &i.to_le_bytes(), b"", Expected::Any).is_ok()).count();
-        assert_eq!(keys, MAX_BYTES / (4 + KEY_COST), "keys without values are bounded too");
+        data.write().bytes = MAX_BYTES - 2 * (KEY_COST + 1);
+        let full = [b"a", b"b", b"c"].map(|key| set(&data, key, b"", Expected::Any));
+        assert_eq!(full, [Ok(()), Ok(()), Err(NotChanged::Full)]);
     }
 }
