@@ -18,6 +18,7 @@ const PRELUDE: &str = r#"
     (import "env" "proxy_continue_stream" (func $resume (param i32) (result i32)))
     (import "env" "proxy_get_property" (func $get_property (param i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_set_property" (func $set_property (param i32 i32 i32 i32) (result i32)))
+    (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
     (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
     (import "env" "proxy_set_effective_context" (func $become (param i32) (result i32)))
     (import "env" "proxy_get_shared_data" (func $get_shared (param i32 i32 i32 i32 i32) (result i32)))

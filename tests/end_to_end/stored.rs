@@ -2,7 +2,7 @@
 
 use crate::{
     guest,
-    harness::{Config, Message, Proxy, Upstream},
+    harness::{Config, Message, Proxy, Upstream, wait_until},
 };
 
 /// What two filters say of a request, the second after the first.
@@ -83,6 +83,35 @@ fn a_filter_can_set_properties_but_not_the_hosts() {
     let expected = ["0 0 2 2 2 2 2 0", "0 blue 0 two 0 blue 0 /asked?x 0 second 0 fine 4"];
     assert_eq!(request.all("x-said"), expected);
     proxy.wait_for_output(r#"property "request.path" is the host's, and was not set"#);
+}
+
+#[test]
+fn envoys_ways_lead_to_the_same_state() {
+    let set = "\n\x05color\x12\x04blue\x18\x01";
+    let (_, request) = said(
+        &format!(
+            r#"(call $answer (call $foreign %"set_envoy_filter_state" %"{set}" (i32.const 0) (i32.const 0)))
+            (call $answer (call $foreign %"set_envoy_filter_state" %"?" (i32.const 0) (i32.const 0)))"#
+        ),
+        r#"(call $property %"filter_state\00color")
+           (call $answer (call $state_get %"color" (i32.const 4096) (i32.const 100)))"#,
+    );
+    assert_eq!(request.all("x-said"), ["0 2", "0 blue 4"]);
+}
+
+#[test]
+fn the_access_log_shows_it() {
+    let upstream = Upstream::saying("hello");
+    let module = guest::saying(
+        r#"(call $answer (call $metadata_set %"auth" %"user" (i32.const 0) %"ann"))
+           (call $answer (call $set_property %"color" %"blue"))"#,
+    );
+    let yaml: String = Config::to(&upstream).filter("f", "f.wasm", "").into();
+    let format = "{to: access.log, format: \"%path% %metadata(auth:user)% %state(wasm.color)%\"}";
+    let proxy = Proxy::start_with(yaml.replace("{to: access.log}", format), &[("f.wasm", &module)]);
+    assert_eq!(proxy.get("/shown").status(), 200);
+    let log = proxy.dir().join("access.log");
+    wait_until("the line", || std::fs::read_to_string(&log).is_ok_and(|text| text == "/shown ann blue\n"));
 }
 
 #[test]
