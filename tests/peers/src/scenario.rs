@@ -23,10 +23,46 @@ pub struct Scenario {
 pub enum Work {
     /// Requests as fast as they go, then at a fixed rate.
     Requests { rate: u32, close: bool },
+    /// Requests as fast as they go, then at half of that rate.
+    Half,
     /// Connections that do nothing.
     Idle,
     /// Requests at a fixed rate, with or without a filter's file replaced every second.
     Swap { rate: u32 },
+    /// Nothing: `tollgate bench chain` runs the filters.
+    Chain,
+}
+
+impl Work {
+    /// More rounds would say nothing new: memory is the same each time.
+    pub fn most_rounds(self) -> u32 {
+        if self == Work::Idle { 2 } else { u32::MAX }
+    }
+}
+
+/// What is spoken to a proxy.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spoken {
+    pub tls: bool,
+    pub h2: bool,
+    /// To the backend too.
+    pub grpc: bool,
+}
+
+pub const PLAIN: Spoken = Spoken { tls: false, h2: false, grpc: false };
+pub const TLS_H1: Spoken = Spoken { tls: true, ..PLAIN };
+pub const TLS_H2: Spoken = Spoken { tls: true, h2: true, grpc: false };
+pub const GRPC: Spoken = Spoken { tls: false, h2: true, grpc: true };
+
+impl Spoken {
+    /// What templates call it.
+    pub fn flags(self) -> &'static [&'static str] {
+        match (self.tls, self.grpc) {
+            (_, true) => &["grpc"],
+            (true, _) => &["tls"],
+            _ => &["plain"],
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +83,9 @@ pub struct Subject {
     pub repeat: usize,
     pub workers: usize,
     pub path: String,
+    pub spoken: Spoken,
+    /// Files of filters that it needs.
+    pub modules: &'static [&'static str],
     /// Whether its filter is replaced meanwhile.
     pub swaps: bool,
 }
@@ -73,6 +112,22 @@ const REQUESTS: &[Column] = &[
     column("p99", "p99 µs", 0),
     column("p999", "p99.9 µs", 0),
     column("rss_mib", "RSS MiB", 1),
+];
+
+/// At half of the highest rate.
+const HALF: &[Column] = &[
+    column("p99", "p99 µs", 0),
+    column("p50", "p50 µs", 0),
+    column("p999", "p99.9 µs", 0),
+    column("paced", "at requests/s", 0),
+    column("cpu_us", "CPU µs/request at the most", 1),
+];
+
+const CHAIN: &[Column] = &[
+    column("chain_us", "µs/request, median", 2),
+    column("mean_us", "mean", 2),
+    column("p99_us", "p99", 2),
+    column("calls_us", "calls summed up", 2),
 ];
 
 const BODIES: &[Column] = &[
@@ -106,11 +161,30 @@ const NGINX: &str = include_str!("../configs/nginx.conf");
 const HAPROXY: &str = include_str!("../configs/haproxy.cfg");
 const ENVOY: &str = include_str!("../configs/envoy.yaml");
 const TOLLGATE: &str = include_str!("../configs/tollgate.yaml");
+const FILTERS: &str = include_str!("../configs/tollgate-filters.yaml");
+const TOLLGATE_WASM: &str = include_str!("../configs/tollgate-wasm.yaml");
+
+/// The standard filters, for any Proxy-Wasm host.
+const PORTABLE: &[&str] =
+    &["portable/fault.wasm", "portable/authz.wasm", "portable/ratelimit.wasm", "portable/router.wasm"];
+
+/// A filter of the third-party SDK, and the same in ours.
+const THIRD_PARTY: &[&str] = &["third_party.wasm"];
+const SAME: &[&str] = &["third_party_same.wasm"];
 
 impl Subject {
     fn new(label: &str, program: Program, template: &'static str) -> Subject {
-        let path = "/items/42".to_owned();
-        Subject { label: label.to_owned(), program, template, repeat: 0, workers: 1, path, swaps: false }
+        Subject {
+            label: label.to_owned(),
+            program,
+            template,
+            repeat: 0,
+            workers: 1,
+            path: "/items/42".to_owned(),
+            spoken: PLAIN,
+            modules: &[],
+            swaps: false,
+        }
     }
 
     fn repeat(self, repeat: usize) -> Subject {
@@ -119,6 +193,14 @@ impl Subject {
 
     fn at(self, path: impl Into<String>) -> Subject {
         Subject { path: path.into(), ..self }
+    }
+
+    fn spoken(self, spoken: Spoken) -> Subject {
+        Subject { spoken, ..self }
+    }
+
+    fn modules(self, modules: &'static [&'static str]) -> Subject {
+        Subject { modules, ..self }
     }
 
     fn workers(self, workers: usize) -> Subject {
@@ -139,7 +221,8 @@ fn bare() -> Vec<Subject> {
 /// All of them, in the order in which they are run and shown.
 pub fn all() -> Vec<Scenario> {
     let requests = |rate| Work::Requests { rate, close: false };
-    let filters = include_str!("../configs/tollgate-filters.yaml");
+    let with_filters = || Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS);
+    let encrypted = |spoken| bare().into_iter().map(move |s| s.spoken(spoken));
     vec![
         Scenario {
             name: "bare",
@@ -155,17 +238,49 @@ pub fn all() -> Vec<Scenario> {
             name: "filters",
             title: "Four filters",
             about: "Fault injection, authorization, a rate limit and routes: Tollgate's WebAssembly filters and Envoy's \
-                    native ones, configured for the same work. Beside them the proxies without. Latencies at 5,000 \
+                    native ones, configured for the same work, and Tollgate's in Envoy's V8, compiled for any \
+                    Proxy-Wasm host. Beside them the proxies without. Latencies at 5,000 \
                     requests/s.",
             work: requests(5000),
             subjects: vec![
                 Subject::new("nginx, bare", Program::Nginx, NGINX),
                 Subject::new("Envoy, 4 native filters", Program::Envoy, include_str!("../configs/envoy-filters.yaml")),
+                Subject::new("Envoy, the same 4 in V8", Program::Envoy, include_str!("../configs/envoy-portable.yaml"))
+                    .modules(PORTABLE),
                 Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE),
-                Subject::new("Tollgate, 4 filters", Program::Tollgate, filters),
+                with_filters(),
             ],
             columns: REQUESTS,
-            against: &["nginx, bare", "Envoy, 4 native filters"],
+            against: &["nginx, bare", "Envoy, 4 native filters", "Envoy, the same 4 in V8"],
+            slope: false,
+        },
+        Scenario {
+            name: "chain",
+            title: "Filters alone",
+            about: "What filters take for a request within Tollgate's process, from the first call to the last, by `tollgate \
+                    bench chain`: no network, no proxy around them. The third-party filter is that of the next scenario; \
+                    beside it the same, written with Tollgate's SDK.",
+            work: Work::Chain,
+            subjects: vec![
+                with_filters(),
+                Subject::new("Tollgate, a third-party filter", Program::Tollgate, TOLLGATE_WASM)
+                    .repeat(1)
+                    .modules(THIRD_PARTY),
+                Subject::new("Tollgate, the same by our SDK", Program::Tollgate, TOLLGATE_WASM).repeat(1).modules(SAME),
+            ],
+            columns: CHAIN,
+            against: &[],
+            slope: false,
+        },
+        Scenario {
+            name: "half",
+            title: "Half of what it can carry",
+            about: "Latencies at half of the rate at which each is saturated: what filters add to the slowest requests of a \
+                    proxy that is well used.",
+            work: Work::Half,
+            subjects: vec![Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE), with_filters()],
+            columns: HALF,
+            against: &["Tollgate, bare"],
             slope: false,
         },
         Scenario {
@@ -180,11 +295,55 @@ pub fn all() -> Vec<Scenario> {
             slope: true,
         },
         Scenario {
+            name: "tls",
+            title: "TLS, HTTP/1.1",
+            about: "As the first one, with TLS to the client: kept connections, ECDSA P-256. Latencies at 5,000 requests/s, \
+                    from when a request is sent.",
+            work: requests(5000),
+            subjects: encrypted(TLS_H1).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "tls-h2",
+            title: "TLS, HTTP/2",
+            about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at 5,000 \
+                    requests/s, from when a request is sent.",
+            work: requests(5000),
+            subjects: encrypted(TLS_H2).chain([with_filters().spoken(TLS_H2)]).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "HAProxy", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "grpc",
+            title: "gRPC, unary calls",
+            about: "HTTP/2 without TLS on both sides, 8 connections with 32 streams each, messages of 64 bytes. Latencies at \
+                    3,000 calls/s, from when a call is sent.",
+            work: requests(3000),
+            subjects: encrypted(GRPC).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
             name: "connections",
             title: "A connection for each request",
             about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at 2,000 requests/s.",
             work: Work::Requests { rate: 2000, close: true },
             subjects: bare(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "handshakes",
+            title: "A TLS connection for each request",
+            about: "A full handshake each time (TLS 1.3, ECDSA P-256), nothing is resumed; connections to the backend are \
+                    kept. Latencies at 300 requests/s, the handshake included.",
+            work: Work::Requests { rate: 300, close: true },
+            subjects: encrypted(TLS_H1).collect(),
             columns: REQUESTS,
             against: &["nginx", "Envoy"],
             slope: false,
@@ -204,7 +363,7 @@ pub fn all() -> Vec<Scenario> {
             title: "Idle connections",
             about: "Each has carried one request. What the kernel keeps for them is not counted; it is the same for all.",
             work: Work::Idle,
-            subjects: idle(filters),
+            subjects: idle(),
             columns: IDLE,
             against: &[],
             slope: false,
@@ -246,13 +405,13 @@ pub fn all() -> Vec<Scenario> {
 
 fn wasm() -> Vec<Subject> {
     let programs = [
-        ("Tollgate", Program::Tollgate, include_str!("../configs/tollgate-wasm.yaml")),
+        ("Tollgate", Program::Tollgate, TOLLGATE_WASM),
         ("Envoy", Program::Envoy, include_str!("../configs/envoy-wasm.yaml")),
     ];
     let subject = |(name, program, template), copies| {
-        Subject::new(&format!("{name}, {copies}"), program, template).repeat(copies)
+        Subject::new(&format!("{name}, {copies}"), program, template).repeat(copies).modules(THIRD_PARTY)
     };
-    programs.into_iter().flat_map(|p| [1, 2, 4, 8].map(|copies| subject(p, copies))).collect()
+    programs.into_iter().flat_map(|p| [1, 8].map(|copies| subject(p, copies))).collect()
 }
 
 fn routes() -> Vec<Subject> {
@@ -264,20 +423,20 @@ fn routes() -> Vec<Subject> {
         let path = format!("/service-{}/items/42", n / 2);
         Subject::new(&format!("{name}, {n} routes"), program, template).repeat(n).at(path)
     };
-    programs.into_iter().flat_map(|p| [10, 1000, 10_000].map(|n| subject(p, n))).collect()
+    programs.into_iter().flat_map(|p| [10, 10_000].map(|n| subject(p, n))).collect()
 }
 
-fn idle(filters: &'static str) -> Vec<Subject> {
+fn idle() -> Vec<Subject> {
     let mut subjects = bare();
-    subjects.push(Subject::new("Tollgate, 4 filters", Program::Tollgate, filters));
+    subjects.push(Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS));
     if Places::most_workers() >= 2 {
-        subjects.push(Subject::new("Tollgate, 4 filters, 2 workers", Program::Tollgate, filters).workers(2));
+        subjects.push(Subject::new("Tollgate, 4 filters, 2 workers", Program::Tollgate, FILTERS).workers(2));
     }
     subjects
 }
 
 fn swap() -> Vec<Subject> {
-    let subject = Subject::new("no swaps", Program::Tollgate, include_str!("../configs/tollgate-wasm.yaml")).repeat(1);
+    let subject = Subject::new("no swaps", Program::Tollgate, TOLLGATE_WASM).repeat(1).modules(THIRD_PARTY);
     let swaps = Subject { label: "a swap every second".into(), swaps: true, ..subject.clone() };
     vec![subject, swaps]
 }
