@@ -28,6 +28,9 @@ cargo test --workspace
 # Features that nothing in the workspace turns on.
 cargo test -p tollgate-sdk --features log,tracing
 
+step "instructions on a request's way"
+tests/instructions.sh
+
 step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check
 

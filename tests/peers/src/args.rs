@@ -66,6 +66,10 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", default_value = "target/filters/wasm32-unknown-unknown/filter")]
     pub modules: PathBuf,
 
+    /// Where those are that `cargo portable` makes, for any Proxy-Wasm host
+    #[arg(long, value_name = "FOLDER", default_value = "target/portable/wasm32-unknown-unknown/filter")]
+    pub portable: PathBuf,
+
     /// For configurations, logs, and the cache of what was downloaded
     #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
     pub work: PathBuf,

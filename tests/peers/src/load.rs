@@ -114,7 +114,9 @@ impl Load<'_> {
         let log = self.folder.join("load.log");
         let _ = fs::remove_file(&log);
         let each = f64::from(rate) / if self.spoken.h2 { H2_CONNECTIONS } else { CONNECTIONS } as f64;
-        let flags = [format!("-D{seconds}"), format!("--rps={each}"), format!("--log-file={}", log.display())];
+        let log_file = format!("--log-file={}", log.display());
+        // Handshakes are over before anything counts.
+        let flags = [format!("-D{seconds}"), "--warm-up-time=500ms".into(), format!("--rps={each}"), log_file];
         let text = self.h2load(&flags, seconds)?;
         let seen = parse_h2load(&text).with_context(|| unexpected("h2load", &text))?;
         let log = fs::read_to_string(&log).context("h2load has written no log")?;

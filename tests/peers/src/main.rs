@@ -11,6 +11,7 @@ mod process;
 mod results;
 mod run;
 mod scenario;
+mod scenarios;
 mod stats;
 mod targets;
 mod template;
@@ -43,7 +44,7 @@ fn main() -> anyhow::Result<()> {
         return connect::run(&connect::ConnectArgs::parse_from(["connect".into()].into_iter().chain(words)));
     }
     let args = Args::parse();
-    let scenarios = scenario::all();
+    let scenarios = scenarios::all();
     if args.list {
         scenarios.iter().for_each(|s| println!("{:12} {}: {}", s.name, s.title, s.about));
         return Ok(());

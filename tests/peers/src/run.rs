@@ -33,6 +33,9 @@ const IDLE: u64 = 10_000;
 /// How long `tollgate bench chain` may take: it measures for two seconds, and may have to compile before.
 const CHAIN: Duration = Duration::from_secs(60);
 
+/// Of the requests at saturation, for a run to count.
+const MOST_FAILED: f64 = 0.001;
+
 /// Requests a second where nothing is measured.
 const SMOKE_RATE: u32 = 64;
 
@@ -88,7 +91,7 @@ impl Bench {
             return Some("there is no such program here; --install gets it".into());
         }
         let module = subject.modules.iter().map(|name| self.tools.module(name)).find(|file| !file.is_file())?;
-        Some(format!("there is no {}", module.display()))
+        Some(format!("there is no {}; run.sh makes it", module.display()))
     }
 
     /// Removes everything that was written for the runs.
@@ -192,7 +195,7 @@ impl Bench {
             ("files", self.files.to_string()),
             // HAProxy counts two files for each, and needs some for itself.
             ("connections", (self.files / 2 - 300).to_string()),
-            ("modules", modules.display().to_string()),
+            ("portable", self.tools.portable.canonicalize().unwrap_or_default().display().to_string()),
             (
                 "module",
                 subject.modules.first().map(|name| modules.join(name).display().to_string()).unwrap_or_default(),
@@ -246,8 +249,9 @@ impl Bench {
         let saturated = load.saturate(self.seconds)?;
         let (cpu, seconds) = (usage::cpu(proxy.pid()) - before, begun.elapsed().as_secs_f64());
         let rss = usage::resident_kib(proxy.pid());
-        ensure!(saturated.errors == 0, "{} of {} requests failed", saturated.errors, saturated.requests);
-        ensure!(saturated.requests > 0.0, "no requests at all");
+        // At its most a proxy may refuse one now and then; but what fails costs less than what does not.
+        let (failed, requests) = (saturated.errors as f64, saturated.requests);
+        ensure!(requests > 0.0 && failed <= requests * MOST_FAILED, "{failed} of {requests} requests failed");
         let rate = rate.unwrap_or((saturated.requests / saturated.seconds / 2.0) as u32);
         let rate = if self.smoke { SMOKE_RATE } else { rate };
         let paced = load.pace(rate, self.seconds)?;
@@ -263,6 +267,7 @@ impl Bench {
             ("user_us", each(cpu.user)),
             ("system_us", each(cpu.system)),
             ("rate", saturated.requests / saturated.seconds),
+            ("failed", failed),
             ("busy", cpu.total() / seconds * 100.0),
             ("paced", rate.into()),
             ("p50", paced.p50),

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn labels_are_those_of_the_scenarios() {
         let mut results = Results::default();
-        for scenario in crate::scenario::all() {
+        for scenario in crate::scenarios::all() {
             let rows = scenario.subjects.iter().map(|s| {
                 let mut row = row(&s.label, s.repeat, &[Some(1.0)]);
                 row.runs[0].as_mut().unwrap().extend(scenario.columns.iter().map(|c| (c.key.to_owned(), 1.0)));

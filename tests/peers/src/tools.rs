@@ -24,8 +24,9 @@ pub struct Tools {
     pub nginx: PathBuf,
     pub haproxy: Option<PathBuf>,
     pub envoy: Option<PathBuf>,
-    /// The folder with the filters.
+    /// The folder with the filters, and the one with those for any Proxy-Wasm host.
     pub modules: PathBuf,
+    pub portable: PathBuf,
 }
 
 impl Tools {
@@ -42,6 +43,7 @@ impl Tools {
         Ok(Tools {
             tollgate: needed(&args.tollgate, "cargo build --release -p tollgate")?,
             modules: args.modules.clone(),
+            portable: args.portable.clone(),
             wrk: needed(Path::new("wrk"), package)?,
             h2load: needed(Path::new("h2load"), "it is in Debian's package nghttp2-client; --install installs it")?,
             nginx: needed(Path::new("nginx"), package)?,
@@ -50,9 +52,9 @@ impl Tools {
         })
     }
 
-    /// A filter's file.
+    /// A filter's file; `portable:x.wasm` is the one for any host.
     pub fn module(&self, name: &str) -> PathBuf {
-        self.modules.join(name)
+        name.strip_prefix("portable:").map_or_else(|| self.modules.join(name), |name| self.portable.join(name))
     }
 
     /// Each program's own words about its version; those that are missing are left out.
