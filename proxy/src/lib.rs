@@ -18,11 +18,13 @@ pub mod wasm;
 pub mod upstream;
 
 pub mod admin;
+pub mod alloc;
 pub mod bench;
 pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod h1;
 pub mod net;
 pub mod observe;
 pub mod tls;

@@ -2,16 +2,15 @@
 
 use std::{error::Error, fmt, io};
 
-use http::Request;
+use crate::h1::HeadError;
 
 /// A request that got no response.
 pub struct Failure<B> {
     /// What went wrong.
     pub kind: FailureKind,
-    /// The request, if nothing of it has been handed to a connection: its body is whole, and any request may be sent
-    /// again. Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in
-    /// failures only.
-    pub request: Option<Box<Request<B>>>,
+    /// The request's body, if nothing of the request has been handed to a connection: any request may be sent again then.
+    /// Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
+    pub body: Option<Box<B>>,
 }
 
 /// What went wrong with a request.
@@ -39,7 +38,7 @@ pub enum FailureKind {
         /// Whether any byte has come back since the request was handed over.
         bytes_received: bool,
         /// The reason.
-        source: hyper::Error,
+        source: io::Error,
     },
     /// What came back is no response that can be used.
     #[error("the response is not valid")]
@@ -50,8 +49,8 @@ pub enum FailureKind {
     /// The request's own body failed, or ended before its Content-Length. The upstream is not to blame.
     #[error("the request's body could not be read")]
     RequestBody {
-        /// The reason; its source is the body's error.
-        source: hyper::Error,
+        /// The body's error.
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The cluster has as many connections as it may, and as many requests waiting for one.
     #[error("too many requests wait for a connection")]
@@ -64,7 +63,10 @@ pub enum FailureKind {
 pub enum ProtocolError {
     /// Its head breaks RFC 9112, or is longer than allowed.
     #[error("its head could not be read")]
-    Malformed(#[source] hyper::Error),
+    Malformed(#[source] HeadError),
+    /// An HTTP/2 connection says something that makes no sense.
+    #[error("it breaks the rules of HTTP/2")]
+    Http2(#[source] hyper::Error),
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,
@@ -74,16 +76,16 @@ pub enum ProtocolError {
 }
 
 impl<B> Failure<B> {
-    /// A failure before anything of `request` was handed to a connection.
-    pub(super) fn unsent(kind: FailureKind, request: Request<B>) -> Self {
-        Failure { kind, request: Some(Box::new(request)) }
+    /// A failure before anything of the request with this body was handed to a connection.
+    pub(super) fn unsent(kind: FailureKind, body: B) -> Self {
+        Failure { kind, body: Some(Box::new(body)) }
     }
 }
 
 // By hand: neither needs anything of the body's type.
 impl<B> fmt::Debug for Failure<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.request.is_some()).finish()
+        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.body.is_some()).finish()
     }
 }
 

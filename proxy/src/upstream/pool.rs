@@ -13,12 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Response, request};
 use http_body::Body;
-use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream},
+    io::DuplexStream,
     task::spawn_local,
     time::{Instant, sleep},
 };
@@ -34,6 +33,7 @@ use super::{
 };
 use crate::{
     config::model::ClusterProtocol,
+    h1::{self, encoder},
     net::{Stream, proxy_protocol::Addresses},
 };
 
@@ -42,25 +42,15 @@ use crate::{
 pub struct PoolOptions {
     /// Header fields of a response, at most. Up to 100 they are parsed without an allocation.
     pub max_response_headers: usize,
-    /// Bytes of a response's head, at most, status line included; the same for its trailers. At least 8 KiB.
+    /// Bytes of a response's head, at most, status line included;
     pub max_response_head: usize,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        PoolOptions { max_response_headers: HYPER_MAX_HEADERS, max_response_head: 64 << 10 }
+        PoolOptions { max_response_headers: 100, max_response_head: 64 << 10 }
     }
 }
-
-/// How many header fields hyper parses on its stack.
-const HYPER_MAX_HEADERS: usize = 100;
-
-/// The least that hyper allows for a connection's buffers.
-const HYPER_MIN_BUFFER: usize = 8 << 10;
-
-/// How much of a body is read or written at a time, at most. Larger buffers bring no more speed, but each
-/// connection keeps its own.
-const MAX_BUFFER: usize = 64 << 10;
 
 /// Opens connections within this process instead of sockets: for tests of filters, where clusters are scripts.
 pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
@@ -74,8 +64,7 @@ pub struct Pools<B>(Rc<Inner<B>>);
 
 struct Inner<B> {
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
-    http: Builder,
-    max_head: usize,
+    limits: h1::Limits,
     /// None: by TCP.
     dial: Option<Dial>,
     sweeping: Cell<bool>,
@@ -103,20 +92,16 @@ where
     }
 
     fn make(options: PoolOptions, dial: Option<Dial>) -> Self {
-        let mut http = Builder::new();
-        let head = options.max_response_head.max(HYPER_MIN_BUFFER);
-        http.max_header_size(head).max_buf_size(head.max(MAX_BUFFER));
-        if options.max_response_headers != HYPER_MAX_HEADERS {
-            http.max_headers(options.max_response_headers);
-        }
-        Pools(Rc::new(Inner { clusters: RefCell::default(), http, max_head: head, dial, sweeping: Cell::new(false) }))
+        let limits = h1::Limits { head: options.max_response_head, fields: options.max_response_headers };
+        Pools(Rc::new(Inner { clusters: RefCell::default(), limits, dial, sweeping: Cell::new(false) }))
     }
 
-    /// Sends `request` to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
+    /// Sends a request to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
     /// when the head of its response has been read (interim responses are skipped). Unless there was a connection, the
     /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
-    /// target in origin form and the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's
-    /// part. For a cluster with `proxy_protocol` its extensions have the client's [`Addresses`]. With `Upgrade` and `Connection` it may be answered with 101, and the connection is in the body then.
+    /// target in origin form and the header fields that it has: the removal of hop-by-hop fields is the caller's part. A cluster
+    /// with `proxy_protocol` is told of the `client`. With `Upgrade` and `Connection` it may be answered with 101, and the
+    /// connection is in the body then.
     ///
     /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. A
     /// connection that turns out to be closed before the request was written is replaced unnoticed. It is not retried
@@ -135,11 +120,12 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        mut request: Request<B>,
+        client: Option<Addresses>,
+        head: &impl Head,
+        mut body: B,
     ) -> Result<Response<PooledBody>, Failure<B>> {
-        *request.version_mut() = Version::HTTP_11;
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, client(cluster, &mut request));
+        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let mut waited = None;
         let mut replaced = 0;
         loop {
@@ -154,19 +140,19 @@ where
                     let start = Instant::now();
                     let carrier = match Box::pin(self.obtain(&pool, &slot)).await {
                         Ok(carrier) => carrier,
-                        Err(kind) => return Err(Failure::unsent(kind, request)),
+                        Err(kind) => return Err(Failure::unsent(kind, body)),
                     };
                     waited = Some(Waited(start.elapsed()));
                     carrier
                 }
             };
             let (reused, result) = match carrier {
-                Carrier::Link(link) => (link.has_served(), link.exchange(request).await),
-                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, request)).await),
+                Carrier::Link(link) => (link.has_served(), link.exchange(head, body).await),
+                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body)).await),
             };
             match result {
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
-                Err(Failure { request: Some(unsent), .. }) if reused => request = *unsent,
+                Err(Failure { body: Some(unsent), .. }) if reused => body = *unsent,
                 Ok(mut response) => {
                     if let Some(waited) = waited {
                         response.extensions_mut().insert(waited);
@@ -179,8 +165,8 @@ where
         }
     }
 
-    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. Of the request
-    /// only the extensions count. The response is a 200, and the connection is in its body.
+    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. The response is
+    /// a 200, and the connection is in its body.
     ///
     /// # Errors
     ///
@@ -189,11 +175,11 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        mut request: Request<B>,
+        client: Option<Addresses>,
     ) -> Result<Response<PooledBody>, Failure<B>> {
-        let failure = |kind| Failure { kind, request: None };
+        let failure = |kind| Failure { kind, body: None };
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, client(cluster, &mut request));
+        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
             match pool.acquire(&slot).await.map_err(failure)? {
@@ -261,26 +247,20 @@ where
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
             None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
-                Ok((stream, connect::Version::H1)) => self.link(stream, pool, permit).await,
+                Ok((stream, connect::Version::H1)) => Ok(self.link(Box::new(stream), pool, permit)),
                 Ok((stream, connect::Version::H2)) => self.mux(stream, &cluster, pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
-                Ok(stream) => self.link(stream, pool, permit).await,
+                Ok(stream) => Ok(self.link(Box::new(stream), pool, permit)),
                 Err(error) => Err((error, false)),
             },
         };
         count(&cluster, &endpoint, opened)
     }
 
-    async fn link(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
-    ) -> Result<Opened<B>, (io::Error, bool)> {
-        let opened = Link::open(stream, &self.0.http, Rc::downgrade(pool), permit).await;
-        opened.map(Opened::Link).map_err(|error| (io::Error::other(error), false))
+    fn link(&self, stream: Box<dyn Duplex>, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Opened<B> {
+        Opened::Link(Link::open(stream, self.0.limits, Rc::downgrade(pool), permit))
     }
 
     async fn mux(
@@ -290,7 +270,7 @@ where
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> Result<Opened<B>, (io::Error, bool)> {
-        let http = mux::builder(&cluster.http2, self.0.max_head);
+        let http = mux::builder(&cluster.http2, self.0.limits.head);
         let secure = matches!(stream, Stream::Tls(_));
         let opened = Mux::open(stream, secure, http, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| (io::Error::other(error), false))
@@ -333,6 +313,18 @@ where
     }
 }
 
+/// The head of a request. It is looked at when there is a connection for it, once for each that is tried.
+pub trait Head {
+    /// Shows it.
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
+}
+
+impl Head for request::Parts {
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
+        look(&encoder::RequestHead::of(self))
+    }
+}
+
 /// How often a request that was not sent is given to another HTTP/2 connection.
 const MOST_REPLACED: u32 = 3;
 
@@ -364,11 +356,6 @@ impl<B> Drop for Announced<'_, B> {
         self.1.opening.take();
         self.0.ended.notify_waiters();
     }
-}
-
-/// What a cluster that wants to know is told of the client.
-fn client<B>(cluster: &Cluster, request: &mut Request<B>) -> Option<Addresses> {
-    cluster.proxy_protocol.and_then(|_| request.extensions_mut().remove())
 }
 
 /// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.
