@@ -143,6 +143,7 @@ fn sample_report(filter: &str, median_ns: f64, p99_ns: f64) -> Report {
         calls: Sums { of_medians_ns: median_ns, of_means_ns: median_ns },
         endings: vec![EndingReport::Response { status: 200, count: 1 }],
         notes: Vec::new(),
+        beside: None,
     }
 }
 
