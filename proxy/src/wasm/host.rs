@@ -15,6 +15,7 @@ use super::{
     grpc::{Event, Wish},
     limits::Limit,
     plugin::Identity,
+    spelled::Spelled,
     world::World,
 };
 use crate::{
@@ -154,6 +155,8 @@ pub struct Host {
     pub names: Vec<Name>,
     /// Ids of header names.
     pub name_ids: HashMap<Vec<u8>, u32>,
+    /// Header names that it has spelled out.
+    pub spelled: Spelled,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
     /// Buckets by id.
@@ -224,6 +227,7 @@ impl Host {
             ticks_changed: false,
             names: Vec::new(),
             name_ids: HashMap::new(),
+            spelled: Spelled::default(),
             routes: Vec::new(),
             buckets: Vec::new(),
             stream_limits: Vec::new(),

@@ -6,6 +6,7 @@
 pub mod bucket;
 mod callout;
 mod clock;
+mod contexts;
 mod current;
 pub mod engine;
 pub mod filter;
@@ -19,6 +20,7 @@ pub mod module;
 mod network;
 pub mod plugin;
 mod queue;
+mod spelled;
 mod subject;
 pub mod vm;
 mod voice;

@@ -4,13 +4,14 @@
 use std::time::UNIX_EPOCH;
 
 use http::HeaderMap;
+use smallvec::SmallVec;
 use tollgate_abi::{
     pairs,
     proxy_wasm::{MODULE, Status},
 };
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status};
+use super::guest::{answer, slice, split, status};
 use crate::{
     chain::{Headers, Stream, network::NetworkStream, stream::State},
     tls::ConnectionTls,
@@ -26,11 +27,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_get_property",
         |mut caller: Caller<'_, Host>, path: i32, len: i32, out: i32, size_out: i32| {
-            let path = match split(&mut caller).and_then(|(memory, _)| slice(memory, path, len).map(<[u8]>::to_vec)) {
-                Ok(path) => path,
-                Err(s) => return Ok(s as i32),
-            };
-            give(&mut caller, out, size_out, |host, data| get(host, &path, data).ok_or(Status::NotFound))
+            answer(&mut caller, out, size_out, |memory, host, data| {
+                get(host, slice(memory, path, len)?, data).ok_or(Status::NotFound)
+            })
         },
     )?;
     linker.func_wrap(
@@ -69,7 +68,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
 /// Appends the value of a property.
 fn get(host: &Host, path: &[u8], data: &mut Vec<u8>) -> Option<()> {
     let path = path.strip_suffix(b"\0").unwrap_or(path);
-    let segments: Vec<&str> = path.split(|b| *b == 0).map(str::from_utf8).collect::<Result<_, _>>().ok()?;
+    let segments: SmallVec<[&str; 4]> = path.split(|b| *b == 0).map(str::from_utf8).collect::<Result<_, _>>().ok()?;
     if let Some(()) = of_plugin(&host.identity, &segments, data) {
         return Some(());
     }
