@@ -185,3 +185,101 @@ fn a_filter_is_named_that_refuses_its_configuration() {
     };
     assert!(said.contains("config: {greting: two}") && said.contains("unknown field `greting`"), "{said}");
 }
+
+/// Both pause requests for an answer from elsewhere; the second answers itself when it has one. Whatever one of them does in
+/// a call brings about a call of the other, which must wait until it has returned.
+#[test]
+fn a_guest_is_never_called_while_it_is_in_a_call() {
+    let callback = |name: &str, params: &str, result: &str, code: &str| {
+        format!(
+            r#"(func (export "{name}") {params} {result}
+                (if (global.get $inside) (then unreachable))
+                (global.set $inside (i32.const 1))
+                {code}
+                (global.set $inside (i32.const 0)))"#
+        )
+    };
+    let asked = guest::pairs(&[(":method", "GET"), (":path", "/question"), (":authority", "web")]);
+    let code = [
+        r#"(global $inside (mut i32) (i32.const 0))
+        ;; The stream's context of each root, and the number of its root's call.
+        (global $streams i32 (i32.const 4096))
+        (func $place (param $root i32) (result i32)
+            (i32.add (global.get $streams) (i32.mul (local.get $root) (i32.const 8))))"#
+            .to_owned(),
+        callback(
+            "proxy_on_context_create",
+            "(param $context i32) (param $parent i32)",
+            "",
+            "(i32.store (call $place (local.get $parent)) (local.get $context))",
+        ),
+        callback(
+            "proxy_on_request_headers",
+            "(param $context i32) (param i32 i32)",
+            "(result i32)",
+            &format!(
+                r#"(drop (call $call %"questions" %"{asked}" %"" %"" (i32.const 0) (i32.const 24)))
+                (i32.const 1)"#
+            ),
+        ),
+        callback(
+            "proxy_on_http_call_response",
+            "(param $root i32) (param i32 i32 i32 i32)",
+            "",
+            r#"(drop (call $become (i32.load (call $place (local.get $root)))))
+            (if (i32.eq (local.get $root) (i32.const 1))
+                (then (drop (call $resume (i32.const 0))))
+                (else (drop (call $reply (i32.const 200) %"own" %"" %"answered" (i32.const -1)))))
+            (drop (call $log (i32.const 2) %"still in the call"))"#,
+        ),
+        callback(
+            "proxy_on_response_headers",
+            "(param i32 i32 i32)",
+            "(result i32)",
+            r#"(drop (call $add_header (i32.const 2) %"x-passed" %"yes")) (i32.const 0)"#,
+        ),
+        callback("proxy_on_log", "(param i32)", "", ""),
+    ];
+    // A body's text comes before its headers.
+    let module = guest::filter(&code.concat().replace(r#"%"" %"answered""#, r#"%"answered" %"""#));
+    let (upstream, questions) = (Upstream::saying("hello"), Upstream::saying("yes"));
+    let config = Config::to(&upstream).top("workers: 1").cluster("questions", &[&questions], "");
+    let config = config.filter("one", "module.wasm", "vm_id: together").filter("two", "module.wasm", "vm_id: together");
+    let proxy = Proxy::start_with(config, &[("module.wasm", &module)]);
+    let response = proxy.get("/");
+    assert_eq!((response.status(), response.text()), (200, "answered"));
+    assert_eq!(response.all("x-passed"), ["yes", "yes"], "the answer of the second passes both");
+    assert!(upstream.requests().is_empty());
+    assert_eq!(questions.requests().len(), 2);
+    assert_eq!((&proxy.filter("one")["traps"], &proxy.filter("two")["traps"]), (&0.into(), &0.into()));
+    let of = |name: &str| {
+        let filter = format!("filter=\"{name}\"");
+        proxy.output().lines().filter(|line| line.contains("still in the call") && line.contains(&filter)).count()
+    };
+    assert_eq!((of("one"), of("two")), (1, 1), "{}", proxy.output());
+}
+
+#[test]
+fn a_call_can_act_for_another_filter() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param $context i32) (param i32 i32) (result i32)
+            (drop (call $log (i32.const 2) %"as itself"))
+            (drop (call $become (i32.const 1)))
+            (drop (call $log (i32.const 2) %"as the first"))
+            (drop (call $become (local.get $context)))
+            (drop (call $log (i32.const 2) %"as itself again"))
+            (drop (call $add_header (i32.const 0) %"x-seen" %"yes"))
+            (if (i32.ne (call $become (i32.const 77777)) (i32.const 2)) (then unreachable))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = two(&upstream, &module, "vm_id: together", "vm_id: together");
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(upstream.only_request().all("x-seen"), ["yes", "yes"]);
+    let output = proxy.output();
+    let of = |text: &str| {
+        let lines = output.lines().filter(|line| line.contains(text));
+        lines.map(|line| line.contains("filter=\"two\"")).collect::<Vec<_>>()
+    };
+    assert_eq!((of("as the first"), of("as itself again")), (vec![false, false], vec![false, true]), "{output}");
+}

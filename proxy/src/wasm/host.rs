@@ -2,7 +2,11 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -15,6 +19,7 @@ use super::{
     grpc::{Event, Wish},
     limits::Limit,
     plugin::Identity,
+    shared_data::SharedData,
     spelled::Spelled,
     world::World,
 };
@@ -52,6 +57,8 @@ pub struct HttpCall {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
+    /// Bytes that the guest has given for it, in all.
+    pub size: usize,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
 }
@@ -131,6 +138,8 @@ pub struct Host {
     pub identity: Arc<Identity>,
     /// What all filters share.
     pub world: Arc<World>,
+    /// What it shares with other instances of its `vm_id`.
+    pub shared_data: Arc<SharedData>,
     /// The bound on its memory.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -167,7 +176,7 @@ pub struct Host {
     pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
-    /// Calls that have not been answered yet, and the bytes of their bodies.
+    /// Calls that have not been answered yet, and the bytes given for them.
     pub calls_under_way: (usize, usize),
     /// The last id given to a call.
     pub last_call: u32,
@@ -175,6 +184,8 @@ pub struct Host {
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended; whether they are streams.
     pub grpc_calls: HashMap<u32, bool>,
+    /// Bytes of gRPC calls that wait to be sent.
+    pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
     pub grpc_wishes: Vec<Wish>,
     /// What a gRPC call has brought.
@@ -212,6 +223,7 @@ impl Host {
         let roots: Box<[Root]> = identities.map(root).collect();
         Host {
             identity: roots[0].identity.clone(),
+            shared_data: world.shared.data(&roots[0].identity.vm_id),
             roots,
             root: 0,
             world,
@@ -237,6 +249,7 @@ impl Host {
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
+            grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
             grpc_event: None,
             timers: Vec::new(),

@@ -20,6 +20,7 @@ pub mod module;
 mod network;
 pub mod plugin;
 mod queue;
+mod shared_data;
 mod spelled;
 mod subject;
 pub mod vm;

@@ -354,11 +354,11 @@ impl Vm {
         }
     }
 
-    /// Hands the answer to a root context's call with `sent` bytes over.
+    /// Hands the answer to a root context's call of this size over.
     pub(super) fn on_call_response(
         &self,
         root: usize,
-        (id, sent): (u32, usize),
+        (id, size): (u32, usize),
         response: CallResponse,
         incarnation: u32,
     ) {
@@ -368,7 +368,7 @@ impl Vm {
         let tenant = &self.tenants[root];
         let _ = self.enter(tenant, None, tenant.root(), false, |store, exports| {
             let (calls, bytes) = &mut store.data_mut().calls_under_way;
-            (*calls, *bytes) = (calls.saturating_sub(1), bytes.saturating_sub(sent));
+            (*calls, *bytes) = (calls.saturating_sub(1), bytes.saturating_sub(size));
             let Some(f) = &exports.http_call_response else { return Ok(()) };
             let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
             let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);

@@ -14,7 +14,7 @@ use crate::wasm::{
 };
 
 /// Bytes of a message that are logged; the rest is cut off.
-const MAX_MESSAGE: usize = 16 << 10;
+pub(super) const MAX_MESSAGE: usize = 16 << 10;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_log", |mut caller: Caller<'_, Host>, level: i32, ptr: i32, len: i32| {

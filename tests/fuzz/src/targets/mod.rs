@@ -2,9 +2,10 @@
 
 pub mod client_hello;
 pub mod documents;
-pub mod guard;
+pub mod h1;
 pub mod h3_frames;
 pub mod pairs;
 pub mod path;
+pub mod properties;
 pub mod proxy_protocol;
 pub mod sniff;
