@@ -101,8 +101,16 @@ pub fn is_host(text: &str) -> bool {
     })
 }
 
-/// Up to so many fields, to compare all names is faster than to hash one: `HeaderMap` hashes byte by byte.
-const SCANNED: usize = 16;
+/// `HeaderMap` hashes names byte by byte: from this length on, it is faster to compare a name with all of a few.
+const LONG: usize = 24;
+
+/// As many are a few.
+const FEW: usize = 16;
+
+/// Whether a field of this name is looked for by comparing names.
+fn is_compared(fields: &HeaderMap, name: &HeaderName) -> bool {
+    name.as_str().len() >= LONG && fields.keys_len() <= FEW
+}
 
 /// Adds a field's value to those before it of the same name (RFC 9110 section 5.3).
 fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a HeaderValue) {
@@ -119,7 +127,7 @@ fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a He
 /// The value of a field; several of one name are joined.
 fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut all = None;
-    match fields.keys_len() <= SCANNED {
+    match is_compared(fields, name) {
         true => fields.iter().filter(|(n, _)| *n == name).for_each(|(_, value)| join(&mut all, name, value)),
         false => fields.get_all(name).iter().for_each(|value| join(&mut all, name, value)),
     }
@@ -128,7 +136,7 @@ fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>>
 
 /// The value of the first field of a name.
 fn first<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
-    let value = match fields.keys_len() <= SCANNED {
+    let value = match is_compared(fields, name) {
         true => fields.iter().find(|(n, _)| *n == name).map(|(_, value)| value),
         false => fields.get(name),
     };
@@ -371,17 +379,20 @@ impl Headers for HeaderMap {
     }
 
     fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
-        if self.keys_len() > SCANNED {
-            for (name, found) in names.iter().zip(found) {
-                if let Some(Name::Field(name)) = name {
-                    *found = joined(self, name);
-                }
+        let mut compared = false;
+        for (name, found) in names.iter().zip(&mut *found) {
+            match name {
+                Some(Name::Field(name)) if is_compared(self, name) => compared = true,
+                Some(Name::Field(name)) => *found = joined(self, name),
+                _ => {}
             }
+        }
+        if !compared {
             return;
         }
         for (field, value) in self {
             for (name, found) in names.iter().zip(&mut *found) {
-                if matches!(name, Some(Name::Field(name)) if name == field) {
+                if matches!(name, Some(Name::Field(name)) if name == field && is_compared(self, name)) {
                     join(found, field, value);
                 }
             }
@@ -501,7 +512,9 @@ mod tests {
 
     #[test]
     fn several_names_at_once_are_what_each_of_them_is() {
-        let names = ["cookie", ":path", "none", "a", ":status", "host", "a"].map(name);
+        let long = "x-a-name-as-long-as-those-of-faults";
+        let names =
+            ["cookie", ":path", "none", "a", ":status", "host", "a", long, "x-another-that-is-not-there"].map(name);
         let mut wanted: Vec<Option<&Name>> = names.iter().map(Some).collect();
         wanted.push(None);
         let check = |headers: &dyn Headers, fields: usize| {
@@ -513,6 +526,9 @@ mod tests {
         // Few fields, and as many as are not looked at one by one any more.
         for more in [0, 100] {
             let mut head = request();
+            for value in ["1", "2"] {
+                head.fields.append(HeaderName::from_static(long), HeaderValue::from_static(value));
+            }
             for i in 0..more {
                 head.fields.append(HeaderName::try_from(format!("x-{i}")).unwrap(), HeaderValue::from_static("v"));
             }
@@ -522,6 +538,8 @@ mod tests {
             check(&fields, more);
             assert_eq!(head.get(&name("a")).unwrap().as_ref(), b"1, 2");
             assert_eq!(head.first(&name("a")).unwrap().as_ref(), b"1");
+            assert_eq!(head.get(&name(long)).unwrap().as_ref(), b"1, 2");
+            assert_eq!(head.first(&name(long)).unwrap().as_ref(), b"1");
         }
     }
 

@@ -144,8 +144,8 @@ pub struct Host {
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
     pub memory: Option<Memory>,
-    /// Its allocator.
-    pub allocate: Option<TypedFunc<u32, u32>>,
+    /// Its allocator. In a box, because it is taken out for each call of it.
+    pub allocate: Option<Box<TypedFunc<u32, u32>>>,
     /// How far the call under way has come.
     pub clock: Clock,
     /// What it is doing.

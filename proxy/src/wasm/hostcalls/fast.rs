@@ -3,7 +3,6 @@
 use std::{sync::Arc, sync::OnceLock, time::Duration};
 
 use http::{HeaderName, HeaderValue};
-use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 use tollgate_abi::{
     doc,
@@ -31,7 +30,7 @@ use crate::{
     },
 };
 
-/// Headers that are read in one call without an allocation for them; more than nearly all filters read.
+/// Headers that are looked for at a time; nearly all filters read no more.
 const AT_ONCE: usize = 8;
 
 /// Bytes of a limit's name.
@@ -318,23 +317,28 @@ fn header_get_many(
     }
     let cap = cap as u32 as usize;
     // The names come first: the guest may have put the buffer over them, which is its own affair.
-    let ids = slice(memory, ids, count as i32 * 4)?.chunks_exact(4);
-    let ids: SmallVec<[u32; AT_ONCE]> = ids.map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])).collect();
+    let mut wanted = [0u32; limit::GET_MANY];
+    for (id, bytes) in wanted.iter_mut().zip(slice(memory, ids, count as i32 * 4)?.as_chunks().0) {
+        *id = u32::from_le_bytes(*bytes);
+    }
     slice_mut(memory, ptr, cap)?;
     slice_mut(memory, spans, count * 8)?;
     let at = with_names(host, which, |headers, names| {
-        let wanted: SmallVec<[_; AT_ONCE]> = ids.iter().map(|id| names.get(*id as usize)).collect();
-        let mut found: SmallVec<[_; AT_ONCE]> = smallvec![None; count];
-        headers.get_many(&wanted, &mut found);
-        let mut at = 0;
-        for (i, value) in found.iter().enumerate() {
-            let len = value.as_ref().map_or(-1, |v| v.len() as i32);
-            slice_mut(memory, spans.wrapping_add(i as i32 * 8), 8)?.copy_from_slice(&span(at, len));
-            if let Some(value) = value {
-                if at + value.len() <= cap {
-                    slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(value);
+        let (mut at, mut place) = (0, spans);
+        for ids in wanted[..count].chunks(AT_ONCE) {
+            let (mut named, mut found) = ([None; AT_ONCE], [const { None }; AT_ONCE]);
+            named.iter_mut().zip(ids).for_each(|(name, id)| *name = names.get(*id as usize));
+            headers.get_many(&named[..ids.len()], &mut found[..ids.len()]);
+            for value in &found[..ids.len()] {
+                let len = value.as_ref().map_or(-1, |v| v.len() as i32);
+                slice_mut(memory, place, 8)?.copy_from_slice(&span(at, len));
+                place = place.wrapping_add(8);
+                if let Some(value) = value {
+                    if at + value.len() <= cap {
+                        slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(value);
+                    }
+                    at += value.len();
                 }
-                at += value.len();
             }
         }
         Ok(at)

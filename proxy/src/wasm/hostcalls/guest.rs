@@ -6,12 +6,14 @@ use wasmtime::Caller;
 use crate::wasm::host::Host;
 
 /// The guest's memory and the host's data, at the same time. Once for each function that the guest calls, as it is counted.
+#[inline]
 pub(super) fn split<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
     caller.data_mut().hostcalls += 1;
     split_again(caller)
 }
 
 /// The same, not counted.
+#[inline]
 fn split_again<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
     // Without a memory the guest is still starting.
     let memory = caller.data().memory.ok_or(Status::InternalFailure)?;
@@ -19,17 +21,20 @@ fn split_again<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'
 }
 
 /// A range of the guest's memory.
+#[inline]
 pub(super) fn slice(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     let (ptr, len) = (ptr as u32 as usize, len as u32 as usize);
     memory.get(ptr..).and_then(|rest| rest.get(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
 /// A range of the guest's memory, for writing.
+#[inline]
 pub(super) fn slice_mut(memory: &mut [u8], ptr: i32, len: usize) -> Result<&mut [u8], Status> {
     memory.get_mut(ptr as u32 as usize..).and_then(|rest| rest.get_mut(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
 /// Writes a number.
+#[inline]
 pub(super) fn write_u32(memory: &mut [u8], ptr: i32, value: u32) -> Result<(), Status> {
     slice_mut(memory, ptr, 4)?.copy_from_slice(&value.to_le_bytes());
     Ok(())
