@@ -9,7 +9,7 @@ use tollgate_abi::{
 
 use crate::{
     Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor, sys,
-    table::{Table, borrow},
+    table::{Roots, Table, borrow},
 };
 
 /// Memory for data that the host returns. It is taken over as a `Vec` of exactly this size.
@@ -101,7 +101,7 @@ pub enum RootEvent {
 
 /// The filters of a module's instance, one for each root context, and the state of their streams.
 pub struct Dispatcher<F: Filter> {
-    filters: RefCell<Vec<(u32, Rc<F>)>>,
+    filters: RefCell<Roots<F>>,
     streams: RefCell<Table<StreamState<F>>>,
 }
 
@@ -115,7 +115,7 @@ impl<F: Filter> Dispatcher<F> {
     /// A dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()) }
+        Dispatcher { filters: RefCell::new(Roots::new()), streams: RefCell::new(Table::new()) }
     }
 
     pub fn context_create(&self, context: u32, parent: u32) {
@@ -130,13 +130,10 @@ impl<F: Filter> Dispatcher<F> {
         match config::read(&bytes).and_then(|config| F::configure(config, &mut Setup(()))) {
             Ok(filter) => {
                 let mut filters = borrow(&self.filters);
-                match filters.iter_mut().find(|(of, _)| *of == root) {
-                    Some((_, old)) => *old = Rc::new(filter),
-                    None => filters.push((root, Rc::new(filter))),
-                }
+                filters.set(root, Rc::new(filter));
                 // A stream is announced if something is kept for it, or if it must be told whose it is. One that was not
                 // announced belongs to the first root: alone, that one is spared three calls for each stream.
-                let announced = size_of::<F::Stream>() > 0 || filters.len() > 1;
+                let announced = size_of::<F::Stream>() > 0 || !filters.is_alone();
                 sys::subscribe(F::PHASES.bits() | if announced { phase::LIFECYCLE } else { 0 });
                 true
             }
@@ -246,19 +243,14 @@ impl<F: Filter> Dispatcher<F> {
         if stream.is_some() {
             return;
         }
-        let filter = {
-            let mut filters = borrow(&self.filters);
-            filters.iter().position(|(of, _)| *of == context).map(|at| filters.remove(at))
-        };
+        let filter = borrow(&self.filters).remove(context);
         if F::ASYNC && filter.is_some() {
             executor::end_root(context);
         }
     }
 
     fn filter(&self, root: u32) -> Option<Rc<F>> {
-        let filters = borrow(&self.filters);
-        let found = filters.iter().find(|(of, _)| *of == root).or(filters.first());
-        found.map(|(_, filter)| filter.clone())
+        borrow(&self.filters).get(root).cloned()
     }
 
     fn drive(&self, context: u32, half: Half, event: Event) -> i32 {
