@@ -8,7 +8,8 @@ use tollgate_abi::{
 };
 
 use crate::{
-    Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor, sys,
+    Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor,
+    sys::{self, Due},
     table::{Table, borrow},
 };
 
@@ -126,6 +127,7 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn configure(&self, root: u32, size: usize) -> bool {
+        sys::enter(root);
         let bytes = sys::buffer_get(buffer::PLUGIN_CONFIGURATION, 0, size);
         match config::read(&bytes).and_then(|config| F::configure(config, &mut Setup(()))) {
             Ok(filter) => {
@@ -148,6 +150,13 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn tick(&self, root: u32) {
+        sys::tick(root, |due| match due {
+            Due::Tick(root) => self.root_tick(root),
+            Due::Timer(context, token) => self.timer(context, token),
+        });
+    }
+
+    fn root_tick(&self, root: u32) {
         let Some(filter) = self.filter(root) else { return };
         if F::ASYNC {
             self.drive_root(root, &filter, RootEvent::Tick);
@@ -157,6 +166,7 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn queue_ready(&self, root: u32, queue: u32) {
+        sys::enter(root);
         let Some(filter) = self.filter(root) else { return };
         let queue = Queue(queue);
         while let Some(message) = queue.pop() {
@@ -175,16 +185,24 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn headers(&self, context: u32, half: Half, end: bool) -> i32 {
+        if half == Half::Response {
+            sys::enter(context);
+            sys::begin_response();
+        }
         if F::ASYNC {
             return self.drive(context, half, Event::Head { context, half, end });
         }
         if !F::PHASES.has(half.head()) {
             return action::CONTINUE;
         }
-        self.run(context, half, |filter, state| match half {
+        let action = self.run(context, half, |filter, state| match half {
             Half::Request => filter.on_request(&Request { end_of_stream: end }, state),
             Half::Response => filter.on_response(&Response { end_of_stream: end }, state),
-        })
+        });
+        if !end && F::PHASES.has(half.body()) {
+            sys::body_may_change(half);
+        }
+        action
     }
 
     pub fn body(&self, context: u32, half: Half, len: usize, end: bool) -> i32 {
@@ -241,6 +259,7 @@ impl<F: Filter> Dispatcher<F> {
 
     /// A stream has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
+        sys::leave(context);
         // What it owns is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_some() {
@@ -270,6 +289,7 @@ impl<F: Filter> Dispatcher<F> {
 
     /// Runs a callback with the stream's state, and does what it answers.
     fn run(&self, context: u32, half: Half, callback: impl FnOnce(&Rc<F>, &mut F::Stream) -> Flow) -> i32 {
+        sys::enter(context);
         // No borrow is held over the callback: it may log, and a native test host may look.
         let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),

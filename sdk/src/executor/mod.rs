@@ -141,6 +141,7 @@ pub(crate) fn wake(task: u32) {
 /// A callback has begun, which acts on this context.
 pub(crate) fn enter(context: u32) {
     with(|e| e.effective = context);
+    sys::enter(context);
 }
 
 fn insert(context: u32, kind: Kind, feed: Feed, future: TaskFuture) -> u32 {

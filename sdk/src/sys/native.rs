@@ -71,8 +71,8 @@ pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     with(|h| h.source(which))
 }
 
-pub(crate) fn route_define(doc: &[u8]) -> i32 {
-    with(|h| h.define_route(doc))
+pub(crate) fn route_define(route: &crate::doc::Route) -> i32 {
+    with(|h| h.define_route(route))
 }
 
 pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
@@ -83,8 +83,8 @@ pub(crate) fn cluster_exists(name: &str) -> bool {
     with(|h| h.cluster_exists(name))
 }
 
-pub(crate) fn bucket_define(doc: &[u8]) -> i32 {
-    with(|h| h.define_bucket(doc))
+pub(crate) fn bucket_define(bucket: &crate::doc::Bucket) -> i32 {
+    with(|h| h.define_bucket(bucket))
 }
 
 pub(crate) fn bucket_take(bucket: u32, key: &[u8], tokens: i32) -> (i32, Take) {

@@ -171,7 +171,8 @@ pub(crate) fn metric_increment(id: u32, delta: i64) {
     unsafe { proxy_increment_metric(id, delta) };
 }
 
-pub(crate) fn set_tick_period(ms: u32) {
+/// Sets the tick of the root context that the effective one belongs to.
+pub(crate) fn set_host_tick(ms: u32) {
     // SAFETY: no addresses.
     unsafe { proxy_set_tick_period_milliseconds(ms) };
 }
@@ -213,6 +214,7 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) {
 }
 
 pub(crate) fn set_effective_context(context: u32) {
+    super::enter(context);
     // SAFETY: no addresses.
     unsafe { proxy_set_effective_context(context) };
 }
@@ -243,7 +245,8 @@ pub(crate) fn http_call(
     match status {
         0 => Ok(id),
         s if s == Status::InternalFailure as i32 => Err(CallError::TooMany),
-        _ if !super::cluster_exists(cluster) => Err(CallError::UnknownCluster),
+        // Whoever cannot know takes the likelier of two reasons.
+        _ if cfg!(feature = "portable") || !super::cluster_exists(cluster) => Err(CallError::UnknownCluster),
         _ => Err(CallError::Invalid),
     }
 }

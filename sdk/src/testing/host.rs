@@ -286,8 +286,7 @@ impl Host {
         self.clusters.as_ref().map_or(name != MISSING_CLUSTER, |known| known.contains(name))
     }
 
-    pub(crate) fn define_route(&mut self, doc: &[u8]) -> i32 {
-        let Ok(route) = serde_json::from_slice::<doc::Route>(doc) else { return -(Status::ParseFailure as i32) };
+    pub(crate) fn define_route(&mut self, route: &doc::Route) -> i32 {
         let total: u64 = route.clusters.iter().map(|c| u64::from(c.weight)).sum();
         if total == 0 {
             return -(Status::BadArgument as i32);
@@ -296,7 +295,7 @@ impl Host {
         if clusters.into_iter().any(|name| !self.cluster_exists(name)) {
             return -(Status::NotFound as i32);
         }
-        self.routes.push(route);
+        self.routes.push(route.clone());
         self.routes.len() as i32 - 1
     }
 

@@ -1,0 +1,113 @@
+//! The example filters.
+
+use serde_json::json;
+
+use super::Site;
+use crate::harness::{Upstream, answer, peer::needs};
+
+#[test]
+fn hello_marks_responses() {
+    let envoy = needs!("envoy");
+    let upstream = Upstream::saying("hi");
+    let site = || Site::to(upstream.address).filter("hello", json!({"greeting": "good day"}));
+    Site::each(&envoy, site, |host| {
+        let response = host.get("/", &[]);
+        assert_eq!((response.status(), response.text()), (200, "hi"));
+        assert_eq!(response.field("x-hello"), Some("good day"));
+    });
+}
+
+#[test]
+fn api_key_asks_a_service_and_remembers_the_answer() {
+    let envoy = needs!("envoy");
+    let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-user").unwrap_or("nobody")));
+    let auth = Upstream::replying(|request| match (request.target(), request.field("x-api-key")) {
+        ("/whose", Some("open-sesame")) => answer(200, &["x-user: ann"], ""),
+        ("/whose", Some("broken")) => answer(500, &[], ""),
+        _ => answer(404, &[], ""),
+    });
+    let site = || {
+        let site = Site::to(upstream.address).cluster("auth", auth.address);
+        site.filter("api-key", json!({"cluster": "auth", "path": "/whose"}))
+    };
+    let mut asked = 0;
+    let asked = std::cell::Cell::from_mut(&mut asked);
+    Site::each(&envoy, site, |host| {
+        let known = || host.get("/", &[("x-api-key", "open-sesame"), ("x-user", "root")]);
+        for _ in 0..4 {
+            let response = known();
+            assert_eq!((response.status(), response.text()), (200, "ann"));
+        }
+        asked.set(asked.get() + 1);
+        assert_eq!(auth.requests().len(), asked.get(), "the others were remembered, by all workers");
+        let none = host.get("/", &[]);
+        assert_eq!((none.status(), none.text()), (401, "an API key is needed\n"));
+        let unknown = host.get("/", &[("x-api-key", "x")]);
+        assert_eq!((unknown.status(), unknown.text()), (403, "nobody has this API key\n"));
+        let broken = host.get("/", &[("x-api-key", "broken")]);
+        assert_eq!((broken.status(), broken.text()), (503, "API keys cannot be checked now\n"));
+        asked.set(asked.get() + 2);
+    });
+    assert!(upstream.requests().iter().all(|request| request.field("x-api-key").is_none()));
+}
+
+#[test]
+fn api_key_lets_nobody_in_without_its_service() {
+    let envoy = needs!("envoy");
+    let upstream = Upstream::saying("hi");
+    let site = || {
+        let site = Site::to(upstream.address).cluster("auth", Upstream::refusing());
+        site.filter("api-key", json!({"cluster": "auth"}))
+    };
+    Site::each(&envoy, site, |host| {
+        let response = host.get("/", &[("x-api-key", "open-sesame")]);
+        assert_eq!((response.status(), response.text()), (503, "API keys cannot be checked now\n"));
+    });
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn body_transform_changes_bodies_however_they_come() {
+    let envoy = needs!("envoy");
+    let upstream = Upstream::scripted(|mut connection| {
+        while let Some(request) = connection.request() {
+            assert_eq!(request.field("accept-encoding"), None, "the response could not be changed");
+            match request.target() {
+                "/json" => {
+                    let body = r#"{"user": {"name": "ann", "password": "x"}}"#;
+                    connection.send(answer(200, &["content-type: application/json", "etag: \"1\""], body));
+                }
+                "/parts" => {
+                    connection
+                        .send("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n");
+                    for part in ["6\r\none co\r\n", "3\r\nlou\r\n", "8\r\nr, ten c\r\n", "5\r\nolour\r\n", "0\r\n\r\n"]
+                    {
+                        connection.send(part);
+                    }
+                }
+                "/large" => {
+                    let body = "colour ".repeat(9000);
+                    connection.send(answer(200, &["content-type: text/plain"], body));
+                }
+                "/gzip" => connection.send(answer(200, &["content-type: text/plain", "content-encoding: gzip"], "x")),
+                "/image" => connection.send(answer(200, &["content-type: image/png"], "colour")),
+                _ => connection.send(answer(204, &["content-type: text/plain"], "")),
+            }
+        }
+    });
+    let config =
+        json!({"redact": ["password"], "replace": [{"find": "colour", "with": "color"}], "max_bytes": 100_000});
+    let site = || Site::to(upstream.address).filter("body-transform", config.clone());
+    Site::each(&envoy, site, |host| {
+        let json = host.get("/json", &[("accept-encoding", "gzip")]);
+        let body: serde_json::Value = serde_json::from_slice(&json.body).expect("JSON");
+        assert_eq!(body, serde_json::json!({"user": {"name": "ann", "password": "***"}}));
+        assert_eq!((json.status(), json.field("etag")), (200, None));
+        assert_eq!(host.get("/parts", &[]).text(), "one color, ten color");
+        assert_eq!(host.get("/large", &[]).text(), "color ".repeat(9000));
+        assert_eq!(host.get("/gzip", &[]).status(), 502);
+        let image = host.get("/image", &[]);
+        assert_eq!((image.text(), image.field("content-length")), ("colour", Some("6")), "nobody wants to change it");
+        assert_eq!(host.get("/none", &[]).status(), 204);
+    });
+}
