@@ -8,7 +8,9 @@ use tollgate_abi::{
 };
 
 use crate::{
-    Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor,
+    Body, ConfigError, Filter, Flow, GrpcError, Phases, Queue, Request, Response, Setup,
+    asks::{Answered, Ask, Asks},
+    config, executor,
     sys::{self, Due},
     table::{Table, borrow},
 };
@@ -76,6 +78,11 @@ impl Half {
         if matches!(self, Half::Request) { buffer::HTTP_REQUEST_BODY } else { buffer::HTTP_RESPONSE_BODY }
     }
 
+    /// Lets it go on.
+    pub(crate) fn resume(self) {
+        sys::continue_stream(if self == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+    }
+
     /// The bit in a timer's token, above the filter's 32.
     const fn bit(self) -> i64 {
         if matches!(self, Half::Request) { 0 } else { 1 << 32 }
@@ -104,6 +111,7 @@ pub enum RootEvent {
 pub struct Dispatcher<F: Filter> {
     filters: RefCell<Vec<(u32, Rc<F>)>>,
     streams: RefCell<Table<StreamState<F>>>,
+    asks: Asks,
 }
 
 struct StreamState<F: Filter> {
@@ -113,10 +121,13 @@ struct StreamState<F: Filter> {
 }
 
 impl<F: Filter> Dispatcher<F> {
+    /// Whether the filter's own callbacks get answers.
+    const ASKS: bool = !F::ASYNC && F::PHASES.has(Phases::ANSWERS);
+
     /// A dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()) }
+        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()), asks: Asks::new() }
     }
 
     pub fn context_create(&self, context: u32, parent: u32) {
@@ -136,9 +147,9 @@ impl<F: Filter> Dispatcher<F> {
                     Some((_, old)) => *old = Rc::new(filter),
                     None => filters.push((root, Rc::new(filter))),
                 }
-                // A stream is announced if something is kept for it, or if it must be told whose it is. One that was not
+                // A stream is announced if something is kept for it (what it asks, say), or if it must be told whose it is. One that was not
                 // announced belongs to the first root: alone, that one is spared three calls for each stream.
-                let announced = size_of::<F::Stream>() > 0 || filters.len() > 1;
+                let announced = size_of::<F::Stream>() > 0 || filters.len() > 1 || Self::ASKS;
                 sys::subscribe(F::PHASES.bits() | if announced { phase::LIFECYCLE } else { 0 });
                 true
             }
@@ -237,7 +248,7 @@ impl<F: Filter> Dispatcher<F> {
         let request = Request { end_of_stream: false };
         let action = self.run(context, half, |filter, state| filter.on_timer(token as u32, &request, state));
         if action == action::CONTINUE {
-            sys::continue_stream(if half == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+            half.resume();
         }
     }
 
@@ -245,6 +256,60 @@ impl<F: Filter> Dispatcher<F> {
         if F::ASYNC {
             executor::enter(root);
             executor::calls::answered(call, headers, body_size, trailers);
+            executor::run_woken();
+        } else if Self::ASKS
+            && let Some(ask) = self.asks.take(call, false)
+        {
+            self.go_on(ask, Answered::Http(executor::calls::read(headers, body_size, trailers)));
+        }
+    }
+
+    pub fn grpc_initial_metadata(&self, root: u32, call: u32) {
+        self.grpc(root, || executor::grpc::metadata_came(call, false));
+    }
+
+    pub fn grpc_message(&self, root: u32, call: u32, size: usize) {
+        self.grpc(root, || executor::grpc::message_came(call, size));
+        if Self::ASKS
+            && let Some(ask) = self.asks.take(call, true)
+        {
+            self.go_on(ask, Answered::Grpc(Ok(executor::grpc::read(size))));
+        }
+    }
+
+    pub fn grpc_trailing_metadata(&self, root: u32, call: u32) {
+        self.grpc(root, || executor::grpc::metadata_came(call, true));
+    }
+
+    pub fn grpc_close(&self, root: u32, call: u32, status: u32) {
+        self.grpc(root, || executor::grpc::ended(call, status));
+        if Self::ASKS
+            && let Some(ask) = self.asks.take(call, true)
+        {
+            self.go_on(ask, Answered::Grpc(Err(GrpcError::new(status, sys::status_message()))));
+        }
+    }
+
+    /// An answer has come to the filter's callback, by a callback for the root context.
+    fn go_on(&self, ask: Ask, answer: Answered) {
+        sys::set_effective_context(ask.context);
+        if self.answer(ask.context, ask.half, ask.token, answer) == action::CONTINUE {
+            ask.half.resume();
+        }
+    }
+
+    fn answer(&self, context: u32, half: Half, token: u32, answer: Answered) -> i32 {
+        let request = Request { end_of_stream: false };
+        self.run(context, half, |filter, state| match answer {
+            Answered::Http(answer) => filter.on_answer(token, answer, &request, state),
+            Answered::Grpc(answer) => filter.on_grpc_answer(token, answer, &request, state),
+        })
+    }
+
+    fn grpc(&self, root: u32, came: impl FnOnce()) {
+        if F::ASYNC {
+            executor::enter(root);
+            came();
             executor::run_woken();
         }
     }
@@ -260,6 +325,9 @@ impl<F: Filter> Dispatcher<F> {
     /// A stream has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
         sys::leave(context);
+        if Self::ASKS {
+            self.asks.leave(context);
+        }
         // What it owns is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_some() {
@@ -308,6 +376,13 @@ impl<F: Filter> Dispatcher<F> {
             Flow::Wait(time, token) => {
                 sys::timer_set(micros(time), i64::from(token) | half.bit());
                 action::PAUSE
+            }
+            Flow::Ask(asked) => {
+                assert!(Self::ASKS, "a filter that asks must have `ANSWERS` in its `PHASES`");
+                match self.asks.add(context, half, asked) {
+                    Some((token, answer)) => self.answer(context, half, token, answer),
+                    None => action::PAUSE,
+                }
             }
             Flow::Respond(reply) => {
                 reply.send();

@@ -10,6 +10,7 @@
 
 pub(crate) mod calls;
 pub(crate) mod feed;
+pub(crate) mod grpc;
 pub(crate) mod sleeps;
 
 use std::{
@@ -20,9 +21,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tollgate_abi::proxy_wasm::stream;
-
-use self::{calls::Waiting, feed::Feed, sleeps::Sleeps};
+use self::{calls::Waiting, feed::Feed, grpc::Grpc, sleeps::Sleeps};
 use crate::{
     Flow, Reply,
     dispatch::Half,
@@ -73,6 +72,7 @@ struct Executor {
     last: u32,
     woken: Vec<u32>,
     calls: Table<Waiting>,
+    grpc: Table<Grpc>,
     /// The task that is polled.
     current: u32,
     /// The context that the host's functions act on.
@@ -81,7 +81,15 @@ struct Executor {
 
 impl Executor {
     const fn new() -> Executor {
-        Executor { tasks: Table::new(), last: 0, woken: Vec::new(), calls: Table::new(), current: 0, effective: 0 }
+        Executor {
+            tasks: Table::new(),
+            last: 0,
+            woken: Vec::new(),
+            calls: Table::new(),
+            grpc: Table::new(),
+            current: 0,
+            effective: 0,
+        }
     }
 }
 
@@ -234,7 +242,7 @@ pub(crate) fn run_woken() {
             Poll::Pending => with_task(id, Task::let_go) == Some(true),
         };
         if goes_on {
-            sys::continue_stream(if half == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+            half.resume();
         }
     }
 }

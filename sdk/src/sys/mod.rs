@@ -5,6 +5,8 @@
 
 #[cfg(any(not(target_arch = "wasm32"), not(feature = "portable")))]
 mod aided;
+#[cfg(target_arch = "wasm32")]
+mod grpc;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 // Natively it is there for its own tests only.
@@ -22,11 +24,11 @@ pub(crate) use aided::*;
 pub(crate) use native::*;
 #[cfg(all(target_arch = "wasm32", feature = "portable"))]
 pub(crate) use portable::*;
-#[cfg(target_arch = "wasm32")]
-pub(crate) use standard::*;
 pub(crate) use waker::waker;
 #[cfg(all(target_arch = "wasm32", not(feature = "portable")))]
 pub(crate) use wasm::*;
+#[cfg(target_arch = "wasm32")]
+pub(crate) use {grpc::*, standard::*};
 
 /// Where a value lies in a buffer; `len` is negative for a header that is not there.
 #[derive(Debug, Clone, Copy)]

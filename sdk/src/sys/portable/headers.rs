@@ -17,10 +17,12 @@ use crate::{
     table::borrow,
 };
 
+/// The maps that this callback has read, as the host encodes them.
+type Maps = Vec<(i32, Vec<u8>)>;
+
 thread_local! {
     static NAMES: ManuallyDrop<RefCell<Vec<&'static str>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
-    /// The maps that this callback has read.
-    static READ: ManuallyDrop<RefCell<Vec<(i32, Vec<u8>)>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+    static READ: ManuallyDrop<RefCell<Maps>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
 /// Names are few and last as long as the module, so they are never freed.
