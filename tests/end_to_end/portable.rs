@@ -14,7 +14,7 @@ use wasmparser::{Parser, Payload};
 use crate::harness::{Client, Config, Message, Proxy, envoy, wasm};
 
 /// The filters that `cargo portable` compiles.
-const ALL: [&str; 7] = ["hello", "api-key", "body-transform", "authz", "fault", "ratelimit", "router"];
+const ALL: [&str; 8] = ["hello", "api-key", "body-transform", "grpc-health", "authz", "fault", "ratelimit", "router"];
 
 /// A chain and what is behind it, for either proxy.
 #[derive(Default)]
@@ -22,6 +22,8 @@ struct Site {
     /// Names, which are those of the modules, and configurations.
     chain: Vec<(&'static str, Value)>,
     clusters: Vec<(&'static str, SocketAddr)>,
+    /// Those that are spoken to by HTTP/2.
+    h2_clusters: Vec<(&'static str, SocketAddr)>,
     routed: bool,
 }
 
@@ -47,6 +49,11 @@ impl Site {
         self
     }
 
+    fn h2_cluster(mut self, name: &'static str, endpoint: SocketAddr) -> Site {
+        self.h2_clusters.push((name, endpoint));
+        self
+    }
+
     fn filter(mut self, name: &'static str, config: Value) -> Site {
         self.chain.push((name, config));
         self
@@ -65,6 +72,9 @@ impl Site {
         for (name, endpoint) in &self.clusters {
             config = config.cluster(name, &[endpoint], "");
         }
+        for (name, endpoint) in &self.h2_clusters {
+            config = config.cluster(name, &[endpoint], "protocol: h2");
+        }
         let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
         Running::Tollgate(Box::new(Proxy::start_with(config, &files)))
     }
@@ -79,6 +89,9 @@ impl Site {
         }
         for (name, endpoint) in &self.clusters {
             site = site.cluster(name, *endpoint);
+        }
+        for (name, endpoint) in &self.h2_clusters {
+            site = site.h2_cluster(name, *endpoint);
         }
         Running::Envoy(site.start(program))
     }

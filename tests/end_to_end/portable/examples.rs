@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Site;
-use crate::harness::{Upstream, answer, peer::needs};
+use crate::harness::{H2, Upstream, answer, peer::needs};
 
 #[test]
 fn hello_marks_responses() {
@@ -110,4 +110,51 @@ fn body_transform_changes_bodies_however_they_come() {
         assert_eq!((image.text(), image.field("content-length")), ("colour", Some("6")), "nobody wants to change it");
         assert_eq!(host.get("/none", &[]).status(), 204);
     });
+}
+
+/// A server that says of `up` that it is serving, of `down` that it is not, and of others that it does not know them.
+fn health() -> Upstream {
+    Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            let watched = request.field(":path") == Some("/grpc.health.v1.Health/Watch");
+            let (message, status): (&[u8], _) = match request.body.get(7..) {
+                Some(b"up") => (&[0, 0, 0, 0, 2, 8, 1], "0"),
+                Some(b"down") => (&[0, 0, 0, 0, 2, 8, 2], "0"),
+                _ => (&[], "5"),
+            };
+            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+            h2.data(stream, message, false);
+            // A watch lasts until the filter ends it.
+            if !watched || status != "0" {
+                h2.headers(stream, &[("grpc-status", status), ("grpc-message", "who is that")], true);
+            }
+        }
+    })
+}
+
+#[test]
+fn grpc_health_asks_a_grpc_service_by_calls_and_streams() {
+    let envoy = needs!("envoy");
+    let (upstream, health) = (Upstream::saying("hi"), health());
+    for watch in [false, true] {
+        for (service, status, text) in [("up", 200, "hi"), ("down", 503, "not serving\n"), ("other", 503, "")] {
+            let config = json!({"cluster": "health", "service": service, "timeout": "60s", "watch": watch});
+            let site = || {
+                Site::to(upstream.address).h2_cluster("health", health.address).filter("grpc-health", config.clone())
+            };
+            Site::each(&envoy, site, |host| {
+                for _ in 0..2 {
+                    let response = host.get("/", &[]);
+                    assert_eq!((response.status(), response.text()), (status, text), "{service}, watch: {watch}");
+                }
+                // A gRPC client is told in its own terms.
+                let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+                let response = host.request("POST", "/", &fields, b"");
+                let told = (response.status(), response.field("grpc-status"));
+                assert_eq!(told, (200, if status == 200 { None } else { Some("14") }), "{service}, watch: {watch}");
+            });
+        }
+    }
 }
