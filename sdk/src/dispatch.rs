@@ -10,7 +10,8 @@ use tollgate_abi::{
 use crate::{
     Body, ConfigError, Filter, Flow, GrpcError, Phases, Queue, Request, Response, Setup,
     asks::{Answered, Ask, Asks},
-    config, executor,
+    config,
+    executor::{self, grpc::News},
     sys::{self, Due},
     table::{Table, borrow},
 };
@@ -265,11 +266,11 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn grpc_initial_metadata(&self, root: u32, call: u32) {
-        self.grpc(root, || executor::grpc::metadata_came(call, false));
+        self.grpc(root, call, News::Metadata { trailing: false });
     }
 
     pub fn grpc_message(&self, root: u32, call: u32, size: usize) {
-        self.grpc(root, || executor::grpc::message_came(call, size));
+        self.grpc(root, call, News::Message(size));
         if Self::ASKS
             && let Some(ask) = self.asks.take(call, true)
         {
@@ -278,11 +279,11 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn grpc_trailing_metadata(&self, root: u32, call: u32) {
-        self.grpc(root, || executor::grpc::metadata_came(call, true));
+        self.grpc(root, call, News::Metadata { trailing: true });
     }
 
     pub fn grpc_close(&self, root: u32, call: u32, status: u32) {
-        self.grpc(root, || executor::grpc::ended(call, status));
+        self.grpc(root, call, News::Close(status));
         if Self::ASKS
             && let Some(ask) = self.asks.take(call, true)
         {
@@ -306,10 +307,10 @@ impl<F: Filter> Dispatcher<F> {
         })
     }
 
-    fn grpc(&self, root: u32, came: impl FnOnce()) {
+    fn grpc(&self, root: u32, call: u32, news: News) {
         if F::ASYNC {
             executor::enter(root);
-            came();
+            executor::grpc_news(call, news);
             executor::run_woken();
         }
     }

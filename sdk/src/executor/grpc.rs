@@ -25,10 +25,25 @@ pub(super) struct Grpc {
     waker: Option<Waker>,
 }
 
+/// What the host tells of a call, and shows until its callback ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum News {
+    Metadata {
+        trailing: bool,
+    },
+    /// A message of so many bytes.
+    Message(usize),
+    /// The end, with a status.
+    Close(u32),
+}
+
 /// A call has been begun, and somebody will ask for what comes of it.
 pub(crate) fn begun(call: u32, is_stream: bool) {
     let (initial, trailing, messages) = (Vec::new(), Vec::new(), VecDeque::new());
-    with(|e| e.grpc.insert(call, Grpc { is_stream, initial, trailing, messages, end: None, waker: None }));
+    with(|e| {
+        e.grpc_news = Some(came);
+        e.grpc.insert(call, Grpc { is_stream, initial, trailing, messages, end: None, waker: None });
+    });
 }
 
 /// Nobody waits any more.
@@ -64,11 +79,31 @@ pub(crate) fn metadata<T>(call: u32, trailing: bool, f: impl FnOnce(&[u8]) -> Op
     with(|e| e.grpc.get_mut(call).and_then(|call| f(if trailing { &call.trailing } else { &call.initial })))
 }
 
-/// Something has come of a call; one that nobody waits for is left out.
-fn came(call: u32, change: impl FnOnce(&mut Grpc)) {
+fn came(call: u32, news: News) {
+    // Read first: nothing is held while the host is asked.
+    let metadata = |which| Some(sys::header_map(which));
+    let (bytes, end) = match news {
+        News::Metadata { trailing: false } => (metadata(map::GRPC_INITIAL_METADATA), None),
+        News::Metadata { trailing: true } => (metadata(map::GRPC_TRAILING_METADATA), None),
+        News::Message(size) => (Some(read(size)), None),
+        News::Close(code::OK) => (None, Some(Ok(()))),
+        News::Close(status) => (None, Some(Err(GrpcError::new(status, sys::status_message())))),
+    };
     let waker = with(|e| {
+        // One that nobody waits for is not there.
         let call = e.grpc.get_mut(call)?;
-        change(call);
+        match (news, bytes) {
+            (News::Metadata { trailing: false }, Some(map)) => call.initial = map,
+            (News::Metadata { trailing: true }, Some(map)) => call.trailing = map,
+            (_, Some(message)) => {
+                call.messages.push_back(message);
+                // Of a call that is no stream, this is all.
+                if !call.is_stream {
+                    call.end = Some(Ok(()));
+                }
+            }
+            _ => call.end = end,
+        }
         call.waker.take()
     });
     if let Some(waker) = waker {
@@ -76,32 +111,7 @@ fn came(call: u32, change: impl FnOnce(&mut Grpc)) {
     }
 }
 
-/// The other side's metadata have come; the host shows them until the callback ends.
-pub(crate) fn metadata_came(call: u32, trailing: bool) {
-    let which = if trailing { map::GRPC_TRAILING_METADATA } else { map::GRPC_INITIAL_METADATA };
-    let bytes = sys::header_map(which);
-    came(call, |call| *(if trailing { &mut call.trailing } else { &mut call.initial }) = bytes);
-}
-
-/// A message has come; the host shows it until the callback ends.
-pub(crate) fn message_came(call: u32, size: usize) {
-    let message = read(size);
-    came(call, |call| {
-        call.messages.push_back(message);
-        // Of a call that is no stream, this is all.
-        if !call.is_stream {
-            call.end = Some(Ok(()));
-        }
-    });
-}
-
 /// The message that the host shows.
 pub(crate) fn read(size: usize) -> Vec<u8> {
     if size == 0 { Vec::new() } else { sys::buffer_get(buffer::GRPC_CALL_MESSAGE, 0, size) }
-}
-
-/// It has ended, with this status.
-pub(crate) fn ended(call: u32, status: u32) {
-    let end = if status == code::OK { Ok(()) } else { Err(GrpcError::new(status, sys::status_message())) };
-    came(call, |call| call.end = Some(end));
 }
