@@ -10,6 +10,10 @@ use super::{
     peer::{Peer, port},
 };
 
+/// A line of its access log, with what filters say of a request.
+const LOG: &str = "%REQ(:PATH)% %RESPONSE_CODE% flags=%FILTER_STATE(wasm.tollgate_flags:PLAIN)% \
+    dry_run=%FILTER_STATE(wasm.authz_dry_run:PLAIN)%\n";
+
 /// One listener with a chain of filters. Requests go to the cluster `web`, or where a filter's `x-tollgate-cluster` says.
 #[derive(Default)]
 pub struct Site {
@@ -97,6 +101,13 @@ impl Site {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "main",
             "http_filters": filters,
+            "access_log": [{
+                "name": "stdout",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+                    "log_format": {"text_format_source": {"inline_string": LOG}},
+                },
+            }],
             "route_config": {
                 "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": to}]}],
             },
@@ -117,6 +128,13 @@ impl Site {
 
 fn socket(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+impl Envoy {
+    /// Waits until it has written this line, to its access log say.
+    pub fn wait_for(&self, line: &str) {
+        self.peer.wait_for(line);
+    }
 }
 
 /// A running Envoy; it is killed when dropped, and shown if the test has failed.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Site;
+use super::{Running, Site};
 use crate::harness::{Upstream, answer, peer::needs, wait_until, wasm};
 
 #[test]
@@ -21,6 +21,7 @@ fn authz_decides_by_all_of_a_request() {
             "from": [{"source": {"ip_blocks": ["127.0.0.1"]}}],
             "to": [{"operation": {"methods": ["DELETE"]}}],
         }]},
+        {"name": "later", "action": "deny", "dry_run": true, "rules": [{"to": [{"operation": {"paths": ["/tried"]}}]}]},
     ]});
     let site = || Site::to(upstream.address).filter("authz", config.clone());
     Site::each(&envoy, site, |host| {
@@ -31,6 +32,11 @@ fn authz_decides_by_all_of_a_request() {
         assert_eq!(host.statuses(&asked), [200, 403, 200, 403]);
         let denied = host.request("DELETE", "/", &[], b"");
         assert_eq!((denied.status(), denied.text()), (403, "access denied"));
+        assert_eq!(host.get("/tried", &[]).status(), 200);
+        if let Running::Envoy(envoy) = host {
+            envoy.wait_for("/ 403 flags=UAEX dry_run=-");
+            envoy.wait_for("/tried 200 flags=- dry_run=rbac_access_denied_matched_policy[later]");
+        }
     });
 }
 
