@@ -44,6 +44,6 @@ pub(crate) enum Due {
     /// The tick of a root context.
     Tick(u32),
     /// A timer of a stream, with its token.
-    #[cfg_attr(not(feature = "portable"), allow(dead_code))]
+    #[cfg_attr(not(all(target_arch = "wasm32", feature = "portable")), allow(dead_code))]
     Timer(u32, i64),
 }
