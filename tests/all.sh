@@ -18,7 +18,7 @@ step "lints"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p third-party \
+    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup -p third-party \
     -p third-party-tcp -p tcp-token -- -D warnings
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 

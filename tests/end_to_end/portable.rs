@@ -14,7 +14,8 @@ use wasmparser::{Parser, Payload};
 use crate::harness::{Client, Config, Message, Proxy, envoy, wasm};
 
 /// The filters that `cargo portable` compiles.
-const ALL: [&str; 8] = ["hello", "api-key", "body-transform", "grpc-health", "authz", "fault", "ratelimit", "router"];
+const ALL: [&str; 9] =
+    ["hello", "api-key", "body-transform", "grpc-health", "lookup", "authz", "fault", "ratelimit", "router"];
 
 /// A chain and what is behind it, for either proxy.
 #[derive(Default)]

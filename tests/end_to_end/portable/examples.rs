@@ -67,6 +67,31 @@ fn api_key_lets_nobody_in_without_its_service() {
 }
 
 #[test]
+fn lookup_gets_answers_by_callbacks() {
+    let envoy = needs!("envoy");
+    let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-team").unwrap_or("none")));
+    let teams = Upstream::replying(|request| match request.target() {
+        "/ann" => answer(200, &["x-team: red"], ""),
+        "/broken" => answer(500, &[], ""),
+        _ => answer(404, &[], ""),
+    });
+    let site = || {
+        let site = Site::to(upstream.address).cluster("teams", teams.address);
+        site.filter("lookup", json!({"cluster": "teams"}))
+    };
+    Site::each(&envoy, site, |host| {
+        let ask = |user: &str| {
+            let response = host.get("/", &[("x-user", user), ("x-team", "forged")]);
+            (response.status(), response.text().to_owned())
+        };
+        assert_eq!(ask("ann"), (200, "red".into()));
+        assert_eq!(ask("bob"), (200, "none".into()));
+        assert_eq!(ask(""), (200, "none".into()));
+        assert_eq!(ask("broken").0, 503);
+    });
+}
+
+#[test]
 fn body_transform_changes_bodies_however_they_come() {
     let envoy = needs!("envoy");
     let upstream = Upstream::scripted(|mut connection| {
