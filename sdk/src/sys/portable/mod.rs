@@ -7,6 +7,7 @@
 //! | timers | the tick of the root context (`schedule`) |
 //! | buckets and limits | shared data, changed by compare-and-swap (`counts`) |
 //! | routes | changes to the request, and headers that say where it goes (`routes`) |
+//! | state and metadata | properties of the stream (`stored`) |
 //! | flags and fields of the access log | properties of the stream |
 //! | the client's address | the property `source.address` |
 //!
@@ -25,7 +26,9 @@ mod rewrite;
 mod routes;
 mod schedule;
 #[cfg(target_arch = "wasm32")]
+mod stored;
+#[cfg(target_arch = "wasm32")]
 mod streams;
 
 #[cfg(target_arch = "wasm32")]
-pub(crate) use {counts::host::*, headers::*, lane::*, routes::*, schedule::host::*, streams::*};
+pub(crate) use {counts::host::*, headers::*, lane::*, routes::*, schedule::host::*, stored::*, streams::*};
