@@ -18,8 +18,8 @@ step "lints"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup -p third-party \
-    -p third-party-tcp -p tcp-token -- -D warnings
+    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
+    -p third-party -p third-party-tcp -p tcp-token -p third-party-same -- -D warnings
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 
 step "clients and servers that nobody here wrote"
@@ -29,6 +29,9 @@ step "tests"
 cargo test --workspace
 # Features that nothing in the workspace turns on.
 cargo test -p tollgate-sdk --features log,tracing
+
+step "instructions on a request's way"
+tests/instructions.sh
 
 step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check
