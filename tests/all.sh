@@ -12,13 +12,16 @@ cargo fmt --all --check
 
 step "filters, compiled to WebAssembly"
 cargo filters
+cargo portable
 
 step "lints"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
-    -p third-party-tcp -p tcp-token -p third-party-same -p three-headers -p three-headers-standard -- -D warnings
+    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
+    -p third-party -p third-party-tcp -p tcp-token -p third-party-same -p three-headers -p three-headers-standard \
+    -- -D warnings
+cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 
 step "clients and servers that nobody here wrote"
 tests/interop/setup.sh

@@ -31,6 +31,7 @@ mod mirror;
 mod mutations;
 mod overload;
 mod paths;
+mod portable;
 mod proxy_protocol;
 mod queues;
 mod retries;

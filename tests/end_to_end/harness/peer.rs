@@ -28,6 +28,7 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     };
     let found = match name {
         "python" => python(),
+        "envoy" => Some(Path::new(SCRIPTS).join("../../target/interop/envoy/envoy/_bin/envoy")).filter(|f| f.exists()),
         // Python with it: an environment may be older than the need for it.
         "aioquic" => python().filter(|python| run(python, &["-c", "import aioquic"]).success),
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
