@@ -178,10 +178,12 @@ fn read(mut client: Client) -> Option<Message> {
     client.wire.read_response("GET").ok()
 }
 
-/// Says something first, and ends when the client has.
+/// Says something when it has got something, and ends when the client has.
 fn welcoming() -> Upstream {
     Upstream::scripted(|mut connection| {
-        connection.send("welcome\n");
+        if connection.wire.read_exact(1).is_ok() {
+            connection.send("welcome\n");
+        }
         connection.wire.read_to_end();
     })
 }
