@@ -88,6 +88,12 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("proc_exit", "the instance fails", "proc_exit_ends_the_instance_and_nothing_else"),
     ("config_error", "Ok; 64 of them", "a_configuration_error_is_told_with_its_place"),
     ("route_define", "InternalFailure after 2^20", "there_is_an_end_to_ids"),
+    ("every function", "called in every callback", "every_function_in_every_callback"),
+    (
+        "every function",
+        "called by the start function, and by the allocator within a function",
+        "every_function_before_the_start_and_within_the_allocator",
+    ),
     ("every callback", "it traps", "a_trap_in_each_callback"),
     ("every callback", "it divides by zero", "filters_that_divide_by_zero"),
     ("every callback", "it reads outside of its memory", "filters_that_read_outside_of_their_memory"),
