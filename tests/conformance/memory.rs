@@ -26,6 +26,7 @@ pub const ALLOCATING: &[&str] = &[
     "proxy_dequeue_shared_queue",
     "proxy_get_property",
     "proxy_get_configuration",
+    "proxy_get_status",
 ];
 
 /// Functions that answer with a number, so with a status negated.

@@ -1,7 +1,7 @@
-//! The conformance suite's module with the 0.1 line of the `proxy-wasm` crate, which is for ABI 0.1.0; the cases are in `../../rust/run.rs`.
+//! The conformance suite's module with the 0.1 line of the `proxy-wasm` crate, which is for ABI 0.1.0; the cases are in `../../rust`.
 #![cfg(target_family = "wasm")]
 
-#[path = "../../rust/run.rs"]
+#[path = "../../rust/mod.rs"]
 mod run;
 mod sdk;
 

@@ -1,7 +1,7 @@
-//! The conformance suite's module with the newest `proxy-wasm` crate; the cases are in `../../rust/run.rs`.
+//! The conformance suite's module with the newest `proxy-wasm` crate; the cases are in `../../rust`.
 #![cfg(target_family = "wasm")]
 
-#[path = "../../rust/run.rs"]
+#[path = "../../rust/mod.rs"]
 mod run;
 mod sdk;
 
