@@ -6,6 +6,7 @@ mod harness;
 
 mod access_log;
 mod admin;
+mod assemblyscript;
 mod bad_config;
 mod balancing;
 mod bodies;
