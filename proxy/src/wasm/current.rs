@@ -64,13 +64,14 @@ impl Drop for Scope {
     }
 }
 
-/// Makes another stream the one that the call works on. Whether there is such a stream.
+/// Makes another stream the one that the call works on. Whether there is such a stream; if not, nothing changes.
 pub fn switch(context: u32) -> bool {
     CURRENT.with_borrow_mut(|current| {
         let Some(current) = current else { return false };
         let found = current.contexts.borrow().get(&context).and_then(|(s, position)| Some((s.upgrade()?, *position)));
-        current.stream = found;
-        current.stream.is_some()
+        let is_there = found.is_some();
+        current.stream = found.or_else(|| current.stream.take());
+        is_there
     })
 }
 

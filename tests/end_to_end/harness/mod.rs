@@ -25,7 +25,7 @@ pub use self::{
     metrics::Metrics,
     proxy::{Proxy, Signal},
     secure::Secure,
-    upstream::{Upstream, answer},
+    upstream::{Answers, Upstream, answer},
     wire::{Message, Wire},
 };
 

@@ -1,0 +1,1 @@
+//! The table of all cases, `docs/conformance.md`.
