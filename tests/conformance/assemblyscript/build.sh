@@ -6,8 +6,9 @@ cd "$(dirname "$0")/../../.."
 here=tests/conformance/assemblyscript
 out=target/conformance/assemblyscript
 
-for source in gate meter verify; do
+for source in conformance gate meter verify; do
     wasm=$out/$source.wasm
+    [ "$source" != conformance ] || wasm=$out.wasm
     [ -n "$(find "$here" "$out/package-lock.json" -newer "$wasm" 2>&1)" ] || continue
     # The compiler looks for libraries beside the sources.
     rm -rf "$out/assembly" && cp -r "$here/assembly" "$out/"
