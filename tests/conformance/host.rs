@@ -1,10 +1,14 @@
 //! The proxy with a module under test, and all that a case can rely on: the upstream, clusters that can be called, the usual
 //! request. `README.md` says the same to those who write modules.
 
-use std::net::TcpStream;
+use std::{
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
-    harness::{Client, H2, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
+    harness::{Client, DEADLINE, H2, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
     script::{Case, Check},
 };
 
@@ -46,7 +50,7 @@ impl Host {
             "/silent" => answer(204, &[], ""),
             _ => ANSWER.into(),
         });
-        let (tcp, grpc) = (welcoming(), Upstream::scripted(serve_grpc));
+        let (tcp, grpc) = (welcoming(), grpc());
         let second = match tcp_too {
             true => "  - {name: tcp, address: '@tcp@', chain: [conformance], cluster: tcp, protocol: tcp}\n",
             false => "",
@@ -112,15 +116,13 @@ clusters:
 
     /// Waits for a verdict for as long as there may be one; `look` reads what the module says.
     pub fn verdict(&self, look: impl Fn() -> Verdict) -> Verdict {
-        let (mut last, mut tries) = (Verdict::Open("never asked".into()), 0);
-        while matches!(last, Verdict::Open(_)) && tries < 300 {
-            tries += 1;
-            if tries > 1 {
-                std::thread::sleep(std::time::Duration::from_millis(10));
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match look() {
+                Verdict::Open(_) if Instant::now() < end => thread::sleep(Duration::from_millis(10)),
+                verdict => return verdict,
             }
-            last = look();
         }
-        last
     }
 
     /// Compares what is to be seen from outside.
@@ -178,26 +180,30 @@ fn read(mut client: Client) -> Option<Message> {
     client.wire.read_response("GET").ok()
 }
 
-/// Says something first, and ends when the client has.
+/// Says something when it has got something, and ends when the client has.
 fn welcoming() -> Upstream {
     Upstream::scripted(|mut connection| {
-        connection.send("welcome\n");
+        if connection.wire.read_exact(1).is_ok() {
+            connection.send("welcome\n");
+        }
         connection.wire.read_to_end();
     })
 }
 
 /// Gives back each message of a call as it came, or fails.
-fn serve_grpc(connection: super::harness::Answers) {
-    let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-    h2.window(0, 1 << 30);
-    while let Ok((stream, request)) = h2.next_request() {
-        let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];
-        h2.headers(stream, &head, false);
-        if request.field(":path") == Some("/test.Echo/Fail") {
-            h2.headers(stream, &[("grpc-status", "7"), ("grpc-message", "denied")], true);
-            continue;
+fn grpc() -> Upstream {
+    Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];
+            h2.headers(stream, &head, false);
+            if request.field(":path") == Some("/test.Echo/Fail") {
+                h2.headers(stream, &[("grpc-status", "7"), ("grpc-message", "denied")], true);
+                continue;
+            }
+            h2.data(stream, &request.body, false);
+            h2.headers(stream, &[("grpc-status", "0"), ("x-trailing", "2")], true);
         }
-        h2.data(stream, &request.body, false);
-        h2.headers(stream, &[("grpc-status", "0"), ("x-trailing", "2")], true);
-    }
+    })
 }

@@ -6,9 +6,11 @@
 mod harness;
 
 mod host;
+mod languages;
 mod memory;
 mod module;
 mod script;
+mod special;
 mod table;
 
 use host::{Host, Verdict};
@@ -29,7 +31,22 @@ macro_rules! files {
     };
 }
 
-files!(headers, basics, buffers, streams, shared, full, properties, calls, fast, old, callbacks, tcp, wasi, wasi_unstable);
+files!(
+    headers,
+    basics,
+    buffers,
+    streams,
+    shared,
+    full,
+    properties,
+    calls,
+    fast,
+    old,
+    callbacks,
+    tcp,
+    wasi,
+    wasi_unstable
+);
 
 /// Runs all cases of a file in one module, one after the other.
 fn run(file: &File) {

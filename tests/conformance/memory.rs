@@ -1,5 +1,5 @@
 //! Cases that nobody has written: each address and each length of a function out of range, with all else as in the
-//! function's case `ok`.
+//! function's case `ok`; and allocators that give no memory, or such as is not there.
 
 use tollgate_abi::{Function, fast, proxy_wasm::Status, wasi};
 
@@ -8,8 +8,26 @@ use super::{
     script::{Case, File, Kind, Operand, Slot, Statement},
 };
 
-/// Addresses that are never looked at: there is nothing to be read from them, or written to them.
-const IGNORED: &[(&str, &str)] = &[];
+/// Parameters that are not looked at (nothing is read or written there), or that have a bound of their own.
+const IGNORED: &[(&str, &str)] = &[
+    ("args_get", "argv_out"),
+    ("args_get", "data_out"),
+    ("poll_oneoff", "events_out"),
+    ("fd_write", "iovs_len"),
+    ("random_get", "len"),
+];
+
+/// Functions whose data comes by the guest's allocator, where their cases `ok` have some.
+pub const ALLOCATING: &[&str] = &[
+    "proxy_get_buffer_bytes",
+    "proxy_get_header_map_pairs",
+    "proxy_get_header_map_value",
+    "proxy_get_shared_data",
+    "proxy_dequeue_shared_queue",
+    "proxy_get_property",
+    "proxy_get_configuration",
+    "proxy_get_status",
+];
 
 /// Functions that answer with a number, so with a status negated.
 const NUMBERS: &[&str] = &[
@@ -24,9 +42,47 @@ const NUMBERS: &[&str] = &[
     "limit_acquire",
 ];
 
-/// The cases `FUNCTION/memory` of a file's cases `FUNCTION/ok`.
+/// The cases `FUNCTION/memory` and `FUNCTION/allocator` of a file's cases `FUNCTION/ok`.
 pub fn cases(file: &File) -> Vec<Case> {
-    file.cases.iter().filter(|case| case.name == "ok").filter_map(case).collect()
+    let ok = || file.cases.iter().filter(|case| case.name == "ok");
+    ok().filter_map(case).chain(ok().filter_map(allocator)).collect()
+}
+
+/// The same call with allocators of all kinds; what they return, and the status.
+fn allocator(ok: &Case) -> Option<Case> {
+    let kinds = [
+        (0, Status::InternalFailure),
+        (END, Status::InvalidMemoryAccess),
+        (i32::MIN, Status::InvalidMemoryAccess),
+        (-2, Status::InvalidMemoryAccess),
+    ];
+    let mut out = Case { name: "allocator".into(), checks: Vec::new(), phases: Vec::new(), ..ok.clone() };
+    let is_call = |s: &Statement| ALLOCATING.contains(&&*ok.function) && call(s, &ok.function).is_some();
+    for phase in &ok.phases {
+        let mut phase = phase.clone();
+        let called = phase.statements.iter().position(is_call);
+        if let Some(at) = called {
+            let (function, slots) = call(&phase.statements[at], &ok.function)?;
+            let (slots, line) = (slots.to_vec(), phase.statements[at].line);
+            // What was put into a queue is taken, whatever the allocator does.
+            let again: Vec<Statement> = phase.statements[..at].to_vec();
+            let gives = |value: i32| format!("(global.set $broken (i32.const {}))", value.wrapping_add(1));
+            phase.statements.clear();
+            for (value, status) in kinds {
+                let wanted = Operand::Value((status as i32).to_string());
+                let kind = Kind::Compare(Operand::Call(function, slots.clone()), "=", wanted);
+                phase.statements.extend(again.iter().cloned());
+                phase.statements.push(Statement { line, kind: Kind::Raw(gives(value)) });
+                phase.statements.push(Statement { line, kind });
+                phase.statements.push(Statement { line, kind: Kind::Raw(gives(-1)) });
+            }
+        }
+        out.phases.push(phase);
+        if called.is_some() {
+            return Some(out);
+        }
+    }
+    None
 }
 
 fn case(ok: &Case) -> Option<Case> {

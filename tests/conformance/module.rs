@@ -9,7 +9,7 @@ use tollgate_abi::{Function, Ty, fast, proxy_wasm};
 
 use super::{
     harness::wasm,
-    script::{Case, File, Kind, OLD, Operand, Slot, Statement, constant, function, ty},
+    script::{Case, File, Kind, OLD, Operand, Slot, Statement, callback, constant, function, ty},
 };
 
 /// The size of its memory.
@@ -21,8 +21,11 @@ const PRELUDE: &str = r#"
 (global $case (mut i32) (i32.const -1))
 (global $stream (mut i32) (i32.const 0))
 (global $free (mut i32) (i32.const 0x40000))
+;; One more than the address that the allocator gives, whatever it is asked for.
+(global $broken (mut i32) (i32.const 0))
 (func (export "malloc") (param $size i32) (result i32)
     (local $at i32)
+    (if (global.get $broken) (then (return (i32.sub (global.get $broken) (i32.const 1)))))
     (local.set $at (global.get $free))
     (if (i32.gt_u (i32.add (local.get $at) (local.get $size)) (i32.const 0x100000))
         (then (local.set $at (i32.const 0x40000))))
@@ -65,6 +68,7 @@ const PRELUDE: &str = r#"
 
 /// What a request's head begins with: is it about a verdict, or a case?
 const ASKED: &str = r#"
+    (global.set $broken (i32.const 0))
     (local.set $asked (call $asked RESULT))
     (if (i32.ge_s (local.get $asked) (i32.const 0)) (then (call $tell (local.get $asked)) (return (i32.const 0))))
     (local.set $asked (call $asked ARM))
@@ -94,7 +98,11 @@ pub fn module(file: &File) -> Vec<u8> {
     for name in ["proxy_get_header_map_value", "proxy_send_local_response"] {
         w.import(function(name).expect("a function of the standard"));
     }
-    let mut callbacks: Vec<&'static Function> = vec![super::script::callback("request_headers").expect("a callback")];
+    // Where it learns what is asked, and which connection is meant.
+    let mut callbacks = vec![callback("request_headers").expect("a callback")];
+    if file.cases.iter().any(Case::is_tcp) {
+        callbacks.push(callback("new_connection").expect("a callback"));
+    }
     for (nth, case) in file.cases.iter().enumerate() {
         for (at, phase) in case.phases.iter().enumerate() {
             if !callbacks.contains(&phase.callback) {
@@ -165,8 +173,10 @@ impl Writer {
         };
         let passed: String = callback.params.iter().enumerate().map(|(nth, (_, t))| passed(nth, *t)).collect();
         let result = if callback.result.is_some() { "(result i32)" } else { "" };
-        let mut code = format!("(func (export \"{}\") {} {result} (local $asked i32)\n", callback.name, params.concat());
-        let back = |value: &str| if callback.result.is_some() { format!("(return {value})") } else { "(return)".into() };
+        let mut code =
+            format!("(func (export \"{}\") {} {result} (local $asked i32)\n", callback.name, params.concat());
+        let back =
+            |value: &str| if callback.result.is_some() { format!("(return {value})") } else { "(return)".into() };
         if callback.name == "proxy_on_request_headers" {
             let [result, arm, case] = ["x-result", "x-arm", "x-case"].map(|name| self.range(name));
             code += &ASKED.replace("RESULT", &result).replace("ARM", &arm).replace("CASE", &case);

@@ -25,7 +25,7 @@ pub use self::{
     metrics::Metrics,
     proxy::{Proxy, Signal},
     secure::Secure,
-    upstream::{Answers, Upstream, answer},
+    upstream::{Upstream, answer},
     wire::{Message, Wire},
 };
 
