@@ -23,6 +23,7 @@ pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod h1;
 pub mod net;
 pub mod observe;
 pub mod tls;

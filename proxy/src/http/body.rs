@@ -47,6 +47,8 @@ pub enum Body {
         /// The trailers, until they are sent.
         trailers: Option<HeaderMap>,
     },
+    /// A request's over HTTP/1.1.
+    Http1(super::h1::RequestBody),
     /// A request's, as hyper reads it.
     Incoming(hyper::body::Incoming),
     /// As it comes.
@@ -84,6 +86,7 @@ impl http_body::Body for Body {
                 let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
+            Body::Http1(body) => Pin::new(body).poll_frame(cx),
             Body::Incoming(body) => {
                 Pin::new(body).poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error)))
             }
@@ -95,6 +98,7 @@ impl http_body::Body for Body {
         match self {
             Body::Empty => true,
             Body::Full { data, trailers } => data.is_none() && trailers.is_none(),
+            Body::Http1(body) => body.is_end_stream(),
             Body::Incoming(body) => body.is_end_stream(),
             Body::Stream(body) => body.is_end_stream(),
         }
@@ -106,6 +110,7 @@ impl http_body::Body for Body {
             // With trailers the length must not be announced: they need chunks.
             Body::Full { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Body::Full { .. } => SizeHint::default(),
+            Body::Http1(body) => body.size_hint(),
             Body::Incoming(body) => body.size_hint(),
             Body::Stream(body) => body.size_hint(),
         }

@@ -1,8 +1,10 @@
-//! A client's HTTP/1.1 connection: hyper reads requests from it, behind the guard; this sees to its time, its end, and the
-//! requests that never became any.
+//! A client's HTTP/1.1 connection: its time, its end, and the requests that never became any. [`requests`] reads and answers
+//! those that did, on the connection that [`line`] is.
+
+mod line;
+mod requests;
 
 use std::{
-    cell::RefCell,
     future::poll_fn,
     pin::pin,
     rc::Rc,
@@ -10,23 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Request, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http::{Response, StatusCode, Version};
+use http_body::SizeHint;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::sleep,
 };
 use tollgate_abi::fast::flag;
 
-use super::{
-    body::Body,
-    connection::{Handle, log_refusal},
-    guard::{Guarded, Watch},
-};
+use self::line::Line;
+pub use self::line::RequestBody;
+use super::connection::{Handle, log_refusal};
 use crate::{
     chain::stream::{ConnectionInfo, Progress},
-    exchange::{self, Site, Tunnel},
-    net::{Prefixed, Stream, TokioIo},
+    exchange::Site,
+    h1::{HeadError, Limits, encoder},
+    net::{Prefixed, Stream},
 };
 
 /// How often a connection without anything to wait for looks at the clock.
@@ -42,13 +43,10 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What a request that could not be read is said to be.
 const PROTOCOL: &str = "HTTP/1.1";
 
-/// hyper's least buffer.
-const LEAST_BUFFER: usize = 8 << 10;
-
 /// Why a connection's driver stops driving.
 enum End {
-    /// hyper is through with it.
-    Done(Result<(), hyper::Error>),
+    /// There are no more requests.
+    Requests(requests::End),
     /// A head took too long.
     SlowHead,
     /// It was idle for too long.
@@ -61,39 +59,13 @@ enum End {
 pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
     // The rules at the connection's beginning; each request has those of its own time.
     let config = handle.site().config.clone();
-    let (limits, timeouts) = (&config.limits, &config.timeouts);
-    let max_head = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
-    let watch = Rc::new(Watch::default());
-    let progress = Rc::new(Progress::default());
-    let tunnel: Rc<RefCell<Option<Tunnel>>> = Rc::default();
-    let most = limits.requests_per_connection;
-    let service = {
-        let (handle, info, progress) = (handle.clone(), info.clone(), progress.clone());
-        let (watch, tunnel) = (watch.clone(), tunnel.clone());
-        service_fn(move |request: Request<Incoming>| {
-            let (site, info, progress) = (handle.site(), info.clone(), progress.clone());
-            let (watch, tunnel) = (watch.clone(), tunnel.clone());
-            info.requests.set(info.requests.get() + 1);
-            let last = most != 0 && info.requests.get() >= most;
-            async move {
-                let answer = exchange::serve(site, info.clone(), progress, request.map(Body::Incoming)).await?;
-                let mut response = answer.response;
-                watch.decide(answer.tunnel.is_some());
-                if answer.tunnel.is_some() {
-                    *tunnel.borrow_mut() = answer.tunnel;
-                } else if last || info.closing.get() {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, exchange::Closed>(response)
-            }
-        })
+    let timeouts = &config.timeouts;
+    let limits = Limits {
+        head: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        fields: config.limits.headers as usize,
     };
-    let io = TokioIo::new(Guarded::new(stream, max_head, watch.clone()));
-    let mut connection = http1::Builder::new()
-        .max_buf_size(max_head.max(LEAST_BUFFER))
-        .max_header_size(max_head)
-        .max_headers(limits.headers as usize)
-        .serve_connection(io, service);
+    let progress = Rc::new(Progress::default());
+    let line = Rc::new(Line::new(stream));
     let drained = handle.drained();
     let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
     // Something may begin right after each look at the clock, so the next one is no later than the least of these.
@@ -102,6 +74,8 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
     let first_look = least.min(timeouts.connection_age.bound().unwrap_or(NO_BOUND));
     let mut timer = pin!(sleep(first_look));
     let end = {
+        let most = config.limits.requests_per_connection;
+        let mut requests = pin!(requests::serve(&line, &handle, &info, &progress, limits, most));
         let mut drain = pin!(drained);
         let mut told = false;
         let mut grace_ends = None;
@@ -115,10 +89,10 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 grace_ends = Some(end);
                 timer.as_mut().reset(end.into());
             }
-            if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(End::Done(result));
+            if let Poll::Ready(end) = requests.as_mut().poll(cx) {
+                return Poll::Ready(End::Requests(end));
             }
-            if watch.blocked_since.get().is_some()
+            if line.blocked_since.get().is_some()
                 && let Some(due) = progress.due.get()
                 && due < timer.deadline()
             {
@@ -128,23 +102,25 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 let now = Instant::now();
                 if grace_ends.is_some_and(|end| end <= now) {
                     grace_ends = None;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    line.ending.set(true);
                     cx.waker().wake_by_ref();
                 }
                 let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
                 let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
-                let (due, end) = match (info.active.get(), watch.head_since.get()) {
+                let (due, end) = match (info.active.get(), line.head_since.get()) {
                     (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
                     (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
                     // A request has a clock of its own, but nobody looks at it while the client does not read.
                     _ => {
-                        let blocked = watch.blocked_since.get();
+                        let blocked = line.blocked_since.get();
                         let idle = blocked.and_then(|since| after(since, idle));
                         let due = blocked.and(progress.due.get()).map(tokio::time::Instant::into_std);
                         (idle.into_iter().chain(due).min(), End::Stalled)
                     }
                 };
                 if due.is_some_and(|due| due <= now) {
+                    // A request under way ends with this future, and must know by then why.
+                    progress.stalled.set(matches!(end, End::Stalled));
                     return Poll::Ready(end);
                 }
                 let response_due = progress.due.get().map(tokio::time::Instant::into_std).filter(|due| *due > now);
@@ -156,29 +132,53 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
         })
         .await
     };
-    let site = handle.site();
-    let stalled = matches!(end, End::Stalled);
-    progress.stalled.set(stalled);
-    let guarded = connection.into_parts().io.into_inner();
-    let unread = guarded.in_message() && !stalled;
-    let (early, mut stream) = guarded.into_parts();
-    let tunnel = tunnel.take();
-    if let (End::Done(Ok(())), Some(tunnel)) = (&end, tunnel) {
-        return tunnel.run(Prefixed::new(early, stream)).await;
-    }
-    match end {
-        End::Done(Ok(())) | End::Idle | End::Stalled => {}
-        End::Done(Err(error)) => refused(&site, &info, &watch, &error),
+    close(&handle.site(), &info, &line, end).await;
+}
+
+/// Does what is left to do on a connection that carries no more requests.
+async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
+    let unread = line.in_message() && !matches!(end, End::Stalled);
+    let refusal = match &end {
+        End::Requests(requests::End::Refused(error)) => Some(refused(site, info, *error)),
         End::SlowHead => {
-            log_refusal(&site, &info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
-            let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-            // A client that does not read either is not waited for.
-            let _ = tokio::time::timeout(LINGER, stream.write_all(answer)).await;
+            log_refusal(site, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
+            Some(StatusCode::REQUEST_TIMEOUT)
         }
+        _ => None,
+    };
+    if let Some(status) = refusal {
+        let (head, ()) = Response::builder().status(status).body(()).unwrap_or_default().into_parts();
+        let client = encoder::Client {
+            version: Version::HTTP_11,
+            head_only: false,
+            trailers: false,
+            persists: false,
+            switches: false,
+        };
+        line.with(|wire| encoder::response(&head, &SizeHint::with_exact(0), true, client, &mut wire.outbox));
+        // A client that does not read either is not waited for.
+        let _ = tokio::time::timeout(LINGER, poll_fn(|cx| line.poll_flush(cx))).await;
     }
-    if unread {
-        linger(stream).await;
+    let Some((early, stream)) = line.take() else { return };
+    match end {
+        End::Requests(requests::End::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
+        _ if unread || refusal.is_some() => linger(stream).await,
+        _ => {}
     }
+}
+
+/// Logs what was no request, and says what it is answered with.
+fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
+    let (status, details) = match error {
+        HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.name()),
+        HeadError::Malformed => (StatusCode::BAD_REQUEST, "malformed_request"),
+        HeadError::TargetTooLong => (StatusCode::URI_TOO_LONG, "head_too_large"),
+        HeadError::TooLong | HeadError::TooManyFields => {
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large")
+        }
+    };
+    log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details);
+    status
 }
 
 /// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
@@ -192,18 +192,4 @@ async fn linger(mut stream: Stream) {
         Ok::<_, std::io::Error>(())
     };
     let _ = tokio::time::timeout(LINGER, read).await;
-}
-
-/// A connection that hyper has ended for an error. It has answered already, if there was a request to answer.
-fn refused(site: &Site, info: &ConnectionInfo, watch: &Watch, error: &hyper::Error) {
-    if let Some(violation) = watch.violation.get() {
-        return log_refusal(site, info, PROTOCOL, 400, flag::DOWNSTREAM_PROTOCOL, violation.name());
-    }
-    if error.is_parse_too_large() {
-        return log_refusal(site, info, PROTOCOL, 431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
-    }
-    if error.is_parse() {
-        return log_refusal(site, info, PROTOCOL, 400, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
-    }
-    tracing::trace!(peer = %info.peer, %error, "connection ended");
 }

@@ -1,12 +1,11 @@
-//! HTTP as hyper speaks it, and what hyper leaves to us: the connections' time and end, strict framing, canonical paths, the
-//! headers that a proxy must take away or add.
+//! HTTP with clients: HTTP/1.1 as [`crate::h1`] reads and writes it, HTTP/2 as hyper does, HTTP/3 as h3 does; the connections'
+//! time and end, canonical paths, the headers that a proxy must take away or add.
 
 pub mod body;
 pub mod connection;
 pub mod fields;
 pub mod grpc;
 pub mod grpc_web;
-pub mod guard;
 pub mod h1;
 pub mod h2;
 #[cfg(feature = "http3")]

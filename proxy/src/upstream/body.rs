@@ -12,6 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::link::Carrier;
+use crate::h1::{self, Decoder};
+
 /// A stream of bytes, both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
 
@@ -56,18 +59,55 @@ impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
 /// Why a response's body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// hyper says why.
+    /// hyper says why, of an HTTP/2 stream.
     #[error(transparent)]
     Http(#[from] hyper::Error),
-    /// The upstream has reset the stream, and called it no error.
+    /// The connection has ended or failed in the middle of it.
+    #[error("the connection ended before the body did")]
+    Connection(#[source] io::Error),
+    /// It is not framed as it should be.
+    #[error("the body's framing is broken")]
+    Framing(#[source] h1::Violation),
+    /// The upstream has reset the stream and called it no error, or the request's own body has failed.
     #[error("the stream was reset before its end")]
     Cut,
 }
 
-/// A connection that carries one response at a time.
-pub(super) trait Leased {
-    /// The response has been read to its end. (Dropping the link without this closes it.)
-    fn finish(self: Rc<Self>);
+/// A body over HTTP/1.1.
+pub(super) struct LinkBody {
+    pub(super) decoder: Decoder,
+    /// The connection; gone when the end was reached.
+    pub(super) link: Option<Rc<dyn Carrier>>,
+}
+
+impl LinkBody {
+    pub(super) fn new(decoder: Decoder, link: Rc<dyn Carrier>) -> Self {
+        LinkBody { decoder, link: Some(link) }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let part = ready!(self.poll_part(cx));
+        if part.as_ref().is_some_and(Result::is_err) {
+            self.link = None;
+        } else {
+            self.finish_at_end();
+        }
+        Poll::Ready(part.map(|part| {
+            part.map(|part| match part {
+                h1::Part::Data(data) => Frame::data(data),
+                h1::Part::Trailers(trailers) => Frame::trailers(trailers),
+            })
+        }))
+    }
+
+    /// Whoever knows where a body ends does not read on past it.
+    fn finish_at_end(&mut self) {
+        if self.decoder.is_done()
+            && let Some(link) = self.link.take()
+        {
+            link.finish();
+        }
+    }
 }
 
 /// The body of a response. What carries it is given back at its end; dropped before, an HTTP/1.1 connection is closed, and an
@@ -75,8 +115,8 @@ pub(super) trait Leased {
 pub struct PooledBody(Origin);
 
 enum Origin {
-    /// Over HTTP/1.1; the link is gone when the end was reached.
-    Link(Incoming, Option<Rc<dyn Leased>>),
+    /// Over HTTP/1.1.
+    Link(LinkBody),
     /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
     Stream {
         incoming: Incoming,
@@ -89,10 +129,9 @@ enum Origin {
 }
 
 impl PooledBody {
-    pub(super) fn of_link(incoming: Incoming, link: Rc<dyn Leased>) -> Self {
-        let mut body = PooledBody(Origin::Link(incoming, Some(link)));
+    pub(super) fn of_link(mut body: LinkBody) -> Self {
         body.finish_at_end();
-        body
+        PooledBody(Origin::Link(body))
     }
 
     /// `bodiless`: the request had no body.
@@ -111,22 +150,6 @@ impl PooledBody {
             _ => None,
         }
     }
-
-    fn finish(&mut self) {
-        if let Origin::Link(_, link) = &mut self.0
-            && let Some(link) = link.take()
-        {
-            link.finish();
-        }
-    }
-
-    /// Responses without a body are at their end at once, and whoever knows the length of a body does not read on past
-    /// it.
-    fn finish_at_end(&mut self) {
-        if self.is_end_stream() {
-            self.finish();
-        }
-    }
 }
 
 impl Body for PooledBody {
@@ -134,39 +157,33 @@ impl Body for PooledBody {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let frame = match &mut self.0 {
-            Origin::Link(incoming, _) => ready!(Pin::new(incoming).poll_frame(cx)),
-            Origin::Stream { incoming, bodiless, .. } => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+        match &mut self.0 {
+            Origin::Link(body) => body.poll_frame(cx),
+            Origin::Stream { incoming, bodiless, .. } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
                 // hyper takes a reset without an error for the end, as the one that follows an early answer is (RFC 9113
                 // section 8.1). Without a body there is no early answer; Envoy ends streams of its own accord in this way.
-                None if *bodiless && !incoming.is_end_stream() => return Poll::Ready(Some(Err(Broken::Cut))),
-                frame => frame,
-            },
-            Origin::Switching(_) => return Poll::Ready(None),
-        };
-        match &frame {
-            Some(Ok(frame)) if frame.is_data() => self.finish_at_end(),
-            // Trailers are the last frame.
-            Some(Ok(_)) | None => self.finish(),
-            Some(Err(_)) => {
-                if let Origin::Link(_, link) = &mut self.0 {
-                    *link = None;
+                if frame.is_none() && *bodiless && !incoming.is_end_stream() {
+                    return Poll::Ready(Some(Err(Broken::Cut)));
                 }
+                Poll::Ready(frame.map(|frame| frame.map_err(Broken::Http)))
             }
+            Origin::Switching(_) => Poll::Ready(None),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Broken::Http)))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => incoming.is_end_stream(),
+            Origin::Link(body) => body.decoder.is_done(),
+            Origin::Stream { incoming, .. } => incoming.is_end_stream(),
             Origin::Switching(_) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => incoming.size_hint(),
+            Origin::Link(body) => body.decoder.size_hint(),
+            Origin::Stream { incoming, .. } => incoming.size_hint(),
             Origin::Switching(_) => SizeHint::with_exact(0),
         }
     }
@@ -174,10 +191,6 @@ impl Body for PooledBody {
 
 impl std::fmt::Debug for PooledBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let incoming = match &self.0 {
-            Origin::Link(incoming, _) | Origin::Stream { incoming, .. } => Some(incoming),
-            Origin::Switching(_) => None,
-        };
-        f.debug_struct("PooledBody").field("incoming", &incoming).finish()
+        f.debug_struct("PooledBody").field("size", &self.size_hint()).finish_non_exhaustive()
     }
 }

@@ -4,6 +4,8 @@ use std::{error::Error, fmt, io};
 
 use http::Request;
 
+use crate::h1::HeadError;
+
 /// A request that got no response.
 pub struct Failure<B> {
     /// What went wrong.
@@ -39,7 +41,7 @@ pub enum FailureKind {
         /// Whether any byte has come back since the request was handed over.
         bytes_received: bool,
         /// The reason.
-        source: hyper::Error,
+        source: io::Error,
     },
     /// What came back is no response that can be used.
     #[error("the response is not valid")]
@@ -50,8 +52,8 @@ pub enum FailureKind {
     /// The request's own body failed, or ended before its Content-Length. The upstream is not to blame.
     #[error("the request's body could not be read")]
     RequestBody {
-        /// The reason; its source is the body's error.
-        source: hyper::Error,
+        /// The body's error.
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The cluster has as many connections as it may, and as many requests waiting for one.
     #[error("too many requests wait for a connection")]
@@ -64,7 +66,10 @@ pub enum FailureKind {
 pub enum ProtocolError {
     /// Its head breaks RFC 9112, or is longer than allowed.
     #[error("its head could not be read")]
-    Malformed(#[source] hyper::Error),
+    Malformed(#[source] HeadError),
+    /// An HTTP/2 connection says something that makes no sense.
+    #[error("it breaks the rules of HTTP/2")]
+    Http2(#[source] hyper::Error),
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

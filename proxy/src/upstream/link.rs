@@ -1,35 +1,43 @@
-//! One upstream connection of a worker: sending a request on it, and what becomes of it when the response has ended.
+//! One HTTP/1.1 connection of a worker to an upstream: sending a request on it, and what becomes of it when the response has
+//! ended.
+//!
+//! The request's own task drives the connection, so that its bytes cross no channel and wake no other task. Only what is left of
+//! an upload when its response has begun already is driven by a task of its own: the client may read no response before it has
+//! sent its request.
 
 use std::{
     cell::{Cell, RefCell},
     error::Error,
+    future::poll_fn,
     io,
+    pin::Pin,
     rc::{Rc, Weak},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
-};
+use http::{Method, Request, Response, StatusCode, header::UPGRADE};
 use http_body::Body;
-use hyper::client::conn::http1::{Builder, SendRequest};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::oneshot,
-    task::{AbortHandle, spawn_local, yield_now},
+    task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
 use super::{
-    body::{Duplex, Held, Leased, PooledBody},
+    body::{Broken, Duplex, Held, LinkBody, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
     slots::{ClusterPool, Permit, Slot},
 };
-use crate::net::{Metered, Prefixed, TokioIo, Traffic};
+use crate::{
+    h1::{self, Encoder, Wire, encoder, head},
+    net::Prefixed,
+};
 
-/// Who is given a connection on which another protocol is spoken.
-type Switched = Cell<Option<oneshot::Sender<Box<dyn Duplex>>>>;
+/// How much of a request's body waits for the socket before more of it is asked for, in bytes.
+const ENOUGH: usize = 64 << 10;
+
+/// The connection itself, gone when it has become a tunnel.
+pub(super) type Line = RefCell<Option<Wire<Box<dyn Duplex>>>>;
 
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
 pub(super) struct Link<B> {
@@ -37,12 +45,19 @@ pub(super) struct Link<B> {
     pub(super) slot: Rc<Slot<B>>,
     /// Its place among the connections; gone once the place has been given to another one.
     permit: Cell<Option<Permit<B>>>,
-    sender: RefCell<SendRequest<B>>,
-    /// hyper's side of it, which reads and writes the socket.
-    task: AbortHandle,
-    traffic: Rc<Traffic>,
-    /// Who is given the connection if the upstream switches protocols.
-    switched: Rc<Switched>,
+    line: Line,
+    limits: h1::Limits,
+    /// It cannot carry another request.
+    closed: Cell<bool>,
+    /// It carries no request.
+    idle: Cell<bool>,
+    /// Sees an idle connection end.
+    watcher: AbortHandle,
+    watching: Rc<Cell<Option<Waker>>>,
+    /// The rest of an upload, until it is through.
+    upload: Cell<Option<AbortHandle>>,
+    /// Who reads the response while an upload is under way.
+    reader: Cell<Option<Waker>>,
     /// Requests that it was given.
     served: Cell<u32>,
     /// When the sweep first saw it idle since its last request.
@@ -51,121 +66,280 @@ pub(super) struct Link<B> {
 
 impl<B> Link<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Speaks HTTP/1.1 on a connected stream. Needs a place to spawn local tasks.
-    pub(super) async fn open(
-        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        http: &Builder,
+    pub(super) fn open(
+        stream: Box<dyn Duplex>,
+        limits: h1::Limits,
         pool: Weak<ClusterPool<B>>,
         permit: Permit<B>,
-    ) -> hyper::Result<Rc<Self>> {
-        let traffic = Rc::new(Traffic::default());
-        let io = TokioIo::new(Metered::new(stream, Rc::clone(&traffic)));
-        let (sender, connection) = http.handshake(io).await?;
-        let slot = Rc::clone(&permit.slot);
-        Ok(Rc::new_cyclic(|link: &Weak<Link<B>>| {
-            let (link, slot_of_task) = (Weak::clone(link), Rc::clone(&slot));
-            let switched = Rc::default();
-            let switched_of_task: Rc<Switched> = Rc::clone(&switched);
-            let task = spawn_local(async move {
-                match connection.without_shutdown().await {
-                    Ok(parts) => {
-                        let mut stream = Prefixed::new(parts.read_buf, parts.io.into_inner());
-                        match switched_of_task.take() {
-                            Some(switched) => _ = switched.send(Box::new(stream)),
-                            // TLS has an end of its own to say.
-                            None => _ = stream.shutdown().await,
-                        }
-                    }
-                    // An error that concerns a request has gone to the request; this one came while idle.
-                    Err(error) => {
-                        tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
-                    }
-                }
-                // The upstream has closed it: it must not take up one of the cluster's connections until it is found
-                // dead.
-                slot_of_task.forget(&link);
-            });
+    ) -> Rc<Self> {
+        Rc::new_cyclic(|link: &Weak<Link<B>>| {
+            let watching: Rc<Cell<Option<Waker>>> = Rc::default();
+            let watcher = spawn_local(Self::watch(Weak::clone(link), Rc::clone(&watching)));
             Link {
                 pool,
-                slot,
+                slot: Rc::clone(&permit.slot),
                 permit: Cell::new(Some(permit)),
-                sender: RefCell::new(sender),
-                task: task.abort_handle(),
-                traffic,
-                switched,
+                line: RefCell::new(Some(Wire::new(stream))),
+                limits,
+                closed: Cell::new(false),
+                idle: Cell::new(false),
+                watcher: watcher.abort_handle(),
+                watching,
+                upload: Cell::new(None),
+                reader: Cell::new(None),
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
             }
-        }))
+        })
+    }
+
+    /// An upstream that closes an idle connection frees its place at once, and not only when it is found dead.
+    async fn watch(link: Weak<Self>, watching: Rc<Cell<Option<Waker>>>) {
+        poll_fn(|cx| {
+            watching.set(Some(cx.waker().clone()));
+            let Some(link) = link.upgrade() else { return Poll::Ready(()) };
+            if !link.idle.get() || !link.has_ended(cx) {
+                return Poll::Pending;
+            }
+            tracing::debug!(address = %link.slot.endpoint.address, "an idle upstream connection ended");
+            link.slot.forget(&Rc::downgrade(&link));
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Sends a request and waits for the head of its response. Dropping the future closes the connection.
     pub(super) async fn exchange(self: Rc<Self>, request: Request<B>) -> Result<Response<PooledBody>, Failure<B>> {
         let reused = self.has_served();
+        self.idle.set(false);
         self.served.set(self.served.get().saturating_add(1));
-        let (received, sent) = (self.traffic.received(), self.traffic.sent());
-        let switched = request.headers().contains_key(UPGRADE).then(|| {
-            let (sender, switched) = oneshot::channel();
-            self.switched.set(Some(sender));
-            switched
+        if reused && self.has_ended(&mut Context::from_waker(Waker::noop())) {
+            let source = io::ErrorKind::ConnectionAborted.into();
+            let kind = FailureKind::Reset { reused, request_sent: false, bytes_received: false, source };
+            return Err(Failure::unsent(kind, request));
+        }
+        let wants_switch = request.headers().contains_key(UPGRADE);
+        let head_only = request.method() == Method::HEAD;
+        let (mut upload, before) = match self.line.borrow_mut().as_mut() {
+            None => return Err(Failure::unsent(FailureKind::Overflow, request)),
+            Some(wire) => (Upload::begin(request, wire), [wire.sent(), wire.received()]),
+        };
+        let mut finder = head::Finder::default();
+        let result = poll_fn(|cx| {
+            let mut line = self.line.borrow_mut();
+            let Some(wire) = line.as_mut() else { return Poll::Pending };
+            if let Err(error) = upload.poll(wire, cx) {
+                return Poll::Ready(Err(Lost::Upload(error)));
+            }
+            loop {
+                match finder.find(&mut wire.inbox, self.limits.head) {
+                    Err(error) => return Poll::Ready(Err(Lost::Head(error))),
+                    Ok(None) if !head::may_be_response(&wire.inbox) => {
+                        return Poll::Ready(Err(Lost::Head(head::HeadError::Malformed)));
+                    }
+                    Ok(Some(length)) => {
+                        finder = head::Finder::default();
+                        match head::response(&mut wire.inbox, length, &self.limits, head_only) {
+                            Err(error) => return Poll::Ready(Err(Lost::Head(error))),
+                            // Others are on their way (RFC 9110 section 15.2).
+                            Ok(head) if is_interim(head.parts.status) => {}
+                            Ok(head) => return Poll::Ready(Ok(head)),
+                        }
+                    }
+                    Ok(None) => match ready!(wire.poll_read(0, cx)) {
+                        Ok(0) => {
+                            // The reason why the request could not be written may be the better one.
+                            let ended = upload.broken.take().unwrap_or(io::ErrorKind::UnexpectedEof.into());
+                            return Poll::Ready(Err(Lost::Connection(ended)));
+                        }
+                        Ok(_) => {}
+                        Err(error) => return Poll::Ready(Err(Lost::Connection(error))),
+                    },
+                }
+            }
+        })
+        .await;
+        let protocol = |source| Failure { kind: FailureKind::Protocol { source }, request: None };
+        let head = result.map_err(|lost| Failure { request: None, kind: self.failed(lost, reused, before) })?;
+        if !head.persists || upload.broken.is_some() {
+            self.closed.set(true);
+        }
+        if head.parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !wants_switch {
+                return Err(protocol(ProtocolError::Switched));
+            }
+            let upstream = self.clone().switched(upload);
+            return Ok(Response::from_parts(head.parts, PooledBody::switching(Box::pin(upstream))));
+        }
+        let Some(decoder) = head.body else { return Err(protocol(ProtocolError::TransferCoding)) };
+        if !upload.is_done() {
+            let upload = spawn_local(Self::upload(Rc::downgrade(&self), upload));
+            self.upload.set(Some(upload.abort_handle()));
+        }
+        Ok(Response::from_parts(head.parts, PooledBody::of_link(LinkBody::new(decoder, self))))
+    }
+
+    /// What went wrong, for whoever decides on a retry.
+    fn failed(&self, lost: Lost, reused: bool, [sent, received]: [u64; 2]) -> FailureKind {
+        match lost {
+            Lost::Upload(source) => FailureKind::RequestBody { source },
+            Lost::Head(error) => FailureKind::Protocol { source: ProtocolError::Malformed(error) },
+            Lost::Connection(source) => {
+                let line = self.line.borrow();
+                FailureKind::Reset {
+                    reused,
+                    request_sent: line.as_ref().is_none_or(|wire| wire.sent() > sent),
+                    bytes_received: line.as_ref().is_none_or(|wire| wire.received() > received),
+                    source,
+                }
+            }
+        }
+    }
+
+    /// The connection, for whoever speaks another protocol on it, when the request's head is out.
+    async fn switched(self: Rc<Self>, mut upload: Upload<B>) -> io::Result<Box<dyn Duplex>> {
+        let sent = poll_fn(|cx| {
+            let mut line = self.line.borrow_mut();
+            let Some(wire) = line.as_mut() else { return Poll::Ready(Ok(())) };
+            match upload.poll(wire, cx) {
+                Err(error) => Poll::Ready(Err(io::Error::other(error))),
+                Ok(()) if upload.is_done() => Poll::Ready(Ok(())),
+                Ok(()) => Poll::Pending,
+            }
         });
-        // Nothing is borrowed while the response is awaited: the request is queued by the call itself.
-        let response = self.sender.borrow_mut().try_send_request(request);
-        let mut error = match response.await {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                if let Some(switched) = switched {
-                    let upstream = async move {
-                        let stream = switched.await.map_err(io::Error::other);
-                        // Until here the link must be there for its task to go on; from here on, for its place.
-                        stream.map(|stream| Box::new(Held::new(stream, self)) as Box<dyn Duplex>)
-                    };
-                    return Ok(response.map(|_| PooledBody::switching(Box::pin(upstream))));
+        sent.await?;
+        let wire = self.line.take().ok_or(io::ErrorKind::NotConnected)?;
+        let (seen, stream) = wire.into_parts();
+        // From here on the link is there for its place.
+        Ok(Box::new(Held::new(Prefixed::new(seen, stream), self)))
+    }
+
+    /// Drives what is left of an upload while its response is read.
+    async fn upload(link: Weak<Self>, mut upload: Upload<B>) {
+        poll_fn(|cx| {
+            let Some(link) = link.upgrade() else { return Poll::Ready(()) };
+            let failed = match link.line.borrow_mut().as_mut() {
+                None => return Poll::Ready(()),
+                Some(wire) => upload.poll(wire, cx).is_err(),
+            };
+            if !failed && !upload.is_done() {
+                return Poll::Pending;
+            }
+            link.upload.take();
+            if failed || upload.broken.is_some() {
+                link.closed.set(true);
+            }
+            if failed {
+                // Without its end, the upstream could take the request for a whole one, or wait for it for ever.
+                link.line.take();
+                if let Some(reader) = link.reader.take() {
+                    reader.wake();
                 }
-                return Err(Failure { kind: FailureKind::Protocol { source: ProtocolError::Switched }, request: None });
             }
-            Ok(mut response) => {
-                if !one_framing(response.headers_mut()) {
-                    return Err(Failure {
-                        kind: FailureKind::Protocol { source: ProtocolError::TransferCoding },
-                        request: None,
-                    });
-                }
-                self.switched.take();
-                return Ok(response.map(|incoming| PooledBody::of_link(incoming, self)));
-            }
-            Err(error) => error,
-        };
-        let request = error.take_message().map(Box::new);
-        let source = error.into_error();
-        let kind = if source.is_parse() {
-            FailureKind::Protocol { source: ProtocolError::Malformed(source) }
-        } else if source.is_user() {
-            FailureKind::RequestBody { source }
-        } else {
-            FailureKind::Reset {
-                reused,
-                request_sent: self.traffic.sent() > sent,
-                bytes_received: self.traffic.received() > received,
-                source,
-            }
-        };
-        Err(Failure { kind, request })
+            Poll::Ready(())
+        })
+        .await;
     }
 }
 
-/// Whether a response's body is framed in a way that can be passed on. `Transfer-Encoding` overrides `Content-Length`, which
-/// must not be passed on then (RFC 9112 section 6.3).
-fn one_framing(fields: &mut HeaderMap) -> bool {
-    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return true };
-    if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-        return false;
+/// Whether others follow this one.
+fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Why there is no response.
+enum Lost {
+    /// The request's body failed.
+    Upload(Box<dyn Error + Send + Sync>),
+    Head(head::HeadError),
+    Connection(io::Error),
+}
+
+/// A request on its way out.
+struct Upload<B> {
+    /// None: all of it has been handed to the wire.
+    body: Option<B>,
+    encoder: Encoder,
+    /// All of it is sent, or nothing more will be.
+    sent: bool,
+    /// Why the upstream takes no more of it. It may have answered nevertheless.
+    broken: Option<io::Error>,
+}
+
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// Writes the head.
+    fn begin<T>(request: Request<B>, wire: &mut Wire<T>) -> Self {
+        let (parts, body) = request.into_parts();
+        let empty = body.is_end_stream();
+        let encoder = encoder::request(&parts, &body.size_hint(), empty, &mut wire.outbox);
+        Upload { body: (!empty).then_some(body), encoder, sent: false, broken: None }
     }
-    fields.remove(CONTENT_LENGTH);
-    true
+
+    fn is_done(&self) -> bool {
+        self.sent
+    }
+
+    /// Sends as much as there is and as the upstream takes.
+    fn poll(
+        &mut self,
+        wire: &mut Wire<Box<dyn Duplex>>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        while !self.sent {
+            let more = self.fill(wire, cx)?;
+            match wire.poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.sent = self.body.is_none(),
+                Poll::Ready(Err(error)) => {
+                    (self.body, self.sent, self.broken) = (None, true, Some(error));
+                }
+                Poll::Pending => return Ok(()),
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes from the body what there is, up to a bound. Whether there may be more at once.
+    fn fill(
+        &mut self,
+        wire: &mut Wire<Box<dyn Duplex>>,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, Box<dyn Error + Send + Sync>> {
+        let Upload { body: rest, encoder, .. } = self;
+        while let Some(body) = rest {
+            if wire.outbox.len() >= ENOUGH {
+                return Ok(true);
+            }
+            let trailers = match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Some(Err(error))) => return Err(error.into()),
+                Poll::Ready(None) => None,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        encoder.data(data, &mut wire.outbox)?;
+                        if !body.is_end_stream() {
+                            continue;
+                        }
+                        None
+                    }
+                    Err(frame) => frame.into_trailers().ok(),
+                },
+            };
+            encoder.end(trailers.as_ref(), &mut wire.outbox)?;
+            *rest = None;
+        }
+        Ok(true)
+    }
 }
 
 impl<B> Link<B> {
@@ -178,18 +352,36 @@ impl<B> Link<B> {
         bound == 0 || self.served.get() < bound
     }
 
-    /// Whether hyper knows it to be closed. It may be closed and not known yet: then the send gives the request back.
+    /// Whether it is known to be closed. It may be closed and not known yet: then the send gives the request back.
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.borrow().is_closed()
+        self.closed.get()
     }
 
-    fn is_ready(&self) -> bool {
-        self.sender.borrow().is_ready()
+    /// Whether the upstream has closed it, or has said something that nobody asked for.
+    fn has_ended(&self, cx: &mut Context<'_>) -> bool {
+        let ended = self.line.borrow_mut().as_mut().is_none_or(|wire| wire.poll_read(0, cx).is_ready());
+        if ended {
+            self.closed.set(true);
+        }
+        ended
     }
 
     /// Closes it, and leaves its place among the connections to another one.
     pub(super) fn close_for_permit(self: Rc<Self>) -> Option<Permit<B>> {
         self.permit.take()
+    }
+
+    /// Carries no request from now on. Whether it can carry another one, as far as is known.
+    pub(super) fn rest(&self) -> bool {
+        self.idle.set(true);
+        self.seen_idle.set(None);
+        if let Some(wire) = self.line.borrow_mut().as_mut() {
+            wire.rest();
+        }
+        let watching = self.watching.take();
+        let ended = self.has_ended(&mut Context::from_waker(watching.as_ref().unwrap_or(Waker::noop())));
+        self.watching.set(watching);
+        !ended
     }
 
     fn release(self: Rc<Self>) {
@@ -203,8 +395,11 @@ impl<B> Link<B> {
 
 impl<B> Drop for Link<B> {
     fn drop(&mut self) {
-        // Without this, hyper would go on sending the rest of a request whose response has ended.
-        self.task.abort();
+        self.watcher.abort();
+        // Otherwise the rest of a request whose response has ended would be sent on.
+        if let Some(upload) = self.upload.take() {
+            upload.abort();
+        }
     }
 }
 
@@ -229,22 +424,69 @@ impl<B> Drop for Lease<B> {
     }
 }
 
-impl<B: 'static> Leased for Link<B> {
+/// What a response's body needs of the connection that it comes on.
+pub(super) trait Carrier {
+    /// The connection.
+    fn line(&self) -> &Line;
+    /// Who reads is woken if the connection is taken away from it.
+    fn reads(&self, cx: &Context<'_>);
+    /// The response has been read to its end. (Dropping the link without this closes it.)
+    fn finish(self: Rc<Self>);
+}
+
+impl<B: 'static> Carrier for Link<B> {
+    fn line(&self) -> &Line {
+        &self.line
+    }
+
+    fn reads(&self, cx: &Context<'_>) {
+        let upload = self.upload.take();
+        if upload.is_some() {
+            self.reader.set(Some(cx.waker().clone()));
+        }
+        self.upload.set(upload);
+    }
+
     fn finish(self: Rc<Self>) {
-        if self.is_closed() {
-            return;
+        // With an upload that nobody asks for any more it is closed: that could hold it for as long as the client likes. So it
+        // is with bytes that nobody asked for.
+        let upload = self.upload.take();
+        let under_way = upload.is_some();
+        self.upload.set(upload);
+        if !under_way && self.line.borrow().as_ref().is_some_and(|wire| wire.inbox.is_empty()) {
+            self.release();
         }
-        if self.is_ready() {
-            return self.release();
-        }
-        // Either hyper has yielded in between, or the response has come before the request was sent. The former is over
-        // at its next turn. With the latter, the connection is closed: an upload that nobody asks for any more could
-        // hold it for as long as the client likes.
-        spawn_local(async move {
-            yield_now().await;
-            if self.is_ready() {
-                self.release();
+    }
+}
+
+impl LinkBody {
+    /// The next part of a body.
+    pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<h1::Part, Broken>>> {
+        let Some(link) = &self.link else { return Poll::Ready(None) };
+        let mut line = link.line().borrow_mut();
+        let Some(wire) = line.as_mut() else { return Poll::Ready(Some(Err(Broken::Cut))) };
+        loop {
+            match self.decoder.decode(&mut wire.inbox) {
+                Err(violation) => return Poll::Ready(Some(Err(Broken::Framing(violation)))),
+                Ok(Some(part)) => return Poll::Ready(Some(Ok(part))),
+                Ok(None) if self.decoder.is_done() => return Poll::Ready(None),
+                Ok(None) => {}
             }
-        });
+            match wire.poll_read(self.decoder.expects(), cx) {
+                Poll::Ready(Ok(0)) if self.decoder.ends_with_connection() => {
+                    self.decoder = h1::Decoder::length(0);
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Some(Err(Broken::Connection(io::ErrorKind::UnexpectedEof.into()))));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(Broken::Connection(error)))),
+                Poll::Pending => {
+                    link.reads(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
     }
 }

@@ -153,14 +153,14 @@ where
         let request = error.take_message().map(|request| Box::new(into_h1(request, key)));
         let source = error.into_error();
         let kind = match reason(&source) {
-            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Malformed(source) },
-            _ if source.is_user() => FailureKind::RequestBody { source },
+            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Http2(source) },
+            _ if source.is_user() => FailureKind::RequestBody { source: Box::new(source) },
             stopped => FailureKind::Reset {
                 // What was not processed is as good as sent on a connection that was closed already.
                 reused: reused || stopped == Some(Stopped::Unprocessed),
                 request_sent: stopped != Some(Stopped::Unprocessed),
                 bytes_received: mux.traffic.received() > received,
-                source,
+                source: io::Error::other(source),
             },
         };
         Err(Failure { kind, request })

@@ -15,10 +15,9 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
-use hyper::client::conn::http1::Builder;
 use rustc_hash::FxHashMap;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream},
+    io::DuplexStream,
     task::spawn_local,
     time::{Instant, sleep},
 };
@@ -34,6 +33,7 @@ use super::{
 };
 use crate::{
     config::model::ClusterProtocol,
+    h1,
     net::{Stream, proxy_protocol::Addresses},
 };
 
@@ -42,25 +42,15 @@ use crate::{
 pub struct PoolOptions {
     /// Header fields of a response, at most. Up to 100 they are parsed without an allocation.
     pub max_response_headers: usize,
-    /// Bytes of a response's head, at most, status line included; the same for its trailers. At least 8 KiB.
+    /// Bytes of a response's head, at most, status line included;
     pub max_response_head: usize,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        PoolOptions { max_response_headers: HYPER_MAX_HEADERS, max_response_head: 64 << 10 }
+        PoolOptions { max_response_headers: 100, max_response_head: 64 << 10 }
     }
 }
-
-/// How many header fields hyper parses on its stack.
-const HYPER_MAX_HEADERS: usize = 100;
-
-/// The least that hyper allows for a connection's buffers.
-const HYPER_MIN_BUFFER: usize = 8 << 10;
-
-/// How much of a body is read or written at a time, at most. Larger buffers bring no more speed, but each
-/// connection keeps its own.
-const MAX_BUFFER: usize = 64 << 10;
 
 /// Opens connections within this process instead of sockets: for tests of filters, where clusters are scripts.
 pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
@@ -74,8 +64,7 @@ pub struct Pools<B>(Rc<Inner<B>>);
 
 struct Inner<B> {
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
-    http: Builder,
-    max_head: usize,
+    limits: h1::Limits,
     /// None: by TCP.
     dial: Option<Dial>,
     sweeping: Cell<bool>,
@@ -103,13 +92,8 @@ where
     }
 
     fn make(options: PoolOptions, dial: Option<Dial>) -> Self {
-        let mut http = Builder::new();
-        let head = options.max_response_head.max(HYPER_MIN_BUFFER);
-        http.max_header_size(head).max_buf_size(head.max(MAX_BUFFER));
-        if options.max_response_headers != HYPER_MAX_HEADERS {
-            http.max_headers(options.max_response_headers);
-        }
-        Pools(Rc::new(Inner { clusters: RefCell::default(), http, max_head: head, dial, sweeping: Cell::new(false) }))
+        let limits = h1::Limits { head: options.max_response_head, fields: options.max_response_headers };
+        Pools(Rc::new(Inner { clusters: RefCell::default(), limits, dial, sweeping: Cell::new(false) }))
     }
 
     /// Sends `request` to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
@@ -261,26 +245,20 @@ where
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
             None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
-                Ok((stream, connect::Version::H1)) => self.link(stream, pool, permit).await,
+                Ok((stream, connect::Version::H1)) => Ok(self.link(Box::new(stream), pool, permit)),
                 Ok((stream, connect::Version::H2)) => self.mux(stream, &cluster, pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
-                Ok(stream) => self.link(stream, pool, permit).await,
+                Ok(stream) => Ok(self.link(Box::new(stream), pool, permit)),
                 Err(error) => Err((error, false)),
             },
         };
         count(&cluster, &endpoint, opened)
     }
 
-    async fn link(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
-    ) -> Result<Opened<B>, (io::Error, bool)> {
-        let opened = Link::open(stream, &self.0.http, Rc::downgrade(pool), permit).await;
-        opened.map(Opened::Link).map_err(|error| (io::Error::other(error), false))
+    fn link(&self, stream: Box<dyn Duplex>, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Opened<B> {
+        Opened::Link(Link::open(stream, self.0.limits, Rc::downgrade(pool), permit))
     }
 
     async fn mux(
@@ -290,7 +268,7 @@ where
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> Result<Opened<B>, (io::Error, bool)> {
-        let http = mux::builder(&cluster.http2, self.0.max_head);
+        let http = mux::builder(&cluster.http2, self.0.limits.head);
         let secure = matches!(stream, Stream::Tls(_));
         let opened = Mux::open(stream, secure, http, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| (io::Error::other(error), false))

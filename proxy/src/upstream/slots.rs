@@ -232,7 +232,9 @@ impl<B> ClusterPool<B> {
         if wanted && self.connections.get() > 1 {
             return;
         }
-        link.seen_idle.set(None);
+        if !link.rest() {
+            return;
+        }
         self.stats.idle.fetch_add(1, Relaxed);
         slot.idle.borrow_mut().push(link);
     }

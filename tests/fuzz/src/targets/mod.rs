@@ -2,7 +2,7 @@
 
 pub mod client_hello;
 pub mod documents;
-pub mod guard;
+pub mod h1;
 pub mod h3_frames;
 pub mod pairs;
 pub mod path;

@@ -1,0 +1,408 @@
+//! Writes heads and bodies (RFC 9112).
+
+use std::{
+    cell::RefCell,
+    io::Write,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, TE, TRAILER, TRANSFER_ENCODING},
+    request, response,
+};
+use http_body::SizeHint;
+
+use super::{Outbox, violation::length};
+
+/// How a body is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encoder {
+    /// So many bytes are still to come.
+    Length(u64),
+    /// In chunks, with these names allowed in trailers.
+    Chunked(Announced),
+    /// As it is; its end is the connection's.
+    UntilClose,
+}
+
+/// Which trailers are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Announced {
+    /// All that may be trailers: the recipient has asked for them.
+    All,
+    /// Those that `Trailer` lists.
+    Listed(Vec<HeaderValue>),
+}
+
+/// A body is longer or shorter than its head has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body does not have the length that its head has promised")]
+pub struct WrongLength;
+
+impl Encoder {
+    /// Writes a part.
+    ///
+    /// # Errors
+    /// It is more than was promised.
+    pub fn data(&mut self, data: Bytes, out: &mut Outbox) -> Result<(), WrongLength> {
+        if data.is_empty() {
+            // A chunk without data would be the last one.
+            return Ok(());
+        }
+        match self {
+            Encoder::Length(left) => {
+                *left = left.checked_sub(data.len() as u64).ok_or(WrongLength)?;
+                out.push(data);
+            }
+            Encoder::UntilClose => out.push(data),
+            Encoder::Chunked(_) => {
+                let mut size = [0; 18];
+                out.tail().extend_from_slice(hex_line(data.len(), &mut size));
+                out.push(data);
+                out.tail().extend_from_slice(b"\r\n");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the end.
+    ///
+    /// # Errors
+    /// There is less than was promised.
+    pub fn end(&mut self, trailers: Option<&HeaderMap>, out: &mut Outbox) -> Result<(), WrongLength> {
+        match self {
+            Encoder::Length(0) | Encoder::UntilClose => return Ok(()),
+            Encoder::Length(_) => return Err(WrongLength),
+            Encoder::Chunked(announced) => {
+                out.tail().extend_from_slice(b"0\r\n");
+                for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| announced.allows(name)) {
+                    field(out.tail(), name, value);
+                }
+                out.tail().extend_from_slice(b"\r\n");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `size` as hexadecimal digits and a line's end.
+fn hex_line(mut size: usize, space: &mut [u8; 18]) -> &[u8] {
+    space[16..].copy_from_slice(b"\r\n");
+    let mut at = 16;
+    loop {
+        at -= 1;
+        space[at] = b"0123456789abcdef"[size & 15];
+        size >>= 4;
+        if size == 0 || at == 0 {
+            return &space[at..];
+        }
+    }
+}
+
+impl Announced {
+    fn by(fields: &HeaderMap) -> Announced {
+        Announced::Listed(fields.get_all(TRAILER).iter().cloned().collect())
+    }
+
+    /// Whether a trailer of this name is sent. What frames or routes a message must not come after it (RFC 9110 section
+    /// 6.5.1).
+    fn allows(&self, name: &HeaderName) -> bool {
+        if matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | HOST | TRAILER | TE | CONNECTION) {
+            return false;
+        }
+        match self {
+            Announced::All => true,
+            Announced::Listed(lists) => lists.iter().any(|list| {
+                let mut names = list.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                names.any(|listed| listed.eq_ignore_ascii_case(name.as_str().as_bytes()))
+            }),
+        }
+    }
+}
+
+fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    out.reserve(name.as_str().len() + value.len() + 4);
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn content_length(out: &mut BytesMut, length: u64) {
+    // Formatting into a `BytesMut` fails only without memory.
+    let _ = std::fmt::Write::write_fmt(out, format_args!("content-length: {length}\r\n"));
+}
+
+/// Bytes that a head has beside its fields, and those that a field has beside its name and value.
+const LINE: usize = 160;
+
+fn fields_len(fields: &HeaderMap) -> usize {
+    LINE + fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+}
+
+/// Writes a request's head, and says how its body must be written. `Content-Length` is that of the fields or of the body; a
+/// body without either is sent in chunks.
+pub fn request(parts: &request::Parts, body: &SizeHint, empty: bool, out: &mut Outbox) -> Encoder {
+    let fields = &parts.headers;
+    let out = out.tail();
+    out.reserve(fields_len(fields) + parts.uri.path_and_query().map_or(1, |p| p.as_str().len()));
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(parts.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    // The first of all, as RFC 9110 section 7.2 would have it.
+    if let Some(host) = fields.get(HOST) {
+        field(out, &HOST, host);
+    }
+    for (name, value) in fields {
+        if !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING) {
+            field(out, name, value);
+        }
+    }
+    let said = fields.get(CONTENT_LENGTH).and_then(|value| length(value.as_bytes()).ok());
+    let encoder = match (empty, said.or(body.exact())) {
+        (true, _) => {
+            if said.is_some() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+                content_length(out, 0);
+            }
+            Encoder::Length(0)
+        }
+        (false, Some(length)) => {
+            content_length(out, length);
+            Encoder::Length(length)
+        }
+        (false, None) => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            Encoder::Chunked(Announced::by(fields))
+        }
+    };
+    out.extend_from_slice(b"\r\n");
+    encoder
+}
+
+/// What a client can take, and what becomes of its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The version that it speaks.
+    pub version: Version,
+    /// It has asked with `HEAD`.
+    pub head_only: bool,
+    /// It wants trailers, announced or not.
+    pub trailers: bool,
+    /// The connection goes on after the response.
+    pub persists: bool,
+    /// Another protocol is spoken after the response.
+    pub switches: bool,
+}
+
+/// Writes a response's head, and says how its body must be written, and whether the connection can go on after it.
+pub fn response(
+    parts: &response::Parts,
+    body: &SizeHint,
+    empty: bool,
+    client: Client,
+    out: &mut Outbox,
+) -> (Encoder, bool) {
+    let (status, fields) = (parts.status, &parts.headers);
+    let out = out.tail();
+    out.reserve(fields_len(fields));
+    match (client.version, status) {
+        (Version::HTTP_10, _) => out.extend_from_slice(b"HTTP/1.0 "),
+        (_, StatusCode::OK) => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+        _ => out.extend_from_slice(b"HTTP/1.1 "),
+    }
+    if client.version == Version::HTTP_10 || status != StatusCode::OK {
+        out.extend_from_slice(status.as_str().as_bytes());
+        out.extend_from_slice(b" ");
+        out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    let mut closes = !client.persists;
+    for (name, value) in fields {
+        match *name {
+            CONTENT_LENGTH | TRANSFER_ENCODING => {}
+            CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => closes = true,
+            _ => field(out, name, value),
+        }
+    }
+    let said = fields.get(CONTENT_LENGTH);
+    // RFC 9110 section 8.6: none of them has a body, nor says how long it would be.
+    let none = client.switches || status.is_informational() || status == StatusCode::NO_CONTENT;
+    let encoder = if none {
+        Encoder::Length(0)
+    } else if client.head_only || status == StatusCode::NOT_MODIFIED {
+        // What a `GET` would get.
+        said.into_iter().for_each(|value| field(out, &CONTENT_LENGTH, value));
+        Encoder::Length(0)
+    } else if empty {
+        content_length(out, 0);
+        Encoder::Length(0)
+    } else if let Some(length) = said.and_then(|value| length(value.as_bytes()).ok()).or(body.exact()) {
+        content_length(out, length);
+        Encoder::Length(length)
+    } else if client.version == Version::HTTP_10 {
+        closes = true;
+        Encoder::UntilClose
+    } else {
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        Encoder::Chunked(if client.trailers { Announced::All } else { Announced::by(fields) })
+    };
+    if closes {
+        out.extend_from_slice(b"connection: close\r\n");
+    } else if client.version == Version::HTTP_10 {
+        out.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    if !fields.contains_key(DATE) && !status.is_informational() {
+        date(out);
+    }
+    out.extend_from_slice(b"\r\n");
+    (encoder, !closes)
+}
+
+/// A second's `date` line.
+struct Second {
+    at: Duration,
+    line: Vec<u8>,
+}
+
+fn date(out: &mut BytesMut) {
+    thread_local! {
+        static NOW: RefCell<Second> = const { RefCell::new(Second { at: Duration::MAX, line: Vec::new() }) };
+    }
+    let now = SystemTime::now();
+    let second = Duration::from_secs(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+    NOW.with_borrow_mut(|last| {
+        if last.at != second {
+            last.at = second;
+            last.line.clear();
+            // Writing into a `Vec` does not fail.
+            let _ = write!(last.line, "date: {}\r\n", httpdate::HttpDate::from(now));
+        }
+        out.extend_from_slice(&last.line);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+
+    use super::*;
+
+    const CLIENT: Client =
+        Client { version: Version::HTTP_11, head_only: false, trailers: false, persists: true, switches: false };
+
+    fn text(out: &mut Outbox) -> String {
+        String::from_utf8(out.tail().to_vec()).unwrap()
+    }
+
+    fn of_response(response: Response<()>, body: &SizeHint, empty: bool, client: Client) -> (String, Encoder, bool) {
+        let mut out = Outbox::default();
+        let (parts, ()) = response.into_parts();
+        let (encoder, persists) = super::response(&parts, body, empty, client, &mut out);
+        let text = text(&mut out);
+        let without_date = text.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect();
+        (without_date, encoder, persists)
+    }
+
+    #[test]
+    fn a_request_says_how_long_its_body_is() {
+        let exact = SizeHint::with_exact(3);
+        let chunked = Encoder::Chunked(Announced::Listed(Vec::new()));
+        for (method, said, body, empty, lines, encoder) in [
+            ("GET", None, &SizeHint::with_exact(0), true, "", Encoder::Length(0)),
+            ("POST", None, &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
+            ("GET", Some("0"), &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
+            // There is none, whatever somebody says.
+            ("GET", Some("5"), &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
+            ("POST", None, &exact, false, "content-length: 3\r\n", Encoder::Length(3)),
+            ("POST", Some("4"), &SizeHint::default(), false, "content-length: 4\r\n", Encoder::Length(4)),
+            ("GET", None, &SizeHint::default(), false, "transfer-encoding: chunked\r\n", chunked.clone()),
+        ] {
+            let mut request = Request::builder().method(method).uri("/a?b").header("a", "b").header("host", "x");
+            if let Some(said) = said {
+                request = request.header("content-length", said);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            let mut out = Outbox::default();
+            assert_eq!(super::request(&parts, body, empty, &mut out), encoder, "{method} {said:?}");
+            let expected = format!("{method} /a?b HTTP/1.1\r\nhost: x\r\na: b\r\n{lines}\r\n");
+            assert_eq!(text(&mut out), expected);
+        }
+    }
+
+    #[test]
+    fn a_response_says_how_long_its_body_is_and_whether_the_connection_goes_on() {
+        let response = |status: u16, fields: &[(&'static str, &'static str)]| {
+            let mut response = Response::builder().status(status);
+            for (name, value) in fields {
+                response = response.header(*name, *value);
+            }
+            response.body(()).unwrap()
+        };
+        let (unknown, none) = (SizeHint::default(), SizeHint::with_exact(0));
+        let (text, encoder, persists) = of_response(response(200, &[("content-length", "3")]), &unknown, false, CLIENT);
+        assert_eq!(
+            (&*text, encoder, persists),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", Encoder::Length(3), true)
+        );
+        let (text, encoder, _) = of_response(response(404, &[]), &none, true, CLIENT);
+        assert_eq!((&*text, encoder), ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", Encoder::Length(0)));
+        for status in [204, 101] {
+            let (text, _, _) = of_response(response(status, &[("content-length", "0")]), &none, true, CLIENT);
+            assert!(!text.contains("content-length"), "{text}");
+        }
+        for (status, client) in [(200, Client { head_only: true, ..CLIENT }), (304, CLIENT)] {
+            let (text, encoder, _) = of_response(response(status, &[("content-length", "9")]), &none, true, client);
+            assert!(text.contains("content-length: 9\r\n") && encoder == Encoder::Length(0), "{text}");
+        }
+        let (text, encoder, persists) = of_response(response(200, &[]), &unknown, false, CLIENT);
+        assert!(text.contains("transfer-encoding: chunked\r\n") && persists && matches!(encoder, Encoder::Chunked(_)));
+        let old = Client { version: Version::HTTP_10, ..CLIENT };
+        let (text, encoder, persists) = of_response(response(200, &[]), &unknown, false, old);
+        assert_eq!(
+            (&*text, encoder, persists),
+            ("HTTP/1.0 200 OK\r\nconnection: close\r\n\r\n", Encoder::UntilClose, false)
+        );
+        let (text, _, persists) = of_response(response(200, &[]), &none, true, old);
+        assert!(text.contains("connection: keep-alive\r\n") && persists, "{text}");
+        let (text, _, persists) = of_response(response(200, &[]), &none, true, Client { persists: false, ..CLIENT });
+        assert!(text.contains("connection: close\r\n") && !persists, "{text}");
+        let (text, _, persists) = of_response(response(200, &[("connection", "close")]), &none, true, CLIENT);
+        assert!(text.matches("connection: close\r\n").count() == 1 && !persists, "{text}");
+    }
+
+    #[test]
+    fn a_body_has_the_length_that_was_promised() {
+        let mut out = Outbox::default();
+        let mut encoder = Encoder::Length(3);
+        assert_eq!(encoder.data(Bytes::from_static(b"ab"), &mut out), Ok(()));
+        assert_eq!(encoder.clone().end(None, &mut out), Err(WrongLength));
+        assert_eq!(encoder.clone().data(Bytes::from_static(b"cd"), &mut out), Err(WrongLength));
+        assert_eq!(encoder.data(Bytes::from_static(b"c"), &mut out), Ok(()));
+        assert_eq!(encoder.end(None, &mut out), Ok(()));
+        assert_eq!(text(&mut out), "abc");
+    }
+
+    #[test]
+    fn chunks_say_their_size_and_trailers_are_those_that_were_announced() {
+        let mut trailers = HeaderMap::new();
+        for name in ["a", "b", "content-length"] {
+            trailers.insert(name, HeaderValue::from_static("1"));
+        }
+        let listed =
+            Announced::Listed(vec![HeaderValue::from_static("x, B"), HeaderValue::from_static("content-length")]);
+        for (announced, end) in [(listed, "b: 1\r\n"), (Announced::All, "a: 1\r\nb: 1\r\n")] {
+            let (mut encoder, mut out) = (Encoder::Chunked(announced), Outbox::default());
+            encoder.data(Bytes::from_static(&[b'x'; 26]), &mut out).unwrap();
+            encoder.data(Bytes::new(), &mut out).unwrap();
+            encoder.data(Bytes::from_static(b"y"), &mut out).unwrap();
+            encoder.end(Some(&trailers), &mut out).unwrap();
+            let expected = format!("1a\r\n{}\r\n1\r\ny\r\n0\r\n{end}\r\n", "x".repeat(26));
+            assert_eq!(text(&mut out), expected);
+        }
+        let mut space = [0; 18];
+        assert_eq!(hex_line(usize::MAX, &mut space), b"ffffffffffffffff\r\n");
+    }
+}

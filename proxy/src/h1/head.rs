@@ -1,0 +1,491 @@
+//! Heads of messages: where one ends, what is in it, and how the body after it is framed.
+//!
+//! The end of a head is looked for first, line by line and each line once, however slowly the bytes come; only then is it
+//! parsed. Field values are slices of the memory that was read into: nothing is copied.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
+
+use super::{
+    Limits, Violation,
+    decoder::Decoder,
+    violation::{self, length},
+};
+
+/// Why a head cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// It is written in a way that two recipients may understand differently.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// It is not HTTP/1.
+    #[error("it is not a head of HTTP/1.1")]
+    Malformed,
+    /// It is longer than allowed.
+    #[error("the head is too long")]
+    TooLong,
+    /// It has more fields than allowed.
+    #[error("the head has too many fields")]
+    TooManyFields,
+    /// Its target is longer than any can be.
+    #[error("the target is too long")]
+    TargetTooLong,
+}
+
+/// Fields that are parsed on the stack.
+const ON_STACK: usize = 100;
+
+/// Fields that the proxy adds to a head, for which there is room from the beginning.
+const ADDED: usize = 6;
+
+/// The longest target that [`Uri`] takes.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
+/// Where the end of a head is.
+#[derive(Debug, Default)]
+pub struct Finder {
+    /// All before this has been looked at: the beginning of a line.
+    line: usize,
+    /// And of that line, all before this.
+    seen: usize,
+}
+
+impl Finder {
+    /// The length of the head at the beginning of `inbox`, once it is there as a whole. Empty lines before it are skipped
+    /// (RFC 9112 section 2.2).
+    ///
+    /// # Errors
+    /// The head is too long, or has a line that does not end with CR LF.
+    pub fn find(&mut self, inbox: &mut BytesMut, limit: usize) -> Result<Option<usize>, HeadError> {
+        while let Some(found) = memchr::memchr(b'\n', &inbox[self.seen..]) {
+            let end = self.seen + found;
+            if end == self.line || inbox[end - 1] != b'\r' {
+                return Err(Violation::BareLineEnd.into());
+            }
+            let empty = end - self.line == 1;
+            match empty {
+                true if self.line == 0 => {
+                    inbox.advance(2);
+                    *self = Finder::default();
+                    continue;
+                }
+                true if end < limit => return Ok(Some(end + 1)),
+                true => return Err(HeadError::TooLong),
+                false => (self.line, self.seen) = (end + 1, end + 1),
+            }
+        }
+        self.seen = inbox.len();
+        if inbox.len() >= limit { Err(HeadError::TooLong) } else { Ok(None) }
+    }
+}
+
+/// Whether the connection may carry another message after this one, by the word of this one.
+fn persists(version: Version, close: bool, keep_alive: bool) -> bool {
+    !close && (version == Version::HTTP_11 || keep_alive)
+}
+
+/// What a head says of its message's body and of its connection.
+#[derive(Default)]
+struct Framing {
+    length: Option<u64>,
+    /// How many transfer codings there are, and whether all of them are `chunked`.
+    codings: usize,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+}
+
+impl Framing {
+    fn note(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Violation> {
+        match *name {
+            CONTENT_LENGTH => {
+                let length = length(value)?;
+                if self.length.replace(length).is_some() {
+                    return Err(Violation::ContentLength);
+                }
+            }
+            TRANSFER_ENCODING => {
+                self.codings += 1;
+                self.chunked = value.eq_ignore_ascii_case(b"chunked");
+            }
+            CONNECTION => {
+                for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                    self.close |= token.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A request's head.
+#[derive(Debug)]
+pub struct Request {
+    /// What it says.
+    pub parts: http::request::Parts,
+    /// What reads its body.
+    pub body: Decoder,
+    /// Whether the client wants to send another request on this connection.
+    pub persists: bool,
+    /// Whether the client waits for a word before it sends the body (RFC 9110 section 10.1.1).
+    pub expects_continue: bool,
+}
+
+/// Understands the first `length` bytes of `inbox`, which are a request's head, and takes them out.
+///
+/// # Errors
+/// It is none, or one that others may understand differently.
+pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<Request, HeadError> {
+    let head = take(inbox, length);
+    let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
+    let mut on_heap = Vec::new();
+    let fields = space(&mut on_stack, &mut on_heap, limits);
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, &head, fields);
+    check(parsed, &head)?;
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err(HeadError::Malformed);
+    };
+    if target.len() > MAX_TARGET {
+        return Err(HeadError::TargetTooLong);
+    }
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
+    parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Malformed)?;
+    parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let (fields, framing) = header_map(&head, request.headers)?;
+    let body = match (framing.codings, framing.length) {
+        (0, length) => Decoder::length(length.unwrap_or(0)),
+        (1, None) if framing.chunked && minor == 1 => Decoder::chunked(),
+        (1, Some(_)) if framing.chunked => return Err(Violation::BothLengths.into()),
+        _ => return Err(Violation::TransferEncoding.into()),
+    };
+    let expects_continue = minor == 1
+        && fields.get(http::header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    parts.headers = fields;
+    let persists = persists(parts.version, framing.close, framing.keep_alive);
+    Ok(Request { parts, body, persists, expects_continue })
+}
+
+/// A response's head.
+#[derive(Debug)]
+pub struct Response {
+    /// What it says.
+    pub parts: http::response::Parts,
+    /// What reads its body. `None`: it is in a transfer coding other than `chunked`.
+    pub body: Option<Decoder>,
+    /// Whether the upstream takes another request on this connection.
+    pub persists: bool,
+}
+
+/// Whether what has come may be the beginning of a response, so that nobody waits for the end of what is none.
+pub fn may_be_response(inbox: &[u8]) -> bool {
+    const BEGINNING: &[u8] = b"HTTP/1.";
+    let there = inbox.len().min(BEGINNING.len());
+    inbox[..there] == BEGINNING[..there]
+}
+
+/// Understands the first `length` bytes of `inbox`, which are a response's head, and takes them out. `head_only`: it answers a
+/// `HEAD`.
+///
+/// # Errors
+/// It is none, or has several lengths.
+pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only: bool) -> Result<Response, HeadError> {
+    let head = take(inbox, length);
+    let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
+    let mut on_heap = Vec::new();
+    let fields = space(&mut on_stack, &mut on_heap, limits);
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &head, fields);
+    check(parsed, &head)?;
+    let (Some(code), Some(minor)) = (response.code, response.version) else { return Err(HeadError::Malformed) };
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    parts.status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
+    parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let (mut fields, framing) = header_map(&head, response.headers)?;
+    if framing.codings > 0 && minor == 0 {
+        return Err(Violation::TransferEncoding.into());
+    }
+    // RFC 9112 section 6.3.
+    let body = match (framing.codings, framing.length) {
+        _ if head_only || matches!(code, 100..=199 | 204 | 304) => Some(Decoder::length(0)),
+        (0, Some(length)) => Some(Decoder::length(length)),
+        (0, None) => Some(Decoder::until_close()),
+        (1, _) if framing.chunked => Some(Decoder::chunked()),
+        _ => None,
+    };
+    if framing.codings > 0 {
+        // It is overridden, and must not be passed on.
+        fields.remove(CONTENT_LENGTH);
+    }
+    parts.headers = fields;
+    let persists = persists(parts.version, framing.close, framing.keep_alive);
+    Ok(Response { parts, body, persists })
+}
+
+/// Understands a section of trailers, its empty line included.
+///
+/// # Errors
+/// It has lines that are no fields.
+pub fn trailers(section: Bytes) -> Result<HeaderMap, HeadError> {
+    let mut fields = vec![httparse::EMPTY_HEADER; section.iter().filter(|b| **b == b'\n').count()];
+    let parsed = httparse::parse_headers(&section, &mut fields).map(|status| match status {
+        httparse::Status::Complete((end, _)) => httparse::Status::Complete(end),
+        httparse::Status::Partial => httparse::Status::Partial,
+    });
+    check(parsed, &section)?;
+    let count = fields.iter().take_while(|field| !field.name.is_empty()).count();
+    let mut map = HeaderMap::with_capacity(count);
+    for field in &fields[..count] {
+        let (name, value) = field_of(&section, field)?;
+        map.append(name, value);
+    }
+    Ok(map)
+}
+
+type Field<'b> = MaybeUninit<httparse::Header<'b>>;
+
+fn space<'s, 'b>(stack: &'s mut [Field<'b>], heap: &'s mut Vec<Field<'b>>, limits: &Limits) -> &'s mut [Field<'b>] {
+    if limits.fields <= stack.len() {
+        return &mut stack[..limits.fields];
+    }
+    heap.resize_with(limits.fields, MaybeUninit::uninit);
+    heap
+}
+
+fn take(inbox: &mut BytesMut, length: usize) -> Bytes {
+    // Most heads are all that has come: their memory is given away as it is.
+    if length == inbox.len() { std::mem::take(inbox).freeze() } else { inbox.split_to(length).freeze() }
+}
+
+/// What the parser says, in our words.
+fn check(parsed: httparse::Result<usize>, head: &[u8]) -> Result<(), HeadError> {
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => Ok(()),
+        Err(httparse::Error::TooManyHeaders) => Err(HeadError::TooManyFields),
+        _ => Err(diagnose(head).map_or(HeadError::Malformed, HeadError::Violation)),
+    }
+}
+
+/// What is wrong with a head that the parser does not accept, if it is one of the things that have a name.
+fn diagnose(head: &[u8]) -> Option<Violation> {
+    let mut lines = head.split_inclusive(|b| *b == b'\n');
+    let first = lines.next()?;
+    violation::of_line(first).or_else(|| lines.filter(|line| *line != b"\r\n").find_map(violation::of_field))
+}
+
+fn field_of(head: &Bytes, field: &httparse::Header<'_>) -> Result<(HeaderName, HeaderValue), HeadError> {
+    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+    let value = match field.value.is_empty() {
+        true => HeaderValue::from_static(""),
+        false => HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?,
+    };
+    Ok((name, value))
+}
+
+fn header_map(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<(HeaderMap, Framing), HeadError> {
+    let (mut fields, mut framing) = (HeaderMap::with_capacity(parsed.len() + ADDED), Framing::default());
+    for field in parsed {
+        let (name, value) = field_of(head, field)?;
+        framing.note(&name, value.as_bytes())?;
+        fields.append(name, value);
+    }
+    Ok((fields, framing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { head: 1000, fields: 8 };
+
+    /// The first head of what comes in pieces of this size, and what is left of it.
+    fn read<T>(
+        input: &[u8],
+        step: usize,
+        parse: impl FnOnce(&mut BytesMut, usize) -> Result<T, HeadError>,
+    ) -> Result<Option<(T, usize)>, HeadError> {
+        let (mut finder, mut inbox) = (Finder::default(), BytesMut::new());
+        let mut pieces = input.chunks(step);
+        loop {
+            if let Some(length) = finder.find(&mut inbox, LIMITS.head)? {
+                let head = parse(&mut inbox, length)?;
+                return Ok(Some((head, inbox.len() + pieces.map(<[u8]>::len).sum::<usize>())));
+            }
+            match pieces.next() {
+                Some(piece) => inbox.extend_from_slice(piece),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn read_request(input: &str, step: usize) -> Result<Option<(Request, usize)>, HeadError> {
+        read(input.as_bytes(), step, |inbox, length| request(inbox, length, &LIMITS))
+    }
+
+    fn read_response(input: &str, head_only: bool) -> Result<Response, HeadError> {
+        let read = read(input.as_bytes(), 7, |inbox, length| response(inbox, length, &LIMITS, head_only));
+        Ok(read?.expect("a whole head").0)
+    }
+
+    #[test]
+    fn a_request_is_what_it_says() {
+        let input =
+            "\r\n\r\nPOST /a?b HTTP/1.1\r\nHost: x\r\nX-Empty:\r\nA: 1\r\na:  2 \r\nContent-Length: 3\r\n\r\nabcGET";
+        for step in [1, 2, 3, 7, 64, 4096] {
+            let (head, left) = read_request(input, step).unwrap().unwrap();
+            let Request { parts, body, persists, expects_continue } = head;
+            assert_eq!((parts.method, parts.version), (Method::POST, Version::HTTP_11));
+            assert_eq!(parts.uri, "/a?b");
+            assert_eq!(
+                (&parts.headers["host"], &parts.headers["x-empty"]),
+                (&"x".parse().unwrap(), &"".parse().unwrap())
+            );
+            assert_eq!(parts.headers.get_all("a").iter().collect::<Vec<_>>(), ["1", "2"]);
+            assert_eq!((body, persists, expects_continue, left), (Decoder::length(3), true, false, 6), "{step}");
+        }
+    }
+
+    #[test]
+    fn connections_persist_as_their_version_says_unless_told_otherwise() {
+        for (version, field, expected) in [
+            ("1.1", "a: b", true),
+            ("1.1", "Connection: Close", false),
+            ("1.1", "Connection: upgrade, close", false),
+            ("1.0", "a: b", false),
+            ("1.0", "Connection: Keep-Alive", true),
+            ("1.0", "Connection: keep-alive, close", false),
+        ] {
+            let head = read_request(&format!("GET / HTTP/{version}\r\n{field}\r\n\r\n"), 50).unwrap().unwrap().0;
+            assert_eq!(head.persists, expected, "{version} {field}");
+        }
+    }
+
+    #[test]
+    fn a_client_waits_for_a_word_only_in_http_11() {
+        for (version, expected) in [("1.1", true), ("1.0", false)] {
+            let input = format!("POST / HTTP/{version}\r\nContent-Length: 1\r\nExpect: 100-Continue\r\n\r\n");
+            assert_eq!(read_request(&input, 50).unwrap().unwrap().0.expects_continue, expected);
+        }
+    }
+
+    #[test]
+    fn smuggling_is_refused_however_it_is_cut() {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+        let cases: &[(&str, Option<Violation>)] = &[
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", None),
+            ("{}Content-Length: 3\r\n\r\na\nb", None),
+            ("{}Transfer-Encoding: chunked\r\n\r\n", None),
+            ("{}Transfer-Encoding: Chunked\r\n\r\n", None),
+            ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Some(Violation::BareLineEnd)),
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n", Some(Violation::BareLineEnd)),
+            ("GET / HTTP/1.1\r\nHost: a\n\r\n", Some(Violation::BareLineEnd)),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\n", Some(Violation::BareLineEnd)),
+            ("GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", Some(Violation::BareLineEnd)),
+            ("GET / HTTP/1.1\r\nHost: a\0\r\n\r\n", Some(Violation::Nul)),
+            ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", Some(Violation::Fold)),
+            ("GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", Some(Violation::Fold)),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Some(Violation::HeaderName)),
+            ("GET / HTTP/1.1\r\n: a\r\n\r\n", Some(Violation::HeaderName)),
+            ("GET / HTTP/1.1\r\nnonsense\r\n\r\n", Some(Violation::HeaderName)),
+            ("{}Content-Length: 1\r\nContent-Length: 2\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: 1\r\nContent-Length: 1\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: 1, 1\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: +1\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: -1\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: 0x1\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length:\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: 99999999999999999999\r\n\r\n", Some(Violation::ContentLength)),
+            ("{}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::BothLengths)),
+            ("{}Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", Some(Violation::BothLengths)),
+            ("{}Transfer-Encoding: gzip, chunked\r\n\r\n", Some(Violation::TransferEncoding)),
+            ("{}Transfer-Encoding: xchunked\r\n\r\n", Some(Violation::TransferEncoding)),
+            ("{}Transfer-Encoding:\r\n\r\n", Some(Violation::TransferEncoding)),
+            ("{}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::TransferEncoding)),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::TransferEncoding)),
+        ];
+        for (input, expected) in cases {
+            let input = input.replace("{}", head);
+            for step in [1, 2, 3, 7, 64, 4096] {
+                let result = read_request(&input, step);
+                match expected {
+                    None => assert!(matches!(result, Ok(Some(_))), "{input:?} in steps of {step}: {result:?}"),
+                    Some(expected) => {
+                        assert_eq!(result.err(), Some(HeadError::Violation(*expected)), "{input:?} in steps of {step}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_no_longer_than_allowed() {
+        let of = |len: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(len - 23));
+        assert_eq!(of(1000).len(), 1000);
+        for step in [1, 10, 10_000] {
+            assert!(read_request(&of(1000), step).unwrap().is_some());
+            assert_eq!(read_request(&of(1001), step).err(), Some(HeadError::TooLong));
+            assert_eq!(read_request(&"a".repeat(2000), step).err(), Some(HeadError::TooLong));
+        }
+        let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(count));
+        assert!(read_request(&fields(8), 50).unwrap().is_some());
+        assert_eq!(read_request(&fields(9), 50).err(), Some(HeadError::TooManyFields));
+        let many = Limits { head: 10_000, fields: 300 };
+        let parse = |count| {
+            let mut inbox = BytesMut::from(&*fields(count));
+            let length = inbox.len();
+            request(&mut inbox, length, &many).map(|request| request.parts.headers.len())
+        };
+        assert_eq!((parse(300), parse(301)), (Ok(300), Err(HeadError::TooManyFields)));
+    }
+
+    #[test]
+    fn what_is_not_http_is_no_head() {
+        for input in [
+            "hello\r\n\r\n",
+            "GET / HTTP/2.0\r\n\r\n",
+            "GET /\r\n\r\n",
+            "G@T / HTTP/1.1\r\n\r\n",
+            "\x16\x03\x01\r\n\r\n",
+        ] {
+            assert!(read_request(input, 50).is_err(), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_is_framed_as_its_request_and_status_want() {
+        for (input, head_only, expected) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(5))),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true, Some(Decoder::length(0))),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(0))),
+            ("HTTP/1.1 204 No Content\r\n\r\n", false, Some(Decoder::length(0))),
+            ("HTTP/1.1 200\r\n\r\n", false, Some(Decoder::until_close())),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false, Some(Decoder::chunked())),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", false, None),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", false, None),
+        ] {
+            assert_eq!(read_response(input, head_only).unwrap().body, expected, "{input:?}");
+        }
+        let both = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let both = read_response(both, false).unwrap();
+        assert_eq!(both.body, Some(Decoder::chunked()));
+        assert!(!both.parts.headers.contains_key(CONTENT_LENGTH), "it would be passed on");
+        assert!(may_be_response(b"") && may_be_response(b"HTT") && may_be_response(b"HTTP/1.1 200"));
+        assert!(!may_be_response(b"HTTP/2") && !may_be_response(b"hello") && !may_be_response(b"\x15\x03"));
+        for wrong in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 2000 OK\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+        ] {
+            assert!(read_response(wrong, false).is_err(), "{wrong:?}");
+        }
+    }
+}

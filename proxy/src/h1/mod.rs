@@ -1,0 +1,30 @@
+//! HTTP/1.1 on the wire (RFC 9112), the same for both sides of the proxy: [`head`] and [`decoder`] read, [`encoder`] writes, and
+//! a [`Wire`] is a connection with what has been read and not understood yet, and what is written and not sent yet.
+//!
+//! Nothing here is a task or waits by itself: whoever has a request drives both connections that it is on, so that no byte
+//! crosses a channel and no other task is woken. `http/h1` is the side of the clients, `upstream/link` that of the upstreams.
+
+pub mod decoder;
+pub mod encoder;
+pub mod head;
+mod outbox;
+pub mod violation;
+mod wire;
+
+pub use self::{
+    decoder::{Decoder, Part},
+    encoder::Encoder,
+    head::HeadError,
+    outbox::Outbox,
+    violation::Violation,
+    wire::Wire,
+};
+
+/// Bounds on what a peer may send before a body.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a head, its first line included.
+    pub head: usize,
+    /// Header fields of a head.
+    pub fields: usize,
+}

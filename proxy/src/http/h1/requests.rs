@@ -1,0 +1,157 @@
+//! The requests of a connection, one after the other: read, answered, and the answer sent.
+
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
+
+use http::{Method, Request, header};
+use http_body::Body as _;
+
+use super::line::Line;
+use crate::{
+    chain::stream::{ConnectionInfo, Progress},
+    exchange::{self, Tunnel},
+    h1::{HeadError, Limits, encoder, head},
+    http::{body::Body, connection::Handle},
+};
+
+/// How much of a response waits for the client before more of it is asked for, in bytes.
+const ENOUGH: usize = 64 << 10;
+
+/// Why there are no more requests.
+pub(super) enum End {
+    /// The connection is of no more use to one of its sides.
+    Done,
+    /// What has come is no request.
+    Refused(HeadError),
+    /// It has become a tunnel.
+    Tunnel(Box<Tunnel>),
+}
+
+/// Serves requests until there are no more.
+pub(super) async fn serve(
+    line: &Rc<Line>,
+    handle: &Handle,
+    info: &Rc<ConnectionInfo>,
+    progress: &Rc<Progress>,
+    limits: Limits,
+    most: u32,
+) -> End {
+    loop {
+        let mut finder = head::Finder::default();
+        let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return End::Done,
+            Err(error) => return End::Refused(error),
+        };
+        info.requests.set(info.requests.get().saturating_add(1));
+        let mut client = encoder::Client {
+            version: request.parts.version,
+            head_only: request.parts.method == Method::HEAD,
+            trailers: wants_trailers(&request.parts.headers),
+            persists: request.persists,
+            switches: false,
+        };
+        let body = match request.body.is_done() {
+            true => Body::Empty,
+            false => Body::Http1(line.begin(request.body, request.expects_continue)),
+        };
+        // Boxed, so that an idle connection does not carry the space for it.
+        let mut serving = Box::pin(exchange::serve(
+            handle.site(),
+            info.clone(),
+            progress.clone(),
+            Request::from_parts(request.parts, body),
+        ));
+        let answer = poll_fn(|cx| match serving.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(answer.ok()),
+            // A client that is gone wants no answer.
+            Poll::Pending => line.poll_gone(cx).map(|()| None),
+        })
+        .await;
+        drop(serving);
+        let Some(answer) = answer else { return End::Done };
+        client.switches = answer.tunnel.is_some();
+        let last = most != 0 && info.requests.get() >= most;
+        client.persists &= !(last || info.closing.get()) || client.switches;
+        let (head, body) = answer.response.into_parts();
+        let written = line
+            .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
+        let Some((encoder, persists)) = written else { return End::Done };
+        if send(line, body, encoder).await.is_err() {
+            return End::Done;
+        }
+        if let Some(tunnel) = answer.tunnel {
+            return End::Tunnel(Box::new(tunnel));
+        }
+        if !line.end_request() || !persists {
+            return End::Done;
+        }
+    }
+}
+
+/// RFC 9110 section 10.1.4.
+fn wants_trailers(fields: &http::HeaderMap) -> bool {
+    fields.get_all(header::TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+/// The response could not be sent to its end.
+struct Cut;
+
+/// Sends a response whose head is written: head and body in one write, if the body is there.
+async fn send(line: &Line, mut body: Body, mut encoder: crate::h1::Encoder) -> Result<(), Cut> {
+    let mut over = body.is_end_stream();
+    poll_fn(|cx| {
+        loop {
+            let (mut waits, mut filled) = (false, 0);
+            while !over && filled < ENOUGH {
+                let frame = match Pin::new(&mut body).poll_frame(cx) {
+                    Poll::Pending => {
+                        waits = true;
+                        break;
+                    }
+                    Poll::Ready(frame) => frame,
+                };
+                let written = match frame {
+                    None => {
+                        over = true;
+                        line.write(&mut encoder, None, Some(None))
+                    }
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => {
+                            over = body.is_end_stream();
+                            line.write(&mut encoder, Some(data), over.then_some(None))
+                        }
+                        Err(frame) => {
+                            over = true;
+                            line.write(&mut encoder, None, Some(frame.trailers_ref()))
+                        }
+                    },
+                    Some(Err(_)) => {
+                        // What there was of it is the client's; that there is not all of it, it sees by the framing.
+                        let _ = line.poll_flush(cx);
+                        return Poll::Ready(Err(Cut));
+                    }
+                };
+                match written {
+                    Ok(waiting) => filled = waiting,
+                    Err(_) => return Poll::Ready(Err(Cut)),
+                }
+            }
+            if over {
+                // Its end is settled before the client can know of it.
+                body = Body::Empty;
+            }
+            match line.poll_flush(cx) {
+                Poll::Ready(Ok(())) if over => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) if waits => break,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut)),
+                Poll::Pending => break,
+            }
+        }
+        line.poll_gone(cx).map(|()| Err(Cut))
+    })
+    .await
+}
