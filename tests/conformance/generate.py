@@ -177,7 +177,7 @@ class Case:
 def parse(path, cases):
     case = None
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line or line.startswith("#"):
+        if not line.strip() or line.strip().startswith("#"):
             continue
         if not line.startswith(" "):
             if "/" in line:
