@@ -6,6 +6,7 @@ mod harness;
 
 mod access_log;
 mod admin;
+mod assemblyscript;
 mod bad_config;
 mod balancing;
 mod bodies;
@@ -43,5 +44,6 @@ mod streaming;
 mod tcp;
 mod third_party;
 mod tls;
+mod toolchains;
 mod unix_sockets;
 mod upstream_failures;

@@ -75,14 +75,15 @@ fn hand_over(
     size_out: i32,
     data: &[u8],
 ) -> wasmtime::Result<Result<(), Status>> {
-    // An allocator must not be asked for nothing: some SDKs cannot do that.
-    let ptr = match (data.is_empty(), caller.data().allocate.clone()) {
+    // An allocator must not be asked for nothing: some SDKs cannot do that. But AssemblyScript's, which gives the size of the
+    // configuration for the address of the size, traps when it gets no address for an empty one.
+    let ptr = match (data.is_empty() && size_out != 0, caller.data().allocate.clone()) {
         (true, _) => 0,
         (false, None) => return Ok(Err(Status::InternalFailure)),
         (false, Some(allocate)) => {
             let Ok(size) = u32::try_from(data.len()) else { return Ok(Err(Status::InternalFailure)) };
             match allocate.call(&mut *caller, size)? {
-                0 => return Ok(Err(Status::InternalFailure)),
+                0 if size > 0 => return Ok(Err(Status::InternalFailure)),
                 ptr => ptr,
             }
         }
