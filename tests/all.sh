@@ -19,12 +19,16 @@ cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
     -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
-    -p third-party -p third-party-tcp -p tcp-token -p third-party-same -p three-headers -p three-headers-standard \
+    -p third-party -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
+    -p third-party-same -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
     -- -D warnings
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 
 step "clients and servers that nobody here wrote"
 tests/interop/setup.sh
+
+step "modules in other languages"
+tests/conformance/setup.sh
 
 step "tests"
 cargo test --workspace

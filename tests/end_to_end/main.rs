@@ -6,6 +6,7 @@ mod harness;
 
 mod access_log;
 mod admin;
+mod assemblyscript;
 mod bad_config;
 mod balancing;
 mod bodies;
@@ -44,5 +45,6 @@ mod streaming;
 mod tcp;
 mod third_party;
 mod tls;
+mod toolchains;
 mod unix_sockets;
 mod upstream_failures;

@@ -47,7 +47,8 @@ impl Drop for Scope {
     }
 }
 
-/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream.
+/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream, and nothing
+/// changes.
 pub fn switch(context: u32) -> Option<usize> {
     CURRENT.with_borrow_mut(|current| {
         let contexts = current.contexts.clone()?;

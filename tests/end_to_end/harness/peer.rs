@@ -34,15 +34,15 @@ pub fn tool(name: &str) -> Option<PathBuf> {
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
     };
     if found.is_none() {
-        skip(name);
+        skip(name, "tests/interop/setup.sh");
     }
     found
 }
 
-/// Says that a test is skipped for something that is missing.
-pub fn skip(missing: &str) {
+/// Says that a test is skipped for something that is missing, and which script brings it.
+pub fn skip(missing: &str, script: &str) {
     assert_ne!(env::var("TOLLGATE_REQUIRE_INTEROP").as_deref(), Ok("1"), "{missing} is missing");
-    eprintln!("*** SKIPPED: {missing} is missing; tests/interop/setup.sh brings it here");
+    eprintln!("*** SKIPPED: {missing} is missing; {script} brings it here");
 }
 
 /// The files of these programs; without one of them, the test ends here.

@@ -1,4 +1,4 @@
-//! WebAssembly modules for tests: written as text, or the example filters of this repository.
+//! WebAssembly modules for tests: written as text, the example filters of this repository, or made by others' toolchains.
 
 use std::{
     env, fs,
@@ -6,6 +6,8 @@ use std::{
     process::Command,
     sync::OnceLock,
 };
+
+use super::peer;
 
 /// A module from its text form.
 pub fn from_text(text: &str) -> Vec<u8> {
@@ -27,6 +29,16 @@ pub fn portable(name: &str) -> Vec<u8> {
 fn read(folder: &Path, name: &str) -> Vec<u8> {
     let file = folder.join(name.replace('-', "_")).with_extension("wasm");
     fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
+pub fn foreign(name: &str) -> Option<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
+    let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
+    if bytes.is_none() {
+        peer::skip(name, "tests/conformance/setup.sh");
+    }
+    bytes
 }
 
 /// Runs one of the repository's aliases for cargo, each of which has a target folder of its name.

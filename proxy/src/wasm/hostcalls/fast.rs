@@ -426,3 +426,17 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
     });
     set.ok_or(Status::NotFound)?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_an_end_to_ids() {
+        let mut all = Vec::new();
+        assert_eq!(
+            (0..3).map(|new| define(&mut all, new, 2)).collect::<Vec<_>>(),
+            [Ok(0), Ok(1), Err(Status::InternalFailure)]
+        );
+    }
+}
