@@ -43,6 +43,7 @@ files!(
     fast,
     old,
     callbacks,
+    stored,
     tcp,
     wasi,
     wasi_unstable

@@ -40,6 +40,9 @@ const NUMBERS: &[&str] = &[
     "bucket_take",
     "limit_define",
     "limit_acquire",
+    "shared_get",
+    "state_get",
+    "metadata_get",
 ];
 
 /// The cases `FUNCTION/memory` and `FUNCTION/allocator` of a file's cases `FUNCTION/ok`.

@@ -21,6 +21,8 @@ const PRELUDE: &str = r#"
 (global $case (mut i32) (i32.const -1))
 (global $stream (mut i32) (i32.const 0))
 (global $free (mut i32) (i32.const 0x40000))
+;; The host never calls a module that it is called by, but for the allocator.
+(global $inside (mut i32) (i32.const 0))
 ;; One more than the address that the allocator gives, whatever it is asked for.
 (global $broken (mut i32) (i32.const 0))
 (func (export "malloc") (param $size i32) (result i32)
@@ -172,9 +174,17 @@ impl Writer {
             false => format!("({}.const 0)", ty(t)),
         };
         let passed: String = callback.params.iter().enumerate().map(|(nth, (_, t))| passed(nth, *t)).collect();
+        let given: String = (0..params.len()).map(|nth| format!("(local.get $arg{nth})")).collect();
         let result = if callback.result.is_some() { "(result i32)" } else { "" };
-        let mut code =
-            format!("(func (export \"{}\") {} {result} (local $asked i32)\n", callback.name, params.concat());
+        let (name, params) = (callback.name, params.concat());
+        let mut code = format!(
+            "(func (export \"{name}\") {params} {result}
+                (if (global.get $inside) (then unreachable))
+                (global.set $inside (i32.const 1))
+                (call $on_{name} {given})
+                (global.set $inside (i32.const 0)))
+            (func $on_{name} {params} {result} (local $asked i32)\n"
+        );
         let back =
             |value: &str| if callback.result.is_some() { format!("(return {value})") } else { "(return)".into() };
         if callback.name == "proxy_on_request_headers" {

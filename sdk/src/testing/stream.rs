@@ -1,6 +1,9 @@
 //! A simulated stream: its messages on their way through the filter, and what the filter has done to it.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use tollgate_abi::{fast::phase, proxy_wasm::action};
 
@@ -26,6 +29,9 @@ pub(crate) struct Stream {
     pub(crate) reply: Option<Reply>,
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
+    pub(crate) state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// By namespace and key: the type, and the bytes.
+    pub(crate) metadata: BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>,
     pub(super) limits_held: Vec<u32>,
     /// It is a TCP connection.
     pub(super) tcp: Option<Tcp>,
