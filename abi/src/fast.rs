@@ -69,6 +69,28 @@ macro_rules! for_each_fast_call {
             fn flag_set(flags: i32) -> i32;
             /// Sets a named field of the stream's access log line. At most `limit::LOG_FIELDS`.
             fn log_field(name_ptr: i32, name_len: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// The value of a key of the shared data, written to the guest's buffer; returns its length. If that is more than
+            /// `buf_cap`, nothing was written. `version_out` (unless it is 0) gets the u32 that the standard calls `cas`.
+            fn shared_get(key_ptr: i32, key_len: i32, buf_ptr: i32, buf_cap: i32, version_out: i32) -> i32;
+            /// Sets a key of the shared data, if its version is as [`expected`](crate::fast::expected) says. After `ttl_ms`
+            /// milliseconds (0: never) it is gone.
+            fn shared_set(key_ptr: i32, key_len: i32, value_ptr: i32, value_len: i32, expected: i64, ttl_ms: i64) -> i32;
+            /// Deletes a key of the shared data, in the same way.
+            fn shared_delete(key_ptr: i32, key_len: i32, expected: i64) -> i32;
+            /// What a filter has stored with the stream under a key, written to the guest's buffer; returns its length. If that
+            /// is more than `buf_cap`, nothing was written.
+            fn state_get(key_ptr: i32, key_len: i32, buf_ptr: i32, buf_cap: i32) -> i32;
+            /// Stores something with the stream, for all filters of its chain: the property `filter_state.KEY`.
+            fn state_set(key_ptr: i32, key_len: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// Removes what is stored under a key.
+            fn state_delete(key_ptr: i32, key_len: i32) -> i32;
+            /// A value of the stream's metadata, as `state_get` does; `kind_out` gets its type, a u32 of
+            /// [`kind`](crate::value::kind).
+            fn metadata_get(space_ptr: i32, space_len: i32, key_ptr: i32, key_len: i32, kind_out: i32, buf_ptr: i32, buf_cap: i32) -> i32;
+            /// Sets a value of the stream's metadata, of a type: the property `metadata.filter_metadata.SPACE.KEY`.
+            fn metadata_set(space_ptr: i32, space_len: i32, key_ptr: i32, key_len: i32, kind: i32, value_ptr: i32, value_len: i32) -> i32;
+            /// Removes a value of the stream's metadata.
+            fn metadata_delete(space_ptr: i32, space_len: i32, key_ptr: i32, key_len: i32) -> i32;
             /// A monotonic clock in nanoseconds, from an arbitrary start.
             fn now() -> i64;
             /// 64 random bits, not for secrets.
@@ -135,6 +157,14 @@ pub mod hash {
     pub const SPLIT: u32 = 1;
     /// `balance_hash` chooses among the cluster's endpoints, if its balancer is `hash`.
     pub const BALANCE: u32 = 2;
+}
+
+/// The version that `shared_set` and `shared_delete` expect: one of these, or a version that was read, which is a u32 above 0.
+pub mod expected {
+    /// Whatever it is.
+    pub const ANY: i64 = -1;
+    /// The key is not there.
+    pub const ABSENT: i64 = 0;
 }
 
 /// Whose address `source_address` gives.
@@ -236,6 +266,16 @@ pub mod limit {
     pub const LOG_FIELD_BYTES: usize = 256;
     /// Timers of one stream at a time.
     pub const STREAM_TIMERS: usize = 16;
+    /// Keys of a stream's state.
+    pub const STATE: usize = 64;
+    /// Bytes of a key of a stream's state, and of its value.
+    pub const STATE_BYTES: usize = 64 << 10;
+    /// Values of a stream's metadata.
+    pub const METADATA: usize = 64;
+    /// Bytes of a metadata's namespace, and of its key.
+    pub const METADATA_NAME: usize = 256;
+    /// Bytes of a value of metadata.
+    pub const METADATA_BYTES: usize = 4096;
     /// Configuration errors reported by one configure call.
     pub const CONFIG_ERRORS: usize = 64;
 }

@@ -2,7 +2,8 @@
 //!
 //! The host and the SDK both compile against this crate, so that neither can drift from the other; `abi/golden.txt` holds
 //! its rendering and a test compares the two. [`proxy_wasm`] is the standard, [`fast`] the lane beside it, [`doc`] the
-//! documents that are handed over at configure time, [`pairs`] the encoding of header maps, [`wasi`] what there is of WASI.
+//! documents that are handed over at configure time, [`pairs`] the encoding of header maps, [`path`] that of properties' paths,
+//! [`value`] that of typed metadata, [`wasi`] what there is of WASI.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -15,7 +16,9 @@ pub mod doc;
 pub mod fast;
 pub mod gcra;
 pub mod pairs;
+pub mod path;
 pub mod proxy_wasm;
+pub mod value;
 pub mod wasi;
 
 /// A value's type on the Wasm side.

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, path::Path};
 
-use tollgate_abi::{Function, fast, proxy_wasm, wasi};
+use tollgate_abi::{Function, fast, proxy_wasm, value, wasi};
 
 fn render() -> String {
     let mut out = String::new();
@@ -48,6 +48,12 @@ fn render() -> String {
     ] {
         writeln!(out, "{name} {}", bit.trailing_zeros()).unwrap();
     }
+    writeln!(out, "# types of metadata").unwrap();
+    for (kind, name) in value::kind::NAMES {
+        writeln!(out, "{name} {kind}").unwrap();
+    }
+    writeln!(out, "# expected versions").unwrap();
+    writeln!(out, "ANY {}\nABSENT {}", fast::expected::ANY, fast::expected::ABSENT).unwrap();
     out
 }
 

@@ -70,6 +70,7 @@ mod resources;
 mod setup;
 pub mod shared;
 mod sleep;
+pub mod stored;
 mod sys;
 mod table;
 #[doc(hidden)]
@@ -94,8 +95,9 @@ pub use resources::{Bucket, Limit, RouteId, Selection, Taken, now, random, rando
 pub use setup::{Mistakes, Setup};
 pub use shared::Queue;
 pub use sleep::{Sleep, sleep};
+pub use stored::{Metadata, StoreError};
 pub use tcp::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases};
-pub use tollgate_abi::{doc, fast::Take, fast::flag};
+pub use tollgate_abi::{doc, fast::Take, fast::flag, value::Value};
 
 #[cfg(all(target_arch = "wasm32", feature = "talc"))]
 #[global_allocator]
@@ -107,5 +109,6 @@ pub mod prelude {
         Answer, AsyncFilter, Body, Bucket, Buffer, Call, CallError, ClosedBy, ConfigError, Connection, Counter, Data,
         Filter, Flow, Gauge, Histogram, Incoming, Late, Level, Limit, Mistakes, Name, Phases, Queue, Reply, Request,
         Response, RouteId, Selection, Setup, Source, TcpFilter, TcpFlow, TcpPhases, TooLarge, flag, shared, sleep,
+        stored,
     };
 }

@@ -1,9 +1,10 @@
 //! Data and queues that filters share: all workers' instances of all filters with the same `vm_id`.
 //!
-//! Data lasts as long as the process, over any swap of a filter, and cannot be deleted: keys are best taken from a set that
-//! is bounded. For counts that many requests change, token buckets and metrics are better: they are exact without a loop.
+//! Data lasts until it is removed, or its time is over, or the process ends: over any swap of a filter. For counts that many requests change, token buckets and metrics are better: they are exact without a loop.
 
-use tollgate_abi::proxy_wasm::Status;
+use std::time::Duration;
+
+use tollgate_abi::{fast::expected, proxy_wasm::Status};
 
 use crate::sys;
 
@@ -51,9 +52,44 @@ pub fn set_if(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, version: Version) 
     store(key.as_ref(), value.as_ref(), version.0)
 }
 
-/// Makes a key's value a function of what it was; `None` leaves it. No change of another worker is lost, but for the very
-/// first one of a key: two that find no value at the same time both set theirs, and one of them stays. Where that matters,
-/// set it in `configure`, which comes before all requests.
+/// Sets a key's value, whatever it was, for this long (in whole milliseconds, at least one).
+///
+/// # Errors
+/// `Full`.
+pub fn set_for(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, time: Duration) -> Result<(), SharedError> {
+    outcome(sys::shared_set_if(key.as_ref(), value.as_ref(), expected::ANY, millis(time)))
+}
+
+/// Sets a key's value if it has none: of several that try, one succeeds. `time`: how long it is there; for ever, if there is
+/// none.
+///
+/// # Errors
+/// `Changed`: it has one. `Full`.
+pub fn create(
+    key: impl AsRef<[u8]>,
+    value: impl AsRef<[u8]>,
+    time: impl Into<Option<Duration>>,
+) -> Result<(), SharedError> {
+    let time = time.into().map_or(0, millis);
+    outcome(sys::shared_set_if(key.as_ref(), value.as_ref(), expected::ABSENT, time))
+}
+
+/// Removes a key. Whether it was there.
+pub fn remove(key: impl AsRef<[u8]>) -> bool {
+    sys::shared_delete(key.as_ref(), expected::ANY) == Status::Ok as i32
+}
+
+/// Removes a key if its value is still the one that was read. Whether it was.
+pub fn remove_if(key: impl AsRef<[u8]>, version: Version) -> bool {
+    sys::shared_delete(key.as_ref(), version.0.into()) == Status::Ok as i32
+}
+
+/// As the host counts it: nothing would be for ever.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// Makes a key's value a function of what it was; `None` leaves it. No change of another worker is lost.
 ///
 /// `change` is called again when another worker was faster.
 ///
@@ -67,7 +103,11 @@ pub fn update(
     loop {
         let before = sys::shared_get(key);
         let Some(after) = change(before.as_ref().map(|(value, _)| value.as_slice())) else { return Ok(()) };
-        match store(key, &after, before.map_or(0, |(_, version)| version)) {
+        let result = match before {
+            Some((_, version)) => store(key, &after, version),
+            None => create(key, &after, None),
+        };
+        match result {
             Err(SharedError::Changed) => {}
             result => return result,
         }
@@ -75,7 +115,11 @@ pub fn update(
 }
 
 fn store(key: &[u8], value: &[u8], version: u32) -> Result<(), SharedError> {
-    match sys::shared_set(key, value, version) {
+    outcome(sys::shared_set(key, value, version))
+}
+
+fn outcome(status: i32) -> Result<(), SharedError> {
+    match status {
         status if status == Status::Ok as i32 => Ok(()),
         status if status == Status::CasMismatch as i32 => Err(SharedError::Changed),
         _ => Err(SharedError::Full),

@@ -4,7 +4,7 @@ use std::{cell::RefCell, time::Duration};
 
 use serde_json::json;
 use tollgate_sdk::{
-    doc,
+    Metadata, StoreError, Value, doc,
     prelude::*,
     shared::SharedError,
     testing::{Scripted, TestHost},
@@ -49,6 +49,27 @@ impl AsyncFilter for Stateful {
                 Some((old + 1).to_string().into_bytes())
             })
             .map_err(|_| Reply::new(507))?,
+            b"/stored" => {
+                let user = stored::metadata("auth", "user");
+                request.set_header(self.seen, user.as_ref().and_then(Metadata::as_text).unwrap_or("nobody"));
+                let large = vec![b'x'; 1000];
+                assert_eq!(stored::state("given"), Some(b"before".to_vec()));
+                stored::set_state("given", &large).unwrap();
+                assert_eq!(stored::state("given"), Some(large), "more than is read at first");
+                stored::set_state("gone", "soon").unwrap();
+                assert!(stored::remove_state("gone") && !stored::remove_state("gone"));
+                for (key, value) in [("n", Value::Integer(-3)), ("x", Value::Number(0.5)), ("b", Value::Bool(true))] {
+                    stored::set_metadata("own", key, value).unwrap();
+                }
+                stored::set_metadata("own", "bytes", &b"\xff"[..]).unwrap();
+                assert_eq!(stored::set_metadata("own", "long", "x".repeat(4097).as_str()), Err(StoreError::TooLarge));
+                assert!(stored::remove_metadata("auth", "user") && stored::metadata("auth", "user").is_none());
+            }
+            b"/full" => {
+                let set = (0..100u8).take_while(|i| stored::set_state([*i], "").is_ok()).count();
+                request.set_header(self.seen, set.to_string());
+                assert_eq!(stored::set_state("more", ""), Err(StoreError::Full));
+            }
             b"/job" => assert!(self.jobs.push("a job")),
             b"/keys" => request.set_header(self.seen, &*self.keys.borrow()),
             b"/time" => request.set_header(self.seen, unix_time().as_secs().to_string()),
@@ -105,6 +126,37 @@ fn shared_data_is_updated_as_a_whole() {
     .unwrap();
     assert_eq!((tries, host.shared("count")), (2, Some(b"80!".to_vec())));
     assert_eq!(shared::get("other"), None);
+}
+
+#[test]
+fn shared_data_is_made_once_and_has_its_time() {
+    let host = host();
+    shared::create("lock", "mine", Duration::from_secs(2)).unwrap();
+    assert_eq!(shared::create("lock", "yours", None), Err(SharedError::Changed));
+    host.advance(Duration::from_secs(2));
+    assert_eq!(shared::get("lock"), None);
+    shared::create("lock", "yours", None).unwrap();
+    host.advance(Duration::from_secs(86_400));
+    let entry = shared::get("lock").unwrap();
+    shared::set_for("lock", "ours", Duration::from_millis(10)).unwrap();
+    assert!(!shared::remove_if("lock", entry.version));
+    assert!(shared::remove_if("lock", shared::get("lock").unwrap().version));
+    assert!(!shared::remove("lock"));
+    shared::set("lock", "last").unwrap();
+    assert!(shared::remove("lock"));
+}
+
+#[test]
+fn filters_leave_each_other_things_with_a_stream() {
+    let host = host();
+    let outcome = host.request("GET", "/stored").metadata("auth", "user", "ann").state("given", "before").send();
+    assert_eq!(outcome.request_header("x-seen"), Some("ann"));
+    assert_eq!(outcome.state("given").map(|value| value.len()), Some(1000));
+    let own = |key| outcome.metadata("own", key).unwrap();
+    assert_eq!([own("n"), own("x")], [Metadata::Integer(-3), Metadata::Number(0.5)]);
+    assert_eq!([own("b"), own("bytes")], [Metadata::Bool(true), Metadata::Bytes(vec![0xff])]);
+    assert_eq!((outcome.metadata("auth", "user"), outcome.metadata("own", "long")), (None, None));
+    assert_eq!(seen(&host, "/full"), "64");
 }
 
 #[test]

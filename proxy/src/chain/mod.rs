@@ -9,6 +9,7 @@ pub mod flow;
 pub mod head;
 pub mod network;
 pub mod route;
+pub mod stored;
 pub mod stream;
 
 use std::rc::Rc;

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tollgate_abi::fast::{flag, phase};
 
-use super::{Chain, Direction, RequestHead, ResponseHead, Selected};
+use super::{Chain, Direction, RequestHead, ResponseHead, Selected, stored::Stored};
 use crate::{config::units::Address, tls::ConnectionTls};
 
 /// What is known of the connection that a stream came on.
@@ -232,8 +232,8 @@ pub struct State {
     pub details: Cow<'static, str>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
-    /// Properties that filters have set.
-    pub properties: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What filters have stored with the stream.
+    pub stored: Stored,
     /// Where the request was sent.
     pub endpoint: Option<Address>,
     /// How often it was tried.
@@ -362,7 +362,7 @@ impl Stream {
                 flags: 0,
                 details: Cow::Borrowed(""),
                 log_fields: Vec::new(),
-                properties: Vec::new(),
+                stored: Stored::default(),
                 endpoint: None,
                 attempts: 0,
                 bytes: [0, 0],

@@ -304,32 +304,33 @@ impl Server {
         snapshot
     }
 
-    /// Makes another instance of a filter, not before its time.
+    /// Makes another instance of a machine, not before its time.
     fn rebuild(&self, rebuild: Rebuild) {
-        let Rebuild { worker, plugin, wanted } = rebuild;
+        let Rebuild { worker, machine, wanted } = rebuild;
         let Some(commands) = self.workers.get(worker).map(|w| w.commands.downgrade()) else { return };
-        let plugin = Arc::downgrade(&plugin);
+        let machine = Arc::downgrade(&machine);
         tokio::task::spawn_local(async move {
             let mut wait = if let Wanted::Instance(wait) = wanted { wait } else { Duration::ZERO };
             loop {
                 tokio::time::sleep(wait).await;
                 // Another configuration may have come meanwhile.
-                let Some(plugin) = plugin.upgrade() else { return };
-                let making = plugin.clone();
+                let Some(machine) = machine.upgrade() else { return };
+                let making = machine.clone();
                 match tokio::task::spawn_blocking(move || making.instantiate()).await {
                     Ok(Ok(instance)) if wanted == Wanted::Spare => {
-                        *plugin.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(instance);
+                        *machine.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(instance);
                         return;
                     }
                     Ok(Ok(instance)) => {
                         // The worker may have ended: this must not keep it.
                         if let Some(commands) = commands.upgrade() {
-                            let _ = commands.send(Command::Adopt(plugin, Box::new(instance)));
+                            let _ = commands.send(Command::Adopt(machine, Box::new(instance)));
                         }
                         return;
                     }
                     Ok(Err(e)) => {
                         let message = format!("it could not be set up again: {e}");
+                        let plugin = &machine.plugins()[e.filter];
                         tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "{message}");
                         plugin.last_error.store(Some(Arc::new(message)));
                     }

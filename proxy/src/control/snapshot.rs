@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
+    rc::Rc,
     sync::{Arc, PoisonError},
     time::SystemTime,
 };
@@ -20,7 +21,7 @@ use crate::{
     tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
-    wasm::{Code, Engine, Instance, InstantiateError, Plugin, Shared, World, content_hash},
+    wasm::{Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
 };
 
 use super::{
@@ -56,6 +57,8 @@ pub struct Snapshot {
     pub clusters: Arc<Clusters>,
     /// The filters, in the order of the configuration.
     pub plugins: Vec<Arc<Plugin>>,
+    /// What they run in: each alone, or with others.
+    pub machines: Vec<Arc<Machine>>,
     /// What workers need to know of listeners, in the order of the configuration.
     pub listeners: Vec<ListenerParts>,
     /// The clusters' figures.
@@ -76,6 +79,14 @@ impl Snapshot {
     /// The clusters with their configurations, in the order of these.
     pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
         self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
+    }
+
+    /// A worker's filters, in the order of the configuration.
+    pub fn in_order(&self, vms: &[Rc<Vm>]) -> Vec<Rc<WasmFilter>> {
+        let mut filters: Vec<_> = vms.iter().flat_map(Vm::filters).collect();
+        let place = |filter: &WasmFilter| self.plugins.iter().position(|p| std::ptr::eq(&**p, filter.plugin()));
+        filters.sort_by_key(|filter| place(filter));
+        filters
     }
 
     /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
@@ -137,7 +148,7 @@ pub struct Sockets {
 pub struct Made {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// For each worker, an instance of each filter.
+    /// For each worker, an instance of each machine.
     pub instances: Vec<Vec<Instance>>,
     /// For each worker, sockets for the addresses that listeners have none for yet.
     pub sockets: Vec<Sockets>,
@@ -194,7 +205,6 @@ impl Foundry {
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();
-        let mut first_instances = Vec::new();
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
             match self.filter(filter, &loaded, &world, previous) {
@@ -203,19 +213,27 @@ impl Foundry {
                 }
                 Ok(plugin) => {
                     hash.push_str(&plugin.code.hash);
-                    match plugin.instantiate() {
-                        Ok(instance) => first_instances.push(instance),
-                        Err(e) => wrong.extend(refused(&loaded, &pointer, filter, e)),
-                    }
                     plugins.push(Arc::new(plugin));
                 }
+            }
+        }
+        let machines = Machine::shared_by(&plugins);
+        let mut first_instances = Vec::new();
+        for machine in &machines {
+            match machine.instantiate() {
+                Ok(instance) => first_instances.push(instance),
+                Err(e) => wrong.extend(refused(&loaded, &machine.plugins()[e.filter], e.error)),
             }
         }
         let listeners = self.listeners(&loaded, previous, extent, &mut certificates, &mut wrong);
         let (tls, warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
-            let phases: Vec<_> = first_instances.iter().map(Instance::phases).collect();
+            let all = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
+                let names = machine.plugins().iter().map(|p| p.identity.name.as_str());
+                names.enumerate().map(|(filter, name)| (name, instance.phases(filter)))
+            });
+            let phases: HashMap<&str, u32> = all.collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
         }
         let sockets = match (extent, wrong.is_empty()) {
@@ -228,7 +246,7 @@ impl Foundry {
             for _ in 0..self.workers {
                 // What the first one accepted, the others do too, unless the filter throws dice.
                 let more: Result<Vec<_>, _> =
-                    plugins.iter().map(|p| p.instantiate().map_err(|e| (p.clone(), e))).collect();
+                    machines.iter().map(|m| m.instantiate().map_err(|e| (&m.plugins()[e.filter], e))).collect();
                 match more {
                     Ok(more) => instances.push(more),
                     Err((plugin, e)) => {
@@ -262,6 +280,7 @@ impl Foundry {
             retries: retries.collect(),
             clusters,
             plugins,
+            machines,
             listeners,
             cluster_figures,
             tcp_clusters,
@@ -273,8 +292,8 @@ impl Foundry {
         if instances.len() > self.workers
             && let Some(spares) = instances.pop()
         {
-            for (plugin, spare) in snapshot.plugins.iter().zip(spares) {
-                *plugin.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+            for (machine, spare) in snapshot.machines.iter().zip(spares) {
+                *machine.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
             }
         }
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
@@ -566,15 +585,20 @@ impl Foundry {
 }
 
 /// A filter that is never called would let through what it was meant to look at.
-fn check_chains(loaded: &Loaded, listeners: &[ListenerParts], phases: &[u32], wrong: &mut Vec<Diagnostic>) {
+fn check_chains(
+    loaded: &Loaded,
+    listeners: &[ListenerParts],
+    phases: &HashMap<&str, u32>,
+    wrong: &mut Vec<Diagnostic>,
+) {
     for (index, listener) in listeners.iter().enumerate() {
         let (has, lacks, what) = match listener.config.protocol {
             Protocol::Auto => continue,
             Protocol::Tcp => (phase::HTTP, phase::TCP, "TCP connections"),
             Protocol::Http | Protocol::Http1 | Protocol::Http2 => (phase::TCP, phase::HTTP, "requests"),
         };
-        for (nth, (name, filter)) in listener.config.chain.iter().zip(&listener.chain).enumerate() {
-            let phases = phases.get(*filter).copied().unwrap_or_default();
+        for (nth, name) in listener.config.chain.iter().enumerate() {
+            let phases = phases.get(name.as_str()).copied().unwrap_or_default();
             if phases & has != 0 && phases & lacks == 0 {
                 let message = format!("filter `{name}` takes no part in {what}");
                 let help = format!("`protocol` of listener `{}` decides what its filters see", listener.config.name);
@@ -604,8 +628,10 @@ fn retry(retry: &model::Retry) -> RetryPolicy {
 }
 
 /// What a filter has against its configuration, at its place in the file.
-fn refused(loaded: &Loaded, pointer: &str, filter: &model::Filter, error: InstantiateError) -> Vec<Diagnostic> {
-    let name = &filter.name;
+fn refused(loaded: &Loaded, plugin: &Plugin, error: InstantiateError) -> Vec<Diagnostic> {
+    let name = &plugin.identity.name;
+    let index = loaded.config.filters.iter().position(|f| f.name == *name).unwrap_or_default();
+    let pointer = format!("/filters/{index}");
     match error {
         InstantiateError::Config(errors) => errors
             .into_iter()
@@ -619,7 +645,7 @@ fn refused(loaded: &Loaded, pointer: &str, filter: &model::Filter, error: Instan
             .collect(),
         error => {
             let message = format!("filter `{name}` cannot be set up: {error}");
-            let place = if filter.config.is_null() { "wasm" } else { "config" };
+            let place = if plugin.identity.config.is_empty() { "wasm" } else { "config" };
             vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]
         }
     }

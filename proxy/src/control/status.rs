@@ -15,6 +15,7 @@ use super::snapshot::Snapshot;
 use crate::{
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     upstream::{Cluster, Member},
+    wasm::Machine,
 };
 
 /// The last change that was tried.
@@ -130,14 +131,18 @@ impl Status {
     /// The filters in force.
     pub fn filters_json(&self) -> Value {
         let current = self.current.load();
-        let filters = current.iter().flat_map(|s| &s.plugins).map(|p| {
+        let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
             let instances = p.figures.instances.value();
+            let inside = |m: &&Arc<Machine>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
+            let machine = s.machines.iter().find(inside).map_or(&[][..], |m| m.plugins());
+            let others: Vec<_> = machine.iter().map(|o| &o.identity.name).filter(|n| **n != p.identity.name).collect();
             json!({
                 "name": p.identity.name,
                 "wasm": p.code.source,
                 "hash": p.code.hash,
                 "bytes": p.code.size,
                 "abi": p.code.abi,
+                "shares_vm_with": others,
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
                 "memory_bytes": p.figures.memory.value(),

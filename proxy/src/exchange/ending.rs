@@ -119,6 +119,7 @@ impl Drop for Ending {
             user_agent: text(header::USER_AGENT),
             referer: text(header::REFERER),
             fields: &state.log_fields,
+            stored: Some(&state.stored),
             request_headers: log.format().request_headers().then_some(&request.fields),
             response_headers: state.response.as_ref().filter(|_| log.format().response_headers()).map(|r| &r.fields),
             ..Entry::new(stream.start_time, &site.name, stream.connection.peer)

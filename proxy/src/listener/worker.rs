@@ -37,7 +37,7 @@ use crate::{
     observe::{self, Gauge, Shard, set_shard},
     tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
-    wasm::{self, Instance, Plugin, Vm, vm::Wanted},
+    wasm::{self, Instance, Machine, Vm, WasmFilter, vm::Wanted},
 };
 
 /// A guest runs on the worker's stack; see `wasm::engine`.
@@ -48,7 +48,7 @@ pub enum Command {
     /// Carry traffic by this snapshot from now on.
     Apply(Box<Delivery>, oneshot::Sender<()>),
     /// An instance in place of one that failed.
-    Adopt(Arc<Plugin>, Box<Instance>),
+    Adopt(Arc<Machine>, Box<Instance>),
     /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
     /// none left.
     Drain(oneshot::Sender<()>),
@@ -58,7 +58,7 @@ pub enum Command {
 pub struct Delivery {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// An instance of each filter.
+    /// An instance of each machine.
     pub instances: Vec<Instance>,
     /// New sockets.
     pub sockets: Sockets,
@@ -68,8 +68,8 @@ pub struct Delivery {
 pub struct Rebuild {
     /// Who asks.
     pub worker: usize,
-    /// Of which filter.
-    pub plugin: Arc<Plugin>,
+    /// Of what.
+    pub machine: Arc<Machine>,
     /// What for.
     pub wanted: Wanted,
 }
@@ -193,12 +193,11 @@ impl Worker {
                     self.apply(*delivery);
                     let _ = done.send(());
                 }
-                Command::Adopt(plugin, instance) => {
+                Command::Adopt(machine, instance) => {
                     let vms = self.vms.borrow();
                     // Of a snapshot that is gone: nobody needs it any more.
-                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.plugin(), &plugin)) {
-                        plugin.figures.rebuilds.inc(crate::observe::shard());
-                        vm.adopt(*instance);
+                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.machine(), &machine)) {
+                        vm.replace(*instance);
                     }
                 }
                 Command::Drain(done) => self.drain(done),
@@ -209,21 +208,22 @@ impl Worker {
     fn apply(&self, delivery: Delivery) {
         let Delivery { snapshot, instances, sockets } = delivery;
         let (index, rebuilds) = (self.index, self.rebuilds.clone());
-        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wanted| {
+        let rebuild: wasm::vm::Rebuild = Rc::new(move |machine, wanted| {
             // The control thread is gone only when the process ends.
-            let _ = rebuilds.send(Rebuild { worker: index, plugin: plugin.clone(), wanted });
+            let _ = rebuilds.send(Rebuild { worker: index, machine: machine.clone(), wanted });
         });
         let site = wasm::Site { upstream: self.pools.clone(), rebuild };
-        let vms = snapshot.plugins.iter().zip(instances);
-        let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
+        let vms = snapshot.machines.iter().zip(instances);
+        let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+        let filters = snapshot.in_order(&vms);
         let mut streams: HashMap<_, _> = by_place(sockets.streams);
         #[cfg(feature = "http3")]
         let mut datagrams: HashMap<_, _> = by_place(sockets.datagrams);
         let mut listening = self.listening.borrow_mut();
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
-            let site = Rc::new(self.site(&snapshot, index, &vms));
-            let tcp = tcp_site(&snapshot, index, &vms).map(Rc::new);
+            let site = Rc::new(self.site(&snapshot, index, &filters));
+            let tcp = tcp_site(&snapshot, index, &filters).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let (key, place) = ((parts.config.name.clone(), address.clone()), (index, address.clone()));
                 let there = if let Some(there) = listening.remove(&key) {
@@ -255,10 +255,11 @@ impl Worker {
     }
 
     /// A listener's rules, as this worker has them.
-    fn site(&self, snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Site {
+    fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Site {
         let parts = &snapshot.listeners[index];
         let config = &parts.config;
-        let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn Filter>).collect();
+        let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
+        let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
         let mut site =
             Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
@@ -331,10 +332,11 @@ impl Worker {
 }
 
 /// A listener's rules for TCP connections, if it takes any.
-fn tcp_site(snapshot: &Snapshot, index: usize, vms: &[Rc<Vm>]) -> Option<TcpSite> {
+fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpSite> {
     let parts = &snapshot.listeners[index];
     let (config, figures) = (&parts.config, parts.tcp.clone()?);
-    let filters = parts.chain.iter().filter_map(|i| vms.get(*i)).map(|vm| vm.clone() as Rc<dyn NetworkFilter>);
+    let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
+    let filters = filters.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
     Some(TcpSite {
         name: config.name.as_str().into(),
         chain: Rc::new(NetworkChain::new(filters.collect())),

@@ -137,6 +137,7 @@ impl Drop for Ending {
             endpoint: state.endpoint.as_ref(),
             attempts: state.attempts,
             fields: &state.log_fields,
+            stored: Some(&state.stored),
             ..Entry::new(stream.start_time, &site.name, stream.connection.peer)
         };
         log.log(shard, &entry);

@@ -27,8 +27,7 @@ const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 
 /// Sends a call, and hands the answer to the filter that sent it, if that is still there.
 pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
-    let HttpCall { id, cluster, head, body, trailers, timeout } = call;
-    let sent = body.len();
+    let HttpCall { id, root, cluster, head, body, trailers, size, timeout } = call;
     let exchange = exchange(&upstream, &cluster, &head, Body::full_with_trailers(body, trailers));
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
     let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(DEADLINE_EXCEEDED));
@@ -37,7 +36,7 @@ pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, inc
         Err(failure) => CallResponse { failure: Some(failure), ..CallResponse::default() },
     };
     if let Some(vm) = vm.upgrade() {
-        vm.on_call_response(id, sent, response, incarnation);
+        vm.on_call_response(root, (id, size), response, incarnation);
     }
 }
 

@@ -16,8 +16,18 @@ use crate::chain::{
     stream::{Position, State},
 };
 
+/// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
+pub struct StreamContext {
+    /// The stream.
+    pub stream: WeakSubject,
+    /// The filter's position in the stream's chain.
+    pub position: usize,
+    /// The filter, among those of the instance.
+    pub root: usize,
+}
+
 /// The streams of an instance by their context ids.
-pub type Contexts = RefCell<std::collections::HashMap<u32, (WeakSubject, usize), BuildHasherDefault<IdHasher>>>;
+pub type Contexts = RefCell<std::collections::HashMap<u32, StreamContext, BuildHasherDefault<IdHasher>>>;
 
 /// Ids are given out one after the other, so they are spread well as they are.
 #[derive(Default)]
@@ -64,13 +74,14 @@ impl Drop for Scope {
     }
 }
 
-/// Makes another stream the one that the call works on. Whether there is such a stream.
-pub fn switch(context: u32) -> bool {
+/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream.
+pub fn switch(context: u32) -> Option<usize> {
     CURRENT.with_borrow_mut(|current| {
-        let Some(current) = current else { return false };
-        let found = current.contexts.borrow().get(&context).and_then(|(s, position)| Some((s.upgrade()?, *position)));
-        current.stream = found;
-        current.stream.is_some()
+        let current = current.as_mut()?;
+        let contexts = current.contexts.borrow();
+        let found = contexts.get(&context)?;
+        current.stream = Some((found.stream.upgrade()?, found.position));
+        Some(found.root)
     })
 }
 

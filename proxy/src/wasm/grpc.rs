@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     pin::Pin,
     rc::Weak,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -34,13 +37,35 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// A message's header: whether it is compressed, and its length.
 const HEADER: usize = 5;
 
+/// A part of what an instance's calls may have waiting to be sent; dropping it gives it back.
+#[derive(Debug)]
+pub struct Share {
+    of: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Share {
+    /// A part of this size, if that leaves no more than `max` waiting.
+    pub fn take(of: &Arc<AtomicUsize>, bytes: usize, max: usize) -> Option<Share> {
+        let fits = |waiting: usize| waiting.checked_add(bytes).filter(|all| *all <= max);
+        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Share { of: of.clone(), bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// What the guest wants of its calls.
 #[derive(Debug)]
 pub enum Wish {
     /// A new one.
     Open(Box<Call>),
     /// Another message; and whether it is the last one.
-    Send(u32, Bytes, bool),
+    Send(u32, (Bytes, Share), bool),
     /// No more messages from here.
     Close(u32),
     /// Nothing more at all.
@@ -52,6 +77,8 @@ pub enum Wish {
 pub struct Call {
     /// The guest's handle.
     pub id: u32,
+    /// For which root context.
+    pub root: usize,
     /// Where to.
     pub cluster: Arc<Cluster>,
     /// The head: the path, and the guest's metadata.
@@ -60,6 +87,8 @@ pub struct Call {
     pub message: Option<Bytes>,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
+    /// What it takes until it has ended.
+    pub share: Share,
 }
 
 /// What a call has brought, while the guest is told of it.
@@ -77,7 +106,7 @@ pub enum Event {
 
 /// A call under way, as its filter's worker has it.
 pub(super) struct Handle {
-    messages: Option<UnboundedSender<Bytes>>,
+    messages: Option<UnboundedSender<(Bytes, Share)>>,
     task: AbortHandle,
 }
 
@@ -100,10 +129,10 @@ pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Po
             let task = tokio::task::spawn_local(task).abort_handle();
             calls.insert(id, Handle { messages: stream.then_some(sender), task });
         }
-        Wish::Send(id, message, last) => {
+        Wish::Send(id, (message, share), last) => {
             let Some(handle) = calls.get_mut(&id) else { return };
             if let Some(messages) = &handle.messages {
-                let _ = messages.send(framed(&message));
+                let _ = messages.send((framed(&message), share));
             }
             if last {
                 handle.messages = None;
@@ -128,21 +157,27 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 /// The messages of a stream, as a request's body.
-struct Messages(UnboundedReceiver<Bytes>);
+struct Messages(UnboundedReceiver<(Bytes, Share)>);
 
 impl http_body::Body for Messages {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(ready!(self.0.poll_recv(cx)).map(|message| Ok(Frame::data(message))))
+        Poll::Ready(ready!(self.0.poll_recv(cx)).map(|(message, _)| Ok(Frame::data(message))))
     }
 }
 
-async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
-    let (id, stream, limit) = (call.id, call.message.is_none(), call.timeout);
+async fn run(
+    vm: Weak<Vm>,
+    upstream: Pools<Body>,
+    call: Call,
+    messages: UnboundedReceiver<(Bytes, Share)>,
+    incarnation: u32,
+) {
+    let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
-        Some(vm) => vm.on_grpc_event(id, event, incarnation),
+        Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
         None => false,
     };
     let exchange = exchange(&upstream, call, messages, &tell);
@@ -161,7 +196,7 @@ async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: Unbounde
     if let Some(vm) = vm.upgrade() {
         // Of a call that is no stream a message is the whole answer.
         if stream || status != 0 {
-            vm.on_grpc_event(id, Event::Closed(status, message), incarnation);
+            vm.on_grpc_event(root, id, Event::Closed(status, message), incarnation);
         }
         vm.grpc_ended(id, incarnation);
     }
@@ -173,11 +208,11 @@ type End = (u32, String);
 async fn exchange(
     upstream: &Pools<Body>,
     call: Call,
-    messages: UnboundedReceiver<Bytes>,
+    messages: UnboundedReceiver<(Bytes, Share)>,
     tell: &impl Fn(Event) -> bool,
 ) -> Result<Option<End>, End> {
     let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
-    let Call { cluster, mut head, message, timeout, .. } = call;
+    let Call { cluster, mut head, message, timeout, share: _share, .. } = call;
     head.fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
     head.fields.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(timeout) = timeout {

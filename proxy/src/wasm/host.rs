@@ -2,7 +2,11 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -15,6 +19,7 @@ use super::{
     grpc::{Event, Wish},
     limits::Limit,
     plugin::Identity,
+    shared_data::SharedData,
     world::World,
 };
 use crate::{
@@ -41,6 +46,8 @@ pub enum Phase {
 pub struct HttpCall {
     /// The guest's handle.
     pub id: u32,
+    /// For which root context.
+    pub root: usize,
     /// Where to.
     pub cluster: Arc<Cluster>,
     /// The head.
@@ -49,6 +56,8 @@ pub struct HttpCall {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
+    /// Bytes that the guest has given for it, in all.
+    pub size: usize,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
 }
@@ -105,12 +114,31 @@ impl ResourceLimiter for Limiter {
     }
 }
 
+/// What the host keeps for a root context: one of the filters in an instance.
+#[derive(Debug)]
+pub struct Root {
+    /// Who the filter is.
+    pub identity: Arc<Identity>,
+    /// The callbacks it wants, as bits of [`phase`].
+    pub subscribed: u32,
+    /// It has said which callbacks it wants.
+    pub subscribes: bool,
+    /// Its tick.
+    pub tick: Option<Duration>,
+}
+
 /// The data of a store.
 pub struct Host {
-    /// Who the filter is.
+    /// The filters that share the instance.
+    pub roots: Box<[Root]>,
+    /// For which of them it is called.
+    pub root: usize,
+    /// Who that is.
     pub identity: Arc<Identity>,
     /// What all filters share.
     pub world: Arc<World>,
+    /// What it shares with other instances of its `vm_id`.
+    pub shared_data: Arc<SharedData>,
     /// The bound on its memory.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -125,18 +153,12 @@ pub struct Host {
     pub effective: u32,
     /// The version of the ABI that it was made for.
     pub abi: &'static str,
-    /// Its root context.
-    pub root: u32,
-    /// The callbacks it wants, as bits of [`phase`].
-    pub subscribed: u32,
-    /// It has said which callbacks it wants.
-    pub subscribes: bool,
     /// The last thing it has logged while it was configured.
     pub said: String,
     /// Mistakes in its configuration, with their places.
     pub config_errors: Vec<(String, String)>,
-    /// Its tick.
-    pub tick: Option<Duration>,
+    /// A tick has been set.
+    pub ticks_changed: bool,
     /// Header names by id.
     pub names: Vec<Name>,
     /// Ids of header names.
@@ -147,11 +169,11 @@ pub struct Host {
     pub buckets: Vec<Arc<Bucket>>,
     /// Limits by id, with their bounds.
     pub stream_limits: Vec<(Arc<Limit>, u32)>,
-    /// Queues that it wants to read from now on.
-    pub reads: Vec<u32>,
+    /// Queues that it wants to read from now on, and for which root.
+    pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
-    /// Calls that have not been answered yet, and the bytes of their bodies.
+    /// Calls that have not been answered yet, and the bytes given for them.
     pub calls_under_way: (usize, usize),
     /// The last id given to a call.
     pub last_call: u32,
@@ -159,6 +181,8 @@ pub struct Host {
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended; whether they are streams.
     pub grpc_calls: HashMap<u32, bool>,
+    /// Bytes of gRPC calls that wait to be sent.
+    pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
     pub grpc_wishes: Vec<Wish>,
     /// What a gRPC call has brought.
@@ -181,10 +205,24 @@ impl Host {
         self.abi == "0.1.0"
     }
 
-    /// The data of a new instance.
-    pub fn new(identity: Arc<Identity>, world: Arc<World>, memory_limit: usize) -> Host {
+    /// A call begins that acts for one of the filters, on a context.
+    pub fn act_for(&mut self, root: usize, context: u32) {
+        self.effective = context;
+        if self.root != root {
+            self.root = root;
+            self.identity = self.roots[root].identity.clone();
+        }
+    }
+
+    /// The data of a new instance of these filters, at least one.
+    pub fn new(identities: impl Iterator<Item = Arc<Identity>>, world: Arc<World>, memory_limit: usize) -> Host {
+        let root = |identity| Root { identity, subscribed: phase::ALL, subscribes: false, tick: None };
+        let roots: Box<[Root]> = identities.map(root).collect();
         Host {
-            identity,
+            identity: roots[0].identity.clone(),
+            shared_data: world.shared.data(&roots[0].identity.vm_id),
+            roots,
+            root: 0,
             world,
             limiter: Limiter { memory: memory_limit, denied: false },
             memory: None,
@@ -193,12 +231,9 @@ impl Host {
             phase: Phase::Start,
             effective: 0,
             abi: "",
-            root: 0,
-            subscribed: phase::ALL,
-            subscribes: false,
             said: String::new(),
             config_errors: Vec::new(),
-            tick: None,
+            ticks_changed: false,
             names: Vec::new(),
             name_ids: HashMap::new(),
             routes: Vec::new(),
@@ -210,6 +245,7 @@ impl Host {
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
+            grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
             grpc_event: None,
             timers: Vec::new(),

@@ -12,14 +12,15 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// The callbacks that it has subscribed to, as bits of [`tollgate_abi::fast::phase`]; none if it has not said.
-    pub fn subscribed(&self) -> Option<u32> {
-        let host = self.store.data();
-        host.subscribes.then_some(host.subscribed)
+    /// The callbacks that one of its filters has subscribed to, as bits of [`tollgate_abi::fast::phase`]; none if it has not
+    /// said.
+    pub fn subscribed(&self, filter: usize) -> Option<u32> {
+        let root = &self.store.data().roots[filter];
+        root.subscribes.then_some(root.subscribed)
     }
 
-    /// The callbacks that it wants and has, as bits of [`phase`].
-    pub fn phases(&self) -> u32 {
+    /// The callbacks that one of its filters wants and has, as bits of [`phase`].
+    pub fn phases(&self, filter: usize) -> u32 {
         let e = &self.exports;
         let has = [
             (phase::REQUEST_HEADERS, e.headers[0].is_some()),
@@ -37,7 +38,7 @@ impl Instance {
             (phase::LIFECYCLE, e.context_create.is_some() || e.done.is_some() || e.delete.is_some()),
         ];
         let exported = has.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit);
-        exported & self.store.data().subscribed
+        exported & self.store.data().roots[filter].subscribed
     }
 }
 

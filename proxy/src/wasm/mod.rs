@@ -1,22 +1,25 @@
 //! Running filters: WebAssembly modules that speak Proxy-Wasm, and the fast lane beside it (see `abi/SPEC.md`).
 //!
-//! [`engine`] compiles, [`module`] checks, [`plugin`] makes instances, [`vm`] is what a worker has of a filter. The host's
-//! functions are in [`hostcalls`], one file for each group. What filters share is in [`world`].
+//! [`engine`] compiles, [`module`] checks, [`plugin`] is a filter with its configuration, [`machine`] makes instances of one
+//! or of several, [`vm`] is what a worker has of those, and [`filter`] what a chain has. The host's functions are in [`hostcalls`], one file for each group. What filters share is in [`world`].
 
 pub mod bucket;
 mod callout;
 mod clock;
 mod current;
 pub mod engine;
+pub mod filter;
 mod grpc;
 mod host;
 mod hostcalls;
 mod instance;
 pub mod limits;
+pub mod machine;
 pub mod module;
 mod network;
 pub mod plugin;
 mod queue;
+mod shared_data;
 mod subject;
 pub mod vm;
 mod voice;
@@ -26,9 +29,11 @@ pub mod world;
 pub(crate) use self::hostcalls::has as is_offered;
 pub use self::{
     engine::Engine,
+    filter::WasmFilter,
     instance::Instance,
+    machine::{InstantiateError, Machine, NotMade},
     module::{Code, LoadError, content_hash},
-    plugin::{InstantiateError, Plugin},
+    plugin::Plugin,
     vm::{Site, Vm},
     world::{Shared, World},
 };

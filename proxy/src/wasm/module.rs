@@ -64,6 +64,7 @@ impl Code {
     /// The same, with all that is wrong with it: one error at least.
     pub fn load_or_all(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, Vec<LoadError>> {
         let start = Instant::now();
+        engine.tick().map_err(|e| vec![LoadError::Compile(source.into(), e.to_string())])?;
         let module = Module::new(engine.wasmtime(), bytes)
             .map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
         let mut wrong = Vec::new();
@@ -116,10 +117,18 @@ fn check_allocator(module: &Module, source: &str) -> Result<(), LoadError> {
     }
 }
 
-/// Names every function that is missing, not just the first.
+/// Names every function that is missing, not just the first, and the versions that have it.
 fn check_imports(module: &Module, source: &str) -> Result<(), LoadError> {
     let missing = module.imports().filter(|i| !hostcalls::has(i.module(), i.name()));
-    let missing: Vec<_> = missing.map(|i| format!("`{}.{}`", i.module(), i.name())).collect();
+    let missing = missing.map(|i| {
+        let versions = hostcalls::versions(i.name());
+        let versions = match versions.is_empty() {
+            true => "no version has it".to_owned(),
+            false => versions.join(", ") + " has it",
+        };
+        format!("`{}.{}` ({versions})", i.module(), i.name())
+    });
+    let missing: Vec<_> = missing.collect();
     match missing.is_empty() {
         true => Ok(()),
         false => Err(LoadError::Imports(source.into(), missing.join(", "))),
@@ -144,5 +153,32 @@ fn check_callbacks(module: &Module, source: &str, wrong: &mut Vec<LoadError>) {
         if !(params_fit && types_fit && results_fit) {
             wrong.push(LoadError::WrongType(source.into(), f.name.into(), f.to_string()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_that_are_missing_are_named_with_the_versions_that_have_them() {
+        let text = r#"(module
+            (import "tollgate_v1" "teleport" (func))
+            (import "tollgate_v2" "state_get" (func (param i32 i32 i32 i32) (result i32)))
+            (import "tollgate_v1" "proxy_log" (func (param i32 i32 i32) (result i32)))
+            (import "env" "proxy_continue_request" (func (result i32)))
+            (import "wasi_snapshot_preview2" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (func (export "malloc") (param i32) (result i32) unreachable)
+            (func (export "proxy_abi_version_0_2_1")))"#;
+        let engine = Engine::new(None).unwrap();
+        let Err(error) = Code::load(&engine, "a.wasm", &wat::parse_str(text).unwrap()) else { panic!("it was loaded") };
+        assert_eq!(
+            error.to_string(),
+            "a.wasm needs functions that this version of Tollgate does not have: \
+             `tollgate_v1.teleport` (no version has it), `tollgate_v2.state_get` (tollgate_v1 has it), \
+             `tollgate_v1.proxy_log` (env has it), \
+             `wasi_snapshot_preview2.fd_write` (wasi_snapshot_preview1, wasi_unstable has it)"
+        );
     }
 }

@@ -7,7 +7,7 @@ use tollgate_abi::{
     proxy_wasm::{action, peer},
 };
 
-use super::{subject::Subject, vm::Vm};
+use super::{filter::WasmFilter, subject::Subject};
 use crate::chain::{
     Action,
     network::{Closed, NetworkFilter, NetworkStream, Side},
@@ -21,7 +21,7 @@ fn peer(closed: Closed) -> i32 {
     }
 }
 
-impl NetworkFilter for Vm {
+impl NetworkFilter for WasmFilter {
     fn phases(&self) -> u32 {
         self.wanted_phases()
     }

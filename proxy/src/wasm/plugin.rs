@@ -1,35 +1,12 @@
-//! A filter of a snapshot: its code with its configuration, from which instances are made.
-//!
-//! Instances are made, started and configured on the control thread; a worker only ever gets one that is ready.
+//! A filter of a snapshot: its code with its configuration. It runs in a [`Machine`](super::Machine), alone or with others.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, atomic::AtomicU32},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tollgate_abi::proxy_wasm::ALLOCATORS;
-use wasmtime::{Store, TypedFunc};
-
-use super::{
-    clock,
-    engine::Engine,
-    host::{Host, Phase},
-    instance::{Exports, Instance, describe},
-    module::Code,
-    voice::Voice,
-    world::World,
-};
+use super::{engine::Engine, module::Code, voice::Voice, world::World};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
     observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry},
 };
-
-/// Configuring a filter may take this many times as long as a call.
-const CONFIGURE_FACTOR: u32 = 20;
-
-/// The id of an instance's root context. Ids of streams follow.
-pub const ROOT: u32 = 1;
 
 /// Who a filter is: what it can ask about itself.
 #[derive(Debug)]
@@ -38,7 +15,7 @@ pub struct Identity {
     pub name: String,
     /// The name of its root context.
     pub root_id: String,
-    /// Filters with the same one share data.
+    /// Filters with the same one share data, and perhaps a VM.
     pub vm_id: String,
     /// Its configuration.
     pub config: Vec<u8>,
@@ -147,36 +124,10 @@ pub struct Plugin {
     pub figures: Figures,
     /// The last thing that went wrong with it.
     pub last_error: arc_swap::ArcSwapOption<String>,
-    /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
-    pub spare: Mutex<Option<Instance>>,
-    /// How often in a row its instances have failed soon after they were made.
-    pub crashes: AtomicU32,
-    engine: Arc<Engine>,
-    world: Arc<World>,
-    call_time: Duration,
-    memory_limit: usize,
-}
-
-/// Why an instance could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum InstantiateError {
-    /// The filter refuses its configuration, and says why: places in it, and messages.
-    #[error("{}", list(.0))]
-    Config(Vec<(String, String)>),
-    /// The filter refuses to start, or its configuration, without a reason.
-    #[error("it returned false from `{0}`{hint}", hint = if .1.is_empty() { String::new() } else { format!("; it logged: {}", .1) })]
-    Refused(&'static str, String),
-    /// It trapped, or took too long.
-    #[error("it failed in `{0}`: {1}")]
-    Trapped(&'static str, String),
-}
-
-fn list(errors: &[(String, String)]) -> String {
-    let each = errors.iter().map(|(path, message)| match path.is_empty() {
-        true => message.clone(),
-        false => format!("{path}: {message}"),
-    });
-    each.collect::<Vec<_>>().join("; ")
+    pub(super) engine: Arc<Engine>,
+    pub(super) world: Arc<World>,
+    pub(super) call_time: Duration,
+    pub(super) memory_limit: usize,
 }
 
 /// A configuration value as a filter gets it: text as it stands, nothing as nothing, everything else as JSON.
@@ -211,8 +162,6 @@ impl Plugin {
             headers_pause: config.headers_pause,
             figures: Figures::new(&world.shared.registry, &config.name)?,
             last_error: arc_swap::ArcSwapOption::empty(),
-            spare: Mutex::new(None),
-            crashes: AtomicU32::new(0),
             engine: engine.clone(),
             world: world.clone(),
             call_time: config.limits.call_time.0,
@@ -220,79 +169,19 @@ impl Plugin {
         })
     }
 
-    /// What it sees of the world.
-    pub(super) fn world(&self) -> &World {
-        &self.world
+    /// Whether both can run in one VM; see [`Machine`](super::Machine).
+    pub(super) fn shares_vm_with(&self, other: &Plugin) -> bool {
+        let (one, other_one) = (&self.identity, &other.identity);
+        one.vm_id == other_one.vm_id
+            && self.code.hash == other.code.hash
+            && one.vm_config == other_one.vm_config
+            && one.env == other_one.env
+            && self.memory_limit == other.memory_limit
     }
 
     /// Half of the time that a call may take, and how many ticks of the engine that is.
     pub(super) fn half_call(&self) -> (Duration, u64) {
         let half = self.call_time / 2;
         (half, Engine::ticks(half))
-    }
-
-    /// Makes an instance: started and configured. Takes from microseconds to as long as the filter's configuring takes.
-    pub fn instantiate(&self) -> Result<Instance, InstantiateError> {
-        let host = Host::new(self.identity.clone(), self.world.clone(), self.memory_limit);
-        let mut store = Store::new(self.engine.wasmtime(), host);
-        store.limiter(|host| &mut host.limiter);
-        clock::install(&mut store);
-        clock::start(&mut store, self.call_time * CONFIGURE_FACTOR);
-        let trapped = |place: &'static str| {
-            move |e: wasmtime::Error| {
-                let reason = match describe(&e) {
-                    (TrapKind::Timeout, _) => {
-                        format!(
-                            "it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take"
-                        )
-                    }
-                    (_, reason) => reason,
-                };
-                InstantiateError::Trapped(place, reason)
-            }
-        };
-        let started = Instant::now();
-
-        let instance = self.code.pre.instantiate(&mut store).map_err(trapped("start"))?;
-        store.data_mut().memory = instance.get_memory(&mut store, "memory");
-        let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut store, name));
-        store.data_mut().allocate = allocator.and_then(|f| f.typed(&store).ok());
-        // A reactor has `_initialize` (and perhaps a `main`), a command `_start`.
-        for name in ["_initialize", "_start"] {
-            if let Ok(start) = instance.get_typed_func::<(), ()>(&mut store, name) {
-                start.call(&mut store, ()).map_err(trapped(name))?;
-                break;
-            }
-        }
-        if instance.get_func(&mut store, "_initialize").is_some()
-            && let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut store, "main")
-        {
-            main.call(&mut store, (0, 0)).map_err(trapped("main"))?;
-        }
-
-        let exports = Exports::find(&instance, &mut store);
-        store.data_mut().abi = self.code.abi;
-        store.data_mut().root = ROOT;
-        store.data_mut().effective = ROOT;
-        if let Some(create) = &exports.context_create {
-            create.call(&mut store, (ROOT, 0)).map_err(trapped("proxy_on_context_create"))?;
-        }
-        let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
-            let Some(f) = f else { return Ok(()) };
-            store.data_mut().phase = phase;
-            store.data_mut().effective = ROOT;
-            let agreed = f.call(&mut store, (ROOT, size as u32)).map_err(trapped(name))? != 0;
-            let errors = std::mem::take(&mut store.data_mut().config_errors);
-            match (agreed, errors.is_empty()) {
-                (_, false) => Err(InstantiateError::Config(errors)),
-                (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said))),
-                (true, true) => Ok(()),
-            }
-        };
-        ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, self.identity.vm_config.len())?;
-        ask("proxy_on_configure", Phase::Configure, &exports.configure, self.identity.config.len())?;
-        store.data_mut().phase = Phase::Running;
-        tracing::debug!(filter = self.identity.name, us = started.elapsed().as_micros() as u64, "instance ready");
-        Ok(Instance { store, exports })
     }
 }

@@ -14,6 +14,12 @@ use tokio::sync::mpsc::UnboundedSender;
 /// Queues of the process.
 const MAX_QUEUES: usize = 1024;
 
+/// Bytes of a queue's name.
+const MAX_NAME: usize = 4096;
+
+/// Instances that read one queue: the oldest are told no more.
+const MAX_READERS: usize = 1024;
+
 /// Bytes that wait in one queue, each message counted with 64 more.
 const MAX_BYTES: usize = 16 << 20;
 
@@ -57,13 +63,13 @@ fn cost(message: &[u8]) -> usize {
 }
 
 impl Queues {
-    /// The queue of this name, made if it is not there. `None`: there are too many.
+    /// The queue of this name, made if it is not there. `None`: there are too many, or the name is too long.
     pub fn open(&self, vm_id: &str, name: &str) -> Option<u32> {
         let mut all = lock(&self.0);
         let key = (vm_id.to_owned(), name.to_owned());
         match all.ids.get(&key) {
             Some(id) => Some(*id),
-            None if all.queues.len() >= MAX_QUEUES => None,
+            None if all.queues.len() >= MAX_QUEUES || name.len() > MAX_NAME => None,
             None => {
                 all.queues.push(Arc::default());
                 let id = all.queues.len() as u32;
@@ -77,7 +83,10 @@ impl Queues {
     pub fn read(&self, id: u32, reader: Note) {
         let Some(queue) = self.get(id) else { return };
         let mut queue = lock(&queue);
-        queue.readers.retain(|reader| !reader.is_closed());
+        queue.readers.retain(|known| !known.is_closed() && !known.same_channel(&reader));
+        if queue.readers.len() >= MAX_READERS {
+            queue.readers.remove(0);
+        }
         queue.readers.push(reader);
     }
 
@@ -156,5 +165,17 @@ mod tests {
         queues.send(id, b"").unwrap();
         let made = (0..5000).take_while(|i| queues.open("vm", &i.to_string()).is_some()).count();
         assert_eq!(made, MAX_QUEUES - 1);
+
+        let queues = Queues::default();
+        assert_eq!(queues.open("vm", &"n".repeat(MAX_NAME + 1)), None);
+        let id = queues.open("vm", "q").unwrap();
+        let (reader, mut inbox) = unbounded_channel();
+        (0..3 * MAX_READERS).for_each(|_| queues.read(id, reader.clone()));
+        queues.send(id, b"").unwrap();
+        assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
+        assert_eq!(lock(&queues.get(id).unwrap()).readers.len(), 1, "who reads it already reads it once");
+        let others: Vec<_> = (0..MAX_READERS + 5).map(|_| unbounded_channel()).collect();
+        others.iter().for_each(|(other, _)| queues.read(id, other.clone()));
+        assert_eq!(lock(&queues.get(id).unwrap()).readers.len(), MAX_READERS);
     }
 }

@@ -14,6 +14,7 @@ use crate::chain::{
     Stream,
     flow::failed_reply,
     network::{self, NetworkStream},
+    stored::Stored,
     stream::{self, ConnectionInfo, Position},
 };
 
@@ -50,8 +51,8 @@ pub struct Notes<'s> {
     pub flags: &'s mut u32,
     /// Fields for the access log.
     pub log_fields: &'s mut Vec<(String, String)>,
-    /// Properties.
-    pub properties: &'s mut Vec<(Vec<u8>, Vec<u8>)>,
+    /// State and metadata.
+    pub stored: &'s mut Stored,
     /// Places of limits.
     pub held: &'s mut SmallVec<[Place; 1]>,
 }
@@ -86,12 +87,12 @@ impl Subject {
     pub fn with_notes<T>(&self, f: impl FnOnce(Notes<'_>) -> T) -> T {
         match self {
             Subject::Http(stream) => {
-                let stream::State { flags, log_fields, properties, held, .. } = &mut *stream.state.borrow_mut();
-                f(Notes { flags, log_fields, properties, held })
+                let stream::State { flags, log_fields, stored, held, .. } = &mut *stream.state.borrow_mut();
+                f(Notes { flags, log_fields, stored, held })
             }
             Subject::Tcp(stream) => {
-                let network::State { flags, log_fields, properties, held, .. } = &mut *stream.state.borrow_mut();
-                f(Notes { flags, log_fields, properties, held })
+                let network::State { flags, log_fields, stored, held, .. } = &mut *stream.state.borrow_mut();
+                f(Notes { flags, log_fields, stored, held })
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The host's functions, answered by the test host of this thread.
 
-use tollgate_abi::fast::Take;
+use tollgate_abi::{fast::Take, proxy_wasm::Status};
 
 use super::Span;
 use crate::{
@@ -222,6 +222,55 @@ pub(crate) fn shared_get(key: &[u8]) -> Option<(Vec<u8>, u32)> {
 
 pub(crate) fn shared_set(key: &[u8], value: &[u8], version: u32) -> i32 {
     with(|h| h.shared_set(key, value, version))
+}
+
+pub(crate) fn shared_set_if(key: &[u8], value: &[u8], expected: i64, ttl_ms: u64) -> i32 {
+    with(|h| h.shared_set_if(key, value, expected, ttl_ms))
+}
+
+pub(crate) fn shared_delete(key: &[u8], expected: i64) -> i32 {
+    with(|h| h.shared_delete(key, expected))
+}
+
+/// Writes a value to a buffer if it fits, as the host does.
+fn write(value: Option<&[u8]>, buffer: &mut [u8]) -> i32 {
+    value.map_or(-(Status::NotFound as i32), |value| {
+        if let Some(place) = buffer.get_mut(..value.len()) {
+            place.copy_from_slice(value);
+        }
+        value.len() as i32
+    })
+}
+
+pub(crate) fn state_get(key: &[u8], buffer: &mut [u8]) -> i32 {
+    with(|h| write(h.stream().state.get(key).map(Vec::as_slice), buffer))
+}
+
+pub(crate) fn state_set(key: &[u8], value: &[u8]) -> i32 {
+    with(|h| h.set_state(key, value))
+}
+
+pub(crate) fn state_delete(key: &[u8]) -> i32 {
+    with(|h| h.stream().state.remove(key)).map_or(Status::NotFound, |_| Status::Ok) as i32
+}
+
+pub(crate) fn metadata_get(space: &[u8], key: &[u8], kind: &mut u32, buffer: &mut [u8]) -> i32 {
+    with(|h| {
+        let found = h.stream().metadata.get(&(space.to_vec(), key.to_vec()));
+        if let Some((of, _)) = found {
+            *kind = *of as u32;
+        }
+        write(found.map(|(_, value)| value.as_slice()), buffer)
+    })
+}
+
+pub(crate) fn metadata_set(space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> i32 {
+    with(|h| h.set_metadata(space, key, kind, value))
+}
+
+pub(crate) fn metadata_delete(space: &[u8], key: &[u8]) -> i32 {
+    let removed = with(|h| h.stream().metadata.remove(&(space.to_vec(), key.to_vec())));
+    removed.map_or(Status::NotFound, |_| Status::Ok) as i32
 }
 
 pub(crate) fn queue_register(name: &str) -> i32 {

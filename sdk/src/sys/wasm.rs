@@ -149,6 +149,59 @@ pub(crate) fn log_field(name: &str, value: &str) {
     };
 }
 
+pub(crate) fn shared_set_if(key: &[u8], value: &[u8], expected: i64, ttl_ms: u64) -> i32 {
+    let ttl = i64::try_from(ttl_ms).unwrap_or(i64::MAX);
+    // SAFETY: both ranges are live for the call.
+    unsafe { fast::shared_set(ptr(key), len(key), ptr(value), len(value), expected, ttl) }
+}
+
+pub(crate) fn shared_delete(key: &[u8], expected: i64) -> i32 {
+    // SAFETY: the range is live for the call.
+    unsafe { fast::shared_delete(ptr(key), len(key), expected) }
+}
+
+pub(crate) fn state_get(key: &[u8], buffer: &mut [u8]) -> i32 {
+    // SAFETY: the key is live for the call; the host writes at most `buffer.len()` bytes to the buffer, which is borrowed
+    // mutably.
+    unsafe { fast::state_get(ptr(key), len(key), buffer.as_mut_ptr() as i32, len(buffer)) }
+}
+
+pub(crate) fn state_set(key: &[u8], value: &[u8]) -> i32 {
+    // SAFETY: both ranges are live for the call.
+    unsafe { fast::state_set(ptr(key), len(key), ptr(value), len(value)) }
+}
+
+pub(crate) fn state_delete(key: &[u8]) -> i32 {
+    // SAFETY: the range is live for the call.
+    unsafe { fast::state_delete(ptr(key), len(key)) }
+}
+
+pub(crate) fn metadata_get(space: &[u8], key: &[u8], kind: &mut u32, buffer: &mut [u8]) -> i32 {
+    // SAFETY: both names are live for the call; the host writes four bytes to `kind`, and at most `buffer.len()` bytes to the
+    // buffer; both are borrowed mutably.
+    unsafe {
+        fast::metadata_get(
+            ptr(space),
+            len(space),
+            ptr(key),
+            len(key),
+            std::ptr::from_mut(kind) as i32,
+            buffer.as_mut_ptr() as i32,
+            len(buffer),
+        )
+    }
+}
+
+pub(crate) fn metadata_set(space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> i32 {
+    // SAFETY: all ranges are live for the call.
+    unsafe { fast::metadata_set(ptr(space), len(space), ptr(key), len(key), kind, ptr(value), len(value)) }
+}
+
+pub(crate) fn metadata_delete(space: &[u8], key: &[u8]) -> i32 {
+    // SAFETY: both ranges are live for the call.
+    unsafe { fast::metadata_delete(ptr(space), len(space), ptr(key), len(key)) }
+}
+
 pub(crate) fn now() -> u64 {
     // SAFETY: no addresses.
     unsafe { fast::now() as u64 }

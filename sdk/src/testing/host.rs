@@ -15,7 +15,7 @@ use tollgate_abi::{
 use super::{
     MISSING_CLUSTER, Selected,
     services::{ServiceAnswer, Services},
-    stores::{Buckets, Metric, SharedQueue},
+    stores::{Buckets, Metric, SharedQueue, SharedValue},
     stream::{Message, Part, Stage, Stream},
 };
 use crate::{CallError, ConfigError, dispatch::Half, doc, message::Name, tcp::dispatch::Side};
@@ -60,7 +60,7 @@ pub(crate) struct Host {
     /// Most that may be held, and how many are.
     pub(crate) limits: Vec<(u32, u32)>,
     pub(super) metrics: Vec<Metric>,
-    pub(super) shared: HashMap<Vec<u8>, (Vec<u8>, u32)>,
+    pub(super) shared: HashMap<Vec<u8>, SharedValue>,
     pub(super) shared_version: u32,
     pub(super) queues: Vec<SharedQueue>,
     /// Queues whose reader is to be told, once for each message.

@@ -10,7 +10,7 @@ use super::{
     settle,
     stream::{Message, Part, Stage, Stream},
 };
-use crate::{Filter, Reply, dispatch::Dispatcher, doc};
+use crate::{Filter, Metadata, Reply, dispatch::Dispatcher, doc};
 
 /// The route that a filter has selected.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +117,17 @@ impl<'h, F: Filter> Outcome<'h, F> {
     /// A field that the filter has set for the access log.
     pub fn log_field(&self, name: &str) -> Option<&str> {
         self.text(|s| s.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone().into_bytes()))
+    }
+
+    /// What is stored with the stream under a key; see [`stored`](crate::stored).
+    pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+        with(|h| h.streams.get(&self.context)?.state.get(key.as_ref()).cloned())
+    }
+
+    /// A value of the stream's metadata.
+    pub fn metadata(&self, space: &str, key: &str) -> Option<Metadata> {
+        let (kind, bytes) = with(|h| h.streams.get(&self.context)?.metadata.get(&(space.into(), key.into())).cloned())?;
+        Metadata::new(kind, bytes)
     }
 
     /// How long the filter waits: until the stream's next timer.

@@ -1,11 +1,17 @@
 //! A request that a test sends.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use tollgate_abi::fast::phase;
 
-use super::{ROOT, address, host::with, outcome::Outcome, settle, stream::Part};
-use crate::{Filter, dispatch::Dispatcher};
+use super::{
+    ROOT, address,
+    host::with,
+    outcome::Outcome,
+    settle,
+    stream::{MetadataMap, Part},
+};
+use crate::{Filter, Value, dispatch::Dispatcher};
 
 /// A request on its way into a filter.
 #[must_use]
@@ -15,6 +21,8 @@ pub struct RequestBuilder<'h, F: Filter> {
     body: Option<Vec<Part>>,
     source: SocketAddr,
     client: Option<SocketAddr>,
+    state: BTreeMap<Vec<u8>, Vec<u8>>,
+    metadata: MetadataMap,
 }
 
 impl<'h, F: Filter> RequestBuilder<'h, F> {
@@ -26,6 +34,8 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
             body: None,
             source: SocketAddr::from(([192, 0, 2, 1], 40_000)),
             client: None,
+            state: BTreeMap::new(),
+            metadata: MetadataMap::new(),
         }
     }
 
@@ -71,10 +81,30 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         self
     }
 
+    /// What another filter has stored with it; see [`stored`](crate::stored).
+    pub fn state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
+        self.state.insert(key.as_ref().to_vec(), value.as_ref().to_vec());
+        self
+    }
+
+    /// Metadata that another filter has set.
+    pub fn metadata<'a>(mut self, space: &str, key: &str, value: impl Into<Value<'a>>) -> Self {
+        let value = value.into();
+        let bytes = value.with_bytes(<[u8]>::to_vec);
+        self.metadata.insert((space.into(), key.into()), (value.kind(), bytes));
+        self
+    }
+
     /// Sends it through the request's callbacks; [`Outcome`] has what came of it, and goes on from there.
     pub fn send(self) -> Outcome<'h, F> {
-        let RequestBuilder { dispatcher, headers, body, source, client } = self;
-        let context = with(|h| h.begin(headers, body, source, client.unwrap_or(source)));
+        let RequestBuilder { dispatcher, headers, body, source, client, state, metadata } = self;
+        let context = with(|h| {
+            let context = h.begin(headers, body, source, client.unwrap_or(source));
+            if let Some(stream) = h.streams.get_mut(&context) {
+                (stream.state, stream.metadata) = (state, metadata);
+            }
+            context
+        });
         if with(|h| h.phases & phase::LIFECYCLE != 0) {
             dispatcher.context_create(context, ROOT);
         }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use tollgate_abi::{
-    fast::Take,
+    fast::{Take, expected, limit},
     gcra::{Figures, TICKS_PER_NANO},
     proxy_wasm::{Status, metric},
 };
@@ -42,6 +42,14 @@ pub(super) struct Metric {
     value: i64,
     /// Of a histogram.
     recorded: Vec<i64>,
+}
+
+/// A value of the shared data.
+pub(super) struct SharedValue {
+    value: Vec<u8>,
+    version: u32,
+    /// When it goes.
+    until_ns: u64,
 }
 
 /// A queue and what is in it.
@@ -118,16 +126,70 @@ impl Host {
     }
 
     pub(crate) fn shared_get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
-        self.shared.get(key).cloned()
+        let found = self.shared.get(key).filter(|found| found.until_ns > self.now_ns)?;
+        Some((found.value.clone(), found.version))
     }
 
     pub(crate) fn shared_set(&mut self, key: &[u8], value: &[u8], version: u32) -> i32 {
-        let known = self.shared.get(key).map_or(0, |(_, version)| *version);
-        if version != 0 && version != known {
+        let expected = if version == 0 { expected::ANY } else { i64::from(version) };
+        self.shared_set_if(key, value, expected, 0)
+    }
+
+    /// Whether a key's version is the expected one.
+    fn is_as_expected(&self, key: &[u8], expected: i64) -> bool {
+        let known = self.shared_get(key).map_or(expected::ABSENT, |(_, version)| version.into());
+        expected == expected::ANY || expected == known
+    }
+
+    pub(crate) fn shared_set_if(&mut self, key: &[u8], value: &[u8], expected: i64, ttl_ms: u64) -> i32 {
+        if !self.is_as_expected(key, expected) {
             return Status::CasMismatch as i32;
         }
         self.shared_version += 1;
-        self.shared.insert(key.to_vec(), (value.to_vec(), self.shared_version));
+        let until_ns = match ttl_ms {
+            0 => u64::MAX,
+            ms => self.now_ns.saturating_add(ms.saturating_mul(1_000_000)),
+        };
+        let new = SharedValue { value: value.to_vec(), version: self.shared_version, until_ns };
+        self.shared.insert(key.to_vec(), new);
+        Status::Ok as i32
+    }
+
+    pub(crate) fn shared_delete(&mut self, key: &[u8], expected: i64) -> i32 {
+        if self.shared_get(key).is_none() {
+            return Status::NotFound as i32;
+        }
+        if !self.is_as_expected(key, expected) {
+            return Status::CasMismatch as i32;
+        }
+        self.shared.remove(key);
+        Status::Ok as i32
+    }
+
+    /// Within the bounds of the real host.
+    pub(crate) fn set_state(&mut self, key: &[u8], value: &[u8]) -> i32 {
+        let state = &mut self.stream().state;
+        if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
+            return Status::BadArgument as i32;
+        }
+        if !state.contains_key(key) && state.len() >= limit::STATE {
+            return Status::InternalFailure as i32;
+        }
+        state.insert(key.to_vec(), value.to_vec());
+        Status::Ok as i32
+    }
+
+    /// The same.
+    pub(crate) fn set_metadata(&mut self, space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> i32 {
+        let metadata = &mut self.stream().metadata;
+        if space.len().max(key.len()) > limit::METADATA_NAME || value.len() > limit::METADATA_BYTES {
+            return Status::BadArgument as i32;
+        }
+        let name = (space.to_vec(), key.to_vec());
+        if !metadata.contains_key(&name) && metadata.len() >= limit::METADATA {
+            return Status::InternalFailure as i32;
+        }
+        metadata.insert(name, (kind, value.to_vec()));
         Status::Ok as i32
     }
 

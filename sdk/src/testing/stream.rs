@@ -1,6 +1,9 @@
 //! A simulated stream: its messages on their way through the filter, and what the filter has done to it.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use tollgate_abi::{fast::phase, proxy_wasm::action};
 
@@ -14,6 +17,9 @@ use crate::{
     dispatch::{Dispatcher, Half},
 };
 
+/// Metadata by namespace and key: the type, and the bytes.
+pub(crate) type MetadataMap = BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>;
+
 /// One stream.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
@@ -26,6 +32,8 @@ pub(crate) struct Stream {
     pub(crate) reply: Option<Reply>,
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
+    pub(crate) state: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) metadata: MetadataMap,
     pub(super) limits_held: Vec<u32>,
     /// It is a TCP connection.
     pub(super) tcp: Option<Tcp>,

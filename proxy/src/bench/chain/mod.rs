@@ -46,7 +46,7 @@ use crate::{
     },
     observe::{Shard, set_shard},
     upstream::{PoolOptions, Pools},
-    wasm::{Plugin, Site, Vm},
+    wasm::{Machine, Site, Vm},
 };
 
 /// How long filters run before they are measured: caches and branch predictors, and the guests' own memory, settle.
@@ -129,18 +129,19 @@ fn measure(
     let tasks = LocalSet::new();
     let _inside = tasks.enter();
 
-    let failed: Rc<RefCell<Option<Arc<Plugin>>>> = Rc::default();
+    let failed: Rc<RefCell<Option<Arc<Machine>>>> = Rc::default();
     let note = failed.clone();
     let site = Site {
         upstream: Pools::new(PoolOptions::default()),
-        rebuild: Rc::new(move |plugin, _| *note.borrow_mut() = Some(plugin.clone())),
+        rebuild: Rc::new(move |machine, _| *note.borrow_mut() = Some(machine.clone())),
     };
     let instances = instances.into_iter().next().unwrap_or_default();
-    let vms = snapshot.plugins.iter().zip(instances);
-    let vms: Vec<_> = vms.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone())).collect();
-    let vms: Vec<_> = parts.chain.iter().filter_map(|i| vms.get(*i)).cloned().collect();
+    let vms = snapshot.machines.iter().zip(instances);
+    let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+    let filters = snapshot.in_order(&vms);
+    let filters: Vec<_> = parts.chain.iter().filter_map(|i| filters.get(*i)).cloned().collect();
     let clock = clock();
-    let timed: Vec<_> = vms.iter().map(|vm| Rc::new(Timed::new(vm.clone(), clock))).collect();
+    let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
     let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
 
     let requests = asked.len();
@@ -156,7 +157,7 @@ fn measure(
                 HeaderMap::from_iter([(name, HeaderValue::from_static("ab56b4d92b40713acc5af89985d4b786"))])
             }),
         },
-        bare: chain(vms.iter().map(|vm| vm.clone() as Rc<dyn Filter>).collect()),
+        bare: chain(filters.iter().map(|filter| filter.clone() as Rc<dyn Filter>).collect()),
         timed: chain(timed.iter().map(|timed| timed.clone() as Rc<dyn Filter>).collect()),
         failed,
     };
@@ -176,7 +177,7 @@ fn measure(
     }
 
     let filters: Vec<_> = timed.iter().map(|filter| filter_report(filter)).collect();
-    let name = |position: usize| vms[position].name().to_owned();
+    let name = |position: usize| timed[position].name().to_owned();
     let endings: Vec<_> = run.endings.iter().map(|(e, n)| EndingReport::new(*e, *n, name)).collect();
     Ok(Report {
         tollgate: env!("CARGO_PKG_VERSION").to_owned(),
@@ -252,7 +253,7 @@ struct Runner {
     bare: Rc<Chain>,
     timed: Rc<Chain>,
     /// A filter that has failed.
-    failed: Rc<RefCell<Option<Arc<Plugin>>>>,
+    failed: Rc<RefCell<Option<Arc<Machine>>>>,
 }
 
 /// What has come of requests so far.
@@ -291,10 +292,10 @@ impl Runner {
         run.requests += requests;
         match self.failed.borrow().as_ref() {
             None => Ok(()),
-            Some(plugin) => {
-                let error = plugin.last_error.load();
+            Some(machine) => {
+                let error = machine.plugins()[0].last_error.load();
                 let error = error.as_ref().map_or("unknown", |e| e.as_str());
-                bail!("filter `{}` failed on one of the requests: {error}", plugin.identity.name)
+                bail!("filter `{}` failed on one of the requests: {error}", machine.names())
             }
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chain::{Action, Direction, Filter, HeadersPause, Stream},
-    wasm::Vm,
+    wasm::{Vm, WasmFilter},
 };
 
 /// Longer times are counted as this one.
@@ -107,20 +107,20 @@ pub(super) struct Tally {
 
 /// A measured filter.
 pub(super) struct Timed {
-    vm: Rc<Vm>,
+    filter: Rc<WasmFilter>,
     clock: Duration,
     tallies: RefCell<Vec<Tally>>,
 }
 
 impl Timed {
-    pub(super) fn new(vm: Rc<Vm>, clock: Duration) -> Timed {
-        let timed = Timed { vm, clock, tallies: RefCell::default() };
+    pub(super) fn new(filter: Rc<WasmFilter>, clock: Duration) -> Timed {
+        let timed = Timed { filter, clock, tallies: RefCell::default() };
         timed.reset();
         timed
     }
 
     pub(super) fn vm(&self) -> &Vm {
-        &self.vm
+        self.filter.vm()
     }
 
     /// Forgets what was measured.
@@ -136,12 +136,12 @@ impl Timed {
         all.filter(|(_, tally)| tally.times.len() > 0).collect()
     }
 
-    fn measure<T>(&self, phase: Phase, call: impl FnOnce(&Vm) -> T) -> T {
-        let (hostcalls, copied) = self.vm.traffic();
+    fn measure<T>(&self, phase: Phase, call: impl FnOnce(&WasmFilter) -> T) -> T {
+        let (hostcalls, copied) = self.vm().traffic();
         let start = Instant::now();
-        let result = call(&self.vm);
+        let result = call(&self.filter);
         let took = start.elapsed();
-        let after = self.vm.traffic();
+        let after = self.vm().traffic();
         let tally = &mut self.tallies.borrow_mut()[phase as usize];
         tally.times.record(took);
         // An instance that has failed is gone, and its counts with it.
@@ -153,37 +153,37 @@ impl Timed {
 
 impl Filter for Timed {
     fn name(&self) -> &str {
-        self.vm.name()
+        self.filter.name()
     }
 
     fn phases(&self) -> u32 {
-        self.vm.phases()
+        self.filter.phases()
     }
 
     fn headers_pause(&self) -> HeadersPause {
-        self.vm.headers_pause()
+        self.filter.headers_pause()
     }
 
     fn changes_body(&self, direction: Direction) -> bool {
-        self.vm.changes_body(direction)
+        self.filter.changes_body(direction)
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
         let phase = [Phase::RequestHeaders, Phase::ResponseHeaders][direction as usize];
-        self.measure(phase, |vm| vm.on_headers(direction, stream, position, end))
+        self.measure(phase, |filter| filter.on_headers(direction, stream, position, end))
     }
 
     fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
         let phase = [Phase::RequestBody, Phase::ResponseBody][direction as usize];
-        self.measure(phase, |vm| vm.on_body(direction, stream, position, len, end))
+        self.measure(phase, |filter| filter.on_body(direction, stream, position, len, end))
     }
 
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
         let phase = [Phase::RequestTrailers, Phase::ResponseTrailers][direction as usize];
-        self.measure(phase, |vm| vm.on_trailers(direction, stream, position))
+        self.measure(phase, |filter| filter.on_trailers(direction, stream, position))
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
-        self.measure(Phase::End, |vm| vm.on_end(stream, position));
+        self.measure(Phase::End, |filter| filter.on_end(stream, position));
     }
 }

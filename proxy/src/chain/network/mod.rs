@@ -21,6 +21,7 @@ use tollgate_abi::fast::{flag, phase};
 pub use self::flow::{Flow, Stopped};
 use super::{
     Action, Selected,
+    stored::Stored,
     stream::{Buffer, ConnectionInfo, Position},
 };
 use crate::config::units::Address;
@@ -140,8 +141,8 @@ pub struct State {
     pub details: Cow<'static, str>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
-    /// Properties that filters have set.
-    pub properties: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What filters have stored with the connection.
+    pub stored: Stored,
     /// Places of limits that are held, given back when the connection ends.
     pub held: SmallVec<[crate::wasm::limits::Place; 1]>,
     /// Bytes by the side they came from, as they came.
@@ -192,7 +193,7 @@ impl NetworkStream {
             flags: 0,
             details: Cow::Borrowed(""),
             log_fields: Vec::new(),
-            properties: Vec::new(),
+            stored: Stored::default(),
             held: SmallVec::new(),
             received: [0, 0],
             sent: [0, 0],

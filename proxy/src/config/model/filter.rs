@@ -25,7 +25,9 @@ pub struct Filter {
     /// The name of the root context that a module with several of them registers it under.
     #[serde(default)]
     pub root_id: String,
-    /// Filters with the same `vm_id` share their shared data. Default: the filter's name.
+    /// Filters with the same `vm_id` share their shared data and queues; if `wasm`, `vm_config`, `env` and `limits.memory`
+    /// are the same as well, they run in one VM on each worker. Then a failure of one is a failure of all of them. Default:
+    /// the filter's name, so it runs alone.
     pub vm_id: Option<String>,
     /// What becomes of a request when the filter traps, runs out of time or memory, or is not there.
     #[serde(default)]

@@ -8,7 +8,7 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::config::units::Address;
+use crate::{chain::stored::Stored, config::units::Address};
 
 /// One request. What came from the client is bytes, because it need not be UTF-8; what is empty counts as missing.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +65,8 @@ pub struct Entry<'a> {
     pub response_headers: Option<&'a HeaderMap>,
     /// What filters added.
     pub fields: &'a [(String, String)],
+    /// What filters have stored with the stream.
+    pub stored: Option<&'a Stored>,
 }
 
 /// What took how long, in microseconds; all but the time in filters from the request's first byte.
@@ -114,6 +116,7 @@ impl<'a> Entry<'a> {
             request_headers: None,
             response_headers: None,
             fields: &[],
+            stored: None,
         }
     }
 }

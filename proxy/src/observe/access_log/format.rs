@@ -2,6 +2,7 @@
 //! costs no look-ups by name.
 
 use http::HeaderName;
+use tollgate_abi::value as metadata;
 
 use super::{
     Entry,
@@ -29,6 +30,10 @@ enum Segment {
     Response(HeaderName),
     /// `%field(name)%`
     Added(String),
+    /// `%metadata(namespace:key)%`
+    Metadata(String, String),
+    /// `%state(key)%`
+    State(String),
 }
 
 /// What is wrong with a format.
@@ -37,7 +42,8 @@ pub enum FormatError {
     /// There is no such field.
     #[error("`%{name}%` is no field: {}", match suggestion {
         Some(meant) => format!("did you mean `%{meant}%`?"),
-        None => format!("there are {}, %req(HEADER)%, %resp(HEADER)% and %field(NAME)%", names()),
+        None => format!("there are {}, %req(HEADER)%, %resp(HEADER)%, %field(NAME)%, \
+            %metadata(NAMESPACE:KEY)% and %state(KEY)%", names()),
     })]
     Unknown {
         /// What was between the percent signs.
@@ -54,6 +60,9 @@ pub enum FormatError {
     /// The name in `%req()%` or `%resp()%` cannot be one.
     #[error("`{0}` is not a header's name")]
     Header(String),
+    /// There is no namespace in `%metadata()%`.
+    #[error("`%metadata({0})%` names no key; it is `%metadata(NAMESPACE:KEY)%`")]
+    Metadata(String),
     /// A line cannot hold a line end.
     #[error("the format holds the control character {0:?}")]
     Control(char),
@@ -147,6 +156,11 @@ impl Segment {
             Some(("req", name)) => return header(name).map(Segment::Request),
             Some(("resp", name)) => return header(name).map(Segment::Response),
             Some(("field", name)) => return Ok(Segment::Added(name.to_owned())),
+            Some(("state", key)) => return Ok(Segment::State(key.to_owned())),
+            Some(("metadata", name)) => {
+                let (space, key) = name.split_once(':').ok_or_else(|| FormatError::Metadata(name.to_owned()))?;
+                return Ok(Segment::Metadata(space.to_owned(), key.to_owned()));
+            }
             _ => {}
         }
         FIELDS.iter().find(|field| field.name == name).map(Segment::Field).ok_or_else(|| unknown(name))
@@ -162,9 +176,33 @@ impl Segment {
                 Some((_, value)) if !value.is_empty() => return text_escaped(out, value.as_bytes()),
                 _ => Value::Missing,
             },
+            Segment::State(key) => match entry.stored.and_then(|s| s.state(key.as_bytes())) {
+                Some(value) if !value.is_empty() => return text_escaped(out, value),
+                _ => Value::Missing,
+            },
+            Segment::Metadata(space, key) => {
+                let found = entry.stored.and_then(|s| s.metadata(space.as_bytes(), key.as_bytes()));
+                match found.and_then(|(kind, bytes)| metadata::Value::decode(kind, bytes)) {
+                    Some(value) if metadata_text(out, &value) => return,
+                    _ => Value::Missing,
+                }
+            }
         };
         encode::text(out, value);
     }
+}
+
+/// Appends a value of metadata. Whether there is anything to be seen of it.
+fn metadata_text(out: &mut Vec<u8>, value: &metadata::Value<'_>) -> bool {
+    match value {
+        metadata::Value::Text("") | metadata::Value::Bytes(b"") => return false,
+        metadata::Value::Text(text) => text_escaped(out, text.as_bytes()),
+        metadata::Value::Bytes(bytes) => text_escaped(out, bytes),
+        metadata::Value::Integer(n) => text_escaped(out, n.to_string().as_bytes()),
+        metadata::Value::Number(n) => text_escaped(out, n.to_string().as_bytes()),
+        metadata::Value::Bool(b) => text_escaped(out, b.to_string().as_bytes()),
+    }
+    true
 }
 
 fn unknown(name: &str) -> FormatError {

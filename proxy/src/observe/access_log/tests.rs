@@ -11,10 +11,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tollgate_abi::fast::flag;
+use tollgate_abi::{fast::flag, value::Value};
 
 use super::*;
-use crate::observe::metrics::Registry;
+use crate::{chain::stored::Stored, observe::metrics::Registry};
 
 const DROPPED: &str = "tollgate_access_log_dropped_total";
 const LONG: Duration = Duration::from_secs(20);
@@ -74,6 +74,22 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < LONG, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn what_filters_have_stored_can_be_shown() {
+    let mut stored = Stored::default();
+    let set = [("user", Value::Text("a b\n")), ("level", Value::Integer(-3)), ("share", Value::Number(0.5))];
+    for (key, value) in [&set[..], &[("new", Value::Bool(true)), ("empty", Value::Text(""))]].concat() {
+        value.with_bytes(|bytes| stored.set_metadata(b"auth", key.as_bytes(), value.kind(), bytes)).unwrap();
+    }
+    stored.set_state(b"wasm.color", b"blue").unwrap();
+    let format = "%metadata(auth:user)%|%metadata(auth:level)%|%metadata(auth:share)%|%metadata(auth:new)%|\
+                  %metadata(auth:empty)%|%metadata(other:user)%|%state(wasm.color)%|%state(color)%";
+    let shown = line(format, &Entry { stored: Some(&stored), ..entry() });
+    assert_eq!(shown, "a b\\n|-3|0.5|true|-|-|blue|-\n");
+    assert_eq!(line("%state(k)%%metadata(a:b)%", &entry()), "--\n");
+    assert_eq!(Format::parse("%metadata(auth)%").unwrap_err(), FormatError::Metadata("auth".to_owned()));
 }
 
 #[test]

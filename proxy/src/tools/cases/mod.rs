@@ -117,7 +117,7 @@ async fn run_steps(
     let script = Script::new(clusters);
     let mut filter: Filter = loaded.filter.clone();
     filter.config = case.config.clone().unwrap_or(filter.config);
-    let (plugin, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
+    let (machine, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
     let configured = match (configured, &case.refused) {
         (Ok(instance), None) => instance,
         (Ok(_), Some(want)) => {
@@ -128,7 +128,7 @@ async fn run_steps(
             return Ok(refused(error, want.as_ref(), index, case, logs).into_iter().collect());
         }
     };
-    let world = World::new(loaded, (plugin, configured), &clusters, script, registry)?;
+    let world = World::new(loaded, (machine, configured), &clusters, script, registry)?;
     let mut outcomes = Vec::new();
     for (n, step) in case.steps.iter().enumerate() {
         let (title, happened) = take(step, &world, logs).await.with_context(|| format!("step {}", n + 1))?;

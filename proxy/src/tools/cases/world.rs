@@ -14,13 +14,13 @@ use tokio::{task::spawn_local, time::sleep};
 
 use super::{load::Loaded, observer::Observer, script::Script};
 use crate::{
-    chain::{Chain, Route, route::Clusters},
+    chain::{Chain, Filter, Route, route::Clusters},
     config::model::{self, Listener},
     control::snapshot::Foundry,
     exchange,
-    observe::{Registry, shard},
+    observe::Registry,
     upstream::{Cluster, PoolOptions, Pools},
-    wasm::{self, Code, Engine, Instance, InstantiateError, Plugin, Shared, Vm, vm::Wanted},
+    wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, vm::Wanted},
 };
 
 /// A filter that is ready to be tested.
@@ -41,7 +41,7 @@ pub fn configure(
     code: &Arc<Code>,
     filter: &model::Filter,
     script: &Script,
-) -> anyhow::Result<(Arc<Plugin>, Arc<Clusters>, Registry, Configured)> {
+) -> anyhow::Result<(Arc<Machine>, Arc<Clusters>, Registry, Configured)> {
     let clusters = script.names().zip(0u32..).map(|(name, n)| {
         // Addresses for documentation (RFC 2544): nothing is ever sent there.
         let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
@@ -55,33 +55,30 @@ pub fn configure(
     let clusters: Arc<Clusters> = Arc::new(clusters.collect::<anyhow::Result<_>>()?);
     let registry = Registry::new(1);
     let world = wasm::World { clusters: clusters.clone(), shared: Shared::new(registry.clone()) };
-    let plugin = Arc::new(Plugin::new(filter, code.clone(), engine, &Arc::new(world))?);
-    let configured = plugin.instantiate();
-    Ok((plugin, clusters, registry, configured))
+    let machine = Machine::of(Arc::new(Plugin::new(filter, code.clone(), engine, &Arc::new(world))?));
+    let configured = machine.instantiate().map_err(|e| e.error);
+    Ok((machine, clusters, registry, configured))
 }
 
 impl World {
     /// The world around an instance. Needs a place to spawn local tasks.
     pub fn new(
         loaded: &Loaded,
-        (plugin, instance): (Arc<Plugin>, Instance),
+        (machine, instance): (Arc<Machine>, Instance),
         clusters: &Clusters,
         script: Rc<Script>,
         registry: Registry,
     ) -> anyhow::Result<World> {
         let vm: Rc<OnceCell<Weak<Vm>>> = Rc::default();
         let failed = vm.clone();
-        let rebuild: wasm::vm::Rebuild = Rc::new(move |plugin, wanted| {
+        let rebuild: wasm::vm::Rebuild = Rc::new(move |machine, wanted| {
             // There are no spare ones here.
             let Wanted::Instance(wait) = wanted else { return };
-            let (vm, plugin) = (failed.clone(), plugin.clone());
+            let (vm, machine) = (failed.clone(), machine.clone());
             spawn_local(async move {
                 sleep(wait).await;
-                match (vm.get().and_then(Weak::upgrade), plugin.instantiate()) {
-                    (Some(vm), Ok(instance)) => {
-                        plugin.figures.rebuilds.inc(shard());
-                        vm.adopt(instance);
-                    }
+                match (vm.get().and_then(Weak::upgrade), machine.instantiate()) {
+                    (Some(vm), Ok(instance)) => vm.replace(instance),
                     (_, Err(e)) => {
                         tracing::error!(target: "tollgate::filter", "another instance could not be made: {e}")
                     }
@@ -90,11 +87,12 @@ impl World {
             });
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
-        let the_vm = Vm::new(plugin, instance, wasm::Site { upstream: calls, rebuild });
+        let the_vm = Vm::new(machine, instance, wasm::Site { upstream: calls, rebuild });
         // Set here for the first time.
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());
-        let chain = Rc::new(Chain::new(vec![the_vm, observer.clone()]));
+        let filters = the_vm.filters().map(|filter| filter as Rc<dyn Filter>);
+        let chain = Rc::new(Chain::new(filters.chain([observer.clone() as Rc<dyn Filter>]).collect()));
         let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
         let site = site(&loaded.listener, chain, clusters, pools, &registry)?;
         Ok(World {

@@ -35,7 +35,10 @@ const ABILITIES: &[(&str, &[&str])] = &[
     ("changes bodies, or the bytes of connections", &["proxy_set_buffer_bytes"]),
     ("asks who the client is", &["source_address"]),
     ("reads properties of requests", &["proxy_get_property"]),
-    ("sets properties of requests", &["proxy_set_property"]),
+    (
+        "keeps things with requests, for other filters",
+        &["proxy_set_property", "state_get", "state_set", "metadata_get", "metadata_set"],
+    ),
     ("adds to the access log", &["log_field", "flag_set"]),
     ("counts things (metrics)", &["proxy_define_metric"]),
     ("writes to the log", &["proxy_log", "fd_write"]),

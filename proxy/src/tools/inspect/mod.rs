@@ -22,7 +22,7 @@ use super::{Paint, module_name, read_module};
 use crate::{
     config::model::Filter,
     observe::Registry,
-    wasm::{Code, Engine, InstantiateError, Plugin, Shared, World, content_hash},
+    wasm::{Code, Engine, InstantiateError, Machine, Plugin, Shared, World, content_hash},
 };
 
 /// The command line.
@@ -63,13 +63,13 @@ fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) ->
         Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
         Ok(code) => {
             let native_bytes = code.native_size();
-            let plugin = plugin(module, code, &engine, config)?;
+            let machine = Machine::of(Arc::new(plugin(module, code, &engine, config)?));
             let start = Instant::now();
-            let configured = plugin.instantiate();
+            let configured = machine.instantiate().map_err(|e| e.error);
             let instantiate_ms = start.elapsed().as_secs_f64() * 1e3;
             let refused = match configured {
                 Ok(instance) => {
-                    subscribed = instance.subscribed().map(|bits| {
+                    subscribed = instance.subscribed(0).map(|bits| {
                         let named = abilities::PHASES
                             .iter()
                             .filter(|(_, export, bit)| bits & bit != 0 && anatomy.exports(export));

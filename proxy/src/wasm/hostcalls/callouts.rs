@@ -22,7 +22,7 @@ use crate::{
 /// Calls of one instance that have not been answered yet.
 pub(super) const MAX_CALLS: usize = 4096;
 
-/// Bytes of their bodies.
+/// Bytes that are given for them: bodies, headers, trailers.
 pub(super) const MAX_BYTES: usize = 64 << 20;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -114,18 +114,20 @@ fn http_call(
         added.and_then(Result::ok).ok_or_else(|| bad("a bad trailer"))?;
     }
     let body = slice(memory, body.0, body.1)?;
+    let size = [body.len(), headers.1 as u32 as usize, trailers.1 as u32 as usize].iter().sum::<usize>();
     let (calls, bytes) = host.calls_under_way;
-    if calls >= MAX_CALLS || bytes + body.len() > MAX_BYTES {
+    if calls >= MAX_CALLS || bytes + size > MAX_BYTES {
         return Err(Status::InternalFailure);
     }
     let body = Bytes::copy_from_slice(body);
-    host.calls_under_way = (calls + 1, bytes + body.len());
+    host.calls_under_way = (calls + 1, bytes + size);
     host.last_call = host.last_call.wrapping_add(1);
     let id = host.last_call;
     write_u32(memory, id_out, id)?;
     host.copied += body.len() as u64;
     let timeout = u64::from(timeout as u32);
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    host.calls.push(HttpCall { id, cluster, head, body, trailers: trailer_map, timeout });
+    let root = host.root;
+    host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, size, timeout });
     Ok(())
 }

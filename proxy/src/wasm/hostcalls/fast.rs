@@ -14,6 +14,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     guest::{number, slice, slice_mut, split, status},
     headers::with_map,
+    system::MAX_MESSAGE,
 };
 use crate::{
     chain::{
@@ -28,6 +29,9 @@ use crate::{
         subject::Subject,
     },
 };
+
+/// Bytes of a limit's name.
+const MAX_NAME: usize = 4096;
 
 /// Timers are not set for longer than a day.
 const LONGEST_TIMER: Duration = Duration::from_secs(86_400);
@@ -145,8 +149,8 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if host.phase == Phase::Running || phases & !phase::ALL != 0 {
             return Status::BadArgument as i32;
         }
-        host.subscribed = phases;
-        host.subscribes = true;
+        let root = &mut host.roots[host.root];
+        (root.subscribed, root.subscribes) = (phases, true);
         Status::Ok as i32
     })?;
     linker.func_wrap(
@@ -154,7 +158,10 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "config_error",
         |mut c: Caller<'_, Host>, path: i32, path_len: i32, text: i32, len: i32| {
             status(split(&mut c).and_then(|(memory, host)| {
-                let get = |ptr, len| Ok(String::from_utf8_lossy(slice(memory, ptr, len)?).into_owned());
+                let get = |ptr, len| {
+                    let bytes = slice(memory, ptr, len)?;
+                    Ok(String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]).into_owned())
+                };
                 let (path, text) = (get(path, path_len)?, get(text, len)?);
                 if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
                     return Err(Status::InternalFailure);
@@ -198,7 +205,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         number(split(&mut c).and_then(|(memory, host)| {
             let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
             let max = u32::try_from(max).map_err(|_| Status::BadArgument)?;
-            if host.phase == Phase::Running {
+            if host.phase == Phase::Running || name.len() > MAX_NAME {
                 return Err(Status::BadArgument);
             }
             let limit = host.world.shared.limit(&host.identity.name, name);

@@ -4,16 +4,16 @@ use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, slice, split};
-use crate::wasm::host::Host;
+use crate::wasm::{current, host::Host};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
         MODULE,
         "proxy_call_foreign_function",
         |mut caller: Caller<'_, Host>, name: i32, name_len: i32, args: i32, args_len: i32, out: i32, size_out: i32| {
-            let called = split(&mut caller).and_then(|(memory, _)| {
-                slice(memory, args, args_len)?;
-                call(slice(memory, name, name_len)?)
+            let called = split(&mut caller).and_then(|(memory, host)| {
+                let args = slice(memory, args, args_len)?;
+                call(host, slice(memory, name, name_len)?, args)
             });
             match called {
                 // Both addresses may be 0: the result is not wanted.
@@ -26,12 +26,81 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-fn call(name: &[u8]) -> Result<(), Status> {
+fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
     match name {
         // There is no cached route to clear: routing is a filter's work.
         b"clear_route_cache" => Ok(()),
         // Properties need no declaration here: those that are set can be read, as bytes.
         b"declare_property" => Ok(()),
+        b"set_envoy_filter_state" => {
+            // The SDKs know these statuses here.
+            let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
+            let set = current::with_notes(|notes| notes.stored.set_state(key, value)).ok_or(Status::NotFound)?;
+            set.map_err(|why| {
+                host.identity.complain(format_args!("filter state not set: {why}"));
+                Status::InternalFailure
+            })
+        }
         _ => Err(Status::NotFound),
+    }
+}
+
+/// The key and the value of Envoy's `SetEnvoyFilterStateArguments`: fields 1 and 2, both of bytes. How long it lives (field 3)
+/// is not asked: here it is always as long as the stream.
+fn key_and_value(mut message: &[u8]) -> Option<(&[u8], &[u8])> {
+    fn varint(message: &mut &[u8]) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = message.split_first()?;
+            *message = rest;
+            value |= u64::from(byte & 127) << shift;
+            if byte & 128 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+    let (mut key, mut value) = (&[][..], &[][..]);
+    while !message.is_empty() {
+        let tag = varint(&mut message)?;
+        match tag & 7 {
+            0 => _ = varint(&mut message)?,
+            2 => {
+                let len = usize::try_from(varint(&mut message)?).ok()?;
+                let (bytes, rest) = message.split_at_checked(len)?;
+                message = rest;
+                match tag >> 3 {
+                    1 => key = bytes,
+                    2 => value = bytes,
+                    _ => {}
+                }
+            }
+            _ => return None,
+        }
+    }
+    (!key.is_empty()).then_some((key, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_state_is_read_from_its_message() {
+        let read = |message: &'static [u8]| key_and_value(message);
+        assert_eq!(read(b"\x0a\x03key\x12\x05value\x18\x02"), Some((&b"key"[..], &b"value"[..])));
+        assert_eq!(read(b"\x12\x01v\x0a\x01k\x22\x01?"), Some((&b"k"[..], &b"v"[..])));
+        assert_eq!(read(b"\x0a\x01k"), Some((&b"k"[..], &b""[..])));
+        for bad in [
+            &b""[..],
+            b"\x12\x01v",
+            b"\x0a\x05key",
+            b"\x0a",
+            b"\x0a\xff\xff",
+            b"\x0d1234",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        ] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     chain::head::{Headers, Name, RequestHead},
     config::model::ClusterProtocol,
     wasm::{
-        grpc::{Call, Wish},
+        grpc::{Call, Share, Wish},
         host::Host,
     },
 };
@@ -147,33 +147,37 @@ fn open(
         Some((range, timeout)) => (Some(Bytes::copy_from_slice(at(range)?)), u64::from(timeout as u32)),
         None => (None, 0),
     };
-    let size = message.as_ref().map_or(0, Bytes::len);
-    if host.grpc_calls.len() >= MAX_CALLS || size > MAX_BYTES {
+    let size = message.as_ref().map_or(0, Bytes::len) + at(target.metadata)?.len();
+    if host.grpc_calls.len() >= MAX_CALLS {
         return Err(Status::InternalFailure);
     }
+    let share = Share::take(&host.grpc_waiting, size, MAX_BYTES).ok_or(Status::InternalFailure)?;
     host.last_call = host.last_call.wrapping_add(1);
     let id = host.last_call;
     write_u32(memory, id_out, id)?;
     host.grpc_calls.insert(id, message.is_none());
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, cluster, head, message, timeout })));
+    let root = host.root;
+    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, root, cluster, head, message, timeout, share })));
     Ok(())
 }
 
 fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let message = slice(memory, message.0, message.1)?;
-    if message.len() > MAX_BYTES {
-        return Err(Status::BadArgument);
-    }
     match host.grpc_calls.get(&id) {
         Some(true) => {}
         Some(false) => return Err(Status::BadArgument),
         None => return Err(Status::NotFound),
     }
+    let Some(share) = Share::take(&host.grpc_waiting, message.len(), MAX_BYTES) else {
+        host.identity.complain(format_args!("gRPC message not sent: too much waits to be sent"));
+        // The released SDKs know no better status here.
+        return Err(Status::BadArgument);
+    };
     host.copied += message.len() as u64;
-    host.grpc_wishes.push(Wish::Send(id, Bytes::copy_from_slice(message), last));
+    host.grpc_wishes.push(Wish::Send(id, (Bytes::copy_from_slice(message), share), last));
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod metrics;
 mod properties;
 mod queues;
 mod shared;
+mod stored;
 mod streams;
 mod system;
 mod wasi;
@@ -36,6 +37,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     metrics::link(linker)?;
     callouts::link(linker)?;
     fast::link(linker)?;
+    stored::link(linker)?;
     grpc::link(linker)?;
     wasi::link(linker)
 }
@@ -52,6 +54,12 @@ pub fn has(module: &str, name: &str) -> bool {
         fast_lane::MODULE => fast_lane::HOSTCALLS.iter().any(|f| f.name == name),
         _ => wasi::has(module, name),
     }
+}
+
+/// The modules that have a function of this name: the version is in a module's name.
+pub fn versions(name: &str) -> Vec<&'static str> {
+    let modules = [proxy_wasm::MODULE, fast_lane::MODULE].into_iter().chain(tollgate_abi::wasi::MODULES);
+    modules.filter(|module| has(module, name)).collect()
 }
 
 #[cfg(test)]

@@ -6,20 +6,46 @@ use std::time::UNIX_EPOCH;
 use http::HeaderMap;
 use tollgate_abi::{
     pairs,
+    path::Path,
     proxy_wasm::{MODULE, Status},
 };
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, slice, split, status};
 use crate::{
-    chain::{Headers, Stream, network::NetworkStream, stream::State},
+    chain::{Headers, Stream, network::NetworkStream, stored::Stored, stream::State},
     tls::ConnectionTls,
     wasm::{current, host::Host, plugin::Identity, subject::Subject},
 };
 
-/// Properties that filters may set on one stream, and bytes of a path or value.
-const MAX_SET: usize = 64;
-const MAX_BYTES: usize = 64 << 10;
+/// What a filter has set by the standard is state under keys that begin with this, as in Envoy.
+const SET: &[u8] = b"wasm.";
+
+/// What the paths of the host's own properties begin with: filters cannot set these.
+const OWNED: &[&str] = &[
+    "cluster_metadata",
+    "cluster_name",
+    "connection",
+    "connection_id",
+    "destination",
+    "filter_state",
+    "listener_direction",
+    "listener_metadata",
+    "metadata",
+    "node",
+    "plugin_name",
+    "plugin_root_id",
+    "plugin_vm_id",
+    "request",
+    "response",
+    "route_metadata",
+    "route_name",
+    "source",
+    "upstream",
+    "upstream_filter_state",
+    "upstream_host_metadata",
+    "xds",
+];
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -46,46 +72,58 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let (path, value) = (slice(memory, path.0, path.1)?, slice(memory, value.0, value.1)?);
-    let fits = path.len() <= MAX_BYTES && value.len() <= MAX_BYTES;
-    let set = current::with_notes(|s| match s.properties.iter().position(|(p, _)| p == path) {
-        _ if !fits => false,
-        Some(at) => {
-            s.properties[at].1 = value.to_vec();
-            true
-        }
-        None if s.properties.len() >= MAX_SET => false,
-        None => {
-            s.properties.push((path.to_vec(), value.to_vec()));
-            true
-        }
-    });
+    let path = path.strip_suffix(b"\0").unwrap_or(path);
+    let first = path.split(|b| *b == 0).next().unwrap_or_default();
+    if OWNED.iter().any(|owned| owned.as_bytes() == first) {
+        let path = String::from_utf8_lossy(path).replace('\0', ".");
+        host.identity.complain(format_args!("property {path:?} is the host's, and was not set"));
+        return Err(Status::BadArgument);
+    }
+    let key = [SET, path].concat();
+    let set = current::with_notes(|notes| notes.stored.set_state(&key, value));
     // The released SDKs panic on anything but `Ok`.
-    if set == Some(false) {
-        host.identity.complain(format_args!("property not set: too many, or too large"));
+    if let Some(Err(why)) = set {
+        host.identity.complain(format_args!("property not set: {why}"));
     }
     Ok(())
 }
 
-/// Appends the value of a property.
-fn get(host: &Host, path: &[u8], data: &mut Vec<u8>) -> Option<()> {
-    let path = path.strip_suffix(b"\0").unwrap_or(path);
-    let segments: Vec<&str> = path.split(|b| *b == 0).map(str::from_utf8).collect::<Result<_, _>>().ok()?;
-    if let Some(()) = of_plugin(&host.identity, &segments, data) {
+/// Appends the value of a property: the host's own, or one that filters have set.
+fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
+    let path = Path::decode(bytes);
+    let segments = path.as_ref().map_or(&[][..], Path::segments);
+    if let Some(()) = of_plugin(&host.identity, segments, data) {
         return Some(());
     }
     current::with_subject(|subject, _| {
-        let set = subject.with_notes(|notes| {
-            let (_, value) = notes.properties.iter().find(|(p, _)| p == path)?;
-            data.extend_from_slice(value);
-            Some(())
-        });
-        let own = set.or_else(|| match subject {
-            Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), &segments, data),
-            Subject::Tcp(stream) => of_network(stream, &segments, data),
-        });
-        own.or_else(|| of_connection(subject, &segments, data))
+        let own = match subject {
+            Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), segments, data),
+            Subject::Tcp(stream) => of_network(stream, segments, data),
+        };
+        let own = own.or_else(|| of_connection(subject, segments, data));
+        own.or_else(|| subject.with_notes(|notes| of_filters(notes.stored, bytes, segments, data)))
     })
     .flatten()
+}
+
+/// What filters have stored.
+fn of_filters(stored: &Stored, path: &[u8], segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+    let value = match segments {
+        ["metadata", "filter_metadata", space] => {
+            let all = stored.space(space.as_bytes());
+            all.clone().next()?;
+            pairs::encode(all, data);
+            return Some(());
+        }
+        ["metadata", "filter_metadata", space, key] => stored.metadata(space.as_bytes(), key.as_bytes())?.1,
+        ["filter_state", key] => stored.state(key.as_bytes())?,
+        _ => {
+            let path = path.strip_suffix(b"\0").unwrap_or(path);
+            stored.find_state(|key| key.strip_prefix(SET) == Some(path))?
+        }
+    };
+    data.extend_from_slice(value);
+    Some(())
 }
 
 fn of_plugin(identity: &Identity, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {

@@ -68,8 +68,8 @@ fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32
     let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
     let id = host.world.shared.queues.open(&host.identity.vm_id, name).ok_or(Status::InternalFailure)?;
     // It is told of messages as soon as a worker has it: until then nobody could tell it.
-    if !host.reads.contains(&id) {
-        host.reads.push(id);
+    if !host.reads.contains(&(host.root, id)) {
+        host.reads.push((host.root, id));
     }
     write_u32(memory, id_out, id)
 }

@@ -3,8 +3,11 @@
 use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status, write_u32};
-use crate::wasm::{host::Host, world::NotSet};
+use super::{
+    guest::{give, slice, split, status, write_u32},
+    stored::of_shared,
+};
+use crate::wasm::{host::Host, shared_data::Expected};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -13,7 +16,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, key: i32, key_len: i32, out: i32, size_out: i32, cas_out: i32| {
             let found = split(&mut caller).and_then(|(memory, host)| {
                 let key = slice(memory, key, key_len)?;
-                host.world.shared.data(&host.identity.vm_id).get(key).ok_or(Status::NotFound)
+                host.shared_data.get(key).ok_or(Status::NotFound)
             });
             let (value, cas) = match found {
                 Ok(found) => found,
@@ -37,11 +40,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (memory, host) = split(caller)?;
                 let (key, value) = (slice(memory, key, key_len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
-                let data = host.world.shared.data(&host.identity.vm_id);
-                data.set(key, value, cas as u32).map_err(|e| match e {
-                    NotSet::CasMismatch => Status::CasMismatch,
-                    NotSet::Full => Status::InternalFailure,
-                })
+                host.shared_data.set(key, value, Expected::of_cas(cas as u32), None).map_err(of_shared)
             };
             status(set(&mut caller))
         },

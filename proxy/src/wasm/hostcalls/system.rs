@@ -10,10 +10,11 @@ use super::guest::{slice, split, status, write_u32, write_u64};
 use crate::wasm::{
     current,
     host::{Host, Phase},
+    machine::FIRST_ROOT,
 };
 
 /// Bytes of a message that are logged; the rest is cut off.
-const MAX_MESSAGE: usize = 16 << 10;
+pub(super) const MAX_MESSAGE: usize = 16 << 10;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_log", |mut caller: Caller<'_, Host>, level: i32, ptr: i32, len: i32| {
@@ -35,18 +36,24 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap(MODULE, "proxy_set_tick_period_milliseconds", |mut caller: Caller<'_, Host>, period: i32| {
         let period = u64::from(period as u32);
-        caller.data_mut().tick = (period > 0).then(|| Duration::from_millis(period));
+        let host = caller.data_mut();
+        host.roots[host.root].tick = (period > 0).then(|| Duration::from_millis(period));
+        host.ticks_changed = true;
         Status::Ok as i32
     })?;
     linker.func_wrap(MODULE, "proxy_set_effective_context", |mut caller: Caller<'_, Host>, context: i32| {
         let host = caller.data_mut();
         let context = context as u32;
-        if context == host.root {
+        let root = context.wrapping_sub(FIRST_ROOT) as usize;
+        let root = if root < host.roots.len() {
             current::leave();
-        } else if !current::switch(context) {
+            root
+        } else if let Some(root) = current::switch(context) {
+            root
+        } else {
             return Status::BadArgument as i32;
-        }
-        host.effective = context;
+        };
+        host.act_for(root, context);
         Status::Ok as i32
     })?;
     // Nothing waits for a root context to be done: it is asked, and then it goes.

@@ -6,5 +6,6 @@ pub mod h1;
 pub mod h3_frames;
 pub mod pairs;
 pub mod path;
+pub mod properties;
 pub mod proxy_protocol;
 pub mod sniff;

@@ -1,0 +1,166 @@
+//! What filters store with a stream, for each other and for themselves: Envoy's filter state, which is bytes by keys, and its
+//! dynamic metadata, which is typed and in namespaces. Bounded, because guests are not trusted.
+
+use tollgate_abi::{fast::limit, value::Value};
+
+/// Bytes of all keys and values of a stream's state.
+const MAX_STATE: usize = 1 << 20;
+
+type Key = Box<[u8]>;
+
+/// What is stored with a stream.
+#[derive(Debug, Default)]
+pub struct Stored {
+    state: Vec<(Key, Box<[u8]>)>,
+    metadata: Vec<Metadatum>,
+}
+
+#[derive(Debug)]
+struct Metadatum {
+    space: Key,
+    key: Key,
+    kind: i32,
+    value: Box<[u8]>,
+}
+
+/// Why something was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotStored {
+    /// A name or a value is too large, or the value is not of its type.
+    #[error("too large, or not of its type")]
+    Bad,
+    /// There is no room.
+    #[error("there is no room for more")]
+    Full,
+}
+
+impl Stored {
+    /// The state under a key.
+    pub fn state(&self, key: &[u8]) -> Option<&[u8]> {
+        self.find_state(|known| known == key)
+    }
+
+    /// The state under the first key that fits.
+    pub fn find_state(&self, fits: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
+        self.state.iter().find(|(known, _)| fits(known)).map(|(_, value)| &**value)
+    }
+
+    /// Sets the state under a key.
+    pub fn set_state(&mut self, key: &[u8], value: &[u8]) -> Result<(), NotStored> {
+        if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
+            return Err(NotStored::Bad);
+        }
+        let at = self.state.iter().position(|(known, _)| **known == *key);
+        let others = self.state.iter().enumerate().filter(|(i, _)| Some(*i) != at);
+        let others: usize = others.map(|(_, (key, value))| key.len() + value.len()).sum();
+        if others + key.len() + value.len() > MAX_STATE {
+            return Err(NotStored::Full);
+        }
+        match at {
+            Some(at) => self.state[at].1 = value.into(),
+            None if self.state.len() >= limit::STATE => return Err(NotStored::Full),
+            None => self.state.push((key.into(), value.into())),
+        }
+        Ok(())
+    }
+
+    /// Removes the state under a key. Whether there was any.
+    pub fn delete_state(&mut self, key: &[u8]) -> bool {
+        let at = self.state.iter().position(|(known, _)| **known == *key);
+        at.map(|at| self.state.swap_remove(at)).is_some()
+    }
+
+    fn position(&self, space: &[u8], key: &[u8]) -> Option<usize> {
+        self.metadata.iter().position(|m| *m.space == *space && *m.key == *key)
+    }
+
+    /// The type and the bytes of a value of metadata.
+    pub fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])> {
+        let m = &self.metadata[self.position(space, key)?];
+        Some((m.kind, &m.value))
+    }
+
+    /// The keys of a namespace, with the bytes of their values.
+    pub fn space(&self, space: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+        self.metadata.iter().filter(move |m| *m.space == *space).map(|m| (&*m.key, &*m.value))
+    }
+
+    /// Sets a value of metadata.
+    pub fn set_metadata(&mut self, space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> Result<(), NotStored> {
+        let names_fit = [space, key].iter().all(|name| name.len() <= limit::METADATA_NAME);
+        if !names_fit || value.len() > limit::METADATA_BYTES || Value::decode(kind, value).is_none() {
+            return Err(NotStored::Bad);
+        }
+        match self.position(space, key) {
+            Some(at) => (self.metadata[at].kind, self.metadata[at].value) = (kind, value.into()),
+            None if self.metadata.len() >= limit::METADATA => return Err(NotStored::Full),
+            None => {
+                self.metadata.push(Metadatum { space: space.into(), key: key.into(), kind, value: value.into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a value of metadata. Whether there was one.
+    pub fn delete_metadata(&mut self, space: &[u8], key: &[u8]) -> bool {
+        self.position(space, key).map(|at| self.metadata.swap_remove(at)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_abi::value::kind;
+
+    use super::*;
+
+    #[test]
+    fn state_is_set_read_and_deleted() {
+        let mut stored = Stored::default();
+        stored.set_state(b"a", b"1").unwrap();
+        stored.set_state(b"b", b"2").unwrap();
+        stored.set_state(b"a", b"3").unwrap();
+        assert_eq!(
+            (stored.state(b"a"), stored.state(b"b"), stored.state(b"c")),
+            (Some(&b"3"[..]), Some(&b"2"[..]), None)
+        );
+        assert_eq!((stored.delete_state(b"a"), stored.delete_state(b"a"), stored.state(b"a")), (true, false, None));
+    }
+
+    #[test]
+    fn metadata_has_types_and_namespaces() {
+        let mut stored = Stored::default();
+        stored.set_metadata(b"one", b"k", kind::TEXT, b"text").unwrap();
+        stored.set_metadata(b"two", b"k", kind::BOOL, &[1]).unwrap();
+        stored.set_metadata(b"one", b"l", kind::INTEGER, &7i64.to_le_bytes()).unwrap();
+        stored.set_metadata(b"one", b"k", kind::TEXT, b"other").unwrap();
+        assert_eq!(stored.metadata(b"one", b"k"), Some((kind::TEXT, &b"other"[..])));
+        assert_eq!(stored.space(b"one").map(|(key, _)| key).collect::<Vec<_>>(), [b"k", b"l"]);
+        assert!(stored.delete_metadata(b"one", b"k") && !stored.delete_metadata(b"one", b"k"));
+        assert_eq!(stored.metadata(b"two", b"k"), Some((kind::BOOL, &[1][..])));
+        for (kind, value) in [(kind::BOOL, &b"2"[..]), (kind::NUMBER, b"1"), (9, b""), (kind::TEXT, b"\xff")] {
+            assert_eq!(stored.set_metadata(b"one", b"k", kind, value), Err(NotStored::Bad));
+        }
+    }
+
+    #[test]
+    fn nothing_grows_without_bound() {
+        let mut stored = Stored::default();
+        let set = (0..1000u32).take_while(|i| stored.set_state(&i.to_le_bytes(), b"").is_ok()).count();
+        assert_eq!(set, limit::STATE);
+        assert_eq!(stored.set_state(b"more", b""), Err(NotStored::Full));
+        stored.set_state(&0u32.to_le_bytes(), b"again").unwrap();
+        assert_eq!(stored.set_state(&0u32.to_le_bytes(), &vec![0; limit::STATE_BYTES + 1]), Err(NotStored::Bad));
+        let large = vec![0; limit::STATE_BYTES];
+        let set = (0..64u32).take_while(|i| stored.set_state(&i.to_le_bytes(), &large).is_ok()).count();
+        assert_eq!(set, 15, "1 MiB in all");
+
+        let set = (0..1000u32).take_while(|i| stored.set_metadata(b"s", &i.to_le_bytes(), kind::BYTES, b"").is_ok());
+        assert_eq!(set.count(), limit::METADATA);
+        let long = vec![b'x'; limit::METADATA_BYTES + 1];
+        let bad = |stored: &mut Stored, space: &[u8], key: &[u8], value: &[u8]| {
+            stored.set_metadata(space, key, kind::BYTES, value) == Err(NotStored::Bad)
+        };
+        assert!(bad(&mut stored, b"s", &0u32.to_le_bytes(), &long));
+        assert!(bad(&mut stored, &long[..257], b"k", b"") && bad(&mut stored, b"s", &long[..257], b""));
+    }
+}

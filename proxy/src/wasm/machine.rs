@@ -1,0 +1,211 @@
+//! What filters of a snapshot run in: code with a VM's configuration, and the filters that share it. Instances are made from
+//! it, on the control thread; a worker only ever gets one that is ready.
+//!
+//! Filters share a VM if all that makes one is the same: the `vm_id`, the code, the VM's configuration, the environment and
+//! the bound on memory (Envoy's key is the first three). A filter that names no `vm_id` has a VM of its own, because what
+//! one filter breaks in a VM is broken for all of them.
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicU32},
+    time::{Duration, Instant},
+};
+
+use tollgate_abi::proxy_wasm::ALLOCATORS;
+use wasmtime::{Store, TypedFunc};
+
+use super::{
+    clock,
+    host::{Host, Phase},
+    instance::{Exports, Instance, describe},
+    plugin::{Plugin, TrapKind},
+};
+
+/// Configuring a filter may take this many times as long as a call.
+const CONFIGURE_FACTOR: u32 = 20;
+
+/// The id of an instance's first root context. Those of the filters that share it follow, and then the streams.
+pub const FIRST_ROOT: u32 = 1;
+
+/// What filters run in.
+pub struct Machine {
+    /// The filters that share it, at least one; the first root context is the first one's.
+    plugins: Vec<Arc<Plugin>>,
+    /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
+    pub spare: Mutex<Option<Instance>>,
+    /// How often in a row its instances have failed soon after they were made.
+    pub crashes: AtomicU32,
+}
+
+/// Why an instance could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InstantiateError {
+    /// The filter refuses its configuration, and says why: places in it, and messages.
+    #[error("{}", list(.0))]
+    Config(Vec<(String, String)>),
+    /// The filter refuses to start, or its configuration, without a reason.
+    #[error("it returned false from `{0}`{hint}", hint = if .1.is_empty() { String::new() } else { format!("; it logged: {}", .1) })]
+    Refused(&'static str, String),
+    /// It trapped, or took too long.
+    #[error("it failed in `{0}`: {1}")]
+    Trapped(&'static str, String),
+}
+
+/// An instance could not be made, because of one of the filters that would have shared it.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotMade {
+    /// Which one, counted in the machine.
+    pub filter: usize,
+    /// Why.
+    pub error: InstantiateError,
+}
+
+fn list(errors: &[(String, String)]) -> String {
+    let each = errors.iter().map(|(path, message)| match path.is_empty() {
+        true => message.clone(),
+        false => format!("{path}: {message}"),
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+impl Machine {
+    /// One for a single filter.
+    pub fn of(plugin: Arc<Plugin>) -> Arc<Machine> {
+        Machine::new(vec![plugin])
+    }
+
+    fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
+        Arc::new(Machine { plugins, spare: Mutex::new(None), crashes: AtomicU32::new(0) })
+    }
+
+    /// As many as these filters need, in the order of the first filter of each.
+    pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<Machine>> {
+        let mut groups: Vec<Vec<Arc<Plugin>>> = Vec::new();
+        for plugin in plugins {
+            match groups.iter_mut().find(|group| group[0].shares_vm_with(plugin)) {
+                Some(group) => group.push(plugin.clone()),
+                None => groups.push(vec![plugin.clone()]),
+            }
+        }
+        groups.into_iter().map(Machine::new).collect()
+    }
+
+    /// The filters that share it, in the order of their root contexts.
+    pub fn plugins(&self) -> &[Arc<Plugin>] {
+        &self.plugins
+    }
+
+    /// The names of its filters, for messages.
+    pub fn names(&self) -> String {
+        self.plugins.iter().map(|p| p.identity.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Makes an instance: started, with all filters configured. Takes from microseconds to as long as that takes.
+    pub fn instantiate(&self) -> Result<Instance, NotMade> {
+        let first = &self.plugins[0];
+        let identities = self.plugins.iter().map(|p| p.identity.clone());
+        let host = Host::new(identities, first.world.clone(), first.memory_limit);
+        let mut store = Store::new(first.engine.wasmtime(), host);
+        store.limiter(|host| &mut host.limiter);
+        clock::install(&mut store);
+        clock::start(&mut store, first.call_time * CONFIGURE_FACTOR);
+        let started = Instant::now();
+        let exports = self.start(&mut store).map_err(|error| NotMade { filter: 0, error })?;
+        for (filter, plugin) in self.plugins.iter().enumerate() {
+            if filter > 0 {
+                clock::start(&mut store, plugin.call_time * CONFIGURE_FACTOR);
+            }
+            configure(&mut store, &exports, filter, plugin).map_err(|error| NotMade { filter, error })?;
+        }
+        store.data_mut().phase = Phase::Running;
+        tracing::debug!(filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready");
+        Ok(Instance { store, exports })
+    }
+
+    /// Runs what a module does before it has any context.
+    fn start(&self, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
+        let code = &self.plugins[0].code;
+        let instance = code.pre.instantiate(&mut *store).map_err(trapped("start"))?;
+        store.data_mut().memory = instance.get_memory(&mut *store, "memory");
+        let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut *store, name));
+        store.data_mut().allocate = allocator.and_then(|f| f.typed(&*store).ok());
+        // A reactor has `_initialize` (and perhaps a `main`), a command `_start`.
+        for name in ["_initialize", "_start"] {
+            if let Ok(start) = instance.get_typed_func::<(), ()>(&mut *store, name) {
+                start.call(&mut *store, ()).map_err(trapped(name))?;
+                break;
+            }
+        }
+        if instance.get_func(&mut *store, "_initialize").is_some()
+            && let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut *store, "main")
+        {
+            main.call(&mut *store, (0, 0)).map_err(trapped("main"))?;
+        }
+        store.data_mut().abi = code.abi;
+        Ok(Exports::find(&instance, store))
+    }
+
+    /// How long to wait with another instance after this many failures in a row.
+    pub(super) fn backoff(crashes: u32) -> Duration {
+        // Nothing, then from 100 ms doubling to a minute.
+        match crashes {
+            0 => Duration::ZERO,
+            n => Duration::from_millis(100 << (n - 1).min(10)).min(Duration::from_secs(60)),
+        }
+    }
+}
+
+fn trapped(place: &'static str) -> impl Fn(wasmtime::Error) -> InstantiateError {
+    move |e| {
+        let reason = match describe(&e) {
+            (TrapKind::Timeout, _) => {
+                format!(
+                    "it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take"
+                )
+            }
+            (_, reason) => reason,
+        };
+        InstantiateError::Trapped(place, reason)
+    }
+}
+
+/// Makes a filter's root context. As in Envoy, each one hears of the VM's start: SDKs hand it to the filter's own code.
+fn configure(
+    store: &mut Store<Host>,
+    exports: &Exports,
+    filter: usize,
+    plugin: &Plugin,
+) -> Result<(), InstantiateError> {
+    let root = FIRST_ROOT + filter as u32;
+    store.data_mut().act_for(filter, root);
+    store.data_mut().said.clear();
+    if let Some(create) = &exports.context_create {
+        create.call(&mut *store, (root, 0)).map_err(trapped("proxy_on_context_create"))?;
+    }
+    let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
+        let Some(f) = f else { return Ok(()) };
+        store.data_mut().phase = phase;
+        store.data_mut().act_for(filter, root);
+        let agreed = f.call(&mut *store, (root, size as u32)).map_err(trapped(name))? != 0;
+        let errors = std::mem::take(&mut store.data_mut().config_errors);
+        match (agreed, errors.is_empty()) {
+            (_, false) => Err(InstantiateError::Config(errors)),
+            (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said))),
+            (true, true) => Ok(()),
+        }
+    };
+    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.identity.vm_config.len())?;
+    ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.identity.config.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_in_a_row_wait_longer_and_longer() {
+        let waits: Vec<_> = (0..5).map(|n| Machine::backoff(n).as_millis()).collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800]);
+        assert_eq!(Machine::backoff(100), Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,235 @@
+//! Keys and values that the filters of one `vm_id` share, over all workers.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tollgate_abi::fast::expected;
+
+/// Bytes of keys and values, each key counted with [`KEY_COST`] more.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What a key costs beside its bytes.
+const KEY_COST: usize = 64;
+
+/// Keys and values, each with a version that changes whenever the value does.
+#[derive(Default)]
+pub struct SharedData(RwLock<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    map: HashMap<Vec<u8>, Entry>,
+    /// Keys by the time when they go, and by version, because several may go at once.
+    expiries: BTreeMap<(Instant, u32), Vec<u8>>,
+    bytes: usize,
+    last_version: u32,
+}
+
+struct Entry {
+    value: Bytes,
+    version: u32,
+    expires: Option<Instant>,
+}
+
+/// The version that a key must have for a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Whatever it is.
+    Any,
+    /// The key is not there.
+    Absent,
+    /// This one.
+    Version(u32),
+}
+
+impl Expected {
+    /// As the standard says it: 0 stands for any.
+    pub fn of_cas(cas: u32) -> Expected {
+        if cas == 0 { Expected::Any } else { Expected::Version(cas) }
+    }
+
+    /// As the fast lane says it. `None`: no such version.
+    pub fn of_number(number: i64) -> Option<Expected> {
+        match number {
+            expected::ANY => Some(Expected::Any),
+            expected::ABSENT => Some(Expected::Absent),
+            version => u32::try_from(version).ok().map(Expected::Version),
+        }
+    }
+
+    fn fits(self, version: Option<u32>) -> bool {
+        match self {
+            Expected::Any => true,
+            Expected::Absent => version.is_none(),
+            Expected::Version(expected) => version == Some(expected),
+        }
+    }
+}
+
+/// Why data was not changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotChanged {
+    /// The version is not the expected one.
+    CasMismatch,
+    /// There is no room.
+    Full,
+    /// There is nothing to be deleted.
+    NotFound,
+}
+
+impl SharedData {
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        entries.expire();
+        entries
+    }
+
+    /// A value and its version.
+    pub fn get(&self, key: &[u8]) -> Option<(Bytes, u32)> {
+        let entries = self.read();
+        let entry = entries.map.get(key)?;
+        let there = entry.expires.is_none_or(|at| at > Instant::now());
+        there.then(|| (entry.value.clone(), entry.version))
+    }
+
+    /// Sets a value, for this long or for ever.
+    pub fn set(&self, key: &[u8], value: &[u8], expected: Expected, ttl: Option<Duration>) -> Result<(), NotChanged> {
+        let mut entries = self.write();
+        let old = entries.map.get(key);
+        if !expected.fits(old.map(|old| old.version)) {
+            return Err(NotChanged::CasMismatch);
+        }
+        let freed = old.map_or(0, |old| cost(key, &old.value));
+        if entries.bytes - freed + cost(key, value) > MAX_BYTES {
+            return Err(NotChanged::Full);
+        }
+        entries.remove(key);
+        entries.last_version = entries.last_version.wrapping_add(1).max(1);
+        // Longer than the clock goes is for ever.
+        let (version, expires) = (entries.last_version, ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
+        if let Some(at) = expires {
+            entries.expiries.insert((at, version), key.to_vec());
+        }
+        entries.bytes += cost(key, value);
+        entries.map.insert(key.to_vec(), Entry { value: Bytes::copy_from_slice(value), version, expires });
+        Ok(())
+    }
+
+    /// Deletes a key.
+    pub fn delete(&self, key: &[u8], expected: Expected) -> Result<(), NotChanged> {
+        let mut entries = self.write();
+        let version = entries.map.get(key).map(|entry| entry.version).ok_or(NotChanged::NotFound)?;
+        if !expected.fits(Some(version)) {
+            return Err(NotChanged::CasMismatch);
+        }
+        entries.remove(key);
+        Ok(())
+    }
+}
+
+impl Entries {
+    fn remove(&mut self, key: &[u8]) {
+        let Some((key, entry)) = self.map.remove_entry(key) else { return };
+        self.bytes -= cost(&key, &entry.value);
+        if let Some(at) = entry.expires {
+            self.expiries.remove(&(at, entry.version));
+        }
+    }
+
+    /// Removes what has had its time.
+    fn expire(&mut self) {
+        if self.expiries.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(first) = self.expiries.first_entry().filter(|first| first.key().0 <= now) {
+            let key = first.remove();
+            self.remove(&key);
+        }
+    }
+}
+
+fn cost(key: &[u8], value: &[u8]) -> usize {
+    key.len() + value.len() + KEY_COST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(data: &SharedData, key: &[u8], value: &[u8], expected: Expected) -> Result<(), NotChanged> {
+        data.set(key, value, expected, None)
+    }
+
+    #[test]
+    fn a_value_is_only_replaced_if_it_is_the_one_that_was_read() {
+        let data = SharedData::default();
+        set(&data, b"k", b"1", Expected::of_cas(0)).unwrap();
+        let (_, cas) = data.get(b"k").unwrap();
+        set(&data, b"k", b"2", Expected::of_cas(cas)).unwrap();
+        assert_eq!(set(&data, b"k", b"3", Expected::Version(cas)), Err(NotChanged::CasMismatch));
+        assert_eq!(set(&data, b"new", b"3", Expected::Version(7)), Err(NotChanged::CasMismatch));
+        assert_eq!(data.get(b"k").unwrap().0, "2");
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_deleted_once() {
+        let data = SharedData::default();
+        set(&data, b"k", b"1", Expected::Absent).unwrap();
+        assert_eq!(set(&data, b"k", b"2", Expected::Absent), Err(NotChanged::CasMismatch));
+        let (_, version) = data.get(b"k").unwrap();
+        set(&data, b"k", b"2", Expected::Any).unwrap();
+        for expected in [Expected::Absent, Expected::Version(version)] {
+            assert_eq!(data.delete(b"k", expected), Err(NotChanged::CasMismatch));
+        }
+        data.delete(b"k", Expected::Any).unwrap();
+        assert_eq!((data.get(b"k"), data.delete(b"k", Expected::Any)), (None, Err(NotChanged::NotFound)));
+        set(&data, b"k", b"3", Expected::Absent).unwrap();
+        assert!(data.get(b"k").unwrap().1 > version + 1, "versions are not used twice");
+        let numbers = [-1, 0, 7, -2, 1 << 32].map(Expected::of_number);
+        let expected = [Some(Expected::Any), Some(Expected::Absent), Some(Expected::Version(7)), None, None];
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn what_has_had_its_time_is_not_there() {
+        let data = SharedData::default();
+        data.set(b"gone", b"1", Expected::Any, Some(Duration::ZERO)).unwrap();
+        assert_eq!(data.get(b"gone"), None);
+        data.set(b"gone", b"2", Expected::Absent, Some(Duration::ZERO)).unwrap();
+        data.set(b"long", b"3", Expected::Any, Some(Duration::from_secs(3600))).unwrap();
+        data.set(b"ever", b"4", Expected::Any, Some(Duration::MAX)).unwrap();
+        assert_eq!(data.delete(b"gone", Expected::Any), Err(NotChanged::NotFound));
+        assert_eq!(["long", "ever"].map(|key| data.get(key.as_bytes()).unwrap().0), ["3", "4"]);
+        // Set again without a time, it stays, and nothing is left of what it had.
+        set(&data, b"long", b"5", Expected::Any).unwrap();
+        let entries = data.read();
+        assert_eq!((entries.expiries.len(), entries.map.len(), entries.bytes), (0, 2, 2 * (5 + KEY_COST)));
+    }
+
+    #[test]
+    fn it_does_not_grow_without_bound() {
+        let data = SharedData::default();
+        let mib = vec![0; 1 << 20];
+        let count = (0..200u32).take_while(|i| set(&data, &i.to_le_bytes(), &mib, Expected::Any).is_ok()).count();
+        assert_eq!(count, 63);
+        set(&data, &0u32.to_le_bytes(), b"small", Expected::Any).unwrap();
+        set(&data, b"again", &mib, Expected::Any).unwrap();
+        data.delete(b"again", Expected::Any).unwrap();
+        // What expires makes room.
+        data.set(b"short", &mib, Expected::Any, Some(Duration::ZERO)).unwrap();
+        set(&data, b"again", &mib, Expected::Any).unwrap();
+        // Keys without values are bounded too.
+        let data = SharedData::default();
+        data.write().bytes = MAX_BYTES - 2 * (KEY_COST + 1);
+        let full = [b"a", b"b", b"c"].map(|key| set(&data, key, b"", Expected::Any));
+        assert_eq!(full, [Ok(()), Ok(()), Err(NotChanged::Full)]);
+    }
+}

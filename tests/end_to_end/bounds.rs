@@ -1,0 +1,111 @@
+//! Guests that want more and more of everything: each thing has a bound, the guest is told, and goes on.
+
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream, wait_until},
+};
+
+/// What a filter is answered that does this until it is no longer answered with 0: how often that was, and the answer. The
+/// text `(name)` stands for the address and the length of another name each time.
+fn until_full(what: &str) -> (u32, u32) {
+    let what = what.replace("(name)", "(i32.const 4096) (i32.sub (global.get $at) (i32.const 4096))");
+    let code = format!(
+        r#"(global.set $n (i32.const 0))
+        (block $full
+            (loop $more
+                (br_if $full (i32.ge_u (global.get $n) (i32.const 1000000)))
+                (global.set $at (i32.const 4096))
+                (call $digits (global.get $n))
+                (br_if $full (call $noted {what}))
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br $more)))
+        (global.set $at (i32.const 8192))
+        (call $answer (global.get $n))
+        (call $answer (global.get $answered))"#
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream)
+        .top("workers: 1")
+        .filter("greedy", "greedy.wasm", "limits: {call_time: 30s}")
+        .cluster("calls", &[Upstream::refusing()], "protocol: h2");
+    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(&code))]);
+    // What is full stays so, and is told again; the proxy serves as before.
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+    assert_eq!(proxy.filter("greedy")["traps"], 0);
+    let requests = upstream.wait_for_requests(2);
+    let said = requests[0].field("x-said").expect("what it was answered");
+    let (count, status) = said.split_once(' ').expect("two numbers");
+    (count.parse().expect("a number"), status.parse().expect("a number"))
+}
+
+#[test]
+fn metrics() {
+    assert_eq!(until_full("(call $define_metric (i32.const 0) (name) (i32.const 24))"), (10_000, 10));
+}
+
+#[test]
+fn queues() {
+    assert_eq!(until_full("(call $register_queue (name) (i32.const 24))"), (1024, 10));
+}
+
+#[test]
+fn messages_in_a_queue() {
+    let text = r#"(call $register_queue %"q" (i32.const 24))
+        (call $enqueue (i32.load (i32.const 24)) (i32.const 65536) (i32.const 524288)) (i32.or)"#;
+    assert_eq!(until_full(text), (31, 1));
+}
+
+#[test]
+fn shared_data() {
+    let set = "(call $set_shared (name) (i32.const 65536) (i32.const 524288) (i32.const 0))";
+    assert_eq!(until_full(set), (127, 10));
+    let set = "(call $shared_set (name) (i32.const 65536) (i32.const 524288) (i64.const -1) (i64.const 60000))";
+    assert_eq!(until_full(set), (127, 10));
+}
+
+#[test]
+fn what_lives_with_a_stream() {
+    assert_eq!(until_full(r#"(call $state_set (name) %"value")"#), (64, 10));
+    assert_eq!(until_full("(call $state_set (name) (i32.const 65536) (i32.const 65536))"), (15, 10));
+    assert_eq!(until_full("(call $state_set (name) (i32.const 65536) (i32.const 65537))"), (0, 2));
+    assert_eq!(until_full(r#"(call $metadata_set %"space" (name) (i32.const 1) %"value")"#), (64, 10));
+    assert_eq!(until_full(r#"(call $log_field (name) %"value")"#), (16, 10));
+    assert_eq!(until_full("(call $timer (i64.const 60000000) (i64.const 0))"), (16, 10));
+}
+
+#[test]
+fn calls() {
+    let headers = guest::pairs(&[(":method", "GET"), (":path", "/"), (":authority", "web")]);
+    let call = |body: &str| format!(r#"(call $call %"calls" %"{headers}" {body} %"" (i32.const 10) (i32.const 24))"#);
+    assert_eq!(until_full(&call(r#"%"""#)), (4096, 10));
+    assert_eq!(until_full(&call("(i32.const 65536) (i32.const 524288)")), (127, 10));
+    let call = r#"(call $grpc_call %"calls" %"service" %"method" %"" (i32.const 65536) (i32.const 524288)
+        (i32.const 10) (i32.const 24))"#;
+    assert_eq!(until_full(call), (128, 10));
+    let stream = r#"(call $once_stream)
+        (call $grpc_send (global.get $stream) (i32.const 65536) (i32.const 524288) (i32.const 0)) (i32.or)"#;
+    assert_eq!(until_full(stream), (128, 2));
+}
+
+#[test]
+fn lines_in_the_log() {
+    let code = r#"(global.set $n (i32.const 0))
+        (loop $more
+            (drop (call $log (i32.const 2) %"flood"))
+            (global.set $n (i32.add (global.get $n) (i32.const 1)))
+            (br_if $more (i32.lt_u (global.get $n) (i32.const 20000))))"#;
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("greedy", "greedy.wasm", "limits: {call_time: 30s}");
+    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(code))]);
+    assert_eq!(proxy.get("/").status(), 200);
+    // How many were dropped is said in the next second in which it speaks.
+    wait_until("the number of lines that were dropped", || {
+        assert_eq!(proxy.get("/").status(), 200);
+        proxy.output().contains("lines were dropped: more than 1000 in a second")
+    });
+    let lines = proxy.output().lines().filter(|line| line.contains("flood")).count();
+    let requests = upstream.requests().len();
+    assert!(lines >= 1000 && lines < requests * 20_000 / 2, "{lines} lines of {requests} requests");
+}

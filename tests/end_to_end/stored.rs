@@ -1,0 +1,168 @@
+//! What filters keep: with a stream, for other filters of its chain, and in shared data.
+
+use crate::{
+    guest,
+    harness::{Config, Message, Proxy, Upstream, wait_until},
+};
+
+/// What two filters say of a request, the second after the first.
+fn said(first: &str, second: &str) -> (Proxy, Message) {
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).top("workers: 1");
+    let config = config.filter("first", "first.wasm", "").filter("second", "second.wasm", "");
+    let proxy =
+        Proxy::start_with(config, &[("first.wasm", &guest::saying(first)), ("second.wasm", &guest::saying(second))]);
+    assert_eq!(proxy.get("/asked?x").status(), 200);
+    (proxy, upstream.only_request())
+}
+
+#[test]
+fn state_goes_from_filter_to_filter() {
+    let (_, request) = said(
+        r#"(call $answer (call $state_set %"user" %"ann"))
+           (call $answer (call $state_set %"gone" %"soon"))
+           (call $answer (call $state_delete %"gone"))
+           (call $answer (call $state_delete %"gone"))"#,
+        r#"(call $answer (call $state_get %"user" (i32.const 4096) (i32.const 100)))
+           (call $say (i32.const 4096) (i32.const 3))
+           (call $say %" ")
+           (call $answer (call $state_get %"user" (i32.const 4096) (i32.const 2)))
+           (call $answer (call $state_get %"gone" (i32.const 4096) (i32.const 100)))
+           (call $answer (call $state_get %"user" (i32.const -1) (i32.const 100)))
+           (call $property %"filter_state\00user")
+           (call $property %"filter_state\00nobody")"#,
+    );
+    assert_eq!(request.all("x-said"), ["0 0 0 1", "3 ann 3 -1 -6 0 ann 1"]);
+}
+
+#[test]
+fn metadata_is_typed_and_can_be_read_as_properties() {
+    let (_, request) = said(
+        r#"(call $answer (call $metadata_set %"auth" %"user" (i32.const 0) %"ann"))
+           (call $answer (call $metadata_set %"auth" %"level" (i32.const 2) %"ABCDEFGH"))
+           (call $answer (call $metadata_set %"auth" %"level" (i32.const 2) %"short"))
+           (call $answer (call $metadata_set %"auth" %"level" (i32.const 9) %""))
+           (call $answer (call $metadata_set %"other" %"gone" (i32.const 1) %"soon"))
+           (call $answer (call $metadata_delete %"other" %"gone"))
+           (call $answer (call $metadata_delete %"other" %"gone"))"#,
+        r#"(call $answer (call $metadata_get %"auth" %"level" (i32.const 4096) (i32.const 4100) (i32.const 100)))
+           (call $answer (i32.load (i32.const 4096)))
+           (call $say (i32.const 4100) (i32.const 8))
+           (call $say %" ")
+           (call $answer (call $metadata_get %"auth" %"none" (i32.const 4096) (i32.const 4100) (i32.const 100)))
+           (call $property %"metadata\00filter_metadata\00auth\00user")
+           (call $property %"metadata\00filter_metadata\00auth\00level")
+           (call $answer (call $get_property %"metadata\00filter_metadata\00auth"
+               (global.get $out) (global.get $out_len)))
+           (call $answer (i32.load (i32.load (global.get $out))))
+           (call $answer (call $get_property %"metadata\00filter_metadata\00other"
+               (global.get $out) (global.get $out_len)))"#,
+    );
+    assert_eq!(request.all("x-said"), ["0 0 2 2 0 0 1", "8 2 ABCDEFGH -1 0 ann 0 ABCDEFGH 0 2 1"]);
+}
+
+#[test]
+fn a_filter_can_set_properties_but_not_the_hosts() {
+    let (proxy, request) = said(
+        r#"(call $answer (call $set_property %"color" %"blue"))
+           (call $answer (call $set_property %"a\00b" %"two"))
+           (call $answer (call $set_property %"request\00path" %"/forged"))
+           (call $answer (call $set_property %"source\00address" %"10.0.0.1:1"))
+           (call $answer (call $set_property %"plugin_name" %"other"))
+           (call $answer (call $set_property %"filter_state\00user" %"other"))
+           (call $answer (call $set_property %"metadata" %"other"))
+           (call $answer (call $set_property %"requests" %"fine"))"#,
+        r#"(call $property %"color")
+           (call $property %"a\00b")
+           (call $property %"filter_state\00wasm.color")
+           (call $property %"request\00path")
+           (call $property %"plugin_name")
+           (call $property %"requests")
+           (call $answer (call $state_get %"wasm.color" (i32.const 4096) (i32.const 100)))"#,
+    );
+    let expected = ["0 0 2 2 2 2 2 0", "0 blue 0 two 0 blue 0 /asked?x 0 second 0 fine 4"];
+    assert_eq!(request.all("x-said"), expected);
+    proxy.wait_for_output(r#"property "request.path" is the host's, and was not set"#);
+}
+
+#[test]
+fn envoys_ways_lead_to_the_same_state() {
+    let set = "\n\x05color\x12\x04blue\x18\x01";
+    let (_, request) = said(
+        &format!(
+            r#"(call $answer (call $foreign %"set_envoy_filter_state" %"{set}" (i32.const 0) (i32.const 0)))
+            (call $answer (call $foreign %"set_envoy_filter_state" %"?" (i32.const 0) (i32.const 0)))"#
+        ),
+        r#"(call $property %"filter_state\00color")
+           (call $answer (call $state_get %"color" (i32.const 4096) (i32.const 100)))"#,
+    );
+    assert_eq!(request.all("x-said"), ["0 2", "0 blue 4"]);
+}
+
+#[test]
+fn the_access_log_shows_it() {
+    let upstream = Upstream::saying("hello");
+    let module = guest::saying(
+        r#"(call $answer (call $metadata_set %"auth" %"user" (i32.const 0) %"ann"))
+           (call $answer (call $set_property %"color" %"blue"))"#,
+    );
+    let yaml: String = Config::to(&upstream).filter("f", "f.wasm", "").into();
+    let format = "{to: access.log, format: \"%path% %metadata(auth:user)% %state(wasm.color)%\"}";
+    let proxy = Proxy::start_with(yaml.replace("{to: access.log}", format), &[("f.wasm", &module)]);
+    assert_eq!(proxy.get("/shown").status(), 200);
+    let log = proxy.dir().join("access.log");
+    wait_until("the line", || std::fs::read_to_string(&log).is_ok_and(|text| text == "/shown ann blue\n"));
+}
+
+#[test]
+fn nothing_of_a_stream_is_left_to_the_next() {
+    let upstream = Upstream::saying("hello");
+    let module = guest::saying(
+        r#"(call $answer (call $state_get %"k" (i32.const 4096) (i32.const 0)))
+           (call $answer (call $metadata_get %"s" %"k" (i32.const 4096) (i32.const 4100) (i32.const 0)))
+           (call $answer (call $state_set %"k" %"v"))
+           (call $answer (call $metadata_set %"s" %"k" (i32.const 0) %"v"))"#,
+    );
+    let config = Config::to(&upstream).top("workers: 1").filter("f", "f.wasm", "");
+    let proxy = Proxy::start_with(config, &[("f.wasm", &module)]);
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/").status(), 200);
+    }
+    let requests = upstream.wait_for_requests(2);
+    assert!(requests.iter().all(|request| request.field("x-said") == Some("-1 -1 0 0")));
+}
+
+#[test]
+fn shared_data_can_be_made_once_deleted_and_given_a_time() {
+    let shared = |code: &str| -> Vec<String> {
+        let upstream = Upstream::saying("hello");
+        let config = Config::to(&upstream).top("workers: 1").filter("f", "f.wasm", "");
+        let proxy = Proxy::start_with(config, &[("f.wasm", &guest::saying(code))]);
+        assert_eq!(proxy.get("/").status(), 200);
+        upstream.only_request().all("x-said").iter().map(ToString::to_string).collect()
+    };
+    let made = shared(
+        r#"(call $answer (call $shared_set %"k" %"one" (i64.const 0) (i64.const 0)))
+           (call $answer (call $shared_set %"k" %"two" (i64.const 0) (i64.const 0)))
+           (call $answer (call $shared_get %"k" (i32.const 4096) (i32.const 100) (i32.const 4092)))
+           (call $say (i32.const 4096) (i32.const 3))
+           (call $say %" ")
+           (call $answer (call $shared_delete %"k" (i64.const 77)))
+           (call $answer (call $shared_delete %"k" (i64.load32_u (i32.const 4092))))
+           (call $answer (call $shared_delete %"k" (i64.const -1)))
+           (call $answer (call $shared_get %"k" (i32.const 4096) (i32.const 100) (i32.const 0)))"#,
+    );
+    assert_eq!(made, ["0 8 3 one 8 0 1 -1"]);
+    let timed = shared(
+        r#"(call $answer (call $shared_set %"k" %"one" (i64.const -1) (i64.const 3600000)))
+           (call $answer (call $get_shared %"k" (global.get $out) (global.get $out_len) (i32.const 4092)))
+           (call $answer (call $shared_set %"k" %"two" (i64.const -1) (i64.const 1)))
+           (loop $until_it_is_gone
+               (br_if $until_it_is_gone (i32.ge_s
+                   (call $shared_get %"k" (i32.const 4096) (i32.const 100) (i32.const 0)) (i32.const 0))))
+           (call $answer (call $get_shared %"k" (global.get $out) (global.get $out_len) (i32.const 4092)))
+           (call $answer (call $shared_set %"k" %"two" (i64.const -2) (i64.const 0)))
+           (call $answer (call $shared_set %"k" %"two" (i64.const -1) (i64.const -1)))"#,
+    );
+    assert_eq!(timed, ["0 0 0 1 2 2"]);
+}
