@@ -57,11 +57,12 @@ fn chain(name: &'static str, file: &str) -> Piece {
     let Made { snapshot, instances, .. } = made;
     let site = Site { upstream: Pools::new(PoolOptions::default()), rebuild: Rc::new(|_, _| panic!("it has failed")) };
     let tasks = LocalSet::new();
-    let vms = tasks.block_on(&super::traffic::runtime().0, async move {
-        let all = snapshot.plugins.iter().zip(instances.into_iter().flatten());
-        all.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone()) as Rc<dyn Filter>).collect()
+    let filters = tasks.block_on(&super::traffic::runtime().0, async move {
+        let all = snapshot.machines.iter().zip(instances.into_iter().flatten());
+        let vms: Vec<_> = all.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+        snapshot.in_order(&vms).into_iter().map(|filter| filter as Rc<dyn Filter>).collect()
     });
-    let chain = Rc::new(Chain::new(vms));
+    let chain = Rc::new(Chain::new(filters));
     let head = small::head();
     let response = ResponseHead { status: StatusCode::OK, fields: head.fields.clone() };
     let connection = Rc::new(ConnectionInfo::new("public".into(), LOCAL, LOCAL));
