@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 // As in the proxy.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tollgate::alloc::Mimalloc = tollgate::alloc::Mimalloc;
 
 fn benches(c: &mut Criterion) {
     for mut piece in pieces::all() {

@@ -25,7 +25,7 @@ use pieces::Piece;
 
 // As in the proxy.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tollgate::alloc::Mimalloc = tollgate::alloc::Mimalloc;
 
 /// How often a piece is run before it counts: connections are opened, tables have grown.
 const WARM_UP: u32 = 100;

@@ -1,12 +1,18 @@
-//! What needs nothing around it: the guard before the parser, header fields, token buckets, the choice of an endpoint.
+//! What needs nothing around it: heads as HTTP/1.1 reads and writes them, header fields, token buckets, the choice of an
+//! endpoint.
 
 use std::{hint::black_box, sync::Arc};
 
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http_body::SizeHint;
 use tollgate::{
     chain::head::{HeaderOps, Headers, Name, RequestHead},
     config::model,
-    http::guard::Scanner,
+    h1::{
+        Limits, Outbox, encoder,
+        head::{self, Finder},
+    },
     upstream::Cluster,
     wasm::bucket::Bucket,
 };
@@ -38,7 +44,7 @@ pub fn head() -> RequestHead {
 
 pub fn pieces() -> Vec<Piece> {
     let mut pieces =
-        vec![guard(), read(), change(), ops(), bucket("bucket/one", 0), bucket("bucket/for each key", 10_000)];
+        vec![parse(), write(), read(), change(), ops(), bucket("bucket/one", 0), bucket("bucket/for each key", 10_000)];
     for (name, balancer) in [
         ("pick/round robin", model::Balancer::RoundRobin),
         ("pick/least request", model::Balancer::LeastRequest),
@@ -49,10 +55,29 @@ pub fn pieces() -> Vec<Piece> {
     pieces
 }
 
-fn guard() -> Piece {
-    let mut scanner = Scanner::new(64 << 10);
-    Piece::new("head/guard", move || {
-        assert_eq!(scanner.scan(black_box(REQUEST.as_bytes())), Ok(REQUEST.len()));
+fn parse() -> Piece {
+    let limits = Limits { head: 64 << 10, fields: 100 };
+    let mut inbox = BytesMut::new();
+    Piece::new("head/read a request", move || {
+        inbox.extend_from_slice(black_box(REQUEST.as_bytes()));
+        let length = Finder::default().find(&mut inbox, limits.head).expect("it is right").expect("it is whole");
+        black_box(head::request(&mut inbox, length, &limits).expect("a request"));
+    })
+}
+
+fn write() -> Piece {
+    let head = head();
+    Piece::new("head/write a request", move || {
+        let mut outbox = Outbox::default();
+        let head = encoder::RequestHead {
+            method: &head.method,
+            target: &head.path,
+            host: Some(&head.authority),
+            fields: &head.fields,
+            replaced: &[],
+        };
+        black_box(encoder::request(black_box(&head), &SizeHint::with_exact(0), true, &mut outbox));
+        black_box(outbox);
     })
 }
 

@@ -82,11 +82,12 @@ fn kept_connection() -> Piece {
     let (runtime, local) = runtime();
     let cluster = snapshot().clusters["backend"].clone();
     let pools: Pools<Empty<Bytes>> = pools();
+    let request = Request::get("/api/items").header("host", "shop.example").body(()).expect("a request");
+    let (head, ()) = request.into_parts();
     Piece::new("pool/a request on a kept connection", move || {
         local.block_on(&runtime, async {
             let endpoint = cluster.pick(None, &[]).expect("an endpoint");
-            let request = Request::get("/api/items").header("host", "shop.example").body(Empty::new());
-            let response = pools.send(&cluster, &endpoint, request.expect("a request")).await;
+            let response = pools.send(&cluster, &endpoint, None, &head, Empty::new()).await;
             let body = response.unwrap_or_else(|failure| panic!("{}", failure.kind)).into_body().collect().await;
             assert_eq!(body.expect("a body").to_bytes().len(), 64);
         });

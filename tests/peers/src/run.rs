@@ -39,6 +39,9 @@ const MOST_FAILED: f64 = 0.001;
 /// Requests a second where nothing is measured.
 const SMOKE_RATE: u32 = 64;
 
+/// Seconds with a swap in each, at least.
+const SWAPS: u64 = 6;
+
 /// How long memory may take to be given back.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -308,7 +311,7 @@ impl Bench {
         let (paced, replaced) = thread::scope(|scope| {
             let replaced = file.map(|file| scope.spawn(|| replace_every_second(file, &over)));
             let rate = if self.smoke { SMOKE_RATE } else { rate };
-            let paced = load.pace(rate, self.seconds * 3);
+            let paced = load.pace(rate, self.seconds.max(if self.smoke { 3 } else { SWAPS }));
             over.store(true, Ordering::Relaxed);
             let replaced = replaced.map(|thread| thread.join().expect("it does not panic"));
             (paced, replaced.unwrap_or(Ok(0)))
