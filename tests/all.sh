@@ -31,9 +31,12 @@ step "modules in other languages"
 tests/conformance/setup.sh
 
 step "tests"
-cargo test --workspace
+log=target/tests.log
+tested() { { "$@" || touch target/tests.failed; } 2>&1 | tee -a "$log" && ! [ -e target/tests.failed ]; }
+rm -f "$log" target/tests.failed
+tested cargo test --workspace
 # Features that nothing in the workspace turns on.
-cargo test -p tollgate-sdk --features log,tracing
+tested cargo test -p tollgate-sdk --features log,tracing
 
 step "instructions on a request's way"
 tests/instructions.sh
@@ -42,3 +45,5 @@ step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check
 
 step "all passed"
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+    END { print passed " passed, " failed " failed, " ignored " skipped" }' "$log"

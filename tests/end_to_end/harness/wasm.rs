@@ -1,6 +1,11 @@
 //! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other languages.)
 
-use std::{env, fs, path::PathBuf, process::Command, sync::OnceLock};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
 
 /// A module from its text form.
 pub fn from_text(text: &str) -> Vec<u8> {
