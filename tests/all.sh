@@ -18,7 +18,7 @@ cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
     -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
-    -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
+    -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token -p third-party-same \
     -p conformance-rust-0-2 -p conformance-rust-0-1 -- -D warnings
 
 step "clients and servers that nobody here wrote"
@@ -31,6 +31,9 @@ step "tests"
 cargo test --workspace
 # Features that nothing in the workspace turns on.
 cargo test -p tollgate-sdk --features log,tracing
+
+step "instructions on a request's way"
+tests/instructions.sh
 
 step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check

@@ -18,6 +18,7 @@ pub mod wasm;
 pub mod upstream;
 
 pub mod admin;
+pub mod alloc;
 pub mod bench;
 pub mod ca;
 pub mod cli;

@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-// Many small allocations for each request, all freed on the thread that made them: what this allocator is made for.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tollgate::alloc::Mimalloc = tollgate::alloc::Mimalloc;
 
 fn main() -> ExitCode {
     tollgate::cli::main()

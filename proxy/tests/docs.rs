@@ -137,3 +137,18 @@ fn marked_blocks_are_found_and_others_are_not() {
     assert_eq!((found[0].place.as_str(), found[0].text.as_str()), ("x.md:2", "a: 1\nb: 2\n"));
     assert!(matches!(&found[1].kind, Kind::Filter(name) if name == "router"));
 }
+
+/// The script takes two builds, so this is all of it that is run here.
+#[test]
+fn the_script_for_profiles_explains_itself_and_its_configuration_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let help = Command::new(root.join("examples/pgo.sh")).arg("--help").output().expect("a shell");
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("rustup component add llvm-tools"));
+    let wrong = Command::new(root.join("examples/pgo.sh")).arg("--release").output().expect("a shell");
+    assert_eq!(wrong.status.code(), Some(2));
+    let check =
+        Command::new(env!("CARGO_BIN_EXE_tollgate")).args(["check", "examples/pgo.yaml"]).current_dir(&root).output();
+    let check = check.expect("the proxy runs");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}

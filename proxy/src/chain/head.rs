@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::COOKIE};
 use tollgate_abi::doc;
 
+use crate::{h1::encoder, upstream};
+
 /// A header's name, resolved once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Name {
@@ -161,16 +163,10 @@ impl RequestHead {
         }
     }
 
-    /// A request with this head. Both the path and the authority were checked when they were set.
-    pub fn into_request<B>(self, body: B) -> http::Request<B> {
-        let mut request = http::Request::new(body);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = http::Uri::from_maybe_shared(self.path).unwrap_or_default();
-        *request.headers_mut() = self.fields;
-        if let Ok(host) = HeaderValue::from_maybe_shared(self.authority) {
-            request.headers_mut().insert(http::header::HOST, host);
-        }
-        request
+    /// As it goes to an upstream.
+    pub fn outgoing(&self) -> encoder::RequestHead<'_> {
+        let RequestHead { method, path, authority, fields, .. } = self;
+        encoder::RequestHead { method, target: path, host: Some(authority), fields, replaced: &[] }
     }
 
     fn set_pseudo(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader> {
@@ -196,6 +192,12 @@ impl RequestHead {
             _ => return Err(BadHeader),
         }
         Ok(())
+    }
+}
+
+impl upstream::Head for RequestHead {
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
+        look(&self.outgoing())
     }
 }
 

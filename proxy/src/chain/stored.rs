@@ -6,17 +6,19 @@ use tollgate_abi::{fast::limit, value::Value};
 /// Bytes of all keys and values of a stream's state.
 const MAX_STATE: usize = 1 << 20;
 
+type Key = Box<[u8]>;
+
 /// What is stored with a stream.
 #[derive(Debug, Default)]
 pub struct Stored {
-    state: Vec<(Box<[u8]>, Box<[u8]>)>,
+    state: Vec<(Key, Box<[u8]>)>,
     metadata: Vec<Metadatum>,
 }
 
 #[derive(Debug)]
 struct Metadatum {
-    space: Box<[u8]>,
-    key: Box<[u8]>,
+    space: Key,
+    key: Key,
     kind: i32,
     value: Box<[u8]>,
 }

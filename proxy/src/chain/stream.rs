@@ -8,6 +8,7 @@ use std::{
     borrow::Cow,
     cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Waker},
@@ -17,7 +18,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use smallvec::SmallVec;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, Sleep},
+};
 use tollgate_abi::fast::{flag, phase};
 
 use super::{Chain, Direction, RequestHead, ResponseHead, Selected, stored::Stored};
@@ -79,7 +83,6 @@ impl ConnectionInfo {
 }
 
 /// How a stream moves, for whoever carries it: of an HTTP/1.1 connection, which has one at a time, or of one HTTP/2 stream.
-#[derive(Debug)]
 pub struct Progress {
     /// When a byte last moved.
     pub active: Cell<Instant>,
@@ -87,11 +90,26 @@ pub struct Progress {
     pub due: Cell<Option<Instant>>,
     /// The stream was given up because the client does not read.
     pub stalled: Cell<bool>,
+    /// A timer that nobody waits for: taking it over, as it is set, costs less than making one for each stream.
+    pub timer: Cell<Option<Pin<Box<Sleep>>>>,
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Progress { active, due, stalled, timer: _ } = self;
+        let mut progress = f.debug_struct("Progress");
+        progress.field("active", active).field("due", due).field("stalled", stalled).finish_non_exhaustive()
+    }
 }
 
 impl Default for Progress {
     fn default() -> Progress {
-        Progress { active: Cell::new(Instant::now()), due: Cell::new(None), stalled: Cell::new(false) }
+        Progress {
+            active: Cell::new(Instant::now()),
+            due: Cell::new(None),
+            stalled: Cell::new(false),
+            timer: Cell::new(None),
+        }
     }
 }
 

@@ -54,6 +54,15 @@ pub(super) struct Deadline {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        // Still set for this stream's bounds: the next one's are later, and it finds that out if ever it fires.
+        if let Some(sleep) = self.sleep.take() {
+            self.stream.progress.timer.set(Some(sleep));
+        }
+    }
+}
+
 impl Deadline {
     /// All bounds.
     pub(super) fn new(site: &Site, stream: &Rc<Stream>, total: Option<Duration>, idle: Option<Duration>) -> Deadline {
@@ -131,7 +140,9 @@ impl Deadline {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bound> {
         loop {
             let Some((at, which)) = self.next() else { return Poll::Pending };
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| self.stream.progress.timer.take().unwrap_or_else(|| Box::pin(sleep_until(at))));
             // Moved to later: it may fire too early, and is set again then. Moved to earlier: now.
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);

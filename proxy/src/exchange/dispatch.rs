@@ -2,7 +2,8 @@
 
 use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderMap, Method, Response};
+use http::{HeaderName, HeaderValue, Method, Response, header};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
@@ -16,14 +17,16 @@ use super::{
 };
 use crate::{
     chain::{
-        Direction, Selected, Stream,
+        Direction, RequestHead, Selected, Stream,
         flow::{Outcome, interrupted},
         route::RetryPolicy,
     },
     config::model::ClusterProtocol,
+    h1::encoder,
+    http::grpc::TIMEOUT,
     net::proxy_protocol::Addresses,
     observe,
-    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, PooledBody, RequestGuard, Waited},
+    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody, RequestGuard, Waited},
 };
 
 /// What counts as under way until the response has ended.
@@ -60,19 +63,12 @@ pub(super) async fn run(
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
     let mut deadline = Deadline::new(site, stream, total, idle);
-    let fields = |deadline: &Deadline| {
-        let mut fields = stream.state.borrow().request.fields.clone();
-        upload.fix_length(&mut fields);
-        grpc::pass_deadline(stream, &mut fields, deadline);
-        if let Some(switch) = switch {
-            switch.prepare(&mut fields);
-        }
-        fields
-    };
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
-        mirror::start(site, cluster, &stream.state.borrow().request, fields(&deadline), upload);
+        let head = Outgoing::new(stream, upload, &deadline, switch);
+        let fields = head.show(|head| head.to_fields());
+        mirror::start(site, cluster, RequestHead { fields, ..stream.state.borrow().request.clone() }, upload);
     }
 
     let mut tries = Tries::new(policy);
@@ -85,9 +81,8 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let fields = fields(&deadline);
         let aim = Aim { cluster, endpoint: active.endpoint(), switch };
-        let result = attempt(site, stream, aim, upload, fields, &mut deadline).await;
+        let result = attempt(site, stream, aim, upload, &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_response(response, stream),
             Err(missed) => tries.reason_of_failure(missed, stream),
@@ -152,6 +147,36 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
     }
 }
 
+/// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
+struct Outgoing<'s> {
+    stream: &'s Stream,
+    replaced: SmallVec<[(HeaderName, Option<HeaderValue>); 2]>,
+}
+
+impl<'s> Outgoing<'s> {
+    fn new(stream: &'s Stream, upload: &Upload, deadline: &Deadline, switch: Option<&Switch>) -> Outgoing<'s> {
+        let mut replaced = SmallVec::new();
+        if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
+            replaced.push((header::CONTENT_LENGTH, length));
+        }
+        if let Some(left) = grpc::time_left(stream, deadline) {
+            replaced.push((TIMEOUT, Some(left)));
+        }
+        if let Some(token) = switch.and_then(Switch::token) {
+            replaced.push((header::UPGRADE, Some(token.clone())));
+            replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
+        }
+        Outgoing { stream, replaced }
+    }
+}
+
+impl Head for Outgoing<'_> {
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
+        let head = &self.stream.state.borrow().request;
+        look(&encoder::RequestHead { replaced: &self.replaced, ..head.outgoing() })
+    }
+}
+
 /// Where a try goes.
 struct Aim<'a> {
     cluster: &'a Arc<Cluster>,
@@ -165,31 +190,19 @@ async fn attempt(
     stream: &Rc<Stream>,
     aim: Aim<'_>,
     upload: &Rc<Upload>,
-    fields: HeaderMap,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let head = {
-        let request = &stream.state.borrow().request;
-        crate::chain::RequestHead {
-            method: request.method.clone(),
-            path: request.path.clone(),
-            authority: request.authority.clone(),
-            scheme: request.scheme,
-            fields,
-        }
-    };
     let start = Instant::now();
     let Aim { cluster, endpoint, switch } = aim;
-    let mut request = head.into_request(upload.body());
-    if cluster.proxy_protocol.is_some() {
-        request.extensions_mut().insert(Addresses::new(stream.connection.peer, stream.connection.local));
-    }
+    let head = Outgoing::new(stream, upload, deadline, switch);
+    let connection = &stream.connection;
+    let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
         match switch {
             // Nothing is said to the endpoint: it is the client that will speak to it.
             // Boxed, so that requests which are none do not carry the space for this.
-            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, request)).await,
-            _ => site.pools.send(cluster, endpoint, request).await,
+            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client)).await,
+            _ => site.pools.send(cluster, endpoint, client, &head, upload.body()).await,
         }
     };
     let mut sending = pin!(sending);
@@ -208,12 +221,15 @@ async fn attempt(
         deadline.poll(cx).map(|passed| Err(Missed::TimedOut(passed)))
     });
     let result = result.await;
+    let now = Instant::now();
+    stream.times.response_start.set(result.is_ok().then_some(now));
+    stream.progress.active.set(now);
     if let Some(figures) = site.clusters.get(&cluster.name) {
         let shard = observe::shard();
         let class = result.as_ref().map_or(0, |r| usize::from(r.status().as_u16() / 100).min(5));
         figures.responses[class].inc(shard);
         if result.is_ok() {
-            figures.latency.observe(shard, start.elapsed().as_micros() as u64);
+            figures.latency.observe(shard, (now - start).as_micros() as u64);
         }
     }
     result

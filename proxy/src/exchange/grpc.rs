@@ -2,7 +2,7 @@
 //! the end.
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::deadline::Deadline;
@@ -31,13 +31,10 @@ pub(super) fn set_deadline(stream: &Stream) -> bool {
     call.deadline.get().is_some()
 }
 
-/// Tells the upstream how much of a call's time is left.
-pub(super) fn pass_deadline(stream: &Stream, fields: &mut HeaderMap, deadline: &Deadline) {
-    if stream.grpc.get().is_some_and(|call| call.deadline.get().is_some())
-        && let Some(left) = deadline.left()
-    {
-        fields.insert(grpc::TIMEOUT, grpc::format_timeout(left));
-    }
+/// How much of a call's time is left, for the upstream.
+pub(super) fn time_left(stream: &Stream, deadline: &Deadline) -> Option<HeaderValue> {
+    stream.grpc.get()?.deadline.get()?;
+    deadline.left().map(grpc::format_timeout)
 }
 
 /// A response of the proxy's own, as a gRPC client understands it: a head with a status and nothing else. The details stay
@@ -95,8 +92,6 @@ pub(super) fn retries(stream: &Stream, fields: &HeaderMap) -> Option<&'static [R
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn reply(status: u16, given: Option<u32>, fields: &[(&'static str, &str)], body: &str) -> HeaderMap {

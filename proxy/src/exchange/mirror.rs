@@ -10,7 +10,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
@@ -19,7 +18,7 @@ use super::{Site, upload::Upload};
 use crate::{
     chain::RequestHead,
     http::body::{Body, BodyError},
-    upstream::Cluster,
+    upstream::{Cluster, Pools},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
@@ -74,7 +73,7 @@ impl http_body::Body for Copy {
 }
 
 /// Sends a copy of the request.
-pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: &RequestHead, fields: HeaderMap, upload: &Upload) {
+pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload) {
     let body = match upload.is_empty() {
         true => Body::Empty,
         false => {
@@ -83,21 +82,20 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: &RequestHead,
             Body::stream(Copy { parts, whole: false })
         }
     };
-    let head = RequestHead { fields, ..head.clone() };
     let (pools, cluster) = (site.pools.clone(), cluster.clone());
     tokio::task::spawn_local(async move {
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
-        let sent = tokio::time::timeout(limit, send(&pools, &cluster, head.into_request(body))).await;
+        let sent = tokio::time::timeout(limit, send(&pools, &cluster, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
             tracing::debug!(cluster = &*cluster.name, "a mirrored request had no response");
         }
     });
 }
 
-async fn send(pools: &crate::upstream::Pools<Body>, cluster: &Arc<Cluster>, request: Request<Body>) -> Option<()> {
+async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>, head: &RequestHead, body: Body) -> Option<()> {
     let _under_way = cluster.try_request()?;
     let endpoint = cluster.pick(None, &[])?.start();
-    let mut body = pools.send(cluster, endpoint.endpoint(), request).await.ok()?.into_body();
+    let mut body = pools.send(cluster, endpoint.endpoint(), None, head, body).await.ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {
         match body.frame().await {

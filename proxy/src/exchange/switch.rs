@@ -63,11 +63,11 @@ impl Switch {
         }
     }
 
-    /// The fields of a request in the form of HTTP/1.1, for an upstream.
-    pub(super) fn prepare(&self, fields: &mut HeaderMap) {
-        if let Switch::Upgrade { token } = self {
-            fields.insert(header::UPGRADE, token.clone());
-            fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    /// What a request says to an upstream, in the form of HTTP/1.1: its `Upgrade`.
+    pub(super) fn token(&self) -> Option<&HeaderValue> {
+        match self {
+            Switch::Upgrade { token } => Some(token),
+            Switch::Connect => None,
         }
     }
 

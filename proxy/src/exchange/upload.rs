@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -143,21 +143,17 @@ impl Upload {
         if self.empty { Body::Empty } else { Body::stream(UploadBody { upload: self.clone(), at: 0 }) }
     }
 
-    /// The value for `Content-Length`, if it can still be promised: as it came if no filter can change it; else what it has
-    /// become, if all of it is through, and nothing if it has changed already.
-    pub(super) fn fix_length(&self, fields: &mut HeaderMap) {
-        if self.empty {
-            return;
-        }
-        if !self.filtered || !fields.contains_key(header::CONTENT_LENGTH) {
-            return;
+    /// What `Content-Length` must say in place of these fields' own, if that cannot be promised any more: as it came if no filter
+    /// can change it; else what it has become, if all of it is through, and nothing if it has changed already.
+    pub(super) fn length(&self, fields: &HeaderMap) -> Option<Option<HeaderValue>> {
+        if self.empty || !self.filtered || !fields.contains_key(header::CONTENT_LENGTH) {
+            return None;
         }
         let source = self.source.borrow();
         let (came, went) = source.flow.lengths();
-        if source.flow.has_ended() {
-            fields.insert(header::CONTENT_LENGTH, went.into());
-        } else if came != went || self.stream.chain.changes_body(Direction::Request) {
-            fields.remove(header::CONTENT_LENGTH);
+        match source.flow.has_ended() {
+            true => Some(Some(went.into())),
+            false => (came != went || self.stream.chain.changes_body(Direction::Request)).then_some(None),
         }
     }
 

@@ -142,29 +142,83 @@ fn fields_len(fields: &HeaderMap) -> usize {
     LINE + fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
 }
 
+/// A request's head, on its way out.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The target, in origin form.
+    pub target: &'a [u8],
+    /// The host; none: it is among the fields.
+    pub host: Option<&'a [u8]>,
+    /// The fields.
+    pub fields: &'a HeaderMap,
+    /// What is sent in place of the fields of these names; none: nothing is.
+    pub replaced: &'a [(HeaderName, Option<HeaderValue>)],
+}
+
+impl<'a> RequestHead<'a> {
+    /// That of a request with its fields as they are.
+    pub fn of(parts: &'a request::Parts) -> RequestHead<'a> {
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let (method, fields) = (&parts.method, &parts.headers);
+        RequestHead { method, target: target.as_bytes(), host: None, fields, replaced: &[] }
+    }
+
+    fn is_replaced(&self, name: &HeaderName) -> bool {
+        self.replaced.iter().any(|(replaced, _)| replaced == name)
+    }
+
+    /// The (first) value that is sent for a field.
+    pub fn get(&self, name: &HeaderName) -> Option<&'a HeaderValue> {
+        match self.replaced.iter().find(|(replaced, _)| replaced == name) {
+            Some((_, value)) => value.as_ref(),
+            None => self.fields.get(name),
+        }
+    }
+
+    /// The fields that are sent, those that say the host and the framing among them.
+    pub fn to_fields(&self) -> HeaderMap {
+        let mut fields = self.fields.clone();
+        for (name, value) in self.replaced {
+            match value {
+                Some(value) => _ = fields.insert(name.clone(), value.clone()),
+                None => _ = fields.remove(name),
+            }
+        }
+        if let Some(host) = self.host.and_then(|host| HeaderValue::from_bytes(host).ok()) {
+            fields.insert(HOST, host);
+        }
+        fields
+    }
+}
+
 /// Writes a request's head, and says how its body must be written. `Content-Length` is that of the fields or of the body; a
 /// body without either is sent in chunks.
-pub fn request(parts: &request::Parts, body: &SizeHint, empty: bool, out: &mut Outbox) -> Encoder {
-    let fields = &parts.headers;
+pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut Outbox) -> Encoder {
     let out = out.tail();
-    out.reserve(fields_len(fields) + parts.uri.path_and_query().map_or(1, |p| p.as_str().len()));
-    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.reserve(fields_len(head.fields) + head.target.len() + head.host.map_or(0, <[u8]>::len));
+    out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
-    out.extend_from_slice(parts.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+    out.extend_from_slice(head.target);
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     // The first of all, as RFC 9110 section 7.2 would have it.
-    if let Some(host) = fields.get(HOST) {
-        field(out, &HOST, host);
-    }
-    for (name, value) in fields {
-        if !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING) {
+    out.extend_from_slice(head.host.or(head.fields.get(HOST).map(HeaderValue::as_bytes)).unwrap_or_default());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in head.fields {
+        if !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING) && !head.is_replaced(name) {
             field(out, name, value);
         }
     }
-    let said = fields.get(CONTENT_LENGTH).and_then(|value| length(value.as_bytes()).ok());
+    for (name, value) in head.replaced {
+        if let (false, Some(value)) = (*name == CONTENT_LENGTH, value) {
+            field(out, name, value);
+        }
+    }
+    let said = head.get(&CONTENT_LENGTH).and_then(|value| length(value.as_bytes()).ok());
     let encoder = match (empty, said.or(body.exact())) {
         (true, _) => {
-            if said.is_some() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+            if said.is_some() || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) {
                 content_length(out, 0);
             }
             Encoder::Length(0)
@@ -175,7 +229,7 @@ pub fn request(parts: &request::Parts, body: &SizeHint, empty: bool, out: &mut O
         }
         (false, None) => {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            Encoder::Chunked(Announced::by(fields))
+            Encoder::Chunked(Announced::by(head.fields))
         }
     };
     out.extend_from_slice(b"\r\n");
@@ -326,10 +380,42 @@ mod tests {
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
             let mut out = Outbox::default();
-            assert_eq!(super::request(&parts, body, empty, &mut out), encoder, "{method} {said:?}");
+            assert_eq!(super::request(&RequestHead::of(&parts), body, empty, &mut out), encoder, "{method} {said:?}");
             let expected = format!("{method} /a?b HTTP/1.1\r\nhost: x\r\na: b\r\n{lines}\r\n");
             assert_eq!(text(&mut out), expected);
         }
+    }
+
+    #[test]
+    fn what_is_replaced_is_not_sent_and_the_host_comes_first() {
+        let fields = [("a", "1"), ("content-length", "9"), ("b", "2"), ("c", "3")];
+        let fields: HeaderMap =
+            fields.into_iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
+        let replaced = [
+            (HeaderName::from_static("a"), Some(HeaderValue::from_static("x"))),
+            (HeaderName::from_static("b"), None),
+            (HeaderName::from_static("d"), Some(HeaderValue::from_static("y"))),
+            (CONTENT_LENGTH, Some(HeaderValue::from_static("4"))),
+        ];
+        let head = RequestHead {
+            method: &Method::POST,
+            target: b"/",
+            host: Some(b"host"),
+            fields: &fields,
+            replaced: &replaced,
+        };
+        let mut out = Outbox::default();
+        assert_eq!(super::request(&head, &SizeHint::default(), false, &mut out), Encoder::Length(4));
+        assert_eq!(
+            text(&mut out),
+            "POST / HTTP/1.1\r\nhost: host\r\nc: 3\r\na: x\r\nd: y\r\ncontent-length: 4\r\n\r\n"
+        );
+        let all = head.to_fields();
+        assert_eq!(
+            (all.len(), &all["host"], &all["a"], &all["content-length"]),
+            (5, &"host".parse().unwrap(), &"x".parse().unwrap(), &"4".parse().unwrap())
+        );
+        assert!(head.get(&HeaderName::from_static("b")).is_none() && !all.contains_key("b"));
     }
 
     #[test]

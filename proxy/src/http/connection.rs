@@ -43,6 +43,11 @@ impl Handle {
         self.draining.send_replace(true);
     }
 
+    /// Whether connections shall end.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
     /// Ready when connections shall end.
     pub fn drained(&self) -> impl Future<Output = ()> + use<> {
         let mut draining = self.draining.subscribe();

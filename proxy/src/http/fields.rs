@@ -18,28 +18,40 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
 /// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on.
 pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    // Most heads have none of them, and one walk over a few names costs less than looking up six.
-    if !fields.keys().any(is_hop_by_hop) {
-        return;
-    }
-    let listed: Vec<HeaderName> = match fields.contains_key(header::CONNECTION) {
-        false => Vec::new(),
-        true => {
-            let values = fields.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
-            let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
-            tokens.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()).collect()
+    // One walk over the names costs less than looking up six, and most heads have none of them or one.
+    let (mut connection, mut te, mut others) = (false, false, false);
+    for name in fields.keys().filter(|name| is_hop_by_hop(name)) {
+        match *name {
+            header::CONNECTION => connection = true,
+            header::TE => te = true,
+            _ => others = true,
         }
-    };
-    for name in listed {
-        // Nobody may have these removed: they are not hop-by-hop, and something later relies on them.
-        if !matches!(name, header::TE | header::CONTENT_LENGTH | header::HOST | header::AUTHORIZATION | header::COOKIE)
-            && !name.as_str().starts_with("x-forwarded-")
-        {
+    }
+    if connection {
+        let values = fields.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
+        let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
+        // What nearly all of them say is no field's name, or that of one that goes anyway.
+        let names = tokens.filter(|token| !["keep-alive", "close"].iter().any(|word| token.eq_ignore_ascii_case(word)));
+        let listed: Vec<HeaderName> = names.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()).collect();
+        for name in listed {
+            // Nobody may have these removed: they are not hop-by-hop, and something later relies on them.
+            if !matches!(
+                name,
+                header::TE | header::CONTENT_LENGTH | header::HOST | header::AUTHORIZATION | header::COOKIE
+            ) && !name.as_str().starts_with("x-forwarded-")
+            {
+                fields.remove(name);
+            }
+        }
+        fields.remove(header::CONNECTION);
+    }
+    if others {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
             fields.remove(name);
         }
     }
-    for name in [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
-        fields.remove(name);
+    if !te {
+        return;
     }
     if let Entry::Occupied(te) = fields.entry(header::TE) {
         let trailers = te

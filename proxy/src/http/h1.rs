@@ -77,11 +77,16 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
         let most = config.limits.requests_per_connection;
         let mut requests = pin!(requests::serve(&line, &handle, &info, &progress, limits, most));
         let mut drain = pin!(drained);
-        let mut told = false;
+        let (mut told, mut listens) = (false, false);
         let mut grace_ends = None;
         poll_fn(|cx| {
+            if !listens {
+                // Once, to be woken: what it would say each time is to be had for less.
+                listens = true;
+                let _ = drain.as_mut().poll(cx);
+            }
             let old = retires.is_some_and(|at| at <= Instant::now());
-            if !told && (old || drain.as_mut().poll(cx).is_ready()) {
+            if !told && (old || handle.is_draining()) {
                 told = true;
                 // A request may be on its way on an idle connection: it is still answered, and told that it was the last.
                 info.closing.set(true);

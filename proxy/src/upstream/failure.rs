@@ -2,18 +2,15 @@
 
 use std::{error::Error, fmt, io};
 
-use http::Request;
-
 use crate::h1::HeadError;
 
 /// A request that got no response.
 pub struct Failure<B> {
     /// What went wrong.
     pub kind: FailureKind,
-    /// The request, if nothing of it has been handed to a connection: its body is whole, and any request may be sent
-    /// again. Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in
-    /// failures only.
-    pub request: Option<Box<Request<B>>>,
+    /// The request's body, if nothing of the request has been handed to a connection: any request may be sent again then.
+    /// Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
+    pub body: Option<Box<B>>,
 }
 
 /// What went wrong with a request.
@@ -79,16 +76,16 @@ pub enum ProtocolError {
 }
 
 impl<B> Failure<B> {
-    /// A failure before anything of `request` was handed to a connection.
-    pub(super) fn unsent(kind: FailureKind, request: Request<B>) -> Self {
-        Failure { kind, request: Some(Box::new(request)) }
+    /// A failure before anything of the request with this body was handed to a connection.
+    pub(super) fn unsent(kind: FailureKind, body: B) -> Self {
+        Failure { kind, body: Some(Box::new(body)) }
     }
 }
 
 // By hand: neither needs anything of the body's type.
 impl<B> fmt::Debug for Failure<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.request.is_some()).finish()
+        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.body.is_some()).finish()
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::UPGRADE};
+use http::{Method, Response, StatusCode, header::UPGRADE};
 use http_body::Body;
 use tokio::{
     task::{AbortHandle, spawn_local},
@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     body::{Broken, Duplex, Held, LinkBody, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
+    pool::Head,
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
@@ -113,20 +114,26 @@ where
     }
 
     /// Sends a request and waits for the head of its response. Dropping the future closes the connection.
-    pub(super) async fn exchange(self: Rc<Self>, request: Request<B>) -> Result<Response<PooledBody>, Failure<B>> {
+    pub(super) async fn exchange(
+        self: Rc<Self>,
+        head: &impl Head,
+        body: B,
+    ) -> Result<Response<PooledBody>, Failure<B>> {
         let reused = self.has_served();
         self.idle.set(false);
         self.served.set(self.served.get().saturating_add(1));
         if reused && self.has_ended(&mut Context::from_waker(Waker::noop())) {
             let source = io::ErrorKind::ConnectionAborted.into();
             let kind = FailureKind::Reset { reused, request_sent: false, bytes_received: false, source };
-            return Err(Failure::unsent(kind, request));
+            return Err(Failure::unsent(kind, body));
         }
-        let wants_switch = request.headers().contains_key(UPGRADE);
-        let head_only = request.method() == Method::HEAD;
-        let (mut upload, before) = match self.line.borrow_mut().as_mut() {
-            None => return Err(Failure::unsent(FailureKind::Overflow, request)),
-            Some(wire) => (Upload::begin(request, wire), [wire.sent(), wire.received()]),
+        let (mut upload, asked, before) = match self.line.borrow_mut().as_mut() {
+            None => return Err(Failure::unsent(FailureKind::Overflow, body)),
+            Some(wire) => {
+                let before = [wire.sent(), wire.received()];
+                let (upload, asked) = head.show(|head| (Upload::begin(head, body, wire), Asked::of(head)));
+                (upload, asked, before)
+            }
         };
         let mut finder = head::Finder::default();
         let result = poll_fn(|cx| {
@@ -143,7 +150,7 @@ where
                     }
                     Ok(Some(length)) => {
                         finder = head::Finder::default();
-                        match head::response(&mut wire.inbox, length, &self.limits, head_only) {
+                        match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
                             Err(error) => return Poll::Ready(Err(Lost::Head(error))),
                             // Others are on their way (RFC 9110 section 15.2).
                             Ok(head) if is_interim(head.parts.status) => {}
@@ -163,13 +170,13 @@ where
             }
         })
         .await;
-        let protocol = |source| Failure { kind: FailureKind::Protocol { source }, request: None };
-        let head = result.map_err(|lost| Failure { request: None, kind: self.failed(lost, reused, before) })?;
+        let protocol = |source| Failure { kind: FailureKind::Protocol { source }, body: None };
+        let head = result.map_err(|lost| Failure { body: None, kind: self.failed(lost, reused, before) })?;
         if !head.persists || upload.broken.is_some() {
             self.closed.set(true);
         }
         if head.parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !wants_switch {
+            if !asked.switch {
                 return Err(protocol(ProtocolError::Switched));
             }
             let upstream = self.clone().switched(upload);
@@ -246,6 +253,20 @@ where
     }
 }
 
+/// What a request says of the response that it wants.
+struct Asked {
+    /// Only its head.
+    head_only: bool,
+    /// Perhaps another protocol.
+    switch: bool,
+}
+
+impl Asked {
+    fn of(head: &encoder::RequestHead<'_>) -> Asked {
+        Asked { head_only: head.method == Method::HEAD, switch: head.get(&UPGRADE).is_some() }
+    }
+}
+
 /// Whether others follow this one.
 fn is_interim(status: StatusCode) -> bool {
     status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
@@ -276,10 +297,9 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Writes the head.
-    fn begin<T>(request: Request<B>, wire: &mut Wire<T>) -> Self {
-        let (parts, body) = request.into_parts();
+    fn begin<T>(head: &encoder::RequestHead<'_>, body: B, wire: &mut Wire<T>) -> Self {
         let empty = body.is_end_stream();
-        let encoder = encoder::request(&parts, &body.size_hint(), empty, &mut wire.outbox);
+        let encoder = encoder::request(head, &body.size_hint(), empty, &mut wire.outbox);
         Upload { body: (!empty).then_some(body), encoder, sent: false, broken: None }
     }
 

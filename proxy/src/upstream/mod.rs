@@ -31,5 +31,5 @@ pub use self::{
     direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
     health::Checks,
-    pool::{Dial, PoolOptions, Pools, Waited},
+    pool::{Dial, Head, PoolOptions, Pools, Waited},
 };

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    uri,
 };
 use http_body::Body;
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -28,10 +29,12 @@ use tokio::{
 use super::{
     body::{Duplex, Held, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
+    pool::Head,
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
     config::model,
+    h1::encoder,
     net::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
 };
 
@@ -122,11 +125,15 @@ where
 
     /// Sends a request, in the form of HTTP/1.1, and waits for the head of its response. Dropping the future resets the
     /// stream.
-    pub(super) async fn exchange(place: Place<B>, request: Request<B>) -> Result<Response<PooledBody>, Failure<B>> {
+    pub(super) async fn exchange(
+        place: Place<B>,
+        head: &impl Head,
+        body: B,
+    ) -> Result<Response<PooledBody>, Failure<B>> {
         let mux = &place.0;
         let reused = mux.served.get() > 1;
         let received = mux.traffic.received();
-        let (request, key) = into_h2(request, mux.secure);
+        let (request, key) = head.show(|head| into_h2(head, body, mux.secure));
         let switches = request.method() == Method::CONNECT;
         let bodiless = request.body().is_end_stream();
         let response = mux.sender.borrow_mut().try_send_request(request);
@@ -150,7 +157,7 @@ where
             }
             Err(error) => error,
         };
-        let request = error.take_message().map(|request| Box::new(into_h1(request, key)));
+        let body = error.take_message().map(|request| Box::new(request.into_body()));
         let source = error.into_error();
         let kind = match reason(&source) {
             Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Http2(source) },
@@ -163,7 +170,7 @@ where
                 source: io::Error::other(source),
             },
         };
-        Err(Failure { kind, request })
+        Err(Failure { kind, body })
     }
 }
 
@@ -262,16 +269,19 @@ fn reason(error: &hyper::Error) -> Option<Stopped> {
 
 /// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
 /// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
-fn into_h2<B>(mut request: Request<B>, secure: bool) -> (Request<B>, Option<HeaderValue>) {
+fn into_h2<B>(head: &encoder::RequestHead<'_>, body: B, secure: bool) -> (Request<B>, Option<HeaderValue>) {
+    let mut request = Request::new(body);
     *request.version_mut() = Version::HTTP_2;
+    *request.method_mut() = head.method.clone();
+    *request.headers_mut() = head.to_fields();
     let host = request.headers_mut().remove(HOST);
-    let mut uri = std::mem::take(request.uri_mut()).into_parts();
-    uri.scheme = Some(if secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
-    uri.authority = host.as_ref().and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
-    uri.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
-    if uri.authority.is_none() {
-        uri.scheme = None;
-    }
+    let mut uri = uri::Parts::default();
+    uri.authority = host.as_ref().and_then(|host| uri::Authority::try_from(host.as_bytes()).ok());
+    // Without a host there can be no scheme.
+    let scheme = if secure { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
+    uri.scheme = uri.authority.is_some().then_some(scheme);
+    let target = uri::PathAndQuery::try_from(head.target);
+    uri.path_and_query = Some(target.unwrap_or(uri::PathAndQuery::from_static("/")));
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     if request.headers_mut().remove(CONNECTION).is_none() {
         request.headers_mut().remove(UPGRADE);
@@ -284,27 +294,6 @@ fn into_h2<B>(mut request: Request<B>, secure: bool) -> (Request<B>, Option<Head
     }
     let key = request.headers_mut().remove(SEC_WEBSOCKET_KEY);
     (request, key)
-}
-
-/// The other way round, for a request that was not sent.
-fn into_h1<B>(mut request: Request<B>, key: Option<HeaderValue>) -> Request<B> {
-    if let Some(key) = key {
-        request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
-    }
-    let authority = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
-    if let Some(host) = authority {
-        request.headers_mut().insert(HOST, host);
-    }
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
-    if let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() {
-        *request.method_mut() = Method::GET;
-        if let Ok(token) = HeaderValue::from_str(protocol.as_str()) {
-            request.headers_mut().insert(UPGRADE, token);
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        }
-    }
-    request
 }
 
 /// The answer to a WebSocket's key (RFC 6455 section 4.2.2).
@@ -327,21 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_goes_into_http2_and_back() {
-        let request = || {
-            let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
-            request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket").header(SEC_WEBSOCKET_KEY, "k").body(())
-        };
-        let (there, key) = into_h2(request().unwrap(), true);
+    fn an_upgrade_becomes_an_extended_connect() {
+        let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
+        let request = request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket");
+        let (parts, ()) = request.header(SEC_WEBSOCKET_KEY, "k").body(()).unwrap().into_parts();
+        let (there, key) = into_h2(&encoder::RequestHead::of(&parts), (), true);
         assert_eq!((there.method(), there.uri().to_string().as_str()), (&Method::CONNECT, "https://h:1/a?b"));
         assert_eq!(there.extensions().get::<hyper::ext::Protocol>().unwrap().as_str(), "websocket");
         assert_eq!(there.headers().len(), 1);
-        let back = into_h1(there, key);
-        assert_eq!(back.headers()[SEC_WEBSOCKET_KEY], "k");
-        assert_eq!((back.method(), back.uri().to_string().as_str()), (&Method::GET, "/a?b"));
-        assert_eq!(
-            (&back.headers()[HOST], &back.headers()[UPGRADE]),
-            (&HeaderValue::from_static("h:1"), &HeaderValue::from_static("websocket"))
-        );
+        assert_eq!(key, Some(HeaderValue::from_static("k")));
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Response, request};
 use http_body::Body;
 use rustc_hash::FxHashMap;
 use tokio::{
@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     config::model::ClusterProtocol,
-    h1,
+    h1::{self, encoder},
     net::{Stream, proxy_protocol::Addresses},
 };
 
@@ -96,11 +96,12 @@ where
         Pools(Rc::new(Inner { clusters: RefCell::default(), limits, dial, sweeping: Cell::new(false) }))
     }
 
-    /// Sends `request` to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
+    /// Sends a request to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
     /// when the head of its response has been read (interim responses are skipped). Unless there was a connection, the
     /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
-    /// target in origin form and the header fields that it has: `Host` and the removal of hop-by-hop fields are the caller's
-    /// part. For a cluster with `proxy_protocol` its extensions have the client's [`Addresses`]. With `Upgrade` and `Connection` it may be answered with 101, and the connection is in the body then.
+    /// target in origin form and the header fields that it has: the removal of hop-by-hop fields is the caller's part. A cluster
+    /// with `proxy_protocol` is told of the `client`. With `Upgrade` and `Connection` it may be answered with 101, and the
+    /// connection is in the body then.
     ///
     /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. A
     /// connection that turns out to be closed before the request was written is replaced unnoticed. It is not retried
@@ -119,11 +120,12 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        mut request: Request<B>,
+        client: Option<Addresses>,
+        head: &impl Head,
+        mut body: B,
     ) -> Result<Response<PooledBody>, Failure<B>> {
-        *request.version_mut() = Version::HTTP_11;
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, client(cluster, &mut request));
+        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let mut waited = None;
         let mut replaced = 0;
         loop {
@@ -138,19 +140,19 @@ where
                     let start = Instant::now();
                     let carrier = match Box::pin(self.obtain(&pool, &slot)).await {
                         Ok(carrier) => carrier,
-                        Err(kind) => return Err(Failure::unsent(kind, request)),
+                        Err(kind) => return Err(Failure::unsent(kind, body)),
                     };
                     waited = Some(Waited(start.elapsed()));
                     carrier
                 }
             };
             let (reused, result) = match carrier {
-                Carrier::Link(link) => (link.has_served(), link.exchange(request).await),
-                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, request)).await),
+                Carrier::Link(link) => (link.has_served(), link.exchange(head, body).await),
+                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body)).await),
             };
             match result {
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
-                Err(Failure { request: Some(unsent), .. }) if reused => request = *unsent,
+                Err(Failure { body: Some(unsent), .. }) if reused => body = *unsent,
                 Ok(mut response) => {
                     if let Some(waited) = waited {
                         response.extensions_mut().insert(waited);
@@ -163,8 +165,8 @@ where
         }
     }
 
-    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. Of the request
-    /// only the extensions count. The response is a 200, and the connection is in its body.
+    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. The response is
+    /// a 200, and the connection is in its body.
     ///
     /// # Errors
     ///
@@ -173,11 +175,11 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        mut request: Request<B>,
+        client: Option<Addresses>,
     ) -> Result<Response<PooledBody>, Failure<B>> {
-        let failure = |kind| Failure { kind, request: None };
+        let failure = |kind| Failure { kind, body: None };
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, client(cluster, &mut request));
+        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
             match pool.acquire(&slot).await.map_err(failure)? {
@@ -311,6 +313,18 @@ where
     }
 }
 
+/// The head of a request. It is looked at when there is a connection for it, once for each that is tried.
+pub trait Head {
+    /// Shows it.
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
+}
+
+impl Head for request::Parts {
+    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
+        look(&encoder::RequestHead::of(self))
+    }
+}
+
 /// How often a request that was not sent is given to another HTTP/2 connection.
 const MOST_REPLACED: u32 = 3;
 
@@ -342,11 +356,6 @@ impl<B> Drop for Announced<'_, B> {
         self.1.opening.take();
         self.0.ended.notify_waiters();
     }
-}
-
-/// What a cluster that wants to know is told of the client.
-fn client<B>(cluster: &Cluster, request: &mut Request<B>) -> Option<Addresses> {
-    cluster.proxy_protocol.and_then(|_| request.extensions_mut().remove())
 }
 
 /// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.

@@ -12,7 +12,7 @@ use super::{
     host::{CallResponse, HttpCall},
 };
 use crate::{
-    chain::ResponseHead,
+    chain::{RequestHead, ResponseHead},
     http::body::Body,
     upstream::{Cluster, Pools},
 };
@@ -28,7 +28,7 @@ const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 /// Sends a call, and hands the answer to the filter that sent it, if that is still there.
 pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
     let HttpCall { id, root, cluster, head, body, trailers, size, timeout } = call;
-    let exchange = exchange(&upstream, &cluster, head.into_request(Body::full_with_trailers(body, trailers)));
+    let exchange = exchange(&upstream, &cluster, &head, Body::full_with_trailers(body, trailers));
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
     let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(DEADLINE_EXCEEDED));
     let response = match result {
@@ -45,11 +45,12 @@ type Answer = (ResponseHead, Bytes, HeaderMap);
 async fn exchange(
     upstream: &Pools<Body>,
     cluster: &Arc<Cluster>,
-    request: http::Request<Body>,
+    head: &RequestHead,
+    body: Body,
 ) -> Result<Answer, (u32, &'static str)> {
     let _under_way = cluster.try_request().ok_or(UNAVAILABLE)?;
     let endpoint = cluster.pick(None, &[]).ok_or(UNAVAILABLE)?.start();
-    let response = upstream.send(cluster, endpoint.endpoint(), request).await.map_err(|_| UNAVAILABLE)?;
+    let response = upstream.send(cluster, endpoint.endpoint(), None, head, body).await.map_err(|_| UNAVAILABLE)?;
     let (parts, mut body) = response.into_parts();
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {

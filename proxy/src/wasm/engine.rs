@@ -2,9 +2,10 @@
 //! bounded.
 
 use std::{
+    io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Once,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -27,6 +28,8 @@ pub struct Engine {
     linker: Linker<Host>,
     /// Ends the ticking thread.
     stopped: Arc<AtomicBool>,
+    /// Whether there is one.
+    ticks: Once,
 }
 
 impl Engine {
@@ -55,21 +58,32 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker)?;
-        let stopped = Arc::new(AtomicBool::new(false));
-        let (ticked, stop) = (engine.weak(), stopped.clone());
-        thread::Builder::new().name("tollgate-epoch".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                thread::sleep(TICK);
-                let Some(engine) = ticked.upgrade() else { return };
-                engine.increment_epoch();
-            }
-        })?;
-        Ok(Arc::new(Engine { engine, linker, stopped }))
+        Ok(Arc::new(Engine { engine, linker, stopped: Arc::default(), ticks: Once::new() }))
     }
 
     /// The compiler.
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
+    }
+
+    /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.
+    ///
+    /// # Errors
+    /// There can be no more threads.
+    pub(super) fn tick(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        self.ticks.call_once(|| {
+            let (ticked, stop) = (self.engine.weak(), self.stopped.clone());
+            let thread = thread::Builder::new().name("tollgate-epoch".into()).spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    thread::sleep(TICK);
+                    let Some(engine) = ticked.upgrade() else { return };
+                    engine.increment_epoch();
+                }
+            });
+            result = thread.map(drop);
+        });
+        result
     }
 
     /// The host's functions.

@@ -225,7 +225,7 @@ async fn exchange(
     };
     let _under_way = cluster.try_request().ok_or_else(|| unavailable("too many requests are under way"))?;
     let endpoint = cluster.pick(None, &[]).ok_or_else(|| unavailable("there is no endpoint"))?.start();
-    let response = upstream.send(&cluster, endpoint.endpoint(), head.into_request(body)).await;
+    let response = upstream.send(&cluster, endpoint.endpoint(), None, &head, body).await;
     let response = response.map_err(|failure| unavailable(&failure.to_string()))?;
     let (parts, mut body) = response.into_parts();
     if !parts.status.is_success() {

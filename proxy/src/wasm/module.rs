@@ -64,6 +64,7 @@ impl Code {
     /// The same, with all that is wrong with it: one error at least.
     pub fn load_or_all(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, Vec<LoadError>> {
         let start = Instant::now();
+        engine.tick().map_err(|e| vec![LoadError::Compile(source.into(), e.to_string())])?;
         let module = Module::new(engine.wasmtime(), bytes)
             .map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
         let mut wrong = Vec::new();

@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use tollgate_abi::fast::phase;
 
-use super::{ROOT, address, host::with, outcome::Outcome, settle, stream::Part};
+use super::{
+    ROOT, address,
+    host::with,
+    outcome::Outcome,
+    settle,
+    stream::{MetadataMap, Part},
+};
 use crate::{Filter, Value, dispatch::Dispatcher};
 
 /// A request on its way into a filter.
@@ -16,7 +22,7 @@ pub struct RequestBuilder<'h, F: Filter> {
     source: SocketAddr,
     client: Option<SocketAddr>,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
-    metadata: BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>,
+    metadata: MetadataMap,
 }
 
 impl<'h, F: Filter> RequestBuilder<'h, F> {
@@ -29,7 +35,7 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
             source: SocketAddr::from(([192, 0, 2, 1], 40_000)),
             client: None,
             state: BTreeMap::new(),
-            metadata: BTreeMap::new(),
+            metadata: MetadataMap::new(),
         }
     }
 

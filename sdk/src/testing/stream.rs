@@ -17,6 +17,9 @@ use crate::{
     dispatch::{Dispatcher, Half},
 };
 
+/// Metadata by namespace and key: the type, and the bytes.
+pub(crate) type MetadataMap = BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>;
+
 /// One stream.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
@@ -30,8 +33,7 @@ pub(crate) struct Stream {
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
     pub(crate) state: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// By namespace and key: the type, and the bytes.
-    pub(crate) metadata: BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>,
+    pub(crate) metadata: MetadataMap,
     pub(super) limits_held: Vec<u32>,
     /// It is a TCP connection.
     pub(super) tcp: Option<Tcp>,

@@ -20,12 +20,16 @@ pub struct Args {
     pub rounds: u32,
 
     /// How long each load lasts, in seconds
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
 
-    /// 2 rounds of 3 seconds
+    /// 2 rounds of 1 second
     #[arg(long)]
     pub quick: bool,
+
+    /// Only see whether everything works: one round of short runs at low rates, whose figures mean nothing and are not kept
+    #[arg(long)]
+    pub smoke: bool,
 
     /// First install what is missing: Debian packages by apt-get (with sudo), Envoy by pip into the cache folder
     #[arg(long)]
@@ -58,9 +62,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub envoy: Option<PathBuf>,
 
-    /// The Proxy-Wasm filter for Tollgate and Envoy
-    #[arg(long, value_name = "FILE", default_value = "target/filters/wasm32-unknown-unknown/filter/third_party.wasm")]
-    pub module: PathBuf,
+    /// Where the filters are that `cargo filters` makes
+    #[arg(long, value_name = "FOLDER", default_value = "target/filters/wasm32-unknown-unknown/filter")]
+    pub modules: PathBuf,
+
+    /// Where those are that `cargo portable` makes, for any Proxy-Wasm host
+    #[arg(long, value_name = "FOLDER", default_value = "target/portable/wasm32-unknown-unknown/filter")]
+    pub portable: PathBuf,
 
     /// For configurations, logs, and the cache of what was downloaded
     #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
@@ -74,7 +82,16 @@ pub struct Args {
 impl Args {
     /// Rounds, and seconds of each load.
     pub fn extent(&self) -> (u32, u64) {
-        if self.quick { (2, 3) } else { (self.rounds, self.seconds) }
+        match (self.smoke, self.quick) {
+            (true, _) => (1, 1),
+            (false, true) => (2, 1),
+            _ => (self.rounds, self.seconds),
+        }
+    }
+
+    /// Whether the results are kept.
+    pub fn keeps(&self) -> bool {
+        !self.dry_run && !self.smoke
     }
 }
 
@@ -86,7 +103,7 @@ mod tests {
     fn extents() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        assert_eq!(Args::parse_from(["peers"]).extent(), (5, 4));
-        assert_eq!(Args::parse_from(["peers", "--quick", "--rounds", "9", "bare"]).extent(), (2, 3));
+        assert_eq!(Args::parse_from(["peers"]).extent(), (5, 1));
+        assert_eq!(Args::parse_from(["peers", "--quick", "--rounds", "9", "bare"]).extent(), (2, 1));
     }
 }

@@ -145,7 +145,7 @@ fn number(value: f64, decimals: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{results::tests::row, scenario};
+    use crate::{results::tests::row, scenarios};
 
     #[test]
     fn only_what_is_between_the_markers_changes() {
@@ -172,7 +172,7 @@ mod tests {
             row("HAProxy", 0, &[None]),
         ];
         let results = Results { scenarios: [("bare".into(), Measured { rows, made: Made::default() })].into() };
-        let text = body(&scenario::all(), &results);
+        let text = body(&scenarios::all(), &results);
         assert!(text.contains("| nginx | 16.0 (15.0–17.0) | 1.00 × | – |"), "{text}");
         assert!(text.contains("| Tollgate | 19.0 (8.0–30.0) | 1.25 × | – |"), "{text}");
         assert!(text.contains("| HAProxy | – | – |"), "{text}");

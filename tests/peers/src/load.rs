@@ -1,15 +1,31 @@
-//! The two load generators: wrk finds the highest throughput, `tollgate bench load` the latencies at a fixed rate, counted
-//! from the moment that each request was due.
+//! The load generators. Which one it is goes by what is spoken: wrk and, at a fixed rate, `tollgate bench load` (which counts
+//! times from the moment that each request was due) for HTTP/1.1; h2load for everything with TLS or HTTP/2, but for
+//! connections that live for one request, which are made here (`connect`).
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{ffi::OsString, fs, path::Path, time::Duration};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use crate::{process, tools::Tools};
+use crate::{
+    connect::Connected,
+    process,
+    scenario::{Spoken, TLS_H1},
+    tools::Tools,
+};
 
-/// Connections of the load generators.
+/// Connections of the load generators, with HTTP/1.1.
 pub const CONNECTIONS: usize = 64;
+
+/// The same with HTTP/2, and streams on each.
+const H2_CONNECTIONS: usize = 8;
+const H2_STREAMS: usize = 32;
+
+/// Bytes of a gRPC message, its prefix included; requests and responses have one.
+pub const GRPC_MESSAGE: usize = 5 + 64;
+
+/// TLS connections at a time, where each is for one request.
+const HANDSHAKES: usize = 16;
 
 /// What is requested, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -19,11 +35,12 @@ pub struct Load<'a> {
     pub folder: &'a Path,
     pub port: u16,
     pub path: &'a str,
+    pub spoken: Spoken,
     /// A connection for each request.
     pub close: bool,
 }
 
-/// What wrk has seen.
+/// What was seen at the highest rate.
 #[derive(Debug, PartialEq)]
 pub struct Saturated {
     pub requests: f64,
@@ -31,7 +48,7 @@ pub struct Saturated {
     pub errors: u64,
 }
 
-/// What the generator with the fixed rate has seen; times in microseconds.
+/// What was seen at a fixed rate; times in microseconds.
 #[derive(Debug, PartialEq)]
 pub struct Paced {
     pub p50: f64,
@@ -44,23 +61,99 @@ pub struct Paced {
 impl Load<'_> {
     /// As much as the connections carry.
     pub fn saturate(&self, seconds: u64) -> anyhow::Result<Saturated> {
+        if self.close && self.spoken == TLS_H1 {
+            let connected = self.connect(seconds, None)?;
+            let (requests, errors) = (connected.times.len() as f64, connected.errors);
+            return Ok(Saturated { requests, seconds: connected.seconds, errors });
+        }
+        if self.spoken.h2 {
+            let text = self.h2load(&[format!("-D{seconds}")], seconds)?;
+            return parse_h2load(&text).with_context(|| unexpected("h2load", &text));
+        }
         let mut command: Vec<OsString> = vec![self.tools.wrk.clone().into()];
         command.extend(["-t1", "-c"].map(Into::into));
         command.extend([CONNECTIONS.to_string(), format!("-d{seconds}s"), "--timeout=5s".into()].map(Into::into));
         command.extend(self.rest());
-        let text = process::output(&command, self.cores, self.folder, Duration::from_secs(seconds + 20))?;
-        parse_wrk(&text).with_context(|| format!("wrk says something else than expected:\n{text}"))
+        let text = self.output(&command, seconds)?;
+        parse_wrk(&text).with_context(|| unexpected("wrk", &text))
     }
 
     /// So many requests each second.
     pub fn pace(&self, rate: u32, seconds: u64) -> anyhow::Result<Paced> {
+        if self.close && self.spoken == TLS_H1 {
+            let mut connected = self.connect(seconds, Some(rate))?;
+            let (errors, achieved) = (connected.errors, connected.times.len() as f64 / seconds as f64);
+            return paced(&mut connected.times, errors, achieved);
+        }
+        if self.spoken.tls || self.spoken.h2 {
+            return self.pace_h2load(rate, seconds);
+        }
         let mut command: Vec<OsString> = vec![self.tools.tollgate.clone().into()];
         command.extend(["bench", "load", "--json", "--expect-status", "200", "--warmup", "500ms"].map(Into::into));
         let numbers = [format!("--rate={rate}"), format!("--duration={seconds}s"), format!("-c{CONNECTIONS}")];
         command.extend(numbers.map(Into::into));
         command.extend(self.rest());
-        let text = process::output(&command, self.cores, self.folder, Duration::from_secs(seconds + 20))?;
-        parse_paced(&text).with_context(|| format!("`bench load` says something else than expected:\n{text}"))
+        let text = self.output(&command, seconds)?;
+        parse_paced(&text).with_context(|| unexpected("`bench load`", &text))
+    }
+
+    /// Whether the proxy answers already.
+    pub fn answers(&self) -> bool {
+        match self.spoken.tls || self.spoken.h2 {
+            false => process::answers(self.port, self.path),
+            true => self.h2load(&["-n1".into(), "-c1".into()], 1).is_ok_and(|text| {
+                // A gRPC call that fails has the status 200 too, but no message.
+                let message = format!("({GRPC_MESSAGE}) data");
+                text.contains("status codes: 1 2xx") && (!self.spoken.grpc || text.contains(&message))
+            }),
+        }
+    }
+
+    /// With its own log of each request, which says more than its summary.
+    fn pace_h2load(&self, rate: u32, seconds: u64) -> anyhow::Result<Paced> {
+        let log = self.folder.join("load.log");
+        let _ = fs::remove_file(&log);
+        let each = f64::from(rate) / if self.spoken.h2 { H2_CONNECTIONS } else { CONNECTIONS } as f64;
+        let log_file = format!("--log-file={}", log.display());
+        // Handshakes are over before anything counts.
+        let flags = [format!("-D{seconds}"), "--warm-up-time=500ms".into(), format!("--rps={each}"), log_file];
+        let text = self.h2load(&flags, seconds)?;
+        let seen = parse_h2load(&text).with_context(|| unexpected("h2load", &text))?;
+        let log = fs::read_to_string(&log).context("h2load has written no log")?;
+        let mut times = parse_h2load_log(&log)?;
+        paced(&mut times, seen.errors, seen.requests / seconds as f64)
+    }
+
+    fn h2load(&self, flags: &[String], seconds: u64) -> anyhow::Result<String> {
+        let mut command: Vec<OsString> = vec![self.tools.h2load.clone().into(), "-t1".into()];
+        if self.spoken.h2 {
+            command.extend([format!("-c{H2_CONNECTIONS}"), format!("-m{H2_STREAMS}")].map(Into::into));
+        } else {
+            command.extend(["--h1".into(), format!("-c{CONNECTIONS}").into()]);
+        }
+        if self.spoken.grpc {
+            command.extend(["-d".into(), self.folder.join("grpc/message").into_os_string()]);
+            command.extend(["-H", "content-type: application/grpc", "-H", "te: trailers"].map(Into::into));
+        }
+        // Later ones win.
+        command.extend(flags.iter().map(Into::into));
+        command.extend(self.rest());
+        self.output(&command, seconds)
+    }
+
+    /// By this program itself.
+    fn connect(&self, seconds: u64, rate: Option<u32>) -> anyhow::Result<Connected> {
+        let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), "connect".into()];
+        let (port, path) = (format!("--port={}", self.port), format!("--path={}", self.path));
+        command.extend(
+            [port, path, format!("--seconds={seconds}"), format!("--connections={HANDSHAKES}")].map(Into::into),
+        );
+        command.extend(rate.map(|rate| format!("--rate={rate}").into()));
+        Ok(serde_json::from_str(&self.output(&command, seconds)?)?)
+    }
+
+    fn output(&self, command: &[OsString], seconds: u64) -> anyhow::Result<String> {
+        process::output(command, self.cores, self.folder, Duration::from_secs(seconds + 20))
     }
 
     /// The headers that curl would send, and the URL.
@@ -69,22 +162,37 @@ impl Load<'_> {
         if self.close {
             rest.extend(["-H", "Connection: close"]);
         }
-        let url = format!("http://127.0.0.1:{}{}", self.port, self.path);
+        let scheme = if self.spoken.tls { "https" } else { "http" };
+        let url = format!("{scheme}://127.0.0.1:{}{}", self.port, self.path);
         rest.into_iter().map(OsString::from).chain([url.into()]).collect()
     }
+}
+
+fn unexpected(program: &str, text: &str) -> String {
+    format!("{program} says something else than expected:\n{text}")
+}
+
+fn paced(times: &mut [u32], errors: u64, achieved: f64) -> anyhow::Result<Paced> {
+    ensure!(!times.is_empty(), "no requests at all");
+    times.sort_unstable();
+    let quantile = |q: f64| f64::from(times[((times.len() as f64 * q).ceil() as usize).clamp(1, times.len()) - 1]);
+    Ok(Paced { p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), errors, achieved })
+}
+
+/// A time as wrk and h2load write it, in seconds.
+fn seconds(text: &str) -> anyhow::Result<f64> {
+    for (unit, scale) in [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0)] {
+        if let Some(number) = text.strip_suffix(unit) {
+            return Ok(number.parse::<f64>()? * scale);
+        }
+    }
+    bail!("a time of unknown unit: {text}")
 }
 
 fn parse_wrk(text: &str) -> anyhow::Result<Saturated> {
     let line = text.lines().find(|line| line.contains(" requests in ")).context("no `requests in`")?;
     let (requests, rest) = line.trim().split_once(" requests in ").context("no number of requests")?;
     let time = rest.split(',').next().context("no time")?;
-    let (number, scale) = if let Some(n) = time.strip_suffix("ms") {
-        (n, 1e-3)
-    } else if let Some(n) = time.strip_suffix('s') {
-        (n, 1.0)
-    } else {
-        (time.strip_suffix('m').context("a time of unknown unit")?, 60.0)
-    };
     let mut errors = 0;
     for line in text.lines().map(str::trim) {
         if let Some(n) = line.strip_prefix("Non-2xx or 3xx responses: ") {
@@ -95,7 +203,28 @@ fn parse_wrk(text: &str) -> anyhow::Result<Saturated> {
             }
         }
     }
-    Ok(Saturated { requests: requests.parse()?, seconds: number.parse::<f64>()? * scale, errors })
+    Ok(Saturated { requests: requests.parse()?, seconds: seconds(time)?, errors })
+}
+
+/// Requests that were under way when the time was over do not count.
+fn parse_h2load(text: &str) -> anyhow::Result<Saturated> {
+    let after =
+        |start: &str| text.lines().find_map(|line| line.strip_prefix(start)).with_context(|| format!("no `{start}`"));
+    let time = after("finished in ")?.split(',').next().context("no time")?;
+    let count = |line: &str, what: &str| -> anyhow::Result<u64> {
+        let part = line.split(", ").find_map(|part| part.trim().strip_suffix(what));
+        Ok(part.with_context(|| format!("no number of{what}"))?.parse()?)
+    };
+    let (requests, codes) = (after("requests: ")?, after("status codes: ")?);
+    let (done, succeeded) = (count(requests, " done")?, count(requests, " succeeded")?);
+    let errors = done - succeeded + count(codes, " 3xx")? + count(codes, " 4xx")? + count(codes, " 5xx")?;
+    Ok(Saturated { requests: succeeded as f64, seconds: seconds(time)?, errors })
+}
+
+/// Lines of when a request began, its status, and its microseconds.
+fn parse_h2load_log(text: &str) -> anyhow::Result<Vec<u32>> {
+    let time = |line: &str| line.split('\t').nth(2)?.parse().ok();
+    text.lines().map(|line| time(line).with_context(|| format!("a line of h2load's log: {line}"))).collect()
 }
 
 fn parse_paced(text: &str) -> anyhow::Result<Paced> {
@@ -128,6 +257,20 @@ mod tests {
         assert_eq!(parse_wrk(bad).unwrap(), Saturated { requests: 10.0, seconds: 90.0, errors: 15 });
         assert!(parse_wrk("unable to connect to 127.0.0.1:1 Connection refused\n").is_err());
         assert!(parse_wrk("  10 requests in 1.50h, 1B read\n").is_err());
+    }
+
+    #[test]
+    fn output_of_h2load() {
+        let text = "starting benchmark...\n\nfinished in 592.50ms, 24414.00 req/s, 5.38MB/s\n\
+            requests: 12210 total, 12212 started, 12210 done, 12207 succeeded, 3 failed, 3 errored, 0 timeout\n\
+            status codes: 12206 2xx, 0 3xx, 0 4xx, 1 5xx\n";
+        assert_eq!(parse_h2load(text).unwrap(), Saturated { requests: 12207.0, seconds: 0.5925, errors: 4 });
+        assert!(parse_h2load("failed to connect").is_err());
+        let mut times = parse_h2load_log("1795\t200\t182\n1796\t200\t82\n").unwrap();
+        assert_eq!(times, [182, 82]);
+        let expected = Paced { p50: 82.0, p99: 182.0, p999: 182.0, errors: 0, achieved: 2.0 };
+        assert_eq!(paced(&mut times, 0, 2.0).unwrap(), expected);
+        assert!(parse_h2load_log("1795\n").is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! `tests/peers/run.sh` builds what is needed and runs it; docs/performance.md shows the results and says how they are made.
 
 mod args;
+mod connect;
 mod document;
 mod load;
 mod machine;
@@ -10,9 +11,11 @@ mod process;
 mod results;
 mod run;
 mod scenario;
+mod scenarios;
 mod stats;
 mod targets;
 mod template;
+mod tls;
 mod tools;
 mod usage;
 
@@ -36,8 +39,12 @@ use usage::Others;
 const DISTURBED: f64 = 0.2;
 
 fn main() -> anyhow::Result<()> {
+    let mut words = std::env::args_os();
+    if words.nth(1).is_some_and(|word| word == "connect") {
+        return connect::run(&connect::ConnectArgs::parse_from(["connect".into()].into_iter().chain(words)));
+    }
     let args = Args::parse();
-    let scenarios = scenario::all();
+    let scenarios = scenarios::all();
     if args.list {
         scenarios.iter().for_each(|s| println!("{:12} {}: {}", s.name, s.title, s.about));
         return Ok(());
@@ -56,20 +63,24 @@ fn main() -> anyhow::Result<()> {
     let (rounds, seconds) = args.extent();
     let tools = Tools::find(&args)?;
     let made = Made::now(args.commit.as_deref(), rounds, seconds, tools.versions());
-    let bench = Bench::new(tools, &args.work, seconds)?;
+    let bench = Bench::new(tools, &args.work, seconds, args.smoke)?;
     say_places()?;
-    let mut patience = Duration::from_secs(args.patience);
+    let mut failed = false;
+    let mut patience = Duration::from_secs(if args.smoke { 0 } else { args.patience });
     for scenario in scenarios.iter().filter(|s| args.scenarios.is_empty() || args.scenarios.iter().any(|n| n == s.name))
     {
-        let rows = measure(&bench, scenario, rounds, &mut patience);
+        let rows = measure(&bench, scenario, rounds.min(scenario.work.most_rounds()), &mut patience);
+        failed |= rows.iter().any(|row| row.runs.contains(&None));
         results.scenarios.insert(scenario.name.into(), Measured { made: made.clone(), rows });
         // After each, so that nothing is lost if a later one is broken off.
-        if !args.dry_run {
+        if args.keeps() {
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             results.write(&file)?;
             document::write(&args.docs, &scenarios, &results)?;
         }
     }
+    ensure!(!failed, "some runs have failed; what the last one has written is in {}", args.work.join("run").display());
+    bench.clean_up();
     Ok(())
 }
 
@@ -86,10 +97,11 @@ fn say_places() -> anyhow::Result<()> {
 fn measure(bench: &Bench, scenario: &Scenario, rounds: u32, patience: &mut Duration) -> Vec<Row> {
     eprintln!("\n== {}: {}", scenario.name, scenario.title);
     let (subjects, missing): (Vec<_>, Vec<_>) =
-        scenario.subjects.iter().partition(|subject| bench.executable(subject.program).is_some());
-    for subject in missing {
-        eprintln!("!!! {} is left out: there is no such program here; --install gets it.", subject.label);
+        scenario.subjects.iter().map(|subject| (subject, bench.missing(subject))).partition(|(_, why)| why.is_none());
+    for (subject, why) in missing {
+        eprintln!("!!! {} is left out: {}.", subject.label, why.unwrap_or_default());
     }
+    let subjects: Vec<&Subject> = subjects.into_iter().map(|(subject, _)| subject).collect();
     let row = |subject: &&Subject| Row { label: subject.label.clone(), number: subject.repeat, runs: Vec::new() };
     let mut rows: Vec<Row> = subjects.iter().map(row).collect();
     for round in 1..=rounds {

@@ -28,13 +28,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it, and waits until it answers a request on its port with 200.
-    pub fn start(command: &[OsString], cores: &str, port: u16, path: &str, log: &Path) -> anyhow::Result<Server> {
+    /// Starts it, and waits until it answers: `answers` asks once.
+    pub fn start(
+        command: &[OsString],
+        cores: &str,
+        port: u16,
+        log: &Path,
+        answers: impl Fn() -> bool,
+    ) -> anyhow::Result<Server> {
         let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut server = Server { child: pinned(command, cores, output.try_clone()?, output)?, port };
         let begun = Instant::now();
         loop {
-            if matches!(get(port, path), Ok(answer) if answer.starts_with("HTTP/1.1 200")) {
+            if answers() {
                 return Ok(server);
             }
             let ended = server.child.try_wait()?;
@@ -108,6 +114,11 @@ fn wait(child: &mut Child, longest: Duration) -> anyhow::Result<Option<std::proc
 /// A port that nobody listens on; the kernel does not give the same one again at once.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").context("no free port")?.local_addr()?.port())
+}
+
+/// Whether a request is answered with 200.
+pub fn answers(port: u16, path: &str) -> bool {
+    matches!(get(port, path), Ok(answer) if answer.starts_with("HTTP/1.1 200"))
 }
 
 /// Asks once, on a connection of its own.

@@ -1,7 +1,6 @@
 //! The project's targets, and whether the results meet them.
 
 use crate::results::{Measured, Results};
-use crate::stats::median;
 
 /// One of them.
 pub struct Target {
@@ -38,8 +37,27 @@ pub const ALL: &[Target] = &[
     target("Four filters: CPU for each request, to Envoy with native ones", "filters", 0.4, "×", |m| {
         m.ratio("cpu_us", "Tollgate, 4 filters", "Envoy, 4 native filters")
     }),
-    target("A Proxy-Wasm filter: CPU for each request", "wasm", 0.6, "µs", |m| {
-        median(&m.slopes("cpu_us", "Tollgate"))
+    target("Four filters: CPU for each request, to Envoy with the same ones in V8", "filters", 0.25, "×", |m| {
+        m.ratio("cpu_us", "Tollgate, 4 filters", "Envoy, the same 4 in V8")
+    }),
+    target("Four filters, in process", "chain", 1.0, "µs", |m| m.row("Tollgate, 4 filters")?.median("chain_us")),
+    target("A third-party filter, in process", "chain", 0.6, "µs", |m| {
+        m.row("Tollgate, a third-party filter")?.median("chain_us")
+    }),
+    target("The same filter by our SDK, in process", "chain", 0.25, "µs", |m| {
+        m.row("Tollgate, the same by our SDK")?.median("chain_us")
+    }),
+    target("TLS, HTTP/1.1: CPU for each request, to nginx", "tls", 1.0, "×", |m| {
+        m.ratio("cpu_us", "Tollgate", "nginx")
+    }),
+    target("TLS, HTTP/2: CPU for each request, to HAProxy", "tls-h2", 1.1, "×", |m| {
+        m.ratio("cpu_us", "Tollgate", "HAProxy")
+    }),
+    target("TLS, HTTP/2, four filters: CPU for each request, to nginx without any", "tls-h2", 1.0, "×", |m| {
+        m.ratio("cpu_us", "Tollgate, 4 filters", "nginx")
+    }),
+    target("Half of what it can carry: p99 with four filters, to none", "half", 1.2, "×", |m| {
+        m.ratio("p99", "Tollgate, 4 filters", "Tollgate, bare")
     }),
     target("10,000 routes: CPU for each request, to 10 routes", "routes", 1.2, "×", |m| {
         m.ratio("cpu_us", "Tollgate, 10000 routes", "Tollgate, 10 routes")
@@ -78,7 +96,7 @@ mod tests {
     #[test]
     fn labels_are_those_of_the_scenarios() {
         let mut results = Results::default();
-        for scenario in crate::scenario::all() {
+        for scenario in crate::scenarios::all() {
             let rows = scenario.subjects.iter().map(|s| {
                 let mut row = row(&s.label, s.repeat, &[Some(1.0)]);
                 row.runs[0].as_mut().unwrap().extend(scenario.columns.iter().map(|c| (c.key.to_owned(), 1.0)));

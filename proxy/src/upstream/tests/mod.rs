@@ -140,7 +140,21 @@ fn endpoint(cluster: &Cluster, index: usize) -> &Arc<Endpoint> {
 }
 
 async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> Result<Response<PooledBody>, Failure<Body>> {
-    pools.send(cluster, endpoint(cluster, 0), request("GET", "")).await
+    send_to(pools, cluster, endpoint(cluster, 0), request("GET", "")).await
+}
+
+async fn send_to<B>(
+    pools: &Pools<B>,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    request: Request<B>,
+) -> Result<Response<PooledBody>, Failure<B>>
+where
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (head, body) = request.into_parts();
+    pools.send(cluster, endpoint, None, &head, body).await
 }
 
 /// A whole exchange, which must succeed.

@@ -41,7 +41,7 @@ fn responses_without_a_body_free_the_connection_at_once() {
         .await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
         for method in ["GET", "GET", "GET", "HEAD", "HEAD"] {
-            let response = pools.send(&cluster, endpoint(&cluster, 0), request(method, "")).await.unwrap();
+            let response = send_to(&pools, &cluster, endpoint(&cluster, 0), request(method, "")).await.unwrap();
             assert!(response.body().is_end_stream());
             assert_eq!(gauges(&cluster), (1, 1), "{method}: still held by a body that nobody has to read");
         }
@@ -205,7 +205,7 @@ fn a_reset_says_whether_a_retry_is_safe() {
         let FailureKind::Reset { reused: true, request_sent: true, bytes_received: false, .. } = failure.kind else {
             panic!("{failure:?}")
         };
-        assert!(failure.request.is_none() && failure.source().is_some());
+        assert!(failure.body.is_none() && failure.source().is_some());
         let failure = send(&pools, &cluster).await.unwrap_err();
         let FailureKind::Reset { reused: false, request_sent: true, bytes_received: true, .. } = failure.kind else {
             panic!("{failure:?}")
@@ -221,7 +221,7 @@ fn a_refused_connection_gives_the_request_back() {
         let (pools, cluster) = (pools(), cluster(&[address], |_| {}));
         let failure = send(&pools, &cluster).await.unwrap_err();
         assert!(matches!(failure.kind, FailureKind::Connect { timeout: false, .. }), "{failure:?}");
-        assert!(failure.request.is_some() && failure.source().is_some());
+        assert!(failure.body.is_some() && failure.source().is_some());
         assert_eq!((cluster.stats().connect_failures.load(Relaxed), gauges(&cluster)), (1, (0, 0)));
         assert_eq!(endpoint(&cluster, 0).connect_failures(), 1);
     });
@@ -305,7 +305,7 @@ fn a_request_body_that_fails_is_not_the_upstreams_fault() {
         let body = StreamBody::new(frames).map_err(Box::<dyn Error + Send + Sync>::from);
         let request = Request::post("/").body(UnsyncBoxBody::new(body)).unwrap();
         let failure =
-            Pools::new(PoolOptions::default()).send(&cluster, endpoint(&cluster, 0), request).await.unwrap_err();
+            send_to(&Pools::new(PoolOptions::default()), &cluster, endpoint(&cluster, 0), request).await.unwrap_err();
         assert!(matches!(failure.kind, FailureKind::RequestBody { .. }), "{failure:?}");
     });
 }
@@ -318,7 +318,7 @@ fn a_response_before_the_request_has_ended_closes_the_connection() {
         let pools = Pools::new(PoolOptions::default());
         let body = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
         let request = Request::post("/").body(body).unwrap();
-        let response = pools.send(&cluster, endpoint(&cluster, 0), request).await.unwrap();
+        let response = send_to(&pools, &cluster, endpoint(&cluster, 0), request).await.unwrap();
         assert_eq!(text(response).await, "hello");
         until("it is closed", || gauges(&cluster) == (0, 0) && server.open.get() == 0).await;
     });
@@ -336,7 +336,7 @@ fn requests_with_bodies_are_sent_as_http_1_1_and_leave_the_connection_reusable()
         for _ in 0..3 {
             let mut request = request("POST", "abc");
             *request.version_mut() = http::Version::HTTP_2;
-            let response = pools.send(&cluster, endpoint(&cluster, 0), request).await.unwrap();
+            let response = send_to(&pools, &cluster, endpoint(&cluster, 0), request).await.unwrap();
             assert_eq!(text(response).await, "hello");
         }
         assert_eq!(server.accepted.get(), 1);
@@ -361,9 +361,9 @@ fn what_a_new_snapshot_does_not_have_is_closed() {
         let (a, b) = (server(|_| Reply::Send(OK)).await, server(|_| Reply::Slowly("", 50, OK)).await);
         let pools = pools();
         let old = cluster(&[a.address, b.address], |_| {});
-        let busy = pools.send(&old, endpoint(&old, 1), request("GET", "")).await.unwrap();
+        let busy = send_to(&pools, &old, endpoint(&old, 1), request("GET", "")).await.unwrap();
         for at in [0, 1] {
-            text(pools.send(&old, endpoint(&old, at), request("GET", "")).await.unwrap()).await;
+            text(send_to(&pools, &old, endpoint(&old, at), request("GET", "")).await.unwrap()).await;
         }
         assert_eq!(gauges(&old), (3, 2));
         let new = Cluster::new(&config(&[a.address]), Some(&old));

@@ -1,0 +1,77 @@
+#!/bin/sh
+# Builds the proxy with profile-guided optimisation: once with counters in it, then puts load on that (examples/pgo.yaml, on the
+# ports 18480 to 18483), then again with what the counters say about which code is hot. Takes two builds and a minute.
+#
+#   examples/pgo.sh          the result is target/pgo/tollgate
+#   examples/pgo.sh --help   this text
+#
+# Needs llvm-profdata of the compiler's own LLVM: `rustup component add llvm-tools`. With h2load (Debian's nghttp2-client)
+# HTTP/2 is part of the load, without it is not. TOLLGATE_PGO_SECONDS is how long each kind of load lasts (5);
+# TOLLGATE_PROFILE=dev builds faster, to try the script.
+set -eu
+cd "$(dirname "$0")/.."
+
+case ${1-} in
+    "") ;;
+    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+esac
+. examples/setup.sh
+
+profile=${TOLLGATE_PROFILE:-release}
+seconds=${TOLLGATE_PGO_SECONDS:-5}
+host=$(rustc -vV | sed -n 's/^host: //p')
+llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+folder=$PWD/target/pgo
+case $profile in dev) built=debug ;; *) built=$profile ;; esac
+
+# The format of profiles changes with LLVM: a tool of another version reads them wrongly, or not at all.
+profdata=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
+[ -x "$profdata" ] || profdata=$(command -v "llvm-profdata-$llvm" || true)
+if [ -z "$profdata" ]; then
+    echo "error: there is no llvm-profdata of LLVM $llvm; \`rustup component add llvm-tools\` installs it" >&2
+    exit 1
+fi
+
+# With the target named, the flags are not for build scripts, whose counters would be in the way.
+build() { # FLAGS
+    RUSTFLAGS="${RUSTFLAGS-} $1" cargo build --profile "$profile" -p tollgate --target "$host" --target-dir "$2"
+}
+
+echo "== with counters"
+rm -rf "$folder/raw"
+mkdir -p "$folder/raw"
+build "-Cprofile-generate=$folder/raw" "$folder/counting"
+counting=$folder/counting/$host/$built/tollgate
+
+echo "== under load"
+"$counting" run examples/pgo.yaml >"$folder/tollgate.log" 2>&1 &
+proxy=$!
+# Asked to end, it writes its counters.
+trap 'kill "$proxy" 2>/dev/null || true' EXIT
+trap 'exit 130' INT TERM
+# The load generator has counters too, which nobody wants.
+load() { LLVM_PROFILE_FILE=/dev/null "$counting" bench load --saturate --warmup 0s --fail-on-error "$@" >>"$folder/load.log"; }
+: >"$folder/load.log"
+for _ in $(seq 100); do
+    LLVM_PROFILE_FILE=/dev/null "$counting" bench load --rate 10 -c 1 -d 100ms --warmup 0s --fail-on-error \
+        http://127.0.0.1:18482/ >/dev/null 2>&1 && break
+    kill -0 "$proxy" 2>/dev/null || { cat "$folder/tollgate.log" >&2; exit 1; }
+    sleep 0.1
+done
+for url in http://127.0.0.1:18481/items/42 http://127.0.0.1:18482/api/items/42; do
+    load -c 32 -d "${seconds}s" "$url"
+    load -c 8 -d "${seconds}s" --method POST --body @Cargo.lock "$url"
+    load -c 8 -d "${seconds}s" --header 'connection: close' "$url"
+    if command -v h2load >/dev/null; then
+        h2load -t1 -c4 -m32 "-D${seconds}" "$url" >>"$folder/load.log"
+    fi
+done
+kill "$proxy"
+wait "$proxy" || true
+trap - EXIT
+"$profdata" merge -o "$folder/merged.profdata" "$folder/raw"
+
+echo "== with what they say"
+build "-Cprofile-use=$folder/merged.profdata" "$folder/optimised"
+cp "$folder/optimised/$host/$built/tollgate" "$folder/tollgate"
+echo "== done: $folder/tollgate"

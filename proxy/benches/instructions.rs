@@ -1,0 +1,184 @@
+//! How many instructions the pieces of a request's way are, counted by valgrind: the same number on a noisy machine as on a
+//! quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 5 % over the committed
+//! baseline, `instructions.txt`. `UPDATE=1` writes the baseline anew.
+//!
+//! The program starts itself again under callgrind. There it calls a function before each piece and one after it, at which callgrind
+//! writes down what has been executed since the last time, by thread. So nothing else is counted: neither the
+//! start, nor the compiler of WebAssembly, nor the thread that ticks the guests' clock.
+//!
+//! What is counted depends on the processor only where code asks for its abilities: memcpy and the like in the C library,
+//! and what is compiled from WebAssembly. valgrind shows both a processor of its own, which is the same on any that has AVX2.
+
+mod pieces;
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    hint::black_box,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, bail, ensure};
+
+use pieces::Piece;
+
+// As in the proxy.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How often a piece is run before it counts: connections are opened, tables have grown.
+const WARM_UP: u32 = 100;
+/// How often it is run then.
+const TIMES: u32 = 400;
+/// By how much a piece may differ from the baseline, in percent of it.
+const TOLERANCE: f64 = 5.0;
+
+/// Says that this is the process under callgrind.
+const INNER: &str = "--under-callgrind";
+
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
+
+fn main() -> ExitCode {
+    let inner = env::args().any(|arg| arg == INNER);
+    match if inner { count(&mut pieces::all()) } else { compare() } {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the pieces, in the process that callgrind watches, and says their names.
+fn count(pieces: &mut [Piece]) -> anyhow::Result<()> {
+    for piece in pieces {
+        run(piece, WARM_UP);
+        piece_begins();
+        run(piece, TIMES);
+        piece_ends();
+        println!("{}", piece.name);
+    }
+    Ok(())
+}
+
+/// Before this, callgrind writes down what nobody wants to know.
+#[inline(never)]
+fn piece_begins() {
+    black_box(1);
+}
+
+/// Before this, it writes down what the piece was.
+#[inline(never)]
+fn piece_ends() {
+    black_box(2);
+}
+
+fn run(piece: &mut Piece, times: u32) {
+    (0..times).for_each(|_| (piece.run)());
+}
+
+/// Counts, and compares with the baseline.
+fn compare() -> anyhow::Result<()> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        eprintln!("!!! There is no valgrind here (a Debian package): instructions are NOT counted.");
+        return Ok(());
+    }
+    let counted = counted()?;
+    let compiler = compiler();
+    if env::var_os("UPDATE").is_some_and(|v| !v.is_empty()) {
+        fs::write(BASELINE, written(&counted, &compiler)).with_context(|| format!("cannot write {BASELINE}"))?;
+        println!("{BASELINE} is written anew.");
+        return Ok(());
+    }
+    let text = fs::read_to_string(BASELINE).with_context(|| format!("cannot read {BASELINE}"))?;
+    let (baseline, by) = read(&text)?;
+    let mut wrong = Vec::new();
+    println!("{:40} {:>12} {:>12} {:>9}", "instructions for each", "baseline", "now", "change");
+    for (name, now) in &counted {
+        let Some(before) = baseline.get(name) else {
+            wrong.push(format!("`{name}` is not in the baseline"));
+            continue;
+        };
+        let change = (now / before - 1.0) * 100.0;
+        println!("{name:40} {before:>12.0} {now:>12.0} {change:>+8.1}%");
+        if change > TOLERANCE {
+            wrong.push(format!("`{name}` has grown by {change:.1} %"));
+        } else if change < -TOLERANCE {
+            println!("    That is less: UPDATE=1 tests/instructions.sh keeps it so.");
+        }
+    }
+    let gone = baseline.keys().filter(|name| !counted.iter().any(|(counted, _)| counted == *name));
+    wrong.extend(gone.map(|name| format!("`{name}` was not counted")));
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let wrong = wrong.join("\n  ");
+    if by != compiler {
+        println!("!!! The baseline is of {by}, and this is {compiler}, so this does not count:\n  {wrong}");
+        println!("!!! UPDATE=1 tests/instructions.sh writes a baseline of this compiler.");
+        return Ok(());
+    }
+    bail!(
+        "{wrong}\nIf it is worth that, UPDATE=1 tests/instructions.sh; callgrind_annotate of the files in {} shows where it is.",
+        folder()?.display()
+    )
+}
+
+/// Where callgrind writes, beside this program.
+fn folder() -> anyhow::Result<PathBuf> {
+    let program = env::current_exe()?;
+    Ok(program.ancestors().nth(2).context("this program is in no folder")?.join("callgrind"))
+}
+
+/// The instructions of each piece, run once.
+fn counted() -> anyhow::Result<Vec<(String, f64)>> {
+    let folder = folder()?;
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--smc-check=all-non-file", "--separate-threads=yes", "--quiet"]);
+    valgrind.args(["--dump-before=*piece_begins*", "--dump-before=*piece_ends*"]);
+    valgrind.arg(format!("--callgrind-out-file={}", folder.join("out").display()));
+    let output = valgrind.arg(env::current_exe()?).arg(INNER).output().context("cannot run valgrind")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "valgrind: {}\n{said}", output.status);
+    eprint!("{said}");
+    let names = String::from_utf8(output.stdout)?;
+    // A file before each piece, and one after it.
+    names.lines().zip((2..).step_by(2)).map(|(name, n)| Ok((name.to_owned(), summary(&folder, n)?))).collect()
+}
+
+/// What the main thread has executed by the `n`th time that callgrind has written, since the time before.
+fn summary(folder: &Path, n: u32) -> anyhow::Result<f64> {
+    let file = folder.join(format!("out.{n}-01"));
+    let text = fs::read_to_string(&file).with_context(|| format!("callgrind has not written {}", file.display()))?;
+    let mut lines = text.lines();
+    let ends = lines.any(|line| line.starts_with("desc: Trigger: --dump-before=") && line.contains("piece_ends"));
+    ensure!(ends, "{} is not of the end of a piece", file.display());
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse::<f64>().ok());
+    Ok(total.with_context(|| format!("there is no total in {}", file.display()))? / f64::from(TIMES))
+}
+
+fn compiler() -> String {
+    let output = Command::new("rustc").arg("--version").output();
+    output.map_or("an unknown compiler".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn written(counted: &[(String, f64)], compiler: &str) -> String {
+    let lines = counted.iter().map(|(name, count)| format!("{count:.0}\t{name}\n"));
+    let head =
+        "# Instructions for each piece, run once; see instructions.rs. UPDATE=1 tests/instructions.sh writes this.\n";
+    format!("{head}# {compiler}\n{}", lines.collect::<String>())
+}
+
+/// The figures by piece, and the compiler that they are of.
+fn read(text: &str) -> anyhow::Result<(BTreeMap<String, f64>, String)> {
+    let compiler = text.lines().filter_map(|line| line.strip_prefix("# ")).nth(1).unwrap_or_default();
+    let figure = |line: &str| {
+        let (count, name) = line.split_once('\t').with_context(|| format!("{BASELINE}: `{line}`"))?;
+        anyhow::Ok((name.to_owned(), count.parse()?))
+    };
+    let figures = text.lines().filter(|line| !line.starts_with('#')).map(figure).collect::<anyhow::Result<_>>()?;
+    Ok((figures, compiler.to_owned()))
+}

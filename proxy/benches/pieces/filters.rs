@@ -1,0 +1,103 @@
+//! Filters: calls of a chain into WebAssembly, one filter written with the third-party SDK and one with ours that does the
+//! same, and the router's search for a route (compiled natively: what is guarded is its algorithm).
+
+use std::{
+    hint::black_box,
+    path::Path,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use http::{HeaderValue, StatusCode, Version};
+use router::Router;
+use serde_json::json;
+use tokio::task::LocalSet;
+use tollgate::{
+    chain::{
+        Chain, Direction, Filter, ResponseHead, Stream,
+        flow::{HeadFlow, Outcome},
+        stream::{Arrival, ConnectionInfo},
+    },
+    config::{self, Format},
+    control::snapshot::{Extent, Foundry, Made},
+    net::socket::LOCAL,
+    upstream::{PoolOptions, Pools},
+    wasm::{Site, Vm},
+};
+use tollgate_sdk::testing::TestHost;
+
+use super::{Piece, small};
+
+/// Where `cargo filters` puts them.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/filters/wasm32-unknown-unknown/filter");
+
+pub fn pieces() -> Vec<Piece> {
+    let modules = [("chain/third-party filter", "third_party"), ("chain/the same by our SDK", "third_party_same")];
+    let chains = modules.into_iter().filter_map(|(name, module)| {
+        let file = format!("{FOLDER}/{module}.wasm");
+        if !Path::new(&file).is_file() {
+            eprintln!("!!! {name} is left out: there is no {file}; `cargo filters` makes it.");
+            return None;
+        }
+        Some(chain(name, &file))
+    });
+    chains.chain([routes("routes/10", 10), routes("routes/10,000", 10_000)]).collect()
+}
+
+/// A request's head and its response's, past a chain of one filter, and the end of the stream.
+fn chain(name: &'static str, file: &str) -> Piece {
+    let text = json!({
+        "listeners": [{"name": "public", "address": "127.0.0.1:0", "chain": ["f"]}],
+        "filters": [{"name": "f", "wasm": file, "config": {"tag": "bench"}}],
+        "clusters": [],
+    });
+    let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let foundry = Foundry::new(1, None).expect("a foundry");
+    let made = foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let Made { snapshot, instances, .. } = made;
+    let site = Site { upstream: Pools::new(PoolOptions::default()), rebuild: Rc::new(|_, _| panic!("it has failed")) };
+    let tasks = LocalSet::new();
+    let vms = tasks.block_on(&super::traffic::runtime().0, async move {
+        let all = snapshot.plugins.iter().zip(instances.into_iter().flatten());
+        all.map(|(plugin, instance)| Vm::new(plugin.clone(), instance, site.clone()) as Rc<dyn Filter>).collect()
+    });
+    let chain = Rc::new(Chain::new(vms));
+    let head = small::head();
+    let response = ResponseHead { status: StatusCode::OK, fields: head.fields.clone() };
+    let connection = Rc::new(ConnectionInfo::new("public".into(), LOCAL, LOCAL));
+    Piece::new(name, move || {
+        let _inside = tasks.enter();
+        let arrival = Arrival {
+            client: LOCAL,
+            head: head.clone(),
+            original_path: head.path.clone(),
+            version: Version::HTTP_11,
+            request_id: HeaderValue::from_static("0190a8f2-0000-7000-8000-000000000000"),
+        };
+        let stream = Stream::new(connection.clone(), Rc::default(), chain.clone(), arrival);
+        pass(&stream, Direction::Request);
+        stream.state.borrow_mut().response = Some(response.clone());
+        pass(&stream, Direction::Response);
+        stream.end();
+    })
+}
+
+fn pass(stream: &Rc<Stream>, direction: Direction) {
+    let mut flow = HeadFlow::new(stream, direction);
+    let passed = flow.poll(stream, true, &mut Context::from_waker(Waker::noop()));
+    assert!(matches!(passed, Poll::Ready(Outcome::Done)), "{passed:?}");
+}
+
+/// The search for the route in the middle.
+fn routes(name: &'static str, count: usize) -> Piece {
+    let route = |n| json!({"match": {"path": {"prefix": format!("/service-{n}")}}, "cluster": "c"});
+    let routes: Vec<_> = (0..count).map(route).collect();
+    let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]});
+    let path = format!("/service-{}/items/42", count / 2);
+    // Made where it is used first: of several on one thread only the last one lives.
+    let mut host = None;
+    Piece::new(name, move || {
+        let host = host.get_or_insert_with(|| TestHost::<Router>::new(config.clone()).expect("it is right"));
+        assert!(black_box(host.request("GET", black_box(&path)).send()).route().is_some());
+    })
+}

@@ -1,0 +1,114 @@
+//! What needs nothing around it: the guard before the parser, header fields, token buckets, the choice of an endpoint.
+
+use std::{hint::black_box, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use tollgate::{
+    chain::head::{HeaderOps, Headers, Name, RequestHead},
+    config::model,
+    http::guard::Scanner,
+    upstream::Cluster,
+    wasm::bucket::Bucket,
+};
+use tollgate_abi::doc;
+
+use super::Piece;
+
+/// A request as browsers send it, more or less.
+pub const REQUEST: &str = "GET /api/items/8271?expand=prices HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: Mozilla/5.0 \
+    (X11; Linux x86_64)\r\nAccept: application/json, text/html;q=0.9\r\nAccept-Encoding: gzip, br\r\nAccept-Language: \
+    en-GB, en;q=0.8\r\nCookie: session=0123456789abcdef\r\nReferer: https://shop.example/items\r\n\r\n";
+
+/// The same, as filters get it.
+pub fn head() -> RequestHead {
+    let fields = REQUEST.lines().skip(2).filter_map(|line| line.split_once(": "));
+    RequestHead {
+        method: Method::GET,
+        path: "/api/items/8271?expand=prices".into(),
+        authority: "shop.example".into(),
+        scheme: "http",
+        fields: fields
+            .map(|(name, value)| {
+                let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+                (name, HeaderValue::from_str(value).expect("a value"))
+            })
+            .collect::<HeaderMap>(),
+    }
+}
+
+pub fn pieces() -> Vec<Piece> {
+    let mut pieces =
+        vec![guard(), read(), change(), ops(), bucket("bucket/one", 0), bucket("bucket/for each key", 10_000)];
+    for (name, balancer) in [
+        ("pick/round robin", model::Balancer::RoundRobin),
+        ("pick/least request", model::Balancer::LeastRequest),
+        ("pick/hash", model::Balancer::Hash),
+    ] {
+        pieces.push(pick(name, balancer));
+    }
+    pieces
+}
+
+fn guard() -> Piece {
+    let mut scanner = Scanner::new(64 << 10);
+    Piece::new("head/guard", move || {
+        assert_eq!(scanner.scan(black_box(REQUEST.as_bytes())), Ok(REQUEST.len()));
+    })
+}
+
+fn read() -> Piece {
+    let head = head();
+    let names = [":path", ":authority", "user-agent", "x-not-there"].map(name);
+    Piece::new("head/read 4 fields", move || {
+        for name in &names {
+            black_box(head.get(black_box(name)));
+        }
+    })
+}
+
+fn change() -> Piece {
+    let mut head = head();
+    let (set, add, remove) = (name("x-seen"), name("x-added"), name("cookie"));
+    Piece::new("head/set, add and remove a field", move || {
+        head.set(&set, black_box(b"GET /api/items")).expect("a value");
+        head.add(&add, black_box(b"yes")).expect("a value");
+        head.remove(&remove);
+        head.remove(&add);
+    })
+}
+
+/// The changes of a route.
+fn ops() -> Piece {
+    let pairs =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let doc = doc::HeaderOps {
+        remove: vec!["x-internal".into()],
+        set: pairs(&[("x-served-by", "tollgate"), ("cache-control", "no-store")]),
+        add: Vec::new(),
+    };
+    let ops = HeaderOps::new(&doc).expect("they are right");
+    let mut fields = head().fields;
+    Piece::new("head/changes of a route", move || ops.apply(black_box(&mut fields)))
+}
+
+fn name(name: &str) -> Name {
+    Name::parse(name.as_bytes()).expect("a name")
+}
+
+fn bucket(name: &'static str, max_keys: u32) -> Piece {
+    let doc = doc::Bucket { name: "b".into(), capacity: 1 << 30, fill: 1 << 30, interval_ms: 1, max_keys };
+    let bucket = Bucket::new(&doc).expect("it is right");
+    Piece::new(name, move || {
+        black_box(bucket.take(black_box(b"192.0.2.17"), 1));
+    })
+}
+
+fn pick(name: &'static str, balancer: model::Balancer) -> Piece {
+    let endpoints: Vec<_> = (1..=10).map(|n| serde_json::json!({"address": format!("192.0.2.{n}:80")})).collect();
+    let config = serde_json::json!({"name": "c", "endpoints": endpoints, "balancer": balancer});
+    let cluster: model::Cluster = serde_json::from_value(config).expect("a cluster");
+    let cluster: Arc<Cluster> = Cluster::new(&cluster, None);
+    Piece::new(name, move || {
+        black_box(cluster.pick(black_box(Some(0x1234_5678_9abc_def0)), &[]));
+    })
+}

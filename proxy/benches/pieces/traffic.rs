@@ -1,0 +1,125 @@
+//! Requests over connections: one to an upstream on a kept connection, and a whole one through the proxy, from the client's
+//! socket to the upstream and back. Everything runs on this thread; upstreams answer from within the process, so that what
+//! is counted is the proxy's, but for a few lines.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::UnixStream,
+    runtime::Runtime,
+    task::{LocalSet, spawn_local},
+};
+use tollgate::{
+    chain::{Chain, Route, stream::ConnectionInfo},
+    config::{self, Format},
+    control::snapshot::{Extent, Foundry, Snapshot},
+    exchange::Site,
+    http::{connection::Handle, h1},
+    net::{Socket, Stream, socket::LOCAL},
+    upstream::{PoolOptions, Pools},
+};
+
+use super::{Piece, small::REQUEST};
+
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 64\r\nDate: Thu, 01 Jan 2026 \
+    00:00:00 GMT\r\nServer: upstream\r\n\r\n0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+const CONFIG: &str = "
+listeners: [{name: public, address: '127.0.0.1:0', cluster: backend}]
+clusters: [{name: backend, endpoints: [{address: '192.0.2.1:80'}]}]
+";
+
+pub fn pieces() -> Vec<Piece> {
+    vec![kept_connection(), whole_request()]
+}
+
+/// What a worker runs on.
+pub fn runtime() -> (Runtime, LocalSet) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    (runtime, LocalSet::new())
+}
+
+/// A configuration without filters.
+fn snapshot() -> Arc<Snapshot> {
+    let loaded = config::parse("bench.yaml", CONFIG, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let foundry = Foundry::new(1, None).expect("a foundry");
+    foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
+}
+
+/// Answers each head that comes.
+async fn upstream(mut stream: DuplexStream) {
+    let (mut bytes, mut end) = (vec![0; 16 << 10], 0);
+    while let Ok(n @ 1..) = stream.read(&mut bytes[end..]).await {
+        end += n;
+        if bytes[..end].ends_with(b"\r\n\r\n") {
+            end = 0;
+            if stream.write_all(RESPONSE.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Pools whose connections lead to that.
+fn pools<B>() -> Pools<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let dial = |_: &_, _: &_| {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        spawn_local(upstream(theirs));
+        Ok(ours)
+    };
+    Pools::dialling(PoolOptions::default(), Box::new(dial))
+}
+
+fn kept_connection() -> Piece {
+    let (runtime, local) = runtime();
+    let cluster = snapshot().clusters["backend"].clone();
+    let pools: Pools<Empty<Bytes>> = pools();
+    Piece::new("pool/a request on a kept connection", move || {
+        local.block_on(&runtime, async {
+            let endpoint = cluster.pick(None, &[]).expect("an endpoint");
+            let request = Request::get("/api/items").header("host", "shop.example").body(Empty::new());
+            let response = pools.send(&cluster, &endpoint, request.expect("a request")).await;
+            let body = response.unwrap_or_else(|failure| panic!("{}", failure.kind)).into_body().collect().await;
+            assert_eq!(body.expect("a body").to_bytes().len(), 64);
+        });
+    })
+}
+
+fn whole_request() -> Piece {
+    let (runtime, local) = runtime();
+    let snapshot = snapshot();
+    let parts = &snapshot.listeners[0];
+    let mut site = Site::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
+    site.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
+    site.clusters = snapshot.cluster_figures.iter().cloned().collect();
+    let client = local.block_on(&runtime, async {
+        let (client, served) = UnixStream::pair().expect("a pair of sockets");
+        let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);
+        let handle = Rc::new(Handle::new(Rc::new(site)));
+        spawn_local(async move { h1::serve(handle, Stream::from(Socket::Unix(served)), Rc::new(info)).await });
+        Rc::new(RefCell::new((client, vec![0; 16 << 10])))
+    });
+    Piece::new("request/bare, HTTP/1.1", move || {
+        local.block_on(&runtime, async {
+            let mut client = client.borrow_mut();
+            let (socket, answer) = &mut *client;
+            socket.write_all(REQUEST.as_bytes()).await.expect("the proxy reads");
+            let mut end = 0;
+            // The body's last bytes; the head has no such thing.
+            while !answer[..end].ends_with(b"89abcdef") {
+                let n = socket.read(&mut answer[end..]).await.expect("the proxy answers");
+                assert_ne!(n, 0, "closed after {}", String::from_utf8_lossy(&answer[..end]));
+                end += n;
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200"));
+        });
+    })
+}

@@ -1,0 +1,340 @@
+//! What is compared: all scenarios, in the order in which they are run and shown.
+
+use crate::{
+    machine::Places,
+    scenario::{Column, GRPC, Program, Scenario, Subject, TLS_H1, TLS_H2, Work},
+};
+
+const fn column(key: &'static str, label: &'static str, decimals: usize) -> Column {
+    Column { key, label, decimals }
+}
+
+const REQUESTS: &[Column] = &[
+    column("cpu_us", "CPU µs/request", 1),
+    column("user_us", "user", 1),
+    column("system_us", "system", 1),
+    column("rate", "requests/s", 0),
+    column("busy", "busy %", 0),
+    column("p50", "p50 µs", 0),
+    column("p99", "p99 µs", 0),
+    column("p999", "p99.9 µs", 0),
+    column("rss_mib", "RSS MiB", 1),
+];
+
+/// At half of the highest rate.
+const HALF: &[Column] = &[
+    column("p99", "p99 µs", 0),
+    column("p50", "p50 µs", 0),
+    column("p999", "p99.9 µs", 0),
+    column("paced", "at requests/s", 0),
+    column("cpu_us", "CPU µs/request at the most", 1),
+];
+
+const CHAIN: &[Column] = &[
+    column("chain_us", "µs/request, median", 2),
+    column("mean_us", "mean", 2),
+    column("p99_us", "p99", 2),
+    column("calls_us", "calls summed up", 2),
+];
+
+const BODIES: &[Column] = &[
+    column("cpu_us", "CPU µs/MiB", 0),
+    column("user_us", "user", 0),
+    column("system_us", "system", 0),
+    column("rate", "MiB/s", 0),
+    column("busy", "busy %", 0),
+    column("p50", "p50 µs", 0),
+    column("p99", "p99 µs", 0),
+    column("rss_mib", "RSS MiB", 1),
+];
+
+const IDLE: &[Column] = &[
+    column("each_kib", "KiB/connection", 1),
+    column("connections", "connections", 0),
+    column("start_mib", "RSS MiB at the start", 1),
+    column("load_mib", "after load", 1),
+    column("idle_mib", "with the connections", 1),
+];
+
+const SWAP: &[Column] = &[
+    column("p99", "p99 µs", 0),
+    column("p50", "p50 µs", 0),
+    column("p999", "p99.9 µs", 0),
+    column("errors", "errors", 0),
+    column("swaps", "swaps", 0),
+];
+
+const NGINX: &str = include_str!("../configs/nginx.conf");
+const HAPROXY: &str = include_str!("../configs/haproxy.cfg");
+const ENVOY: &str = include_str!("../configs/envoy.yaml");
+const TOLLGATE: &str = include_str!("../configs/tollgate.yaml");
+const FILTERS: &str = include_str!("../configs/tollgate-filters.yaml");
+const TOLLGATE_WASM: &str = include_str!("../configs/tollgate-wasm.yaml");
+
+/// The standard filters, for any Proxy-Wasm host.
+const PORTABLE: &[&str] =
+    &["portable:fault.wasm", "portable:authz.wasm", "portable:ratelimit.wasm", "portable:router.wasm"];
+
+/// A filter of the third-party SDK, and the same in ours.
+const THIRD_PARTY: &[&str] = &["third_party.wasm"];
+const SAME: &[&str] = &["third_party_same.wasm"];
+
+/// The four proxies, each with nothing but what carries a request.
+fn bare() -> Vec<Subject> {
+    vec![
+        Subject::new("nginx", Program::Nginx, NGINX),
+        Subject::new("HAProxy", Program::Haproxy, HAPROXY),
+        Subject::new("Envoy", Program::Envoy, ENVOY),
+        Subject::new("Tollgate", Program::Tollgate, TOLLGATE),
+    ]
+}
+
+/// All of them, in the order in which they are run and shown.
+pub fn all() -> Vec<Scenario> {
+    let requests = |rate| Work::Requests { rate, close: false };
+    let with_filters = || Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS);
+    let encrypted = |spoken| bare().into_iter().map(move |s| s.spoken(spoken));
+    vec![
+        Scenario {
+            name: "bare",
+            title: "A request, no filters",
+            about: "HTTP/1.1 on both sides, connections kept alive, a body of 64 bytes. Latencies at 5,000 requests/s.",
+            work: requests(5000),
+            subjects: bare(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "filters",
+            title: "Four filters",
+            about: "Fault injection, authorization, a rate limit and routes: Tollgate's WebAssembly filters and Envoy's \
+                    native ones, configured for the same work, and Tollgate's in Envoy's V8, compiled for any \
+                    Proxy-Wasm host. Beside them the proxies without. Latencies at 5,000 \
+                    requests/s.",
+            work: requests(5000),
+            subjects: vec![
+                Subject::new("nginx, bare", Program::Nginx, NGINX),
+                Subject::new("Envoy, 4 native filters", Program::Envoy, include_str!("../configs/envoy-filters.yaml")),
+                Subject::new("Envoy, the same 4 in V8", Program::Envoy, include_str!("../configs/envoy-portable.yaml"))
+                    .modules(PORTABLE),
+                Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE),
+                with_filters(),
+            ],
+            columns: REQUESTS,
+            against: &["nginx, bare", "Envoy, 4 native filters", "Envoy, the same 4 in V8"],
+            slope: false,
+        },
+        Scenario {
+            name: "chain",
+            title: "Filters alone",
+            about: "What filters take for a request within Tollgate's process, from the first call to the last, by `tollgate \
+                    bench chain`: no network, no proxy around them. The third-party filter is that of the next scenario; \
+                    beside it the same, written with Tollgate's SDK.",
+            work: Work::Chain,
+            subjects: vec![
+                with_filters(),
+                Subject::new("Tollgate, a third-party filter", Program::Tollgate, TOLLGATE_WASM)
+                    .repeat(1)
+                    .modules(THIRD_PARTY),
+                Subject::new("Tollgate, the same by our SDK", Program::Tollgate, TOLLGATE_WASM).repeat(1).modules(SAME),
+            ],
+            columns: CHAIN,
+            against: &[],
+            slope: false,
+        },
+        Scenario {
+            name: "half",
+            title: "Half of what it can carry",
+            about: "Latencies at half of the rate at which each is saturated: what filters add to the slowest requests of a \
+                    proxy that is well used.",
+            work: Work::Half,
+            subjects: vec![Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE), with_filters()],
+            columns: HALF,
+            against: &["Tollgate, bare"],
+            slope: false,
+        },
+        Scenario {
+            name: "wasm",
+            title: "The same Proxy-Wasm filter, once and more often",
+            about: "examples/filters/third-party, which reads three headers, sets two and adds one, and counts. Envoy runs \
+                    it in V8. Latencies at 4,000 requests/s.",
+            work: requests(4000),
+            subjects: wasm(),
+            columns: REQUESTS,
+            against: &[],
+            slope: true,
+        },
+        Scenario {
+            name: "tls",
+            title: "TLS, HTTP/1.1",
+            about: "As the first one, with TLS to the client: kept connections, ECDSA P-256. Latencies at 5,000 requests/s, \
+                    from when a request is sent.",
+            work: requests(5000),
+            subjects: encrypted(TLS_H1).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "tls-h2",
+            title: "TLS, HTTP/2",
+            about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at 5,000 \
+                    requests/s, from when a request is sent.",
+            work: requests(5000),
+            subjects: encrypted(TLS_H2).chain([with_filters().spoken(TLS_H2)]).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "HAProxy", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "grpc",
+            title: "gRPC, unary calls",
+            about: "HTTP/2 without TLS on both sides, 8 connections with 32 streams each, messages of 64 bytes. Latencies at \
+                    3,000 calls/s, from when a call is sent.",
+            work: requests(3000),
+            subjects: encrypted(GRPC).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "connections",
+            title: "A connection for each request",
+            about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at 2,000 requests/s.",
+            work: Work::Requests { rate: 2000, close: true },
+            subjects: bare(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "handshakes",
+            title: "A TLS connection for each request",
+            about: "A full handshake each time (TLS 1.3, ECDSA P-256), nothing is resumed; connections to the backend are \
+                    kept. Latencies at 300 requests/s, the handshake included.",
+            work: Work::Requests { rate: 300, close: true },
+            subjects: encrypted(TLS_H1).collect(),
+            columns: REQUESTS,
+            against: &["nginx", "Envoy"],
+            slope: false,
+        },
+        Scenario {
+            name: "large",
+            title: "Bodies of 1 MiB",
+            about: "The backend sends a file; a request is a MiB. Latencies at 200 requests/s.",
+            work: requests(200),
+            subjects: bare().into_iter().map(|s| s.at("/large/1MiB")).collect(),
+            columns: BODIES,
+            against: &["HAProxy", "nginx"],
+            slope: false,
+        },
+        Scenario {
+            name: "idle",
+            title: "Idle connections",
+            about: "Each has carried one request. What the kernel keeps for them is not counted; it is the same for all.",
+            work: Work::Idle,
+            subjects: idle(),
+            columns: IDLE,
+            against: &[],
+            slope: false,
+        },
+        Scenario {
+            name: "routes",
+            title: "Many routes",
+            about: "Prefix routes, and a request for the one in the middle. Latencies at 1,000 requests/s.",
+            work: requests(1000),
+            subjects: routes(),
+            columns: REQUESTS,
+            against: &["Tollgate, 10 routes"],
+            slope: false,
+        },
+        Scenario {
+            name: "swap",
+            title: "A filter replaced every second",
+            about: "One Proxy-Wasm filter, whose file becomes another module every second, at 5,000 requests/s. The \
+                    compiler has to work on the worker's own processor.",
+            work: Work::Swap { rate: 5000 },
+            subjects: swap(),
+            columns: SWAP,
+            against: &["no swaps"],
+            slope: false,
+        },
+        Scenario {
+            name: "workers",
+            title: "More workers",
+            about: "As the first one, with 1 to as many workers as there are processors. The load generator and the backend \
+                    take their time from the same processors where no others are left. Latencies at 5,000 requests/s.",
+            work: requests(5000),
+            subjects: workers(),
+            columns: REQUESTS,
+            against: &[],
+            slope: false,
+        },
+    ]
+}
+
+fn wasm() -> Vec<Subject> {
+    let programs = [
+        ("Tollgate", Program::Tollgate, TOLLGATE_WASM),
+        ("Envoy", Program::Envoy, include_str!("../configs/envoy-wasm.yaml")),
+    ];
+    let subject = |(name, program, template), copies| {
+        Subject::new(&format!("{name}, {copies}"), program, template).repeat(copies).modules(THIRD_PARTY)
+    };
+    programs.into_iter().flat_map(|p| [1, 8].map(|copies| subject(p, copies))).collect()
+}
+
+fn routes() -> Vec<Subject> {
+    let programs = [
+        ("Tollgate", Program::Tollgate, include_str!("../configs/tollgate-routes.yaml")),
+        ("Envoy", Program::Envoy, include_str!("../configs/envoy-routes.yaml")),
+    ];
+    let subject = |(name, program, template), n: usize| {
+        let path = format!("/service-{}/items/42", n / 2);
+        Subject::new(&format!("{name}, {n} routes"), program, template).repeat(n).at(path)
+    };
+    programs.into_iter().flat_map(|p| [10, 10_000].map(|n| subject(p, n))).collect()
+}
+
+fn idle() -> Vec<Subject> {
+    let mut subjects = bare();
+    subjects.push(Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS));
+    if Places::most_workers() >= 2 {
+        subjects.push(Subject::new("Tollgate, 4 filters, 2 workers", Program::Tollgate, FILTERS).workers(2));
+    }
+    subjects
+}
+
+fn swap() -> Vec<Subject> {
+    let subject = Subject::new("no swaps", Program::Tollgate, TOLLGATE_WASM).repeat(1).modules(THIRD_PARTY);
+    let swaps = Subject { label: "a swap every second".into(), swaps: true, ..subject.clone() };
+    vec![subject, swaps]
+}
+
+fn workers() -> Vec<Subject> {
+    let compared = [("nginx", Program::Nginx, NGINX), ("Tollgate", Program::Tollgate, TOLLGATE)];
+    let with = |n| {
+        compared.map(|(name, program, template)| Subject::new(&format!("{name}, {n}"), program, template).workers(n))
+    };
+    (1..=Places::most_workers().min(8)).flat_map(with).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_names_are_unique_and_known() {
+        let scenarios = all();
+        for (i, scenario) in scenarios.iter().enumerate() {
+            assert!(scenarios[..i].iter().all(|other| other.name != scenario.name));
+            for (j, subject) in scenario.subjects.iter().enumerate() {
+                assert!(scenario.subjects[..j].iter().all(|other| other.label != subject.label), "{}", subject.label);
+            }
+            for base in scenario.against {
+                assert!(scenario.subjects.iter().any(|s| s.label == *base), "{base}");
+            }
+        }
+    }
+}
