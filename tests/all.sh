@@ -12,21 +12,31 @@ cargo fmt --all --check
 
 step "filters, compiled to WebAssembly"
 cargo filters
+cargo portable
 
 step "lints"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
-    -p third-party-tcp -p tcp-token -p third-party-same -- -D warnings
+    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
+    -p third-party -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
+    -p third-party-same -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
+    -- -D warnings
+cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 
 step "clients and servers that nobody here wrote"
 tests/interop/setup.sh
 
+step "modules in other languages"
+tests/conformance/setup.sh
+
 step "tests"
-cargo test --workspace
+log=target/tests.log
+tested() { { "$@" || touch target/tests.failed; } 2>&1 | tee -a "$log" && ! [ -e target/tests.failed ]; }
+rm -f "$log" target/tests.failed
+tested cargo test --workspace
 # Features that nothing in the workspace turns on.
-cargo test -p tollgate-sdk --features log,tracing
+tested cargo test -p tollgate-sdk --features log,tracing
 
 step "instructions on a request's way"
 tests/instructions.sh
@@ -35,3 +45,5 @@ step "examples: the quick start under load"
 TOLLGATE_PROFILE=dev examples/quickstart.sh --check
 
 step "all passed"
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+    END { print passed " passed, " failed " failed, " ignored " skipped" }' "$log"

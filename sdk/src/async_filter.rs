@@ -8,6 +8,7 @@ use crate::{
     ConfigError, Filter, Flow, Incoming, Phases, Queue, Reply, Request, Response, Setup,
     dispatch::{Event, Half, RootEvent},
     executor::{self, Handle, Kind},
+    sys,
 };
 
 /// A filter that asks other services, waits, or reads bodies, in the order in which it is written.
@@ -160,6 +161,10 @@ impl<F: AsyncFilter> Filter for F {
                     }
                 };
                 let (flow, handle) = executor::begin(context, half, end, Box::pin(future));
+                // One that is done has seen nothing of the body.
+                if handle.is_some() && fed && !end {
+                    sys::body_may_change(half);
+                }
                 *stream.task(half) = handle;
                 flow
             }

@@ -9,10 +9,10 @@ use std::{
 
 use tollgate_abi::pairs;
 
-use crate::{executor::calls, sys};
+use crate::{Flow, GrpcError, executor::calls, sys};
 
 /// How long an answer may take, if the filter says nothing else.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A call to a service, which is one of the clusters in the proxy's configuration.
 ///
@@ -148,6 +148,12 @@ impl<'c> Call<'c> {
         self.dispatch().map(|_| ())
     }
 
+    /// Sends it, and holds the message until the answer comes, for which [`Filter::on_answer`](crate::Filter::on_answer) is
+    /// called: for a [`Filter`](crate::Filter), with [`Phases::ANSWERS`](crate::Phases::ANSWERS).
+    pub fn ask(self, token: u32) -> Flow {
+        Flow::Ask(Asked { token, begun: Begun::Http(self.dispatch()) })
+    }
+
     fn dispatch(&self) -> Result<u32, CallError> {
         let pseudo = [(":method", self.method), (":path", self.path), (":authority", self.authority)];
         let pseudo = pseudo.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
@@ -156,12 +162,15 @@ impl<'c> Call<'c> {
         if !self.trailers.is_empty() {
             pairs::encode(self.trailers.iter().copied(), &mut trailers);
         }
-        // 0 would be no bound at all.
-        let part = self.timeout.subsec_nanos().div_ceil(1_000_000);
-        let millis = self.timeout.as_secs().saturating_mul(1000).saturating_add(part.into());
-        let millis = millis.clamp(1, i32::MAX as u64) as u32;
-        sys::http_call(self.cluster, &headers, self.body, &trailers, millis)
+        sys::http_call(self.cluster, &headers, self.body, &trailers, millis(self.timeout))
     }
+}
+
+/// A timeout as the host wants it: 0 would be no bound at all.
+pub(crate) fn millis(timeout: Duration) -> u32 {
+    let part = timeout.subsec_nanos().div_ceil(1_000_000);
+    let millis = timeout.as_secs().saturating_mul(1000).saturating_add(part.into());
+    millis.clamp(1, i32::MAX as u64) as u32
 }
 
 /// A call that has been sent: the future of its answer.
@@ -186,6 +195,20 @@ impl Drop for Sent {
             calls::leave(call);
         }
     }
+}
+
+/// A call whose answer comes to a callback; `token` says to it what was asked.
+#[derive(Debug)]
+pub struct Asked {
+    pub(crate) token: u32,
+    pub(crate) begun: Begun,
+}
+
+/// A call that was begun, or why it was not.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Http(Result<u32, CallError>),
+    Grpc(Result<u32, GrpcError>),
 }
 
 /// The answer to a [`Call`].
@@ -237,7 +260,7 @@ impl Answer {
     }
 }
 
-fn find<'m>(map: &'m [u8], name: &str) -> Option<&'m [u8]> {
+pub(crate) fn find<'m>(map: &'m [u8], name: &str) -> Option<&'m [u8]> {
     let pairs = pairs::decode(map).unwrap_or_default();
     pairs.into_iter().find(|(known, _)| *known == name.as_bytes()).map(|(_, value)| value)
 }

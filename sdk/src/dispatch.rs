@@ -8,8 +8,12 @@ use tollgate_abi::{
 };
 
 use crate::{
-    Body, ConfigError, Filter, Flow, Phases, Queue, Request, Response, Setup, config, executor, sys,
-    table::{Table, borrow},
+    Body, ConfigError, Filter, Flow, GrpcError, Phases, Queue, Request, Response, Setup,
+    asks::{Answered, Ask, Asks},
+    config,
+    executor::{self, grpc::News},
+    sys::{self, Due},
+    table::{Roots, Table, borrow},
 };
 
 /// Memory for data that the host returns. It is taken over as a `Vec` of exactly this size.
@@ -75,6 +79,11 @@ impl Half {
         if matches!(self, Half::Request) { buffer::HTTP_REQUEST_BODY } else { buffer::HTTP_RESPONSE_BODY }
     }
 
+    /// Lets it go on.
+    pub(crate) fn resume(self) {
+        sys::continue_stream(if self == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+    }
+
     /// The bit in a timer's token, above the filter's 32.
     const fn bit(self) -> i64 {
         if matches!(self, Half::Request) { 0 } else { 1 << 32 }
@@ -101,8 +110,9 @@ pub enum RootEvent {
 
 /// The filters of a module's instance, one for each root context, and the state of their streams.
 pub struct Dispatcher<F: Filter> {
-    filters: RefCell<Vec<(u32, Rc<F>)>>,
+    filters: RefCell<Roots<F>>,
     streams: RefCell<Table<StreamState<F>>>,
+    asks: Asks,
 }
 
 struct StreamState<F: Filter> {
@@ -112,10 +122,13 @@ struct StreamState<F: Filter> {
 }
 
 impl<F: Filter> Dispatcher<F> {
+    /// Whether the filter's own callbacks get answers.
+    const ASKS: bool = !F::ASYNC && F::PHASES.has(Phases::ANSWERS);
+
     /// A dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Dispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()) }
+        Dispatcher { filters: RefCell::new(Roots::new()), streams: RefCell::new(Table::new()), asks: Asks::new() }
     }
 
     pub fn context_create(&self, context: u32, parent: u32) {
@@ -126,17 +139,15 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn configure(&self, root: u32, size: usize) -> bool {
+        sys::enter(root);
         let bytes = sys::buffer_get(buffer::PLUGIN_CONFIGURATION, 0, size);
         match config::read(&bytes).and_then(|config| F::configure(config, &mut Setup(()))) {
             Ok(filter) => {
                 let mut filters = borrow(&self.filters);
-                match filters.iter_mut().find(|(of, _)| *of == root) {
-                    Some((_, old)) => *old = Rc::new(filter),
-                    None => filters.push((root, Rc::new(filter))),
-                }
-                // A stream is announced if something is kept for it, or if it must be told whose it is. One that was not
-                // announced belongs to the first root: alone, that one is spared three calls for each stream.
-                let announced = size_of::<F::Stream>() > 0 || filters.len() > 1;
+                filters.set(root, Rc::new(filter));
+                // A stream is announced if something is kept for it (what it asks, say), or if it must be told whose it is. One
+                // that was not announced belongs to the first root: alone, that one is spared three calls for each stream.
+                let announced = size_of::<F::Stream>() > 0 || !filters.is_alone() || Self::ASKS;
                 sys::subscribe(F::PHASES.bits() | if announced { phase::LIFECYCLE } else { 0 });
                 true
             }
@@ -148,6 +159,13 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn tick(&self, root: u32) {
+        sys::tick(root, |due| match due {
+            Due::Tick(root) => self.root_tick(root),
+            Due::Timer(context, token) => self.timer(context, token),
+        });
+    }
+
+    fn root_tick(&self, root: u32) {
         let Some(filter) = self.filter(root) else { return };
         if F::ASYNC {
             self.drive_root(root, &filter, RootEvent::Tick);
@@ -157,6 +175,7 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn queue_ready(&self, root: u32, queue: u32) {
+        sys::enter(root);
         let Some(filter) = self.filter(root) else { return };
         let queue = Queue(queue);
         while let Some(message) = queue.pop() {
@@ -175,16 +194,24 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn headers(&self, context: u32, half: Half, end: bool) -> i32 {
+        if half == Half::Response {
+            sys::enter(context);
+            sys::begin_response();
+        }
         if F::ASYNC {
             return self.drive(context, half, Event::Head { context, half, end });
         }
         if !F::PHASES.has(half.head()) {
             return action::CONTINUE;
         }
-        self.run(context, half, |filter, state| match half {
+        let action = self.run(context, half, |filter, state| match half {
             Half::Request => filter.on_request(&Request { end_of_stream: end }, state),
             Half::Response => filter.on_response(&Response { end_of_stream: end }, state),
-        })
+        });
+        if !end && F::PHASES.has(half.body()) {
+            sys::body_may_change(half);
+        }
+        action
     }
 
     pub fn body(&self, context: u32, half: Half, len: usize, end: bool) -> i32 {
@@ -219,7 +246,7 @@ impl<F: Filter> Dispatcher<F> {
         let request = Request { end_of_stream: false };
         let action = self.run(context, half, |filter, state| filter.on_timer(token as u32, &request, state));
         if action == action::CONTINUE {
-            sys::continue_stream(if half == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+            half.resume();
         }
     }
 
@@ -227,6 +254,60 @@ impl<F: Filter> Dispatcher<F> {
         if F::ASYNC {
             executor::enter(root);
             executor::calls::answered(call, headers, body_size, trailers);
+            executor::run_woken();
+        } else if Self::ASKS
+            && let Some(ask) = self.asks.take(call, false)
+        {
+            self.go_on(ask, Answered::Http(executor::calls::read(headers, body_size, trailers)));
+        }
+    }
+
+    pub fn grpc_initial_metadata(&self, root: u32, call: u32) {
+        self.grpc(root, call, News::Metadata { trailing: false });
+    }
+
+    pub fn grpc_message(&self, root: u32, call: u32, size: usize) {
+        self.grpc(root, call, News::Message(size));
+        if Self::ASKS
+            && let Some(ask) = self.asks.take(call, true)
+        {
+            self.go_on(ask, Answered::Grpc(Ok(executor::grpc::read(size))));
+        }
+    }
+
+    pub fn grpc_trailing_metadata(&self, root: u32, call: u32) {
+        self.grpc(root, call, News::Metadata { trailing: true });
+    }
+
+    pub fn grpc_close(&self, root: u32, call: u32, status: u32) {
+        self.grpc(root, call, News::Close(status));
+        if Self::ASKS
+            && let Some(ask) = self.asks.take(call, true)
+        {
+            self.go_on(ask, Answered::Grpc(Err(GrpcError::new(status, sys::status_message()))));
+        }
+    }
+
+    /// An answer has come to the filter's callback, by a callback for the root context.
+    fn go_on(&self, ask: Ask, answer: Answered) {
+        sys::set_effective_context(ask.context);
+        if self.answer(ask.context, ask.half, ask.token, answer) == action::CONTINUE {
+            ask.half.resume();
+        }
+    }
+
+    fn answer(&self, context: u32, half: Half, token: u32, answer: Answered) -> i32 {
+        let request = Request { end_of_stream: false };
+        self.run(context, half, |filter, state| match answer {
+            Answered::Http(answer) => filter.on_answer(token, answer, &request, state),
+            Answered::Grpc(answer) => filter.on_grpc_answer(token, answer, &request, state),
+        })
+    }
+
+    fn grpc(&self, root: u32, call: u32, news: News) {
+        if F::ASYNC {
+            executor::enter(root);
+            executor::grpc_news(call, news);
             executor::run_woken();
         }
     }
@@ -241,24 +322,23 @@ impl<F: Filter> Dispatcher<F> {
 
     /// A stream has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
+        sys::leave(context);
+        if Self::ASKS {
+            self.asks.leave(context);
+        }
         // What it owns is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_some() {
             return;
         }
-        let filter = {
-            let mut filters = borrow(&self.filters);
-            filters.iter().position(|(of, _)| *of == context).map(|at| filters.remove(at))
-        };
+        let filter = borrow(&self.filters).remove(context);
         if F::ASYNC && filter.is_some() {
             executor::end_root(context);
         }
     }
 
     fn filter(&self, root: u32) -> Option<Rc<F>> {
-        let filters = borrow(&self.filters);
-        let found = filters.iter().find(|(of, _)| *of == root).or(filters.first());
-        found.map(|(_, filter)| filter.clone())
+        borrow(&self.filters).get(root).cloned()
     }
 
     fn drive(&self, context: u32, half: Half, event: Event) -> i32 {
@@ -270,6 +350,7 @@ impl<F: Filter> Dispatcher<F> {
 
     /// Runs a callback with the stream's state, and does what it answers.
     fn run(&self, context: u32, half: Half, callback: impl FnOnce(&Rc<F>, &mut F::Stream) -> Flow) -> i32 {
+        sys::enter(context);
         // No borrow is held over the callback: it may log, and a native test host may look.
         let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),
@@ -288,6 +369,13 @@ impl<F: Filter> Dispatcher<F> {
             Flow::Wait(time, token) => {
                 sys::timer_set(micros(time), i64::from(token) | half.bit());
                 action::PAUSE
+            }
+            Flow::Ask(asked) => {
+                assert!(Self::ASKS, "a filter that asks must have `ANSWERS` in its `PHASES`");
+                match self.asks.add(context, half, asked) {
+                    Some((token, answer)) => self.answer(context, half, token, answer),
+                    None => action::PAUSE,
+                }
             }
             Flow::Respond(reply) => {
                 reply.send();

@@ -68,6 +68,26 @@ macro_rules! export {
             }
 
             #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_receive_initial_metadata(root: u32, call: u32, _count: usize) {
+                DISPATCHER.with(|d| d.grpc_initial_metadata(root, call))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_receive(root: u32, call: u32, size: usize) {
+                DISPATCHER.with(|d| d.grpc_message(root, call, size))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_receive_trailing_metadata(root: u32, call: u32, _count: usize) {
+                DISPATCHER.with(|d| d.grpc_trailing_metadata(root, call))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_close(root: u32, call: u32, status: u32) {
+                DISPATCHER.with(|d| d.grpc_close(root, call, status))
+            }
+
+            #[unsafe(no_mangle)]
             extern "C" fn proxy_on_request_headers(context: u32, _count: usize, end: u32) -> i32 {
                 DISPATCHER.with(|d| d.headers(context, Half::Request, end != 0))
             }

@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 use tollgate_abi::fast::phase;
 
 use crate::{
-    Body, ConfigError, Queue, Reply, Request, Response, Setup,
+    Answer, Body, CallError, ConfigError, GrpcError, Queue, Reply, Request, Response, Setup,
+    call::Asked,
     dispatch::{Event, RootEvent},
 };
 
@@ -51,6 +52,28 @@ pub trait Filter: Sized + 'static {
         Flow::Continue
     }
 
+    /// The answer to a [`Call::ask`](crate::Call::ask) has come; `token` is the one given there.
+    fn on_answer(
+        &self,
+        _token: u32,
+        _answer: Result<Answer, CallError>,
+        _request: &Request,
+        _stream: &mut Self::Stream,
+    ) -> Flow {
+        Flow::Continue
+    }
+
+    /// The answer to a [`GrpcCall::ask`](crate::GrpcCall::ask) has come.
+    fn on_grpc_answer(
+        &self,
+        _token: u32,
+        _answer: Result<Vec<u8>, GrpcError>,
+        _request: &Request,
+        _stream: &mut Self::Stream,
+    ) -> Flow {
+        Flow::Continue
+    }
+
     /// The tick set by [`Setup::tick`] is due. Each worker has its own.
     fn on_tick(&self) {}
 
@@ -85,6 +108,9 @@ pub enum Flow {
     /// It is held for this long, without holding a thread, then [`Filter::on_timer`] is called with the token. In request
     /// and response header callbacks only.
     Wait(Duration, u32),
+    /// It is held until the answer to a call comes; see [`Call::ask`](crate::Call::ask) and
+    /// [`GrpcCall::ask`](crate::GrpcCall::ask). In request and response header callbacks, and in those for timers and answers.
+    Ask(Asked),
     /// The request is answered with this; no upstream sees it (or, in a response callback: this replaces the response).
     Respond(Box<Reply>),
 }
@@ -104,6 +130,9 @@ impl Phases {
     pub const RESPONSE_BODY: Phases = Phases(phase::RESPONSE_BODY);
     /// [`Filter::on_end`].
     pub const END: Phases = Phases(phase::LOG);
+    /// [`Filter::on_answer`] and [`Filter::on_grpc_answer`]. The host makes these for whoever calls; without this, the module
+    /// has no code for them.
+    pub const ANSWERS: Phases = Phases(1 << 31);
 
     /// Both sets.
     pub const fn and(self, other: Phases) -> Phases {
@@ -119,7 +148,8 @@ impl Phases {
     pub(crate) const fn bits(self) -> u32 {
         // A body may end with trailers instead of a last part.
         const TRAILERS: u32 = phase::REQUEST_TRAILERS / phase::REQUEST_BODY;
-        self.0 | ((self.0 & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) * TRAILERS)
+        let host = self.0 & !Phases::ANSWERS.0;
+        host | ((host & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) * TRAILERS)
     }
 
     /// These, and the heads of the bodies among them.
@@ -140,5 +170,6 @@ mod tests {
         assert_eq!(both.bits(), both.0 | trailers);
         assert_eq!(both.with_heads(), both.and(Phases::REQUEST_HEADERS).and(Phases::RESPONSE_HEADERS));
         assert_eq!(Phases::REQUEST_HEADERS.with_heads().bits(), phase::REQUEST_HEADERS);
+        assert_eq!(Phases::REQUEST_HEADERS.and(Phases::ANSWERS).bits(), phase::REQUEST_HEADERS);
     }
 }

@@ -46,9 +46,10 @@
 //! do anything about (a name too many, say) is logged by the host and otherwise without effect; a filter never has to
 //! handle it. `testing` runs a filter natively, without WebAssembly.
 //!
-//! Features: `log` and `tracing` (off) bring the macros of the crates of these names to the proxy's log. `talc` (on) is the
+//! Features: `portable` (off) makes modules for any host of Proxy-Wasm (see `docs/filters.md`). `log` and `tracing` (off) bring the macros of the crates of these names to the proxy's log. `talc` (on) is the
 //! module's allocator.
 
+mod asks;
 mod async_filter;
 mod body;
 mod call;
@@ -58,6 +59,7 @@ pub mod dispatch;
 mod executor;
 mod export;
 mod filter;
+pub mod grpc;
 mod incoming;
 mod log;
 #[cfg(feature = "log")]
@@ -83,9 +85,10 @@ pub mod units;
 
 pub use async_filter::AsyncFilter;
 pub use body::Body;
-pub use call::{Answer, Call, CallError, Sent};
+pub use call::{Answer, Asked, Call, CallError, Sent};
 pub use config::ConfigError;
 pub use filter::{Filter, Flow, Phases};
+pub use grpc::{GrpcCall, GrpcError, GrpcSent, GrpcStream};
 pub use incoming::{Incoming, Late, TooLarge};
 pub use log::{Level, log};
 pub use message::{Buffer, Name, Request, Response, Source};
@@ -107,8 +110,8 @@ static ALLOCATOR: talc::wasm::WasmDynamicTalc = talc::wasm::new_wasm_dynamic_all
 pub mod prelude {
     pub use crate::{
         Answer, AsyncFilter, Body, Bucket, Buffer, Call, CallError, ClosedBy, ConfigError, Connection, Counter, Data,
-        Filter, Flow, Gauge, Histogram, Incoming, Late, Level, Limit, Mistakes, Name, Phases, Queue, Reply, Request,
-        Response, RouteId, Selection, Setup, Source, TcpFilter, TcpFlow, TcpPhases, TooLarge, flag, shared, sleep,
-        stored,
+        Filter, Flow, Gauge, GrpcCall, GrpcError, Histogram, Incoming, Late, Level, Limit, Mistakes, Name, Phases,
+        Queue, Reply, Request, Response, RouteId, Selection, Setup, Source, TcpFilter, TcpFlow, TcpPhases, TooLarge,
+        flag, shared, sleep, stored,
     };
 }

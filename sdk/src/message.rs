@@ -1,14 +1,14 @@
 //! Requests and responses as a filter sees them: handles to what the host holds, read into a buffer that is used again.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     mem::ManuallyDrop,
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use tollgate_abi::{fast, proxy_wasm::map};
 
-use crate::{resources::RouteId, resources::Selection, sys};
+use crate::{resources::RouteId, resources::Selection, sys, table::borrow};
 
 /// A header's name, known to the host by a number. Made by [`Setup::name`](crate::Setup::name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,16 +46,11 @@ const POOLED: usize = 64;
 thread_local! {
     // As many as there have been at a time: rarely more than two, but for futures that keep theirs while they wait. Never
     // dropped, so that no code for that is needed.
-    static POOL: ManuallyDrop<Cell<Vec<Vec<u8>>>> = const { ManuallyDrop::new(Cell::new(Vec::new())) };
+    static POOL: ManuallyDrop<RefCell<Vec<Vec<u8>>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
 fn with_pool<T>(f: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
-    POOL.with(|pool| {
-        let mut free = pool.take();
-        let result = f(&mut free);
-        pool.set(free);
-        result
-    })
+    POOL.with(|pool| f(&mut borrow(pool)))
 }
 
 /// Where the span of a header that is not there points.

@@ -1,6 +1,10 @@
 //! A response made by a filter.
 
-use crate::{CallError, Flow, Late, TooLarge, sys};
+use crate::{
+    CallError, Flow, Late, TooLarge,
+    grpc::{GrpcError, code},
+    sys,
+};
 
 /// A response made by a filter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,6 +13,7 @@ pub struct Reply {
     pub(crate) headers: Vec<(String, Vec<u8>)>,
     pub(crate) body: Vec<u8>,
     pub(crate) details: String,
+    pub(crate) grpc_status: Option<u8>,
 }
 
 impl Reply {
@@ -35,9 +40,17 @@ impl Reply {
         self
     }
 
+    /// The status that a gRPC client gets (0 to 16, see [`grpc::code`](crate::grpc::code)); others get that of HTTP. Without
+    /// it, it follows from that of HTTP (403: 7, 429 and 503: 14, ...). The body becomes the message, if it is text of at most 1024 bytes.
+    pub fn grpc_status(mut self, status: u8) -> Reply {
+        self.grpc_status = Some(status);
+        self
+    }
+
     /// Answers the effective stream with it.
     pub(crate) fn send(&self) {
-        sys::send_local_response(self.status, &self.details, &self.headers, &self.body);
+        let grpc_status = self.grpc_status.map_or(-1, i32::from);
+        sys::send_local_response(self.status, &self.details, &self.headers, &self.body, grpc_status);
     }
 }
 
@@ -58,6 +71,17 @@ impl From<CallError> for Reply {
             CallError::Invalid => (503, "callout_invalid"),
             CallError::TooMany => (503, "callout_too_many"),
         };
+        Reply::new(status).details(details)
+    }
+}
+
+/// 504 for a service that was too slow, else 503; a gRPC client gets the status that belongs to these. That of the service is
+/// in the details only: what it says is said to the filter.
+impl From<GrpcError> for Reply {
+    fn from(error: GrpcError) -> Reply {
+        let status = if error.status == code::DEADLINE_EXCEEDED { 504 } else { 503 };
+        let mut details = String::from("grpc_callout_");
+        details.push_str(code::name(error.status));
         Reply::new(status).details(details)
     }
 }

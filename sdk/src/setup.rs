@@ -20,11 +20,6 @@ use crate::{
 #[derive(Debug)]
 pub struct Setup(pub(crate) ());
 
-/// `serde_json` cannot fail on documents of strings and numbers, so an empty one (which the host refuses) stands for that.
-fn json<T: serde::Serialize>(doc: &T) -> Vec<u8> {
-    serde_json::to_vec(doc).unwrap_or_default()
-}
-
 fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
     u32::try_from(result).map_err(|_| {
         let why = match -result {
@@ -47,7 +42,11 @@ impl Setup {
 
     /// Defines a route. `path` is where it stands in the configuration, for the error if a cluster does not exist.
     pub fn route(&mut self, path: &str, route: &doc::Route) -> Result<RouteId, ConfigError> {
-        let result = sys::route_define(&json(route));
+        if let Some(field) = sys::not_for_routes(route) {
+            let message = format!("a portable filter cannot route with `{field}`: that needs Tollgate's own functions");
+            return Err(ConfigError::new(path, message));
+        }
+        let result = sys::route_define(route);
         if -result == Status::NotFound as i32 {
             let names: Vec<_> = route.clusters.iter().map(|c| c.cluster.as_str()).collect();
             let mirror = route.mirror.iter().map(|m| m.cluster.as_str());
@@ -58,14 +57,15 @@ impl Setup {
         id(path, "the route", result).map(RouteId)
     }
 
-    /// Whether a cluster of this name exists, for errors that point to where it is named.
+    /// Whether a cluster of this name exists, for errors that point to where it is named. A portable filter cannot know: it
+    /// always does.
     pub fn has_cluster(&self, name: &str) -> bool {
         sys::cluster_exists(name)
     }
 
     /// Defines a token bucket. `path` is where it stands in the configuration.
     pub fn bucket(&mut self, path: &str, bucket: &doc::Bucket) -> Result<Bucket, ConfigError> {
-        id(path, "the bucket", sys::bucket_define(&json(bucket))).map(Bucket)
+        id(path, "the bucket", sys::bucket_define(bucket)).map(Bucket)
     }
 
     /// Defines a bound on how many streams do something at once, over all workers.

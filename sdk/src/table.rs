@@ -1,7 +1,10 @@
 //! A map from ids that the host (or the executor) counts upwards: a sorted list. New ids go to its end, and what is taken
 //! out is mostly young, so it is as fast as a tree where that matters, and far smaller as code.
 
-use std::cell::{RefCell, RefMut};
+use std::{
+    cell::{RefCell, RefMut},
+    rc::Rc,
+};
 
 /// What a cell holds. `RefCell::borrow_mut` would bring code into each module that formats an error: a module is not called
 /// while it is in a call, so there is none.
@@ -53,9 +56,72 @@ impl<T> Table<T> {
     }
 }
 
+/// The filters of an instance by their root contexts. There is mostly one, which is not looked for.
+#[derive(Debug)]
+pub(crate) struct Roots<F> {
+    first: Option<(u32, Rc<F>)>,
+    others: Vec<(u32, Rc<F>)>,
+}
+
+impl<F> Roots<F> {
+    pub(crate) const fn new() -> Self {
+        Roots { first: None, others: Vec::new() }
+    }
+
+    /// Puts a filter in, in the place of the root's old one if it has one.
+    pub(crate) fn set(&mut self, root: u32, filter: Rc<F>) {
+        if let Some((_, old)) = self.first.iter_mut().chain(&mut self.others).find(|(of, _)| *of == root) {
+            *old = filter;
+        } else if self.first.is_none() {
+            self.first = Some((root, filter));
+        } else {
+            self.others.push((root, filter));
+        }
+    }
+
+    /// The filter of a root; else the first one.
+    pub(crate) fn get(&self, root: u32) -> Option<&Rc<F>> {
+        let (first, filter) = self.first.as_ref()?;
+        if self.others.is_empty() || *first == root {
+            return Some(filter);
+        }
+        let other = self.others.iter().find(|(of, _)| *of == root);
+        Some(other.map_or(filter, |(_, other)| other))
+    }
+
+    pub(crate) fn remove(&mut self, root: u32) -> Option<Rc<F>> {
+        if self.first.as_ref().is_some_and(|(of, _)| *of == root) {
+            let next = (!self.others.is_empty()).then(|| self.others.remove(0));
+            return std::mem::replace(&mut self.first, next).map(|(_, filter)| filter);
+        }
+        let at = self.others.iter().position(|(of, _)| *of == root)?;
+        Some(self.others.remove(at).1)
+    }
+
+    /// Whether there is no other one.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.others.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_has_its_own_filter_or_the_first() {
+        let mut roots = Roots::new();
+        let get = |roots: &Roots<char>, root| roots.get(root).map(|filter| **filter);
+        assert_eq!((get(&roots, 1), roots.is_alone()), (None, true));
+        for (root, filter) in [(1, 'a'), (2, 'b'), (3, 'c'), (1, 'd'), (3, 'e')] {
+            roots.set(root, Rc::new(filter));
+        }
+        assert_eq!([1, 2, 3, 4].map(|root| get(&roots, root)), ['d', 'b', 'e', 'd'].map(Some));
+        assert_eq!((roots.remove(1).as_deref(), roots.remove(1), roots.is_alone()), (Some(&'d'), None, false));
+        assert_eq!([1, 2, 3].map(|root| get(&roots, root)), ['b', 'b', 'e'].map(Some));
+        assert_eq!((roots.remove(3).as_deref(), roots.is_alone(), get(&roots, 3)), (Some(&'e'), true, Some('b')));
+        assert_eq!((roots.remove(2).as_deref(), get(&roots, 2)), (Some(&'b'), None));
+    }
 
     #[test]
     fn it_keeps_what_it_is_given() {

@@ -2,7 +2,7 @@
 
 use crate::{
     guest,
-    harness::{Config, Message, Proxy, Upstream, wait_until},
+    harness::{Config, Message, Proxy, Upstream, answer, wait_until, wasm},
 };
 
 /// What two filters say of a request, the second after the first.
@@ -100,6 +100,24 @@ fn envoys_ways_lead_to_the_same_state() {
 }
 
 #[test]
+fn filters_of_the_sdk_store_the_same() {
+    let upstream = Upstream::saying("hello");
+    let keys = Upstream::replying(|_| answer(200, &["x-user: ann"], ""));
+    let reader = guest::saying(r#"(call $property %"metadata\00filter_metadata\00api-key\00user")"#);
+    let config = Config::to(&upstream).cluster("keys", &[&keys], "").filter(
+        "api-key",
+        "api-key.wasm",
+        "config: {cluster: keys, timeout: 60s}",
+    );
+    let config = config.filter("reader", "reader.wasm", "");
+    let modules: [(&str, &[u8]); 2] = [("api-key.wasm", &wasm::example("api-key")), ("reader.wasm", &reader)];
+    let proxy = Proxy::start_with(config, &modules);
+    assert_eq!(proxy.request("GET", "/", &[("x-api-key", "sesame")], b"").status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.field("x-user"), request.field("x-said")), (Some("ann"), Some("0 ann")));
+}
+
+#[test]
 fn the_access_log_shows_it() {
     let upstream = Upstream::saying("hello");
     let module = guest::saying(
@@ -165,4 +183,39 @@ fn shared_data_can_be_made_once_deleted_and_given_a_time() {
            (call $answer (call $shared_set %"k" %"two" (i64.const -1) (i64.const -1)))"#,
     );
     assert_eq!(timed, ["0 0 0 1 2 2"]);
+}
+
+#[test]
+fn shared_data_is_that_of_all_workers_and_nothing_is_lost() {
+    // Adds one: made if it is not there, changed if it is still what was read, else again.
+    let counting = guest::saying(
+        r#"(loop $again
+            (i32.store (i32.const 4096) (i32.const 0))
+            (i32.store (i32.const 4100) (i32.const 0))
+            (drop (call $shared_get %"n" (i32.const 4096) (i32.const 4) (i32.const 4100)))
+            (i32.store (i32.const 4096) (i32.add (i32.load (i32.const 4096)) (i32.const 1)))
+            (br_if $again (call $shared_set
+                %"n" (i32.const 4096) (i32.const 4) (i64.load32_u (i32.const 4100)) (i64.const 0))))
+           (call $answer (i32.load (i32.const 4096)))"#,
+    );
+    let other = [counting.clone(), b"\x00\x05\x04note".to_vec()].concat();
+    let upstream = Upstream::saying("hello");
+    // Another filter, of other code, has the same data if its `vm_id` is the same.
+    let config = Config::to(&upstream).top("workers: 4").filter("one", "one.wasm", "vm_id: together");
+    let config = config.filter("two", "two.wasm", "vm_id: together").filter("three", "one.wasm", "");
+    let proxy = Proxy::start_with(config, &[("one.wasm", &counting), ("two.wasm", &other)]);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..10).for_each(|_| assert_eq!(proxy.get("/").status(), 200)));
+        }
+    });
+    let requests = upstream.wait_for_requests(80);
+    let numbers = |of: &[usize]| {
+        let said = requests.iter().flat_map(|request| of.iter().map(|nth| request.all("x-said")[*nth].parse::<u32>()));
+        let mut said: Vec<_> = said.map(|number| number.expect("a number")).collect();
+        said.sort_unstable();
+        said
+    };
+    assert_eq!(numbers(&[0, 1]), (1..=160).collect::<Vec<_>>());
+    assert_eq!(numbers(&[2]), (1..=80).collect::<Vec<_>>(), "the third has its own");
 }

@@ -1,5 +1,9 @@
-//! The example filters as they are shipped: one written with the crates.io crate `proxy-wasm`, which knows nothing of
+//! The example filters as they are shipped: those written with the crates.io crate `proxy-wasm`, which knows nothing of
 //! Tollgate, and the first one to read, written with the SDK.
+
+mod audit;
+mod body;
+mod variants;
 
 use std::thread;
 

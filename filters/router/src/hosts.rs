@@ -55,15 +55,21 @@ impl Hosts {
 
     /// The virtual host that a request of this authority belongs to.
     pub(crate) fn find(&self, authority: &[u8]) -> Option<u32> {
-        let mut lower = [0; LONGEST];
-        let authority = match lower.get_mut(..authority.len()) {
-            Some(copy) if authority.iter().any(u8::is_ascii_uppercase) => {
-                copy.copy_from_slice(authority);
-                copy.make_ascii_lowercase();
-                &*copy
-            }
-            _ => authority,
-        };
+        // With no domain but `*`, nothing depends on the host.
+        if self.exact.is_empty() && self.longest_wildcard == 0 {
+            return self.wildcards.get(&b""[..]).copied();
+        }
+        if authority.iter().any(u8::is_ascii_uppercase) && authority.len() <= LONGEST {
+            let mut lower = [0; LONGEST];
+            let lower = &mut lower[..authority.len()];
+            lower.copy_from_slice(authority);
+            lower.make_ascii_lowercase();
+            return self.find_in_lower_case(lower);
+        }
+        self.find_in_lower_case(authority)
+    }
+
+    fn find_in_lower_case(&self, authority: &[u8]) -> Option<u32> {
         let (name, port) = split_port(authority);
         let with_port = self.ports && !port.is_empty();
         let get = |map: &FxHashMap<Box<[u8]>, u32>, from: usize| {
@@ -143,6 +149,9 @@ mod tests {
             assert_eq!(found, Some(domain), "{authority}");
         }
         assert_eq!(Hosts::default().find(b"example.com"), None);
+        let (mistakes, mut all) = (Mistakes::default(), Hosts::default());
+        all.add("*", 3, &Place::root(&mistakes));
+        assert_eq!(["", "A.example:80", "[::1]"].map(|host| all.find(host.as_bytes())), [Some(3); 3]);
         assert_eq!(hosts.find(&[b'.'; 4000]), Some(0));
     }
 }

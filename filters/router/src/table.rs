@@ -162,6 +162,10 @@ impl Trie {
     fn visit(&self, path: &[u8], mut bucket: impl FnMut(&Bucket)) {
         let Some(rest) = path.strip_prefix(b"/") else { return };
         bucket(&self.nodes[0].rules);
+        // Mostly, there are no expressions.
+        if self.nodes.len() == 1 {
+            return;
+        }
         // The walk ends at the first segment that no prefix has, so a request cannot make it longer than the longest one.
         let _ = rest.split(|b| *b == b'/').try_fold(&self.nodes[0], |node, segment| {
             if node.children.is_empty() {

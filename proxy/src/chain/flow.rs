@@ -81,7 +81,8 @@ impl HeadFlow {
             if let Some(outcome) = interrupted(stream) {
                 return Poll::Ready(outcome);
             }
-            if self.passed == self.last {
+            if self.passed == self.last || !stream.chain.wants_head(self.direction) {
+                self.passed = self.last;
                 return Poll::Ready(Outcome::Done);
             }
             let position = stream.chain.position(self.direction, self.passed);

@@ -103,24 +103,65 @@ pub fn is_host(text: &str) -> bool {
     })
 }
 
-/// The value of a field; several of one name are joined (RFC 9110 section 5.3).
-fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
-    let mut values = fields.get_all(name).iter();
-    let first = values.next()?;
-    let Some(second) = values.next() else { return Some(Cow::Borrowed(first.as_bytes())) };
-    let separator: &[u8] = if name == COOKIE { b"; " } else { b", " };
-    let mut all = first.as_bytes().to_vec();
-    for value in std::iter::once(second).chain(values) {
-        all.extend_from_slice(separator);
-        all.extend_from_slice(value.as_bytes());
+/// `HeaderMap` hashes names byte by byte: from this length on, it is faster to compare a name with all of a few.
+const LONG: usize = 24;
+
+/// As many are a few.
+const FEW: usize = 16;
+
+/// Whether a field of this name is looked for by comparing names.
+fn is_compared(fields: &HeaderMap, name: &HeaderName) -> bool {
+    name.as_str().len() >= LONG && fields.keys_len() <= FEW
+}
+
+/// Adds a field's value to those before it of the same name (RFC 9110 section 5.3).
+fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a HeaderValue) {
+    match values {
+        None => *values = Some(Cow::Borrowed(value.as_bytes())),
+        Some(all) => {
+            let all = all.to_mut();
+            all.extend_from_slice(if name == COOKIE { b"; " } else { b", " });
+            all.extend_from_slice(value.as_bytes());
+        }
     }
-    Some(Cow::Owned(all))
+}
+
+/// The value of a field; several of one name are joined.
+fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let mut all = None;
+    match is_compared(fields, name) {
+        true => fields.iter().filter(|(n, _)| *n == name).for_each(|(_, value)| join(&mut all, name, value)),
+        false => fields.get_all(name).iter().for_each(|value| join(&mut all, name, value)),
+    }
+    all
+}
+
+/// The value of the first field of a name.
+fn first<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let value = match is_compared(fields, name) {
+        true => fields.iter().find(|(n, _)| *n == name).map(|(_, value)| value),
+        false => fields.get(name),
+    };
+    value.map(|value| Cow::Borrowed(value.as_bytes()))
+}
+
+/// Sets a field to one value.
+fn set_field(fields: &mut HeaderMap, name: &HeaderName, bytes: &[u8]) -> Result<(), BadHeader> {
+    let value = value(bytes)?;
+    if fields.len() >= MAX_FIELDS && !fields.contains_key(name) {
+        return Err(BadHeader);
+    }
+    fields.insert(name.clone(), value);
+    Ok(())
 }
 
 /// A head, or trailers: what the header functions of the ABI work on.
 pub trait Headers {
     /// The value; several fields of one name are joined.
     fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
+    /// What `get` gives for each of several names, at one look; for those that are none, nothing. `found` is as long as
+    /// `names`, and empty.
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]);
     /// The value of the first field of this name, which is what Proxy-Wasm's `get_header_map_value` gives.
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
     /// Sets a header to one value.
@@ -209,16 +250,30 @@ impl Headers for RequestHead {
         }
     }
 
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
+        let mut fields = false;
+        for (name, found) in names.iter().zip(&mut *found) {
+            match name {
+                Some(Name::Field(_)) => fields = true,
+                Some(pseudo) => *found = self.pseudo(pseudo).map(Cow::Borrowed),
+                None => {}
+            }
+        }
+        if fields {
+            self.fields.get_many(names, found);
+        }
+    }
+
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
         match name {
-            Name::Field(field) => self.fields.get(field).map(|v| Cow::Borrowed(v.as_bytes())),
+            Name::Field(field) => first(&self.fields, field),
             pseudo => self.pseudo(pseudo).map(Cow::Borrowed),
         }
     }
 
     fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
         match name {
-            Name::Field(field) => self.fields.set(&Name::Field(field.clone()), bytes),
+            Name::Field(field) => set_field(&mut self.fields, field, bytes),
             pseudo => self.set_pseudo(pseudo, bytes),
         }
     }
@@ -263,9 +318,18 @@ impl Headers for ResponseHead {
         }
     }
 
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
+        self.fields.get_many(names, found);
+        for (name, found) in names.iter().zip(found) {
+            if let Some(Name::Status) = name {
+                *found = Some(Cow::Borrowed(self.status.as_str().as_bytes()));
+            }
+        }
+    }
+
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
         match name {
-            Name::Field(field) => self.fields.get(field).map(|v| Cow::Borrowed(v.as_bytes())),
+            Name::Field(field) => first(&self.fields, field),
             _ => self.get(name),
         }
     }
@@ -316,19 +380,33 @@ impl Headers for HeaderMap {
         if let Name::Field(field) = name { joined(self, field) } else { None }
     }
 
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
+        let mut compared = false;
+        for (name, found) in names.iter().zip(&mut *found) {
+            match name {
+                Some(Name::Field(name)) if is_compared(self, name) => compared = true,
+                Some(Name::Field(name)) => *found = joined(self, name),
+                _ => {}
+            }
+        }
+        if !compared {
+            return;
+        }
+        for (field, value) in self {
+            for (name, found) in names.iter().zip(&mut *found) {
+                if matches!(name, Some(Name::Field(name)) if name == field && is_compared(self, name)) {
+                    join(found, field, value);
+                }
+            }
+        }
+    }
+
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>> {
-        let Name::Field(field) = name else { return None };
-        HeaderMap::get(self, field).map(|v| Cow::Borrowed(v.as_bytes()))
+        if let Name::Field(field) = name { first(self, field) } else { None }
     }
 
     fn set(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
-        let Name::Field(field) = name else { return Err(BadHeader) };
-        let value = value(bytes)?;
-        if self.len() >= MAX_FIELDS && !self.contains_key(field) {
-            return Err(BadHeader);
-        }
-        self.insert(field.clone(), value);
-        Ok(())
+        if let Name::Field(field) = name { set_field(self, field, bytes) } else { Err(BadHeader) }
     }
 
     fn add(&mut self, name: &Name, bytes: &[u8]) -> Result<(), BadHeader> {
@@ -432,6 +510,39 @@ mod tests {
         assert_eq!(head.first(&name("a")).unwrap().as_ref(), b"1");
         assert_eq!(head.get(&name("Host")).unwrap().as_ref(), b"h");
         assert_eq!(head.get(&name("none")), None);
+    }
+
+    #[test]
+    fn several_names_at_once_are_what_each_of_them_is() {
+        let long = "x-a-name-as-long-as-those-of-faults";
+        let names =
+            ["cookie", ":path", "none", "a", ":status", "host", "a", long, "x-another-that-is-not-there"].map(name);
+        let mut wanted: Vec<Option<&Name>> = names.iter().map(Some).collect();
+        wanted.push(None);
+        let check = |headers: &dyn Headers, fields: usize| {
+            let mut found = vec![None; wanted.len()];
+            headers.get_many(&wanted, &mut found);
+            let one_by_one: Vec<_> = wanted.iter().map(|name| headers.get((*name)?)).collect();
+            assert_eq!(found, one_by_one, "{fields} fields");
+        };
+        // Few fields, and as many as are not looked at one by one any more.
+        for more in [0, 100] {
+            let mut head = request();
+            for value in ["1", "2"] {
+                head.fields.append(HeaderName::from_static(long), HeaderValue::from_static(value));
+            }
+            for i in 0..more {
+                head.fields.append(HeaderName::try_from(format!("x-{i}")).unwrap(), HeaderValue::from_static("v"));
+            }
+            let fields = head.fields.clone();
+            check(&head, more);
+            check(&ResponseHead { status: StatusCode::NOT_FOUND, fields: fields.clone() }, more);
+            check(&fields, more);
+            assert_eq!(head.get(&name("a")).unwrap().as_ref(), b"1, 2");
+            assert_eq!(head.first(&name("a")).unwrap().as_ref(), b"1");
+            assert_eq!(head.get(&name(long)).unwrap().as_ref(), b"1, 2");
+            assert_eq!(head.first(&name(long)).unwrap().as_ref(), b"1");
+        }
     }
 
     #[test]

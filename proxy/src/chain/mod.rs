@@ -86,6 +86,11 @@ impl Chain {
         &self.filters
     }
 
+    /// Whether any filter wants to see the heads that go this way.
+    pub fn wants_head(&self, direction: Direction) -> bool {
+        self.phases & headers_bit(direction) != 0
+    }
+
     /// Whether any filter wants to see bodies or trailers that go this way.
     pub fn wants_body(&self, direction: Direction) -> bool {
         let bits = match direction {

@@ -439,7 +439,9 @@ impl Stream {
             let seen = {
                 let mut state = self.state.borrow_mut();
                 let p = &mut state.positions[position];
-                p.timers.drain(..).for_each(|timer| timer.abort());
+                if !p.timers.is_empty() {
+                    p.timers.drain(..).for_each(|timer| timer.abort());
+                }
                 !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0)
             };
             if seen {

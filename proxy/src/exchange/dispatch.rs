@@ -221,12 +221,15 @@ async fn attempt(
         deadline.poll(cx).map(|passed| Err(Missed::TimedOut(passed)))
     });
     let result = result.await;
+    let now = Instant::now();
+    stream.times.response_start.set(result.is_ok().then_some(now));
+    stream.progress.active.set(now);
     if let Some(figures) = site.clusters.get(&cluster.name) {
         let shard = observe::shard();
         let class = result.as_ref().map_or(0, |r| usize::from(r.status().as_u16() / 100).min(5));
         figures.responses[class].inc(shard);
         if result.is_ok() {
-            figures.latency.observe(shard, start.elapsed().as_micros() as u64);
+            figures.latency.observe(shard, (now - start).as_micros() as u64);
         }
     }
     result

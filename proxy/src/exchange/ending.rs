@@ -62,13 +62,14 @@ impl Drop for Ending {
         let connection = &stream.connection;
         connection.active.set(connection.active.get() - 1);
         stream.progress.due.set(None);
-        connection.idle_since.set(std::time::Instant::now());
+        let now = Instant::now();
+        connection.idle_since.set(now.into_std());
         let state = stream.state.borrow();
         let shard = observe::shard();
         let sent = state.response.as_ref().map(|r| r.status);
         let status = sent.map_or(0, |status| status.as_u16());
         let grpc_status = grpc::outcome(stream, state.flags, sent);
-        let total = micros(stream.start, Instant::now());
+        let total = micros(stream.start, now);
 
         let figures = &site.figures;
         figures.active.sub(shard, 1);

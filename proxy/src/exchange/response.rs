@@ -79,8 +79,6 @@ pub(super) async fn from_upstream(
     let FromUpstream { parts, body, deadline, guards } = from;
     let received = parts.version;
     let stream = ending.stream().clone();
-    stream.times.response_start.set(Some(tokio::time::Instant::now()));
-    stream.touch();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
     remove_hop_by_hop(&mut head.fields);
     if let Some(selected) = &stream.state.borrow().route {

@@ -16,6 +16,9 @@ const MAX_LINE: usize = 4096;
 /// Bytes of trailers.
 const MAX_TRAILERS: usize = 16 << 10;
 
+/// Memory that is worth to be kept for the next part, in bytes.
+const REUSED: usize = 16 << 10;
+
 /// A part of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Part {
@@ -201,6 +204,8 @@ impl Decoder {
 fn up_to(inbox: &mut BytesMut, most: u64) -> Bytes {
     match usize::try_from(most) {
         Ok(most) if most < inbox.len() => inbox.split_to(most).freeze(),
+        // A large part's memory is read into again as soon as the part is sent; a small one's is given away with it.
+        _ if inbox.capacity() >= REUSED => inbox.split().freeze(),
         _ => std::mem::take(inbox).freeze(),
     }
 }

@@ -3,58 +3,27 @@
 //! A store's data must be able to move between threads, and streams cannot; so they meet here. There is never more than one
 //! guest call under way on a thread: the host does not re-enter a guest but for its allocator.
 
-use std::{
-    cell::RefCell,
-    hash::{BuildHasherDefault, Hasher},
-    rc::Rc,
-};
+use std::{cell::RefCell, mem::ManuallyDrop, rc::Rc};
 
-use super::subject::{Notes, Subject, WeakSubject};
+use super::{
+    contexts::Contexts,
+    subject::{Notes, Subject},
+};
 use crate::chain::{
     Stream,
     network::NetworkStream,
     stream::{Position, State},
 };
 
-/// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
-pub struct StreamContext {
-    /// The stream.
-    pub stream: WeakSubject,
-    /// The filter's position in the stream's chain.
-    pub position: usize,
-    /// The filter, among those of the instance.
-    pub root: usize,
-}
-
-/// The streams of an instance by their context ids.
-pub type Contexts = RefCell<std::collections::HashMap<u32, StreamContext, BuildHasherDefault<IdHasher>>>;
-
-/// Ids are given out one after the other, so they are spread well as they are.
-#[derive(Default)]
-pub struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 = (self.0 << 8) | u64::from(*b);
-        }
-    }
-    fn write_u32(&mut self, id: u32) {
-        // The table looks at the upper bits too.
-        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 struct Current {
     stream: Option<(Subject, usize)>,
-    contexts: Rc<Contexts>,
+    contexts: Option<Rc<RefCell<Contexts>>>,
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    // Nothing is left in it when a thread ends, so it need not be dropped; to look whether it must be would cost time.
+    static CURRENT: RefCell<ManuallyDrop<Current>> =
+        const { RefCell::new(ManuallyDrop::new(Current { stream: None, contexts: None })) };
 }
 
 /// Sets what a guest call works on, until it is dropped.
@@ -62,24 +31,29 @@ pub struct Scope(());
 
 impl Scope {
     /// The call works on this stream, as the filter at this position, or on none.
-    pub fn enter(stream: Option<(Subject, usize)>, contexts: &Rc<Contexts>) -> Scope {
-        CURRENT.set(Some(Current { stream, contexts: contexts.clone() }));
+    pub fn enter(stream: Option<(Subject, usize)>, contexts: &Rc<RefCell<Contexts>>) -> Scope {
+        CURRENT.with_borrow_mut(|current| {
+            current.stream = stream;
+            current.contexts = Some(contexts.clone());
+        });
         Scope(())
     }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        CURRENT.set(None);
+        // What is dropped may be the last of a stream, whose drop must not find this borrowed.
+        let _last = CURRENT.with_borrow_mut(|current| (current.stream.take(), current.contexts.take()));
     }
 }
 
-/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream.
+/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream, and nothing
+/// changes.
 pub fn switch(context: u32) -> Option<usize> {
     CURRENT.with_borrow_mut(|current| {
-        let current = current.as_mut()?;
-        let contexts = current.contexts.borrow();
-        let found = contexts.get(&context)?;
+        let contexts = current.contexts.clone()?;
+        let contexts = contexts.borrow();
+        let found = contexts.get(context)?;
         current.stream = Some((found.stream.upgrade()?, found.position));
         Some(found.root)
     })
@@ -87,17 +61,13 @@ pub fn switch(context: u32) -> Option<usize> {
 
 /// Makes the call work on no stream.
 pub fn leave() {
-    CURRENT.with_borrow_mut(|current| {
-        if let Some(current) = current {
-            current.stream = None;
-        }
-    });
+    CURRENT.with_borrow_mut(|current| current.stream = None);
 }
 
 /// Runs `f` on the stream that the call works on, of whichever kind, if there is one.
 pub fn with_subject<T>(f: impl FnOnce(&Subject, usize) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| {
-        let (stream, position) = current.as_ref()?.stream.as_ref()?;
+        let (stream, position) = current.stream.as_ref()?;
         Some(f(stream, *position))
     })
 }

@@ -50,11 +50,8 @@ impl WasmFilter {
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
-        let (vm, tenant) = (&*self.vm, &*self.tenant);
-        let answer = vm.context(tenant, stream, position).and_then(|context| {
-            vm.enter(tenant, Some((stream, position)), context, true, |store, exports| call(store, exports, context))
-        });
-        match answer {
+        let tenant = &*self.tenant;
+        match self.vm.call(tenant, (stream, position), call) {
             Ok(action::CONTINUE) => Action::Continue,
             // The C++ SDK has finer answers; all of them hold the message.
             Ok(_) => Action::Pause,
@@ -76,11 +73,9 @@ impl WasmFilter {
         first: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<()>,
     ) {
         let phases = self.wanted_phases();
-        // A filter that only logs meets the stream here for the first time.
-        let Ok(context) = self.vm.context(&self.tenant, stream, position) else { return };
         if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            // There is nothing left to be denied.
-            let _ = self.vm.enter(&self.tenant, Some((stream, position)), context, true, |store, exports| {
+            // A filter that only logs meets the stream here for the first time. There is nothing left to be denied.
+            let _ = self.vm.call(&self.tenant, (stream, position), |store, exports, context| {
                 first(&mut *store, exports, context)?;
                 if phases & phase::LIFECYCLE != 0
                     && let Some(done) = &exports.done
@@ -100,6 +95,7 @@ impl WasmFilter {
                 Ok(())
             });
         }
+        let context = stream.with_position(position, |p| p.context);
         self.vm.forget(context);
     }
 }

@@ -20,6 +20,7 @@ use super::{
     limits::Limit,
     plugin::Identity,
     shared_data::SharedData,
+    spelled::Spelled,
     world::World,
 };
 use crate::{
@@ -143,8 +144,8 @@ pub struct Host {
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
     pub memory: Option<Memory>,
-    /// Its allocator.
-    pub allocate: Option<TypedFunc<u32, u32>>,
+    /// Its allocator. In a box, because it is taken out for each call of it.
+    pub allocate: Option<Box<TypedFunc<u32, u32>>>,
     /// How far the call under way has come.
     pub clock: Clock,
     /// What it is doing.
@@ -163,6 +164,8 @@ pub struct Host {
     pub names: Vec<Name>,
     /// Ids of header names.
     pub name_ids: HashMap<Vec<u8>, u32>,
+    /// Header names that it has spelled out.
+    pub spelled: Spelled,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
     /// Buckets by id.
@@ -236,6 +239,7 @@ impl Host {
             ticks_changed: false,
             names: Vec::new(),
             name_ids: HashMap::new(),
+            spelled: Spelled::default(),
             routes: Vec::new(),
             buckets: Vec::new(),
             stream_limits: Vec::new(),

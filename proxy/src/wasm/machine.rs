@@ -128,7 +128,7 @@ impl Machine {
         let instance = code.pre.instantiate(&mut *store).map_err(trapped("start"))?;
         store.data_mut().memory = instance.get_memory(&mut *store, "memory");
         let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut *store, name));
-        store.data_mut().allocate = allocator.and_then(|f| f.typed(&*store).ok());
+        store.data_mut().allocate = allocator.and_then(|f| f.typed(&*store).ok()).map(Box::new);
         // A reactor has `_initialize` (and perhaps a `main`), a command `_start`.
         for name in ["_initialize", "_start"] {
             if let Ok(start) = instance.get_typed_func::<(), ()>(&mut *store, name) {

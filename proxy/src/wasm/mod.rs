@@ -6,6 +6,7 @@
 pub mod bucket;
 mod callout;
 mod clock;
+mod contexts;
 mod current;
 pub mod engine;
 pub mod filter;
@@ -20,6 +21,7 @@ mod network;
 pub mod plugin;
 mod queue;
 mod shared_data;
+mod spelled;
 mod subject;
 pub mod vm;
 mod voice;

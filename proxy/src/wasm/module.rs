@@ -117,16 +117,16 @@ fn check_allocator(module: &Module, source: &str) -> Result<(), LoadError> {
     }
 }
 
-/// Names every function that is missing, not just the first, and the versions that have it.
+/// Names every function that is missing, not just the first, and the versions that have one of its name.
 fn check_imports(module: &Module, source: &str) -> Result<(), LoadError> {
     let missing = module.imports().filter(|i| !hostcalls::has(i.module(), i.name()));
     let missing = missing.map(|i| {
         let versions = hostcalls::versions(i.name());
-        let versions = match versions.is_empty() {
-            true => "no version has it".to_owned(),
-            false => versions.join(", ") + " has it",
+        let elsewhere = match versions.is_empty() {
+            true => String::new(),
+            false => format!(" (it is in {})", versions.join(", ")),
         };
-        format!("`{}.{}` ({versions})", i.module(), i.name())
+        format!("`{}.{}`{elsewhere}", i.module(), i.name())
     });
     let missing: Vec<_> = missing.collect();
     match missing.is_empty() {
@@ -176,9 +176,9 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "a.wasm needs functions that this version of Tollgate does not have: \
-             `tollgate_v1.teleport` (no version has it), `tollgate_v2.state_get` (tollgate_v1 has it), \
-             `tollgate_v1.proxy_log` (env has it), \
-             `wasi_snapshot_preview2.fd_write` (wasi_snapshot_preview1, wasi_unstable has it)"
+             `tollgate_v1.teleport`, `tollgate_v2.state_get` (it is in tollgate_v1), \
+             `tollgate_v1.proxy_log` (it is in env), \
+             `wasi_snapshot_preview2.fd_write` (it is in wasi_snapshot_preview1, wasi_unstable)"
         );
     }
 }

@@ -43,6 +43,8 @@ struct Queue {
     bytes: usize,
     /// The last one is told.
     readers: Vec<Note>,
+    /// Messages of which nobody could be told: there was no reader.
+    untold: usize,
 }
 
 /// Why a message was not taken.
@@ -79,11 +81,16 @@ impl Queues {
         }
     }
 
-    /// Makes this the reader that is told of messages.
+    /// Makes this the reader that is told of messages, of those too that came when there was none.
     pub fn read(&self, id: u32, reader: Note) {
         let Some(queue) = self.get(id) else { return };
         let mut queue = lock(&queue);
+        // An instance may register as often as it likes.
         queue.readers.retain(|known| !known.is_closed() && !known.same_channel(&reader));
+        // Some may have been taken unasked.
+        for _ in 0..std::mem::take(&mut queue.untold).min(queue.messages.len()) {
+            let _ = reader.send(id);
+        }
         if queue.readers.len() >= MAX_READERS {
             queue.readers.remove(0);
         }
@@ -111,6 +118,7 @@ impl Queues {
         while queue.readers.last().is_some_and(|reader| reader.send(id).is_err()) {
             queue.readers.pop();
         }
+        queue.untold += usize::from(queue.readers.is_empty());
         Ok(())
     }
 
@@ -152,6 +160,21 @@ mod tests {
         );
         assert_eq!((queues.take(0), queues.take(9)), (None, None));
         assert_eq!(queues.send(9, b""), Err(NotSent::Unknown));
+    }
+
+    #[test]
+    fn a_reader_is_told_of_what_was_there_before_it() {
+        let queues = Queues::default();
+        let id = queues.open("vm", "q").unwrap();
+        for message in [b"1", b"2", b"3"] {
+            queues.send(id, message).unwrap();
+        }
+        queues.take(id).unwrap().unwrap();
+        let (reader, mut inbox) = unbounded_channel();
+        queues.read(id, reader.clone());
+        queues.read(id, reader);
+        assert_eq!([inbox.try_recv().ok(), inbox.try_recv().ok(), inbox.try_recv().ok()], [Some(id), Some(id), None]);
+        assert_eq!(lock(&queues.get(id).unwrap()).readers.len(), 1, "however often it registers");
     }
 
     #[test]

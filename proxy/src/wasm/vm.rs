@@ -19,7 +19,8 @@ use wasmtime::Store;
 
 use super::{
     callout, clock,
-    current::{Contexts, Scope, StreamContext},
+    contexts::{Contexts, StreamContext},
+    current::Scope,
     filter::WasmFilter,
     grpc::{self, Event},
     host::{CallResponse, Host},
@@ -70,7 +71,7 @@ pub struct Vm {
     /// Counts the instances, so that no stream ever meets one that it has not begun in.
     incarnation: Cell<u32>,
     born: Cell<Instant>,
-    contexts: Rc<Contexts>,
+    contexts: Rc<RefCell<Contexts>>,
     next_context: Cell<u32>,
     calls: Cell<u64>,
     grpc: RefCell<grpc::Calls>,
@@ -288,7 +289,7 @@ impl Vm {
     /// A stream by its context: the filter's position in its chain, and the filter.
     fn find(&self, context: u32) -> Option<(Subject, usize, &Rc<Tenant>)> {
         let contexts = self.contexts.borrow();
-        let StreamContext { stream, position, root } = contexts.get(&context)?;
+        let StreamContext { stream, position, root } = contexts.get(context)?;
         Some((stream.upgrade()?, *position, &self.tenants[*root]))
     }
 
@@ -439,8 +440,8 @@ impl Vm {
         self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
         self.silence();
 
-        let inside: Vec<_> = self.contexts.borrow_mut().drain().collect();
-        for (_, StreamContext { stream, position, root }) in inside {
+        let inside = self.contexts.borrow_mut().take();
+        for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
             let plugin = &self.tenants[root].plugin;
             // Whoever has called for this stream hears of it at once.
@@ -486,34 +487,51 @@ impl Vm {
         self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
     }
 
-    /// The stream's context in a filter, made if there is none. `Err`: the filter cannot take part in the stream.
-    pub(super) fn context(&self, tenant: &Tenant, stream: &Subject, position: usize) -> Result<u32, Failed> {
-        let incarnation = self.incarnation.get();
-        let known = stream.with_position(position, |p| match p.context {
-            _ if p.gone => Err(Failed),
-            context if context == 0 || p.incarnation == incarnation => Ok(context),
+    /// Calls the guest for a stream; `call` is given the stream's context. Whoever calls denies the stream if this fails.
+    pub(super) fn call<T>(
+        &self,
+        tenant: &Tenant,
+        (stream, position): (&Subject, usize),
+        call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<T>,
+    ) -> Result<T, Failed> {
+        let (context, new) = self.context(tenant, stream, position)?;
+        self.enter(tenant, Some((stream, position)), context, true, |store, exports| {
+            if new
+                && tenant.phases.get() & phase::LIFECYCLE != 0
+                && let Some(create) = &exports.context_create
+            {
+                create.call(&mut *store, (context, tenant.root()))?;
+            }
+            call(store, exports, context)
+        })
+    }
+
+    /// The stream's context in a filter, and whether it is new: made because there was none. `Err`: the filter cannot take part
+    /// in the stream.
+    pub(super) fn context(&self, tenant: &Tenant, stream: &Subject, position: usize) -> Result<(u32, bool), Failed> {
+        let (next, incarnation) = (self.next_context.get(), self.incarnation.get());
+        let there = self.instance.try_borrow().is_ok_and(|instance| instance.is_some());
+        let (context, new) = stream.with_position(position, |p| match p.context {
+            _ if p.gone || !there => Err(Failed),
+            0 => {
+                (p.context, p.incarnation) = (next, incarnation);
+                Ok((next, true))
+            }
+            context if p.incarnation == incarnation => Ok((context, false)),
             _ => Err(Failed),
         })?;
-        if known != 0 {
-            return Ok(known);
+        if new {
+            // Ids are not used twice, and those of root contexts are taken; after four billion streams they begin again.
+            self.next_context.set(next.checked_add(1).unwrap_or(FIRST_ROOT + self.tenants.len() as u32));
+            let known = StreamContext { stream: stream.downgrade(), position, root: tenant.index };
+            self.contexts.borrow_mut().insert(context, known);
         }
-        let context = self.next_context.get();
-        // Ids are not used twice, and those of root contexts are taken; after four billion streams they begin again.
-        self.next_context.set(context.checked_add(1).unwrap_or(FIRST_ROOT + self.tenants.len() as u32));
-        stream.with_position(position, |p| (p.context, p.incarnation) = (context, incarnation));
-        let known = StreamContext { stream: stream.downgrade(), position, root: tenant.index };
-        self.contexts.borrow_mut().insert(context, known);
-        if tenant.phases.get() & phase::LIFECYCLE != 0 {
-            self.enter(tenant, Some((stream, position)), context, true, |store, exports| {
-                exports.context_create.as_ref().map_or(Ok(()), |f| f.call(store, (context, tenant.root())))
-            })?;
-        }
-        Ok(context)
+        Ok((context, new))
     }
 
     /// A stream's context is no more.
     pub(super) fn forget(&self, context: u32) {
-        self.contexts.borrow_mut().remove(&context);
+        self.contexts.borrow_mut().remove(context);
     }
 }
 

@@ -49,18 +49,22 @@ pub(crate) fn answered(call: u32, headers: usize, body_size: usize, trailers: us
     if with(|e| e.calls.get_mut(call).is_none()) {
         return;
     }
-    let answer = if headers == 0 { Err(sys::call_failure()) } else { Ok(read(body_size, trailers)) };
+    let answer = read(headers, body_size, trailers);
     with(|e| e.calls.insert(call, Waiting::Answered(answer)));
     if let Some(waker) = waker {
         waker.wake();
     }
 }
 
-fn read(body_size: usize, trailers: usize) -> Answer {
+/// The answer that the host shows.
+pub(crate) fn read(headers: usize, body_size: usize, trailers: usize) -> Result<Answer, CallError> {
+    if headers == 0 {
+        return Err(sys::call_failure());
+    }
     let body = match body_size {
         0 => Vec::new(),
         _ => sys::buffer_get(buffer::HTTP_CALL_RESPONSE_BODY, 0, body_size),
     };
     let trailers = if trailers == 0 { Vec::new() } else { sys::header_map(map::HTTP_CALL_RESPONSE_TRAILERS) };
-    Answer::new(sys::header_map(map::HTTP_CALL_RESPONSE_HEADERS), body, trailers)
+    Ok(Answer::new(sys::header_map(map::HTTP_CALL_RESPONSE_HEADERS), body, trailers))
 }

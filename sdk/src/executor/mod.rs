@@ -10,6 +10,7 @@
 
 pub(crate) mod calls;
 pub(crate) mod feed;
+pub(crate) mod grpc;
 pub(crate) mod sleeps;
 
 use std::{
@@ -20,9 +21,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use tollgate_abi::proxy_wasm::stream;
-
-use self::{calls::Waiting, feed::Feed, sleeps::Sleeps};
+use self::{
+    calls::Waiting,
+    feed::Feed,
+    grpc::{Grpc, News},
+    sleeps::Sleeps,
+};
 use crate::{
     Flow, Reply,
     dispatch::Half,
@@ -73,6 +77,9 @@ struct Executor {
     last: u32,
     woken: Vec<u32>,
     calls: Table<Waiting>,
+    grpc: Table<Grpc>,
+    /// What is done with news of them: there once there is a call, so that a module that makes none has no code for it.
+    grpc_news: Option<fn(u32, News)>,
     /// The task that is polled.
     current: u32,
     /// The context that the host's functions act on.
@@ -81,7 +88,16 @@ struct Executor {
 
 impl Executor {
     const fn new() -> Executor {
-        Executor { tasks: Table::new(), last: 0, woken: Vec::new(), calls: Table::new(), current: 0, effective: 0 }
+        Executor {
+            tasks: Table::new(),
+            last: 0,
+            woken: Vec::new(),
+            calls: Table::new(),
+            grpc: Table::new(),
+            grpc_news: None,
+            current: 0,
+            effective: 0,
+        }
     }
 }
 
@@ -141,6 +157,7 @@ pub(crate) fn wake(task: u32) {
 /// A callback has begun, which acts on this context.
 pub(crate) fn enter(context: u32) {
     with(|e| e.effective = context);
+    sys::enter(context);
 }
 
 fn insert(context: u32, kind: Kind, feed: Feed, future: TaskFuture) -> u32 {
@@ -215,6 +232,13 @@ pub(crate) fn body(task: &Handle, len: usize, end: bool) -> Flow {
     }
 }
 
+/// Something has come of a gRPC call.
+pub(crate) fn grpc_news(call: u32, news: News) {
+    if let Some(took) = with(|e| e.grpc_news) {
+        took(call, news);
+    }
+}
+
 /// Polls the tasks that were woken, and does what they have come to.
 pub(crate) fn run_woken() {
     while let Some(id) = with(|e| e.woken.pop()) {
@@ -233,7 +257,7 @@ pub(crate) fn run_woken() {
             Poll::Pending => with_task(id, Task::let_go) == Some(true),
         };
         if goes_on {
-            sys::continue_stream(if half == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
+            half.resume();
         }
     }
 }

@@ -5,8 +5,9 @@ use tollgate_abi::{fast::Take, proxy_wasm::Status};
 use super::Span;
 use crate::{
     CallError,
+    grpc::GrpcError,
     message::Name,
-    testing::{host::with, services},
+    testing::{grpc, host::with, services},
 };
 
 pub(crate) use crate::testing::host::log;
@@ -71,8 +72,8 @@ pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     with(|h| h.source(which))
 }
 
-pub(crate) fn route_define(doc: &[u8]) -> i32 {
-    with(|h| h.define_route(doc))
+pub(crate) fn route_define(route: &crate::doc::Route) -> i32 {
+    with(|h| h.define_route(route))
 }
 
 pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
@@ -83,8 +84,8 @@ pub(crate) fn cluster_exists(name: &str) -> bool {
     with(|h| h.cluster_exists(name))
 }
 
-pub(crate) fn bucket_define(doc: &[u8]) -> i32 {
-    with(|h| h.define_bucket(doc))
+pub(crate) fn bucket_define(bucket: &crate::doc::Bucket) -> i32 {
+    with(|h| h.define_bucket(bucket))
 }
 
 pub(crate) fn bucket_take(bucket: u32, key: &[u8], tokens: i32) -> (i32, Take) {
@@ -155,8 +156,15 @@ pub(crate) fn property(_path: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {
-    let reply = crate::Reply { status, headers: headers.to_vec(), body: body.to_vec(), details: details.into() };
+pub(crate) fn send_local_response(
+    status: u16,
+    details: &str,
+    headers: &[(String, Vec<u8>)],
+    body: &[u8],
+    grpc_status: i32,
+) {
+    let (headers, body, grpc_status) = (headers.to_vec(), body.to_vec(), u8::try_from(grpc_status).ok());
+    let reply = crate::Reply { status, headers, body, details: details.into(), grpc_status };
     // The first one counts.
     with(|h| h.stream().reply.get_or_insert(reply).status);
 }
@@ -209,6 +217,38 @@ pub(crate) fn http_call(
     millis: u32,
 ) -> Result<u32, CallError> {
     services::call(cluster, headers, body, trailers, millis)
+}
+
+pub(crate) fn grpc_call(
+    cluster: &str,
+    service: &str,
+    method: &str,
+    metadata: &[u8],
+    message: &[u8],
+    millis: u32,
+) -> Result<u32, GrpcError> {
+    grpc::open(cluster, service, method, metadata, Some((message, millis)))
+}
+
+pub(crate) fn grpc_stream(cluster: &str, service: &str, method: &str, metadata: &[u8]) -> Result<u32, GrpcError> {
+    grpc::open(cluster, service, method, metadata, None)
+}
+
+pub(crate) fn grpc_send(call: u32, message: &[u8], end: bool) -> bool {
+    with(|h| h.grpc_send(call, message, end))
+}
+
+pub(crate) fn grpc_close(call: u32) {
+    with(|h| h.grpc_end(call));
+}
+
+pub(crate) fn grpc_cancel(call: u32) {
+    with(|h| h.grpc_cancel(call));
+}
+
+/// What a gRPC call's status says, while it is told.
+pub(crate) fn status_message() -> String {
+    with(|h| h.grpc_status_message())
 }
 
 /// Why the call has failed whose answer is shown.

@@ -141,10 +141,17 @@ pub(crate) fn property(path: &[u8]) -> Option<Vec<u8>> {
     unsafe { (proxy_get_property(path.as_ptr(), path.len(), &mut data, &mut size) == 0).then(|| owned(data, size)) }
 }
 
-pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String, Vec<u8>)], body: &[u8]) {
+/// A negative gRPC status: the one that belongs to that of HTTP.
+pub(crate) fn send_local_response(
+    status: u16,
+    details: &str,
+    headers: &[(String, Vec<u8>)],
+    body: &[u8],
+    grpc_status: i32,
+) {
     let mut encoded = Vec::new();
     pairs::encode(headers.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())), &mut encoded);
-    // SAFETY: all ranges are live for the call. -1: no gRPC status.
+    // SAFETY: all ranges are live for the call.
     unsafe {
         proxy_send_local_response(
             status.into(),
@@ -154,7 +161,7 @@ pub(crate) fn send_local_response(status: u16, details: &str, headers: &[(String
             body.len(),
             encoded.as_ptr(),
             encoded.len(),
-            -1,
+            grpc_status,
         )
     };
 }
@@ -171,7 +178,8 @@ pub(crate) fn metric_increment(id: u32, delta: i64) {
     unsafe { proxy_increment_metric(id, delta) };
 }
 
-pub(crate) fn set_tick_period(ms: u32) {
+/// Sets the tick of the root context that the effective one belongs to.
+pub(crate) fn set_host_tick(ms: u32) {
     // SAFETY: no addresses.
     unsafe { proxy_set_tick_period_milliseconds(ms) };
 }
@@ -213,6 +221,7 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) {
 }
 
 pub(crate) fn set_effective_context(context: u32) {
+    super::enter(context);
     // SAFETY: no addresses.
     unsafe { proxy_set_effective_context(context) };
 }
@@ -243,20 +252,31 @@ pub(crate) fn http_call(
     match status {
         0 => Ok(id),
         s if s == Status::InternalFailure as i32 => Err(CallError::TooMany),
-        _ if !super::cluster_exists(cluster) => Err(CallError::UnknownCluster),
+        // Whoever cannot know takes the likelier of two reasons.
+        _ if cfg!(feature = "portable") || !super::cluster_exists(cluster) => Err(CallError::UnknownCluster),
         _ => Err(CallError::Invalid),
     }
 }
 
-/// Why the call has failed whose answer is shown.
-pub(crate) fn call_failure() -> CallError {
+/// How the call has ended whose end is shown.
+fn status() -> (u32, Vec<u8>) {
     let (mut code, mut message, mut size) = (0, ptr::null_mut(), 0);
-    // SAFETY: as in `header_map`, and four bytes more. The message is taken over to be freed; the code says the same.
+    // SAFETY: as in `header_map`, and four bytes more.
     unsafe {
         proxy_get_status(&mut code, &mut message, &mut size);
-        owned(message, size);
+        (code, owned(message, size))
     }
-    match code {
+}
+
+/// What a gRPC call's status says, while it is told.
+pub(crate) fn status_message() -> String {
+    String::from_utf8_lossy(&status().1).into_owned()
+}
+
+/// Why the call has failed whose answer is shown.
+pub(crate) fn call_failure() -> CallError {
+    // The message says the same.
+    match status().0 {
         4 => CallError::Timeout,
         8 => CallError::TooLarge,
         _ => CallError::Reset,

@@ -5,7 +5,8 @@
 use tollgate_abi::fast::Take;
 
 use super::Span;
-use crate::message::Name;
+pub(crate) use super::standard::set_host_tick as set_tick_period;
+use crate::{doc, message::Name};
 
 macro_rules! extern_block {
     ($( $(#[$doc:meta])* fn $name:ident($($param:ident: $ty:ident),* $(,)?) -> $ret:ident; )*) => {
@@ -25,6 +26,11 @@ fn ptr<T>(slice: &[T]) -> i32 {
 
 fn len<T>(slice: &[T]) -> i32 {
     slice.len() as i32
+}
+
+/// `serde_json` cannot fail on documents of strings and numbers, so an empty one (which the host refuses) stands for that.
+fn json<T: serde::Serialize>(doc: &T) -> Vec<u8> {
+    serde_json::to_vec(doc).unwrap_or_default()
 }
 
 pub(crate) fn subscribe(phases: u32) {
@@ -89,9 +95,10 @@ pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     (ip, u16::from_le_bytes([out[16], out[17]]))
 }
 
-pub(crate) fn route_define(doc: &[u8]) -> i32 {
+pub(crate) fn route_define(route: &doc::Route) -> i32 {
+    let doc = json(route);
     // SAFETY: the range is live for the call.
-    unsafe { fast::route_define(ptr(doc), len(doc)) }
+    unsafe { fast::route_define(ptr(&doc), len(&doc)) }
 }
 
 pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
@@ -104,9 +111,10 @@ pub(crate) fn cluster_exists(name: &str) -> bool {
     unsafe { fast::cluster_exists(ptr(name.as_bytes()), len(name.as_bytes())) == 1 }
 }
 
-pub(crate) fn bucket_define(doc: &[u8]) -> i32 {
+pub(crate) fn bucket_define(bucket: &doc::Bucket) -> i32 {
+    let doc = json(bucket);
     // SAFETY: the range is live for the call.
-    unsafe { fast::bucket_define(ptr(doc), len(doc)) }
+    unsafe { fast::bucket_define(ptr(&doc), len(&doc)) }
 }
 
 pub(crate) fn bucket_take(bucket: u32, key: &[u8], tokens: i32) -> (i32, Take) {

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use tollgate_abi::{fast, proxy_wasm::buffer};
+use tollgate_abi::fast;
+#[cfg(not(all(target_arch = "wasm32", feature = "portable")))]
+use tollgate_abi::proxy_wasm::buffer;
 
 use crate::{RouteId, Selection, message, sys};
 
@@ -43,12 +45,15 @@ impl Connection {
 
     /// Sends bytes to the client, after those that have come from the upstream so far. They pass the filters that are
     /// between this one and the client. Not within [`on_upstream_data`](super::TcpFilter::on_upstream_data), nor while this
-    /// filter holds bytes from there: use [`Data::replace`] then. Without effect once the upstream has ended.
+    /// filter holds bytes from there: use [`Data::replace`] then. Without effect once the upstream has ended. Not in portable
+    /// modules.
+    #[cfg(not(all(target_arch = "wasm32", feature = "portable")))]
     pub fn send_to_client(&self, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(buffer::UPSTREAM_DATA, usize::MAX, 0, bytes.as_ref());
     }
 
-    /// Sends bytes to the upstream, in the same way.
+    /// Sends bytes to the upstream, in the same way. Not in portable modules.
+    #[cfg(not(all(target_arch = "wasm32", feature = "portable")))]
     pub fn send_to_upstream(&self, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(buffer::DOWNSTREAM_DATA, usize::MAX, 0, bytes.as_ref());
     }

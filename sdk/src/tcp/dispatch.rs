@@ -11,7 +11,7 @@ use super::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases};
 use crate::{
     ConfigError, Queue, Setup, config,
     dispatch::micros,
-    sys,
+    sys::{self, Due},
     table::{Table, borrow},
 };
 
@@ -73,6 +73,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
     }
 
     pub fn configure(&self, root: u32, size: usize) -> bool {
+        sys::enter(root);
         let bytes = sys::buffer_get(buffer::PLUGIN_CONFIGURATION, 0, size);
         match config::read(&bytes).and_then(|config| F::configure(config, &mut Setup(()))) {
             Ok(filter) => {
@@ -94,12 +95,18 @@ impl<F: TcpFilter> TcpDispatcher<F> {
     }
 
     pub fn tick(&self, root: u32) {
-        if let Some(filter) = self.filter(root) {
-            filter.on_tick();
-        }
+        sys::tick(root, |due| match due {
+            Due::Tick(root) => {
+                if let Some(filter) = self.filter(root) {
+                    filter.on_tick();
+                }
+            }
+            Due::Timer(context, token) => self.timer(context, token),
+        });
     }
 
     pub fn queue_ready(&self, root: u32, queue: u32) {
+        sys::enter(root);
         let Some(filter) = self.filter(root) else { return };
         let queue = Queue(queue);
         while let Some(message) = queue.pop() {
@@ -163,6 +170,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
 
     /// A connection has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
+        sys::leave(context);
         // What it owns is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_none() {
@@ -183,6 +191,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
 
     /// Runs a callback with the connection's state.
     fn run(&self, context: u32, callback: impl FnOnce(&F, &mut F::Stream) -> TcpFlow) -> TcpFlow {
+        sys::enter(context);
         // No borrow is held over the callback, as for requests.
         let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),

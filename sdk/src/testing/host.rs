@@ -14,6 +14,7 @@ use tollgate_abi::{
 
 use super::{
     MISSING_CLUSTER, Selected,
+    grpc::{GrpcCalls, GrpcEvent},
     services::{ServiceAnswer, Services},
     stores::{Buckets, Metric, SharedQueue, SharedValue},
     stream::{Message, Part, Stage, Stream},
@@ -70,6 +71,7 @@ pub(crate) struct Host {
     pub(crate) now_ns: u64,
     pub(crate) seed: u64,
     pub(super) services: Services,
+    pub(super) grpc: GrpcCalls,
     /// What is going to happen, with its time; in order, as far as the times are the same.
     events: Vec<(u64, Event)>,
     pub(super) streams: BTreeMap<u32, Stream>,
@@ -88,6 +90,8 @@ pub(super) enum Event {
     Timer { context: u32, token: i64 },
     /// A call ends.
     Answer(u32, Result<ServiceAnswer, CallError>),
+    /// Something comes of a gRPC call.
+    Grpc(u32, GrpcEvent),
 }
 
 impl Host {
@@ -111,6 +115,7 @@ impl Host {
             now_ns: 1_000_000_000,
             seed: 1,
             services: Services::default(),
+            grpc: GrpcCalls::default(),
             events: Vec::new(),
             streams: BTreeMap::new(),
             effective: 0,
@@ -231,6 +236,10 @@ impl Host {
         let pairs = match which {
             map::HTTP_CALL_RESPONSE_HEADERS => &answer.headers,
             map::HTTP_CALL_RESPONSE_TRAILERS => &answer.trailers,
+            map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match &self.grpc.shown {
+                Some(GrpcEvent::Metadata { fields, .. }) => fields,
+                _ => &answer.headers,
+            },
             _ => &*self.map(which),
         };
         let mut bytes = Vec::new();
@@ -286,8 +295,7 @@ impl Host {
         self.clusters.as_ref().map_or(name != MISSING_CLUSTER, |known| known.contains(name))
     }
 
-    pub(crate) fn define_route(&mut self, doc: &[u8]) -> i32 {
-        let Ok(route) = serde_json::from_slice::<doc::Route>(doc) else { return -(Status::ParseFailure as i32) };
+    pub(crate) fn define_route(&mut self, route: &doc::Route) -> i32 {
         let total: u64 = route.clusters.iter().map(|c| u64::from(c.weight)).sum();
         if total == 0 {
             return -(Status::BadArgument as i32);
@@ -296,7 +304,7 @@ impl Host {
         if clusters.into_iter().any(|name| !self.cluster_exists(name)) {
             return -(Status::NotFound as i32);
         }
-        self.routes.push(route);
+        self.routes.push(route.clone());
         self.routes.len() as i32 - 1
     }
 
@@ -332,6 +340,10 @@ impl Host {
             buffer::PLUGIN_CONFIGURATION => Some(&mut self.config),
             buffer::DOWNSTREAM_DATA => self.stream().tcp.as_mut().map(|tcp| tcp.buffer(Side::Downstream)),
             buffer::UPSTREAM_DATA => self.stream().tcp.as_mut().map(|tcp| tcp.buffer(Side::Upstream)),
+            buffer::GRPC_CALL_MESSAGE => match &mut self.grpc.shown {
+                Some(GrpcEvent::Message(message)) => Some(message),
+                _ => None,
+            },
             buffer::HTTP_CALL_RESPONSE_BODY => self.answer.as_mut()?.as_mut().ok().map(|answer| &mut answer.body),
             buffer::HTTP_REQUEST_BODY if self.shown == Some(Half::Request) => Some(&mut self.stream().request.kept),
             buffer::HTTP_RESPONSE_BODY if self.shown == Some(Half::Response) => Some(&mut self.stream().response.kept),

@@ -6,6 +6,7 @@
 //!
 //! A host belongs to its thread; making another one on the same thread ends the first.
 
+pub(crate) mod grpc;
 pub(crate) mod host;
 mod outcome;
 mod request;
@@ -21,11 +22,15 @@ use std::{
 };
 
 use crate::{
-    ConfigError, Filter,
+    ConfigError, Filter, GrpcError,
     dispatch::{Dispatcher, Half},
-    testing::host::{Event, with},
+    testing::{
+        grpc::GrpcEvent,
+        host::{Event, with},
+    },
 };
 
+pub use grpc::SentGrpc;
 pub use outcome::{Outcome, Selected};
 pub use request::RequestBuilder;
 pub use services::{Scripted, SentCall};
@@ -84,6 +89,38 @@ impl<F: Filter> TestHost<F> {
     /// Answers a call. Without effect if it has been answered, or has failed.
     pub fn answer(&self, call: u32, scripted: Scripted) {
         with(|h| h.answer(call, scripted));
+        settle(&self.dispatcher);
+    }
+
+    /// What the gRPC service of a cluster answers to each call that is no stream. Others wait for
+    /// [`grpc_message`](Self::grpc_message) and [`grpc_close`](Self::grpc_close), or until their time is over.
+    pub fn grpc_service(&self, cluster: &str, service: impl Fn(&SentGrpc) -> Result<Vec<u8>, GrpcError> + 'static) {
+        with(|h| h.grpc.set(cluster, service));
+    }
+
+    /// The gRPC calls and streams that have not ended yet, the oldest first.
+    pub fn grpc_calls(&self) -> Vec<SentGrpc> {
+        with(|h| h.grpc.under_way.clone())
+    }
+
+    /// A message comes to the filter. If its call is no stream, that is the answer.
+    pub fn grpc_message(&self, call: u32, message: impl Into<Vec<u8>>) {
+        self.grpc(call, GrpcEvent::Message(message.into()));
+    }
+
+    /// The initial or the trailing metadata of a gRPC stream come to the filter.
+    pub fn grpc_metadata(&self, call: u32, trailing: bool, fields: &[(&str, &str)]) {
+        let fields = fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+        self.grpc(call, GrpcEvent::Metadata { trailing, fields });
+    }
+
+    /// A gRPC call or stream ends with this status.
+    pub fn grpc_close(&self, call: u32, status: u32, message: &str) {
+        self.grpc(call, GrpcEvent::Close(GrpcError::new(status, message)));
+    }
+
+    fn grpc(&self, call: u32, event: GrpcEvent) {
+        with(|h| h.grpc_comes(call, event));
         settle(&self.dispatcher);
     }
 
@@ -189,6 +226,7 @@ trait Driver {
     fn queue_ready(&self, root: u32, queue: u32);
     fn timer(&self, context: u32, token: i64);
     fn http_call_response(&self, root: u32, call: u32, headers: usize, body: usize, trailers: usize);
+    fn grpc(&self, root: u32, call: u32, event: &GrpcEvent);
 }
 
 impl<F: Filter> Driver for Dispatcher<F> {
@@ -207,6 +245,15 @@ impl<F: Filter> Driver for Dispatcher<F> {
 
     fn http_call_response(&self, root: u32, call: u32, headers: usize, body: usize, trailers: usize) {
         Dispatcher::http_call_response(self, root, call, headers, body, trailers);
+    }
+
+    fn grpc(&self, root: u32, call: u32, event: &GrpcEvent) {
+        match event {
+            GrpcEvent::Metadata { trailing: false, .. } => self.grpc_initial_metadata(root, call),
+            GrpcEvent::Metadata { trailing: true, .. } => self.grpc_trailing_metadata(root, call),
+            GrpcEvent::Message(message) => Dispatcher::grpc_message(self, root, call, message.len()),
+            GrpcEvent::Close(error) => Dispatcher::grpc_close(self, root, call, error.status),
+        }
     }
 }
 
@@ -245,6 +292,12 @@ fn fire(dispatcher: &impl Driver, event: Event) {
             if with(|h| h.streams.contains_key(&context)) {
                 with(|h| h.enter(context, None));
                 dispatcher.timer(context, token);
+            }
+        }
+        Event::Grpc(id, event) => {
+            if with(|h| h.grpc_begins(id, &event)) {
+                dispatcher.grpc(ROOT, id, &event);
+                with(|h| h.grpc.shown = None);
             }
         }
         Event::Answer(id, result) => {

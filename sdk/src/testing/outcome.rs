@@ -83,6 +83,11 @@ impl<'h, F: Filter> Outcome<'h, F> {
         self.reply().map(|r| r.body.as_slice())
     }
 
+    /// The gRPC status of the filter's own response, if it has set one.
+    pub fn grpc_status(&self) -> Option<u8> {
+        self.reply().and_then(|r| r.grpc_status)
+    }
+
     /// Why the filter has answered itself, as in the access log.
     pub fn details(&self) -> Option<&str> {
         self.reply().map(|r| r.details.as_str())

@@ -61,9 +61,8 @@ pub(super) struct SharedQueue {
 }
 
 impl Host {
-    pub(crate) fn define_bucket(&mut self, doc: &[u8]) -> i32 {
-        let Ok(bucket) = serde_json::from_slice::<doc::Bucket>(doc) else { return -(Status::ParseFailure as i32) };
-        let Some(figures) = Figures::new(&bucket) else { return -(Status::BadArgument as i32) };
+    pub(crate) fn define_bucket(&mut self, bucket: &doc::Bucket) -> i32 {
+        let Some(figures) = Figures::new(bucket) else { return -(Status::BadArgument as i32) };
         self.buckets.push(Buckets { figures, max_keys: bucket.max_keys as usize, full_at: HashMap::new() });
         self.buckets.len() as i32 - 1
     }

@@ -9,6 +9,7 @@ use tollgate_abi::{
 
 use super::{
     Driver, ROOT, Selected, address, advance, begin,
+    grpc::GrpcEvent,
     host::{self, with},
     settle,
     stream::Stream,
@@ -321,4 +322,6 @@ impl<F: TcpFilter> Driver for TcpDispatcher<F> {
     }
 
     fn http_call_response(&self, _: u32, _: u32, _: usize, _: usize, _: usize) {}
+
+    fn grpc(&self, _: u32, _: u32, _: &GrpcEvent) {}
 }

@@ -3,6 +3,7 @@
 
 mod client;
 mod config;
+pub mod envoy;
 pub mod frames;
 mod metrics;
 pub mod peer;

@@ -2,7 +2,7 @@
 //! missing is skipped, loudly, unless TOLLGATE_REQUIRE_INTEROP=1.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -28,20 +28,31 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     };
     let found = match name {
         "python" => python(),
+        "envoy" => Some(Path::new(SCRIPTS).join("../../target/interop/envoy/envoy/_bin/envoy")).filter(|f| f.exists()),
         // Python with it: an environment may be older than the need for it.
         "aioquic" => python().filter(|python| run(python, &["-c", "import aioquic"]).success),
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
     };
     if found.is_none() {
-        skip(name);
+        skip(name, "tests/interop/setup.sh");
     }
     found
 }
 
-/// Says that a test is skipped for something that is missing.
-pub fn skip(missing: &str) {
+/// Says that a test is skipped for something that is missing, and which script brings it.
+pub fn skip(missing: &str, script: &str) {
     assert_ne!(env::var("TOLLGATE_REQUIRE_INTEROP").as_deref(), Ok("1"), "{missing} is missing");
-    eprintln!("*** SKIPPED: {missing} is missing; tests/interop/setup.sh brings it here");
+    eprintln!("*** SKIPPED: {missing} is missing; {script} brings it here");
+}
+
+/// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
+pub fn module(name: &str) -> Option<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
+    let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
+    if bytes.is_none() {
+        skip(name, "tests/conformance/setup.sh");
+    }
+    bytes
 }
 
 /// The files of these programs; without one of them, the test ends here.

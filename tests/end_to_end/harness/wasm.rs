@@ -1,6 +1,11 @@
-//! WebAssembly modules for tests: written as text, or the example filters of this repository.
+//! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other languages.)
 
-use std::{env, fs, path::PathBuf, process::Command, sync::OnceLock};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
 
 /// A module from its text form.
 pub fn from_text(text: &str) -> Vec<u8> {
@@ -10,14 +15,25 @@ pub fn from_text(text: &str) -> Vec<u8> {
 /// An example filter (`hello`, `third-party`) or a standard one, compiled as `cargo filters` does it.
 pub fn example(name: &str) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let file = FOLDER.get_or_init(build).join(name.replace('-', "_")).with_extension("wasm");
+    read(FOLDER.get_or_init(|| build("filters")), name)
+}
+
+/// The same for any host of Proxy-Wasm, as `cargo portable` does it.
+pub fn portable(name: &str) -> Vec<u8> {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    read(FOLDER.get_or_init(|| build("portable")), name)
+}
+
+fn read(folder: &Path, name: &str) -> Vec<u8> {
+    let file = folder.join(name.replace('-', "_")).with_extension("wasm");
     fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
-fn build() -> PathBuf {
+/// Runs one of the repository's aliases for cargo, each of which has a target folder of its name.
+fn build(alias: &str) -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(&root).arg("filters");
+    cargo.current_dir(&root).arg(alias);
     // What the cargo that runs the tests has set is for its own target.
     let keep = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
     for (name, _) in env::vars_os() {
@@ -29,5 +45,5 @@ fn build() -> PathBuf {
     }
     let output = cargo.output().expect("cargo can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    root.join("target/filters/wasm32-unknown-unknown/filter")
+    root.join("target").join(alias).join("wasm32-unknown-unknown/filter")
 }

@@ -6,7 +6,8 @@
 //! | 403 | the service answers 401, 403 or 404: nobody has this key |
 //! | 503 | the service cannot be asked, or answers something else |
 //!
-//! Else the request goes on: without the key, and with the user's name, as the service has given it in `x-user`.
+//! Else the request goes on: without the key, and with the user's name, as the service has given it in `x-user`. It is also the
+//! stream's metadata `user` in the namespace `api-key`.
 
 mod cache;
 
@@ -97,7 +98,9 @@ impl AsyncFilter for ApiKey {
             Some(user) => {
                 request.remove_header(self.key);
                 // Whatever the client has said of itself does not count.
-                request.set_header(self.user, user);
+                request.set_header(self.user, &user);
+                // For filters that come later, and the access log: `%metadata(api-key:user)%`. Without it, all goes on.
+                let _ = stored::set_metadata("api-key", "user", &*String::from_utf8_lossy(&user));
                 Ok(())
             }
             None => {

@@ -32,6 +32,10 @@ pub struct ChainArgs {
     #[arg(long, value_name = "NAME")]
     pub listener: Option<String>,
 
+    /// Run another listener's chain too, by turns with the first, and show both: what disturbs the machine disturbs both
+    #[arg(long, value_name = "NAME")]
+    pub beside: Option<String>,
+
     /// A request, such as 'GET /path'; may be repeated, they are run in turn. [default: four of the usual kind]
     #[arg(long, value_name = "METHOD PATH", value_parser = Asked::from_str, conflicts_with = "requests")]
     pub(super) request: Vec<Asked>,

@@ -114,7 +114,7 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
     Ok(found)
 }
 
-/// Runs the requests on the chain of a listener.
+/// Runs the requests on the chain of a listener, and on that of the one beside it, if there is one.
 fn measure(
     made: Made,
     args: &ChainArgs,
@@ -122,8 +122,6 @@ fn measure(
     warm_up: Duration,
 ) -> anyhow::Result<Report> {
     let Made { snapshot, instances, .. } = made;
-    let parts = listener(&snapshot, args.listener.as_deref())?;
-    let config = &parts.config;
     set_shard(Shard::worker(0));
     // Filters spawn tasks for their ticks, timers and callouts. Here no task is ever run: nothing waits, nothing is sent.
     let tasks = LocalSet::new();
@@ -139,59 +137,60 @@ fn measure(
     let vms = snapshot.machines.iter().zip(instances);
     let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
     let filters = snapshot.in_order(&vms);
-    let filters: Vec<_> = parts.chain.iter().filter_map(|i| filters.get(*i)).cloned().collect();
     let clock = clock();
-    let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
-    let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
-
-    let requests = asked.len();
-    let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
-    let runner = Runner {
-        samples: asked.into_iter().map(|asked| Sample::new(asked, config)).collect::<anyhow::Result<_>>()?,
-        response: (response_head(args.response_body), vec![0; args.response_body].into()),
-        driver: Driver {
-            buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
-            default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
-            trailers: args.trailers.then(|| {
-                let name = HeaderName::from_static("x-checksum");
-                HeaderMap::from_iter([(name, HeaderValue::from_static("ab56b4d92b40713acc5af89985d4b786"))])
-            }),
-        },
-        bare: chain(filters.iter().map(|filter| filter.clone() as Rc<dyn Filter>).collect()),
-        timed: chain(timed.iter().map(|timed| timed.clone() as Rc<dyn Filter>).collect()),
-        failed,
+    let runner = |name: Option<&str>| -> anyhow::Result<Runner> {
+        let parts = listener(&snapshot, name)?;
+        let config = &parts.config;
+        let filters: Vec<_> = parts.chain.iter().filter_map(|i| filters.get(*i)).cloned().collect();
+        let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
+        let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
+        let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
+        Ok(Runner {
+            listener: config.name.clone(),
+            samples: asked.iter().map(|asked| Sample::new(asked.clone(), config)).collect::<anyhow::Result<_>>()?,
+            response: (response_head(args.response_body), vec![0; args.response_body].into()),
+            driver: Driver {
+                buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+                default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
+                trailers: args.trailers.then(|| {
+                    let name = HeaderName::from_static("x-checksum");
+                    HeaderMap::from_iter([(name, HeaderValue::from_static("ab56b4d92b40713acc5af89985d4b786"))])
+                }),
+            },
+            bare: chain(filters.iter().map(|filter| filter.clone() as Rc<dyn Filter>).collect()),
+            timed: chain(timed.iter().map(|timed| timed.clone() as Rc<dyn Filter>).collect()),
+            filters: timed,
+            failed: failed.clone(),
+            run: Run::new(clock),
+        })
     };
+    let mut runners = vec![runner(args.listener.as_deref())?];
+    if let Some(beside) = &args.beside {
+        runners.push(runner(Some(beside))?);
+    }
 
     let started = Instant::now();
-    let mut warm = Run::new(clock);
-    while warm.requests == 0 || started.elapsed() < warm_up {
-        runner.slice(&mut warm, SLICE.min(args.iterations.unwrap_or(SLICE)))?;
+    let mut warm = 0;
+    while warm == 0 || started.elapsed() < warm_up {
+        let requests = SLICE.min(args.iterations.unwrap_or(SLICE));
+        runners.iter_mut().try_for_each(|runner| runner.slice(requests))?;
+        warm += requests;
     }
-    let as_many_as_fit = || (warm.requests as f64 * TARGET.div_duration_f64(started.elapsed())).ceil() as u64;
+    let as_many_as_fit = || (warm as f64 * TARGET.div_duration_f64(started.elapsed())).ceil() as u64;
     let iterations = args.iterations.unwrap_or_else(as_many_as_fit);
-    timed.iter().for_each(|filter| filter.reset());
-    let mut run = Run::new(clock);
-    while run.requests < iterations {
-        let left = iterations - run.requests;
-        runner.slice(&mut run, SLICE.min(left))?;
+    for runner in &mut runners {
+        runner.filters.iter().for_each(|filter| filter.reset());
+        runner.run = Run::new(clock);
     }
-
-    let filters: Vec<_> = timed.iter().map(|filter| filter_report(filter)).collect();
-    let name = |position: usize| timed[position].name().to_owned();
-    let endings: Vec<_> = run.endings.iter().map(|(e, n)| EndingReport::new(*e, *n, name)).collect();
-    Ok(Report {
-        tollgate: env!("CARGO_PKG_VERSION").to_owned(),
-        listener: config.name.clone(),
-        requests,
-        workload,
-        iterations,
-        clock_ns: clock.as_nanos() as f64,
-        total: Figures::new(&run.whole),
-        calls: Sums::new(&filters, iterations),
-        notes: notes(&endings, iterations),
-        endings,
-        filters,
-    })
+    let mut done = 0;
+    while done < iterations {
+        let requests = SLICE.min(iterations - done);
+        runners.iter_mut().try_for_each(|runner| runner.slice(requests))?;
+        done += requests;
+    }
+    let mut reports = runners.iter().map(|runner| runner.report(&workload, clock));
+    let first = reports.next().context("there is a listener")?;
+    Ok(Report { beside: reports.next().map(Box::new), ..first })
 }
 
 fn filter_report(filter: &Timed) -> FilterReport {
@@ -245,15 +244,19 @@ fn notes(endings: &[EndingReport], iterations: u64) -> Vec<String> {
     notes
 }
 
-/// What runs requests.
+/// What runs requests on a listener's chain.
 struct Runner {
+    listener: String,
     samples: Vec<Sample>,
     response: (ResponseHead, Bytes),
     driver: Driver,
     bare: Rc<Chain>,
     timed: Rc<Chain>,
+    /// Those of the timed chain.
+    filters: Vec<Rc<Timed>>,
     /// A filter that has failed.
     failed: Rc<RefCell<Option<Arc<Machine>>>>,
+    run: Run,
 }
 
 /// What has come of requests so far.
@@ -274,22 +277,22 @@ impl Run {
 
 impl Runner {
     /// Runs some requests on the bare chain, and the same on the timed one.
-    fn slice(&self, run: &mut Run, requests: u64) -> anyhow::Result<()> {
+    fn slice(&mut self, requests: u64) -> anyhow::Result<()> {
         // Takes the tasks of filters, so that they do not pile up.
         let tasks = LocalSet::new();
         let _inside = tasks.enter();
-        let samples = || self.samples.iter().cycle().skip(run.requests as usize % self.samples.len());
-        for sample in samples().take(requests as usize) {
-            let (took, ending) = self.request(sample, &self.bare);
+        let turns = self.run.requests..self.run.requests + requests;
+        for turn in turns.clone() {
+            let (took, ending) = self.request(turn, &self.bare);
             if !matches!(ending, Ending::Held(_)) {
-                run.whole.record(took);
+                self.run.whole.record(took);
             }
-            *run.endings.entry(ending).or_default() += 1;
+            *self.run.endings.entry(ending).or_default() += 1;
         }
-        for sample in samples().take(requests as usize) {
-            self.request(sample, &self.timed);
+        for turn in turns {
+            self.request(turn, &self.timed);
         }
-        run.requests += requests;
+        self.run.requests += requests;
         match self.failed.borrow().as_ref() {
             None => Ok(()),
             Some(machine) => {
@@ -300,10 +303,37 @@ impl Runner {
         }
     }
 
-    fn request(&self, sample: &Sample, chain: &Rc<Chain>) -> (Duration, Ending) {
-        let (stream, body, response) = (sample.stream(chain), sample.body.clone(), self.response.clone());
+    fn request(&self, turn: u64, chain: &Rc<Chain>) -> (Duration, Ending) {
+        let sample = &self.samples[turn as usize % self.samples.len()];
+        let (stream, body, response) = (sample.stream(chain), sample.body.clone(), self.response());
         let start = Instant::now();
         let ending = self.driver.run(&stream, body, response);
         (start.elapsed(), ending)
+    }
+
+    fn response(&self) -> (ResponseHead, Bytes) {
+        let (head, body) = &self.response;
+        (ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields) }, body.clone())
+    }
+
+    fn report(&self, workload: &str, clock: Duration) -> Report {
+        let iterations = self.run.requests;
+        let filters: Vec<_> = self.filters.iter().map(|filter| filter_report(filter)).collect();
+        let name = |position: usize| self.filters[position].name().to_owned();
+        let endings: Vec<_> = self.run.endings.iter().map(|(e, n)| EndingReport::new(*e, *n, name)).collect();
+        Report {
+            tollgate: env!("CARGO_PKG_VERSION").to_owned(),
+            listener: self.listener.clone(),
+            requests: self.samples.len(),
+            workload: workload.to_owned(),
+            iterations,
+            clock_ns: clock.as_nanos() as f64,
+            total: Figures::new(&self.run.whole),
+            calls: Sums::new(&filters, iterations),
+            notes: notes(&endings, iterations),
+            endings,
+            filters,
+            beside: None,
+        }
     }
 }

@@ -34,6 +34,9 @@ pub(super) struct Report {
     pub(super) endings: Vec<EndingReport>,
     /// What a reader must know before believing the figures.
     pub(super) notes: Vec<String>,
+    /// What another listener's chain has shown in the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) beside: Option<Box<Report>>,
 }
 
 /// A filter.
@@ -189,6 +192,9 @@ impl Report {
                 }
             }
         }
+        if let (Some(beside), Some(before)) = (&mut self.beside, &before.beside) {
+            beside.compare(before);
+        }
         for old in &before.filters {
             if !self.filters.iter().any(|f| f.name == old.name) {
                 self.notes.push(format!("filter `{}` is in the baseline only", old.name));
@@ -264,6 +270,17 @@ impl Report {
         writeln!(out, "{} {}", title("Ended"), endings.collect::<Vec<_>>().join(", "))?;
         for (i, note) in self.notes.iter().enumerate() {
             writeln!(out, "{}{} {note}", if i == 0 { "\n" } else { "" }, paint("1;33", "note:"))?;
+        }
+        if let Some(beside) = &self.beside {
+            writeln!(out)?;
+            beside.write_text(out, colour)?;
+            let share = beside.total.median_ns / total.median_ns.max(1.0);
+            writeln!(
+                out,
+                "\n{} costs {share:.2} × as much as `{}`",
+                paint("1", &format!("`{}`", beside.listener)),
+                self.listener
+            )?;
         }
         Ok(())
     }

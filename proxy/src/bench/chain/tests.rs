@@ -15,10 +15,13 @@ fn args(line: &[&str]) -> ChainArgs {
     Cli::try_parse_from([&["chain", "tollgate.yaml"], line].concat()).unwrap().args
 }
 
-/// Runs a configuration whose listener has this chain; its filters are described by YAML.
+/// Runs a configuration whose listener has this chain, and another one the reverse; the filters are described by YAML.
 fn result(chain: &str, filters: &str, line: &[&str]) -> anyhow::Result<Report> {
+    let reverse = chain.split(", ").collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(", ");
     let text = format!(
-        "listeners: [{{name: public, address: '127.0.0.1:8080', chain: [{chain}], cluster: web}}]\n\
+        "listeners:\n\
+         - {{name: public, address: '127.0.0.1:8080', chain: [{chain}], cluster: web}}\n\
+         - {{name: other, address: '127.0.0.1:8081', chain: [{reverse}], cluster: web}}\n\
          filters:\n{filters}\n\
          clusters: [{{name: web, endpoints: [{{address: '127.0.0.1:9001'}}]}}]\n"
     );
@@ -84,6 +87,26 @@ fn requests_that_end_early_are_reported_by_status() {
 }
 
 #[test]
+fn another_listener_is_run_beside() {
+    let filters = format!("{ROUTER}{AUTHZ}");
+    let first = report("access, routes", &filters, &["-n", "300", "--beside", "other"]);
+    let names = |report: &Report| report.filters.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
+    let beside = first.beside.as_deref().unwrap();
+    assert_eq!(
+        (names(&first), names(beside)),
+        (vec!["access".into(), "routes".into()], vec!["routes".into(), "access".into()])
+    );
+    assert_eq!((beside.listener.as_str(), beside.iterations, beside.filters[0].phases[0].calls), ("other", 300, 300));
+    assert!(first.text(false).contains("\nlistener `other`: 2 filters"), "{}", first.text(false));
+    let read: Report = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
+    assert_eq!(read, first);
+    assert!(
+        format!("{:#}", result("routes", ROUTER, &["--beside", "x"]).unwrap_err())
+            .contains("there is no such listener")
+    );
+}
+
+#[test]
 fn bodies_and_trailers_go_past_filters_that_do_not_look() {
     let line = ["-n", "2", "--request", "POST /", "--body", "200000", "--response-body", "100000", "--trailers"];
     let report = report("routes", ROUTER, &line);
@@ -104,7 +127,7 @@ fn a_delay_holds_nobody_up() {
 #[test]
 fn listeners_and_requests_that_cannot_be_run_are_refused() {
     let problem = |line: &[&str]| format!("{:#}", result("routes", ROUTER, line).unwrap_err());
-    assert!(problem(&["--listener", "x"]).ends_with("there are: public"));
+    assert!(problem(&["--listener", "x"]).ends_with("there are: public, other"));
     assert!(problem(&["--request", "GET /%zz"]).contains("broken percent-encoding"));
     assert!(problem(&["-H", "host: a@b c"]).contains("is not a host"));
     assert!(format!("{:#}", result("", ROUTER, &[]).unwrap_err()).contains("is empty"));
@@ -143,6 +166,7 @@ fn sample_report(filter: &str, median_ns: f64, p99_ns: f64) -> Report {
         calls: Sums { of_medians_ns: median_ns, of_means_ns: median_ns },
         endings: vec![EndingReport::Response { status: 200, count: 1 }],
         notes: Vec::new(),
+        beside: None,
     }
 }
 

@@ -120,10 +120,10 @@ fn http_call(
         return Err(Status::InternalFailure);
     }
     let body = Bytes::copy_from_slice(body);
-    host.calls_under_way = (calls + 1, bytes + size);
-    host.last_call = host.last_call.wrapping_add(1);
-    let id = host.last_call;
+    let id = host.last_call.wrapping_add(1);
     write_u32(memory, id_out, id)?;
+    host.last_call = id;
+    host.calls_under_way = (calls + 1, bytes + size);
     host.copied += body.len() as u64;
     let timeout = u64::from(timeout as u32);
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));

@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// Headers that are looked for at a time; nearly all filters read no more.
+const AT_ONCE: usize = 8;
+
 /// Bytes of a limit's name.
 const MAX_NAME: usize = 4096;
 
@@ -263,16 +266,28 @@ fn headers(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-fn name(host: &Host, id: i32) -> Result<Name, Status> {
-    host.names.get(id as u32 as usize).cloned().ok_or(Status::BadArgument)
+/// Runs `f` on a header map and the names with numbers, which are both the host's.
+fn with_names<T>(
+    host: &mut Host,
+    which: i32,
+    f: impl FnOnce(&mut dyn Headers, &[Name]) -> T,
+) -> Result<Option<T>, Status> {
+    let names = std::mem::take(&mut host.names);
+    let result = with_map(host, which, |headers| f(headers, &names));
+    host.names = names;
+    result
+}
+
+fn name(names: &[Name], id: i32) -> Result<&Name, Status> {
+    names.get(id as u32 as usize).ok_or(Status::BadArgument)
 }
 
 fn header_get(caller: &mut Caller<'_, Host>, which: i32, id: i32, ptr: i32, cap: i32) -> Result<i32, Status> {
     let (memory, host) = split(caller)?;
-    let name = name(host, id)?;
+    name(&host.names, id)?;
     let buffer = slice_mut(memory, ptr, cap as u32 as usize)?;
-    let len = with_map(host, which, |headers| {
-        let value = headers.get(&name)?;
+    let len = with_names(host, which, |headers, names| {
+        let value = headers.get(names.get(id as u32 as usize)?)?;
         if let Some(place) = buffer.get_mut(..value.len()) {
             place.copy_from_slice(&value);
         }
@@ -281,6 +296,11 @@ fn header_get(caller: &mut Caller<'_, Host>, which: i32, id: i32, ptr: i32, cap:
     let len = len.flatten().ok_or(Status::NotFound)?;
     host.copied += len as u64;
     Ok(len as i32)
+}
+
+/// The bytes of a span.
+fn span(offset: usize, len: i32) -> [u8; 8] {
+    (u64::from(offset as u32) | u64::from(len as u32) << 32).to_le_bytes()
 }
 
 fn header_get_many(
@@ -298,41 +318,38 @@ fn header_get_many(
     let cap = cap as u32 as usize;
     // The names come first: the guest may have put the buffer over them, which is its own affair.
     let mut wanted = [0u32; limit::GET_MANY];
-    for (id, bytes) in wanted.iter_mut().zip(slice(memory, ids, count as i32 * 4)?.chunks_exact(4)) {
-        *id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    for (id, bytes) in wanted.iter_mut().zip(slice(memory, ids, count as i32 * 4)?.as_chunks().0) {
+        *id = u32::from_le_bytes(*bytes);
     }
     slice_mut(memory, ptr, cap)?;
-    let mut at = 0;
-    // Names and values are both in the host's hands, so they are taken out while the map is looked at.
-    let names = std::mem::take(&mut host.names);
-    let result = with_map(host, which, |headers| {
-        for (i, id) in wanted[..count].iter().enumerate() {
-            let value = names.get(*id as usize).and_then(|name| headers.get(name));
-            let len = value.as_ref().map_or(-1, |v| v.len() as i32);
-            let span = slice_mut(memory, spans.wrapping_add(i as i32 * 8), 8)?;
-            span[..4].copy_from_slice(&(at as u32).to_le_bytes());
-            span[4..].copy_from_slice(&len.to_le_bytes());
-            if let Some(value) = value {
-                if at + value.len() <= cap {
-                    slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(&value);
+    slice_mut(memory, spans, count * 8)?;
+    let at = with_names(host, which, |headers, names| {
+        let (mut at, mut place) = (0, spans);
+        for ids in wanted[..count].chunks(AT_ONCE) {
+            let (mut named, mut found) = ([None; AT_ONCE], [const { None }; AT_ONCE]);
+            named.iter_mut().zip(ids).for_each(|(name, id)| *name = names.get(*id as usize));
+            headers.get_many(&named[..ids.len()], &mut found[..ids.len()]);
+            for value in &found[..ids.len()] {
+                let len = value.as_ref().map_or(-1, |v| v.len() as i32);
+                slice_mut(memory, place, 8)?.copy_from_slice(&span(at, len));
+                place = place.wrapping_add(8);
+                if let Some(value) = value {
+                    if at + value.len() <= cap {
+                        slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(value);
+                    }
+                    at += value.len();
                 }
-                at += value.len();
             }
         }
-        Ok(())
-    });
-    host.names = names;
+        Ok(at)
+    })?;
+    let Some(at) = at else {
+        slice_mut(memory, spans, count * 8)?.as_chunks_mut().0.fill(span(0, -1));
+        return Ok(0);
+    };
+    let at = at?;
     host.copied += at as u64;
-    match result? {
-        Some(done) => done.map(|()| at as i32),
-        None => {
-            for i in 0..count as i32 {
-                let span = slice_mut(memory, spans.wrapping_add(i * 8), 8)?;
-                span.copy_from_slice(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-            }
-            Ok(0)
-        }
-    }
+    Ok(at as i32)
 }
 
 fn change(
@@ -343,11 +360,12 @@ fn change(
     f: impl FnOnce(&mut dyn Headers, &Name, &[u8]) -> Result<(), BadHeader>,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let name = name(host, id)?;
+    name(&host.names, id)?;
     let value = slice(memory, ptr, len)?;
     host.copied += value.len() as u64;
-    let changed = with_map(host, which, |headers| f(headers, &name, value))?;
-    changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
+    let changed =
+        with_names(host, which, |headers, names| f(headers, name(names, id)?, value).map_err(|_| Status::BadArgument))?;
+    changed.ok_or(Status::NotFound)?
 }
 
 /// Fields for whatever response there will be, of one stream.
@@ -355,7 +373,7 @@ const MAX_EVENTUAL: usize = 100;
 
 fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let Name::Field(name) = name(host, id)? else { return Err(Status::BadArgument) };
+    let Name::Field(name) = name(&host.names, id)?.clone() else { return Err(Status::BadArgument) };
     let value = HeaderValue::from_bytes(slice(memory, ptr, len)?).map_err(|_| Status::BadArgument)?;
     host.copied += value.len() as u64;
     let field: (HeaderName, HeaderValue) = (name, value);
@@ -407,4 +425,18 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         }
     });
     set.ok_or(Status::NotFound)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_an_end_to_ids() {
+        let mut all = Vec::new();
+        assert_eq!(
+            (0..3).map(|new| define(&mut all, new, 2)).collect::<Vec<_>>(),
+            [Ok(0), Ok(1), Err(Status::InternalFailure)]
+        );
+    }
 }

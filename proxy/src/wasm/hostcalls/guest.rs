@@ -5,27 +5,36 @@ use wasmtime::Caller;
 
 use crate::wasm::host::Host;
 
-/// The guest's memory and the host's data, at the same time.
+/// The guest's memory and the host's data, at the same time. Once for each function that the guest calls, as it is counted.
+#[inline]
 pub(super) fn split<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
+    caller.data_mut().hostcalls += 1;
+    split_again(caller)
+}
+
+/// The same, not counted.
+#[inline]
+fn split_again<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
     // Without a memory the guest is still starting.
     let memory = caller.data().memory.ok_or(Status::InternalFailure)?;
-    let (memory, host) = memory.data_and_store_mut(caller);
-    host.hostcalls += 1;
-    Ok((memory, host))
+    Ok(memory.data_and_store_mut(caller))
 }
 
 /// A range of the guest's memory.
+#[inline]
 pub(super) fn slice(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     let (ptr, len) = (ptr as u32 as usize, len as u32 as usize);
     memory.get(ptr..).and_then(|rest| rest.get(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
 /// A range of the guest's memory, for writing.
+#[inline]
 pub(super) fn slice_mut(memory: &mut [u8], ptr: i32, len: usize) -> Result<&mut [u8], Status> {
     memory.get_mut(ptr as u32 as usize..).and_then(|rest| rest.get_mut(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
 /// Writes a number.
+#[inline]
 pub(super) fn write_u32(memory: &mut [u8], ptr: i32, value: u32) -> Result<(), Status> {
     slice_mut(memory, ptr, 4)?.copy_from_slice(&value.to_le_bytes());
     Ok(())
@@ -57,38 +66,64 @@ pub(super) fn give(
 ) -> wasmtime::Result<i32> {
     let host = caller.data_mut();
     let mut data = std::mem::take(&mut host.scratch);
-    data.clear();
-    let result = match fill(host, &mut data) {
-        Ok(()) => hand_over(caller, data_out, size_out, &data)?,
-        Err(status) => Err(status),
-    };
-    // Configuration and bodies may be large; what is kept for next time is not.
-    if data.capacity() <= 64 << 10 {
-        caller.data_mut().scratch = data;
-    }
-    Ok(status(result))
+    let filled = fill(host, &mut data);
+    hand_over(caller, data_out, size_out, data, filled)
+}
+
+/// The same, if the data depends on something in the guest's memory.
+pub(super) fn answer(
+    caller: &mut Caller<'_, Host>,
+    data_out: i32,
+    size_out: i32,
+    fill: impl FnOnce(&[u8], &mut Host, &mut Vec<u8>) -> Result<(), Status>,
+) -> wasmtime::Result<i32> {
+    let mut data = std::mem::take(&mut caller.data_mut().scratch);
+    let filled = split(caller).and_then(|(memory, host)| fill(memory, host, &mut data));
+    hand_over(caller, data_out, size_out, data, filled)
 }
 
 fn hand_over(
     caller: &mut Caller<'_, Host>,
     data_out: i32,
     size_out: i32,
+    mut data: Vec<u8>,
+    filled: Result<(), Status>,
+) -> wasmtime::Result<i32> {
+    let given = match filled {
+        Ok(()) => copy_out(caller, data_out, size_out, &data)?,
+        Err(status) => Err(status),
+    };
+    // Configuration and bodies may be large; what is kept for next time is not.
+    if data.capacity() <= 64 << 10 {
+        data.clear();
+        caller.data_mut().scratch = data;
+    }
+    Ok(status(given))
+}
+
+fn copy_out(
+    caller: &mut Caller<'_, Host>,
+    data_out: i32,
+    size_out: i32,
     data: &[u8],
 ) -> wasmtime::Result<Result<(), Status>> {
-    // An allocator must not be asked for nothing: some SDKs cannot do that.
-    let ptr = match (data.is_empty(), caller.data().allocate.clone()) {
-        (true, _) => 0,
-        (false, None) => return Ok(Err(Status::InternalFailure)),
-        (false, Some(allocate)) => {
-            let Ok(size) = u32::try_from(data.len()) else { return Ok(Err(Status::InternalFailure)) };
-            match allocate.call(&mut *caller, size)? {
-                0 => return Ok(Err(Status::InternalFailure)),
-                ptr => ptr,
-            }
+    // An allocator must not be asked for nothing: some SDKs cannot do that. But AssemblyScript's, which gives the size of the
+    // configuration for the address of the size, traps when it gets no address for an empty one.
+    let ptr = if data.is_empty() && size_out != 0 {
+        0
+    } else {
+        let Ok(size) = u32::try_from(data.len()) else { return Ok(Err(Status::InternalFailure)) };
+        // Taken out while it runs: a copy of it costs as much as the call.
+        let Some(allocate) = caller.data_mut().allocate.take() else { return Ok(Err(Status::InternalFailure)) };
+        let allocated = allocate.call(&mut *caller, size);
+        caller.data_mut().allocate = Some(allocate);
+        match allocated? {
+            0 if size > 0 => return Ok(Err(Status::InternalFailure)),
+            ptr => ptr,
         }
     };
     let write = |caller: &mut Caller<'_, Host>| {
-        let (memory, host) = split(caller)?;
+        let (memory, host) = split_again(caller)?;
         host.copied += data.len() as u64;
         slice_mut(memory, ptr as i32, data.len())?.copy_from_slice(data);
         write_u32(memory, data_out, ptr)?;

@@ -10,7 +10,7 @@ use tollgate_abi::{
 };
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status, write_u32};
+use super::guest::{answer, give, slice, split, status, write_u32};
 use crate::{
     chain::head::{BadHeader, Headers, Name},
     wasm::{current, grpc::Event, host::Host},
@@ -38,18 +38,28 @@ pub(super) fn with_map<T>(
     })
 }
 
+/// Runs `f` on a header map and a name that the guest has given as text; none: it is no name.
+fn with_name<T>(
+    host: &mut Host,
+    which: i32,
+    text: &[u8],
+    f: impl FnOnce(&mut dyn Headers, Option<&Name>) -> T,
+) -> Result<Option<T>, Status> {
+    let mut spelled = std::mem::take(&mut host.spelled);
+    let name = spelled.name(text);
+    let result = with_map(host, which, |headers| f(headers, name));
+    host.spelled = spelled;
+    result
+}
+
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
         MODULE,
         "proxy_get_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, out: i32, size_out: i32| {
-            let name = match split(&mut caller).and_then(|(memory, _)| Ok(Name::parse(slice(memory, key, key_len)?))) {
-                Ok(name) => name,
-                Err(s) => return Ok(s as i32),
-            };
-            give(&mut caller, out, size_out, |host, data| {
-                let found = with_map(host, which, |headers| {
-                    let value = headers.first(name.as_ref()?)?;
+            answer(&mut caller, out, size_out, |memory, host, data| {
+                let found = with_name(host, which, slice(memory, key, key_len)?, |headers, name| {
+                    let value = headers.first(name?)?;
                     data.extend_from_slice(&value);
                     Some(())
                 })?;
@@ -66,6 +76,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_get_header_map_pairs",
         |mut caller: Caller<'_, Host>, which: i32, out: i32, size_out: i32| {
+            caller.data_mut().hostcalls += 1;
             give(&mut caller, out, size_out, |host, data| {
                 with_map(host, which, |headers| serialize(headers, data)).map(|_| ())
             })
@@ -131,16 +142,14 @@ fn change(
     let (memory, host) = split(caller)?;
     let (key, value) = (slice(memory, key.0, key.1)?, slice(memory, value.0, value.1)?);
     host.copied += (key.len() + value.len()) as u64;
-    let filter = host.identity.clone();
-    let changed =
-        with_map(host, which, |headers| Name::parse(key).ok_or(BadHeader).and_then(|name| f(headers, &name, value)))?;
+    let changed = with_name(host, which, key, |headers, name| f(headers, name.ok_or(BadHeader)?, value))?;
     if changed != Some(Ok(())) {
         let why = if changed.is_none() {
             "the map is not there in this phase"
         } else {
             "not a header's name and value, or too many"
         };
-        filter.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
+        host.identity.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
     }
     Ok(())
 }
@@ -151,13 +160,12 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
     host.copied += bytes.len() as u64;
     let decoded = pairs::decode(bytes).map_err(|_| Status::BadArgument)?;
     let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
-    let filter = host.identity.clone();
     let replaced = match named {
         Some(named) => with_map(host, which, |headers| headers.replace(&named))?,
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {
-        filter.complain(format_args!("headers not replaced: no such map now, or a bad name or value"));
+        host.identity.complain(format_args!("headers not replaced: no such map now, or a bad name or value"));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use tollgate_abi::{
 };
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status};
+use super::guest::{answer, slice, split, status};
 use crate::{
     chain::{Headers, Stream, network::NetworkStream, stored::Stored, stream::State},
     tls::ConnectionTls,
@@ -52,11 +52,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_get_property",
         |mut caller: Caller<'_, Host>, path: i32, len: i32, out: i32, size_out: i32| {
-            let path = match split(&mut caller).and_then(|(memory, _)| slice(memory, path, len).map(<[u8]>::to_vec)) {
-                Ok(path) => path,
-                Err(s) => return Ok(s as i32),
-            };
-            give(&mut caller, out, size_out, |host, data| get(host, &path, data).ok_or(Status::NotFound))
+            answer(&mut caller, out, size_out, |memory, host, data| {
+                get(host, slice(memory, path, len)?, data).ok_or(Status::NotFound)
+            })
         },
     )?;
     linker.func_wrap(

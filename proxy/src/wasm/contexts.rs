@@ -1,0 +1,94 @@
+//! The streams of an instance by their context ids.
+//!
+//! Each stream is put in and taken out for each filter, so this is made for that: ids are given out one after the other, and
+//! those of streams that are there at the same time nearly always fall on different places of a small table. The others are
+//! in a map.
+
+use rustc_hash::FxHashMap;
+
+use super::subject::WeakSubject;
+
+/// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
+pub struct StreamContext {
+    /// The stream.
+    pub stream: WeakSubject,
+    /// The filter's position in the stream's chain.
+    pub position: usize,
+    /// The filter, among those of the instance.
+    pub root: usize,
+}
+
+/// A power of two.
+const PLACES: usize = 128;
+
+/// Contexts, or whatever there is, by ids.
+pub struct Contexts<T = StreamContext> {
+    /// Each id has one place.
+    places: Box<[Option<(u32, T)>]>,
+    /// Those whose place was taken.
+    others: FxHashMap<u32, T>,
+}
+
+impl<T> Default for Contexts<T> {
+    fn default() -> Self {
+        Contexts { places: (0..PLACES).map(|_| None).collect(), others: FxHashMap::default() }
+    }
+}
+
+impl<T> Contexts<T> {
+    /// Puts one in; its id is not there yet.
+    pub fn insert(&mut self, id: u32, value: T) {
+        match &mut self.places[id as usize % PLACES] {
+            free @ None => *free = Some((id, value)),
+            Some(_) => {
+                self.others.insert(id, value);
+            }
+        }
+    }
+
+    /// One that is there.
+    pub fn get(&self, id: u32) -> Option<&T> {
+        match &self.places[id as usize % PLACES] {
+            Some((here, value)) if *here == id => Some(value),
+            _ => self.others.get(&id),
+        }
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, id: u32) -> Option<T> {
+        match &mut self.places[id as usize % PLACES] {
+            Some((here, _)) if *here != id => self.others.remove(&id),
+            place @ Some(_) => place.take().map(|(_, value)| value),
+            None => self.others.remove(&id),
+        }
+    }
+
+    /// Takes all of them out.
+    pub fn take(&mut self) -> Vec<T> {
+        let here = self.places.iter_mut().filter_map(Option::take).map(|(_, value)| value);
+        here.chain(self.others.drain().map(|(_, value)| value)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_share_a_place_are_told_apart() {
+        let mut contexts = Contexts::default();
+        let place = PLACES as u32;
+        for id in [5, 5 + place, 6, 5 + 2 * place] {
+            contexts.insert(id, id);
+        }
+        assert_eq!(contexts.get(5 + place), Some(&(5 + place)));
+        assert_eq!((contexts.remove(5), contexts.remove(5), contexts.get(5)), (Some(5), None, None));
+        assert_eq!(contexts.get(5 + 2 * place), Some(&(5 + 2 * place)));
+        contexts.insert(5 + 3 * place, 0);
+        assert_eq!((contexts.remove(5 + place), contexts.remove(5 + place)), (Some(5 + place), None));
+        assert_eq!((contexts.get(5 + 3 * place), contexts.get(7)), (Some(&0), None));
+        let mut left = contexts.take();
+        left.sort_unstable();
+        assert_eq!((left, contexts.get(6)), (vec![0, 6, 5 + 2 * place], None));
+    }
+}

@@ -1,0 +1,64 @@
+//! Header names that a guest has spelled out lately. A filter of the standard names the same few for each request, and to
+//! read a name (its case, whether it is a known one) costs more than to find out that it is the same as before.
+
+use std::hash::Hasher;
+
+use rustc_hash::FxHasher;
+
+use crate::chain::head::Name;
+
+/// How many are remembered: one for each value of so many bits of a hash.
+const PLACES: usize = 64;
+
+/// Longer ones are read each time.
+const LONGEST: usize = 64;
+
+/// The names, as they were spelled and as they were read.
+#[derive(Debug, Default)]
+pub struct Spelled {
+    /// Empty until there is a first one.
+    places: Vec<Option<(Box<[u8]>, Name)>>,
+    /// One that is not remembered.
+    last: Option<Name>,
+}
+
+impl Spelled {
+    /// The name that this text is. `None`: it is none.
+    pub fn name(&mut self, text: &[u8]) -> Option<&Name> {
+        if text.len() > LONGEST {
+            self.last = Name::parse(text);
+            return self.last.as_ref();
+        }
+        if self.places.is_empty() {
+            self.places.resize(PLACES, None);
+        }
+        let mut hasher = FxHasher::default();
+        hasher.write(text);
+        let place = &mut self.places[hasher.finish() as usize % PLACES];
+        if place.as_ref().is_none_or(|(known, _)| **known != *text) {
+            *place = Some((text.into(), Name::parse(text)?));
+        }
+        place.as_ref().map(|(_, name)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_always_the_name_that_it_spells() {
+        let mut spelled = Spelled::default();
+        let long = "x".repeat(LONGEST + 1);
+        let many = (0..4 * PLACES).map(|i| format!("X-{i}"));
+        let texts: Vec<String> =
+            many.chain([":path", "Host", "accept", "Accept", "", "a b", "none", &long].map(String::from)).collect();
+        for _ in 0..2 {
+            for text in &texts {
+                let text = text.as_bytes();
+                assert_eq!(spelled.name(text).cloned(), Name::parse(text), "{}", text.escape_ascii());
+                assert_eq!(spelled.name(text).cloned(), Name::parse(text), "{}, again", text.escape_ascii());
+            }
+        }
+    }
+}

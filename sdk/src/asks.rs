@@ -1,0 +1,59 @@
+//! Calls of a [`Filter`](crate::Filter) whose answers come to its callbacks.
+
+use std::cell::RefCell;
+
+use crate::{
+    Answer, CallError, GrpcError,
+    call::{Asked, Begun},
+    dispatch::Half,
+    table::borrow,
+};
+
+/// The calls that are under way.
+pub(crate) struct Asks(RefCell<Vec<Ask>>);
+
+/// What a call was made for.
+pub(crate) struct Ask {
+    call: u32,
+    is_grpc: bool,
+    pub(crate) context: u32,
+    pub(crate) half: Half,
+    pub(crate) token: u32,
+}
+
+/// What has come of a call.
+pub(crate) enum Answered {
+    Http(Result<Answer, CallError>),
+    Grpc(Result<Vec<u8>, GrpcError>),
+}
+
+impl Asks {
+    pub(crate) const fn new() -> Asks {
+        Asks(RefCell::new(Vec::new()))
+    }
+
+    /// Notes a call; what comes of it, if that is known already.
+    pub(crate) fn add(&self, context: u32, half: Half, asked: Asked) -> Option<(u32, Answered)> {
+        let token = asked.token;
+        let (call, is_grpc) = match asked.begun {
+            Begun::Http(Ok(call)) => (call, false),
+            Begun::Grpc(Ok(call)) => (call, true),
+            Begun::Http(Err(error)) => return Some((token, Answered::Http(Err(error)))),
+            Begun::Grpc(Err(error)) => return Some((token, Answered::Grpc(Err(error)))),
+        };
+        borrow(&self.0).push(Ask { call, is_grpc, context, half, token });
+        None
+    }
+
+    /// What a call was made for, if its stream is still there.
+    pub(crate) fn take(&self, call: u32, is_grpc: bool) -> Option<Ask> {
+        let mut asks = borrow(&self.0);
+        let at = asks.iter().position(|ask| ask.call == call && ask.is_grpc == is_grpc)?;
+        Some(asks.swap_remove(at))
+    }
+
+    /// Forgets a stream.
+    pub(crate) fn leave(&self, context: u32) {
+        borrow(&self.0).retain(|ask| ask.context != context);
+    }
+}

@@ -1,0 +1,34 @@
+//! What the fast lane does, made of nothing but the standard's functions: a module of it runs in any host of Proxy-Wasm.
+//!
+//! | of the fast lane | is here |
+//! |---|---|
+//! | headers by number | a table of names; a map is read as a whole, once for each callback (`headers`) |
+//! | fields for whatever response | kept, and added to the response when it comes past (`streams`) |
+//! | timers | the tick of the root context (`schedule`) |
+//! | buckets and limits | shared data, changed by compare-and-swap (`counts`) |
+//! | routes | changes to the request, and headers that say where it goes (`routes`) |
+//! | state and metadata | properties of the stream (`stored`) |
+//! | flags and fields of the access log | properties of the stream |
+//! | the client's address | the property `source.address` |
+//!
+//! Natively only the parts without the host are there, for their tests.
+
+mod address;
+mod counts;
+#[cfg(target_arch = "wasm32")]
+mod headers;
+#[cfg(target_arch = "wasm32")]
+mod imports;
+#[cfg(target_arch = "wasm32")]
+mod lane;
+mod rewrite;
+#[cfg(target_arch = "wasm32")]
+mod routes;
+mod schedule;
+#[cfg(target_arch = "wasm32")]
+mod stored;
+#[cfg(target_arch = "wasm32")]
+mod streams;
+
+#[cfg(target_arch = "wasm32")]
+pub(crate) use {counts::host::*, headers::*, lane::*, routes::*, schedule::host::*, stored::*, streams::*};

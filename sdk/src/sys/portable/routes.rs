@@ -1,0 +1,136 @@
+//! Routes, in hosts where a filter cannot choose one: what a route changes is changed at once, and headers say the rest.
+//!
+//! `x-tollgate-cluster` is where the request goes, for a route of Envoy with `cluster_header`; `x-tollgate-hash` is for its
+//! `hash_policy`. Times and retries are told to Envoy's router by its own headers, which it removes.
+
+use std::{cell::RefCell, mem::ManuallyDrop, rc::Rc};
+
+use tollgate_abi::{fast::hash, proxy_wasm::map};
+
+use super::{headers, imports, rewrite, streams};
+use crate::{
+    doc::{HeaderOps, Retry, RetryOn, Route, WeightedCluster},
+    sys,
+    table::borrow,
+};
+
+const REQUEST: i32 = map::HTTP_REQUEST_HEADERS;
+const CLUSTER: &str = "x-tollgate-cluster";
+const HASH: &str = "x-tollgate-hash";
+
+thread_local! {
+    static ROUTES: ManuallyDrop<RefCell<Vec<Rc<Prepared>>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+}
+
+/// A route, and its headers for Envoy's router.
+struct Prepared {
+    route: Route,
+    says: Vec<(&'static str, String)>,
+}
+
+/// What of a route cannot be done.
+pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
+    let fields = [("mirror", route.mirror.is_some()), ("idle_timeout", route.idle_timeout_ms.is_some())];
+    fields.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+}
+
+pub(crate) fn route_define(route: &Route) -> i32 {
+    let mut says = Vec::new();
+    if let Some(ms) = route.timeout_ms {
+        says.push(("x-envoy-upstream-rq-timeout-ms", ms.to_string()));
+    }
+    if let Some(retry) = &route.retry {
+        say_retry(retry, &mut says);
+    }
+    ROUTES.with(|routes| {
+        let mut routes = borrow(routes);
+        routes.push(Rc::new(Prepared { route: route.clone(), says }));
+        routes.len() as i32 - 1
+    })
+}
+
+fn say_retry(retry: &Retry, says: &mut Vec<(&'static str, String)>) {
+    let http = |on: &RetryOn| match on {
+        RetryOn::ConnectFailure => Some("connect-failure"),
+        RetryOn::Reset => Some("reset"),
+        RetryOn::ServerError => Some("5xx"),
+        RetryOn::GatewayError => Some("gateway-error"),
+        RetryOn::Retriable4xx => Some("retriable-4xx"),
+        RetryOn::RateLimited => Some("retriable-status-codes"),
+        _ => None,
+    };
+    let grpc = |on: &RetryOn| match on {
+        RetryOn::GrpcCancelled => Some("cancelled"),
+        RetryOn::GrpcDeadlineExceeded => Some("deadline-exceeded"),
+        RetryOn::GrpcInternal => Some("internal"),
+        RetryOn::GrpcResourceExhausted => Some("resource-exhausted"),
+        RetryOn::GrpcUnavailable => Some("unavailable"),
+        _ => None,
+    };
+    let mut say = |name, words: Vec<&str>| {
+        if !words.is_empty() {
+            says.push((name, words.join(",")));
+        }
+    };
+    say("x-envoy-retry-on", retry.on.iter().filter_map(http).collect());
+    say("x-envoy-retry-grpc-on", retry.on.iter().filter_map(grpc).collect());
+    if retry.on.contains(&RetryOn::RateLimited) {
+        says.push(("x-envoy-retriable-status-codes", "429".into()));
+    }
+    says.push(("x-envoy-max-retries", retry.attempts.to_string()));
+    if let Some(ms) = retry.per_try_timeout_ms {
+        says.push(("x-envoy-upstream-rq-per-try-timeout-ms", ms.to_string()));
+    }
+}
+
+pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
+    let found = ROUTES.with(|routes| borrow(routes).get(route as usize).cloned());
+    let Some(found) = found else { return };
+    let Prepared { route: way, says } = &*found;
+    if let Some(host) = &way.host {
+        headers::set(REQUEST, ":authority", host.as_bytes());
+    }
+    if let Some(prefix) = &way.prefix {
+        let target = headers::first(REQUEST, ":path");
+        headers::set(REQUEST, ":path", &rewrite::prefix(&target, prefix));
+    }
+    change(REQUEST, &way.request_headers);
+    let split = if given & hash::SPLIT == 0 { sys::random() } else { split };
+    if let Some(cluster) = choose(&way.clusters, split) {
+        headers::set(REQUEST, CLUSTER, cluster.as_bytes());
+    }
+    if given & hash::BALANCE != 0 {
+        headers::set(REQUEST, HASH, balance.to_string().as_bytes());
+    }
+    says.iter().for_each(|(name, value)| headers::set(REQUEST, name, value.as_bytes()));
+    streams::select(route);
+    // The host has looked for a route before the filters, without the header.
+    imports::call("clear_route_cache");
+}
+
+/// The cluster for a number: the same one for the same number.
+fn choose(clusters: &[WeightedCluster], number: u64) -> Option<&str> {
+    let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
+    let mut at = number.checked_rem(total)?;
+    let chosen = clusters.iter().find(|c| {
+        let weight = u64::from(c.weight);
+        let found = at < weight;
+        at = at.wrapping_sub(weight);
+        found
+    });
+    chosen.map(|c| &*c.cluster)
+}
+
+/// Changes a response that has come by a route.
+pub(super) fn change_response(route: u32) {
+    let found = ROUTES.with(|routes| borrow(routes).get(route as usize).cloned());
+    if let Some(found) = found {
+        change(map::HTTP_RESPONSE_HEADERS, &found.route.response_headers);
+    }
+}
+
+fn change(map: i32, ops: &HeaderOps) {
+    ops.remove.iter().for_each(|name| headers::remove(map, name));
+    ops.set.iter().for_each(|(name, value)| headers::set(map, name, value.as_bytes()));
+    ops.add.iter().for_each(|(name, value)| headers::add(map, name, value.as_bytes()));
+}

@@ -1,0 +1,209 @@
+//! The proxy with a module under test, and all that a case can rely on: the upstream, clusters that can be called, the usual
+//! request. `README.md` says the same to those who write modules.
+
+use std::{
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    harness::{Client, DEADLINE, H2, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
+    script::{Case, Check},
+};
+
+/// The head of the usual request, but for what says which case is meant.
+const REQUEST: &str = "POST /conformance?a=b HTTP/1.1\r\nhost: test\r\nx-one: 1\r\nx-two: a\r\nx-two: b\r\nx-empty:\r\n\
+    user-agent: conformance\r\nreferer: here\r\nte: trailers\r\ntrailer: x-trailer\r\ntransfer-encoding: chunked\r\n";
+
+const BODY: &str = "5\r\nhello\r\n0\r\nx-trailer: end\r\n\r\n";
+
+/// The upstream's response to it.
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\nx-up: yes\r\ntrailer: x-up-trailer\r\ntransfer-encoding: chunked\r\n\r\n\
+    5\r\nworld\r\n0\r\nx-up-trailer: end\r\n\r\n";
+
+/// What is answered to calls.
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nx-answer: 42\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n\
+    6\r\nanswer\r\n0\r\nx-end: yes\r\n\r\n";
+
+/// The proxy and those around it.
+pub struct Host {
+    pub proxy: Proxy,
+    web: Upstream,
+    _others: [Upstream; 2],
+}
+
+/// A verdict as the module tells it.
+#[derive(Debug, PartialEq)]
+pub enum Verdict {
+    Passed,
+    Failed(String),
+    /// None yet; what is known of it.
+    Open(String),
+}
+
+impl Host {
+    /// With this module, on a listener for TCP connections too if it can serve them.
+    pub fn start(module: &[u8], tcp_too: bool) -> Host {
+        let web = Upstream::replying(|request| match request.target() {
+            target if target.starts_with("/conformance") => RESPONSE.into(),
+            "/silent" => answer(204, &[], ""),
+            _ => ANSWER.into(),
+        });
+        let (tcp, grpc) = (welcoming(), grpc());
+        let second = match tcp_too {
+            true => "  - {name: tcp, address: '@tcp@', chain: [conformance], cluster: tcp, protocol: tcp}\n",
+            false => "",
+        };
+        let config = format!(
+            "workers: 1
+listeners:
+  - {{name: main, address: '@main@', chain: [conformance], cluster: web, access_log: {{to: access.log}}}}
+{second}filters:
+  - name: conformance
+    wasm: module.wasm
+    root_id: conformance
+    vm_id: conformance
+    vm_config: the vm
+    config: the plugin
+    env: {{CONFORMANCE: 'yes'}}
+    limits: {{call_time: 5s}}
+clusters:
+  - {{name: web, endpoints: [{{address: '{web}'}}]}}
+  - {{name: tcp, endpoints: [{{address: '{tcp}'}}]}}
+  - {{name: grpc, endpoints: [{{address: '{grpc}'}}], protocol: h2}}
+  - {{name: nowhere, endpoints: [{{address: '{}'}}]}}
+",
+            Upstream::refusing()
+        );
+        Host { proxy: Proxy::start_with(config, &[("module.wasm", module)]), web, _others: [tcp, grpc] }
+    }
+
+    /// Asks something by a header; the response.
+    pub fn ask(&self, name: &str, value: &str) -> Message {
+        self.proxy.request("GET", "/ask", &[(name, value)], b"")
+    }
+
+    /// Runs a case, which the module knows as `number`; what the client has got.
+    pub fn run(&self, case: &Case, number: &str) -> Option<Message> {
+        if case.is_tcp() {
+            self.ask("x-arm", number);
+            self.connect(&case.id());
+            return None;
+        }
+        let mut client = self.proxy.client();
+        let fields: String = case.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let fields = format!("{fields}x-case: {number}\r\n\r\n");
+        client.send(match &case.request {
+            Some((method, target)) => format!("{method} {target} HTTP/1.1\r\nhost: test\r\n{fields}"),
+            None => format!("{REQUEST}{fields}{BODY}"),
+        });
+        read(client)
+    }
+
+    /// A TCP connection for a case, from its beginning to its end.
+    fn connect(&self, id: &str) {
+        let stream = TcpStream::connect(self.proxy.address("tcp")).expect("the proxy accepts connections");
+        let mut wire = Wire::new(stream);
+        // The filter may close it at any time.
+        let _ = wire.send(format!("CASE {id}\n"));
+        if wire.read_exact("welcome\n".len()).is_ok() {
+            let _ = wire.send("bye\n");
+        }
+        wire.finish();
+        wire.read_to_end();
+    }
+
+    /// Waits for a verdict for as long as there may be one; `look` reads what the module says.
+    pub fn verdict(&self, look: impl Fn() -> Verdict) -> Verdict {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match look() {
+                Verdict::Open(_) if Instant::now() < end => thread::sleep(Duration::from_millis(10)),
+                verdict => return verdict,
+            }
+        }
+    }
+
+    /// Compares what is to be seen from outside.
+    pub fn check(&self, check: &Check, number: &str, got: Option<&Message>) -> Result<(), String> {
+        let Check { who, what, value, line } = check;
+        let (kind, name) = what.split_once(' ').unwrap_or((what, ""));
+        let wrong = |seen: &str| Err(format!("line {line}: {who} {what}: {seen:?}, not {value:?}"));
+        let message = match who.as_str() {
+            "log" => {
+                wait_until(&format!("{value:?} in the log"), || self.proxy.output().contains(value));
+                return Ok(());
+            }
+            "metric" => {
+                let value: f64 = value.parse().map_err(|_| "not a number")?;
+                wait_until(what, || self.proxy.metrics().sum(what, &[]) == value);
+                return Ok(());
+            }
+            "access" => {
+                self.proxy.entry(|entry| entry[what].to_string().contains(value));
+                return Ok(());
+            }
+            "client" if value == "closed" => return if got.is_none() { Ok(()) } else { wrong("a response") },
+            "client" => got.cloned(),
+            _ => {
+                let sent = || self.web.requests().into_iter().rfind(|r| r.all("x-case") == [number]);
+                if value == "nothing" {
+                    return sent().map_or(Ok(()), |sent| wrong(&sent.start));
+                }
+                Some(wait_for("the request at the upstream", sent))
+            }
+        };
+        let Some(message) = message else { return wrong("no message") };
+        let seen = match kind {
+            "status" => message.status().to_string(),
+            "body" => message.text().to_owned(),
+            "target" => message.target().to_owned(),
+            "method" => message.method().to_owned(),
+            "header" => some_or_none(&message.all(name)),
+            "trailer" => {
+                let of = |(n, v): &(String, String)| n.eq_ignore_ascii_case(name).then(|| v.clone());
+                message.trailers.iter().find_map(of).unwrap_or_else(|| "none".into())
+            }
+            _ => return wrong("what is that?"),
+        };
+        if seen == *value { Ok(()) } else { wrong(&seen) }
+    }
+}
+
+fn some_or_none(values: &[&str]) -> String {
+    if values.is_empty() { "none".to_owned() } else { values.join(", ") }
+}
+
+/// The response; none if the connection is closed instead, or breaks off.
+fn read(mut client: Client) -> Option<Message> {
+    client.wire.read_response("GET").ok()
+}
+
+/// Says something when it has got something, and ends when the client has.
+fn welcoming() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        if connection.wire.read_exact(1).is_ok() {
+            connection.send("welcome\n");
+        }
+        connection.wire.read_to_end();
+    })
+}
+
+/// Gives back each message of a call as it came, or fails.
+fn grpc() -> Upstream {
+    Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];
+            h2.headers(stream, &head, false);
+            if request.field(":path") == Some("/test.Echo/Fail") {
+                h2.headers(stream, &[("grpc-status", "7"), ("grpc-message", "denied")], true);
+                continue;
+            }
+            h2.data(stream, &request.body, false);
+            h2.headers(stream, &[("grpc-status", "0"), ("x-trailing", "2")], true);
+        }
+    })
+}

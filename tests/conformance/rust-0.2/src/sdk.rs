@@ -1,0 +1,37 @@
+//! What the crate's newest line has, and the other has not.
+
+use proxy_wasm::{
+    hostcalls as host,
+    types::{GrpcStatusCode, LogLevel, MapType, Status},
+};
+
+pub fn remove(map: MapType, name: &str) {
+    host::remove_map_value(map, name).unwrap();
+}
+
+pub fn log_level_is_info() -> bool {
+    host::get_log_level() == Ok(LogLevel::Info)
+}
+
+/// The cases of functions that only this line has.
+pub fn other(case: &str) -> Result<(), String> {
+    let is = |wanted: bool| if wanted { Ok(()) } else { Err("it answers otherwise".to_owned()) };
+    match case {
+        "proxy_call_foreign_function/ok" => {
+            is(host::call_foreign_function("clear_route_cache", None) == Ok(None))?;
+            is(host::call_foreign_function("declare_property", Some(b"\n\x01p")) == Ok(None))
+        }
+        "proxy_call_foreign_function/not-found" => {
+            is(host::call_foreign_function("no_such_function", Some(b"x")) == Err(Status::NotFound))
+        }
+        "proxy_close_stream/ok" => is(host::reset_http_request() == Ok(())),
+        "proxy_close_stream/ok-response" => is(host::reset_http_response() == Ok(())),
+        "proxy_close_stream/tcp" => is(host::close_downstream() == Ok(())),
+        "proxy_continue_stream/tcp" => is(host::resume_downstream() == Ok(()) && host::resume_upstream() == Ok(())),
+        "proxy_send_local_response/ok-of-a-grpc-request" => {
+            let metadata = vec![("x-meta", &b"1"[..])];
+            is(host::send_grpc_response(GrpcStatusCode::PermissionDenied, Some("denied"), metadata) == Ok(()))
+        }
+        _ => Err("no such case".to_owned()),
+    }
+}
