@@ -20,7 +20,7 @@ cargo clippy --workspace --all-targets --quiet -- -D warnings
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
     -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
     -p third-party -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
-    -p third-party-same -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
+    -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
     -- -D warnings
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 

@@ -15,6 +15,6 @@ case $profile in
     *) bin=${CARGO_TARGET_DIR:-target}/$profile ;;
 esac
 cargo filters
-cargo portable || echo "!!! The standard filters cannot be built for other hosts: Envoy with them is left out." >&2
+cargo portable
 cargo build --profile "$profile" -p tollgate -p peers
 exec "$bin/peers" --tollgate "$bin/tollgate" "$@"

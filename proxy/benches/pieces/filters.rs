@@ -1,5 +1,5 @@
-//! Filters: calls of a chain into WebAssembly, one filter written with the third-party SDK and one with ours that does the
-//! same, and the router's search for a route (compiled natively: what is guarded is its algorithm).
+//! Filters: calls of a chain into WebAssembly (of the smallest filter that does something, written with the third-party SDK and
+//! with ours, see tests/chain), and the router's search for a route (compiled natively: what is guarded is its algorithm).
 
 use std::{
     hint::black_box,
@@ -32,7 +32,8 @@ use super::{Piece, small};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/filters/wasm32-unknown-unknown/filter");
 
 pub fn pieces() -> Vec<Piece> {
-    let modules = [("chain/third-party filter", "third_party"), ("chain/the same by our SDK", "third_party_same")];
+    let modules =
+        [("chain/third-party filter", "three_headers_standard"), ("chain/the same by our SDK", "three_headers")];
     let chains = modules.into_iter().filter_map(|(name, module)| {
         let file = format!("{FOLDER}/{module}.wasm");
         if !Path::new(&file).is_file() {
@@ -48,7 +49,7 @@ pub fn pieces() -> Vec<Piece> {
 fn chain(name: &'static str, file: &str) -> Piece {
     let text = json!({
         "listeners": [{"name": "public", "address": "127.0.0.1:0", "chain": ["f"]}],
-        "filters": [{"name": "f", "wasm": file, "config": {"tag": "bench"}}],
+        "filters": [{"name": "f", "wasm": file}],
         "clusters": [],
     });
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));

@@ -70,14 +70,17 @@ const ENVOY: &str = include_str!("../configs/envoy.yaml");
 const TOLLGATE: &str = include_str!("../configs/tollgate.yaml");
 const FILTERS: &str = include_str!("../configs/tollgate-filters.yaml");
 const TOLLGATE_WASM: &str = include_str!("../configs/tollgate-wasm.yaml");
+const TOLLGATE_MODULE: &str = include_str!("../configs/tollgate-module.yaml");
 
 /// The standard filters, for any Proxy-Wasm host.
 const PORTABLE: &[&str] =
     &["portable:fault.wasm", "portable:authz.wasm", "portable:ratelimit.wasm", "portable:router.wasm"];
 
-/// A filter of the third-party SDK, and the same in ours.
 const THIRD_PARTY: &[&str] = &["third_party.wasm"];
-const SAME: &[&str] = &["third_party_same.wasm"];
+
+/// The smallest filter that does something, with the third-party SDK and with ours.
+const STANDARD: &[&str] = &["three_headers_standard.wasm"];
+const OURS: &[&str] = &["three_headers.wasm"];
 
 /// The four proxies, each with nothing but what carries a request.
 fn bare() -> Vec<Subject> {
@@ -129,15 +132,13 @@ pub fn all() -> Vec<Scenario> {
             name: "chain",
             title: "Filters alone",
             about: "What filters take for a request within Tollgate's process, from the first call to the last, by `tollgate \
-                    bench chain`: no network, no proxy around them. The third-party filter is that of the next scenario; \
-                    beside it the same, written with Tollgate's SDK.",
+                    bench chain`: no network, no proxy around them. The third-party filter and the same by our SDK are those \
+                    of tests/chain, which read three headers and set one.",
             work: Work::Chain,
             subjects: vec![
                 with_filters(),
-                Subject::new("Tollgate, a third-party filter", Program::Tollgate, TOLLGATE_WASM)
-                    .repeat(1)
-                    .modules(THIRD_PARTY),
-                Subject::new("Tollgate, the same by our SDK", Program::Tollgate, TOLLGATE_WASM).repeat(1).modules(SAME),
+                Subject::new("Tollgate, a third-party filter", Program::Tollgate, TOLLGATE_MODULE).modules(STANDARD),
+                Subject::new("Tollgate, the same by our SDK", Program::Tollgate, TOLLGATE_MODULE).modules(OURS),
             ],
             columns: CHAIN,
             against: &[],
