@@ -18,8 +18,8 @@ cargo clippy --workspace --all-targets --quiet -- -D warnings
 # What is for WebAssembly only is not there natively.
 cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
     -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p third-party \
-    -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token -p third-party-same \
-    -p conformance-rust-0-2 -p conformance-rust-0-1 -- -D warnings
+    -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
+    -p conformance-rust-0-2 -p conformance-rust-0-1 -p third-party-same -- -D warnings
 
 step "clients and servers that nobody here wrote"
 tests/interop/setup.sh

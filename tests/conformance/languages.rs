@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use super::{
     files,
-    harness::wasm,
+    harness::{peer, wasm},
     host::{Host, Verdict},
     script::Case,
 };
@@ -45,7 +45,7 @@ fn module(folder: &str) -> Option<Vec<u8>> {
     if folder.starts_with("rust") {
         return Some(wasm::example(&format!("conformance-{}", folder.replace('.', "-"))));
     }
-    wasm::foreign(folder)
+    peer::module(folder)
 }
 
 /// Runs the cases of a language's module, in the order of the case files.

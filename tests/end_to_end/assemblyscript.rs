@@ -2,13 +2,13 @@
 //! sources are in `tests/conformance/assemblyscript`, whose `setup.sh` compiles them.
 
 use crate::{
-    harness::{Config, Message, Proxy, Upstream, answer, wait_until, wasm},
+    harness::{Config, Message, Proxy, Upstream, answer, peer, wait_until},
     hot_swap::Gate,
 };
 
 /// A proxy with one of the filters, and its configuration, lines of text.
 fn start(upstream: &Upstream, filter: &str, lines: &[&str], more: impl FnOnce(Config) -> Config) -> Option<Proxy> {
-    let module = wasm::foreign(&format!("assemblyscript/{filter}"))?;
+    let module = peer::module(&format!("assemblyscript/{filter}"))?;
     Some(Proxy::start_with(more(config(upstream, filter, lines)), &[("filter.wasm", &module)]))
 }
 
@@ -57,7 +57,7 @@ fn gate_turns_others_away() {
 
 #[test]
 fn gate_takes_no_configuration_for_an_empty_one() {
-    let Some(module) = wasm::foreign("assemblyscript/gate") else { return };
+    let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let files: [(&str, &[u8]); 1] = [("filter.wasm", &module)];
     let Err(said) = Proxy::try_start(config(&upstream, "gate", &[]), &files) else { panic!("it has started") };
@@ -66,7 +66,7 @@ fn gate_takes_no_configuration_for_an_empty_one() {
 
 #[test]
 fn a_root_context_that_the_module_does_not_have() {
-    let Some(module) = wasm::foreign("assemblyscript/gate") else { return };
+    let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let config = Config::to(&upstream).filter("gate", "filter.wasm", "root_id: other");
     let Err(said) = Proxy::try_start(config, &[("filter.wasm", &module)]) else { panic!("it has started") };

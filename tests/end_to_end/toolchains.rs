@@ -1,10 +1,10 @@
 //! Filters made by the standard Go toolchain and by clang with wasi-libc, with their runtimes and standard libraries. Their sources
 //! are in `tests/conformance/go/signature` and `tests/conformance/cpp/cors.cpp`, whose `setup.sh` compiles them.
 
-use crate::harness::{Config, Proxy, Upstream, answer, wasm};
+use crate::harness::{Config, Proxy, Upstream, answer, peer};
 
 fn signed(upstream: &Upstream, options: &str) -> Option<Result<Proxy, String>> {
-    let module = wasm::foreign("go/signature")?;
+    let module = peer::module("go/signature")?;
     let config = Config::to(upstream).filter("signature", "filter.wasm", options);
     Some(Proxy::try_start(config, &[("filter.wasm", &module)]))
 }
@@ -75,7 +75,7 @@ fn go_refuses_its_configuration() {
 }
 
 fn cors(upstream: &Upstream, lines: &str) -> Option<Result<Proxy, String>> {
-    let module = wasm::foreign("cpp/cors")?;
+    let module = peer::module("cpp/cors")?;
     let text = serde_json::to_string(lines).expect("a text");
     let options = format!("env: {{CORS_ORIGIN: 'https://c.test'}}\nconfig: {text}");
     let config = Config::to(upstream).filter("cors", "filter.wasm", &options);

@@ -2,7 +2,7 @@
 //! missing is skipped, loudly, unless TOLLGATE_REQUIRE_INTEROP=1.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -42,6 +42,16 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 pub fn skip(missing: &str, script: &str) {
     assert_ne!(env::var("TOLLGATE_REQUIRE_INTEROP").as_deref(), Ok("1"), "{missing} is missing");
     eprintln!("*** SKIPPED: {missing} is missing; {script} brings it here");
+}
+
+/// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
+pub fn module(name: &str) -> Option<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
+    let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
+    if bytes.is_none() {
+        skip(name, "tests/conformance/setup.sh");
+    }
+    bytes
 }
 
 /// The files of these programs; without one of them, the test ends here.

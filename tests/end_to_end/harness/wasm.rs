@@ -1,13 +1,6 @@
-//! WebAssembly modules for tests: written as text, the example filters of this repository, or made by others' toolchains.
+//! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other languages.)
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
-
-use super::peer;
+use std::{env, fs, path::PathBuf, process::Command, sync::OnceLock};
 
 /// A module from its text form.
 pub fn from_text(text: &str) -> Vec<u8> {
@@ -19,16 +12,6 @@ pub fn example(name: &str) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let file = FOLDER.get_or_init(build).join(name.replace('-', "_")).with_extension("wasm");
     fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
-}
-
-/// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
-pub fn foreign(name: &str) -> Option<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
-    let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
-    if bytes.is_none() {
-        peer::skip(name, "tests/conformance/setup.sh");
-    }
-    bytes
 }
 
 fn build() -> PathBuf {
