@@ -73,15 +73,15 @@ mod tests {
                 // SAFETY: the layout is not empty; the block is used within its size, and freed once with its layout.
                 unsafe {
                     let block = Mimalloc.alloc_zeroed(layout);
-                    assert!(!block.is_null() && block.addr() % align == 0, "{size} {align}");
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align), "{size} {align}");
                     assert!(std::slice::from_raw_parts(block, size).iter().all(|byte| *byte == 0));
                     block.write_bytes(7, size);
                     let block = Mimalloc.realloc(block, layout, size * 3);
-                    assert!(!block.is_null() && block.addr() % align == 0, "{size} {align}");
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align), "{size} {align}");
                     assert!(std::slice::from_raw_parts(block, size).iter().all(|byte| *byte == 7));
                     Mimalloc.dealloc(block, Layout::from_size_align(size * 3, align).unwrap());
                     let block = Mimalloc.alloc(layout);
-                    assert!(!block.is_null() && block.addr() % align == 0, "{size} {align}");
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align), "{size} {align}");
                     Mimalloc.dealloc(block, layout);
                 }
             }
