@@ -50,7 +50,7 @@ const STATUSES: &[(&str, &str)] = &[
     ("proxy_increment_metric", "Ok NotFound BadArgument"),
     ("proxy_get_metric", "Ok NotFound BadArgument"),
     ("proxy_get_property", "Ok NotFound InternalFailure"),
-    ("proxy_set_property", "Ok BadArgument"),
+    ("proxy_set_property", "Ok"),
     ("proxy_call_foreign_function", "Ok NotFound BadArgument InternalFailure"),
     ("proxy_set_effective_context", "Ok BadArgument"),
     ("proxy_done", "NotFound"),

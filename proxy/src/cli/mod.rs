@@ -63,7 +63,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// Run a configuration's filter chain in this process and show what each filter costs.
-    Chain(bench::chain::ChainArgs),
+    Chain(Box<bench::chain::ChainArgs>),
     /// Load a URL with requests and show how long they take.
     Load(Box<bench::load::LoadArgs>),
 }

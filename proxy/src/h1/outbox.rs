@@ -149,7 +149,7 @@ mod tests {
         }
 
         fn is_write_vectored(&self) -> bool {
-            self.0 % 2 == 0
+            self.0.is_multiple_of(2)
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
