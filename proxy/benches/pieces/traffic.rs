@@ -2,7 +2,7 @@
 //! socket to the upstream and back. Everything runs on this thread; upstreams answer from within the process, so that what
 //! is counted is the proxy's, but for a few lines.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::Request;
@@ -101,17 +101,16 @@ fn whole_request() -> Piece {
     let mut site = Site::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
     site.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
     site.clusters = snapshot.cluster_figures.iter().cloned().collect();
-    let client = local.block_on(&runtime, async {
+    let mut client = local.block_on(&runtime, async {
         let (client, served) = UnixStream::pair().expect("a pair of sockets");
         let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);
         let handle = Rc::new(Handle::new(Rc::new(site)));
         spawn_local(async move { h1::serve(handle, Stream::from(Socket::Unix(served)), Rc::new(info)).await });
-        Rc::new(RefCell::new((client, vec![0; 16 << 10])))
+        (client, vec![0; 16 << 10])
     });
     Piece::new("request/bare, HTTP/1.1", move || {
         local.block_on(&runtime, async {
-            let mut client = client.borrow_mut();
-            let (socket, answer) = &mut *client;
+            let (socket, answer) = &mut client;
             socket.write_all(REQUEST.as_bytes()).await.expect("the proxy reads");
             let mut end = 0;
             // The body's last bytes; the head has no such thing.
