@@ -10,6 +10,8 @@ use crate::{doc, message::Name};
 
 macro_rules! extern_block {
     ($( $(#[$doc:meta])* fn $name:ident($($param:ident: $ty:ident),* $(,)?) -> $ret:ident; )*) => {
+        // What the SDK does by a function of the standard is there all the same.
+        #[allow(dead_code)]
         mod fast {
             #[link(wasm_import_module = "tollgate_v1")]
             unsafe extern "C" {
