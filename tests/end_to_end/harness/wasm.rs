@@ -19,6 +19,7 @@ pub fn example(name: &str) -> Vec<u8> {
 }
 
 /// The same for any host of Proxy-Wasm, as `cargo portable` does it.
+#[allow(dead_code, reason = "tests of the tools have no use for it")]
 pub fn portable(name: &str) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     read(FOLDER.get_or_init(|| build("portable")), name)

@@ -3,7 +3,8 @@
 
 use tollgate_sdk::prelude::*;
 
-struct ThreeHeaders {
+/// The filter.
+pub struct ThreeHeaders {
     read: [Name; 3],
     set: Name,
 }
