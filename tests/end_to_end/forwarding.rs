@@ -123,6 +123,18 @@ fn trailers_pass_both_ways() {
 }
 
 #[test]
+fn trailers_that_nobody_has_announced_reach_those_who_want_trailers() {
+    let upstream = Upstream::replying(|_| {
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Late: 1\r\nHost: evil\r\n\r\n".into()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (fields, expected) in [(&[("TE", "gzip, trailers")][..], 1), (&[("TE", "gzip")], 0), (&[], 0)] {
+        let response = proxy.request("GET", "/", fields, b"");
+        assert_eq!((response.text(), response.trailers.len()), ("ab", expected), "{fields:?}: {:?}", response.trailers);
+    }
+}
+
+#[test]
 fn a_body_that_waits_for_100_continue_gets_it() {
     let upstream = Upstream::saying("thanks");
     let proxy = Proxy::start(Config::to(&upstream));
