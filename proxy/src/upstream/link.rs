@@ -372,6 +372,14 @@ impl<B> Link<B> {
         bound == 0 || self.served.get() < bound
     }
 
+    /// Whether a request is still being sent whose response has begun.
+    fn is_uploading(&self) -> bool {
+        let upload = self.upload.take();
+        let uploads = upload.is_some();
+        self.upload.set(upload);
+        uploads
+    }
+
     /// Whether it is known to be closed. It may be closed and not known yet: then the send gives the request back.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.get()
@@ -460,20 +468,15 @@ impl<B: 'static> Carrier for Link<B> {
     }
 
     fn reads(&self, cx: &Context<'_>) {
-        let upload = self.upload.take();
-        if upload.is_some() {
+        if self.is_uploading() {
             self.reader.set(Some(cx.waker().clone()));
         }
-        self.upload.set(upload);
     }
 
     fn finish(self: Rc<Self>) {
         // With an upload that nobody asks for any more it is closed: that could hold it for as long as the client likes. So it
         // is with bytes that nobody asked for.
-        let upload = self.upload.take();
-        let under_way = upload.is_some();
-        self.upload.set(upload);
-        if !under_way && self.line.borrow().as_ref().is_some_and(|wire| wire.inbox.is_empty()) {
+        if !self.is_uploading() && self.line.borrow().as_ref().is_some_and(|wire| wire.inbox.is_empty()) {
             self.release();
         }
     }
