@@ -71,8 +71,8 @@ unsafe extern "C" {
     fn mi_collect(force: bool);
 }
 
-/// Gives memory back to the system that this thread, and threads that have ended, do not use any more. Without this they
-/// keep what they may need again. Takes milliseconds, so never on a worker.
+/// Gives memory back to the system that this thread does not use any more. Without this it keeps what it may need again, and
+/// what a thread leaves behind that ends is kept for a second or more. Takes milliseconds, so never on a worker.
 pub fn give_back() {
     // SAFETY: it may be called at any time, and moves no block that is in use.
     unsafe { mi_collect(true) }

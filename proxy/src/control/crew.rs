@@ -24,18 +24,17 @@ const NICE: i32 = 10;
 /// # Errors
 /// There can be no more threads.
 pub fn at_work<R: Send>(urgency: Urgency, work: impl FnOnce() -> R + Send) -> Result<R, ThreadPoolBuildError> {
-    let done = ThreadPoolBuilder::new().thread_name(|n| format!("tollgate-load-{n}")).build_scoped(
+    ThreadPoolBuilder::new().thread_name(|n| format!("tollgate-load-{n}")).build_scoped(
         |thread| {
             if urgency == Urgency::Reload {
                 // Only for this thread, on Linux. Elsewhere, or if it is forbidden, loading disturbs more.
                 let _ = rustix::process::nice(NICE);
             }
             thread.run();
+            alloc::give_back();
         },
         |crew| crew.install(work),
-    );
-    alloc::give_back();
-    done
+    )
 }
 
 #[cfg(test)]
