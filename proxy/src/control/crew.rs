@@ -14,9 +14,10 @@ pub enum Urgency {
     Reload,
 }
 
-/// What a reload adds to its threads' nice value. A tenth of a processor is left to it where workers use all of that: with the
-/// lowest priority it would be a hundredth, and nobody could change the configuration of a proxy that is overloaded.
-const NICE: i32 = 10;
+/// What a reload adds to its threads' nice value. They get a thirtieth of a processor where a worker uses all of it, and a worker that
+/// has something to do waits a thirtieth of the time that it would wait for equals. The lowest priority, half as much, would spare
+/// it little more, and a proxy that is overloaded must still be able to change its configuration.
+const NICE: i32 = 15;
 
 /// Does the work on one of as many threads as there are processors; the compiler uses the others too. Returns when all of them
 /// have ended.
