@@ -7,7 +7,7 @@
 #
 # Needs llvm-profdata of the compiler's own LLVM: `rustup component add llvm-tools`. With h2load (Debian's nghttp2-client)
 # HTTP/2 and TLS are part of the load, without it they are not. TOLLGATE_PGO_SECONDS is how long each kind of load lasts (5);
-# TOLLGATE_PROFILE=release or dev builds faster.
+# TOLLGATE_PROFILE=dev builds faster, to try the script.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ case ${1-} in
 esac
 . examples/setup.sh
 
-profile=${TOLLGATE_PROFILE:-dist}
+profile=${TOLLGATE_PROFILE:-release}
 seconds=${TOLLGATE_PGO_SECONDS:-5}
 host=$(rustc -vV | sed -n 's/^host: //p')
 llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
