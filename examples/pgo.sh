@@ -1,12 +1,12 @@
 #!/bin/sh
 # Builds the proxy with profile-guided optimisation: once with counters in it, then puts load on that (examples/pgo.yaml, on the
-# ports 18480 to 18483), then again with what the counters say about which code is hot. Takes two builds and a minute.
+# ports 18480 to 18486), then again with what the counters say about which code is hot. Takes two builds and three minutes.
 #
 #   examples/pgo.sh          the result is target/pgo/tollgate
 #   examples/pgo.sh --help   this text
 #
 # Needs llvm-profdata of the compiler's own LLVM: `rustup component add llvm-tools`. With h2load (Debian's nghttp2-client)
-# HTTP/2 is part of the load, without it is not. TOLLGATE_PGO_SECONDS is how long each kind of load lasts (5);
+# HTTP/2 and TLS are part of the load, without it they are not. TOLLGATE_PGO_SECONDS is how long each kind of load lasts (5);
 # TOLLGATE_PROFILE=dev builds faster, to try the script.
 set -eu
 cd "$(dirname "$0")/.."
@@ -37,6 +37,7 @@ build() { # FLAGS
     RUSTFLAGS="${RUSTFLAGS-} $1" cargo build --profile "$profile" -p tollgate --target "$host" --target-dir "$2"
 }
 
+cargo filters -q -p third-party
 echo "== with counters"
 rm -rf "$folder/raw"
 mkdir -p "$folder/raw"
@@ -44,6 +45,10 @@ build "-Cprofile-generate=$folder/raw" "$folder/counting"
 counting=$folder/counting/$host/$built/tollgate
 
 echo "== under load"
+rm -rf "$folder/tls"
+LLVM_PROFILE_FILE=/dev/null "$counting" ca init --dir "$folder/tls/ca" >/dev/null
+LLVM_PROFILE_FILE=/dev/null "$counting" ca issue --dir "$folder/tls/ca" --spiffe spiffe://mesh.local/pgo --dns localhost \
+    --out "$folder/tls/server" >/dev/null
 "$counting" run examples/pgo.yaml >"$folder/tollgate.log" 2>&1 &
 proxy=$!
 # Asked to end, it writes its counters.
@@ -51,6 +56,13 @@ trap 'kill "$proxy" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 # The load generator has counters too, which nobody wants.
 load() { LLVM_PROFILE_FILE=/dev/null "$counting" bench load --saturate --warmup 0s --fail-on-error "$@" >>"$folder/load.log"; }
+h2() {
+    command -v h2load >/dev/null || return 0
+    h2load -t1 "-D$seconds" "$@" >"$folder/h2load.log"
+    cat "$folder/h2load.log" >>"$folder/load.log"
+    # It calls itself successful whatever comes back.
+    grep -q '^status codes: [1-9][0-9]* 2xx, 0 3xx, 0 4xx, 0 5xx' "$folder/h2load.log" || { cat "$folder/h2load.log" >&2; exit 1; }
+}
 : >"$folder/load.log"
 for _ in $(seq 100); do
     LLVM_PROFILE_FILE=/dev/null "$counting" bench load --rate 10 -c 1 -d 100ms --warmup 0s --fail-on-error \
@@ -58,13 +70,20 @@ for _ in $(seq 100); do
     kill -0 "$proxy" 2>/dev/null || { cat "$folder/tollgate.log" >&2; exit 1; }
     sleep 0.1
 done
-for url in http://127.0.0.1:18481/items/42 http://127.0.0.1:18482/api/items/42; do
+for url in http://127.0.0.1:18481/items/42 http://127.0.0.1:18482/api/items/42 http://127.0.0.1:18483/items/42; do
     load -c 32 -d "${seconds}s" "$url"
     load -c 8 -d "${seconds}s" --method POST --body @Cargo.lock "$url"
     load -c 8 -d "${seconds}s" --header 'connection: close' "$url"
-    if command -v h2load >/dev/null; then
-        h2load -t1 -c4 -m32 "-D${seconds}" "$url" >>"$folder/load.log"
-    fi
+    h2 -c4 -m32 "$url"
+done
+for url in https://127.0.0.1:18484/items/42 https://127.0.0.1:18485/api/items/42; do
+    h2 --h1 -c32 "$url"
+    # Handshakes: it opens no connection for a second time.
+    for _ in $(seq $((seconds * 10))); do
+        h2 --h1 -c16 -n16 -D0 "$url"
+    done
+    h2 -c4 -m32 "$url"
+    h2 -c4 -m8 -d Cargo.lock "$url"
 done
 kill "$proxy"
 wait "$proxy" || true

@@ -15,12 +15,13 @@ use tokio::{
 
 use super::{
     certificates,
+    crew::{self, Urgency},
     snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
     status::{Attempt, AttemptResult, Status},
     watch::{LATEST, QUIET, Watcher},
 };
 use crate::{
-    admin,
+    admin, alloc,
     ca::{self, workload::Agent},
     config::{Diagnostics, Loaded, Loader},
     listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
@@ -44,6 +45,9 @@ pub fn load(path: &std::path::Path) -> Result<Loaded, Diagnostics> {
 
 /// Runs the proxy until it is told to stop.
 pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> {
+    // Where the system gives huge pages to everybody: see the feature of mimalloc's in Cargo.toml.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
@@ -113,7 +117,7 @@ impl Server {
         if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
             workload.start().await?;
         }
-        let made = foundry.make(loaded, None, Extent::Full)?;
+        let made = crew::at_work(Urgency::Start, || foundry.make(loaded, None, Extent::Full))??;
         let (rebuild, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
         let (watcher, notes) = match Watcher::new() {
@@ -155,6 +159,8 @@ impl Server {
                     tracing::info!("listener `{}` on {scheme}://{address}{too}", listener.config.name);
                 }
             }
+            // What starting took on this thread.
+            alloc::give_back();
             tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
         }
         let mut daily = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
@@ -204,7 +210,7 @@ impl Server {
     /// Tries to put what the files say now in force. None: nobody need be told of it.
     async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
         let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
-        let made = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let loaded = match load(&path) {
                 Ok(loaded) => loaded,
                 Err(wrong) => return (files(wrong.source()), Err(wrong)),
@@ -214,10 +220,12 @@ impl Server {
                 return (wanted, Ok(None));
             }
             (wanted, foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some))
-        });
+        };
+        let made = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work));
         let (mut wanted, made) = match made.await {
-            Ok((wanted, made)) => (wanted, Ok(made)),
-            Err(e) => (Vec::new(), Err(e)),
+            Ok(Ok((wanted, made))) => (wanted, Ok(made)),
+            Ok(Err(e)) => (Vec::new(), Err(e.to_string())),
+            Err(e) => (Vec::new(), Err(e.to_string())),
         };
         // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
         // its modules is there.
@@ -248,7 +256,7 @@ impl Server {
             }
             Err(e) => {
                 tracing::error!(cause, "loading the configuration failed: {e}");
-                AttemptResult::Refused(e.to_string(), serde_json::Value::String(e.to_string()))
+                AttemptResult::Refused(e.clone(), serde_json::Value::String(e))
             }
         };
         match (&result, self.status.current.load_full()) {

@@ -3,10 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{self, Entry},
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -88,15 +85,19 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
     if !te {
         return;
     }
-    if let Entry::Occupied(te) = fields.entry(header::TE) {
-        let trailers = te
-            .iter()
-            .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers"))));
-        te.remove_entry_mult();
-        if trailers {
-            fields.insert(header::TE, HeaderValue::from_static("trailers"));
-        }
+    let trailers = wants_trailers(fields);
+    fields.remove(header::TE);
+    if trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether trailers are welcome: `TE: trailers` (RFC 9110 section 10.1.4).
+pub(super) fn wants_trailers(fields: &HeaderMap) -> bool {
+    fields.get_all(header::TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    })
 }
 
 /// Whether a field is for the next hop only, whatever `Connection` says.

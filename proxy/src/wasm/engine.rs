@@ -1,5 +1,5 @@
 //! The engine that compiles and runs filters: one for the process, with one thread that ticks the clock by which calls are
-//! bounded.
+//! bounded. Compiling is done by engines of their own, which are gone afterwards.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, OptLevel};
+use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, Module, OptLevel};
 
 use super::{host::Host, hostcalls};
 
@@ -25,6 +25,8 @@ const GUEST_STACK: usize = 512 << 10;
 /// The engine with all host functions.
 pub struct Engine {
     engine: wasmtime::Engine,
+    /// What it was made by, and those that compile.
+    config: Config,
     linker: Linker<Host>,
     /// Ends the ticking thread.
     stopped: Arc<AtomicBool>,
@@ -58,10 +60,19 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker)?;
-        Ok(Arc::new(Engine { engine, linker, stopped: Arc::default(), ticks: Once::new() }))
+        Ok(Arc::new(Engine { engine, config, linker, stopped: Arc::default(), ticks: Once::new() }))
     }
 
-    /// The compiler.
+    /// Compiles a module, or takes it from the cache.
+    #[expect(unsafe_code, reason = "machine code goes from one engine to another")]
+    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Module> {
+        // A compiler keeps what it has worked with for the next time, tens of MiB: this one goes with its engine.
+        let compiled = Module::new(&wasmtime::Engine::new(&self.config)?, bytes)?.serialize()?;
+        // SAFETY: it was made just now, by this process, for the same configuration.
+        unsafe { Module::deserialize(&self.engine, compiled) }
+    }
+
+    /// What stores are made for.
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
     }

@@ -65,8 +65,8 @@ impl Code {
     pub fn load_or_all(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, Vec<LoadError>> {
         let start = Instant::now();
         engine.tick().map_err(|e| vec![LoadError::Compile(source.into(), e.to_string())])?;
-        let module = Module::new(engine.wasmtime(), bytes)
-            .map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
+        let module =
+            engine.compile(bytes).map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
         let mut wrong = Vec::new();
         let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| module.get_export(name).is_some());
         if marker.is_none() {

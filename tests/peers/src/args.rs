@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+/// What the figures are of, if nothing else is said.
+pub const RELEASE: &str = "target/release/tollgate";
+
 /// Compares Tollgate with nginx, HAProxy and Envoy on this machine, over the loopback interface.
 ///
 /// Each run starts one proxy on processors of its own, puts load on it, and ends it; runs of the compared proxies take
@@ -55,7 +58,8 @@ pub struct Args {
     #[arg(long)]
     pub commit: Option<String>,
 
-    #[arg(long, value_name = "FILE", default_value = "target/release/tollgate")]
+    /// Another build than a plain release is named on the page
+    #[arg(long, value_name = "FILE", default_value = RELEASE)]
     pub tollgate: PathBuf,
 
     /// Default: the one in the cache folder, or on the PATH

