@@ -28,7 +28,7 @@ use crate::{
     },
     http::{
         body::{Body, BodyError},
-        fields::{add_via, remove_hop_by_hop},
+        fields::{Present, add_via, remove_hop_by_hop},
     },
     upstream::{PooledBody, Switching},
 };
@@ -80,7 +80,8 @@ pub(super) async fn from_upstream(
     let received = parts.version;
     let stream = ending.stream().clone();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
-    remove_hop_by_hop(&mut head.fields);
+    let present = Present::of(&head.fields);
+    remove_hop_by_hop(&mut head.fields, present);
     if let Some(selected) = &stream.state.borrow().route {
         selected.route.response_headers.apply(&mut head.fields);
     }

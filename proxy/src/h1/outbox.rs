@@ -13,6 +13,9 @@ use tokio::io::AsyncWrite;
 /// Up to this length a part of a body is copied beside what is there: a copy costs less than a place in a vectored write.
 const COPIED: usize = 2 << 10;
 
+/// Bytes of memory that an idle connection keeps for its next head.
+const KEPT: usize = 1 << 10;
+
 /// Parts of one vectored write.
 const SLICES: usize = 16;
 
@@ -61,9 +64,9 @@ impl Outbox {
         }
     }
 
-    /// Gives its memory back while there is nothing in it.
+    /// Gives its memory back while there is nothing in it, but for what most heads need.
     pub fn release(&mut self) {
-        if self.is_empty() {
+        if self.is_empty() && (self.tail.capacity() > KEPT || self.parts.capacity() > 0) {
             *self = Outbox::default();
         }
     }
@@ -79,9 +82,11 @@ impl Outbox {
     ) -> Poll<io::Result<usize>> {
         let written = if self.parts.is_empty() {
             let written = ready!(io.as_mut().poll_write(cx, &self.tail))?;
-            self.tail.advance(written);
-            if self.tail.is_empty() {
-                self.tail.clear();
+            // Emptied like this it keeps all of its memory.
+            if written == self.tail.len() {
+                self.tail.clear()
+            } else {
+                self.tail.advance(written)
             }
             written
         } else {
