@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, TE, TRAILER, TRANSFER_ENCODING},
@@ -122,7 +122,7 @@ impl Announced {
     }
 }
 
-fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.reserve(name.as_str().len() + value.len() + 4);
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
@@ -130,7 +130,7 @@ fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn content_length(out: &mut BytesMut, length: u64) {
+fn content_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"content-length: ");
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -333,7 +333,7 @@ struct Second {
     line: Vec<u8>,
 }
 
-fn date(out: &mut BytesMut) {
+fn date(out: &mut Vec<u8>) {
     thread_local! {
         static NOW: RefCell<Second> = const { RefCell::new(Second { at: Duration::MAX, line: Vec::new() }) };
     }
