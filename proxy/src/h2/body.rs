@@ -90,7 +90,9 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         loop {
             if let Some((data, last)) = self.held.take() {
-                match poll_room(&mut self.stream, cx) {
+                // An end without data needs no room.
+                let room = if data.is_empty() { Poll::Ready(Ok(())) } else { poll_room(&mut self.stream, cx) };
+                match room {
                     Poll::Pending => {
                         self.held = Some((data, last));
                         return Poll::Pending;
@@ -153,4 +155,84 @@ fn reason(error: &(dyn Error + 'static)) -> Reason {
         cause = error.source();
     }
     Reason::INTERNAL_ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::{Request, Response};
+
+    use super::*;
+
+    /// Parts, the last of which is known to be the last.
+    struct Parts(Vec<Result<Bytes, h2::Error>>);
+
+    impl Body for Parts {
+        type Data = Bytes;
+        type Error = h2::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+            let next = (!self.0.is_empty()).then(|| self.0.remove(0));
+            Poll::Ready(next.map(|part| part.map(Frame::data)))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    /// What a client with a window of this size reads of a body, without making room for more.
+    async fn sent(parts: Vec<Result<Bytes, h2::Error>>, window: u32) -> Vec<Result<Bytes, Option<Reason>>> {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let serving = async move {
+            let mut http = h2::server::handshake(near).await.unwrap();
+            let (_, mut respond) = http.accept().await.unwrap().unwrap();
+            let mut sending = Sending::new(Parts(parts), respond.send_response(Response::new(()), false).unwrap());
+            let _ = tokio::join!(poll_fn(|cx| sending.poll(cx)), http.accept());
+        };
+        let reading = async move {
+            let mut builder = h2::client::Builder::new();
+            let (sender, http) = builder.initial_window_size(window).handshake::<_, Bytes>(far).await.unwrap();
+            let mut sender = sender.ready().await.unwrap();
+            let asking = async move {
+                let (response, _) = sender.send_request(Request::get("http://h/").body(()).unwrap(), true).unwrap();
+                // A reset takes along what has not gone out yet.
+                let mut body = match response.await {
+                    Ok(response) => response.into_body(),
+                    Err(error) => return vec![Err(error.reason())],
+                };
+                let mut read = Vec::new();
+                while let Some(part) = body.data().await {
+                    let ended = part.is_err();
+                    read.push(part.map_err(|error| error.reason()));
+                    if ended {
+                        break;
+                    }
+                }
+                read
+            };
+            tokio::select! {
+                read = asking => read,
+                ended = http => panic!("{ended:?}"),
+            }
+        };
+        tokio::select! {
+            read = reading => read,
+            () = serving => panic!("the client is still there"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_without_data_needs_no_room() {
+        let parts = vec![Ok(Bytes::from_static(b"abc")), Ok(Bytes::new()), Ok(Bytes::new())];
+        let read: Vec<u8> = sent(parts, 3).await.into_iter().flat_map(|part| part.unwrap()).collect();
+        assert_eq!(read, b"abc");
+    }
+
+    #[tokio::test]
+    async fn why_a_body_was_cut_is_passed_on() {
+        let parts = vec![Ok(Bytes::from_static(b"abc")), Err(Reason::CANCEL.into())];
+        assert_eq!(sent(parts, 100).await.last(), Some(&Err(Some(Reason::CANCEL))));
+    }
 }
