@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod h1;
+pub mod h2;
 pub mod net;
 pub mod observe;
 pub mod tls;

@@ -35,7 +35,7 @@ impl Switch {
     ) -> Result<Option<Switch>, Fault> {
         let offered = |token: &[u8]| site.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
         if parts.method == Method::CONNECT {
-            let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_owned());
+            let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
             return match protocol {
                 Some(token) if offered(token.as_bytes()) => {
                     parts.method = Method::GET;

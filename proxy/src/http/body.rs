@@ -49,7 +49,9 @@ pub enum Body {
     },
     /// A request's over HTTP/1.1.
     Http1(super::h1::RequestBody),
-    /// A request's, as hyper reads it.
+    /// A request's over HTTP/2.
+    Http2(crate::h2::Incoming),
+    /// As hyper reads it, where `tollgate test` is the client.
     Incoming(hyper::body::Incoming),
     /// As it comes.
     Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
@@ -87,6 +89,7 @@ impl http_body::Body for Body {
                 Poll::Ready(frame.map(Ok))
             }
             Body::Http1(body) => Pin::new(body).poll_frame(cx),
+            Body::Http2(body) => body.poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error))),
             Body::Incoming(body) => {
                 Pin::new(body).poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error)))
             }
@@ -99,6 +102,7 @@ impl http_body::Body for Body {
             Body::Empty => true,
             Body::Full { data, trailers } => data.is_none() && trailers.is_none(),
             Body::Http1(body) => body.is_end_stream(),
+            Body::Http2(body) => body.is_end_stream(),
             Body::Incoming(body) => body.is_end_stream(),
             Body::Stream(body) => body.is_end_stream(),
         }
@@ -111,6 +115,7 @@ impl http_body::Body for Body {
             Body::Full { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Body::Full { .. } => SizeHint::default(),
             Body::Http1(body) => body.size_hint(),
+            Body::Http2(body) => body.size_hint(),
             Body::Incoming(body) => body.size_hint(),
             Body::Stream(body) => body.size_hint(),
         }

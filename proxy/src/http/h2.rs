@@ -1,38 +1,37 @@
-//! A client's HTTP/2 connection: hyper reads requests from it; this sees to its time, its end, and to streams whose clients do
-//! not read.
+//! A client's HTTP/2 connection: h2 reads requests from it; this sees to its time, its end, and to streams whose clients do not
+//! read. Each request is a task of its own; see [`request`].
 //!
-//! Each stream is a task of its own, made by hyper when its head has come. While its client gives no window, nothing of hyper's
-//! polls the response, so nobody would notice that its time is over: the connection looks at its streams from time to time,
-//! and ends those that do not move.
+//! While its client gives no window, nothing polls a response's body, so nobody would notice that its time is over: the
+//! connection looks at its streams from time to time, and ends those that do not move.
 
 mod flood;
+mod request;
 mod streams;
 
 use std::{
     future::poll_fn,
+    io,
     pin::pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use http::Request;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use bytes::Bytes;
+use h2::{Reason, server};
 use tokio::time::sleep;
 
 use self::{
     flood::{Flood, Frames},
-    streams::{Streams, Tasks},
+    streams::Streams,
 };
-use super::{
-    body::Body,
-    connection::{Handle, Resets},
-};
+use super::connection::{Handle, Resets};
 use crate::{
-    chain::stream::{ConnectionInfo, Progress},
+    chain::stream::ConnectionInfo,
     config::model::Listener,
-    exchange::{self, Closed, Refusal},
-    net::{Stream, TokioIo, TokioTimer},
+    exchange::Refusal,
+    h2::{Io, KeepAlive, Turns},
+    net::Stream,
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -45,116 +44,164 @@ const LOOK: Duration = Duration::from_secs(5);
 /// known.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What the tasks of a connection's requests share.
+struct Connection {
+    handle: Rc<Handle>,
+    info: Rc<ConnectionInfo>,
+    streams: Streams,
+    resets: Resets,
+}
+
+type Http = server::Connection<Io<Frames<Stream>>, Bytes>;
+
+/// Why a connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Http(#[from] h2::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
-    let config = handle.site().config.clone();
-    let (limits, timeouts) = (&config.limits, &config.timeouts);
-    let streams = Rc::new(Streams::default());
-    let resets = Resets::default();
-    let most = limits.requests_per_connection;
-    let service = {
-        let (handle, info, streams, resets) = (handle.clone(), info.clone(), streams.clone(), resets.clone());
-        service_fn(move |mut request: Request<Incoming>| {
-            let (site, info) = (handle.site(), info.clone());
-            info.requests.set(info.requests.get() + 1);
-            let progress = Rc::new(Progress::default());
-            streams.announce(progress.clone());
-            let cut = resets.opened();
-            async move {
-                let upgrade = (request.method() == http::Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-                let answer = exchange::serve(site, info, progress, request.map(Body::Incoming)).await;
-                cut.end();
-                let answer = answer?;
-                if let (Some(tunnel), Some(upgrade)) = (answer.tunnel, upgrade) {
-                    tokio::task::spawn_local(async move {
-                        if let Ok(io) = upgrade.await {
-                            tunnel.run(TokioIo::new(io)).await;
-                        }
-                    });
-                }
-                Ok::<_, Closed>(answer.response)
-            }
-        })
-    };
     let flood = Rc::new(Flood::default());
-    let io = TokioIo::new(Frames::new(stream, flood.clone()));
-    let mut connection = pin!(builder(&config, &streams).serve_connection(io, service));
-    let mut drain = pin!(handle.drained());
-    let bounds = [timeouts.keep_alive.bound(), timeouts.idle.bound(), timeouts.connection_age.bound()];
-    let look = bounds.into_iter().flatten().fold(LOOK, Duration::min);
-    let mut timer = pin!(sleep(look));
-    let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
-    // Since when it is to end, and when it is ended in any case unless it has streams.
-    let mut ends: Option<Instant> = None;
-    let refusal = poll_fn(|cx| {
-        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-            return Poll::Ready(match result {
-                Ok(()) => None,
-                Err(_) if flood.is_one() => Some(Refusal::Flood),
-                Err(error) => {
-                    tracing::debug!(peer = %info.peer, %error, "connection ended");
-                    refusal(&error)
-                }
-            });
+    let (io, turns) = Io::new(Frames::new(stream, flood.clone()));
+    let streams = Streams::default();
+    let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default() });
+    let refusal = match connection.run(io, &turns).await {
+        Ok(refusal) => refusal,
+        Err(_) if flood.is_one() => Some(Refusal::Flood),
+        Err(error) => {
+            tracing::debug!(peer = %connection.info.peer, %error, "connection ended");
+            error.refusal()
         }
-        if resets.are_too_many(&info) {
-            return Poll::Ready(Some(Refusal::Flood));
-        }
-        let mut told = ends.is_some();
-        if !told && (drain.as_mut().poll(cx).is_ready() || (most != 0 && info.requests.get() >= most)) {
-            told = true;
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            streams.end_stalled(timeouts.idle.bound());
-            if info.active.get() == 0 {
-                if ends.is_some_and(|ends| ends <= now) {
-                    return Poll::Ready(None);
-                }
-                told |= timeouts.keep_alive.bound().is_some_and(|limit| info.idle_since.get() + limit <= now);
-            }
-            told |= retires.is_some_and(|retires| retires <= now);
-            timer.as_mut().reset((now + look).into());
-        }
-        if told && ends.is_none() {
-            let end = Instant::now() + GRACE;
-            ends = Some(end);
-            timer.as_mut().reset(end.into());
-            // GOAWAY; streams that were opened before the client can know of it are still served.
-            connection.as_mut().graceful_shutdown();
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
-    })
-    .await;
+    };
     if let Some(refusal) = refusal {
-        handle.site().refuse(refusal);
+        connection.handle.site().refuse(refusal);
     }
 }
 
-fn builder(config: &Listener, streams: &Rc<Streams>) -> http2::Builder<Tasks> {
+impl Connection {
+    async fn run(
+        self: &Rc<Self>,
+        io: Io<Frames<Stream>>,
+        turns: &Turns<Frames<Stream>>,
+    ) -> Result<Option<Refusal>, Broken> {
+        let config = self.handle.site().config.clone();
+        let mut shaking = pin!(builder(&config).handshake(io));
+        let shaken = poll_fn(|cx| match turns.turn(cx, |cx| shaking.as_mut().poll(cx)) {
+            Ok(shaken) => shaken.map_err(Broken::Http),
+            Err(error) => Poll::Ready(Err(Broken::Io(error))),
+        });
+        let drained = async {
+            self.handle.drained().await;
+            sleep(GRACE).await;
+        };
+        let patience = config.timeouts.keep_alive.bound().unwrap_or(Duration::MAX);
+        tokio::select! {
+            http = shaken => self.drive(&config, http?, turns).await,
+            () = drained => Ok(None),
+            () = sleep(patience) => Ok(None),
+        }
+    }
+
+    /// Takes requests, until there will be no more. Who is to blame for the end, if anybody is.
+    async fn drive(
+        self: &Rc<Self>,
+        config: &Listener,
+        mut http: Http,
+        turns: &Turns<Frames<Stream>>,
+    ) -> Result<Option<Refusal>, Broken> {
+        let (handle, info, timeouts) = (&self.handle, &self.info, &config.timeouts);
+        let most = config.limits.requests_per_connection;
+        let mut pings = KeepAlive::new(&config.http2, http.ping_pong());
+        let mut drained = pin!(handle.drained());
+        let mut listens = false;
+        let bounds = [timeouts.keep_alive.bound(), timeouts.idle.bound(), timeouts.connection_age.bound()];
+        let look = bounds.into_iter().flatten().fold(LOOK, Duration::min);
+        let mut timer = pin!(sleep(look));
+        let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
+        // When it is ended in any case unless it has streams, if it is to end.
+        let mut ends: Option<Instant> = None;
+        poll_fn(|cx| {
+            if !listens {
+                // Once, to be woken: what it would say each time is to be had for less.
+                listens = true;
+                let _ = drained.as_mut().poll(cx);
+            }
+            if let Poll::Ready(ended) = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))? {
+                return Poll::Ready(ended.map(|()| None).map_err(Broken::Http));
+            }
+            if self.resets.are_too_many(info) {
+                return Poll::Ready(Ok(Some(Refusal::Flood)));
+            }
+            if pings.as_mut().is_some_and(|pings| pings.poll(turns.received(), true, cx).is_ready()) {
+                tracing::debug!(peer = %info.peer, "the client does not answer");
+                http.abrupt_shutdown(Reason::NO_ERROR);
+                let _ = turns.turn(cx, |cx| http.poll_closed(cx))?;
+                return Poll::Ready(Ok(None));
+            }
+            let mut told = ends.is_some() || handle.is_draining() || (most != 0 && info.requests.get() >= most);
+            while timer.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                self.streams.end_stalled(timeouts.idle.bound());
+                if info.active.get() == 0 {
+                    if ends.is_some_and(|ends| ends <= now) {
+                        return Poll::Ready(Ok(None));
+                    }
+                    told |= timeouts.keep_alive.bound().is_some_and(|limit| info.idle_since.get() + limit <= now);
+                }
+                told |= retires.is_some_and(|retires| retires <= now);
+                timer.as_mut().reset((now + look).into());
+            }
+            if told && ends.is_none() {
+                let end = Instant::now() + GRACE;
+                ends = Some(end);
+                timer.as_mut().reset(end.into());
+                // GOAWAY; streams that were opened before the client can know of it are still served.
+                http.graceful_shutdown();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Begins with the requests that have come. Ready when the connection has ended.
+    fn poll_accept(self: &Rc<Self>, http: &mut Http, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while let Some(accepted) = ready!(http.poll_accept(cx)) {
+            let (request, respond) = accepted?;
+            request::spawn(self, request, respond);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn builder(config: &Listener) -> server::Builder {
     let http2 = &config.http2;
-    let mut builder = http2::Builder::new(Tasks(streams.clone()));
+    let mut builder = server::Builder::new();
     builder
-        .timer(TokioTimer)
         .max_concurrent_streams(http2.max_concurrent_streams)
-        .initial_stream_window_size(http2.stream_window.window())
+        .initial_window_size(http2.stream_window.window())
         .initial_connection_window_size(http2.connection_window.window())
         .max_header_list_size(u32::try_from(config.limits.header_bytes.0).unwrap_or(u32::MAX))
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(http2.ping_interval.bound())
-        .keep_alive_timeout(http2.ping_timeout.0);
+        .max_send_buffer_size(SEND_BUFFER);
     if !config.upgrades.is_empty() {
         builder.enable_connect_protocol();
     }
     builder
 }
 
-/// What the client did, if it was not just that the connection broke.
-fn refusal(error: &hyper::Error) -> Option<Refusal> {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    // What the client says of us, or the network, is not the client's fault.
-    let error = source.filter(|error| error.is_library() && !error.is_io())?;
-    // h2 counts resets, empty frames and bytes of heads itself.
-    Some(if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) { Refusal::Flood } else { Refusal::Http2 })
+impl Broken {
+    /// What the client did, if it was not just that the connection broke.
+    fn refusal(&self) -> Option<Refusal> {
+        let Broken::Http(error) = self else { return None };
+        // What the client says of us, or the network, is not the client's fault.
+        if !error.is_library() || error.is_io() {
+            return None;
+        }
+        // h2 counts resets, empty frames and bytes of heads itself.
+        Some(if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) { Refusal::Flood } else { Refusal::Http2 })
+    }
 }

@@ -2,7 +2,6 @@
 //! request is a task of its own; see [`request`].
 
 mod body;
-mod date;
 pub mod framing;
 mod request;
 mod transport;

@@ -1,5 +1,4 @@
-//! Between tokio's traits and hyper's: [`TokioIo`] makes a tokio stream one for hyper, with no copy and no zeroing of buffers,
-//! and the other way round; [`Metered`] counts what passes; [`TokioTimer`] and [`LocalExec`] are hyper's clock and tasks.
+//! [`TokioIo`] makes a tokio stream one for hyper, with no copy and no zeroing of buffers; [`Metered`] counts what passes.
 #![expect(unsafe_code, reason = "hyper's read buffer is uninitialised memory, which safe code could only copy or zero")]
 
 use std::{
@@ -8,7 +7,6 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -88,68 +86,6 @@ impl<T: AsyncWrite + Unpin> Write for TokioIo<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, slices)
-    }
-}
-
-impl<T: Read + Unpin> AsyncRead for TokioIo<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Through memory that is initialised: this way round is for tunnels of HTTP/2 only.
-        let unfilled = buffer.initialize_unfilled();
-        let mut theirs = hyper::rt::ReadBuf::new(unfilled);
-        ready!(Pin::new(&mut self.0).poll_read(cx, theirs.unfilled()))?;
-        let read = theirs.filled().len();
-        buffer.advance(read);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: Write + Unpin> AsyncWrite for TokioIo<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// tokio's clock, for hyper.
-#[derive(Debug, Clone, Copy)]
-pub struct TokioTimer;
-
-struct TokioSleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for TokioSleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for TokioSleep {}
-
-impl hyper::rt::Timer for TokioTimer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(TokioSleep(Box::pin(tokio::time::sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(TokioSleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
-    }
-}
-
-/// Runs hyper's tasks where the connection is.
-#[derive(Debug, Clone, Copy)]
-pub struct LocalExec;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExec {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }
 

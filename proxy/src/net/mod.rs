@@ -1,4 +1,4 @@
-//! Byte streams: sockets of both kinds, TLS on them, and the way between tokio's traits and hyper's.
+//! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
 pub mod io;
 pub mod proxy_protocol;
@@ -8,7 +8,7 @@ pub mod stream;
 pub mod transport;
 
 pub use self::{
-    io::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
+    io::{Metered, TokioIo, Traffic},
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,
     stream::{Prefixed, Stream},

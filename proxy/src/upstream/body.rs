@@ -9,11 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::link::Carrier;
-use crate::h1::{self, Decoder};
+use crate::{
+    h1::{self, Decoder},
+    h2::Incoming,
+};
 
 /// A stream of bytes, both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
@@ -59,9 +61,9 @@ impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
 /// Why a response's body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// hyper says why, of an HTTP/2 stream.
+    /// An HTTP/2 stream was reset, or its connection has ended.
     #[error(transparent)]
-    Http(#[from] hyper::Error),
+    Http2(#[from] h2::Error),
     /// The connection has ended or failed in the middle of it.
     #[error("the connection ended before the body did")]
     Connection(#[source] io::Error),
@@ -160,13 +162,15 @@ impl Body for PooledBody {
         match &mut self.0 {
             Origin::Link(body) => body.poll_frame(cx),
             Origin::Stream { incoming, bodiless, .. } => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                // hyper takes a reset without an error for the end, as the one that follows an early answer is (RFC 9113
-                // section 8.1). Without a body there is no early answer; Envoy ends streams of its own accord in this way.
-                if frame.is_none() && *bodiless && !incoming.is_end_stream() {
-                    return Poll::Ready(Some(Err(Broken::Cut)));
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(Broken::Http)))
+                let frame = match ready!(incoming.poll_frame(cx)) {
+                    // A reset without an error follows an early answer, which was whole (RFC 9113 section 8.1). Without a body
+                    // there is no early answer; Envoy ends streams of its own accord in this way.
+                    Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
+                        bodiless.then_some(Err(Broken::Cut))
+                    }
+                    frame => frame.map(|frame| frame.map_err(Broken::Http2)),
+                };
+                Poll::Ready(frame)
             }
             Origin::Switching(_) => Poll::Ready(None),
         }

@@ -66,7 +66,7 @@ pub enum ProtocolError {
     Malformed(#[source] HeadError),
     /// An HTTP/2 connection says something that makes no sense.
     #[error("it breaks the rules of HTTP/2")]
-    Http2(#[source] hyper::Error),
+    Http2(#[source] h2::Error),
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

@@ -5,21 +5,28 @@ use std::{
     error::Error,
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::{Rc, Weak},
     sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll, Waker},
 };
 
 use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{self, SendRequest},
+    ext::Protocol,
+};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE,
+    },
     uri,
 };
-use http_body::Body;
-use hyper::client::conn::http2::{Builder, SendRequest};
+use http_body::{Body, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -35,7 +42,7 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    net::{LocalExec, Metered, TokioIo, TokioTimer, Traffic},
+    h2::{Cut, Incoming, Io, KeepAlive, Sending, Tunnel},
 };
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
@@ -47,28 +54,31 @@ pub(super) struct Mux<B> {
     slot: Rc<Slot<B>>,
     /// Its place among the connections; gone once the place has been given to another one.
     permit: Cell<Option<Permit<B>>>,
-    sender: RefCell<SendRequest<B>>,
-    traffic: Rc<Traffic>,
+    sender: RefCell<SendRequest<Bytes>>,
     secure: bool,
-    /// Streams now.
-    active: Cell<u32>,
-    /// Streams at one time, as the upstream has it and the configuration wants it.
-    most: Rc<Cell<u32>>,
+    state: Rc<State>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
     pub(super) seen_idle: Cell<Option<Instant>>,
 }
 
-/// A builder for a cluster's connections.
-pub(super) fn builder(config: &model::Http2, max_head: usize) -> Builder<LocalExec> {
-    let mut http = Builder::new(LocalExec);
-    http.timer(TokioTimer)
-        .initial_stream_window_size(config.stream_window.window())
+/// What a connection and its task share.
+struct State {
+    /// Streams now.
+    active: Cell<u32>,
+    /// Streams at one time, as the upstream has it and the configuration wants it.
+    most: Cell<u32>,
+    /// Bytes received.
+    received: Cell<u64>,
+}
+
+fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
+    let mut http = client::Builder::new();
+    http.initial_window_size(config.stream_window.window())
         .initial_connection_window_size(config.connection_window.window())
         .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(config.ping_interval.bound())
-        .keep_alive_timeout(config.ping_timeout.0);
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_push(false);
     http
 }
 
@@ -77,31 +87,45 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Speaks HTTP/2 on a connected stream. Needs a place to spawn local tasks.
+    /// Speaks HTTP/2 on a connected stream; response heads may have `max_head` bytes. Needs a place to spawn local tasks.
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         secure: bool,
-        mut http: Builder<LocalExec>,
+        max_head: usize,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
-    ) -> hyper::Result<Rc<Self>> {
-        let traffic = Rc::new(Traffic::default());
-        let io = TokioIo::new(Metered::new(stream, Rc::clone(&traffic)));
-        let wanted = pool.cluster().http2.max_concurrent_streams;
+    ) -> io::Result<Rc<Self>> {
+        let config = pool.cluster().http2.clone();
         let slot = Rc::clone(&permit.slot);
         // Until its settings have come, it is taken to allow as much as the connection before.
-        let most = Rc::new(Cell::new(wanted.min(slot.streams.get())));
-        http.initial_max_send_streams(most.get() as usize);
-        let (sender, mut connection) = http.handshake(io).await?;
+        let most = config.max_concurrent_streams.min(slot.streams.get());
+        let state = Rc::new(State { active: Cell::new(0), most: Cell::new(most), received: Cell::new(0) });
+        let (io, turns) = Io::new(stream);
+        let (sender, mut connection) = {
+            let handshake = builder(&config, max_head).initial_max_send_streams(most as usize).handshake(io);
+            let mut handshake = pin!(handshake);
+            let shaken = poll_fn(|cx| match turns.turn(cx, |cx| handshake.as_mut().poll(cx)) {
+                Ok(shaken) => shaken.map_err(io::Error::other),
+                Err(error) => Poll::Ready(Err(error)),
+            });
+            shaken.await?
+        };
         Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
-            let (mux, slot_of_task, most_of_task) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&most));
+            let (mux, slot_of_task, shared) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&state));
             spawn_local(async move {
+                let mut pings = KeepAlive::new(&config, connection.ping_pong());
                 let ended = poll_fn(|cx| {
-                    let ended = Pin::new(&mut connection).poll(cx);
-                    let theirs = u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX);
-                    most_of_task.set(wanted.min(theirs));
+                    let ended = turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx))?;
+                    let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
+                    shared.most.set(config.max_concurrent_streams.min(theirs));
                     slot_of_task.streams.set(theirs);
-                    ended
+                    shared.received.set(turns.received());
+                    if let Poll::Ready(ended) = ended {
+                        return Poll::Ready(ended.map_err(io::Error::other));
+                    }
+                    let wanted = shared.active.get() > 0;
+                    let silent = pings.as_mut().map_or(Poll::Pending, |pings| pings.poll(turns.received(), wanted, cx));
+                    silent.map(|()| Err(io::ErrorKind::TimedOut.into()))
                 });
                 if let Err(error) = ended.await {
                     tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
@@ -113,10 +137,8 @@ where
                 slot,
                 permit: Cell::new(Some(permit)),
                 sender: RefCell::new(sender),
-                traffic,
                 secure,
-                active: Cell::new(0),
-                most,
+                state,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
             }
@@ -132,57 +154,92 @@ where
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let mux = &place.0;
         let reused = mux.served.get() > 1;
-        let received = mux.traffic.received();
-        let (request, key) = head.show(|head| into_h2(head, body, mux.secure));
-        let switches = request.method() == Method::CONNECT;
-        let bodiless = request.body().is_end_stream();
-        let response = mux.sender.borrow_mut().try_send_request(request);
-        let mut error = match response.await {
-            Ok(mut response) if switches && response.status().is_success() => {
-                let upgraded = hyper::upgrade::on(&mut response);
-                let upstream = async move {
-                    let io = upgraded.await.map_err(io::Error::other)?;
-                    // The stream's place is held as long as the stream.
-                    Ok(Box::new(Held::new(TokioIo::new(io), place)) as Box<dyn Duplex>)
-                };
-                let (mut parts, _) = response.into_parts();
-                parts.status = StatusCode::SWITCHING_PROTOCOLS;
-                if let Some(key) = &key {
-                    parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
-                }
-                return Ok(Response::from_parts(parts, PooledBody::switching(Box::pin(upstream))));
-            }
-            Ok(response) => {
-                return Ok(response.map(|incoming| PooledBody::of_stream(incoming, bodiless, Box::new(place))));
-            }
-            Err(error) => error,
-        };
-        let body = error.take_message().map(|request| Box::new(request.into_body()));
-        let source = error.into_error();
-        let kind = match reason(&source) {
-            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Http2(source) },
-            _ if source.is_user() => FailureKind::RequestBody { source: Box::new(source) },
+        let received = mux.state.received.get();
+        let failure = |error: h2::Error| match reason(&error) {
+            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Http2(error) },
             stopped => FailureKind::Reset {
                 // What was not processed is as good as sent on a connection that was closed already.
                 reused: reused || stopped == Some(Stopped::Unprocessed),
                 request_sent: stopped != Some(Stopped::Unprocessed),
-                bytes_received: mux.traffic.received() > received,
-                source: io::Error::other(source),
+                bytes_received: mux.state.received.get() > received,
+                source: io::Error::other(error),
             },
         };
-        Err(Failure { kind, body })
+        let bodiless = body.is_end_stream();
+        let sent = head.show(|head| {
+            let (request, key) = into_h2(head, &body.size_hint(), mux.secure);
+            let switches = request.method() == Method::CONNECT;
+            // One of its own: what one of them waits for is nothing to the others.
+            let mut sender = mux.sender.borrow().clone();
+            sender.send_request(request, bodiless && !switches).map(|sent| (sent, switches, key))
+        });
+        let ((mut response, stream), switches, key) = match sent {
+            Ok(sent) => sent,
+            Err(error) => return Err(Failure::unsent(failure(error), body)),
+        };
+        if switches {
+            let response = response.await.map_err(|error| Failure { kind: failure(error), body: None })?;
+            return Ok(switched(response, stream, key, place));
+        }
+        let mut upload = (!bodiless).then(|| Sending::new(body, stream));
+        let response = poll_fn(|cx| {
+            if let Some(sending) = &mut upload
+                && let Poll::Ready(sent) = sending.poll(cx)
+            {
+                upload = None;
+                if let Err(Cut::Body(source)) = sent {
+                    return Poll::Ready(Err(FailureKind::RequestBody { source }));
+                }
+            }
+            Pin::new(&mut response).poll(cx).map_err(failure)
+        });
+        let response = response.await.map_err(|kind| Failure { kind, body: None })?;
+        if let Some(mut upload) = upload {
+            // A client may well read nothing of the response before it has sent everything.
+            spawn_local(async move { poll_fn(|cx| upload.poll(cx)).await });
+        }
+        Ok(with_body(response, bodiless, place))
     }
+}
+
+/// A response, with the body that follows it.
+fn with_body<B: 'static>(response: Response<RecvStream>, bodiless: bool, place: Place<B>) -> Response<PooledBody> {
+    let (parts, stream) = response.into_parts();
+    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), bodiless, Box::new(place));
+    Response::from_parts(parts, body)
+}
+
+/// A response to a request that would switch protocols.
+fn switched<B: 'static>(
+    response: Response<RecvStream>,
+    send: SendStream<Bytes>,
+    key: Option<HeaderValue>,
+    place: Place<B>,
+) -> Response<PooledBody> {
+    if !response.status().is_success() {
+        return with_body(response, true, place);
+    }
+    let (mut parts, receive) = response.into_parts();
+    parts.status = StatusCode::SWITCHING_PROTOCOLS;
+    if let Some(key) = &key {
+        parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
+    }
+    // The stream's place is held as long as the stream.
+    let upstream = Box::new(Held::new(Tunnel::new(send, receive), place)) as Box<dyn Duplex>;
+    Response::from_parts(parts, PooledBody::switching(Box::pin(std::future::ready(Ok(upstream)))))
 }
 
 impl<B> Mux<B> {
     fn has_room(&self, requests: u32) -> bool {
         // An upstream that allows none for a while is asked one at a time: the request waits in the connection then.
-        self.active.get() < self.most.get().max(1) && (requests == 0 || self.served.get() < requests)
+        self.state.active.get() < self.state.most.get().max(1) && (requests == 0 || self.served.get() < requests)
     }
 
-    /// Whether hyper knows it to be closed, or going away.
+    /// Whether it is known to be closed, or going away.
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.borrow().is_closed()
+        // Nothing is sent by this one, so it waits for nothing.
+        let ready = self.sender.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
     }
 
     /// Closes it when its streams have ended, and leaves its place among the connections to another one.
@@ -192,7 +249,7 @@ impl<B> Mux<B> {
 
     /// Whether no stream is on it.
     pub(super) fn is_idle(&self) -> bool {
-        self.active.get() == 0
+        self.state.active.get() == 0
     }
 
     /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none).
@@ -205,7 +262,8 @@ impl<B> Mux<B> {
         if !self.has_room(requests) {
             return None;
         }
-        if self.active.replace(self.active.get() + 1) == 0 {
+        let active = &self.state.active;
+        if active.replace(active.get() + 1) == 0 {
             self.slot.stats.idle.fetch_sub(1, Relaxed);
         }
         self.served.set(self.served.get().saturating_add(1));
@@ -233,7 +291,7 @@ pub(super) struct Place<B>(Rc<Mux<B>>);
 impl<B> Drop for Place<B> {
     fn drop(&mut self) {
         let mux = &self.0;
-        mux.active.set(mux.active.get() - 1);
+        mux.state.active.set(mux.state.active.get() - 1);
         if mux.is_idle() {
             mux.count_idle();
         }
@@ -252,25 +310,31 @@ enum Stopped {
     Protocol,
 }
 
-fn reason(error: &hyper::Error) -> Option<Stopped> {
-    let error = error.source()?.downcast_ref::<h2::Error>()?;
+fn reason(error: &h2::Error) -> Option<Stopped> {
     match error.reason() {
         // Streams that a GOAWAY ends are those after the last one that was processed.
         _ if error.is_remote() && error.is_go_away() => Some(Stopped::Unprocessed),
-        Some(h2::Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
-        Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::COMPRESSION_ERROR | h2::Reason::FRAME_SIZE_ERROR)
-            if error.is_library() =>
-        {
+        Some(Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
+        Some(Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR) if error.is_library() => {
             Some(Stopped::Protocol)
         }
         _ => None,
     }
 }
 
+/// Fields about the connection, which HTTP/2 has not (RFC 9113 section 8.2.2).
+static OF_CONNECTION: [HeaderName; 5] = [
+    CONNECTION,
+    UPGRADE,
+    TRANSFER_ENCODING,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
 /// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
 /// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
-fn into_h2<B>(head: &encoder::RequestHead<'_>, body: B, secure: bool) -> (Request<B>, Option<HeaderValue>) {
-    let mut request = Request::new(body);
+fn into_h2(head: &encoder::RequestHead<'_>, body: &SizeHint, secure: bool) -> (Request<()>, Option<HeaderValue>) {
+    let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() = head.method.clone();
     *request.headers_mut() = head.to_fields();
@@ -283,16 +347,27 @@ fn into_h2<B>(head: &encoder::RequestHead<'_>, body: B, secure: bool) -> (Reques
     let target = uri::PathAndQuery::try_from(head.target);
     uri.path_and_query = Some(target.unwrap_or(uri::PathAndQuery::from_static("/")));
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-    if request.headers_mut().remove(CONNECTION).is_none() {
-        request.headers_mut().remove(UPGRADE);
-        return (request, None);
+    let fields = request.headers_mut();
+    let mut key = None;
+    let mut protocol = None;
+    if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
+        let token = fields.remove(UPGRADE).filter(|_| fields.contains_key(CONNECTION));
+        protocol = token.and_then(|token| Some(Protocol::from(&*token.to_str().ok()?.to_ascii_lowercase())));
+        // A filter may have set the others.
+        OF_CONNECTION.iter().for_each(|name| _ = fields.remove(name));
     }
-    let token = request.headers_mut().remove(UPGRADE);
-    if let Some(token) = token.as_ref().and_then(|token| token.to_str().ok()) {
+    if fields.get(TE).is_some_and(|te| te != "trailers") {
+        fields.remove(TE);
+    }
+    if let Some(protocol) = protocol {
+        key = fields.remove(SEC_WEBSOCKET_KEY);
         *request.method_mut() = Method::CONNECT;
-        request.extensions_mut().insert(hyper::ext::Protocol::from(&*token.to_ascii_lowercase()));
+        request.extensions_mut().insert(protocol);
+    } else if let Some(length) = body.exact()
+        && (length > 0 || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH))
+    {
+        fields.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
-    let key = request.headers_mut().remove(SEC_WEBSOCKET_KEY);
     (request, key)
 }
 
@@ -320,9 +395,9 @@ mod tests {
         let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
         let request = request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket");
         let (parts, ()) = request.header(SEC_WEBSOCKET_KEY, "k").body(()).unwrap().into_parts();
-        let (there, key) = into_h2(&encoder::RequestHead::of(&parts), (), true);
+        let (there, key) = into_h2(&encoder::RequestHead::of(&parts), &SizeHint::with_exact(0), true);
         assert_eq!((there.method(), there.uri().to_string().as_str()), (&Method::CONNECT, "https://h:1/a?b"));
-        assert_eq!(there.extensions().get::<hyper::ext::Protocol>().unwrap().as_str(), "websocket");
+        assert_eq!(there.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
         assert_eq!(there.headers().len(), 1);
         assert_eq!(key, Some(HeaderValue::from_static("k")));
     }

@@ -28,7 +28,7 @@ use super::{
     connect,
     failure::{Failure, FailureKind},
     link::Link,
-    mux::{self, Mux, Place},
+    mux::{Mux, Place},
     slots::{ClusterPool, Grant, Opening, Permit, Slot},
 };
 use crate::{
@@ -248,7 +248,7 @@ where
         let opened = match &self.0.dial {
             None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
                 Ok((stream, connect::Version::H1)) => Ok(self.link(Box::new(stream), pool, permit)),
-                Ok((stream, connect::Version::H2)) => self.mux(stream, &cluster, pool, permit).await,
+                Ok((stream, connect::Version::H2)) => self.mux(stream, pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
@@ -266,14 +266,12 @@ where
     async fn mux(
         &self,
         stream: Stream,
-        cluster: &Cluster,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> Result<Opened<B>, (io::Error, bool)> {
-        let http = mux::builder(&cluster.http2, self.0.limits.head);
         let secure = matches!(stream, Stream::Tls(_));
-        let opened = Mux::open(stream, secure, http, pool, permit).await;
-        opened.map(Opened::Mux).map_err(|error| (io::Error::other(error), false))
+        let opened = Mux::open(stream, secure, self.0.limits.head, pool, permit).await;
+        opened.map(Opened::Mux).map_err(|error| (error, false))
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {

@@ -1,7 +1,7 @@
-//! An eye on the frames that a client sends, before hyper sees them: one that sends nothing but frames which make work and
+//! An eye on the frames that a client sends, before h2 sees them: one that sends nothing but frames which make work and
 //! lead to nothing is cut off.
 //!
-//! hyper answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
+//! h2 answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
 //! So such frames are counted, and each frame that brings something (a head, data, either way) takes some from the count.
 
 use std::{

@@ -21,7 +21,6 @@ use tollgate_abi::fast::flag;
 use super::{
     Connection,
     body::Incoming,
-    date,
     transport::{Sender, Transport, Watch},
     tunnel,
 };
@@ -31,6 +30,7 @@ use crate::{
     http::{
         body::Body,
         connection::{Cut, log_refusal},
+        date,
         fields::{Present, is_hop_by_hop, remove_hop_by_hop},
     },
 };
@@ -125,8 +125,8 @@ async fn serve(
     };
     let mut request = request;
     if let Some(protocol) = request.extensions_mut().remove::<h3::ext::Protocol>() {
-        // As hyper says it.
-        request.extensions_mut().insert(hyper::ext::Protocol::from(protocol.as_str()));
+        // As h2 says it.
+        request.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
     }
     let wanted = expects(&request).then(Rc::<Notify>::default);
     let (body, recv) = match *request.method() {

@@ -1,4 +1,4 @@
-//! `Date` for responses that have none (RFC 9110 section 6.6.1): hyper sees to that in the other versions.
+//! `Date` for responses over HTTP/2 and HTTP/3 that have none (RFC 9110 section 6.6.1).
 
 use std::{cell::RefCell, time::SystemTime};
 

@@ -1,0 +1,238 @@
+//! Bodies: as h2 gives them, and as it takes them.
+
+use std::{
+    error::Error,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, header::CONTENT_LENGTH};
+use http_body::{Body, Frame, SizeHint};
+
+/// A body that comes. What is read of it is room for more at once.
+pub struct Incoming {
+    stream: RecvStream,
+    /// Bytes that are still to come, if the head has said how many. h2 holds the peer to it.
+    left: Option<u64>,
+    /// Only trailers may follow.
+    data_over: bool,
+}
+
+impl Incoming {
+    /// What follows a head with these fields.
+    pub fn new(stream: RecvStream, fields: &HeaderMap) -> Incoming {
+        let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        Incoming { stream, left: length, data_over: false }
+    }
+
+    /// The next part of it.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_over {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // It fails for a stream that is gone, whose window is nobody's concern.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_over = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    /// Whether all of it has been read.
+    pub fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// What is still to come.
+    pub fn size_hint(&self) -> SizeHint {
+        self.left.map_or(SizeHint::default(), SizeHint::with_exact)
+    }
+}
+
+/// Why a body was not sent to its end.
+#[derive(Debug)]
+pub enum Cut {
+    /// The peer has ended the stream, or the connection has ended.
+    Stream(h2::Error),
+    /// The body has failed; the peer is told by a reset.
+    Body(Box<dyn Error + Send + Sync>),
+}
+
+/// A body on its way to the peer, after its head.
+pub struct Sending<B> {
+    body: B,
+    stream: SendStream<Bytes>,
+    /// Data that waits for the peer to make room, and whether it is the last.
+    held: Option<(Bytes, bool)>,
+}
+
+impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> Sending<B> {
+    /// Sends `body`, as [`Sending::poll`] is called.
+    pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Sending { body, stream, held: None }
+    }
+
+    /// Sends what can be sent. Ready when h2 has all of it, or no more of it is wanted.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        if let Poll::Ready(sent) = self.poll_send(cx) {
+            return Poll::Ready(sent);
+        }
+        self.stream.poll_reset(cx).map(|reset| Err(Cut::Stream(reset.map_or_else(|error| error, h2::Error::from))))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        loop {
+            if let Some((data, last)) = self.held.take() {
+                // An end without data needs no room.
+                let room = if data.is_empty() { Poll::Ready(Ok(())) } else { poll_room(&mut self.stream, cx) };
+                match room {
+                    Poll::Pending => {
+                        self.held = Some((data, last));
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(room) => room.map_err(Cut::Stream)?,
+                }
+                self.stream.send_data(data, last).map_err(Cut::Stream)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Cut::Stream)),
+                Some(Err(error)) => {
+                    let error = error.into();
+                    self.stream.send_reset(reason(&*error));
+                    return Poll::Ready(Err(Cut::Body(error)));
+                }
+                Some(Ok(frame)) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    let last = self.body.is_end_stream();
+                    if data.is_empty() && !last {
+                        continue;
+                    }
+                    // Not before there is something to send: what one stream reserves of the connection's window, the others
+                    // cannot use.
+                    self.stream.reserve_capacity(data.len().min(1));
+                    self.held = Some((data, last));
+                }
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return Poll::Ready(self.stream.send_trailers(trailers).map_err(Cut::Stream));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the peer takes something of what has been reserved.
+pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    while stream.capacity() == 0 {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(room) => room?,
+            // The stream is over.
+            None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+        };
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// What a peer is told of a body that has failed: what another peer has said, if it was one.
+fn reason(error: &(dyn Error + 'static)) -> Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(theirs) = error.downcast_ref::<h2::Error>() {
+            return theirs.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        }
+        cause = error.source();
+    }
+    Reason::INTERNAL_ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::{Request, Response};
+
+    use super::*;
+
+    /// Parts, the last of which is known to be the last.
+    struct Parts(Vec<Result<Bytes, h2::Error>>);
+
+    impl Body for Parts {
+        type Data = Bytes;
+        type Error = h2::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+            let next = (!self.0.is_empty()).then(|| self.0.remove(0));
+            Poll::Ready(next.map(|part| part.map(Frame::data)))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    /// What a client with a window of this size reads of a body, without making room for more.
+    async fn sent(parts: Vec<Result<Bytes, h2::Error>>, window: u32) -> Vec<Result<Bytes, Option<Reason>>> {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let serving = async move {
+            let mut http = h2::server::handshake(near).await.unwrap();
+            let (_, mut respond) = http.accept().await.unwrap().unwrap();
+            let mut sending = Sending::new(Parts(parts), respond.send_response(Response::new(()), false).unwrap());
+            let _ = tokio::join!(poll_fn(|cx| sending.poll(cx)), http.accept());
+        };
+        let reading = async move {
+            let mut builder = h2::client::Builder::new();
+            let (sender, http) = builder.initial_window_size(window).handshake::<_, Bytes>(far).await.unwrap();
+            let mut sender = sender.ready().await.unwrap();
+            let asking = async move {
+                let (response, _) = sender.send_request(Request::get("http://h/").body(()).unwrap(), true).unwrap();
+                // A reset takes along what has not gone out yet.
+                let mut body = match response.await {
+                    Ok(response) => response.into_body(),
+                    Err(error) => return vec![Err(error.reason())],
+                };
+                let mut read = Vec::new();
+                while let Some(part) = body.data().await {
+                    let ended = part.is_err();
+                    read.push(part.map_err(|error| error.reason()));
+                    if ended {
+                        break;
+                    }
+                }
+                read
+            };
+            tokio::select! {
+                read = asking => read,
+                ended = http => panic!("{ended:?}"),
+            }
+        };
+        tokio::select! {
+            read = reading => read,
+            () = serving => panic!("the client is still there"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_without_data_needs_no_room() {
+        let parts = vec![Ok(Bytes::from_static(b"abc")), Ok(Bytes::new()), Ok(Bytes::new())];
+        let read: Vec<u8> = sent(parts, 3).await.into_iter().flat_map(|part| part.unwrap()).collect();
+        assert_eq!(read, b"abc");
+    }
+
+    #[tokio::test]
+    async fn why_a_body_was_cut_is_passed_on() {
+        let parts = vec![Ok(Bytes::from_static(b"abc")), Err(Reason::CANCEL.into())];
+        assert_eq!(sent(parts, 100).await.last(), Some(&Err(Some(Reason::CANCEL))));
+    }
+}

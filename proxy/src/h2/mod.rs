@@ -1,0 +1,19 @@
+//! HTTP/2 (RFC 9113) as both sides of the proxy speak it. The crate `h2` does the framing, the heads and the windows; here is what
+//! it leaves to its users.
+//!
+//! A connection is a task, and so is a client's request; a request to an upstream is driven by whoever has it. [`Io`] is what a
+//! connection reads from and writes to, [`Incoming`] a body that comes, [`Sending`] one that goes, [`Tunnel`] a stream that
+//! carries another protocol, and [`KeepAlive`] finds out whether a silent peer is still there. `http/h2` is the side of the
+//! clients, `upstream/mux` that of the upstreams.
+
+mod body;
+mod io;
+mod keep_alive;
+mod tunnel;
+
+pub use self::{
+    body::{Cut, Incoming, Sending},
+    io::{Io, Turns},
+    keep_alive::KeepAlive,
+    tunnel::Tunnel,
+};

@@ -1,0 +1,77 @@
+//! A stream that carries another protocol (RFC 9113 section 8.5, RFC 8441), as a stream of bytes.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::body::poll_room;
+
+/// Both directions of a stream. Dropped before it was shut down, the stream is reset.
+pub struct Tunnel {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    unread: Bytes,
+    is_shut: bool,
+}
+
+impl Tunnel {
+    /// What follows the heads.
+    pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Tunnel {
+        Tunnel { send, receive, unread: Bytes::new(), is_shut: false }
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(Ok(data)) => self.unread = data,
+                Some(Err(error)) if !matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
+                    return Poll::Ready(Err(io::Error::other(error)));
+                }
+                Some(Err(_)) | None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        // It fails for a stream that is gone, whose window is nobody's concern.
+        let _ = self.receive.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.send.reserve_capacity(1);
+        ready!(poll_room(&mut self.send, cx)).map_err(broken)?;
+        self.send.send_data(Bytes::copy_from_slice(bytes), false).map_err(broken)?;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_shut {
+            self.is_shut = true;
+            // It fails if the peer has reset the stream, and then there is nothing to be told.
+            let _ = self.send.send_data(Bytes::new(), true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, error)
+}

@@ -1,0 +1,118 @@
+//! One request on an HTTP/2 connection: from its stream to the exchange, and the response back.
+//!
+//! Each is a task, and thousands may be under way: what a task carries from one step to the next is small, or boxed.
+
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Method, Request, Response, header};
+use http_body::Body as _;
+
+use super::{Connection, streams::Place};
+use crate::{
+    chain::stream::Progress,
+    exchange::{self, Answer, Closed},
+    h2::{Incoming, Sending, Tunnel},
+    http::{
+        body::Body,
+        connection::Cut,
+        date,
+        fields::{Present, remove_hop_by_hop},
+    },
+};
+
+/// What follows a response's head.
+enum Rest {
+    Nothing,
+    Body(Box<Sending<Body>>),
+    Tunnel(Pin<Box<dyn Future<Output = ()>>>),
+}
+
+/// Serves a request in a task of its own.
+pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let requests = &connection.info.requests;
+    requests.set(requests.get().saturating_add(1));
+    let (parts, received) = request.into_parts();
+    let connects = parts.method == Method::CONNECT;
+    if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
+        // What follows is not its content (RFC 9110 section 9.3.6).
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
+    let (body, received) = match connects {
+        // What follows is none of the exchange's business.
+        true => (Body::Empty, Some(received)),
+        false if received.is_end_stream() => (Body::Empty, None),
+        false => (Body::Http2(Incoming::new(received, &parts.headers)), None),
+    };
+    let progress = Rc::new(Progress::default());
+    let cut = connection.resets.opened();
+    let serving = Box::pin(exchange::serve(
+        connection.handle.site(),
+        connection.info.clone(),
+        progress.clone(),
+        Request::from_parts(parts, body),
+    ));
+    Place::spawn(connection, progress, |place| serve(place, cut, serving, respond, received));
+}
+
+async fn serve(
+    place: Place,
+    cut: Cut,
+    mut serving: Pin<Box<impl Future<Output = Result<Answer, Closed>>>>,
+    mut respond: SendResponse<Bytes>,
+    mut received: Option<RecvStream>,
+) {
+    let rest = poll_fn(|cx| match serving.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(Some(send_head(answer, &mut respond, received.take()))),
+        // A client that has reset the stream wants no answer.
+        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    })
+    .await;
+    drop(serving);
+    let Some(rest) = rest else { return };
+    cut.end();
+    match rest {
+        Rest::Nothing => {}
+        Rest::Body(mut sending) => {
+            // If it is cut, the exchange has said why.
+            let _ = poll_fn(|cx| sending.poll(cx)).await;
+        }
+        Rest::Tunnel(tunnel) => {
+            // It has a clock of its own, which always runs.
+            drop(place);
+            tunnel.await;
+        }
+    }
+}
+
+/// Sends a response's head, or resets the stream if there is none.
+fn send_head(answer: Result<Answer, Closed>, respond: &mut SendResponse<Bytes>, received: Option<RecvStream>) -> Rest {
+    let Ok(Answer { response, tunnel }) = answer else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return Rest::Nothing;
+    };
+    let (parts, body) = response.into_parts();
+    let mut head = Response::from_parts(parts, ());
+    let fields = head.headers_mut();
+    // A filter may have set some of them.
+    remove_hop_by_hop(fields, Present::of(fields));
+    fields.entry(header::DATE).or_insert_with(date::now);
+    let tunnel = tunnel.zip(received);
+    let over = body.is_end_stream() && tunnel.is_none();
+    if tunnel.is_some() {
+        fields.remove(header::CONTENT_LENGTH);
+    } else if !over && let Some(length) = body.size_hint().exact() {
+        fields.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    match (respond.send_response(head, over), tunnel) {
+        (Ok(_), _) if over => Rest::Nothing,
+        (Ok(send), Some((tunnel, received))) => Rest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received)))),
+        (Ok(send), None) => Rest::Body(Box::new(Sending::new(body, send))),
+        (Err(error), _) => {
+            tracing::debug!(%error, "no response");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            Rest::Nothing
+        }
+    }
+}
