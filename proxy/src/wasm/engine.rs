@@ -5,16 +5,16 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Once,
+        Arc, Once, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, OptLevel};
+use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, Module, OptLevel};
 
-use super::{host::Host, hostcalls};
+use super::{host::Host, hostcalls, joined::Joined};
 
 /// The grain of the bound on a call's time.
 const TICK: Duration = Duration::from_millis(5);
@@ -26,6 +26,8 @@ const GUEST_STACK: usize = 512 << 10;
 pub struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Host>,
+    /// Compiled for the first instance.
+    joining: OnceLock<Option<Module>>,
     /// Ends the ticking thread.
     stopped: Arc<AtomicBool>,
     /// Whether there is one.
@@ -58,12 +60,17 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker)?;
-        Ok(Arc::new(Engine { engine, linker, stopped: Arc::default(), ticks: Once::new() }))
+        Ok(Arc::new(Engine { engine, linker, joining: OnceLock::new(), stopped: Arc::default(), ticks: Once::new() }))
     }
 
     /// The compiler.
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
+    }
+
+    /// The module that joins callbacks. None: it cannot be compiled, and each callback is made by itself.
+    pub(super) fn joining(&self) -> Option<&Module> {
+        self.joining.get_or_init(|| Joined::compile(&self.engine).ok()).as_ref()
     }
 
     /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.

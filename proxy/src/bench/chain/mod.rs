@@ -313,7 +313,7 @@ impl Runner {
 
     fn response(&self) -> (ResponseHead, Bytes) {
         let (head, body) = &self.response;
-        (ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields) }, body.clone())
+        (ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields, sample::ROOM) }, body.clone())
     }
 
     fn report(&self, workload: &str, clock: Duration) -> Report {
