@@ -176,6 +176,10 @@ impl Filter for WasmFilter {
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
+        if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
+            let context = stream.state.borrow().positions[position].context;
+            return self.vm.forget(context);
+        }
         self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }
 }

@@ -224,7 +224,7 @@ impl Vm {
         clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
         store.data_mut().act_for(tenant.index, context);
         let result = {
-            let _scope = Scope::enter(stream.map(|(s, position)| (s.clone(), position)), &self.contexts);
+            let _scope = Scope::enter(stream, &self.contexts);
             call(store, exports)
         };
         if let Some(start) = timed {
