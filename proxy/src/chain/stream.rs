@@ -295,8 +295,6 @@ pub struct Stream {
     pub chain: Rc<Chain>,
     /// When its head had come.
     pub start: Instant,
-    /// The same, by the clock on the wall.
-    pub start_time: SystemTime,
     /// The path and query as they were asked for.
     pub original_path: Bytes,
     /// The version of HTTP that the client speaks.
@@ -311,6 +309,7 @@ pub struct Stream {
     pub grpc: OnceCell<GrpcCall>,
     /// How it moves.
     pub progress: Rc<Progress>,
+    start_time: OnceCell<SystemTime>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
 
@@ -341,13 +340,13 @@ impl Stream {
             client,
             chain,
             start,
-            start_time: SystemTime::now(),
             original_path,
             version,
             request_id,
             times: Times::default(),
             grpc: OnceCell::new(),
             progress,
+            start_time: OnceCell::new(),
             wakers: RefCell::default(),
             state: RefCell::new(State {
                 request: head,
@@ -370,6 +369,11 @@ impl Stream {
                 held: SmallVec::new(),
             }),
         })
+    }
+
+    /// When its head had come, by the clock on the wall.
+    pub fn start_time(&self) -> SystemTime {
+        *self.start_time.get_or_init(|| SystemTime::now() - self.start.elapsed())
     }
 
     /// Adds response flags.

@@ -192,8 +192,10 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let start = Instant::now();
     let Aim { cluster, endpoint, switch } = aim;
+    let first = stream.state.borrow().attempts == 1 && !upload.is_filtered();
+    // Nothing has been waited for since then.
+    let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     let head = Outgoing::new(stream, upload, deadline, switch);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));

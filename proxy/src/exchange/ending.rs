@@ -123,7 +123,7 @@ impl Drop for Ending {
             stored: Some(&state.stored),
             request_headers: log.format().request_headers().then_some(&request.fields),
             response_headers: state.response.as_ref().filter(|_| log.format().response_headers()).map(|r| &r.fields),
-            ..Entry::new(stream.start_time, &site.name, stream.connection.peer)
+            ..Entry::new(stream.start_time(), &site.name, stream.connection.peer)
         };
         log.log(shard, &entry);
     }

@@ -143,7 +143,9 @@ async fn forward(
 ) -> Result<FromUpstream, Stop> {
     let mut deadline = Deadline::idle(site, stream);
     let seen = request_filters(stream, upload, &mut deadline).await?;
-    stream.times.routed.set(Some(tokio::time::Instant::now()));
+    // Without filters no time has passed, and reading the clock takes some.
+    let filtered = seen > 0 || upload.is_filtered();
+    stream.times.routed.set(Some(if filtered { tokio::time::Instant::now() } else { stream.start }));
     // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
     // about it, and so that filters can decide by the body where the request goes.
     if upload.is_filtered() {

@@ -3,7 +3,11 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method, Uri, Version,
+    header::{self, Entry},
+    request::Parts,
+};
 
 use super::{Site, grpc, reply::Fault, switch::Switch};
 use crate::{
@@ -13,7 +17,7 @@ use crate::{
         stream::{Arrival, ConnectionInfo, Progress},
     },
     http::{
-        fields::{add_via, forwarded, remove_hop_by_hop},
+        fields::{Present, add_via, forwarded, remove_hop_by_hop},
         path::normalise,
     },
     tls::xfcc,
@@ -21,12 +25,14 @@ use crate::{
 
 /// The one host that a request is for (RFC 9112 section 3.2): of its target if that is absolute, else of `Host`.
 fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
-    let mut hosts = fields.get_all(header::HOST).iter();
-    let (host, more) = (hosts.next().cloned(), hosts.next().is_some());
-    fields.remove(header::HOST);
-    if more {
-        return Err(Fault::BadHost);
-    }
+    let host = match fields.entry(header::HOST) {
+        Entry::Vacant(_) => None,
+        Entry::Occupied(host) if host.iter().nth(1).is_none() => Some(host.remove()),
+        Entry::Occupied(hosts) => {
+            hosts.remove_entry_mult();
+            return Err(Fault::BadHost);
+        }
+    };
     let host = match (uri.scheme(), uri.authority()) {
         (Some(_), Some(authority)) => {
             // Later versions have nothing to do with proxies that would change one and not the other (RFC 9113 section 8.3.1).
@@ -82,7 +88,8 @@ pub(super) fn begin(
     mut parts: Parts,
     bodiless: bool,
 ) -> Begun {
-    let switch = Switch::wanted(site, &mut parts, bodiless);
+    let present = Present::of(&parts.headers);
+    let switch = Switch::wanted(site, &mut parts, present, bodiless);
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
     let authority = match authority(&method, &uri, version, &mut fields) {
         // HTTP/1.0 knows no `Host`.
@@ -101,16 +108,20 @@ pub(super) fn begin(
     let original_path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
     let original_path = Bytes::copy_from_slice(original_path.as_bytes());
     let path = path.unwrap_or_else(|_| original_path.clone());
-    remove_hop_by_hop(&mut fields);
+    remove_hop_by_hop(&mut fields, present);
     if let Some(switch) = &switch {
         switch.restore(&mut fields);
     }
     if version >= Version::HTTP_2 {
         join_cookies(&mut fields);
     }
-    xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
-    // It is answered here, by hyper, when the body is first wanted.
-    fields.remove(header::EXPECT);
+    if present.client_cert || connection.tls.is_some() {
+        xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
+    }
+    if present.expect {
+        // It is answered here, when the body is first wanted.
+        fields.remove(header::EXPECT);
+    }
     add_via(&mut fields, site.via.of(version));
     let (scheme, hops) = (connection.scheme(), site.config.trusted_hops);
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);

@@ -28,7 +28,7 @@ use crate::{
     },
     http::{
         body::{Body, BodyError},
-        fields::{add_via, remove_hop_by_hop},
+        fields::{Present, add_via, remove_hop_by_hop},
     },
     upstream::{PooledBody, Switching},
 };
@@ -80,7 +80,8 @@ pub(super) async fn from_upstream(
     let received = parts.version;
     let stream = ending.stream().clone();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
-    remove_hop_by_hop(&mut head.fields);
+    let present = Present::of(&head.fields);
+    remove_hop_by_hop(&mut head.fields, present);
     if let Some(selected) = &stream.state.borrow().route {
         selected.route.response_headers.apply(&mut head.fields);
     }
@@ -186,6 +187,7 @@ impl Pending<'_> {
         }
         let bodiless = is_bodiless(status, self.head_only);
         let body = ResponseBody {
+            first: None,
             promised: None,
             sent: 0,
             filtered: !bodiless && had_body && stream.chain.wants_body(Direction::Response),
@@ -314,6 +316,8 @@ fn poll_into(
 
 /// A response's body.
 struct ResponseBody {
+    /// What had come of it before the head was sent.
+    first: Option<Result<Frame<Bytes>, BodyError>>,
     source: Source,
     flow: BodyFlow,
     filtered: bool,
@@ -359,9 +363,22 @@ impl ResponseBody {
         let over = bodiless || (!self.filtered && self.source.drained) || self.flow.is_over();
         if over {
             self.ending.complete();
+            // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
+            return Ok(response);
         }
-        // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
-        *response.body_mut() = if over { Body::Empty } else { Body::stream(self) };
+        // What has come with the head is taken at once: if that is all, nothing need be kept until it is sent.
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut self).poll_frame(cx))).await;
+        *response.body_mut() = match first {
+            Poll::Ready(Some(Ok(frame))) if self.is_end_stream() && frame.is_data() => {
+                frame.into_data().map_or(Body::Empty, Body::full)
+            }
+            Poll::Ready(None) => Body::Empty,
+            Poll::Ready(first) => {
+                self.first = first;
+                Body::stream(self)
+            }
+            Poll::Pending => Body::stream(self),
+        };
         Ok(response)
     }
 
@@ -449,6 +466,9 @@ impl http_body::Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let me = self.get_mut();
+        if let Some(first) = me.first.take() {
+            return Poll::Ready(Some(first));
+        }
         if me.over {
             return Poll::Ready(None);
         }
@@ -489,12 +509,19 @@ impl http_body::Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.first.is_some() {
+            return false;
+        }
         self.over || if self.filtered { self.flow.is_over() } else { self.source.drained }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source.origin {
-            Origin::Upstream(body) if !self.filtered => body.size_hint(),
+        match (&self.source.origin, &self.first) {
+            (Origin::Upstream(body), None) if !self.filtered => body.size_hint(),
+            (Origin::Upstream(body), Some(Ok(first))) if !self.filtered => {
+                let first = first.data_ref().map_or(0, Bytes::len) as u64;
+                body.size_hint().exact().map_or(SizeHint::default(), |left| SizeHint::with_exact(left + first))
+            }
             _ => SizeHint::default(),
         }
     }

@@ -8,6 +8,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 
 use super::{Site, reply::Fault};
+use crate::http::fields::Present;
 
 /// What a request wants to switch to.
 #[derive(Debug, Clone)]
@@ -26,7 +27,12 @@ const WEBSOCKET: &[u8] = b"websocket";
 impl Switch {
     /// What the request wants and may have. An upgrade that is not offered over HTTP/1.1 is ignored, as that version allows.
     /// One over HTTP/2 leaves the request as a `GET`.
-    pub(super) fn wanted(site: &Site, parts: &mut Parts, bodiless: bool) -> Result<Option<Switch>, Fault> {
+    pub(super) fn wanted(
+        site: &Site,
+        parts: &mut Parts,
+        present: Present,
+        bodiless: bool,
+    ) -> Result<Option<Switch>, Fault> {
         let offered = |token: &[u8]| site.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
         if parts.method == Method::CONNECT {
             let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_owned());
@@ -47,7 +53,7 @@ impl Switch {
                 None => Err(Fault::Connect),
             };
         }
-        if parts.version != Version::HTTP_11 || !bodiless || !parts.headers.contains_key(header::UPGRADE) {
+        if parts.version != Version::HTTP_11 || !bodiless || !present.upgrade {
             return Ok(None);
         }
         let connection = parts.headers.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, TE, TRAILER, TRANSFER_ENCODING},
@@ -122,7 +122,7 @@ impl Announced {
     }
 }
 
-fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.reserve(name.as_str().len() + value.len() + 4);
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
@@ -130,9 +130,10 @@ fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn content_length(out: &mut BytesMut, length: u64) {
-    // Formatting into a `BytesMut` fails only without memory.
-    let _ = std::fmt::Write::write_fmt(out, format_args!("content-length: {length}\r\n"));
+fn content_length(out: &mut Vec<u8>, length: u64) {
+    out.extend_from_slice(b"content-length: ");
+    out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Bytes that a head has beside its fields, and those that a field has beside its name and value.
@@ -203,19 +204,26 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
     out.extend_from_slice(head.target);
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     // The first of all, as RFC 9110 section 7.2 would have it.
-    out.extend_from_slice(head.host.or(head.fields.get(HOST).map(HeaderValue::as_bytes)).unwrap_or_default());
+    let host = head.host.or_else(|| head.fields.get(HOST).map(HeaderValue::as_bytes));
+    out.extend_from_slice(host.unwrap_or_default());
     out.extend_from_slice(b"\r\n");
+    let mut said = None;
     for (name, value) in head.fields {
-        if !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING) && !head.is_replaced(name) {
-            field(out, name, value);
+        match *name {
+            HOST | TRANSFER_ENCODING => {}
+            CONTENT_LENGTH => said = said.or(Some(value)),
+            _ if head.is_replaced(name) => {}
+            _ => field(out, name, value),
         }
     }
     for (name, value) in head.replaced {
-        if let (false, Some(value)) = (*name == CONTENT_LENGTH, value) {
-            field(out, name, value);
+        match (name, value) {
+            (&CONTENT_LENGTH, value) => said = value.as_ref(),
+            (name, Some(value)) => field(out, name, value),
+            (_, None) => {}
         }
     }
-    let said = head.get(&CONTENT_LENGTH).and_then(|value| length(value.as_bytes()).ok());
+    let said = said.and_then(|value| length(value.as_bytes()).ok());
     let encoder = match (empty, said.or(body.exact())) {
         (true, _) => {
             if said.is_some() || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) {
@@ -274,14 +282,18 @@ pub fn response(
         out.extend_from_slice(b"\r\n");
     }
     let mut closes = !client.persists;
+    let (mut said, mut dated) = (None, false);
     for (name, value) in fields {
         match *name {
-            CONTENT_LENGTH | TRANSFER_ENCODING => {}
+            CONTENT_LENGTH => said = said.or(Some(value)),
+            TRANSFER_ENCODING => {}
             CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => closes = true,
-            _ => field(out, name, value),
+            _ => {
+                dated |= *name == DATE;
+                field(out, name, value);
+            }
         }
     }
-    let said = fields.get(CONTENT_LENGTH);
     // RFC 9110 section 8.6: none of them has a body, nor says how long it would be.
     let none = client.switches || status.is_informational() || status == StatusCode::NO_CONTENT;
     let encoder = if none {
@@ -308,7 +320,7 @@ pub fn response(
     } else if client.version == Version::HTTP_10 {
         out.extend_from_slice(b"connection: keep-alive\r\n");
     }
-    if !fields.contains_key(DATE) && !status.is_informational() {
+    if !dated && !status.is_informational() {
         date(out);
     }
     out.extend_from_slice(b"\r\n");
@@ -321,7 +333,7 @@ struct Second {
     line: Vec<u8>,
 }
 
-fn date(out: &mut BytesMut) {
+fn date(out: &mut Vec<u8>) {
     thread_local! {
         static NOW: RefCell<Second> = const { RefCell::new(Second { at: Duration::MAX, line: Vec::new() }) };
     }

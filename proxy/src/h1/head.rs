@@ -6,16 +6,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
-};
+use http::{HeaderMap, Method, StatusCode, Uri, Version, header::CONTENT_LENGTH};
 
-use super::{
-    Limits, Violation,
-    decoder::Decoder,
-    violation::{self, length},
-};
+use super::{Limits, Violation, decoder::Decoder, fields, violation};
 
 /// Why a head cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +33,11 @@ pub enum HeadError {
 /// Fields that are parsed on the stack.
 const ON_STACK: usize = 100;
 
-/// Fields that the proxy adds to a head, for which there is room from the beginning.
+/// Fields that the proxy and filters add to a request, for which there is room from the beginning.
 const ADDED: usize = 6;
+
+/// The same for a response.
+const ADDED_BACK: usize = 2;
 
 /// The longest target that [`Uri`] takes.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
@@ -89,42 +85,6 @@ fn persists(version: Version, close: bool, keep_alive: bool) -> bool {
     !close && (version == Version::HTTP_11 || keep_alive)
 }
 
-/// What a head says of its message's body and of its connection.
-#[derive(Default)]
-struct Framing {
-    length: Option<u64>,
-    /// How many transfer codings there are, and whether all of them are `chunked`.
-    codings: usize,
-    chunked: bool,
-    close: bool,
-    keep_alive: bool,
-}
-
-impl Framing {
-    fn note(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Violation> {
-        match *name {
-            CONTENT_LENGTH => {
-                let length = length(value)?;
-                if self.length.replace(length).is_some() {
-                    return Err(Violation::ContentLength);
-                }
-            }
-            TRANSFER_ENCODING => {
-                self.codings += 1;
-                self.chunked = value.eq_ignore_ascii_case(b"chunked");
-            }
-            CONNECTION => {
-                for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
-                    self.close |= token.eq_ignore_ascii_case(b"close");
-                    self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 /// A request's head.
 #[derive(Debug)]
 pub struct Request {
@@ -146,9 +106,9 @@ pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<R
     let head = take(inbox, length);
     let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
     let mut on_heap = Vec::new();
-    let fields = space(&mut on_stack, &mut on_heap, limits);
+    let space = space(&mut on_stack, &mut on_heap, limits);
     let mut request = httparse::Request::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, &head, fields);
+    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, &head, space);
     check(parsed, &head)?;
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed);
@@ -160,16 +120,15 @@ pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<R
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Malformed)?;
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let (fields, framing) = header_map(&head, request.headers)?;
+    let (headers, framing) = fields::read(&head, request.headers, ADDED)?;
     let body = match (framing.codings, framing.length) {
         (0, length) => Decoder::length(length.unwrap_or(0)),
         (1, None) if framing.chunked && minor == 1 => Decoder::chunked(),
         (1, Some(_)) if framing.chunked => return Err(Violation::BothLengths.into()),
         _ => return Err(Violation::TransferEncoding.into()),
     };
-    let expects_continue = minor == 1
-        && fields.get(http::header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    parts.headers = fields;
+    let expects_continue = minor == 1 && framing.expects_continue;
+    parts.headers = headers;
     let persists = persists(parts.version, framing.close, framing.keep_alive);
     Ok(Request { parts, body, persists, expects_continue })
 }
@@ -201,15 +160,15 @@ pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only:
     let head = take(inbox, length);
     let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
     let mut on_heap = Vec::new();
-    let fields = space(&mut on_stack, &mut on_heap, limits);
+    let space = space(&mut on_stack, &mut on_heap, limits);
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &head, fields);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &head, space);
     check(parsed, &head)?;
     let (Some(code), Some(minor)) = (response.code, response.version) else { return Err(HeadError::Malformed) };
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let (mut fields, framing) = header_map(&head, response.headers)?;
+    let (mut headers, framing) = fields::read(&head, response.headers, ADDED_BACK)?;
     if framing.codings > 0 && minor == 0 {
         return Err(Violation::TransferEncoding.into());
     }
@@ -223,9 +182,9 @@ pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only:
     };
     if framing.codings > 0 {
         // It is overridden, and must not be passed on.
-        fields.remove(CONTENT_LENGTH);
+        headers.remove(CONTENT_LENGTH);
     }
-    parts.headers = fields;
+    parts.headers = headers;
     let persists = persists(parts.version, framing.close, framing.keep_alive);
     Ok(Response { parts, body, persists })
 }
@@ -235,19 +194,14 @@ pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only:
 /// # Errors
 /// It has lines that are no fields.
 pub fn trailers(section: Bytes) -> Result<HeaderMap, HeadError> {
-    let mut fields = vec![httparse::EMPTY_HEADER; section.iter().filter(|b| **b == b'\n').count()];
-    let parsed = httparse::parse_headers(&section, &mut fields).map(|status| match status {
+    let mut found = vec![httparse::EMPTY_HEADER; section.iter().filter(|b| **b == b'\n').count()];
+    let parsed = httparse::parse_headers(&section, &mut found).map(|status| match status {
         httparse::Status::Complete((end, _)) => httparse::Status::Complete(end),
         httparse::Status::Partial => httparse::Status::Partial,
     });
     check(parsed, &section)?;
-    let count = fields.iter().take_while(|field| !field.name.is_empty()).count();
-    let mut map = HeaderMap::with_capacity(count);
-    for field in &fields[..count] {
-        let (name, value) = field_of(&section, field)?;
-        map.append(name, value);
-    }
-    Ok(map)
+    let count = found.iter().take_while(|field| !field.name.is_empty()).count();
+    fields::trailers(&section, &found[..count])
 }
 
 type Field<'b> = MaybeUninit<httparse::Header<'b>>;
@@ -279,25 +233,6 @@ fn diagnose(head: &[u8]) -> Option<Violation> {
     let mut lines = head.split_inclusive(|b| *b == b'\n');
     let first = lines.next()?;
     violation::of_line(first).or_else(|| lines.filter(|line| *line != b"\r\n").find_map(violation::of_field))
-}
-
-fn field_of(head: &Bytes, field: &httparse::Header<'_>) -> Result<(HeaderName, HeaderValue), HeadError> {
-    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
-    let value = match field.value.is_empty() {
-        true => HeaderValue::from_static(""),
-        false => HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?,
-    };
-    Ok((name, value))
-}
-
-fn header_map(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<(HeaderMap, Framing), HeadError> {
-    let (mut fields, mut framing) = (HeaderMap::with_capacity(parsed.len() + ADDED), Framing::default());
-    for field in parsed {
-        let (name, value) = field_of(head, field)?;
-        framing.note(&name, value.as_bytes())?;
-        fields.append(name, value);
-    }
-    Ok((fields, framing))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 pub mod decoder;
 pub mod encoder;
+mod fields;
 pub mod head;
 mod outbox;
 pub mod violation;

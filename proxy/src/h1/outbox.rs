@@ -3,15 +3,19 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, Write},
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
 /// Up to this length a part of a body is copied beside what is there: a copy costs less than a place in a vectored write.
 const COPIED: usize = 2 << 10;
+
+/// Bytes of memory that an idle connection keeps for its next head.
+const KEPT: usize = 1 << 10;
 
 /// Parts of one vectored write.
 const SLICES: usize = 16;
@@ -22,7 +26,9 @@ pub struct Outbox {
     /// What goes first.
     parts: VecDeque<Bytes>,
     /// What goes after that.
-    tail: BytesMut,
+    tail: Vec<u8>,
+    /// How much of the tail is sent.
+    sent: usize,
     /// Bytes in `parts`.
     len: usize,
 }
@@ -30,7 +36,7 @@ pub struct Outbox {
 impl Outbox {
     /// How many bytes there are.
     pub fn len(&self) -> usize {
-        self.len + self.tail.len()
+        self.len + self.tail.len() - self.sent
     }
 
     /// Whether all is sent.
@@ -39,7 +45,7 @@ impl Outbox {
     }
 
     /// Where heads and the framing of bodies are written.
-    pub fn tail(&mut self) -> &mut BytesMut {
+    pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.tail
     }
 
@@ -54,16 +60,16 @@ impl Outbox {
     }
 
     fn seal(&mut self) {
-        if !self.tail.is_empty() {
-            let tail = self.tail.split().freeze();
+        if self.tail.len() > self.sent {
+            let tail = Bytes::from(mem::take(&mut self.tail)).split_off(mem::take(&mut self.sent));
             self.len += tail.len();
             self.parts.push_back(tail);
         }
     }
 
-    /// Gives its memory back while there is nothing in it.
+    /// Gives its memory back while there is nothing in it, but for what most heads need.
     pub fn release(&mut self) {
-        if self.is_empty() {
+        if self.is_empty() && (self.tail.capacity() > KEPT || self.parts.capacity() > 0) {
             *self = Outbox::default();
         }
     }
@@ -78,10 +84,12 @@ impl Outbox {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let written = if self.parts.is_empty() {
-            let written = ready!(io.as_mut().poll_write(cx, &self.tail))?;
-            self.tail.advance(written);
-            if self.tail.is_empty() {
+            let written = ready!(io.as_mut().poll_write(cx, &self.tail[self.sent..]))?;
+            self.sent += written;
+            if self.sent >= self.tail.len() {
+                // Emptied like this it keeps all of its memory.
                 self.tail.clear();
+                self.sent = 0;
             }
             written
         } else {

@@ -15,18 +15,50 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
-/// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on.
-pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    // One walk over the names costs less than looking up six, and most heads have none of them or one.
-    let (mut connection, mut te, mut others) = (false, false, false);
-    for name in fields.keys().filter(|name| is_hop_by_hop(name)) {
-        match *name {
-            header::CONNECTION => connection = true,
-            header::TE => te = true,
-            _ => others = true,
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Which fields a head has that something must be done about. Most have one or two of them, and one walk over the names costs
+/// less than looking each of these up.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Present {
+    /// `Connection`.
+    pub connection: bool,
+    /// `TE`.
+    pub te: bool,
+    /// `Upgrade`.
+    pub upgrade: bool,
+    /// `Keep-Alive`, `Proxy-Connection` or `Transfer-Encoding`.
+    pub others_of_hop: bool,
+    /// `Expect`.
+    pub expect: bool,
+    /// `X-Forwarded-Client-Cert`.
+    pub client_cert: bool,
+}
+
+impl Present {
+    /// Looks at all names.
+    pub fn of(fields: &HeaderMap) -> Present {
+        let mut present = Present::default();
+        for name in fields.keys() {
+            match *name {
+                header::CONNECTION => present.connection = true,
+                header::TE => present.te = true,
+                header::UPGRADE => present.upgrade = true,
+                header::TRANSFER_ENCODING => present.others_of_hop = true,
+                header::EXPECT => present.expect = true,
+                _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => present.others_of_hop = true,
+                _ if *name == X_FORWARDED_CLIENT_CERT => present.client_cert = true,
+                _ => {}
+            }
         }
+        present
     }
+}
+
+/// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
+/// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on. `present` is what there is of these.
+pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
+    let Present { connection, te, upgrade, others_of_hop, .. } = present;
     if connection {
         let values = fields.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
         let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
@@ -45,8 +77,11 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
         }
         fields.remove(header::CONNECTION);
     }
-    if others {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    if upgrade {
+        fields.remove(header::UPGRADE);
+    }
+    if others_of_hop {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING] {
             fields.remove(name);
         }
     }
@@ -139,7 +174,7 @@ pub fn forwarded(
             HeaderValue::from_maybe_shared(host.clone()).unwrap_or(HeaderValue::from_static("")),
         );
     }
-    let known = fields.get(X_REQUEST_ID).filter(|_| trusted).cloned();
+    let known = if trusted { fields.get(X_REQUEST_ID).cloned() } else { None };
     let request_id = known.unwrap_or_else(|| {
         let id = new_request_id();
         fields.insert(X_REQUEST_ID, id.clone());
@@ -183,7 +218,8 @@ mod tests {
             ("te", "gzip, trailers;q=1, trailers"),
             ("x-kept", "1"),
         ]);
-        remove_hop_by_hop(&mut map);
+        let present = Present::of(&map);
+        remove_hop_by_hop(&mut map, present);
         assert_eq!(map, fields(&[("te", "trailers"), ("x-kept", "1")]));
     }
 
@@ -195,7 +231,8 @@ mod tests {
             ("cookie", "c"),
             ("x-forwarded-for", "1.1.1.1"),
         ]);
-        remove_hop_by_hop(&mut map);
+        let present = Present::of(&map);
+        remove_hop_by_hop(&mut map, present);
         assert_eq!(map.len(), 3);
     }
 

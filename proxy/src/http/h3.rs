@@ -66,7 +66,7 @@ fn code(code: Code) -> VarInt {
 async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<Refusal> {
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
-    let ledger = Ledger::new(limits.header_bytes.0);
+    let ledger = Ledger::new(quic.clone(), limits.header_bytes.0);
     let mut builder = h3::server::builder();
     // What it would send to keep clients tolerant it may lose a frame over.
     builder.max_field_section_size(limits.header_bytes.0).send_grease(false);
@@ -155,7 +155,6 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
         }
         if let Some(violation) = ledger.violation() {
             tracing::debug!(peer = %info.peer, "HTTP/3: {violation}");
-            quic.close(code(violation.code()), b"");
             return Some(refusal(violation));
         }
         if shared.resets.are_too_many(&info) {

@@ -35,7 +35,7 @@ pub struct Refusals {
 
 impl Refusals {
     /// Refuses a connection of a listener with this protocol and this mode of its `tls` section. Returns at once; must be called
-    /// on a worker's [`LocalSet`](tokio::task::LocalSet).
+    /// on a worker.
     ///
     /// A connection that cannot be plain HTTP/1.1 is closed. One that can be something else as well is closed unless its client
     /// begins with HTTP/1.1 within a second.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
@@ -95,7 +96,8 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
     let (ready, started) = std_mpsc::channel();
     let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
         set_shard(Shard::worker(index));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Local tasks are the runtime's own: a `LocalSet` would be a second scheduler within the first.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(e) => {
@@ -104,8 +106,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
             }
         };
         let _ = ready.send(Ok(()));
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, Worker::new(index, rebuilds).run(inbox));
+        runtime.block_on(Worker::new(index, rebuilds).run(inbox));
     })?;
     started.recv().unwrap_or_else(|_| Err(std::io::Error::other("a worker did not start")))?;
     Ok(WorkerHandle { commands, thread })

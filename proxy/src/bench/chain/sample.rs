@@ -30,7 +30,7 @@ use crate::{
     },
     config::model::Listener,
     http::{
-        fields::{add_via, forwarded, remove_hop_by_hop},
+        fields::{Present, add_via, forwarded, remove_hop_by_hop},
         path::normalise,
     },
     wasm::content_hash,
@@ -227,7 +227,8 @@ impl Sample {
         if let (Entry::Vacant(length), false) = (headers.entry(header::CONTENT_LENGTH), body.is_empty()) {
             length.insert(body.len().into());
         }
-        remove_hop_by_hop(&mut headers);
+        let present = Present::of(&headers);
+        remove_hop_by_hop(&mut headers, present);
         let via = (!listener.via.is_empty()).then(|| HeaderValue::from_str(&format!("1.1 {}", listener.via)));
         add_via(&mut headers, via.transpose().ok().flatten().as_ref());
         let peer = SocketAddr::new(client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);

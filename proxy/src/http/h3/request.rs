@@ -31,7 +31,7 @@ use crate::{
     http::{
         body::Body,
         connection::{Cut, log_refusal},
-        fields::{is_hop_by_hop, remove_hop_by_hop},
+        fields::{Present, is_hop_by_hop, remove_hop_by_hop},
     },
 };
 
@@ -206,7 +206,7 @@ fn head(response: Response<()>) -> Response<()> {
     *head.version_mut() = http::Version::HTTP_3;
     let fields = head.headers_mut();
     // A filter may have set some of them.
-    remove_hop_by_hop(fields);
+    remove_hop_by_hop(fields, Present::of(fields));
     fields.entry(header::DATE).or_insert_with(date::now);
     head
 }

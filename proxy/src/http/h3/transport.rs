@@ -32,6 +32,7 @@ type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::Stopped
 
 /// What a connection and its transport know together.
 pub(super) struct Ledger {
+    quic: quinn::Connection,
     max_head: u64,
     flood: Flood,
     violation: Cell<Option<Violation>>,
@@ -47,8 +48,9 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Of a connection whose requests' field sections may have this many bytes as they are sent.
-    pub(super) fn new(max_head: u64) -> Rc<Ledger> {
+    pub(super) fn new(quic: quinn::Connection, max_head: u64) -> Rc<Ledger> {
         Rc::new(Ledger {
+            quic,
             max_head,
             flood: Flood::default(),
             violation: Cell::new(None),
@@ -81,6 +83,8 @@ impl Ledger {
 
     fn violated(&self, violation: Violation) -> StreamErrorIncoming {
         self.violation.set(Some(violation));
+        // At once: when h3 drops the stream, quinn would end it, and the client might take that for the answer.
+        self.quic.close(code(violation.code().value()), b"");
         self.changed.notify_one();
         StreamErrorIncoming::Unknown(Box::new(violation))
     }

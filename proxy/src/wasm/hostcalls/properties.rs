@@ -227,7 +227,7 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["request", "headers", name] => return field(&state.request.fields, name, data),
         ["request", "size"] => text(&(state.bytes[0] as i64).to_le_bytes()),
         ["request", "time"] => {
-            let since = stream.start_time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let since = stream.start_time().duration_since(UNIX_EPOCH).unwrap_or_default();
             text(&(since.as_nanos() as i64).to_le_bytes());
         }
         ["request", "duration"] => text(&(stream.start.elapsed().as_nanos() as i64).to_le_bytes()),
