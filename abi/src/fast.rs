@@ -305,6 +305,7 @@ impl Take {
     }
 
     /// From a guest's memory.
+    #[inline]
     pub fn from_bytes(b: [u8; Self::SIZE]) -> Self {
         let at = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
         Take { remaining: at(0), reset_ms: at(4), retry_ms: at(8) }

@@ -313,6 +313,9 @@ impl<F: Filter> Dispatcher<F> {
     }
 
     pub fn log(&self, context: u32) {
+        if !F::PHASES.has(Phases::END) {
+            return;
+        }
         let (request, response) = (Request { end_of_stream: true }, Response { end_of_stream: true });
         self.run(context, Half::Request, |filter, state| {
             filter.on_end(&request, &response, state);

@@ -1,7 +1,7 @@
 //! Requests and responses as a filter sees them: handles to what the host holds, read into a buffer that is used again.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     mem::ManuallyDrop,
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
@@ -15,42 +15,76 @@ use crate::{resources::RouteId, resources::Selection, sys, table::borrow};
 #[repr(transparent)]
 pub struct Name(pub(crate) u32);
 
-/// Memory that header values are read into. Make one for each callback with `Buffer::new()`: it comes from a pool (of at
-/// most 64), so nothing is allocated once the filter is warm.
+/// Memory that header values are read into. Make one for each callback with `Buffer::new()`: once something is read, it
+/// comes from a pool (of at most 64), so nothing is allocated once the filter is warm.
 #[derive(Debug)]
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// A buffer from the pool.
+    /// A buffer that takes its memory from the pool when it is first read into.
     #[allow(clippy::new_without_default)]
-    pub fn new() -> Buffer {
-        Buffer(with_pool(|free| free.pop()).unwrap_or_else(|| vec![0; 4096]))
+    pub const fn new() -> Buffer {
+        Buffer(Vec::new())
+    }
+
+    fn memory(&mut self) -> &mut Vec<u8> {
+        if self.0.is_empty() {
+            self.0 = POOL.with(|pool| pool.take());
+        }
+        &mut self.0
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.0);
-        with_pool(|free| {
-            // What a burst has needed must not be kept for ever.
-            if free.len() < POOLED {
-                free.push(buffer);
-            }
-        });
+        if !self.0.is_empty() {
+            POOL.with(|pool| pool.put(std::mem::take(&mut self.0)));
+        }
     }
 }
 
 /// Buffers that are kept.
 const POOLED: usize = 64;
 
-thread_local! {
-    // As many as there have been at a time: rarely more than two, but for futures that keep theirs while they wait. Never
-    // dropped, so that no code for that is needed.
-    static POOL: ManuallyDrop<RefCell<Vec<Vec<u8>>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+/// Memory of buffers that are not in use: as much as there has been at a time.
+struct Pool {
+    /// There is rarely more than this one, but for futures that keep theirs while they wait. Empty: it is in use.
+    first: Cell<Vec<u8>>,
+    others: RefCell<Vec<Vec<u8>>>,
 }
 
-fn with_pool<T>(f: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
-    POOL.with(|pool| f(&mut borrow(pool)))
+thread_local! {
+    // Never dropped, so that no code for that is needed.
+    static POOL: ManuallyDrop<Pool> =
+        const { ManuallyDrop::new(Pool { first: Cell::new(Vec::new()), others: RefCell::new(Vec::new()) }) };
+}
+
+impl Pool {
+    fn take(&self) -> Vec<u8> {
+        let first = self.first.take();
+        if first.is_empty() { self.take_another() } else { first }
+    }
+
+    #[cold]
+    fn take_another(&self) -> Vec<u8> {
+        borrow(&self.others).pop().unwrap_or_else(|| vec![0; 4096])
+    }
+
+    fn put(&self, buffer: Vec<u8>) {
+        let before = self.first.replace(buffer);
+        if !before.is_empty() {
+            self.put_another(before);
+        }
+    }
+
+    #[cold]
+    fn put_another(&self, buffer: Vec<u8>) {
+        let mut others = borrow(&self.others);
+        // What a burst has needed must not be kept for ever.
+        if others.len() + 1 < POOLED {
+            others.push(buffer);
+        }
+    }
 }
 
 /// Where the span of a header that is not there points.
@@ -58,12 +92,13 @@ const ABSENT: i32 = -1;
 
 fn get_many<'b, const N: usize>(map: i32, names: [Name; N], buffer: &'b mut Buffer) -> [Option<&'b [u8]>; N] {
     let mut spans = [sys::Span { offset: 0, len: ABSENT }; N];
-    let needed = sys::header_get_many(map, &names, &mut buffer.0, &mut spans);
-    if needed > buffer.0.len() as i32 {
-        buffer.0.resize(needed as usize, 0);
-        sys::header_get_many(map, &names, &mut buffer.0, &mut spans);
+    let memory = buffer.memory();
+    let needed = sys::header_get_many(map, &names, memory, &mut spans);
+    if needed > memory.len() as i32 {
+        memory.resize(needed as usize, 0);
+        sys::header_get_many(map, &names, memory, &mut spans);
     }
-    let bytes: &'b [u8] = &buffer.0;
+    let bytes: &'b [u8] = memory;
     spans.map(|span| {
         let len = usize::try_from(span.len).ok()?;
         bytes.get(span.offset as usize..)?.get(..len)
@@ -71,12 +106,13 @@ fn get_many<'b, const N: usize>(map: i32, names: [Name; N], buffer: &'b mut Buff
 }
 
 fn get(map: i32, name: Name, buffer: &mut Buffer) -> Option<&[u8]> {
-    let mut len = usize::try_from(sys::header_get(map, name, &mut buffer.0)).ok()?;
-    if len > buffer.0.len() {
-        buffer.0.resize(len, 0);
-        len = usize::try_from(sys::header_get(map, name, &mut buffer.0)).ok()?;
+    let memory = buffer.memory();
+    let mut len = usize::try_from(sys::header_get(map, name, memory)).ok()?;
+    if len > memory.len() {
+        memory.resize(len, 0);
+        len = usize::try_from(sys::header_get(map, name, memory)).ok()?;
     }
-    buffer.0.get(..len)
+    memory.get(..len)
 }
 
 macro_rules! headers {

@@ -11,6 +11,7 @@ pub struct Counter(pub(crate) u32);
 
 impl Counter {
     /// Counts.
+    #[inline]
     pub fn add(self, n: u32) {
         sys::metric_increment(self.0, i64::from(n));
     }

@@ -8,7 +8,7 @@ pub mod config;
 mod fields;
 mod key;
 
-use std::{cell::Cell, ops::Range};
+use std::{cell::RefCell, ops::Range};
 
 use tollgate_sdk::{
     Take,
@@ -36,8 +36,7 @@ pub struct Ratelimit {
     allowed: Counter,
     limited: Counter,
     dry_run_limited: Counter,
-    /// Taken out while a request is dealt with.
-    scratch: Cell<Scratch>,
+    scratch: RefCell<Scratch>,
 }
 
 /// A limit, ready for requests.
@@ -92,23 +91,23 @@ impl Filter for Ratelimit {
             allowed: setup.counter("ratelimit.allowed"),
             limited: setup.counter("ratelimit.limited"),
             dry_run_limited: setup.counter("ratelimit.dry_run_limited"),
-            scratch: Cell::default(),
+            scratch: RefCell::default(),
         })
     }
 
     fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
-        let mut scratch = self.scratch.take();
+        let scratch = &mut *self.scratch.borrow_mut();
         scratch.clear();
-        let refused = self.ask(request, &mut scratch);
+        let refused = self.ask(request, scratch);
         if !scratch.tried.is_empty() {
             self.dry_run_limited.add(1);
             request.log_field("ratelimit_dry_run", &scratch.tried);
         }
         let retry = refused.map(|(_, take)| take.retry_ms.div_ceil(1000).max(1));
         if self.tells {
-            self.tell(request, retry, &mut scratch);
+            self.tell(request, retry, scratch);
         }
-        let flow = match (refused, retry) {
+        match (refused, retry) {
             (Some((limit, _)), Some(retry)) => {
                 self.limited.add(1);
                 request.flag(flag::RATE_LIMITED);
@@ -124,9 +123,7 @@ impl Filter for Ratelimit {
                 }
                 Flow::Continue
             }
-        };
-        self.scratch.set(scratch);
-        flow
+        }
     }
 }
 
@@ -135,8 +132,12 @@ impl Ratelimit {
     /// limit and its state come out.
     fn ask(&self, request: &Request, scratch: &mut Scratch) -> Option<(&Limited, Take)> {
         let (mut buffer, mut values) = (Buffer::new(), Buffer::new());
-        let [method, path] = if self.needs_line { request.headers(self.line, &mut buffer) } else { [None; 2] };
-        let (method, path) = (method.unwrap_or_default(), without_query(path.unwrap_or_default()));
+        let (method, path): (&[u8], &[u8]) = if self.needs_line {
+            let [method, path] = request.headers(self.line, &mut buffer).map(Option::unwrap_or_default);
+            (method, without_query(path))
+        } else {
+            (&[], &[])
+        };
         let subject = Subject { request, path, cookie: self.cookie };
         for (index, limit) in self.limits.iter().enumerate() {
             let start = scratch.keys.len();

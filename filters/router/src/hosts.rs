@@ -16,6 +16,8 @@ const LONGEST: usize = 272;
 pub(crate) struct Hosts {
     exact: FxHashMap<Box<[u8]>, u32>,
     wildcards: FxHashMap<Box<[u8]>, u32>,
+    /// The one of `*`, which is among the wildcards too.
+    all: Option<u32>,
     /// The longest key among the wildcards: longer parts of a host need not be looked up.
     longest_wildcard: usize,
     /// Whether some domain names a port.
@@ -44,6 +46,9 @@ impl Hosts {
         self.ports |= !port.is_empty();
         let map = if wildcard {
             self.longest_wildcard = self.longest_wildcard.max(rest.len());
+            if rest.is_empty() {
+                self.all = Some(host);
+            }
             &mut self.wildcards
         } else {
             &mut self.exact
@@ -57,7 +62,7 @@ impl Hosts {
     pub(crate) fn find(&self, authority: &[u8]) -> Option<u32> {
         // With no domain but `*`, nothing depends on the host.
         if self.exact.is_empty() && self.longest_wildcard == 0 {
-            return self.wildcards.get(&b""[..]).copied();
+            return self.all;
         }
         if authority.iter().any(u8::is_ascii_uppercase) && authority.len() <= LONGEST {
             let mut lower = [0; LONGEST];

@@ -11,7 +11,7 @@ use std::{
 use http::StatusCode;
 use tollgate_abi::fast::flag;
 
-use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, headers_bit};
+use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, headers_bit, stream::State};
 
 /// Where a head has got to.
 #[derive(Debug)]
@@ -78,7 +78,8 @@ impl HeadFlow {
     /// Moves on as far as filters allow. `end`: no body follows.
     pub fn poll(&mut self, stream: &Rc<Stream>, end: bool, cx: &mut Context<'_>) -> Poll<Outcome> {
         loop {
-            if let Some(outcome) = interrupted(stream) {
+            let mut state = stream.state.borrow_mut();
+            if let Some(outcome) = taken(&mut state) {
                 return Poll::Ready(outcome);
             }
             if self.passed == self.last || !stream.chain.wants_head(self.direction) {
@@ -86,9 +87,8 @@ impl HeadFlow {
                 return Poll::Ready(Outcome::Done);
             }
             let position = stream.chain.position(self.direction, self.passed);
+            let p = &mut state.positions[position];
             if self.paused {
-                let mut state = stream.state.borrow_mut();
-                let p = &mut state.positions[position];
                 if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
                     drop(state);
                     stream.register(self.direction, cx);
@@ -104,14 +104,15 @@ impl HeadFlow {
                 self.passed += 1;
                 continue;
             }
-            let (gone, denies) = stream.gone(position);
-            if denies {
-                return Poll::Ready(Outcome::Reply(failed_reply()));
-            }
-            if gone {
+            if p.gone {
+                drop(state);
+                if let (_, true) = stream.gone(position) {
+                    return Poll::Ready(Outcome::Reply(failed_reply()));
+                }
                 self.passed += 1;
                 continue;
             }
+            drop(state);
             match filter.on_headers(self.direction, stream, position, end) {
                 Action::Continue => {
                     stream.state.borrow_mut().positions[position].resumed[self.direction as usize] = false;
@@ -139,7 +140,10 @@ pub fn is_interrupted(stream: &Stream) -> bool {
 
 /// Whether a filter (of this phase, or a timer or callout in between) has put an end to the stream's normal course.
 pub fn interrupted(stream: &Stream) -> Option<Outcome> {
-    let mut state = stream.state.borrow_mut();
+    taken(&mut stream.state.borrow_mut())
+}
+
+fn taken(state: &mut State) -> Option<Outcome> {
     if state.closed {
         return Some(Outcome::Closed);
     }

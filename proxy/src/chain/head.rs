@@ -103,15 +103,34 @@ pub fn is_host(text: &str) -> bool {
     })
 }
 
-/// `HeaderMap` hashes names byte by byte: from this length on, it is faster to compare a name with all of a few.
-const LONG: usize = 24;
-
-/// As many are a few.
+/// `HeaderMap` hashes names byte by byte. It takes less to compare a name with all that there are, if they are no more than
+/// this: their lengths mostly differ.
 const FEW: usize = 16;
 
-/// Whether a field of this name is looked for by comparing names.
-fn is_compared(fields: &HeaderMap, name: &HeaderName) -> bool {
-    name.as_str().len() >= LONG && fields.keys_len() <= FEW
+/// Names that are looked for at one look.
+const AT_ONCE: usize = 8;
+
+/// The lengths of a few names, a byte each: whether a length is among them is told without a look at each of them.
+struct Lengths(u64);
+
+impl Lengths {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+
+    /// Those of fields among the names. Of the others it is 0, which no field's name has.
+    fn of(names: &[Option<&Name>]) -> Lengths {
+        debug_assert!(names.len() <= AT_ONCE);
+        let length = |name: &Option<&Name>| match name {
+            Some(Name::Field(name)) => name.as_str().len() as u8,
+            _ => 0,
+        };
+        Lengths(names.iter().fold(0, |all, name| all << 8 | u64::from(length(name))))
+    }
+
+    /// Whether one of them is this long. It may be said of a length that none has, seldom; not the other way round.
+    fn have(&self, length: usize) -> bool {
+        let differences = self.0 ^ (u64::from(length as u8) * Self::ONES);
+        differences.wrapping_sub(Self::ONES) & !differences & (Self::ONES << 7) != 0
+    }
 }
 
 /// Adds a field's value to those before it of the same name (RFC 9110 section 5.3).
@@ -129,18 +148,22 @@ fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a He
 /// The value of a field; several of one name are joined.
 fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut all = None;
-    match is_compared(fields, name) {
-        true => fields.iter().filter(|(n, _)| *n == name).for_each(|(_, value)| join(&mut all, name, value)),
-        false => fields.get_all(name).iter().for_each(|value| join(&mut all, name, value)),
+    if fields.keys_len() <= FEW {
+        let text = name.as_str();
+        fields.iter().filter(|(n, _)| n.as_str() == text).for_each(|(_, value)| join(&mut all, name, value));
+    } else {
+        fields.get_all(name).iter().for_each(|value| join(&mut all, name, value));
     }
     all
 }
 
 /// The value of the first field of a name.
 fn first<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
-    let value = match is_compared(fields, name) {
-        true => fields.iter().find(|(n, _)| *n == name).map(|(_, value)| value),
-        false => fields.get(name),
+    let value = if fields.keys_len() <= FEW {
+        let text = name.as_str();
+        fields.iter().find(|(n, _)| n.as_str() == text).map(|(_, value)| value)
+    } else {
+        fields.get(name)
     };
     value.map(|value| Cow::Borrowed(value.as_bytes()))
 }
@@ -151,17 +174,34 @@ fn set_field(fields: &mut HeaderMap, name: &HeaderName, bytes: &[u8]) -> Result<
     if fields.len() >= MAX_FIELDS && !fields.contains_key(name) {
         return Err(BadHeader);
     }
-    fields.insert(name.clone(), value);
+    fields.insert(name, value);
     Ok(())
+}
+
+/// What there is of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// No value.
+    Nothing,
+    /// One.
+    One(&'a [u8]),
+    /// Several, which [`Headers::get`] joins.
+    Several,
+}
+
+impl<'a> Found<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        *self = if matches!(self, Found::Nothing) { Found::One(value.as_bytes()) } else { Found::Several };
+    }
 }
 
 /// A head, or trailers: what the header functions of the ABI work on.
 pub trait Headers {
     /// The value; several fields of one name are joined.
     fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
-    /// What `get` gives for each of several names, at one look; for those that are none, nothing. `found` is as long as
-    /// `names`, and empty.
-    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]);
+    /// What there is of each of several names, at one look; of those that are none, nothing. `found` is as long as `names`,
+    /// and empty.
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Found<'a>]);
     /// The value of the first field of this name, which is what Proxy-Wasm's `get_header_map_value` gives.
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
     /// Sets a header to one value.
@@ -250,12 +290,12 @@ impl Headers for RequestHead {
         }
     }
 
-    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Found<'a>]) {
         let mut fields = false;
         for (name, found) in names.iter().zip(&mut *found) {
             match name {
                 Some(Name::Field(_)) => fields = true,
-                Some(pseudo) => *found = self.pseudo(pseudo).map(Cow::Borrowed),
+                Some(pseudo) => *found = self.pseudo(pseudo).map_or(Found::Nothing, Found::One),
                 None => {}
             }
         }
@@ -318,11 +358,11 @@ impl Headers for ResponseHead {
         }
     }
 
-    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Found<'a>]) {
         self.fields.get_many(names, found);
         for (name, found) in names.iter().zip(found) {
             if let Some(Name::Status) = name {
-                *found = Some(Cow::Borrowed(self.status.as_str().as_bytes()));
+                *found = Found::One(self.status.as_str().as_bytes());
             }
         }
     }
@@ -380,22 +420,25 @@ impl Headers for HeaderMap {
         if let Name::Field(field) = name { joined(self, field) } else { None }
     }
 
-    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Option<Cow<'a, [u8]>>]) {
-        let mut compared = false;
-        for (name, found) in names.iter().zip(&mut *found) {
-            match name {
-                Some(Name::Field(name)) if is_compared(self, name) => compared = true,
-                Some(Name::Field(name)) => *found = joined(self, name),
-                _ => {}
+    fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Found<'a>]) {
+        if self.keys_len() > FEW {
+            for (name, found) in names.iter().zip(found) {
+                if let Some(Name::Field(name)) = name {
+                    self.get_all(name).iter().for_each(|value| found.add(value));
+                }
             }
-        }
-        if !compared {
             return;
         }
-        for (field, value) in self {
-            for (name, found) in names.iter().zip(&mut *found) {
-                if matches!(name, Some(Name::Field(name)) if name == field && is_compared(self, name)) {
-                    join(found, field, value);
+        for (names, found) in names.chunks(AT_ONCE).zip(found.chunks_mut(AT_ONCE)) {
+            let lengths = Lengths::of(names);
+            for (field, value) in self {
+                if !lengths.have(field.as_str().len()) {
+                    continue;
+                }
+                for (name, found) in names.iter().zip(&mut *found) {
+                    if matches!(name, Some(Name::Field(name)) if name == field) {
+                        found.add(value);
+                    }
                 }
             }
         }
@@ -520,10 +563,17 @@ mod tests {
         let mut wanted: Vec<Option<&Name>> = names.iter().map(Some).collect();
         wanted.push(None);
         let check = |headers: &dyn Headers, fields: usize| {
-            let mut found = vec![None; wanted.len()];
+            let mut found = vec![Found::Nothing; wanted.len()];
             headers.get_many(&wanted, &mut found);
-            let one_by_one: Vec<_> = wanted.iter().map(|name| headers.get((*name)?)).collect();
-            assert_eq!(found, one_by_one, "{fields} fields");
+            for (name, found) in wanted.iter().zip(found) {
+                let (first, all) = name.map_or((None, None), |name| (headers.first(name), headers.get(name)));
+                let expected = match &first {
+                    None => Found::Nothing,
+                    Some(value) if first == all => Found::One(value),
+                    Some(_) => Found::Several,
+                };
+                assert_eq!(found, expected, "{name:?}, {fields} fields");
+            }
         };
         // Few fields, and as many as are not looked at one by one any more.
         for more in [0, 100] {

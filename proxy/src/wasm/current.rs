@@ -31,9 +31,9 @@ pub struct Scope(());
 
 impl Scope {
     /// The call works on this stream, as the filter at this position, or on none.
-    pub fn enter(stream: Option<(Subject, usize)>, contexts: &Rc<RefCell<Contexts>>) -> Scope {
+    pub fn enter(stream: Option<(&Subject, usize)>, contexts: &Rc<RefCell<Contexts>>) -> Scope {
         CURRENT.with_borrow_mut(|current| {
-            current.stream = stream;
+            current.stream = stream.map(|(stream, position)| (stream.clone(), position));
             current.contexts = Some(contexts.clone());
         });
         Scope(())

@@ -5,7 +5,7 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Once,
+        Arc, Once, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -14,7 +14,7 @@ use std::{
 
 use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, Module, OptLevel};
 
-use super::{host::Host, hostcalls};
+use super::{host::Host, hostcalls, joined};
 
 /// The grain of the bound on a call's time.
 const TICK: Duration = Duration::from_millis(5);
@@ -28,6 +28,8 @@ pub struct Engine {
     /// What it was made by, and those that compile.
     config: Config,
     linker: Linker<Host>,
+    /// Compiled for the first instance.
+    joining: OnceLock<Option<Module>>,
     /// Ends the ticking thread.
     stopped: Arc<AtomicBool>,
     /// Whether there is one.
@@ -60,7 +62,8 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker)?;
-        Ok(Arc::new(Engine { engine, config, linker, stopped: Arc::default(), ticks: Once::new() }))
+        let (joining, stopped, ticks) = (OnceLock::new(), Arc::default(), Once::new());
+        Ok(Arc::new(Engine { engine, config, linker, joining, stopped, ticks }))
     }
 
     /// Compiles a module, or takes it from the cache.
@@ -75,6 +78,11 @@ impl Engine {
     /// What stores are made for.
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
+    }
+
+    /// The module that joins callbacks. None: it cannot be compiled, and each callback is made by itself.
+    pub(super) fn joining(&self) -> Option<&Module> {
+        self.joining.get_or_init(|| self.compile(joined::MODULE).ok()).as_ref()
     }
 
     /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.

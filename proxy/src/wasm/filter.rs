@@ -10,7 +10,7 @@ use super::{
     instance::{Exports, OnHeaders},
     plugin::Plugin,
     subject::Subject,
-    vm::{Failed, Tenant, Vm},
+    vm::{Context, Failed, Tenant, Vm},
 };
 use crate::{
     chain::{Action, Direction, Filter, HeadersPause, Stream},
@@ -50,6 +50,19 @@ impl WasmFilter {
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
+        self.ask_first(stream, position, |store, exports, context| {
+            let context = context.create(store, exports)?;
+            call(store, exports, context)
+        })
+    }
+
+    /// The same, of one that may be the first for its context, which it has to make then.
+    fn ask_first(
+        &self,
+        stream: &Subject,
+        position: usize,
+        call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<i32>,
+    ) -> Action {
         let tenant = &*self.tenant;
         match self.vm.call(tenant, (stream, position), call) {
             Ok(action::CONTINUE) => Action::Continue,
@@ -76,7 +89,14 @@ impl WasmFilter {
         if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
             // A filter that only logs meets the stream here for the first time. There is nothing left to be denied.
             let _ = self.vm.call(&self.tenant, (stream, position), |store, exports, context| {
+                let context = context.create(store, exports)?;
                 first(&mut *store, exports, context)?;
+                const BOTH: u32 = phase::LIFECYCLE | phase::LOG;
+                if phases & BOTH == BOTH
+                    && let Some(joined) = &exports.joined
+                {
+                    return joined.end.call(store, context);
+                }
                 if phases & phase::LIFECYCLE != 0
                     && let Some(done) = &exports.done
                 {
@@ -119,7 +139,14 @@ impl Filter for WasmFilter {
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
-        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+        self.ask_first(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            if direction == Direction::Request
+                && let (Some(parent), Some(joined)) = (context.parent, &exports.joined)
+            {
+                let count = header_count(stream, direction);
+                return joined.begin.call(store, (context.id, parent, count, end.into()));
+            }
+            let context = context.create(store, exports)?;
             let count = header_count(stream, direction);
             match &exports.headers[direction as usize] {
                 Some(OnHeaders::WithEnd(f)) => f.call(store, (context, count, end.into())),
@@ -149,6 +176,10 @@ impl Filter for WasmFilter {
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
+        if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
+            let context = stream.state.borrow().positions[position].context;
+            return self.vm.forget(context);
+        }
         self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }
 }

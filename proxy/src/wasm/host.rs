@@ -87,6 +87,15 @@ pub struct CallResponse {
     pub failure: Option<(u32, &'static str)>,
 }
 
+/// What calls have brought, while the guest is told of it.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// The answer to an HTTP call.
+    pub call_response: Option<CallResponse>,
+    /// What a gRPC call has brought.
+    pub grpc_event: Option<Event>,
+}
+
 /// The bound on an instance's memory. A guest that is refused more sees `memory.grow` fail, as the standard says; most then
 /// trap, and it is remembered why.
 #[derive(Debug)]
@@ -188,12 +197,10 @@ pub struct Host {
     pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
     pub grpc_wishes: Vec<Wish>,
-    /// What a gRPC call has brought.
-    pub grpc_event: Option<Event>,
     /// Timers to be set once the guest has returned.
     pub timers: Vec<Timer>,
-    /// The answer to a call.
-    pub call_response: Option<CallResponse>,
+    /// What calls have brought.
+    pub answers: Answers,
     /// A buffer used again and again for data on its way to the guest.
     pub scratch: Vec<u8>,
     /// How often the guest has called the host.
@@ -251,9 +258,8 @@ impl Host {
             grpc_calls: HashMap::new(),
             grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
-            grpc_event: None,
             timers: Vec::new(),
-            call_response: None,
+            answers: Answers::default(),
             scratch: Vec::new(),
             hostcalls: 0,
             copied: 0,

@@ -3,7 +3,12 @@
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
-use super::{host::Host, plugin::TrapKind};
+use super::{
+    engine::Engine,
+    host::Host,
+    joined::{self, Joined},
+    plugin::TrapKind,
+};
 
 /// A ready instance. It can move to a worker, which then is the only one to call it.
 pub struct Instance {
@@ -81,11 +86,13 @@ pub(super) struct Exports {
     pub(super) done: Option<TypedFunc<u32, u32>>,
     pub(super) log: Option<TypedFunc<u32, ()>>,
     pub(super) delete: Option<TypedFunc<u32, ()>>,
+    /// Several of them in one.
+    pub(super) joined: Option<Joined>,
 }
 
 impl Exports {
     /// Looks all of them up, once. Their types were checked when the module was loaded.
-    pub(super) fn find(instance: &wasmtime::Instance, store: &mut Store<Host>) -> Exports {
+    pub(super) fn find(engine: &Engine, instance: &wasmtime::Instance, store: &mut Store<Host>) -> Exports {
         fn get<P: WasmParams, R: WasmResults>(
             instance: &wasmtime::Instance,
             store: &mut Store<Host>,
@@ -119,6 +126,7 @@ impl Exports {
             done: get(instance, store, "proxy_on_done"),
             log: get(instance, store, "proxy_on_log"),
             delete: get(instance, store, "proxy_on_delete"),
+            joined: Joined::find(engine, instance, store),
         }
     }
 }
@@ -137,7 +145,8 @@ pub(super) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
         _ => error.root_cause().to_string(),
     };
     if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
-        let names = trace.frames().iter().map(|frame| match frame.func_name() {
+        let frames = trace.frames().iter().filter(|frame| frame.module().name() != Some(joined::NAME));
+        let names = frames.map(|frame| match frame.func_name() {
             Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
             None => format!("function {}", frame.func_index()),
         });

@@ -142,7 +142,7 @@ impl Machine {
             main.call(&mut *store, (0, 0)).map_err(trapped("main"))?;
         }
         store.data_mut().abi = code.abi;
-        Ok(Exports::find(&instance, store))
+        Ok(Exports::find(&self.plugins[0].engine, &instance, store))
     }
 
     /// How long to wait with another instance after this many failures in a row.

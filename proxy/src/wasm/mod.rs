@@ -14,6 +14,7 @@ mod grpc;
 mod host;
 mod hostcalls;
 mod instance;
+mod joined;
 pub mod limits;
 pub mod machine;
 pub mod module;

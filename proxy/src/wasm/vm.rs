@@ -110,6 +110,25 @@ impl Tenant {
     }
 }
 
+/// A stream's context, for a call.
+#[derive(Clone, Copy)]
+pub(super) struct Context {
+    /// Its id.
+    pub id: u32,
+    /// The root that it has to be made under first: the guest does not know it yet.
+    pub parent: Option<u32>,
+}
+
+impl Context {
+    /// Makes it, if the guest does not know it yet. Its id.
+    pub fn create(self, store: &mut Store<Host>, exports: &Exports) -> wasmtime::Result<u32> {
+        if let (Some(parent), Some(create)) = (self.parent, &exports.context_create) {
+            create.call(store, (self.id, parent))?;
+        }
+        Ok(self.id)
+    }
+}
+
 /// The instance is not there, or has failed just now.
 pub(super) struct Failed;
 
@@ -199,12 +218,13 @@ impl Vm {
         let Some(Instance { store, exports }) = slot.as_mut() else { return Err(Failed) };
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
-        tenant.plugin.figures.calls.inc(observe::shard());
+        // A VM is only ever called on its worker's thread, whose shard it is.
+        tenant.plugin.figures.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
         store.data_mut().act_for(tenant.index, context);
         let result = {
-            let _scope = Scope::enter(stream.map(|(s, position)| (s.clone(), position)), &self.contexts);
+            let _scope = Scope::enter(stream, &self.contexts);
             call(store, exports)
         };
         if let Some(start) = timed {
@@ -372,9 +392,9 @@ impl Vm {
             let Some(f) = &exports.http_call_response else { return Ok(()) };
             let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
             let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);
-            store.data_mut().call_response = Some(response);
+            store.data_mut().answers.call_response = Some(response);
             let result = f.call(&mut *store, (tenant.root(), id, headers, body, trailers));
-            store.data_mut().call_response = None;
+            store.data_mut().answers.call_response = None;
             result
         });
     }
@@ -402,9 +422,9 @@ impl Vm {
                 host.grpc_calls.remove(&id);
             }
             let Some(f) = f else { return Ok(()) };
-            host.grpc_event = Some(event);
+            host.answers.grpc_event = Some(event);
             let result = f.call(&mut *store, (tenant.root(), id, much));
-            store.data_mut().grpc_event = None;
+            store.data_mut().answers.grpc_event = None;
             result
         });
         told.is_ok()
@@ -492,17 +512,12 @@ impl Vm {
         &self,
         tenant: &Tenant,
         (stream, position): (&Subject, usize),
-        call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<T>,
+        call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<T>,
     ) -> Result<T, Failed> {
-        let (context, new) = self.context(tenant, stream, position)?;
-        self.enter(tenant, Some((stream, position)), context, true, |store, exports| {
-            if new
-                && tenant.phases.get() & phase::LIFECYCLE != 0
-                && let Some(create) = &exports.context_create
-            {
-                create.call(&mut *store, (context, tenant.root()))?;
-            }
-            call(store, exports, context)
+        let (id, new) = self.context(tenant, stream, position)?;
+        let parent = (new && tenant.phases.get() & phase::LIFECYCLE != 0).then(|| tenant.root());
+        self.enter(tenant, Some((stream, position)), id, true, |store, exports| {
+            call(store, exports, Context { id, parent })
         })
     }
 

@@ -173,6 +173,7 @@ pub(crate) fn metric_define(kind: i32, name: &str) -> u32 {
     id
 }
 
+#[inline(always)]
 pub(crate) fn metric_increment(id: u32, delta: i64) {
     // SAFETY: no addresses.
     unsafe { proxy_increment_metric(id, delta) };

@@ -18,6 +18,7 @@ use crate::chain::{
     Direction, LocalReply, ResponseHead, Route, Selected, Stream,
     body::{BodyFlow, Stopped},
     flow::{HeadFlow, Outcome, failed_reply, interrupted},
+    stream::State,
 };
 
 /// Bytes of a body that come at once: as much as is read from a connection at a time.
@@ -55,8 +56,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Drives a request from the first filter to the end of its stream. `response`: what the upstream answers.
-    pub(super) fn run(&self, stream: &Rc<Stream>, body: Bytes, response: (ResponseHead, Bytes)) -> Ending {
+    /// Drives a request from the first filter to the end of its stream. `response`: what the upstream answers; its head is
+    /// taken out. By reference, because to move them about would be part of what is measured.
+    pub(super) fn run(&self, stream: &Rc<Stream>, body: &Bytes, response: (&mut ResponseHead, &Bytes)) -> Ending {
         let ending = match self.exchange(stream, body, response) {
             Ok(ending) => ending,
             Err(Stop::Reply(reply, _)) => Ending::Reply(reply.status.as_u16()),
@@ -70,51 +72,51 @@ impl Driver {
     fn exchange(
         &self,
         stream: &Rc<Stream>,
-        request_body: Bytes,
-        response: (ResponseHead, Bytes),
+        request_body: &Bytes,
+        (head, body): (&mut ResponseHead, &Bytes),
     ) -> Result<Ending, Stop> {
         let head_only = stream.state.borrow().request.method == Method::HEAD;
-        let mut own = false;
-        let (mut head, mut body) = response;
-        let mut flow = match self.request(stream, request_body) {
+        let (mut flow, mut reply) = match self.request(stream, request_body) {
             Ok(()) => {
-                if let Some(selected) = &stream.state.borrow().route {
+                let State { route, response, .. } = &mut *stream.state.borrow_mut();
+                let head = response.insert(std::mem::take(head));
+                if let Some(selected) = route {
                     selected.route.response_headers.apply(&mut head.fields);
                 }
-                HeadFlow::new(stream, Direction::Response)
+                (HeadFlow::new(stream, Direction::Response), None)
             }
             Err(Stop::Reply(reply, seen)) => {
-                own = true;
-                (head, body) = taken_apart(*reply);
-                HeadFlow::reply(stream, stream.chain.filters().len() - seen)
+                (HeadFlow::reply(stream, stream.chain.filters().len() - seen), Some(reply))
             }
             Err(stop) => return Err(stop),
         };
+        let nothing = Bytes::new();
         // A filter that answers instead, and one that fails, put another response in this one's place.
         loop {
-            let status = head.status.as_u16();
-            stream.state.borrow_mut().response = Some(head);
-            if head_only {
-                body = Bytes::new();
-            }
+            let replied = reply.map(|reply| {
+                let (head, body) = taken_apart(*reply);
+                let status = head.status.as_u16();
+                stream.state.borrow_mut().response = Some(head);
+                (status, body)
+            });
+            let body = match &replied {
+                _ if head_only => &nothing,
+                Some((_, body)) => body,
+                None => body,
+            };
             let mut message = Message::new(self, stream, Direction::Response, flow, body);
             match message.head().and_then(|()| message.rest()) {
-                Ok(()) if own => return Ok(Ending::Reply(status)),
                 Ok(()) => {
-                    let status = stream.state.borrow().response.as_ref().map_or(status, |r| r.status.as_u16());
-                    return Ok(Ending::Response(status));
+                    let status = stream.state.borrow().response.as_ref().map_or(0, |r| r.status.as_u16());
+                    return Ok(replied.map_or(Ending::Response(status), |(status, _)| Ending::Reply(status)));
                 }
-                Err(Stop::Reply(reply, seen)) => {
-                    own = true;
-                    flow = HeadFlow::reply(stream, seen);
-                    (head, body) = taken_apart(*reply);
-                }
+                Err(Stop::Reply(another, seen)) => (flow, reply) = (HeadFlow::reply(stream, seen), Some(another)),
                 Err(stop) => return Err(stop),
             }
         }
     }
 
-    fn request(&self, stream: &Rc<Stream>, body: Bytes) -> Result<(), Stop> {
+    fn request(&self, stream: &Rc<Stream>, body: &Bytes) -> Result<(), Stop> {
         let flow = HeadFlow::new(stream, Direction::Request);
         let mut message = Message::new(self, stream, Direction::Request, flow, body);
         message.head()?;
@@ -156,14 +158,14 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn new(driver: &Driver, stream: &'a Rc<Stream>, direction: Direction, flow: HeadFlow, left: Bytes) -> Self {
-        let has_body = !left.is_empty();
+    fn new(driver: &Driver, stream: &'a Rc<Stream>, direction: Direction, flow: HeadFlow, whole: &Bytes) -> Self {
+        let has_body = !whole.is_empty();
         Message {
             stream,
             direction,
             flow,
             body: has_body.then(|| BodyFlow::new(stream, direction, driver.buffered_body)),
-            left,
+            left: if has_body { whole.clone() } else { Bytes::new() },
             trailers: driver.trailers.as_ref().filter(|_| has_body).cloned(),
         }
     }

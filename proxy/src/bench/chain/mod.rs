@@ -305,15 +305,11 @@ impl Runner {
 
     fn request(&self, turn: u64, chain: &Rc<Chain>) -> (Duration, Ending) {
         let sample = &self.samples[turn as usize % self.samples.len()];
-        let (stream, body, response) = (sample.stream(chain), sample.body.clone(), self.response());
+        let (stream, (head, body)) = (sample.stream(chain), &self.response);
+        let mut head = ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields, sample::ROOM) };
         let start = Instant::now();
-        let ending = self.driver.run(&stream, body, response);
+        let ending = self.driver.run(&stream, &sample.body, (&mut head, body));
         (start.elapsed(), ending)
-    }
-
-    fn response(&self) -> (ResponseHead, Bytes) {
-        let (head, body) = &self.response;
-        (ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields) }, body.clone())
     }
 
     fn report(&self, workload: &str, clock: Duration) -> Report {

@@ -19,7 +19,7 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
         buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {
             current::with_state(|s| s.buffers[which as usize].as_ref().map(|b| f(b.as_slice()))).flatten()
         }
-        buffer::HTTP_CALL_RESPONSE_BODY => host.call_response.as_ref().map(|c| f(&c.body)),
+        buffer::HTTP_CALL_RESPONSE_BODY => host.answers.call_response.as_ref().map(|c| f(&c.body)),
         buffer::VM_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.vm_config)),
         buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
         buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => current::with_network(|stream, position| {
@@ -27,7 +27,7 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
             state.places[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
         })
         .flatten(),
-        buffer::GRPC_CALL_MESSAGE => match &host.grpc_event {
+        buffer::GRPC_CALL_MESSAGE => match &host.answers.grpc_event {
             Some(Event::Message(message)) => Some(f(message)),
             _ => None,
         },

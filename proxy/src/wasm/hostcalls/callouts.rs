@@ -50,8 +50,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "proxy_get_status",
         |mut caller: Caller<'_, Host>, code_out: i32, out: i32, size_out: i32| {
             let host = caller.data();
-            let failure = host.call_response.as_ref().and_then(|c| c.failure);
-            let (code, message) = match &host.grpc_event {
+            let failure = host.answers.call_response.as_ref().and_then(|c| c.failure);
+            let (code, message) = match &host.answers.grpc_event {
                 Some(Event::Closed(code, message)) => (*code, message.clone()),
                 _ => failure.map_or((0, String::new()), |(code, message)| (code, message.to_owned())),
             };

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     chain::{
         Selected,
-        head::{BadHeader, Headers, MAX_VALUE, Name},
+        head::{BadHeader, Found, Headers, MAX_VALUE, Name},
         route::Route,
         stream::{Position, State},
     },
@@ -272,10 +272,8 @@ fn with_names<T>(
     which: i32,
     f: impl FnOnce(&mut dyn Headers, &[Name]) -> T,
 ) -> Result<Option<T>, Status> {
-    let names = std::mem::take(&mut host.names);
-    let result = with_map(host, which, |headers| f(headers, &names));
-    host.names = names;
-    result
+    let Host { names, answers, .. } = host;
+    with_map(answers, which, |headers| f(headers, names))
 }
 
 fn name(names: &[Name], id: i32) -> Result<&Name, Status> {
@@ -326,20 +324,34 @@ fn header_get_many(
     let at = with_names(host, which, |headers, names| {
         let (mut at, mut place) = (0, spans);
         for ids in wanted[..count].chunks(AT_ONCE) {
-            let (mut named, mut found) = ([None; AT_ONCE], [const { None }; AT_ONCE]);
+            let (mut named, mut found) = ([None; AT_ONCE], [Found::Nothing; AT_ONCE]);
             named.iter_mut().zip(ids).for_each(|(name, id)| *name = names.get(*id as usize));
             headers.get_many(&named[..ids.len()], &mut found[..ids.len()]);
-            for value in &found[..ids.len()] {
-                let len = value.as_ref().map_or(-1, |v| v.len() as i32);
-                slice_mut(memory, place, 8)?.copy_from_slice(&span(at, len));
-                place = place.wrapping_add(8);
-                if let Some(value) = value {
-                    if at + value.len() <= cap {
-                        slice_mut(memory, ptr.wrapping_add(at as i32), value.len())?.copy_from_slice(value);
+            let buffer = slice_mut(memory, ptr, cap)?;
+            let mut spanned = [[0; 8]; AT_ONCE];
+            for ((span_of, found), name) in spanned.iter_mut().zip(&found[..ids.len()]).zip(named) {
+                let joined;
+                let value = match (found, name) {
+                    (Found::One(value), _) => *value,
+                    (Found::Several, Some(name)) => {
+                        joined = headers.get(name).unwrap_or_default();
+                        &joined
                     }
-                    at += value.len();
+                    _ => {
+                        *span_of = span(at, -1);
+                        continue;
+                    }
+                };
+                *span_of = span(at, value.len() as i32);
+                // A value that does not fit is not written, but counts.
+                if let Some(place) = buffer.get_mut(at..at + value.len()) {
+                    place.copy_from_slice(value);
                 }
+                at += value.len();
             }
+            let spanned = spanned[..ids.len()].as_flattened();
+            slice_mut(memory, place, spanned.len())?.copy_from_slice(spanned);
+            place = place.wrapping_add(spanned.len() as i32);
         }
         Ok(at)
     })?;

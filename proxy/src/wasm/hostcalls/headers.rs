@@ -13,12 +13,16 @@ use wasmtime::{Caller, Linker};
 use super::guest::{answer, give, slice, split, status, write_u32};
 use crate::{
     chain::head::{BadHeader, Headers, Name},
-    wasm::{current, grpc::Event, host::Host},
+    wasm::{
+        current,
+        grpc::Event,
+        host::{Answers, Host},
+    },
 };
 
 /// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
 pub(super) fn with_map<T>(
-    host: &mut Host,
+    answers: &mut Answers,
     which: i32,
     f: impl FnOnce(&mut dyn Headers) -> T,
 ) -> Result<Option<T>, Status> {
@@ -27,9 +31,9 @@ pub(super) fn with_map<T>(
         map::HTTP_RESPONSE_HEADERS => current::with_state(|s| s.response.as_mut().map(|r| f(r))).flatten(),
         map::HTTP_REQUEST_TRAILERS => current::with_state(|s| s.trailers[0].as_mut().map(|t| f(t))).flatten(),
         map::HTTP_RESPONSE_TRAILERS => current::with_state(|s| s.trailers[1].as_mut().map(|t| f(t))).flatten(),
-        map::HTTP_CALL_RESPONSE_HEADERS => host.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
-        map::HTTP_CALL_RESPONSE_TRAILERS => host.call_response.as_mut().map(|c| f(&mut c.trailers)),
-        map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match (&mut host.grpc_event, which) {
+        map::HTTP_CALL_RESPONSE_HEADERS => answers.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
+        map::HTTP_CALL_RESPONSE_TRAILERS => answers.call_response.as_mut().map(|c| f(&mut c.trailers)),
+        map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match (&mut answers.grpc_event, which) {
             (Some(Event::Initial(fields)), map::GRPC_INITIAL_METADATA)
             | (Some(Event::Trailing(fields)), map::GRPC_TRAILING_METADATA) => Some(f(fields)),
             _ => None,
@@ -45,11 +49,8 @@ fn with_name<T>(
     text: &[u8],
     f: impl FnOnce(&mut dyn Headers, Option<&Name>) -> T,
 ) -> Result<Option<T>, Status> {
-    let mut spelled = std::mem::take(&mut host.spelled);
-    let name = spelled.name(text);
-    let result = with_map(host, which, |headers| f(headers, name));
-    host.spelled = spelled;
-    result
+    let name = host.spelled.name(text);
+    with_map(&mut host.answers, which, |headers| f(headers, name))
 }
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -78,7 +79,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, which: i32, out: i32, size_out: i32| {
             caller.data_mut().hostcalls += 1;
             give(&mut caller, out, size_out, |host, data| {
-                with_map(host, which, |headers| serialize(headers, data)).map(|_| ())
+                with_map(&mut host.answers, which, |headers| serialize(headers, data)).map(|_| ())
             })
         },
     )?;
@@ -86,7 +87,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let size = |caller: &mut Caller<'_, Host>| {
             let (memory, host) = split(caller)?;
             let mut size = 0;
-            with_map(host, which, |headers| headers.each(&mut |name, value| size += name.len() + value.len()))?;
+            with_map(&mut host.answers, which, |headers| {
+                headers.each(&mut |name, value| size += name.len() + value.len())
+            })?;
             write_u32(memory, out, size as u32)
         };
         status(size(&mut caller))
@@ -161,7 +164,7 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
     let decoded = pairs::decode(bytes).map_err(|_| Status::BadArgument)?;
     let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
     let replaced = match named {
-        Some(named) => with_map(host, which, |headers| headers.replace(&named))?,
+        Some(named) => with_map(&mut host.answers, which, |headers| headers.replace(&named))?,
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {
