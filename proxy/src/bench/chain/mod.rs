@@ -306,7 +306,7 @@ impl Runner {
     fn request(&self, turn: u64, chain: &Rc<Chain>) -> (Duration, Ending) {
         let sample = &self.samples[turn as usize % self.samples.len()];
         let (stream, (head, body)) = (sample.stream(chain), &self.response);
-        let mut head = ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields, sample::ROOM) };
+        let mut head = ResponseHead { status: head.status, fields: sample::as_parsed(&head.fields) };
         let start = Instant::now();
         let ending = self.driver.run(&stream, &sample.body, (&mut head, body));
         (start.elapsed(), ending)

@@ -174,16 +174,14 @@ pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<(Vec<Asked>, String)> {
     Ok((all, content_hash(of.as_bytes())[..16].to_owned()))
 }
 
-/// Fields that there is room for in a head, beside those that have come, when `h1` has read it.
-pub(super) const ROOM: usize = 6;
-
-/// Those of them that are not needed for what the proxy adds to a request before any filter sees it.
-const ROOM_LEFT: usize = 2;
+/// Fields that there is room for in a head that `h1` has read, beside those that have come or that the proxy adds before any
+/// filter sees it.
+const ROOM: usize = 2;
 
 /// A copy as a parser would have made it, with room for more fields. In one that is merely cloned there is none, and a filter
 /// that adds a field would be charged for a new table.
-pub(super) fn as_parsed(fields: &HeaderMap, room: usize) -> HeaderMap {
-    let mut copy = HeaderMap::with_capacity(fields.len() + room);
+pub(super) fn as_parsed(fields: &HeaderMap) -> HeaderMap {
+    let mut copy = HeaderMap::with_capacity(fields.len() + ROOM);
     for (name, value) in fields {
         copy.append(name, value.clone());
     }
@@ -253,7 +251,7 @@ impl Sample {
             path: path.clone(),
             authority: authority.clone(),
             scheme,
-            fields: as_parsed(fields, ROOM_LEFT),
+            fields: as_parsed(fields),
         }
     }
 
