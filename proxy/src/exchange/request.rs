@@ -1,4 +1,4 @@
-//! From a request as hyper has read it to a stream as filters see it.
+//! From a request as it was read to a stream as filters see it.
 
 use std::rc::Rc;
 

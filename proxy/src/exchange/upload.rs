@@ -48,7 +48,7 @@ pub(super) struct Upload {
 
 struct Source {
     incoming: Body,
-    /// hyper has given everything.
+    /// The client has sent everything.
     drained: bool,
     flow: BodyFlow,
 }
@@ -353,7 +353,7 @@ impl http_body::Body for UploadBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The head says what the length is; hyper holds the body to it.
+        // The head says what the length is, and whoever sends the body holds it to that.
         SizeHint::default()
     }
 }

@@ -37,7 +37,7 @@ const ON_STACK: usize = 100;
 const ADDED: usize = 6;
 
 /// The same for a response.
-const ADDED_BACK: usize = 2;
+pub const ADDED_BACK: usize = 2;
 
 /// The longest target that [`Uri`] takes.
 const MAX_TARGET: usize = u16::MAX as usize - 1;

@@ -29,6 +29,7 @@ use crate::{
         stream::{Arrival, ConnectionInfo},
     },
     config::model::Listener,
+    h1::head::ADDED_BACK,
     http::{
         fields::{Present, add_via, forwarded, remove_hop_by_hop},
         path::normalise,
@@ -174,14 +175,10 @@ pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<(Vec<Asked>, String)> {
     Ok((all, content_hash(of.as_bytes())[..16].to_owned()))
 }
 
-/// Fields that there is room for in a head that `h1` has read, beside those that have come or that the proxy adds before any
-/// filter sees it.
-const ROOM: usize = 2;
-
 /// A copy as a parser would have made it, with room for more fields. In one that is merely cloned there is none, and a filter
 /// that adds a field would be charged for a new table.
 pub(super) fn as_parsed(fields: &HeaderMap) -> HeaderMap {
-    let mut copy = HeaderMap::with_capacity(fields.len() + ROOM);
+    let mut copy = HeaderMap::with_capacity(fields.len() + ADDED_BACK);
     for (name, value) in fields {
         copy.append(name, value.clone());
     }
