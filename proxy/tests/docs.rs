@@ -147,8 +147,18 @@ fn the_script_for_profiles_explains_itself_and_its_configuration_is_one() {
     assert!(String::from_utf8_lossy(&help.stdout).contains("rustup component add llvm-tools"));
     let wrong = Command::new(root.join("examples/pgo.sh")).arg("--release").output().expect("a shell");
     assert_eq!(wrong.status.code(), Some(2));
-    let check =
-        Command::new(env!("CARGO_BIN_EXE_tollgate")).args(["check", "examples/pgo.yaml"]).current_dir(&root).output();
+    // With what it finds when the script has got there: certificates, and the filter.
+    let dir = std::env::temp_dir().join(format!("tollgate-profiles-{}", std::process::id()));
+    let filter = "target/filters/wasm32-unknown-unknown/filter/third_party.wasm";
+    for folder in [Path::new("examples"), Path::new("target/pgo"), Path::new(filter).parent().unwrap()] {
+        fs::create_dir_all(dir.join(folder)).unwrap();
+    }
+    write_certificates(&dir.join("target/pgo"));
+    for file in ["examples/pgo.yaml", filter] {
+        fs::copy(root.join(file), dir.join(file)).expect("`cargo filters` has been run");
+    }
+    let check = Command::new(env!("CARGO_BIN_EXE_tollgate")).arg("check").arg(dir.join("examples/pgo.yaml")).output();
     let check = check.expect("the proxy runs");
+    fs::remove_dir_all(&dir).unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
 }
