@@ -101,6 +101,7 @@ pub(super) fn wants_trailers(fields: &HeaderMap) -> bool {
 }
 
 /// Whether a field is for the next hop only, whatever `Connection` says.
+#[cfg(feature = "http3")]
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(*name, header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::TE)
         || *name == KEEP_ALIVE
