@@ -11,7 +11,6 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Which fields a head has that something must be done about. Most have one or two of them, and one walk over the names costs
@@ -98,14 +97,6 @@ pub(super) fn wants_trailers(fields: &HeaderMap) -> bool {
         let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
         codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
     })
-}
-
-/// Whether a field is for the next hop only, whatever `Connection` says.
-#[cfg(feature = "http3")]
-pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(*name, header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::TE)
-        || *name == KEEP_ALIVE
-        || *name == PROXY_CONNECTION
 }
 
 /// Adds this proxy to `Via` (RFC 9110 section 7.6.3). `via` is the whole value: version and name.

@@ -31,7 +31,7 @@ use crate::{
         body::Body,
         connection::{Cut, log_refusal},
         date,
-        fields::{Present, is_hop_by_hop, remove_hop_by_hop},
+        fields::{Present, remove_hop_by_hop},
     },
 };
 
@@ -175,7 +175,10 @@ async fn serve(
 
 /// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told.
 fn check(fields: &HeaderMap) -> Result<Option<u64>, &'static str> {
-    if fields.keys().any(|name| *name != header::TE && is_hop_by_hop(name))
+    let present = Present::of(fields);
+    if present.connection
+        || present.upgrade
+        || present.others_of_hop
         || fields.get_all(header::TE).iter().any(|te| te != "trailers")
     {
         return Err("connection_fields");
