@@ -171,7 +171,8 @@ pub mod expected {
 pub mod source {
     /// The other end of the connection.
     pub const PEER: i32 = 0;
-    /// The client, as far as the listener's `trusted_hops` let `X-Forwarded-For` be believed; else the peer.
+    /// The client, as far as the listener's `trusted_hops` let `X-Forwarded-For` be believed; else the peer. The unspecified
+    /// address (`::`, port 0) if what it says there is no address.
     pub const CLIENT: i32 = 1;
     /// The local end of the connection.
     pub const LOCAL: i32 = 2;

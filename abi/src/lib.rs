@@ -3,7 +3,7 @@
 //! The host and the SDK both compile against this crate, so that neither can drift from the other; `abi/golden.txt` holds
 //! its rendering and a test compares the two. [`proxy_wasm`] is the standard, [`fast`] the lane beside it, [`doc`] the
 //! documents that are handed over at configure time, [`pairs`] the encoding of header maps, [`path`] that of properties' paths,
-//! [`value`] that of typed metadata, [`wasi`] what there is of WASI.
+//! [`value`] that of typed metadata, [`wasi`] what there is of WASI, [`spelling`] the one spelling of paths, hosts and methods.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod gcra;
 pub mod pairs;
 pub mod path;
 pub mod proxy_wasm;
+pub mod spelling;
 pub mod value;
 pub mod wasi;
 

@@ -185,7 +185,8 @@ impl Request {
         self.end_of_stream
     }
 
-    /// Where the request comes from. An IPv4 address is given as such, not as a mapped one.
+    /// Where the request comes from. An IPv4 address is given as such, not as a mapped one. A client that trusted proxies say
+    /// nothing usable about has the unspecified address, `::`, and must be taken for nobody.
     pub fn source(&self, whose: Source) -> SocketAddr {
         let which = match whose {
             Source::Peer => fast::source::PEER,

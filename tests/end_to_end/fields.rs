@@ -117,6 +117,47 @@ fn the_client_is_as_many_hops_away_as_are_trusted() {
     }
 }
 
+/// A client must not look like the proxy in front by what it says itself.
+#[test]
+fn no_client_passes_for_the_proxy_in_front() {
+    let allow =
+        "config: {policies: [{name: p, rules: [{from: [{source: {remote_ip_blocks: [127.0.0.0/8, '::/0']}}]}]}]}";
+    let upstream = Upstream::saying("ok");
+    let proxy =
+        Proxy::start(Config::to(&upstream).listener("trusted_hops: 1").filter("access", "builtin:authz", allow));
+    let told = |said: &[&str], path: &str| {
+        let fields: Vec<_> = said.iter().map(|said| ("X-Forwarded-For", *said)).collect();
+        let status = proxy.request("GET", path, &fields, b"").status();
+        (status, proxy.entry_for(path)["client"].as_str().map(str::to_owned))
+    };
+    let client = || Some("203.0.113.9".to_owned());
+    for (nth, (said, expected)) in [
+        (&["203.0.113.9"][..], (403, client())),
+        (&["\u{ff}, 203.0.113.9"], (403, client())),
+        (&["\u{ff}", "203.0.113.9"], (403, client())),
+        (&["127.0.0.1, 203.0.113.9"], (403, client())),
+        (&["127.0.0.1, \"203.0.113.9:80\""], (403, client())),
+        (&["127.0.0.1, \u{ff}"], (403, None)),
+        (&["127.0.0.1", "unknown"], (403, None)),
+        (&["127.0.0.1,"], (403, None)),
+        (&["127.0.0.1, "], (403, None)),
+        (&[""], (403, None)),
+        (&["203.0.113.9, 127.0.0.1"], (200, Some("127.0.0.1".to_owned()))),
+        // The peer speaks for itself.
+        (&[], (200, Some("127.0.0.1".to_owned()))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(told(said, &format!("/{nth}")), expected, "{said:?}");
+    }
+    let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
+    proxy.request("GET", "/", &[("X-Forwarded-For", "\u{ff}"), ("X-Forwarded-For", "203.0.113.9")], b"");
+    // The harness sends UTF-8 and reads Latin-1.
+    let last = upstream.requests().pop().expect("a request");
+    assert_eq!(last.field("x-forwarded-for"), Some("\u{c3}\u{bf}, 203.0.113.9, 127.0.0.1"));
+}
+
 #[test]
 fn what_a_trusted_proxy_does_not_say_is_added() {
     let request = forwarded("trusted_hops: 1", &[]);

@@ -3,7 +3,7 @@
 use rcgen::{CertificateParams, CertifiedKey, KeyPair, SanType};
 use rustls::pki_types::PrivateKeyDer;
 
-use crate::harness::{Config, Proxy, Secure, Upstream, answer};
+use crate::harness::{Client, Config, H2, Proxy, Secure, Upstream, answer, frames};
 
 /// Certificates that have signed themselves, so that each is its own authority.
 struct Pairs {
@@ -42,6 +42,11 @@ impl Pairs {
         Proxy::start_with(config, &files)
     }
 
+    /// Mutual TLS on a listener with further options.
+    fn mutual(&self, listener: &str, upstream: &Upstream) -> Proxy {
+        self.proxy(upstream, "require", &format!("strip\n             {listener}"))
+    }
+
     fn connect(&self, proxy: &Proxy, shown: Option<&CertifiedKey<KeyPair>>) -> Secure {
         let shown = shown.map(|pair| {
             let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
@@ -78,4 +83,40 @@ fn only_clients_with_a_right_certificate_are_let_in() {
     assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get(FORGED).expect("a response"), 200);
     let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
     assert!(told.starts_with("By=x;URI=spiffe://mesh/admin,By=spiffe://mesh/web.test;Hash="), "{told}");
+}
+
+/// Who could leave TLS out would leave out the certificate, too.
+#[test]
+fn what_is_not_tls_gets_past_no_strict_listener() {
+    let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "secret")), Pairs::new());
+    for protocol in ["http", "http1", "http2", "tcp", "auto"] {
+        let proxy = pairs.mutual(&format!("protocol: {protocol}"), &upstream);
+        for first in [&b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"[..], frames::PREFACE, b"\0\x01binary", b"\r\n"] {
+            let mut wire = Client::connect(proxy.address("main")).wire;
+            // It may be closed before all is sent.
+            let _ = wire.send([first, &[0; 64]].concat());
+            let answer = wire.read_to_end();
+            assert!(!answer.windows(6).any(|part| part == b"secret" || part == b"HTTP/1"), "{protocol}: {answer:?}");
+        }
+        proxy.wait_for_metric("tollgate_connections_refused_total", &[("reason", "handshake")], 4.0);
+        if protocol == "auto" {
+            assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get("").expect("a response"), 200);
+        }
+    }
+    assert_eq!(upstream.requests().len(), 1, "the one of the client with a certificate");
+}
+
+#[test]
+fn a_permissive_listener_takes_both() {
+    let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
+    for protocol in ["http", "auto"] {
+        let proxy = pairs.proxy(
+            &upstream,
+            "request\n               mode: permissive",
+            &format!("strip\n             protocol: {protocol}"),
+        );
+        assert_eq!(proxy.get("/").status(), 200);
+        assert_eq!(H2::connect(proxy.address("main")).get("/").status(), 200);
+        assert_eq!(pairs.connect(&proxy, None).get("").expect("a response"), 200);
+    }
 }

@@ -33,8 +33,12 @@ impl Blocks {
         merge(&mut self.v6, |last| last.checked_add(1));
     }
 
-    /// Whether an address is in the set. An IPv4 address is never in an IPv6 block, not even in `::/0`.
+    /// Whether an address is in the set. An IPv4 address is never in an IPv6 block, not even in `::/0`. The unspecified address
+    /// stands for a client that is not known, and is in no set.
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
+        if ip.is_unspecified() {
+            return false;
+        }
         match ip.to_canonical() {
             IpAddr::V4(ip) => find(&self.v4, ip.to_bits()),
             IpAddr::V6(ip) => find(&self.v6, ip.to_bits()),

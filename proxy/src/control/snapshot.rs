@@ -592,20 +592,45 @@ fn check_chains(
     wrong: &mut Vec<Diagnostic>,
 ) {
     for (index, listener) in listeners.iter().enumerate() {
-        let (has, lacks, what) = match listener.config.protocol {
-            Protocol::Auto => continue,
-            Protocol::Tcp => (phase::HTTP, phase::TCP, "TCP connections"),
-            Protocol::Http | Protocol::Http1 | Protocol::Http2 => (phase::TCP, phase::HTTP, "requests"),
-        };
-        for (nth, name) in listener.config.chain.iter().enumerate() {
-            let phases = phases.get(name.as_str()).copied().unwrap_or_default();
-            if phases & has != 0 && phases & lacks == 0 {
-                let message = format!("filter `{name}` takes no part in {what}");
-                let help = format!("`protocol` of listener `{}` decides what its filters see", listener.config.name);
-                wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/chain/{nth}"), message, Some(help)));
-            }
+        let config = &listener.config;
+        let sees = |name: &str| phases.get(name).copied().unwrap_or_default();
+        let any_sees = |kind| config.chain.iter().any(|name| sees(name) & kind != 0);
+        let to_cluster = config.cluster.as_deref();
+        for (nth, name) in config.chain.iter().enumerate() {
+            let (http, tcp) = (sees(name) & phase::HTTP != 0, sees(name) & phase::TCP != 0);
+            let (message, help) = match (config.protocol, http, tcp) {
+                (Protocol::Tcp, true, false) => no_part(name, "TCP connections", &config.name),
+                (Protocol::Http | Protocol::Http1 | Protocol::Http2, false, true) => {
+                    no_part(name, "requests", &config.name)
+                }
+                // Who sends bytes that do not look like HTTP to us, and do to the upstream, would get past the filter.
+                (Protocol::Auto, true, false) if config.tcp.clusters.is_empty() && to_cluster.is_some() => (
+                    format!(
+                        "filter `{name}` sees requests only; with `protocol: auto`, TCP connections go past it to \
+                         cluster `{}`",
+                        to_cluster.unwrap_or_default()
+                    ),
+                    "write `protocol: http`, or name clusters for TCP connections under `tcp.clusters`".to_owned(),
+                ),
+                (Protocol::Auto, false, true) if to_cluster.is_some() && !any_sees(phase::HTTP) => (
+                    format!(
+                        "filter `{name}` sees TCP connections only; with `protocol: auto`, requests go past it to \
+                         cluster `{}`",
+                        to_cluster.unwrap_or_default()
+                    ),
+                    "write `protocol: tcp`, or add a filter for requests, such as `builtin:router`".to_owned(),
+                ),
+                _ => continue,
+            };
+            wrong.push(loaded.source.diagnostic(&format!("/listeners/{index}/chain/{nth}"), message, Some(help)));
         }
     }
+}
+
+/// What is said of a filter that its listener never calls.
+fn no_part(filter: &str, what: &str, listener: &str) -> (String, String) {
+    let help = format!("`protocol` of listener `{listener}` decides what its filters see");
+    (format!("filter `{filter}` takes no part in {what}"), help)
 }
 
 fn by_class(

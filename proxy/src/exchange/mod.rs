@@ -31,7 +31,7 @@ use crate::{
         flow::{HeadFlow, Outcome, interrupted},
         stream::{ConnectionInfo, Progress},
     },
-    http::{body::Body, grpc_web},
+    http::{body::Body, fields::Listed, grpc_web},
     upstream::{PooledBody, Switching},
 };
 
@@ -70,13 +70,13 @@ pub async fn serve(
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let version = parts.version;
-    let request::Begun { stream, fault: refused, switch } =
+    let request::Begun { stream, fault: refused, switch, listed } =
         request::begin(&site, connection, progress, parts, incoming.is_end_stream());
     let ending = Ending::new(site.clone(), stream.clone());
     let upload = Upload::new(&site, &stream, incoming);
     let outcome = match refused {
         Some(fault) => Err(fault.into_reply(&stream)),
-        None => forward(&site, &stream, &upload, switch.as_ref()).await,
+        None => forward(&site, &stream, &upload, switch.as_ref(), &listed).await,
     };
     let mut answer = match outcome {
         Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
@@ -140,6 +140,7 @@ async fn forward(
     stream: &Rc<Stream>,
     upload: &Rc<Upload>,
     switch: Option<&Switch>,
+    listed: &Listed,
 ) -> Result<FromUpstream, Stop> {
     let mut deadline = Deadline::idle(site, stream);
     let seen = request_filters(stream, upload, &mut deadline).await?;
@@ -167,6 +168,7 @@ async fn forward(
             state.route = Some(crate::chain::Selected::new(route, 0, 0, 0));
         }
         let state = &mut *state;
+        listed.remove(&mut state.request.fields);
         if let Some(selected) = &state.route {
             selected.route.rewrite(&mut state.request);
         }

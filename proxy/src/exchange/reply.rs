@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tollgate_abi::fast::flag;
+use tollgate_abi::{fast::flag, spelling::BadPath};
 
 use super::Stop;
 use crate::{
     chain::{LocalReply, Stream, body::Stopped},
-    http::{grpc::Code, path::BadPath},
+    http::grpc::Code,
 };
 
 /// A failure that is answered by the proxy.
@@ -17,6 +17,10 @@ pub enum Fault {
     BadHost,
     /// The path cannot be normalised.
     BadPath(BadPath),
+    /// A method with small letters.
+    BadMethod,
+    /// A field's name has a `_`, where that is not allowed.
+    Underscore,
     /// `CONNECT`, which is not offered.
     Connect,
     /// An upgrade that is not offered.
@@ -73,6 +77,12 @@ impl Fault {
             Fault::BadPath(BadPath::EscapedSlash) => {
                 (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "escaped_slash_in_path")
             }
+            Fault::BadPath(BadPath::Parameters) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "parameters_in_path"),
+            Fault::BadPath(BadPath::HiddenSegment) => {
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "hidden_segment_in_path")
+            }
+            Fault::BadMethod => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_method"),
+            Fault::Underscore => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "header_underscore"),
             Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, "connect_not_allowed"),
             Fault::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, "upgrade_not_allowed"),
             Fault::TooManyFields => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, "too_many_fields"),

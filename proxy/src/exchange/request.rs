@@ -1,6 +1,6 @@
 //! From a request as it was read to a stream as filters see it.
 
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use bytes::Bytes;
 use http::{
@@ -8,6 +8,7 @@ use http::{
     header::{self, Entry},
     request::Parts,
 };
+use tollgate_abi::spelling;
 
 use super::{Site, grpc, reply::Fault, switch::Switch};
 use crate::{
@@ -16,14 +17,13 @@ use crate::{
         head::is_host,
         stream::{Arrival, ConnectionInfo, Progress},
     },
-    http::{
-        fields::{Present, add_via, forwarded, remove_hop_by_hop},
-        path::normalise,
-    },
+    config::model::HeaderUnderscores,
+    http::fields::{Listed, Present, add_via, forwarded, remove_underscores, take_hop_by_hop},
     tls::xfcc,
 };
 
-/// The one host that a request is for (RFC 9112 section 3.2): of its target if that is absolute, else of `Host`.
+/// The one host that a request is for (RFC 9112 section 3.2), in its one spelling: of its target if that is absolute, else of
+/// `Host`.
 fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
     let host = match fields.entry(header::HOST) {
         Entry::Vacant(_) => None,
@@ -46,10 +46,14 @@ fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMa
         (None, Some(_)) => return Err(Fault::BadHost),
         (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
     };
-    match str::from_utf8(&host) {
-        Ok(text) if is_host(text) => Ok(host),
-        _ => Err(Fault::BadHost),
+    if !str::from_utf8(&host).is_ok_and(is_host) {
+        return Err(Fault::BadHost);
     }
+    let respelled = match spelling::host(&host).ok_or(Fault::BadHost)? {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(host) => Some(host.into()),
+    };
+    Ok(respelled.unwrap_or(host))
 }
 
 /// Path and query, with the path in its one spelling.
@@ -63,7 +67,7 @@ fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
     }
     // An absolute target may have an empty path, which is `/`.
     let path = if path.is_empty() { "/" } else { path };
-    let normal = normalise(path.as_bytes(), &site.config.path).map_err(Fault::BadPath)?;
+    let normal = spelling::path(path.as_bytes(), &site.config.path).map_err(Fault::BadPath)?;
     Ok(match uri.query() {
         Some(query) => [&*normal, b"?", query.as_bytes()].concat().into(),
         None => Bytes::copy_from_slice(&normal),
@@ -78,6 +82,8 @@ pub(super) struct Begun {
     pub(super) fault: Option<Fault>,
     /// What it wants to switch to.
     pub(super) switch: Option<Switch>,
+    /// What goes no further than to the filters.
+    pub(super) listed: Listed,
 }
 
 /// Makes a stream of a request.
@@ -91,15 +97,19 @@ pub(super) fn begin(
     let present = Present::of(&parts.headers);
     let switch = Switch::wanted(site, &mut parts, present, bodiless);
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
-    let authority = match authority(&method, &uri, version, &mut fields) {
-        // HTTP/1.0 knows no `Host`.
-        Err(Fault::BadHost) if version == Version::HTTP_10 && !fields.contains_key(header::HOST) => Ok(Bytes::new()),
-        authority => authority,
+    // HTTP/1.0 knows no `Host`.
+    let authority = match version == Version::HTTP_10 && uri.authority().is_none() && !fields.contains_key(header::HOST)
+    {
+        true => Ok(Bytes::new()),
+        false => authority(&method, &uri, version, &mut fields),
     };
     let path = path(site, &method, &uri);
     let too_many = fields.len() > site.config.limits.headers as usize;
+    let underscores = site.config.header_underscores;
     let fault = match (&switch, &authority, &path) {
         _ if too_many => Some(Fault::TooManyFields),
+        _ if !spelling::is_method(method.as_str().as_bytes()) => Some(Fault::BadMethod),
+        _ if present.underscores && underscores == HeaderUnderscores::Reject => Some(Fault::Underscore),
         (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => Some(*fault),
         _ => None,
     };
@@ -108,7 +118,10 @@ pub(super) fn begin(
     let original_path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
     let original_path = Bytes::copy_from_slice(original_path.as_bytes());
     let path = path.unwrap_or_else(|_| original_path.clone());
-    remove_hop_by_hop(&mut fields, present);
+    if present.underscores && underscores == HeaderUnderscores::Drop {
+        remove_underscores(&mut fields);
+    }
+    let listed = take_hop_by_hop(&mut fields, present);
     if let Some(switch) = &switch {
         switch.restore(&mut fields);
     }
@@ -129,7 +142,7 @@ pub(super) fn begin(
     let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
     let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
     grpc::begin(&stream);
-    Begun { stream, fault, switch }
+    Begun { stream, fault, switch, listed }
 }
 
 /// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).

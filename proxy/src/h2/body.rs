@@ -11,6 +11,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
+use super::are_malformed;
+
 /// A body that comes. What is read of it is room for more at once.
 pub struct Incoming {
     stream: RecvStream,
@@ -41,7 +43,10 @@ impl Incoming {
                 None => self.data_over = true,
             }
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).transpose();
+        let trailers = match ready!(self.stream.poll_trailers(cx)).transpose() {
+            Some(Ok(trailers)) if are_malformed(&trailers) => Some(Err(Reason::PROTOCOL_ERROR.into())),
+            trailers => trailers,
+        };
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
     }
 

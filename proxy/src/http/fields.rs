@@ -1,6 +1,6 @@
 //! The header fields that a proxy takes away, and those that it adds.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -29,6 +29,8 @@ pub struct Present {
     pub expect: bool,
     /// `X-Forwarded-Client-Cert`.
     pub client_cert: bool,
+    /// A name with a `_`.
+    pub underscores: bool,
 }
 
 impl Present {
@@ -44,31 +46,67 @@ impl Present {
                 header::EXPECT => present.expect = true,
                 _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => present.others_of_hop = true,
                 _ if *name == X_FORWARDED_CLIENT_CERT => present.client_cert = true,
-                _ => {}
+                _ => present.underscores |= name.as_str().contains('_'),
             }
         }
         present
     }
 }
 
+/// What `Connection` lists of a request, with the values that its client has sent.
+///
+/// It goes no further than this proxy (RFC 9110 section 7.6.1), but filters still see it: else a client behind a proxy that
+/// passes `Connection` on could hide from them what that proxy says of it. And what filters have put in its place goes on.
+#[derive(Debug, Default)]
+pub struct Listed(Vec<(HeaderName, Vec<HeaderValue>)>);
+
+impl Listed {
+    /// Removes what is still there as it came.
+    pub fn remove(&self, fields: &mut HeaderMap) {
+        for (name, values) in &self.0 {
+            if fields.get_all(name).iter().eq(values) {
+                fields.remove(name);
+            }
+        }
+    }
+}
+
+/// Whether nobody may have it removed: it is not hop-by-hop, and something later relies on it.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::TE | header::CONTENT_LENGTH | header::HOST | header::AUTHORIZATION | header::COOKIE | header::VIA
+    ) || *name == X_REQUEST_ID
+        || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Removes fields whose names have a `_`.
+pub fn remove_underscores(fields: &mut HeaderMap) {
+    let names: Vec<HeaderName> = fields.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in names {
+        fields.remove(name);
+    }
+}
+
 /// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
 /// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on. `present` is what there is of these.
 pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
+    take_hop_by_hop(fields, present).remove(fields);
+}
+
+/// The same, but for what `Connection` lists: that is still to be removed.
+pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> Listed {
     let Present { connection, te, upgrade, others_of_hop, .. } = present;
+    let mut listed = Listed::default();
     if connection {
         let values = fields.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
         let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
         // What nearly all of them say is no field's name, or that of one that goes anyway.
         let names = tokens.filter(|token| !["keep-alive", "close"].iter().any(|word| token.eq_ignore_ascii_case(word)));
-        let listed: Vec<HeaderName> = names.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()).collect();
-        for name in listed {
-            // Nobody may have these removed: they are not hop-by-hop, and something later relies on them.
-            if !matches!(
-                name,
-                header::TE | header::CONTENT_LENGTH | header::HOST | header::AUTHORIZATION | header::COOKIE
-            ) && !name.as_str().starts_with("x-forwarded-")
-            {
-                fields.remove(name);
+        for name in names.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()) {
+            if !is_end_to_end(&name) && fields.contains_key(&name) {
+                let values = fields.get_all(&name).iter().cloned().collect();
+                listed.0.push((name, values));
             }
         }
         fields.remove(header::CONNECTION);
@@ -81,14 +119,14 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
             fields.remove(name);
         }
     }
-    if !te {
-        return;
+    if te {
+        let trailers = wants_trailers(fields);
+        fields.remove(header::TE);
+        if trailers {
+            fields.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
     }
-    let trailers = wants_trailers(fields);
-    fields.remove(header::TE);
-    if trailers {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
+    listed
 }
 
 /// Whether trailers are welcome: `TE: trailers` (RFC 9110 section 10.1.4).
@@ -125,12 +163,17 @@ pub fn new_request_id() -> HeaderValue {
     value(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 
+/// The client of a request that trusted proxies say nothing usable about. Filters, and whoever else compares addresses, take it
+/// for nobody's.
+pub const UNKNOWN_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+
 /// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and tells who the client is. `peer_value` is the peer's
 /// address as text, which is the same for all requests of a connection.
 ///
 /// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
-/// proxies before it are trusted: the client is the nth address from the right of `X-Forwarded-For`, and the other fields
-/// stay if they are there.
+/// proxies before it are trusted: the client is the nth element from the right of `X-Forwarded-For`, and the other fields
+/// stay if they are there. Only that element is looked at: what stands left of it is the client's own word. If it is no address,
+/// the client is unknown, and not the proxy that has passed it on.
 pub fn forwarded(
     fields: &mut HeaderMap,
     peer: SocketAddr,
@@ -143,21 +186,25 @@ pub fn forwarded(
     let mut client = peer;
     // These four, and `Via`: one growth is enough.
     fields.reserve(5);
-    if trusted {
-        let lines: Vec<&str> = fields.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
-        let all = lines.join(", ");
-        let said = all.split(',').rev().nth(trusted_hops as usize - 1).or_else(|| all.split(',').next());
-        if let Some(address) = said.and_then(|a| parse_address(a.trim())) {
-            client = address;
+    let lines = trusted.then(|| fields.get_all(X_FORWARDED_FOR)).filter(|lines| lines.iter().next().is_some());
+    let all = match lines {
+        None => peer_value.clone(),
+        Some(lines) => {
+            let elements = || lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
+            let said = elements().nth(trusted_hops as usize - 1).or_else(|| elements().last());
+            client = said.and_then(parse_address).unwrap_or(UNKNOWN_CLIENT);
+            let mut all = Vec::new();
+            for line in lines.iter().chain([peer_value]) {
+                if !all.is_empty() {
+                    all.extend_from_slice(b", ");
+                }
+                all.extend_from_slice(line.as_bytes());
+            }
+            // Whatever bytes values have may stand in one.
+            HeaderValue::from_maybe_shared(Bytes::from(all)).unwrap_or_else(|_| peer_value.clone())
         }
-        let all = match (all.is_empty(), peer_value.to_str()) {
-            (false, Ok(peer)) => value(&format!("{all}, {peer}")),
-            _ => peer_value.clone(),
-        };
-        fields.insert(X_FORWARDED_FOR, all);
-    } else {
-        fields.insert(X_FORWARDED_FOR, peer_value.clone());
-    }
+    };
+    fields.insert(X_FORWARDED_FOR, all);
     if !trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
@@ -176,10 +223,21 @@ pub fn forwarded(
     Origin { client, request_id }
 }
 
-/// An address in `X-Forwarded-For`: with or without a port, IPv6 with or without brackets.
-fn parse_address(text: &str) -> Option<SocketAddr> {
-    let ip = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-    text.parse().ok().or_else(|| ip().map(|ip| SocketAddr::new(ip, 0)))
+/// An address in `X-Forwarded-For`: with or without a port or quotes, IPv6 with or without brackets, and with a zone, which
+/// means something to the proxy that has written it only.
+fn parse_address(element: &[u8]) -> Option<SocketAddr> {
+    let text = str::from_utf8(element.trim_ascii()).ok()?;
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let bare = |ip: &str| {
+        let ip = ip.split_once('%').map_or(ip, |(ip, _)| ip);
+        ip.parse::<IpAddr>().ok()
+    };
+    if let Some(rest) = text.strip_prefix('[') {
+        let (ip, port) = rest.split_once(']')?;
+        let port = port.strip_prefix(':').map_or(port.is_empty().then_some(0), |port| port.parse().ok())?;
+        return bare(ip).filter(IpAddr::is_ipv6).map(|ip| SocketAddr::new(ip, port));
+    }
+    text.parse().ok().or_else(|| bare(text).map(|ip| SocketAddr::new(ip, 0)))
 }
 
 #[cfg(test)]
@@ -214,6 +272,18 @@ mod tests {
         let present = Present::of(&map);
         remove_hop_by_hop(&mut map, present);
         assert_eq!(map, fields(&[("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    /// CVE-2025-48865: a client must not hide from filters what they go by, nor from upstreams what filters say.
+    #[test]
+    fn what_a_client_lists_goes_no_further_than_the_filters() {
+        let mut map = fields(&[("connection", "x-peer, x-user"), ("x-peer", "a"), ("x-peer", "b"), ("x-user", "me")]);
+        let present = Present::of(&map);
+        let listed = take_hop_by_hop(&mut map, present);
+        assert_eq!(map.len(), 3);
+        map.insert("x-user", value("somebody"));
+        listed.remove(&mut map);
+        assert_eq!(map, fields(&[("x-user", "somebody")]));
     }
 
     #[test]
@@ -256,7 +326,16 @@ mod tests {
             (5, "1.1.1.1, 2.2.2.2", "1.1.1.1:0"),
             (1, "[2001:db8::1]:80", "[2001:db8::1]:80"),
             (1, "2001:db8::1", "[2001:db8::1]:0"),
-            (1, "nonsense", "10.0.0.1:5"),
+            (1, "[2001:db8::1]", "[2001:db8::1]:0"),
+            (1, "\"[2001:db8::1]:80\"", "[2001:db8::1]:80"),
+            (1, "\"1.2.3.4:80\"", "1.2.3.4:80"),
+            (1, "fe80::1%eth0", "[fe80::1]:0"),
+            (1, "10.0.0.1, nonsense", "[::]:0"),
+            (1, "10.0.0.1,", "[::]:0"),
+            (1, "", "[::]:0"),
+            (2, "10.0.0.1, unknown, 3.3.3.3", "[::]:0"),
+            (1, "[1.2.3.4]", "[::]:0"),
+            (1, "[2001:db8::1]x", "[::]:0"),
         ] {
             let mut map = fields(&[("x-forwarded-for", said), ("x-request-id", "kept")]);
             let origin = forwarded(
@@ -268,8 +347,38 @@ mod tests {
                 hops,
             );
             assert_eq!(origin.client.to_string(), client, "{hops} {said}");
-            assert_eq!(map[X_FORWARDED_FOR], format!("{said}, 10.0.0.1").as_str());
+            let passed_on = if said.is_empty() { "10.0.0.1".into() } else { format!("{said}, 10.0.0.1") };
+            assert_eq!(map[X_FORWARDED_FOR], passed_on.as_str());
             assert_eq!(origin.request_id, "kept");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_client() {
+        for (lines, hops, client) in [
+            (&[&b"\xff, 203.0.113.9"[..]][..], 1, "203.0.113.9:0"),
+            (&[b"10.0.0.1\xff,203.0.113.9"], 1, "203.0.113.9:0"),
+            (&[b"\xff", b"203.0.113.9"], 1, "203.0.113.9:0"),
+            (&[b"203.0.113.9, \xff"], 1, "[::]:0"),
+            (&[b"203.0.113.9", b"\xff"], 1, "[::]:0"),
+            (&[b"10.0.0.1", b"\xff, 203.0.113.9", b"192.0.2.1"], 2, "203.0.113.9:0"),
+        ] {
+            let mut map = HeaderMap::new();
+            for line in lines {
+                map.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line).unwrap());
+            }
+            let host = Bytes::from_static(b"host");
+            let origin = forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &host, "http", hops);
+            assert_eq!(origin.client.to_string(), client, "{lines:?}");
+            let all = [&lines.join(&b", "[..]), &b", 10.0.0.1"[..]].concat();
+            assert_eq!(map.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>(), [&all[..]]);
+        }
+    }
+
+    #[test]
+    fn without_a_word_about_the_client_it_is_the_peer() {
+        let (mut map, host) = (HeaderMap::new(), Bytes::from_static(b"host"));
+        let origin = forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &host, "http", 1);
+        assert_eq!((origin.client.to_string().as_str(), &map[X_FORWARDED_FOR]), (PEER, &value("10.0.0.1")));
     }
 }

@@ -1,5 +1,5 @@
 //! HTTP with clients: HTTP/1.1 as [`crate::h1`] reads and writes it, HTTP/2 as [`crate::h2`] and the crate h2 do, HTTP/3 as h3 does; the connections'
-//! time and end, canonical paths, the headers that a proxy must take away or add.
+//! time and end, the headers that a proxy must take away or add.
 
 pub mod body;
 pub mod connection;
@@ -11,5 +11,3 @@ pub mod h1;
 pub mod h2;
 #[cfg(feature = "http3")]
 pub mod h3;
-
-pub mod path;

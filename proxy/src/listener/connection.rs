@@ -133,9 +133,10 @@ async fn begin(
     }
 }
 
-/// Whether a client of a listener with TLS may do without it.
+/// Whether a client of a listener with TLS may do without it. `protocol: auto` is no reason: it tells what is spoken under
+/// TLS, and whoever could leave TLS out would leave out the certificate that is asked for, too.
 fn may_be_plain(site: &Site) -> bool {
-    site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive) || site.config.protocol == Protocol::Auto
+    site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive)
 }
 
 /// Reads the header of the PROXY protocol. None: it says nothing of addresses, or there is none and need not be one.

@@ -3,9 +3,6 @@
 /// After so many bytes the answer is there, whatever they are.
 pub const MAX_SNIFFED: usize = 256;
 
-/// The longest method: `UPDATEREDIRECTREF`, the longest one that is registered, has 17 bytes.
-const MAX_METHOD: usize = 32;
-
 /// RFC 9113 section 3.4.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -21,7 +18,7 @@ pub enum Sniffed {
     Tls,
     /// HTTP/2: its whole preface.
     Http2,
-    /// HTTP/1: `METHOD TARGET HTTP/`.
+    /// HTTP/1: a line that begins with a method and has `HTTP/` after a blank.
     Http1,
     /// Something else.
     Other,
@@ -29,10 +26,14 @@ pub enum Sniffed {
 
 /// Says it of the first bytes. Further bytes change nothing, unless it is [`Sniffed::NeedMore`].
 ///
-/// HTTP/1 is known by the first line as far as `HTTP/` (RFC 9112 section 3): a method of 1 to 32 bytes that a token may have
-/// (RFC 9110 section 5.6.2), a space, a target without spaces and control characters, a space. The method alone would not do:
-/// `GET key` is Redis or memcached, and `OPTIONS * RTSP/1.0` and `INVITE sip:a SIP/2.0` are what they say. If [`MAX_SNIFFED`]
-/// bytes are the beginning of such a line, they are taken for one. Empty lines before it are something else.
+/// HTTP/1 is known by its first line (RFC 9112 section 3): a method (a token, RFC 9110 section 5.6.2), a blank, and `HTTP/`
+/// after another blank before the line ends. The method alone would not do: `GET key` is Redis or memcached, and
+/// `OPTIONS * RTSP/1.0` and `INVITE sip:a SIP/2.0` are what they say. If [`MAX_SNIFFED`] bytes are the beginning of such a line,
+/// they are taken for one.
+///
+/// Whatever a server might read as a request is one here: empty lines before it, methods of any length, blanks of any kind and
+/// number, `http/`. What is not well-formed gets its answer from the parser; taken for something else, it would pass by the
+/// filters.
 pub fn sniff(input: &[u8]) -> Sniffed {
     match input {
         [TLS_HANDSHAKE] => Sniffed::NeedMore,
@@ -44,30 +45,28 @@ pub fn sniff(input: &[u8]) -> Sniffed {
     }
 }
 
-fn request_line(line: &[u8]) -> Sniffed {
-    let unfinished = if line.len() == MAX_SNIFFED { Sniffed::Http1 } else { Sniffed::NeedMore };
+fn request_line(input: &[u8]) -> Sniffed {
+    let unfinished = if input.len() == MAX_SNIFFED { Sniffed::Http1 } else { Sniffed::NeedMore };
+    let empty = input.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let line = &input[empty..];
     let method = line.iter().take_while(|b| is_token(**b)).count();
-    if method == 0 || method > MAX_METHOD {
+    let rest = match &line[method..] {
+        [] => return unfinished,
+        _ if method == 0 => return Sniffed::Other,
+        rest => rest,
+    };
+    // A bare CR is a blank to lenient servers (RFC 9112 section 3), but for the one before the line's end.
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t' | 0x0b | 0x0c | b'\r');
+    let is_text = |b: &u8| is_blank(b) || !b.is_ascii_control();
+    let text = rest.iter().take_while(|b| is_text(b)).count();
+    if !is_blank(&rest[0]) {
         return Sniffed::Other;
     }
-    let target = match &line[method..] {
-        [] => return Sniffed::NeedMore,
-        [b' ', target @ ..] => target,
-        _ => return Sniffed::Other,
-    };
-    let len = target.iter().take_while(|b| b.is_ascii_graphic() || !b.is_ascii()).count();
-    let version = match &target[len..] {
-        [] => return unfinished,
-        [b' ', version @ ..] if len > 0 => version,
-        _ => return Sniffed::Other,
-    };
-    if version.starts_with(b"HTTP/") {
-        Sniffed::Http1
-    } else if b"HTTP/".starts_with(version) {
-        unfinished
-    } else {
-        Sniffed::Other
+    let words = rest[..text].split(is_blank);
+    if words.skip(1).any(|word| word.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/"))) {
+        return Sniffed::Http1;
     }
+    if text < rest.len() { Sniffed::Other } else { unfinished }
 }
 
 fn is_token(byte: u8) -> bool {
@@ -114,31 +113,40 @@ mod tests {
             (b"CONNECT a.example:443 HTTP/1.1\r\n", 27),
             (b"GET http://a.example/ HTTP/1.0\r\n", 27),
             (b"UPDATEREDIRECTREF /a HTTP/1.1\r\n", 26),
+            (b"\r\nGET / HTTP/1.1\r\n", 13),
+            (b"\n\r\n\nGET / HTTP/1.1\r\n", 15),
+            (b"AMETHODOFMORETHANTHIRTYTWOCHARACTERS / HTTP/1.1\r\n", 44),
+            (b"GET  / HTTP/1.1\r\n", 12),
+            (b"GET\t/\x0bHTTP/1.1\r\n", 11),
+            (b"GET\r/\rHTTP/1.1\r\n", 11),
+            (b"GET / x HTTP/1.1\r\n", 13),
+            (b"GET / http/1.1\r\n", 11),
+            (b"GET HTTP/1.1\r\n", 9),
             (b"get /\xc3\xa4 HTTP/9.9\r\n", 13),
             (b"PROXY / HTTP/1.1\r\n", 13),
         ] {
             assert_eq!(decided(line, Sniffed::Http1), needs, "{}", line.escape_ascii());
         }
-        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(8000));
-        assert_eq!(decided(long.as_bytes(), Sniffed::Http1), MAX_SNIFFED);
+        let (target, method) = (format!("GET /{} HTTP/1.1\r\n", "a".repeat(8000)), "A".repeat(300));
+        for long in [target.as_bytes(), method.as_bytes(), &[b'\n'; 300]] {
+            assert_eq!(decided(long, Sniffed::Http1), MAX_SNIFFED);
+        }
     }
 
     #[test]
-    fn everything_else_is_known_at_its_first_odd_byte() {
+    fn everything_else_is_known_at_its_first_odd_byte_or_the_end_of_its_first_line() {
         for (input, needs) in [
-            (&b"\r\nGET / HTTP/1.1\r\n"[..], 1),
-            (b" GET / HTTP/1.1\r\n", 1),
-            (b"*1\r\n$4\r\nPING\r\n", 3),
-            (b"PING\r\n", 5),
-            (b"GET key\r\n", 8),
-            (b"GET  / HTTP/1.1\r\n", 5),
-            (b"GET /\tHTTP/1.1\r\n", 6),
-            (b"GET / http/1.1\r\n", 7),
-            (b"GET /\r\n", 6),
-            (b"SSH-2.0-OpenSSH_9.9\r\n", 20),
-            (b"OPTIONS * RTSP/1.0\r\n", 11),
-            (b"INVITE sip:a@b SIP/2.0\r\n", 16),
-            (b"USER guest 0 * :a\r\n", 12),
+            (&b" GET / HTTP/1.1\r\n"[..], 1),
+            (b"*1\r\n$4\r\nPING\r\n", 4),
+            (b"PING\r\n", 6),
+            (b"GET key\r\n", 9),
+            (b"GET /\0HTTP/1.1\r\n", 6),
+            (b"GET /HTTP/1.1\r\n", 15),
+            (b"GET /\r\n", 7),
+            (b"SSH-2.0-OpenSSH_9.9\r\n", 21),
+            (b"OPTIONS * RTSP/1.0\r\n", 20),
+            (b"INVITE sip:a@b SIP/2.0\r\n", 24),
+            (b"USER guest 0 * :a\r\n", 19),
             (b"{\"jsonrpc\": \"2.0\"}", 1),
             // A startup message of PostgreSQL, MQTT, a query of Kafka, DNS over TCP.
             (b"\0\0\0\x08\x04\xd2\x16\x2f", 1),
@@ -148,14 +156,22 @@ mod tests {
         ] {
             assert_eq!(decided(input, Sniffed::Other), needs, "{}", input.escape_ascii());
         }
-        assert_eq!(decided(&[b'A'; 300], Sniffed::Other), MAX_METHOD + 1);
     }
 
     #[test]
     fn what_has_not_been_said_is_waited_for() {
-        for input in
-            [&b""[..], b"\x16", b"G", b"GET", b"GET ", b"GET /", b"GET / ", b"GET / HTTP", b"PRI * HTTP/2.0\r\n\r\nSM"]
-        {
+        for input in [
+            &b""[..],
+            b"\x16",
+            b"\r\n",
+            b"G",
+            b"GET",
+            b"GET ",
+            b"GET /",
+            b"GET / ",
+            b"GET / HTTP",
+            b"PRI * HTTP/2.0\r\n\r\nSM",
+        ] {
             assert_eq!(decided(input, Sniffed::NeedMore), input.len());
         }
     }

@@ -42,7 +42,7 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Incoming, Io, KeepAlive, Sending, Tunnel},
+    h2::{Cut, Incoming, Io, KeepAlive, Sending, Tunnel, are_malformed},
 };
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
@@ -194,6 +194,10 @@ where
             Pin::new(&mut response).poll(cx).map_err(failure)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
+        if are_malformed(response.headers()) {
+            let source = ProtocolError::Http2(Reason::PROTOCOL_ERROR.into());
+            return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
+        }
         if let Some(mut upload) = upload {
             // A client may well read nothing of the response before it has sent everything.
             spawn_local(async move { poll_fn(|cx| upload.poll(cx)).await });

@@ -125,6 +125,9 @@ fn malformed_requests_are_refused_and_the_connection_goes_on() {
         ("te other than trailers", with("te", "gzip")),
         ("a line break in a value", with("x-a", "b\r\nx-c: d")),
         ("a NUL in a value", with("x-a", "b\0c")),
+        ("a blank before a value", with("x-a", " b")),
+        ("a tab after a value", with("x-a", "b\t")),
+        ("a name with a quotation mark", with("x\"y", "1")),
         ("a protocol without CONNECT", with(":protocol", "websocket")),
     ];
     let (mut failures, mut ended) = (Vec::new(), Vec::new());
@@ -152,6 +155,21 @@ fn malformed_requests_are_refused_and_the_connection_goes_on() {
     let names = ["an unknown pseudo-field", "a name in upper case", "a name with a space", "an empty name"];
     assert_eq!(ended, [&names[..], &["a line break in a value", "a NUL in a value"]].concat());
     assert!(upstream.requests().iter().all(|request| request.target() == "/"), "{:?}", upstream.requests());
+}
+
+#[test]
+fn a_malformed_trailer_does_not_reach_the_upstream() {
+    let upstream = Upstream::saying("");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (name, value) in [("x-up", " 2"), ("x-up", "2 "), ("x\"up", "2")] {
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/", &[], false);
+        client.data(stream, b"body", false);
+        client.headers(stream, &[(name, value)], true);
+        let response = client.wait(stream, "an end", |response| response.ended || response.reset.is_some());
+        assert!(response.reset.is_some() || response.status() == 400, "{response:?}");
+    }
+    assert!(upstream.requests().iter().all(|request| request.trailers.is_empty()));
 }
 
 #[test]

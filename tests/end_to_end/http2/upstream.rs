@@ -71,6 +71,28 @@ fn requests_have_the_form_of_http_2_and_share_a_connection() {
 }
 
 #[test]
+fn a_malformed_response_is_none() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let (name, value) = match request.field(":path") {
+                Some("/before") => ("x-a", " 1"),
+                Some("/after") => ("x-a", "1\t"),
+                Some("/name") => ("x\"a", "1"),
+                _ => ("x-a", "1"),
+            };
+            h2.headers(stream, &[(":status", "200"), (name, value)], true);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    for path in ["/before", "/after", "/name"] {
+        assert_eq!(proxy.get(path).status(), 502, "{path}");
+        assert_eq!(proxy.entry_for(path)["details"], "upstream_protocol_error");
+    }
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(connects(&proxy), 1.0);
+}
+
+#[test]
 fn trailers_pass_both_ways_without_http_1_in_between() {
     let upstream = speaking(&[], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {

@@ -60,7 +60,7 @@ fn a_body_is_as_long_as_its_head_says() {
 }
 
 #[test]
-fn what_is_about_the_connection_has_no_place_in_a_head() {
+fn what_is_malformed_or_about_the_connection_has_no_place_in_a_head() {
     let upstream = echo();
     let site = Site::to(&upstream, "");
     let raw = Raw::connect(&site);
@@ -71,6 +71,9 @@ fn what_is_about_the_connection_has_no_place_in_a_head() {
         ("keep-alive", "5"),
         ("proxy-connection", "x"),
         ("te", "gzip"),
+        ("x-a", " b"),
+        ("x-a", "b\t"),
+        ("x\"y", "1"),
     ] {
         let end = raw.request(&head(&[(name, value)]));
         assert_eq!(status(&end), Some(400), "{name}: {end:?}");

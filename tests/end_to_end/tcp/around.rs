@@ -64,6 +64,68 @@ fn one_port_takes_requests_and_everything_else() {
     assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 1.0);
 }
 
+/// What a server might take for a request must not get to one past the filters for requests.
+#[test]
+fn what_some_server_would_read_as_a_request_is_one() {
+    let (web, raw) = (Upstream::saying("a page"), echo());
+    let deny = "config: {policies: [{name: p, action: deny, rules: [{to: [{operation: {paths: [/admin*]}}]}]}]}";
+    let config = Config::to(&web).filter("access", "builtin:authz", deny);
+    let config = config.listener("protocol: auto\ntcp: {clusters: [{cluster: raw}]}").cluster("raw", &[&raw], "");
+    let proxy = Proxy::start(config);
+    let method = "M".repeat(40);
+    for (line, status) in [
+        ("GET /admin HTTP/1.1", 403),
+        ("\r\nGET /admin HTTP/1.1", 403),
+        (&format!("{method} /admin HTTP/1.1"), 403),
+        (&format!("{} /admin HTTP/1.1", "M".repeat(300)), 403),
+        ("GET  /admin HTTP/1.1", 400),
+        ("GET\t/admin HTTP/1.1", 400),
+        ("GET /admin http/1.1", 400),
+        ("GET /admin x HTTP/1.1", 400),
+        ("\nGET /admin HTTP/1.1", 400),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{line}\r\nHost: test\r\n\r\n"));
+        assert_eq!(client.read().status(), status, "{line:?}");
+    }
+    assert_eq!((web.requests().len(), raw.connections()), (0, 0));
+    echoes(&mut connect(&proxy), "GET key\r\n");
+}
+
+#[test]
+fn connections_that_would_go_past_filters_for_requests_are_no_configuration() {
+    let upstream = Upstream::saying("");
+    let authz = |config: Config| config.filter("access", "builtin:authz", "config: {policies: []}");
+    let error = Proxy::try_start(authz(Config::to(&upstream).listener("protocol: auto")), &[]).err().expect("refused");
+    assert!(error.contains("with `protocol: auto`, TCP connections go past it to cluster `web`"), "{error}");
+    assert!(error.contains("name clusters for TCP connections under `tcp.clusters`"), "{error}");
+    // Nowhere to go, or a place of their own.
+    let nowhere = Config::new().listener("protocol: auto").cluster("web", &[&upstream], "");
+    let own = Config::to(&upstream).listener("protocol: auto\ntcp: {clusters: [{cluster: web}]}");
+    for config in [nowhere, own] {
+        Proxy::start(authz(config));
+    }
+}
+
+#[test]
+fn requests_that_would_go_past_filters_for_connections_are_no_configuration() {
+    let upstream = Upstream::saying("");
+    let module = crate::guest::filter(
+        r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) (i32.const 0))"#,
+    );
+    let to =
+        |protocol: &str| Config::to(&upstream).listener(&format!("protocol: {protocol}")).filter("f", "f.wasm", "");
+    let error = Proxy::try_start(to("auto"), &[("f.wasm", &module)]).err().expect("refused");
+    assert!(
+        error.contains("filter `f` sees TCP connections only; with `protocol: auto`, requests go past it"),
+        "{error}"
+    );
+    Proxy::start_with(to("tcp"), &[("f.wasm", &module)]);
+    let routed = to("auto").listener("tcp: {clusters: [{cluster: web}]}");
+    let routed = routed.filter("access", "builtin:authz", "config: {policies: []}");
+    Proxy::start_with(routed, &[("f.wasm", &module)]);
+}
+
 #[test]
 fn an_endpoint_is_told_of_the_client() {
     let upstream = echo();

@@ -21,6 +21,7 @@ use http::{
     header::{self, Entry},
 };
 use serde::Deserialize;
+use tollgate_abi::spelling;
 
 use super::args::ChainArgs;
 use crate::{
@@ -30,10 +31,7 @@ use crate::{
     },
     config::model::Listener,
     h1::head::ADDED_BACK,
-    http::{
-        fields::{Present, add_via, forwarded, remove_hop_by_hop},
-        path::normalise,
-    },
+    http::fields::{Present, add_via, forwarded, remove_hop_by_hop},
     wasm::content_hash,
 };
 
@@ -210,10 +208,11 @@ impl Sample {
         if http::uri::Authority::from_maybe_shared(authority.clone()).is_err() {
             bail!("`{}` is not a host", String::from_utf8_lossy(&authority));
         }
+        let authority = spelling::host(&authority).map_or(authority.clone(), |host| Bytes::copy_from_slice(&host));
         let (original_path, query) = path.split_once('?').map_or((&*path, None), |(path, query)| (path, Some(query)));
         let mut normal = match original_path {
             "*" => b"*".to_vec(),
-            path => normalise(path.as_bytes(), &listener.path).with_context(|| format!("`{path}`"))?.into_owned(),
+            path => spelling::path(path.as_bytes(), &listener.path).with_context(|| format!("`{path}`"))?.into_owned(),
         };
         if let Some(query) = query {
             normal.extend([b"?", query.as_bytes()].concat());

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use tollgate_abi::spelling::{EscapedSlashes, Parameters, PathRules};
 
 use super::{
     super::units::{Address, ByteSize, Cidr, Duration, ServerName},
@@ -69,6 +70,9 @@ pub struct Listener {
     /// What is done to a request's path before any filter sees it.
     #[serde(default)]
     pub path: PathRules,
+    /// What is done with request fields whose names have a `_`.
+    #[serde(default)]
+    pub header_underscores: HeaderUnderscores,
     /// Bounds on what a client may send.
     #[serde(default)]
     pub limits: ListenerLimits,
@@ -98,33 +102,18 @@ impl Listener {
     }
 }
 
-/// Path normalisation (RFC 3986 section 6.2.2): dot segments are removed and percent-encoded unreserved characters are
-/// decoded always; the rest by option.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PathRules {
-    /// Several slashes in a row become one.
-    pub merge_slashes: bool,
-    /// What is done with `%2F` and `%5C`.
-    pub escaped_slashes: EscapedSlashes,
-}
-
-impl Default for PathRules {
-    fn default() -> Self {
-        PathRules { merge_slashes: true, escaped_slashes: EscapedSlashes::Keep }
-    }
-}
-
-/// What is done with `%2F` and `%5C` in a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What is done with request fields whose names have a `_`. Many servers (CGI, WSGI, PHP) read `X_User` as `X-User`, which may
+/// be a field that filters or proxies vouch for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum EscapedSlashes {
-    /// They stay as they are, and are no separators.
-    Keep,
+pub enum HeaderUnderscores {
+    /// They are removed.
+    #[default]
+    Drop,
     /// The request is answered with 400.
     Reject,
-    /// They become `/` before dot segments are removed.
-    Decode,
+    /// They stay as they are.
+    Keep,
 }
 
 /// Bounds on what a client may send. Over one of them, a request is answered with the status named.
@@ -219,7 +208,7 @@ pub enum Protocol {
     Http2,
     /// Nothing that is looked into: connections are passed on, past the L4 filters of the chain.
     Tcp,
-    /// HTTP if the first bytes are such, TLS if there is a `tls` section and they are such; everything else is TCP.
+    /// HTTP if the first bytes are such, under TLS as without it; everything else is TCP. Mode `strict` of `tls` holds here, too.
     Auto,
 }
 

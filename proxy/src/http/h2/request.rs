@@ -8,19 +8,23 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, Response, header};
 use http_body::Body as _;
+use tollgate_abi::fast::flag;
 
 use super::{Connection, streams::Place};
 use crate::{
     chain::stream::Progress,
     exchange::{self, Answer, Closed},
-    h2::{Incoming, Sending, Tunnel},
+    h2::{Incoming, Sending, Tunnel, are_malformed},
     http::{
         body::Body,
-        connection::Cut,
+        connection::{Cut, log_refusal},
         date,
         fields::{Present, remove_hop_by_hop},
     },
 };
+
+/// What a request that could not be read is said to be.
+const PROTOCOL: &str = "HTTP/2";
 
 /// What follows a response's head.
 enum Rest {
@@ -34,6 +38,11 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let requests = &connection.info.requests;
     requests.set(requests.get().saturating_add(1));
     let (parts, received) = request.into_parts();
+    if are_malformed(&parts.headers) {
+        let site = connection.handle.site();
+        log_refusal(&site, &connection.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, "malformed_field");
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
     let connects = parts.method == Method::CONNECT;
     if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
         // What follows is not its content (RFC 9110 section 9.3.6).

@@ -13,7 +13,10 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::Notify;
 
 use super::transport::{Receiver, Watch};
-use crate::http::body::{Body, BodyError};
+use crate::{
+    h2::are_malformed,
+    http::body::{Body, BodyError},
+};
 
 /// How far it has been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,11 @@ pub(super) struct Incoming {
 #[derive(Debug, thiserror::Error)]
 #[error("the body is not as long as its head says")]
 struct Length;
+
+/// A field of the trailers is none (RFC 9114 section 4.2).
+#[derive(Debug, thiserror::Error)]
+#[error("a field of the trailers is malformed")]
+struct Malformed;
 
 impl Incoming {
     /// All that is sent on a stream.
@@ -81,6 +89,9 @@ impl Incoming {
                     match trailers {
                         _ if self.left.is_some_and(|left| left > 0) => break Err(wrong_length()),
                         Ok(None) => return Poll::Ready(None),
+                        Ok(Some(trailers)) if are_malformed(&trailers) => {
+                            break Err(BodyError::Downstream(Box::new(Malformed)));
+                        }
                         Ok(Some(trailers)) => break Ok(Frame::trailers(trailers)),
                         Err(error) => break Err(BodyError::Downstream(Box::new(error))),
                     }

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     chain::stream::Progress,
     exchange,
+    h2::are_malformed,
     http::{
         body::Body,
         connection::{Cut, log_refusal},
@@ -182,6 +183,9 @@ fn check(fields: &HeaderMap) -> Result<Option<u64>, &'static str> {
         || fields.get_all(header::TE).iter().any(|te| te != "trailers")
     {
         return Err("connection_fields");
+    }
+    if are_malformed(fields) {
+        return Err("malformed_field");
     }
     let mut length = None;
     for value in fields.get_all(header::CONTENT_LENGTH) {

@@ -57,7 +57,11 @@ pub const FIELDS: &[Field] = fields! {
     request_id, "the request's id", |e| text(e.request_id);
     listener, "the listener's name", |e| text(e.listener.as_bytes());
     peer, "address and port of the other end of the connection", |e| Value::Socket(e.peer);
-    client, "the client's address, as far as X-Forwarded-For is trusted", |e| Value::Ip(e.client);
+    client, "the client's address, as far as X-Forwarded-For is trusted", |e| match e.client {
+        // Trusted proxies have said nothing usable.
+        unknown if unknown.is_unspecified() => Value::Missing,
+        client => Value::Ip(client),
+    };
     method, "the method", |e| text(e.method.as_bytes());
     authority, "the host asked for", |e| text(e.authority);
     path, "path and query as received", |e| text(e.path);

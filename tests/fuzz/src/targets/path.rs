@@ -1,9 +1,6 @@
 //! Paths and their one spelling.
 
-use tollgate::{
-    config::model::{EscapedSlashes, PathRules},
-    http::path::{BadPath, normalise},
-};
+use tollgate_abi::spelling::{self, BadPath, EscapedSlashes, Parameters, PathRules, compared};
 
 use crate::Outcome;
 
@@ -12,14 +9,19 @@ pub fn check(input: &[u8]) -> Outcome {
     let mut outcomes = Vec::new();
     for merge_slashes in [true, false] {
         for escaped_slashes in [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode] {
-            let rules = PathRules { merge_slashes, escaped_slashes };
-            let normalised = normalise(input, &rules);
-            outcomes.push(normalised.as_ref().map(|path| path.len().min(64) / 8).map_err(|e| *e as u8));
-            match normalised {
-                Ok(path) => one_spelling(input, &path, &rules),
-                Err(BadPath::Relative) => assert_ne!(input.first(), Some(&b'/')),
-                Err(BadPath::Encoding | BadPath::Nul) => assert!(input.contains(&b'%')),
-                Err(BadPath::EscapedSlash) => assert_eq!(escaped_slashes, EscapedSlashes::Reject),
+            for parameters in [Parameters::Keep, Parameters::Strip, Parameters::Reject] {
+                let rules = PathRules { merge_slashes, escaped_slashes, parameters };
+                let normalised = spelling::path(input, &rules);
+                outcomes.push(normalised.as_ref().map(|path| path.len().min(64) / 8).map_err(|e| *e as u8));
+                match normalised {
+                    Ok(path) => one_spelling(input, &path, &rules),
+                    Err(BadPath::Relative) => assert_ne!(input.first(), Some(&b'/')),
+                    Err(BadPath::Encoding) => assert!(input.contains(&b'%')),
+                    Err(BadPath::Nul) => assert!(input.contains(&b'%') || input.contains(&0)),
+                    Err(BadPath::EscapedSlash) => assert_eq!(escaped_slashes, EscapedSlashes::Reject),
+                    Err(BadPath::Parameters) => assert_eq!(parameters, Parameters::Reject),
+                    Err(BadPath::HiddenSegment) => assert!(input.contains(&b';')),
+                }
             }
         }
     }
@@ -29,11 +31,16 @@ pub fn check(input: &[u8]) -> Outcome {
 fn one_spelling(input: &[u8], path: &[u8], rules: &PathRules) {
     assert_eq!(path.first(), Some(&b'/'));
     assert!(path.len() <= 3 * input.len());
-    assert_eq!(normalise(path, rules).as_deref(), Ok(path));
+    assert_eq!(spelling::path(path, rules).as_deref(), Ok(path));
     let mut segments = path.split(|b| *b == b'/').skip(1);
-    assert!(segments.all(|segment| segment != b"." && segment != b".."));
+    // Also for servers that cut parameters off.
+    assert!(segments.all(|segment| {
+        let name = segment.split(|b| *b == b';').next().unwrap_or_default();
+        name != b"." && name != b".."
+    }));
     assert!(!rules.merge_slashes || !path.windows(2).any(|two| two == b"//"));
-    assert!(!path.contains(&b'\\'));
+    assert!(rules.parameters == Parameters::Keep || !path.contains(&b';'));
+    assert!(path.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%".contains(b)));
     for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'%') {
         let digits = &path[at + 1..at + 3];
         assert!(digits.iter().all(|d| d.is_ascii_digit() || matches!(d, b'A'..=b'F')));
@@ -42,14 +49,36 @@ fn one_spelling(input: &[u8], path: &[u8], rules: &PathRules) {
         let slash = matches!(value, b'/' | b'\\');
         assert!(!slash || rules.escaped_slashes == EscapedSlashes::Keep);
     }
+    let form = compared(path);
+    assert_eq!(compared(&form), form);
 }
 
 #[cfg(test)]
 #[test]
 fn paths() {
     let words: &[&[u8]] = &[
-        b"/", b"//", b"/.", b"/..", b"/../", b"%2e", b"%2E%2e", b"%2f", b"%5C", b"\\", b"%25", b"%00", b"%61", b"%e4",
-        b"%", b"a",
+        b"/",
+        b"//",
+        b"/.",
+        b"/..",
+        b"/../",
+        b"%2e",
+        b"%2E%2e",
+        b"%2f",
+        b"%5C",
+        b"\\",
+        b"%25",
+        b"%00",
+        b"%61",
+        b"%e4",
+        b"%",
+        b"a",
+        b";",
+        b".;",
+        b"%3b",
+        b"%40",
+        "é".as_bytes(),
+        b"{",
     ];
     crate::driver::Target { name: "path", words, max_len: 300, check }.run();
 }

@@ -1,0 +1,559 @@
+//! One spelling for each path, host and method, so that a rule about `/admin` is not walked around by `/x/../admin`, `/%61dmin`
+//! or `//admin`. The host brings requests into it before any filter sees them; filters hold the patterns in their configurations
+//! against it by the same code, so that no pattern is accepted that can never match.
+
+use alloc::{borrow::Cow, vec::Vec};
+use core::{fmt, net::Ipv6Addr, str::FromStr};
+
+#[cfg(feature = "schema")]
+use schemars::JsonSchema;
+#[cfg(feature = "serde")]
+use serde::{Deserialize, Serialize};
+
+/// Path normalisation (RFC 3986 section 6.2.2): dot segments are removed, percent-encoded unreserved characters decoded, and
+/// characters that may not stand in a path encoded always; the rest by option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields, default))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct PathRules {
+    /// Several slashes in a row become one.
+    pub merge_slashes: bool,
+    /// What is done with `%2F` and `%5C`.
+    pub escaped_slashes: EscapedSlashes,
+    /// What is done with parameters of segments: what comes after a `;`, as in `/a;x=1/b`.
+    pub parameters: Parameters,
+}
+
+impl Default for PathRules {
+    fn default() -> Self {
+        PathRules { merge_slashes: true, escaped_slashes: EscapedSlashes::Keep, parameters: Parameters::Keep }
+    }
+}
+
+/// What is done with `%2F` and `%5C` in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub enum EscapedSlashes {
+    /// They stay as they are, and are no separators.
+    Keep,
+    /// The request is answered with 400.
+    Reject,
+    /// They become `/` before dot segments are removed.
+    Decode,
+}
+
+/// What is done with parameters of a path's segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub enum Parameters {
+    /// They stay as they are.
+    Keep,
+    /// They are removed, for filters and for the upstream.
+    Strip,
+    /// The request is answered with 400.
+    Reject,
+}
+
+/// Why a path is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadPath {
+    /// It does not begin with `/`.
+    Relative,
+    /// A `%` without two hexadecimal digits.
+    Encoding,
+    /// `%00`.
+    Nul,
+    /// `%2F` or `%5C`, where they are not allowed.
+    EscapedSlash,
+    /// `;`, where it is not allowed.
+    Parameters,
+    /// `..;x`, `.;x` or `/;x/`: servers that cut parameters off read a dot segment or an empty one, and others do not.
+    HiddenSegment,
+}
+
+impl fmt::Display for BadPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BadPath::Relative => "the path does not begin with a slash",
+            BadPath::Encoding => "the path has a broken percent-encoding",
+            BadPath::Nul => "the path has an encoded NUL",
+            BadPath::EscapedSlash => "the path has an escaped slash",
+            BadPath::Parameters => "the path has parameters",
+            BadPath::HiddenSegment => "the path has an empty segment or a dot segment with parameters",
+        })
+    }
+}
+
+impl core::error::Error for BadPath {}
+
+/// What a byte of a path asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Nothing: it may stand there (RFC 3986 section 3.3).
+    Plain,
+    /// A look at the byte before: `/`, `.`, `;`.
+    Structure,
+    /// A look at the whole path: `%`, and what may not stand there.
+    Odd,
+}
+
+static CLASSES: [Class; 256] = {
+    let mut classes = [Class::Odd; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        if b.is_ascii_alphanumeric() {
+            classes[byte] = Class::Plain;
+        }
+        byte += 1;
+    }
+    let plain = b"-_~!$&'()*+,=:@";
+    let mut at = 0;
+    while at < plain.len() {
+        classes[plain[at] as usize] = Class::Plain;
+        at += 1;
+    }
+    classes[b'/' as usize] = Class::Structure;
+    classes[b'.' as usize] = Class::Structure;
+    classes[b';' as usize] = Class::Structure;
+    classes
+};
+
+/// Brings a path (without the query) into its one spelling.
+pub fn path<'a>(path: &'a [u8], rules: &PathRules) -> Result<Cow<'a, [u8]>, BadPath> {
+    if path.first() != Some(&b'/') {
+        return Err(BadPath::Relative);
+    }
+    if is_plain(path, rules) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let mut path = recode(path, rules.escaped_slashes)?;
+    if path.contains(&b';') {
+        path = without_parameters(path, rules.parameters)?;
+    }
+    if rules.merge_slashes {
+        path.dedup_by(|b, a| *a == b'/' && *b == b'/');
+    }
+    Ok(Cow::Owned(remove_dot_segments(&path)))
+}
+
+/// Whether there is nothing to do, as for nearly all paths.
+fn is_plain(path: &[u8], rules: &PathRules) -> bool {
+    let mut previous = 0;
+    path.iter().all(|&b| {
+        let plain = match CLASSES[usize::from(b)] {
+            Class::Plain => true,
+            Class::Odd => false,
+            Class::Structure if b == b'/' => previous != b'/' || !rules.merge_slashes,
+            Class::Structure if b == b'.' => previous != b'/',
+            Class::Structure => rules.parameters == Parameters::Keep && !matches!(previous, b'/' | b'.'),
+        };
+        previous = b;
+        plain
+    })
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    (digit as char).to_digit(16).map(|d| d as u8)
+}
+
+/// The byte that an escape at the beginning stands for.
+fn escape(path: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = path else { return None };
+    Some(hex(*high)? << 4 | hex(*low)?)
+}
+
+fn put_escape(out: &mut Vec<u8>, byte: u8) {
+    let digit = |d: u8| b"0123456789ABCDEF"[usize::from(d)];
+    out.extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)]);
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+/// Decodes what need not be encoded, encodes what must be, and the rest in capitals.
+fn recode(path: &[u8], slashes: EscapedSlashes) -> Result<Vec<u8>, BadPath> {
+    let mut out = Vec::with_capacity(path.len() + 16);
+    let mut at = 0;
+    while let Some(&byte) = path.get(at) {
+        at += 1;
+        let encoded = byte == b'%';
+        let value = if encoded {
+            let value = escape(&path[at - 1..]).ok_or(BadPath::Encoding)?;
+            at += 2;
+            value
+        } else {
+            byte
+        };
+        match value {
+            0 => return Err(BadPath::Nul),
+            // A bare backslash is one that should have been encoded.
+            b'/' | b'\\' if (encoded || value == b'\\') && slashes != EscapedSlashes::Keep => {
+                if slashes == EscapedSlashes::Reject {
+                    return Err(BadPath::EscapedSlash);
+                }
+                out.push(b'/');
+            }
+            _ if is_unreserved(value) || (!encoded && CLASSES[usize::from(value)] != Class::Odd) => out.push(value),
+            _ => put_escape(&mut out, value),
+        }
+    }
+    Ok(out)
+}
+
+fn without_parameters(path: Vec<u8>, parameters: Parameters) -> Result<Vec<u8>, BadPath> {
+    if parameters == Parameters::Reject {
+        return Err(BadPath::Parameters);
+    }
+    let mut out = Vec::with_capacity(path.len());
+    let mut segments = path.split(|b| *b == b'/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let name = segment.split(|b| *b == b';').next().unwrap_or_default();
+        let last = segments.peek().is_none();
+        if name.len() < segment.len() && (name == b"." || name == b".." || (name.is_empty() && !last)) {
+            return Err(BadPath::HiddenSegment);
+        }
+        out.push(b'/');
+        out.extend_from_slice(name);
+    }
+    Ok(if parameters == Parameters::Keep { path } else { out })
+}
+
+/// RFC 3986 section 5.2.4; `..` at the root stays there.
+fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
+    let mut out: Vec<&[u8]> = Vec::new();
+    let mut segments = path.split(|b| *b == b'/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            b"." => {}
+            b".." => {
+                out.pop();
+            }
+            _ => {
+                out.push(segment);
+                continue;
+            }
+        }
+        // `/a/.` and `/a/..` name directories: the slash stays.
+        if last {
+            out.push(b"");
+        }
+    }
+    let mut joined = Vec::with_capacity(path.len());
+    for segment in out {
+        joined.push(b'/');
+        joined.extend_from_slice(segment);
+    }
+    if joined.is_empty() {
+        joined.push(b'/');
+    }
+    joined
+}
+
+/// The form of a normalised path in which it is compared: what may stand in a path as it is does so. `/a%40b` and `/a@b` are sent
+/// on as they came (RFC 3986 section 2.2 lets a server tell them apart), but hardly any server does, so no rule may.
+pub fn compared(path: &[u8]) -> Cow<'_, [u8]> {
+    // Few paths have an escape at all.
+    if !path.contains(&b'%') {
+        return Cow::Borrowed(path);
+    }
+    let mut out = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(&byte) = path.get(at) {
+        match escape(&path[at..]) {
+            Some(value) if value != b'/' && CLASSES[usize::from(value)] != Class::Odd => {
+                out.push(value);
+                at += 3;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// What of a path a pattern speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// Its beginning, which may end within a segment.
+    Beginning,
+    /// Its end, which may begin within a segment.
+    End,
+}
+
+/// The spelling in which a pattern of a path must be written to match anything: that in which paths are compared.
+pub fn pattern(text: &[u8], extent: Extent) -> Result<Vec<u8>, BadPath> {
+    let slash = |b: &u8| *b == b'/';
+    // The segment at an open end may go on, so it is no dot segment, whatever it looks like.
+    let (open_start, rest, open_end) = match extent {
+        Extent::Whole => (&text[..0], text, &text[..0]),
+        Extent::Beginning => {
+            let at = text.iter().rposition(slash).map_or(0, |at| at + 1);
+            (&text[..0], &text[..at], &text[at..])
+        }
+        Extent::End => {
+            let at = text.iter().position(slash).unwrap_or(text.len());
+            (&text[..at], &text[at..], &text[..0])
+        }
+    };
+    let mut out = recode(open_start, EscapedSlashes::Keep)?;
+    if !rest.is_empty() {
+        out.extend_from_slice(&path(rest, &PathRules::default())?);
+    }
+    out.extend(recode(open_end, EscapedSlashes::Keep)?);
+    Ok(compared(&out).into_owned())
+}
+
+/// Brings a host, with or without a port, into its one spelling (RFC 3986 section 6.2.2.1 and 6.2.3): in lower case, without
+/// dots at its end, without a port that is empty, the port's number without zeros before it, and IPv6 addresses as RFC 5952 has
+/// them. None: nothing is left of it, or its port is none.
+pub fn host(authority: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let (name, port) = split_port(authority);
+    let upper_case = name.iter().any(u8::is_ascii_uppercase);
+    let plain_port = port.is_none_or(|port| matches!(port, [b'1'..=b'9', rest @ ..] if rest.len() < 4));
+    if !upper_case && plain_port && !matches!(name, [] | [b'[', ..] | [.., b'.']) {
+        return Some(Cow::Borrowed(authority));
+    }
+    let mut out = name.to_ascii_lowercase();
+    while out.last() == Some(&b'.') {
+        out.pop();
+    }
+    if out.is_empty() {
+        return None;
+    }
+    let inner = out.strip_prefix(b"[").and_then(|inner| inner.strip_suffix(b"]"));
+    let address = inner.and_then(|inner| Ipv6Addr::from_str(str::from_utf8(inner).ok()?).ok());
+    if let Some(address) = address {
+        out = alloc::format!("[{address}]").into_bytes();
+    }
+    if let Some(digits) = port.filter(|digits| !digits.is_empty()) {
+        let number = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+        out.extend_from_slice(alloc::format!(":{}", number.parse::<u16>().ok()?).as_bytes());
+    }
+    Some(Cow::Owned(out))
+}
+
+/// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
+pub fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let from = authority.iter().rposition(|b| *b == b']').unwrap_or(0);
+    match authority[from..].iter().position(|b| *b == b':') {
+        Some(at) => (&authority[..from + at], Some(&authority[from + at + 1..])),
+        None => (authority, None),
+    }
+}
+
+/// Whether a method is in its one spelling. Methods are case-sensitive (RFC 9110 section 9.1), but there are servers that take
+/// `delete` for `DELETE`; so none with small letters is let through.
+pub fn is_method(method: &[u8]) -> bool {
+    !method.iter().any(u8::is_ascii_lowercase)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::String;
+
+    use super::*;
+
+    fn with(text: &str, merge_slashes: bool, escaped_slashes: EscapedSlashes) -> Result<String, BadPath> {
+        of(text, &PathRules { merge_slashes, escaped_slashes, ..PathRules::default() })
+    }
+
+    fn of(text: &str, rules: &PathRules) -> Result<String, BadPath> {
+        path(text.as_bytes(), rules).map(|p| String::from_utf8(p.into_owned()).unwrap())
+    }
+
+    #[test]
+    fn each_path_has_one_spelling() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/.", "/a/"),
+            ("/..", "/"),
+            ("/../../etc", "/etc"),
+            ("//a///b", "/a/b"),
+            ("/a//../b", "/b"),
+            ("/%61dmin", "/admin"),
+            ("/%2e%2e/admin", "/admin"),
+            ("/x/%2E%2e/admin", "/admin"),
+            ("/%7euser", "/~user"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a\\..\\b", "/a%5C..%5Cb"),
+            ("/%e4%bd%a0", "/%E4%BD%A0"),
+            ("/你", "/%E4%BD%A0"),
+            ("/café", "/caf%C3%A9"),
+            ("/a\"b{c}d|e^f`g<h>i[j]k\x7f", "/a%22b%7Bc%7Dd%7Ce%5Ef%60g%3Ch%3Ei%5Bj%5Dk%7F"),
+            ("/a.b/.c/..d", "/a.b/.c/..d"),
+            ("/%252e%252e/x", "/%252e%252e/x"),
+            ("/a%40b@c%3b;d", "/a%40b@c%3B;d"),
+            ("/a;x=1/..", "/"),
+            ("/;x", "/;x"),
+            ("/a;b/c", "/a;b/c"),
+        ] {
+            assert_eq!(with(path, true, EscapedSlashes::Keep).as_deref(), Ok(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn options_decide_about_slashes() {
+        assert_eq!(with("//a", false, EscapedSlashes::Keep).unwrap(), "//a");
+        assert_eq!(with("/a%2f..%2fb", true, EscapedSlashes::Decode).unwrap(), "/b");
+        assert_eq!(with("/a%5c..%5Cb", true, EscapedSlashes::Decode).unwrap(), "/b");
+        assert_eq!(with("/a%2Fb", true, EscapedSlashes::Reject), Err(BadPath::EscapedSlash));
+        assert_eq!(with("/a\\b", true, EscapedSlashes::Reject), Err(BadPath::EscapedSlash));
+    }
+
+    /// CVE-2026-73551, -73511 and -73553: what some servers read as a dot segment.
+    #[test]
+    fn options_decide_about_parameters_but_never_about_hidden_segments() {
+        use Parameters::{Keep, Reject, Strip};
+        for (parameters, text, expected) in [
+            (Keep, "/a;x/b;y", Ok("/a;x/b;y")),
+            (Strip, "/a;x/b;y", Ok("/a/b")),
+            (Strip, "/a/;jsessionid=1", Ok("/a/")),
+            (Strip, "/a;/b", Ok("/a/b")),
+            (Strip, "/a%3Bx", Ok("/a%3Bx")),
+            (Reject, "/a;x", Err(BadPath::Parameters)),
+            (Reject, "/a%3Bx", Ok("/a%3Bx")),
+        ] {
+            let rules = PathRules { parameters, ..PathRules::default() };
+            assert_eq!(of(text, &rules).as_deref(), expected.as_ref().map(|text| *text), "{parameters:?} {text}");
+        }
+        for parameters in [Keep, Strip] {
+            let rules = PathRules { parameters, ..PathRules::default() };
+            for text in ["/a/..;x/b", "/..;", "/.;x", "/%2e%2e;x", "/;x/admin", "/;/admin", "/x/.;/../admin", "/a//;/b"]
+            {
+                assert_eq!(of(text, &rules), Err(BadPath::HiddenSegment), "{parameters:?} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_spelled_is_refused() {
+        for (path, error) in [
+            ("a", BadPath::Relative),
+            ("", BadPath::Relative),
+            ("/%", BadPath::Encoding),
+            ("/%4", BadPath::Encoding),
+            ("/%zz", BadPath::Encoding),
+            ("/%00", BadPath::Nul),
+        ] {
+            assert_eq!(with(path, true, EscapedSlashes::Keep), Err(error), "{path}");
+        }
+    }
+
+    /// A generator (xorshift), so that this crate needs no other.
+    fn random(state: &mut u64, below: usize) -> usize {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state % below as u64) as usize
+    }
+
+    #[test]
+    fn normalising_twice_changes_nothing_more() {
+        let mut state = 7;
+        let parts = ["/", ".", "..", "%2e", "%2F", "a", "%41", "//", "\\", "%25", "é", "%c3", ";", "{", "%3b", "%40"];
+        for _ in 0..50_000 {
+            let text: String =
+                core::iter::once("/").chain((0..8).map(|_| parts[random(&mut state, parts.len())])).collect();
+            for escaped_slashes in [EscapedSlashes::Keep, EscapedSlashes::Decode] {
+                for parameters in [Parameters::Keep, Parameters::Strip] {
+                    let rules = PathRules { merge_slashes: true, escaped_slashes, parameters };
+                    let Ok(once) = of(&text, &rules) else {
+                        assert!(text.contains(';'), "{text}");
+                        continue;
+                    };
+                    assert_eq!(of(&once, &rules).as_ref(), Ok(&once), "{text}");
+                    assert!(!once.split('/').any(|s| s == "." || s == ".."), "{text} became {once}");
+                    assert!(!once.split('/').any(|s| s.starts_with(".;") || s.starts_with("..;")), "{text}: {once}");
+                    let twice = compared(&compared(once.as_bytes())).into_owned();
+                    assert_eq!(twice, compared(once.as_bytes()).into_owned(), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_hardly_a_server_tells_apart_is_compared_in_one_form() {
+        for (text, expected) in [
+            ("/a@b", "/a@b"),
+            ("/a%40b%3A%3B%21%2B%3D", "/a@b:;!+="),
+            ("/a%2Fb%5C%25%3F%23%20%C3%A9", "/a%2Fb%5C%25%3F%23%20%C3%A9"),
+            ("/%2540", "/%2540"),
+        ] {
+            assert_eq!(compared(text.as_bytes()), expected.as_bytes(), "{text}");
+        }
+    }
+
+    #[test]
+    fn patterns_have_the_spelling_of_what_they_match() {
+        use Extent::{Beginning, End, Whole};
+        for (extent, text, expected) in [
+            (Whole, "/caf%c3%a9", Ok("/caf%C3%A9")),
+            (Whole, "/café", Ok("/caf%C3%A9")),
+            (Whole, "/a//b/../c", Ok("/a/c")),
+            (Whole, "/a%40b", Ok("/a@b")),
+            (Whole, "/a%", Err(BadPath::Encoding)),
+            (Whole, "a", Err(BadPath::Relative)),
+            (Beginning, "/caf%c3", Ok("/caf%C3")),
+            (Beginning, "/a/.", Ok("/a/.")),
+            (Beginning, "/a/../", Ok("/")),
+            (Beginning, "//x", Ok("/x")),
+            (Beginning, "/a%2", Err(BadPath::Encoding)),
+            (End, ".png", Ok(".png")),
+            (End, "%e9/x", Ok("%E9/x")),
+            (End, "./x", Ok("./x")),
+            (End, "x/./y", Ok("x/y")),
+        ] {
+            let spelled = pattern(text.as_bytes(), extent).map(|text| String::from_utf8(text).unwrap());
+            assert_eq!(spelled.as_deref(), expected.as_ref().map(|text| *text), "{extent:?} {text}");
+        }
+    }
+
+    #[test]
+    fn each_host_has_one_spelling() {
+        for (text, expected) in [
+            ("example.com", Some("example.com")),
+            ("example.com:8443", Some("example.com:8443")),
+            ("Example.COM", Some("example.com")),
+            ("example.com.", Some("example.com")),
+            ("example.com..:80", Some("example.com:80")),
+            ("example.com:08443", Some("example.com:8443")),
+            ("example.com:00", Some("example.com:0")),
+            ("example.com:", Some("example.com")),
+            ("example.com:65535", Some("example.com:65535")),
+            ("example.com:65536", None),
+            ("example.com:+80", None),
+            ("example.com:x", None),
+            ("[2001:DB8:0:0::1]:0443", Some("[2001:db8::1]:443")),
+            ("[::FFFF:1.2.3.4]", Some("[::ffff:1.2.3.4]")),
+            ("127.0.0.1", Some("127.0.0.1")),
+            ("", None),
+            (".", None),
+            (":80", None),
+        ] {
+            let spelled = host(text.as_bytes()).map(|host| String::from_utf8(host.into_owned()).unwrap());
+            assert_eq!(spelled.as_deref(), expected, "{text}");
+            if let Some(once) = spelled {
+                assert_eq!(host(once.as_bytes()).as_deref(), Some(once.as_bytes()), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_method_has_no_small_letters() {
+        assert!(is_method(b"DELETE") && is_method(b"M-SEARCH") && is_method(b"X_1"));
+        assert!(!is_method(b"delete") && !is_method(b"Get"));
+    }
+}

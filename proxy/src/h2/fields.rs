@@ -1,0 +1,51 @@
+//! What makes a field malformed in HTTP/2 and HTTP/3, and neither h2 nor h3 looks at (RFC 9113 section 8.2.1, RFC 9114 section
+//! 4.2).
+
+use http::HeaderMap;
+
+/// Whether some field has a name that is no token, or a value with a blank at its beginning or end. HTTP/1.1 strips such blanks,
+/// so the two spellings of a value would be one to an upstream, and two to a filter.
+pub fn are_malformed(fields: &HeaderMap) -> bool {
+    fields.iter().any(|(name, value)| {
+        let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        // The crate http takes every name that HTTP/2 allows, and of those that are no token only this one.
+        is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last()) || name.as_str().contains('"')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn malformed(name: &[u8], value: &[u8]) -> Option<bool> {
+        // As the crates read names.
+        let name = HeaderName::from_lowercase(name).ok()?;
+        Some(are_malformed(&HeaderMap::from_iter([(name, HeaderValue::from_bytes(value).ok()?)])))
+    }
+
+    #[test]
+    fn a_name_is_a_token_in_lower_case() {
+        for byte in 0..=u8::MAX {
+            let token = byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(malformed(&[b'x', byte, b'y'], b"v") == Some(false), token, "{byte}");
+        }
+    }
+
+    #[test]
+    fn a_value_begins_and_ends_with_something() {
+        for (value, expected) in [
+            ("", false),
+            ("a", false),
+            ("a b\tc", false),
+            (" a", true),
+            ("a ", true),
+            ("\ta", true),
+            ("a\t", true),
+            (" ", true),
+        ] {
+            assert_eq!(malformed(b"x", value.as_bytes()), Some(expected), "{value:?}");
+        }
+    }
+}
