@@ -3,7 +3,11 @@
 //! [`RequestMatch`] is what stands in a configuration, under `match`; [`RequestMatch::compile`] makes a [`Matcher`] of it,
 //! which costs a request no allocation, and a call of the host only for a header that is asked about.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
+use tollgate_abi::spelling;
+pub use tollgate_abi::spelling::Extent;
 
 use crate::{Buffer, Mistakes, Name, Request, Setup};
 
@@ -32,7 +36,7 @@ pub enum PathMatch {
 }
 
 impl PathMatch {
-    /// Whether a path (without a query) is like this.
+    /// Whether a path (see [`compared_path`]) is like this.
     pub fn matches(&self, path: &[u8]) -> bool {
         match self {
             PathMatch::Exact(exact) => path == exact.as_bytes(),
@@ -46,6 +50,16 @@ impl PathMatch {
 pub fn is_below(path: &[u8], prefix: &[u8]) -> bool {
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
     path.strip_prefix(prefix).is_some_and(|rest| rest.first().is_none_or(|next| *next == b'/'))
+}
+
+/// The path of a `:path`, in the form in which rules compare it: without its query, and with all characters as they are that may
+/// stand in a path so, since servers take `/a%40b` for `/a@b`. The host has seen to all other spellings.
+pub fn compared_path(target: &[u8]) -> Cow<'_, [u8]> {
+    let path = without_query(target);
+    match position(path, b'%') {
+        Some(_) => spelling::compared(path),
+        None => Cow::Borrowed(path),
+    }
 }
 
 /// A path as in `:path`, without its query.
@@ -128,41 +142,106 @@ pub struct Matcher {
     headers: Vec<(Name, StringMatch, bool)>,
 }
 
-/// The methods that everybody knows, to tell a method in lower case from one that somebody has made up.
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-
-/// What is wrong with the name of a method, which is compared case-sensitively.
-pub fn method_mistake(method: &str) -> Option<String> {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if method.is_empty() || !method.bytes().all(token) {
-        return Some(format!("`{method}` is not a method; a method is a word such as `GET`"));
+/// The path that is written in a configuration, in the spelling that all requests have. With an error, no path is like this.
+pub fn spelled_path(path: &str, extent: Extent) -> Result<String, String> {
+    if let Some(at) = path.find(['?', '#']) {
+        let what = if path[at..].starts_with('?') { "query" } else { "fragment" };
+        return Err(format!("`{path}` has a {what}, which is not compared; leave it out"));
     }
-    let upper = METHODS.iter().find(|known| known.eq_ignore_ascii_case(method) && **known != method)?;
-    Some(format!("methods are case-sensitive: write `{upper}` instead of `{method}`"))
+    if extent != Extent::End && !path.starts_with('/') {
+        return Err(format!("a path begins with `/`: write `/{path}`"));
+    }
+    let spelled = spelling::pattern(path.as_bytes(), extent).map_err(|e| format!("no path is like `{path}`: {e}"))?;
+    Ok(String::from_utf8_lossy(&spelled).into_owned())
 }
 
-/// What is wrong with the name of a header.
+/// What is wrong with a path, or a part of one, that requests' paths are compared with.
+pub fn path_mistake(path: &str, extent: Extent) -> Option<String> {
+    match spelled_path(path, extent) {
+        Ok(spelled) => (spelled != path).then(|| other_spelling("path", path, &spelled)),
+        Err(message) => Some(message),
+    }
+}
+
+/// What is wrong with a host, with or without a port, that requests' hosts are compared with in any case.
+pub fn host_mistake(host: &str) -> Option<String> {
+    let lower = host.to_ascii_lowercase();
+    match spelling::host(lower.as_bytes()) {
+        Some(spelled) if *spelled == *lower.as_bytes() => None,
+        Some(spelled) => Some(other_spelling("host", host, &String::from_utf8_lossy(&spelled))),
+        None => Some(format!("`{host}` is not a host, such as `example.com` or `example.com:8080`")),
+    }
+}
+
+fn other_spelling(what: &str, text: &str, spelled: &str) -> String {
+    format!("no {what} is spelled like `{text}`: write `{spelled}`")
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// What is wrong with the name of a method.
+pub fn method_mistake(method: &str) -> Option<String> {
+    if !is_token(method) {
+        return Some(format!("`{method}` is not a method; a method is a word such as `GET`"));
+    }
+    let right = method.to_ascii_uppercase();
+    (!spelling::is_method(method.as_bytes())).then(|| other_spelling("method", method, &right))
+}
+
+/// The pseudo-headers of requests.
+const PSEUDO: [&str; 4] = [":method", ":path", ":authority", ":scheme"];
+
+/// What is wrong with the name of a request's header.
 pub fn header_name_mistake(name: &str) -> Option<String> {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let bare = name.strip_prefix(':').unwrap_or(name);
-    (bare.is_empty() || !bare.bytes().all(token))
-        .then(|| format!("`{name}` is not a header's name; a name is a word such as `x-user`"))
+    match name.strip_prefix(':') {
+        Some(_) if PSEUDO.contains(&name) => None,
+        Some("host") => Some("no request has a `:host`: write `:authority`".into()),
+        Some(_) => Some(format!("no request has a `{name}`: there are `{}`", PSEUDO.join("`, `"))),
+        None if is_token(name) => None,
+        None => Some(format!("`{name}` is not a header's name; a name is a word such as `x-user`")),
+    }
+}
+
+/// What is wrong with a value, or a part of one, that a header of this name is compared with: pseudo-headers have a spelling.
+pub fn header_value_mistake(name: &str, value: &str, extent: Extent) -> Option<String> {
+    match name.to_ascii_lowercase().as_str() {
+        // With the query. What the end is the end of cannot be told.
+        ":path" if extent != Extent::End && value != "*" => match value.split_once('?') {
+            Some((path, _)) => path_mistake(path, Extent::Whole),
+            None => path_mistake(value, extent),
+        },
+        ":method" if extent == Extent::Whole => method_mistake(value),
+        ":authority" | "host" if value.bytes().any(|b| b.is_ascii_uppercase()) => {
+            Some(other_spelling("host", value, &value.to_ascii_lowercase()))
+        }
+        ":authority" | "host" if extent == Extent::Whole => host_mistake(value),
+        _ => None,
+    }
 }
 
 impl RequestMatch {
     /// Makes it ready. `at` is where it stands in the configuration; what is wrong goes to `mistakes`.
     pub fn compile(self, at: &str, setup: &mut Setup, mistakes: &Mistakes) -> Matcher {
         match &self.path {
-            Some(PathMatch::Exact(path)) if !path.starts_with('/') && path != "*" => {
-                mistakes.add(format!("{at}.path.exact"), format!("a path begins with `/`: write `/{path}`"));
-            }
-            Some(PathMatch::Prefix(path)) if !path.starts_with('/') => {
-                mistakes.add(format!("{at}.path.prefix"), format!("a path begins with `/`: write `/{path}`"));
-            }
+            // `OPTIONS *`.
+            Some(PathMatch::Exact(path)) if path == "*" => {}
             Some(PathMatch::Suffix(path)) if path.is_empty() => {
                 mistakes.add(format!("{at}.path.suffix"), "every path ends with nothing: leave it out, or say more");
             }
-            _ => {}
+            Some(path) => {
+                let (field, text, extent) = match path {
+                    PathMatch::Exact(text) => ("exact", text, Extent::Whole),
+                    // Of whole segments.
+                    PathMatch::Prefix(text) => ("prefix", text, Extent::Whole),
+                    PathMatch::Suffix(text) => ("suffix", text, Extent::End),
+                };
+                if let Some(message) = path_mistake(text, extent) {
+                    mistakes.add(format!("{at}.path.{field}"), message);
+                }
+            }
+            None => {}
         }
         if let Some(methods) = &self.methods {
             if methods.is_empty() {
@@ -198,6 +277,17 @@ impl HeaderMatch {
         if given.next().is_some() {
             mistakes.add(at, "give one of `exact`, `prefix`, `suffix` and `present`, not several");
         }
+        let compared = match &value {
+            StringMatch::Exact(text) => Some(("exact", text, Extent::Whole)),
+            StringMatch::Prefix(text) => Some(("prefix", text, Extent::Beginning)),
+            StringMatch::Suffix(text) => Some(("suffix", text, Extent::End)),
+            StringMatch::Present(_) => None,
+        };
+        if let Some((field, text, extent)) = compared
+            && let Some(message) = header_value_mistake(&self.name, text, extent)
+        {
+            mistakes.add(format!("{at}.{field}"), message);
+        }
         (setup.name(&self.name), value, self.invert)
     }
 }
@@ -208,7 +298,7 @@ impl Matcher {
         self.path.is_some() || self.methods.is_some()
     }
 
-    /// Whether a request is meant. `path` is without the query; `scratch` is for the headers, read one at a time.
+    /// Whether a request is meant. `path` is that of [`compared_path`]; `scratch` is for the headers, read one at a time.
     pub fn matches(&self, method: &[u8], path: &[u8], request: &Request, scratch: &mut Buffer) -> bool {
         self.path.as_ref().is_none_or(|m| m.matches(path))
             && self.methods.as_ref().is_none_or(|all| all.iter().any(|m| m.as_bytes() == method))
@@ -239,7 +329,7 @@ mod tests {
         fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
             let (mut buffer, mut scratch) = (Buffer::new(), Buffer::new());
             let [method, path] = request.headers(self.1, &mut buffer).map(Option::unwrap_or_default);
-            let meant = self.0.matches(method, without_query(path), request, &mut scratch);
+            let meant = self.0.matches(method, &compared_path(path), request, &mut scratch);
             if meant { Flow::Continue } else { crate::Reply::new(404).into() }
         }
     }
@@ -275,6 +365,9 @@ mod tests {
             (json!({"path": {"prefix": "/a/"}}), "/a", true),
             (json!({"path": {"prefix": "/a/"}}), "/ab", false),
             (json!({"path": {"prefix": "/"}}), "/x", true),
+            (json!({"path": {"exact": "/a@b"}}), "/a%40b", true),
+            (json!({"path": {"prefix": "/a;b"}}), "/a%3Bb/c", true),
+            (json!({"path": {"suffix": "+.png"}}), "/x%2B.png", true),
             (json!({"path": {"suffix": ".png"}}), "/x.png?y=.gif", true),
             (json!({"path": {"suffix": ".png"}}), "/x.gif?y=.png", false),
         ];
@@ -311,6 +404,48 @@ mod tests {
     fn every_mistake_has_its_place() {
         let table = [
             (json!({"path": {"exact": "a"}}), "match.path.exact: a path begins with `/`: write `/a`"),
+            (
+                json!({"path": {"exact": "/login?x"}}),
+                "match.path.exact: `/login?x` has a query, which is not compared; leave it out",
+            ),
+            (
+                json!({"path": {"exact": "/a#b"}}),
+                "match.path.exact: `/a#b` has a fragment, which is not compared; leave it out",
+            ),
+            (
+                json!({"path": {"prefix": "/caf%c3%a9"}}),
+                "match.path.prefix: no path is spelled like `/caf%c3%a9`: write `/caf%C3%A9`",
+            ),
+            (json!({"path": {"prefix": "//x"}}), "match.path.prefix: no path is spelled like `//x`: write `/x`"),
+            (json!({"path": {"exact": "/a%40b"}}), "match.path.exact: no path is spelled like `/a%40b`: write `/a@b`"),
+            (
+                json!({"path": {"exact": "/a/..;/b"}}),
+                "match.path.exact: no path is like `/a/..;/b`: the path has an empty segment or a dot segment with parameters",
+            ),
+            (
+                json!({"headers": [{"name": ":host"}]}),
+                "match.headers[0].name: no request has a `:host`: write `:authority`",
+            ),
+            (
+                json!({"headers": [{"name": ":status"}]}),
+                "match.headers[0].name: no request has a `:status`: there are `:method`, `:path`, `:authority`, `:scheme`",
+            ),
+            (
+                json!({"headers": [{"name": "Host", "exact": "Example.com"}]}),
+                "match.headers[0].exact: no host is spelled like `Example.com`: write `example.com`",
+            ),
+            (
+                json!({"headers": [{"name": ":authority", "exact": "example.com."}]}),
+                "match.headers[0].exact: no host is spelled like `example.com.`: write `example.com`",
+            ),
+            (
+                json!({"headers": [{"name": ":path", "prefix": "/%61?x"}]}),
+                "match.headers[0].prefix: no path is spelled like `/%61`: write `/a`",
+            ),
+            (
+                json!({"headers": [{"name": ":method", "exact": "get"}]}),
+                "match.headers[0].exact: no method is spelled like `get`: write `GET`",
+            ),
             (json!({"path": {"prefix": "a"}}), "match.path.prefix: a path begins with `/`: write `/a`"),
             (
                 json!({"path": {"suffix": ""}}),
@@ -319,7 +454,7 @@ mod tests {
             (json!({"methods": []}), "match.methods: an empty list is for no request: leave it out for any method"),
             (
                 json!({"methods": ["GET", "put", "a b"]}),
-                "match.methods[1]: methods are case-sensitive: write `PUT` instead of `put`; \
+                "match.methods[1]: no method is spelled like `put`: write `PUT`; \
                  match.methods[2]: `a b` is not a method; a method is a word such as `GET`",
             ),
             (

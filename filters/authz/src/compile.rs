@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 
 use tollgate_sdk::{
-    matching::{header_name_mistake, method_mistake},
+    matching::{Extent, header_name_mistake, method_mistake, spelled_path},
     prelude::*,
 };
 
 use crate::{
     cidr::Blocks,
     config::{self, Action, Config},
-    pattern::{Hosts, Patterns},
+    pattern::{Cut, Hosts, Patterns},
     rule::{From, Lists, Policy, Rule, To, When},
 };
 
@@ -132,9 +132,22 @@ impl<'s> Compiler<'s> {
         let name = key.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']'));
         match (key.as_str(), name) {
             (_, Some(name)) => {
+                // Headers are compared as they are, and these have spellings that a rule must not be walked around by.
+                let list = match name.to_ascii_lowercase().as_str() {
+                    ":path" => Some("paths"),
+                    ":method" => Some("methods"),
+                    ":authority" | "host" => Some("hosts"),
+                    _ => None,
+                };
+                if let Some(list) = list {
+                    let message =
+                        format!("`{name}` is not asked about here: write `{list}` in `to: [{{operation: …}}]`");
+                    self.mistakes.add(format!("{at}.key"), message);
+                }
+                let cut = if name.eq_ignore_ascii_case("cookie") { Cut::Cookies } else { Cut::Commas };
                 let name = self.header(&format!("{at}.key"), name);
                 let some = self.patterns(values, some_at, |_| None);
-                When::Header(name, Lists { some, none: self.patterns(not_values, none_at, |_| None) })
+                When::Header(name, cut, Lists { some, none: self.patterns(not_values, none_at, |_| None) })
             }
             ("source.principal", _) => {
                 let some = self.principals(values, some_at);
@@ -241,8 +254,18 @@ fn path(pattern: &str) -> Option<String> {
     if pattern.contains(['{', '}']) {
         return Some(format!("`{pattern}`: templates are not known here; write `/text*` or `*text`"));
     }
-    if pattern.contains('?') {
-        return Some(format!("`{pattern}` has a query, which is not compared; leave it out"));
+    let (text, extent, stars) = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        _ if pattern == "*" => return None,
+        (Some(text), _) => (text, Extent::End, ("*", "")),
+        (None, Some(text)) => (text, Extent::Beginning, ("", "*")),
+        (None, None) => (pattern, Extent::Whole, ("", "")),
+    };
+    match spelled_path(text, extent) {
+        Ok(spelled) if spelled == text => None,
+        Ok(spelled) => {
+            let (before, after) = stars;
+            Some(format!("no path is spelled like `{pattern}`: write `{before}{spelled}{after}`"))
+        }
+        Err(message) => Some(message),
     }
-    (!pattern.starts_with(['/', '*'])).then(|| format!("a path begins with `/`: write `/{pattern}`"))
 }

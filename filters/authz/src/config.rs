@@ -121,11 +121,11 @@ pub struct Operation {
     pub hosts: Option<Vec<String>>,
     /// See above.
     pub not_hosts: Option<Vec<String>>,
-    /// The method, case-sensitive.
+    /// The method, in capitals, as all requests have it.
     pub methods: Option<Vec<String>>,
     /// See above.
     pub not_methods: Option<Vec<String>>,
-    /// The path without its query, normalised. `/admin*` is for `/administer` too, as in Istio.
+    /// The path without its query, in the one spelling that all requests have. `/admin*` is for `/administer` too, as in Istio.
     pub paths: Option<Vec<String>>,
     /// See above.
     pub not_paths: Option<Vec<String>>,
@@ -133,13 +133,13 @@ pub struct Operation {
 
 /// A condition on one attribute: one of `values` and none of `not_values`; at least one of the two is given.
 ///
-/// Several header fields of one name are one value, joined by `, `. Where they could serve to get past a policy, each
+/// Several header fields of one name are one value, joined by `, ` (cookies by `; `, where parts end, too). Where they could serve to get past a policy, each
 /// of them counts alone too: a header matches the `values` of a `deny` policy and the `not_values` of an `allow` policy if
 /// the whole or a part between commas does, and the other two lists only as a whole.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Condition {
-    /// `request.headers[NAME]`, `source.ip` (like `ip_blocks`), `remote.ip` or `source.principal`.
+    /// `request.headers[NAME]` (not `:path`, `:method` and `host`, which operations are for), `source.ip` (like `ip_blocks`), `remote.ip` or `source.principal`.
     pub key: String,
     /// Default: any, or none at all.
     #[serde(default)]

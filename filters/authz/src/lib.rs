@@ -11,7 +11,11 @@ mod rule;
 
 use std::cell::Cell;
 
-use tollgate_sdk::{log, matching::without_query, prelude::*};
+use tollgate_sdk::{
+    log,
+    matching::{compared_path, without_query},
+    prelude::*,
+};
 
 use crate::{
     compile::{Compiler, SCHEME},
@@ -73,10 +77,11 @@ impl Filter for Authz {
             }
             (false, None) => [None; 4],
         };
+        let path = path.map(compared_path);
         let subject = Subject {
             request,
             method,
-            path: path.map(without_query),
+            path: path.as_deref(),
             authority,
             principal: principal.and_then(identity),
             peer: Cell::new(None),

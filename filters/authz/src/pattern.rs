@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use tollgate_sdk::matching::host_mistake;
+
 /// A set of patterns.
 #[derive(Debug, Default)]
 pub(crate) struct Patterns {
@@ -67,9 +69,10 @@ impl Patterns {
             || self.suffixes.iter().any(|pattern| same(pattern, end(pattern)))
     }
 
-    /// Whether one of the patterns matches the value or a part of it between commas.
-    pub(crate) fn matches_part(&self, value: &[u8]) -> bool {
-        self.matches(value) || value.split(|b| *b == b',').any(|part| self.matches(part.trim_ascii()))
+    /// Whether one of the patterns matches the value or a part of it.
+    pub(crate) fn matches_part(&self, value: &[u8], cut: Cut) -> bool {
+        let ends = |b: &u8| *b == b',' || (*b == b';' && cut == Cut::Cookies);
+        self.matches(value) || value.split(ends).any(|part| self.matches(part.trim_ascii()))
     }
 
     fn compare(&self, pattern: &[u8], value: &[u8]) -> Ordering {
@@ -81,13 +84,22 @@ impl Patterns {
     }
 }
 
+/// Where the parts of a header's value end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// At commas (RFC 9110 section 5.6.1).
+    Commas,
+    /// At semicolons, too (RFC 6265 section 4.2.1): several `Cookie` fields are joined by them.
+    Cookies,
+}
+
 /// A set of hosts, some of them with ports.
 #[derive(Debug)]
 pub(crate) struct Hosts {
     /// With any port, or none.
     plain: Patterns,
     /// With this port, or with some port.
-    with_port: Vec<(Patterns, Option<Box<[u8]>>)>,
+    with_port: Vec<(Patterns, Option<u16>)>,
 }
 
 impl Hosts {
@@ -104,15 +116,22 @@ impl Hosts {
         }
         let (host, port) = split_port(pattern.as_bytes());
         let host = &pattern[..host.len()];
-        let Some(port) = port else { return self.plain.add(host) };
-        let any = port == b"*";
-        let number = (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
-        if !any && !number {
+        let any = port == Some(b"*");
+        if !any && port.is_some_and(|port| number(port).is_none()) {
             return Err(format!("`{pattern}` has no port behind its colon; write a number, or `*` for some port"));
         }
+        let written = if any { host } else { pattern };
+        let (name, star) = written.strip_prefix('*').map_or((written, ""), |name| (name, "*"));
+        // What a star stands for cannot be spelled wrong.
+        if !host.ends_with('*') && !name.is_empty() && host_mistake(name).is_some() {
+            return Err(host_mistake(name)
+                .map(|m| m.replace(&format!("`{name}`"), &format!("`{star}{name}`")))
+                .unwrap_or_default());
+        }
+        let Some(port) = port else { return self.plain.add(host) };
         let mut single = Patterns::any_case();
         single.add(host)?;
-        self.with_port.push((single, (!any).then(|| port.into())));
+        self.with_port.push((single, number(port)));
         Ok(())
     }
 
@@ -128,9 +147,16 @@ impl Hosts {
         let host = host.strip_suffix(b".").unwrap_or(host);
         self.plain.matches(host)
             || self.with_port.iter().any(|(pattern, wanted)| {
-                port.is_some_and(|port| wanted.as_ref().is_none_or(|wanted| **wanted == *port)) && pattern.matches(host)
+                port.is_some_and(|port| wanted.is_none_or(|wanted| number(port) == Some(wanted)))
+                    && pattern.matches(host)
             })
     }
+}
+
+/// A port's number, with or without zeros before it.
+fn number(port: &[u8]) -> Option<u16> {
+    let digits = !port.is_empty() && port.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(port).ok().filter(|_| digits)?.parse().ok()
 }
 
 /// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
@@ -175,8 +201,10 @@ mod tests {
         assert!(patterns(true, &["B", "a"]).matches(b"b"));
         assert!(patterns(true, &["ABC*", "*xYz"]).matches(b"aBcD"));
         assert!(patterns(true, &["ABC*", "*xYz"]).matches(b"123XyZ"));
-        assert!(patterns(false, &["b"]).matches_part(b"a, b"));
-        assert!(!patterns(false, &["b"]).matches_part(b"a, bc"));
+        assert!(patterns(false, &["b"]).matches_part(b"a, b", Cut::Commas));
+        assert!(!patterns(false, &["b"]).matches_part(b"a, bc", Cut::Commas));
+        assert!(!patterns(false, &["b"]).matches_part(b"a; b", Cut::Commas));
+        assert!(patterns(false, &["b"]).matches_part(b"a; b", Cut::Cookies));
     }
 
     #[test]
@@ -192,6 +220,7 @@ mod tests {
             ("example.com:80", "example.com:80", true),
             ("example.com:80", "example.com", false),
             ("example.com:80", "example.com:8080", false),
+            ("example.com:8443", "example.com:08443", true),
             ("example.com:*", "example.com:1", true),
             ("example.com:*", "example.com", false),
             ("*.example.com:80", "a.example.com:80", true),
@@ -216,6 +245,16 @@ mod tests {
             assert_eq!(Patterns::default().add(wrong), Err(message));
         }
         assert!(Hosts::new().add("http://example.com").unwrap_err().contains("is not a host"));
+        for (wrong, right) in [
+            ("example.com.", "example.com"),
+            ("*.example.com.", "*.example.com"),
+            ("example.com:08443", "example.com:8443"),
+            ("[2001:db8::0:1]:443", "[2001:db8::1]:443"),
+        ] {
+            let message = format!("no host is spelled like `{wrong}`: write `{right}`");
+            let error = Hosts::new().add(wrong).unwrap_err();
+            assert_eq!(error.replace("`.example.com`", "`*.example.com`"), message);
+        }
         for wrong in ["a:", "a:b", "a:8*", "a:123456"] {
             assert!(Hosts::new().add(wrong).unwrap_err().contains("has no port behind its colon"), "{wrong}");
         }

@@ -6,7 +6,7 @@ use tollgate_sdk::prelude::*;
 
 use crate::{
     cidr::Blocks,
-    pattern::{Hosts, Patterns},
+    pattern::{Cut, Hosts, Patterns},
 };
 
 /// What policies ask about: a request, of which the addresses and most headers are read only when a rule gets to them.
@@ -88,7 +88,7 @@ pub(crate) enum When {
     Peer(Lists<Blocks>),
     Remote(Lists<Blocks>),
     Principal(Lists<Patterns>),
-    Header(Name, Lists<Patterns>),
+    Header(Name, Cut, Lists<Patterns>),
 }
 
 impl When {
@@ -97,24 +97,19 @@ impl When {
             When::Peer(lists) => lists.hold(|b| b.contains(subject.address(Source::Peer))),
             When::Remote(lists) => lists.hold(|b| b.contains(subject.address(Source::Client))),
             When::Principal(lists) => lists.hold(|p| given(subject.principal, |v| p.matches(v))),
-            When::Header(name, lists) => {
+            When::Header(name, cut, lists) => {
                 let mut buffer = Buffer::new();
                 let value = subject.request.header(*name, &mut buffer);
                 // A client may send a header twice. The lists whose match leads to a denial look at each part, so that a
                 // second field hides nothing; those whose match leads to admission want the whole, so that one adds nothing.
-                let (some, none): (Match, Match) = if denies {
-                    (Patterns::matches_part, Patterns::matches)
-                } else {
-                    (Patterns::matches, Patterns::matches_part)
-                };
-                lists.some.as_ref().is_none_or(|p| given(value, |v| some(p, v)))
-                    && !lists.none.as_ref().is_some_and(|p| given(value, |v| none(p, v)))
+                let matches =
+                    |p: &Patterns, v: &[u8], parts| if parts { p.matches_part(v, *cut) } else { p.matches(v) };
+                lists.some.as_ref().is_none_or(|p| given(value, |v| matches(p, v, denies)))
+                    && !lists.none.as_ref().is_some_and(|p| given(value, |v| matches(p, v, !denies)))
             }
         }
     }
 }
-
-type Match = fn(&Patterns, &[u8]) -> bool;
 
 /// A rule. What is empty holds for every request.
 #[derive(Debug)]

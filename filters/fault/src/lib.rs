@@ -10,7 +10,7 @@ mod dice;
 use std::time::Duration;
 
 use tollgate_sdk::{
-    matching::{Matcher, without_query},
+    matching::{Matcher, compared_path},
     prelude::*,
     units::Percent,
 };
@@ -161,8 +161,8 @@ impl Fault {
         }
         let (mut buffer, mut scratch) = (Buffer::new(), Buffer::new());
         let [method, path] = if self.needs_line { request.headers(self.line, &mut buffer) } else { [None; 2] };
-        let (method, path) = (method.unwrap_or_default(), without_query(path.unwrap_or_default()));
-        let rule = self.rules.iter().find(|(matcher, _)| matcher.matches(method, path, request, &mut scratch));
+        let (method, path) = (method.unwrap_or_default(), compared_path(path.unwrap_or_default()));
+        let rule = self.rules.iter().find(|(matcher, _)| matcher.matches(method, &path, request, &mut scratch));
         rule.map_or(self.default, |(_, faults)| *faults)
     }
 }

@@ -86,9 +86,9 @@ pub enum KeyPart {
     /// An address: `true` or `peer` for that of the connection's other end, `client` for the client's, as far as the
     /// listener's `trusted_hops` let `X-Forwarded-For` be believed.
     Source(Whose),
-    /// The value of this header. Several fields of one name are one value, joined by `, `.
+    /// The value of this header. Requests with several fields of this name share a bucket, so that a second one buys nothing.
     Header(String),
-    /// The value of this cookie (the first of its name).
+    /// The value of this cookie. Requests with several of this name share a bucket.
     Cookie(String),
     /// `true`: the path without its query.
     Path(bool),

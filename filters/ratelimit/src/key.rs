@@ -15,7 +15,8 @@ const IPV6_PREFIX: u8 = 64;
 #[derive(Debug)]
 enum Part {
     Source(Source),
-    Header(Name),
+    /// With its name in lower case.
+    Header(Name, Box<str>),
     Cookie(Box<[u8]>),
     Path,
     Constant(Box<[u8]>),
@@ -34,7 +35,7 @@ pub(crate) struct Key {
 /// What keys are made of.
 pub(crate) struct Subject<'a> {
     pub(crate) request: &'a Request,
-    /// Without the query.
+    /// As rules compare it.
     pub(crate) path: &'a [u8],
     /// The name of `cookie`.
     pub(crate) cookie: Name,
@@ -78,11 +79,22 @@ impl Key {
                     }
                     true
                 }
-                Part::Header(name) => put_some(out, subject.request.header(*name, scratch)),
-                Part::Cookie(name) => {
-                    let cookies = subject.request.header(subject.cookie, scratch);
-                    put_some(out, cookies.and_then(|cookies| cookie(cookies, name)))
+                Part::Header(name, text) => {
+                    let value = subject.request.header(*name, scratch);
+                    match value {
+                        // Only a value with a comma can be that of several fields.
+                        Some(value) if value.contains(&b',') && is_repeated(subject.request, text) => put_several(out),
+                        value => put_some(out, value),
+                    }
                 }
+                Part::Cookie(name) => match subject.request.header(subject.cookie, scratch) {
+                    None => false,
+                    Some(cookies) => match cookie(cookies, name) {
+                        Found::Several => put_several(out),
+                        Found::One(value) => put_some(out, Some(value)),
+                        Found::None => false,
+                    },
+                },
                 Part::Path => {
                     put(out, subject.path);
                     true
@@ -96,8 +108,7 @@ impl Key {
                 if !self.shared {
                     return false;
                 }
-                // No part is as long as this.
-                out.extend_from_slice(&u32::MAX.to_le_bytes());
+                out.extend_from_slice(&MISSING.to_le_bytes());
             }
         }
         true
@@ -113,7 +124,7 @@ impl Part {
                 if let Some(message) = tollgate_sdk::matching::header_name_mistake(name) {
                     mistakes.add(format!("{at}.header"), message);
                 }
-                Part::Header(setup.name(name))
+                Part::Header(setup.name(name), name.to_ascii_lowercase().into())
             }
             KeyPart::Cookie(name) => {
                 if name.is_empty() || name.contains(['=', ';', ' ']) {
@@ -132,6 +143,12 @@ impl Part {
     }
 }
 
+/// In place of a part's length: there is no such part. No part is as long as this.
+const MISSING: u32 = u32::MAX;
+
+/// In place of a part's length: there are several.
+const SEVERAL: u32 = u32::MAX - 1;
+
 fn put(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(&(part.len() as u32).to_le_bytes());
     out.extend_from_slice(part);
@@ -141,10 +158,40 @@ fn put_some(out: &mut Vec<u8>, part: Option<&[u8]>) -> bool {
     part.inspect(|part| put(out, part)).is_some()
 }
 
-/// The value of the first cookie of this name.
-fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let mut pairs = cookies.split(|b| *b == b';').map(<[u8]>::trim_ascii);
-    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"="))
+/// Puts in that a part has several values. What a client adds to the one that it should have must not make a bucket of its own:
+/// all who do so share one.
+fn put_several(out: &mut Vec<u8>) -> bool {
+    out.extend_from_slice(&SEVERAL.to_le_bytes());
+    true
+}
+
+/// Whether a request has several fields of a name, which is in lower case.
+#[cold]
+fn is_repeated(request: &Request, name: &str) -> bool {
+    request.all_headers().iter().filter(|(other, _)| other == name).count() > 1
+}
+
+/// What there is of a cookie.
+#[derive(Debug, PartialEq, Eq)]
+enum Found<'a> {
+    None,
+    One(&'a [u8]),
+    /// Which of them counts is up to who reads them.
+    Several,
+}
+
+/// The value of the cookie of this name.
+fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Found<'a> {
+    let pairs = cookies.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+    let mut values = pairs.filter_map(|pair| {
+        let (key, value) = pair.split_at(pair.iter().position(|b| *b == b'=')?);
+        (key.trim_ascii_end() == name).then(|| value[1..].trim_ascii_start())
+    });
+    match (values.next(), values.next()) {
+        (None, _) => Found::None,
+        (Some(value), None) => Found::One(value),
+        _ => Found::Several,
+    }
 }
 
 #[cfg(test)]
@@ -155,15 +202,16 @@ mod tests {
     fn cookies_are_found_by_their_whole_name() {
         let cookies = b"xid=1; id=2;id=3 ;empty=; quoted=\"a=b\"";
         for (name, value) in [
-            ("id", Some("2")),
-            ("xid", Some("1")),
-            ("empty", Some("")),
-            ("quoted", Some("\"a=b\"")),
-            ("i", None),
-            ("d", None),
+            ("id", Found::Several),
+            ("xid", Found::One(b"1")),
+            ("empty", Found::One(b"")),
+            ("quoted", Found::One(b"\"a=b\"")),
+            ("i", Found::None),
+            ("d", Found::None),
         ] {
-            assert_eq!(cookie(cookies, name.as_bytes()), value.map(str::as_bytes), "{name}");
+            assert_eq!(cookie(cookies, name.as_bytes()), value, "{name}");
         }
+        assert_eq!(cookie(b"id = 2", b"id"), Found::One(b"2"), "as lenient servers read it");
     }
 
     #[test]
@@ -172,7 +220,7 @@ mod tests {
             let mut out = Vec::new();
             for part in parts {
                 if !put_some(&mut out, part.map(str::as_bytes)) {
-                    out.extend_from_slice(&u32::MAX.to_le_bytes());
+                    out.extend_from_slice(&MISSING.to_le_bytes());
                 }
             }
             out

@@ -12,7 +12,7 @@ use std::{cell::RefCell, ops::Range};
 
 use tollgate_sdk::{
     Take,
-    matching::{Matcher, without_query},
+    matching::{Matcher, compared_path},
     prelude::*,
 };
 
@@ -132,12 +132,11 @@ impl Ratelimit {
     /// limit and its state come out.
     fn ask(&self, request: &Request, scratch: &mut Scratch) -> Option<(&Limited, Take)> {
         let (mut buffer, mut values) = (Buffer::new(), Buffer::new());
-        let (method, path): (&[u8], &[u8]) = if self.needs_line {
-            let [method, path] = request.headers(self.line, &mut buffer).map(Option::unwrap_or_default);
-            (method, without_query(path))
-        } else {
-            (&[], &[])
+        let [method, path] = match self.needs_line {
+            true => request.headers(self.line, &mut buffer).map(Option::unwrap_or_default),
+            false => [&[][..]; 2],
         };
+        let path = &*compared_path(path);
         let subject = Subject { request, path, cookie: self.cookie };
         for (index, limit) in self.limits.iter().enumerate() {
             let start = scratch.keys.len();

@@ -225,3 +225,35 @@ fn clients_need_not_be_told() {
     let refused = host.request("GET", "/").send();
     assert_eq!((refused.reply_header("ratelimit"), refused.reply_header("retry-after")), (None, Some("3600")));
 }
+
+/// A second field, or cookie, must not make a bucket of its own.
+#[test]
+fn a_second_value_buys_nothing() {
+    let host = host(json!([
+        {"name": "h", "requests": 1, "per": "1m", "key": [{"header": "X-Api-Key"}]},
+        {"name": "c", "requests": 1, "per": "1m", "key": [{"cookie": "id"}]},
+    ]));
+    let with = |name: &str, values: &[String]| {
+        values.iter().fold(host.request("GET", "/"), |r, value| r.header(name, value)).send().continued()
+    };
+    let random = |n: usize| format!("random-{n}");
+    assert_eq!((0..10).filter(|n| with("x-api-key", &["k".into(), random(*n)])).count(), 1);
+    assert_eq!((0..10).filter(|n| with("x-api-key", &[random(*n), "k".into()])).count(), 0);
+    assert!(with("x-api-key", &["k".into()]), "who sends one has a bucket of its own");
+    assert!(
+        with("x-api-key", &["a, b".into()]) && with("x-api-key", &["a, c".into()]),
+        "commas in one field are its own"
+    );
+    assert_eq!((0..10).filter(|n| with("cookie", &[format!("id={}; id=k", random(*n))])).count(), 1);
+    assert_eq!((0..10).filter(|n| with("cookie", &["id=k".into(), format!("id={}", random(*n))])).count(), 0);
+    assert!(with("cookie", &["id=k".into()]));
+}
+
+#[test]
+fn one_path_has_one_bucket_in_all_its_spellings() {
+    let host = host(json!([{"name": "p", "requests": 1, "per": "1m", "key": [{"path": true}]}]));
+    assert_eq!(
+        ["/a@b", "/a%40b", "/a@b?x"].iter().filter(|path| host.request("GET", path).send().continued()).count(),
+        1
+    );
+}

@@ -104,6 +104,8 @@ fn respond(config: &config::Respond, ops: &doc::HeaderOps, place: &Place) -> Opt
 pub(crate) struct Forward {
     route: RouteId,
     rewrite: Option<PatternRewrite>,
+    /// The host replaces the beginning of the path, by the length of what has matched.
+    strips: bool,
     split: Option<Key>,
     balance: Option<Key>,
 }
@@ -158,8 +160,9 @@ impl Forward {
             strip: strip as u32,
             with: if with.is_empty() { "/".into() } else { with },
         });
+        let strips = route.prefix.is_some();
         let route = place.take_placed(setup.route(place.path(), &route))?;
-        Some(Forward { route, rewrite, split, balance })
+        Some(Forward { route, rewrite, strips, split, balance })
     }
 
     fn run(&self, head: &mut Head, path: Name) -> Flow {
@@ -167,8 +170,14 @@ impl Forward {
             split: self.split.as_ref().and_then(|key| key.hash(head, hash::SPLIT)),
             balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
         };
-        if let Some(mut rewritten) = self.rewrite.as_ref().and_then(|rewrite| rewrite.rewrite(head.path)) {
-            rewritten.extend_from_slice(&head.target[head.path.len()..]);
+        let rewritten = match &self.rewrite {
+            Some(rewrite) => rewrite.rewrite(head.path),
+            // What was written has another length than what has matched.
+            None if self.strips && head.path.len() != head.written.len() => Some(head.path.to_vec()),
+            None => None,
+        };
+        if let Some(mut rewritten) = rewritten {
+            rewritten.extend_from_slice(&head.target[head.written.len()..]);
             head.request.set_header(path, rewritten);
         }
         head.request.route(self.route, selection);

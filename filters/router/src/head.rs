@@ -11,9 +11,11 @@ pub(crate) struct Head<'a> {
     pub(crate) request: &'a Request,
     /// The host as the client has written it.
     pub(crate) authority: &'a [u8],
-    /// The path with the query.
+    /// The path with the query, as the client has written it.
     pub(crate) target: &'a [u8],
-    /// The path without the query.
+    /// The path without the query, as the client has written it.
+    pub(crate) written: &'a [u8],
+    /// The same, as rules compare it.
     pub(crate) path: &'a [u8],
     /// The query without the `?`.
     pub(crate) query: Option<&'a [u8]>,
@@ -25,16 +27,17 @@ impl<'a> Head<'a> {
     pub(crate) fn new(
         request: &'a Request,
         [authority, target, method]: [Option<&'a [u8]>; 3],
+        path: &'a [u8],
         mut cache: RefMut<'a, HeaderCache>,
     ) -> Self {
         cache.begin();
         let target = target.unwrap_or_default();
-        let (path, query) = match position(target, b'?') {
+        let (written, query) = match position(target, b'?') {
             Some(at) => (&target[..at], Some(&target[at + 1..])),
             None => (target, None),
         };
         let (authority, method) = (authority.unwrap_or_default(), method.unwrap_or_default());
-        Head { request, authority, target, path, query, method, cache }
+        Head { request, authority, target, written, path, query, method, cache }
     }
 
     /// The value of a header.

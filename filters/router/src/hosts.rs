@@ -5,6 +5,7 @@
 //! maps are needed for ports.
 
 use rustc_hash::FxHashMap;
+use tollgate_sdk::matching::host_mistake;
 
 use crate::place::Place;
 
@@ -41,6 +42,16 @@ impl Hosts {
         let port_is_right = port.is_empty() || std::str::from_utf8(&port[1..]).is_ok_and(|p| p.parse::<u16>().is_ok());
         if !name_is_right || !port_is_right || name.iter().any(|b| b"*/?#@ ".contains(b) || !b.is_ascii_graphic()) {
             place.wrong(format!("`{domain}` is not a domain; write `example.com`, `*.example.com` or `*`"));
+            return;
+        }
+        // Of `*:80` there is no more than the port.
+        let spelled = if name.is_empty() { format!("x{rest}") } else { rest.to_owned() };
+        if let Some(message) = host_mistake(&spelled) {
+            place.wrong(if name.is_empty() {
+                format!("`{domain}`: write the port without zeros before it")
+            } else {
+                message
+            });
             return;
         }
         self.ports |= !port.is_empty();

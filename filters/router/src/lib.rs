@@ -20,7 +20,7 @@ mod table;
 use std::cell::RefCell;
 
 use rustc_hash::FxHashSet;
-use tollgate_sdk::prelude::*;
+use tollgate_sdk::{matching::compared_path, prelude::*};
 
 use crate::{
     config::Config,
@@ -81,7 +81,8 @@ impl Filter for Router {
     fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
         let mut buffer = Buffer::new();
         let values = request.headers([self.authority, self.path, self.method], &mut buffer);
-        let mut head = Head::new(request, values, self.cache.borrow_mut());
+        let path = compared_path(values[1].unwrap_or_default());
+        let mut head = Head::new(request, values, &path, self.cache.borrow_mut());
         let table = self.hosts.find(head.authority).and_then(|host| self.tables.get(host as usize));
         match table.and_then(|table| table.find(&mut head)) {
             Some(action) => action.run(&mut head, self.path),

@@ -1,7 +1,10 @@
 //! Conditions on requests: methods, headers, parameters of the query, regular expressions.
 
 use regex::bytes::{Regex, RegexBuilder};
-use tollgate_sdk::Setup;
+use tollgate_sdk::{
+    Setup,
+    matching::{Extent, header_value_mistake, method_mistake},
+};
 
 use crate::{
     config::{HeaderMatch, Match, QueryMatch},
@@ -96,6 +99,13 @@ impl HeaderCondition {
             ("regex", regex.as_deref().map(Given::Text)),
             ("present", present.map(Given::Present)),
         ];
+        for (field, text, extent) in
+            [("exact", exact, Extent::Whole), ("prefix", prefix, Extent::Beginning), ("suffix", suffix, Extent::End)]
+        {
+            if let Some(message) = text.as_ref().and_then(|text| header_value_mistake(&config.name, text, extent)) {
+                place.field(field).wrong(message);
+            }
+        }
         let test = Test::compile(place.at_most_one_of(fields)?, place)?;
         Some(HeaderCondition { slot: names.slot(&name?, setup), value: ValueCondition { test, invert: *invert } })
     }
@@ -135,18 +145,15 @@ impl ValueCondition {
     }
 }
 
-/// A method. Case matters in methods, so a known one in lower case is a mistake that would never match.
+/// A method.
 fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
-    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-    if let Some(known) = KNOWN.iter().find(|known| known.eq_ignore_ascii_case(method) && **known != method) {
-        place.wrong(format!("case matters in methods: write `{known}`"));
-        return None;
+    match method_mistake(method) {
+        None => Some(method.as_bytes().into()),
+        Some(message) => {
+            place.wrong(message);
+            None
+        }
     }
-    if !headers::is_token(method) {
-        place.wrong(format!("`{method}` is not a method"));
-        return None;
-    }
-    Some(method.as_bytes().into())
 }
 
 /// A regular expression that has to match a whole value.

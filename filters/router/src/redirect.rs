@@ -122,7 +122,7 @@ impl Redirect {
         }
         let mut query = if self.strip_query { None } else { head.query };
         match &self.path {
-            Path::Same => out.extend_from_slice(head.path),
+            Path::Same => out.extend_from_slice(head.written),
             Path::Prefix(rewrite) => rewrite.write(head.path, &mut out),
             Path::Whole(path) => {
                 out.extend_from_slice(path.as_bytes());

@@ -9,7 +9,10 @@
 use std::ops::ControlFlow;
 
 use rustc_hash::FxHashMap;
-use tollgate_sdk::Setup;
+use tollgate_sdk::{
+    Setup,
+    matching::{Extent, path_mistake},
+};
 
 use crate::{
     action::Action,
@@ -73,12 +76,17 @@ impl Table {
             return Matched::Other;
         };
         let place = place.field(field);
-        // `OPTIONS *` is the one request whose path does not begin with a slash.
-        if field != "regex" && !text.starts_with('/') && !(field == "exact" && text == "*") {
-            place.wrong("a path begins with `/`");
-        }
-        if field != "regex" && text.contains(['?', '#']) {
-            place.wrong("must not have a query or a fragment: paths are matched without them");
+        let mistake = match field {
+            "regex" if !text.is_ascii() => {
+                Some("paths are in ASCII: what is not is percent-encoded, as in `%C3%A9`".into())
+            }
+            "regex" => None,
+            // `OPTIONS *` is the one request whose path does not begin with a slash.
+            "exact" if text == "*" => None,
+            _ => path_mistake(text, Extent::Whole),
+        };
+        if let Some(message) = mistake {
+            place.wrong(message);
         }
         match field {
             "exact" => {
