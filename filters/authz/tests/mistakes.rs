@@ -108,7 +108,7 @@ fn of_operations() {
         [
             "policies[0].rules[0].from: an empty list matches nothing: leave it out if anything is meant".to_string(),
             format!("{at}[0].operation: says nothing: leave `to` out for any operation"),
-            format!("{at}[1].operation.methods[0]: methods are case-sensitive: write `GET` instead of `get`"),
+            format!("{at}[1].operation.methods[0]: no method is spelled like `get`: write `GET`"),
             format!("{at}[1].operation.not_methods[0]: `G T` is not a method; a method is a word such as `GET`"),
             format!("{at}[2].operation.paths[0]: a path begins with `/`: write `/a`"),
             format!(
@@ -169,6 +169,42 @@ fn of_principals_without_a_header_for_them() {
         [
             format!("policies[0].rules[0].from[0].source.principals: {message}"),
             format!("policies[0].rules[1].when[0].not_values: {message}"),
+        ]
+    );
+}
+
+/// A rule that no request can match would be a hole in a `deny` policy.
+#[test]
+fn of_patterns_that_nothing_can_match() {
+    let found = rule(json!({"to": [{"operation": {
+        "paths": ["/caf%c3%a9*", "//x*", "/a#b", "/café", "*/b%2e", "/a%40b", "/x/..;/*", "/ok*", "*.ok"],
+        "hosts": ["example.com.", "example.com:08443", "*.example.com", "Example.COM:80"],
+        "methods": ["DELETE", "purge*"],
+    }}], "when": [
+        {"key": "request.headers[:path]", "values": ["/x"]},
+        {"key": "request.headers[Host]", "values": ["x"]},
+        {"key": "request.headers[:host]", "values": ["x"]},
+    ]}));
+    let (to, when) = ("policies[0].rules[0].to[0].operation", "policies[0].rules[0].when");
+    let asks = |list: &str| format!("is not asked about here: write `{list}` in `to: [{{operation: …}}]`");
+    assert_eq!(
+        found,
+        [
+            format!("{to}.hosts[0]: no host is spelled like `example.com.`: write `example.com`"),
+            format!("{to}.hosts[1]: no host is spelled like `example.com:08443`: write `example.com:8443`"),
+            format!("{to}.methods[1]: no method is spelled like `purge`: write `PURGE`"),
+            format!("{to}.paths[0]: no path is spelled like `/caf%c3%a9*`: write `/caf%C3%A9*`"),
+            format!("{to}.paths[1]: no path is spelled like `//x*`: write `/x*`"),
+            format!("{to}.paths[2]: `/a#b` has a fragment, which is not compared; leave it out"),
+            format!("{to}.paths[3]: no path is spelled like `/café`: write `/caf%C3%A9`"),
+            format!("{to}.paths[4]: no path is spelled like `*/b%2e`: write `*/b.`"),
+            format!("{to}.paths[5]: no path is spelled like `/a%40b`: write `/a@b`"),
+            format!(
+                "{to}.paths[6]: no path is like `/x/..;/`: the path has an empty segment or a dot segment with parameters"
+            ),
+            format!("{when}[0].key: `:path` {}", asks("paths")),
+            format!("{when}[1].key: `Host` {}", asks("hosts")),
+            format!("{when}[2].key: no request has a `:host`: write `:authority`"),
         ]
     );
 }

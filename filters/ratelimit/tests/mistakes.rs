@@ -75,7 +75,7 @@ fn of_meaning() {
         "limits[4].max_keys: means nothing without a `key`: leave it out",
         "limits[5].ipv6_prefix: 129 is not a prefix's length: write 1 to 128",
         "limits[6].match.path.exact: a path begins with `/`: write `/x`",
-        "limits[6].match.methods[0]: methods are case-sensitive: write `GET` instead of `get`",
+        "limits[6].match.methods[0]: no method is spelled like `get`: write `GET`",
         "status: 200 is not the status of an error: write 400 to 599, such as 429",
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);

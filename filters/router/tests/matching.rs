@@ -42,7 +42,16 @@ fn prefixes_are_whole_segments() {
     }
     assert!(matches_path(json!({"prefix": "/"}), "/") && matches_path(json!({"prefix": "/"}), "/x/y"));
     assert!(!matches_path(json!({"prefix": "/"}), "*"));
-    assert!(matches_path(json!({"prefix": "/a//b"}), "/a//b/c") && !matches_path(json!({"prefix": "/a//b"}), "/a/b"));
+}
+
+/// What a server takes for the same path goes the same way, and its rewriting too.
+#[test]
+fn characters_that_need_not_be_encoded_match_in_both_forms() {
+    for path in ["/a@b/c", "/a%40b/c", "/a%40b/c?x=%40"] {
+        assert!(matches_path(json!({"prefix": "/a@b"}), path), "{path}");
+    }
+    assert!(matches_path(json!({"exact": "/a;b"}), "/a%3Bb") && !matches_path(json!({"exact": "/a/b"}), "/a%2Fb"));
+    assert!(matches_path(json!({"regex": "/[a-z]:x"}), "/a%3Ax"));
 }
 
 #[test]

@@ -45,6 +45,15 @@ fn virtual_hosts() {
         ("virtual_hosts[2].domains[7]", "`.x.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
     ];
     assert_eq!(found, expected.map(|(p, m)| (p.to_string(), m.to_string())));
+    let found = mistakes(json!({"virtual_hosts": [host("a", json!(["x.com.", "y.com:08443", "*.z.com.", "*:080"]))]}));
+    let messages: Vec<_> = found.iter().map(|(_, message)| message.as_str()).collect();
+    let expected = [
+        "no host is spelled like `x.com.`: write `x.com`",
+        "no host is spelled like `y.com:08443`: write `y.com:8443`",
+        "no host is spelled like `.z.com.`: write `.z.com`",
+        "`*:080`: write the port without zeros before it",
+    ];
+    assert_eq!(messages, expected);
     assert_eq!(mistakes(json!({"virtual_hosts": []})), [("virtual_hosts".to_string(), "is empty".to_string())]);
 }
 
@@ -123,10 +132,18 @@ fn responses() {
 fn paths() {
     wrong_match(json!({"path": {}}), "path", "give one of `exact`, `prefix`, `regex`");
     wrong_match(json!({"path": {"exact": "/", "regex": "/"}}), "path", "give only one of `exact`, `regex`");
-    wrong_match(json!({"path": {"exact": "a"}}), "path.exact", "a path begins with `/`");
-    wrong_match(json!({"path": {"prefix": ""}}), "path.prefix", "a path begins with `/`");
-    let query = "must not have a query or a fragment: paths are matched without them";
+    wrong_match(json!({"path": {"exact": "a"}}), "path.exact", "a path begins with `/`: write `/a`");
+    wrong_match(json!({"path": {"prefix": ""}}), "path.prefix", "a path begins with `/`: write `/`");
+    let query = "`/a?b` has a query, which is not compared; leave it out";
     wrong_match(json!({"path": {"prefix": "/a?b"}}), "path.prefix", query);
+    for (wrong, right) in [("/caf%c3%a9", "/caf%C3%A9"), ("/café", "/caf%C3%A9"), ("/a//b", "/a/b"), ("/a/../b", "/b")]
+    {
+        let message = format!("no path is spelled like `{wrong}`: write `{right}`");
+        wrong_match(json!({"path": {"prefix": wrong}}), "path.prefix", &message);
+        wrong_match(json!({"path": {"exact": wrong}}), "path.exact", &message);
+    }
+    let ascii = "paths are in ASCII: what is not is percent-encoded, as in `%C3%A9`";
+    wrong_match(json!({"path": {"regex": "/café.*"}}), "path.regex", ascii);
     let unclosed = "`(a` is not a regular expression: unclosed group";
     wrong_match(json!({"path": {"regex": "(a"}}), "path.regex", unclosed);
     wrong_match(
@@ -138,9 +155,11 @@ fn paths() {
 
 #[test]
 fn conditions() {
-    wrong_match(json!({"method": "get"}), "methods[0]", "case matters in methods: write `GET`");
-    wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method");
+    wrong_match(json!({"method": "get"}), "methods[0]", "no method is spelled like `get`: write `GET`");
+    wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method; a method is a word such as `GET`");
     wrong_match(json!({"headers": [{"name": "a b", "exact": "c"}]}), "headers[0].name", "`a b` is not a header's name");
+    let host = "no host is spelled like `Example.com`: write `example.com`";
+    wrong_match(json!({"headers": [{"name": "Host", "exact": "Example.com"}]}), "headers[0].exact", host);
     let two = json!([{"name": "a", "suffix": "b", "present": true}]);
     wrong_match(json!({"headers": two}), "headers[0]", "give only one of `suffix`, `present`");
     let regex = "`*` is not a regular expression: repetition operator missing expression";

@@ -1,0 +1,156 @@
+//! For every policy and request: no other spelling of the request, which an upstream would read alike, gets another verdict. It may
+//! be refused before the filter sees it.
+
+use authz::Authz;
+use serde_json::{Value, json};
+use tollgate_abi::spelling::{self, PathRules};
+use tollgate_sdk::testing::TestHost;
+
+/// A generator (xorshift) with a seed, so that a failure can be had again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
+
+    fn chance(&mut self) -> bool {
+        self.below(3) == 0
+    }
+}
+
+const SEGMENTS: [&str; 8] = ["admin", "a", "b@c", "d;e", "é{", "x+y", "~u", "public"];
+const HOSTS: [&str; 5] = ["example.com", "example.com:8443", "other.org", "[2001:db8::1]:443", "a.example.com"];
+const METHODS: [&str; 3] = ["GET", "DELETE", "PURGE"];
+const COOKIES: [&str; 3] = ["role=admin", "role=user", "id=1"];
+
+/// A path as somebody means it, before any encoding.
+fn meant(random: &mut Random) -> String {
+    (0..=random.below(3)).map(|_| format!("/{}", random.one_of(&SEGMENTS))).collect()
+}
+
+fn normal(path: &str) -> Option<String> {
+    let normal = spelling::path(path.as_bytes(), &PathRules::default()).ok()?;
+    Some(String::from_utf8(normal.into_owned()).unwrap())
+}
+
+/// The same path in another spelling.
+fn respelled(path: &str, random: &mut Random) -> String {
+    let mut out = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'/' => out += random.one_of(&["/", "/", "//", "/./", "/none/../", "/%2e/", "/n/%2E./"]),
+            _ if random.chance() || byte >= 0x80 => {
+                let upper = random.chance();
+                out += &if upper { format!("%{byte:02X}") } else { format!("%{byte:02x}") };
+            }
+            _ => out.push(byte.into()),
+        }
+    }
+    out
+}
+
+fn respelled_host(host: &str, random: &mut Random) -> String {
+    let (name, port) =
+        host.rsplit_once(':').filter(|(name, _)| !name.starts_with('[') || name.ends_with(']')).unwrap_or((host, ""));
+    let mut name: String = name.chars().map(|c| if random.chance() { c.to_ascii_uppercase() } else { c }).collect();
+    if name.starts_with('[') {
+        name = random.one_of(&["[2001:db8::1]", "[2001:DB8:0::1]", "[2001:0db8:0:0:0:0:0:1]"]).into();
+    } else if random.chance() {
+        name.push('.');
+    }
+    match port {
+        "" => format!("{name}{}", random.one_of(&["", ":"])),
+        port => format!("{name}:{}{port}", random.one_of(&["", "0"])),
+    }
+}
+
+/// A pattern in the one spelling that configurations may have.
+fn pattern(random: &mut Random) -> String {
+    let path = spelling::compared(normal(&meant(random)).unwrap().as_bytes()).into_owned();
+    let path = String::from_utf8(path).unwrap();
+    match random.below(4) {
+        0 => path,
+        1 => format!("{path}*"),
+        2 => format!("*{}", &path[path.rfind('/').unwrap()..]),
+        _ => "/admin*".into(),
+    }
+}
+
+fn policy(random: &mut Random) -> Value {
+    let mut operation = json!({});
+    let list = |random: &mut Random, name: &str| if random.chance() { format!("not_{name}") } else { name.to_owned() };
+    if random.below(4) > 0 {
+        operation[list(random, "paths")] = json!([pattern(random), pattern(random)]);
+    }
+    if random.chance() {
+        operation[list(random, "hosts")] =
+            json!([random.one_of(&["Example.com", "*.example.com", "example.com:8443", "[2001:db8::1]"])]);
+    }
+    if random.chance() || operation == json!({}) {
+        operation[list(random, "methods")] = json!([random.one_of(&METHODS)]);
+    }
+    let mut rule = json!({"to": [{"operation": operation}]});
+    if random.chance() {
+        rule["when"] = json!([{"key": "request.headers[cookie]", "values": [random.one_of(&COOKIES)]}]);
+    }
+    json!({"name": "p", "action": random.one_of(&["allow", "deny"]), "rules": [rule]})
+}
+
+#[test]
+fn no_other_spelling_gets_another_verdict() {
+    let mut random = Random(0x5eed);
+    let mut respellings = 0;
+    for _ in 0..1500 {
+        let policy = policy(&mut random);
+        let filter = TestHost::<Authz>::new(json!({"policies": [policy]})).unwrap_or_else(|e| panic!("{policy}: {e}"));
+        for _ in 0..6 {
+            let (path, host, method) = (meant(&mut random), random.one_of(&HOSTS), random.one_of(&METHODS));
+            let cookie = random.one_of(&COOKIES);
+            let verdict = |path: &str, host: &str, method: &str| {
+                // What the proxy does before any filter sees a request.
+                let path = normal(path)?;
+                let host = spelling::host(host.as_bytes())?;
+                let host = str::from_utf8(&host).unwrap();
+                let known = spelling::is_method(method.as_bytes());
+                known.then(|| filter.request(method, &path).host(host).header("cookie", cookie).send().continued())
+            };
+            let plain = verdict(&path, host, method).expect("a request that is right");
+            for _ in 0..6 {
+                let other = respelled(&path, &mut random);
+                let other_host = respelled_host(host, &mut random);
+                let other_method = if random.below(9) == 0 { method.to_ascii_lowercase() } else { method.into() };
+                if let Some(verdict) = verdict(&other, &other_host, &other_method) {
+                    respellings += 1;
+                    assert_eq!(verdict, plain, "{policy}: {path} as {other}, {host} as {other_host}");
+                }
+            }
+        }
+    }
+    assert!(respellings > 40_000, "only {respellings} were not refused");
+}
+
+/// Another cookie, before or after, in a field of its own or in one, hides none from a `deny` policy and adds none to an `allow`.
+#[test]
+fn another_cookie_gets_nobody_past_a_policy() {
+    for (action, values, cookie) in [("deny", "values", "role=admin"), ("allow", "not_values", "role=admin")] {
+        let mut condition = json!({"key": "request.headers[cookie]"});
+        condition[values] = json!([cookie]);
+        let policy = json!({"name": "p", "action": action, "rules": [{"when": [condition]}]});
+        let filter = TestHost::<Authz>::new(json!({"policies": [policy]})).unwrap();
+        for fields in
+            [&[cookie][..], &["a=1", cookie], &[cookie, "a=1"], &["a=1; role=admin"], &["role=admin;a=1", "b=2"]]
+        {
+            let request = filter.request("GET", "/");
+            let request = fields.iter().fold(request, |request, field| request.header("cookie", field));
+            assert!(!request.send().continued(), "{action} {fields:?}");
+        }
+    }
+}
