@@ -122,6 +122,16 @@ impl Announced {
     }
 }
 
+/// Whether a list has this word, in any case.
+fn has_token(list: &HeaderValue, word: &[u8]) -> bool {
+    list.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(word))
+}
+
+/// Whether a field is about the connection, beside those that HTTP/1.1 itself knows.
+fn is_of_hop(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
 fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.reserve(name.as_str().len() + value.len() + 4);
     out.extend_from_slice(name.as_str().as_bytes());
@@ -287,7 +297,9 @@ pub fn response(
         match *name {
             CONTENT_LENGTH => said = said.or(Some(value)),
             TRANSFER_ENCODING => {}
-            CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => closes = true,
+            // What becomes of the connection is said below, and what a filter says of it is heard.
+            CONNECTION if !client.switches => closes |= has_token(value, b"close"),
+            _ if is_of_hop(name) && !client.switches => {}
             _ => {
                 dated |= *name == DATE;
                 field(out, name, value);
@@ -469,6 +481,25 @@ mod tests {
         assert!(text.contains("connection: close\r\n") && !persists, "{text}");
         let (text, _, persists) = of_response(response(200, &[("connection", "close")]), &none, true, CLIENT);
         assert!(text.matches("connection: close\r\n").count() == 1 && !persists, "{text}");
+    }
+
+    #[test]
+    fn what_filters_say_of_the_connection_is_not_sent() {
+        let response = |connection: &str| {
+            let fields = [("connection", connection), ("keep-alive", "5"), ("proxy-connection", "x"), ("x", "1")];
+            fields.iter().fold(Response::builder(), |r, (name, value)| r.header(*name, *value)).body(()).unwrap()
+        };
+        let none = SizeHint::with_exact(0);
+        for (said, sent, goes_on) in [
+            ("upgrade", "", true),
+            ("keep-alive, x", "", true),
+            ("Close", "connection: close\r\n", false),
+            ("upgrade, close", "connection: close\r\n", false),
+        ] {
+            let (text, _, persists) = of_response(response(said), &none, true, CLIENT);
+            let expected = format!("HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 0\r\n{sent}\r\n");
+            assert_eq!((text, persists), (expected, goes_on), "{said}");
+        }
     }
 
     #[test]
