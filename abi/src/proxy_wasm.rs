@@ -111,6 +111,9 @@ pub mod metric {
     pub const HISTOGRAM: i32 = 2;
 }
 
+/// What the names of exports that mark an ABI version begin with.
+pub const VERSION_MARKER: &str = "proxy_abi_version_";
+
 /// Exports that mark a module's ABI version, with the version; the newest comes first.
 pub const VERSION_MARKERS: &[(&str, &str)] =
     &[("proxy_abi_version_0_2_1", "0.2.1"), ("proxy_abi_version_0_2_0", "0.2.0"), ("proxy_abi_version_0_1_0", "0.1.0")];

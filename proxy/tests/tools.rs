@@ -88,6 +88,42 @@ mod inspect {
     }
 
     #[test]
+    fn a_module_of_the_sdk_exports_its_callbacks_and_nothing_else() {
+        // Whichever compiler has made it. Which of the callbacks are made is said by `subscribe`.
+        let expected = [
+            "malloc",
+            "proxy_abi_version_0_2_1",
+            "proxy_on_configure",
+            "proxy_on_context_create",
+            "proxy_on_delete",
+            "proxy_on_done",
+            "proxy_on_grpc_close",
+            "proxy_on_grpc_receive",
+            "proxy_on_grpc_receive_initial_metadata",
+            "proxy_on_grpc_receive_trailing_metadata",
+            "proxy_on_http_call_response",
+            "proxy_on_log",
+            "proxy_on_queue_ready",
+            "proxy_on_request_body",
+            "proxy_on_request_headers",
+            "proxy_on_request_trailers",
+            "proxy_on_response_body",
+            "proxy_on_response_headers",
+            "proxy_on_response_trailers",
+            "proxy_on_tick",
+            "proxy_on_vm_start",
+            "tollgate_on_timer",
+        ];
+        let dir = tempdir();
+        let module = file(&dir, "hello.wasm", wasm::example("hello"));
+        let json: Value = serde_json::from_str(&ok(&["inspect", &module, "--json"])).unwrap();
+        let mut exports: Vec<_> = json["exports"].as_array().unwrap().iter().map(|e| e["name"].as_str()).collect();
+        exports.sort();
+        assert_eq!(exports, expected.map(Some));
+        assert_eq!(json["subscribed"], serde_json::json!(["response headers"]));
+    }
+
+    #[test]
     fn all_that_is_wrong_with_a_module_is_told_at_once() {
         let dir = tempdir();
         let text = r#"(module

@@ -193,7 +193,7 @@ def parse(path, cases):
                 if rest not in CALLBACKS:
                     raise LeftOut(f"callback {rest}")
                 case.phases.append([rest, [], 0])
-            elif word not in ("request", "header", "client", "upstream", "log", "metric", "access"):
+            elif word not in ("request", "header", "body", "client", "upstream", "log", "metric", "access"):
                 phase = case.phases[-1] if case.phases else [None, [], 0]
                 phase[2] = case.statement(number, line, phase[1]) or phase[2]
         except LeftOut as reason:

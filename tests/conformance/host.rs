@@ -48,6 +48,11 @@ impl Host {
         let web = Upstream::replying(|request| match request.target() {
             target if target.starts_with("/conformance") => RESPONSE.into(),
             "/silent" => answer(204, &[], ""),
+            "/plain" => answer(200, &[], "plain"),
+            target if target.starts_with("/echo") => {
+                let said = format!("{} {target} {}", request.method(), request.field("host").unwrap_or("nobody"));
+                answer(200, &[], &said)
+            }
             _ => ANSWER.into(),
         });
         let (tcp, grpc) = (welcoming(), grpc());
@@ -71,6 +76,7 @@ listeners:
 clusters:
   - {{name: web, endpoints: [{{address: '{web}'}}]}}
   - {{name: tcp, endpoints: [{{address: '{tcp}'}}]}}
+  - {{name: tcp-other, endpoints: [{{address: '{tcp}'}}]}}
   - {{name: grpc, endpoints: [{{address: '{grpc}'}}], protocol: h2}}
   - {{name: nowhere, endpoints: [{{address: '{}'}}]}}
 ",
@@ -95,7 +101,14 @@ clusters:
         let fields: String = case.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let fields = format!("{fields}x-case: {number}\r\n\r\n");
         client.send(match &case.request {
-            Some((method, target)) => format!("{method} {target} HTTP/1.1\r\nhost: test\r\n{fields}"),
+            Some((method, target)) if case.body.is_empty() => {
+                format!("{method} {target} HTTP/1.1\r\nhost: test\r\n{fields}")
+            }
+            Some((method, target)) => {
+                let Case { body, .. } = case;
+                let length = body.len();
+                format!("{method} {target} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{fields}{body}")
+            }
             None => format!("{REQUEST}{fields}{BODY}"),
         });
         read(client)

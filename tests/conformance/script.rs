@@ -95,6 +95,8 @@ pub struct Case {
     pub request: Option<(String, String)>,
     /// `header NAME: VALUE`: further fields of the request.
     pub headers: Vec<(String, String)>,
+    /// `body TEXT`: the body of that request.
+    pub body: String,
     /// What else is to be seen.
     pub checks: Vec<Check>,
 }
@@ -227,6 +229,7 @@ pub fn parse(name: &'static str, text: &str) -> File {
                 case.phases.push(Phase { callback, statements: Vec::new() });
             }
             "request" => case.request = rest.split_once(' ').map(|(m, t)| (m.to_owned(), t.to_owned())),
+            "body" => case.body = rest.to_owned(),
             "header" => case.headers.extend(rest.split_once(": ").map(|(n, v)| (n.to_owned(), v.to_owned()))),
             "client" | "upstream" | "log" | "metric" | "access" => {
                 let (what, value) = rest.split_once('=').unwrap_or_else(|| wrong("nothing to compare with"));
@@ -247,7 +250,8 @@ fn begin(line: &str) -> Option<Case> {
     let (about, name) = line.split_once('/')?;
     function(about).or_else(|| callback(about).filter(|f| f.name == about))?;
     let (function, name) = (about.to_owned(), name.to_owned());
-    Some(Case { function, name, phases: Vec::new(), request: None, headers: Vec::new(), checks: Vec::new() })
+    let (request, body) = (None, String::new());
+    Some(Case { function, name, phases: Vec::new(), request, headers: Vec::new(), body, checks: Vec::new() })
 }
 
 fn statement(line: &str) -> Result<Kind, String> {

@@ -119,6 +119,16 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("headers", "40 000 of them", "more_headers_than_a_map_can_hold"),
     ("start", "a trap, no end, recursion, memory, tables, data", "a_trap_at_every_other_beginning"),
     ("exports", "callbacks and allocators of wrong types, none at all", "callbacks_of_wrong_types"),
+    (
+        "exports",
+        "the marker of a version that this host does not speak",
+        "a_module_of_another_version_is_told_which_one_it_has",
+    ),
+    (
+        "proxy_on_request_headers",
+        "it pauses, and waits for the body under `stop_all`: a hint in the log",
+        "without_holding_heads_nothing_is_delivered",
+    ),
     ("other streams", "held by the instance that fails", "requests_that_the_filter_holds"),
     ("other streams", "while there is no instance", "requests_while_there_is_no_instance"),
     ("the next stream", "after the first failure", "the_request_after_the_first_failure_meets_a_spare_instance"),
@@ -131,6 +141,8 @@ const TESTS: &[&str] = &[
     include_str!("../end_to_end/containment/crowd.rs"),
     include_str!("../end_to_end/containment/pointers.rs"),
     include_str!("../end_to_end/containment/start.rs"),
+    include_str!("../end_to_end/bodies/held.rs"),
+    include_str!("../../proxy/src/wasm/module.rs"),
     include_str!("../../proxy/src/wasm/hostcalls/fast.rs"),
 ];
 

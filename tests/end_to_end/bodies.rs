@@ -5,7 +5,7 @@ mod stopped;
 
 use crate::{
     guest,
-    harness::{Config, Message, Proxy, Upstream, answer},
+    harness::{Config, H2, Message, Proxy, Upstream, answer},
     hot_swap::Gate,
 };
 
@@ -253,4 +253,48 @@ fn messages_without_a_body_have_none() {
     }
     assert!(upstream.requests().iter().all(|request| request.body.is_empty()));
     assert_eq!(client.get("/").status(), 200);
+}
+
+/// Adds a trailer to a body's last part.
+fn adding_trailers() -> Vec<u8> {
+    guest::filter(&both(
+        r#"(if (local.get $end)
+            (then (drop (call $add_header (i32.add HEADERS (i32.const 1)) %"x-added" %"1"))))
+        (i32.const 0)"#,
+    ))
+}
+
+#[test]
+fn trailers_are_added_to_messages_that_have_none() {
+    // HTTP/2 on both sides; over HTTP/1.1 the conformance suite does it.
+    let upstream = Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            let seen = ["x-added", "x-saw"].map(|name| request.trailer(name).unwrap_or("none").to_owned());
+            h2.answer(stream, 200, format!("{} {}", request.text(), seen.join(" ")).as_bytes());
+        }
+    });
+    let seeing = guest::filter(
+        r#"(func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+            (drop (call $add_header (i32.const 1) %"x-saw" %"it")) (i32.const 0))
+        (func (export "proxy_on_response_trailers") (param i32 i32) (result i32)
+            (drop (call $add_header (i32.const 3) %"x-saw" %"it")) (i32.const 0))"#,
+    );
+    // Those after the one that adds them see them, in both directions.
+    let config = Config::new()
+        .listener("cluster: web")
+        .cluster("web", &[&upstream], "protocol: h2")
+        .filter("first", "adding.wasm", "")
+        .filter("seeing", "seeing.wasm", "")
+        .filter("last", "adding.wasm", "");
+    let proxy = Proxy::start_with(config, &[("adding.wasm", &adding_trailers()), ("seeing.wasm", &seeing)]);
+    let mut client = proxy.h2();
+    for parts in [&[(&b"x"[..], true)][..], &[(b"x", false), (b"", true)]] {
+        let stream = client.request("POST", "/", &[], false);
+        parts.iter().for_each(|(data, end)| client.data(stream, data, *end));
+        let response = client.response(stream);
+        assert_eq!(response.text(), "x 1 it");
+        assert_eq!((response.trailer("x-added"), response.trailer("x-saw")), (Some("1"), Some("it")));
+    }
 }

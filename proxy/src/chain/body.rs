@@ -80,6 +80,11 @@ impl BodyFlow {
         self.ended
     }
 
+    /// Whether trailers are among what waits to be taken.
+    pub fn has_trailers(&self) -> bool {
+        self.out.iter().any(|frame| matches!(frame, Frame::Trailers(_)))
+    }
+
     /// Whether something has come out and waits to be taken.
     pub fn is_ready(&self) -> bool {
         !self.out.is_empty()
@@ -182,13 +187,18 @@ impl BodyFlow {
                 let mut state = stream.state.borrow_mut();
                 state.buffers[self.direction as usize] = Some(std::mem::take(&mut data));
                 state.buffer_limit = self.limit;
+                state.shows_end[self.direction as usize] = end;
             }
             let action = filter.on_body(self.direction, stream, position, len, end);
             let mut state = stream.state.borrow_mut();
+            state.shows_end[self.direction as usize] = false;
             data = state.buffers[self.direction as usize].take().unwrap_or_default();
             if data.is_overflown() {
                 return Err(Stopped::TooLarge);
             }
+            // The filter may have added trailers: then the body's end is no more the message's.
+            let added = if end { state.trailers[self.direction as usize].take() } else { None };
+            let added = added.filter(|trailers| !trailers.is_empty());
             let p = &mut state.positions[position];
             // A resume while the callback ran counts like going on.
             let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
@@ -196,6 +206,7 @@ impl BodyFlow {
                 Action::Pause if !resumed => {
                     p.paused[self.direction as usize] = true;
                     drop(state);
+                    self.keep_added(nth, added);
                     return self.hold(nth, data).map(|()| false);
                 }
                 Action::Failed(OnFailure::Deny) => return Err(Stopped::FilterFailed),
@@ -204,7 +215,11 @@ impl BodyFlow {
                     drop(state);
                     self.held[nth].paused = false;
                     if holds_head {
+                        self.keep_added(nth, added);
                         return self.hold(nth, data).map(|()| true);
+                    }
+                    if let Some(trailers) = added {
+                        return self.push_with(stream, nth + 1, data, trailers, until);
                     }
                 }
             }
@@ -216,6 +231,36 @@ impl BodyFlow {
         }
         self.ended |= end;
         Ok(false)
+    }
+
+    /// Keeps the trailers that a filter has added, with what it holds.
+    fn keep_added(&mut self, nth: usize, added: Option<HeaderMap>) {
+        if let Some(trailers) = added {
+            (self.held[nth].end, self.held[nth].trailers) = (false, Some((trailers, true)));
+        }
+    }
+
+    /// Moves a last part on, and the trailers that were added to it.
+    fn push_with(
+        &mut self,
+        stream: &Rc<Stream>,
+        from: usize,
+        mut data: Buffer,
+        trailers: HeaderMap,
+        until: Option<usize>,
+    ) -> Result<bool, Stopped> {
+        let lets_head_go = match data.as_slice().is_empty() {
+            true => false,
+            false => self.push(stream, from, Buffer::new(data.take()), false, until)?,
+        };
+        match until {
+            // The filter that has held the head holds the part until that is gone, and hears of the trailers then.
+            Some(nth) if lets_head_go => {
+                self.held[nth].trailers = Some((trailers, false));
+                Ok(true)
+            }
+            _ => self.push_trailers(stream, from, trailers, until),
+        }
     }
 
     fn is_gone(&self, stream: &Stream, position: usize) -> Result<bool, Stopped> {

@@ -11,7 +11,7 @@ use std::{
 use http::StatusCode;
 use tollgate_abi::fast::flag;
 
-use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, headers_bit, stream::State};
+use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, body_bit, headers_bit, stream::State};
 
 /// Where a head has got to.
 #[derive(Debug)]
@@ -67,6 +67,15 @@ impl HeadFlow {
     pub fn feeds_body(&self, stream: &Stream) -> bool {
         let filter = || &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
         self.paused && filter().headers_pause() == HeadersPause::HoldHeaders && stream.chain.wants_body(self.direction)
+    }
+
+    /// The time is over for the filter that holds the head. It is told, if it was shown nothing of a body that it wants.
+    pub fn stalled(&self, stream: &Stream) {
+        let filter = &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
+        let wants_body = filter.phases() & body_bit(self.direction) != 0;
+        if wants_body && filter.headers_pause() == HeadersPause::StopAll {
+            filter.on_stall(self.direction);
+        }
     }
 
     /// The filter that holds the head lets it go (its body callback has answered so).

@@ -225,6 +225,11 @@ fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
     HeaderValue::from_bytes(bytes).map_err(|_| BadHeader)
 }
 
+/// Whether a field may have this value.
+pub fn is_value(bytes: &[u8]) -> bool {
+    value(bytes).is_ok()
+}
+
 impl RequestHead {
     fn pseudo(&self, name: &Name) -> Option<&[u8]> {
         Some(match name {

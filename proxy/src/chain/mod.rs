@@ -65,6 +65,8 @@ pub trait Filter {
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action;
     /// The stream is over; its heads can be read for the last time.
     fn on_end(&self, stream: &Rc<Stream>, position: usize);
+    /// It has held a message's head until the time was over. It wants to see bodies, and was shown none meanwhile.
+    fn on_stall(&self, _direction: Direction) {}
 }
 
 /// The filters of a listener, as one worker has them.

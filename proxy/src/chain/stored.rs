@@ -3,6 +3,9 @@
 
 use tollgate_abi::{fast::limit, value::Value};
 
+/// The state that names the cluster of a TCP connection. Filters made for Envoy choose it so.
+pub const CLUSTER_STATE: &[u8] = b"envoy.tcp_proxy.cluster";
+
 /// Bytes of all keys and values of a stream's state.
 const MAX_STATE: usize = 1 << 20;
 

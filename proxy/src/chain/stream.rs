@@ -216,6 +216,8 @@ pub struct State {
     pub response: Option<ResponseHead>,
     /// Trailers, by direction, while they are under way.
     pub trailers: [Option<HeaderMap>; 2],
+    /// The last part of a body (by direction) is shown to a filter, and no trailers follow, so that it may add some.
+    pub shows_end: [bool; 2],
     /// The part of a body (by direction) that is shown to a filter.
     pub buffers: [Option<Buffer>; 2],
     /// Where the request goes.
@@ -236,6 +238,8 @@ pub struct State {
     pub stored: Stored,
     /// Where the request was sent.
     pub endpoint: Option<Address>,
+    /// This end's address of the connection by which it was sent there.
+    pub upstream_local: Option<SocketAddr>,
     /// How often it was tried.
     pub attempts: u32,
     /// Bytes of bodies, by direction.
@@ -259,6 +263,18 @@ pub struct Times {
     pub connected: Cell<Option<Duration>>,
     /// The response's head had come.
     pub response_start: Cell<Option<Instant>>,
+    /// The last try had begun; if it had to wait for a connection (`connected`), that began then.
+    pub tried: Cell<Option<Instant>>,
+    /// The response's last byte had come.
+    pub response_end: Cell<Option<Instant>>,
+}
+
+impl Times {
+    /// From the first byte that was sent to the upstream to the last one that came from there, once that is over.
+    pub fn of_upstream(&self) -> Option<Duration> {
+        let sent = self.tried.get()? + self.connected.get().unwrap_or_default();
+        Some(self.response_end.get()?.saturating_duration_since(sent))
+    }
 }
 
 /// What is known of a gRPC call, beside what any request has.
@@ -356,6 +372,7 @@ impl Stream {
                 route: None,
                 reply: None,
                 closed: false,
+                shows_end: [false; 2],
                 buffer_limit: 0,
                 eventual: Vec::new(),
                 flags: 0,
@@ -363,6 +380,7 @@ impl Stream {
                 log_fields: Vec::new(),
                 stored: Stored::default(),
                 endpoint: None,
+                upstream_local: None,
                 attempts: 0,
                 bytes: [0, 0],
                 positions,

@@ -1,6 +1,6 @@
 //! Sends a request to an upstream: which endpoint, within what time, how often.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, Response, header};
 use smallvec::SmallVec;
@@ -171,6 +171,10 @@ impl<'s> Outgoing<'s> {
 }
 
 impl Head for Outgoing<'_> {
+    fn carried(&self, local: Option<SocketAddr>) {
+        self.stream.state.borrow_mut().upstream_local = local;
+    }
+
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
         let head = &self.stream.state.borrow().request;
         look(&encoder::RequestHead { replaced: &self.replaced, ..head.outgoing() })
@@ -196,6 +200,7 @@ async fn attempt(
     let first = stream.state.borrow().attempts == 1 && !upload.is_filtered();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
+    stream.times.tried.set(Some(start));
     let head = Outgoing::new(stream, upload, deadline, switch);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));

@@ -215,6 +215,9 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mu
                 }
             }
             return deadline.poll(cx).map(|passed| {
+                if !upload.is_empty() {
+                    head.stalled(stream);
+                }
                 Err(match passed {
                     Bound::Idle => Fault::FilterStalled,
                     passed => passed.fault(upload.has_ended()),

@@ -67,6 +67,14 @@ impl Source {
         self.drained = !matches!(&frame, Some(Ok(f)) if f.is_data()) || self.is_end();
         Poll::Ready(frame)
     }
+
+    /// A part of it has come just now.
+    fn moved(&self, stream: &Stream) {
+        stream.touch();
+        if self.drained && matches!(self.origin, Origin::Upstream(_)) {
+            stream.times.response_end.set(Some(stream.progress.active.get()));
+        }
+    }
 }
 
 /// Sends an upstream's response on.
@@ -89,9 +97,13 @@ pub(super) async fn from_upstream(
         FromBody::Body(body) => (Origin::Upstream(body), None),
         FromBody::Switched(upstream) => (Origin::Local(None), Some(upstream)),
     };
+    let source = Source::new(origin);
+    if source.drained {
+        stream.times.response_end.set(stream.times.response_start.get());
+    }
     let (deadline, guards) = (Some(deadline), Some(guards));
     let pending = Pending { site, ending, head_only, received, switched, deadline, guards };
-    pending.send(head, Source::new(origin), HeadFlow::new(&stream, Direction::Response)).await
+    pending.send(head, source, HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
@@ -240,7 +252,11 @@ impl Pending<'_> {
                         Poll::Pending => {}
                     }
                 }
-                return match self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
+                let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
+                if passed.is_ready() && !bodiless {
+                    flow.stalled(stream);
+                }
+                return match passed {
                     Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(true))),
                     // Another response of the proxy's own would be held as well.
                     Poll::Ready(_) => {
@@ -301,7 +317,7 @@ fn poll_into(
         }
         Poll::Ready(frame) => frame,
     };
-    stream.touch();
+    source.moved(stream);
     Poll::Ready(match frame {
         None => flow.data(stream, Bytes::new(), true, until).map_err(BodyError::from),
         Some(frame) => match frame?.into_data() {
@@ -347,9 +363,14 @@ impl ResponseBody {
             }
             let (came, went) = self.flow.lengths();
             let stream = self.ending.stream();
-            if self.flow.has_ended() {
+            // Over HTTP/1.1 a body with a length has no trailers.
+            let trailers = match self.flow.has_ended() {
+                true => self.flow.has_trailers(),
+                false => fields.contains_key(header::TRAILER),
+            };
+            if self.flow.has_ended() && !trailers {
                 fields.insert(header::CONTENT_LENGTH, went.into());
-            } else if came != went || stream.chain.changes_body(Direction::Response) {
+            } else if trailers || came != went || stream.chain.changes_body(Direction::Response) {
                 fields.remove(header::CONTENT_LENGTH);
             }
             let promised =
@@ -430,7 +451,7 @@ impl ResponseBody {
     fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if !self.filtered {
             let frame = ready!(self.source.poll_frame(cx));
-            self.ending.stream().touch();
+            self.source.moved(self.ending.stream());
             return Poll::Ready(frame);
         }
         loop {

@@ -144,7 +144,8 @@ impl Upload {
     }
 
     /// What `Content-Length` must say in place of these fields' own, if that cannot be promised any more: as it came if no filter
-    /// can change it; else what it has become, if all of it is through, and nothing if it has changed already.
+    /// can change it; else what it has become, if all of it is through, and nothing if it has changed already. Over HTTP/1.1 a body
+    /// with a length has no trailers, so there is nothing either if trailers are announced, or there.
     pub(super) fn length(&self, fields: &HeaderMap) -> Option<Option<HeaderValue>> {
         if self.empty || !self.filtered || !fields.contains_key(header::CONTENT_LENGTH) {
             return None;
@@ -152,7 +153,9 @@ impl Upload {
         let source = self.source.borrow();
         let (came, went) = source.flow.lengths();
         match source.flow.has_ended() {
+            true if source.flow.has_trailers() => Some(None),
             true => Some(Some(went.into())),
+            false if fields.contains_key(header::TRAILER) => Some(None),
             false => (came != went || self.stream.chain.changes_body(Direction::Request)).then_some(None),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, IoSlice},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -117,6 +118,18 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// This end's address; none if the other one is a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        let socket = match self {
+            Stream::Plain(stream) => stream.get_ref(),
+            Stream::Tls(stream) => stream.get_ref().get_ref().0.get_ref(),
+        };
+        match socket {
+            Socket::Tcp(_) => socket.local_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
     /// What was looked at and not read, and the stream behind it.
     pub fn into_parts(self) -> (Bytes, Stream) {
         match self {

@@ -11,7 +11,7 @@ use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{Fault, TcpSite};
 use crate::{
-    chain::{Selected, network::NetworkStream, route::RetryPolicy},
+    chain::{Selected, network::NetworkStream, route::RetryPolicy, stored::CLUSTER_STATE},
     net::{Stream, proxy_protocol::Addresses},
     upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
 };
@@ -31,7 +31,11 @@ pub(super) struct Connected {
 pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connected, Fault> {
     let selected = stream.state.borrow().route.clone();
     let cluster = selected.as_ref().map(|s| &s.cluster);
-    let cluster = cluster.or_else(|| site.routes.choose(stream.server_name.as_deref())).ok_or(Fault::NoRoute)?;
+    let cluster = match stream.state.borrow().stored.state(CLUSTER_STATE) {
+        Some(name) if cluster.is_none() => site.routes.named(name),
+        _ => cluster.or_else(|| site.routes.choose(stream.server_name.as_deref())),
+    };
+    let cluster = cluster.ok_or(Fault::NoRoute)?;
     stream.state.borrow_mut().cluster = Some(cluster.name.clone());
     let request = cluster.try_request().ok_or(Fault::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| site.retries.get(&cluster.name));
@@ -52,10 +56,18 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
         }
         let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
         let (error, timeout) = match place.open(client).await {
-            Ok(stream) => {
+            Ok(opened) => {
                 let after = start.elapsed();
                 let cluster = cluster.clone();
-                return Ok(Connected { stream, after, cluster, _request: request, _endpoint: active, _place: place });
+                stream.state.borrow_mut().upstream_local = opened.local_addr();
+                return Ok(Connected {
+                    stream: opened,
+                    after,
+                    cluster,
+                    _request: request,
+                    _endpoint: active,
+                    _place: place,
+                });
             }
             Err(failed) => failed,
         };

@@ -8,6 +8,7 @@ use crate::{chain::route::Clusters, config::model, upstream::Cluster};
 /// A listener's rules, resolved.
 #[derive(Debug)]
 pub struct Routes {
+    all: Clusters,
     by_name: SniMatcher<Arc<Cluster>>,
     /// Each with the sum of the weights up to and with its own.
     weighted: Box<[(u64, Arc<Cluster>)]>,
@@ -28,10 +29,16 @@ impl Routes {
             Some((sum, find(&c.cluster)?))
         });
         Routes {
+            all: clusters.clone(),
             by_name: SniMatcher::new(by_name),
             weighted: weighted.collect(),
             default: listener.cluster.as_deref().and_then(find),
         }
+    }
+
+    /// The cluster of this name, whatever the rules say.
+    pub fn named(&self, name: &[u8]) -> Option<&Arc<Cluster>> {
+        self.all.get(str::from_utf8(name).ok()?)
     }
 
     /// The cluster of a connection. Without its server name, or if that matches nothing, by weight. The name is in small

@@ -10,6 +10,7 @@ use std::{
     error::Error,
     future::poll_fn,
     io,
+    net::SocketAddr,
     pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
@@ -47,6 +48,8 @@ pub(super) struct Link<B> {
     /// Its place among the connections; gone once the place has been given to another one.
     permit: Cell<Option<Permit<B>>>,
     line: Line,
+    /// The address of its end here.
+    pub(super) local: Option<SocketAddr>,
     limits: h1::Limits,
     /// It cannot carry another request.
     closed: Cell<bool>,
@@ -73,6 +76,7 @@ where
     /// Speaks HTTP/1.1 on a connected stream. Needs a place to spawn local tasks.
     pub(super) fn open(
         stream: Box<dyn Duplex>,
+        local: Option<SocketAddr>,
         limits: h1::Limits,
         pool: Weak<ClusterPool<B>>,
         permit: Permit<B>,
@@ -85,6 +89,7 @@ where
                 slot: Rc::clone(&permit.slot),
                 permit: Cell::new(Some(permit)),
                 line: RefCell::new(Some(Wire::new(stream))),
+                local,
                 limits,
                 closed: Cell::new(false),
                 idle: Cell::new(false),

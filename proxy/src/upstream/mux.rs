@@ -5,6 +5,7 @@ use std::{
     error::Error,
     future::poll_fn,
     io,
+    net::SocketAddr,
     pin::{Pin, pin},
     rc::{Rc, Weak},
     sync::atomic::Ordering::Relaxed,
@@ -56,6 +57,8 @@ pub(super) struct Mux<B> {
     permit: Cell<Option<Permit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
     secure: bool,
+    /// The address of its end here.
+    local: Option<SocketAddr>,
     state: Rc<State>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
@@ -90,7 +93,7 @@ where
     /// Speaks HTTP/2 on a connected stream; response heads may have `max_head` bytes. Needs a place to spawn local tasks.
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        secure: bool,
+        (secure, local): (bool, Option<SocketAddr>),
         max_head: usize,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
@@ -138,6 +141,7 @@ where
                 permit: Cell::new(Some(permit)),
                 sender: RefCell::new(sender),
                 secure,
+                local,
                 state,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
@@ -291,6 +295,13 @@ impl<B> Drop for Mux<B> {
 
 /// A stream's place on a connection.
 pub(super) struct Place<B>(Rc<Mux<B>>);
+
+impl<B> Place<B> {
+    /// The address of the connection's end here.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.0.local
+    }
+}
 
 impl<B> Drop for Place<B> {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     io,
+    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -146,6 +147,7 @@ where
                     carrier
                 }
             };
+            head.carried(carrier.local());
             let (reused, result) = match carrier {
                 Carrier::Link(link) => (link.has_served(), link.exchange(head, body).await),
                 Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body)).await),
@@ -247,20 +249,29 @@ where
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
             None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
-                Ok((stream, connect::Version::H1)) => Ok(self.link(Box::new(stream), pool, permit)),
+                Ok((stream, connect::Version::H1)) => {
+                    let local = stream.local_addr();
+                    Ok(self.link(Box::new(stream), local, pool, permit))
+                }
                 Ok((stream, connect::Version::H2)) => self.mux(stream, pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
-                Ok(stream) => Ok(self.link(Box::new(stream), pool, permit)),
+                Ok(stream) => Ok(self.link(Box::new(stream), None, pool, permit)),
                 Err(error) => Err((error, false)),
             },
         };
         count(&cluster, &endpoint, opened)
     }
 
-    fn link(&self, stream: Box<dyn Duplex>, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Opened<B> {
-        Opened::Link(Link::open(stream, self.0.limits, Rc::downgrade(pool), permit))
+    fn link(
+        &self,
+        stream: Box<dyn Duplex>,
+        local: Option<SocketAddr>,
+        pool: &Rc<ClusterPool<B>>,
+        permit: Permit<B>,
+    ) -> Opened<B> {
+        Opened::Link(Link::open(stream, local, self.0.limits, Rc::downgrade(pool), permit))
     }
 
     async fn mux(
@@ -269,8 +280,8 @@ where
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> Result<Opened<B>, (io::Error, bool)> {
-        let secure = matches!(stream, Stream::Tls(_));
-        let opened = Mux::open(stream, secure, self.0.limits.head, pool, permit).await;
+        let (secure, local) = (matches!(stream, Stream::Tls(_)), stream.local_addr());
+        let opened = Mux::open(stream, (secure, local), self.0.limits.head, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| (error, false))
     }
 
@@ -313,6 +324,8 @@ where
 
 /// The head of a request. It is looked at when there is a connection for it, once for each that is tried.
 pub trait Head {
+    /// It goes out by a connection whose end here has this address, if that is known.
+    fn carried(&self, _local: Option<SocketAddr>) {}
     /// Shows it.
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
 }
@@ -330,6 +343,16 @@ const MOST_REPLACED: u32 = 3;
 enum Carrier<B> {
     Link(Rc<Link<B>>),
     Stream(Place<B>),
+}
+
+impl<B> Carrier<B> {
+    /// The address of the connection's end here.
+    fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Carrier::Link(link) => link.local,
+            Carrier::Stream(place) => place.local(),
+        }
+    }
 }
 
 /// A new connection.

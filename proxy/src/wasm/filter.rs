@@ -1,6 +1,6 @@
 //! A filter on a worker, as a chain has it: one of those that live in a [`Vm`].
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::atomic::Ordering};
 
 use tollgate_abi::{fast::phase, proxy_wasm::action};
 use wasmtime::Store;
@@ -173,6 +173,17 @@ impl Filter for WasmFilter {
                 None => Ok(action::CONTINUE),
             }
         })
+    }
+
+    fn on_stall(&self, direction: Direction) {
+        let plugin = &self.tenant.plugin;
+        if !plugin.hinted.swap(true, Ordering::Relaxed) {
+            let message = ["request", "response"][direction as usize];
+            plugin.identity.complain(format_args!(
+                "it held a {message} in its headers callback until the time was over, and was shown nothing of the body \
+                 meanwhile; if it waits for the body, it needs `headers_pause: hold_headers` (this is said once)"
+            ));
+        }
     }
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {

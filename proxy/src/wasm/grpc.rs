@@ -1,7 +1,7 @@
 //! gRPC calls that filters make themselves: one message each way, or streams of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     pin::Pin,
     rc::Weak,
     sync::{
@@ -48,7 +48,7 @@ impl Share {
     /// A part of this size, if that leaves no more than `max` waiting.
     pub fn take(of: &Arc<AtomicUsize>, bytes: usize, max: usize) -> Option<Share> {
         let fits = |waiting: usize| waiting.checked_add(bytes).filter(|all| *all <= max);
-        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        of.try_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
         Some(Share { of: of.clone(), bytes })
     }
 }
@@ -102,6 +102,30 @@ pub enum Event {
     Trailing(HeaderMap),
     /// The end, with its status and message. For a call that is no stream only if it has failed.
     Closed(u32, String),
+}
+
+/// Calls that the other side has ended. A guest may end each of them once more, when it hears of it or later, as it may in
+/// Envoy. The last ones are remembered: nobody has to.
+#[derive(Debug, Default)]
+pub struct Over(VecDeque<u32>);
+
+impl Over {
+    /// How many are remembered.
+    const MOST: usize = 1024;
+
+    /// The other side has ended a call.
+    pub fn add(&mut self, id: u32) {
+        if self.0.len() == Self::MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back(id);
+    }
+
+    /// Forgets a call. Whether it was there.
+    pub fn take(&mut self, id: u32) -> bool {
+        let at = self.0.iter().position(|known| *known == id);
+        at.and_then(|at| self.0.remove(at)).is_some()
+    }
 }
 
 /// A call under way, as its filter's worker has it.
@@ -317,6 +341,13 @@ mod tests {
             }
             assert_eq!(found, [&b"one"[..], b"", &[7; 300]]);
         }
+    }
+
+    #[test]
+    fn calls_that_are_over_are_remembered_up_to_a_bound_and_taken_once() {
+        let mut over = Over::default();
+        (0..=Over::MOST as u32).for_each(|id| over.add(id));
+        assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(Over::MOST as u32));
     }
 
     #[test]

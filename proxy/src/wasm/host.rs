@@ -16,7 +16,7 @@ use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 use super::{
     bucket::Bucket,
     clock::Clock,
-    grpc::{Event, Wish},
+    grpc::{Event, Over, Wish},
     limits::Limit,
     plugin::Identity,
     shared_data::SharedData,
@@ -193,6 +193,8 @@ pub struct Host {
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended; whether they are streams.
     pub grpc_calls: HashMap<u32, bool>,
+    /// gRPC calls that the other side has ended, and the guest has not.
+    pub grpc_over: Over,
     /// Bytes of gRPC calls that wait to be sent.
     pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
@@ -256,6 +258,7 @@ impl Host {
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
+            grpc_over: Over::default(),
             grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
             timers: Vec::new(),

@@ -15,7 +15,7 @@ impl Limit {
     /// Takes a place, if fewer than `max` are held.
     pub fn acquire(self: &Arc<Self>, max: u32) -> Option<Place> {
         let free = |held| (held < max).then_some(held + 1);
-        self.held.fetch_update(Ordering::AcqRel, Ordering::Relaxed, free).ok()?;
+        self.held.try_update(Ordering::AcqRel, Ordering::Relaxed, free).ok()?;
         Some(Place(self.clone()))
     }
 }

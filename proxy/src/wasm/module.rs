@@ -32,6 +32,12 @@ pub enum LoadError {
          was it built as a `cdylib` with `export!`?"
     )]
     NoMarker(String),
+    /// It was made for a version of the ABI that this host does not speak.
+    #[error(
+        "{0} was made for a version of Proxy-Wasm that this host does not speak: it exports `{1}`; \
+         there are `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
+    )]
+    OtherVersion(String, String),
     /// It has no allocator.
     #[error("{0} exports neither `malloc` nor `proxy_on_memory_allocate`, so nothing could be returned to it")]
     NoAllocator(String),
@@ -70,7 +76,11 @@ impl Code {
         let mut wrong = Vec::new();
         let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| module.get_export(name).is_some());
         if marker.is_none() {
-            wrong.push(LoadError::NoMarker(source.into()));
+            let other = module.exports().find(|export| export.name().starts_with(proxy_wasm::VERSION_MARKER));
+            wrong.push(match other {
+                Some(other) => LoadError::OtherVersion(source.into(), other.name().into()),
+                None => LoadError::NoMarker(source.into()),
+            });
         }
         wrong.extend(check_allocator(&module, source).err());
         if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
@@ -159,6 +169,21 @@ fn check_callbacks(module: &Module, source: &str, wrong: &mut Vec<LoadError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_of_another_version_is_told_which_one_it_has() {
+        let text = r#"(module
+            (memory (export "memory") 1)
+            (func (export "malloc") (param i32) (result i32) unreachable)
+            (func (export "proxy_abi_version_0_2_100")))"#;
+        let engine = Engine::new(None).unwrap();
+        let Err(error) = Code::load(&engine, "a.wasm", &wat::parse_str(text).unwrap()) else { panic!("it was loaded") };
+        assert_eq!(
+            error.to_string(),
+            "a.wasm was made for a version of Proxy-Wasm that this host does not speak: it exports \
+             `proxy_abi_version_0_2_100`; there are `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
+        );
+    }
 
     #[test]
     fn functions_that_are_missing_are_named_with_the_versions_that_have_them() {

@@ -1,6 +1,10 @@
 //! A filter of a snapshot: its code with its configuration. It runs in a [`Machine`](super::Machine), alone or with others.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use super::{engine::Engine, module::Code, voice::Voice, world::World};
 use crate::{
@@ -122,6 +126,8 @@ pub struct Plugin {
     pub headers_pause: HeadersPause,
     /// Its figures.
     pub figures: Figures,
+    /// It was told how to get bodies while it holds heads.
+    pub(super) hinted: AtomicBool,
     /// The last thing that went wrong with it.
     pub last_error: arc_swap::ArcSwapOption<String>,
     pub(super) engine: Arc<Engine>,
@@ -161,6 +167,7 @@ impl Plugin {
             on_failure: config.on_failure,
             headers_pause: config.headers_pause,
             figures: Figures::new(&world.shared.registry, &config.name)?,
+            hinted: AtomicBool::new(false),
             last_error: arc_swap::ArcSwapOption::empty(),
             engine: engine.clone(),
             world: world.clone(),

@@ -420,6 +420,7 @@ impl Vm {
             }
             if matches!(event, Event::Closed(..)) {
                 host.grpc_calls.remove(&id);
+                host.grpc_over.add(id);
             }
             let Some(f) = f else { return Ok(()) };
             host.answers.grpc_event = Some(event);

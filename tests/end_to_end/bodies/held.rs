@@ -103,6 +103,10 @@ fn without_holding_heads_nothing_is_delivered() {
     assert_eq!(entry["details"], "filter_stalled");
     assert!(entry["flags"].to_string().contains("SI"), "{entry}");
     assert!(!proxy.output().contains("a body"));
+    // The log says what is missing, once.
+    assert_eq!(proxy.request("POST", "/stalled-too", &[], b"0123456789").status(), 504);
+    proxy.entry_for("/stalled-too");
+    assert_eq!(proxy.output().matches("it needs `headers_pause: hold_headers`").count(), 1);
 }
 
 #[test]

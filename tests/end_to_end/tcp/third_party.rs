@@ -48,6 +48,21 @@ fn a_service_that_says_no_or_nothing_keeps_clients_out() {
 }
 
 #[test]
+fn a_filter_of_the_standard_chooses_the_cluster() {
+    let (listeners, chosen) = (echo(), echo());
+    let config =
+        to(&listeners).filter("third", "third.wasm", "config: {cluster: chosen}").cluster("chosen", &[&chosen], "");
+    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+    let mut wire = connect(&proxy);
+    wire.send("hello\n").expect("the proxy reads");
+    assert_eq!(wire.read_exact(6).expect("an answer"), b"HELLO\n");
+    wire.finish();
+    assert!(wire.is_closed());
+    assert_eq!(proxy.entry(|entry| entry["protocol"] == "TCP")["cluster"], "chosen");
+    assert_eq!((listeners.connections(), chosen.connections()), (0, 1));
+}
+
+#[test]
 fn a_token_opens_the_way() {
     let upstream = echo();
     let options = "config: {tokens: {ann: open-sesame}, per_minute: 2}";

@@ -1,7 +1,8 @@
 //! A filter of TCP connections, written with the crates.io crate `proxy-wasm` alone: the counterpart of `third-party`.
 //!
 //! It asks a service whether a client may connect, and keeps the connection from the upstream meanwhile. Where the client's
-//! first line is `HELLO`, it tells the upstream who that is; the upstream's words pass in capitals.
+//! first line is `HELLO`, it tells the upstream who that is; the upstream's words pass in capitals. It can also choose the
+//! cluster that connections go to.
 //!
 //! Outside of WebAssembly there is nothing in this crate, as in `third-party`.
 #![cfg(target_family = "wasm")]
@@ -21,6 +22,8 @@ use serde::Deserialize;
 struct Config {
     /// The cluster of the service that decides; without it, everybody may connect. It gets `GET /may?ADDRESS`.
     ask: Option<String>,
+    /// The cluster that connections go to; without it, the listener's.
+    cluster: Option<String>,
 }
 
 proxy_wasm::main! {{
@@ -70,8 +73,24 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Chooses the connection's cluster as in Envoy, by a state that its TCP proxy reads. The argument is Envoy's message
+    /// `SetEnvoyFilterStateArguments`: `path` (1) and `value` (2). Each field is a tag, a length, and bytes.
+    fn route(&self, cluster: &str) {
+        let fields = [(1u8, "envoy.tcp_proxy.cluster"), (2, cluster)];
+        let field = |(number, text): (u8, &str)| [&[number << 3 | 2, text.len() as u8], text.as_bytes()].concat();
+        let message = fields.map(field).concat();
+        if let Err(status) = self.call_foreign_function("set_envoy_filter_state", Some(&message)) {
+            error!("cannot choose cluster {cluster}: {status:?}");
+        }
+    }
+}
+
 impl StreamContext for Connection {
     fn on_new_connection(&mut self) -> Action {
+        if let Some(cluster) = &self.config.cluster {
+            self.route(cluster);
+        }
         let Some(cluster) = &self.config.ask else { return Action::Continue };
         let path = format!("/may?{}", self.text(vec!["source", "address"]));
         let headers = vec![(":method", "GET"), (":path", &*path), (":authority", &**cluster)];

@@ -9,6 +9,7 @@ pub mod flow;
 use std::{
     borrow::Cow,
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     task::{Context, Waker},
     time::SystemTime,
@@ -131,6 +132,8 @@ pub struct State {
     pub cluster: Option<Box<str>>,
     /// The endpoint that it was tried with last.
     pub endpoint: Option<Address>,
+    /// This end's address of the connection to it.
+    pub upstream_local: Option<SocketAddr>,
     /// How many endpoints were tried.
     pub attempts: u32,
     /// A filter, or what became of one, ends the connection.
@@ -188,6 +191,7 @@ impl NetworkStream {
             route: None,
             cluster: None,
             endpoint: None,
+            upstream_local: None,
             attempts: 0,
             closed: false,
             flags: 0,

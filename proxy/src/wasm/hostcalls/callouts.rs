@@ -1,6 +1,6 @@
 //! HTTP calls of filters.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -10,7 +10,10 @@ use tollgate_abi::{
 };
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status, write_u32};
+use super::{
+    guest::{give, slice, split, status, write_u32},
+    headers::{refused, with_one_authority},
+};
 use crate::{
     chain::head::{Headers, Name, RequestHead},
     wasm::{
@@ -89,7 +92,7 @@ fn http_call(
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
     let decode = |(ptr, len)| pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad("headers that cannot be read"));
-    let fields = decode(headers)?;
+    let fields = with_one_authority(decode(headers)?);
     let find = |name: &[u8]| fields.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let (Some(method), Some(path), Some(authority)) = (find(b":method"), find(b":path"), find(b":authority")) else {
         return Err(bad(":method, :path and :authority are needed"));
@@ -101,17 +104,24 @@ fn http_call(
         scheme: "http",
         fields: HeaderMap::new(),
     };
-    let pseudo = [(Name::Method, method), (Name::Path, path), (Name::Authority, authority)];
-    pseudo.iter().try_for_each(|(name, value)| head.set(name, value)).map_err(|_| bad("a bad pseudo-header"))?;
+    let path = origin_form(path);
+    let pseudo: [(&[u8], Name, &[u8]); 3] = [
+        (b":method", Name::Method, method),
+        (b":path", Name::Path, &path),
+        (b":authority", Name::Authority, authority),
+    ];
+    for (text, name, value) in pseudo {
+        head.set(&name, value).map_err(|_| bad(&refused(text, value)))?;
+    }
     for (name, value) in fields.iter().filter(|(n, _)| !n.starts_with(b":")) {
         let added = Name::parse(name).map(|name| head.add(&name, value));
-        added.and_then(Result::ok).ok_or_else(|| bad("a bad header"))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(&refused(name, value)))?;
     }
     head.remove_framing();
     let mut trailer_map = HeaderMap::new();
     for (name, value) in decode(trailers)? {
         let added = Name::parse(name).map(|name| trailer_map.add(&name, value));
-        added.and_then(Result::ok).ok_or_else(|| bad("a bad trailer"))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(&format!("in the trailers, {}", refused(name, value))))?;
     }
     let body = slice(memory, body.0, body.1)?;
     let size = [body.len(), headers.1 as u32 as usize, trailers.1 as u32 as usize].iter().sum::<usize>();
@@ -130,4 +140,50 @@ fn http_call(
     let root = host.root;
     host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, size, timeout });
     Ok(())
+}
+
+/// What is sent for a `:path`. Filters made for Envoy give a whole URL there; of that, it is the path and the query. The host is
+/// the `:authority` that is given beside it. (Envoy sends the URL as it is, as clients do to a proxy. Not every server of
+/// HTTP/1.1 takes that, and none of HTTP/2 does.)
+fn origin_form(path: &[u8]) -> Cow<'_, [u8]> {
+    let after = |scheme: &[u8]| {
+        let (start, rest) = path.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let Some(rest) = after(b"http://").or_else(|| after(b"https://")) else { return Cow::Borrowed(path) };
+    // A fragment is its client's.
+    let rest = rest.split(|b| *b == b'#').next().unwrap_or_default();
+    match rest.iter().position(|b| matches!(b, b'/' | b'?')) {
+        // No host, so no URL.
+        Some(0) => Cow::Borrowed(path),
+        Some(at) if rest[at] == b'/' => Cow::Borrowed(&rest[at..]),
+        Some(at) => Cow::Owned([b"/", &rest[at..]].concat()),
+        None if rest.is_empty() => Cow::Borrowed(path),
+        None => Cow::Borrowed(b"/"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_whole_url_the_path_and_the_query_are_sent() {
+        for (given, sent) in [
+            ("http://x.example/y?z=1", "/y?z=1"),
+            ("HTTPS://x.example:8443/y#part", "/y"),
+            ("http://x.example", "/"),
+            ("http://x.example?z", "/?z"),
+            ("http://user@x.example//y", "//y"),
+            ("/y?u=http://x.example/z", "/y?u=http://x.example/z"),
+            ("*", "*"),
+            // These are none, and refused as paths.
+            ("http://", "http://"),
+            ("http:///y", "http:///y"),
+            ("ftp://x.example/y", "ftp://x.example/y"),
+            ("y", "y"),
+        ] {
+            assert_eq!(origin_form(given.as_bytes()), sent.as_bytes(), "{given}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     guest::{number, slice, slice_mut, split, status},
-    headers::with_map,
+    headers::{begin_trailers, with_map},
     system::MAX_MESSAGE,
 };
 use crate::{
@@ -375,6 +375,7 @@ fn change(
     name(&host.names, id)?;
     let value = slice(memory, ptr, len)?;
     host.copied += value.len() as u64;
+    begin_trailers(which);
     let changed =
         with_names(host, which, |headers, names| f(headers, name(names, id)?, value).map_err(|_| Status::BadArgument))?;
     changed.ok_or(Status::NotFound)?

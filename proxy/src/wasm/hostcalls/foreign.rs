@@ -4,7 +4,10 @@ use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, slice, split};
-use crate::wasm::{current, host::Host};
+use crate::{
+    chain::stored::CLUSTER_STATE,
+    wasm::{current, host::Host},
+};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -35,6 +38,10 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
         b"set_envoy_filter_state" => {
             // The SDKs know these statuses here.
             let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
+            let names_cluster = str::from_utf8(value).is_ok_and(|name| host.world.clusters.contains_key(name));
+            if key == CLUSTER_STATE && !names_cluster {
+                host.identity.complain(format_args!("there is no cluster \"{}\"", value.escape_ascii()));
+            }
             let set = current::with_notes(|notes| notes.stored.set_state(key, value)).ok_or(Status::NotFound)?;
             set.map_err(|why| {
                 host.identity.complain(format_args!("filter state not set: {why}"));

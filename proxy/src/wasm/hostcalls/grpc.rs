@@ -15,6 +15,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     callouts::{MAX_BYTES, MAX_CALLS},
     guest::{slice, split, status, write_u32},
+    headers::{refused, with_one_authority},
 };
 use crate::{
     chain::head::{Headers, Name, RequestHead},
@@ -135,12 +136,13 @@ fn open(
     };
     let path = format!("/{service}/{method}");
     head.set(&Name::Path, path.as_bytes()).map_err(|_| bad("the service and the method make no path"))?;
-    for (key, value) in pairs::decode(at(target.metadata)?).map_err(|_| bad("metadata that cannot be read"))? {
+    let metadata = pairs::decode(at(target.metadata)?).map_err(|_| bad("metadata that cannot be read"))?;
+    for (key, value) in with_one_authority(metadata) {
         let added = Name::parse(key).map(|name| match name {
             Name::Field(_) => head.add(&name, value),
             name => head.set(&name, value),
         });
-        added.and_then(Result::ok).ok_or_else(|| bad("bad metadata"))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(&format!("in the metadata, {}", refused(key, value))))?;
     }
     head.remove_framing();
     let (message, timeout) = match unary {
@@ -184,7 +186,8 @@ fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> R
 fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     host.hostcalls += 1;
     if !host.grpc_calls.contains_key(&id) {
-        return Err(Status::NotFound);
+        // The other side has ended it, and here it is ended too, once.
+        return if host.grpc_over.take(id) { Ok(()) } else { Err(Status::NotFound) };
     }
     if all {
         host.grpc_calls.remove(&id);

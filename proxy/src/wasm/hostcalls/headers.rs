@@ -12,13 +12,19 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{answer, give, slice, split, status, write_u32};
 use crate::{
-    chain::head::{BadHeader, Headers, Name},
+    chain::{
+        Direction,
+        head::{BadHeader, Headers, MAX_VALUE, Name, is_value},
+    },
     wasm::{
         current,
         grpc::Event,
         host::{Answers, Host},
     },
 };
+
+/// Bytes of a bad value that are shown.
+const SHOWN: usize = 200;
 
 /// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
 pub(super) fn with_map<T>(
@@ -40,6 +46,21 @@ pub(super) fn with_map<T>(
         },
         _ => return Err(Status::BadArgument),
     })
+}
+
+/// Begins trailers that are about to be changed, if the message has none and they can still be added: while the last part of its
+/// body is shown.
+pub(super) fn begin_trailers(which: i32) {
+    let way = match which {
+        map::HTTP_REQUEST_TRAILERS => Direction::Request,
+        map::HTTP_RESPONSE_TRAILERS => Direction::Response,
+        _ => return,
+    } as usize;
+    current::with_state(|s| {
+        if s.shows_end[way] {
+            s.trailers[way].get_or_insert_default();
+        }
+    });
 }
 
 /// Runs `f` on a header map and a name that the guest has given as text; none: it is no name.
@@ -126,6 +147,32 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
+/// Why a header was refused, for the log. A pseudo-header's value is shown, a field's is not: it may be a secret.
+pub(super) fn refused(name: &[u8], value: &[u8]) -> String {
+    let (name_text, value_text) = (name.escape_ascii(), value[..value.len().min(SHOWN)].escape_ascii());
+    let right = match Name::parse(name) {
+        None => return format!("\"{name_text}\" is not a header's name"),
+        Some(Name::Field(_)) if is_value(value) => return format!("there is no room for another field `{name_text}`"),
+        Some(Name::Field(_)) => {
+            return format!("the value of `{name_text}` has control characters, or more than {MAX_VALUE} bytes");
+        }
+        Some(Name::Path) => "a path begins with `/` or `*` and has no spaces",
+        Some(Name::Authority) => "it is a host, with or without a port",
+        Some(Name::Method) => "a method is a token",
+        Some(Name::Scheme) => "it is `http` or `https`, of a request",
+        Some(Name::Status) => "a status is 200 to 599, of a response",
+    };
+    format!("`{name_text}` cannot be \"{value_text}\": {right}")
+}
+
+/// The pairs of a request's head. `host` is another name for `:authority`, which counts if both are given.
+pub(super) fn with_one_authority<'a>(mut pairs: Vec<pairs::Pair<'a>>) -> Vec<pairs::Pair<'a>> {
+    if pairs.iter().any(|(name, _)| *name == b":authority") {
+        pairs.retain(|(name, _)| !name.eq_ignore_ascii_case(b"host"));
+    }
+    pairs
+}
+
 fn serialize(headers: &dyn Headers, data: &mut Vec<u8>) {
     let mut all = Vec::with_capacity(headers.count());
     headers.each(&mut |name, value| all.push((name, value)));
@@ -145,12 +192,12 @@ fn change(
     let (memory, host) = split(caller)?;
     let (key, value) = (slice(memory, key.0, key.1)?, slice(memory, value.0, value.1)?);
     host.copied += (key.len() + value.len()) as u64;
+    begin_trailers(which);
     let changed = with_name(host, which, key, |headers, name| f(headers, name.ok_or(BadHeader)?, value))?;
     if changed != Some(Ok(())) {
-        let why = if changed.is_none() {
-            "the map is not there in this phase"
-        } else {
-            "not a header's name and value, or too many"
+        let why = match changed {
+            None => "the map is not there in this phase".to_owned(),
+            Some(_) => refused(key, value),
         };
         host.identity.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
     }
@@ -161,8 +208,12 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
     let (memory, host) = split(caller)?;
     let bytes = slice(memory, ptr, len)?;
     host.copied += bytes.len() as u64;
-    let decoded = pairs::decode(bytes).map_err(|_| Status::BadArgument)?;
+    let mut decoded = pairs::decode(bytes).map_err(|_| Status::BadArgument)?;
+    if which == map::HTTP_REQUEST_HEADERS {
+        decoded = with_one_authority(decoded);
+    }
     let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
+    begin_trailers(which);
     let replaced = match named {
         Some(named) => with_map(&mut host.answers, which, |headers| headers.replace(&named))?,
         None => Some(Err(BadHeader)),

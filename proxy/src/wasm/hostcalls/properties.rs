@@ -3,7 +3,10 @@
 
 use std::time::UNIX_EPOCH;
 
-use http::HeaderMap;
+use http::{
+    HeaderMap, HeaderName,
+    header::{COOKIE, REFERER, USER_AGENT},
+};
 use tollgate_abi::{
     pairs,
     path::Path,
@@ -13,7 +16,7 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{answer, slice, split, status};
 use crate::{
-    chain::{Headers, Stream, network::NetworkStream, stored::Stored, stream::State},
+    chain::{Headers, Stream, head::Name, network::NetworkStream, stored::Stored, stream::State},
     tls::ConnectionTls,
     wasm::{current, host::Host, plugin::Identity, subject::Subject},
 };
@@ -163,6 +166,7 @@ fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> 
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
         ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
         ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
+        ["upstream", "local_address"] => text(state.upstream_local?.to_string().as_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
         ["cluster_name"] | ["xds", "cluster_name"] => text(state.cluster.as_ref()?.as_bytes()),
         ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
@@ -171,9 +175,34 @@ fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> 
     Some(())
 }
 
-fn field(fields: &HeaderMap, name: &str, data: &mut Vec<u8>) -> Option<()> {
-    data.extend_from_slice(fields.get(name)?.as_bytes());
+/// All values of a field, joined as in Envoy. Whoever decides by a header must not see less of it than those who come after.
+fn field(fields: &HeaderMap, name: &HeaderName, data: &mut Vec<u8>) -> Option<()> {
+    let mut values = fields.get_all(name).iter();
+    data.extend_from_slice(values.next()?.as_bytes());
+    let between: &[u8] = if *name == COOKIE { b"; " } else { b"," };
+    for value in values {
+        data.extend_from_slice(between);
+        data.extend_from_slice(value.as_bytes());
+    }
     Some(())
+}
+
+/// The same of a head, which has pseudo-headers too.
+fn header(head: &dyn Headers, fields: &HeaderMap, name: &str, data: &mut Vec<u8>) -> Option<()> {
+    match Name::parse(name.as_bytes())? {
+        Name::Field(name) => field(fields, &name, data),
+        pseudo => {
+            data.extend_from_slice(&head.first(&pseudo)?);
+            Some(())
+        }
+    }
+}
+
+/// Bytes of all names and values.
+fn size(headers: &dyn Headers) -> u64 {
+    let mut size = 0;
+    headers.each(&mut |name, value| size += (name.len() + value.len()) as u64);
+    size
 }
 
 fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
@@ -221,11 +250,12 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["request", "method"] => text(state.request.method.as_str().as_bytes()),
         ["request", "protocol"] => text(stream.protocol().as_bytes()),
         ["request", "id"] => text(stream.request_id.as_bytes()),
-        ["request", "referer"] => return field(&state.request.fields, "referer", data),
-        ["request", "useragent"] => return field(&state.request.fields, "user-agent", data),
+        ["request", "referer"] => return field(&state.request.fields, &REFERER, data),
+        ["request", "useragent"] => return field(&state.request.fields, &USER_AGENT, data),
         ["request", "headers"] => map(&state.request, data),
-        ["request", "headers", name] => return field(&state.request.fields, name, data),
+        ["request", "headers", name] => return header(&state.request, &state.request.fields, name, data),
         ["request", "size"] => text(&(state.bytes[0] as i64).to_le_bytes()),
+        ["request", "total_size"] => text(&((state.bytes[0] + size(&state.request)) as i64).to_le_bytes()),
         ["request", "time"] => {
             let since = stream.start_time().duration_since(UNIX_EPOCH).unwrap_or_default();
             text(&(since.as_nanos() as i64).to_le_bytes());
@@ -236,11 +266,23 @@ fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u
         ["response", "code_details"] => text(state.details.as_bytes()),
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
         ["response", "headers"] => map(state.response.as_ref()?, data),
-        ["response", "headers", name] => return field(&state.response.as_ref()?.fields, name, data),
-        ["response", "trailers", name] => return field(state.trailers[1].as_ref()?, name, data),
+        ["response", "headers", name] => {
+            let response = state.response.as_ref()?;
+            return header(response, &response.fields, name, data);
+        }
+        ["response", "trailers"] => map(state.trailers[1].as_ref()?, data),
+        ["response", "trailers", name] => {
+            return field(state.trailers[1].as_ref()?, &HeaderName::from_bytes(name.as_bytes()).ok()?, data);
+        }
         ["response", "size"] => text(&(state.bytes[1] as i64).to_le_bytes()),
+        ["response", "total_size"] => {
+            let trailers = state.trailers[1].as_ref().map_or(0, |trailers| size(trailers));
+            text(&((state.bytes[1] + size(state.response.as_ref()?) + trailers) as i64).to_le_bytes());
+        }
+        ["response", "backend_latency"] => text(&(stream.times.of_upstream()?.as_nanos() as i64).to_le_bytes()),
         ["upstream", "address"] => text(state.endpoint.as_ref()?.to_string().as_bytes()),
         ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
+        ["upstream", "local_address"] => text(state.upstream_local?.to_string().as_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
         ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name.as_bytes()),
         ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
