@@ -60,7 +60,9 @@ pub trait AsyncFilter: Sized + 'static {
     /// What is kept for one stream. A stream's request and its response can be dealt with at the same time, so they share
     /// it: use `Cell` and `RefCell` for what changes.
     type Stream: Default + 'static;
-    /// The callbacks that the host shall make. Bodies bring their heads with them.
+    /// The callbacks that the proxy makes. A future that reads a body needs [`Phases::REQUEST_BODY`] or
+    /// [`Phases::RESPONSE_BODY`] here: without it, [`Incoming::body`] and [`Incoming::chunk`] panic. Bodies bring their heads
+    /// with them.
     const PHASES: Phases;
 
     /// As [`Filter::configure`].

@@ -88,6 +88,13 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
 /// serde says which Rust type it expected; the user knows maps.
 fn without_types(message: &str) -> String {
     let Some((before, name)) = message.split_once("expected struct ") else { return message.into() };
+    if name.starts_with("Duration") {
+        // The filter's author has taken std's type.
+        return format!(
+            "{before}expected a map {{secs: …, nanos: …}}; for the filter's author: the type for times such as 250ms is \
+             `tollgate_sdk::units::Duration`"
+        );
+    }
     let rest = name.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
     format!("{before}expected a map{rest}")
 }
@@ -112,6 +119,13 @@ mod tests {
         assert_eq!(wrong("allow everything"), "this filter wants a map, not text");
         assert_eq!(wrong(r#"{"inner": "x"}"#), "inner: invalid type: string \"x\", expected a map");
         assert_eq!(wrong(""), "missing field `inner`");
+        // A filter's author may take the wrong one of two types of the same name.
+        let time = read::<std::collections::HashMap<String, std::time::Duration>>(br#"{"wait": "500ms"}"#);
+        assert_eq!(
+            time.unwrap_err().to_string(),
+            "wait: invalid type: string \"500ms\", expected a map {secs: …, nanos: …}; for the filter's author: the type for \
+             times such as 250ms is `tollgate_sdk::units::Duration`"
+        );
     }
 
     #[test]

@@ -51,7 +51,8 @@ impl<M> Incoming<M> {
     /// As soon as it is more than `limit` bytes. It can still be read part by part.
     ///
     /// # Panics
-    /// If `PHASES` does not have the message's body.
+    /// If the filter's `PHASES` lack the message's body ([`Phases::REQUEST_BODY`](crate::Phases::REQUEST_BODY) or
+    /// [`RESPONSE_BODY`](crate::Phases::RESPONSE_BODY)).
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, TooLarge> {
         self.part(Part::Whole(limit)).await
     }
@@ -60,7 +61,8 @@ impl<M> Incoming<M> {
     /// for.
     ///
     /// # Panics
-    /// If `PHASES` does not have the message's body.
+    /// If the filter's `PHASES` lack the message's body ([`Phases::REQUEST_BODY`](crate::Phases::REQUEST_BODY) or
+    /// [`RESPONSE_BODY`](crate::Phases::RESPONSE_BODY)).
     pub async fn chunk(&mut self) -> Option<Vec<u8>> {
         let bytes = self.part(Part::Next).await.unwrap_or_default();
         (!bytes.is_empty()).then_some(bytes)

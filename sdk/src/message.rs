@@ -127,7 +127,8 @@ macro_rules! headers {
             get_many($map, names, buffer)
         }
 
-        /// All headers, names in lower case, in order. Slower than asking for those that are needed.
+        /// All headers in order: names as text in lower case, values as bytes, which need not be text. Slower than asking for
+        /// those that are needed.
         pub fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
             sys::header_pairs($map)
         }

@@ -40,7 +40,8 @@ impl Setup {
         Name(u32::try_from(id).unwrap_or(u32::MAX))
     }
 
-    /// Defines a route. `path` is where it stands in the configuration, for the error if a cluster does not exist.
+    /// Defines a route, which [`Request::route`](crate::Request::route) selects by the [`RouteId`]. `path` is where it stands
+    /// in the configuration, for the error if a cluster does not exist.
     pub fn route(&mut self, path: &str, route: &doc::Route) -> Result<RouteId, ConfigError> {
         if let Some(field) = sys::not_for_routes(route) {
             let message = format!("a portable filter cannot route with `{field}`: that needs Tollgate's own functions");

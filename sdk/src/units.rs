@@ -6,11 +6,14 @@ use serde::{Deserialize, Deserializer, de};
 
 /// A length of time, written as a number with a unit: `us`, `ms`, `s`, `m`, `h` (`250ms`, `1.5s`). From 0 to one year.
 ///
+/// For the fields of a filter's `Config`: [`std::time::Duration`] compiles there too, but serde reads it as a map of seconds
+/// and nanoseconds, which nobody writes. `From` converts both ways.
+///
 /// ```
 /// use tollgate_sdk::units::Duration;
 ///
 /// let time: Duration = "1.5s".parse().unwrap();
-/// assert_eq!(time.get(), std::time::Duration::from_millis(1500));
+/// assert_eq!(std::time::Duration::from(time), std::time::Duration::from_millis(1500));
 /// assert_eq!("7us".parse::<Duration>().unwrap().millis(), 1);
 /// assert!("soon".parse::<Duration>().is_err());
 /// ```
@@ -18,12 +21,12 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Duration(std::time::Duration);
 
 impl Duration {
-    /// The same time in this configuration's type, for defaults.
+    /// The same time in the type for configurations; in constants, where `From` cannot be used.
     pub const fn new(time: std::time::Duration) -> Duration {
         Duration(time)
     }
 
-    /// The time.
+    /// The time as std's type.
     pub const fn get(self) -> std::time::Duration {
         self.0
     }
@@ -31,6 +34,18 @@ impl Duration {
     /// Milliseconds, rounded up: a short time must not become 0, which often means "no bound".
     pub fn millis(self) -> u64 {
         u64::try_from(self.0.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+}
+
+impl From<Duration> for std::time::Duration {
+    fn from(time: Duration) -> std::time::Duration {
+        time.0
+    }
+}
+
+impl From<std::time::Duration> for Duration {
+    fn from(time: std::time::Duration) -> Duration {
+        Duration(time)
     }
 }
 

@@ -165,8 +165,8 @@ pub(crate) fn send_local_response(
 ) {
     let (headers, body, grpc_status) = (headers.to_vec(), body.to_vec(), u8::try_from(grpc_status).ok());
     let reply = crate::Reply { status, headers, body, details: details.into(), grpc_status };
-    // The first one counts.
-    with(|h| h.stream().reply.get_or_insert(reply).status);
+    // The first one of a callback counts.
+    with(|h| h.stream().answer.get_or_insert(reply).status);
 }
 
 pub(crate) fn set_effective_context(context: u32) {

@@ -9,6 +9,7 @@
 pub(crate) mod grpc;
 pub(crate) mod host;
 mod outcome;
+mod reply;
 mod request;
 pub(crate) mod services;
 mod stores;

@@ -60,27 +60,33 @@ impl<'h, F: Filter> Outcome<'h, F> {
         self.with(|s| s.reply.is_none() && s.request.held.is_none() && s.response.held.is_none())
     }
 
-    /// The filter's own response.
+    /// The filter's own response, as the filter has made it.
     pub fn reply(&self) -> Option<&Reply> {
         self.with(|s| s.reply.clone()).map(|reply| &*Box::leak(Box::new(reply)))
     }
 
-    /// The status of the filter's own response.
+    /// The status of the filter's own response as the client gets it: what answers a request passes the filter's own
+    /// `on_response`, as it does in the proxy.
     pub fn status(&self) -> Option<u16> {
-        self.with(|s| s.reply.as_ref().map(|r| r.status))
+        self.with(|s| {
+            s.reply.as_ref()?;
+            String::from_utf8(Self::first(&s.response.headers, ":status")?).ok()?.parse().ok()
+        })
     }
 
-    /// A header of the filter's own response (the first of its name), or one that it adds to any response.
+    /// A header of the filter's own response (the first of its name) as the client gets it, or one that the filter adds to
+    /// any response.
     pub fn reply_header(&self, name: &str) -> Option<&str> {
         self.text(|s| {
-            let own = s.reply.as_ref().and_then(|r| Self::first(&r.headers, name));
+            let own = s.reply.is_some().then(|| Self::first(&s.response.headers, name)).flatten();
             own.or_else(|| Self::first(&s.eventual, name))
         })
     }
 
-    /// The body of the filter's own response.
+    /// The body of the filter's own response as the client gets it: as far as it has passed the filter's own
+    /// `on_response_body`.
     pub fn reply_body(&self) -> Option<&[u8]> {
-        self.reply().map(|r| r.body.as_slice())
+        self.with(|s| s.reply.is_some().then(|| s.response.out.clone())).map(|body| &*body.leak())
     }
 
     /// The gRPC status of the filter's own response, if it has set one.
@@ -160,7 +166,8 @@ impl<'h, F: Filter> Outcome<'h, F> {
         settle(self.dispatcher);
     }
 
-    /// Lets an upstream answer, and sends its response through the filter; the body in one part.
+    /// Lets an upstream answer, and sends its response through the filter; the body in one part. Without effect if the filter
+    /// has answered itself: then no upstream is asked.
     pub fn respond(self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         self.respond_with(status, headers, body.is_empty());
         if !body.is_empty() {
@@ -176,7 +183,11 @@ impl<'h, F: Filter> Outcome<'h, F> {
 
     /// Sends a part of the response's body.
     pub fn respond_body(&self, part: &[u8], last: bool) {
-        self.with(|s| s.response.parts.push_back(Part::Data(part.to_vec(), last)));
+        self.with(|s| {
+            if s.reply.is_none() {
+                s.response.parts.push_back(Part::Data(part.to_vec(), last));
+            }
+        });
         settle(self.dispatcher);
     }
 
@@ -184,16 +195,20 @@ impl<'h, F: Filter> Outcome<'h, F> {
         let pairs = headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.as_bytes().to_vec()));
         let status = (":status".to_string(), status.to_string().into_bytes());
         let headers = std::iter::once(status).chain(pairs).collect();
-        self.with(|s| s.response = Message { headers, stage: Stage::Head { end }, ..Message::default() });
+        self.with(|s| {
+            if s.reply.is_none() {
+                s.response = Message { headers, stage: Stage::Head { end }, ..Message::default() };
+            }
+        });
         settle(self.dispatcher);
     }
 
-    /// A header of the upstream's response as it leaves the filter, or one that it adds to any response.
+    /// A header of the response as it leaves the filter, or one that it adds to any response.
     pub fn response_header(&self, name: &str) -> Option<&str> {
         self.text(|s| Self::first(&s.response.headers, name).or_else(|| Self::first(&s.eventual, name)))
     }
 
-    /// The upstream's body as it leaves the filter, as far as it has.
+    /// The response's body as it leaves the filter, as far as it has.
     pub fn response_body(&self) -> &[u8] {
         self.with(|s| s.response.out.clone()).leak()
     }

@@ -10,6 +10,7 @@ use tollgate_abi::{fast::phase, proxy_wasm::action};
 use super::{
     Selected,
     host::{Headers, with},
+    reply,
     tcp::Tcp,
 };
 use crate::{
@@ -29,7 +30,10 @@ pub(crate) struct Stream {
     pub(super) source: Option<SocketAddr>,
     pub(super) client: Option<SocketAddr>,
     pub(crate) selected: Option<Selected>,
+    /// The filter's own response, when it has taken the place of the upstream's.
     pub(crate) reply: Option<Reply>,
+    /// The filter has answered in a callback that is not over yet.
+    pub(crate) answer: Option<Reply>,
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
     pub(crate) state: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -87,6 +91,27 @@ impl Stream {
         self.request.resumed || self.response.resumed || self.tcp.as_ref().is_some_and(Tcp::is_resumed)
     }
 
+    /// Puts the filter's own response in the place of the upstream's, as the proxy does: in answer to a request, the filter's
+    /// callbacks for responses see it; in place of a response that they have seen, they do not.
+    fn take_answer(&mut self) {
+        let Some(reply) = self.answer.take() else { return };
+        let seen = self.response.stage != Stage::None;
+        let content_type = self.request.headers.iter().find(|(name, _)| name == "content-type");
+        let (headers, body) = match content_type.is_some_and(|(_, value)| reply::is_grpc(value)) {
+            true => (reply::grpc_headers(&reply), Vec::new()),
+            false => (reply::headers(&reply), reply.body.clone()),
+        };
+        self.response = match seen {
+            true => Message { headers, stage: Stage::Body, out: body, ..Message::default() },
+            false => {
+                let end = body.is_empty();
+                let parts = (!end).then_some(Part::Data(body, true)).into_iter().collect();
+                Message { headers, stage: Stage::Head { end }, parts, ..Message::default() }
+            }
+        };
+        self.reply = Some(reply);
+    }
+
     pub(crate) fn message(&mut self, half: Half) -> &mut Message {
         match half {
             Half::Request => &mut self.request,
@@ -140,12 +165,14 @@ fn next(stream: &mut Stream, half: Half, phases: u32) -> Option<Step> {
         Half::Request => (phase::REQUEST_HEADERS, phase::REQUEST_BODY),
         Half::Response => (phase::RESPONSE_HEADERS, phase::RESPONSE_BODY),
     };
-    let answered = stream.reply.is_some();
+    stream.take_answer();
+    // A request that is answered goes no further.
+    let over = half == Half::Request && stream.reply.is_some();
     let message = stream.message(half);
     if std::mem::take(&mut message.resumed) && message.held.is_some() {
         message.let_go();
     }
-    if answered {
+    if over {
         return None;
     }
     if let Stage::Head { end } = message.stage {
