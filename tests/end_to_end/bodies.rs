@@ -1,6 +1,7 @@
 //! Filters that read, change and hold bodies: what comes out is what they made of it, and heads tell the truth about it.
 
 mod held;
+pub(crate) mod length;
 mod stopped;
 
 use crate::{
@@ -233,6 +234,27 @@ fn two_filters_one_after_the_other() {
     let proxy = Proxy::start_with(config, files);
     let expected = both_ways("HELLO WORLD-ONE-two", "GOOD EVENING-TWO-one");
     assert_eq!(passed(&proxy, &upstream, "hello ", "world"), expected);
+}
+
+#[test]
+fn a_filters_reply_is_seen_by_the_filters_that_have_seen_the_request() {
+    let gate = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $reply (i32.const 403) %"why" %"no" %"" (i32.const -1)))
+            (i32.const 1))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 2) %"x-own" %"seen"))
+            (i32.const 0))"#,
+    );
+    let capitals = capitals();
+    let files: &[(&str, &[u8])] = &[("gate.wasm", &gate), ("capitals.wasm", &capitals)];
+    for (first, second, body) in [("gate", "capitals", "no"), ("capitals", "gate", "NO")] {
+        let config =
+            Config::new().filter(first, &format!("{first}.wasm"), "").filter(second, &format!("{second}.wasm"), "");
+        let response = Proxy::start_with(config, files).get("/");
+        assert_eq!((response.status(), response.text()), (403, body), "{first}, {second}");
+        assert_eq!(response.field("x-own"), Some("seen"), "the filter that has answered sees its own response");
+    }
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub struct BodyFlow {
     limit: usize,
     /// One for each filter, in this direction's order.
     held: Vec<Held>,
+    /// The first filter that sees it.
+    first: usize,
     out: VecDeque<Frame>,
     /// The end has come out.
     ended: bool,
@@ -62,7 +64,12 @@ impl BodyFlow {
         // If no filter wants to see it, nothing is ever asked of this.
         let filters = if stream.chain.wants_body(direction) { stream.chain.filters().len() } else { 0 };
         let held = (0..filters).map(|_| Held::default()).collect();
-        BodyFlow { direction, limit, held, out: VecDeque::new(), ended: false, lengths: (0, 0) }
+        BodyFlow { direction, limit, held, first: 0, out: VecDeque::new(), ended: false, lengths: (0, 0) }
+    }
+
+    /// The same for a local reply that so many filters, counted from the upstream's end, do not see.
+    pub fn skipping(self, filters: usize) -> BodyFlow {
+        BodyFlow { first: filters, ..self }
     }
 
     /// The next frame that is through.
@@ -104,7 +111,7 @@ impl BodyFlow {
     /// the part and nobody after it does. Returns whether that filter lets the head go.
     pub fn data(&mut self, stream: &Rc<Stream>, data: Bytes, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
         self.lengths.0 += data.len() as u64;
-        self.push(stream, 0, Buffer::new(data), end, until)
+        self.push(stream, self.first, Buffer::new(data), end, until)
     }
 
     /// The trailers have come. `until` and the result: as for `data`.
@@ -114,7 +121,7 @@ impl BodyFlow {
         trailers: HeaderMap,
         until: Option<usize>,
     ) -> Result<bool, Stopped> {
-        self.push_trailers(stream, 0, trailers, until)
+        self.push_trailers(stream, self.first, trailers, until)
     }
 
     /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.

@@ -53,6 +53,11 @@ impl HeadFlow {
         HeadFlow { passed: skip, ..HeadFlow::new(stream, Direction::Response) }
     }
 
+    /// How many filters the head has passed.
+    pub fn passed(&self) -> usize {
+        self.passed
+    }
+
     /// How many filters the head has passed, or been held by.
     pub fn seen(&self) -> usize {
         (self.passed + 1).min(self.last)

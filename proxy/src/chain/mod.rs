@@ -102,6 +102,11 @@ impl Chain {
         self.phases & bits != 0
     }
 
+    /// Whether any filter sees bodies that go this way, and so may change their length.
+    pub fn sees_body(&self, direction: Direction) -> bool {
+        self.phases & body_bit(direction) != 0
+    }
+
     /// Whether any filter may look at a response's head after it has passed the head callbacks.
     pub fn looks_back(&self) -> bool {
         self.phases & (phase::RESPONSE_BODY | phase::RESPONSE_TRAILERS | phase::LOG | phase::LIFECYCLE) != 0

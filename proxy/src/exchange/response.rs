@@ -151,7 +151,9 @@ struct Pending<'s> {
 impl Pending<'_> {
     async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Result<Answer, Closed> {
         let stream = self.ending.stream().clone();
-        let mut body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
+        let limit = self.site.buffered_body;
+        let body_past = |flow: &HeadFlow| BodyFlow::new(&stream, Direction::Response, limit).skipping(flow.passed());
+        let mut body_flow = body_past(&flow);
         // A filter that answers instead, and one that fails, put another response in this one's place.
         let had_body = loop {
             let bodiless = is_bodiless(head.status, self.head_only) || source.drained;
@@ -159,8 +161,8 @@ impl Pending<'_> {
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 (self.guards, self.switched) = (None, None);
                 self.deadline = Some(Deadline::idle(self.site, &stream));
-                body_flow = BodyFlow::new(&stream, Direction::Response, self.site.buffered_body);
                 flow = HeadFlow::reply(&stream, flow.seen());
+                body_flow = body_past(&flow);
                 (head, source) = taken_apart(&stream, reply);
                 continue;
             }
@@ -179,6 +181,11 @@ impl Pending<'_> {
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
         };
+        let without_body = self.head_only || status == StatusCode::NOT_MODIFIED;
+        if without_body && stream.chain.sees_body(Direction::Response) {
+            // Its length would be that of the response with a body (RFC 9110 section 8.6), which filters might have changed.
+            fields.remove(header::CONTENT_LENGTH);
+        }
         grpc::note(&stream, &fields);
         add_via(&mut fields, self.site.via.of(self.received));
         advertise(self.site, &stream, &mut fields);

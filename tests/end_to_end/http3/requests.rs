@@ -2,8 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Site, TLS, client::field, code};
-use crate::harness::{Config, Secure, Upstream, answer, peer::needs, wait_until};
+use super::{Site, TLS, client::field, code, pair};
+use crate::{
+    bodies::length,
+    harness::{Config, Proxy, Secure, Upstream, answer, peer::needs, wait_until},
+};
 
 #[test]
 fn a_request_is_as_any_other() {
@@ -36,6 +39,23 @@ fn a_request_is_as_any_other() {
     let metrics = site.proxy.metrics();
     assert_eq!(metrics.sum("tollgate_connections_total", &[("listener", "main")]), 1.0);
     assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 4.0);
+}
+
+#[test]
+fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
+    needs!("aioquic");
+    let (pair, upstream, module) = (pair(), length::upstream(), length::longer());
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let files: [(&str, &[u8]); 3] =
+        [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes()), ("body.wasm", &module)];
+    let config = Config::to(&upstream).listener(TLS).filter("body", "body.wasm", "");
+    let site = Site { proxy: Proxy::start_with(config, &files), pair };
+    let mut client = site.connect();
+    for (method, path) in [("HEAD", "/"), ("GET", "/304")] {
+        let response = client.request(path, json!({ "method": method, "path": path }));
+        assert_eq!(field(&response, "content-length"), None, "{method} {path}: {response}");
+    }
+    assert_eq!(client.request("whole", json!({ "path": "/" }))["body"], "more hello");
 }
 
 #[test]

@@ -160,11 +160,12 @@ struct Message<'a> {
 impl<'a> Message<'a> {
     fn new(driver: &Driver, stream: &'a Rc<Stream>, direction: Direction, flow: HeadFlow, whole: &Bytes) -> Self {
         let has_body = !whole.is_empty();
+        let body = || BodyFlow::new(stream, direction, driver.buffered_body).skipping(flow.passed());
         Message {
             stream,
             direction,
+            body: has_body.then(body),
             flow,
-            body: has_body.then(|| BodyFlow::new(stream, direction, driver.buffered_body)),
             left: if has_body { whole.clone() } else { Bytes::new() },
             trailers: driver.trailers.as_ref().filter(|_| has_body).cloned(),
         }

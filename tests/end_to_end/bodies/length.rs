@@ -1,0 +1,62 @@
+//! The length that the head of a response without a body tells is that of the body that it would have, or is not told
+//! (RFC 9110 section 8.6).
+
+use super::both;
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream, answer},
+};
+
+/// A filter that changes the length of each response's body, and leaves heads as they are.
+pub(crate) fn longer() -> Vec<u8> {
+    guest::filter(&both(r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#))
+}
+
+/// A filter that looks at heads only.
+fn heads() -> Vec<u8> {
+    guest::filter(r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 0))"#)
+}
+
+/// An upstream whose responses to `HEAD`, and to a `GET` of `/304`, have the length of a body that they do not have.
+pub(crate) fn upstream() -> Upstream {
+    Upstream::replying(|request| match (request.method(), request.target()) {
+        (_, "/304") => b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n".to_vec(),
+        ("HEAD", _) => b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n".to_vec(),
+        _ => answer(200, &[], "hello"),
+    })
+}
+
+#[test]
+fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
+    let upstream = upstream();
+    for (module, get, head) in [(longer(), "10", None), (heads(), "5", Some("5"))] {
+        let proxy = Proxy::start_with(Config::to(&upstream).filter("body", "body.wasm", ""), &[("body.wasm", &module)]);
+        let mut client = proxy.client();
+        assert_eq!(client.get("/").field("content-length"), Some(get));
+        for (method, target) in [("HEAD", "/"), ("GET", "/304"), ("HEAD", "/304")] {
+            let response = client.request(method, target, &[], b"");
+            assert_eq!(response.field("content-length"), head, "{method} {target}: {response:?}");
+            assert_eq!(response.field("transfer-encoding"), None, "{method} {target}");
+        }
+        assert_eq!(client.get("/").status(), 200, "the connection can be used on");
+
+        let mut client = proxy.h2();
+        for (method, target) in [("HEAD", "/"), ("GET", "/304")] {
+            let stream = client.request(method, target, &[], true);
+            let response = client.response(stream);
+            assert_eq!(response.field("content-length"), head, "HTTP/2, {method} {target}: {response:?}");
+        }
+    }
+}
+
+#[test]
+fn the_length_of_a_reply_of_the_proxys_own_is_not_told_either() {
+    let module = longer();
+    let config = Config::new().filter("body", "body.wasm", "");
+    let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);
+    let whole = proxy.request("GET", "/", &[], b"");
+    assert_eq!((whole.status(), whole.text()), (404, "more Not Found"));
+    let mut client = proxy.client();
+    let head = client.request("HEAD", "/", &[], b"");
+    assert_eq!((head.status(), head.field("content-length")), (404, None));
+}
