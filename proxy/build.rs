@@ -1,4 +1,5 @@
-//! Builds the standard filters to WebAssembly, so that the binary can carry them.
+//! Builds the standard filters to WebAssembly, so that the binary can carry them, and lists the sources of the SDK, which it
+//! carries for `tollgate new`.
 //!
 //! They are compiled by a cargo of their own in a target folder of their own: the outer cargo holds the lock of its folder
 //! while this runs. The same folder is used by `cargo filters`, so nothing is compiled twice.
@@ -65,9 +66,47 @@ fn main() {
         let _ = writeln!(table, "    ({name:?}, include_bytes!({:?})),", absolute(&copy));
     }
     table.push_str("];\n");
-    if let Err(e) = fs::write(var("OUT_DIR").join("builtins.rs"), table) {
-        fail(&format!("builtins.rs: {e}"));
+    write("builtins.rs", &table);
+    write("sources.rs", &sources(&root));
+}
+
+fn write(name: &str, text: &str) {
+    if let Err(e) = fs::write(var("OUT_DIR").join(name), text) {
+        fail(&format!("{name}: {e}"));
     }
+}
+
+/// A table of the sources of the SDK and of what it needs of this repository.
+fn sources(root: &Path) -> String {
+    let mut table = String::from(
+        "/// The files below `vendor/`, without the manifests.\npub const SOURCES: &[(&str, &str)] = &[\n",
+    );
+    for (folder, package) in [("abi", "tollgate-abi"), ("sdk", "tollgate-sdk")] {
+        let folder = absolute(&root.join(folder));
+        let mut files = Vec::new();
+        if let Err(e) = list(&folder.join("src"), &mut files) {
+            fail(&format!("{}: {e}", folder.display()));
+        }
+        files.sort();
+        for file in files {
+            let place = Path::new(package).join(file.strip_prefix(&folder).unwrap_or(&file));
+            let _ = writeln!(table, "    ({place:?}, include_str!({file:?})),");
+        }
+    }
+    table.push_str("];\n");
+    table
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn absolute(path: &Path) -> PathBuf {

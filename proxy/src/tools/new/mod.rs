@@ -1,6 +1,8 @@
-//! `tollgate new`: begins a filter's project, that builds and passes its tests as it is.
+//! `tollgate new`: creates a filter project that builds and passes its tests out of the box, with nothing but this program:
+//! what it needs of this repository is unpacked into the project ([`vendor`]).
 
-mod sdk;
+mod lock;
+mod vendor;
 
 use std::{
     fs,
@@ -10,26 +12,22 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::sdk::Sdk;
 use super::Paint;
 
 /// The command line.
 #[derive(Debug, Args)]
 pub struct NewArgs {
-    /// The filter's name: of its package, its module, and in configurations. Small letters, digits, `-` and `_`.
+    /// The filter's name: of its package, its module, and in configurations. Lowercase letters, digits, `-` and `_`
     name: String,
-    /// The folder to make. It must not be there yet. Default: the name, in the current folder.
+    /// The folder to create; it must not exist yet. [default: the name, in the current folder]
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
-    /// The SDK: a folder (such as `../tollgate/sdk`), a version on crates.io (such as `0.1`), or the URL of a git
-    /// repository. Default: this program's own version on crates.io.
-    #[arg(long, value_name = "PATH|VERSION|GIT")]
-    sdk: Option<String>,
 }
 
 /// The files of a project: where they go, and what is in them.
-const TEMPLATE: [(&str, &str); 7] = [
+const TEMPLATE: [(&str, &str); 8] = [
     ("Cargo.toml", include_str!("template/Cargo.toml.in")),
+    ("rust-toolchain.toml", include_str!("template/rust-toolchain.toml.in")),
     ("src/lib.rs", include_str!("template/lib.rs.in")),
     (".cargo/config.toml", include_str!("template/cargo-config.toml.in")),
     ("tollgate.yaml", include_str!("template/tollgate.yaml.in")),
@@ -38,47 +36,51 @@ const TEMPLATE: [(&str, &str); 7] = [
     (".gitignore", include_str!("template/gitignore.in")),
 ];
 
-/// Makes the project. What is there already is never touched.
+/// Creates the project. What is there already is never touched.
 pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     let name = &args.name;
     check_name(name)?;
-    let sdk = Sdk::named(args.sdk.as_deref())?;
     let dir = args.path.clone().unwrap_or_else(|| PathBuf::from(name));
-    make(&dir, name, &sdk)?;
+    make(&dir, name)?;
 
     let paint = Paint::stdout();
     let module = format!("target/wasm32-unknown-unknown/release/{}.wasm", crate_name(name));
-    println!("{} {}", paint.green("made"), dir.display());
+    println!("{} {}", paint.green("created"), dir.display());
     println!("  cd {}", dir.display());
     for (command, what) in [
-        ("cargo test".to_owned(), "the tests, native"),
-        ("cargo wasm".to_owned(), "the module"),
-        (format!("tollgate test {module} cases.yaml"), "the module in the real host"),
-        ("tollgate run tollgate.yaml".to_owned(), "a proxy with it"),
+        ("cargo test".to_owned(), "run the unit tests natively"),
+        ("cargo wasm".to_owned(), "build the module"),
+        (format!("tollgate test {module} cases.yaml"), "test the module in the real host"),
+        ("tollgate run tollgate.yaml".to_owned(), "run a proxy with it"),
     ] {
         println!("  {command}  {}", paint.faint(&format!("# {what}")));
     }
     Ok(())
 }
 
-fn make(dir: &Path, name: &str, sdk: &Sdk) -> anyhow::Result<()> {
-    let there = || format!("cannot make {}", dir.display());
+fn make(dir: &Path, name: &str) -> anyhow::Result<()> {
+    let there = || format!("cannot create {}", dir.display());
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).with_context(there)?;
     }
     // Not `exists`, then this: nobody else may have made it in between.
     match fs::create_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            bail!("{} is there already; choose another folder with --path", dir.display());
+            bail!("{} already exists; choose another folder with --path", dir.display());
         }
         made => made.with_context(there)?,
     }
-    for (file, text) in TEMPLATE {
+    let own = TEMPLATE.into_iter().map(|(file, text)| {
         let text = text
             .replace("{{name}}", name)
             .replace("{{crate}}", &crate_name(name))
             .replace("{{type}}", &type_name(name))
-            .replace("{{sdk}}", &sdk.dependency());
+            .replace("{{tollgate}}", env!("CARGO_PKG_VERSION"));
+        (PathBuf::from(file), text)
+    });
+    let lock = [(PathBuf::from("Cargo.lock"), lock::text(name))];
+    let vendored = vendor::files().into_iter().map(|(file, text)| (Path::new("vendor").join(file), text));
+    for (file, text) in own.chain(lock).chain(vendored) {
         let path = dir.join(file);
         let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, text));
         written.with_context(|| format!("cannot write {}", path.display()))?;
@@ -161,11 +163,11 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
     ensure!(
         name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(fits),
-        "`{name}` cannot be a filter's name: it begins with a small letter, and has small letters, digits, `-` and `_` \
-         (a folder is named with --path)"
+        "`{name}` cannot be a filter's name: use lowercase letters, digits, `-` and `_`, beginning with a letter (choose \
+         the folder with --path)"
     );
     ensure!(name.len() <= LONGEST_NAME, "a filter's name has at most {LONGEST_NAME} characters, not {}", name.len());
-    ensure!(!TAKEN.contains(&name), "`{name}` cannot be a filter's name: it means something to Rust");
+    ensure!(!TAKEN.contains(&name), "`{name}` cannot be a filter's name: it is a Rust keyword or the name of a crate");
     Ok(())
 }
 
