@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
@@ -74,6 +74,51 @@ mod inspect {
     fn a_filter_that_refuses_its_configuration_says_why() {
         let text = ok(&["inspect", "builtin:router"]);
         assert!(text.contains("refuses its configuration: missing field") && text.contains("--config"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_that_names_clusters_is_given_them() {
+        let config = r#"{"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"cluster": "web"}]}]}"#;
+        let alone = ok(&["inspect", "builtin:router", "--config", config]);
+        assert!(alone.contains("there is no cluster `web`") && alone.contains("name them with --cluster"), "{alone}");
+        let text = ok(&["inspect", "builtin:router", "--config", config, "--cluster", "web"]);
+        assert!(text.contains("configuring included") && !text.contains("refuses"), "{text}");
+    }
+
+    /// Fails in `configure`, after a line in the log; without one, it asks for more memory than there is.
+    fn failing(body: &str) -> Vec<u8> {
+        wasm::from_text(&format!(
+            r#"(module
+            (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 16) "panicked at src/lib.rs:7:9:\0akeys ran out")
+            (func (export "proxy_abi_version_0_2_1"))
+            (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
+            (func (export "proxy_on_configure") (param i32 i32) (result i32) {body} unreachable))"#
+        ))
+    }
+
+    #[test]
+    fn what_a_filter_said_before_it_failed_is_shown_by_check_and_inspect() {
+        let panics = "(drop (call $log (i32.const 5) (i32.const 16) (i32.const 40)))";
+        let grows = "(drop (memory.grow (i32.const 60000)))";
+        for (body, expected) in [
+            (panics, "; it logged: panicked at src/lib.rs:7:9: keys ran out"),
+            (grows, "it failed in `proxy_on_configure`: it needs more memory than `limits.memory` allows"),
+        ] {
+            let dir = tempdir();
+            let module = file(&dir, "keys.wasm", failing(body));
+            let inspected = ok(&["inspect", &module]);
+            assert!(inspected.contains(expected), "{inspected}");
+            let config = file(
+                &dir,
+                "tollgate.yaml",
+                "listeners: [{name: l, address: '127.0.0.1:8080', chain: [keys]}]\nfilters: [{name: keys, wasm: keys.wasm}]\n",
+            );
+            let checked = tollgate(&["check", &config]);
+            assert!(!checked.status.success() && stderr(&checked).contains(expected), "{}", stderr(&checked));
+        }
     }
 
     #[test]
@@ -168,46 +213,73 @@ mod inspect {
 mod new {
     use super::*;
 
-    /// Runs cargo in a project, offline: all that it needs has been needed by this workspace.
-    fn cargo(project: &Path, target: &Path, args: &[&str]) {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(project).args(args).arg("--offline").env("CARGO_TARGET_DIR", target);
-        for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_ENCODED_RUSTFLAGS"] {
-            cargo.env_remove(name);
+    /// What a shell of somebody who has this program, Rust, and no part of this repository would run.
+    struct Newcomer {
+        home: tempfile::TempDir,
+    }
+
+    impl Newcomer {
+        fn new() -> Newcomer {
+            Newcomer { home: tempdir() }
         }
-        let output = cargo.output().unwrap();
-        assert!(output.status.success(), "cargo {args:?}\n{}{}", stdout(&output), stderr(&output));
+
+        /// Runs a program in a folder below the home; it must succeed.
+        fn runs(&self, folder: &str, program: &str, args: &[&str]) -> String {
+            let mut command = Command::new(program);
+            command.current_dir(self.home.path().join(folder)).args(args);
+            // All that the project needs has been downloaded for this workspace: nothing may be looked up.
+            command.env("CARGO_NET_OFFLINE", "true");
+            for (name, _) in std::env::vars_os() {
+                let text = name.to_string_lossy();
+                let own = text.starts_with("CARGO") && !["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&&*text);
+                if own || text.starts_with("RUSTFLAGS") || text.starts_with("RUSTC") {
+                    command.env_remove(&name);
+                }
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{program} {args:?}\n{}{}", stdout(&output), stderr(&output));
+            stdout(&output)
+        }
+    }
+
+    const TOLLGATE: &str = env!("CARGO_BIN_EXE_tollgate");
+
+    #[test]
+    fn a_new_filter_builds_and_passes_its_tests_out_of_the_box() {
+        let newcomer = Newcomer::new();
+        let said = newcomer.runs(".", TOLLGATE, &["new", "api-keys"]);
+        assert!(said.contains("created api-keys") && said.contains("cargo test"), "{said}");
+        // What the lock file says is what cargo makes of it.
+        newcomer.runs("api-keys", env!("CARGO"), &["metadata", "--format-version", "1", "--locked"]);
+        let tests = newcomer.runs("api-keys", env!("CARGO"), &["test"]);
+        assert!(tests.contains("2 passed"), "{tests}");
+        newcomer.runs("api-keys", env!("CARGO"), &["build", "--target", "wasm32-unknown-unknown", "--release"]);
+        newcomer.runs("api-keys", env!("CARGO"), &["wasm"]);
+
+        let module = "target/wasm32-unknown-unknown/release/api_keys.wasm";
+        let inspected = newcomer.runs("api-keys", TOLLGATE, &["inspect", module, "--config", r#"{"key": "k"}"#]);
+        assert!(inspected.contains("subscribed    request headers, response headers"), "{inspected}");
+        let tested = newcomer.runs("api-keys", TOLLGATE, &["test", module, "cases.yaml"]);
+        assert!(tested.contains("2 cases passed, none failed"), "{tested}");
+        let checked = newcomer.runs("api-keys", TOLLGATE, &["check", "tollgate.yaml"]);
+        assert!(checked.contains("1 listener, 1 filter, 1 cluster"), "{checked}");
     }
 
     #[test]
-    fn a_new_filter_builds_and_passes_its_tests_as_it_is() {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new");
-        // The target folder stays, so that dependencies are built once.
-        let (project, target) = (dir.join("api-keys"), dir.join("target"));
-        let _ = fs::remove_dir_all(&project);
-        let sdk = root.join("sdk");
-        let (path, sdk) = (project.display().to_string(), sdk.display().to_string());
-        let said = ok(&["new", "api-keys", "--path", &path, "--sdk", &sdk]);
-        assert!(said.contains("cargo test"), "{said}");
-        // The versions that are there.
-        fs::copy(root.join("Cargo.lock"), project.join("Cargo.lock")).unwrap();
-
-        cargo(&project, &target, &["test"]);
-        cargo(&project, &target, &["wasm"]);
-        let built = target.join("wasm32-unknown-unknown/release/api_keys.wasm");
-        // Where the project's own files look for it.
-        let expected = project.join("target/wasm32-unknown-unknown/release");
-        fs::create_dir_all(&expected).unwrap();
-        fs::copy(&built, expected.join("api_keys.wasm")).unwrap();
-
-        let module = built.display().to_string();
-        let inspected = ok(&["inspect", &module, "--config", r#"{"key": "k"}"#]);
-        assert!(inspected.contains("subscribed    request headers, response headers"), "{inspected}");
-        let cases = project.join("cases.yaml").display().to_string();
-        assert!(ok(&["test", &module, &cases]).contains("2 cases passed, none failed"));
-        let checked = ok(&["check", &project.join("tollgate.yaml").display().to_string()]);
-        assert!(checked.contains("1 listener, 1 filter, 1 cluster"), "{checked}");
+    fn a_new_filter_is_a_workspace_of_its_own_inside_of_another_one() {
+        let newcomer = Newcomer::new();
+        let root = newcomer.home.path();
+        fs::write(root.join("Cargo.toml"), "[workspace]\nmembers = [\"other\"]\nresolver = \"3\"\n").unwrap();
+        newcomer.runs(".", TOLLGATE, &["new", "keys", "--path", "inside/keys"]);
+        let metadata = newcomer.runs("inside/keys", env!("CARGO"), &["metadata", "--format-version", "1"]);
+        let metadata: Value = serde_json::from_str(&metadata).unwrap();
+        let folder = |path: &Value| fs::canonicalize(path.as_str().unwrap()).unwrap();
+        assert_eq!(folder(&metadata["workspace_root"]), fs::canonicalize(root.join("inside/keys")).unwrap());
+        assert_eq!(
+            metadata["workspace_members"].as_array().unwrap().len(),
+            1,
+            "the SDK's own tests are not the project's"
+        );
     }
 
     #[test]
@@ -220,35 +292,14 @@ mod new {
         let other = dir.path().join("other").display().to_string();
         for (args, expected) in [
             (&["new", "Bad Name", "--path", &other][..], "cannot be a filter's name"),
-            (&["new", "fn", "--path", &other], "means something to Rust"),
-            (&["new", "keys", "--path", &there], "is there already"),
-            (&["new", "keys", "--path", &other, "--sdk", "no/such"], "there is no such folder"),
+            (&["new", "fn", "--path", &other], "is a Rust keyword"),
+            (&["new", "keys", "--path", &there], "already exists"),
         ] {
             let output = tollgate(args);
             assert!(!output.status.success() && stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
         }
         assert!(!Path::new(&other).exists(), "nothing is made when something is wrong");
         assert_eq!(fs::read_dir(&there).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn the_sdk_is_this_version_unless_another_is_named() {
-        let dir = tempdir();
-        for (n, (sdk, expected)) in [
-            (None, concat!("tollgate-sdk = \"", env!("CARGO_PKG_VERSION_MAJOR"), ".")),
-            (Some("0.7"), "tollgate-sdk = \"0.7\""),
-            (Some("https://git.example/tollgate"), "tollgate-sdk = { git = \"https://git.example/tollgate\" }"),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let path = dir.path().join(n.to_string()).display().to_string();
-            let mut args = vec!["new", "keys", "--path", &path];
-            args.extend(sdk.iter().flat_map(|sdk| ["--sdk", sdk]));
-            ok(&args);
-            let manifest = fs::read_to_string(Path::new(&path).join("Cargo.toml")).unwrap();
-            assert!(manifest.contains(expected), "{manifest}");
-        }
     }
 }
 
@@ -512,6 +563,16 @@ cases:
             "filter: {on_failure: bypass}\ncases: [{name: bypassed, steps: [{request: GET /trap, expect: {response: {status: 200}}}]}]\n",
         );
         assert!(passed, "{said}");
+    }
+
+    #[test]
+    fn a_filter_for_tcp_connections_is_refused() {
+        let dir = tempdir();
+        let module = file(&dir, "tcp_token.wasm", wasm::example("tcp-token"));
+        let cases = "filter: {config: {tokens: {ann: open-sesame}, per_minute: 10}}\n\
+                     cases: [{name: a, steps: [{request: GET /}]}]\n";
+        let (passed, said) = run(&module, cases);
+        assert!(!passed && said.contains("the SDK's `TcpHost`"), "{said}");
     }
 
     #[test]

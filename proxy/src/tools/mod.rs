@@ -1,15 +1,16 @@
-//! Tools for those who write filters: [`inspect`] looks into a module, [`new`] begins a project, [`cases`] (`tollgate test`)
-//! runs a module in the real host against a file of cases.
+//! Tools for those who write filters: [`inspect`] looks into a module, [`new`] creates a project, [`cases`]
+//! (`tollgate test`) runs a module in the real host against a file of cases.
 
 pub mod cases;
 pub mod inspect;
 pub mod new;
 
-use std::{io::IsTerminal, path::Path};
+use std::{io::IsTerminal, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context;
+use serde_json::json;
 
-use crate::control::builtins;
+use crate::{chain::route::Clusters, config::model, control::builtins, upstream::Cluster};
 
 /// How a standard filter is named in place of a file.
 const BUILTIN: &str = "builtin:";
@@ -32,6 +33,21 @@ fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
 fn module_name(name: &str) -> String {
     let stem = || Path::new(name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     name.strip_prefix(BUILTIN).map(str::to_owned).or_else(stem).unwrap_or_else(|| name.to_owned())
+}
+
+/// Clusters of these names, for a filter that runs without a network.
+fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clusters>> {
+    let clusters = names.zip(0u32..).map(|(name, n)| {
+        // Addresses for documentation (RFC 2544): nothing is ever sent there.
+        let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
+        // A connection for each request, so that each can fail to be made.
+        let config = json!({
+            "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
+        });
+        let config: model::Cluster = serde_json::from_value(config).context("a cluster")?;
+        Ok((name.to_owned(), Cluster::new(&config, None)))
+    });
+    Ok(Arc::new(clusters.collect::<anyhow::Result<_>>()?))
 }
 
 /// Puts colours into text, if its reader wants them.

@@ -43,11 +43,11 @@ pub enum InstantiateError {
     #[error("{}", list(.0))]
     Config(Vec<(String, String)>),
     /// The filter refuses to start, or its configuration, without a reason.
-    #[error("it returned false from `{0}`{hint}", hint = if .1.is_empty() { String::new() } else { format!("; it logged: {}", .1) })]
+    #[error("it returned false from `{0}`{hint}", hint = logged(.1))]
     Refused(&'static str, String),
-    /// It trapped, or took too long.
-    #[error("it failed in `{0}`: {1}")]
-    Trapped(&'static str, String),
+    /// It trapped, or took too long: where, why, and what it logged before.
+    #[error("it failed in `{0}`: {1}{hint}", hint = logged(.2))]
+    Trapped(&'static str, String, String),
 }
 
 /// An instance could not be made, because of one of the filters that would have shared it.
@@ -58,6 +58,12 @@ pub struct NotMade {
     pub filter: usize,
     /// Why.
     pub error: InstantiateError,
+}
+
+/// What a filter has said in the log, such as a panic's text, as a part of a message.
+fn logged(said: &str) -> String {
+    let line = said.lines().map(str::trim_end).collect::<Vec<_>>().join(" ");
+    if line.is_empty() { line } else { format!("; it logged: {line}") }
 }
 
 fn list(errors: &[(String, String)]) -> String {
@@ -125,21 +131,21 @@ impl Machine {
     /// Runs what a module does before it has any context.
     fn start(&self, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
         let code = &self.plugins[0].code;
-        let instance = code.pre.instantiate(&mut *store).map_err(trapped("start"))?;
+        let instance = code.pre.instantiate(&mut *store).map_err(|e| trapped("start", store, &e))?;
         store.data_mut().memory = instance.get_memory(&mut *store, "memory");
         let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut *store, name));
         store.data_mut().allocate = allocator.and_then(|f| f.typed(&*store).ok()).map(Box::new);
         // A reactor has `_initialize` (and perhaps a `main`), a command `_start`.
         for name in ["_initialize", "_start"] {
             if let Ok(start) = instance.get_typed_func::<(), ()>(&mut *store, name) {
-                start.call(&mut *store, ()).map_err(trapped(name))?;
+                start.call(&mut *store, ()).map_err(|e| trapped(name, store, &e))?;
                 break;
             }
         }
         if instance.get_func(&mut *store, "_initialize").is_some()
             && let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut *store, "main")
         {
-            main.call(&mut *store, (0, 0)).map_err(trapped("main"))?;
+            main.call(&mut *store, (0, 0)).map_err(|e| trapped("main", store, &e))?;
         }
         store.data_mut().abi = code.abi;
         Ok(Exports::find(&self.plugins[0].engine, &instance, store))
@@ -155,18 +161,19 @@ impl Machine {
     }
 }
 
-fn trapped(place: &'static str) -> impl Fn(wasmtime::Error) -> InstantiateError {
-    move |e| {
-        let reason = match describe(&e) {
-            (TrapKind::Timeout, _) => {
-                format!(
-                    "it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take"
-                )
-            }
-            (_, reason) => reason,
-        };
-        InstantiateError::Trapped(place, reason)
-    }
+fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error) -> InstantiateError {
+    let host = store.data_mut();
+    let reason = match describe(error) {
+        (TrapKind::Timeout, _) => {
+            format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take")
+        }
+        // Most languages trap when they get no memory, and say nothing.
+        (TrapKind::Trap | TrapKind::Memory, reason) if host.limiter.denied => {
+            format!("it needs more memory than `limits.memory` allows: {reason}")
+        }
+        (_, reason) => reason,
+    };
+    InstantiateError::Trapped(place, reason, std::mem::take(&mut host.said))
 }
 
 /// Makes a filter's root context. As in Envoy, each one hears of the VM's start: SDKs hand it to the filter's own code.
@@ -180,13 +187,13 @@ fn configure(
     store.data_mut().act_for(filter, root);
     store.data_mut().said.clear();
     if let Some(create) = &exports.context_create {
-        create.call(&mut *store, (root, 0)).map_err(trapped("proxy_on_context_create"))?;
+        create.call(&mut *store, (root, 0)).map_err(|e| trapped("proxy_on_context_create", store, &e))?;
     }
     let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
         let Some(f) = f else { return Ok(()) };
         store.data_mut().phase = phase;
         store.data_mut().act_for(filter, root);
-        let agreed = f.call(&mut *store, (root, size as u32)).map_err(trapped(name))? != 0;
+        let agreed = f.call(&mut *store, (root, size as u32)).map_err(|e| trapped(name, store, &e))? != 0;
         let errors = std::mem::take(&mut store.data_mut().config_errors);
         match (agreed, errors.is_empty()) {
             (_, false) => Err(InstantiateError::Config(errors)),

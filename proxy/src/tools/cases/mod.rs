@@ -27,6 +27,7 @@ use tokio::{
     task::LocalSet,
     time::{Instant, sleep},
 };
+use tollgate_abi::fast::phase;
 
 use self::{
     check::{Failure, Happened, check},
@@ -119,7 +120,14 @@ async fn run_steps(
     filter.config = case.config.clone().unwrap_or(filter.config);
     let (machine, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
     let configured = match (configured, &case.refused) {
-        (Ok(instance), None) => instance,
+        (Ok(instance), None) => {
+            let phases = instance.phases(0);
+            anyhow::ensure!(
+                phases & phase::TCP == 0 || phases & phase::HTTP != 0,
+                "this filter is for TCP connections, for which there are no steps: test it natively with the SDK's `TcpHost`"
+            );
+            instance
+        }
         (Ok(_), Some(want)) => {
             let failure = of_config(format!("/cases/{index}/refused"), "", &want.to_string(), "it was accepted");
             return Ok(vec![configuring(vec![failure], logs)]);

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Context;
-use serde_json::json;
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{load::Loaded, observer::Observer, script::Script};
@@ -19,7 +18,8 @@ use crate::{
     control::snapshot::Foundry,
     exchange,
     observe::Registry,
-    upstream::{Cluster, PoolOptions, Pools},
+    tools::clusters,
+    upstream::{PoolOptions, Pools},
     wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, vm::Wanted},
 };
 
@@ -42,17 +42,7 @@ pub fn configure(
     filter: &model::Filter,
     script: &Script,
 ) -> anyhow::Result<(Arc<Machine>, Arc<Clusters>, Registry, Configured)> {
-    let clusters = script.names().zip(0u32..).map(|(name, n)| {
-        // Addresses for documentation (RFC 2544): nothing is ever sent there.
-        let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
-        // A connection for each request, so that each can fail to be made.
-        let config = json!({
-            "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
-        });
-        let config: model::Cluster = serde_json::from_value(config).context("a cluster")?;
-        Ok((name.to_owned(), Cluster::new(&config, None)))
-    });
-    let clusters: Arc<Clusters> = Arc::new(clusters.collect::<anyhow::Result<_>>()?);
+    let clusters = clusters(script.names())?;
     let registry = Registry::new(1);
     let world = wasm::World { clusters: clusters.clone(), shared: Shared::new(registry.clone()) };
     let machine = Machine::of(Arc::new(Plugin::new(filter, code.clone(), engine, &Arc::new(world))?));

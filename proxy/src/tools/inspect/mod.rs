@@ -16,9 +16,9 @@ use tollgate_abi::proxy_wasm::VERSION_MARKERS;
 
 use self::{
     anatomy::{Anatomy, anatomy},
-    report::{Compiled, Report},
+    report::{Compiled, Refused, Report},
 };
-use super::{Paint, module_name, read_module};
+use super::{Paint, clusters, module_name, read_module};
 use crate::{
     config::model::Filter,
     observe::Registry,
@@ -30,9 +30,12 @@ use crate::{
 pub struct InspectArgs {
     /// The module: a file, or `builtin:NAME` for a standard filter.
     filter: String,
-    /// The configuration that it is tried with: JSON, or text as it stands. Without it there is none.
+    /// The filter's configuration: JSON, or text as it stands. [default: none]
     #[arg(long, value_name = "JSON")]
     config: Option<String>,
+    /// A cluster that exists for the filter, so that its configuration can name it; may be repeated.
+    #[arg(long = "cluster", value_name = "NAME")]
+    clusters: Vec<String>,
     /// Print what was found as JSON.
     #[arg(long)]
     json: bool,
@@ -44,7 +47,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let anatomy = anatomy(&bytes).with_context(|| format!("{} is not a WebAssembly module", args.filter))?;
     let config =
         args.config.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Json::from(text.as_str())));
-    let report = report(&args.filter, &bytes, anatomy, config)?;
+    let report = report(args, &bytes, anatomy, config)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => print!("{}", report.text(Paint::stdout())),
@@ -52,7 +55,8 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) -> anyhow::Result<Report> {
+fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) -> anyhow::Result<Report> {
+    let module = args.filter.as_str();
     // Without a cache: what compiling takes is of interest.
     let engine = Engine::new(None).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?;
     let start = Instant::now();
@@ -63,7 +67,8 @@ fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) ->
         Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
         Ok(code) => {
             let native_bytes = code.native_size();
-            let machine = Machine::of(Arc::new(plugin(module, code, &engine, config)?));
+            let has_config = config.is_some();
+            let machine = Machine::of(Arc::new(plugin(args, code, &engine, config)?));
             let start = Instant::now();
             let configured = machine.instantiate().map_err(|e| e.error);
             let instantiate_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -78,11 +83,17 @@ fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) ->
                     None
                 }
                 // It cannot even start, whatever its configuration.
-                Err(e @ InstantiateError::Trapped(place, _)) if place != "proxy_on_configure" => {
+                Err(e @ InstantiateError::Trapped(place, ..)) if place != "proxy_on_configure" => {
                     problems.push(format!("{module}: {e}"));
                     None
                 }
-                Err(e) => Some(e.to_string()),
+                Err(e) => {
+                    let hint = match has_config {
+                        false => "give it a configuration with --config",
+                        true => "if it names clusters, name them with --cluster too",
+                    };
+                    Some(Refused { why: e.to_string(), hint })
+                }
             };
             compiled = Some(Compiled { compile_ms, native_bytes, instantiate_ms, refused });
         }
@@ -108,10 +119,11 @@ fn report(module: &str, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) ->
     })
 }
 
-/// The module as a filter in a world without clusters.
-fn plugin(module: &str, code: Arc<Code>, engine: &Arc<Engine>, config: Option<Json>) -> anyhow::Result<Plugin> {
-    let filter = json!({"name": module_name(module), "wasm": module, "config": config});
+/// The module as a filter in a world with these clusters.
+fn plugin(args: &InspectArgs, code: Arc<Code>, engine: &Arc<Engine>, config: Option<Json>) -> anyhow::Result<Plugin> {
+    let filter = json!({"name": module_name(&args.filter), "wasm": args.filter, "config": config});
     let filter: Filter = serde_json::from_value(filter)?;
-    let world = World { clusters: Arc::default(), shared: Shared::new(Registry::new(1)) };
+    let clusters = clusters(args.clusters.iter().map(String::as_str))?;
+    let world = World { clusters, shared: Shared::new(Registry::new(1)) };
     Ok(Plugin::new(&filter, code, engine, &Arc::new(world))?)
 }

@@ -41,7 +41,17 @@ pub struct Compiled {
     /// Making an instance: started and configured.
     pub instantiate_ms: f64,
     /// What it has against the configuration that it was given.
-    pub refused: Option<String>,
+    pub refused: Option<Refused>,
+}
+
+/// Why a configuration was refused. As JSON, this is only the reason.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Refused {
+    pub why: String,
+    /// What may help.
+    #[serde(skip)]
+    pub hint: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -164,9 +174,10 @@ impl Report {
             out.line("compiles", &format!("in {compile_ms:.1} ms to {} of machine code", size(*native_bytes as u64)));
             match refused {
                 None => out.line("starts", &format!("in {instantiate_ms:.2} ms, configuring included")),
-                Some(why) => {
-                    out.line("starts", &format!("in {instantiate_ms:.2} ms, but refuses its configuration: {why}"));
-                    out.line("", &paint.yellow("give it one with --config"));
+                Some(Refused { why, hint }) => {
+                    let what = if why.starts_with("it failed in ") { "" } else { "it refuses its configuration: " };
+                    out.line("starts", &format!("no, after {instantiate_ms:.2} ms: {what}{why}"));
+                    out.line("", &paint.yellow(hint));
                 }
             }
         }
