@@ -35,13 +35,13 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
-    /// Begin a filter's project: it builds and passes its tests as it is.
+    /// Create a filter project that builds and passes its tests out of the box.
     New(tools::new::NewArgs),
-    /// Run a filter in the real host against a file of cases, without a network.
+    /// Test a compiled filter in the real host against a file of cases, without a network.
     ///
-    /// Docs and examples: docs/tools.md. The exit status is 0 if all cases have passed, else 1.
+    /// Docs and examples: docs/tools.md. The exit status is 0 if all cases pass, else 1.
     Test(tools::cases::TestArgs),
-    /// Show what a filter's module is, needs and can do, and whether it can be loaded.
+    /// Show what a filter module needs and can do, and whether this version can load it.
     ///
     /// The exit status is 0 if it can be loaded, else 1.
     Inspect(tools::inspect::InspectArgs),
@@ -53,7 +53,7 @@ enum Command {
         #[command(subcommand)]
         what: ca::command::CaCommand,
     },
-    /// Measure.
+    /// Run benchmarks.
     Bench {
         #[command(subcommand)]
         what: Bench,
@@ -64,7 +64,7 @@ enum Command {
 enum Bench {
     /// Run a configuration's filter chain in this process and show what each filter costs.
     Chain(Box<bench::chain::ChainArgs>),
-    /// Load a URL with requests and show how long they take.
+    /// Send load to a URL and report latency and throughput.
     Load(Box<bench::load::LoadArgs>),
 }
 

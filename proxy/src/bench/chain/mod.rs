@@ -39,7 +39,7 @@ use timed::{Timed, Times, clock};
 
 use crate::{
     chain::{Chain, Filter, ResponseHead, Route},
-    config::Diagnostics,
+    config::{Diagnostics, model::Protocol},
     control::{
         server,
         snapshot::{Extent, Foundry, ListenerParts, Made, Snapshot},
@@ -110,6 +110,11 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
     };
     let names = || snapshot.listeners.iter().map(|l| l.config.name.as_str()).collect::<Vec<_>>().join(", ");
     let found = found.with_context(|| format!("there is no such listener; there are: {}", names()))?;
+    ensure!(
+        found.config.protocol != Protocol::Tcp,
+        "listener `{}` is for TCP connections, and the benchmark sends HTTP requests: choose another with --listener",
+        found.config.name
+    );
     ensure!(!found.chain.is_empty(), "the chain of listener `{}` is empty", found.config.name);
     Ok(found)
 }

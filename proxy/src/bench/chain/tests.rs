@@ -125,6 +125,17 @@ fn a_delay_holds_nobody_up() {
 }
 
 #[test]
+fn a_listener_for_tcp_is_refused() {
+    let text = "listeners: [{name: db, address: '127.0.0.1:8080', protocol: tcp, cluster: web}]\n\
+                clusters: [{name: web, endpoints: [{address: '127.0.0.1:9001'}]}]\n";
+    let loaded = config::parse("tollgate.yaml", text, Format::Yaml).unwrap();
+    let made = Foundry::new(1, None).unwrap().make(loaded, None, Extent::Trial).unwrap();
+    let args = args(&[]);
+    let error = measure(made, &args, sample::asked(&args).unwrap(), Duration::ZERO).err().unwrap();
+    assert!(error.to_string().contains("listener `db` is for TCP connections"), "{error}");
+}
+
+#[test]
 fn listeners_and_requests_that_cannot_be_run_are_refused() {
     let problem = |line: &[&str]| format!("{:#}", result("routes", ROUTER, line).unwrap_err());
     assert!(problem(&["--listener", "x"]).ends_with("there are: public, other"));

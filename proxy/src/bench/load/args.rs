@@ -3,14 +3,21 @@
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use http_body_util::Full;
+use rustls::pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    config::model::ClusterTls,
+    tls::{ClientTls, Loader},
+};
 
 /// Send HTTP/1.1 requests at a constant rate and report the latency.
 ///
@@ -20,14 +27,14 @@ use http_body_util::Full;
 /// connection sends the next request as soon as it has the answer to the last one: that finds the highest
 /// throughput, but says little about latency.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("load").required(true).args(["rate", "saturate"])))]
 pub struct LoadArgs {
-    /// What to request, as http://host:port/path (https is not supported)
+    /// What to request: http://host:port/path, or https://
     #[arg(value_name = "URL", value_parser = parse_target)]
     pub url: Target,
 
     /// Requests per second over all connections, at a constant pace (open loop); may be a fraction
-    #[arg(long, short = 'r', value_name = "N", value_parser = parse_rate,
-          required_unless_present = "saturate", conflicts_with = "saturate")]
+    #[arg(long, short = 'r', value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
 
     /// Instead of a rate: each connection sends as soon as it can (closed loop)
@@ -59,6 +66,14 @@ pub struct LoadArgs {
     /// A header to send, such as 'Accept: text/plain'; may be repeated. `Host` replaces the one made from the URL
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = parse_header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// With https: trust the authorities in this file (PEM), instead of those that the system trusts
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    pub cacert: Option<PathBuf>,
+
+    /// With https: accept any certificate
+    #[arg(long)]
+    pub insecure: bool,
 
     /// The body to send: the text itself, or @FILE for the contents of a file
     #[arg(long, short = 'b', value_name = "TEXT|@FILE")]
@@ -96,6 +111,7 @@ pub struct LoadArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub(super) url: String,
+    secure: bool,
     host: String,
     port: u16,
     authority: HeaderValue,
@@ -125,6 +141,8 @@ pub(super) struct Plan {
     pub(super) mode: Mode,
     pub(super) url: String,
     pub(super) addresses: Vec<SocketAddr>,
+    /// With https: the handshake, and the name that the certificate must be for.
+    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
     pub(super) request: Request<Full<Bytes>>,
     pub(super) connections: usize,
     pub(super) threads: usize,
@@ -183,6 +201,7 @@ impl Plan {
         Ok(Plan {
             mode,
             url: target.url.clone(),
+            tls: tls(args, &addresses)?,
             addresses,
             request,
             connections: args.connections as usize,
@@ -192,6 +211,14 @@ impl Plan {
             timeout: args.timeout,
             expected: args.expect_status.clone(),
             tally: args.tally_header.clone(),
+        })
+    }
+
+    /// The headers of the requests, without what is nobody else's business.
+    pub(super) fn shown_headers(&self) -> impl Iterator<Item = (&HeaderName, String)> {
+        self.request.headers().iter().map(|(name, value)| {
+            let shown = if is_secret(name.as_str()) { "…".into() } else { String::from_utf8_lossy(value.as_bytes()) };
+            (name, shown.into_owned())
         })
     }
 
@@ -211,26 +238,57 @@ impl Plan {
     }
 }
 
+/// Whether the value of a header had better not be in a report that others read.
+pub(super) fn is_secret(name: &str) -> bool {
+    const WORDS: [&str; 6] = ["authorization", "cookie", "key", "token", "secret", "password"];
+    let name = name.to_ascii_lowercase();
+    WORDS.iter().any(|word| name.contains(word))
+}
+
+/// What TLS needs, if the URL asks for it.
+fn tls(args: &LoadArgs, addresses: &[SocketAddr]) -> anyhow::Result<Option<(TlsConnector, ServerName<'static>)>> {
+    let target = &args.url;
+    ensure!(
+        target.secure || (args.cacert.is_none() && !args.insecure),
+        "--cacert and --insecure are for https:// URLs, and this is {}",
+        target.url
+    );
+    if !target.secure {
+        return Ok(None);
+    }
+    let section =
+        ClusterTls { ca: args.cacert.iter().cloned().collect(), insecure: args.insecure, ..ClusterTls::default() };
+    let as_it_stands = Path::to_path_buf;
+    let tls = ClientTls::load(&section, &target.host, &[b"http/1.1"], &mut Loader::new(&as_it_stands), None);
+    let tls = tls.map_err(|problems| {
+        let reasons: Vec<_> = problems.iter().map(|problem| problem.error.to_string()).collect();
+        anyhow!("{}", reasons.join("; "))
+    })?;
+    let name = tls.server_name(addresses.first().map(SocketAddr::ip));
+    Ok(Some((tls.connector(), name)))
+}
+
 fn parse_target(s: &str) -> Result<Target, String> {
     let wrong = || format!("`{s}` is not a URL of the form http://host:port/path");
-    match s.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
-        Some("http") => {}
-        Some("https") => return Err("https is not supported, only http://".into()),
+    let secure = match s.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        Some("http") => false,
+        Some("https") => true,
         _ => return Err(wrong()),
-    }
+    };
     let uri: Uri = s.parse().map_err(|e| format!("{} ({e})", wrong()))?;
     let authority = uri.authority().ok_or_else(wrong)?;
     if authority.as_str().contains('@') {
         return Err("a URL with a user name is not supported; send it with --header 'Authorization: …'".into());
     }
-    // `port_u16` is also none for `host:` and `host:99999`, which must not become port 80.
+    // `port_u16` is also none for `host:` and `host:99999`, which must not become the default.
     let port = match (uri.port_u16(), authority.as_str().len() == authority.host().len()) {
         (Some(0), _) | (None, false) => return Err(format!("{}: the port is not from 1 to 65535", wrong())),
         (Some(port), _) => port,
-        (None, true) => 80,
+        (None, true) => [80, 443][usize::from(secure)],
     };
     Ok(Target {
         url: s.to_owned(),
+        secure,
         host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
         port,
         authority: HeaderValue::from_str(authority.as_str()).map_err(|_| wrong())?,
@@ -312,7 +370,8 @@ mod tests {
         assert_eq!(t.authority, "[::1]:8080");
         let t = parse_target("http://localhost").unwrap();
         assert_eq!((t.host.as_str(), t.port, t.path.as_str()), ("localhost", 80, "/"));
-        assert!(parse_target("https://localhost/").unwrap_err().contains("https is not supported"));
+        let t = parse_target("https://localhost/").unwrap();
+        assert_eq!((t.secure, t.port), (true, 443));
         for wrong in
             ["localhost:8080/", "http://", "http:///x", "http://a:99999/", "http://a:/", "http://u:p@a/", "http://a:0/"]
         {

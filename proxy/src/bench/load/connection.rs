@@ -4,75 +4,22 @@
 //! task switches per request, and makes dropping the `Link` close the socket at once.
 
 use std::{
-    cell::RefCell,
     error::Error,
     future::{Future, poll_fn},
     io,
-    net::SocketAddr,
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::Poll,
 };
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    client::conn::http1::{Connection, SendRequest},
-    rt::ReadBufCursor,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use hyper::client::conn::http1::{Connection, SendRequest};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
-use super::stats::Failure;
-
-thread_local! {
-    /// Where reads go before hyper gets a copy: to read into hyper's own memory, which is not initialised, takes
-    /// `unsafe`. One buffer per thread, because there can be very many connections.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; 64 * 1024].into());
-}
-
-/// A tokio stream as hyper wants it.
-struct TokioIo(TcpStream);
-
-impl hyper::rt::Read for TokioIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let size = cursor.remaining().min(scratch.len());
-            let mut buf = ReadBuf::new(&mut scratch[..size]);
-            ready!(Pin::new(&mut self.get_mut().0).poll_read(cx, &mut buf))?;
-            cursor.put_slice(buf.filled());
-            Poll::Ready(Ok(()))
-        })
-    }
-}
-
-impl hyper::rt::Write for TokioIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
-    }
-}
+use super::{args::Plan, stats::Failure};
+use crate::net::{Prefixed, Socket, Stream, TokioIo};
 
 /// What is known of the answer to a request, at any moment.
 #[derive(Debug, Default)]
@@ -86,7 +33,7 @@ pub(super) struct Answer {
 }
 
 /// hyper's half of a connection, which reads and writes whenever it is polled.
-type Driver = Pin<Box<Connection<TokioIo, Full<Bytes>>>>;
+type Driver = Pin<Box<Connection<TokioIo<Stream>, Full<Bytes>>>>;
 
 /// An open connection.
 pub(super) struct Link {
@@ -98,13 +45,21 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects to the first of the addresses that accepts.
-    pub(super) async fn open(addresses: &[SocketAddr]) -> io::Result<Link> {
-        let stream = TcpStream::connect(addresses).await?;
+    /// Connects to the first of the plan's addresses that accepts.
+    pub(super) async fn open(plan: &Plan) -> io::Result<Link> {
+        let socket = TcpStream::connect(&plan.addresses[..]).await?;
         // A request must leave when it is due, not when the last response has been acknowledged.
-        stream.set_nodelay(true)?;
+        socket.set_nodelay(true)?;
+        let socket = Prefixed::new(Bytes::new(), Socket::Tcp(socket));
+        let stream = match &plan.tls {
+            None => Stream::Plain(socket),
+            Some((tls, name)) => {
+                let secure = TlsStream::Client(tls.connect(name.clone(), socket).await?);
+                Stream::Tls(Box::new(Prefixed::new(Bytes::new(), secure)))
+            }
+        };
         let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo(stream)).await.map_err(io::Error::other)?;
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         Ok(Link { sender, connection: Some(Box::pin(connection)), used: false })
     }
 

@@ -143,7 +143,7 @@ async fn open_all(job: &Job) -> (Vec<Option<Link>>, Ready) {
 }
 
 async fn open(plan: &Plan, stats: &Mutex<Stats>) -> Result<Link, String> {
-    match time::timeout(plan.timeout, Link::open(&plan.addresses)).await {
+    match time::timeout(plan.timeout, Link::open(plan)).await {
         Ok(Ok(link)) => {
             stats.lock().unwrap_or_else(PoisonError::into_inner).connections += 1;
             Ok(link)

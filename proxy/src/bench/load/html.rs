@@ -6,9 +6,11 @@ use std::fmt::{self, Write};
 use hdrhistogram::Histogram;
 
 use super::{
+    args::is_secret,
     progress::Sample,
     report::{Report, micros},
 };
+use crate::observe::access_log::timestamp;
 
 /// The size of a plot.
 const WIDTH: f64 = 760.0;
@@ -18,6 +20,10 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
+
+/// What the two latencies are called, as in the report in text.
+const CORRECTED: &str = "corrected";
+const SERVICE: &str = "service time";
 
 /// Colours that work on a light and on a dark page.
 const STYLE: &str = "
@@ -29,7 +35,9 @@ body { background: var(--bg); color: var(--fg); font: 15px/1.5 system-ui, sans-s
        max-width: 780px; padding: 0 1rem; }
 h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin: 2rem 0 .2rem; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .9rem .15rem 0; text-align: left; overflow-wrap: anywhere; } td.n, th.n { text-align: right; }
+th, td { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; } td.n, th.n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
+code { font-size: .9em; } @media (max-width: 520px) { td.n, th.n { padding-right: .35rem; font-size: .8rem; } }
 th { font-weight: 600; } p.warning { border-left: 3px solid var(--bad); padding-left: .7rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 12px; }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
@@ -86,10 +94,19 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     }
     let offered = report.offered().map_or("as much as possible (closed loop)".into(), |r| format!("{r} requests/s"));
     writeln!(out, "<table>")?;
+    let classes = report.classes().filter(|(_, n)| *n > 0).map(|(class, n)| format!("{class}: {n}"));
+    let classes = classes.collect::<Vec<_>>().join(", ");
+    let headers =
+        plan.shown_headers().map(|(name, value)| format!("<code>{}</code>", escape(&format!("{name}: {value}"))));
     for (name, value) in [
+        ("Date", timestamp::text(report.started)),
+        ("Command", format!("<code>{}</code>", escape(&command(std::env::args())))),
+        ("Headers", headers.collect::<Vec<_>>().join("<br>")),
         ("Offered", offered),
         ("Achieved", format!("{:.1} responses/s", report.achieved())),
+        ("Throughput", report.throughput()),
         ("Requests", format!("{} in {:.2} s", stats.requests, report.elapsed.as_secs_f64())),
+        ("Status", if classes.is_empty() { "none".into() } else { classes }),
         ("Errors", report.failed().to_string()),
         ("Connections", format!("{} over {} thread(s)", plan.connections, plan.threads)),
     ] {
@@ -102,7 +119,7 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     let columns = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
     columns.iter().try_for_each(|(name, _)| write!(out, "<th class=\"n\">{name}</th>"))?;
     writeln!(out, "</tr>")?;
-    for (name, h) in latency.map(|h| ("Latency from due", h)).into_iter().chain([("Service time", &stats.service)]) {
+    for (name, h) in latency.map(|h| (CORRECTED, h)).into_iter().chain([(SERVICE, &stats.service)]) {
         write!(out, "<tr><th>{name}</th>")?;
         for (_, q) in columns {
             write!(out, "<td class=\"n\">{}</td>", micros(h.value_at_quantile(q)))?;
@@ -133,9 +150,9 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
 
 fn plots(report: &Report) -> [Plot<'_>; 3] {
     let stats = &report.stats;
-    let mut curves = vec![Line { name: "service time", class: "b", points: percentiles(&stats.service) }];
+    let mut curves = vec![Line { name: SERVICE, class: "b", points: percentiles(&stats.service) }];
     if report.offered().is_some() {
-        curves.insert(0, Line { name: "latency from due", class: "a", points: percentiles(&stats.latency) });
+        curves.insert(0, Line { name: CORRECTED, class: "a", points: percentiles(&stats.latency) });
     }
     let nines = curves.iter().flat_map(|c| c.points.last()).map(|p| p.0).fold(1.0, f64::max);
     let names = ["0%", "90%", "99%", "99.9%", "99.99%", "99.999%", "99.9999%", "99.99999%"];
@@ -233,6 +250,28 @@ fn power_of_ten(us: f64) -> String {
     }
 }
 
+/// The command line as a shell reads it, without the values of headers that are nobody else's business.
+fn command(arguments: impl Iterator<Item = String>) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for argument in arguments {
+        let after_flag = words.last().is_some_and(|last| last == "-H" || last == "--header");
+        let header = match after_flag {
+            true => Some(("", argument.as_str())),
+            false => ["--header=", "-H"].into_iter().find_map(|flag| Some((flag, argument.strip_prefix(flag)?))),
+        };
+        let shown = match header.and_then(|(flag, header)| Some((flag, header.split_once(':')?.0))) {
+            Some((flag, name)) if is_secret(name) => format!("{flag}{name}: …"),
+            _ => argument,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:@%+,".contains(c);
+        words.push(match !shown.is_empty() && shown.chars().all(plain) {
+            true => shown,
+            false => format!("'{}'", shown.replace('\'', r"'\''")),
+        });
+    }
+    words.join(" ")
+}
+
 fn escape(s: &str) -> String {
     s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -292,5 +331,29 @@ impl Plot<'_> {
             }
         }
         writeln!(out, "</svg>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_shown_without_secrets() {
+        let shown = |line: &[&str]| command(line.iter().map(|word| (*word).to_owned()));
+        assert_eq!(
+            shown(&[
+                "tollgate",
+                "bench",
+                "load",
+                "http://a/?b",
+                "-H",
+                "X-Api-Key: abc",
+                "--header=Cookie: a=b",
+                "-HAccept: */*"
+            ]),
+            "tollgate bench load 'http://a/?b' -H 'X-Api-Key: …' '--header=Cookie: …' '-HAccept: */*'"
+        );
+        assert_eq!(shown(&["a", "", "it's"]), r"a '' 'it'\''s'");
     }
 }

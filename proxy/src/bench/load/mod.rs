@@ -24,7 +24,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -89,6 +89,7 @@ struct Crew {
 fn measure(plan: &Arc<Plan>) -> anyhow::Result<Report> {
     // First of all, so that a run that cannot be supervised does not begin.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let started = SystemTime::now();
     let (mut crew, t0) = start(plan)?;
     let mut observer = Observer::new(plan.clone(), t0, crew.stats.clone());
     let interrupted = runtime.block_on(supervise(plan, &mut crew, &mut observer, t0));
@@ -110,7 +111,7 @@ fn measure(plan: &Arc<Plan>) -> anyhow::Result<Report> {
     ensure!(!measured.is_zero(), "interrupted during the warm-up: nothing was measured");
     let elapsed = measured.max(stats.last.saturating_sub(plan.warmup));
     let interrupted = interrupted.is_some();
-    Ok(Report { plan: plan.clone(), stats, series, elapsed, interrupted, due, unsent, abandoned, usage })
+    Ok(Report { plan: plan.clone(), started, stats, series, elapsed, interrupted, due, unsent, abandoned, usage })
 }
 
 /// Opens the connections, and begins.
@@ -157,13 +158,17 @@ fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
     }
     drop((ready, alive));
 
-    let (mut open, mut first_error) = (0, None);
+    let (mut open, mut first_error): (usize, Option<String>) = (0, None);
     for ready in readiness.iter().take(plan.threads) {
         open += ready.open;
         first_error = first_error.or(ready.first_error);
     }
     if open == 0 {
-        bail!("cannot connect to {}: {}", plan.url, first_error.as_deref().unwrap_or("no thread could start"));
+        let mut why = first_error.unwrap_or_else(|| "no thread could start".into());
+        if plan.tls.is_some() && why.contains("certificate") {
+            why += " (name its authority with --cacert, or accept any with --insecure)";
+        }
+        bail!("cannot connect to {}: {why}", plan.url);
     }
     if let Some(e) = first_error {
         let warning = format!("warning: only {open} of {} connections could be opened: {e}", plan.connections);

@@ -3,7 +3,7 @@
 use std::{
     fmt::{self, Write},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hdrhistogram::Histogram;
@@ -30,6 +30,8 @@ const STARVED_LIMIT: f64 = 0.2;
 /// Everything about a run that is over.
 pub(super) struct Report {
     pub(super) plan: Arc<Plan>,
+    /// When it began.
+    pub(super) started: SystemTime,
     pub(super) stats: Stats,
     pub(super) series: Vec<Sample>,
     /// From the end of the warm-up to the last response, or to the planned end if that was later.
@@ -73,6 +75,12 @@ impl Report {
         }
     }
 
+    /// Bytes of response bodies, each second and in total.
+    pub(super) fn throughput(&self) -> String {
+        let (rate, sum) = (self.stats.bytes as f64 / self.elapsed.as_secs_f64(), self.stats.bytes as f64);
+        format!("{}/s, {} in total (response bodies)", bytes(rate), bytes(sum))
+    }
+
     /// The failures by kind, with the first message of each.
     pub(super) fn failures(&self) -> impl Iterator<Item = (&'static str, u64, Option<&str>)> {
         let unsent = (self.unsent > 0).then_some("no connection was free before the run was over");
@@ -83,14 +91,15 @@ impl Report {
         kinds.chain([("unsent", self.unsent, unsent)])
     }
 
-    fn classes(&self) -> [u64; 5] {
+    /// Responses by the class of their status.
+    pub(super) fn classes(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let mut classes = [0; 5];
         for (status, n) in &self.stats.statuses {
             if let Some(class) = classes.get_mut(usize::from(status / 100).wrapping_sub(1)) {
                 *class += n;
             }
         }
-        classes
+        ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(classes)
     }
 
     /// The busiest thread.
@@ -108,8 +117,8 @@ impl Report {
             let idle = self.busiest().is_some_and(|usage| usage.busy < 0.5);
             let advice = if idle { "leave it a processor of its own" } else { "use more --threads or a lower --rate" };
             warnings.push(format!(
-                "the generator could not keep up: 1% of the requests were taken {} or more after they were due, though \
-                 a connection was free; the latencies include that; {advice}",
+                "the load generator could not keep up: it sent 1% of the requests at least {} late, although a connection \
+                 was free; the latencies include this delay; {advice}",
                 micros(lag)
             ));
         }
@@ -180,11 +189,10 @@ impl Report {
             )?,
             None => writeln!(out, "{} {achieved}", title("Rate"))?,
         }
-        let (rate, sum) = (s.bytes as f64 / self.elapsed.as_secs_f64(), s.bytes as f64);
-        writeln!(out, "{} {}/s, {} in total (response bodies)", title("Throughput"), bytes(rate), bytes(sum))?;
-        let classes = self.classes().into_iter().enumerate().filter(|(_, n)| *n > 0).map(|(i, n)| {
-            let code = if i == 4 { "31" } else { "32" };
-            format!("{} {n}", paint(code, &format!("{}xx", i + 1)))
+        writeln!(out, "{} {}", title("Throughput"), self.throughput())?;
+        let classes = self.classes().filter(|(_, n)| *n > 0).map(|(class, n)| {
+            let code = if class == "5xx" { "31" } else { "32" };
+            format!("{} {n}", paint(code, class))
         });
         let classes: Vec<_> = classes.collect();
         writeln!(out, "{} {}", title("Status"), if classes.is_empty() { "none".into() } else { classes.join("  ") })?;
@@ -240,8 +248,7 @@ impl Report {
         let first: Map<_, _> =
             self.failures().filter_map(|(kind, _, first)| Some((kind.to_owned(), first?.into()))).collect();
         let failures: Map<_, _> = self.failures().map(|(kind, n, _)| (kind.to_owned(), n.into())).collect();
-        let classes: Map<_, _> =
-            self.classes().iter().enumerate().map(|(i, n)| (format!("{}xx", i + 1), (*n).into())).collect();
+        let classes: Map<_, _> = self.classes().map(|(class, n)| (class.to_owned(), n.into())).collect();
         let statuses: Map<_, _> = s.statuses.iter().map(|(status, n)| (status.to_string(), (*n).into())).collect();
         let usage = self.busiest();
         json!({

@@ -201,6 +201,54 @@ fn saturation_keeps_every_connection_busy() {
     assert_eq!((report.stats.connections, report.unsent, report.json()["latency_us"].is_null()), (4, 0, true));
 }
 
+/// A server under TLS that answers every request, and its authority's certificate in a file.
+fn serve_tls() -> (SocketAddr, tempfile::TempPath) {
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, pair.cert.pem().as_bytes()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(pair.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![pair.cert.der().clone()], key.into()).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let (tell, address) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            tell.send(listener.local_addr().unwrap()).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let mut buf = vec![0; 4096];
+                    while let Ok(1..) = stream.read(&mut buf).await {
+                        if stream.write_all(OK.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    });
+    (address.recv().unwrap(), file.into_temp_path())
+}
+
+#[test]
+fn https_is_measured_and_certificates_are_verified() {
+    let (server, ca) = serve_tls();
+    let run = |options: &str| {
+        let line = format!("https://{server}/ --rate 100 --warmup 0s --duration 200ms -c 2 {options}");
+        measure(&Arc::new(Plan::new(&parse(&line).unwrap()).unwrap()))
+    };
+    for trusting in [format!("--cacert {}", ca.display()), "--insecure".to_owned()] {
+        let report = run(&trusting).unwrap();
+        assert_eq!((report.stats.requests, report.failed()), (20, 0), "{trusting}");
+    }
+    let refused = format!("{:#}", run("").err().unwrap());
+    assert!(refused.contains("invalid peer certificate") && refused.contains("--cacert"), "{refused}");
+}
+
 #[test]
 fn a_server_that_goes_away_makes_connect_errors() {
     // A listener whose backlog took the first connection, and that is gone before the first request.
@@ -221,8 +269,8 @@ fn a_server_that_goes_away_makes_connect_errors() {
 fn wrong_arguments_are_named() {
     let start = Instant::now();
     for (line, part) in [
-        ("https://x/ --rate 1", "https is not supported"),
-        ("http://x/", "--rate"),
+        ("ftp://x/ --rate 1", "is not a URL of the form"),
+        ("http://x/", "<--rate <N>|--saturate>"),
         ("http://x/ --rate 1 --saturate", "--saturate"),
         ("http://x/ --rate 0", "'--rate <N>'"),
         ("http://x/ --rate 1 --header nonsense", "no colon"),
@@ -237,6 +285,8 @@ fn wrong_arguments_are_named() {
         ("http://127.0.0.1/ --rate 1 --duration 0s", "--duration"),
         ("http://127.0.0.1/ --rate 1 --body @/nowhere", "--body @/nowhere"),
         ("http://127.0.0.1/ --rate 1 --header Content-Length:5", "Content-Length"),
+        ("http://127.0.0.1/ --rate 1 --insecure", "--insecure are for https:// URLs"),
+        ("https://127.0.0.1/ --rate 1 --cacert /nowhere", "there is no file `/nowhere`"),
         ("http://127.0.0.1:1/ --rate 1", "cannot connect to http://127.0.0.1:1/"),
         ("http://127.0.0.1/ --rate 0.1 --duration 1s", "no request is due"),
     ] {
@@ -283,9 +333,13 @@ fn the_reports_are_complete() {
 
     let page = html::page(&report);
     assert_eq!(page.matches("<polyline").count(), 6, "two lines in each of three plots");
-    for title in ["Latency by percentile", "Throughput and errors", "Latency over time", "&lt;2&gt;"] {
+    let titles = ["Latency by percentile", "Throughput and errors", "Latency over time", "&lt;2&gt;"];
+    let rows = ["Date", "Command", "Headers", "Throughput", "Status", "corrected", "service time"];
+    for title in titles.iter().chain(&rows) {
         assert!(page.contains(title), "{title}");
     }
+    assert!(page.contains("<td>2xx: 60</td>") && page.contains("<code>host: 127.0.0.1:"), "{page}");
+    assert!(page.contains("td.n, th.n { text-align: right; white-space: nowrap;"), "a figure keeps its unit");
     let rest = page.replace(&report.plan.url, "");
     for foreign in ["http://", "https://", "src=", "href=", "@import", "url(", "<script", "NaN", "inf,", "<2>"] {
         assert!(!rest.contains(foreign), "{foreign}");
