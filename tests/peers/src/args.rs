@@ -11,6 +11,9 @@ pub const RELEASE: &str = "target/release/tollgate";
 ///
 /// Each run starts one proxy on processors of its own, puts load on it, and ends it; runs of the compared proxies take
 /// turns. The results are kept in docs/performance/ and shown in docs/performance.md.
+///
+/// Latencies are taken at half of what a scenario's slowest proxy carries here. A run that fails is tried again; what keeps
+/// failing is shown with its reason, and is an error only if nothing is left to compare, or with --smoke.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {

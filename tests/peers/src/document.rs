@@ -8,7 +8,9 @@ use anyhow::Context;
 use crate::{
     machine::Made,
     plot::{Bar, chart},
-    results::{Measured, Results},
+    rate::Pace,
+    results::{Measured, Results, Row},
+    rounds::ATTEMPTS,
     scenario::{Column, Scenario},
     stats::{median, spread},
     targets,
@@ -51,15 +53,28 @@ fn body(scenarios: &[Scenario], results: &Results) -> String {
         text += &format!("| {what} | ≤ {limit} {unit} | {} | {verdict} |\n", figure.trim_end());
     }
     for (scenario, measured) in both(scenarios, results) {
-        let (title, name) = (scenario.title, scenario.name);
-        text += &format!("\n## {title}\n\n`{name}`: {}\n\n![{title}](performance/{name}.svg)\n\n", scenario.about);
+        let (title, name, about) = (scenario.title, scenario.name, about(scenario, measured.pace.as_ref()));
+        text += &format!("\n## {title}\n\n`{name}`: {about}\n\n![{title}](performance/{name}.svg)\n\n");
         text += &table(scenario, measured);
         if scenario.slope {
             text += &slopes(scenario, measured);
         }
+        text += &lost(measured);
         text += &format!("\n{}\n", made(&measured.made));
     }
     text
+}
+
+/// What a scenario is about, with the rate that it was measured at. Without one, what the rate is going to be.
+pub fn about(scenario: &Scenario, pace: Option<&Pace>) -> String {
+    let (rate, share) = match (pace, scenario.work.most()) {
+        (Some(pace), _) => (number(pace.rate.into(), 0), pace.clause()),
+        (None, Some(most)) => {
+            (format!("up to {}", number(most.into(), 0)), ", half of what the slowest carries".to_owned())
+        }
+        (None, None) => Default::default(),
+    };
+    scenario.about.replace("{rate}", &rate).replace("{share}", &share)
 }
 
 /// A row for each proxy: medians over the rounds, for the first column with the least and the greatest.
@@ -86,6 +101,30 @@ fn table(scenario: &Scenario, measured: &Measured) -> String {
     text
 }
 
+/// Which rounds the medians are without, and why.
+fn lost(measured: &Measured) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for row in &measured.rows {
+        let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+        for (number, reason) in row.lost() {
+            // What a program has written follows in further lines, for results.json only.
+            let reason = reason.lines().next().unwrap_or_default();
+            match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, numbers)) => numbers.push(number.to_string()),
+                None => reasons.push((reason, vec![number.to_string()])),
+            }
+        }
+        lines.extend(reasons.iter().map(|(reason, numbers)| {
+            let rounds = if numbers.len() == 1 { "round" } else { "rounds" };
+            format!("* {}, {rounds} {}: {reason}\n", row.label, numbers.join(", "))
+        }));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("\nLost after {ATTEMPTS} attempts each, and in none of these figures:\n\n{}", lines.concat())
+}
+
 /// What one more costs.
 fn slopes(scenario: &Scenario, measured: &Measured) -> String {
     let key = scenario.columns[0].key;
@@ -103,7 +142,7 @@ fn slopes(scenario: &Scenario, measured: &Measured) -> String {
 
 fn picture(scenario: &Scenario, measured: &Measured) -> String {
     let column = &scenario.columns[0];
-    let bar = |row: &crate::results::Row| {
+    let bar = |row: &Row| {
         let values = row.values(column.key);
         let ours = row.label.starts_with("Tollgate") || row.label == "a swap every second";
         Some(Bar { label: row.label.clone(), value: median(&values)?, spread: spread(&values)?, ours })
@@ -147,6 +186,42 @@ mod tests {
     use super::*;
     use crate::{results::tests::row, scenarios};
 
+    /// The page is what the committed results make; `tests/peers/run.sh --write` makes it.
+    #[test]
+    fn the_committed_page_is_that_of_the_committed_results() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+        let results = Results::read(&docs.join("performance/results.json")).unwrap();
+        let page = fs::read_to_string(docs.join("performance.md")).unwrap();
+        let written = replace(&page, &body(&scenarios::all(), &results)).unwrap();
+        for (line, expected) in page.lines().zip(written.lines()) {
+            assert_eq!(line, expected);
+        }
+        assert_eq!(page.len(), written.len());
+    }
+
+    #[test]
+    fn the_rate_on_the_page_is_the_measured_one() {
+        let scenarios = scenarios::all();
+        let named = |name| scenarios.iter().find(|s| s.name == name).unwrap();
+        let pace = Pace { rate: 3900, carried: [("Envoy".into(), 7936.0), ("nginx".into(), 20_000.0)].into() };
+        let text = about(named("bare"), Some(&pace));
+        assert!(text.ends_with("Latencies at 3,900 requests/s, half of what the slowest (Envoy) carried."), "{text}");
+        let fixed = about(named("grpc"), Some(&Pace { rate: 3000, carried: [].into() }));
+        assert!(fixed.ends_with("Latencies at 3,000 calls/s, from when a call is sent."), "{fixed}");
+        let before = about(named("large"), None);
+        assert!(before.ends_with("Latencies at up to 200 requests/s, half of what the slowest carries."), "{before}");
+    }
+
+    #[test]
+    fn lost_rounds_are_named_with_their_reasons() {
+        let rows = vec![row("nginx", 0, &[Some(1.0); 3]), row("Envoy", 0, &[None, Some(1.0), None])];
+        let text = lost(&Measured { rows, ..Default::default() });
+        let expected =
+            "\nLost after 3 attempts each, and in none of these figures:\n\n* Envoy, rounds 1, 3: it fell behind\n";
+        assert_eq!(text, expected);
+        assert_eq!(lost(&Measured { rows: vec![row("nginx", 0, &[Some(1.0)])], ..Default::default() }), "");
+    }
+
     #[test]
     fn only_what_is_between_the_markers_changes() {
         let text = format!("# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n");
@@ -171,11 +246,12 @@ mod tests {
             row("Tollgate", 0, &[Some(8.0), Some(30.0), None]),
             row("HAProxy", 0, &[None]),
         ];
-        let results = Results { scenarios: [("bare".into(), Measured { rows, made: Made::default() })].into() };
+        let results = Results { scenarios: [("bare".into(), Measured { rows, ..Default::default() })].into() };
         let text = body(&scenarios::all(), &results);
         assert!(text.contains("| nginx | 16.0 (15.0–17.0) | 1.00 × | – |"), "{text}");
         assert!(text.contains("| Tollgate | 19.0 (8.0–30.0) | 1.25 × | – |"), "{text}");
         assert!(text.contains("| HAProxy | – | – |"), "{text}");
+        assert!(text.contains("\n* Tollgate, round 3: it fell behind\n* HAProxy, round 1: "), "{text}");
         assert!(text.contains("| ≤ 1 × | 1.25 × | **missed** |"), "{text}");
         assert!(text.contains("not measured") && text.contains("](performance/bare.svg)"), "{text}");
         assert!(!text.contains("wasm.svg"), "only what there is: {text}");

@@ -97,6 +97,15 @@ impl Load<'_> {
         parse_paced(&text).with_context(|| unexpected("`bench load`", &text))
     }
 
+    /// The most requests that are under way at a time.
+    pub fn at_a_time(&self) -> usize {
+        match (self.close && self.spoken == TLS_H1, self.spoken.h2) {
+            (true, _) => HANDSHAKES,
+            (_, true) => H2_CONNECTIONS * H2_STREAMS,
+            _ => CONNECTIONS,
+        }
+    }
+
     /// Whether the proxy answers already.
     pub fn answers(&self) -> bool {
         match self.spoken.tls || self.spoken.h2 {

@@ -8,45 +8,52 @@ mod load;
 mod machine;
 mod plot;
 mod process;
+mod rate;
 mod results;
+mod rounds;
 mod run;
 mod scenario;
 mod scenarios;
 mod stats;
+mod swap;
 mod targets;
 mod template;
 mod tls;
 mod tools;
 mod usage;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 
 use args::Args;
 use machine::{Made, Places};
-use results::{Measured, Results, Row, Run};
+use results::{Measured, Results, Row};
 use run::Bench;
-use scenario::{Scenario, Subject};
 use tools::Tools;
-use usage::Others;
 
-/// So many processors may be taken by others before a run is worth repeating.
-const DISTURBED: f64 = 0.2;
-
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let mut words = std::env::args_os();
-    if words.nth(1).is_some_and(|word| word == "connect") {
-        return connect::run(&connect::ConnectArgs::parse_from(["connect".into()].into_iter().chain(words)));
-    }
-    let args = Args::parse();
+    let done = if words.nth(1).is_some_and(|word| word == "connect") {
+        connect::run(&connect::ConnectArgs::parse_from(["connect".into()].into_iter().chain(words)))
+    } else {
+        compare(&Args::parse())
+    };
+    // Not returned from here: with RUST_BACKTRACE set, a backtrace would follow.
+    done.map_or_else(
+        |e| {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+fn compare(args: &Args) -> anyhow::Result<()> {
     let scenarios = scenarios::all();
     if args.list {
-        scenarios.iter().for_each(|s| println!("{:12} {}: {}", s.name, s.title, s.about));
+        scenarios.iter().for_each(|s| println!("{:12} {}: {}", s.name, s.title, document::about(s, None)));
         return Ok(());
     }
     for name in &args.scenarios {
@@ -61,27 +68,59 @@ fn main() -> anyhow::Result<()> {
     }
 
     let (rounds, seconds) = args.extent();
-    let tools = Tools::find(&args)?;
+    let tools = Tools::find(args)?;
     let made = Made::now(args.commit.as_deref(), rounds, seconds, tools.versions());
     let bench = Bench::new(tools, &args.work, seconds, args.smoke)?;
     say_places()?;
-    let mut failed = false;
+    let mut outcome = Outcome::default();
     let mut patience = Duration::from_secs(if args.smoke { 0 } else { args.patience });
     for scenario in scenarios.iter().filter(|s| args.scenarios.is_empty() || args.scenarios.iter().any(|n| n == s.name))
     {
-        let rows = measure(&bench, scenario, rounds.min(scenario.work.most_rounds()), &mut patience);
-        failed |= rows.iter().any(|row| row.runs.contains(&None));
-        results.scenarios.insert(scenario.name.into(), Measured { made: made.clone(), rows });
-        // After each, so that nothing is lost if a later one is broken off.
-        if args.keeps() {
+        let (pace, rows) = rounds::measure(&bench, scenario, rounds.min(scenario.work.most_rounds()), &mut patience);
+        let measured = Measured { made: made.clone(), pace, rows };
+        outcome.add(scenario.name, &measured);
+        // What was measured earlier is worth more than nothing.
+        if args.keeps() && measured.rows.iter().any(Row::measured) {
+            results.scenarios.insert(scenario.name.into(), measured);
+            // After each, so that nothing is lost if a later one is broken off.
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             results.write(&file)?;
             document::write(&args.docs, &scenarios, &results)?;
         }
     }
-    ensure!(!failed, "some runs have failed; what the last one has written is in {}", args.work.join("run").display());
-    bench.clean_up();
-    Ok(())
+    if outcome.lost == 0 {
+        bench.clean_up();
+    } else {
+        let logs = args.work.join("run");
+        eprintln!("\nrounds lost: {}; the logs of the last run are in {}", outcome.lost, logs.display());
+    }
+    outcome.verdict(args.smoke)
+}
+
+/// What has come of all scenarios.
+#[derive(Debug, Default)]
+struct Outcome {
+    lost: usize,
+    /// Whether any scenario compares something.
+    compares: bool,
+    /// What has no figures, by its scenario and label.
+    without: Vec<String>,
+}
+
+impl Outcome {
+    fn add(&mut self, scenario: &str, measured: &Measured) {
+        self.lost += measured.rows.iter().map(|row| row.lost().count()).sum::<usize>();
+        self.compares |= measured.compares();
+        let without = measured.rows.iter().filter(|row| !row.measured());
+        self.without.extend(without.map(|row| format!("{scenario}: {}", row.label)));
+    }
+
+    /// A comparison is worth something as long as one scenario is; a smoke test is there to find what does not work.
+    fn verdict(&self, smoke: bool) -> anyhow::Result<()> {
+        ensure!(self.compares, "nothing could be compared; the reasons are above");
+        ensure!(!smoke || self.without.is_empty(), "not everything works, see above: {}", self.without.join("; "));
+        Ok(())
+    }
 }
 
 fn say_places() -> anyhow::Result<()> {
@@ -93,72 +132,34 @@ fn say_places() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All rounds of a scenario: each proxy once in every round.
-fn measure(bench: &Bench, scenario: &Scenario, rounds: u32, patience: &mut Duration) -> Vec<Row> {
-    eprintln!("\n== {}: {}", scenario.name, scenario.title);
-    let (subjects, missing): (Vec<_>, Vec<_>) =
-        scenario.subjects.iter().map(|subject| (subject, bench.missing(subject))).partition(|(_, why)| why.is_none());
-    for (subject, why) in missing {
-        eprintln!("!!! {} is left out: {}.", subject.label, why.unwrap_or_default());
-    }
-    let subjects: Vec<&Subject> = subjects.into_iter().map(|(subject, _)| subject).collect();
-    let row = |subject: &&Subject| Row { label: subject.label.clone(), number: subject.repeat, runs: Vec::new() };
-    let mut rows: Vec<Row> = subjects.iter().map(row).collect();
-    for round in 1..=rounds {
-        for (subject, row) in subjects.iter().zip(&mut rows) {
-            let run = patient(bench, scenario, subject, patience);
-            match &run {
-                Ok(figures) => eprintln!("{round}/{rounds} {:32} {}", subject.label, shown(scenario, figures)),
-                Err(e) => eprintln!("!!! {round}/{rounds} {}: {e:#}", subject.label),
-            }
-            row.runs.push(run.ok());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use results::tests::row;
+
+    fn verdict(scenarios: Vec<Vec<Row>>, smoke: bool) -> Result<(), String> {
+        let mut outcome = Outcome::default();
+        for rows in scenarios {
+            outcome.add("x", &Measured { rows, ..Default::default() });
         }
+        outcome.verdict(smoke).map_err(|e| e.to_string())
     }
-    rows
-}
 
-/// Measures when the machine is quiet, and again if it was not, as long as there is patience for it.
-fn patient(bench: &Bench, scenario: &Scenario, subject: &Subject, patience: &mut Duration) -> anyhow::Result<Run> {
-    let mut best: Option<Run> = None;
-    loop {
-        let begun = Instant::now();
-        while begun.elapsed() < *patience && disturbed_now() {}
-        *patience = patience.saturating_sub(begun.elapsed());
-
-        let (begun, others) = (Instant::now(), Others::watch());
-        let run = bench.run(subject, scenario.work);
-        let others = others.processors();
-        let (quiet, last) = (others <= DISTURBED, begun.elapsed() > *patience);
-        match run {
-            Ok(mut run) => {
-                run.insert("others".into(), (others * 100.0).round() / 100.0);
-                if best.as_ref().is_none_or(|best| others < best["others"]) {
-                    best = Some(run);
-                }
-            }
-            // A slow machine misses rates, and of 64 bodies of 1 MiB at a time it may send none within a second.
-            Err(e) if quiet || (last && best.is_none()) => return Err(e),
-            Err(e) => eprintln!("    {}: {e:#}", subject.label),
-        }
-        if quiet || last {
-            return best.context("a run");
-        }
-        eprintln!("    {} again: others took {others:.1} processors", subject.label);
-        *patience -= begun.elapsed();
+    #[test]
+    fn lost_rounds_are_an_error_only_if_nothing_is_left_to_compare() {
+        let good = || vec![row("nginx", 0, &[Some(1.0), None]), row("Tollgate", 0, &[None, Some(1.0)])];
+        let lost = || vec![row("nginx", 0, &[Some(1.0)]), row("Envoy", 0, &[None])];
+        assert_eq!(verdict(vec![lost(), good()], false), Ok(()));
+        assert!(verdict(vec![lost(), lost()], false).unwrap_err().starts_with("nothing could be compared"));
+        assert!(verdict(vec![], false).is_err());
     }
-}
 
-fn disturbed_now() -> bool {
-    let others = Others::watch();
-    std::thread::sleep(Duration::from_millis(300));
-    others.processors() > DISTURBED
-}
-
-fn shown(scenario: &Scenario, run: &Run) -> String {
-    let figure = |column: &scenario::Column| {
-        run.get(column.key).map(|value| format!("{} {value:.*}", column.label, column.decimals))
-    };
-    let mut figures: Vec<String> = scenario.columns.iter().filter_map(figure).collect();
-    figures.push(format!("others {:.2}", run.get("others").copied().unwrap_or(0.0)));
-    figures.join(", ")
+    #[test]
+    fn a_smoke_test_fails_for_each_proxy_that_does_not_work() {
+        let good = || vec![row("nginx", 0, &[Some(1.0)]), row("Tollgate", 0, &[Some(1.0)])];
+        let broken = vec![row("nginx", 0, &[Some(1.0)]), row("Envoy", 0, &[None])];
+        assert_eq!(verdict(vec![good()], true), Ok(()));
+        let said = verdict(vec![good(), broken], true).unwrap_err();
+        assert_eq!(said, "not everything works, see above: x: Envoy");
+    }
 }

@@ -3,9 +3,10 @@
 //! `setpriv --pdeathsig` has the kernel end a process when this one ends, however that happens: Ctrl-C, an error, a kill.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io::{Read, Write},
+    iter::once,
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a process may take to answer its first request: ten thousand routes take a moment.
@@ -47,9 +48,7 @@ impl Server {
             if ended.is_some() || begun.elapsed() > START {
                 let why =
                     ended.map_or(format!("does not answer within {START:?}"), |status| format!("ended: {status}"));
-                let said = fs::read_to_string(log).unwrap_or_default();
-                let first: Vec<&str> = said.lines().take(5).collect();
-                bail!("{} {why}\n{}", command[0].display(), first.join("\n"));
+                return Err(failure(&command[0], &why, log));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -79,14 +78,18 @@ pub fn output(command: &[OsString], cores: &str, folder: &Path, longest: Duratio
         child.kill()?;
         child.wait()?;
     }
-    let status = status.map_or("has not ended in time".into(), |s| s.to_string());
-    ensure!(
-        status.ends_with(" 0"),
-        "{}: {status}\n{}",
-        command[0].display(),
-        fs::read_to_string(&err).unwrap_or_default()
-    );
-    Ok(fs::read_to_string(&out)?)
+    match status {
+        Some(status) if status.success() => Ok(fs::read_to_string(&out)?),
+        Some(status) => Err(failure(&command[0], &format!("ended: {status}"), &err)),
+        None => Err(failure(&command[0], &format!("has not ended within {longest:?}"), &err)),
+    }
+}
+
+/// What went wrong with a program, and on further lines how its log begins.
+fn failure(program: &OsStr, why: &str, log: &Path) -> anyhow::Error {
+    let said = fs::read_to_string(log).unwrap_or_default();
+    let lines = said.lines().filter(|line| !line.trim().is_empty()).take(5);
+    anyhow!("{}", once(&*format!("{} {why}", program.display())).chain(lines).collect::<Vec<_>>().join("\n"))
 }
 
 fn pinned(command: &[OsString], cores: &str, out: File, err: File) -> anyhow::Result<Child> {
@@ -139,4 +142,25 @@ pub fn find(program: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_program_is_named_with_the_beginning_of_what_it_said() {
+        let folder = std::env::temp_dir().join(format!("peers-process-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let cores = crate::machine::Places::of(1).unwrap().proxy;
+        let run = |script: &str| {
+            let command = ["sh", "-c", script].map(OsString::from);
+            output(&command, &cores, &folder, Duration::from_secs(60)).map_err(|e| e.to_string())
+        };
+        assert_eq!(run("echo 1; echo 2 >&2"), Ok("1\n".into()));
+        assert_eq!(run("exit 3"), Err("sh ended: exit status: 3".into()));
+        let said = run("for i in 1 2 3 4 5 6; do echo; echo $i; done >&2; exit 1").unwrap_err();
+        assert_eq!(said, "sh ended: exit status: 1\n1\n2\n3\n4\n5");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::Made, stats};
+use crate::{machine::Made, rate::Pace, stats};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
@@ -17,6 +17,9 @@ pub struct Results {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Measured {
     pub made: Made,
+    /// The rate of its latencies, where all proxies get the same.
+    #[serde(default)]
+    pub pace: Option<Pace>,
     pub rows: Vec<Row>,
 }
 
@@ -26,8 +29,19 @@ pub struct Row {
     pub label: String,
     /// The copies of a filter or the number of routes, where that is what differs.
     pub number: usize,
-    /// One for each round; none where it failed.
-    pub runs: Vec<Option<Run>>,
+    /// One for each round.
+    pub runs: Vec<Round>,
+}
+
+/// What has come of a proxy's turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Round {
+    Measured(Run),
+    /// It failed each time it was tried, for this reason at last.
+    Lost {
+        lost: String,
+    },
 }
 
 /// The figures of one run.
@@ -48,8 +62,10 @@ impl Results {
         let mut text = String::from("{\"scenarios\": {\n");
         for (i, (name, measured)) in self.scenarios.iter().enumerate() {
             let comma = if i == 0 { "" } else { ",\n" };
-            text +=
-                &format!("{comma}\"{name}\": {{\"made\": {}, \"rows\": [\n", serde_json::to_string(&measured.made)?);
+            let made = serde_json::to_string(&measured.made)?;
+            let pace = measured.pace.as_ref().map(serde_json::to_string).transpose()?;
+            let pace = pace.map_or_else(String::new, |pace| format!(", \"pace\": {pace}"));
+            text += &format!("{comma}\"{name}\": {{\"made\": {made}{pace}, \"rows\": [\n");
             for (i, row) in measured.rows.iter().enumerate() {
                 let runs: Vec<_> = row.runs.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
                 let (comma, label) = (if i == 0 { "" } else { ",\n" }, serde_json::to_string(&row.label)?);
@@ -68,11 +84,16 @@ impl Measured {
         self.rows.iter().find(|row| row.label == label)
     }
 
+    /// Whether there is something to compare: figures of two rows, or of the only one.
+    pub fn compares(&self) -> bool {
+        let measured = self.rows.iter().filter(|row| row.measured()).count();
+        measured > 0 && measured >= self.rows.len().min(2)
+    }
+
     /// How a figure of one row relates to that of another: the median over the rounds of what both have.
     pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<f64> {
         let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
-        let ratio =
-            |(run, base): (&Option<Run>, &Option<Run>)| Some(run.as_ref()?.get(key)? / base.as_ref()?.get(key)?);
+        let ratio = |(run, base): (&Round, &Round)| Some(run.figure(key)? / base.figure(key)?);
         stats::median(&pairs.filter_map(ratio).collect::<Vec<_>>())
     }
 
@@ -84,7 +105,7 @@ impl Measured {
     /// The same for each round by itself, to see how far they are apart.
     pub fn slopes(&self, key: &str, program: &str) -> Vec<f64> {
         let rounds = self.rows.iter().map(|row| row.runs.len()).max().unwrap_or(0);
-        let figure = |row: &Row, round: usize| row.runs.get(round)?.as_ref()?.get(key).copied();
+        let figure = |row: &Row, round: usize| row.runs.get(round)?.figure(key);
         (0..rounds).filter_map(|round| self.slope_of(program, |row| figure(row, round))).collect()
     }
 
@@ -94,10 +115,32 @@ impl Measured {
     }
 }
 
+impl Round {
+    fn figure(&self, key: &str) -> Option<f64> {
+        match self {
+            Round::Measured(run) => run.get(key).copied(),
+            Round::Lost { .. } => None,
+        }
+    }
+}
+
 impl Row {
     /// A figure in all rounds that have it.
     pub fn values(&self, key: &str) -> Vec<f64> {
-        self.runs.iter().flatten().filter_map(|run| run.get(key).copied()).collect()
+        self.runs.iter().filter_map(|round| round.figure(key)).collect()
+    }
+
+    /// Whether any round has figures.
+    pub fn measured(&self) -> bool {
+        self.runs.iter().any(|round| matches!(round, Round::Measured(_)))
+    }
+
+    /// The rounds without figures, counted from 1, each with its reason.
+    pub fn lost(&self) -> impl Iterator<Item = (usize, &str)> {
+        (1..).zip(&self.runs).filter_map(|(number, round)| match round {
+            Round::Measured(_) => None,
+            Round::Lost { lost } => Some((number, lost.as_str())),
+        })
     }
 
     pub fn median(&self, key: &str) -> Option<f64> {
@@ -109,10 +152,21 @@ impl Row {
 pub mod tests {
     use super::*;
 
+    /// A row with so much processor time in each round; one without was lost.
     pub fn row(label: &str, number: usize, cpu: &[Option<f64>]) -> Row {
-        let run =
-            |cpu: &Option<f64>| cpu.map(|cpu| Run::from([("cpu_us".to_owned(), cpu), ("rate".to_owned(), 1e6 / cpu)]));
+        let run = |cpu: &Option<f64>| match *cpu {
+            Some(cpu) => Round::Measured(Run::from([("cpu_us".to_owned(), cpu), ("rate".to_owned(), 1e6 / cpu)])),
+            None => Round::Lost { lost: "it fell behind\nand more".into() },
+        };
         Row { label: label.into(), number, runs: cpu.iter().map(run).collect() }
+    }
+
+    #[test]
+    fn there_is_something_to_compare_if_two_rows_have_figures_or_the_only_one() {
+        let compares = |rows: Vec<Row>| Measured { rows, ..Default::default() }.compares();
+        let (good, lost) = (|| row("a", 0, &[None, Some(1.0)]), || row("b", 0, &[None, None]));
+        assert!(compares(vec![good()]) && compares(vec![good(), lost(), good()]));
+        assert!(!compares(vec![]) && !compares(vec![lost()]) && !compares(vec![good(), lost()]));
     }
 
     #[test]
@@ -140,8 +194,9 @@ pub mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        let measured =
-            Measured { rows: vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])], ..Default::default() };
+        let pace = Some(Pace { rate: 1200, carried: [("c".into(), 2500.0)].into() });
+        let rows = vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])];
+        let measured = Measured { rows, pace, ..Default::default() };
         let results =
             Results { scenarios: BTreeMap::from([("x".into(), measured), ("y".into(), Measured::default())]) };
         let file = std::env::temp_dir().join(format!("peers-results-{}.json", std::process::id()));

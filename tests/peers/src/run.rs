@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -16,11 +16,13 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use crate::{
-    load::{GRPC_MESSAGE, Load},
+    load::{GRPC_MESSAGE, Load, Saturated},
     machine::Places,
-    process::{self, Server, free_port, get},
+    process::{self, Server, free_port},
     results::Run,
+    rounds::Measure,
     scenario::{Program, Subject, Work},
+    swap,
     template::{Values, expand},
     tls,
     tools::Tools,
@@ -36,7 +38,10 @@ const CHAIN: Duration = Duration::from_secs(60);
 /// Of the requests at saturation, for a run to count.
 const MOST_FAILED: f64 = 0.005;
 
-/// Requests a second where nothing is measured.
+/// The share of a rate that has to be kept for latencies at that rate to count.
+const KEPT: f64 = 0.97;
+
+/// Requests a second that are enough where nothing is measured.
 const SMOKE_RATE: u32 = 64;
 
 /// Seconds with a swap in each, at least.
@@ -44,6 +49,21 @@ const SWAPS: u64 = 6;
 
 /// How long memory may take to be given back.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long the first replaced module may take to be compiled and taken over.
+const TAKEN_OVER: Duration = Duration::from_secs(30);
+
+/// What a run has shown.
+type Figures = Vec<(&'static str, f64)>;
+
+/// A proxy that runs in front of a backend, and the load that is meant for it.
+struct Proxy<'a> {
+    server: Server,
+    load: Load<'a>,
+    admin: u16,
+    /// Where its filters' files are.
+    modules: PathBuf,
+}
 
 /// What all runs have in common.
 pub struct Bench {
@@ -88,15 +108,6 @@ impl Bench {
         Ok((backend.context("the backend does not start")?, grpc))
     }
 
-    /// Why this one cannot be measured here, if so.
-    pub fn missing(&self, subject: &Subject) -> Option<String> {
-        if self.executable(subject.program).is_none() {
-            return Some("there is no such program here; --install gets it".into());
-        }
-        let module = subject.modules.iter().map(|name| self.tools.module(name)).find(|file| !file.is_file())?;
-        Some(format!("there is no {}; run.sh makes it", module.display()))
-    }
-
     /// Removes everything that was written for the runs.
     pub fn clean_up(self) {
         let _ = fs::remove_dir_all(&self.folder);
@@ -112,34 +123,19 @@ impl Bench {
         }
     }
 
-    /// Measures once.
-    pub fn run(&self, subject: &Subject, work: Work) -> anyhow::Result<Run> {
-        let places = Places::of(subject.workers)?;
-        let modules = self.modules(subject)?;
-        let admin = free_port()?;
-        let figures = if work == Work::Chain {
-            let config = self.config(subject, &modules, (free_port()?, admin, free_port()?))?;
-            self.chain(subject, &places, config)?
-        } else {
-            let (backend, grpc) = self.start_backend(&places)?;
-            let backend_port = if subject.spoken.grpc { grpc } else { backend.port };
-            self.loaded(subject, &places, &modules, (admin, backend_port), work)?
-        };
-        Ok(figures.into_iter().map(|(key, value)| (key.to_owned(), (value * 1000.0).round() / 1000.0)).collect())
-    }
-
-    /// What a proxy does under load.
-    fn loaded(
+    /// Starts the backend and a proxy in front of it, for as long as something is done to them.
+    fn with_proxy<T>(
         &self,
         subject: &Subject,
-        places: &Places,
-        modules: &Path,
-        (admin, backend): (u16, u16),
         work: Work,
-    ) -> anyhow::Result<Vec<(&'static str, f64)>> {
-        let port = free_port()?;
-        let config = self.config(subject, modules, (port, admin, backend))?;
-        let close = matches!(work, Work::Requests { close: true, .. });
+        then: impl FnOnce(&Proxy) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let places = Places::of(subject.workers)?;
+        let modules = self.modules(subject)?;
+        let (backend, grpc) = self.start_backend(&places)?;
+        let backend_port = if subject.spoken.grpc { grpc } else { backend.port };
+        let (port, admin) = (free_port()?, free_port()?);
+        let config = self.config(subject, &modules, (port, admin, backend_port))?;
         let load = Load {
             tools: &self.tools,
             cores: &places.load,
@@ -147,19 +143,10 @@ impl Bench {
             port,
             path: &subject.path,
             spoken: subject.spoken,
-            close,
+            close: matches!(work, Work::Requests { close: true, .. }),
         };
-        let proxy = self.start(subject, places, config, &load)?;
-        match work {
-            Work::Requests { rate, .. } => self.requests(&proxy, load, Some(rate)),
-            Work::Half => self.requests(&proxy, load, None),
-            Work::Idle => self.idle(&proxy, load),
-            Work::Swap { rate } => {
-                let file = subject.modules.first().map(|name| modules.join(name)).filter(|_| subject.swaps);
-                self.swap(load, rate, file.as_deref(), admin)
-            }
-            Work::Chain => bail!("a chain is measured without load"),
-        }
+        let server = self.start(subject, &places, config, &load)?;
+        then(&Proxy { server, load, admin, modules })
     }
 
     /// Where the filters' files are: copies, if one is going to be replaced.
@@ -226,7 +213,9 @@ impl Bench {
     }
 
     /// What the filters cost without anything around them.
-    fn chain(&self, subject: &Subject, places: &Places, config: PathBuf) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    fn chain(&self, subject: &Subject) -> anyhow::Result<Figures> {
+        let places = Places::of(subject.workers)?;
+        let config = self.config(subject, &self.modules(subject)?, (free_port()?, free_port()?, free_port()?))?;
         let mut command: Vec<OsString> = vec![self.tools.tollgate.clone().into(), "bench".into(), "chain".into()];
         command.extend([config.into(), "--json".into(), "--request".into(), format!("GET {}", subject.path).into()]);
         command.extend(["-H", "user-agent: peers/1.0", "-H", "accept: */*"].map(Into::into));
@@ -244,24 +233,29 @@ impl Bench {
         ])
     }
 
+    /// The rate at which nothing is to be learned but whether it works.
+    fn capped(&self, rate: u32) -> u32 {
+        if self.smoke { rate.min(SMOKE_RATE) } else { rate }
+    }
+
     /// Requests as fast as they go, then at a rate: the one given, or half of what went.
-    fn requests(&self, proxy: &Server, load: Load, rate: Option<u32>) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    fn requests(&self, proxy: &Proxy, rate: Option<u32>) -> anyhow::Result<Figures> {
+        let (load, pid) = (proxy.load, proxy.server.pid());
         // Connections to the backend are opened, memory is touched.
         load.saturate(1)?;
-        let (before, begun) = (usage::cpu(proxy.pid()), Instant::now());
-        let saturated = load.saturate(self.seconds)?;
-        let (cpu, seconds) = (usage::cpu(proxy.pid()) - before, begun.elapsed().as_secs_f64());
-        let rss = usage::resident_kib(proxy.pid());
-        // At its most a proxy may refuse one now and then; but what fails costs less than what does not.
-        let (failed, requests) = (saturated.errors as f64, saturated.requests);
-        ensure!(requests > 0.0 && failed <= requests * MOST_FAILED, "{failed} of {requests} requests failed");
+        let (before, begun) = (usage::cpu(pid), Instant::now());
+        let saturated = saturate(&load, self.seconds)?;
+        let (cpu, seconds) = (usage::cpu(pid) - before, begun.elapsed().as_secs_f64());
+        let rss = usage::resident_kib(pid);
         let rate = rate.unwrap_or((saturated.requests / saturated.seconds / 2.0) as u32);
-        let rate = if self.smoke { SMOKE_RATE } else { rate };
+        let rate = self.capped(rate.max(1));
         let paced = load.pace(rate, self.seconds)?;
         ensure!(paced.errors == 0, "{} requests failed at {rate} a second", paced.errors);
+        // What is under way at the end has not been answered, which counts at low rates.
+        let answered = paced.achieved * self.seconds as f64 + load.at_a_time() as f64;
         ensure!(
-            self.smoke || paced.achieved > f64::from(rate) * 0.97,
-            "{rate} requests a second are too many: {:.0}",
+            self.smoke || answered > f64::from(rate) * self.seconds as f64 * KEPT,
+            "it fell behind: of {rate} requests a second {:.0} were answered",
             paced.achieved
         );
         let each = |cpu: f64| cpu * 1e6 / saturated.requests;
@@ -270,7 +264,7 @@ impl Bench {
             ("user_us", each(cpu.user)),
             ("system_us", each(cpu.system)),
             ("rate", saturated.requests / saturated.seconds),
-            ("failed", failed),
+            ("failed", saturated.errors as f64),
             ("busy", cpu.total() / seconds * 100.0),
             ("paced", rate.into()),
             ("p50", paced.p50),
@@ -280,8 +274,9 @@ impl Bench {
         ])
     }
 
-    fn idle(&self, proxy: &Server, load: Load) -> anyhow::Result<Vec<(&'static str, f64)>> {
-        let rss = || usage::resident_kib(proxy.pid());
+    fn idle(&self, proxy: &Proxy) -> anyhow::Result<Figures> {
+        let load = proxy.load;
+        let rss = || usage::resident_kib(proxy.server.pid());
         // What starting has needed for a moment only is given back.
         thread::sleep(SETTLE);
         let start = rss();
@@ -291,7 +286,7 @@ impl Bench {
         // This process needs a file for each, the proxy perhaps two.
         let count = IDLE.min(self.files.saturating_sub(1000) / 2);
         let connections: Vec<TcpStream> = (0..count)
-            .map(|n| idle_connection(proxy.port, load.path).with_context(|| format!("idle connection {n} of {count}")))
+            .map(|n| idle_connection(load.port, load.path).with_context(|| format!("idle connection {n} of {count}")))
             .collect::<Result<_, _>>()?;
         thread::sleep(SETTLE);
         let idle = rss();
@@ -305,30 +300,79 @@ impl Bench {
         ])
     }
 
-    fn swap(&self, load: Load, rate: u32, file: Option<&Path>, admin: u16) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    /// Requests at a rate, with the file replaced meanwhile if there is one.
+    fn swap(&self, proxy: &Proxy, rate: u32, file: Option<&Path>) -> anyhow::Result<Figures> {
         let over = AtomicBool::new(false);
-        let before = version(admin)?;
+        let rate = self.capped(rate);
+        let before = swap::version(proxy.admin)?;
         let (paced, replaced) = thread::scope(|scope| {
-            let replaced = file.map(|file| scope.spawn(|| replace_every_second(file, &over)));
-            let rate = if self.smoke { SMOKE_RATE } else { rate };
-            let paced = load.pace(rate, self.seconds.max(if self.smoke { 3 } else { SWAPS }));
+            let replaced = file.map(|file| scope.spawn(|| swap::replace_every_second(file, &over)));
+            let paced = proxy.load.pace(rate, self.seconds.max(if self.smoke { 3 } else { SWAPS }));
             over.store(true, Ordering::Relaxed);
             let replaced = replaced.map(|thread| thread.join().expect("it does not panic"));
             (paced, replaced.unwrap_or(Ok(0)))
         });
         let (paced, replaced) = (paced?, replaced?);
         thread::sleep(Duration::from_secs(1));
-        let swaps = version(admin)? - before;
-        // Files may be replaced faster than they are compiled, but not all of them.
-        ensure!(swaps * 2 >= replaced, "of {replaced} modules only {swaps} were taken over");
+        let (begun, mut swaps) = (Instant::now(), swap::version(proxy.admin)? - before);
+        // Files may be replaced faster than they are compiled, but not forever.
+        while replaced > 0 && swaps == 0 {
+            ensure!(begun.elapsed() < TAKEN_OVER, "of {replaced} modules none was taken over");
+            thread::sleep(Duration::from_millis(100));
+            swaps = swap::version(proxy.admin)? - before;
+        }
         Ok(vec![
             ("p50", paced.p50),
             ("p99", paced.p99),
             ("p999", paced.p999),
+            ("paced", rate.into()),
             ("errors", paced.errors as f64),
             ("swaps", swaps as f64),
         ])
     }
+}
+
+impl Measure for Bench {
+    fn missing(&self, subject: &Subject) -> Option<String> {
+        if self.executable(subject.program).is_none() {
+            return Some("there is no such program here; --install gets it".into());
+        }
+        let module = subject.modules.iter().map(|name| self.tools.module(name)).find(|file| !file.is_file())?;
+        Some(format!("there is no {}; run.sh makes it", module.display()))
+    }
+
+    fn carries(&self, subject: &Subject, work: Work) -> anyhow::Result<f64> {
+        self.with_proxy(subject, work, |proxy| {
+            // The better of two: the first one opens connections to the backend, and other processes may disturb either.
+            let loads = [proxy.load.saturate(1)?, saturate(&proxy.load, 1)?];
+            Ok(loads.map(|load| load.requests / load.seconds).into_iter().fold(0.0, f64::max))
+        })
+    }
+
+    fn run(&self, subject: &Subject, work: Work, rate: Option<u32>) -> anyhow::Result<Run> {
+        let with_proxy = |then: &dyn Fn(&Proxy) -> anyhow::Result<Figures>| self.with_proxy(subject, work, then);
+        let figures = match work {
+            Work::Requests { .. } | Work::Half => with_proxy(&|proxy| self.requests(proxy, rate)),
+            Work::Idle => with_proxy(&|proxy| self.idle(proxy)),
+            Work::Swap { .. } => with_proxy(&|proxy| {
+                let name = subject.modules.first().filter(|_| subject.swaps);
+                let file = name.map(|name| proxy.modules.join(name));
+                self.swap(proxy, rate.context("swaps need a rate")?, file.as_deref())
+            }),
+            Work::Chain => self.chain(subject),
+        }?;
+        Ok(figures.into_iter().map(|(key, value)| (key.to_owned(), (value * 1000.0).round() / 1000.0)).collect())
+    }
+}
+
+/// As much as the connections carry, if nearly all of it succeeds: what fails costs less than what does not.
+fn saturate(load: &Load, seconds: u64) -> anyhow::Result<Saturated> {
+    let saturated = load.saturate(seconds)?;
+    let (failed, requests) = (saturated.errors as f64, saturated.requests);
+    ensure!(requests > 0.0, "no request was answered within {seconds} s, {failed} failed; --seconds gives more time");
+    // At its most a proxy may refuse one now and then.
+    ensure!(failed <= requests * MOST_FAILED, "{failed} requests failed, {requests} did not");
+    Ok(saturated)
 }
 
 /// As many open files as this process may have, for itself and for those it starts.
@@ -354,38 +398,4 @@ fn idle_connection(port: u16, path: &str) -> anyhow::Result<TcpStream> {
     }
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "not answered with 200");
     Ok(stream)
-}
-
-/// The version of the configuration in force.
-fn version(admin: u16) -> anyhow::Result<u64> {
-    let answer = get(admin, "/config")?;
-    let number = answer.split_once("\"version\":").map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim());
-    number.and_then(|n| n.parse().ok()).with_context(|| format!("the admin listener says no version:\n{answer}"))
-}
-
-/// Replaces the module until it is over; says how often.
-fn replace_every_second(file: &Path, over: &AtomicBool) -> anyhow::Result<u64> {
-    let module = fs::read(file)?;
-    let next = file.with_extension("next");
-    let mut count = 0;
-    loop {
-        for _ in 0..20 {
-            if over.load(Ordering::Relaxed) {
-                return Ok(count);
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        // At once, as a build does: never half a file.
-        fs::write(&next, another(&module)?)?;
-        fs::rename(&next, file)?;
-        count += 1;
-    }
-}
-
-/// The same code as another module, never seen before: with a custom section that holds the time.
-fn another(module: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
-    // Section 0 of 13 bytes, with a name of 4.
-    let section = [&[0, 13, 4][..], b"time", &now.to_le_bytes()].concat();
-    Ok([module, &section].concat())
 }

@@ -5,6 +5,7 @@
 pub struct Scenario {
     pub name: &'static str,
     pub title: &'static str,
+    /// `{rate}` stands for the rate of its latencies, `{share}` for the clause that says what the rate is to the slowest proxy.
     pub about: &'static str,
     pub work: Work,
     pub subjects: Vec<Subject>,
@@ -19,14 +20,14 @@ pub struct Scenario {
 /// What is done to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
-    /// Requests as fast as they go, then at a fixed rate.
-    Requests { rate: u32, close: bool },
+    /// Requests as fast as they go, then at the scenario's rate (see `rate`), which is not above `most`.
+    Requests { most: u32, close: bool },
     /// Requests as fast as they go, then at half of that rate.
     Half,
     /// Connections that do nothing.
     Idle,
-    /// Requests at a fixed rate, with or without a filter's file replaced every second.
-    Swap { rate: u32 },
+    /// Requests at the scenario's rate, with or without a filter's file replaced every second.
+    Swap { most: u32 },
     /// Nothing: `tollgate bench chain` runs the filters.
     Chain,
 }
@@ -35,6 +36,14 @@ impl Work {
     /// More rounds would say nothing new: memory is the same each time.
     pub fn most_rounds(self) -> u32 {
         if self == Work::Idle { 2 } else { u32::MAX }
+    }
+
+    /// Requests a second that are enough on any machine, where all proxies get the same rate.
+    pub fn most(self) -> Option<u32> {
+        match self {
+            Work::Requests { most, .. } | Work::Swap { most } => Some(most),
+            Work::Half | Work::Idle | Work::Chain => None,
+        }
     }
 }
 

@@ -94,7 +94,7 @@ fn bare() -> Vec<Subject> {
 
 /// All of them, in the order in which they are run and shown.
 pub fn all() -> Vec<Scenario> {
-    let requests = |rate| Work::Requests { rate, close: false };
+    let requests = |most| Work::Requests { most, close: false };
     let with_filters = || Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS);
     let encrypted = |spoken| bare().into_iter().map(move |s| s.spoken(spoken));
     vec![
@@ -103,8 +103,8 @@ pub fn all() -> Vec<Scenario> {
             title: "A request, no filters",
             about: "HTTP/1.1 on both sides, connections kept alive, a body of 64 bytes. Of itself, Tollgate tells the upstream \
                     where a request comes from and gives it an id (`X-Forwarded-For`, `-Proto` and `-Host`, `X-Request-Id`), \
-                    and Envoy does about the same; nginx does none of it, but in the row that says so. Latencies at 5,000 \
-                    requests/s.",
+                    and Envoy does about the same; nginx does none of it, but in the row that says so. Latencies at {rate} \
+                    requests/s{share}.",
             work: requests(5000),
             subjects: bare()
                 .into_iter()
@@ -119,8 +119,8 @@ pub fn all() -> Vec<Scenario> {
             title: "Four filters",
             about: "Fault injection, authorization, a rate limit and routes: Tollgate's WebAssembly filters and Envoy's \
                     native ones, configured for the same work, and Tollgate's in Envoy's V8, compiled for any \
-                    Proxy-Wasm host. Beside them the proxies without. Latencies at 5,000 \
-                    requests/s.",
+                    Proxy-Wasm host. Beside them the proxies without. Latencies at {rate} \
+                    requests/s{share}.",
             work: requests(5000),
             subjects: vec![
                 Subject::new("nginx, bare", Program::Nginx, NGINX),
@@ -165,7 +165,7 @@ pub fn all() -> Vec<Scenario> {
             name: "wasm",
             title: "The same Proxy-Wasm filter, once and more often",
             about: "examples/filters/third-party, which reads three headers, sets two and adds one, and counts. Envoy runs \
-                    it in V8. Latencies at 4,000 requests/s.",
+                    it in V8. Latencies at {rate} requests/s{share}.",
             work: requests(4000),
             subjects: wasm(),
             columns: REQUESTS,
@@ -175,7 +175,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "tls",
             title: "TLS, HTTP/1.1",
-            about: "As the first one, with TLS to the client: kept connections, ECDSA P-256. Latencies at 5,000 requests/s, \
+            about: "As the first one, with TLS to the client: kept connections, ECDSA P-256. Latencies at {rate} requests/s{share}, \
                     from when a request is sent.",
             work: requests(5000),
             subjects: encrypted(TLS_H1).collect(),
@@ -186,8 +186,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "tls-h2",
             title: "TLS, HTTP/2",
-            about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at 5,000 \
-                    requests/s, from when a request is sent.",
+            about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at {rate} \
+                    requests/s{share}, from when a request is sent.",
             work: requests(5000),
             subjects: encrypted(TLS_H2).chain([with_filters().spoken(TLS_H2)]).collect(),
             columns: REQUESTS,
@@ -198,7 +198,7 @@ pub fn all() -> Vec<Scenario> {
             name: "grpc",
             title: "gRPC, unary calls",
             about: "HTTP/2 without TLS on both sides, 8 connections with 32 streams each, messages of 64 bytes. Latencies at \
-                    3,000 calls/s, from when a call is sent.",
+                    {rate} calls/s{share}, from when a call is sent.",
             work: requests(3000),
             subjects: encrypted(GRPC).collect(),
             columns: REQUESTS,
@@ -208,8 +208,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "connections",
             title: "A connection for each request",
-            about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at 2,000 requests/s.",
-            work: Work::Requests { rate: 2000, close: true },
+            about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at {rate} requests/s{share}.",
+            work: Work::Requests { most: 2000, close: true },
             subjects: bare(),
             columns: REQUESTS,
             against: &["nginx", "Envoy"],
@@ -219,8 +219,8 @@ pub fn all() -> Vec<Scenario> {
             name: "handshakes",
             title: "A TLS connection for each request",
             about: "A full handshake each time (TLS 1.3, ECDSA P-256), nothing is resumed; connections to the backend are \
-                    kept. Latencies at 300 requests/s, the handshake included.",
-            work: Work::Requests { rate: 300, close: true },
+                    kept. Latencies at {rate} requests/s{share}, the handshake included.",
+            work: Work::Requests { most: 300, close: true },
             subjects: encrypted(TLS_H1).collect(),
             columns: REQUESTS,
             against: &["nginx", "Envoy"],
@@ -229,7 +229,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "large",
             title: "Bodies of 1 MiB",
-            about: "The backend sends a file; a request is a MiB. Latencies at 200 requests/s.",
+            about: "The backend sends a file; a request is a MiB. Latencies at {rate} requests/s{share}.",
             work: requests(200),
             subjects: bare().into_iter().map(|s| s.at("/large/1MiB")).collect(),
             columns: BODIES,
@@ -249,7 +249,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "routes",
             title: "Many routes",
-            about: "Prefix routes, and a request for the one in the middle. Latencies at 1,000 requests/s.",
+            about: "Prefix routes, and a request for the one in the middle. Latencies at {rate} requests/s{share}.",
             work: requests(1000),
             subjects: routes(),
             columns: REQUESTS,
@@ -259,9 +259,9 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "swap",
             title: "A filter replaced every second",
-            about: "One Proxy-Wasm filter, whose file becomes another module every second, at 5,000 requests/s. The \
+            about: "One Proxy-Wasm filter, whose file becomes another module every second, at {rate} requests/s{share}. The \
                     compiler has to work on the worker's own processor.",
-            work: Work::Swap { rate: 5000 },
+            work: Work::Swap { most: 5000 },
             subjects: swap(),
             columns: SWAP,
             against: &["no swaps"],
@@ -271,7 +271,7 @@ pub fn all() -> Vec<Scenario> {
             name: "workers",
             title: "More workers",
             about: "As the first one, with 1 to as many workers as there are processors. The load generator and the backend \
-                    take their time from the same processors where no others are left. Latencies at 5,000 requests/s.",
+                    take their time from the same processors where no others are left. Latencies at {rate} requests/s{share}.",
             work: requests(5000),
             subjects: workers(),
             columns: REQUESTS,
@@ -330,6 +330,19 @@ fn workers() -> Vec<Subject> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_take_their_rates_from_what_was_measured() {
+        for scenario in all() {
+            let words: Vec<&str> = scenario.about.split_whitespace().collect();
+            let rates: Vec<_> = words.windows(2).filter(|pair| pair[1].contains("/s")).collect();
+            let expected = usize::from(scenario.work.most().is_some());
+            assert_eq!(rates.len(), expected, "{}: {}", scenario.name, scenario.about);
+            for pair in rates {
+                assert!(pair[0] == "{rate}" && pair[1].contains("/s{share}"), "{}: {pair:?}", scenario.name);
+            }
+        }
+    }
 
     #[test]
     fn labels_and_names_are_unique_and_known() {

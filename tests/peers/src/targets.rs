@@ -80,7 +80,7 @@ pub const ALL: &[Target] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::tests::row;
+    use crate::results::{Round, Row, tests::row};
 
     #[test]
     fn what_is_measured_is_found() {
@@ -98,9 +98,8 @@ mod tests {
         let mut results = Results::default();
         for scenario in crate::scenarios::all() {
             let rows = scenario.subjects.iter().map(|s| {
-                let mut row = row(&s.label, s.repeat, &[Some(1.0)]);
-                row.runs[0].as_mut().unwrap().extend(scenario.columns.iter().map(|c| (c.key.to_owned(), 1.0)));
-                row
+                let figures = scenario.columns.iter().map(|c| (c.key.to_owned(), 1.0)).collect();
+                Row { label: s.label.clone(), number: s.repeat, runs: vec![Round::Measured(figures)] }
             });
             let measured = Measured { rows: rows.collect(), ..Default::default() };
             results.scenarios.insert(scenario.name.into(), measured);
