@@ -10,6 +10,10 @@ impl Run {
                 same!((call, headers, body, trailers), (self.id, 0, 0, 0));
                 same!(header(Map::HttpCallResponseHeaders, ":status"), None);
             }
+            (_, "ok-a-whole-url-for-a-path", HttpCall { call, .. }) => {
+                same!(call, self.id);
+                same!(buffer(Buffer::HttpCallResponseBody), some("GET /echo?a=b called"));
+            }
             (_, _, HttpCall { call, headers, body, trailers }) => {
                 same!((call, headers >= 2, body, trailers), (self.id, true, 6, 1));
                 same!(header(Map::HttpCallResponseHeaders, ":status"), some("200"));
@@ -49,6 +53,11 @@ impl Run {
                 if function != "proxy_on_grpc_receive_trailing_metadata" {
                     return HOLD;
                 }
+            }
+            (_, "ok-while-it-is-told-of-the-end", GrpcClose { call, status }) => {
+                same!((call, status), (self.id, 0));
+                let cancels = function == "proxy_grpc_cancel";
+                same!(if cancels { host::cancel_grpc_stream(call) } else { host::close_grpc_stream(call) }, Ok(()));
             }
             (_, _, GrpcClose { call, status }) => {
                 same!((call, status), (self.id, 0));
