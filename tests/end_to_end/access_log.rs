@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Config, Proxy, Upstream, answer, wait_for};
+use crate::harness::{Config, Proxy, Signal, Upstream, answer, wait_for};
 
 /// A proxy that logs in this way, in front of an upstream.
 fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
@@ -80,4 +80,28 @@ fn nothing_is_lost_under_load() {
     let paths: std::collections::HashSet<String> = proxy.entries().iter().map(|e| e["path"].to_string()).collect();
     assert_eq!((paths.len(), proxy.entries().len()), (2000, 2000));
     assert_eq!(proxy.metrics().sum("tollgate_access_log_dropped_total", &[]), 0.0);
+}
+
+#[test]
+fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a FIFO");
+    let reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a reader");
+    let upstream = Upstream::saying("ok");
+    let mut proxy = logging(&upstream, &format!("{{to: {}}}", path.display()));
+    drop(reader);
+    proxy.signal(Signal::HUP);
+    proxy.wait_for_output("nobody reads from this FIFO");
+    assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
+    assert_eq!(proxy.get("/").status(), 200);
+    // A change that brings another log of this kind is refused, and the next one is heard.
+    proxy
+        .put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {}}}}}]", path.display()));
+    let (status, said) = proxy.reload();
+    assert_eq!(status, 422, "{said}");
+    assert!(said.to_string().contains("nobody reads from this FIFO"), "{said}");
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_exit().code(), Some(0));
 }

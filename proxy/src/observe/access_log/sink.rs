@@ -5,10 +5,15 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, ErrorKind, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Mutex,
     thread,
     time::Duration,
+};
+
+use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::Errno,
 };
 
 use super::lock;
@@ -46,7 +51,7 @@ impl Sink {
             // A descriptor of its own: the standard library's would look for line ends and flush at each.
             "stdout" => (None, File::from(io::stdout().as_fd().try_clone_to_owned()?)),
             "stderr" => (None, File::from(io::stderr().as_fd().try_clone_to_owned()?)),
-            path => (Some(PathBuf::from(path)), append(path.into())?),
+            path => (Some(PathBuf::from(path)), append(path.as_ref())?),
         };
         Ok(Sink { name: to.to_owned(), path, output: Mutex::new(Output::new(file)), next: Mutex::new(None) })
     }
@@ -58,7 +63,7 @@ impl Sink {
     /// Opens the file of this name anew; the writer goes over to it before its next write.
     pub(super) fn reopen(&self) -> io::Result<()> {
         if let Some(path) = &self.path {
-            *lock(&self.next) = Some(append(path.clone())?);
+            *lock(&self.next) = Some(append(path)?);
         }
         Ok(())
     }
@@ -122,8 +127,18 @@ impl Output {
     }
 }
 
-fn append(path: PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(MODE).open(path)
+/// Never waits: a FIFO without a reader would hold up whoever opens it, for as long as there is none.
+fn append(path: &Path) -> io::Result<File> {
+    let at_once = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(at_once).open(path);
+    let file = opened.map_err(|e| match Errno::from_io_error(&e) {
+        Some(Errno::NXIO) => io::Error::new(e.kind(), format!("nobody reads from this FIFO: {e}")),
+        _ => e,
+    })?;
+    // Writing may wait: that is what the writer thread is for.
+    let flags = fcntl_getfl(&file)?;
+    fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 #[cfg(test)]

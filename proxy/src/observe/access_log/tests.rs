@@ -362,3 +362,32 @@ fn a_torn_line_is_ended_before_the_next() {
     assert_eq!(sink.write(b"/2\n"), 0);
     assert_eq!(fs::read(&path).unwrap(), b"torn\n/1\n/2\n");
 }
+
+#[test]
+fn a_fifo_that_nobody_reads_is_refused_at_once() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let dir = Dir::new();
+    let path = dir.file("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let error = Sink::open(&path).unwrap_err().to_string();
+    assert!(error.contains("nobody reads from this FIFO"), "{error}");
+    let reader = thread::spawn({
+        let path = path.clone();
+        move || {
+            let mut text = String::new();
+            File::open(path).unwrap().read_to_string(&mut text).unwrap();
+            text
+        }
+    });
+    let sink = loop {
+        match Sink::open(&path) {
+            Ok(sink) => break sink,
+            Err(_) => thread::yield_now(),
+        }
+    };
+    // More than a FIFO holds: writing waits for the reader, it does not fail.
+    let line = "0123456789abcde\n".repeat(16 << 10);
+    assert_eq!(sink.write(line.as_bytes()), 0);
+    drop(sink);
+    assert_eq!(reader.join().unwrap(), line);
+}
