@@ -1,6 +1,11 @@
 //! The admin listener: health, metrics, what is in force, and what can be changed by hand.
 
-use crate::harness::{Config, Metrics, Proxy, Upstream, wait_until};
+use std::{
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+};
+
+use crate::harness::{Config, Metrics, Proxy, Signal, Upstream, wait_until};
 
 #[test]
 fn health_is_told() {
@@ -10,6 +15,40 @@ fn health_is_told() {
     let ready = proxy.admin("GET", "/ready", "");
     assert_eq!((ready.status(), ready.text()), (200, "ready\n"));
     assert_eq!(proxy.admin("HEAD", "/ready", "").status(), 200);
+}
+
+#[test]
+fn a_unix_socket_is_for_its_user_alone() {
+    for (mode, expected) in [("", 0o600), (", mode: '660'", 0o660)] {
+        let config =
+            format!("admin: {{address: 'unix:admin.sock'{mode}}}\nlisteners: [{{name: main, address: '@main@'}}]");
+        let mut proxy = Proxy::begin(config, &[]);
+        proxy.wait_for_output("ready workers=");
+        let path = proxy.dir().join("admin.sock");
+        assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, expected);
+        assert!(proxy.output().contains("admin=\"unix:admin.sock\""), "{}", proxy.output());
+        let mut stream = UnixStream::connect(&path).expect("the proxy listens");
+        stream.write_all(b"GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("the proxy reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ready\n"), "{answer}");
+        proxy.signal(Signal::TERM);
+        assert!(proxy.wait_exit().success());
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn that_its_address_is_taken_is_told_at_its_place() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let config = format!("admin:\n  address: {address}\nlisteners: [{{name: main, address: '@main@'}}]");
+    let mut proxy = Proxy::begin(config, &[]);
+    assert_eq!(proxy.wait_exit().code(), Some(1));
+    let words = proxy.last_words();
+    assert!(words.contains(&format!("cannot listen on {address} (the admin listener)")), "{words}");
+    assert!(words.contains("config.yaml:3:12"), "{words}");
+    assert!(words.contains("`admin.address`") && words.contains("`admin.enabled: false`"), "{words}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Signals: SIGTERM ends the proxy without losing a request, SIGHUP reloads.
+//! Signals: SIGTERM ends the proxy without losing a request, SIGHUP reloads, and none ends it in a way of its own.
 
 use std::{
     collections::HashSet,
@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Config, Proxy, Signal, Upstream, answer, wait_until};
+use crate::{
+    guest,
+    harness::{Config, Proxy, Signal, Upstream, answer, wait_until},
+};
 
 /// For so long at least, an idle connection is kept after SIGTERM, for a request that may be on its way.
 const GRACE: Duration = Duration::from_millis(400);
@@ -156,11 +159,130 @@ fn a_request_that_hangs_is_waited_for_only_so_long() {
 }
 
 #[test]
-fn sigint_ends_it_too() {
-    let mut proxy = Proxy::start(Config::new());
-    proxy.signal(Signal::INT);
+fn sigint_and_sigquit_end_it_too() {
+    for (signal, name) in [(Signal::INT, "SIGINT"), (Signal::QUIT, "SIGQUIT")] {
+        let mut proxy = Proxy::start(Config::new());
+        proxy.signal(signal);
+        assert_eq!(proxy.wait_exit().code(), Some(0));
+        let output = proxy.last_words();
+        assert!(output.contains("stopped") && output.contains(name), "{output}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_draining() {
+    for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::INT), (Signal::QUIT, Signal::TERM)] {
+        let upstream = Upstream::silent();
+        let config = Config::new().top("drain_timeout: 1h").listener("cluster: web");
+        let mut proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+        let mut client = proxy.client();
+        client.send_request("GET", "/hangs", &[], b"");
+        upstream.wait_for_requests(1);
+        proxy.signal(first);
+        wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+        // Neither of these ends it.
+        proxy.signal(Signal::HUP);
+        proxy.signal(Signal::USR1);
+        proxy.wait_for_output("the configuration is not read again");
+        assert!(!proxy.has_ended());
+        proxy.signal(second);
+        assert_eq!(proxy.wait_exit().code(), Some(0));
+        assert!(client.wire.is_closed());
+        assert_eq!(proxy.entry_for("/hangs")["status"], serde_json::Value::Null, "what was cut is in the access log");
+        assert!(proxy.last_words().contains("while draining; connections that are left are cut"));
+    }
+}
+
+#[test]
+fn sigusr1_opens_the_logs_anew_and_does_nothing_else() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    proxy.get("/first");
+    proxy.entry_for("/first");
+    std::fs::rename(proxy.dir().join("access.log"), proxy.dir().join("access.log.1")).expect("a file can be renamed");
+    proxy.signal(Signal::USR1);
+    proxy.wait_for_output("access logs were opened again");
+    proxy.get("/second");
+    proxy.entry_for("/second");
+    assert_eq!(proxy.entries().len(), 1);
+    assert_eq!(proxy.config()["last_attempt"]["cause"], "start", "nothing was read again");
+}
+
+#[test]
+fn sigusr2_does_nothing_and_says_so() {
+    let proxy = Proxy::start(Config::new());
+    proxy.signal(Signal::USR2);
+    proxy.wait_for_output("SIGUSR2 does nothing here");
+    assert_eq!(proxy.get("/").status(), 404);
+}
+
+/// While it waits for its certificate, which nobody gives it.
+#[test]
+fn signals_are_heard_before_the_proxy_is_ready() {
+    let authority = Upstream::silent();
+    let config = format!(
+        "workload: {{spiffe: 'spiffe://mesh.local/a', ca: 'http://{}', token: a.token, dir: run}}\n\
+         listeners: [{{name: main, address: '@main@'}}]",
+        authority
+    );
+    let mut proxy = Proxy::begin(config, &[("a.token", b"token")]);
+    proxy.wait_for_output("a certificate for this workload is asked for");
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        proxy.signal(signal);
+    }
+    assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
+    assert_eq!(proxy.admin("GET", "/ready", "").status(), 503);
+    proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
-    assert!(proxy.output().contains("stopped"));
+    assert!(proxy.last_words().contains("SIGTERM: stopped before anything was served"));
+}
+
+/// A filter that takes for ever to be configured.
+fn endless() -> Vec<u8> {
+    guest::filter(r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (loop (br 0)) (i32.const 1))"#)
+}
+
+/// Threads that load a configuration: there are some only while that is done.
+fn is_loading(proxy: &Proxy) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("it runs");
+    let names = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.into_iter().any(|name| name.starts_with("tollgate-load"))
+}
+
+#[test]
+fn signals_are_heard_while_the_first_configuration_loads() {
+    let config = Config::new().filter("slow", "slow.wasm", "limits: {call_time: 1h}");
+    let mut proxy = Proxy::begin(config, &[("slow.wasm", &endless())]);
+    wait_until("the admin listener to answer", || std::net::TcpStream::connect(proxy.address("admin")).is_ok());
+    wait_until("loading to begin", || is_loading(&proxy));
+    assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
+    assert_eq!(proxy.admin("GET", "/ready", "").status(), 503);
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
+    let upstream = Upstream::saying("ok");
+    let weak = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-trap") (then (unreachable)))
+            (i32.const 0))"#,
+    );
+    let config = Config::to(&upstream).top("workers: 1").filter("weak", "weak.wasm", "");
+    let files: &[(&str, &[u8])] = &[("weak.wasm", &weak), ("slow.wasm", &endless())];
+    let mut proxy = Proxy::start_with(config.clone(), files);
+    proxy.put_config(config.filter("slow", "slow.wasm", "limits: {call_time: 1h}"));
+    wait_until("loading to begin", || is_loading(&proxy));
+    // The spare instance takes the first one's place; the second one's must be made now.
+    for _ in 0..2 {
+        assert_eq!(proxy.request("GET", "/", &[("x-trap", "1")], b"").status(), 503);
+        wait_until("another instance", || proxy.get("/").status() == 200);
+    }
+    assert!(is_loading(&proxy));
+    assert_eq!(proxy.admin("GET", "/ready", "").status(), 200);
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_exit().code(), Some(0));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod certificates;
 mod files;
 mod parts;
 mod refused;
+mod told;
 
 use std::{
     collections::BTreeMap,

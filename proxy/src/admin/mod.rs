@@ -1,5 +1,7 @@
 //! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
-//! control thread and is meant for loopback.
+//! control thread and is meant for loopback, or a unix socket.
+
+mod socket;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc};
 
@@ -8,20 +10,19 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     ca::service::Service,
     control::{
-        server::Change,
+        reload::Change,
         status::{AttemptResult, Status, attempt_json},
     },
-    net::TokioIo,
+    net::{Socket as Stream, TokioIo},
     observe::{Registry, log::LogHandle, metrics},
 };
+
+pub use self::socket::{Socket, cannot_listen, listen, listen_later};
 
 /// What the admin listener shows and does.
 pub struct State {
@@ -35,28 +36,17 @@ pub struct State {
     pub changes: mpsc::Sender<Change>,
     /// Signs certificates for workloads, if that is configured.
     pub ca: Option<Service>,
+    /// Where it listens.
+    pub socket: Socket,
 }
 
-/// Serves until the process ends.
-pub async fn serve(socket: TcpListener, state: Rc<State>) {
-    loop {
-        let (stream, peer) = match socket.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                tracing::warn!("admin: cannot accept a connection: {e}");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+/// Serves a connection.
+async fn serve(state: Rc<State>, stream: Stream, peer: SocketAddr) {
+    let service = service_fn(|request| {
         let state = state.clone();
-        tokio::task::spawn_local(async move {
-            let service = service_fn(|request| {
-                let state = state.clone();
-                async move { Ok::<_, Infallible>(answer(&state, peer, request).await) }
-            });
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
+        async move { Ok::<_, Infallible>(answer(&state, peer, request).await) }
+    });
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// The paths, with what they are for.
@@ -68,6 +58,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),
     ("GET", "/clusters", "the clusters in force: endpoints, their health, requests and connections"),
     ("POST", "/reload", "reads the configuration again; 200 if it is in force, 422 with all errors if it was refused"),
+    ("POST", "/yield", "closes this listener if the process is draining, so that its successor can listen; else 409"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
     ("GET", "/ca/root", "the root's certificate (PEM), if `admin.ca` is configured"),
@@ -77,7 +68,7 @@ const PATHS: &[(&str, &str, &str)] = &[
 /// Bytes of a request's body that are read.
 const MAX_BODY: usize = 4096;
 
-async fn answer(state: &State, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(state: &Rc<State>, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     match (&parts.method, path) {
@@ -85,6 +76,7 @@ async fn answer(state: &State, peer: SocketAddr, request: Request<Incoming>) -> 
         (&(Method::GET | Method::HEAD), "/live") => text(StatusCode::OK, "live\n"),
         (&(Method::GET | Method::HEAD), "/ready") => match state.status.is_ready() {
             true => text(StatusCode::OK, "ready\n"),
+            false if state.status.is_draining() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         },
         (&(Method::GET | Method::HEAD), "/metrics") => {
@@ -98,6 +90,10 @@ async fn answer(state: &State, peer: SocketAddr, request: Request<Incoming>) -> 
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
         },
         (&Method::POST, "/reload") => reload(state).await,
+        (&Method::POST, "/yield") => match state.give_up_socket() {
+            true => text(StatusCode::OK, "closed\n"),
+            false => text(StatusCode::CONFLICT, "not draining\n"),
+        },
         (&Method::POST, "/log") => set_log(state, body).await,
         (&(Method::GET | Method::HEAD), "/ca/root") => match &state.ca {
             Some(ca) => response(StatusCode::OK, "application/pem-certificate-chain", ca.root().to_owned().into()),

@@ -4,13 +4,13 @@ use std::{io::IsTerminal, path::Path, process::ExitCode};
 
 use serde_json::json;
 
-use super::color_on_stderr;
 use crate::{
     config::Diagnostics,
     control::{
         server,
         snapshot::{Extent, Foundry},
     },
+    observe::log::colours,
 };
 
 /// Checks a file. 0: it can be used. 1: it cannot.
@@ -36,7 +36,7 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
         (Ok((snapshot, warnings)), false) => {
-            eprint!("{}", warnings.render(color_on_stderr()));
+            eprint!("{}", warnings.render(colours()));
             let counted = |n: usize, thing: &str| format!("{n} {thing}{}", if n == 1 { "" } else { "s" });
             let (listeners, filters, clusters) = (
                 counted(snapshot.listeners.len(), "listener"),
@@ -47,7 +47,7 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
             println!("{ok}: {}: {listeners}, {filters}, {clusters}", file.display());
         }
         (Err(wrong), false) => {
-            eprint!("{}", wrong.render(color_on_stderr()));
+            eprint!("{}", wrong.render(colours()));
             return ExitCode::FAILURE;
         }
     }

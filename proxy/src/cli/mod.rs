@@ -2,11 +2,11 @@
 
 mod check;
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{bench, ca, config, control::server, observe, tools};
+use crate::{bench, ca, config, control::server, observe::log::colours, tools};
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
 #[derive(Debug, Parser)]
@@ -20,10 +20,18 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     ///
-    /// SIGTERM drains and stops, SIGHUP reloads; the configuration and the filters are watched and swapped when they change.
+    /// SIGTERM drains and stops, SIGHUP reloads, SIGUSR1 reopens the access logs; the configuration and the filters are watched
+    /// and swapped when they change. Docs: docs/operating.md.
     Run {
         /// The configuration: YAML, JSON or TOML, by its name.
         file: PathBuf,
+        /// What the log shows, whatever the configuration says: `debug`, `info,tollgate::filter=trace`.
+        #[arg(long, value_name = "LEVEL", env = "TOLLGATE_LOG")]
+        log_level: Option<String>,
+        /// Takes the place of a running Tollgate without losing a connection: listens beside it, and tells it to drain when
+        /// this one is ready. Both must run as the same user.
+        #[arg(long, value_name = "PID")]
+        replace: Option<i32>,
     },
     /// Check a configuration, the filters' own included, without starting anything.
     Check {
@@ -53,6 +61,13 @@ enum Command {
         #[command(subcommand)]
         what: ca::command::CaCommand,
     },
+    /// Print the version, and what this executable was built with.
+    Version,
+    /// Print a shell's completions for this command.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Run benchmarks.
     Bench {
         #[command(subcommand)]
@@ -68,18 +83,24 @@ enum Bench {
     Load(Box<bench::load::LoadArgs>),
 }
 
-/// Whether standard error is a terminal that wants colours.
-fn color_on_stderr() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-}
-
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { file } => run(file),
+        Command::Run { file, log_level, replace } => {
+            let log_level = log_level.filter(|level| !level.is_empty());
+            server::run(server::Options { file, log_level, replace })
+        }
         Command::Check { file, json } => return check::run(&file, json),
         Command::Schema => {
             println!("{:#}", config::schema());
+            Ok(())
+        }
+        Command::Version => {
+            println!("{}", version());
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tollgate", &mut io::stdout());
             Ok(())
         }
         Command::New(args) => tools::new::run(&args),
@@ -97,7 +118,7 @@ fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => {
-            let color = color_on_stderr();
+            let color = colours();
             let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };
             match e.downcast_ref::<config::Diagnostics>() {
                 Some(wrong) => eprintln!("{}\n{error}: the configuration cannot be used", wrong.render(color)),
@@ -108,11 +129,32 @@ fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     }
 }
 
-fn run(file: PathBuf) -> anyhow::Result<()> {
-    let loaded = server::load(&file)?;
-    if !loaded.warnings.is_empty() {
-        eprint!("{}", loaded.warnings.render(color_on_stderr()));
+/// The version, what this executable was built for, and what is in it.
+fn version() -> String {
+    let http3 = if cfg!(feature = "http3") { "http3" } else { "none" };
+    let (version, arch, os) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);
+    format!("tollgate {version}\ntarget   {arch}-{os}\nfeatures {http3}\nfilters  {}", config::BUILTINS.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_shell_has_its_completions() {
+        Cli::command().debug_assert();
+        for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+            let mut out = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "tollgate", &mut out);
+            assert!(String::from_utf8_lossy(&out).contains("completions"), "{shell}");
+        }
     }
-    let log = observe::log::init(&loaded.config.log)?;
-    server::run(file, loaded, log)
+
+    #[test]
+    fn the_version_names_target_and_features() {
+        let said = version();
+        for what in [env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, "features", "router"] {
+            assert!(said.contains(what), "{what}: {said}");
+        }
+    }
 }

@@ -150,8 +150,8 @@ fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
 }
 
 fn is_ours(format: &Json) -> bool {
-    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, SOCKET_ADDRESS, TIME, WORKERS};
-    [TIME, SIZE, WORKERS, ADDRESS, SOCKET_ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
+    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, TIME, WORKERS};
+    [TIME, SIZE, WORKERS, ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
 }
 
 fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
@@ -160,7 +160,7 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
         schema::TIME => ("time", "write a number with a unit (us, ms, s, m, h), such as 250ms"),
         schema::SIZE => ("size", "write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB"),
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
-        schema::SOCKET_ADDRESS | schema::ADDRESS => ("socket address", address_help(&value)),
+        schema::ADDRESS => ("socket address", address_help(&value)),
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
         schema::SERVER_NAME if value == "*" => {
             ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")

@@ -10,7 +10,7 @@ use super::{
     explain, json,
     model::Config,
     node::{Node, Span, Value},
-    semantics,
+    semantics, sockets,
     source::Source,
     toml,
     tree::Parsed,
@@ -158,7 +158,8 @@ impl<'f> Loader<'f> {
             return None;
         }
         match serde_path_to_error::deserialize(json) {
-            Ok(config) => {
+            Ok(mut config) => {
+                sockets::resolve(source, &mut config, problems);
                 semantics::warn(source, &config, problems);
                 Some(config)
             }

@@ -16,6 +16,7 @@ mod load;
 mod node;
 mod schema;
 mod semantics;
+mod sockets;
 mod source;
 mod tls;
 mod toml;

@@ -1,6 +1,6 @@
 //! The JSON Schema of a configuration: derived from the model, given an identity, and compiled once for checking files.
 
-use std::{net::SocketAddr, sync::LazyLock};
+use std::sync::LazyLock;
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -15,7 +15,6 @@ use crate::ca::spiffe::SpiffeId;
 pub(super) const TIME: &str = "tollgate-time";
 pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
-pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const ADDRESS: &str = "tollgate-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
 pub(super) const SERVER_NAME: &str = "tollgate-server-name";
@@ -39,7 +38,6 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(TIME, |s: &str| s.parse::<Duration>().is_ok())
         .with_format(SIZE, |s: &str| s.parse::<ByteSize>().is_ok())
         .with_format(WORKERS, |s: &str| s == "auto")
-        .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<SocketAddr>().is_ok())
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())

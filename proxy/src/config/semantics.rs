@@ -10,6 +10,7 @@ use super::{
     explain::{clip, did_you_mean, list},
     model::{Admin, Config},
     node::{Key, Node, Span},
+    sockets,
     source::Source,
     tls,
     units::{Address, Duration, ServerName},
@@ -28,7 +29,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
     Names::of("listener", listeners, problems);
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
-    addresses(root, listeners, problems);
+    addresses(source, listeners, problems);
     workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
@@ -124,15 +125,18 @@ impl<'n> Names<'n> {
 }
 
 /// No two sockets can listen on the same address.
-fn addresses(root: &Node, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
+fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
     let mut taken: HashMap<Address, (Option<Span>, &str)> = HashMap::new();
-    let parse = |node: Option<&Node>| node.and_then(|node| Some((node.span, node.as_str()?.parse::<Address>().ok()?)));
-    let admin = root.get("admin");
+    let parse = |node: Option<&Node>| {
+        let node = node?;
+        Some((node.span, sockets::resolved(source, node.as_str()?.parse().ok()?)))
+    };
+    let admin = source.root().get("admin");
     let enabled = admin.and_then(|admin| admin.get("enabled")).is_none_or(|e| e.to_json() != false);
     let written = admin.and_then(|admin| admin.get("address"));
     match (parse(written), written) {
         (Some((span, address)), _) if enabled => _ = taken.insert(address, (Some(span), "the admin listener")),
-        (None, None) if enabled => _ = taken.insert(Admin::default().address.into(), (None, "the admin listener")),
+        (None, None) if enabled => _ = taken.insert(Admin::default().address, (None, "the admin listener")),
         _ => {}
     }
     for listener in listeners {

@@ -1,12 +1,19 @@
 //! Control: what happens beside the traffic, on a thread of its own, so that none of it is ever felt by a request.
 //!
-//! [`snapshot`] turns a configuration into what workers need; [`server`] starts everything, applies changes and stops;
-//! [`crew`] is where it is loaded; [`watch`] notices changed files; [`status`] is what the admin listener shows.
+//! [`server`] starts everything, hears [`signals`] and stops; [`snapshot`] turns a configuration into what workers need;
+//! [`reload`] puts another one in force, and [`changes`] says what is different about it; [`crew`] is where it is loaded;
+//! [`watch`] notices changed files; [`rebuild`] replaces filters that failed; [`status`] is what the admin listener shows.
 
 pub mod builtins;
 pub mod certificates;
+pub mod changes;
 pub mod crew;
+pub mod descriptors;
+pub mod rebuild;
+pub mod reload;
 pub mod server;
+pub mod signals;
 pub mod snapshot;
 pub mod status;
+mod successor;
 pub mod watch;

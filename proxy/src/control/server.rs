@@ -1,59 +1,85 @@
-//! The process: starts workers and the admin listener, applies changes, stops.
+//! The process: it starts the workers and the admin listener, hears signals, and stops.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::sleep,
 };
 
 use super::{
-    certificates,
+    certificates, changes,
     crew::{self, Urgency},
-    snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
-    status::{Attempt, AttemptResult, Status},
-    watch::{LATEST, QUIET, Watcher},
+    descriptors,
+    rebuild::rebuild,
+    reload::{Change, Reloader},
+    signals::{Request, Signals},
+    snapshot::{Extent, Foundry, Snapshot},
+    status::{AttemptResult, Status},
+    successor::Predecessor,
+    watch::Watcher,
 };
 use crate::{
     admin, alloc,
     ca::{self, workload::Agent},
     config::{Diagnostics, Loaded, Loader},
-    listener::worker::{self, Command, Delivery, Rebuild, WorkerHandle},
-    observe::{access_log::Format, log::LogHandle},
+    listener::{
+        socket::Claim,
+        worker::{self, Command, Rebuild, WorkerHandle},
+    },
+    observe::{access_log::Format, log},
     upstream::Checks,
-    wasm::vm::Wanted,
 };
 
-/// A change that somebody wants.
-pub struct Change {
-    /// Why.
-    pub cause: &'static str,
-    /// Who wants to know what came of it.
-    pub done: Option<oneshot::Sender<Attempt>>,
+/// How the process is run, beside what the configuration says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration.
+    pub file: PathBuf,
+    /// What the log shows, whatever the configuration says.
+    pub log_level: Option<String>,
+    /// The process that this one takes the place of.
+    pub replace: Option<i32>,
 }
 
 /// Reads a configuration, with all checks that need no filter.
-pub fn load(path: &std::path::Path) -> Result<Loaded, Diagnostics> {
+pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     Loader::default().access_log(|format| Format::parse(format).map(|_| ()).map_err(|e| e.to_string())).load(path)
 }
 
 /// Runs the proxy until it is told to stop.
-pub fn run(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It cannot start.
+pub fn run(options: Options) -> anyhow::Result<()> {
     // Where the system gives huge pages to everybody: see the feature of mimalloc's in Cargo.toml.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
-        let server = Server::start(path, loaded, log).await?;
-        server.run().await
-    })
+    let ended = local.block_on(&runtime, async move {
+        let mut signals = Signals::new()?;
+        let server = tokio::select! {
+            server = Server::start(options) => server?,
+            signal = signals.stop() => {
+                log::say_in_any_case(&format!("{signal}: stopped before anything was served"));
+                return Ok(());
+            }
+        };
+        server.run(signals).await;
+        Ok(())
+    });
+    drop(local);
+    // A load that was given up, or a worker that is stuck, must not keep the process.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Where compiled filters are kept.
@@ -67,59 +93,68 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
 }
 
 struct Server {
-    path: PathBuf,
     foundry: Arc<Foundry>,
-    checks: Checks,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
-    log: LogHandle,
-    watcher: Option<Watcher>,
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Sender<Change>,
+    reloader: AbortHandle,
     rebuilds: mpsc::UnboundedReceiver<Rebuild>,
-    notes: Option<mpsc::Receiver<()>>,
-    first: Option<Made>,
-    /// What is wrong with the files, if they were refused.
-    refusal: Option<String>,
-    drain_timeout: Duration,
 }
 
 /// How often one is told again of what expires soon.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The cause of changes that come from the file watch.
-const BY_FILE: &str = "file";
-
 impl Server {
-    async fn start(path: PathBuf, loaded: Loaded, log: LogHandle) -> anyhow::Result<Server> {
-        let config = &loaded.config;
-        let count = config.workers.count();
+    /// Starts everything. Dropping this future gives it up; nothing that takes long is done on this thread.
+    async fn start(options: Options) -> anyhow::Result<Server> {
+        let predecessor = options.replace.map(Predecessor::find).transpose()?;
+        let path = options.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Start, || load(&path))).await???;
+        if !loaded.warnings.is_empty() {
+            eprint!("{}", loaded.warnings.render(log::colours()));
+        }
+        let log = log::init(&loaded.config.log, options.log_level.as_deref())?;
+        match descriptors::raise() {
+            Ok(Some((before, now))) => tracing::info!(before, now, "the limit of open files was raised"),
+            Ok(None) => {}
+            Err(e) => tracing::warn!("the limit of open files stays as it is: {e}"),
+        }
+        let running = loaded.config.clone();
+        let count = running.workers.count();
         let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
         certificates::show(&foundry.registry, status.current.clone())?;
         let (changes, inbox) = mpsc::channel(8);
-        let admin = config.admin.clone();
-        if admin.enabled {
-            let socket = std::net::TcpListener::bind(admin.address)
-                .with_context(|| format!("cannot listen on {} (admin)", admin.address))?;
-            socket.set_nonblocking(true)?;
+        if running.admin.enabled {
             let state = Rc::new(admin::State {
                 status: status.clone(),
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
                 ca: ca::service::Service::open(&loaded, &foundry.registry)?,
+                socket: admin::Socket::default(),
             });
-            tokio::task::spawn_local(admin::serve(tokio::net::TcpListener::from_std(socket)?, state));
+            match admin::listen(&running.admin).await {
+                Ok(socket) => state.serve(socket)?,
+                // It gives it up when it drains, and that is when this process is ready.
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && predecessor.is_some() => {
+                    tokio::task::spawn_local(admin::listen_later(running.admin.clone(), state));
+                }
+                Err(e) => return Err(admin::cannot_listen(&loaded, &e).into()),
+            }
         }
-        let drain_timeout = config.drain_timeout.0;
         // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.
         if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
             workload.start().await?;
         }
-        let made = crew::at_work(Urgency::Start, || foundry.make(loaded, None, Extent::Full))??;
-        let (rebuild, rebuilds) = mpsc::unbounded_channel();
-        let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, rebuild.clone())).collect();
+        let claim = if predecessor.is_some() { Claim::Shared } else { Claim::Sole };
+        let making = foundry.clone();
+        let work = move || making.make(loaded, None, Extent::Full(claim));
+        let made = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Start, work)).await???;
+        let (asked, rebuilds) = mpsc::unbounded_channel();
+        let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
+        let workers = workers.context("a worker cannot start")?;
         let (watcher, notes) = match Watcher::new() {
             Ok((watcher, notes)) => (Some(watcher), Some(notes)),
             Err(e) => {
@@ -127,67 +162,41 @@ impl Server {
                 (None, None)
             }
         };
-        Ok(Server {
-            path,
+        made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
+        let mut reloader = Reloader {
+            path: options.file,
+            running,
+            foundry: foundry.clone(),
+            workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
             checks: Checks::new(foundry.registry.clone()),
-            foundry,
-            workers: workers.context("a worker cannot start")?,
-            status,
+            status: status.clone(),
             log,
             watcher,
-            changes: inbox,
-            rebuilds,
             notes,
-            first: Some(made),
+            changes: inbox,
             refusal: None,
-            drain_timeout,
-        })
+        };
+        let snapshot = reloader.apply(made).await;
+        status.note("start", AttemptResult::Applied(snapshot.version));
+        say_ready(&snapshot, workers.len());
+        if let Some(predecessor) = predecessor {
+            predecessor.end();
+        }
+        // What starting took on this thread.
+        alloc::give_back();
+        let reloader = tokio::task::spawn_local(reloader.run()).abort_handle();
+        Ok(Server { foundry, workers, status, changes, reloader, rebuilds })
     }
 
-    async fn run(mut self) -> anyhow::Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        if let Some(made) = self.first.take() {
-            made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
-            let snapshot = self.apply(made).await;
-            self.status.note("start", AttemptResult::Applied(snapshot.version));
-            for listener in &snapshot.listeners {
-                for address in listener.config.all_addresses() {
-                    let scheme = listener.config.scheme();
-                    let too = if listener.config.http3 && address.inet().is_some() { ", and HTTP/3" } else { "" };
-                    tracing::info!("listener `{}` on {scheme}://{address}{too}", listener.config.name);
-                }
-            }
-            // What starting took on this thread.
-            alloc::give_back();
-            tracing::info!(workers = self.workers.len(), hash = snapshot.hash, "ready");
-        }
+    /// Does what signals and workers ask for until the process is to end, and then ends it.
+    async fn run(mut self, mut signals: Signals) {
         let mut daily = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
-        loop {
-            let noted = async {
-                match self.notes.as_mut() {
-                    Some(notes) => notes.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
+        let signal = loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => {
-                    self.foundry.log_writer.reopen().iter().for_each(|e| tracing::error!("{e}"));
-                    self.change("SIGHUP").await;
-                }
-                Some(()) = noted => {
-                    self.settle().await;
-                    self.change(BY_FILE).await;
-                }
-                Some(change) = self.changes.recv() => {
-                    let attempt = self.change(change.cause).await;
-                    if let (Some(done), Some(attempt)) = (change.done, attempt) {
-                        let _ = done.send(attempt);
-                    }
-                }
+                request = signals.next() => match request {
+                    Request::Stop(signal) => break signal,
+                    other => self.hear(other),
+                },
                 _ = daily.tick() => {
                     let current = self.status.current.load_full();
                     let soon = current.iter().flat_map(|snapshot| certificates::expiring(snapshot, SystemTime::now()));
@@ -195,164 +204,52 @@ impl Server {
                 }
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
-        }
-        self.stop().await;
-        Ok(())
+        };
+        self.stop(signal, signals).await;
     }
 
-    /// Waits until the files have been quiet for a moment.
-    async fn settle(&mut self) {
-        let Some(notes) = self.notes.as_mut() else { return };
-        let latest = Instant::now() + LATEST;
-        while Instant::now() < latest && matches!(tokio::time::timeout(QUIET, notes.recv()).await, Ok(Some(()))) {}
-    }
-
-    /// Tries to put what the files say now in force. None: nobody need be told of it.
-    async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
-        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
-        let work = move || {
-            let loaded = match load(&path) {
-                Ok(loaded) => loaded,
-                Err(wrong) => return (files(wrong.source()), Err(wrong)),
-            };
-            let wanted = files(&loaded.source);
-            if previous.as_ref().is_some_and(|p| p.is_made_of(&loaded)) {
-                return (wanted, Ok(None));
-            }
-            (wanted, foundry.make(loaded, previous.as_deref(), Extent::Full).map(Some))
-        };
-        let made = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work));
-        let (mut wanted, made) = match made.await {
-            Ok(Ok((wanted, made))) => (wanted, Ok(made)),
-            Ok(Err(e)) => (Vec::new(), Err(e.to_string())),
-            Err(e) => (Vec::new(), Err(e.to_string())),
-        };
-        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
-        // its modules is there.
-        if let (Some(watcher), Some(current)) = (self.watcher.as_mut(), self.status.current.load_full()) {
-            wanted.extend_from_slice(&current.files);
-            watcher.watch(&wanted);
-        }
-        let result = match made {
-            Ok(Ok(Some(made))) => {
-                let Snapshot { loaded, warnings, .. } = &*made.snapshot;
-                loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!("{}", w.message));
-                self.note_restarts(&made.snapshot);
-                let snapshot = self.apply(made).await;
-                tracing::info!(cause, version = snapshot.version, hash = snapshot.hash, "configuration in force");
-                AttemptResult::Applied(snapshot.version)
-            }
-            Ok(Ok(None)) if cause == BY_FILE && self.refusal.is_none() => return None,
-            Ok(Ok(None)) => AttemptResult::Unchanged,
-            Ok(Err(wrong)) => {
-                let text = wrong.render(false);
-                // Files are looked at for many reasons; what is wrong with them is said once.
-                if cause == BY_FILE && self.refusal.as_ref() == Some(&text) {
-                    return None;
+    /// Does what a signal asks for, beside stopping.
+    fn hear(&self, request: Request) {
+        match request {
+            Request::Reload => {
+                self.reopen_logs();
+                // If so many wait already, a load follows in any case.
+                if let Err(mpsc::error::TrySendError::Closed(_)) =
+                    self.changes.try_send(Change { cause: "SIGHUP", done: None })
+                {
+                    tracing::info!("SIGHUP: the process is stopping, so the configuration is not read again");
                 }
-                tracing::error!("the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end());
-                self.refusal = Some(text);
-                AttemptResult::Refused(wrong.to_string(), wrong.to_json())
             }
-            Err(e) => {
-                tracing::error!(cause, "loading the configuration failed: {e}");
-                AttemptResult::Refused(e.clone(), serde_json::Value::String(e))
-            }
-        };
-        match (&result, self.status.current.load_full()) {
-            // Trying has left figures of what was not to be.
-            (AttemptResult::Refused(..), Some(current)) => self.foundry.forget_unused(&current),
-            _ => self.refusal = None,
-        }
-        Some(self.status.note(cause, result))
-    }
-
-    /// What cannot be changed while the process runs is said, not ignored.
-    fn note_restarts(&self, new: &Snapshot) {
-        let Some(old) = self.status.current.load_full() else { return };
-        let (old, new) = (&old.loaded.config, &new.loaded.config);
-        if new.workers != old.workers {
-            tracing::warn!("`workers` has changed; it takes effect at the next start");
-        }
-        if new.admin != old.admin {
-            tracing::warn!("`admin` has changed; it takes effect at the next start");
-        }
-        if new.workload != old.workload {
-            tracing::warn!("`workload` has changed; it takes effect at the next start");
+            Request::Reopen => self.reopen_logs(),
+            Request::Nothing(signal) => tracing::info!("{signal} does nothing here; a successor takes over by itself"),
+            Request::Stop(_) => {}
         }
     }
 
-    /// Hands a snapshot to the workers, and waits until all of them go by it.
-    async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
-        let Made { snapshot, instances, mut sockets } = made;
-        for listener in &snapshot.listeners {
-            listener.shared.set_limit(listener.config.limits.connections);
-        }
-        let mut waiting = Vec::new();
-        sockets.resize_with(self.workers.len(), Sockets::default);
-        for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
-            let (done, applied) = oneshot::channel();
-            let delivery = Box::new(Delivery { snapshot: snapshot.clone(), instances, sockets });
-            let _ = worker.commands.send(Command::Apply(delivery, done));
-            waiting.push(applied);
-        }
-        for applied in waiting {
-            let _ = applied.await;
-        }
-        if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
-            tracing::warn!("the log's level stays as it is: {e}");
-        }
-        self.checks.apply(snapshot.configured_clusters());
-        self.drain_timeout = snapshot.loaded.config.drain_timeout.0;
-        self.status.current.store(Some(snapshot.clone()));
-        self.foundry.forget_unused(&snapshot);
-        if let Some(watcher) = &mut self.watcher {
-            watcher.watch(&snapshot.files);
-        }
-        snapshot
-    }
-
-    /// Makes another instance of a machine, not before its time.
-    fn rebuild(&self, rebuild: Rebuild) {
-        let Rebuild { worker, machine, wanted } = rebuild;
-        let Some(commands) = self.workers.get(worker).map(|w| w.commands.downgrade()) else { return };
-        let machine = Arc::downgrade(&machine);
-        tokio::task::spawn_local(async move {
-            let mut wait = if let Wanted::Instance(wait) = wanted { wait } else { Duration::ZERO };
-            loop {
-                tokio::time::sleep(wait).await;
-                // Another configuration may have come meanwhile.
-                let Some(machine) = machine.upgrade() else { return };
-                let making = machine.clone();
-                match tokio::task::spawn_blocking(move || making.instantiate()).await {
-                    Ok(Ok(instance)) if wanted == Wanted::Spare => {
-                        *machine.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(instance);
-                        return;
-                    }
-                    Ok(Ok(instance)) => {
-                        // The worker may have ended: this must not keep it.
-                        if let Some(commands) = commands.upgrade() {
-                            let _ = commands.send(Command::Adopt(machine, Box::new(instance)));
-                        }
-                        return;
-                    }
-                    Ok(Err(e)) => {
-                        let message = format!("it could not be set up again: {e}");
-                        let plugin = &machine.plugins()[e.filter];
-                        tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "{message}");
-                        plugin.last_error.store(Some(Arc::new(message)));
-                    }
-                    Err(e) => tracing::error!("setting up a filter failed: {e}"),
-                }
-                wait = (wait * 2).clamp(Duration::from_millis(100), Duration::from_secs(60));
+    /// Opens all access logs again under their names, on another thread: a disk may be slow.
+    fn reopen_logs(&self) {
+        let foundry = self.foundry.clone();
+        tokio::task::spawn_blocking(move || {
+            let failed = foundry.log_writer.reopen();
+            failed.iter().for_each(|e| tracing::error!("{e}"));
+            if failed.is_empty() {
+                tracing::info!("access logs were opened again");
             }
         });
     }
 
-    /// Takes no more connections, waits for those there are, and ends.
-    async fn stop(self) {
+    fn rebuild(&self, asked: Rebuild) {
+        if let Some(worker) = self.workers.get(asked.worker) {
+            tokio::task::spawn_local(rebuild(asked, worker.commands.downgrade()));
+        }
+    }
+
+    /// Takes no more connections, waits for those there are, and ends. Another signal ends the waiting.
+    async fn stop(mut self, signal: &str, mut signals: Signals) {
         self.status.draining.store(true, Ordering::Relaxed);
-        tracing::info!(timeout = ?self.drain_timeout, "stopping: no more connections are taken");
+        self.reloader.abort();
+        let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
+        tracing::info!(signal, ?timeout, "stopping: no more connections are taken");
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
@@ -364,9 +261,26 @@ impl Server {
                 let _ = drained.await;
             }
         };
-        let left = tokio::time::timeout(self.drain_timeout, all).await.is_err();
-        if left {
-            tracing::warn!("the drain timeout is over; connections that are left are cut");
+        tokio::pin!(all);
+        let end = sleep(timeout);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut all => break,
+                () = &mut end => {
+                    tracing::warn!("the drain timeout is over; connections that are left are cut");
+                    break;
+                }
+                request = signals.next() => match request {
+                    Request::Stop(signal) => {
+                        tracing::warn!("{signal} while draining; connections that are left are cut");
+                        break;
+                    }
+                    other => self.hear(other),
+                },
+                // What is under way goes on to need its filters.
+                Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
+            }
         }
         let (workers, foundry) = (self.workers, self.foundry);
         let ended = tokio::task::spawn_blocking(move || {
@@ -377,4 +291,13 @@ impl Server {
         let _ = tokio::time::timeout(Duration::from_secs(3), ended).await;
         tracing::info!("stopped");
     }
+}
+
+/// Where everybody can be reached.
+fn say_ready(snapshot: &Snapshot, workers: usize) {
+    let config = &snapshot.loaded.config;
+    for (name, _, place) in changes::places(config) {
+        tracing::info!("listener `{name}` on {place}");
+    }
+    tracing::info!(workers, admin = config.admin.url(), hash = snapshot.hash, "ready");
 }

@@ -15,7 +15,7 @@ use crate::{
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, of_filter, units::Address},
     exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
-    listener::socket::{self, ListenerShared},
+    listener::socket::{self, Claim, ListenerShared},
     net::ListenSocket,
     observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
     tcp,
@@ -160,7 +160,7 @@ pub enum Extent {
     /// One instance of each filter and no sockets: for `tollgate check` and benchmarks.
     Trial,
     /// Everything.
-    Full,
+    Full(Claim),
 }
 
 impl Foundry {
@@ -236,12 +236,8 @@ impl Foundry {
             let phases: HashMap<&str, u32> = all.collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
         }
-        let sockets = match (extent, wrong.is_empty()) {
-            (Extent::Full, true) => self.sockets(&loaded, previous, &listeners, &mut wrong),
-            _ => Vec::new(),
-        };
         let mut instances = vec![first_instances];
-        if extent == Extent::Full && wrong.is_empty() {
+        if extent != Extent::Trial && wrong.is_empty() {
             // One more than there are workers: the spare.
             for _ in 0..self.workers {
                 // What the first one accepted, the others do too, unless the filter throws dice.
@@ -257,6 +253,11 @@ impl Foundry {
                 }
             }
         }
+        // Last: from here on connections may wait on them.
+        let sockets = match extent {
+            Extent::Full(claim) if wrong.is_empty() => self.sockets(&loaded, previous, &listeners, claim, &mut wrong),
+            _ => Vec::new(),
+        };
         if !wrong.is_empty() {
             return Err(Diagnostics::new(loaded.source.clone(), wrong));
         }
@@ -343,7 +344,7 @@ impl Foundry {
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
             // A trial leaves no files behind.
-            let wanted = listener.access_log.clone().filter(|_| extent == Extent::Full);
+            let wanted = listener.access_log.clone().filter(|_| extent != Extent::Trial);
             let located = wanted.map(|mut log| {
                 if !matches!(&*log.to, "stdout" | "stderr") {
                     log.to = loaded.source.resolve(&log.to).display().to_string();
@@ -392,6 +393,7 @@ impl Foundry {
         loaded: &Loaded,
         previous: Option<&Snapshot>,
         listeners: &[ListenerParts],
+        claim: Claim,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<Sockets> {
         let mut sockets: Vec<Sockets> = (0..self.workers).map(|_| Sockets::default()).collect();
@@ -410,12 +412,15 @@ impl Foundry {
                 };
                 let before = before.filter(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
-                    match socket::listen(address, &config.socket, self.workers) {
+                    match socket::listen(address, &config.socket, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
                             .zip(new)
                             .for_each(|(all, s)| all.streams.push((index, address.clone(), s))),
-                        Err(e) => cannot(address, e, None),
+                        Err(e) => {
+                            let help = refused_address(address, e.kind());
+                            cannot(address, e, help);
+                        }
                     }
                 }
                 #[cfg(feature = "http3")]
@@ -423,7 +428,7 @@ impl Foundry {
                     && config.http3
                     && !before.is_some_and(|before| before.http3)
                 {
-                    match socket::listen_datagrams(inet, self.workers) {
+                    match socket::listen_datagrams(inet, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
                             .zip(new)
@@ -584,6 +589,20 @@ impl Foundry {
     }
 }
 
+/// What to do about an address that is not to be had.
+fn refused_address(address: &Address, error: std::io::ErrorKind) -> Option<&'static str> {
+    match (address.inet()?.port(), error) {
+        (1..1024, std::io::ErrorKind::PermissionDenied) => Some(
+            "ports below 1024 need CAP_NET_BIND_SERVICE (`AmbientCapabilities=` in a systemd unit, or `setcap \
+             cap_net_bind_service=+ep` on the executable), or a lower `net.ipv4.ip_unprivileged_port_start`",
+        ),
+        (_, std::io::ErrorKind::AddrInUse) => {
+            Some("another process listens there; `tollgate run --replace PID` takes the place of another Tollgate")
+        }
+        _ => None,
+    }
+}
+
 /// A filter that is never called would let through what it was meant to look at.
 fn check_chains(
     loaded: &Loaded,
@@ -673,5 +692,21 @@ fn refused(loaded: &Loaded, plugin: &Plugin, error: InstantiateError) -> Vec<Dia
             let place = if plugin.identity.config.is_empty() { "wasm" } else { "config" };
             vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_to_be_had_comes_with_advice() {
+        let help = |address: &str, kind| refused_address(&address.parse().unwrap(), kind).unwrap_or_default();
+        assert!(help("0.0.0.0:80", ErrorKind::PermissionDenied).contains("CAP_NET_BIND_SERVICE"));
+        assert!(help("0.0.0.0:80", ErrorKind::AddrInUse).contains("--replace"));
+        assert_eq!(help("0.0.0.0:8080", ErrorKind::PermissionDenied), "");
+        assert_eq!(help("unix:/run/a.sock", ErrorKind::PermissionDenied), "");
     }
 }

@@ -104,7 +104,12 @@ impl Status {
 
     /// Whether traffic is taken.
     pub fn is_ready(&self) -> bool {
-        self.current.load().is_some() && !self.draining.load(Ordering::Relaxed)
+        self.current.load().is_some() && !self.is_draining()
+    }
+
+    /// Whether the process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// The configuration in force, and the last attempt to change it.

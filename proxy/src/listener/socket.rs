@@ -20,21 +20,37 @@ use crate::{
     net::{self, ListenSocket, SocketFile},
 };
 
+/// Whether another process may have the same address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It must not, even if it is one of ours: that is a mistake, not a partner.
+    Sole,
+    /// One of ours may, with the same user. It is about to end.
+    Shared,
+}
+
 /// Opens `count` sockets on an address. Port 0 gives all of them the same port.
 ///
-/// Fails with `AddrInUse` if anybody listens there, be it a process of ours.
-pub fn listen(address: &Address, options: &SocketOptions, count: usize) -> io::Result<Vec<ListenSocket>> {
+/// Fails with `AddrInUse` if anybody listens there that must not.
+pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
     match address {
-        Address::Inet(address) => listen_inet(*address, options, count),
-        Address::Unix(path) => listen_unix(path, options, count),
+        Address::Inet(address) => listen_inet(*address, options, count, claim),
+        Address::Unix(path) => listen_unix(path, options, count, claim),
     }
 }
 
-fn listen_inet(address: SocketAddr, options: &SocketOptions, count: usize) -> io::Result<Vec<ListenSocket>> {
+fn listen_inet(
+    address: SocketAddr,
+    options: &SocketOptions,
+    count: usize,
+    claim: Claim,
+) -> io::Result<Vec<ListenSocket>> {
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
-    // Without SO_REUSEPORT, as a first try: another process on this address, even one of ours, is a mistake, not a partner.
-    drop(bind(address, options, false)?);
+    if claim == Claim::Sole {
+        // Without SO_REUSEPORT it fails if anybody else is there.
+        drop(bind(address, options, false)?);
+    }
     for _ in 0..count {
         let socket = bind(address, options, true)?;
         socket.listen(backlog(options))?;
@@ -75,9 +91,9 @@ const DATAGRAMS: usize = 2 << 20;
 
 /// Opens `count` sockets for datagrams on an address.
 ///
-/// Fails with `AddrInUse` if anybody has one there, be it a process of ours.
+/// Fails with `AddrInUse` if anybody has one there that must not.
 #[cfg(feature = "http3")]
-pub fn listen_datagrams(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::UdpSocket>> {
+pub fn listen_datagrams(address: SocketAddr, count: usize, claim: Claim) -> io::Result<Vec<std::net::UdpSocket>> {
     let bind = |share: bool| {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_port(share)?;
@@ -88,8 +104,9 @@ pub fn listen_datagrams(address: SocketAddr, count: usize) -> io::Result<Vec<std
         socket.bind(&address.into())?;
         Ok::<_, io::Error>(socket)
     };
-    // Without SO_REUSEPORT, as above.
-    drop(bind(false)?);
+    if claim == Claim::Sole {
+        drop(bind(false)?);
+    }
     (0..count).map(|_| bind(true).map(Into::into)).collect()
 }
 
@@ -109,20 +126,33 @@ fn backlog(options: &SocketOptions) -> i32 {
     options.backlog.try_into().unwrap_or(i32::MAX)
 }
 
-fn listen_unix(path: &Path, options: &SocketOptions, count: usize) -> io::Result<Vec<ListenSocket>> {
+fn listen_unix(path: &Path, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
     if is_left_over(path)? {
         fs::remove_file(path)?;
     }
+    let is_other_file = |meta: fs::Metadata| !meta.file_type().is_socket();
+    if claim == Claim::Shared && fs::symlink_metadata(path).is_ok_and(is_other_file) {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    // There can be but one socket of a name, so a shared one is made beside the other and then put in its place.
+    let bound = match claim {
+        Claim::Sole => path.to_owned(),
+        Claim::Shared => path.with_file_name(format!(".{}", std::process::id())),
+    };
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let file = Arc::new(SocketFile::of(path)?);
+    socket.bind(&SockAddr::unix(&bound)?)?;
+    let made = SocketFile::of(&bound)?;
     // Nobody gets in before it listens.
     if let Some(mode) = &options.mode {
         let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        fs::set_permissions(&bound, fs::Permissions::from_mode(mode))?;
     }
     socket.listen(backlog(options))?;
     socket.set_nonblocking(true)?;
+    let file = match claim {
+        Claim::Sole => Arc::new(made),
+        Claim::Shared => Arc::new(made.rename(path)?),
+    };
     let listener: std::os::unix::net::UnixListener = socket.into();
     (0..count).map(|_| Ok(ListenSocket::Unix(file.clone(), listener.try_clone()?))).collect()
 }

@@ -4,10 +4,8 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    future::poll_fn,
     rc::Rc,
     sync::{Arc, mpsc as std_mpsc},
-    task::Poll,
     thread,
     time::Duration,
 };
@@ -411,11 +409,5 @@ async fn accept(
             },
         }
     }
-    poll_fn(|cx| {
-        while let Poll::Ready(Ok((stream, peer))) = socket.poll_accept(cx) {
-            begin(stream, peer);
-        }
-        Poll::Ready(())
-    })
-    .await;
+    socket.close().into_iter().for_each(|(stream, peer)| begin(stream, peer));
 }

@@ -115,6 +115,17 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// The next of the connections that wait; none if no more do. One that has gone meanwhile is none.
+fn next<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
+    loop {
+        match accept() {
+            Ok(accepted) => return Some(accepted),
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
 /// A listening socket that belongs to no runtime yet.
 #[derive(Debug)]
 pub enum ListenSocket {
@@ -147,6 +158,34 @@ impl TryFrom<ListenSocket> for Listener {
 }
 
 impl Listener {
+    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them.
+    pub fn close(self) -> Vec<(Socket, SocketAddr)> {
+        // The system is asked, not the runtime, which may not have heard yet that somebody waits.
+        match self {
+            Listener::Tcp(socket) => {
+                let Ok(socket) = socket.into_std() else { return Vec::new() };
+                let waiting = std::iter::from_fn(|| next(|| socket.accept()));
+                let adopt = |(stream, peer): (std::net::TcpStream, _)| {
+                    stream.set_nonblocking(true).ok()?;
+                    let _ = stream.set_nodelay(true);
+                    Some((Socket::Tcp(TcpStream::from_std(stream).ok()?), peer))
+                };
+                waiting.filter_map(adopt).collect()
+            }
+            Listener::Unix(file, socket) => {
+                // Nobody finds the socket from here on. Others who have it still accept.
+                drop(file);
+                let Ok(socket) = socket.into_std() else { return Vec::new() };
+                let waiting = std::iter::from_fn(|| next(|| socket.accept()));
+                let adopt = |(stream, _): (std::os::unix::net::UnixStream, _)| {
+                    stream.set_nonblocking(true).ok()?;
+                    Some((Socket::Unix(UnixStream::from_std(stream).ok()?), LOCAL))
+                };
+                waiting.filter_map(adopt).collect()
+            }
+        }
+    }
+
     /// The next connection, and who is at its other end.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, SocketAddr)>> {
         match self {

@@ -21,6 +21,13 @@ impl SocketFile {
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.to_owned(), id: id(path)? })
     }
+
+    /// Gives it another name. What has had that goes, but who has a socket open by it keeps it.
+    pub fn rename(mut self, path: &Path) -> io::Result<SocketFile> {
+        fs::rename(&self.path, path)?;
+        self.path = path.to_owned();
+        Ok(self)
+    }
 }
 
 impl Drop for SocketFile {

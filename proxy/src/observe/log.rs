@@ -6,10 +6,10 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use tracing::Subscriber;
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    filter::ParseError,
+    filter::{FilterFn, ParseError},
     fmt::{self, MakeWriter},
     layer::SubscriberExt,
     reload,
@@ -41,6 +41,9 @@ pub enum LogError {
         #[source]
         error: ParseError,
     },
+    /// What the command line or the environment says is wrong.
+    #[error("`--log-level` (or TOLLGATE_LOG): {0}")]
+    Given(#[source] Box<LogError>),
     /// There is a log already.
     #[error("the log was set up before")]
     Twice,
@@ -55,22 +58,26 @@ fn did_you_mean(suggestion: Option<&str>) -> String {
 
 /// Changes what the log shows while it runs.
 #[derive(Debug, Clone)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub struct LogHandle {
+    filter: reload::Handle<EnvFilter, Registry>,
+    /// What was given when the process was started: it holds whatever the configuration says.
+    given: Option<String>,
+}
 
 impl LogHandle {
     /// Shows what this says from now on: a level, or a filter such as `info,tollgate::wasm=debug`.
     pub fn set_level(&self, directives: &str) -> Result<(), LogError> {
-        self.0.reload(parse(directives)?).map_err(|_| LogError::Gone)
+        self.filter.reload(parse(directives)?).map_err(|_| LogError::Gone)
     }
 
     /// As a reloaded configuration says. Its format is not looked at.
     pub fn reload(&self, config: &Log) -> Result<(), LogError> {
-        self.set_level(config.level.as_deref().unwrap_or(DEFAULT))
+        self.set_level(self.given.as_deref().or(config.level.as_deref()).unwrap_or(DEFAULT))
     }
 
     /// What is shown, as a filter.
     pub fn level(&self) -> Result<String, LogError> {
-        self.0.with_current(ToString::to_string).map_err(|_| LogError::Gone)
+        self.filter.with_current(ToString::to_string).map_err(|_| LogError::Gone)
     }
 }
 
@@ -79,32 +86,55 @@ pub fn check(directives: &str) -> Result<(), LogError> {
     parse(directives).map(drop)
 }
 
-/// Sets up the process's log. Once: later changes go through the handle.
-pub fn init(config: &Log) -> Result<LogHandle, LogError> {
-    // https://no-color.org: any value that is not empty.
-    let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colours = io::stderr().is_terminal() && !no_colour;
-    let (subscriber, handle) = build(config, colours, io::stderr)?;
+/// Whether standard error is a terminal that wants colours. <https://no-color.org>: any value that is not empty.
+pub fn colours() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Sets up the process's log. Once: later changes go through the handle. `given` holds whatever configurations say.
+pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
+    if let Some(given) = given {
+        check(given).map_err(|error| LogError::Given(Box::new(error)))?;
+    }
+    let (subscriber, handle) = build(config, given, colours(), io::stderr)?;
     subscriber.try_init().map_err(|_| LogError::Twice)?;
     Ok(handle)
 }
 
+/// Logs a line; writes it to standard error as it is if there is no log yet.
+pub fn say_in_any_case(line: &str) {
+    match tracing::dispatcher::has_been_set() {
+        true => tracing::info!("{line}"),
+        false => eprintln!("{line}"),
+    }
+}
+
 fn build<W>(
     config: &Log,
+    given: Option<&str>,
     colours: bool,
     writer: W,
 ) -> Result<(impl Subscriber + Send + Sync + use<W>, LogHandle), LogError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = parse(config.level.as_deref().unwrap_or(DEFAULT))?;
+    let filter = parse(given.or(config.level.as_deref()).unwrap_or(DEFAULT))?;
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer().with_writer(writer);
     let lines = match config.format {
         LogFormat::Text => lines.with_ansi(colours).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    Ok((Registry::default().with(filter).with(lines), LogHandle(handle)))
+    let lines = lines.with_filter(FilterFn::new(|metadata| !is_noise(metadata)));
+    Ok((Registry::default().with(filter).with(lines), LogHandle { filter: handle, given: given.map(str::to_owned) }))
+}
+
+/// What the crate that watches files says of each event in a folder. If the log is a file in such a folder, each line would be
+/// an event, and each event a line; and that a folder is gone is what a change of a ConfigMap is.
+fn is_noise(metadata: &Metadata<'_>) -> bool {
+    // Events that came by the crate `log` have their target inside.
+    let is_of_watcher = |target: &str| target == "notify" || target.starts_with("notify::");
+    *metadata.level() > Level::ERROR && is_of_watcher(metadata.target())
 }
 
 /// A word alone is a target to `EnvFilter`, so that `inof` would silently show nothing: here it has to be a level, or
@@ -163,7 +193,7 @@ mod tests {
         let kept = Kept::default();
         let writer = kept.clone();
         let config = Log { level: level.map(str::to_owned), format };
-        let (subscriber, handle) = build(&config, colours, move || writer.clone()).unwrap();
+        let (subscriber, handle) = build(&config, None, colours, move || writer.clone()).unwrap();
         (kept, subscriber, handle)
     }
 

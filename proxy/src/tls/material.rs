@@ -43,6 +43,12 @@ impl Digests {
         self.0.iter().all(|(path, digest)| read(path).is_ok_and(|bytes| sha256(&bytes) == *digest))
     }
 
+    /// The files that have held something else before.
+    pub fn changed_since<'d>(&'d self, before: &'d Digests) -> impl Iterator<Item = &'d Path> {
+        let other = |(path, digest): &(&PathBuf, &[u8; 32])| before.0.get(*path).is_some_and(|old| old != *digest);
+        self.0.iter().filter(other).map(|(path, _)| path.as_path())
+    }
+
     /// All of them, in hex, to be a part of a larger hash.
     pub fn text(&self) -> String {
         self.0.values().flatten().map(|byte| format!("{byte:02x}")).collect()

@@ -29,9 +29,10 @@ use super::{
 /// A running proxy; it is killed when dropped, and if that is because the test has failed, its log is shown.
 pub struct Proxy {
     child: Child,
-    dir: TempDir,
+    dir: Arc<TempDir>,
     addresses: BTreeMap<String, SocketAddr>,
     output: Arc<Mutex<String>>,
+    readers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -60,34 +61,54 @@ impl Proxy {
     }
 
     fn launch(config: &str, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
+        let mut proxy = Proxy::begin(config, files);
+        let ended = wait_for("the proxy to be ready", || match proxy.has_ended() {
+            true => Some(true),
+            false => proxy.is_ready().then_some(false),
+        });
+        if ended { Err(proxy.last_words()) } else { Ok(proxy) }
+    }
+
+    /// Starts it, and waits for nothing.
+    pub fn begin(config: impl Into<String>, files: &[(&str, &[u8])]) -> Proxy {
         let dir = TempDir::new().expect("a folder");
         for (name, content) in files {
             fs::write(dir.path().join(name), content).expect("a file can be written");
         }
         let mut addresses = BTreeMap::new();
-        fs::write(dir.path().join("config.yaml"), filled_in(config, &mut addresses)).expect("a file can be written");
+        fs::write(dir.path().join("config.yaml"), filled_in(&config.into(), &mut addresses))
+            .expect("a file can be written");
+        Proxy::spawn(Arc::new(dir), addresses, &[])
+    }
+
+    /// Another process with the same configuration, in the same folder. Waits for nothing.
+    pub fn beside(&self, options: &[&str]) -> Proxy {
+        Proxy::spawn(self.dir.clone(), self.addresses.clone(), options)
+    }
+
+    fn spawn(dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>, options: &[&str]) -> Proxy {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
             .args(["run", "config.yaml"])
+            .args(options)
             .current_dir(dir.path())
             // Filters are compiled once for all tests.
             .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .env_remove("TOLLGATE_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the proxy can be run");
         let output = Arc::new(Mutex::new(String::new()));
-        let readers = [capture(child.stdout.take(), &output), capture(child.stderr.take(), &output)];
-        let mut proxy = Proxy { child, dir, addresses, output };
-        let ended = wait_for("the proxy to be ready", || match proxy.has_ended() {
-            true => Some(true),
-            false => proxy.is_ready().then_some(false),
-        });
-        if ended {
-            readers.into_iter().for_each(|reader| reader.join().expect("its output can be read"));
-            return Err(proxy.output());
-        }
-        Ok(proxy)
+        let readers = vec![capture(child.stdout.take(), &output), capture(child.stderr.take(), &output)];
+        Proxy { child, dir, addresses, output, readers }
+    }
+
+    /// All that it has written, when it has ended.
+    pub fn last_words(&mut self) -> String {
+        self.wait_exit();
+        self.readers.drain(..).for_each(|reader| reader.join().expect("its output can be read"));
+        self.output()
     }
 
     /// The address that a word between at signs stands for.

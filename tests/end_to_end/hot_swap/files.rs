@@ -62,6 +62,7 @@ fn a_configuration_in_a_config_map() {
     load.meet("v5");
     assert_eq!(load.end(), ["v1", "v2", "v3", "v4", "v5"]);
     no_failures(&proxy);
+    assert!(!proxy.output().contains("WARN"), "that the old folder has gone is nothing to warn of: {}", proxy.output());
 }
 
 #[test]

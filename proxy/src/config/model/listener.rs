@@ -186,7 +186,7 @@ impl Default for ListenerTimeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
-    /// `stdout`, `stderr`, or a file, relative to this one, that is appended to (and opened again on SIGHUP and reload, so
+    /// `stdout`, `stderr`, or a file, relative to this one, that is appended to (and opened again on SIGHUP and SIGUSR1, so
     /// that it can be rotated).
     #[serde(default = "default::access_log_to")]
     pub to: String,

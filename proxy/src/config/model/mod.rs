@@ -4,12 +4,12 @@
 //! a field's doc comment here *is* its documentation. Nothing on the data path reads them: `resolve` turns them into a
 //! snapshot first.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::units::{ByteSize, Duration, Workers};
+use super::units::{Address, ByteSize, Duration, Workers};
 
 mod cluster;
 mod filter;
@@ -55,9 +55,11 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where it listens. Changing it needs a restart.
-    #[schemars(extend("format" = "socket-address"))]
-    pub address: SocketAddr,
+    /// Where it listens: an IP address and a port, or a unix socket. Changing it needs a restart.
+    pub address: Address,
+    /// The permissions of a unix socket, in octal. Default `600`: only the user that Tollgate runs as.
+    #[schemars(pattern(r"^0?[0-7]{3}$"))]
+    pub mode: Option<String>,
     /// Whether it is there at all.
     pub enabled: bool,
     /// A certificate authority for workloads. Changing it needs a restart.
@@ -66,7 +68,19 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { address: SocketAddr::from(([127, 0, 0, 1], 9901)), enabled: true, ca: None }
+        let address = Address::Inet(([127, 0, 0, 1], 9901).into());
+        Admin { address, mode: None, enabled: true, ca: None }
+    }
+}
+
+impl Admin {
+    /// Where it is, for people.
+    pub fn url(&self) -> String {
+        match (self.enabled, &self.address) {
+            (false, _) => "off".to_owned(),
+            (true, Address::Inet(address)) => format!("http://{address}"),
+            (true, unix) => unix.to_string(),
+        }
     }
 }
 

@@ -1,0 +1,131 @@
+//! The socket of the admin listener. A process that drains goes on to answer there, with 503 to `GET /ready`, until a successor
+//! on this machine wants the address: `POST /yield` then closes the socket at once. Without that, nothing could be started on
+//! the same address before the old process has ended.
+
+use std::{cell::RefCell, future::poll_fn, io, rc::Rc, task::Poll, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_local,
+    time::{sleep, timeout},
+};
+
+use super::State;
+use crate::{
+    config::{
+        Diagnostic, Diagnostics, Loaded,
+        model::{Admin, SocketOptions},
+        units::Address,
+    },
+    listener::socket::{self, Claim},
+    net::{ListenSocket, Listener, Socket as Stream},
+};
+
+/// Nobody but the proxy's user: there is no other authentication.
+const MODE: &str = "600";
+
+/// How long a process that drains may take to give up its address.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The socket, as long as there is one.
+#[derive(Debug, Default)]
+pub struct Socket(RefCell<Option<Listener>>);
+
+/// Opens the admin listener's socket. A process that drains makes room for it.
+///
+/// # Errors
+/// Somebody else listens there, or the address is not to be had.
+pub async fn listen(admin: &Admin) -> io::Result<ListenSocket> {
+    match open(admin) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && yields(&admin.address).await => open(admin),
+        opened => opened,
+    }
+}
+
+fn open(admin: &Admin) -> io::Result<ListenSocket> {
+    let mode = Some(admin.mode.clone().unwrap_or_else(|| MODE.to_owned()));
+    let options = SocketOptions { mode, ..SocketOptions::default() };
+    let mut sockets = socket::listen(&admin.address, &options, 1, Claim::Sole)?;
+    sockets.pop().ok_or_else(|| io::Error::other("there is no socket"))
+}
+
+/// Whether who listens there is a process that drains, and has closed its socket now.
+async fn yields(address: &Address) -> bool {
+    let ask = async {
+        let mut stream = Stream::connect(address, None).await.ok()?;
+        let request = "POST /yield HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.ok()?;
+        (status == *b"HTTP/1.1 200").then_some(())
+    };
+    matches!(timeout(PATIENCE, ask).await, Ok(Some(())))
+}
+
+/// Serves as soon as who has the address now gives it up.
+pub async fn listen_later(admin: Admin, state: Rc<State>) {
+    for tries in 1_u64.. {
+        match listen(&admin).await {
+            Ok(socket) => {
+                tracing::info!("admin listener on {}", admin.url());
+                if let Err(e) = state.serve(socket) {
+                    tracing::error!("admin: {e}");
+                }
+                return;
+            }
+            Err(e) if tries == 100 => tracing::warn!("there is no admin listener yet: {}: {e}", admin.address),
+            Err(_) => {}
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Says in terms of the configuration that the admin listener cannot be opened.
+pub fn cannot_listen(loaded: &Loaded, error: &io::Error) -> Diagnostics {
+    let place = loaded.source.locate("/admin/address", "");
+    let message = format!("cannot listen on {} (the admin listener): {error}", loaded.config.admin.address);
+    let help = "give it another address with `admin.address`, or turn it off with `admin.enabled: false`";
+    let wrong = Diagnostic::error(place.exact.then_some(place.span), message).help(help.to_owned());
+    Diagnostics::new(loaded.source.clone(), vec![wrong])
+}
+
+impl State {
+    /// Serves on a socket until the process ends, or its successor wants it.
+    ///
+    /// # Errors
+    /// The runtime does not take the socket.
+    pub fn serve(self: &Rc<Self>, socket: ListenSocket) -> io::Result<()> {
+        *self.socket.0.borrow_mut() = Some(socket.try_into()?);
+        spawn_local(accept(self.clone()));
+        Ok(())
+    }
+
+    /// Closes the socket, if the process drains. Connections that are there already are served.
+    pub(super) fn give_up_socket(self: &Rc<Self>) -> bool {
+        if !self.status.is_draining() {
+            return false;
+        }
+        let waiting = self.socket.0.take().map(Listener::close).unwrap_or_default();
+        for (stream, peer) in waiting {
+            spawn_local(super::serve(self.clone(), stream, peer));
+        }
+        true
+    }
+}
+
+async fn accept(state: Rc<State>) {
+    loop {
+        let accepted = poll_fn(|cx| match &*state.socket.0.borrow() {
+            Some(socket) => socket.poll_accept(cx).map(Some),
+            None => Poll::Ready(None),
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok((stream, peer))) => _ = spawn_local(super::serve(state.clone(), stream, peer)),
+            Some(Err(e)) => {
+                tracing::warn!("admin: cannot accept a connection: {e}");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

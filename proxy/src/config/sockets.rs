@@ -1,0 +1,84 @@
+//! Unix sockets' paths are relative to the configuration's folder, as all paths are.
+
+use super::{diagnostic::Diagnostic, model::Config, source::Source, units::Address};
+
+/// What a path may have: the system's `sun_path` has 108 bytes, the last of them 0.
+const LONGEST: usize = 107;
+
+/// Where an address of a file is.
+pub(super) fn resolved(source: &Source, address: Address) -> Address {
+    match address {
+        Address::Unix(path) => Address::Unix(source.resolve(path).into()),
+        inet => inet,
+    }
+}
+
+/// Puts the places of sockets for what the file says.
+pub(super) fn resolve(source: &Source, config: &mut Config, problems: &mut Vec<Diagnostic>) {
+    let mut one = |address: &mut Address, pointer: &str| {
+        *address = resolved(source, address.clone());
+        let Address::Unix(path) = address else { return };
+        let length = path.as_os_str().len();
+        if length > LONGEST {
+            let message =
+                format!("the path of a unix socket has at most {LONGEST} bytes; `{}` has {length}", path.display());
+            let help = "a relative path begins at the configuration's folder".to_owned();
+            problems.push(source.diagnostic(pointer, message, Some(help)));
+        }
+    };
+    one(&mut config.admin.address, "/admin/address");
+    for (i, listener) in config.listeners.iter_mut().enumerate() {
+        one(&mut listener.address, &format!("/listeners/{i}/address"));
+        for (j, address) in listener.addresses.iter_mut().enumerate() {
+            one(address, &format!("/listeners/{i}/addresses/{j}"));
+        }
+    }
+    for (i, cluster) in config.clusters.iter_mut().enumerate() {
+        for (j, endpoint) in cluster.endpoints.iter_mut().enumerate() {
+            one(&mut endpoint.address, &format!("/clusters/{i}/endpoints/{j}/address"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Format, parse};
+
+    #[test]
+    fn unix_sockets_are_relative_to_the_files_folder_everywhere() {
+        let text = "admin: {address: 'unix:admin.sock'}\n\
+            listeners: [{name: a, address: 'unix:./a.sock', addresses: ['unix:/run/b.sock', '127.0.0.1:1'], cluster: c}]\n\
+            clusters: [{name: c, endpoints: [{address: 'unix:../app/c.sock'}]}]";
+        let config = parse("/etc/tollgate/x.yaml", text, Format::Yaml).unwrap().config;
+        let listener = &config.listeners[0];
+        let all = [&config.admin.address, &listener.address, &listener.addresses[0], &listener.addresses[1]];
+        let all = all.into_iter().chain([&config.clusters[0].endpoints[0].address]).map(ToString::to_string);
+        assert_eq!(
+            all.collect::<Vec<_>>(),
+            [
+                "unix:/etc/tollgate/admin.sock",
+                "unix:/etc/tollgate/a.sock",
+                "unix:/run/b.sock",
+                "127.0.0.1:1",
+                "unix:/etc/tollgate/../app/c.sock"
+            ]
+        );
+        let here = parse("x.yaml", text, Format::Yaml).unwrap().config;
+        assert_eq!(here.admin.address.to_string(), "unix:admin.sock");
+    }
+
+    #[test]
+    fn one_socket_by_two_names_is_there_twice() {
+        let text = "listeners: [{name: a, address: 'unix:a.sock'}, {name: b, address: 'unix:/etc/./a.sock'}]";
+        let wrong = parse("/etc/x.yaml", text, Format::Yaml).unwrap_err().to_string();
+        assert!(wrong.contains("is already the address of another listener"), "{wrong}");
+    }
+
+    #[test]
+    fn a_path_that_the_folder_makes_too_long_is_refused_at_its_place() {
+        let name = format!("/{}/x.yaml", "d".repeat(100));
+        let text = "listeners: [{name: a, address: 'unix:abcdefgh.sock'}]";
+        let wrong = parse(&name, text, Format::Yaml).unwrap_err().to_string();
+        assert!(wrong.contains(":1:32: error: the path of a unix socket has at most 107 bytes"), "{wrong}");
+    }
+}

@@ -1,0 +1,248 @@
+//! Changes of the configuration: who wants one, loading it, handing it to the workers, and saying what came of it.
+//!
+//! This is a task of its own on the control thread, so signals, failed filters and the admin listener never wait for it. When
+//! the process is told to end it is dropped, and a load that is under way is given up.
+
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::{
+    mpsc::{self, WeakUnboundedSender},
+    oneshot,
+};
+
+use super::{
+    changes,
+    crew::{self, Urgency},
+    server::load,
+    snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
+    status::{Attempt, AttemptResult, Status},
+    watch::{LATEST, QUIET, Watcher},
+};
+use crate::{
+    config::{Diagnostics, model},
+    listener::{
+        socket::Claim,
+        worker::{Command, Delivery},
+    },
+    observe::log::LogHandle,
+    upstream::Checks,
+};
+
+/// A change that somebody wants.
+pub struct Change {
+    /// Why.
+    pub cause: &'static str,
+    /// Who wants to know what came of it.
+    pub done: Option<oneshot::Sender<Attempt>>,
+}
+
+/// The cause of changes that come from the file watch.
+const BY_FILE: &str = "file";
+
+/// Keeps the configuration in force and what the files say the same.
+pub(super) struct Reloader {
+    pub(super) path: PathBuf,
+    /// What the process was started with.
+    pub(super) running: model::Config,
+    pub(super) foundry: Arc<Foundry>,
+    /// Weak: a worker ends when nobody can send it commands any more.
+    pub(super) workers: Vec<WeakUnboundedSender<Command>>,
+    pub(super) checks: Checks,
+    pub(super) status: Rc<Status>,
+    pub(super) log: LogHandle,
+    pub(super) watcher: Option<Watcher>,
+    pub(super) notes: Option<mpsc::Receiver<()>>,
+    pub(super) changes: mpsc::Receiver<Change>,
+    /// What is wrong with the files, if they were refused.
+    pub(super) refusal: Option<String>,
+}
+
+/// What came of loading.
+struct Load {
+    /// The files to watch, whether they can be used or not.
+    files: Vec<PathBuf>,
+    /// What was made of them, with what is different. None: they say what is in force.
+    made: Result<Option<(Made, String)>, Diagnostics>,
+}
+
+impl Reloader {
+    /// Makes changes until there is nobody who could want one.
+    pub(super) async fn run(mut self) {
+        loop {
+            let noted = async {
+                match self.notes.as_mut() {
+                    Some(notes) => notes.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let first = tokio::select! {
+                Some(()) = noted => None,
+                change = self.changes.recv() => match change {
+                    Some(change) => Some(change),
+                    None => return,
+                },
+            };
+            if first.is_none() {
+                self.settle().await;
+            }
+            // One load is enough for all who wait: it sees the files as they are now, so the newest change wins. Who has
+            // asked during a load gets another one, since that may have read the files too early for them.
+            let mut waiting: Vec<Change> = first.into_iter().collect();
+            while let Ok(change) = self.changes.try_recv() {
+                waiting.push(change);
+            }
+            let attempt = self.change(waiting.last().map_or(BY_FILE, |change| change.cause)).await;
+            if let Some(attempt) = attempt {
+                waiting.into_iter().filter_map(|change| change.done).for_each(|done| _ = done.send(attempt.clone()));
+            }
+        }
+    }
+
+    /// Waits until the files have been quiet for a moment.
+    async fn settle(&mut self) {
+        let Some(notes) = self.notes.as_mut() else { return };
+        let latest = Instant::now() + LATEST;
+        while Instant::now() < latest && matches!(tokio::time::timeout(QUIET, notes.recv()).await, Ok(Some(()))) {}
+    }
+
+    /// Tries to put what the files say now in force. None: nobody need be told of it.
+    async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
+        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
+        let work = move || load_change(&foundry, &path, previous.as_deref());
+        let load = match tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work)).await {
+            Ok(Ok(load)) => Ok(load),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
+        // its modules is there.
+        let mut wanted = load.as_ref().map_or_else(|_| Vec::new(), |load| load.files.clone());
+        let current = self.status.current.load_full();
+        if let (Some(watcher), Some(current)) = (self.watcher.as_mut(), &current) {
+            wanted.extend_from_slice(&current.files);
+            watcher.watch(&wanted);
+        }
+        let before = self.refusal.take();
+        let result = match load {
+            Ok(Load { made: Ok(Some((made, different))), .. }) => self.replace(made, &different, cause).await,
+            Ok(Load { made: Ok(None), .. }) => {
+                if before.is_some() {
+                    tracing::info!(cause, "the configuration in force is what the files say again");
+                } else if cause == BY_FILE {
+                    return None;
+                } else {
+                    tracing::info!(cause, "the configuration is unchanged");
+                }
+                AttemptResult::Unchanged
+            }
+            Ok(Load { made: Err(wrong), .. }) => {
+                self.forget_trial();
+                let text = wrong.render(false);
+                let is_known = before.as_ref() == Some(&text);
+                if !(is_known && cause == BY_FILE) {
+                    tracing::error!("the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end());
+                }
+                self.refusal = Some(text);
+                // Files are looked at for many reasons; what is wrong with them is said once.
+                if is_known && cause == BY_FILE {
+                    return None;
+                }
+                AttemptResult::Refused(wrong.to_string(), wrong.to_json())
+            }
+            Err(e) => {
+                self.forget_trial();
+                tracing::error!(cause, "loading the configuration failed: {e}");
+                self.refusal = Some(e.clone());
+                AttemptResult::Refused(e.clone(), serde_json::Value::String(e))
+            }
+        };
+        Some(self.status.note(cause, result))
+    }
+
+    /// Trying a configuration leaves figures of what was not to be.
+    fn forget_trial(&self) {
+        if let Some(current) = self.status.current.load_full() {
+            self.foundry.forget_unused(&current);
+        }
+    }
+
+    /// Puts a snapshot in the place of the one in force, and says what that means.
+    async fn replace(&mut self, made: Made, different: &str, cause: &'static str) -> AttemptResult {
+        let Snapshot { loaded, warnings, .. } = &*made.snapshot;
+        loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!("{}", w.message));
+        let old = self.status.current.load_full();
+        if let Some(old) = &old {
+            let said = changes::restarts(&self.running, &old.loaded.config, &made.snapshot.loaded.config);
+            said.iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
+        let new = self.apply(made).await;
+        if let Some(old) = &old {
+            let (before, now) = (changes::places(&old.loaded.config), changes::places(&new.loaded.config));
+            for (name, address, text) in &now {
+                if !before.iter().any(|(n, a, _)| n == name && a == address) {
+                    tracing::info!("listener `{name}` on {text}");
+                }
+            }
+            for (name, address, text) in &before {
+                if !now.iter().any(|(n, a, _)| n == name && a == address) {
+                    tracing::info!("listener `{name}` no longer on {text}: connections that are open are drained");
+                }
+            }
+        }
+        tracing::info!(cause, version = new.version, hash = new.hash, changes = different, "configuration in force");
+        AttemptResult::Applied(new.version)
+    }
+
+    /// Hands a snapshot to the workers, and waits until all of them go by it.
+    pub(super) async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
+        let Made { snapshot, instances, mut sockets } = made;
+        for listener in &snapshot.listeners {
+            listener.shared.set_limit(listener.config.limits.connections);
+        }
+        let mut waiting = Vec::new();
+        sockets.resize_with(self.workers.len(), Sockets::default);
+        for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
+            let (done, applied) = oneshot::channel();
+            let delivery = Box::new(Delivery { snapshot: snapshot.clone(), instances, sockets });
+            if let Some(worker) = worker.upgrade() {
+                let _ = worker.send(Command::Apply(delivery, done));
+            }
+            waiting.push(applied);
+        }
+        for applied in waiting {
+            let _ = applied.await;
+        }
+        if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
+            tracing::warn!("the log's level stays as it is: {e}");
+        }
+        self.checks.apply(snapshot.configured_clusters());
+        self.status.current.store(Some(snapshot.clone()));
+        self.foundry.forget_unused(&snapshot);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.watch(&snapshot.files);
+        }
+        snapshot
+    }
+}
+
+/// Loads what the files say, if that is something else than what is in force.
+fn load_change(foundry: &Foundry, path: &Path, previous: Option<&Snapshot>) -> Load {
+    let loaded = match load(path) {
+        Ok(loaded) => loaded,
+        Err(wrong) => return Load { files: files(wrong.source()), made: Err(wrong) },
+    };
+    let files = files(&loaded.source);
+    if previous.is_some_and(|p| p.is_made_of(&loaded)) {
+        return Load { files, made: Ok(None) };
+    }
+    let made = foundry.make(loaded, previous, Extent::Full(Claim::Sole)).map(|made| {
+        let different = previous.map_or_else(String::new, |previous| changes::describe(previous, &made.snapshot));
+        Some((made, different))
+    });
+    Load { files, made }
+}

@@ -1,0 +1,89 @@
+//! What the log says about changes.
+
+use std::{fs, thread, time::Duration};
+
+use crate::{
+    guest,
+    harness::{Config, Proxy, Signal, Upstream},
+};
+
+/// Waits until the log says that a configuration is in force, and that this is what has changed.
+fn wait_for_changes(proxy: &Proxy, changes: &str) {
+    proxy.wait_for_output(&format!("changes=\"{changes}\""));
+}
+
+#[test]
+fn what_has_changed_is_named() {
+    let upstream = Upstream::saying("ok");
+    let one = || Config::to(&upstream).filter("marker", "marker.wasm", "");
+    let mut proxy = Proxy::start_with(one(), &[("marker.wasm", &guest::version("v1"))]);
+    proxy.wait_for_output("ready workers=");
+    let ready = proxy.output();
+    assert!(ready.contains(&format!("admin=\"http://{}\"", proxy.address("admin"))), "{ready}");
+
+    proxy.change_config(one().listener("via: new").cluster("other", &[&upstream], ""));
+    wait_for_changes(&proxy, "added cluster `other`; changed listener `main` (via)");
+    proxy.put("marker.wasm", guest::version("v2"));
+    proxy.reload();
+    wait_for_changes(&proxy, "changed filter `marker` (module)");
+    let moved = String::from(one()).replace("@main@", "@elsewhere@").replace("name: main", "name: moved");
+    proxy.change_config(moved.clone());
+    wait_for_changes(&proxy, "removed cluster `other`; added listener `moved`; removed listener `main`");
+    let output = proxy.output();
+    assert!(output.contains(&format!("listener `moved` on http://{}", proxy.address("elsewhere"))), "{output}");
+    assert!(output.contains(&format!("listener `main` no longer on http://{}", proxy.address("main"))), "{output}");
+    let secret = moved.replace("cluster: web", "cluster: web\n    via: hunter2");
+    proxy.change_config(secret);
+    wait_for_changes(&proxy, "changed listener `moved` (via)");
+    assert!(!proxy.output().contains("hunter2"), "values may be secret");
+}
+
+#[test]
+fn that_nothing_has_changed_is_said_to_who_asks() {
+    let mut proxy = Proxy::start(Config::new());
+    proxy.signal(Signal::HUP);
+    proxy.wait_for_output("the configuration is unchanged cause=\"SIGHUP\"");
+    proxy.put_config(Config::new().listener("no_such_option: 1"));
+    proxy.wait_for_output("no_such_option");
+    proxy.put_config(Config::new());
+    proxy.wait_for_output("the configuration in force is what the files say again cause=\"file\"");
+    proxy.wait_for_metric("tollgate_config_last_reload_successful", &[], 1.0);
+}
+
+#[test]
+fn what_needs_a_restart_is_said_of_all_that_does() {
+    let socket = |backlog: u32| Config::new().listener(&format!("socket: {{backlog: {backlog}}}"));
+    let mut proxy = Proxy::start(socket(100));
+    proxy.change_config(socket(101).top("log: {format: json}\ncache_dir: other"));
+    for what in ["`log.format`", "`cache_dir`", "`socket` of listener `main`"] {
+        proxy.wait_for_output(&format!("{what} has changed; it takes effect at the next start"));
+    }
+}
+
+/// Whether there are figures of a listener `more`.
+fn has_figures(proxy: &Proxy) -> bool {
+    proxy.metrics().names().any(|(_, labels)| labels.get("listener").is_some_and(|name| name == "more"))
+}
+
+#[test]
+fn a_listener_that_never_ran_leaves_no_figures() {
+    let upstream = Upstream::saying("ok");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    // What is wrong with it is found last.
+    let more = format!("listeners:\n  - {{name: more, address: '{}', cluster: web}}\n", proxy.address("admin"));
+    proxy.put_config(String::from(Config::to(&upstream)).replace("listeners:\n", &more));
+    proxy.wait_for_output("is already the address of the admin listener");
+    assert!(!has_figures(&proxy));
+    let wrong = guest::filter(r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 0))"#);
+    fs::write(proxy.dir().join("wrong.wasm"), wrong).expect("a file");
+    let more = more.replace(&proxy.address("admin").to_string(), "127.0.0.1:0");
+    let refused = Config::to(&upstream).filter("wrong", "wrong.wasm", "");
+    let refused = String::from(refused).replace("listeners:\n", &more);
+    proxy.put_config(refused.clone());
+    proxy.wait_for_output("filter `wrong` cannot be set up");
+    assert!(!has_figures(&proxy));
+    // The same again: nothing is said, and nothing is left. (If the proxy has not looked by then, nothing is missed.)
+    proxy.put_config(format!("{refused}# once more\n"));
+    thread::sleep(Duration::from_millis(600));
+    assert!(!has_figures(&proxy));
+}
