@@ -77,7 +77,7 @@ fn paths() {
         b".;",
         b"%3b",
         b"%40",
-        "é".as_bytes(),
+        b"\xc3\xa9",
         b"{",
     ];
     crate::driver::Target { name: "path", words, max_len: 300, check }.run();
