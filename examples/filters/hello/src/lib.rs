@@ -1,6 +1,6 @@
 //! The first filter to read: it adds `x-hello` to every response.
 //!
-//! Try it while `examples/quickstart.sh` runs: change `GREETING` below, run `cargo filters` in another terminal, and ask
+//! Try it while `examples/quickstart.sh` runs: change `GREETING` below, run `cargo filter hello` in another terminal, and ask
 //! again with `curl -i http://127.0.0.1:8080/`. The proxy has taken the new code, and no request has noticed.
 
 use serde::Deserialize;
