@@ -3,26 +3,53 @@
 # real sockets among them), the examples. Ends with "all passed", or with what did not.
 set -eu
 cd "$(dirname "$0")/.."
+needs=fmt,clippy
 . examples/setup.sh
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "format"
-cargo fmt --all --check
+step "toolchain"
+# The oldest Rust that Cargo.toml declares is the one that everything here is built and tested with.
+channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
+oldest=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+version=$(rustc --version)
+case $channel in
+    "$oldest" | "$oldest".*) echo "$version" ;;
+    *) echo "error: rust-toolchain.toml pins $channel, but Cargo.toml says rust-version = \"$oldest\"" >&2; exit 1 ;;
+esac
+
+# Other releases of Rust format differently and warn of more.
+case $version in
+    "rustc $channel "*) lint=1 ;;
+    *) lint= && echo "skipped: format and lints, which are the pinned Rust's ($channel)" ;;
+esac
+
+if [ "$lint" ]; then
+    step "format"
+    cargo fmt --all --check
+fi
 
 step "filters, compiled to WebAssembly"
 cargo filters
 cargo portable
 
-step "lints"
-cargo clippy --workspace --all-targets --quiet -- -D warnings
-# What is for WebAssembly only is not there natively.
-cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
-    -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
-    -p third-party -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
-    -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
-    -- -D warnings
-cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
+# Elsewhere: tests/newest-rust.sh.
+if [ -n "${CI-}" ]; then
+    step "filters and proxy, with the newest stable Rust"
+    tests/newest-rust.sh
+fi
+
+if [ "$lint" ]; then
+    step "lints"
+    cargo clippy --workspace --all-targets --quiet -- -D warnings
+    # What is for WebAssembly only is not there natively.
+    cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters \
+        -p router -p authz -p fault -p ratelimit -p hello -p api-key -p body-transform -p grpc-health -p lookup \
+        -p third-party -p third-party-audit -p third-party-body -p third-party-tcp -p third-party-variants -p tcp-token \
+        -p three-headers -p three-headers-standard -p conformance-rust-0-2 -p conformance-rust-0-1 \
+        -- -D warnings
+    cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
+fi
 
 step "clients and servers that nobody here wrote"
 tests/interop/setup.sh
@@ -38,11 +65,12 @@ tested cargo test --workspace
 # Features that nothing in the workspace turns on.
 tested cargo test -p tollgate-sdk --features log,tracing
 
-step "instructions on a request's way"
+step "instructions that a request executes"
 tests/instructions.sh
 
-step "examples: the quick start under load"
-TOLLGATE_PROFILE=dev examples/quickstart.sh --check
+step "examples: the quick start under load, and how it ends"
+examples/quickstart.sh --check
+tests/quickstart.py
 
 step "all passed"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }

@@ -1,5 +1,5 @@
 //! How many instructions the pieces of a request's way are, counted by valgrind: the same number on a noisy machine as on a
-//! quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 5 % over the committed
+//! quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 2 % over the committed
 //! baseline, `instructions.txt`. `UPDATE=1` writes the baseline anew.
 //!
 //! The program starts itself again under callgrind. There it calls a function before each piece and one after it, at which callgrind
@@ -32,7 +32,7 @@ const WARM_UP: u32 = 100;
 /// How often it is run then.
 const TIMES: u32 = 400;
 /// By how much a piece may differ from the baseline, in percent of it.
-const TOLERANCE: f64 = 5.0;
+const TOLERANCE: f64 = 2.0;
 
 /// Says that this is the process under callgrind.
 const INNER: &str = "--under-callgrind";
@@ -80,10 +80,7 @@ fn run(piece: &mut Piece, times: u32) {
 
 /// Counts, and compares with the baseline.
 fn compare() -> anyhow::Result<()> {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        eprintln!("!!! There is no valgrind here (a Debian package): instructions are NOT counted.");
-        return Ok(());
-    }
+    Command::new("valgrind").arg("--version").output().context("valgrind (a Debian package) cannot be started")?;
     let counted = counted()?;
     let compiler = compiler();
     if env::var_os("UPDATE").is_some_and(|v| !v.is_empty()) {
@@ -115,8 +112,9 @@ fn compare() -> anyhow::Result<()> {
     }
     let wrong = wrong.join("\n  ");
     if by != compiler {
-        println!("!!! The baseline is of {by}, and this is {compiler}, so this does not count:\n  {wrong}");
-        println!("!!! UPDATE=1 tests/instructions.sh writes a baseline of this compiler.");
+        let mismatch = format!("the baseline is of {by}, and this is {compiler}, so they cannot be compared:\n  {wrong}");
+        ensure!(env::var_os("CI").is_none(), "{mismatch}");
+        println!("skipped: {mismatch}");
         return Ok(());
     }
     bail!(
