@@ -99,7 +99,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
                 idle.into_iter().chain(retires).min()
             }
             Phase::Told(until) => Some(until),
-            Phase::Closing(until) => Some(until).filter(|_| idle),
+            Phase::Closing(until) => idle.then_some(until),
         };
         let full = most != 0 && info.requests.get() >= most;
         match phase {

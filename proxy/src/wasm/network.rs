@@ -55,7 +55,7 @@ impl NetworkFilter for WasmFilter {
         let phases = self.wanted_phases();
         self.end(&Subject::Tcp(stream.clone()), position, phases & phase::TCP != 0, |store, exports, context| {
             let upstream = upstream.filter(|_| phases & phase::UPSTREAM_CLOSE != 0).map(|c| (Side::Upstream, c));
-            let downstream = Some((Side::Downstream, downstream)).filter(|_| phases & phase::DOWNSTREAM_CLOSE != 0);
+            let downstream = (phases & phase::DOWNSTREAM_CLOSE != 0).then_some((Side::Downstream, downstream));
             for (side, closed) in upstream.into_iter().chain(downstream) {
                 if let Some(f) = &exports.close[side as usize] {
                     f.call(&mut *store, (context, peer(closed)))?;

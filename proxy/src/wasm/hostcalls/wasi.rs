@@ -145,7 +145,7 @@ fn environ_get(caller: &mut Caller<'_, Host>, mut environ: i32, mut data: i32) -
 fn fd_write(caller: &mut Caller<'_, Host>, level: i32, iovs: i32, len: i32, out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let mut text = Vec::new();
-    for iov in slice(memory, iovs, len.wrapping_mul(8))?.chunks_exact(8) {
+    for iov in slice(memory, iovs, len.wrapping_mul(8))?.as_chunks::<8>().0 {
         let word = |at: usize| i32::from_le_bytes([iov[at], iov[at + 1], iov[at + 2], iov[at + 3]]);
         text.extend_from_slice(slice(memory, word(0), word(4))?);
         // Overlapping pieces could add up to any size.
