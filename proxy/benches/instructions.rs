@@ -112,7 +112,8 @@ fn compare() -> anyhow::Result<()> {
     }
     let wrong = wrong.join("\n  ");
     if by != compiler {
-        let mismatch = format!("the baseline is of {by}, and this is {compiler}, so they cannot be compared:\n  {wrong}");
+        let mismatch =
+            format!("the baseline is of {by}, and this is {compiler}, so they cannot be compared:\n  {wrong}");
         ensure!(env::var_os("CI").is_none(), "{mismatch}");
         println!("skipped: {mismatch}");
         return Ok(());

@@ -66,11 +66,11 @@ pub fn text(project: &str) -> String {
     let mut open = vec![&own];
     while let Some(package) = open.pop() {
         let key = (package.name.as_str(), package.version.as_str());
-        if !parts.contains_key(&key) {
+        parts.entry(key).or_insert_with(|| {
             let needs = lock.needs(package);
             open.extend(&needs);
-            parts.insert(key, (package, needs));
-        }
+            (package, needs)
+        });
     }
     let named = |package: &Package| match parts.keys().filter(|(name, _)| *name == package.name).count() {
         1 => package.name.clone(),
