@@ -1,6 +1,9 @@
 //! What is wrong with a filter's configuration, and where.
 
-use std::{any::Any, fmt};
+use std::{
+    any::{Any, TypeId},
+    fmt,
+};
 
 /// A mistake in a filter's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +64,70 @@ fn unit<T: 'static>() -> Option<T> {
     value
 }
 
-/// Reads a configuration from the JSON that the host gives; nothing at all reads like an empty object.
+/// The places of all values that were left blank (`null`) in a JSON text, which must be well-formed.
+///
+/// An `Option` takes a blank for a field that is left out, and so `from:` with nothing after it would open a rule to
+/// everybody. serde cannot be told to refuse that without a wrapper around each type, so the text is looked at once more.
+fn blanks(json: &[u8]) -> Vec<String> {
+    enum Level<'j> {
+        Map(&'j [u8]),
+        List(usize),
+    }
+    let (mut levels, mut found, mut at) = (Vec::new(), Vec::new(), 0);
+    while let Some(byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'{' => levels.push(Level::Map(b"")),
+            b'[' => levels.push(Level::List(0)),
+            b'}' | b']' => _ = levels.pop(),
+            b',' => {
+                if let Some(Level::List(index)) = levels.last_mut() {
+                    *index += 1;
+                }
+            }
+            b'"' => {
+                let start = at;
+                while let Some(byte) = json.get(at).filter(|byte| **byte != b'"') {
+                    at += if *byte == b'\\' { 2 } else { 1 };
+                }
+                let text = json.get(start..at).unwrap_or_default();
+                at += 1;
+                let after = json.get(at..).unwrap_or_default().trim_ascii_start();
+                if let (Some(Level::Map(key)), Some(b':')) = (levels.last_mut(), after.first()) {
+                    *key = text;
+                }
+            }
+            // Outside of strings, nothing but `null` begins with this letter.
+            b'n' => {
+                let mut path = String::new();
+                for level in &levels {
+                    match level {
+                        Level::Map(key) => {
+                            path.push_str(if path.is_empty() { "" } else { "." });
+                            path.push_str(&String::from_utf8_lossy(key));
+                        }
+                        Level::List(index) => path.extend(["[", &index.to_string(), "]"]),
+                    }
+                }
+                found.push(path);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A blank is refused, wherever it is, but in a configuration that is any JSON at all.
+fn refuse_blanks<T: 'static>(json: &[u8]) -> Result<(), ConfigError> {
+    if TypeId::of::<T>() == TypeId::of::<serde_json::Value>() {
+        return Ok(());
+    }
+    let blank = |path| ConfigError::new(path, "this was left blank: give it a value, or leave the field out");
+    ConfigError::all(blanks(json).into_iter().map(blank).collect()).map_or(Ok(()), Err)
+}
+
+/// Reads a configuration from the JSON that the host gives; nothing at all reads like an empty object. A value that is
+/// `null` is a mistake, unless `T` is [`serde_json::Value`].
 pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, ConfigError> {
     if let Some(nothing) = unit() {
         return match bytes.trim_ascii() {
@@ -71,7 +137,7 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
     }
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut json).map_err(|e| {
+    let config = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
         let message = e.inner().to_string();
         // The position within the JSON means nothing to someone who wrote YAML.
@@ -82,7 +148,8 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
             false => "this filter wants a map, not text".into(),
         };
         ConfigError::new(if path == "." { "" } else { &path }, message)
-    })
+    })?;
+    refuse_blanks::<T>(bytes).map(|()| config)
 }
 
 /// serde says which Rust type it expected; the user knows maps.
@@ -126,6 +193,34 @@ mod tests {
             "wait: invalid type: string \"500ms\", expected a map {secs: …, nanos: …}; for the filter's author: the type for \
              times such as 250ms is `tollgate_sdk::units::Duration`"
         );
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Optional {
+        #[allow(dead_code)]
+        from: Option<Vec<String>>,
+        #[allow(dead_code)]
+        #[serde(default)]
+        rest: serde_json::Value,
+    }
+
+    #[test]
+    fn a_blank_is_not_a_field_that_is_left_out() {
+        let read = |text: &str| read::<Optional>(text.as_bytes()).map(|_| ()).map_err(|e| e.to_string());
+        let blank = |path: &str| format!("{path}: this was left blank: give it a value, or leave the field out");
+        for text in ["", "{}", r#"{"from": ["null", "a\"null"]}"#, r#"{"rest": {"null": [true, "n"]}}"#] {
+            assert_eq!(read(text), Ok(()), "{text}");
+        }
+        assert_eq!(read(r#"{"from":null}"#), Err(blank("from")));
+        let text = r#"{"rest": {"a": [1, {"b\"": "}]", "c" : null}], "d": [[], null]}, "from" : null}"#;
+        let expected = ["rest.a[1].c", "rest.d[1]", "from"].map(|path| blank(path)).join("; ");
+        assert_eq!(read(text), Err(expected));
+    }
+
+    #[test]
+    fn any_json_at_all_may_have_blanks() {
+        let text = br#"{"a": null}"#;
+        assert_eq!(super::read::<serde_json::Value>(text), Ok(serde_json::json!({"a": null})));
     }
 
     #[test]

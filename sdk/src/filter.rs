@@ -17,8 +17,9 @@ use crate::{
 /// other services, or waits for more than one thing, is better an [`AsyncFilter`](crate::AsyncFilter).
 pub trait Filter: Sized + 'static {
     /// The configuration, read from the JSON in the proxy's configuration. Put `#[serde(deny_unknown_fields)]` on it, so
-    /// that mistakes are found. Times are [`units::Duration`](crate::units::Duration) in it. With `()` the module needs no code
-    /// for JSON, and any configuration is a mistake.
+    /// that mistakes are found. Times are [`units::Duration`](crate::units::Duration) in it. A value that is blank (`null`) is
+    /// refused wherever it is, unless this is [`serde_json::Value`]: an `Option` would take it for a field that was left out.
+    /// With `()` the module needs no code for JSON, and any configuration is a mistake.
     type Config: DeserializeOwned + 'static;
     /// What is kept for one stream from one callback to the next. With `()` the host is spared three calls for each stream.
     type Stream: Default + 'static;

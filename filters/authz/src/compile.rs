@@ -227,14 +227,18 @@ impl<'s> Compiler<'s> {
         list.as_ref()?;
         self.needs_principal = true;
         if !self.has_principal {
-            let message =
-                "there is nobody to compare with: set `principal_header`, whose description says when that is safe";
-            self.mistakes.add(at.clone(), message);
+            self.mistakes.add(at.clone(), NO_PRINCIPAL);
         }
         let bare = |list: Vec<String>| list.into_iter().map(|p| p.strip_prefix(SCHEME).map_or(p.clone(), String::from));
         self.patterns(list.map(|l| bare(l).collect()), at, |_| None)
     }
 }
+
+/// Why a policy cannot speak of principals, and what to do instead.
+pub(crate) const NO_PRINCIPAL: &str = "without `principal_header` nothing says who the peer is. Where a proxy in front \
+     writes a header that clients cannot, set `principal_header` to its name. For the certificates that this listener's own \
+     clients show, give the listener `forwarded_client_cert: set` and the rule \
+     `when: [{key: \"request.headers[x-forwarded-client-cert]\", values: [\"*;URI=spiffe://...\"]}]`";
 
 /// What Istio leaves out of identities.
 pub(crate) const SCHEME: &str = "spiffe://";

@@ -163,14 +163,63 @@ fn of_principals_without_a_header_for_them() {
         {"from": [{"source": {"principals": ["a"]}}]},
         {"when": [{"key": "source.principal", "not_values": ["a"]}]},
     ]}]}));
-    let message = "there is nobody to compare with: set `principal_header`, whose description says when that is safe";
-    assert_eq!(
-        found,
-        [
-            format!("policies[0].rules[0].from[0].source.principals: {message}"),
-            format!("policies[0].rules[1].when[0].not_values: {message}"),
-        ]
-    );
+    let expected = ["policies[0].rules[0].from[0].source.principals: ", "policies[0].rules[1].when[0].not_values: "];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, place) in found.iter().zip(expected) {
+        let message = found.strip_prefix(place).unwrap_or_else(|| panic!("{found}"));
+        // Both ways are named, so that nobody has to guess.
+        assert!(message.contains("set `principal_header` to its name"), "{message}");
+        assert!(message.contains("forwarded_client_cert: set") && message.contains("*;URI=spiffe://"), "{message}");
+    }
+}
+
+/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+#[test]
+fn blanks() {
+    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
+            _ => Vec::new(),
+        };
+        for (name, child) in children {
+            let at = format!("{at}/{name}");
+            places(child, &at, all);
+            all.push(at);
+        }
+    }
+    let config = json!({
+        "principal_header": "x-peer",
+        "dry_run": false,
+        "policies": [{
+            "name": "p",
+            "action": "allow",
+            "dry_run": true,
+            "rules": [{
+                "from": [{"source": {
+                    "ip_blocks": ["10.0.0.0/8"], "not_ip_blocks": ["10.0.0.1"],
+                    "remote_ip_blocks": ["::/0"], "not_remote_ip_blocks": ["::1"],
+                    "principals": ["a"], "not_principals": ["b"],
+                }}],
+                "to": [{"operation": {
+                    "hosts": ["a.example"], "not_hosts": ["b.example"], "methods": ["GET"], "not_methods": ["PUT"],
+                    "paths": ["/a*"], "not_paths": ["/b"],
+                }}],
+                "when": [{"key": "request.headers[x-a]", "values": ["1"], "not_values": ["2"]}],
+            }],
+        }],
+    });
+    assert!(TestHost::<Authz>::new(config.clone()).is_ok());
+    let mut all = Vec::new();
+    places(&config, "", &mut all);
+    assert!(all.len() > 10);
+    for pointer in all {
+        let mut blanked = config.clone();
+        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
+        let Err(refused) = TestHost::<Authz>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
+        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
+        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
+    }
 }
 
 /// A rule that no request can match would be a hole in a `deny` policy.

@@ -21,7 +21,7 @@ pub struct Config {
     /// Lets a request ask for its own fault, by Envoy's headers. `true`: both kinds, with their defaults. Default: `false`.
     pub headers: Headers,
     /// How many requests may be under a fault at one time, over all workers; further ones pass untouched and are counted as
-    /// `fault.overflow`. A delayed request counts until its delay is over. Default: no bound.
+    /// `fault.overflow`. A delayed request counts until its delay is over. Default: unlimited.
     pub max_active: Option<u32>,
 }
 

@@ -69,3 +69,46 @@ fn of_meaning() {
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);
 }
+
+/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+#[test]
+fn blanks() {
+    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
+            _ => Vec::new(),
+        };
+        for (name, child) in children {
+            let at = format!("{at}/{name}");
+            places(child, &at, all);
+            all.push(at);
+        }
+    }
+    let config = json!({
+        "rules": [{
+            "match": {
+                "path": {"prefix": "/a"},
+                "methods": ["GET"],
+                "headers": [{"name": "x-a", "exact": "1", "invert": true}, {"name": "x-b", "present": true}],
+            },
+            "delay": {"uniform": {"min": "1s", "max": "2s"}, "percent": 1},
+            "abort": {"status": 503, "percent": 1},
+        }],
+        "delay": {"fixed": "1s", "percent": 1},
+        "abort": {"status": 503, "percent": 1},
+        "headers": {"delay": {"max": "1s", "percent": 1}, "abort": {"percent": 1}},
+        "max_active": 1,
+    });
+    assert!(TestHost::<Fault>::new(config.clone()).is_ok());
+    let mut all = Vec::new();
+    places(&config, "", &mut all);
+    assert!(all.len() > 10);
+    for pointer in all {
+        let mut blanked = config.clone();
+        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
+        let Err(refused) = TestHost::<Fault>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
+        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
+        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
+    }
+}

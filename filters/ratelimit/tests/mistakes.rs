@@ -80,3 +80,52 @@ fn of_meaning() {
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);
 }
+
+/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+#[test]
+fn blanks() {
+    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
+            _ => Vec::new(),
+        };
+        for (name, child) in children {
+            let at = format!("{at}/{name}");
+            places(child, &at, all);
+            all.push(at);
+        }
+    }
+    let config = json!({
+        "limits": [{
+            "name": "a",
+            "match": {
+                "path": {"prefix": "/a"},
+                "methods": ["GET"],
+                "headers": [{"name": "x-a", "exact": "1", "invert": true}, {"name": "x-b", "present": true}],
+            },
+            "key": [{"source": "client"}, {"header": "x-a"}, {"cookie": "c"}, {"path": true}, {"constant": "t"}],
+            "requests": 1,
+            "per": "1s",
+            "burst": 2,
+            "max_keys": 1,
+            "on_missing_key": "shared",
+            "ipv6_prefix": 64,
+            "dry_run": true,
+        }],
+        "dry_run": true,
+        "status": 429,
+        "headers": "off",
+    });
+    assert!(TestHost::<Ratelimit>::new(config.clone()).is_ok());
+    let mut all = Vec::new();
+    places(&config, "", &mut all);
+    assert!(all.len() > 10);
+    for pointer in all {
+        let mut blanked = config.clone();
+        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
+        let Err(refused) = TestHost::<Ratelimit>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
+        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
+        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
+    }
+}

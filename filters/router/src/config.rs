@@ -14,15 +14,17 @@ use tollgate_sdk::doc::RetryOn;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Sets of routes, each for some hosts. At least one. A request of a host that none of them is for gets 404.
-    pub virtual_hosts: Vec<VirtualHost>,
+    pub virtual_hosts: Option<Vec<VirtualHost>>,
+    /// Routes for all hosts, in place of `virtual_hosts`: the same as one virtual host for `*`.
+    pub routes: Option<Vec<Rule>>,
 }
 
 /// The routes of some hosts.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VirtualHost {
-    /// Its name, the first half of its routes' names in logs and metrics. Unique.
-    pub name: String,
+    /// Its name, the first half of its routes' names in logs and metrics. Unique. Default: its first domain.
+    pub name: Option<String>,
     /// Which hosts it is for: `example.com`, `*.example.com` (any host that ends with `.example.com`, not `example.com`
     /// itself) or `*` (any). The most specific wins: an exact one, then the longest with `*.`, then `*`. Case does not
     /// matter. A port counts only if it is written: `example.com:8080` is preferred over `example.com` for requests with
@@ -31,6 +33,13 @@ pub struct VirtualHost {
     /// The routes: the first one that matches is taken. A request that none matches gets 404. Default: none.
     #[serde(default)]
     pub routes: Vec<Rule>,
+}
+
+impl VirtualHost {
+    /// Its name, or what stands for it.
+    pub(crate) fn name(&self) -> &str {
+        self.name.as_deref().or(self.domains.first().map(String::as_str)).unwrap_or_default()
+    }
 }
 
 /// A route: what it matches, one action (`cluster`, `split`, `redirect` or `respond`) and options for it.
@@ -65,10 +74,10 @@ pub struct Rule {
     /// Changes to the response's headers: the upstream's, a redirect's or a direct response's. Not those of responses that
     /// the proxy makes because the upstream fails.
     pub response_headers: Option<HeaderOps>,
-    /// Time for the whole exchange, from the request's last byte to the response's; `0s`: no bound. Default: the
+    /// Time for the whole exchange, from the request's last byte to the response's; `0s`: unlimited. Default: the
     /// cluster's. Only with `cluster` and `split`.
     pub timeout: Option<String>,
-    /// Ends the exchange when no byte has passed for this time; `0s`: no bound. Default: the listener's. Only with
+    /// Ends the exchange when no byte has passed for this time; `0s`: unlimited. Default: the listener's. Only with
     /// `cluster` and `split`.
     pub idle_timeout: Option<String>,
     /// When a request is tried again. Default: the cluster's. Only with `cluster` and `split`.
@@ -88,7 +97,7 @@ pub struct Match {
     pub path: Option<PathMatch>,
     /// One method or a list of them, such as `[GET, HEAD]`. Default: any.
     #[serde(default, alias = "method", deserialize_with = "one_or_many")]
-    pub methods: Vec<String>,
+    pub methods: Option<Vec<String>>,
     /// Conditions on headers. Default: none.
     #[serde(default)]
     pub headers: Vec<HeaderMatch>,
@@ -264,7 +273,7 @@ pub struct Retry {
     /// How often, at most, beside the first try. 1 to 10. Default: 1.
     #[serde(default = "one")]
     pub attempts: u32,
-    /// Time for each try, the first included; `0s`: no bound. Default: no bound but the route's.
+    /// Time for each try, the first included; `0s`: unlimited. Default: only the route's.
     pub per_try_timeout: Option<String>,
     /// Longest wait before the first retry; it doubles for each further one. Default: `25ms`.
     pub backoff: Option<String>,
@@ -298,15 +307,15 @@ fn retry_on() -> Vec<RetryOn> {
 }
 
 /// A list, or a single string in its place.
-fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a method or a list of methods")]
     enum OneOrMany {
         One(String),
         Many(Vec<String>),
     }
-    Ok(match OneOrMany::deserialize(d)? {
+    Ok(Some(match OneOrMany::deserialize(d)? {
         OneOrMany::One(one) => vec![one],
         OneOrMany::Many(many) => many,
-    })
+    }))
 }

@@ -23,7 +23,7 @@ use rustc_hash::FxHashSet;
 use tollgate_sdk::{matching::compared_path, prelude::*};
 
 use crate::{
-    config::Config,
+    config::{Config, VirtualHost},
     head::{Head, HeaderCache, HeaderNames},
     hosts::Hosts,
     place::Place,
@@ -47,25 +47,40 @@ impl Filter for Router {
 
     fn configure(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         let mistakes = Mistakes::default();
-        let place = Place::root(&mistakes).field("virtual_hosts");
+        let place = Place::root(&mistakes);
+        // Routes without virtual hosts are those of one for all hosts, and keep their own places.
+        let (virtual_hosts, places): (Vec<VirtualHost>, Vec<Place>) = match (config.virtual_hosts, config.routes) {
+            (Some(hosts), None) => {
+                let place = place.field("virtual_hosts");
+                if hosts.is_empty() {
+                    place.wrong("is empty");
+                }
+                let places = (0..hosts.len()).map(|i| place.item(i)).collect();
+                (hosts, places)
+            }
+            (None, Some(routes)) => (vec![VirtualHost { name: None, domains: vec!["*".into()], routes }], vec![place]),
+            (given, _) => {
+                place.wrong(match given {
+                    Some(_) => "give only one of `virtual_hosts`, `routes`",
+                    None => "give `routes`, or `virtual_hosts` if they differ by host",
+                });
+                Default::default()
+            }
+        };
         let (mut hosts, mut names, mut known) = (Hosts::default(), HeaderNames::default(), FxHashSet::default());
-        if config.virtual_hosts.is_empty() {
-            place.wrong("is empty");
-        }
-        let mut tables = Vec::with_capacity(config.virtual_hosts.len());
-        for (i, host) in config.virtual_hosts.iter().enumerate() {
-            let place = place.item(i);
-            if host.name.is_empty() {
+        let mut tables = Vec::with_capacity(virtual_hosts.len());
+        for (i, (host, place)) in virtual_hosts.iter().zip(&places).enumerate() {
+            if host.name.as_ref().is_some_and(String::is_empty) {
                 place.field("name").wrong("is empty");
-            } else if !known.insert(&host.name) {
-                place.field("name").wrong(format!("there are two virtual hosts `{}`", host.name));
+            } else if !host.name().is_empty() && !known.insert(host.name()) {
+                place.field("name").wrong(format!("there are two virtual hosts `{}`", host.name()));
             }
             let domains = place.field("domains");
             if host.domains.is_empty() {
                 domains.wrong("a virtual host needs a domain; write `*` for all hosts");
             }
             host.domains.iter().enumerate().for_each(|(d, domain)| hosts.add(domain, i as u32, &domains.item(d)));
-            tables.push(Table::compile(host, &place, &mut names, setup));
+            tables.push(Table::compile(host, place, &mut names, setup));
         }
         mistakes.finish()?;
         Ok(Router {

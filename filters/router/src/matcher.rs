@@ -49,7 +49,10 @@ enum Test {
 impl Conditions {
     /// Reads the conditions at `place`; what is wrong with them becomes a mistake.
     pub(crate) fn compile(config: &Match, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
-        let methods = config.methods.iter().enumerate();
+        if config.methods.as_ref().is_some_and(Vec::is_empty) {
+            place.field("methods").wrong("an empty list is for no request: leave it out for any method");
+        }
+        let methods = config.methods.iter().flatten().enumerate();
         let methods = methods.filter_map(|(i, m)| method(m, &place.field("methods").item(i))).collect();
         let query = config.query.iter().enumerate();
         let query = query.filter_map(|(i, q)| QueryCondition::compile(q, &place.field("query").item(i))).collect();

@@ -51,8 +51,8 @@ impl Table {
             let (place, number) = (place.field("routes").item(i), i as u32);
             let matches = place.field("match");
             let name = match &rule.name {
-                Some(name) => format!("{}/{name}", config.name),
-                None => format!("{}/{i}", config.name),
+                Some(name) => format!("{}/{name}", config.name()),
+                None => format!("{}/{i}", config.name()),
             };
             let matched = match &rule.matches.path {
                 Some(path) => table.add_path(path, number, &matches.field("path")),

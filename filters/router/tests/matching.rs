@@ -204,6 +204,20 @@ fn routes_of_one_path_are_tried_in_order() {
 }
 
 #[test]
+fn routes_alone_are_for_all_hosts_and_names_have_a_default() {
+    let host =
+        TestHost::<Router>::new(json!({"routes": [{"match": {"method": "PUT"}, "cluster": "c"}, {"cluster": "c"}]}));
+    let host = host.unwrap();
+    let outcome = host.request("GET", "/").host("any.example").send();
+    assert_eq!(outcome.route(), Some("*/1"));
+    let unnamed = json!({"virtual_hosts": [
+        {"domains": ["a.example", "b.example"], "routes": [{"cluster": "c"}, {"name": "n", "cluster": "c"}]},
+    ]});
+    let outcome = TestHost::<Router>::new(unnamed).unwrap().request("GET", "/").host("b.example").send();
+    assert_eq!(outcome.route(), Some("a.example/0"));
+}
+
+#[test]
 fn virtual_hosts_are_chosen_by_domain() {
     let host = TestHost::<Router>::new(json!({"virtual_hosts": [
         {"name": "wild", "domains": ["*.example.com"], "routes": [{"cluster": "c"}]},

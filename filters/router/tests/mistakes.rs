@@ -55,6 +55,23 @@ fn virtual_hosts() {
     ];
     assert_eq!(messages, expected);
     assert_eq!(mistakes(json!({"virtual_hosts": []})), [("virtual_hosts".to_string(), "is empty".to_string())]);
+    // A name that was left out is the first domain, and must not be another's either.
+    let unnamed = json!({"domains": ["z.com"]});
+    assert_eq!(
+        mistakes(json!({"virtual_hosts": [host("z.com", json!(["a.com"])), unnamed]})),
+        [("virtual_hosts[1].name".to_string(), "there are two virtual hosts `z.com`".to_string())]
+    );
+}
+
+#[test]
+fn routes_without_virtual_hosts() {
+    let neither = "give `routes`, or `virtual_hosts` if they differ by host";
+    assert_eq!(mistakes(json!({})), [(String::new(), neither.to_string())]);
+    let both = "give only one of `virtual_hosts`, `routes`";
+    assert_eq!(mistakes(json!({"virtual_hosts": [], "routes": []})), [(String::new(), both.to_string())]);
+    let found = mistakes(json!({"routes": [{"cluster": "c"}, {"cluster": "c", "timeout": "soon"}]}));
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].0, "routes[1].timeout");
 }
 
 #[test]
@@ -70,7 +87,6 @@ fn the_shape_of_the_configuration() {
     let found =
         mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"match": {"method": 1}}]}]}));
     assert_eq!(found[0].1, "expected a method or a list of methods");
-    assert_eq!(mistakes(json!({}))[0].1, "missing field `virtual_hosts`");
 }
 
 #[test]
@@ -157,6 +173,8 @@ fn paths() {
 fn conditions() {
     wrong_match(json!({"method": "get"}), "methods[0]", "no method is spelled like `get`: write `GET`");
     wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method; a method is a word such as `GET`");
+    // A generator that has found none must not open the route to all of them.
+    wrong_match(json!({"methods": []}), "methods", "an empty list is for no request: leave it out for any method");
     wrong_match(json!({"headers": [{"name": "a b", "exact": "c"}]}), "headers[0].name", "`a b` is not a header's name");
     let host = "no host is spelled like `Example.com`: write `example.com`";
     wrong_match(json!({"headers": [{"name": "Host", "exact": "Example.com"}]}), "headers[0].exact", host);
@@ -217,4 +235,60 @@ fn all_mistakes_are_told_at_once() {
         list
     };
     assert_eq!(sorted(paths.into_iter().map(String::from).collect()), sorted(expected.to_vec()));
+}
+
+/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+#[test]
+fn blanks() {
+    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
+            _ => Vec::new(),
+        };
+        for (name, child) in children {
+            let at = format!("{at}/{name}");
+            places(child, &at, all);
+            all.push(at);
+        }
+    }
+    let config = json!({"virtual_hosts": [{
+        "name": "v",
+        "domains": ["*"],
+        "routes": [
+            {
+                "name": "split",
+                "match": {
+                    "path": {"prefix": "/a"},
+                    "methods": ["GET"],
+                    "headers": [{"name": "x-a", "exact": "1", "invert": true}, {"name": "x-b", "present": true}],
+                    "query": [{"name": "q", "prefix": "1"}],
+                },
+                "split": {"clusters": [{"cluster": "c", "weight": 1}], "sticky": {"cookie": "c"}},
+                "prefix_rewrite": "/b",
+                "host_rewrite": "h",
+                "request_headers": {"set": {"a": "1"}, "add": {"b": "1"}, "remove": ["c"]},
+                "response_headers": {"remove": ["c"]},
+                "timeout": "1s",
+                "idle_timeout": "1s",
+                "retry": {"on": ["reset"], "attempts": 1, "per_try_timeout": "1s", "backoff": "1s"},
+                "mirror": {"cluster": "c", "percent": 1.0},
+                "hash_key": {"source": true},
+            },
+            {"match": {"path": {"exact": "/b"}}, "redirect": {"host": "h", "scheme": "https", "port": 1, "path": "/c"}},
+            {"match": {"path": {"regex": "/c"}, "methods": "PUT"}, "respond": {"status": 200, "body": "b", "headers": {"a": "b"}}},
+            {"match": {"query": [{"name": "q", "present": false}]}, "cluster": "c", "regex_rewrite": {"pattern": "a", "substitution": "b"}},
+        ],
+    }]});
+    assert!(TestHost::<Router>::new(config.clone()).is_ok());
+    let mut all = Vec::new();
+    places(&config, "", &mut all);
+    assert!(all.len() > 10);
+    for pointer in all {
+        let mut blanked = config.clone();
+        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
+        let Err(refused) = TestHost::<Router>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
+        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
+        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
+    }
 }
