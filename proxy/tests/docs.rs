@@ -78,6 +78,8 @@ fn write_certificates(dir: &Path) {
         ("ca.pem", pair.cert.pem()),
     ];
     files.iter().for_each(|(name, text)| fs::write(dir.join("tls").join(name), text).unwrap());
+    // A join token is looked for, not into.
+    fs::write(dir.join("web.token"), "token").unwrap();
 }
 
 fn documents() -> Vec<PathBuf> {

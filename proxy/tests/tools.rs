@@ -73,7 +73,7 @@ mod inspect {
     #[test]
     fn a_filter_that_refuses_its_configuration_says_why() {
         let text = ok(&["inspect", "builtin:router"]);
-        assert!(text.contains("refuses its configuration: missing field") && text.contains("--config"), "{text}");
+        assert!(text.contains("refuses its configuration: give `routes`") && text.contains("--config"), "{text}");
     }
 
     #[test]

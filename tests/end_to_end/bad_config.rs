@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -119,7 +120,7 @@ fn the_same_is_said_to_machines() {
 #[test]
 fn a_bad_file_does_not_start() {
     let dir = workplace();
-    for name in ["unknown_fields.yaml", "ratelimit.yaml"] {
+    for name in ["unknown_fields.yaml", "ratelimit.yaml", "log_level.yaml", "log_filter.yaml"] {
         fs::copy(folder().join(name), dir.path().join(name)).expect("a copy");
         let (check, run) = (tollgate(dir.path(), &["check", name]), tollgate(dir.path(), &["run", name]));
         assert_eq!(run.status.code(), Some(1), "{run:?}");
@@ -152,6 +153,89 @@ fn what_is_odd_is_a_warning() {
     let output = tollgate(dir.path(), &["check", "--json", "odd.yaml"]);
     let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((&said["ok"], &said["diagnostics"][0]["severity"]), (&true.into(), &"warning".into()));
+}
+
+#[test]
+fn what_does_nothing_is_a_warning() {
+    let dir = workplace();
+    let config = "\
+listeners:
+  - {name: nowhere, address: '127.0.0.1:8080'}
+  - {name: main, address: '127.0.0.1:8081', chain: routes, cluster: direct}
+  - {name: raw, address: '127.0.0.1:8082', protocol: tcp, tcp: {clusters: [{cluster: shared}], sni: [{names: [a.example], cluster: named}]}}
+filters:
+  - {name: guard, wasm: builtin:authz, config: {policies: [{name: nobody, action: deny, rules: [{}]}]}}
+  - {name: routes, wasm: builtin:router, config: {routes: [{cluster: routed, mirror: {cluster: mirrored}}]}}
+  - {name: idle, wasm: naming.wasm}
+  - {name: serving, wasm: naming.wasm, vm_id: shared-by-others, config: {service: 'called:80'}}
+clusters:
+  - {name: direct}
+  - {name: shared}
+  - {name: named}
+  - {name: routed}
+  - {name: mirrored}
+  - {name: called}
+  - {name: in-the-module}
+  - {name: forgotten}
+";
+    fs::write(dir.path().join("odd.yaml"), config).expect("a file");
+    let naming = guest::filter("(data (i32.const 60000) \"in-the-module\")");
+    fs::write(dir.path().join("naming.wasm"), naming).expect("a module");
+    let output = tollgate(dir.path(), &["check", "--json", "odd.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let told: Vec<_> = said["diagnostics"].as_array().expect("a list").iter().collect();
+    assert!(told.iter().all(|one| one["severity"] == "warning"), "{said:#}");
+    let told: Vec<_> = told.iter().map(|one| (one["line"].as_u64(), one["message"].as_str())).collect();
+    let expected = [
+        (2, "listener `nowhere` has neither `chain` nor `cluster`: all requests get 404"),
+        (6, "filter `guard` is in no chain: it sees nothing"),
+        (8, "filter `idle` is in no chain: it sees nothing"),
+        (18, "cluster `forgotten` is named by no listener and no filter: nothing reaches it"),
+    ];
+    assert_eq!(told, expected.map(|(line, message)| (Some(line), Some(message))));
+}
+
+#[test]
+fn a_variable_is_what_its_place_wants_in_a_filters_configuration_too() {
+    let dir = workplace();
+    let json = r#"{
+        "workers": "${NOT_SET_ANYWHERE:-2}",
+        "listeners": [{"name": "main", "address": "127.0.0.1:8080", "chain": "limits", "cluster": "web"}],
+        "filters": [{"name": "limits", "wasm": "builtin:ratelimit", "config": {
+            "limits": [{"name": "${NOT_SET_ANYWHERE:-7}", "requests": "${NOT_SET_ANYWHERE:-7}", "per": "1s"}],
+            "dry_run": "${NOT_SET_ANYWHERE:-true}"
+        }}],
+        "clusters": [{"name": "web", "endpoints": "127.0.0.1:9001"}]
+    }"#;
+    fs::write(dir.path().join("typed.json"), json).expect("a file");
+    let output = tollgate(dir.path(), &["check", "typed.json"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    fs::write(dir.path().join("typed.json"), json.replace("-7}\", \"per", "-x}\", \"per")).expect("a file");
+    let output = tollgate(dir.path(), &["check", "typed.json"]);
+    assert!(text(&output.stderr).starts_with("error: expected a whole number, found a string"), "{output:?}");
+}
+
+#[test]
+fn a_configuration_is_read_from_standard_input() {
+    let dir = workplace();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(["check", "-"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be run");
+    let config = r#"{"listeners": [{"name": "a", "address": "127.0.0.1:80", "chain": "f"}], "filters": [{"name": "f", "wasm": "text.wasm"}]}"#;
+    child.stdin.take().expect("a pipe").write_all(config.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+    // The module was found, beside the current folder, and is none.
+    assert!(text(&output.stderr).contains("is not a WebAssembly module"), "{output:?}");
+    assert!(text(&output.stderr).contains("--> <stdin>:1:"), "{output:?}");
+    let run = tollgate(dir.path(), &["run", "-"]);
+    assert!(text(&run.stderr).contains("`tollgate check -` reads standard input"), "{run:?}");
 }
 
 #[test]
@@ -190,4 +274,45 @@ fn the_schema_is_one_and_knows_good_from_bad() {
     let mut bad = good;
     bad["clusters"][0]["balancer"] = "fastest".into();
     assert!(!validator.is_valid(&bad));
+}
+
+/// Editors see a file before variables are put in and short forms are written out.
+#[test]
+fn the_schema_knows_short_forms_and_variables() {
+    let schema = tollgate::config::schema();
+    assert!(jsonschema::meta::is_valid(&schema), "it is no JSON Schema");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let good = serde_json::json!({
+        "workers": "${W:-2}",
+        "admin": false,
+        "log": "debug",
+        "drain_timeout": "${DRAIN:-5s}",
+        "listeners": [{
+            "name": "${NAME}", "address": "${HOST:-127.0.0.1}:80", "chain": "routes", "trusted_hops": "${HOPS}",
+            "protocol": "${PROTOCOL:-http}", "http3": "${HTTP3}", "limits": {"header_bytes": "${BYTES}"},
+            "access_log": "a.log", "tls": {"certificates": [], "client_ca": "ca.pem", "min_version": "${TLS}"},
+        }],
+        "filters": [{"name": "routes", "wasm": "builtin:router", "config": {"routes": []}}],
+        "clusters": [
+            {"name": "a", "endpoints": ["127.0.0.1:1", {"address": "127.0.0.1:2", "weight": "${WEIGHT:-1}"}]},
+            {"name": "b", "endpoints": "127.0.0.1:1", "retry": {"on": "reset"}, "retry_budget": {"percent": "${P}"}},
+        ],
+    });
+    let errors: Vec<String> = validator.iter_errors(&good).map(|e| format!("{e} at {}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    for (pointer, wrong) in [
+        ("/workers", "two".into()),
+        ("/admin", 5.into()),
+        ("/drain_timeout", "5 years".into()),
+        ("/listeners/0/trusted_hops", "many".into()),
+        ("/listeners/0/protocol", "https".into()),
+        ("/listeners/0/tls", Value::Null),
+        ("/clusters/0/endpoints/1/weight", "$WEIGHT".into()),
+        ("/clusters/1/retry/on", "rest".into()),
+        ("/filters/0/config", Value::Null),
+    ] {
+        let mut bad = good.clone();
+        *bad.pointer_mut(pointer).expect("a place") = wrong;
+        assert!(!validator.is_valid(&bad), "{pointer}");
+    }
 }

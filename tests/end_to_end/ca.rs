@@ -131,6 +131,14 @@ fn held(dir: &Path) -> (String, String) {
 }
 
 #[test]
+fn an_authority_needs_no_listener() {
+    let folder = Folder::new();
+    let proxy = Proxy::start(folder.admin(""));
+    let root = proxy.admin("GET", "/ca/root", "");
+    assert_eq!((root.status(), root.text()), (200, folder.read("ca/ca.pem").as_str()));
+}
+
+#[test]
 fn webpki_accepts_what_was_signed_by_hand() {
     let folder = Folder::new();
     folder.run(&["issue", "--spiffe", WEB, "--dns", "web.mesh.local", "--dns", "*.web.local", "--ip", "127.0.0.1"]);

@@ -325,5 +325,5 @@ fn a_mistake_is_shown_at_its_place() {
     }
     let config = Config::new().listener("protocol: tcp").filter("guard", "builtin:authz", "config: {policies: []}");
     let Err(output) = Proxy::try_start(config, &[]) else { panic!("it was taken") };
-    assert!(output.contains("filter `guard` takes no part in TCP connections"), "{output}");
+    assert!(output.contains("filter `guard` does not handle TCP connections"), "{output}");
 }

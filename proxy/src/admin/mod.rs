@@ -144,7 +144,10 @@ async fn set_log(state: &State, body: Incoming) -> Response<Full<Bytes>> {
     let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
     match state.log.set_level(&level) {
         Ok(()) => text(StatusCode::OK, &format!("{level}\n")),
-        Err(e) => text(StatusCode::BAD_REQUEST, &format!("{e}\n")),
+        Err(e) => {
+            let help = e.help().map(|help| format!(": {help}")).unwrap_or_default();
+            text(StatusCode::BAD_REQUEST, &format!("{e}{help}\n"))
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     token::{Scope, TokenError},
 };
 use crate::{
-    config::{Diagnostics, Loaded, units},
+    config::{Diagnostic, Diagnostics, Loaded, units},
     observe::{Counter, MetricError, Registry, access_log::timestamp, shard},
 };
 
@@ -99,20 +99,27 @@ impl Refusal {
     }
 }
 
+/// The authority that the configuration names, if it does.
+///
+/// # Errors
+/// The folder holds none.
+pub fn authority(loaded: &Loaded) -> Option<Result<Authority, Diagnostic>> {
+    let dir = loaded.source.resolve(&loaded.config.admin.ca.as_ref()?.dir);
+    Some(Authority::open(&dir).map_err(|e| {
+        let help = format!("`tollgate ca init --dir {}` makes an authority", dir.display());
+        let message = format!("there is no certificate authority here: {e}");
+        loaded.source.diagnostic("/admin/ca/dir", message, Some(help))
+    }))
+}
+
 impl Service {
     /// The service that the configuration asks for, if it does.
     ///
     /// # Errors
     /// The folder holds no authority.
     pub fn open(loaded: &Loaded, registry: &Registry) -> anyhow::Result<Option<Service>> {
-        let Some(config) = &loaded.config.admin.ca else { return Ok(None) };
-        let dir = loaded.source.resolve(&config.dir);
-        let authority = Authority::open(&dir).map_err(|e| {
-            let help = format!("`tollgate ca init --dir {}` makes an authority", dir.display());
-            let message = format!("there is no certificate authority here: {e}");
-            let wrong = loaded.source.diagnostic("/admin/ca/dir", message, Some(help));
-            Diagnostics::new(loaded.source.clone(), vec![wrong])
-        })?;
+        let (Some(config), Some(authority)) = (&loaded.config.admin.ca, authority(loaded)) else { return Ok(None) };
+        let authority = authority.map_err(|wrong| Diagnostics::new(loaded.source.clone(), vec![wrong]))?;
         tracing::info!(
             trust_domain = %authority.trust_domain(),
             not_after = timestamp::text(authority.not_after()),

@@ -5,26 +5,39 @@ use std::{io::IsTerminal, path::Path, process::ExitCode};
 use serde_json::json;
 
 use crate::{
-    config::Diagnostics,
+    config::{Diagnostic, Diagnostics},
     control::{
         server,
         snapshot::{Extent, Foundry},
+        trial,
     },
     observe::log::colours,
 };
 
 /// Checks a file. 0: it can be used. 1: it cannot.
 pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
-    let checked = server::load(file).and_then(|loaded| {
+    let loaded = match file == Path::new("-") {
+        true => server::loader().stdin(),
+        false => server::load(file),
+    };
+    let checked = loaded.and_then(|loaded| {
         let mut warnings: Vec<_> = loaded.warnings.iter().cloned().collect();
         let foundry = match Foundry::new(1, server::cache_dir(&loaded).as_deref()) {
             Ok(foundry) => foundry,
             Err(e) => {
-                let error = crate::config::Diagnostic::error(None, e.to_string());
+                let error = Diagnostic::error(None, e.to_string());
                 return Err(Diagnostics::new(loaded.source.clone(), vec![error]));
             }
         };
-        let made = foundry.make(loaded, None, Extent::Trial)?;
+        let (source, cache) = (loaded.source.clone(), server::cache_dir(&loaded));
+        let wrong = trial::look(&loaded, cache);
+        let made = match foundry.make(loaded, None, Extent::Trial) {
+            Ok(made) if wrong.is_empty() => made,
+            Ok(_) => return Err(Diagnostics::new(source, wrong)),
+            Err(others) => {
+                return Err(Diagnostics::new(source, wrong.into_iter().chain(others.iter().cloned()).collect()));
+            }
+        };
         warnings.extend(made.snapshot.warnings.iter().cloned());
         let source = made.snapshot.loaded.source.clone();
         Ok((made.snapshot, Diagnostics::new(source, warnings)))

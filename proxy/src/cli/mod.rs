@@ -35,7 +35,7 @@ enum Command {
     },
     /// Check a configuration, the filters' own included, without starting anything.
     Check {
-        /// The configuration.
+        /// The configuration; `-` reads YAML or JSON from standard input.
         file: PathBuf,
         /// Print the result as JSON.
         #[arg(long)]
@@ -104,24 +104,27 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::New(args) => tools::new::run(&args),
-        Command::Test(args) => return exit(tools::cases::run(&args)),
-        Command::Inspect(args) => return exit(tools::inspect::run(&args)),
+        Command::Test(args) => return exit("no case was run", tools::cases::run(&args)),
+        Command::Inspect(args) => return exit(UNUSABLE, tools::inspect::run(&args)),
         Command::Ca { what } => ca::command::run(&what),
         Command::Bench { what: Bench::Chain(args) } => bench::chain::run(&args),
         Command::Bench { what: Bench::Load(args) } => bench::load::run(*args),
     };
-    exit(result.map(|()| ExitCode::SUCCESS))
+    exit(UNUSABLE, result.map(|()| ExitCode::SUCCESS))
 }
 
-/// The exit status; an error is shown.
-fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
+/// What mistakes in a configuration come to.
+const UNUSABLE: &str = "the configuration cannot be used";
+
+/// The exit status; an error is shown. `so` is what mistakes in a file come to.
+fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => {
             let color = colours();
             let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };
             match e.downcast_ref::<config::Diagnostics>() {
-                Some(wrong) => eprintln!("{}\n{error}: the configuration cannot be used", wrong.render(color)),
+                Some(wrong) => eprintln!("{}\n{error}: {so}", wrong.render(color)),
                 None => eprintln!("{error}: {e:#}"),
             }
             ExitCode::FAILURE

@@ -1,12 +1,11 @@
 //! Environment variables in a configuration: `${NAME}` and `${NAME:-default}`, in any value; `$$` is a `$`.
 //!
 //! They are put into the values of the tree, not into the text: what a variable holds can never become a key, a list or
-//! a second value. A scalar without quotes is looked at again afterwards, so that `workers: ${N:-2}` is a number.
+//! a second value. Which type such a value is of is decided by its place, later (`fit`).
 
 use super::{
     diagnostic::Diagnostic,
     node::{Node, Span, Text, Value},
-    yaml,
 };
 
 /// Where variables come from.
@@ -18,7 +17,7 @@ pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, proble
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
         Value::Seq(items) => items.iter_mut().for_each(|item| substitute(item, source, env, problems)),
         Value::Map(entries) => entries.iter_mut().for_each(|(_, value)| substitute(value, source, env, problems)),
-        Value::String(Text { text, plain }) if text.contains('$') => {
+        Value::String(Text { text, plain, .. }) if text.contains('$') => {
             let before = problems.len();
             let new = expand(text, env, &mut |reference, message, help| {
                 let span = locate(source, node.span, reference);
@@ -26,10 +25,9 @@ pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, proble
             });
             let failed = problems.len() > before;
             // What could not be put in is not complained about a second time for not being, say, an address.
-            node.value = match *plain {
-                _ if failed => Value::Undefined,
-                true => yaml::plain(&new),
-                false => Value::String(Text { text: new, plain: false }),
+            node.value = match failed {
+                true => Value::Undefined,
+                false => Value::String(Text { variable: text.contains("${"), text: new, plain: *plain }),
             };
         }
         Value::String(_) | Value::Undefined => {}

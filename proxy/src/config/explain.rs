@@ -1,10 +1,13 @@
 //! Says in our own words what a schema error means, at the key or the value that it is about.
+//!
+//! What a filter says of its own configuration becomes like it, as far as it is serde's.
 
 use jsonschema::{ValidationError, error::ValidationErrorKind as Kind};
 use serde_json::Value as Json;
 
 use super::{
     diagnostic::Diagnostic,
+    meant::{meant, meant_beside},
     node::{Found, Node, Value},
     schema,
     source::Source,
@@ -28,7 +31,9 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
         return;
     }
     let span = source.first_line(found.span());
-    let around = schema::around(error.schema_path().as_str());
+    let path = error.schema_path().as_str().to_owned();
+    let (around, section) = schema::around(&path);
+    let connect = error.instance_path().as_str().starts_with("/clusters/");
     let mut report = |message: String, help: Option<String>| {
         problems.push(Diagnostic::error(span, message).help(help));
     };
@@ -36,7 +41,7 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
         Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
             let variants = variants(around);
             if !variants.is_empty() {
-                let (message, help) = unknown_variant(found.node, &variants);
+                let (message, help) = unknown_variant(found.node, section, &variants);
                 return report(message, help);
             }
             let choices = choices(around);
@@ -48,24 +53,20 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
                     _ => report(format!("this must have exactly one of {}", list(&choices)), None),
                 };
             }
-            // An optional section is "this or null". That it is not null is not what is wrong with it.
-            let not_null = |e: &ValidationError<'_>| schema::around(e.schema_path().as_str())["type"] == "null";
-            for error in context.iter().filter(|branch| !branch.iter().all(not_null)).flatten() {
-                explain(error, source, problems);
-            }
+            context.iter().flatten().for_each(|error| explain(error, source, problems));
         }
         Kind::Enum { .. } | Kind::Constant { .. } => {
-            let (message, help) = unknown_variant(found.node, &variants(around));
+            let (message, help) = unknown_variant(found.node, section, &variants(around));
             report(message, help);
         }
-        Kind::AdditionalProperties { .. } => unknown_fields(found.node, around, problems),
+        Kind::AdditionalProperties { .. } => unknown_fields(found.node, around, section, problems),
         Kind::Required { property } => report(format!("missing field `{}`", text(property)), None),
         Kind::Type { .. } => {
-            let (message, help) = wrong_type(&found, around);
+            let (message, help) = wrong_type(&found, around, section, connect, source);
             report(message, help);
         }
         Kind::Pattern { .. } | Kind::Format { .. } => {
-            let (message, help) = wrong_format(found.node, around);
+            let (message, help) = wrong_format(found.node, around, connect);
             report(message, help);
         }
         kind @ (Kind::Minimum { .. } | Kind::Maximum { .. }) => {
@@ -88,14 +89,15 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
 }
 
 /// The error names the fields too, but looking each of them up takes quadratic time.
-fn unknown_fields(node: &Node, around: &Json, problems: &mut Vec<Diagnostic>) {
+fn unknown_fields(node: &Node, around: &Json, section: &str, problems: &mut Vec<Diagnostic>) {
     let Value::Map(entries) = &node.value else { return };
     let known: Vec<&str> =
         around["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     let absent: Vec<&str> = known.iter().copied().filter(|name| node.get(name).is_none()).collect();
     for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())).take(MOST) {
         let all = || format!("the fields here are {}", list(&known));
-        let help = did_you_mean(&key.name, &absent).unwrap_or_else(all);
+        let help = meant(section, &key.name).or_else(|| meant_beside(&key.name, &known));
+        let help = help.or_else(|| did_you_mean(&key.name, &absent)).unwrap_or_else(all);
         problems.push(Diagnostic::error(key.span, format!("unknown field `{}`", clip(&key.name))).help(help));
     }
 }
@@ -113,19 +115,28 @@ fn choices(schema: &'static Json) -> Vec<&'static str> {
     schema["oneOf"].as_array().and_then(|branches| branches.iter().map(only).collect()).unwrap_or_default()
 }
 
-fn unknown_variant(node: &Node, variants: &[&str]) -> (String, Option<String>) {
+fn unknown_variant(node: &Node, section: &str, variants: &[&str]) -> (String, Option<String>) {
     let all = format!("it is one of {}", list(variants));
     match node.as_str() {
-        Some(name) => (format!("unknown variant `{}`", clip(name)), Some(did_you_mean(name, variants).unwrap_or(all))),
+        Some(name) => {
+            let help = meant(section, name).or_else(|| did_you_mean(name, variants)).unwrap_or(all);
+            (format!("unknown variant `{}`", clip(name)), Some(help))
+        }
         None => (format!("expected a string, found {}", node.kind()), Some(all)),
     }
 }
 
-fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
+fn wrong_type(
+    found: &Found<'_>,
+    around: &Json,
+    section: &str,
+    connect: bool,
+    source: &Source,
+) -> (String, Option<String>) {
     let node = found.node;
     // `drain_timeout: 30` is best answered with how a time is written.
     if around.get("format").is_some_and(is_ours) && matches!(node.value, Value::Number(_) | Value::Bool(_)) {
-        return wrong_format(node, around);
+        return wrong_format(node, around, connect);
     }
     let one = |name: &Json| match text(name) {
         "string" => "a string",
@@ -137,11 +148,30 @@ fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
         _ => "nothing",
     };
     let expected = match &around["type"] {
-        Json::Array(types) => types.iter().filter(|t| *t != "null").map(one).collect::<Vec<_>>().join(" or "),
+        Json::Array(types) if types.len() > 3 => "a value".to_owned(),
+        Json::Array(types) => types.iter().map(one).collect::<Vec<_>>().join(" or "),
         single => one(single).to_owned(),
     };
-    let empty = node.value == Value::Null && found.key.is_some();
-    let help = empty.then(|| "give it a value, or remove the field if its default will do".to_owned());
+    let written = source.text().get(node.span.start..node.span.end).unwrap_or_default();
+    let (kind, is_list) = (json_type(node), expected == "a list");
+    let help = match &node.value {
+        Value::Null if found.key.is_some() => {
+            Some("give it a value, or remove the field if its default will do".to_owned())
+        }
+        Value::String(text) if text.variable => Some(format!("with its variables put in it is `{}`", clip(&text.text))),
+        // What YAML 1.1 took for a boolean.
+        Value::String(text) if matches!(&*text.text.to_ascii_lowercase(), "yes" | "on") => {
+            (expected == "`true` or `false`").then(|| "write `true`".to_owned())
+        }
+        Value::String(text) if matches!(&*text.text.to_ascii_lowercase(), "no" | "off") => {
+            (expected == "`true` or `false`").then(|| "write `false`".to_owned())
+        }
+        Value::Map(_) if is_list && written.starts_with('[') => {
+            Some(format!("write `[{written}]`: in TOML, two brackets begin an item of a list"))
+        }
+        Value::Map(_) if is_list => Some("a list is written `[...]`, or in YAML with `- ` before each item".to_owned()),
+        _ => meant(section, kind),
+    };
     let found = match &node.value {
         Value::Number(n) if expected == "a whole number" => format!("`{n}`"),
         _ => node.kind().to_owned(),
@@ -149,18 +179,39 @@ fn wrong_type(found: &Found<'_>, around: &Json) -> (String, Option<String>) {
     (format!("expected {expected}, found {found}"), help)
 }
 
+/// The type of a value, as schemas call it.
+fn json_type(node: &Node) -> &'static str {
+    match &node.value {
+        Value::Null | Value::Undefined => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Seq(_) => "array",
+        Value::Map(_) => "object",
+    }
+}
+
 fn is_ours(format: &Json) -> bool {
     use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, TIME, WORKERS};
     [TIME, SIZE, WORKERS, ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
 }
 
-fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
+/// `connect`: an address is one to connect to.
+fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<String>) {
     let value = shown(node);
+    if around["format"] == schema::ADDRESS
+        && value.starts_with("unix:")
+        && let Some(Err(error)) = node.as_str().map(str::parse::<Address>)
+    {
+        return (error, None);
+    }
     let (kind, help) = match text(&around["format"]) {
         schema::TIME => ("time", "write a number with a unit (us, ms, s, m, h), such as 250ms"),
         schema::SIZE => ("size", "write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB"),
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
-        schema::ADDRESS => ("socket address", address_help(&value)),
+        schema::ADDRESS => {
+            return (format!("`{value}` is not a socket address"), Some(address_help(&value, connect)));
+        }
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
         schema::SERVER_NAME if value == "*" => {
             ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")
@@ -179,7 +230,6 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
             let error = node.as_str().and_then(|text| text.parse::<SpiffeId>().err());
             error.map(|error| format!("`{value}` is not a SPIFFE ID: {error}"))
         }
-        schema::ADDRESS if value.starts_with("unix:") => value.parse::<Address>().err(),
         _ => None,
     };
     match own {
@@ -188,28 +238,104 @@ fn wrong_format(node: &Node, around: &Json) -> (String, Option<String>) {
     }
 }
 
-fn address_help(value: &str) -> &'static str {
+/// What is wrong with an address. `connect`: it is one to connect to, and not to listen on.
+fn address_help(value: &str, connect: bool) -> String {
+    const RIGHT: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080";
     let (host, port) = value.rsplit_once(':').unwrap_or((value, ""));
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    if let Some(rest) = value.strip_prefix('$').filter(|rest| !rest.starts_with('{')) {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        return format!("an environment variable is written in braces: `${{{}}}{}`", &rest[..end], &rest[end..]);
+    }
+    if let Some((scheme, rest)) = value.split_once("://") {
+        let bare = rest.split('/').next().unwrap_or_default();
+        let bare = format!(
+            "write it without `{scheme}://`{}",
+            if bare.len() < rest.len() { " and without a path" } else { "" }
+        );
+        return match scheme {
+            "https" => format!("{bare}; for TLS, add the section `tls`"),
+            _ => bare,
+        };
+    }
+    if value.starts_with('/') {
+        return format!("for a unix socket, write `unix:{value}`");
+    }
+    if is_port(port) && port.parse::<u16>().is_err() {
+        return "a port is at most 65535".to_owned();
+    }
+    // `:8080`, `*:8080` and `8080` are what others take for all addresses.
+    let port = if is_port(value) { value } else { port };
+    if is_port(port) && matches!(host, "" | "*") || is_port(value) {
+        if connect {
+            return format!("the IP address is missing: write one, such as 127.0.0.1:{port}");
+        }
+        return format!("for all addresses, write 0.0.0.0:{port} (IPv4) or [::]:{port} (IPv6, and IPv4 too)");
+    }
     if host.parse::<std::net::Ipv4Addr>().is_ok() && port.is_empty() || value.parse::<std::net::IpAddr>().is_ok() {
-        "the port is missing: write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
-    } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
-        "host names are not looked up: write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
-    } else {
-        "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"
+        return format!("the port is missing: {RIGHT}");
+    }
+    match host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
+        true => format!("host names are not looked up: {RIGHT}"),
+        false => RIGHT.to_owned(),
     }
 }
 
-/// A mistake in the value at `pointer`, as a filter has told it: `inner` is its path in there. What serde says of unknown
-/// fields becomes like the file's own.
-pub fn of_filter(source: &Source, pointer: &str, inner: &str, message: &str, help: String) -> Diagnostic {
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
-    let Some((name, rest)) = unknown else { return source.diagnostic_in(pointer, inner, message, Some(help)) };
-    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    let hint = did_you_mean(name, &known).unwrap_or_else(|| format!("the fields here are {}", list(&known)));
-    let found = source.root().find(pointer).follow(inner);
-    let key = found.node.entry(name).map(|(key, _)| key).or(found.key.filter(|key| key.name == name));
-    let span = key.map_or(found.span(), |key| key.span);
-    Diagnostic::error(source.first_line(span), format!("unknown field `{}`", clip(name))).help(hint)
+/// A mistake as `who`, such as a filter, has told it of the value that `inner` has led to. What serde says of fields, words
+/// and types becomes like what is said of the file's own.
+pub(super) fn in_tree(source: &Source, found: Found<'_>, inner: &str, message: &str, who: &str) -> Diagnostic {
+    let whose = match (who.is_empty(), inner.is_empty()) {
+        (true, _) => None,
+        (_, true) => Some(format!("reported by {who}")),
+        (_, false) => Some(format!("reported by {who} at `{inner}`")),
+    };
+    let error = |span, message: String, help: Option<String>| {
+        Diagnostic::error(source.first_line(span), message).help(help.or_else(|| whose.clone()))
+    };
+    let between = |start: &str| message.strip_prefix(start).and_then(|rest| rest.split_once('`'));
+    let named = |rest: &str| rest.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    if let Some((name, rest)) = between("unknown field `") {
+        let known = named(rest);
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let hint = meant_beside(name, &known).or_else(|| did_you_mean(name, &known));
+        let hint = hint.unwrap_or_else(|| format!("the fields here are {}", list(&known)));
+        let own = found.key.filter(|key| key.name == name);
+        let key = own.or_else(|| found.node.entry(name).map(|(key, _)| key));
+        let span = key.map_or(found.span(), |key| key.span);
+        return error(span, format!("unknown field `{}`", clip(name)), Some(hint));
+    }
+    let path = found.node.as_str().filter(|text| text.starts_with('/'));
+    if let Some((name, rest)) = between("unknown variant `") {
+        let known = named(rest);
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let help = match path.filter(|_| known.contains(&"prefix")) {
+            Some(path) => path_help(path),
+            None => did_you_mean(name, &known).unwrap_or_else(|| format!("it is one of {}", list(&known))),
+        };
+        return error(found.span(), format!("unknown variant `{}`", clip(name)), Some(help));
+    }
+    if let Some(expected) =
+        message.strip_prefix("invalid type: ").and_then(|m| m.rsplit_once(", expected ")).map(|(_, e)| e)
+    {
+        let expected = match expected {
+            "a sequence" => "a list",
+            "a boolean" => "`true` or `false`",
+            "f32" | "f64" => "a number",
+            other if other.len() < 6 && other.starts_with(['u', 'i']) && other[1..].parse::<u8>().is_ok() => {
+                "a whole number"
+            }
+            "usize" => "a whole number",
+            other if other.starts_with("struct ") => "a map",
+            other => other,
+        };
+        let help = path.filter(|_| expected == "a map").map(path_help);
+        return error(found.span(), format!("expected {expected}, found {}", found.node.kind()), help);
+    }
+    error(found.span(), message.to_owned(), None)
+}
+
+fn path_help(path: &str) -> String {
+    format!("write `{{prefix: {0}}}`, or `{{exact: {0}}}`", clip(path))
 }
 
 /// The name that was probably meant.

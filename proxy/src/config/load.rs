@@ -7,7 +7,7 @@ use serde_path_to_error::Segment;
 use super::{
     diagnostic::{Diagnostic, Diagnostics},
     env::{self, Lookup},
-    explain, json,
+    explain, fit, json,
     model::Config,
     node::{Node, Span, Value},
     semantics, sockets,
@@ -69,12 +69,26 @@ impl Loaded {
 /// How configurations are loaded.
 pub struct Loader<'f> {
     env: Box<Lookup<'f>>,
-    access_log: fn(&str) -> Result<(), String>,
+    foreign: Foreign,
 }
+
+/// Checks of values whose meaning other parts of the proxy know. What they return becomes an error at the value, with its
+/// help.
+#[derive(Clone, Copy)]
+pub struct Foreign {
+    /// Of the `format` of access logs.
+    pub access_log: Check,
+    /// Of `log.level`.
+    pub log_level: Check,
+}
+
+/// Says what is wrong with a text, and what would be right.
+pub type Check = fn(&str) -> Result<(), (String, Option<String>)>;
 
 impl Default for Loader<'_> {
     fn default() -> Self {
-        Loader { env: Box::new(|name| std::env::var(name).ok()), access_log: |_| Ok(()) }
+        let foreign = Foreign { access_log: |_| Ok(()), log_level: |_| Ok(()) };
+        Loader { env: Box::new(|name| std::env::var(name).ok()), foreign }
     }
 }
 
@@ -95,9 +109,9 @@ impl<'f> Loader<'f> {
         self
     }
 
-    /// With a check for the `format` of access logs; what it returns becomes an error there.
-    pub fn access_log(mut self, check: fn(&str) -> Result<(), String>) -> Self {
-        self.access_log = check;
+    /// With checks of what other parts of the proxy know.
+    pub fn foreign(mut self, foreign: Foreign) -> Self {
+        self.foreign = foreign;
         self
     }
 
@@ -105,6 +119,13 @@ impl<'f> Loader<'f> {
     pub fn load(&self, path: &Path) -> Result<Loaded, Diagnostics> {
         let (text, format) = read(path)?;
         self.parse_text(path, &text, format)
+    }
+
+    /// Reads standard input as YAML, of which JSON is nearly a part.
+    pub fn stdin(&self) -> Result<Loaded, Diagnostics> {
+        let path = Path::new("<stdin>");
+        let text = text_of(path, std::io::stdin())?;
+        self.parse_text(path, &text, Format::Yaml)
     }
 
     /// Reads a text. Relative paths in it are relative to the directory of `source_name`.
@@ -149,10 +170,11 @@ impl<'f> Loader<'f> {
         }
         problems.append(&mut found);
         env::substitute(&mut node, source.text(), &*self.env, problems);
+        fit::fit(&mut node);
         source.set_root(node);
         let json = source.root().to_json();
         explain::check(source, &json, problems);
-        semantics::check(source, self.access_log, problems);
+        semantics::check(source, &self.foreign, problems);
         remove_repeated(problems);
         if !problems.is_empty() {
             return None;
@@ -179,22 +201,34 @@ fn too_large(path: &Path) -> Diagnostics {
 /// A file's text, and how it is written.
 fn read(path: &Path) -> Result<(String, Format), Diagnostics> {
     let fail = |d: Diagnostic| Diagnostics::new(Arc::new(Source::new(path, "")), vec![d]);
-    let unnamed = || {
-        fail(
+    let unnamed = || match path == Path::new("-") {
+        true => fail(
+            Diagnostic::error(None, "a file is needed here, not standard input")
+                .help("it is watched, and read again; `tollgate check -` reads standard input".to_owned()),
+        ),
+        false => fail(
             Diagnostic::error(None, "the name of the file does not say how it is written")
                 .help("name it .yaml, .yml, .json or .toml".to_owned()),
-        )
+        ),
     };
     let format = Format::of(path).ok_or_else(unnamed)?;
-    let unreadable = |e: std::io::Error| fail(Diagnostic::error(None, format!("cannot read the file: {e}")));
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    Ok((text_of(path, file)?, format))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostics {
+    let error = Diagnostic::error(None, format!("cannot read the file: {error}"));
+    Diagnostics::new(Arc::new(Source::new(path, "")), vec![error])
+}
+
+fn text_of(path: &Path, reader: impl Read) -> Result<String, Diagnostics> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    reader.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
     if bytes.len() > MAX_BYTES {
         return Err(too_large(path));
     }
     let error = match String::from_utf8(bytes) {
-        Ok(text) => return Ok((text, format)),
+        Ok(text) => return Ok(text),
         Err(error) => error,
     };
     // What precedes the error is the same in the lossy text, so the place is right.

@@ -1,7 +1,7 @@
 //! The configuration: what it may say (`model`, `units`), and how a file becomes one.
 //!
 //! YAML, JSON and TOML are read into one value tree that knows where in the file everything is (`node`). Environment
-//! variables are put in (`env`), the tree is checked against the JSON Schema that is derived from the model (`schema`),
+//! variables are put in (`env`), what is written short is written out (`fit`), the tree is checked against the JSON Schema that is derived from the model (`schema`),
 //! and what a schema cannot say is checked as well (`semantics`). All that is wrong is reported at once, each at its
 //! place (`diagnostic`); only a file without errors becomes a [`Config`].
 
@@ -11,8 +11,11 @@ pub mod units;
 mod diagnostic;
 mod env;
 mod explain;
+mod fit;
 mod json;
 mod load;
+mod meant;
+mod mistakes;
 mod node;
 mod schema;
 mod semantics;
@@ -29,8 +32,8 @@ mod tests;
 
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Severity},
-    explain::of_filter,
-    load::{Format, Loaded, Loader, load, parse, read_tree},
+    load::{Foreign, Format, Loaded, Loader, load, parse, read_tree},
+    mistakes::{Answer, Said, all_mistakes},
     model::Config,
     node::{Key, Node, Span, Text, Value},
     schema::schema,

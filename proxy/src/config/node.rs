@@ -59,8 +59,10 @@ pub enum Value {
 pub struct Text {
     /// The string.
     pub text: String,
-    /// Without quotes: after environment variables have been put in, it may turn out to be a number.
+    /// It was written without quotes.
     pub plain: bool,
+    /// Environment variables have been put in: it is still to be seen what it is.
+    pub variable: bool,
 }
 
 /// A key of a map.
@@ -86,7 +88,7 @@ pub(super) struct Found<'n> {
 impl Node {
     /// A string that is text whatever it looks like.
     pub(super) fn quoted(text: impl Into<String>, span: Span) -> Self {
-        Node { span, value: Value::String(Text { text: text.into(), plain: false }) }
+        Node { span, value: Value::String(Text { text: text.into(), plain: false, variable: false }) }
     }
 
     /// The value of a field of a map.
@@ -142,6 +144,69 @@ impl Node {
         }
     }
 
+    /// The number of a field of a map.
+    pub(super) fn index_of(&self, name: &str) -> Option<usize> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().position(|(key, _)| key.name == name),
+            _ => None,
+        }
+    }
+
+    /// A field's or an item's value, and the field's key.
+    fn child(&self, index: usize) -> Option<(Option<&Key>, &Node)> {
+        match &self.value {
+            Value::Map(entries) => entries.get(index).map(|(key, node)| (Some(key), node)),
+            Value::Seq(items) => items.get(index).map(|node| (None, node)),
+            _ => None,
+        }
+    }
+
+    /// What is at the end of a way of such numbers.
+    pub(super) fn at(&self, trail: &[usize]) -> Option<&Node> {
+        trail.iter().try_fold(self, |node, index| Some(node.child(*index)?.1))
+    }
+
+    /// The same, to be changed.
+    pub(super) fn at_mut(&mut self, trail: &[usize]) -> Option<&mut Node> {
+        trail.iter().try_fold(self, |node, index| match &mut node.value {
+            Value::Map(entries) => entries.get_mut(*index).map(|(_, node)| node),
+            Value::Seq(items) => items.get_mut(*index),
+            _ => None,
+        })
+    }
+
+    /// The way to a path such as `rules[2].match.path` (as `serde_path_to_error` writes it), as far as it goes, and whether
+    /// that is its end. Each step is the number of a field or of an item.
+    ///
+    /// A key may itself contain dots and brackets, and the path does not say where it ends. So at a map, the longest key
+    /// that the rest of the path begins with is taken.
+    pub(super) fn trail(&self, path: &str) -> (Vec<usize>, bool) {
+        let (mut node, mut trail) = (self, Vec::new());
+        let mut rest = path.strip_prefix('.').unwrap_or(path);
+        while !rest.is_empty() {
+            let step = match &node.value {
+                Value::Seq(_) => {
+                    let index = rest.strip_prefix('[').and_then(|r| r.split_once(']'));
+                    index.and_then(|(index, r)| Some((index.parse().ok()?, r)))
+                }
+                Value::Map(entries) => {
+                    let ends = |r: &&str| r.is_empty() || r.starts_with(['.', '[']);
+                    let fits = |(i, (key, _)): (usize, &(Key, Node))| {
+                        Some((key.name.len(), i, rest.strip_prefix(key.name.as_str()).filter(ends)?))
+                    };
+                    entries.iter().enumerate().filter_map(fits).max_by_key(|(len, ..)| *len).map(|(_, i, r)| (i, r))
+                }
+                _ => None,
+            };
+            let Some((index, r)) = step else { return (trail, false) };
+            let Some((_, child)) = node.child(index) else { return (trail, false) };
+            node = child;
+            trail.push(index);
+            rest = r.strip_prefix('.').unwrap_or(r);
+        }
+        (trail, true)
+    }
+
     /// Follows a JSON pointer (RFC 6901) as far as it goes.
     pub(super) fn find(&self, pointer: &str) -> Found<'_> {
         let mut found = Found { node: self, key: None, whole: true };
@@ -178,33 +243,15 @@ impl<'n> Found<'n> {
         }
     }
 
-    /// Follows a path such as `rules[2].match.path` (as `serde_path_to_error` writes it) as far as it goes.
-    ///
-    /// A key may itself contain dots and brackets, and the path does not say where it ends. So at a map, the longest key
-    /// that the rest of the path begins with is taken.
-    pub(super) fn follow(mut self, inner: &'_ str) -> Self {
-        let mut rest = inner.strip_prefix('.').unwrap_or(inner);
-        while self.whole && !rest.is_empty() {
-            let taken = match &self.node.value {
-                Value::Seq(_) => rest
-                    .strip_prefix('[')
-                    .and_then(|r| r.split_once(']'))
-                    .filter(|(index, _)| self.step(index))
-                    .map(|(_, r)| r),
-                Value::Map(entries) => {
-                    let ends = |r: &str| r.is_empty() || r.starts_with(['.', '[']);
-                    let fits = |key: &Key| rest.strip_prefix(key.name.as_str()).filter(|r| ends(r));
-                    let best = entries.iter().filter(|(key, _)| fits(key).is_some()).max_by_key(|(k, _)| k.name.len());
-                    best.and_then(|(key, _)| {
-                        let r = fits(key)?;
-                        self.step(&key.name).then_some(r)
-                    })
+    /// Follows a path such as `rules[2].match.path` as far as it goes; see [`Node::trail`].
+    pub(super) fn follow(mut self, inner: &str) -> Self {
+        if self.whole {
+            let (trail, whole) = self.node.trail(inner);
+            self.whole = whole;
+            for index in trail {
+                if let Some((key, node)) = self.node.child(index) {
+                    (self.node, self.key) = (node, key);
                 }
-                _ => None,
-            };
-            match taken {
-                Some(r) => rest = r.strip_prefix('.').unwrap_or(r),
-                None => self.whole = false,
             }
         }
         self

@@ -6,6 +6,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::{
+    fit::SHORT,
     model::{CaUrl, Config},
     units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
@@ -27,6 +28,7 @@ const ID: &str = "https://tollgate.dev/schema/config.json";
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let mut schema = schemars::schema_for!(Config).to_value();
     bound_integers(&mut schema);
+    refuse_blanks(&mut schema);
     schema["title"] = "Tollgate configuration".into();
     schema["$id"] = ID.into();
     schema
@@ -47,9 +49,149 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .expect("the derived schema is a schema: there is a test for that")
 });
 
-/// The JSON Schema (draft 2020-12) of a configuration file.
+/// The JSON Schema (draft 2020-12) of a configuration file, as people and editors see it: before environment variables are
+/// put in, and before what is written short is written out.
 pub fn schema() -> Value {
-    SCHEMA.clone()
+    let mut schema = shorten(&SCHEMA);
+    allow_variables(&mut schema);
+    schema
+}
+
+/// The schema of what files are made to be before they are checked.
+pub(super) fn root() -> &'static Value {
+    &SCHEMA
+}
+
+/// Follows references to what is meant, and tells the section's name; none for the whole.
+pub(super) fn resolve(mut schema: &Value) -> (&Value, &str) {
+    let mut name = "";
+    while let Some(section) = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/")) {
+        (schema, name) = (&SCHEMA["$defs"][section], section);
+    }
+    (schema, name)
+}
+
+/// The types that are allowed; none if all are.
+pub(super) fn types(schema: &Value) -> Vec<&str> {
+    match &schema["type"] {
+        Value::String(one) => vec![one.as_str()],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+        _ => schema["oneOf"].as_array().into_iter().flatten().flat_map(types).collect(),
+    }
+}
+
+/// The schema of a field of a map.
+pub(super) fn property<'s>(schema: &'s Value, name: &str) -> Option<&'s Value> {
+    let branches = schema["oneOf"].as_array().into_iter().flatten();
+    let own = schema["properties"].get(name).or_else(|| branches.into_iter().find_map(|branch| property(branch, name)));
+    own.or_else(|| schema.get("additionalProperties").filter(|values| values.is_object()))
+}
+
+/// Whether a thing can be written as a text.
+pub(super) fn takes_text(schema: &Value) -> bool {
+    let (schema, name) = resolve(schema);
+    types(schema).contains(&"string") || SHORT.iter().any(|(section, kind, _)| *section == name && *kind == "string")
+}
+
+/// `null` is allowed nowhere: it is what was left blank, which is not the same as left out.
+fn refuse_blanks(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = &types[..] {
+                    object["type"] = only.clone();
+                }
+            }
+            if let Some(Value::Array(branches)) = object.get_mut("anyOf") {
+                branches.retain(|branch| branch["type"] != "null");
+                if let [Value::Object(only)] = &mut branches[..] {
+                    let only = std::mem::take(only);
+                    object.remove("anyOf");
+                    only.into_iter().for_each(|(keyword, value)| _ = object.entry(keyword).or_insert(value));
+                }
+            }
+            object.values_mut().for_each(refuse_blanks);
+        }
+        Value::Array(items) => items.iter_mut().for_each(refuse_blanks),
+        _ => {}
+    }
+}
+
+/// With what may be written short beside what it is short for.
+fn shorten(schema: &Value) -> Value {
+    let either = |long: Value, short: Vec<Value>| {
+        let mut both = json!({ "anyOf": [long] });
+        if let Some(description) = both["anyOf"][0].as_object_mut().and_then(|long| long.remove("description")) {
+            both["description"] = description;
+        }
+        both["anyOf"].as_array_mut().into_iter().for_each(|all| all.extend(short.clone()));
+        both
+    };
+    match schema {
+        Value::Object(object) => {
+            let mut new: serde_json::Map<_, _> =
+                object.iter().map(|(keyword, value)| (keyword.clone(), shorten(value))).collect();
+            for (section, _, field) in SHORT {
+                let short = schema.pointer(&format!("/$defs/{section}/properties/{field}")).cloned();
+                if let (Some(short), Some(sections)) = (short, new.get_mut("$defs")) {
+                    let long = sections[section].take();
+                    sections[section] = match long.get("anyOf").is_some() {
+                        // It has another short form already.
+                        true => {
+                            let mut long = long;
+                            long["anyOf"].as_array_mut().into_iter().for_each(|all| all.push(short.clone()));
+                            long
+                        }
+                        false => either(long, vec![short]),
+                    };
+                }
+            }
+            match schema["type"] == "array" && takes_text(&schema["items"]) {
+                true => either(Value::Object(new), vec![schema["items"].clone()]),
+                false => Value::Object(new),
+            }
+        }
+        Value::Array(items) => items.iter().map(shorten).collect(),
+        other => other.clone(),
+    }
+}
+
+/// A value with an environment variable in it, wherever a schema says more of a value than that it is text.
+const VARIABLE: &str = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}";
+
+/// With variables where numbers, booleans, and texts of a form are.
+fn allow_variables(schema: &mut Value) {
+    let variable = || json!({ "type": "string", "pattern": VARIABLE });
+    let is_word = |schema: &Value| schema.get("const").is_some() || schema.get("enum").is_some();
+    let names: Vec<String> = types(schema).into_iter().map(str::to_owned).collect();
+    let has = |name: &str| names.iter().any(|n| n == name);
+    match schema {
+        Value::Object(object) => {
+            if let Some(Value::Array(words)) = object.get_mut("oneOf")
+                && words.iter().all(is_word)
+            {
+                words.push(variable());
+                return;
+            }
+            if object.get("enum").is_some_and(Value::is_array) {
+                let words = json!({ "type": "string", "enum": object.remove("enum") });
+                object.remove("type");
+                object.insert("anyOf".to_owned(), json!([words, variable()]));
+                return;
+            }
+            if ["integer", "number", "boolean"].into_iter().any(has) && !has("string") && !has("object") {
+                let all: Vec<_> = names.iter().map(String::as_str).chain(["string"]).collect();
+                object.insert("type".to_owned(), json!(all));
+                object.insert("pattern".to_owned(), VARIABLE.into());
+            } else if let Some(Value::String(pattern)) = object.get_mut("pattern") {
+                *pattern = format!("(?:{pattern})|{VARIABLE}");
+            }
+            object.values_mut().for_each(allow_variables);
+        }
+        Value::Array(items) => items.iter_mut().for_each(allow_variables),
+        _ => {}
+    }
 }
 
 /// What files are checked with.
@@ -57,10 +199,10 @@ pub(super) fn validator() -> &'static Validator {
     &VALIDATOR
 }
 
-/// The part of the schema that a keyword, named by a JSON pointer, is in.
-pub(super) fn around(keyword: &str) -> &'static Value {
+/// The part of the schema that a keyword, named by a JSON pointer, is in, and the section's name; see [`resolve`].
+pub(super) fn around(keyword: &str) -> (&'static Value, &str) {
     let parent = keyword.rsplit_once('/').map_or("", |(parent, _)| parent);
-    SCHEMA.pointer(parent).unwrap_or(&Value::Null)
+    (SCHEMA.pointer(parent).unwrap_or(&Value::Null), parent.strip_prefix("/$defs/").unwrap_or(parent))
 }
 
 /// The derived schema says `"format": "uint32"` and leaves the greatest value to the reader's knowledge.

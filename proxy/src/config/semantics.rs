@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use super::{
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
+    load::{Check, Foreign},
     model::{Admin, Config},
-    node::{Key, Node, Span},
+    node::{Key, Node, Span, Value},
     sockets,
     source::Source,
     tls,
@@ -21,12 +22,23 @@ use super::{
 pub const BUILTINS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
 
 /// Checks a tree.
-pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>, problems: &mut Vec<Diagnostic>) {
+pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagnostic>) {
     let root = source.root();
+    let mut ask = |node: Option<&Node>, check: Check| {
+        if let Some((node, Err((message, help)))) = node.and_then(|node| Some((node, check(node.as_str()?)))) {
+            problems.push(Diagnostic::error(source.first_line(node.span), message).help(help));
+        }
+    };
+    ask(root.get("log").and_then(|log| log.get("level")), foreign.log_level);
+    for log in root.get("listeners").map_or(&[][..], Node::items).iter().filter_map(|l| l.get("access_log")) {
+        ask(log.get("format"), foreign.access_log);
+        ask(log.get("to"), log_file);
+    }
     let section = |name: &str| root.get(name).map_or(&[][..], Node::items);
     let (listeners, filters, clusters) = (section("listeners"), section("filters"), section("clusters"));
 
     Names::of("listener", listeners, problems);
+    some_listener(source, problems);
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(source, listeners, problems);
@@ -40,10 +52,7 @@ pub(super) fn check(source: &Source, access_log: fn(&str) -> Result<(), String>,
         }
         tcp(listener, &cluster_names, problems);
         server_names(listener, problems);
-        let format = listener.get("access_log").and_then(|log| log.get("format"));
-        if let Some((node, Err(message))) = format.and_then(|node| Some((node, access_log(node.as_str()?)))) {
-            problems.push(Diagnostic::error(source.first_line(node.span), message));
-        }
+        upgrades(listener, problems);
     }
     tls::check(listeners, clusters, problems);
     for filter in filters {
@@ -124,6 +133,65 @@ impl<'n> Names<'n> {
     }
 }
 
+/// Without a listener nothing is accepted, which makes sense only for an authority on the admin listener.
+fn some_listener(source: &Source, problems: &mut Vec<Diagnostic>) {
+    let root = source.root();
+    let Value::Map(_) = &root.value else { return };
+    let enabled = |admin: &Node| admin.get("enabled").is_none_or(|enabled| enabled.to_json() != false);
+    let authority = root.get("admin").is_some_and(|admin| admin.get("ca").is_some() && enabled(admin));
+    let help = "name at least one: `listeners: [{name: web, address: 127.0.0.1:8080, cluster: NAME}]`".to_owned();
+    match root.entry("listeners") {
+        _ if authority => {}
+        None => {
+            let span = source.first_line(root.span);
+            problems.push(Diagnostic::error(span, "missing field `listeners`").help(help));
+        }
+        Some((key, list)) if matches!(&list.value, Value::Seq(items) if items.is_empty()) => {
+            problems.push(Diagnostic::error(key.span, "the list must not be empty").help(help));
+        }
+        Some(_) => {}
+    }
+}
+
+/// What is easily taken for the short form of an access log's format is no file.
+fn log_file(to: &str) -> Result<(), (String, Option<String>)> {
+    match to == "json" || to.contains('%') {
+        true => Err((format!("`{}` is a format, not a file", clip(to)), Some("write it as `format`".to_owned()))),
+        false => Ok(()),
+    }
+}
+
+/// Protocols to switch to are tokens (RFC 9110 section 7.8), and HTTP/2 is none of them any more.
+fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
+    for node in listener.get("upgrades").map_or(&[][..], Node::items) {
+        let Some(name) = node.as_str() else { continue };
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b);
+        if name.is_empty() || !name.bytes().all(token) {
+            let message = format!("`{}` is not the name of a protocol", clip(name));
+            problems.push(Diagnostic::error(node.span, message).help("write one such as `websocket`".to_owned()));
+        } else if ["h2c", "h2", "http/2", "http/2.0"].iter().any(|http2| name.eq_ignore_ascii_case(http2)) {
+            let message = format!("`{name}` cannot be switched to: RFC 9113 has given that up");
+            let help = "HTTP/2 without TLS is spoken from a connection's beginning, as `protocol: http` allows";
+            problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
+        }
+    }
+}
+
+/// Whether two addresses cannot both be listened on, though they are not the same: one is all addresses, with the port of
+/// the other.
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (Some(one), Some(other)) = (one.inet(), other.inet()) else { return false };
+    // An IPv6 socket for all addresses takes IPv4 connections too, unless the system is set otherwise.
+    let dual = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
+        socket.and_then(|socket| socket.only_v6()).is_ok_and(|only| !only)
+    };
+    let covers = |all: std::net::SocketAddr, one: std::net::SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv4() == one.is_ipv4() || all.is_ipv6() && dual())
+    };
+    one.port() == other.port() && (covers(one, other) || covers(other, one))
+}
+
 /// No two sockets can listen on the same address.
 fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
     let mut taken: HashMap<Address, (Option<Span>, &str)> = HashMap::new();
@@ -146,10 +214,15 @@ fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>
             if address.inet().is_some_and(|address| address.port() == 0) {
                 continue;
             }
-            match taken.get(&address) {
+            let other = taken.iter().find(|(other, _)| **other == address || overlap(other, &address));
+            match other {
                 None => _ = taken.insert(address, (Some(span), "another listener")),
-                Some((first, owner)) => {
-                    let twice = Diagnostic::error(span, format!("`{address}` is already the address of {owner}"));
+                Some((other, (first, owner))) => {
+                    let twice = match *other == address {
+                        true => format!("`{address}` is already the address of {owner}"),
+                        false => format!("`{address}` cannot be listened on beside `{other}`, the address of {owner}"),
+                    };
+                    let twice = Diagnostic::error(span, twice);
                     problems.push(match first {
                         Some(first) => twice.note(*first, "here"),
                         None => twice.help(
@@ -220,6 +293,15 @@ fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
         return;
     }
     let path = source.resolve(wasm);
+    if let Some((scheme, _)) = wasm.split_once("://") {
+        let message = format!("URLs are not fetched: `{}`", clip(wasm));
+        let help = match scheme {
+            "file" => "write the path alone",
+            _ => "download the module and write its path, which is relative to this file",
+        };
+        problems.push(Diagnostic::error(source.first_line(node.span), message).help(help.to_owned()));
+        return;
+    }
     let message = match std::fs::metadata(&path) {
         _ if wasm.is_empty() => "this must not be empty".to_owned(),
         Ok(meta) if meta.is_file() => return,

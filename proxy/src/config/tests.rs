@@ -27,11 +27,17 @@ fn loader() -> Loader<'static> {
         "WHO" => Some("you".to_owned()),
         _ => None,
     };
-    let access_log = |format: &str| match format.contains("%nope%") {
-        true => Err("there is no field `nope`".to_owned()),
-        false => Ok(()),
+    let foreign = Foreign {
+        access_log: |format| match format.contains("%nope%") {
+            true => Err(("there is no field `nope`".to_owned(), None)),
+            false => Ok(()),
+        },
+        log_level: |level| match level {
+            "loud" => Err(("`loud` is not a level".to_owned(), Some("did you mean `cloud`?".to_owned()))),
+            _ => Ok(()),
+        },
     };
-    Loader::default().env(env).access_log(access_log)
+    Loader::default().env(env).foreign(foreign)
 }
 
 fn files(name: &str) -> Vec<PathBuf> {

@@ -60,7 +60,7 @@ impl Duration {
     pub const fn millis(n: u64) -> Self {
         Duration(std::time::Duration::from_millis(n))
     }
-    /// The time, or `None` if it is 0, which the configuration uses for "no bound".
+    /// The time, or `None` if it is 0, which the configuration uses for "unlimited".
     pub fn bound(self) -> Option<std::time::Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }

@@ -59,7 +59,7 @@ pub(super) fn plain(text: &str) -> Value {
     }
     match number(text) {
         Some(n) => Value::Number(n),
-        None => Value::String(Text { text: text.to_owned(), plain: true }),
+        None => Value::String(Text { text: text.to_owned(), plain: true, variable: false }),
     }
 }
 
@@ -244,21 +244,52 @@ impl Reader<'_> {
     }
 
     fn syntax(&mut self, error: &ScanError) -> Diagnostic {
-        let text = self.offsets.text;
         let start = self.offsets.byte(error.marker().index());
-        let end = start + text[start..].chars().next().filter(|c| !c.is_whitespace()).map_or(0, char::len_utf8);
-        let line = text[..start].rfind('\n').map_or(0, |i| i + 1);
-        let line = text[line..].lines().next().unwrap_or("");
-        let help = if line.contains("${") {
-            Some("inside of `[...]` and `{...}`, put `${...}` in quotes")
-        } else if line.trim_start_matches(' ').starts_with('\t') {
-            Some("YAML is indented with spaces, not with tabs")
-        } else {
-            None
-        };
-        Diagnostic::error(Span::new(start, end), format!("this is not YAML: {}", error.info()))
-            .help(help.map(str::to_owned))
+        syntax(self.offsets.text, start, error.info())
     }
+}
+
+/// What is wrong with a text that is not YAML. The scanner often notices it a line later than people do, and speaks of its own
+/// affairs; the mistakes that are made most are looked for in the lines around.
+fn syntax(text: &str, start: usize, info: &str) -> Diagnostic {
+    let end = start + text[start..].chars().next().filter(|c| !c.is_whitespace()).map_or(0, char::len_utf8);
+    let not_yaml = |span: Span| Diagnostic::error(span, format!("this is not YAML: {info}"));
+    let first = text[..start].rfind('\n').map_or(0, |i| i + 1);
+    // The line, and the one before it that says something.
+    let before = text[..first].trim_end().rfind('\n').map_or(0, |i| i + 1);
+    let lines = [first, before].map(|at| (at, text[at..].lines().next().unwrap_or("")));
+    for (at, line) in lines {
+        let indent = line.len() - line.trim_start().len();
+        if let Some(tab) = line[..indent].find('\t') {
+            let span = Span::new(at + tab, at + tab + 1);
+            return not_yaml(span).help("YAML is indented with spaces, not with tabs".to_owned());
+        }
+    }
+    let (at, line) = lines[0];
+    if line.contains("${") {
+        return not_yaml(Span::new(start, end))
+            .help("inside of `[...]` and `{...}`, put `${...}` in quotes".to_owned());
+    }
+    if info.contains("anchor")
+        && let Some(star) = line.find('*')
+    {
+        let word = line[star..].split([',', ']', '}', ' ']).next().unwrap_or("*");
+        return not_yaml(Span::new(at + star, at + star + word.len()))
+            .help(format!("text that begins with `*` is put in quotes: `\"{word}\"`"));
+    }
+    if info.contains("simple key") || info.contains("mapping values") {
+        for (at, line) in lines {
+            let key = line.trim_start_matches([' ', '-']);
+            let word = key.split([' ', '#']).next().unwrap_or("");
+            let is_name = !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if is_name && !key.contains(": ") && !key.trim_end().ends_with(':') {
+                let at = at + line.len() - key.len();
+                let span = Span::new(at, at + word.len());
+                return Diagnostic::error(span, format!("this is not YAML: there is no `:` after `{word}`"));
+            }
+        }
+    }
+    not_yaml(Span::new(start, end))
 }
 
 /// Values, bytes and levels of a tree.
@@ -278,7 +309,7 @@ fn measure(node: &Node) -> (usize, usize, usize) {
 }
 
 fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: Span) -> Result<Value, Diagnostic> {
-    let string = || Value::String(Text { text: text.to_owned(), plain: false });
+    let string = || Value::String(Text { text: text.to_owned(), plain: false, variable: false });
     let Some(tag) = tag else {
         return Ok(if style == ScalarStyle::Plain { plain(text) } else { string() });
     };

@@ -2,11 +2,13 @@
 //!
 //! [`server`] starts everything, hears [`signals`] and stops; [`snapshot`] turns a configuration into what workers need;
 //! [`reload`] puts another one in force, and [`changes`] says what is different about it; [`crew`] is where it is loaded;
-//! [`watch`] notices changed files; [`rebuild`] replaces filters that failed; [`status`] is what the admin listener shows.
+//! [`watch`] notices changed files; [`rebuild`] replaces filters that failed; [`status`] is what the admin listener shows;
+//! [`trial`] is what `tollgate check` looks at beyond making a snapshot.
 
 pub mod builtins;
 pub mod certificates;
 pub mod changes;
+mod configure;
 pub mod crew;
 pub mod descriptors;
 pub mod rebuild;
@@ -16,4 +18,6 @@ pub mod signals;
 pub mod snapshot;
 pub mod status;
 mod successor;
+pub mod trial;
+mod unused;
 pub mod watch;

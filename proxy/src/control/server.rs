@@ -29,7 +29,7 @@ use super::{
 use crate::{
     admin, alloc,
     ca::{self, workload::Agent},
-    config::{Diagnostics, Loaded, Loader},
+    config::{Diagnostics, Foreign, Loaded, Loader},
     listener::{
         socket::Claim,
         worker::{self, Command, Rebuild, WorkerHandle},
@@ -51,7 +51,15 @@ pub struct Options {
 
 /// Reads a configuration, with all checks that need no filter.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
-    Loader::default().access_log(|format| Format::parse(format).map(|_| ()).map_err(|e| e.to_string())).load(path)
+    loader().load(path)
+}
+
+/// What reads configurations, with all checks that need no filter.
+pub fn loader() -> Loader<'static> {
+    Loader::default().foreign(Foreign {
+        access_log: |format| Format::parse(format).map(|_| ()).map_err(|e| (e.to_string(), None)),
+        log_level: |level| log::check(level).map_err(|e| (e.to_string(), e.help())),
+    })
 }
 
 /// Runs the proxy until it is told to stop.

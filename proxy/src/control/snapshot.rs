@@ -13,7 +13,7 @@ use tollgate_abi::fast::phase;
 
 use crate::{
     chain::route::{Clusters, RetryPolicy},
-    config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, of_filter, units::Address},
+    config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, units::Address},
     exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
     listener::socket::{self, Claim, ListenerShared},
     net::ListenSocket,
@@ -21,12 +21,14 @@ use crate::{
     tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
-    wasm::{Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
+    wasm::{Code, Engine, Instance, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
 };
 
 use super::{
     builtins,
     certificates::{self, Certificates},
+    configure::configured,
+    unused,
 };
 
 /// What snapshots are made with; lives as long as the process.
@@ -114,7 +116,7 @@ fn modules(source: &Source) -> Vec<PathBuf> {
 }
 
 /// How a standard filter is named in place of a file.
-const BUILTIN: &str = "builtin:";
+pub(super) const BUILTIN: &str = "builtin:";
 
 /// What a worker's listener is made from.
 pub struct ListenerParts {
@@ -217,16 +219,16 @@ impl Foundry {
                 }
             }
         }
-        let machines = Machine::shared_by(&plugins);
+        let mut machines = Machine::shared_by(&plugins);
         let mut first_instances = Vec::new();
-        for machine in &machines {
-            match machine.instantiate() {
+        for machine in &mut machines {
+            match configured(&loaded, machine, &mut plugins) {
                 Ok(instance) => first_instances.push(instance),
-                Err(e) => wrong.extend(refused(&loaded, &machine.plugins()[e.filter], e.error)),
+                Err(mistakes) => wrong.extend(mistakes),
             }
         }
         let listeners = self.listeners(&loaded, previous, extent, &mut certificates, &mut wrong);
-        let (tls, warnings) = certificates.end();
+        let (tls, mut warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
             let all = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
@@ -235,6 +237,13 @@ impl Foundry {
             });
             let phases: HashMap<&str, u32> = all.collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
+            let ticking = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
+                let plugins = machine.plugins().iter().enumerate();
+                plugins
+                    .filter(move |(filter, _)| instance.ticks(*filter))
+                    .map(|(_, plugin)| plugin.identity.name.as_str())
+            });
+            warnings.extend(unused::warnings(&loaded, &ticking.collect::<Vec<_>>()));
         }
         let mut instances = vec![first_instances];
         if extent != Extent::Trial && wrong.is_empty() {
@@ -649,7 +658,7 @@ fn check_chains(
 /// What is said of a filter that its listener never calls.
 fn no_part(filter: &str, what: &str, listener: &str) -> (String, String) {
     let help = format!("`protocol` of listener `{listener}` decides what its filters see");
-    (format!("filter `{filter}` takes no part in {what}"), help)
+    (format!("filter `{filter}` does not handle {what}"), help)
 }
 
 fn by_class(
@@ -668,30 +677,6 @@ fn retry(retry: &model::Retry) -> RetryPolicy {
         attempts: retry.attempts,
         per_try_timeout: retry.per_try_timeout.and_then(|t| t.bound()),
         backoff: retry.backoff.0,
-    }
-}
-
-/// What a filter has against its configuration, at its place in the file.
-fn refused(loaded: &Loaded, plugin: &Plugin, error: InstantiateError) -> Vec<Diagnostic> {
-    let name = &plugin.identity.name;
-    let index = loaded.config.filters.iter().position(|f| f.name == *name).unwrap_or_default();
-    let pointer = format!("/filters/{index}");
-    match error {
-        InstantiateError::Config(errors) => errors
-            .into_iter()
-            .map(|(path, message)| {
-                let help = match path.is_empty() {
-                    true => format!("filter `{name}` refuses its configuration"),
-                    false => format!("filter `{name}` says so of `{path}` in its configuration"),
-                };
-                of_filter(&loaded.source, &format!("{pointer}/config"), &path, &message, help)
-            })
-            .collect(),
-        error => {
-            let message = format!("filter `{name}` cannot be set up: {error}");
-            let place = if plugin.identity.config.is_empty() { "wasm" } else { "config" };
-            vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]
-        }
     }
 }
 

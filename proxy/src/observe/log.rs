@@ -25,7 +25,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// A word that is neither a level nor looks like a module.
-    #[error("`{word}` is not a level: there are {}{}", LEVELS.join(", "), did_you_mean(*suggestion))]
+    #[error("`{word}` is not a log level")]
     Level {
         /// The word.
         word: String,
@@ -42,7 +42,7 @@ pub enum LogError {
         error: ParseError,
     },
     /// What the command line or the environment says is wrong.
-    #[error("`--log-level` (or TOLLGATE_LOG): {0}")]
+    #[error("`--log-level` (or TOLLGATE_LOG): {0}{hint}", hint = .0.help().map(|help| format!(": {help}")).unwrap_or_default())]
     Given(#[source] Box<LogError>),
     /// There is a log already.
     #[error("the log was set up before")]
@@ -52,8 +52,17 @@ pub enum LogError {
     Gone,
 }
 
-fn did_you_mean(suggestion: Option<&str>) -> String {
-    suggestion.map(|level| format!("; did you mean `{level}`?")).unwrap_or_default()
+impl LogError {
+    /// What would be right.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            LogError::Level { suggestion: Some(level), .. } => Some(format!("did you mean `{level}`?")),
+            LogError::Level { .. } => Some(format!("the levels are {}", LEVELS.join(", "))),
+            LogError::Filter { .. } => Some("write a level, or levels by module: info,tollgate::wasm=debug".to_owned()),
+            LogError::Given(error) => error.help(),
+            LogError::Twice | LogError::Gone => None,
+        }
+    }
 }
 
 /// Changes what the log shows while it runs.
@@ -243,8 +252,11 @@ mod tests {
         for right in ["info", "WARN", "off", "tollgate", "info,tollgate::wasm=debug", "debug,wasmtime=off"] {
             check(right).unwrap_or_else(|error| panic!("{right}: {error}"));
         }
-        let error = check("inof").unwrap_err().to_string();
-        assert!(error.ends_with("did you mean `info`?"), "{error}");
+        let error = check("inof").unwrap_err();
+        assert_eq!(error.to_string(), "`inof` is not a log level");
+        assert_eq!(error.help().as_deref(), Some("did you mean `info`?"));
+        let none = check("verbose").unwrap_err().help().unwrap();
+        assert_eq!(none, "the levels are off, error, warn, info, debug, trace");
         for wrong in ["", "info,,", "5", "a=b=c", "tollgate=loud"] {
             assert!(check(wrong).is_err(), "{wrong}");
         }

@@ -24,6 +24,11 @@ impl Instance {
         root.subscribes.then_some(root.subscribed)
     }
 
+    /// Whether one of its filters works without streams, by the clock.
+    pub fn ticks(&self, filter: usize) -> bool {
+        self.store.data().roots[filter].tick.is_some()
+    }
+
     /// The callbacks that one of its filters wants and has, as bits of [`phase`].
     pub fn phases(&self, filter: usize) -> u32 {
         let e = &self.exports;

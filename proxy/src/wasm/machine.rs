@@ -80,7 +80,8 @@ impl Machine {
         Machine::new(vec![plugin])
     }
 
-    fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
+    /// One for filters that share it, in this order.
+    pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
         Arc::new(Machine { plugins, spare: Mutex::new(None), crashes: AtomicU32::new(0) })
     }
 

@@ -176,6 +176,11 @@ impl Plugin {
         })
     }
 
+    /// The same code with another configuration.
+    pub fn configured_as(&self, config: &model::Filter) -> Result<Plugin, MetricError> {
+        Plugin::new(config, self.code.clone(), &self.engine, &self.world)
+    }
+
     /// Whether both can run in one VM; see [`Machine`](super::Machine).
     pub(super) fn shares_vm_with(&self, other: &Plugin) -> bool {
         let (one, other_one) = (&self.identity, &other.identity);

@@ -50,6 +50,11 @@ fn text_that_is_not_yaml() {
 }
 
 #[test]
+fn a_log_level_that_does_not_exist() {
+    refused(|proxy, upstream| proxy.put_config(good(upstream).top("log: {level: inof}")), "`inof` is not a log level");
+}
+
+#[test]
 fn a_filter_that_is_not_defined() {
     refused(
         |proxy, upstream| proxy.put_config(good(upstream).filter("more", "missing.wasm", "")),

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use self::{
     ask::Failure,
@@ -20,7 +20,7 @@ use self::{
 };
 use super::token;
 use crate::{
-    config::{Loaded, model},
+    config::{Diagnostic, Diagnostics, Loaded, model},
     observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard},
 };
 
@@ -51,12 +51,8 @@ impl Agent {
     /// There is no place for the folder.
     pub fn new(loaded: &Loaded, cache: Option<PathBuf>, registry: &Registry) -> anyhow::Result<Option<Agent>> {
         let Some(config) = loaded.config.workload.clone() else { return Ok(None) };
-        let dir = match (&config.dir, cache) {
-            (Some(dir), _) => loaded.source.resolve(dir),
-            (None, Some(cache)) => {
-                cache.join("workload").join(config.spiffe.trust_domain()).join(config.spiffe.path().trim_matches('/'))
-            }
-            (None, None) => bail!("`workload` needs a `dir`: there is no cache folder"),
+        let Some(dir) = folder(loaded, &config, cache) else {
+            return Err(Diagnostics::new(loaded.source.clone(), vec![homeless(loaded)]).into());
         };
         let renewals = |result| {
             let help = "Certificates that this proxy has asked for, by result.";
@@ -108,7 +104,8 @@ impl Agent {
             tracing::warn!(ca = %self.config.ca, "{failure}; trying again");
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(anyhow::Error::new(failure).context(format!("in vain for {} s", PATIENCE.as_secs())));
+                return Err(anyhow::Error::new(failure)
+                    .context(format!("it was asked again and again for {} s", PATIENCE.as_secs())));
             }
             tokio::time::sleep(wait.min(left)).await;
             wait = (wait * 2).min(LONGEST_WAIT / 10);
@@ -179,6 +176,31 @@ impl Agent {
             "the workload's certificate"
         );
     }
+}
+
+/// Where the certificate is kept, if there is a place for it.
+fn folder(loaded: &Loaded, config: &model::Workload, cache: Option<PathBuf>) -> Option<PathBuf> {
+    if let Some(dir) = &config.dir {
+        return Some(loaded.source.resolve(dir));
+    }
+    let path = config.spiffe.path().trim_matches('/');
+    Some(cache?.join("workload").join(config.spiffe.trust_domain()).join(path))
+}
+
+fn homeless(loaded: &Loaded) -> Diagnostic {
+    loaded.source.diagnostic("/workload", "`workload` needs a `dir`: there is no cache folder", None)
+}
+
+/// What starting would find wrong before anybody is asked.
+pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
+    let config = loaded.config.workload.as_ref()?;
+    let Some(dir) = folder(loaded, config, cache) else { return Some(homeless(loaded)) };
+    if Store::new(dir).read(&config.spiffe).is_ok() {
+        return None;
+    }
+    let unread = super::files::read(&loaded.source.resolve(&config.token)).err()?;
+    let help = "without a certificate from before, it is needed at once".to_owned();
+    Some(loaded.source.diagnostic("/workload/token", format!("there is no join token: {unread}"), Some(help)))
 }
 
 /// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together

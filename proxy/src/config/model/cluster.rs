@@ -25,10 +25,13 @@ pub struct Cluster {
     #[serde(default)]
     pub http2: Http2,
     /// TLS to its endpoints. Without it, everything is plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClusterTls>,
     /// The PROXY protocol header that connections to its endpoints begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocolVersion>,
     /// Whether endpoints are asked for their health; those that are not well get no requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
     /// How an endpoint is chosen for a request.
     #[serde(default)]
@@ -41,6 +44,7 @@ pub struct Cluster {
     #[serde(default = "default::request_timeout")]
     pub request_timeout: Duration,
     /// Retries, unless a route sets its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     /// Bounds that keep an overloaded cluster from taking the proxy with it.
     #[serde(default)]
@@ -90,6 +94,7 @@ pub struct Retry {
     #[schemars(range(max = 10))]
     pub attempts: u32,
     /// Time for each try, the first included (504 if it was the last).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try_timeout: Option<Duration>,
     /// Longest wait before the first retry; it doubles for each further one, up to ten times this, and a random part of it
     /// is waited (full jitter).
@@ -111,7 +116,7 @@ pub struct ClusterLimits {
     pub requests: u32,
     /// A connection without a request is closed after this.
     pub idle_timeout: Duration,
-    /// Requests on one connection before it is closed. 0: no bound.
+    /// Requests on one connection before it is closed. 0: unlimited.
     pub requests_per_connection: u32,
 }
 
@@ -204,7 +209,7 @@ pub enum Check {
         #[schemars(pattern("^/"))]
         path: String,
         /// The host asked for. Default: the cluster's name.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<String>,
     },
     /// A call of `grpc.health.v1.Health/Check` that must be answered with `SERVING`.

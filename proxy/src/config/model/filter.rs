@@ -17,10 +17,12 @@ pub struct Filter {
     /// The module: `builtin:router` (also `authz`, `fault`, `ratelimit`), or a file, relative to this one.
     pub wasm: String,
     /// Handed to the filter: as JSON if it is a map, a list, a number or a boolean, as it stands if it is a string.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[schemars(extend("type" = super::ANY))]
     pub config: serde_json::Value,
     /// Handed to the filter's VM when it starts, in the same way.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[schemars(extend("type" = super::ANY))]
     pub vm_config: serde_json::Value,
     /// The name of the root context that a module with several of them registers it under.
     #[serde(default)]
@@ -28,6 +30,7 @@ pub struct Filter {
     /// Filters with the same `vm_id` share their shared data and queues; if `wasm`, `vm_config`, `env` and `limits.memory`
     /// are the same as well, they run in one VM on each worker. Then a failure of one is a failure of all of them. Default:
     /// the filter's name, so it runs alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub vm_id: Option<String>,
     /// What becomes of a request when the filter traps, runs out of time or memory, or is not there.
     #[serde(default)]

@@ -25,6 +25,7 @@ pub struct Listener {
     #[serde(default)]
     pub protocol: Protocol,
     /// TLS: certificates, and what is asked of clients. Without it, everything is plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
     /// HTTP/3 as well, on the same ports over UDP, and `Alt-Svc` in responses to say so. Needs `tls`. What `http2` says of
     /// streams, windows and pings holds for it too.
@@ -38,6 +39,7 @@ pub struct Listener {
     pub chain: Vec<String>,
     /// The cluster for requests that no filter has routed (without it they are answered with 404, flag `NR`), and for TCP
     /// connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
     /// TCP connections, with `protocol: tcp` or `auto`.
     #[serde(default)]
@@ -63,6 +65,7 @@ pub struct Listener {
     #[serde(default)]
     pub grpc_web: bool,
     /// The PROXY protocol, by which a proxy in front says who the client is.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ListenerProxyProtocol>,
     /// Options of the sockets.
     #[serde(default)]
@@ -80,7 +83,7 @@ pub struct Listener {
     #[serde(default)]
     pub timeouts: ListenerTimeouts,
     /// One line for each request.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
 }
 
@@ -129,9 +132,9 @@ pub struct ListenerLimits {
     /// requests are not tried again). Of a TCP connection, no more are read while a filter holds so many of that side.
     pub buffered_body: ByteSize,
     /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
-    /// 0: no bound.
+    /// 0: unlimited.
     pub connections: u32,
-    /// Requests on one connection before it is closed. 0: no bound.
+    /// Requests on one connection before it is closed. 0: unlimited.
     pub requests_per_connection: u32,
 }
 
@@ -147,7 +150,7 @@ impl Default for ListenerLimits {
     }
 }
 
-/// How long a client may take. A time of `0s` means no bound.
+/// How long a client may take. A time of `0s` means unlimited.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerTimeouts {
@@ -189,6 +192,7 @@ pub struct AccessLog {
     /// `stdout`, `stderr`, or a file, relative to this one, that is appended to (and opened again on SIGHUP and SIGUSR1, so
     /// that it can be rotated).
     #[serde(default = "default::access_log_to")]
+    #[schemars(length(min = 1))]
     pub to: String,
     /// `json`, or a line with `%NAME%` fields, such as `%start% %method% %path% %status% %flags% %duration_ms%`.
     #[serde(default = "default::access_log_format")]
@@ -256,6 +260,7 @@ pub struct SocketOptions {
     /// Filters see it as `destination.address`. For IPv4 it needs an IPv4 address to listen on.
     pub original_destination: bool,
     /// The permissions of a unix socket, in octal.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(pattern(r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
 }

@@ -19,6 +19,9 @@ mod workload;
 
 pub use self::{cluster::*, filter::*, listener::*, tls::*, workload::*};
 
+/// The types of a value that is somebody else's affair. `null` is none of them: it is what was left blank.
+const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];
+
 /// A whole configuration file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -37,11 +40,13 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Where compiled filters are kept between runs. Default: `$XDG_CACHE_HOME/tollgate`, else `$HOME/.cache/tollgate`,
     /// else none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
     /// The proxy's own certificate, if a certificate authority gives it one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
-    /// The sockets that accept traffic.
-    #[schemars(length(min = 1))]
+    /// The sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
+    #[serde(default)]
     pub listeners: Vec<Listener>,
     /// The WebAssembly filters that listeners put into their chains.
     #[serde(default)]
@@ -58,11 +63,13 @@ pub struct Admin {
     /// Where it listens: an IP address and a port, or a unix socket. Changing it needs a restart.
     pub address: Address,
     /// The permissions of a unix socket, in octal. Default `600`: only the user that Tollgate runs as.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(pattern(r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
     /// Whether it is there at all.
     pub enabled: bool,
     /// A certificate authority for workloads. Changing it needs a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertificateAuthority>,
 }
 
@@ -88,7 +95,9 @@ impl Admin {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// Least severity shown: a level, or a `tracing` filter such as `info,tollgate::wasm=debug`. Default `info`.
+    /// Least severity shown: `off`, `error`, `warn`, `info`, `debug`, `trace`, or a `tracing` filter such as
+    /// `info,tollgate::wasm=debug`. Default `info`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
     /// How it is written.
     pub format: LogFormat,

@@ -85,6 +85,7 @@ pub enum ClientCertificates {
 pub struct ClusterTls {
     /// The name that is asked for (SNI), and that the certificate must be for unless `sans` says otherwise. Default: the
     /// cluster's name if it can be one, else none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
     /// Files (PEM) with the certificates of those who may sign. Default: those that the system trusts.
     #[serde(default)]
@@ -93,6 +94,7 @@ pub struct ClusterTls {
     #[serde(default)]
     pub sans: Vec<String>,
     /// What is shown to endpoints that ask for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateFiles>,
     /// The least version.
     #[serde(default)]

@@ -31,6 +31,7 @@ pub struct Workload {
     pub token: PathBuf,
     /// The folder where `workload.pem`, `workload.key` and `ca.pem` are kept. Default: `workload/TRUST-DOMAIN/PATH` in the
     /// cache's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     /// The certificate's life; the service may give it a shorter one. At least `1s`. It is renewed when two thirds of its
     /// life are over.

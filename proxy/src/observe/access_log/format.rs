@@ -67,7 +67,7 @@ pub enum FormatError {
     #[error("the format holds the control character {0:?}")]
     Control(char),
     /// All lines would be the same.
-    #[error("the format is neither `json` nor has it a field, such as %start%")]
+    #[error("the format has no field, so all lines would be the same: write `json`, or fields such as %start%")]
     Constant,
 }
 

@@ -10,9 +10,9 @@ use super::{
     model::{Case, File},
 };
 use crate::config::{
-    Diagnostic, Diagnostics, Source,
+    Answer, Diagnostic, Diagnostics, Node, Said, Source, all_mistakes,
     model::{Filter, Listener},
-    of_filter, read_tree,
+    read_tree,
 };
 
 /// A file of cases without mistakes.
@@ -34,9 +34,16 @@ pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
     let source = Arc::new(read_tree(path)?);
     let mut wrong = Vec::new();
     let root = source.root().to_json();
-    let Some(file) = read::<File>(&source, "", root, &mut wrong) else {
-        return Err(Diagnostics::new(source, wrong));
-    };
+    let file = read::<File>(&source, "", root, |root| root, &mut wrong).unwrap_or_else(|| {
+        // What can be read of the rest is read, so that its mistakes are told too.
+        let section = |name: &str| source.root().get(name).map(Node::to_json).unwrap_or_default();
+        File {
+            filter: section("filter").as_object().cloned().unwrap_or_default(),
+            listener: section("listener").as_object().cloned().unwrap_or_default(),
+            clusters: Default::default(),
+            cases: section("cases").as_array().cloned().unwrap_or_default(),
+        }
+    });
     for (section, fields, why) in [
         ("filter", &["wasm"][..], "the module is named on the command line"),
         ("listener", &["chain", "access_log"], "a case has a chain of one filter, and no access log"),
@@ -53,7 +60,7 @@ pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
     );
     let cases = file.cases.iter().enumerate().filter_map(|(i, case)| {
         let pointer = format!("/cases/{i}");
-        let case = read::<Case>(&source, &pointer, case.clone(), &mut wrong)?;
+        let case = read::<Case>(&source, &pointer, case.clone(), |case| case, &mut wrong)?;
         check(&source, &pointer, &case, &mut wrong);
         Some(case)
     });
@@ -69,16 +76,30 @@ fn listener() -> Json {
     json!({"name": "test", "address": "192.0.2.254:80", "cluster": UPSTREAM})
 }
 
-fn read<T: DeserializeOwned>(source: &Source, pointer: &str, json: Json, wrong: &mut Vec<Diagnostic>) -> Option<T> {
-    match serde_path_to_error::deserialize(json) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            let inner = error.path().to_string();
-            let help = "docs/tools.md has every field".to_owned();
-            wrong.push(of_filter(source, pointer, &inner, &error.inner().to_string(), help));
-            None
-        }
+/// Reads a part of the file, of which `whole` makes what is read; all its mistakes are told.
+fn read<T: DeserializeOwned>(
+    source: &Source,
+    pointer: &str,
+    part: Json,
+    whole: impl Fn(Json) -> Json,
+    wrong: &mut Vec<Diagnostic>,
+) -> Option<T> {
+    let attempt = |part: Json| -> Result<T, Said> {
+        serde_path_to_error::deserialize(whole(part)).map_err(|error| {
+            let path = error.path().to_string();
+            vec![(if path == "." { String::new() } else { path }, error.inner().to_string())]
+        })
+    };
+    let said = match attempt(part) {
+        Ok(value) => return Some(value),
+        Err(said) => said,
+    };
+    let again = |part: &Json| attempt(part.clone()).map(|_| ()).map_err(Some);
+    if let Answer::Mistakes(told) = all_mistakes(source, pointer, "", said, again) {
+        let help = |help: Option<String>| help.unwrap_or_else(|| "docs/tools.md has every field".to_owned());
+        wrong.extend(told.into_iter().map(|mistake| Diagnostic { help: Some(help(mistake.help)), ..mistake }));
     }
+    None
 }
 
 /// A section of a configuration that need not say everything.
@@ -86,13 +107,15 @@ fn section<T: DeserializeOwned>(
     source: &Source,
     pointer: &str,
     given: &Map<String, Json>,
-    mut defaults: Json,
+    defaults: Json,
     wrong: &mut Vec<Diagnostic>,
 ) -> Option<T> {
-    for (name, value) in given {
-        defaults[name] = value.clone();
-    }
-    read(source, pointer, defaults, wrong)
+    let whole = |part: Json| {
+        let mut whole = defaults.clone();
+        part.as_object().into_iter().flatten().for_each(|(name, value)| whole[name] = value.clone());
+        whole
+    };
+    read(source, pointer, Json::Object(given.clone()), whole, wrong)
 }
 
 /// What the types cannot say.
@@ -149,7 +172,7 @@ mod tests {
             ),
             ("filter: {on_failure: maybe}\ncases: []", "cases.yaml:1:22: error: unknown variant `maybe`"),
             ("filter: {wasm: f.wasm}\ncases: []", "cases.yaml:1:16: error: `wasm` has no meaning here"),
-            ("cases:\n- name: a\n  steps: [{wait: 5}]\n", "cases.yaml:3:18: error: invalid type"),
+            ("cases:\n- name: a\n  steps: [{wait: 5}]\n", "cases.yaml:3:18: error: expected a string, found a number"),
             ("cases:\n- {name: a, steps: [{request: /}]}\n", "cases.yaml:2:31: error: invalid value"),
             ("cases:\n- {name: a}\n- {name: b}\n", "cases.yaml:2:10: error: the case has neither"),
             ("cases:\n- {name: a}\n- {name: b}\n", "cases.yaml:3:10: error: the case has neither"),
@@ -165,5 +188,16 @@ mod tests {
             let told = mistakes(text);
             assert!(told.contains(expected), "{text}\n{told}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "filtre: {}\nlistener: {trusted_hops: many, via: 1}\ncases:\n\
+                    - {nam: a, steps: [{request: GET /, expect: {statsu: 200, takes: soon}}]}\n\
+                    - {name: b, steps: [{wait: 5}, {wait: 1s, expct: {}}]}\n";
+        let told = mistakes(text);
+        let places: Vec<_> = told.lines().filter_map(|line| line.split(": error").next()).collect();
+        let places: Vec<_> = places.iter().map(|place| place.replace("cases.yaml:", "")).collect();
+        assert_eq!(places, ["1:1", "2:26", "2:37", "4:4", "4:46", "4:66", "5:28", "5:43"], "{told}");
     }
 }

@@ -1,0 +1,174 @@
+//! Makes a tree fit the schema where what is written leaves no doubt: a value that holds an environment variable takes the
+//! type that its place wants, and what may be written short is written out.
+//!
+//! This is done to the tree and not by the model's types: what is written out keeps the place of what was written, and an
+//! error in it is an error of the field that was meant, not "no variant matched".
+
+use serde_json::Value as Json;
+
+use super::{
+    node::{Key, Node, Text, Value},
+    schema::{self, takes_text},
+    yaml,
+};
+
+/// Where a scalar may stand for a section: the section, the scalar's type, and the field that is meant. And wherever the
+/// schema wants a list of things that can be written as text, one text may stand for a list of one.
+pub(super) const SHORT: [(&str, &str, &str); 5] = [
+    ("Admin", "boolean", "enabled"),
+    ("Admin", "string", "address"),
+    ("Log", "string", "level"),
+    ("AccessLog", "string", "to"),
+    ("Endpoint", "string", "address"),
+];
+
+/// Makes a whole configuration fit.
+pub(super) fn fit(root: &mut Node) {
+    fit_to(root, schema::root());
+}
+
+fn fit_to(node: &mut Node, schema: &Json) {
+    let (schema, name) = schema::resolve(schema);
+    if let Value::String(text) = &node.value
+        && text.variable
+    {
+        node.value = typed(text, &schema::types(schema));
+    }
+    write_out(node, schema, name);
+    match &mut node.value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                match schema::property(schema, &key.name) {
+                    Some(schema) => fit_to(value, schema),
+                    None => untyped(value),
+                }
+            }
+        }
+        Value::Seq(items) => {
+            for item in items {
+                match schema.get("items") {
+                    Some(schema) => fit_to(item, schema),
+                    None => untyped(item),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Where no schema says what is wanted: a value without quotes is what it looks like, and one in quotes is text.
+fn untyped(node: &mut Node) {
+    match &mut node.value {
+        Value::String(text) if text.variable => node.value = typed(text, &[]),
+        Value::Map(entries) => entries.iter_mut().for_each(|(_, value)| untyped(value)),
+        Value::Seq(items) => items.iter_mut().for_each(untyped),
+        _ => {}
+    }
+}
+
+/// What a text that holds a variable is where these types are wanted; none of them: anything.
+fn typed(text: &Text, wanted: &[&str]) -> Value {
+    let wants = |name: &str| wanted.contains(&name);
+    let anything = wanted.is_empty() || wants("object");
+    match yaml::plain(&text.text) {
+        looks if anything && text.plain => looks,
+        looks @ Value::Number(_) if !anything && (wants("number") || wants("integer")) => looks,
+        looks @ Value::Bool(_) if !anything && wants("boolean") => looks,
+        _ => Value::String(text.clone()),
+    }
+}
+
+fn write_out(node: &mut Node, schema: &Json, name: &str) {
+    let kind = match &node.value {
+        Value::Bool(_) => "boolean",
+        Value::String(_) => "string",
+        _ => return,
+    };
+    let inner = Node { span: node.span, value: std::mem::replace(&mut node.value, Value::Null) };
+    node.value = match SHORT.iter().find(|(section, short, _)| *section == name && *short == kind) {
+        Some((_, _, field)) => Value::Map(vec![(Key { name: (*field).to_owned(), span: node.span }, inner)]),
+        None if kind == "string" && schema["type"] == "array" && takes_text(&schema["items"]) => {
+            Value::Seq(vec![inner])
+        }
+        None => inner.value,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{Format, Loader};
+
+    fn tree(text: &str, format: Format) -> serde_json::Value {
+        let env = |name: &str| match name {
+            "N" => Some("7".to_owned()),
+            "YES" => Some("true".to_owned()),
+            "HOST" => Some("127.0.0.1:9001".to_owned()),
+            _ => None,
+        };
+        let loaded = Loader::default().env(env).parse("x", text, format).unwrap_or_else(|e| panic!("{text}\n{e}"));
+        loaded.source.root().to_json()
+    }
+
+    #[test]
+    fn what_is_written_short_is_written_out() {
+        for (section, short, field) in SHORT {
+            let defs = schema::root()["$defs"].as_object().unwrap();
+            let (written, _) = schema::resolve(&defs[section]["properties"][field]);
+            assert!(schema::types(written).contains(&short), "{section}.{field} is no {short}");
+        }
+        let short = "log: debug\nadmin: false\nlisteners:\n- {name: a, address: '127.0.0.1:80', chain: f, access_log: a.log}\n\
+                     filters: [{name: f, wasm: builtin:router}]\n\
+                     clusters:\n- {name: c, endpoints: ['127.0.0.1:1', {address: '127.0.0.1:2', weight: 2}]}\n\
+                     - {name: d, endpoints: '127.0.0.1:1', retry: {on: reset}}\n";
+        let json = tree(short, Format::Yaml);
+        assert_eq!(json["log"], json!({"level": "debug"}));
+        assert_eq!(json["admin"], json!({"enabled": false}));
+        assert_eq!(json["listeners"][0]["chain"], json!(["f"]));
+        assert_eq!(json["listeners"][0]["access_log"], json!({"to": "a.log"}));
+        assert_eq!(json["clusters"][0]["endpoints"][0], json!({"address": "127.0.0.1:1"}));
+        assert_eq!(json["clusters"][0]["endpoints"][1], json!({"address": "127.0.0.1:2", "weight": 2}));
+        assert_eq!(json["clusters"][1]["endpoints"], json!([{"address": "127.0.0.1:1"}]));
+        assert_eq!(json["clusters"][1]["retry"]["on"], json!(["reset"]));
+        let admin = tree("admin: 127.0.0.1:9902\nlisteners: [{name: a, address: '127.0.0.1:80'}]\n", Format::Yaml);
+        assert_eq!(admin["admin"], json!({"address": "127.0.0.1:9902"}));
+    }
+
+    #[test]
+    fn a_variable_takes_the_type_that_its_place_wants() {
+        let yaml = |n: &str, yes: &str| {
+            format!(
+                "workers: {n}\nadmin: {{enabled: {yes}}}\n\
+                 listeners: [{{name: {n}, address: '127.0.0.1:80', trusted_hops: {n}, http2: {{stream_window: {n}}}}}]\n\
+                 clusters: [{{name: c, endpoints: ['${{HOST}}'], retry_budget: {{percent: {n}}}}}]\n"
+            )
+        };
+        let expected = json!({
+            "workers": 7,
+            "admin": {"enabled": true},
+            "listeners": [{"name": "7", "address": "127.0.0.1:80", "trusted_hops": 7, "http2": {"stream_window": 7}}],
+            "clusters": [{"name": "c", "endpoints": [{"address": "127.0.0.1:9001"}], "retry_budget": {"percent": 7}}],
+        });
+        assert_eq!(tree(&yaml("'${N}'", "\"${YES}\""), Format::Yaml), expected);
+        assert_eq!(tree(&yaml("'${UNSET:-7}'", "'${UNSET:-true}'"), Format::Yaml), expected);
+        let json =
+            expected.to_string().replace("\"7\"", "\"${N}\"").replace(":7", ":\"${N}\"").replace("true", "\"${YES}\"");
+        assert_eq!(tree(&json, Format::Json), expected);
+        let toml = "workers = \"${N}\"\nadmin.enabled = \"${YES}\"\n[[listeners]]\nname = \"${N}\"\n\
+                    address = \"127.0.0.1:80\"\ntrusted_hops = \"${N}\"\nhttp2 = {stream_window = \"${N}\"}\n\
+                    [[clusters]]\nname = \"c\"\nendpoints = [\"${HOST}\"]\nretry_budget.percent = \"${N}\"\n";
+        assert_eq!(tree(toml, Format::Toml), expected);
+    }
+
+    #[test]
+    fn where_a_filter_decides_quotes_make_a_variable_text() {
+        let text = "listeners: [{name: a, address: '127.0.0.1:80', chain: f}]\n\
+                    filters:\n- name: f\n  wasm: builtin:router\n  config:\n    a: ${N}\n    b: '${N}'\n    c: [${YES}, x${N}]\n";
+        // A flow sequence cannot hold `${...}` without quotes.
+        let text = text.replace("[${YES}, x${N}]", "\n    - ${YES}\n    - x${N}");
+        let json = tree(&text, Format::Yaml);
+        assert_eq!(json["filters"][0]["config"], json!({"a": 7, "b": "7", "c": [true, "x7"]}));
+    }
+}

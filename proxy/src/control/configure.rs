@@ -1,0 +1,81 @@
+//! The first instance of each machine, and what its filters have against their configurations: all of it, at its places in
+//! the file, though most filters stop at the first mistake.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{Answer, Diagnostic, Loaded, Said, all_mistakes, model},
+    wasm::{Instance, InstantiateError, Machine, Plugin},
+};
+
+/// A machine's first instance, or everything that its filters have against their configurations.
+///
+/// A filter that wants a number or a boolean where an environment variable has put text gets it: its plugin is replaced, in
+/// the machine and among all plugins, by one with that configuration.
+pub(super) fn configured(
+    loaded: &Loaded,
+    machine: &mut Arc<Machine>,
+    plugins: &mut [Arc<Plugin>],
+) -> Result<Instance, Vec<Diagnostic>> {
+    // Each of its filters may be replaced once.
+    for _ in 0..=machine.plugins().len() {
+        let failed = match machine.instantiate() {
+            Ok(instance) => return Ok(instance),
+            Err(failed) => failed,
+        };
+        let filter = &machine.plugins()[failed.filter];
+        match ask(loaded, filter, failed.error) {
+            Ok(replaced) => {
+                let old = filter.clone();
+                let new =
+                    |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
+                plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
+                *machine = Machine::new(machine.plugins().iter().map(new).collect());
+            }
+            Err(mut mistakes) => {
+                // Those after it have not been asked yet.
+                for other in &machine.plugins()[failed.filter + 1..] {
+                    if let Err(failed) = Machine::of(other.clone()).instantiate()
+                        && let Err(more) = ask(loaded, other, failed.error)
+                    {
+                        mistakes.extend(more);
+                    }
+                }
+                return Err(mistakes);
+            }
+        }
+    }
+    Err(vec![Diagnostic::error(None, format!("filters {} cannot be set up", machine.names()))])
+}
+
+/// Asks a filter that has failed for everything that is wrong. Else the filter with the configuration that it wants.
+fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result<Arc<Plugin>, Vec<Diagnostic>> {
+    let name = &plugin.identity.name;
+    let index = loaded.config.filters.iter().position(|filter| filter.name == *name).unwrap_or_default();
+    let pointer = format!("/filters/{index}");
+    let said: Said = match error {
+        InstantiateError::Config(said) => said,
+        error => {
+            let message = format!("filter `{name}` cannot be set up: {error}");
+            let place = if plugin.identity.config.is_empty() { "wasm" } else { "config" };
+            return Err(vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]);
+        }
+    };
+    let with = |config: &serde_json::Value| {
+        let changed = model::Filter { config: config.clone(), ..loaded.config.filters[index].clone() };
+        plugin.configured_as(&changed).map(Arc::new)
+    };
+    let again = |config: &serde_json::Value| {
+        let Ok(plugin) = with(config) else { return Err(None) };
+        match Machine::of(plugin).instantiate().map_err(|failed| failed.error) {
+            Ok(_) => Ok(()),
+            Err(InstantiateError::Config(said)) => Err(Some(said)),
+            Err(_) => Err(None),
+        }
+    };
+    let who = format!("filter `{name}`");
+    match all_mistakes(&loaded.source, &format!("{pointer}/config"), &who, said, again) {
+        Answer::Mistakes(mistakes) => Err(mistakes),
+        Answer::Typed(config) => with(&config).map_err(|e| vec![Diagnostic::error(None, e.to_string())]),
+    }
+}

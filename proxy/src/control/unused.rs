@@ -1,0 +1,80 @@
+//! Warnings of what is in the configuration and does nothing: filters in no chain, listeners that lead nowhere, clusters that
+//! nobody names. A filter in no chain is the worst of them: what it should have denied is allowed.
+
+use serde_json::Value as Json;
+
+use super::snapshot::BUILTIN;
+use crate::config::{
+    Diagnostic, Loaded,
+    model::{Filter, Listener, Protocol},
+};
+
+/// All of them. `ticking` are the filters that work by the clock, and so may well be in no chain.
+pub(super) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
+    let config = &loaded.config;
+    let mut warnings = Vec::new();
+    let mut warn = |pointer: String, message: String, help: &str| {
+        let span = loaded.source.locate(&pointer, "").span;
+        warnings.push(Diagnostic::warning(span, message).help((!help.is_empty()).then(|| help.to_owned())));
+    };
+    for (i, listener) in config.listeners.iter().enumerate() {
+        // Of TCP connections that have nowhere to go, it has been said.
+        if listener.protocol != Protocol::Tcp && listener.chain.is_empty() && listener.cluster.is_none() {
+            let message =
+                format!("listener `{}` has neither `chain` nor `cluster`: all requests get 404", listener.name);
+            warn(format!("/listeners/{i}/name"), message, "");
+        }
+    }
+    for (i, filter) in config.filters.iter().enumerate() {
+        let in_chain = config.listeners.iter().any(|listener| listener.chain.contains(&filter.name));
+        // Filters with a `vm_id` may serve others, by shared data or a queue.
+        let serves = !is_builtin(filter) && (filter.vm_id.is_some() || ticking.contains(&filter.name.as_str()));
+        if !in_chain && !serves {
+            let message = format!("filter `{}` is in no chain: it sees nothing", filter.name);
+            warn(format!("/filters/{i}/name"), message, "name it in the `chain` of a listener");
+        }
+    }
+    for (i, cluster) in config.clusters.iter().enumerate() {
+        let name = cluster.name.as_str();
+        let of_listeners = config.listeners.iter().any(|listener| leads_to(listener, name));
+        if !of_listeners && !config.filters.iter().any(|filter| may_name(loaded, filter, name)) {
+            let message = format!("cluster `{name}` is named by no listener and no filter: nothing reaches it");
+            warn(format!("/clusters/{i}/name"), message, "");
+        }
+    }
+    warnings
+}
+
+fn is_builtin(filter: &Filter) -> bool {
+    filter.wasm.starts_with(BUILTIN)
+}
+
+fn leads_to(listener: &Listener, cluster: &str) -> bool {
+    let tcp = &listener.tcp;
+    listener.cluster.as_deref() == Some(cluster)
+        || tcp.clusters.iter().any(|share| share.cluster == cluster)
+        || tcp.sni.iter().any(|route| route.cluster == cluster)
+}
+
+/// Whether a filter may name a cluster. What is built in does so by its configuration; others may do so in any text that
+/// they are given, or by themselves.
+fn may_name(loaded: &Loaded, filter: &Filter, cluster: &str) -> bool {
+    if is_builtin(filter) {
+        return has_text(&filter.config, &|text| text == cluster);
+    }
+    let within = |text: &str| text.contains(cluster);
+    has_text(&filter.config, &within)
+        || has_text(&filter.vm_config, &within)
+        || filter.env.values().any(|value| within(value))
+        || std::fs::read(loaded.source.resolve(&filter.wasm))
+            .is_ok_and(|module| memchr::memmem::find(&module, cluster.as_bytes()).is_some())
+}
+
+fn has_text(value: &Json, is: &dyn Fn(&str) -> bool) -> bool {
+    match value {
+        Json::String(text) => is(text),
+        Json::Array(items) => items.iter().any(|item| has_text(item, is)),
+        Json::Object(fields) => fields.iter().any(|(name, value)| is(name) || has_text(value, is)),
+        _ => false,
+    }
+}
