@@ -104,9 +104,13 @@ fn blanks(json: &[u8]) -> Vec<String> {
                     match level {
                         Level::Map(key) => {
                             path.push_str(if path.is_empty() { "" } else { "." });
-                            path.push_str(&String::from_utf8_lossy(key));
+                            path.push_str(std::str::from_utf8(key).unwrap_or_default());
                         }
-                        Level::List(index) => path.extend(["[", &index.to_string(), "]"]),
+                        Level::List(index) => {
+                            path.push('[');
+                            path.push_str(&index.to_string());
+                            path.push(']');
+                        }
                     }
                 }
                 found.push(path);
