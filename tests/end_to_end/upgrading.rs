@@ -127,7 +127,9 @@ fn a_successor_that_cannot_start_leaves_the_old_one_alone() {
     std::fs::write(old.dir().join("wrong.yaml"), "listeners: []").expect("a file can be written");
     let mut next = old.beside(&["--replace", &old.pid().to_string(), "--log-level", "inof"]);
     assert_eq!(next.wait_exit().code(), Some(1));
-    assert!(next.last_words().contains("`--log-level` (or TOLLGATE_LOG): `inof` is not a log level: did you mean `info`?"));
+    assert!(
+        next.last_words().contains("`--log-level` (or TOLLGATE_LOG): `inof` is not a log level: did you mean `info`?")
+    );
     assert_eq!(old.get("/").text(), "ok");
     assert!(old.is_ready());
 }
