@@ -213,7 +213,8 @@ fn routes_alone_are_for_all_hosts_and_names_have_a_default() {
     let unnamed = json!({"virtual_hosts": [
         {"domains": ["a.example", "b.example"], "routes": [{"cluster": "c"}, {"name": "n", "cluster": "c"}]},
     ]});
-    let outcome = TestHost::<Router>::new(unnamed).unwrap().request("GET", "/").host("b.example").send();
+    let host = TestHost::<Router>::new(unnamed).unwrap();
+    let outcome = host.request("GET", "/").host("b.example").send();
     assert_eq!(outcome.route(), Some("a.example/0"));
 }
 
