@@ -140,6 +140,100 @@ fn marked_blocks_are_found_and_others_are_not() {
     assert!(matches!(&found[1].kind, Kind::Filter(name) if name == "router"));
 }
 
+/// The text of the page for whoever runs the proxy.
+fn operating() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    fs::read_to_string(path).expect("docs/operating.md")
+}
+
+/// What stands between backticks in the first cell of a table's row.
+fn in_first_cells(text: &str) -> Vec<&str> {
+    let cells = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+}
+
+/// All string literals of the proxy's own code, unit tests included.
+fn literals() -> Vec<String> {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of code") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a file of code");
+                found.extend(text.split('"').skip(1).map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_detail_that_the_proxy_writes_is_in_the_table() {
+    let text = operating();
+    let listed = in_first_cells(&text);
+    for detail in tollgate::observe::detail::ALL {
+        assert!(listed.contains(&detail.text()), "docs/operating.md has no row for the detail `{}`", detail.text());
+    }
+}
+
+#[test]
+fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table() {
+    let text = operating();
+    let listed = in_first_cells(&text);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("sdk/src/reply.rs")];
+    for filter in FILTERS {
+        let sources = fs::read_dir(root.join("filters").join(filter).join("src")).expect("a filter's code");
+        files.extend(sources.map(|entry| entry.expect("a file").path()));
+    }
+    let mut count = 0;
+    for file in files {
+        let code = fs::read_to_string(&file).expect("a file of code");
+        // `.details("word")`, `details: format!("word[…]")`, and the words for calls that failed.
+        let given = ["details(\"", "details: format!(\"", "(503, \"", "(504, \""];
+        for word in given.iter().flat_map(|before| code.split(before).skip(1)) {
+            let word = word.split(['"', '[']).next().unwrap_or_default();
+            count += 1;
+            let known = listed.iter().any(|listed| listed.split('[').next() == Some(word));
+            assert!(known, "docs/operating.md has no row for `{word}` of {}", file.display());
+        }
+    }
+    assert!(count > 10, "only {count} were found");
+}
+
+#[test]
+fn every_metric_is_in_a_table_and_every_one_in_a_table_exists() {
+    let text = operating();
+    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let metric = |name: &&str| name.starts_with("tollgate_") && is_name(name);
+    let names = in_first_cells(&text).into_iter().map(|name| name.split('{').next().unwrap_or_default());
+    let listed: Vec<&str> = names.filter(metric).collect();
+    let literals = literals();
+    let known: Vec<&str> = literals.iter().map(String::as_str).filter(metric).collect();
+    assert!(known.len() > 40, "only {} were found", known.len());
+    // Crates, functions of the ABI, and what unit tests make up.
+    let others = ["abi", "sdk", "on_timer", "v1", "v2", "active", "seconds"].map(|name| format!("tollgate_{name}"));
+    let known: Vec<&str> = known.into_iter().filter(|name| !others.iter().any(|other| other == name)).collect();
+    for name in &known {
+        assert!(listed.contains(name), "docs/operating.md has no row for the metric `{name}`");
+    }
+    for name in listed {
+        assert!(known.contains(&name), "there is no metric `{name}`, which docs/operating.md has");
+    }
+}
+
+#[test]
+fn every_field_of_the_access_log_is_in_the_table() {
+    let text = operating();
+    let listed = in_first_cells(&text);
+    for field in tollgate::observe::access_log::FIELDS {
+        assert!(listed.contains(&field.name), "docs/operating.md has no row for the field `{}`", field.name);
+    }
+}
+
 /// The script takes two builds, so this is all of it that is run here.
 #[test]
 fn the_script_for_profiles_explains_itself_and_its_configuration_is_one() {

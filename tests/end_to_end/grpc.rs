@@ -42,7 +42,7 @@ fn told(response: &Message) -> (u32, &str) {
 #[test]
 fn what_the_proxy_answers_is_a_grpc_status() {
     let proxy = Proxy::start(Config::new());
-    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (12, "Not Found"));
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (12, "Not Found (route_not_found)"));
     let entry = proxy.entry_for("/a.B/C");
     assert_eq!((&entry["status"], &entry["grpc_status"]), (&200.into(), &12.into()));
     assert_eq!((&entry["flags"], &entry["details"]), (&"NR".into(), &"route_not_found".into()));
@@ -51,13 +51,13 @@ fn what_the_proxy_answers_is_a_grpc_status() {
     assert!(proxy.entry_for("/plain")["grpc_status"].is_null());
 
     let proxy = Proxy::start(Config::to(Upstream::refusing()));
-    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (14, "Service Unavailable"));
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (14, "Service Unavailable (connect_failure)"));
     assert_eq!(proxy.entry_for("/a.B/C")["flags"], "UF");
 
     let upstream = Upstream::silent();
     let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "request_timeout: 100ms");
     let proxy = Proxy::start(config);
-    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (4, "Gateway Timeout"));
+    assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (4, "Gateway Timeout (response_timeout)"));
 }
 
 #[test]

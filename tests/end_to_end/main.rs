@@ -15,6 +15,7 @@ mod ca;
 mod containment;
 mod deadlines;
 mod draining;
+mod failure_reasons;
 mod fields;
 mod filters;
 mod forwarding;

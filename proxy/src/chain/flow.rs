@@ -12,6 +12,7 @@ use http::StatusCode;
 use tollgate_abi::fast::flag;
 
 use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, body_bit, headers_bit, stream::State};
+use crate::observe::detail;
 
 /// Where a head has got to.
 #[derive(Debug)]
@@ -38,7 +39,11 @@ pub enum Outcome {
 
 /// The response to a request whose filter has failed.
 pub fn failed_reply() -> LocalReply {
-    LocalReply { status: StatusCode::SERVICE_UNAVAILABLE, details: "filter_failed".into(), ..LocalReply::default() }
+    LocalReply {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        details: detail::FILTER_FAILED.into(),
+        ..LocalReply::default()
+    }
 }
 
 impl HeadFlow {

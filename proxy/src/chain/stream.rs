@@ -207,6 +207,15 @@ pub struct Position {
     pub timers: SmallVec<[AbortHandle; 1]>,
 }
 
+/// Why the transport on either side has failed, for the access log; empty where it has not.
+#[derive(Debug, Default)]
+pub struct Failures {
+    /// Towards the upstream, in the last try that failed.
+    pub upstream: String,
+    /// Towards the client.
+    pub downstream: String,
+}
+
 /// What filters can see and change of a stream.
 #[derive(Debug)]
 pub struct State {
@@ -232,6 +241,8 @@ pub struct State {
     pub flags: u32,
     /// Why the proxy or a filter has answered itself.
     pub details: Cow<'static, str>,
+    /// What has failed beneath it; nothing at all unless something has.
+    pub failures: Option<Box<Failures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
     /// What filters have stored with the stream.
@@ -377,6 +388,7 @@ impl Stream {
                 eventual: Vec::new(),
                 flags: 0,
                 details: Cow::Borrowed(""),
+                failures: None,
                 log_fields: Vec::new(),
                 stored: Stored::default(),
                 endpoint: None,
@@ -392,6 +404,16 @@ impl Stream {
     /// When its head had come, by the clock on the wall.
     pub fn start_time(&self) -> SystemTime {
         *self.start_time.get_or_init(|| SystemTime::now() - self.start.elapsed())
+    }
+
+    /// Notes why the transport to the upstream has failed.
+    pub fn upstream_failed(&self, why: String) {
+        self.state.borrow_mut().failures.get_or_insert_default().upstream = why;
+    }
+
+    /// Notes why the transport from the client has failed.
+    pub fn downstream_failed(&self, why: String) {
+        self.state.borrow_mut().failures.get_or_insert_default().downstream = why;
     }
 
     /// Adds response flags.

@@ -17,9 +17,9 @@ use crate::{
     exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
     listener::socket::{self, Claim, ListenerShared},
     net::ListenSocket,
-    observe::{AccessLog, Kind, Ladder, LogWriter, MetricError, Registry},
+    observe::{AccessLog, Counter, Kind, Ladder, LogWriter, MetricError, Registry},
     tcp,
-    tls::{self, ServerTls},
+    tls::{self, Cause, ServerTls},
     upstream::Cluster,
     wasm::{Code, Engine, Instance, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
 };
@@ -369,7 +369,7 @@ impl Foundry {
                 }
             };
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
-            let figures = match Foundry::figures(&self.registry, &listener.name) {
+            let figures = match Foundry::figures(&self.registry, &listener.name, listener.tls.is_some()) {
                 // The methods that were seen stay known.
                 Ok(figures) => {
                     Figures { methods: before.map_or(figures.methods, |l| l.figures.methods.clone()), ..figures }
@@ -457,7 +457,7 @@ impl Foundry {
     }
 
     /// The figures of a listener.
-    pub(crate) fn figures(r: &Registry, listener: &str) -> Result<Figures, MetricError> {
+    pub(crate) fn figures(r: &Registry, listener: &str, tls: bool) -> Result<Figures, MetricError> {
         let labels: &[(&str, &str)] = &[("listener", listener)];
         let bytes = |direction| {
             let labels = [("listener", listener), ("direction", direction)];
@@ -502,8 +502,19 @@ impl Foundry {
                     refused(6)?,
                     refused(7)?,
                 ],
+                handshakes: tls.then(|| Foundry::handshakes(r, listener)).transpose()?,
+                warned: Arc::default(),
             },
         })
+    }
+
+    /// A listener's handshakes that failed, by cause.
+    fn handshakes(r: &Registry, listener: &str) -> Result<Arc<[Counter]>, MetricError> {
+        let counter = |(_, reason): (Cause, &str)| {
+            let labels = [("listener", listener), ("reason", reason)];
+            r.counter("tollgate_tls_handshake_failures_total", "TLS handshakes with clients that failed.", &labels)
+        };
+        Cause::ALL.into_iter().map(counter).collect()
     }
 
     fn tcp_figures(&self, listener: &str, figures: &Figures) -> Result<tcp::Figures, MetricError> {

@@ -170,6 +170,9 @@ fn cluster_json(cluster: &Cluster) -> Value {
             "weight": weight,
             "healthy": cluster.is_checked().then(|| endpoint.is_healthy()),
             "check_error": endpoint.check_error().map(|error| error.as_str().to_owned()),
+            "last_error": endpoint.last_error().map(|error| {
+                json!({ "at": timestamp::text(error.at), "kind": error.trouble.name(), "error": error.text })
+            }),
             "requests_active": endpoint.active(),
             "requests": endpoint.requests(),
             "connections": endpoint.connections(),

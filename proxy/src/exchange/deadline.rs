@@ -40,6 +40,17 @@ impl Bound {
             Bound::Idle => Fault::SlowBody,
         }
     }
+
+    /// What it is called where it is set, if an upstream that does not answer has let it pass.
+    pub(super) fn of_upstream(self, request_ended: bool) -> Option<&'static str> {
+        match self {
+            Bound::Total => Some("`request_timeout` or the route's `timeout`"),
+            Bound::PerTry => Some("`per_try_timeout`"),
+            Bound::Idle if request_ended => Some("`timeouts.idle`"),
+            // The client's own wish, the listener's, or the client's fault.
+            Bound::Call | Bound::Age | Bound::Idle => None,
+        }
+    }
 }
 
 /// The bounds of a stream.

@@ -26,13 +26,26 @@ use crate::{
     http::grpc::TIMEOUT,
     net::proxy_protocol::Addresses,
     observe,
-    upstream::{ActiveGuard, Backoff, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody, RequestGuard, Waited},
+    upstream::{
+        ActiveGuard, Backoff, Broken, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody, RequestGuard, Trouble,
+        Waited,
+    },
 };
 
 /// What counts as under way until the response has ended.
 pub(super) struct Guards {
-    _request: RequestGuard,
-    _endpoint: ActiveGuard,
+    request: RequestGuard,
+    endpoint: ActiveGuard,
+}
+
+impl Guards {
+    /// Notes that the endpoint has failed after the head of its response, of whose body so many bytes had come.
+    #[cold]
+    pub(super) fn broken(&self, stream: &Stream, error: &Broken, bytes: u64) {
+        let (trouble, why) = error.reason(bytes);
+        self.endpoint.endpoint().note_failure(&self.request.cluster().name, trouble, &why);
+        stream.upstream_failed(why);
+    }
 }
 
 /// How a try ended without a response that can be sent on.
@@ -108,38 +121,58 @@ pub(super) async fn run(
                     Some(upstream) => FromBody::Switched(upstream),
                     None => FromBody::Body(body),
                 };
-                Ok(FromUpstream {
-                    parts,
-                    body,
-                    deadline,
-                    guards: Guards { _request: request_guard, _endpoint: active },
-                })
+                Ok(FromUpstream { parts, body, deadline, guards: Guards { request: request_guard, endpoint: active } })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
             Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.has_ended()))),
             Err(Missed::Failed(kind)) => {
-                tracing::debug!(cluster = &*cluster.name, endpoint = %active.endpoint().address, error = %chain_of(&kind), "no response");
+                if kind.is_stale()
+                    && let Some(failures) = &stream.state.borrow().failures
+                {
+                    // It has cost the request, whosever fault it is.
+                    active.endpoint().note_failure(&cluster.name, Trouble::Reset, &failures.upstream);
+                }
                 Err(fault(failed(&kind, upload)))
             }
         };
     }
 }
 
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text = format!("{text}: {e}");
-        source = e.source();
+/// Says why a try has come to nothing where that is looked for: in the access log, with the endpoint, in the log.
+#[cold]
+fn explain(stream: &Stream, aim: &Aim<'_>, missed: &Missed, upload: &Upload, after: Duration) {
+    let Aim { cluster, endpoint, .. } = aim;
+    let (trouble, mut why) = match missed {
+        // The upload is to blame then, and its reason is noted.
+        Missed::Failed(_) if upload.fault().is_some() => return,
+        Missed::Failed(kind) => match kind.reason(after) {
+            Some(reason) => reason,
+            None => return,
+        },
+        Missed::TimedOut(bound) => {
+            let Some(bound) = bound.of_upstream(upload.has_ended()) else { return };
+            (Trouble::Timeout, format!("no response within {after:.1?} ({bound})"))
+        }
+        Missed::Interrupted(_) => return,
+    };
+    if let Missed::Failed(FailureKind::Reset { bytes_received: false, .. }) = missed
+        && stream.grpc.get().is_some()
+        && cluster.protocol == ClusterProtocol::H1
+    {
+        why += "; a gRPC server speaks HTTP/2: set `protocol: h2`";
     }
-    text
+    tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, "no response: {why}");
+    if !matches!(missed, Missed::Failed(kind) if kind.is_stale()) {
+        endpoint.note_failure(&cluster.name, trouble, &why);
+    }
+    stream.upstream_failed(why);
 }
 
 fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
     match kind {
         _ if upload.fault().is_some() => upload.fault().unwrap_or(Fault::BadBody),
-        FailureKind::Connect { timeout: true, .. } => Fault::ConnectTimeout,
-        FailureKind::Connect { .. } => Fault::ConnectFailure,
+        FailureKind::Connect(error) if error.timeout => Fault::ConnectTimeout,
+        FailureKind::Connect(_) => Fault::ConnectFailure,
         FailureKind::Protocol { .. } => Fault::Protocol,
         FailureKind::RequestBody { .. } => Fault::BadBody,
         FailureKind::Overflow => Fault::Overflow,
@@ -196,12 +229,12 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let Aim { cluster, endpoint, switch } = aim;
+    let Aim { cluster, endpoint, switch } = &aim;
     let first = stream.state.borrow().attempts == 1 && !upload.is_filtered();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = Outgoing::new(stream, upload, deadline, switch);
+    let head = Outgoing::new(stream, upload, deadline, *switch);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
@@ -229,6 +262,9 @@ async fn attempt(
     });
     let result = result.await;
     let now = Instant::now();
+    if let Err(missed) = &result {
+        explain(stream, &aim, missed, upload, now - start);
+    }
     stream.times.response_start.set(result.is_ok().then_some(now));
     stream.progress.active.set(now);
     if let Some(figures) = site.clusters.get(&cluster.name) {
@@ -305,7 +341,7 @@ impl<'p> Tries<'p> {
 
     fn reason_of_failure(&self, missed: &Missed, stream: &Stream) -> Option<Reason> {
         Some(match missed {
-            Missed::Failed(FailureKind::Connect { .. }) => {
+            Missed::Failed(FailureKind::Connect(_)) => {
                 Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
             }
             // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
@@ -333,6 +369,7 @@ impl<'p> Tries<'p> {
         let wanted = match reason {
             Reason::Stale => {
                 self.repeated = true;
+                stream.state.borrow_mut().failures = None;
                 return Some(Again { wait: Duration::ZERO });
             }
             Reason::Policy(wanted) => wanted,

@@ -103,6 +103,8 @@ impl Drop for Ending {
             grpc_status,
             flags: state.flags,
             details: &state.details,
+            upstream_failure: state.failures.as_ref().map_or("", |failures| &failures.upstream),
+            downstream_failure: state.failures.as_ref().map_or("", |failures| &failures.downstream),
             request_bytes: state.bytes[0],
             response_bytes: state.bytes[1],
             timings: Timings {

@@ -12,13 +12,13 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{Site, upload::Upload};
 use crate::{
     chain::RequestHead,
     http::body::{Body, BodyError},
-    upstream::{Cluster, Pools},
+    upstream::{Cluster, Failure, Pools},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
@@ -95,7 +95,10 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, 
 async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>, head: &RequestHead, body: Body) -> Option<()> {
     let _under_way = cluster.try_request()?;
     let endpoint = cluster.pick(None, &[])?.start();
-    let mut body = pools.send(cluster, endpoint.endpoint(), None, head, body).await.ok()?.into_body();
+    let endpoint = endpoint.endpoint();
+    let start = Instant::now();
+    let failed = |failure: Failure<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
+    let mut body = pools.send(cluster, endpoint, None, head, body).await.map_err(failed).ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -11,6 +11,7 @@ mod ending;
 mod grpc;
 mod methods;
 mod mirror;
+mod refusal;
 mod reply;
 mod request;
 mod response;
@@ -32,6 +33,7 @@ use crate::{
         stream::{ConnectionInfo, Progress},
     },
     http::{body::Body, fields::Listed, grpc_web},
+    observe::detail,
     upstream::{PooledBody, Switching},
 };
 
@@ -44,7 +46,8 @@ use self::{
 };
 pub use self::{
     methods::Methods,
-    site::{ClusterFigures, Connections, Figures, Refusal, Site, Via},
+    refusal::{Refusal, Refused, Warned},
+    site::{ClusterFigures, Connections, Figures, Site, Via},
     tunnel::Tunnel,
 };
 
@@ -100,10 +103,10 @@ pub struct Closed;
 fn closed(stream: &Stream) -> Closed {
     let mut state = stream.state.borrow_mut();
     if state.flags & flag::IDLE_TIMEOUT != 0 {
-        state.details = "filter_stalled".into();
+        state.details = detail::FILTER_STALLED.into();
     } else {
         state.flags |= flag::LOCAL_REPLY;
-        state.details = "closed_by_filter".into();
+        state.details = detail::CLOSED_BY_FILTER.into();
     }
     Closed
 }

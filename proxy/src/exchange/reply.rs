@@ -8,6 +8,7 @@ use super::Stop;
 use crate::{
     chain::{LocalReply, Stream, body::Stopped},
     http::grpc::Code,
+    observe::{Detail, detail},
 };
 
 /// A failure that is answered by the proxy.
@@ -67,43 +68,49 @@ pub enum Fault {
 
 impl Fault {
     /// Status, flag, details.
-    fn table(self) -> (StatusCode, u32, &'static str) {
+    fn table(self) -> (StatusCode, u32, Detail) {
         use StatusCode as S;
         match self {
-            Fault::BadHost => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_host"),
-            Fault::BadPath(BadPath::Relative) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "relative_path"),
-            Fault::BadPath(BadPath::Encoding) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_path_encoding"),
-            Fault::BadPath(BadPath::Nul) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "nul_in_path"),
+            Fault::BadHost => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_HOST),
+            Fault::BadPath(BadPath::Relative) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::RELATIVE_PATH),
+            Fault::BadPath(BadPath::Encoding) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_PATH_ENCODING),
+            Fault::BadPath(BadPath::Nul) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::NUL_IN_PATH),
             Fault::BadPath(BadPath::EscapedSlash) => {
-                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "escaped_slash_in_path")
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::ESCAPED_SLASH_IN_PATH)
             }
-            Fault::BadPath(BadPath::Parameters) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "parameters_in_path"),
+            Fault::BadPath(BadPath::Parameters) => {
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::PARAMETERS_IN_PATH)
+            }
             Fault::BadPath(BadPath::HiddenSegment) => {
-                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "hidden_segment_in_path")
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::HIDDEN_SEGMENT_IN_PATH)
             }
-            Fault::BadMethod => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_method"),
-            Fault::Underscore => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "header_underscore"),
-            Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, "connect_not_allowed"),
-            Fault::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, "upgrade_not_allowed"),
-            Fault::TooManyFields => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, "too_many_fields"),
-            Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, "route_not_found"),
-            Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, "no_endpoint"),
-            Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, "overflow"),
-            Fault::ConnectFailure => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, "connect_failure"),
-            Fault::ConnectTimeout => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, "connect_timeout"),
-            Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, "upstream_reset"),
-            Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, "upstream_protocol_error"),
-            Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "response_timeout"),
-            Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "grpc_deadline"),
-            Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "stream_age"),
-            Fault::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, "per_try_timeout"),
-            Fault::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, "stream_idle_timeout"),
-            Fault::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, "request_body_timeout"),
-            Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, "bad_request_body"),
-            Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, "request_body_too_large"),
-            Fault::ResponseTooLarge => (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, "response_body_too_large"),
-            Fault::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, "filter_failed"),
-            Fault::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, "filter_stalled"),
+            Fault::BadMethod => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_METHOD),
+            Fault::Underscore => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::HEADER_UNDERSCORE),
+            Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, detail::CONNECT_NOT_ALLOWED),
+            Fault::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, detail::UPGRADE_NOT_ALLOWED),
+            Fault::TooManyFields => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::TOO_MANY_FIELDS)
+            }
+            Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
+            Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
+            Fault::ConnectFailure => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),
+            Fault::ConnectTimeout => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
+            Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
+            Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
+            Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
+            Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
+            Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
+            Fault::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
+            Fault::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::STREAM_IDLE_TIMEOUT),
+            Fault::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TIMEOUT),
+            Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
+            Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),
+            Fault::ResponseTooLarge => {
+                (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
+            }
+            Fault::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, detail::FILTER_FAILED),
+            Fault::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
         }
     }
 
@@ -129,7 +136,12 @@ impl Fault {
         let mut fields = HeaderMap::new();
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         let reason = status.canonical_reason().unwrap_or("error");
-        let body = Bytes::from_static(reason.as_bytes());
+        let body = match stream.grpc.get() {
+            None => Bytes::from_static(reason.as_bytes()),
+            // It becomes the call's message. Which of several failures it was is no secret; the reason may be one, and stays in
+            // the access log.
+            Some(_) => format!("{reason} ({})", details.text()).into(),
+        };
         LocalReply { status, details: details.into(), fields, body, grpc_status: self.grpc_status().map(Code::number) }
     }
 

@@ -200,7 +200,7 @@ impl Pending<'_> {
                 ending: self.ending,
                 idle,
                 ends: self.deadline.as_ref().and_then(Deadline::oldest),
-                _guards: guards,
+                guards,
             };
             return Ok(Answer { response, tunnel: Some(tunnel) });
         }
@@ -255,7 +255,10 @@ impl Pending<'_> {
                         }
                         Poll::Ready(Ok(false)) => continue,
                         Poll::Ready(Err(BodyError::Filter(e))) => return Poll::Ready(Err(response_fault(e))),
-                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Reset)),
+                        Poll::Ready(Err(error)) => {
+                            note_broken(stream, self.guards.as_ref(), &error);
+                            return Poll::Ready(Err(Fault::Reset));
+                        }
                         Poll::Pending => {}
                     }
                 }
@@ -290,6 +293,14 @@ fn advertise(site: &Site, stream: &Stream, fields: &mut http::HeaderMap) {
         && stream.version != Version::HTTP_3
     {
         fields.entry(header::ALT_SVC).or_insert_with(|| alt_svc.clone());
+    }
+}
+
+/// Notes why an upstream's response ended early, if it is the upstream that has ended it.
+fn note_broken(stream: &Stream, guards: Option<&Guards>, error: &BodyError) {
+    if let (BodyError::Upstream(error), Some(guards)) = (error, guards) {
+        let bytes = stream.state.borrow().bytes[Direction::Response as usize];
+        guards.broken(stream, error, bytes);
     }
 }
 
@@ -443,7 +454,8 @@ impl ResponseBody {
                 Poll::Ready(Err(BodyError::Filter(e))) => {
                     return Poll::Ready(Some(Outcome::Reply(response_fault(e).reply(self.ending.stream()))));
                 }
-                Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(error)) => {
+                    note_broken(self.ending.stream(), self.guards.as_ref(), &error);
                     return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
                 }
                 Poll::Pending => {
@@ -476,8 +488,10 @@ impl ResponseBody {
         }
     }
 
+    #[cold]
     fn fail(&mut self, error: &BodyError) {
         self.over = true;
+        note_broken(self.ending.stream(), self.guards.as_ref(), error);
         self.ending.stream().flag(match error {
             BodyError::Timeout if self.guards.is_none() => flag::IDLE_TIMEOUT,
             BodyError::Timeout => flag::UPSTREAM_TIMEOUT,

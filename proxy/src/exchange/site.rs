@@ -1,16 +1,19 @@
 //! What a worker knows of a listener: the rules of one snapshot.
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 
 use http::{HeaderValue, Version};
 use rustc_hash::FxHashMap;
 
-use super::Methods;
+use super::{
+    Methods,
+    refusal::{Refusal, Refused, Warned},
+};
 use crate::{
     chain::{Chain, Route, route::RetryPolicy},
     config::{model, units::Address},
     http::body::Body,
-    observe::{self, AccessLog, Counter, Gauge, Histogram},
+    observe::{self, AccessLog, Counter, Entry, Gauge, Histogram},
     tls::ServerTls,
     upstream::Pools,
 };
@@ -68,6 +71,26 @@ impl Site {
     /// Counts a connection that was ended for what the client did.
     pub fn refuse(&self, refusal: Refusal) {
         self.figures.connections.refused[refusal as usize].inc(observe::shard());
+    }
+
+    /// The same, and says why: in the log once a minute at most, and, if there was no request yet, in the access log.
+    /// `protocol`: what the connection had got to.
+    #[cold]
+    pub fn turn_away(&self, peer: SocketAddr, protocol: &str, refused: &Refused) {
+        let Refused { refusal, cause, why } = refused;
+        self.refuse(*refusal);
+        let (connections, shard) = (&self.figures.connections, observe::shard());
+        if let (Some(cause), Some(counters)) = (cause, &connections.handshakes) {
+            counters[*cause as usize].inc(shard);
+        }
+        if why.is_empty() {
+            return;
+        }
+        connections.warned.warn(&self.name, peer, refused);
+        if let (Some(log), Some((flags, details))) = (&self.access_log, refusal.logged()) {
+            let now = Entry::new(SystemTime::now(), &self.name, peer);
+            log.log(shard, &Entry { flags, details: details.text(), protocol, downstream_failure: why, ..now });
+        }
     }
 }
 
@@ -130,43 +153,10 @@ pub struct Connections {
     pub active: Gauge,
     /// Ended by the proxy for what the client did, by [`Refusal`].
     pub refused: [Counter; Refusal::COUNT],
-}
-
-/// Why the proxy ended a connection on which no request could be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The listener has as many as it may.
-    Limit,
-    /// Nothing that shows what is spoken has come in time.
-    Silent,
-    /// The PROXY protocol's header is wrong, or missing.
-    ProxyProtocol,
-    /// What is spoken is none of what the listener takes.
-    Protocol,
-    /// The TLS handshake has failed.
-    Handshake,
-    /// The client broke HTTP/2 (RFC 9113).
-    Http2,
-    /// The client broke HTTP/3 (RFC 9114).
-    Http3,
-    /// The client sent so much of what leads to nothing that it must be an attack.
-    Flood,
-}
-
-impl Refusal {
-    /// How many there are.
-    pub const COUNT: usize = 8;
-    /// All, with their names in metrics.
-    pub const ALL: [(Refusal, &'static str); Refusal::COUNT] = [
-        (Refusal::Limit, "limit"),
-        (Refusal::Silent, "silent"),
-        (Refusal::ProxyProtocol, "proxy_protocol"),
-        (Refusal::Protocol, "protocol"),
-        (Refusal::Handshake, "handshake"),
-        (Refusal::Http2, "http2"),
-        (Refusal::Http3, "http3"),
-        (Refusal::Flood, "flood"),
-    ];
+    /// Handshakes that failed, by [`Cause`](crate::tls::Cause); none if the listener has no TLS.
+    pub handshakes: Option<Arc<[Counter]>>,
+    /// When what was logged.
+    pub warned: Arc<Warned>,
 }
 
 /// A cluster's figures.

@@ -9,7 +9,12 @@ use tokio::{
 use tollgate_abi::fast::flag;
 
 use super::{dispatch::Guards, ending::Ending};
-use crate::{chain::Direction, net::Metered, observe, upstream::Switching};
+use crate::{
+    chain::Direction,
+    net::Metered,
+    observe,
+    upstream::{Broken, Switching},
+};
 
 /// A connection to an upstream that speaks another protocol now, to be joined with the client's.
 pub struct Tunnel {
@@ -17,18 +22,22 @@ pub struct Tunnel {
     pub(super) ending: Ending,
     pub(super) idle: Option<Duration>,
     pub(super) ends: Option<Instant>,
-    pub(super) _guards: Guards,
+    pub(super) guards: Guards,
 }
 
 impl Tunnel {
     /// Copies until both sides have ended, or one has failed, or nothing has moved for too long.
     pub async fn run(self, downstream: impl AsyncRead + AsyncWrite + Unpin) {
-        let Tunnel { upstream, ending, idle, ends, _guards } = self;
+        let Tunnel { upstream, ending, idle, ends, guards } = self;
         let stream = ending.stream().clone();
         let tunnels = ending.site().figures.tunnels.clone();
-        let Ok(upstream) = upstream.await else {
-            stream.flag(flag::UPSTREAM_TERMINATED);
-            return;
+        let upstream = match upstream.await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                stream.flag(flag::UPSTREAM_TERMINATED);
+                guards.broken(&stream, &Broken::Connection(error), 0);
+                return;
+            }
         };
         tunnels.add(observe::shard(), 1);
         let moved = Rc::new(Cell::new([0; 2]));

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
     http::body::{Body, BodyError},
+    upstream::reason::chain_of,
 };
 
 /// What a part of a kept body counts for at least: it takes memory however short it is.
@@ -255,7 +256,11 @@ impl Upload {
         }
     }
 
+    #[cold]
     fn fail(&self, fault: Fault, error: BodyError) -> BodyError {
+        if let BodyError::Downstream(source) = &error {
+            self.stream.downstream_failed(format!("the request's body: {}", chain_of(&**source)));
+        }
         self.fault.set(Some(fault));
         self.stream.wake();
         error

@@ -16,6 +16,9 @@ pub enum HeadError {
     /// It is written in a way that two recipients may understand differently.
     #[error(transparent)]
     Violation(#[from] Violation),
+    /// It is TLS.
+    #[error("it is TLS")]
+    Tls,
     /// It is not HTTP/1.
     #[error("it is not a head of HTTP/1.1")]
     Malformed,
@@ -155,20 +158,28 @@ pub fn may_be_response(inbox: &[u8]) -> bool {
 /// `HEAD`.
 ///
 /// # Errors
-/// It is none, or has several lengths.
+/// It is none, or has several lengths. It stays in the inbox then, for whoever shows what it is.
 pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only: bool) -> Result<Response, HeadError> {
     let head = take(inbox, length);
+    let parsed = parse_response(&head, limits, head_only);
+    if parsed.is_err() {
+        *inbox = BytesMut::from(&head[..]);
+    }
+    parsed
+}
+
+fn parse_response(head: &Bytes, limits: &Limits, head_only: bool) -> Result<Response, HeadError> {
     let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
     let mut on_heap = Vec::new();
     let space = space(&mut on_stack, &mut on_heap, limits);
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &head, space);
-    check(parsed, &head)?;
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, space);
+    check(parsed, head)?;
     let (Some(code), Some(minor)) = (response.code, response.version) else { return Err(HeadError::Malformed) };
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let (mut headers, framing) = fields::read(&head, response.headers, ADDED_BACK)?;
+    let (mut headers, framing) = fields::read(head, response.headers, ADDED_BACK)?;
     if framing.codings > 0 && minor == 0 {
         return Err(Violation::TransferEncoding.into());
     }

@@ -1,6 +1,8 @@
 //! What a peer does wrong where RFC 9112 would let a recipient be lenient: between two parsers that differ in this, requests
 //! can be smuggled. So there is one way to write a line's end, a field, a length and a chunk here, and no other.
 
+use crate::observe::{Detail, detail};
+
 /// What a peer did wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -37,19 +39,19 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Its name in logs and metrics.
-    pub fn name(self) -> &'static str {
+    /// What the access log says of it.
+    pub fn detail(self) -> Detail {
         match self {
-            Violation::BareLineEnd => "bare_line_end",
-            Violation::Nul => "nul",
-            Violation::Fold => "obs_fold",
-            Violation::HeaderName => "header_name",
-            Violation::ContentLength => "content_length",
-            Violation::TransferEncoding => "transfer_encoding",
-            Violation::BothLengths => "both_lengths",
-            Violation::ChunkSize => "chunk_size",
-            Violation::ChunkEnd => "chunk_end",
-            Violation::Trailers => "trailers",
+            Violation::BareLineEnd => detail::BARE_LINE_END,
+            Violation::Nul => detail::NUL,
+            Violation::Fold => detail::OBS_FOLD,
+            Violation::HeaderName => detail::HEADER_NAME,
+            Violation::ContentLength => detail::CONTENT_LENGTH,
+            Violation::TransferEncoding => detail::TRANSFER_ENCODING,
+            Violation::BothLengths => detail::BOTH_LENGTHS,
+            Violation::ChunkSize => detail::CHUNK_SIZE,
+            Violation::ChunkEnd => detail::CHUNK_END,
+            Violation::Trailers => detail::TRAILERS,
         }
     }
 }

@@ -15,6 +15,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::net::FirstBytes;
+
 /// Bytes that wait for a turn's end, at most. A TLS record can hold as many.
 const BUFFER: usize = 16 << 10;
 
@@ -36,6 +38,7 @@ struct State<T> {
     /// The stream may have something to send: of what it was given, or, under TLS, in answer to what was read.
     is_flushed: bool,
     received: u64,
+    first: FirstBytes,
 }
 
 /// A connection's stream, for h2.
@@ -47,7 +50,15 @@ pub struct Turns<T>(Rc<RefCell<State<T>>>);
 impl<T> Io<T> {
     /// Puts itself between h2 and `stream`.
     pub fn new(stream: T) -> (Io<T>, Turns<T>) {
-        let state = State { stream, is_dry: false, buffer: Vec::new(), sent: 0, is_flushed: true, received: 0 };
+        let state = State {
+            stream,
+            is_dry: false,
+            buffer: Vec::new(),
+            sent: 0,
+            is_flushed: true,
+            received: 0,
+            first: FirstBytes::default(),
+        };
         let state = Rc::new(RefCell::new(state));
         (Io(state.clone()), Turns(state))
     }
@@ -70,6 +81,11 @@ impl<T: AsyncWrite + Unpin> Turns<T> {
     /// Bytes received so far.
     pub fn received(&self) -> u64 {
         self.0.borrow().received
+    }
+
+    /// The first bytes that were received.
+    pub fn first(&self) -> FirstBytes {
+        self.0.borrow().first
     }
 }
 
@@ -105,6 +121,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
         let read = Pin::new(&mut state.stream).poll_read(cx, buffer);
         state.is_dry = read.is_pending();
         let count = buffer.filled().len() - before;
+        if !state.first.is_full() {
+            state.first.note(&buffer.filled()[before..]);
+        }
         state.received += count as u64;
         state.is_flushed &= count == 0;
         read

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::{
     chain::stream::ConnectionInfo,
     exchange::Site,
-    observe::{self, Entry},
+    observe::{self, Detail, Entry},
 };
 
 /// What the connections of a listener on a worker look at.
@@ -101,13 +101,22 @@ impl Drop for Cut {
     }
 }
 
-/// Counts and logs a request of which nothing was read but that it is wrong.
-pub(super) fn log_refusal(site: &Site, info: &ConnectionInfo, protocol: &str, status: u16, flags: u32, details: &str) {
+/// Counts and logs a request of which nothing was read but that it is wrong; `why`: what is wrong beneath it, if that is known.
+pub(super) fn log_refusal(
+    site: &Site,
+    info: &ConnectionInfo,
+    protocol: &str,
+    status: u16,
+    flags: u32,
+    details: Detail,
+    why: &str,
+) {
     let shard = observe::shard();
     site.figures.requests[usize::from(status / 100)].inc(shard);
     site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
     if let Some(log) = &site.access_log {
-        let entry = Entry { status, flags, details, protocol, ..Entry::new(SystemTime::now(), &site.name, info.peer) };
+        let now = Entry::new(SystemTime::now(), &site.name, info.peer);
+        let entry = Entry { status, flags, details: details.text(), protocol, downstream_failure: why, ..now };
         log.log(shard, &entry);
     }
 }

@@ -25,9 +25,10 @@ pub use self::line::RequestBody;
 use super::connection::{Handle, log_refusal};
 use crate::{
     chain::stream::{ConnectionInfo, Progress},
-    exchange::Site,
+    exchange::{Refusal, Refused, Site},
     h1::{HeadError, Limits, encoder},
     net::{Prefixed, Stream},
+    observe::detail,
 };
 
 /// How often a connection without anything to wait for looks at the clock.
@@ -39,6 +40,9 @@ pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
 /// How long a connection is kept for the client to read the last response.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// What is said of a client that should not speak TLS.
+pub const SPEAKS_TLS: &str = "the client speaks TLS, and the listener has no `tls` section";
 
 /// What a request that could not be read is said to be.
 const PROTOCOL: &str = "HTTP/1.1";
@@ -146,7 +150,7 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
     let refusal = match &end {
         End::Requests(requests::End::Refused(error)) => Some(refused(site, info, *error)),
         End::SlowHead => {
-            log_refusal(site, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
+            log_refusal(site, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT, "");
             Some(StatusCode::REQUEST_TIMEOUT)
         }
         _ => None,
@@ -175,14 +179,20 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
 /// Logs what was no request, and says what it is answered with.
 fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
     let (status, details) = match error {
-        HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.name()),
-        HeadError::Malformed => (StatusCode::BAD_REQUEST, "malformed_request"),
-        HeadError::TargetTooLong => (StatusCode::URI_TOO_LONG, "head_too_large"),
+        HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.detail()),
+        HeadError::Tls => {
+            let refused = Refused::new(Refusal::Protocol, SPEAKS_TLS.to_owned());
+            site.figures.connections.warned.warn(&site.name, info.peer, &refused);
+            (StatusCode::BAD_REQUEST, detail::TLS_ON_PLAIN_PORT)
+        }
+        HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),
+        HeadError::TargetTooLong => (StatusCode::URI_TOO_LONG, detail::HEAD_TOO_LARGE),
         HeadError::TooLong | HeadError::TooManyFields => {
-            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large")
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::HEAD_TOO_LARGE)
         }
     };
-    log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details);
+    let why = if error == HeadError::Tls { SPEAKS_TLS } else { "" };
+    log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);
     status
 }
 

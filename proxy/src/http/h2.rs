@@ -25,13 +25,16 @@ use self::{
     flood::{Flood, Frames},
     streams::Streams,
 };
-use super::connection::{Handle, Resets};
+use super::{
+    connection::{Handle, Resets},
+    h1::SPEAKS_TLS,
+};
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
-    exchange::Refusal,
+    exchange::{Refusal, Refused},
     h2::{Io, KeepAlive, Turns},
-    net::Stream,
+    net::{Stream, is_tls},
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -69,16 +72,20 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
     let (io, turns) = Io::new(Frames::new(stream, flood.clone()));
     let streams = Streams::default();
     let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default() });
-    let refusal = match connection.run(io, &turns).await {
-        Ok(refusal) => refusal,
-        Err(_) if flood.is_one() => Some(Refusal::Flood),
+    let refused = match connection.run(io, &turns).await {
+        Ok(refusal) => refusal.map(Refused::from),
+        Err(_) if flood.is_one() => Some(Refusal::Flood.into()),
         Err(error) => {
             tracing::debug!(peer = %connection.info.peer, %error, "connection ended");
-            error.refusal()
+            let why = match connection.info.tls {
+                None if is_tls(turns.first().as_slice()) => SPEAKS_TLS.to_owned(),
+                _ => format!("HTTP/2: {error}"),
+            };
+            error.refusal().map(|refusal| Refused::new(refusal, why))
         }
     };
-    if let Some(refusal) = refusal {
-        connection.handle.site().refuse(refusal);
+    if let Some(refused) = refused {
+        connection.handle.site().turn_away(connection.info.peer, "HTTP/2", &refused);
     }
 }
 

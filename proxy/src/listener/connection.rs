@@ -17,14 +17,14 @@ use super::{
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::{ListenerProxyProtocol, Protocol, TlsMode},
-    exchange::{Refusal, Site},
+    exchange::{Refusal, Refused, Site},
     http::{self, connection::Handle},
     net::{
-        Prefixed, Socket, Stream,
+        FirstBytes, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses, Parsed},
     },
     tcp::{self, TcpSite},
-    tls::ServerTls,
+    tls::{self, Cause, Peer, PeerError, ServerTls},
 };
 
 /// Bytes that are looked at first. What a client sends first is nearly always shorter.
@@ -50,7 +50,10 @@ pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: 
     let Begun { stream, info, spoken } = match begun {
         Ok(Some(begun)) => begun,
         Ok(None) => return,
-        Err(refusal) => return site.refuse(refusal),
+        Err(refused) => {
+            let protocol = if refused.cause.is_some() { "TLS" } else { "TCP" };
+            return site.turn_away(peer, protocol, &refused);
+        }
     };
     drop(site);
     let info = Rc::new(info);
@@ -59,7 +62,10 @@ pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: 
         Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,
         Spoken::Tcp(name) => {
             let site = tcp.borrow().clone();
-            let Some(site) = site else { return handle.site().refuse(Refusal::Protocol) };
+            let Some(site) = site else {
+                let why = "what the client speaks is not HTTP, and the listener takes nothing else".to_owned();
+                return handle.site().turn_away(info.peer, "TCP", &Refused::new(Refusal::Protocol, why));
+            };
             let (first, stream) = stream.into_parts();
             let asked = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
             Box::pin(tcp::serve(site, stream, info, first, name.or(asked).as_deref())).await;
@@ -80,7 +86,7 @@ async fn begin(
     socket: Socket,
     peer: SocketAddr,
     local: SocketAddr,
-) -> Result<Option<Begun>, Refusal> {
+) -> Result<Option<Begun>, Refused> {
     let config = &site.config;
     let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let mut ends = Addresses { source: peer, destination: local };
@@ -93,7 +99,9 @@ async fn begin(
     if let Some(rules) = &config.proxy_protocol
         && rules.trusted.iter().any(|range| range.contains(peer.ip()))
     {
-        let said = timeout(limit, proxy_header(&mut stream, rules)).await.map_err(|_| Refusal::Silent)?;
+        let late = || format!("the PROXY protocol's header was not there within {limit:?} (`timeouts.handshake`)");
+        let said = timeout(limit, proxy_header(&mut stream, rules)).await;
+        let said = said.map_err(|_| Refused::new(Refusal::Silent, late()))?;
         ends = said?.unwrap_or(ends);
     }
     let info = ConnectionInfo::new(site.name.clone(), ends.source, ends.destination);
@@ -112,8 +120,11 @@ async fn begin(
     };
     match (first, tls) {
         (Sniffed::Tls, Some(tls)) => match timeout(limit, under_tls(site, tls, stream, info)).await {
-            Ok(begun) => begun.map(Some),
-            Err(_) => Err(Refusal::Silent),
+            Ok(begun) => begun,
+            Err(_) => {
+                let why = format!("the TLS handshake was not over within {limit:?} (`timeouts.handshake`)");
+                Err(Refused { refusal: Refusal::Silent, ..Refused::handshake(Cause::Timeout, why) })
+            }
         },
         (first, _) => {
             let spoken = match (config.protocol, first) {
@@ -143,7 +154,8 @@ fn may_be_plain(site: &Site) -> bool {
 async fn proxy_header(
     stream: &mut Prefixed<Socket>,
     rules: &ListenerProxyProtocol,
-) -> Result<Option<Addresses>, Refusal> {
+) -> Result<Option<Addresses>, Refused> {
+    let refused = |why| Refused::new(Refusal::ProxyProtocol, why);
     loop {
         match proxy_protocol::parse(stream.seen()) {
             Parsed::Header(header) => {
@@ -152,16 +164,20 @@ async fn proxy_header(
                 return Ok(addresses);
             }
             Parsed::NotProxy if !rules.required => return Ok(None),
-            Parsed::NotProxy => return Err(Refusal::ProxyProtocol),
-            Parsed::Invalid(why) => {
-                tracing::debug!("PROXY protocol: {why}");
-                return Err(Refusal::ProxyProtocol);
+            Parsed::NotProxy => {
+                let first = FirstBytes::of(stream.seen());
+                return Err(refused(format!("no header of the PROXY protocol, which is `required`: {first}")));
             }
+            Parsed::Invalid(why) => return Err(refused(format!("the PROXY protocol's header: {why}"))),
             Parsed::NeedMore => {
                 let limit = stream.seen().len() + LOOK;
-                if !stream.look(limit).await.map_err(|_| Refusal::ProxyProtocol)? {
-                    // Somebody who looks whether the port is open says nothing.
-                    return Err(Refusal::ProxyProtocol);
+                if !stream.look(limit).await.unwrap_or(false) {
+                    let why = match stream.seen() {
+                        // Somebody who looks whether the port is open says nothing.
+                        [] => String::new(),
+                        _ => "the client closed the connection within the PROXY protocol's header".to_owned(),
+                    };
+                    return Err(refused(why));
                 }
             }
         }
@@ -175,7 +191,7 @@ async fn first_bytes<T: AsyncRead + Unpin>(
     site: &Site,
     stream: &mut Prefixed<T>,
     speaks_later: bool,
-) -> Result<Option<Sniffed>, Refusal> {
+) -> Result<Option<Sniffed>, Refused> {
     let timeouts = &site.config.timeouts;
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
     if stream.seen().is_empty() {
@@ -237,21 +253,23 @@ async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>
     }
 }
 
-/// Shakes hands.
+/// Shakes hands. None: the client has gone without a word.
 async fn under_tls(
     site: &Site,
     tls: &ServerTls,
-    stream: Prefixed<Socket>,
+    mut stream: Prefixed<Socket>,
     info: ConnectionInfo,
-) -> Result<Begun, Refusal> {
-    let handshake = tls.acceptor().accept(stream).await;
-    let stream = handshake.map_err(|error| {
-        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
-        Refusal::Handshake
-    })?;
+) -> Result<Option<Begun>, Refused> {
+    // Looked at before it is read, so that it can be told what it was if it is no TLS.
+    if stream.seen().is_empty() && !stream.look(LOOK).await.unwrap_or(false) {
+        return Ok(None);
+    }
+    let first = stream.seen_bytes();
+    let stream = tls.acceptor().accept(stream).await.map_err(|error| refused(tls, &first, &error))?;
+    drop(first);
     let facts = tls.connection(stream.get_ref().1).map_err(|error| {
-        tracing::debug!(peer = %info.peer, listener = &*site.name, "TLS handshake: {error}");
-        Refusal::Handshake
+        let cause = if matches!(error, PeerError::Expired(_)) { Cause::Expired } else { Cause::Certificate };
+        Refused::handshake(cause, error.to_string())
     })?;
     let mut stream = Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream)));
     let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
@@ -276,5 +294,29 @@ async fn under_tls(
         }
     };
     let info = info.with_tls(Some(Rc::new(facts)));
-    Ok(Begun { stream: Stream::Tls(stream), info, spoken })
+    Ok(Some(Begun { stream: Stream::Tls(stream), info, spoken }))
+}
+
+/// Why a handshake has failed with a client that began it like this.
+#[cold]
+fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> Refused {
+    if !is_tls(first) {
+        let (cause, what) = match sniff(first) {
+            Sniffed::Http1 | Sniffed::Http2 => (Cause::PlainHttp, "speaks HTTP without TLS"),
+            _ => (Cause::NotTls, "speaks no TLS"),
+        };
+        return Refused::handshake(cause, format!("the client {what}: {}", FirstBytes::of(first)));
+    }
+    let (cause, mut why) = tls::explain(error, Peer::Client);
+    if cause == Cause::Alpn
+        && let Hello::Client(hello) = client_hello(first)
+    {
+        let names = |names: &mut dyn Iterator<Item = &[u8]>| {
+            names.map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let theirs = names(&mut hello.alpn());
+        let ours = names(&mut tls.config().alpn_protocols.iter().map(Vec::as_slice));
+        why = format!("the client offers {theirs} by ALPN, and the listener speaks {ours}");
+    }
+    Refused::handshake(cause, why)
 }

@@ -13,14 +13,14 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     socket::ListenerShared,
-    worker::{Connected, Connections},
+    worker::{Connected, Connections, full},
 };
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
-    exchange::{Refusal, Site},
+    exchange::{Refusal, Refused, Site},
     http::{connection::Handle, h3},
-    tls::{ConnectionTls, PeerError, ServerTls},
+    tls::{Cause, ConnectionTls, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
 };
 
 /// Handshakes under way on a socket, from which on a client must first show that it is where it says it is (Retry, RFC 9000
@@ -181,8 +181,7 @@ impl Arrivals {
         }
         let place = if under_way < MOST_HANDSHAKES { self.shared.enter() } else { None };
         let Some(place) = place else {
-            tracing::debug!(%peer, "connection refused: the listener has as many as it may");
-            site.refuse(Refusal::Limit);
+            site.turn_away(peer, "QUIC", &full());
             return incoming.refuse();
         };
         let handshake = Handshake::begin(&self.handshakes);
@@ -196,7 +195,7 @@ impl Arrivals {
                     drop(site);
                     h3::serve(handle, quic, Rc::new(info)).await;
                 }
-                Err(refusal) => site.refuse(refusal),
+                Err(refused) => site.turn_away(peer, "QUIC", &refused),
             }
             drop(connected);
         });
@@ -208,27 +207,50 @@ async fn begin(
     endpoint: &Endpoint,
     site: &Site,
     incoming: Incoming,
-) -> Result<(quinn::Connection, ConnectionInfo), Refusal> {
-    let peer = incoming.remote_address();
-    let failed = |error: &dyn std::error::Error| {
-        tracing::debug!(%peer, listener = &*site.name, "QUIC handshake: {error}");
-        Refusal::Handshake
-    };
+) -> Result<(quinn::Connection, ConnectionInfo), Refused> {
+    let failed = |error: &dyn std::error::Error| Refused::handshake(Cause::Other, error.to_string());
     let limit = site.config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let connecting = incoming.accept().map_err(|error| failed(&error))?;
     let quic = match timeout(limit, connecting).await {
         Ok(Ok(quic)) => quic,
-        Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(Refusal::Silent),
-        Ok(Err(error)) => return Err(failed(&error)),
+        Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
+            let why = format!("the handshake was not over within {limit:?} (`timeouts.handshake`)");
+            return Err(Refused { refusal: Refusal::Silent, ..Refused::handshake(Cause::Timeout, why) });
+        }
+        Ok(Err(error)) => return Err(refused(&error)),
     };
     let tls = site.tls.as_ref().ok_or(Refusal::Handshake)?;
-    let facts = facts(tls, &quic).map_err(|error| failed(&error))?;
+    let facts = facts(tls, &quic).map_err(|error| {
+        let cause = if matches!(error, PeerError::Expired(_)) { Cause::Expired } else { Cause::Certificate };
+        Refused::handshake(cause, error.to_string())
+    })?;
     let mut local = endpoint.local_addr().map_err(|error| failed(&error))?;
     if let Some(ip) = quic.local_ip() {
         local.set_ip(ip);
     }
     let info = ConnectionInfo::new(site.name.clone(), quic.remote_address(), local);
     Ok((quic, info.with_tls(Some(Rc::new(facts)))))
+}
+
+/// Why a handshake has failed. TLS inside of QUIC reports its alerts as codes (RFC 9001 section 4.8).
+fn refused(error: &quinn::ConnectionError) -> Refused {
+    let alert = |code: quinn::TransportErrorCode| u8::try_from(u64::from(code).checked_sub(0x100)?).ok();
+    let (cause, why) = match error {
+        quinn::ConnectionError::TransportError(error) => match alert(error.code) {
+            Some(alert) => (cause_of_alert(alert), error.reason.clone()),
+            None => (Cause::Other, error.to_string()),
+        },
+        quinn::ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
+            Some(alert) => (Cause::Alert, explain_alert(alert, Peer::Client)),
+            None => (Cause::Closed, error.to_string()),
+        },
+        quinn::ConnectionError::VersionMismatch => (Cause::Version, error.to_string()),
+        quinn::ConnectionError::ApplicationClosed(_) | quinn::ConnectionError::Reset => {
+            (Cause::Closed, error.to_string())
+        }
+        error => (Cause::Other, error.to_string()),
+    };
+    Refused::handshake(cause, why)
 }
 
 /// What is known of a connection whose handshake is over. quinn does not tell the cipher suite.

@@ -30,7 +30,7 @@ use crate::{
     },
     config::units::Address,
     control::snapshot::{Snapshot, Sockets},
-    exchange::{Refusal, Site},
+    exchange::{Refusal, Refused, Site},
     http::{body::Body, connection::Handle},
     net::{ListenSocket, Listener, Socket},
     observe::{self, Gauge, Shard, set_shard},
@@ -366,6 +366,11 @@ fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S
     sockets.into_iter().map(|(index, address, socket)| ((index, address), socket)).collect()
 }
 
+/// A client comes when the listener has as many connections as it may.
+pub(super) fn full() -> Refused {
+    Refused::new(Refusal::Limit, "the listener has as many connections as it may (`limits.connections`)".to_owned())
+}
+
 /// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
 async fn accept(
     socket: Listener,
@@ -378,9 +383,8 @@ async fn accept(
     let refusals = Refusals::default();
     let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
-            tracing::debug!(%peer, "connection refused: the listener has as many as it may");
             let site = handle.site();
-            site.refuse(Refusal::Limit);
+            site.turn_away(peer, "TCP", &full());
             refusals.refuse(stream, site.config.protocol, site.config.tls.as_ref().map(|tls| tls.mode));
             return;
         };

@@ -1,5 +1,6 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
+mod first_bytes;
 pub mod io;
 pub mod proxy_protocol;
 pub mod socket;
@@ -8,6 +9,7 @@ pub mod stream;
 pub mod transport;
 
 pub use self::{
+    first_bytes::{FirstBytes, Looks, is_tls},
     io::{Metered, TokioIo, Traffic},
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,

@@ -55,6 +55,11 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         &self.prefix
     }
 
+    /// The same, to be kept while it is read.
+    pub fn seen_bytes(&self) -> Bytes {
+        self.prefix.clone()
+    }
+
     /// Reads so many of the bytes that have been looked at, to no use.
     pub fn skip(&mut self, count: usize) {
         self.prefix.advance(count.min(self.prefix.len()));

@@ -4,10 +4,14 @@
 //! they are read, and log lines go to a thread of their own, which loses (and counts) them rather than hold traffic up.
 
 pub mod access_log;
+pub mod detail;
 pub mod log;
 pub mod metrics;
+mod seldom;
 
 pub use self::{
     access_log::{AccessLog, Entry, LogWriter},
+    detail::Detail,
     metrics::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
+    seldom::Seldom,
 };

@@ -11,7 +11,12 @@ use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{Fault, TcpSite};
 use crate::{
-    chain::{Selected, network::NetworkStream, route::RetryPolicy, stored::CLUSTER_STATE},
+    chain::{
+        Selected,
+        network::{NetworkStream, Side},
+        route::RetryPolicy,
+        stored::CLUSTER_STATE,
+    },
     net::{Stream, proxy_protocol::Addresses},
     upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
 };
@@ -22,8 +27,8 @@ pub(super) struct Connected {
     /// How long that took, failures included.
     pub(super) after: Duration,
     pub(super) cluster: Arc<Cluster>,
+    pub(super) endpoint: ActiveGuard,
     _request: RequestGuard,
-    _endpoint: ActiveGuard,
     _place: DirectConnection,
 }
 
@@ -55,7 +60,7 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             state.attempts += 1;
         }
         let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
-        let (error, timeout) = match place.open(client).await {
+        let error = match place.open(client).await {
             Ok(opened) => {
                 let after = start.elapsed();
                 let cluster = cluster.clone();
@@ -64,14 +69,16 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
                     stream: opened,
                     after,
                     cluster,
+                    endpoint: active,
                     _request: request,
-                    _endpoint: active,
                     _place: place,
                 });
             }
-            Err(failed) => failed,
+            Err(error) => error,
         };
         tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, %error, "no connection");
+        endpoint.note_failure(&cluster.name, error.trouble, &error.to_string());
+        stream.failed(Side::Upstream, error.to_string());
         tried.push(endpoint.clone());
         let again = tried.len() <= retry.map_or(0, |policy: &RetryPolicy| policy.attempts as usize) && {
             budget = budget.take().or_else(|| cluster.try_retry());
@@ -81,7 +88,7 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             if retry.is_some_and(|policy| policy.attempts > 0) {
                 stream.state.borrow_mut().flags |= flag::RETRY_LIMIT;
             }
-            return Err(if timeout { Fault::ConnectTimeout } else { Fault::ConnectFailure });
+            return Err(if error.timeout { Fault::ConnectTimeout } else { Fault::ConnectFailure });
         }
         drop((active, place));
         tokio::time::sleep(backoff.next_wait()).await;

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::{Fault, TcpSite, connect::Connected};
 use crate::{
     chain::network::{Closed, NetworkStream, Side},
-    observe::{self, Entry, access_log::Timings},
+    observe::{self, Entry, access_log::Timings, detail},
+    upstream::{Cluster, Endpoint, Trouble},
 };
 
 /// Settles a connection's accounts when dropped.
@@ -94,6 +95,14 @@ impl Ending {
         }
     }
 
+    /// The endpoint has reset it.
+    #[cold]
+    pub(super) fn endpoint_failed(&self, cluster: &Cluster, endpoint: &Endpoint) {
+        if let Some(failures) = &self.stream.state.borrow().failures {
+            endpoint.note_failure(&cluster.name, Trouble::Reset, &failures.upstream);
+        }
+    }
+
     /// It has come to its end.
     pub(super) fn complete(&self) {
         self.complete.set(true);
@@ -105,7 +114,7 @@ impl Drop for Ending {
         let (site, stream) = (&self.site, &self.stream);
         if !self.complete.get() {
             // Only a process that ends drops what is under way.
-            stream.close(0, "shutdown");
+            stream.close(0, detail::SHUTDOWN);
         }
         let downstream = if self.first.get() == Some(Side::Downstream) { Closed::Remote } else { Closed::Local };
         stream.end(downstream, self.upstream.get());
@@ -123,6 +132,8 @@ impl Drop for Ending {
             authority: stream.server_name.as_deref().unwrap_or_default().as_bytes(),
             flags: state.flags,
             details: &state.details,
+            upstream_failure: state.failures.as_ref().map_or("", |failures| &failures.upstream),
+            downstream_failure: state.failures.as_ref().map_or("", |failures| &failures.downstream),
             request_bytes: state.received[Side::Downstream as usize],
             response_bytes: state.sent[Side::Upstream as usize],
             timings: Timings {

@@ -3,6 +3,8 @@
 
 use tollgate_abi::fast::flag;
 
+use crate::observe::{Detail, detail};
+
 /// A reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -34,19 +36,19 @@ pub enum Fault {
 
 impl Fault {
     /// Flag and details; none if they are written down already.
-    pub(super) fn table(self) -> Option<(u32, &'static str)> {
+    pub(super) fn table(self) -> Option<(u32, Detail)> {
         Some(match self {
-            Fault::NoRoute => (flag::NO_ROUTE, "route_not_found"),
-            Fault::NoEndpoint => (flag::NO_HEALTHY_UPSTREAM, "no_endpoint"),
-            Fault::Overflow => (flag::UPSTREAM_OVERFLOW, "overflow"),
-            Fault::ConnectFailure => (flag::UPSTREAM_CONNECT_FAILURE, "connect_failure"),
-            Fault::ConnectTimeout => (flag::UPSTREAM_CONNECT_FAILURE, "connect_timeout"),
-            Fault::ClientReset => (flag::DOWNSTREAM_TERMINATED, "client_reset"),
-            Fault::UpstreamReset => (flag::UPSTREAM_TERMINATED, "upstream_reset"),
-            Fault::Idle => (flag::IDLE_TIMEOUT, "idle_timeout"),
-            Fault::Stalled => (flag::IDLE_TIMEOUT, "filter_stalled"),
-            Fault::Age => (flag::DOWNSTREAM_TIMEOUT, "connection_age"),
-            Fault::FilterFailed => (flag::FILTER_FAILED, "filter_failed"),
+            Fault::NoRoute => (flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            Fault::NoEndpoint => (flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
+            Fault::Overflow => (flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
+            Fault::ConnectFailure => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),
+            Fault::ConnectTimeout => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
+            Fault::ClientReset => (flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
+            Fault::UpstreamReset => (flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
+            Fault::Idle => (flag::IDLE_TIMEOUT, detail::IDLE_TIMEOUT),
+            Fault::Stalled => (flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
+            Fault::Age => (flag::DOWNSTREAM_TIMEOUT, detail::CONNECTION_AGE),
+            Fault::FilterFailed => (flag::FILTER_FAILED, detail::FILTER_FAILED),
             Fault::Closed => return None,
         })
     }

@@ -109,5 +109,9 @@ async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> 
     let figures = ending.site().clusters.get(&connected.cluster.name);
     relay.connected(connected.stream, figures);
     // What is left of `connected` counts it as under way until it has ended.
-    relay.run().await
+    relay.run().await.inspect_err(|fault| {
+        if *fault == Fault::UpstreamReset {
+            ending.endpoint_failed(&connected.cluster, connected.endpoint.endpoint());
+        }
+    })
 }

@@ -19,6 +19,8 @@ use crate::{
     chain::network::{Flow, Side},
     net::Transport,
     observe::{self, Counter},
+    tls::{self, Peer},
+    upstream::reason,
 };
 
 /// How much is read at a time, at most.
@@ -135,7 +137,7 @@ impl<'e> Way<'e> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Fault>> {
         match writer {
-            Some(writer) => self.poll_write(flow, writer, cx).map_err(|_| self.reset_by_receiver()),
+            Some(writer) => self.poll_write(flow, writer, cx).map_err(|error| self.reset_by_receiver(&error)),
             // Nothing more is read before this could be sent.
             None if self.pending.is_empty() && flow.is_clear(self.side) => Poll::Ready(Ok(())),
             None => Poll::Pending,
@@ -196,7 +198,7 @@ impl<'e> Way<'e> {
         if self.splices
             && let Some(socket) = reader.plain()
         {
-            received = ready!(self.poll_fill(socket, cx)).map_err(|_| self.reset_by_sender())?;
+            received = ready!(self.poll_fill(socket, cx)).map_err(|error| self.reset_by_sender(&error))?;
             self.splices = received.is_some();
         }
         let n = match received {
@@ -248,7 +250,7 @@ impl<'e> Way<'e> {
     ) -> Poll<Result<usize, Fault>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(|_| self.reset_by_sender())?;
+            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(|error| self.reset_by_sender(&error))?;
             let bytes = buffer.filled();
             let stream = self.ending.stream();
             let unseen = flow.is_open(stream) && !stream.chain.wants_data(self.side);
@@ -257,7 +259,7 @@ impl<'e> Way<'e> {
                 Some(writer) => {
                     let written = match Pin::new(writer).poll_write(cx, bytes) {
                         Poll::Pending => 0,
-                        Poll::Ready(written) => written.map_err(|_| self.reset_by_receiver())?,
+                        Poll::Ready(written) => written.map_err(|error| self.reset_by_receiver(&error))?,
                     };
                     self.unflushed = true;
                     self.count_sent(written);
@@ -268,15 +270,33 @@ impl<'e> Way<'e> {
         })
     }
 
-    fn reset_by_sender(&self) -> Fault {
-        reset_by(self.side)
+    fn reset_by_sender(&self, error: &io::Error) -> Fault {
+        self.reset_by(self.side, error)
     }
 
-    fn reset_by_receiver(&self) -> Fault {
-        reset_by(match self.side {
+    fn reset_by_receiver(&self, error: &io::Error) -> Fault {
+        let receiver = match self.side {
             Side::Downstream => Side::Upstream,
             Side::Upstream => Side::Downstream,
-        })
+        };
+        self.reset_by(receiver, error)
+    }
+
+    #[cold]
+    fn reset_by(&self, side: Side, error: &io::Error) -> Fault {
+        let stream = self.ending.stream();
+        match side {
+            Side::Downstream => {
+                let (_, why) = tls::explain(error, Peer::Client);
+                stream.failed(side, why);
+                Fault::ClientReset
+            }
+            Side::Upstream => {
+                let (_, why) = reason::lost(error);
+                stream.failed(side, why);
+                Fault::UpstreamReset
+            }
+        }
     }
 
     fn count_received(&mut self, n: usize) {
@@ -296,12 +316,5 @@ impl<'e> Way<'e> {
         if let Some(counter) = self.sent {
             counter.add(observe::shard(), n as u64);
         }
-    }
-}
-
-fn reset_by(side: Side) -> Fault {
-    match side {
-        Side::Downstream => Fault::ClientReset,
-        Side::Upstream => Fault::UpstreamReset,
     }
 }

@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     error::{MaterialError, Problem, plain},
+    explain::Noting,
     material::{Dated, Loader, OwnCertificate, RevocationList, sha256},
     provider,
     verify::{Anybody, ByNames, San},
@@ -61,7 +62,7 @@ impl ClientTls {
         let whole = |error| vec![Problem { place: String::new(), error }];
         let server_name = server_name(section, cluster);
         let dated = lists.iter().filter_map(|list| list.dated.clone()).collect();
-        let verifier = verifier(section, roots, lists).map_err(whole)?;
+        let verifier = Arc::new(Noting(verifier(section, roots, lists).map_err(whole)?));
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder
             .with_protocol_versions(versions(section.min_version))

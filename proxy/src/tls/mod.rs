@@ -9,6 +9,7 @@ pub mod xfcc;
 mod client;
 mod connection;
 mod error;
+mod explain;
 mod identity;
 mod material;
 mod name;
@@ -30,6 +31,7 @@ pub use self::{
     client::ClientTls,
     connection::{ConnectionTls, PeerError},
     error::{Found, MaterialError, Problem, date},
+    explain::{Cause, Peer, cause_of_alert, explain, explain_alert, tls_error},
     identity::{Identity, IdentityError},
     material::{Dated, DatedKind, Digests, Loader},
     server::ServerTls,

@@ -11,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     connection::{ConnectionTls, PeerError},
     error::{MaterialError, Problem, plain},
+    explain::Noting,
     identity::Identity,
     material::{Dated, Loader, sha256},
     provider,
@@ -63,7 +64,7 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider());
         let builder = builder.with_protocol_versions(versions(section.min_version)).map_err(refused)?;
         let builder = match verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::new(Noting(verifier))),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(resolver.clone());

@@ -6,17 +6,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{
     balancer::{Avoid, Balancer},
     budget::{RetryBudget, RetryGuard},
+    reason::Trouble,
 };
 use arc_swap::ArcSwapOption;
 
 use crate::{
     config::{model, units::Address},
+    observe::Seldom,
     tls::ClientTls,
 };
 
@@ -89,6 +91,21 @@ pub struct Endpoint {
     pub(super) healthy: AtomicBool,
     /// Why the last check failed; none if it did not.
     pub(super) check_error: ArcSwapOption<String>,
+    /// What it failed with last, however long ago.
+    last_error: ArcSwapOption<LastError>,
+    /// Of each kind of failure, when it was logged.
+    warned: [Seldom; Trouble::COUNT],
+}
+
+/// What an endpoint has failed with.
+#[derive(Debug)]
+pub struct LastError {
+    /// When.
+    pub at: SystemTime,
+    /// The kind of failure.
+    pub trouble: Trouble,
+    /// What was wrong.
+    pub text: Box<str>,
 }
 
 /// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
@@ -124,6 +141,8 @@ pub struct Stats {
     pub retries: AtomicU64,
     /// Total: retries that it did not.
     pub retry_overflows: AtomicU64,
+    /// When it was logged that a filter's call could not be sent.
+    warned_unsent: Seldom,
 }
 
 /// Names for endpoints and clusters that are never used twice, unlike addresses in memory.
@@ -262,6 +281,14 @@ impl Cluster {
         Some(RequestGuard(Arc::clone(self)))
     }
 
+    /// Logs, once a minute at most, why a request of which there is no line in the access log could not even be sent.
+    #[cold]
+    pub fn note_unsent(&self, why: &str) {
+        if let Some(left_out) = self.stats.warned_unsent.may_warn() {
+            tracing::warn!(cluster = &*self.name, left_out, "a filter's call was not sent: {why}");
+        }
+    }
+
     /// A place for one retry in the retry budget, given back when the guard is dropped. `None` if the budget is spent.
     pub fn try_retry(&self) -> Option<RetryGuard> {
         let guard = self.retry_budget.try_acquire(self.stats.active.load(Relaxed));
@@ -293,6 +320,8 @@ impl Endpoint {
             connect_failures: AtomicU64::new(0),
             healthy: AtomicBool::new(true),
             check_error: ArcSwapOption::empty(),
+            last_error: ArcSwapOption::empty(),
+            warned: Default::default(),
         }
     }
 
@@ -326,6 +355,27 @@ impl Endpoint {
     /// Why the last health check failed; none if it did not.
     pub fn check_error(&self) -> Option<Arc<String>> {
         self.check_error.load_full()
+    }
+
+    /// What it failed with last; it stays when the endpoint is well again.
+    pub fn last_error(&self) -> Option<Arc<LastError>> {
+        self.last_error.load_full()
+    }
+
+    /// Notes a failure: as the last one, and in the log, unless this kind was logged within the last minute.
+    #[cold]
+    pub fn note_failure(&self, cluster: &str, trouble: Trouble, text: &str) {
+        self.remember(trouble, text);
+        if let Some(left_out) = self.warned[trouble as usize].may_warn() {
+            let (endpoint, kind) = (&self.address, trouble.name());
+            tracing::warn!(cluster, %endpoint, kind, left_out, "an endpoint failed: {text}");
+        }
+    }
+
+    /// Notes a failure without logging it.
+    pub(super) fn remember(&self, trouble: Trouble, text: &str) {
+        let error = LastError { at: SystemTime::now(), trouble, text: text.into() };
+        self.last_error.store(Some(Arc::new(error)));
     }
 
     /// Connections that could not be opened, in total.

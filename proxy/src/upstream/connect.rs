@@ -1,18 +1,25 @@
 //! Opening a connection to an endpoint: the socket, and what comes before HTTP on it.
 
-use std::io;
+use std::cell::Cell;
 
 use bytes::Bytes;
-use tokio::{io::AsyncWriteExt, time::timeout};
-use tokio_rustls::TlsStream;
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsStream, client};
 
-use super::{Cluster, Endpoint};
+use super::{
+    Cluster, Endpoint,
+    reason::{Cause, OpenError, Step, mismatch},
+};
 use crate::{
     config::model::ClusterProtocol,
     net::{
-        Prefixed, Socket, Stream,
+        FirstBytes, Looks, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses},
     },
+    tls::{self, ClientTls, Peer},
 };
 
 /// A version of HTTP that is spoken on a connection.
@@ -22,37 +29,71 @@ pub(super) enum Version {
     H2,
 }
 
+/// Bytes of an endpoint's first answer in a handshake that are looked at.
+const LOOK: usize = 2 << 10;
+
 /// Opens a connection within the cluster's `connect_timeout`, tells the endpoint of the client if the cluster wants that, and
-/// says what is to be spoken on it. With an error, whether the
-/// time was over.
+/// says what is to be spoken on it.
 pub(super) async fn open(
     cluster: &Cluster,
     endpoint: &Endpoint,
     client: Option<Addresses>,
-) -> Result<(Stream, Version), (io::Error, bool)> {
+) -> Result<(Stream, Version), OpenError> {
+    let (start, step) = (Instant::now(), Cell::new(Step::Connect));
     let opening = async {
         let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
         if let Some(version) = cluster.proxy_protocol {
+            step.set(Step::ProxyHeader);
             socket.write_all(&proxy_protocol::encode(version, client)).await?;
         }
         let Some(tls) = &cluster.tls else {
             let version = if cluster.protocol == ClusterProtocol::H2 { Version::H2 } else { Version::H1 };
             return Ok((Stream::from(socket), version));
         };
-        let name = tls.server_name(endpoint.address.inet().map(|address| address.ip()));
-        let stream = tls.connector().connect(name, Prefixed::new(Bytes::new(), socket)).await?;
+        step.set(Step::Handshake);
+        let stream = shake_hands(tls, endpoint, socket).await?;
         let version = match (cluster.protocol, stream.get_ref().1.alpn_protocol()) {
             (_, Some(b"h2")) | (ClusterProtocol::H2, None) => Version::H2,
-            (ClusterProtocol::H2, Some(_)) => return Err(io::Error::other("the endpoint has not chosen h2 by ALPN")),
+            (ClusterProtocol::H2, Some(other)) => {
+                let other = other.escape_ascii();
+                return Err(Cause::Tls(format!("the endpoint chose `{other}` by ALPN, not the h2 of `protocol: h2`")));
+            }
             _ => Version::H1,
         };
         Ok((Stream::Tls(Box::new(Prefixed::new(Bytes::new(), TlsStream::Client(stream)))), version))
     };
-    match cluster.connect_timeout {
-        None => opening.await.map_err(|e| (e, false)),
-        Some(limit) => match timeout(limit, opening).await {
-            Ok(opened) => opened.map_err(|e| (e, false)),
-            Err(elapsed) => Err((io::Error::new(io::ErrorKind::TimedOut, elapsed), true)),
-        },
+    let opened = match cluster.connect_timeout {
+        None => opening.await,
+        Some(limit) => timeout(limit, opening).await.unwrap_or(Err(Cause::Late(limit))),
+    };
+    opened.map_err(|cause| OpenError::new(step.get(), &cause, start.elapsed()))
+}
+
+/// Shakes hands as a client. What comes first is looked at before it is read: if it is no TLS, it is shown.
+async fn shake_hands(
+    tls: &ClientTls,
+    endpoint: &Endpoint,
+    socket: Socket,
+) -> Result<client::TlsStream<Prefixed<Socket>>, Cause> {
+    let name = tls.server_name(endpoint.address.inet().map(|address| address.ip()));
+    let mut hello = Vec::new();
+    let stream = Prefixed::new(Bytes::new(), socket);
+    let mut shaking = tls.connector().connect_with(name, stream, |connection| {
+        while connection.wants_write() && connection.write_tls(&mut hello).is_ok_and(|written| written > 0) {}
+    });
+    let mut first = FirstBytes::default();
+    if !hello.is_empty()
+        && let Some(stream) = shaking.get_mut()
+    {
+        stream.write_all(&hello).await?;
+        if !stream.look(LOOK).await? {
+            let why = "the endpoint closed the connection after the ClientHello: does it speak TLS?";
+            return Err(Cause::Tls(why.to_owned()));
+        }
+        first = FirstBytes::of(stream.seen());
     }
+    shaking.await.map_err(|error| match is_tls(first.as_slice()) {
+        false if !first.is_empty() => Cause::Tls(mismatch(Looks::Tls, &first)),
+        _ => Cause::Tls(tls::explain(&error, Peer::Server).1),
+    })
 }

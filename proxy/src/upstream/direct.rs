@@ -1,14 +1,12 @@
 //! Connections that no pool keeps: each belongs to the one client whose bytes it carries. They count among the cluster's
 //! connections, and are bounded with them.
 
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
     cluster::{Cluster, Endpoint},
     connect,
+    reason::OpenError,
 };
 use crate::net::{Stream, proxy_protocol::Addresses};
 
@@ -38,22 +36,21 @@ impl Cluster {
 
 impl DirectConnection {
     /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
-    /// comes of it is counted. With an error, whether the time was over.
-    pub async fn open(&self, client: Addresses) -> Result<Stream, (io::Error, bool)> {
-        let stats = self.cluster.stats();
-        match connect::open(&self.cluster, &self.endpoint, Some(client)).await {
-            Ok((stream, _)) => {
-                stats.connects.fetch_add(1, Relaxed);
-                Ok(stream)
-            }
-            Err((error, timeout)) => {
-                stats.connect_failures.fetch_add(1, Relaxed);
-                stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
-                self.endpoint.connect_failures.fetch_add(1, Relaxed);
-                Err((error, timeout))
-            }
-        }
+    /// comes of it is counted.
+    pub async fn open(&self, client: Addresses) -> Result<Stream, OpenError> {
+        let opened = connect::open(&self.cluster, &self.endpoint, Some(client)).await;
+        count(&self.cluster, &self.endpoint, opened).map(|(stream, _)| stream)
     }
+}
+
+/// Counts what has come of opening a connection.
+pub(super) fn count<T>(cluster: &Cluster, endpoint: &Endpoint, opened: Result<T, OpenError>) -> Result<T, OpenError> {
+    let stats = cluster.stats();
+    opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).inspect_err(|error| {
+        stats.connect_failures.fetch_add(1, Relaxed);
+        stats.connect_timeouts.fetch_add(error.timeout.into(), Relaxed);
+        endpoint.connect_failures.fetch_add(1, Relaxed);
+    })
 }
 
 impl Drop for DirectConnection {

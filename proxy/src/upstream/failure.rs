@@ -1,8 +1,9 @@
 //! Why a request got no response, with what a caller needs to know to decide on a retry.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, sync::Arc};
 
-use crate::h1::HeadError;
+use super::reason::OpenError;
+use crate::{h1::HeadError, net::FirstBytes};
 
 /// A request that got no response.
 pub struct Failure<B> {
@@ -18,13 +19,8 @@ pub struct Failure<B> {
 #[non_exhaustive]
 pub enum FailureKind {
     /// No connection could be made.
-    #[error("no connection could be made{}", if *timeout { ": timed out" } else { "" })]
-    Connect {
-        /// The system's reason.
-        source: io::Error,
-        /// Whether the cluster's connect timeout had passed.
-        timeout: bool,
-    },
+    #[error("no connection could be made")]
+    Connect(#[source] Arc<OpenError>),
     /// The connection ended before a response began, or in the middle of its head.
     ///
     /// With `reused` and not `bytes_received`, the upstream may just have closed an idle connection: RFC 9112 section
@@ -63,10 +59,10 @@ pub enum FailureKind {
 pub enum ProtocolError {
     /// Its head breaks RFC 9112, or is longer than allowed.
     #[error("its head could not be read")]
-    Malformed(#[source] HeadError),
-    /// An HTTP/2 connection says something that makes no sense.
+    Malformed(#[source] HeadError, Box<FirstBytes>),
+    /// An HTTP/2 connection says something that makes no sense. With its first bytes, if not even they do.
     #[error("it breaks the rules of HTTP/2")]
-    Http2(#[source] h2::Error),
+    Http2(#[source] h2::Error, Option<Box<FirstBytes>>),
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     h1::{self, Encoder, Wire, encoder, head},
-    net::Prefixed,
+    net::{FirstBytes, Prefixed},
 };
 
 /// How much of a request's body waits for the socket before more of it is asked for, in bytes.
@@ -199,7 +199,10 @@ where
     fn failed(&self, lost: Lost, reused: bool, [sent, received]: [u64; 2]) -> FailureKind {
         match lost {
             Lost::Upload(source) => FailureKind::RequestBody { source },
-            Lost::Head(error) => FailureKind::Protocol { source: ProtocolError::Malformed(error) },
+            Lost::Head(error) => {
+                let first = self.line.borrow().as_ref().map(|wire| FirstBytes::of(&wire.inbox)).unwrap_or_default();
+                FailureKind::Protocol { source: ProtocolError::Malformed(error, Box::new(first)) }
+            }
             Lost::Connection(source) => {
                 let line = self.line.borrow();
                 FailureKind::Reset {

@@ -18,6 +18,7 @@ pub mod health;
 mod link;
 mod mux;
 pub mod pool;
+pub mod reason;
 mod slots;
 
 #[cfg(test)]
@@ -27,9 +28,10 @@ pub use self::{
     backoff::Backoff,
     body::{Broken, Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
-    cluster::{ActiveGuard, Cluster, Endpoint, Limits, Member, RequestGuard, Stats},
+    cluster::{ActiveGuard, Cluster, Endpoint, LastError, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited},
+    reason::{OpenError, Trouble},
 };

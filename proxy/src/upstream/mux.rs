@@ -1,7 +1,7 @@
 //! One HTTP/2 connection of a worker to an endpoint, and a request's stream on it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     error::Error,
     future::poll_fn,
     io,
@@ -38,12 +38,15 @@ use super::{
     body::{Duplex, Held, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
     pool::Head,
+    reason::lost,
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
     config::model,
     h1::encoder,
     h2::{Cut, Incoming, Io, KeepAlive, Sending, Tunnel, are_malformed},
+    net::{FirstBytes, Looks},
+    tls,
 };
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
@@ -73,6 +76,24 @@ struct State {
     most: Cell<u32>,
     /// Bytes received.
     received: Cell<u64>,
+    /// What the endpoint has said first.
+    first: Cell<FirstBytes>,
+    /// How it has ended, if it has: more than its streams are told of it.
+    end: OnceCell<io::Error>,
+}
+
+impl State {
+    /// Why a stream has ended: if that is because its connection has, the connection knows more (a GOAWAY's debug data, an
+    /// alert of TLS).
+    fn better_reason(&self, error: h2::Error) -> io::Error {
+        match self.end.get().filter(|_| error.is_io()) {
+            None => io::Error::other(error),
+            Some(end) => match tls::tls_error(end) {
+                Some(error) => io::Error::new(end.kind(), error.clone()),
+                None => io::Error::new(end.kind(), lost(end).1),
+            },
+        }
+    }
 }
 
 fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
@@ -102,7 +123,13 @@ where
         let slot = Rc::clone(&permit.slot);
         // Until its settings have come, it is taken to allow as much as the connection before.
         let most = config.max_concurrent_streams.min(slot.streams.get());
-        let state = Rc::new(State { active: Cell::new(0), most: Cell::new(most), received: Cell::new(0) });
+        let state = Rc::new(State {
+            active: Cell::new(0),
+            most: Cell::new(most),
+            received: Cell::new(0),
+            first: Cell::default(),
+            end: OnceCell::new(),
+        });
         let (io, turns) = Io::new(stream);
         let (sender, mut connection) = {
             let handshake = builder(&config, max_head).initial_max_send_streams(most as usize).handshake(io);
@@ -118,7 +145,11 @@ where
             spawn_local(async move {
                 let mut pings = KeepAlive::new(&config, connection.ping_pong());
                 let ended = poll_fn(|cx| {
-                    let ended = turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx))?;
+                    let ended = turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx));
+                    if !shared.first.get().is_full() {
+                        shared.first.set(turns.first());
+                    }
+                    let ended = ended?;
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
                     slot_of_task.streams.set(theirs);
@@ -132,6 +163,8 @@ where
                 });
                 if let Err(error) = ended.await {
                     tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
+                    // Before its streams' tasks come to see that it has ended.
+                    let _ = shared.end.set(error);
                 }
                 slot_of_task.forget_mux(&mux);
             });
@@ -160,13 +193,17 @@ where
         let reused = mux.served.get() > 1;
         let received = mux.state.received.get();
         let failure = |error: h2::Error| match reason(&error) {
-            Some(Stopped::Protocol) => FailureKind::Protocol { source: ProtocolError::Http2(error) },
+            Some(Stopped::Protocol) => {
+                let first = mux.state.first.get();
+                let first = (first.look() != Looks::Http2).then(|| Box::new(first));
+                FailureKind::Protocol { source: ProtocolError::Http2(error, first) }
+            }
             stopped => FailureKind::Reset {
                 // What was not processed is as good as sent on a connection that was closed already.
                 reused: reused || stopped == Some(Stopped::Unprocessed),
                 request_sent: stopped != Some(Stopped::Unprocessed),
                 bytes_received: mux.state.received.get() > received,
-                source: io::Error::other(error),
+                source: mux.state.better_reason(error),
             },
         };
         let bodiless = body.is_end_stream();
@@ -199,7 +236,7 @@ where
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
         if are_malformed(response.headers()) {
-            let source = ProtocolError::Http2(Reason::PROTOCOL_ERROR.into());
+            let source = ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None);
             return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
         }
         if let Some(mut upload) = upload {

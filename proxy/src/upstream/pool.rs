@@ -9,7 +9,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::{Rc, Weak},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,9 +27,11 @@ use super::{
     body::{Duplex, Held, PooledBody},
     cluster::{Cluster, Endpoint},
     connect,
+    direct::count,
     failure::{Failure, FailureKind},
     link::Link,
     mux::{Mux, Place},
+    reason::OpenError,
     slots::{ClusterPool, Grant, Opening, Permit, Slot},
 };
 use crate::{
@@ -194,7 +196,8 @@ where
             }
         };
         let opened = connect::open(cluster, endpoint, slot.client).await;
-        let (stream, _) = count(cluster, endpoint, opened).map_err(failure)?;
+        let opened = count(cluster, endpoint, opened).map_err(|error| failure(FailureKind::Connect(Arc::new(error))));
+        let (stream, _) = opened?;
         let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
         let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
         response.extensions_mut().insert(Waited(start.elapsed()));
@@ -212,8 +215,8 @@ where
             let under_way = slot.opening.borrow().clone();
             if let Some(opening) = under_way.filter(|_| h2) {
                 opening.ended.notified().await;
-                if let Some((kind, message, timeout)) = opening.failure.borrow().clone() {
-                    return Err(FailureKind::Connect { source: io::Error::new(kind, message), timeout });
+                if let Some(error) = opening.failure.borrow().clone() {
+                    return Err(FailureKind::Connect(error));
                 }
                 continue;
             }
@@ -229,11 +232,11 @@ where
                 },
             };
             self.0.start_sweeping();
-            let connected = self.connect(pool, permit).await;
-            if let (Some(announced), Err(FailureKind::Connect { source, timeout })) = (&announced, &connected) {
-                *announced.0.failure.borrow_mut() = Some((source.kind(), source.to_string(), *timeout));
+            let connected = self.connect(pool, permit).await.map_err(Arc::new);
+            if let (Some(announced), Err(error)) = (&announced, &connected) {
+                *announced.0.failure.borrow_mut() = Some(Arc::clone(error));
             }
-            match connected? {
+            match connected.map_err(FailureKind::Connect)? {
                 Opened::Link(link) => return Ok(Carrier::Link(link)),
                 Opened::Mux(mux) => {
                     slot.add_mux(Rc::clone(&mux));
@@ -244,7 +247,7 @@ where
         }
     }
 
-    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, FailureKind> {
+    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, OpenError> {
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
@@ -258,7 +261,7 @@ where
             },
             Some(dial) => match dial(&cluster, &endpoint) {
                 Ok(stream) => Ok(self.link(Box::new(stream), None, pool, permit)),
-                Err(error) => Err((error, false)),
+                Err(error) => Err(OpenError::of(&error)),
             },
         };
         count(&cluster, &endpoint, opened)
@@ -274,15 +277,10 @@ where
         Opened::Link(Link::open(stream, local, self.0.limits, Rc::downgrade(pool), permit))
     }
 
-    async fn mux(
-        &self,
-        stream: Stream,
-        pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
-    ) -> Result<Opened<B>, (io::Error, bool)> {
+    async fn mux(&self, stream: Stream, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, OpenError> {
         let (secure, local) = (matches!(stream, Stream::Tls(_)), stream.local_addr());
         let opened = Mux::open(stream, (secure, local), self.0.limits.head, pool, permit).await;
-        opened.map(Opened::Mux).map_err(|error| (error, false))
+        opened.map(Opened::Mux).map_err(|error| OpenError::of(&error))
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
@@ -386,16 +384,6 @@ fn speaks_h2<B>(cluster: &Cluster, slot: &Slot<B>) -> bool {
         ClusterProtocol::H2 => true,
         ClusterProtocol::Auto => slot.speaks_h2.get(),
     }
-}
-
-fn count<T>(cluster: &Cluster, endpoint: &Endpoint, opened: Result<T, (io::Error, bool)>) -> Result<T, FailureKind> {
-    let stats = cluster.stats();
-    opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).map_err(|(source, timeout)| {
-        stats.connect_failures.fetch_add(1, Relaxed);
-        stats.connect_timeouts.fetch_add(timeout.into(), Relaxed);
-        endpoint.connect_failures.fetch_add(1, Relaxed);
-        FailureKind::Connect { source, timeout }
-    })
 }
 
 impl<B: 'static> Inner<B> {

@@ -8,7 +8,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    io,
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::{
@@ -28,6 +27,7 @@ use super::{
     failure::FailureKind,
     link::{Lease, Link},
     mux::{Mux, Place},
+    reason::OpenError,
 };
 use crate::net::proxy_protocol::Addresses;
 
@@ -75,7 +75,7 @@ pub(super) struct Opening {
     /// Who waits.
     pub(super) ended: Notify,
     /// Why there is no connection, if there is none in the end.
-    pub(super) failure: RefCell<Option<(io::ErrorKind, String, bool)>>,
+    pub(super) failure: RefCell<Option<Arc<OpenError>>>,
 }
 
 /// A connection's place among those that its cluster may have.

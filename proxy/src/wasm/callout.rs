@@ -1,6 +1,11 @@
 //! HTTP requests that filters send themselves, and their answers.
 
-use std::{rc::Weak, sync::Arc, time::Duration};
+use std::{
+    cell::OnceCell,
+    rc::Weak,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -14,7 +19,7 @@ use super::{
 use crate::{
     chain::{RequestHead, ResponseHead},
     http::body::Body,
-    upstream::{Cluster, Pools},
+    upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble},
 };
 
 /// Bytes of an answer's body; more is a failure.
@@ -28,9 +33,16 @@ const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 /// Sends a call, and hands the answer to the filter that sent it, if that is still there.
 pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
     let HttpCall { id, root, cluster, head, body, trailers, size, timeout } = call;
-    let exchange = exchange(&upstream, &cluster, &head, Body::full_with_trailers(body, trailers));
+    let asked = OnceCell::new();
+    let exchange = exchange(&upstream, &cluster, &head, Body::full_with_trailers(body, trailers), &asked);
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
-    let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(DEADLINE_EXCEEDED));
+    let result = match tokio::time::timeout(limit, exchange).await {
+        Ok(result) => result,
+        Err(_) => {
+            note_late(&cluster, asked.get(), limit);
+            Err(DEADLINE_EXCEEDED)
+        }
+    };
     let response = match result {
         Ok((head, body, trailers)) => CallResponse { head: Some(head), body, trailers, failure: None },
         Err(failure) => CallResponse { failure: Some(failure), ..CallResponse::default() },
@@ -40,6 +52,26 @@ pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, inc
     }
 }
 
+/// Why a call could not even be sent.
+pub(super) const FULL: &str = "too many requests are under way (`limits.requests`)";
+pub(super) const NOBODY: &str = "the cluster has no endpoint, or none that is healthy";
+
+/// A call was not answered in the time that its filter gives it.
+#[cold]
+pub(super) fn note_late(cluster: &Cluster, endpoint: Option<&Arc<Endpoint>>, limit: Duration) {
+    if let Some(endpoint) = endpoint {
+        let why = format!("no answer to a filter's call within {limit:?}, the time that the filter gives it");
+        endpoint.note_failure(&cluster.name, Trouble::Timeout, &why);
+    }
+}
+
+/// The answer to a call ended early.
+#[cold]
+pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &Broken, bytes: usize) {
+    let (trouble, why) = error.reason(bytes as u64);
+    endpoint.note_failure(&cluster.name, trouble, &why);
+}
+
 type Answer = (ResponseHead, Bytes, HeaderMap);
 
 async fn exchange(
@@ -47,14 +79,29 @@ async fn exchange(
     cluster: &Arc<Cluster>,
     head: &RequestHead,
     body: Body,
+    asked: &OnceCell<Arc<Endpoint>>,
 ) -> Result<Answer, (u32, &'static str)> {
-    let _under_way = cluster.try_request().ok_or(UNAVAILABLE)?;
-    let endpoint = cluster.pick(None, &[]).ok_or(UNAVAILABLE)?.start();
-    let response = upstream.send(cluster, endpoint.endpoint(), None, head, body).await.map_err(|_| UNAVAILABLE)?;
+    let unsent = |why| {
+        cluster.note_unsent(why);
+        UNAVAILABLE
+    };
+    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL))?;
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY))?.start();
+    let endpoint = asked.get_or_init(|| active.endpoint().clone());
+    let start = Instant::now();
+    let failed = |failure: Failure<Body>| {
+        failure.kind.note(cluster, endpoint, start.elapsed());
+        UNAVAILABLE
+    };
+    let response = upstream.send(cluster, endpoint, None, head, body).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {
-        match frame.map_err(|_| UNAVAILABLE)?.into_data() {
+        let broken = |error| {
+            note_broken(cluster, endpoint, &error, bytes.len());
+            UNAVAILABLE
+        };
+        match frame.map_err(broken)?.into_data() {
             Ok(data) => bytes.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
         }

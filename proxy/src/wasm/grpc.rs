@@ -1,6 +1,7 @@
 //! gRPC calls that filters make themselves: one message each way, or streams of them.
 
 use std::{
+    cell::OnceCell,
     collections::{HashMap, VecDeque},
     pin::Pin,
     rc::Weak,
@@ -9,7 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -21,14 +22,17 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::Vm;
+use super::{
+    Vm,
+    callout::{FULL, NOBODY, note_broken, note_late},
+};
 use crate::{
     chain::RequestHead,
     http::{
         body::{Body, BodyError},
         grpc::{self, Code},
     },
-    upstream::{Cluster, Pools},
+    upstream::{Broken, Cluster, Endpoint, Pools},
 };
 
 /// Bytes of a message that is received; more ends the call.
@@ -204,13 +208,14 @@ async fn run(
         Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
         None => false,
     };
-    let exchange = exchange(&upstream, call, messages, &tell);
+    let (cluster, asked) = (call.cluster.clone(), OnceCell::new());
+    let exchange = exchange(&upstream, call, messages, &asked, &tell);
     let end = match limit {
         None => exchange.await,
-        Some(limit) => {
-            let late = (Code::DeadlineExceeded.number(), "the call's time is over".to_owned());
-            tokio::time::timeout(limit, exchange).await.unwrap_or(Err(late))
-        }
+        Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+            note_late(&cluster, asked.get(), limit);
+            Err((Code::DeadlineExceeded.number(), "the call's time is over".to_owned()))
+        }),
     };
     let (status, message) = match end {
         // The instance is gone.
@@ -233,6 +238,7 @@ async fn exchange(
     upstream: &Pools<Body>,
     call: Call,
     messages: UnboundedReceiver<(Bytes, Share)>,
+    asked: &OnceCell<Arc<Endpoint>>,
     tell: &impl Fn(Event) -> bool,
 ) -> Result<Option<End>, End> {
     let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
@@ -247,10 +253,19 @@ async fn exchange(
         Some(message) => Body::full(framed(&message)),
         None => Body::stream(Messages(messages)),
     };
-    let _under_way = cluster.try_request().ok_or_else(|| unavailable("too many requests are under way"))?;
-    let endpoint = cluster.pick(None, &[]).ok_or_else(|| unavailable("there is no endpoint"))?.start();
-    let response = upstream.send(&cluster, endpoint.endpoint(), None, &head, body).await;
-    let response = response.map_err(|failure| unavailable(&failure.to_string()))?;
+    let unsent = |why, said| {
+        cluster.note_unsent(why);
+        unavailable(said)
+    };
+    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are under way"))?;
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "there is no endpoint"))?.start();
+    let endpoint = asked.get_or_init(|| active.endpoint().clone());
+    let start = Instant::now();
+    let response = upstream.send(&cluster, endpoint, None, &head, body).await;
+    let response = response.map_err(|failure| {
+        failure.kind.note(&cluster, endpoint, start.elapsed());
+        unavailable(&failure.to_string())
+    })?;
     let (parts, mut body) = response.into_parts();
     if !parts.status.is_success() {
         return Err((
@@ -270,7 +285,11 @@ async fn exchange(
     }
     let (mut pending, mut only, mut trailers) = (BytesMut::new(), None, None);
     while let Some(frame) = body.frame().await {
-        match frame.map_err(|error| unavailable(&error.to_string()))?.into_data() {
+        let broken = |error: Broken| {
+            note_broken(&cluster, endpoint, &error, pending.len());
+            unavailable(&error.to_string())
+        };
+        match frame.map_err(broken)?.into_data() {
             Ok(data) => pending.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().ok(),
         }

@@ -10,12 +10,15 @@ use smallvec::SmallVec;
 use tollgate_abi::fast::flag;
 
 use super::limits::Place;
-use crate::chain::{
-    Stream,
-    flow::failed_reply,
-    network::{self, NetworkStream},
-    stored::Stored,
-    stream::{self, ConnectionInfo, Position},
+use crate::{
+    chain::{
+        Stream,
+        flow::failed_reply,
+        network::{self, NetworkStream},
+        stored::Stored,
+        stream::{self, ConnectionInfo, Position},
+    },
+    observe::detail,
 };
 
 /// A stream of either kind.
@@ -128,7 +131,7 @@ impl Subject {
                 stream.flag(flag::FILTER_FAILED);
                 stream.reply(failed_reply());
             }
-            Subject::Tcp(stream) => stream.close(flag::FILTER_FAILED, "filter_failed"),
+            Subject::Tcp(stream) => stream.close(flag::FILTER_FAILED, detail::FILTER_FAILED),
         }
     }
 
@@ -136,7 +139,7 @@ impl Subject {
     pub fn close(&self) {
         match self {
             Subject::Http(stream) => stream.close(),
-            Subject::Tcp(stream) => stream.close(flag::LOCAL_REPLY, "closed_by_filter"),
+            Subject::Tcp(stream) => stream.close(flag::LOCAL_REPLY, detail::CLOSED_BY_FILTER),
         }
     }
 

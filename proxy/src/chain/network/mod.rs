@@ -23,9 +23,12 @@ pub use self::flow::{Flow, Stopped};
 use super::{
     Action, Selected,
     stored::Stored,
-    stream::{Buffer, ConnectionInfo, Position},
+    stream::{Buffer, ConnectionInfo, Failures, Position},
 };
-use crate::config::units::Address;
+use crate::{
+    config::units::Address,
+    observe::{Detail, detail},
+};
 
 /// Where bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +145,8 @@ pub struct State {
     pub flags: u32,
     /// Why the connection has ended, if not by its ends.
     pub details: Cow<'static, str>,
+    /// What has failed beneath it; nothing at all unless something has.
+    pub failures: Option<Box<Failures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
     /// What filters have stored with the connection.
@@ -196,6 +201,7 @@ impl NetworkStream {
             closed: false,
             flags: 0,
             details: Cow::Borrowed(""),
+            failures: None,
             log_fields: Vec::new(),
             stored: Stored::default(),
             held: SmallVec::new(),
@@ -223,15 +229,25 @@ impl NetworkStream {
         self.wake();
     }
 
+    /// Notes why one of its two ends has failed.
+    pub fn failed(&self, side: Side, why: String) {
+        let mut state = self.state.borrow_mut();
+        let failures = state.failures.get_or_insert_default();
+        match side {
+            Side::Downstream => failures.downstream = why,
+            Side::Upstream => failures.upstream = why,
+        }
+    }
+
     /// Ends the connection, once what has passed the filters is sent.
-    pub fn close(&self, flags: u32, details: &'static str) {
+    pub fn close(&self, flags: u32, details: Detail) {
         {
             let mut state = self.state.borrow_mut();
             // The first reason is the reason.
             if !state.closed {
                 state.closed = true;
                 state.flags |= flags;
-                state.details = Cow::Borrowed(details);
+                state.details = details.into();
             }
         }
         self.wake();
@@ -253,7 +269,7 @@ impl NetworkStream {
             buffer.is_overflown()
         };
         match overflown {
-            true => self.close(flag::BODY_TOO_LARGE, "filter_buffer_full"),
+            true => self.close(flag::BODY_TOO_LARGE, detail::FILTER_BUFFER_FULL),
             false => self.wake(),
         }
     }

@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use crate::{
     h1::{self, Decoder, Part, Wire, encoder, head},
     http::body::BodyError,
-    net::Stream,
+    net::{Stream, is_tls},
 };
 
 /// What a client may send ahead of its request's response before no more of it is read, in bytes.
@@ -71,11 +71,17 @@ impl Line {
         let mut wire = self.wire.borrow_mut();
         let Some(wire) = wire.as_mut() else { return Poll::Ready(Ok(None)) };
         loop {
-            if !wire.inbox.is_empty()
-                && let Some(length) = finder.find(&mut wire.inbox, limits.head)?
-            {
-                self.head_since.set(None);
-                return Poll::Ready(head::request(&mut wire.inbox, length, limits).map(Some));
+            if !wire.inbox.is_empty() {
+                let found = finder.find(&mut wire.inbox, limits.head);
+                if let Ok(Some(length)) = found {
+                    self.head_since.set(None);
+                    return Poll::Ready(head::request(&mut wire.inbox, length, limits).map(Some));
+                }
+                // It would be waited for in vain, or be called something else.
+                if is_tls(&wire.inbox) {
+                    return Poll::Ready(Err(h1::HeadError::Tls));
+                }
+                found?;
             }
             if wire.inbox.is_empty() {
                 if self.ending.get() {

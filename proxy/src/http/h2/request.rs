@@ -21,6 +21,7 @@ use crate::{
         date,
         fields::{Present, remove_hop_by_hop},
     },
+    observe::detail,
 };
 
 /// What a request that could not be read is said to be.
@@ -40,7 +41,7 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let (parts, received) = request.into_parts();
     if are_malformed(&parts.headers) {
         let site = connection.handle.site();
-        log_refusal(&site, &connection.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, "malformed_field");
+        log_refusal(&site, &connection.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_FIELD, "");
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     }
     let connects = parts.method == Method::CONNECT;

@@ -34,6 +34,7 @@ use crate::{
         date,
         fields::{Present, remove_hop_by_hop},
     },
+    observe::{Detail, detail},
 };
 
 /// What a request that could not be read is said to be.
@@ -86,27 +87,27 @@ async fn serve(
     let mut resolving = pin!(resolver.resolve_request());
     let resolved = timeout(limit, resolving.as_mut()).await;
     let site = handle.site();
-    let refused = |status, flags, why| log_refusal(&site, info, PROTOCOL, status, flags, why);
+    let refused = |status, flags, why| log_refusal(&site, info, PROTOCOL, status, flags, why, "");
     let (request, stream) = match resolved {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(StreamError::HeaderTooBig { .. })) => {
-            refused(431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
+            refused(431, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE);
             return false;
         }
         Ok(Err(_)) if watch.head_too_large.get() => {
-            refused(431, flag::DOWNSTREAM_PROTOCOL, "head_too_large");
+            refused(431, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE);
             return false;
         }
         Ok(Err(error)) => {
             if matches!(error, StreamError::StreamError { .. }) {
                 tracing::debug!(peer = %info.peer, %error, "a malformed request");
-                refused(0, flag::DOWNSTREAM_PROTOCOL, "malformed_request");
+                refused(0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_REQUEST);
             }
             return false;
         }
         Err(_) => {
             watch.answering.set(true);
-            refused(0, flag::DOWNSTREAM_TIMEOUT, "header_read_timeout");
+            refused(0, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT);
             return false;
         }
     };
@@ -175,24 +176,24 @@ async fn serve(
 }
 
 /// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told.
-fn check(fields: &HeaderMap) -> Result<Option<u64>, &'static str> {
+fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
     let present = Present::of(fields);
     if present.connection
         || present.upgrade
         || present.others_of_hop
         || fields.get_all(header::TE).iter().any(|te| te != "trailers")
     {
-        return Err("connection_fields");
+        return Err(detail::CONNECTION_FIELDS);
     }
     if are_malformed(fields) {
-        return Err("malformed_field");
+        return Err(detail::MALFORMED_FIELD);
     }
     let mut length = None;
     for value in fields.get_all(header::CONTENT_LENGTH) {
         let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
-        let value = value.and_then(|value| value.parse::<u64>().ok()).ok_or("bad_content_length")?;
+        let value = value.and_then(|value| value.parse::<u64>().ok()).ok_or(detail::BAD_CONTENT_LENGTH)?;
         if length.is_some_and(|length| length != value) {
-            return Err("bad_content_length");
+            return Err(detail::BAD_CONTENT_LENGTH);
         }
         length = Some(value);
     }

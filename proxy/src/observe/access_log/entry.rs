@@ -41,6 +41,10 @@ pub struct Entry<'a> {
     pub flags: u32,
     /// Why the proxy or a filter answered.
     pub details: &'a str,
+    /// Why the transport to the upstream failed, in the last try that did.
+    pub upstream_failure: &'a str,
+    /// Why the transport from the client failed.
+    pub downstream_failure: &'a str,
     /// Bytes of the request's body.
     pub request_bytes: u64,
     /// Bytes of the response's body.
@@ -104,6 +108,8 @@ impl<'a> Entry<'a> {
             grpc_status: None,
             flags: 0,
             details: "",
+            upstream_failure: "",
+            downstream_failure: "",
             request_bytes: 0,
             response_bytes: 0,
             timings: Timings::default(),

@@ -71,6 +71,8 @@ pub const FIELDS: &[Field] = fields! {
     grpc_status, "the status of a gRPC call", |e| e.grpc_status.map_or(Value::Missing, |s| Value::Count(s.into()));
     flags, "response flags, joined with commas", |e| Value::Flags(e.flags);
     details, "why the proxy or a filter answered", |e| text(e.details.as_bytes());
+    upstream_failure, "why the connection to the upstream failed", |e| text(e.upstream_failure.as_bytes());
+    downstream_failure, "why the client's connection failed", |e| text(e.downstream_failure.as_bytes());
     request_bytes, "bytes of the request's body", |e| Value::Count(e.request_bytes);
     response_bytes, "bytes of the response's body", |e| Value::Count(e.response_bytes);
     duration_ms, "from the request's first byte to the response's last", |e| Value::Micros(e.timings.total);

@@ -107,7 +107,7 @@ fn site(
             clusters.get(name).with_context(|| format!("the listener's cluster `{name}` is not among the clusters"))?;
         anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
     });
-    let figures = Foundry::figures(registry, &config.name)?;
+    let figures = Foundry::figures(registry, &config.name, config.tls.is_some())?;
     let mut site = exchange::Site::new(Arc::new(config.clone()), chain, figures, pools);
     site.default_route = default.transpose()?;
     Ok(site)

@@ -121,6 +121,9 @@ impl Check {
             let next = Instant::now() + interval;
             let cluster = self.cluster.borrow().clone();
             let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
+            if let Err(error) = &result {
+                self.endpoint.remember(error.trouble(), &format!("health check: {error}"));
+            }
             self.note(result.map_err(|error| error.to_string()));
             sleep_until(next).await;
         }

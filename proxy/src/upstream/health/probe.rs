@@ -1,7 +1,14 @@
 //! Asking one endpoint for its health, once: each time on a connection of its own, so that it is also known whether there
 //! could be one.
 
-use std::io;
+use std::{
+    cell::Cell,
+    error::Error,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use http::{
@@ -15,6 +22,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
@@ -25,10 +33,11 @@ use crate::{
         model::{Check, HealthCheck},
         units::Address,
     },
-    net::{Stream, TokioIo},
+    net::{FirstBytes, Looks, Stream, TokioIo},
     upstream::{
-        Cluster, Endpoint,
+        Cluster, Endpoint, OpenError, Trouble,
         connect::{self, Version},
+        reason::{chain_of, lost, mismatch},
     },
 };
 
@@ -44,9 +53,9 @@ pub(super) enum Unwell {
     #[error("no answer in time")]
     Timeout,
     #[error("no connection: {0}")]
-    Connect(io::Error),
-    #[error("no answer: {0}")]
-    Http(#[from] hyper::Error),
+    Connect(OpenError),
+    #[error("no answer: {1}")]
+    Http(Trouble, String),
     #[error("the request is not possible: {0}")]
     Request(#[from] http::Error),
     #[error("the status is {0}")]
@@ -61,11 +70,38 @@ pub(super) enum Unwell {
     NotServing(u64),
 }
 
+impl Unwell {
+    /// The kind of failure.
+    pub(super) fn trouble(&self) -> Trouble {
+        match self {
+            Unwell::Timeout => Trouble::Timeout,
+            Unwell::Connect(error) => error.trouble,
+            Unwell::Http(trouble, _) => *trouble,
+            _ => Trouble::Protocol,
+        }
+    }
+
+    /// What hyper says, or what it does not: what has come in place of what was expected, and what TLS has against it.
+    fn http(error: &hyper::Error, expected: Looks, first: &FirstBytes) -> Unwell {
+        if !first.is_empty() && first.look() != expected {
+            return Unwell::Http(Trouble::Protocol, mismatch(expected, first));
+        }
+        let mut source = error.source();
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                let (trouble, why) = lost(error);
+                return Unwell::Http(trouble, why);
+            }
+            source = error.source();
+        }
+        Unwell::Http(Trouble::Reset, chain_of(error))
+    }
+}
+
 /// Asks an endpoint of a cluster.
 pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
     let asking = async {
-        let (socket, version) =
-            connect::open(cluster, endpoint, None).await.map_err(|(error, _)| Unwell::Connect(error))?;
+        let (socket, version) = connect::open(cluster, endpoint, None).await.map_err(Unwell::Connect)?;
         match &check.check {
             Check::Tcp {} => Ok(()),
             Check::Http { path, host } => {
@@ -154,16 +190,58 @@ impl Driver {
     }
 }
 
-async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, Unwell> {
+    let (socket, first) = Noting::new(socket);
+    let failed = |error: hyper::Error| Unwell::http(&error, Looks::Http1, &first.get());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
-    Ok((sender.send_request(request).await?, driver))
+    Ok((sender.send_request(request).await.map_err(failed)?, driver))
 }
 
-async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
-    let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await?;
+async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, Unwell> {
+    let (socket, first) = Noting::new(socket);
+    let failed = |error: hyper::Error| Unwell::http(&error, Looks::Http2, &first.get());
+    let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
-    Ok((sender.send_request(request).await?, driver))
+    Ok((sender.send_request(request).await.map_err(failed)?, driver))
+}
+
+/// A connection of which the first bytes are kept.
+struct Noting {
+    stream: Stream,
+    first: Rc<Cell<FirstBytes>>,
+}
+
+impl Noting {
+    fn new(stream: Stream) -> (Noting, Rc<Cell<FirstBytes>>) {
+        let first = Rc::<Cell<FirstBytes>>::default();
+        (Noting { stream, first: first.clone() }, first)
+    }
+}
+
+impl AsyncRead for Noting {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let mut first = self.first.get();
+        first.note(&buffer.filled()[before..]);
+        self.first.set(first);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Noting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// Runs what hyper wants to run on this thread.

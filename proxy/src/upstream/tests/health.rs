@@ -201,7 +201,13 @@ fn http_checks_go_by_the_status() {
                 b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
                 Err("the status is 503 Service Unavailable"),
             ),
-            (b"220 smtp.example ESMTP\r\n", Err("no answer: invalid HTTP version parsed")),
+            (
+                b"220 smtp.example ESMTP\r\n",
+                Err(
+                    "no answer: expected HTTP/1.1 (`protocol`): first bytes 32 32 30 20 73 6d 74 70 2e 65 78 61 6d 70 6c 65 \
+                     (\"220 smtp.example\")",
+                ),
+            ),
         ] {
             assert_eq!(
                 ask(saying(reply).await, http()).await,

@@ -1,0 +1,126 @@
+//! The first bytes that a peer sends, kept for whoever has to say that they are not what was expected, and what they look like.
+
+use std::fmt;
+
+/// Bytes that are kept: enough to recognise a protocol, and to look one up.
+const KEPT: usize = 16;
+
+/// The first bytes of a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FirstBytes {
+    bytes: [u8; KEPT],
+    len: u8,
+}
+
+/// A protocol that first bytes may belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looks {
+    /// A response of HTTP/1.
+    Http1,
+    /// A SETTINGS frame, with which every HTTP/2 server begins (RFC 9113 section 3.4).
+    Http2,
+    /// A TLS record (RFC 8446 section 5.1).
+    Tls,
+    /// None of these.
+    Unknown,
+}
+
+impl FirstBytes {
+    /// The beginning of `bytes`.
+    pub fn of(bytes: &[u8]) -> FirstBytes {
+        let mut first = FirstBytes::default();
+        first.note(bytes);
+        first
+    }
+
+    /// Takes what has come next, as far as there is room.
+    pub fn note(&mut self, bytes: &[u8]) {
+        let len = usize::from(self.len);
+        let taken = bytes.len().min(KEPT - len);
+        self.bytes[len..len + taken].copy_from_slice(&bytes[..taken]);
+        self.len += taken as u8;
+    }
+
+    /// Whether there is room for more.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        usize::from(self.len) == KEPT
+    }
+
+    /// Whether nothing has come.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// What a server that sends them speaks.
+    pub fn look(&self) -> Looks {
+        match self.as_slice() {
+            bytes if bytes.starts_with(b"HTTP/1.") => Looks::Http1,
+            // Length, type, flags, and stream 0.
+            [0, _, _, 4, 0, 0, 0, 0, 0, ..] => Looks::Http2,
+            bytes if is_tls(bytes) => Looks::Tls,
+            _ => Looks::Unknown,
+        }
+    }
+}
+
+/// Whether a connection that begins like this is under TLS: a record's type, and the first byte of its version.
+pub fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [20..=24, 3, ..])
+}
+
+/// `first bytes 48 54 54 50 ("HTTP")`; the text only if all of it is legible.
+impl fmt::Display for FirstBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.as_slice();
+        if bytes.is_empty() {
+            return f.write_str("no byte came");
+        }
+        f.write_str("first bytes")?;
+        bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
+        let legible = |byte: &u8| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\r' | b'\n' | b'\t');
+        match bytes.iter().all(legible) {
+            true => write!(f, " ({:?})", String::from_utf8_lossy(bytes)),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_are_kept_however_they_come() {
+        let mut first = FirstBytes::default();
+        assert_eq!(first.to_string(), "no byte came");
+        first.note(b"HT");
+        first.note(b"");
+        first.note(b"TP");
+        assert_eq!(first.to_string(), "first bytes 48 54 54 50 (\"HTTP\")");
+        first.note(&[b'x'; 100]);
+        assert!(first.is_full());
+        assert_eq!(first, FirstBytes::of(b"HTTPxxxxxxxxxxxx and more"));
+        assert_eq!(FirstBytes::of(b"\x15\x03\x03\0\x02").to_string(), "first bytes 15 03 03 00 02");
+    }
+
+    #[test]
+    fn protocols_are_recognised_by_their_first_bytes() {
+        for (bytes, expected) in [
+            (&b"HTTP/1.1 400 Bad Request"[..], Looks::Http1),
+            (b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80", Looks::Http2),
+            (b"\x15\x03\x01\0\x02\x02\x46", Looks::Tls),
+            (b"\x16\x03\x03", Looks::Tls),
+            (b"SSH-2.0-OpenSSH_9.2", Looks::Unknown),
+            (b"\x16", Looks::Unknown),
+            (b"", Looks::Unknown),
+        ] {
+            assert_eq!(FirstBytes::of(bytes).look(), expected, "{}", bytes.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Clients that a listener turns away: each leaves a line, a count, and a warning.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, Stream, SupportedProtocolVersion,
+    pki_types::PrivateKeyDer,
+    version::{TLS12, TLS13},
+};
+use serde_json::Value;
+
+use super::pair::{self, Issuer, Pair};
+use crate::harness::{Config, DEADLINE, Proxy, Upstream};
+
+/// A client of TLS.
+struct Client<'a> {
+    trusts: &'a Issuer,
+    shows: Option<&'a Pair>,
+    versions: &'a [&'static SupportedProtocolVersion],
+    alpn: &'a [&'a str],
+}
+
+impl<'a> Client<'a> {
+    fn new(trusts: &'a Issuer) -> Client<'a> {
+        Client { trusts, shows: None, versions: &pair::VERSIONS, alpn: &[] }
+    }
+
+    /// Sends a request as far as it gets with it. What comes back.
+    fn ask(self, proxy: &Proxy) -> String {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.trusts.der().clone()).expect("a root");
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+        let builder = builder.with_protocol_versions(self.versions).expect("versions").with_root_certificates(roots);
+        let mut config = match self.shows {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
+                builder.with_client_auth_cert(vec![pair.cert.der().clone()], key).expect("a pair")
+            }
+        };
+        config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let name = "localhost".try_into().expect("a name");
+        let mut tls = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut socket = TcpStream::connect(proxy.address("main")).expect("the proxy accepts connections");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
+        let mut stream = Stream::new(&mut tls, &mut socket);
+        let mut all = Vec::new();
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let _ = stream.read_to_end(&mut all);
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+/// A listener with TLS and these options of it.
+fn proxy(issuer: &Issuer, options: &str) -> (Proxy, Upstream) {
+    let server = pair::signed(issuer, "server");
+    let upstream = Upstream::saying("ok");
+    let tls = format!("tls: {{certificates: [{{certificate: s.pem, key: s.key}}], {options}}}");
+    let files = [("s.pem", server.cert.pem()), ("s.key", server.signing_key.serialize_pem()), ("ca.pem", issuer.pem())];
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    (Proxy::start_with(Config::to(&upstream).listener(&tls), &files), upstream)
+}
+
+/// One client was turned away: its line, with the reason, the count and the warning.
+fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, reason: &str, parts: &[&str]) -> Value {
+    let entry = proxy.entry(|entry| entry["details"] == details);
+    let why = entry["downstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
+    parts.iter().for_each(|part| assert!(why.contains(part), "{name}: no {part:?} in {why:?}"));
+    proxy.wait_for_output(&format!("a client was turned away: {why}"));
+    if details == "tls_handshake_failed" {
+        assert_eq!((&entry["protocol"], &entry["flags"]), (&"TLS".into(), &"DPE".into()), "{name}: {entry}");
+        let metric = "tollgate_tls_handshake_failures_total";
+        assert_eq!(proxy.metrics().sum(metric, &[("listener", "main"), ("reason", reason)]), 1.0, "{name}");
+        assert_eq!(proxy.metrics().sum(metric, &[]), 1.0, "{name}");
+        assert_eq!(
+            proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "handshake")]),
+            1.0,
+            "{name}"
+        );
+    }
+    entry
+}
+
+#[test]
+fn a_certificate_that_is_missing_or_wrong_is_told() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let (stranger, old) = (pair::signed(&theirs, "c"), pair::expired(&ours, "c"));
+    for (name, shows, reason, parts) in [
+        ("none", None, "no_certificate", &["the client showed no certificate, which is required"][..]),
+        ("a stranger's", Some(&stranger), "unknown_issuer", &["unknown issuer \"CN=theirs\"", "`tls.client_ca`"]),
+        ("expired", Some(&old), "expired", &["the certificate \"CN=c\" expired on 2020-01-01T00:00:00Z"]),
+    ] {
+        for version in [&[&TLS13][..], &[&TLS12]] {
+            let (proxy, _upstream) = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
+            assert_eq!(Client { shows, versions: version, ..Client::new(&ours) }.ask(&proxy), "", "{name}");
+            assert_turned_away(name, &proxy, "tls_handshake_failed", reason, parts);
+        }
+    }
+}
+
+#[test]
+fn a_client_with_nothing_in_common_is_told() {
+    let ours = pair::issuer("ours");
+    let (versions, _upstream) = proxy(&ours, "min_version: '1.3'");
+    Client { versions: &[&TLS12], ..Client::new(&ours) }.ask(&versions);
+    assert_turned_away("versions", &versions, "tls_handshake_failed", "version", &["`min_version`"]);
+    let (alpn, _upstream) = proxy(&ours, "");
+    Client { alpn: &["acme-tls/1", "imap"], ..Client::new(&ours) }.ask(&alpn);
+    let parts = ["the client offers acme-tls/1, imap by ALPN, and the listener speaks h2, http/1.1"];
+    assert_turned_away("ALPN", &alpn, "tls_handshake_failed", "alpn", &parts);
+}
+
+#[test]
+fn a_client_that_does_not_want_us_is_told() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let (proxy, _upstream) = proxy(&ours, "");
+    Client::new(&theirs).ask(&proxy);
+    let parts = ["alert unknown_ca: it does not trust the issuer of the listener's certificate"];
+    assert_turned_away("an alert", &proxy, "tls_handshake_failed", "alert", &parts);
+}
+
+#[test]
+fn what_is_no_tls_on_a_port_with_tls_is_shown() {
+    let ours = pair::issuer("ours");
+    for (sent, reason, parts) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain_http", ["speaks HTTP without TLS", "first bytes 47 45 54 20"]),
+        ("EHLO mail.example\r\n", "not_tls", ["speaks no TLS", "(\"EHLO mail.exampl\")"]),
+    ] {
+        let (proxy, _upstream) = proxy(&ours, "");
+        let mut client = proxy.client();
+        client.send(sent);
+        client.wire.read_to_end();
+        assert_turned_away(sent, &proxy, "tls_handshake_failed", reason, &parts);
+    }
+}
+
+#[test]
+fn tls_on_a_plain_port_is_called_that() {
+    let (upstream, ours) = (Upstream::saying("ok"), pair::issuer("ours"));
+    let proxy = Proxy::start(Config::to(&upstream));
+    Client::new(&ours).ask(&proxy);
+    let entry = proxy.entry(|entry| entry["details"] == "tls_on_plain_port");
+    assert_eq!((&entry["status"], &entry["flags"]), (&400.into(), &"DPE".into()), "{entry}");
+    let why = "the client speaks TLS, and the listener has no `tls` section";
+    assert_eq!(entry["downstream_failure"], why);
+    proxy.wait_for_output(&format!("a client was turned away: {why}"));
+    // A listener that speaks nothing but HTTP/2 has no answer to that.
+    let proxy = Proxy::start(Config::to(&upstream).listener("protocol: http2"));
+    Client::new(&ours).ask(&proxy);
+    proxy.wait_for_output(&format!("a client was turned away: {why}"));
+    proxy.refused_one("http2");
+}
+
+#[test]
+fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_not() {
+    let ours = pair::issuer("ours");
+    let (site, _upstream) = proxy(&ours, "");
+    // Somebody looks whether the port is open.
+    (0..3).for_each(|_| drop(site.client()));
+    assert!(Client::new(&ours).ask(&site).starts_with("HTTP/1.1 200 "));
+    site.entry_for("/");
+    assert_eq!(site.entries().len(), 1, "{:?}", site.entries());
+    assert_eq!(site.metrics().sum("tollgate_tls_handshake_failures_total", &[]), 0.0);
+    assert!(!site.output().contains("turned away"), "{}", site.output());
+    let upstream = Upstream::saying("ok");
+    let tls = "timeouts: {handshake: 300ms}\ntls: {certificates: [{certificate: s.pem, key: s.key}]}";
+    let server = pair::signed(&ours, "server");
+    let files = [("s.pem", server.cert.pem()), ("s.key", server.signing_key.serialize_pem())];
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    let proxy = Proxy::start_with(Config::to(&upstream).listener(tls), &files);
+    let mut client = proxy.client();
+    client.send([0x16, 3, 1]);
+    client.wire.read_to_end();
+    let parts = ["the TLS handshake was not over within 300ms (`timeouts.handshake`)"];
+    let entry = assert_turned_away("silence", &proxy, "handshake_timeout", "timeout", &parts);
+    assert_eq!(entry["flags"], "DT");
+}
+
+#[test]
+fn a_header_of_the_proxy_protocol_that_is_missing_is_told() {
+    let upstream = Upstream::saying("ok");
+    let config = Config::to(&upstream).listener("proxy_protocol: {trusted: [127.0.0.1/32], required: true}");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.wire.read_to_end();
+    let parts = ["no header of the PROXY protocol, which is `required`", "first bytes 47 45 54"];
+    assert_turned_away("missing", &proxy, "proxy_protocol_error", "", &parts);
+}
+
+#[test]
+fn a_request_body_that_breaks_off_names_how() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.client();
+    client.send("POST /body HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
+    assert_eq!(client.read().status(), 400);
+    let entry = proxy.entry_for("/body");
+    assert_eq!(entry["details"], "bad_request_body");
+    let why = entry["downstream_failure"].as_str().expect("a reason");
+    assert_eq!(why, "the request's body: a chunk's size cannot be read");
+}

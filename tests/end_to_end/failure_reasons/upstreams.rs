@@ -1,0 +1,319 @@
+//! Upstreams, each wrong in one way.
+
+use std::net::SocketAddr;
+
+use rustls::version::TLS12;
+
+use super::{
+    assert_told, endpoint,
+    pair::{self, Server},
+};
+use crate::harness::{
+    Config, H2, Proxy, Upstream, answer,
+    frames::{Frame, code, kind},
+};
+
+/// A proxy in front of one endpoint, with options of its cluster, and PEM files beside its configuration.
+fn proxy(endpoint: impl std::fmt::Display, options: &str, files: &[(&str, String)]) -> Proxy {
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    Proxy::start_with(Config::to_with(endpoint, options), &files)
+}
+
+/// One request: its reason has these parts in all places, and nothing of it is for the client.
+fn assert_reason(name: &str, proxy: &Proxy, details: &str, kind: &str, parts: &[&str]) {
+    let response = proxy.get("/fails");
+    assert!(response.status() >= 502, "{name}: {response:?}");
+    let entry = proxy.entry_for("/fails");
+    assert_eq!(entry["details"], details, "{name}: {entry}");
+    assert_told(name, proxy, &entry, kind, parts);
+    let told = format!("{:?} {}", response.fields, response.text());
+    parts.iter().for_each(|part| assert!(!told.contains(part), "{name}: the client is told {part}"));
+}
+
+#[test]
+fn a_certificate_that_is_refused_is_described() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let (right, strange) = (pair::signed(&ours, "w"), pair::signed(&theirs, "w"));
+    let old = pair::expired(&ours, "w");
+    let ca = [("ca.pem", ours.pem())];
+    let tls = "tls: {ca: [ca.pem], sni: localhost}";
+    for (name, pair, options, parts) in [
+        ("unknown issuer", &strange, tls, &["TLS handshake: unknown issuer \"CN=theirs\"", "`tls.ca`"][..]),
+        (
+            "another name",
+            &right,
+            "tls: {ca: [ca.pem], sni: other.test}",
+            &["certificate not valid for name \"other.test\" (it is for localhost, 127.0.0.1, spiffe://t/w)", "`sni`"],
+        ),
+        ("other sans", &right, "tls: {ca: [ca.pem], sans: [a.test]}", &["none of `sans`", "localhost"]),
+        ("expired", &old, tls, &["the certificate \"CN=w\" expired on 2020-01-01T00:00:00Z"]),
+    ] {
+        let upstream = Server::new(pair).start();
+        assert_reason(name, &proxy(&upstream, options, &ca), "connect_failure", "tls", parts);
+    }
+}
+
+#[test]
+fn an_authoritys_own_certificate_is_no_servers() {
+    let ours = pair::issuer("ours");
+    let key = rcgen::KeyPair::from_pem(&ours.key().serialize_pem()).expect("a key");
+    let certificate = rcgen::CertifiedKey { cert: as_certificate(&ours), signing_key: key };
+    let upstream = Server::new(&certificate).start();
+    let proxy = proxy(&upstream, "tls: {ca: [ca.pem], sni: localhost}", &[("ca.pem", ours.pem())]);
+    let parts = ["the certificate \"CN=ours\" is that of a certificate authority: use one that it has signed"];
+    assert_reason("a CA's certificate", &proxy, "connect_failure", "tls", &parts);
+}
+
+fn as_certificate(issuer: &pair::Issuer) -> rcgen::Certificate {
+    let certificate: &rcgen::Certificate = issuer.as_ref();
+    certificate.clone()
+}
+
+#[test]
+fn an_upstream_that_wants_a_certificate_says_so() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let (server, strange) = (pair::signed(&ours, "w"), pair::signed(&theirs, "c"));
+    let files = [("ca.pem", ours.pem()), ("c.pem", strange.cert.pem()), ("c.key", strange.signing_key.serialize_pem())];
+    let none = "tls: {ca: [ca.pem], sni: localhost}";
+    let other = "tls: {ca: [ca.pem], sni: localhost, certificate: {certificate: c.pem, key: c.key}}";
+    // With TLS 1.3 the handshake is over for the client before the server has seen what it has to show.
+    let upstream = Server { clients: Some(&ours), ..Server::new(&server) }.start();
+    let parts = ["certificate_required: it demands a client certificate: give the cluster `tls.certificate`"];
+    assert_reason("none, 1.3", &proxy(&upstream, none, &files), "upstream_reset", "tls", &parts);
+    let parts = ["unknown_ca: it does not trust the issuer of the cluster's `tls.certificate`"];
+    assert_reason("another one, 1.3", &proxy(&upstream, other, &files), "upstream_reset", "tls", &parts);
+    let upstream = Server { clients: Some(&ours), versions: &[&TLS12], ..Server::new(&server) }.start();
+    let parts = ["TLS handshake: the endpoint sent the alert", "`tls.certificate`"];
+    assert_reason("none, 1.2", &proxy(&upstream, none, &files), "connect_failure", "tls", &parts);
+}
+
+#[test]
+fn nothing_in_common_is_told_for_what_it_is() {
+    let ours = pair::issuer("ours");
+    let (server, ca) = (pair::signed(&ours, "w"), [("ca.pem", ours.pem())]);
+    let upstream = Server { versions: &[&TLS12], ..Server::new(&server) }.start();
+    let options = "tls: {ca: [ca.pem], sni: localhost, min_version: '1.3'}";
+    let parts = ["alert protocol_version: no version of TLS in common"];
+    assert_reason("versions", &proxy(&upstream, options, &ca), "connect_failure", "tls", &parts);
+    let upstream = Server { alpn: &["http/1.1"], ..Server::new(&server) }.start();
+    let options = "protocol: h2\ntls: {ca: [ca.pem], sni: localhost}";
+    let parts = ["alert no_application_protocol: it does not speak the cluster's `protocol` (ALPN)"];
+    assert_reason("ALPN", &proxy(&upstream, options, &ca), "connect_failure", "tls", &parts);
+}
+
+#[test]
+fn tls_to_a_plain_port_shows_what_came_in_its_place() {
+    let ca = [("ca.pem", pair::issuer("ours").pem())];
+    let tls = "tls: {ca: [ca.pem], sni: localhost}";
+    // It answers what is no request, as servers do.
+    let plain = Upstream::scripted(|mut connection| {
+        let _ = connection.wire.read_some(&mut [0; 100]);
+        connection.send(answer(400, &[], "no"));
+        connection.wire.finish();
+        connection.wait_for_end();
+    });
+    let parts = ["peer speaks no TLS: first bytes 48 54 54 50", "take `tls` out of the cluster"];
+    assert_reason("HTTP", &proxy(&plain, tls, &ca), "connect_failure", "tls", &parts);
+    let closing = Upstream::scripted(|mut connection| {
+        let _ = connection.wire.read_some(&mut [0; 4096]);
+    });
+    let parts = ["TLS handshake: ", "does it speak TLS?"];
+    let closing = proxy(&closing, tls, &ca);
+    let response = closing.get("/fails");
+    assert_eq!(response.status(), 503);
+    let said = closing.entry_for("/fails")["upstream_failure"].as_str().expect("a reason").to_owned();
+    // Closed with bytes unread, a connection is reset.
+    assert!(said.starts_with(parts[0]) && (said.contains(parts[1]) || said.contains("reset")), "{said}");
+    let silent = Upstream::scripted(|connection| connection.wait_for_end());
+    let parts = ["TLS handshake: no answer within 300ms (`connect_timeout`)", "took the connection"];
+    let options = format!("{tls}\nconnect_timeout: 300ms");
+    assert_reason("silence", &proxy(&silent, &options, &ca), "connect_timeout", "timeout", &parts);
+}
+
+#[test]
+fn plain_http_to_a_tls_port_is_recognised_by_its_answer() {
+    let server = pair::signed(&pair::issuer("ours"), "w");
+    for (options, expected) in [("", "expected HTTP/1.1"), ("protocol: h2", "expected HTTP/2")] {
+        let upstream = Server::new(&server).start();
+        let parts = [expected, "first bytes 15 03", "it speaks TLS; give the cluster a `tls` section"];
+        assert_reason(options, &proxy(&upstream, options, &[]), "upstream_protocol_error", "protocol", &parts);
+    }
+}
+
+#[test]
+fn another_version_of_http_is_recognised_by_its_first_bytes() {
+    let http1 = Upstream::canned(answer(400, &[], "no"));
+    let parts = ["expected HTTP/2 (`protocol`)", "48 54 54 50 2f 31", "it speaks HTTP/1.1; set `protocol: h1`"];
+    assert_reason("HTTP/1.1", &proxy(&http1, "protocol: h2", &[]), "upstream_protocol_error", "protocol", &parts);
+    let settings = Frame::bytes(kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]);
+    let http2 = Upstream::canned(settings);
+    let parts = ["expected HTTP/1.1 (`protocol`)", "first bytes 00 00 06 04", "it speaks HTTP/2; set `protocol: h2`"];
+    assert_reason("HTTP/2", &proxy(&http2, "", &[]), "upstream_protocol_error", "protocol", &parts);
+    for options in ["", "protocol: h2"] {
+        let junk = Upstream::canned("220 mail.example ESMTP\r\n".repeat(5));
+        let parts = ["first bytes 32 32 30 20", "(\"220 mail.example"];
+        assert_reason("SMTP", &proxy(&junk, options, &[]), "upstream_protocol_error", "protocol", &parts);
+    }
+    let broken = Upstream::canned("HTTP/1.1 200 OK\r\nX A: 1\r\n\r\n");
+    let parts = ["the response is not valid: its head could not be read: a header has no name"];
+    assert_reason("a field", &proxy(&broken, "", &[]), "upstream_protocol_error", "protocol", &parts);
+}
+
+#[test]
+fn a_goaway_is_told_with_its_debug_data() {
+    for code in [code::ENHANCE_YOUR_CALM, code::PROTOCOL_ERROR] {
+        let upstream = Upstream::scripted(move |connection| {
+            let socket = connection.wire.socket().try_clone().expect("a socket");
+            let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+            let Ok((stream, _)) = h2.next_head() else { return };
+            // The request counts as taken, so that it is not sent again.
+            let payload = [&stream.to_be_bytes()[..], &code.to_be_bytes(), b"too_many_pings"].concat();
+            h2.send(kind::GOAWAY, 0, 0, &payload);
+            // Closed with bytes unread, the connection would be reset, and the GOAWAY might be lost.
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+            h2.read_to_end();
+        });
+        let proxy = proxy(&upstream, "protocol: h2", &[]);
+        assert_reason("GOAWAY", &proxy, "upstream_reset", "reset", &["too_many_pings"]);
+    }
+}
+
+#[test]
+fn connections_that_are_not_made_name_the_systems_error_and_the_step() {
+    let refusing = Upstream::refusing();
+    let parts = ["connecting: Connection refused (os error 111), after "];
+    assert_reason("refused", &proxy(refusing, "", &[]), "connect_failure", "connect", &parts);
+    let missing = Config::new().listener("cluster: web").cluster("web", &["unix:/nowhere/at/all.sock"], "");
+    let parts = ["connecting: No such file or directory (os error 2), after "];
+    assert_reason("no socket", &Proxy::start(missing), "connect_failure", "connect", &parts);
+}
+
+#[test]
+fn a_connection_that_ends_early_names_how_and_when() {
+    let resetting = Upstream::resetting();
+    let parts = ["Connection reset by peer (os error 104), before a response, after "];
+    assert_reason("reset", &proxy(&resetting, "", &[]), "upstream_reset", "reset", &parts);
+    let closing = Upstream::canned("");
+    let parts = ["the endpoint closed the connection, before a response, after "];
+    assert_reason("closed", &proxy(&closing, "", &[]), "upstream_reset", "reset", &parts);
+    let in_the_head = Upstream::canned("HTTP/1.1 200 OK\r\nContent-");
+    let parts = ["the endpoint closed the connection, in the middle of the response's head, after "];
+    assert_reason("in the head", &proxy(&in_the_head, "", &[]), "upstream_reset", "reset", &parts);
+    let silent = Upstream::silent();
+    let parts = ["no response within ", "(`request_timeout` or the route's `timeout`)"];
+    let options = "request_timeout: 300ms";
+    assert_reason("silent", &proxy(&silent, options, &[]), "response_timeout", "timeout", &parts);
+}
+
+#[test]
+fn a_body_that_ends_early_names_how_far_it_came() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
+    });
+    let proxy = proxy(&upstream, "", &[]);
+    let mut client = proxy.client();
+    client.send_request("GET", "/half", &[], b"");
+    assert_eq!(client.wire.read_head().expect("a response").status(), 200);
+    client.wire.read_to_end();
+    let entry = proxy.entry_for("/half");
+    assert_eq!(entry["flags"], "UC");
+    assert_told("a body", &proxy, &entry, "reset", &["closed the connection", "after 5 bytes of the response's body"]);
+}
+
+#[test]
+fn a_failure_stays_told_when_a_retry_mends_it_and_a_success_tells_of_none() {
+    let (good, other, refusing) = (Upstream::saying("ok"), Upstream::saying("ok"), Upstream::refusing());
+    let endpoints = [good.address, other.address, refusing];
+    let options = "retry: {on: [connect_failure], attempts: 3, backoff: 1ms}\nretry_budget: {percent: 100}";
+    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &endpoints, options));
+    let (mut once, mut twice) = (false, false);
+    for n in 0..100 {
+        assert_eq!(proxy.get(&format!("/{n}")).text(), "ok");
+        let entry = proxy.entry_for(&format!("/{n}"));
+        let again = entry["attempts"].as_u64() > Some(1);
+        let why = entry["upstream_failure"].as_str();
+        assert_eq!(why.is_some_and(|why| why.contains("Connection refused")), again, "{entry}");
+        assert_eq!(entry["downstream_failure"], serde_json::Value::Null);
+        (once, twice) = (once || !again, twice || again);
+        if once && twice {
+            return;
+        }
+    }
+    panic!("either all or none of the requests were tried again");
+}
+
+#[test]
+fn an_outage_is_one_line_in_the_log_and_not_one_a_request() {
+    let proxy = proxy(Upstream::refusing(), "", &[]);
+    let mut client = proxy.client();
+    for n in 0..50 {
+        assert_eq!(client.get(&format!("/{n}")).status(), 503);
+    }
+    proxy.entry_for("/49");
+    proxy.wait_for_output("an endpoint failed");
+    assert_eq!(proxy.output().matches("an endpoint failed").count(), 1, "{}", proxy.output());
+}
+
+#[test]
+fn an_idle_connection_that_was_closed_is_no_failure() {
+    let upstream = Upstream::scripted(|mut connection| {
+        if connection.request().is_some() {
+            connection.send(answer(200, &[], "ok"));
+        }
+    });
+    let proxy = proxy(&upstream, "", &[]);
+    let mut client = proxy.client();
+    for n in 0..20 {
+        assert_eq!(client.get(&format!("/{n}")).status(), 200);
+    }
+    assert_eq!(proxy.entry_for("/19")["upstream_failure"], serde_json::Value::Null);
+    assert_eq!(endpoint(&proxy, "web")["last_error"], serde_json::Value::Null);
+}
+
+#[test]
+fn tcp_connections_tell_why_there_is_no_endpoint() {
+    let config = |endpoint: SocketAddr, options: &str| Config::to_with(endpoint, options).listener("protocol: tcp");
+    let proxy = Proxy::start(config(Upstream::refusing(), ""));
+    assert!(proxy.client().wire.is_closed());
+    let entry = proxy.entry(|entry| entry["details"] == "connect_failure");
+    assert_told("TCP", &proxy, &entry, "connect", &["connecting: Connection refused (os error 111), after "]);
+    let resetting = Upstream::scripted(|mut connection| {
+        let _ = connection.wire.read_some(&mut [0; 1]);
+        connection.wire.reset();
+    });
+    let proxy = Proxy::start(config(resetting.address, ""));
+    let mut client = proxy.client();
+    client.send("x");
+    assert!(client.wire.is_closed());
+    let entry = proxy.entry(|entry| entry["details"] == "upstream_reset");
+    assert_told("TCP", &proxy, &entry, "reset", &["Connection reset by peer (os error 104)"]);
+}
+
+#[test]
+fn other_versions_of_http_downstream_tell_the_same_and_grpc_clients_the_kind() {
+    let proxy = proxy(Upstream::refusing(), "", &[]);
+    let mut client = proxy.h2();
+    assert_eq!(client.get("/h2").status(), 503);
+    let why = proxy.entry_for("/h2")["upstream_failure"].clone();
+    assert!(why.as_str().is_some_and(|why| why.contains("Connection refused")), "{why}");
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+    let stream = client.request("POST", "/a.B/C", &fields, true);
+    let response = client.response(stream);
+    assert_eq!(
+        (response.field("grpc-status"), response.field("grpc-message")),
+        (Some("14"), Some("Service Unavailable (connect_failure)"))
+    );
+}
+
+#[test]
+fn a_grpc_server_behind_http_1_gets_the_hint() {
+    let closing = Upstream::canned("");
+    let proxy = proxy(&closing, "", &[]);
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/a.B/C", &fields, true);
+    assert_eq!(client.response(stream).field("grpc-message"), Some("Bad Gateway (upstream_reset)"));
+    let entry = proxy.entry_for("/a.B/C");
+    assert_told("gRPC", &proxy, &entry, "reset", &["a gRPC server speaks HTTP/2: set `protocol: h2`"]);
+}
