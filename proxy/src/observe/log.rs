@@ -163,7 +163,10 @@ fn parse(directives: &str) -> Result<EnvFilter, LogError> {
             return Err(LogError::Level { word: word.to_owned(), suggestion });
         }
     }
+    // Values of fields are compared as they are: an expression, compiled, may take any amount of memory, and whoever
+    // reaches the admin listener can send one.
     EnvFilter::builder()
+        .with_regex(false)
         .parse(directives)
         .map_err(|error| LogError::Filter { directives: directives.to_owned(), error })
 }
@@ -245,6 +248,12 @@ mod tests {
             assert_eq!(kept.take(), "");
             assert_eq!(handle.level().unwrap(), "info");
         });
+    }
+
+    #[test]
+    fn values_of_fields_are_no_regular_expressions() {
+        // Which this would not be.
+        check("tollgate[{filter=(}]=debug").unwrap();
     }
 
     #[test]
