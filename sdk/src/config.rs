@@ -217,7 +217,7 @@ mod tests {
         }
         assert_eq!(read(r#"{"from":null}"#), Err(blank("from")));
         let text = r#"{"rest": {"a": [1, {"b\"": "}]", "c" : null}], "d": [[], null]}, "from" : null}"#;
-        let expected = ["rest.a[1].c", "rest.d[1]", "from"].map(|path| blank(path)).join("; ");
+        let expected = ["rest.a[1].c", "rest.d[1]", "from"].map(blank).join("; ");
         assert_eq!(read(text), Err(expected));
     }
 
