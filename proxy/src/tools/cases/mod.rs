@@ -57,9 +57,9 @@ const SEED: u64 = 1;
 pub struct TestArgs {
     /// The module: a file, or `builtin:NAME` for a standard filter.
     filter: String,
-    /// The cases: YAML, JSON or TOML, by its name; see docs/tools.md.
+    /// The file of cases: YAML, JSON or TOML, told apart by its extension; see docs/tools.md.
     cases: PathBuf,
-    /// Run only cases that have this in their name.
+    /// Run only the cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Print the result as JSON.
