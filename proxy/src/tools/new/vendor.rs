@@ -95,16 +95,26 @@ fn inherit(name: &str, own: &Value, base: &Value) -> Value {
     all.into()
 }
 
-/// The dependencies of one of these packages, without the optional ones that are off by default; of others nothing is known.
+/// The dependencies of one of these packages as a project has them: of the optional ones, those that its default features
+/// or the other package switch on, by a feature of their name. Of packages from elsewhere nothing is known.
 pub fn required(package: &str) -> Option<BTreeSet<String>> {
     let (_, text) = MANIFESTS.iter().find(|(name, _)| *name == package)?;
     let mut manifest = parse(text);
-    let defaults = manifest.get("features").and_then(|f| f.get("default")).and_then(Value::as_array).cloned();
-    let is_default = |name: &str| defaults.iter().flatten().any(|feature| feature.as_str() == Some(name));
-    let dependencies = dependencies(&mut manifest).into_iter();
+    let mut features: Vec<Value> = array(manifest.get("features").and_then(|features| features.get("default")));
+    for (_, other) in MANIFESTS {
+        let mut other = parse(other);
+        let asked = dependencies(&mut other).into_iter().filter(|(name, _)| *name == package);
+        features.extend(asked.flat_map(|(_, dependency)| array(dependency.get("features"))));
+    }
+    let is_on = |name: &str| features.iter().any(|feature| feature.as_str() == Some(name));
     let is_optional = |dependency: &Value| dependency.get("optional").and_then(Value::as_bool) == Some(true);
-    let needed = dependencies.filter(|(name, dependency)| !is_optional(dependency) || is_default(name));
+    let all = dependencies(&mut manifest).into_iter();
+    let needed = all.filter(|(name, dependency)| !is_optional(dependency) || is_on(name));
     Some(needed.map(|(name, _)| name.clone()).collect())
+}
+
+fn array(value: Option<&Value>) -> Vec<Value> {
+    value.and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -126,5 +136,7 @@ mod tests {
         let abi = &sdk["dependencies"]["tollgate-abi"];
         assert_eq!((abi["path"].as_str(), abi["features"][0].as_str()), (Some("../tollgate-abi"), Some("serde")));
         assert!(required(SDK).unwrap().contains("talc") && !required(SDK).unwrap().contains("log"));
+        assert_eq!(required("tollgate-abi").unwrap(), BTreeSet::from(["serde".to_owned()]));
+        assert_eq!(required("serde"), None);
     }
 }
