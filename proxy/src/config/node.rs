@@ -112,6 +112,15 @@ impl Node {
         }
     }
 
+    /// The values of a map; none if it is something else.
+    pub fn values(&self) -> impl Iterator<Item = &Node> {
+        let entries = match &self.value {
+            Value::Map(entries) => &entries[..],
+            _ => &[],
+        };
+        entries.iter().map(|(_, node)| node)
+    }
+
     /// The text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {

@@ -73,9 +73,26 @@ fn is_used(tls: &Node) -> bool {
 
 /// Whoever asks for certificates must know whom to believe.
 fn clients(tls: &Node, problems: &mut Vec<Diagnostic>) {
+    let domains = tls.entry("trust_domains");
+    let entries = match domains.map(|(_, node)| &node.value) {
+        Some(Value::Map(entries)) => &entries[..],
+        _ => &[],
+    };
+    for (key, files) in entries {
+        // SPIFFE ID, section 2.1.
+        let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+        if key.name.is_empty() || !key.name.bytes().all(right) {
+            let message = format!("`{}` is not a trust domain", clip(&key.name));
+            let help = "write the part between `spiffe://` and the next slash, in small letters, such as mesh.local";
+            problems.push(Diagnostic::error(key.span, message).help(help.to_owned()));
+        } else if is_empty(Some(files)) {
+            let message = format!("trust domain `{}` has no authority", clip(&key.name));
+            problems.push(Diagnostic::error(key.span, message).help("name a file, or leave it out".to_owned()));
+        }
+    }
     let asked = tls.get("client_certificates");
     let Some((node, asked)) = asked.and_then(|node| Some((node, node.as_str()?))) else { return };
-    if matches!(asked, "request" | "require") && is_empty(tls.get("client_ca")) {
+    if matches!(asked, "request" | "require") && is_empty(tls.get("client_ca")) && domains.is_none() {
         let message = format!("`client_certificates: {asked}` needs `client_ca`");
         let help = "name the files with the certificates of those who sign clients' certificates";
         problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
@@ -127,7 +144,11 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     for (i, listener) in config.listeners.iter().enumerate() {
         let used = listener.tls.as_ref().filter(|tls| tls.mode != TlsMode::Disable);
         let asks = used.is_some_and(|tls| tls.client_certificates != ClientCertificates::None);
-        if let Some(ListenerTls { client_ca, crl, .. }) = used.filter(|_| !asks) {
+        if let Some(ListenerTls { client_ca, crl, trust_domains, .. }) = used.filter(|_| !asks) {
+            if !trust_domains.is_empty() {
+                let message = "`trust_domains` has no effect: clients are not asked for certificates";
+                warn(&format!("/listeners/{i}/tls/trust_domains"), message);
+            }
             for (name, files) in [("client_ca", client_ca), ("crl", crl)] {
                 if !files.is_empty() {
                     let message = format!("`{name}` has no effect: clients are not asked for certificates");

@@ -130,6 +130,7 @@ pub(super) fn files(source: &Source) -> Vec<PathBuf> {
         let pairs = tls.get("certificates").map_or(&[][..], Node::items).iter().chain(tls.get("certificate"));
         found.extend(pairs.flat_map(|pair| [pair.get("certificate"), pair.get("key")]).flatten());
         found.extend(["client_ca", "ca", "crl"].iter().filter_map(|name| tls.get(name)).flat_map(Node::items));
+        found.extend(tls.get("trust_domains").into_iter().flat_map(Node::values).flat_map(Node::items));
     }
     found.into_iter().filter_map(Node::as_str).map(|path| source.resolve(path)).collect()
 }

@@ -18,6 +18,15 @@ pub enum PeerError {
     /// The session was resumed, which verifies nothing again.
     #[error("the client's certificate, shown when the resumed session began, expired on {}", date(*.0))]
     Expired(i64),
+    /// The same of another certificate of its chain.
+    #[error("a certificate of the client's chain, shown when the resumed session began, has expired or cannot be read")]
+    Chain,
+    /// The same of a revocation list by which it was verified.
+    #[error("the session was resumed, and a revocation list that it was verified by expired on {}", date(*.0))]
+    List(i64),
+    /// It says that it is several workloads (X509-SVID section 2: it must not).
+    #[error("the client's certificate has a SPIFFE ID and another URI: it must have one")]
+    SeveralIds,
     /// Nobody can say who it is.
     #[error("the client's certificate cannot be read: {0}")]
     Unreadable(#[from] IdentityError),
@@ -67,6 +76,9 @@ impl ConnectionTls {
         let peer = chain.first().map(Identity::parse).transpose()?;
         if let Some(peer) = peer.as_ref().filter(|peer| peer.not_after < unix(SystemTime::now())) {
             return Err(PeerError::Expired(peer.not_after));
+        }
+        if peer.as_ref().is_some_and(|peer| peer.spiffe_id().is_some() && peer.uri_sans.len() > 1) {
+            return Err(PeerError::SeveralIds);
         }
         let server_name = server_name.map(Box::from);
         Ok(ConnectionTls { version, cipher, server_name, alpn, peer, local, forwarded: OnceCell::new() })

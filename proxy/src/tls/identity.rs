@@ -116,6 +116,13 @@ fn skip_zeros(bytes: &[u8]) -> &[u8] {
     &bytes[zeros.min(bytes.len().saturating_sub(1))..]
 }
 
+/// Until when a certificate is valid, in seconds since 1970.
+pub(super) fn not_after(der: &CertificateDer<'_>) -> Option<i64> {
+    let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
+    let (_, parsed) = parser.parse(der).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
         let _ = write!(out, "{byte:02x}");

@@ -35,12 +35,17 @@ pub(super) fn unix(time: SystemTime) -> i64 {
 
 /// What files held, by SHA-256.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Digests(BTreeMap<PathBuf, [u8; 32]>);
+pub struct Digests {
+    files: BTreeMap<PathBuf, [u8; 32]>,
+    /// The authorities that the system trusts, if they were asked for.
+    system: Option<[u8; 32]>,
+}
 
 impl Digests {
-    /// Whether the files hold the same now. One that cannot be read does not.
+    /// Whether the files hold the same now, and the system trusts the same. A file that cannot be read does not.
     pub fn are_current(&self) -> bool {
-        self.0.iter().all(|(path, digest)| read(path).is_ok_and(|bytes| sha256(&bytes) == *digest))
+        self.files.iter().all(|(path, digest)| read(path).is_ok_and(|bytes| sha256(&bytes) == *digest))
+            && self.system.is_none_or(|digest| system_digest(&rustls_native_certs::load_native_certs().certs) == digest)
     }
 
     /// The files that have held something else before.
@@ -51,8 +56,16 @@ impl Digests {
 
     /// All of them, in hex, to be a part of a larger hash.
     pub fn text(&self) -> String {
-        self.0.values().flatten().map(|byte| format!("{byte:02x}")).collect()
+        self.files.values().chain(&self.system).flatten().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// A digest of the authorities that the system trusts, in whatever order it names them.
+fn system_digest(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
+    let mut all: Vec<[u8; 32]> = certificates.iter().map(|certificate| sha256(certificate)).collect();
+    all.sort_unstable();
+    all.dedup();
+    sha256(all.as_flattened())
 }
 
 /// The SHA-256 of some bytes.
@@ -97,7 +110,7 @@ impl<'r> Loader<'r> {
 
     /// The digest of a file that was read.
     pub(super) fn digest(&self, path: &Path) -> Option<[u8; 32]> {
-        self.digests.0.get(&(self.resolve)(path)).copied()
+        self.digests.files.get(&(self.resolve)(path)).copied()
     }
 
     /// The bytes of a file, and where it is.
@@ -107,7 +120,7 @@ impl<'r> Loader<'r> {
             return Ok((path, bytes.clone()));
         }
         let bytes: Arc<[u8]> = read(&path)?.into();
-        self.digests.0.insert(path.clone(), sha256(&bytes));
+        self.digests.files.insert(path.clone(), sha256(&bytes));
         self.files.insert(path.clone(), bytes.clone());
         Ok((path, bytes))
     }
@@ -192,6 +205,7 @@ impl<'r> Loader<'r> {
             return Ok(roots.clone());
         }
         let found = rustls_native_certs::load_native_certs();
+        self.digests.system = Some(system_digest(&found.certs));
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
@@ -348,6 +362,28 @@ impl Dated {
             ..0 => Some(format!("{what} in `{path}` expired on {}", date(self.until))),
             left if left < self.soon => Some(format!("{what} in `{path}` expires on {}", date(self.until))),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An authority that the system has stopped to trust must not be trusted on.
+    #[test]
+    fn what_the_system_trusts_is_a_part_of_the_digests() {
+        let certificates: Vec<_> = [b"one", b"two"].map(|der| CertificateDer::from(der.to_vec())).into();
+        let [one, two] = &certificates[..] else { unreachable!() };
+        assert_eq!(system_digest(&certificates), system_digest(&[two.clone(), one.clone(), two.clone()]));
+        assert_ne!(system_digest(&certificates), system_digest(&certificates[..1]));
+        let of = |system| Digests { system, ..Digests::default() };
+        assert_ne!(of(Some([1; 32])).text(), of(Some([2; 32])).text());
+        assert!(of(None).are_current() && !of(Some([1; 32])).are_current());
+        let resolve = |path: &Path| path.to_owned();
+        let mut loader = Loader::new(&resolve);
+        if loader.system_roots().is_ok() {
+            assert!(loader.digests().system.is_some() && loader.digests().are_current());
         }
     }
 }

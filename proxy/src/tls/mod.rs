@@ -16,6 +16,7 @@ mod name;
 mod resolver;
 mod server;
 mod sessions;
+mod trust;
 mod verify;
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! TLS towards clients: a listener's certificates, what it asks of clients, and the sessions that they resume.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{
-    ServerConfig, ServerConnection,
+    HandshakeKind, ServerConfig, ServerConnection,
+    pki_types::CertificateDer,
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio_rustls::TlsAcceptor;
@@ -12,11 +13,12 @@ use super::{
     connection::{ConnectionTls, PeerError},
     error::{MaterialError, Problem, plain},
     explain::Noting,
-    identity::Identity,
-    material::{Dated, Loader, sha256},
+    identity::{Identity, not_after},
+    material::{Dated, Loader, sha256, unix},
     provider,
     resolver::Resolver,
     sessions::{Carrier, Sessions},
+    trust::ByTrustDomain,
     versions,
 };
 use crate::config::model::{ClientCertificates, ListenerTls};
@@ -98,7 +100,23 @@ impl ServerTls {
 
     /// What is known of a connection whose handshake, by this acceptor, is over. With an error, it must be closed.
     pub fn connection(&self, connection: &ServerConnection) -> Result<ConnectionTls, PeerError> {
+        if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
+            self.is_still_good(connection.peer_certificates().unwrap_or_default(), unix(SystemTime::now()))?;
+        }
         ConnectionTls::of_server(connection, self.local(connection.server_name()))
+    }
+
+    /// Whether a session of a client with this chain could begin now as well. Resumed, it is not verified again, so what it was
+    /// verified by must not be over. The chain's first certificate is looked at for every session.
+    pub(super) fn is_still_good(&self, chain: &[CertificateDer<'_>], now: i64) -> Result<(), PeerError> {
+        let [_, others @ ..] = chain else { return Ok(()) };
+        if !others.iter().all(|certificate| not_after(certificate).is_some_and(|end| end >= now)) {
+            return Err(PeerError::Chain);
+        }
+        match self.lists.iter().find(|list| list.until < now) {
+            Some(list) => Err(PeerError::List(list.until)),
+            None => Ok(()),
+        }
     }
 
     /// Its files that are good until some time.
@@ -130,31 +148,62 @@ struct Clients {
 
 impl Clients {
     fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<Clients, Vec<Problem>> {
-        let ListenerTls { client_certificates: asked, client_ca, crl, .. } = section;
+        let ListenerTls { client_certificates: asked, client_ca, crl, trust_domains, .. } = section;
         if *asked == ClientCertificates::None {
             return Ok(Clients { verifier: None, rules: [0; 32], lists: Vec::new() });
         }
-        let (roots, lists) = match (loader.roots(client_ca, "client_ca"), loader.revocation_lists(crl)) {
-            (Ok(roots), Ok(lists)) => (roots, lists),
-            (roots, lists) => return Err(roots.err().into_iter().chain(lists.err()).flatten().collect()),
+        // Each set of authorities, with the trust domain that it is for.
+        let mut sets: Vec<(Option<&str>, &[PathBuf], String)> = Vec::new();
+        if !client_ca.is_empty() {
+            sets.push((None, client_ca, "client_ca".to_owned()));
+        }
+        let domains = trust_domains.iter();
+        sets.extend(domains.map(|(name, files)| (Some(name.as_str()), &files[..], format!("trust_domains/{name}"))));
+        let (mut roots, mut wrong) = (Vec::new(), Vec::new());
+        for (_, files, place) in &sets {
+            match loader.roots(files, place) {
+                Ok(set) => roots.push(set),
+                Err(problems) => wrong.extend(problems),
+            }
+        }
+        let lists = match loader.revocation_lists(crl) {
+            Ok(lists) if wrong.is_empty() => lists,
+            lists => return Err(wrong.into_iter().chain(lists.err().into_iter().flatten()).collect()),
         };
         let mut rules = vec![*asked as u8];
-        let files: [&[PathBuf]; 2] = [client_ca, crl];
-        for files in files {
+        for (domain, files) in sets.iter().map(|(domain, files, _)| (*domain, *files)).chain([(None, &crl[..])]) {
+            rules.push(0xff);
+            rules.extend_from_slice(domain.unwrap_or_default().as_bytes());
             rules.push(0xff);
             rules.extend(files.iter().filter_map(|path| loader.digest(path)).flatten());
         }
-        let ders = lists.iter().map(|list| list.der.clone());
-        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
-        builder = builder.with_crls(ders).enforce_revocation_expiration();
-        if *asked == ClientCertificates::Request {
-            builder = builder.allow_unauthenticated();
+        let (mut by_domain, mut others) = (BTreeMap::new(), None);
+        for ((domain, _, place), roots) in sets.into_iter().zip(roots) {
+            let ders = lists.iter().map(|list| list.der.clone());
+            let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            builder = builder.with_crls(ders).enforce_revocation_expiration();
+            if *asked == ClientCertificates::Request {
+                builder = builder.allow_unauthenticated();
+            }
+            let refused = |e: rustls::server::VerifierBuilderError| {
+                vec![Problem { place, error: MaterialError::Refused(e.to_string()) }]
+            };
+            let verifier = builder.build().map_err(refused)?;
+            match domain {
+                Some(domain) => _ = by_domain.insert(domain.to_owned(), verifier),
+                None => others = Some(verifier),
+            }
         }
-        let refused = |e: rustls::server::VerifierBuilderError| {
-            vec![Problem { place: "client_ca".to_owned(), error: MaterialError::Refused(e.to_string()) }]
+        let verifier: Arc<dyn ClientCertVerifier> = match others {
+            Some(verifier) if by_domain.is_empty() => verifier,
+            others => {
+                let (mandatory, algorithms) =
+                    (*asked == ClientCertificates::Require, provider().signature_verification_algorithms);
+                Arc::new(ByTrustDomain::new(by_domain, others, mandatory, algorithms))
+            }
         };
         Ok(Clients {
-            verifier: Some(builder.build().map_err(refused)?),
+            verifier: Some(verifier),
             rules: sha256(&rules),
             lists: lists.into_iter().filter_map(|list| list.dated).collect(),
         })

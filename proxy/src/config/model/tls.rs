@@ -1,6 +1,6 @@
 //! TLS, on listeners and to clusters.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,10 @@ pub struct ListenerTls {
     /// Files (PEM) with the certificates of those who sign clients' certificates.
     #[serde(default)]
     pub client_ca: Vec<PathBuf>,
+    /// Files (PEM) with the certificates of those who sign for a SPIFFE trust domain, by its name. With it, a certificate with a
+    /// SPIFFE ID must be signed for the ID's trust domain, and `client_ca` is for certificates without one.
+    #[serde(default)]
+    pub trust_domains: BTreeMap<String, Vec<PathBuf>>,
     /// Files (PEM) with lists of clients' certificates that were revoked.
     #[serde(default)]
     pub crl: Vec<PathBuf>,

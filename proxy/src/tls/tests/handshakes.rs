@@ -247,3 +247,47 @@ impl CertificateDer {
         rustls::pki_types::CertificateDer::from_pem_slice(text.as_bytes()).unwrap()
     }
 }
+
+/// An authority speaks for its own trust domain only.
+#[tokio::test]
+async fn a_partners_authority_does_not_speak_for_us() {
+    use crate::config::model::ClientCertificates;
+    let dir = super::pki::Dir::new();
+    let [ours, partner, plain] = ["ours", "partner", "plain"].map(super::pki::Ca::new);
+    let file = |name: &str, ca: &super::pki::Ca| vec![dir.write(name, &ca.pem())];
+    let section = ListenerTls {
+        client_certificates: ClientCertificates::Require,
+        client_ca: file("plain.pem", &plain),
+        trust_domains: [("ours", file("ours.pem", &ours)), ("partner", file("partner.pem", &partner))]
+            .map(|(name, files)| (name.to_owned(), files))
+            .into(),
+        ..listener(vec![dir.pair("server", &ours.leaf(&["web.test"]))])
+    };
+    let server = server(&section);
+    let mut nth = 0;
+    let mut lets_in = async |ca: &super::pki::Ca, names: &[&str]| {
+        nth += 1;
+        let client = client(&ClusterTls {
+            ca: file("ours.pem", &ours),
+            certificate: Some(dir.pair(&format!("client{nth}"), &ca.leaf(names))),
+            ..ClusterTls::default()
+        });
+        meet(&server, &client).await.is_ok()
+    };
+    for (ca, names, expected) in [
+        (&ours, &["spiffe://ours/a"][..], true),
+        (&partner, &["spiffe://partner/a"], true),
+        (&plain, &["a.test"], true),
+        (&partner, &["spiffe://ours/a"], false),
+        (&ours, &["spiffe://partner/a"], false),
+        (&plain, &["spiffe://ours/a"], false),
+        (&ours, &["a.test"], false),
+        (&ours, &["spiffe://other/a"], false),
+        (&ours, &["SPIFFE://ours/a"], true),
+        (&plain, &["SPIFFE://ours/a"], false),
+        (&partner, &["spiffe://partner/a", "spiffe://ours/a"], false),
+        (&ours, &["spiffe://OURS/a"], false),
+    ] {
+        assert_eq!(lets_in(ca, names).await, expected, "{names:?}");
+    }
+}

@@ -111,10 +111,10 @@ fn applied(policy: ForwardedClientCert, tls: Option<&ConnectionTls>, before: &[&
 
 #[test]
 fn the_element_is_envoys() {
-    let tls = connection(Some(&["a.test", "b.test", "spiffe://mesh/a", "http://a.test/?b=c,d;e"]));
+    let tls = connection(Some(&["a.test", "b.test", "https://mesh/a", "http://a.test/?b=c,d;e"]));
     let peer = tls.peer.as_ref().unwrap();
     let expected = format!(
-        "By=spiffe://mesh/web;Hash={};Cert=\"{}\";Subject=\"CN=a.test,O=Tests\";URI=spiffe://mesh/a;\
+        "By=spiffe://mesh/web;Hash={};Cert=\"{}\";Subject=\"CN=a.test,O=Tests\";URI=https://mesh/a;\
          URI=\"http://a.test/?b=c,d;e\";DNS=a.test;DNS=b.test",
         peer.sha256,
         peer.url_encoded_pem()
@@ -142,4 +142,21 @@ fn a_field_is_taken_from_nobody_unless_the_policy_says_so() {
     assert_eq!(&applied(Set, Some(&mutual), &forged)[..], [element.as_str()]);
     assert_eq!(applied(Append, Some(&mutual), &forged), [format!("By=x;URI=spiffe://mesh/admin,URI=y,{element}")]);
     assert_eq!(&applied(Append, Some(&mutual), &[])[..], [element.as_str()]);
+}
+
+/// X509-SVID section 2: who could choose among several names would be whoever a rule asks for.
+#[test]
+fn a_workload_has_one_name() {
+    let ca = Ca::new("all");
+    let known = |names: &[&str]| {
+        let chain = [ca.leaf(names).der.clone()];
+        crate::tls::ConnectionTls::new(("TLSv1.3", ""), None, None, &chain, None).map_err(|e| e.to_string())
+    };
+    for names in [&["spiffe://a/x"][..], &["a.test"], &["https://a", "https://b"], &["spiffe://a/x", "a.test"]] {
+        assert!(known(names).is_ok(), "{names:?}");
+    }
+    for names in [["spiffe://a/x", "spiffe://b/y"], ["https://a", "spiffe://a/x"]] {
+        let error = known(&names).err().expect("refused");
+        assert_eq!(error, "the client's certificate has a SPIFFE ID and another URI: it must have one");
+    }
 }

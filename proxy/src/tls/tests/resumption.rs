@@ -166,3 +166,27 @@ async fn quic_has_sessions_of_its_own() {
     assert!(server.config().ticketer.decrypt(&ticket).is_some());
     assert!(quic.ticketer.decrypt(&ticket).is_none());
 }
+
+/// After its chain or the lists have ended, a session could not begin, so it is not resumed either.
+#[test]
+fn what_a_session_was_verified_by_must_not_be_over() {
+    let mut world = world();
+    world.listener.client_certificates = ClientCertificates::Require;
+    world.listener.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[], 2090))];
+    let server = server(&world.listener);
+    let mut short = pki::params(&["intermediate"]);
+    short.not_after = rcgen::date_time_ymd(2080, 1, 1);
+    let chain = [world.ca.leaf(&["client.test"]).der.clone(), world.ca.sign(short).der.clone()];
+    let year = |year| rcgen::date_time_ymd(year, 1, 2).unix_timestamp();
+    for (chain, now, expected) in [
+        (&chain[..], year(2079), ""),
+        (&chain[..], year(2081), "a certificate of the client's chain"),
+        (&chain[..1], year(2081), ""),
+        (&chain[..1], year(2091), "a revocation list"),
+        // Without a certificate there is nothing that could end.
+        (&[], year(2091), ""),
+    ] {
+        let said = server.is_still_good(chain, now).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{now}: {said}");
+    }
+}
