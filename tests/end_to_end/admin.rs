@@ -212,3 +212,76 @@ fn what_needs_a_restart_is_said() {
     proxy.wait_for_output("`admin` has changed; it takes effect at the next start");
     assert!(proxy.is_ready(), "where it was");
 }
+
+/// A page that an operator has open must get nothing, and change nothing.
+#[test]
+fn pages_in_a_browser_get_nothing() {
+    let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', hosts: [admin.example]}"));
+    let ask = |method: &str, path: &str, fields: &[(&str, &str)], body: &str| {
+        proxy.ask_admin("admin", method, path, fields, body).status()
+    };
+    let (ours, named) = (("Host", "127.0.0.1:9901"), ("Host", "admin.example"));
+    for path in ["/", "/config", "/filters", "/clusters", "/metrics", "/live", "/ready", "/log"] {
+        assert_eq!(ask("GET", path, &[("Host", "attacker.example")], ""), 403, "{path}");
+        assert_eq!((ask("GET", path, &[ours], ""), ask("GET", path, &[named], "")), (200, 200), "{path}");
+    }
+    assert_eq!(ask("POST", "/log", &[("Host", "attacker.example")], "off"), 403);
+    for foreign in [("Origin", "http://attacker.example"), ("Origin", "null"), ("Sec-Fetch-Site", "cross-site")] {
+        assert_eq!(ask("POST", "/log", &[ours, foreign], "off"), 403, "{foreign:?}");
+        assert_eq!(ask("POST", "/reload", &[ours, foreign], ""), 403, "{foreign:?}");
+    }
+    assert_eq!(proxy.admin("GET", "/log", "").text(), "info\n");
+    assert_eq!(ask("POST", "/log", &[ours, ("Origin", "http://127.0.0.1:9901")], "info"), 200);
+}
+
+#[test]
+fn what_environment_variables_hold_is_not_shown() {
+    // One that is there everywhere.
+    let secret = std::env::var("PATH").expect("a path");
+    let upstream = Upstream::saying("ok");
+    let config = Config::to(&upstream).filter(
+        "routes",
+        "builtin:router",
+        "config:
+      virtual_hosts:
+        - {name: v, domains: ['*'], routes: [{respond: {status: 200, headers: {x-secret: 'a ${PATH}'}}}]}",
+    );
+    let proxy = Proxy::start(config.listener("via: ${NONE_SUCH:-edge}"));
+    assert_eq!(proxy.get("/").field("x-secret"), Some(&*format!("a {secret}")));
+    let shown = proxy.admin("GET", "/config", "");
+    assert!(!shown.text().contains(&secret), "{}", shown.text());
+    let config = &proxy.config()["config"];
+    let route = &config["filters"][0]["config"]["virtual_hosts"][0]["routes"][0];
+    assert_eq!(route["respond"]["headers"]["x-secret"], "a ${PATH}");
+    assert_eq!(config["listeners"][0]["via"], "${NONE_SUCH:-edge}");
+}
+
+/// What the docs tell people to open to the network.
+#[test]
+fn a_listener_for_probes_tells_nothing_else() {
+    let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', probes: {address: '@probes@'}}"));
+    let ask = |method: &str, path: &str| proxy.ask_admin("probes", method, path, &[("Host", "10.0.0.7:9902")], "");
+    assert_eq!((ask("GET", "/live").text(), ask("GET", "/ready").text()), ("live\n", "ready\n"));
+    assert_eq!(ask("HEAD", "/ready").status(), 200);
+    assert!(ask("GET", "/metrics").text().contains("tollgate_config_version 1"));
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/config"),
+        ("GET", "/filters"),
+        ("GET", "/clusters"),
+        ("GET", "/log"),
+        ("POST", "/log"),
+        ("POST", "/reload"),
+        ("GET", "/ca/root"),
+        ("POST", "/ca/sign"),
+        ("POST", "/live"),
+    ] {
+        assert_eq!(ask(method, path).status(), 404, "{method} {path}");
+    }
+    // Also where there is no admin listener.
+    let proxy = Proxy::try_start(
+        "admin: {address: '@admin@', enabled: false, probes: {address: '@admin@'}}\nlisteners: [{name: a, address: '@main@'}]",
+        &[],
+    );
+    assert_eq!(proxy.expect("it runs").ask_admin("admin", "GET", "/ready", &[], "").status(), 200);
+}

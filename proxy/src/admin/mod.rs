@@ -1,6 +1,8 @@
 //! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
 //! control thread and is meant for loopback, or a unix socket.
 
+mod guard;
+mod probes;
 mod socket;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc};
@@ -19,10 +21,13 @@ use crate::{
         status::{AttemptResult, Status, attempt_json},
     },
     net::{Socket as Stream, TokioIo},
-    observe::{Registry, log::LogHandle, metrics},
+    observe::{Registry, log::LogHandle},
 };
 
-pub use self::socket::{Socket, cannot_listen, listen, listen_later};
+pub use self::{
+    probes::Probes,
+    socket::{Socket, cannot_listen, listen, listen_later},
+};
 
 /// What the admin listener shows and does.
 pub struct State {
@@ -34,6 +39,8 @@ pub struct State {
     pub log: LogHandle,
     /// Wishes for a reload.
     pub changes: mpsc::Sender<Change>,
+    /// Names that it may be asked for by.
+    pub hosts: Vec<String>,
     /// Signs certificates for workloads, if that is configured.
     pub ca: Option<Service>,
     /// Where it listens.
@@ -71,17 +78,14 @@ const MAX_BODY: usize = 4096;
 async fn answer(state: &Rc<State>, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
+    if let Some(why) = guard::refusal(&parts, &state.hosts) {
+        return text(StatusCode::FORBIDDEN, &format!("{why}\n"));
+    }
+    if let Some(answer) = probes::answer(&state.status, &state.registry, &parts.method, path) {
+        return answer;
+    }
     match (&parts.method, path) {
         (&(Method::GET | Method::HEAD), "/") => json_response(StatusCode::OK, &index()),
-        (&(Method::GET | Method::HEAD), "/live") => text(StatusCode::OK, "live\n"),
-        (&(Method::GET | Method::HEAD), "/ready") => match state.status.is_ready() {
-            true => text(StatusCode::OK, "ready\n"),
-            false if state.status.is_draining() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-        },
-        (&(Method::GET | Method::HEAD), "/metrics") => {
-            response(StatusCode::OK, metrics::CONTENT_TYPE, state.registry.render().into())
-        }
         (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
         (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
         (&(Method::GET | Method::HEAD), "/clusters") => json_response(StatusCode::OK, &state.status.clusters_json()),

@@ -34,6 +34,31 @@ pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, proble
     }
 }
 
+/// The values of a tree, before variables are put in, that refer to any: their JSON pointers, and how they are written.
+pub(super) fn references(node: &Node) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    collect(node, &mut String::new(), &mut found);
+    found
+}
+
+fn collect(node: &Node, pointer: &mut String, found: &mut Vec<(String, String)>) {
+    let within = |key: &str, node: &Node, pointer: &mut String, found: &mut Vec<(String, String)>| {
+        let length = pointer.len();
+        pointer.push('/');
+        pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+        collect(node, pointer, found);
+        pointer.truncate(length);
+    };
+    match &node.value {
+        Value::String(Text { text, .. }) if text.contains("${") => found.push((pointer.clone(), text.clone())),
+        Value::Seq(items) => {
+            items.iter().enumerate().for_each(|(nth, item)| within(&nth.to_string(), item, pointer, found))
+        }
+        Value::Map(entries) => entries.iter().for_each(|(key, value)| within(&key.name, value, pointer, found)),
+        _ => {}
+    }
+}
+
 /// Where in a scalar a reference is. Escapes may keep it from being found; then the scalar itself is meant.
 fn locate(source: &str, scalar: Span, reference: &str) -> Span {
     let found = source.get(scalar.start..scalar.end).and_then(|raw| raw.find(reference));

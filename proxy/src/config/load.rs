@@ -55,6 +55,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// The configuration with all defaults, to be shown: with references in place of what environment variables hold.
+    pub fn shown(&self) -> serde_json::Value {
+        let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
+        self.source.mask(&mut shown);
+        shown
+    }
+
     /// A hash of all values, environment variables put in: the same in every run and on every machine. Comments and
     /// layout do not count. Neither does what is in WebAssembly files, only their names.
     pub fn hash(&self) -> String {
@@ -169,6 +176,7 @@ impl<'f> Loader<'f> {
             return None;
         }
         problems.append(&mut found);
+        source.set_references(env::references(&node));
         env::substitute(&mut node, source.text(), &*self.env, problems);
         fit::fit(&mut node);
         source.set_root(node);

@@ -207,6 +207,16 @@ fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>
         (None, None) if enabled => _ = taken.insert(Admin::default().address, (None, "the admin listener")),
         _ => {}
     }
+    let probes = admin.and_then(|admin| admin.get("probes")).and_then(|probes| probes.get("address"));
+    if let Some((span, address)) = parse(probes) {
+        match taken.get(&address) {
+            None => _ = taken.insert(address, (Some(span), "the listener for probes")),
+            Some(_) => {
+                let twice = format!("`{address}` is already the address of the admin listener");
+                problems.push(Diagnostic::error(span, twice));
+            }
+        }
+    }
     for listener in listeners {
         let more = listener.get("addresses").map_or(&[][..], Node::items);
         for (span, address) in listener.get("address").into_iter().chain(more).filter_map(|node| parse(Some(node))) {

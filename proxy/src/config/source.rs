@@ -15,6 +15,8 @@ pub struct Source {
     dir: PathBuf,
     text: String,
     root: Node,
+    /// Values that have environment variables in them: their JSON pointers, and how they are written.
+    references: Vec<(String, String)>,
 }
 
 /// The place of a value.
@@ -39,11 +41,29 @@ impl Source {
     pub(super) fn new(path: &Path, text: impl Into<String>) -> Self {
         let root = Node { span: Span::default(), value: Value::Null };
         let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        Source { name: path.display().to_string(), dir, text: text.into(), root }
+        Source { name: path.display().to_string(), dir, text: text.into(), root, references: Vec::new() }
     }
 
     pub(super) fn set_root(&mut self, root: Node) {
         self.root = root;
+    }
+
+    pub(super) fn set_references(&mut self, references: Vec<(String, String)>) {
+        self.references = references;
+    }
+
+    /// Puts back how values were written that have environment variables in them, which may be secrets. What is not found in the
+    /// same place is taken for a part of the next value around it.
+    pub fn mask(&self, config: &mut serde_json::Value) {
+        for (pointer, written) in &self.references {
+            let mut place = pointer.as_str();
+            while !place.is_empty() && config.pointer(place).is_none() {
+                place = place.rsplit_once('/').map_or("", |(around, _)| around);
+            }
+            if let Some(value) = config.pointer_mut(place) {
+                *value = written.as_str().into();
+            }
+        }
     }
 
     /// The name of the file.

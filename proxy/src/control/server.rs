@@ -29,9 +29,9 @@ use super::{
 use crate::{
     admin, alloc,
     ca::{self, workload::Agent},
-    config::{Diagnostics, Foreign, Loaded, Loader},
+    config::{Diagnostics, Foreign, Loaded, Loader, model::SocketOptions, units::Address},
     listener::{
-        socket::Claim,
+        socket::{self, Claim},
         worker::{self, Command, Rebuild, WorkerHandle},
     },
     observe::{access_log::Format, log},
@@ -140,6 +140,7 @@ impl Server {
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
+                hosts: running.admin.hosts.clone(),
                 ca: ca::service::Service::open(&loaded, &foundry.registry)?,
                 socket: admin::Socket::default(),
             });
@@ -150,6 +151,15 @@ impl Server {
                     tokio::task::spawn_local(admin::listen_later(running.admin.clone(), state));
                 }
                 Err(e) => return Err(admin::cannot_listen(&loaded, &e).into()),
+            }
+        }
+        if let Some(probes) = &running.admin.probes {
+            let claim = if predecessor.is_some() { Claim::Shared } else { Claim::Sole };
+            let address = Address::Inet(probes.address);
+            let sockets = socket::listen(&address, &SocketOptions::default(), 1, claim);
+            let sockets = sockets.with_context(|| format!("cannot listen on {} (probes)", probes.address))?;
+            for socket in sockets {
+                admin::Probes { status: status.clone(), registry: foundry.registry.clone() }.serve(socket)?;
             }
         }
         // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.

@@ -122,7 +122,7 @@ impl Status {
             "file": current.as_ref().map(|s| s.loaded.source.name().to_owned()),
             "since": current.as_ref().map(|s| timestamp::text(s.created)),
             "last_attempt": last.as_ref().map(attempt_json),
-            "config": current.as_ref().map(|s| serde_json::to_value(&s.loaded.config).unwrap_or_default()),
+            "config": current.as_ref().map(|s| s.loaded.shown()),
         })
     }
 

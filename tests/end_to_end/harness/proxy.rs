@@ -163,7 +163,12 @@ impl Proxy {
 
     /// A request to the admin listener.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> Message {
-        Client::connect(self.address("admin")).request(method, path, &[], body.as_bytes())
+        self.ask_admin("admin", method, path, &[("Host", "localhost")], body)
+    }
+
+    /// The same, with these fields, to the admin listener or that for probes.
+    pub fn ask_admin(&self, listener: &str, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Message {
+        Client::connect(self.address(listener)).request(method, path, fields, body.as_bytes())
     }
 
     fn admin_json(&self, path: &str) -> Value {
@@ -203,7 +208,7 @@ impl Proxy {
     pub fn is_ready(&self) -> bool {
         let Ok(stream) = TcpStream::connect(self.address("admin")) else { return false };
         let mut wire = Wire::new(stream);
-        let asked = wire.send("GET /ready HTTP/1.1\r\nHost: admin\r\n\r\n");
+        let asked = wire.send("GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n");
         asked.and_then(|()| wire.read_response("GET")).is_ok_and(|response| response.status() == 200)
     }
 

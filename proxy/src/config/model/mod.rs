@@ -68,15 +68,30 @@ pub struct Admin {
     pub mode: Option<String>,
     /// Whether it is there at all.
     pub enabled: bool,
+    /// Names by which it may be asked for, beside `localhost` and addresses. A page in a browser could reach it by any other one
+    /// that leads here.
+    pub hosts: Vec<String>,
+    /// A listener of its own for `/live`, `/ready` and `/metrics`, and nothing else: the one for probes and Prometheus to reach.
+    /// Changing it needs a restart.
+    pub probes: Option<Probes>,
     /// A certificate authority for workloads. Changing it needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertificateAuthority>,
 }
 
+/// A listener for probes and metrics only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Probes {
+    /// Where it listens, such as `0.0.0.0:9902`.
+    #[schemars(extend("format" = "socket-address"))]
+    pub address: std::net::SocketAddr,
+}
+
 impl Default for Admin {
     fn default() -> Self {
         let address = Address::Inet(([127, 0, 0, 1], 9901).into());
-        Admin { address, mode: None, enabled: true, ca: None }
+        Admin { address, mode: None, enabled: true, hosts: Vec::new(), probes: None, ca: None }
     }
 }
 
