@@ -13,6 +13,7 @@ mod bodies;
 mod bounds;
 mod ca;
 mod containment;
+mod cves;
 mod deadlines;
 mod draining;
 mod failure_reasons;

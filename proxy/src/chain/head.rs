@@ -218,11 +218,19 @@ pub trait Headers {
     fn count(&self) -> usize;
 }
 
+/// Blanks around a value are no part of it (RFC 9110 section 5.5), and with them it would be malformed in HTTP/2.
+fn without_blanks(bytes: &[u8]) -> &[u8] {
+    let is_more = |b: &u8| !matches!(b, b' ' | b'\t');
+    let start = bytes.iter().position(is_more).unwrap_or(bytes.len());
+    let end = bytes.iter().rposition(is_more).map_or(start, |last| last + 1);
+    &bytes[start..end]
+}
+
 fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
     if bytes.len() > MAX_VALUE {
         return Err(BadHeader);
     }
-    HeaderValue::from_bytes(bytes).map_err(|_| BadHeader)
+    HeaderValue::from_bytes(without_blanks(bytes)).map_err(|_| BadHeader)
 }
 
 /// Whether a field may have this value.
@@ -558,6 +566,16 @@ mod tests {
         assert_eq!(head.first(&name("a")).unwrap().as_ref(), b"1");
         assert_eq!(head.get(&name("Host")).unwrap().as_ref(), b"h");
         assert_eq!(head.get(&name("none")), None);
+    }
+
+    #[test]
+    fn a_value_that_a_filter_sets_has_no_blanks_around_it() {
+        let mut head = request();
+        for (set, expected) in [(" x y\t", "x y"), ("\t", ""), ("", ""), ("x", "x")] {
+            head.set(&name("b"), set.as_bytes()).unwrap();
+            assert_eq!(head.get(&name("b")).as_deref(), Some(expected.as_bytes()), "{set:?}");
+        }
+        assert!(head.set(&name("b"), b"x\n").is_err() && head.add(&name("b"), b"\n x").is_err());
     }
 
     #[test]

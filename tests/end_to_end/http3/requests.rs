@@ -226,3 +226,28 @@ fn a_head_that_is_too_large_is_answered_431() {
     assert_eq!(upstream.requests().len(), 1);
     assert_eq!(site.proxy.metrics().sum("tollgate_requests_total", &[("class", "4xx")]), 4.0);
 }
+
+/// Over HTTP/3 as over the others: one spelling, or none.
+#[test]
+fn a_request_has_one_spelling() {
+    needs!("aioquic");
+    let upstream = Upstream::saying("ok");
+    let deny = "config: {policies: [{name: p, action: deny, rules: [
+        {to: [{operation: {paths: [\"/caf%C3%A9*\", /admin*]}}]}, {to: [{operation: {hosts: [secret.test]}}]}]}]}";
+    let site = Site::start(Config::to(&upstream).listener(super::TLS).filter("access", "builtin:authz", deny));
+    let mut client = site.connect();
+    for (nth, (method, path, fields, expected)) in [
+        ("GET", "/%61dmin", json!([]), 403),
+        ("GET", "/x/..;/admin", json!([]), 400),
+        ("GET", "/caf%c3%a9", json!([]), 403),
+        ("get", "/", json!([]), 400),
+        ("GET", "/", json!([["x_user", "a"]]), 200),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let response = client.request(&nth.to_string(), json!({ "method": method, "path": path, "fields": fields }));
+        assert_eq!(response["status"], expected, "{method} {path}: {response}");
+    }
+    assert_eq!(upstream.only_request().field("x_user"), None);
+}

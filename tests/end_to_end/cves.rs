@@ -1,0 +1,210 @@
+//! Holes that other proxies had, each under its number: what got past them gets past nobody here.
+
+use crate::harness::{Config, H2, Proxy, Upstream, frames::code};
+
+fn deny(operation: &str) -> String {
+    format!("config: {{policies: [{{name: p, action: deny, rules: [{{to: [{{operation: {operation}}}]}}]}}]}}")
+}
+
+/// The status that a request gets over HTTP/1.1 and over HTTP/2, which must be one; a reset counts as 400.
+fn status(proxy: &Proxy, method: &str, target: &str, host: &str, fields: &[(&str, &str)]) -> u16 {
+    let over_1 = proxy.request(method, target, &[&[("Host", host)], fields].concat(), b"").status();
+    let lower: Vec<_> = fields.iter().map(|(name, value)| (name.to_lowercase(), *value)).collect();
+    let pseudo = [(":method", method), (":scheme", "http"), (":authority", host), (":path", target)];
+    let fields: Vec<_> = pseudo.into_iter().chain(lower.iter().map(|(name, value)| (name.as_str(), *value))).collect();
+    let mut client = H2::connect(proxy.address("main"));
+    let stream = client.open(&fields, true);
+    let response = client.wait(stream, "an answer", |response| response.ended || response.reset.is_some());
+    let over_2 = if response.reset == Some(code::PROTOCOL_ERROR) { 400 } else { response.status() };
+    assert_eq!(over_1, over_2, "{method} {target} {host} {fields:?}");
+    over_1
+}
+
+/// Envoy: dot segments with parameters, which servlet containers cut off.
+#[test]
+fn cve_2026_73551_dot_segments_with_parameters() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{paths: [/admin*]}")));
+    for target in ["/public/..;/admin", "/public/..;x=1/admin", "/.;x/admin", "/%2e%2e;/admin", "/;x/admin", "/;/admin"]
+    {
+        assert_eq!(status(&proxy, "GET", target, "test", &[]), 400, "{target}");
+    }
+    assert_eq!(proxy.entry_for("/;/admin")["details"], "hidden_segment_in_path");
+    for (target, seen) in [("/a;x=1/b", "/a;x=1/b"), ("/;jsessionid=1", "/;jsessionid=1")] {
+        assert_eq!(status(&proxy, "GET", target, "test", &[]), 200, "{target}");
+        assert_eq!(upstream.requests().last().expect("a request").target(), seen);
+    }
+}
+
+/// Envoy: what a rule reads with its parameters, and a router without them.
+#[test]
+fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
+    for (parameters, expected, seen) in [("keep", 200, "/admin;x=1"), ("strip", 403, ""), ("reject", 400, "")] {
+        let upstream = Upstream::saying("ok");
+        let config = Config::to(&upstream).listener(&format!("path: {{parameters: {parameters}}}"));
+        let proxy = Proxy::start(config.filter("access", "builtin:authz", &deny("{paths: [/admin]}")));
+        assert_eq!(status(&proxy, "GET", "/admin;x=1", "test", &[]), expected, "{parameters}");
+        assert!(upstream.requests().iter().all(|request| request.target() == seen), "{parameters}");
+    }
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("path: {parameters: strip}"));
+    assert_eq!(status(&proxy, "GET", "/a;b/c;d?e;f", "test", &[]), 200);
+    assert_eq!(upstream.requests()[0].target(), "/a/c?e;f");
+}
+
+/// Istio and Envoy: a fragment hid the end of a path from rules.
+#[test]
+fn cve_2021_32779_fragments() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{paths: [\"*/admin\"]}")));
+    let answer = proxy.request("GET", "/admin#x", &[], b"").status();
+    assert!(answer == 403 || answer == 400, "{answer}");
+    assert!(upstream.requests().is_empty());
+}
+
+/// Envoy: the case of a host's name; Authelia (CVE-2026-48794): the same of one of its labels.
+#[test]
+fn cve_2021_39155_the_case_of_a_host() {
+    let upstream = Upstream::saying("ok");
+    let hosts = deny("{hosts: [\"admin.example\", \"*.secret.example:8443\"]}");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &hosts));
+    for host in [
+        "admin.example",
+        "ADMIN.example",
+        "Admin.Example:80",
+        "admin.example.",
+        "admin.example.:080",
+        "admin.example:",
+        "x.SECRET.example:8443",
+        "x.secret.example:08443",
+        "x.secret.example.:8443",
+    ] {
+        assert_eq!(status(&proxy, "GET", "/", host, &[]), 403, "{host}");
+    }
+    assert_eq!(status(&proxy, "GET", "/", "Other.EXAMPLE.:08080", &[]), 200);
+    let request = upstream.requests().pop().expect("a request");
+    assert_eq!(request.field("host"), Some("other.example:8080"), "one spelling for the upstream, too");
+}
+
+/// oauth2-proxy; Traefik (CVE-2026-39858) and Caddy (CVE-2026-52845) had the same: `_` for `-` in the name of a header that is
+/// vouched for.
+#[test]
+fn cve_2025_64484_underscores_in_names() {
+    for (listener, expected, passes) in [
+        ("", 200, false),
+        ("header_underscores: drop", 200, false),
+        ("header_underscores: reject", 400, false),
+        ("header_underscores: keep", 200, true),
+    ] {
+        let upstream = Upstream::saying("ok");
+        let proxy = Proxy::start(Config::to(&upstream).listener(listener));
+        let fields = [("X_Forwarded_User", "admin"), ("X-Other", "1")];
+        assert_eq!(status(&proxy, "GET", "/", "test", &fields), expected, "{listener}");
+        for request in upstream.requests() {
+            assert_eq!(request.field("x_forwarded_user").is_some(), passes, "{listener}");
+            assert_eq!(request.field("x-other"), Some("1"));
+        }
+    }
+}
+
+/// Fabio: what `Connection` lists was taken from the headers that the proxy itself vouches for.
+#[test]
+fn cve_2025_48865_connection_hides_nothing_from_filters() {
+    let policy = "config:
+      principal_header: x-peer
+      policies:
+        - {name: p, action: deny, rules: [{from: [{source: {principals: [mallory]}}]}]}
+        - {name: q, action: deny, rules: [{when: [{key: 'request.headers[x-role]', values: [guest]}]}]}";
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", policy));
+    for field in [("X-Peer", "mallory"), ("X-Role", "guest")] {
+        let listed = [field, ("Connection", "close, X-Peer, x-role")];
+        assert_eq!(proxy.request("GET", "/", &listed, b"").status(), 403, "{field:?}");
+    }
+    // It goes no further than to the filters (RFC 9110 section 7.6.1).
+    let listed = [("X-Peer", "alice"), ("X-Kept", "1"), ("Connection", "x-peer")];
+    assert_eq!(proxy.request("GET", "/", &listed, b"").status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.field("x-peer"), request.field("x-kept")), (None, Some("1")));
+}
+
+/// Envoy: several fields of a name, of which only some were looked at.
+#[test]
+fn cve_2026_26308_several_fields_of_a_name() {
+    let policy = "config: {policies: [{name: p, action: deny, rules: [
+        {when: [{key: 'request.headers[x-role]', values: [guest]}]}, {when: [{key: 'request.headers[cookie]', values: [role=guest]}]}]}]}";
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", policy));
+    for fields in [
+        &[("X-Role", "guest")][..],
+        &[("X-Role", "admin"), ("X-Role", "guest")],
+        &[("X-Role", "guest"), ("X-Role", "admin")],
+        &[("X-Role", "admin, guest")],
+        &[("Cookie", "role=guest")],
+        &[("Cookie", "a=b"), ("Cookie", "role=guest")],
+        &[("Cookie", "role=guest; a=b")],
+    ] {
+        assert_eq!(status(&proxy, "GET", "/", "test", fields), 403, "{fields:?}");
+    }
+    assert_eq!(status(&proxy, "GET", "/", "test", &[("X-Role", "admin"), ("Cookie", "role=admin")]), 200);
+}
+
+/// Envoy: bytes above 0x7f in a value made a regular expression fail, and the condition with it.
+#[test]
+fn cve_2026_73552_bytes_that_are_no_text() {
+    let routes = "config:
+      virtual_hosts:
+        - name: v
+          domains: ['*']
+          routes:
+            - {match: {headers: [{name: x-a, regex: '.*evil.*'}]}, respond: {status: 403}}
+            - {cluster: web}";
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("routes", "builtin:router", routes));
+    assert_eq!(status(&proxy, "GET", "/", "test", &[("X-A", "\u{ff}evil\u{fe}")]), 403);
+}
+
+/// Istio: paths in other spellings than rules have; Traefik (GHSA-6jwx): the encoded path apart from the decoded one.
+#[test]
+fn cve_2021_31920_spellings_of_a_path() {
+    let upstream = Upstream::saying("ok");
+    let paths = deny("{paths: [\"/caf%C3%A9*\", \"/a:b\", \"/x%7By\"]}");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &paths));
+    for target in ["/caf%C3%A9", "/caf%c3%a9/x", "/café", "/a:b", "/a%3Ab", "/%61%3a%62", "/x%7By", "/x%7by", "/x{y"] {
+        let over_1 = proxy.request("GET", target, &[], b"").status();
+        assert_eq!(over_1, 403, "{target}");
+    }
+    assert_eq!(proxy.get("/a%3Ac").status(), 200);
+    assert_eq!(upstream.only_request().target(), "/a%3Ac", "sent on as it came");
+}
+
+/// Methods are case-sensitive here and elsewhere, but not everywhere.
+#[test]
+fn a_method_has_one_spelling() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{methods: [DELETE]}")));
+    for (method, expected) in [("DELETE", 403), ("delete", 400), ("Delete", 400), ("deletE", 400), ("PURGE", 200)] {
+        assert_eq!(status(&proxy, method, &format!("/{method}"), "test", &[]), expected, "{method}");
+    }
+    assert_eq!(proxy.entry_for("/delete")["details"], "bad_method");
+}
+
+/// HTTP/1.0 needs no `Host`, and takes no other than HTTP/1.1 does.
+#[test]
+fn a_host_is_looked_at_in_every_version() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (head, expected) in [
+        ("GET / HTTP/1.0\r\n", 200),
+        ("GET / HTTP/1.0\r\nHost: test\r\n", 200),
+        ("GET / HTTP/1.0\r\nHost: user@test\r\n", 400),
+        ("GET / HTTP/1.0\r\nHost: test\r\nHost: test\r\n", 400),
+        ("GET / HTTP/1.0\r\nHost: test:x\r\n", 400),
+        ("GET / HTTP/1.1\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: .\r\n", 400),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{head}\r\n"));
+        assert_eq!(client.read().status(), expected, "{head:?}");
+    }
+}
