@@ -39,8 +39,8 @@ pub struct State {
     pub log: LogHandle,
     /// Wishes for a reload.
     pub changes: mpsc::Sender<Change>,
-    /// Names that it may be asked for by.
-    pub hosts: Vec<String>,
+    /// Names that it may be asked for by. None: it is on a unix socket, which no browser reaches.
+    pub hosts: Option<Vec<String>>,
     /// Signs certificates for workloads, if that is configured.
     pub ca: Option<Service>,
     /// Where it listens.
@@ -78,7 +78,7 @@ const MAX_BODY: usize = 4096;
 async fn answer(state: &Rc<State>, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
-    if let Some(why) = guard::refusal(&parts, &state.hosts) {
+    if let Some(why) = state.hosts.as_ref().and_then(|hosts| guard::refusal(&parts, hosts)) {
         return text(StatusCode::FORBIDDEN, &format!("{why}\n"));
     }
     if let Some(answer) = probes::answer(&state.status, &state.registry, &parts.method, path) {

@@ -140,7 +140,7 @@ impl Server {
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
-                hosts: running.admin.hosts.clone(),
+                hosts: running.admin.address.inet().map(|_| running.admin.hosts.clone()),
                 ca: ca::service::Service::open(&loaded, &foundry.registry)?,
                 socket: admin::Socket::default(),
             });

@@ -50,8 +50,8 @@ impl Digests {
 
     /// The files that have held something else before.
     pub fn changed_since<'d>(&'d self, before: &'d Digests) -> impl Iterator<Item = &'d Path> {
-        let other = |(path, digest): &(&PathBuf, &[u8; 32])| before.0.get(*path).is_some_and(|old| old != *digest);
-        self.0.iter().filter(other).map(|(path, _)| path.as_path())
+        let other = |(path, digest): &(&PathBuf, &[u8; 32])| before.files.get(*path).is_some_and(|old| old != *digest);
+        self.files.iter().filter(other).map(|(path, _)| path.as_path())
     }
 
     /// All of them, in hex, to be a part of a larger hash.
