@@ -73,6 +73,7 @@ pub struct Admin {
     pub hosts: Vec<String>,
     /// A listener of its own for `/live`, `/ready` and `/metrics`, and nothing else: the one for probes and Prometheus to reach.
     /// Changing it needs a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Probes>,
     /// A certificate authority for workloads. Changing it needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
