@@ -238,3 +238,22 @@ clusters:
          x.yaml:12:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
     );
 }
+
+/// gRPC servers refuse clients that ping them often while no data flows, so upstreams are pinged only where that is asked for.
+#[test]
+fn clients_are_pinged_by_default_and_upstreams_are_not() {
+    let text = "
+listeners:
+  - {name: a, address: 127.0.0.1:1, cluster: c}
+  - {name: b, address: 127.0.0.1:2, cluster: d, http2: {ping_interval: 0s}}
+clusters:
+  - {name: c, protocol: h2, endpoints: [127.0.0.1:3], http2: {max_concurrent_streams: 7}}
+  - {name: d, protocol: h2, endpoints: [127.0.0.1:4], http2: {ping_interval: 10m}}
+";
+    let config = loader().parse("pings.yaml", text, Format::Yaml).expect("a right configuration").config;
+    let secs = std::time::Duration::from_secs;
+    assert_eq!(config.listeners[0].http2.ping_clients(), Some(secs(30)));
+    assert_eq!(config.listeners[1].http2.ping_clients(), None);
+    assert_eq!(config.clusters[0].http2.ping_upstreams(), None);
+    assert_eq!(config.clusters[1].http2.ping_upstreams(), Some(secs(600)));
+}

@@ -9,8 +9,6 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::config::model;
-
 /// Asks a peer that has sent nothing for a while.
 pub struct KeepAlive {
     interval: Duration,
@@ -25,9 +23,9 @@ pub struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// As the configuration wants it; none, if it does not.
-    pub fn new(config: &model::Http2, pings: Option<PingPong>) -> Option<KeepAlive> {
-        let (interval, timeout) = (config.ping_interval.bound()?, config.ping_timeout.0);
+    /// Pings after each `interval` of silence, and gives the peer up after `timeout` without an answer.
+    pub fn new(interval: Option<Duration>, timeout: Duration, pings: Option<PingPong>) -> Option<KeepAlive> {
+        let interval = interval?;
         let timer = Box::pin(sleep(interval));
         Some(KeepAlive { interval, timeout, pings: pings?, timer, asked: false, received: 0, since: Instant::now() })
     }

@@ -122,7 +122,7 @@ impl Connection {
     ) -> Result<Option<Refusal>, Broken> {
         let (handle, info, timeouts) = (&self.handle, &self.info, &config.timeouts);
         let most = config.limits.requests_per_connection;
-        let mut pings = KeepAlive::new(&config.http2, http.ping_pong());
+        let mut pings = KeepAlive::new(config.http2.ping_clients(), config.http2.ping_timeout.0, http.ping_pong());
         let mut drained = pin!(handle.drained());
         let mut listens = false;
         let bounds = [timeouts.keep_alive.bound(), timeouts.idle.bound(), timeouts.connection_age.bound()];

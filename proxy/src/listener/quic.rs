@@ -115,7 +115,7 @@ fn transport(config: &Listener) -> TransportConfig {
     let (http2, timeouts) = (&config.http2, &config.timeouts);
     let number = |number: u64| VarInt::from_u64(number).unwrap_or(VarInt::MAX);
     // Who answers pings may be silent otherwise. Nobody else is told that a client has gone.
-    let silence = match http2.ping_interval.bound() {
+    let silence = match http2.ping_clients() {
         Some(interval) => Some(interval.saturating_add(http2.ping_timeout.0)),
         None => timeouts.keep_alive.bound().zip(timeouts.idle.bound()).map(|(a, b)| a.max(b)),
     };
@@ -127,7 +127,7 @@ fn transport(config: &Listener) -> TransportConfig {
         .receive_window(number(http2.connection_window.0))
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(None)
-        .keep_alive_interval(http2.ping_interval.bound())
+        .keep_alive_interval(http2.ping_clients())
         .max_idle_timeout(silence.and_then(|silence| IdleTimeout::try_from(silence).ok()));
     transport
 }

@@ -143,7 +143,7 @@ where
         Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
             let (mux, slot_of_task, shared) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&state));
             spawn_local(async move {
-                let mut pings = KeepAlive::new(&config, connection.ping_pong());
+                let mut pings = KeepAlive::new(config.ping_upstreams(), config.ping_timeout.0, connection.ping_pong());
                 let ended = poll_fn(|cx| {
                     let ended = turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx));
                     if !shared.first.get().is_full() {

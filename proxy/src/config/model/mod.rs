@@ -142,10 +142,25 @@ pub struct Http2 {
     /// The same for all streams of a connection together. It should be some stream windows large, so that a few streams that
     /// nobody reads do not hold up the others.
     pub connection_window: ByteSize,
-    /// A connection on which nothing is received for this long is sent a ping. `0s`: never.
-    pub ping_interval: Duration,
+    /// A connection on which nothing is received for this long is sent a ping. `0s`: never. Default: `30s` to the clients of a
+    /// listener, never to upstreams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ping_interval: Option<Duration>,
     /// A connection whose ping is not answered within this is closed.
     pub ping_timeout: Duration,
+}
+
+impl Http2 {
+    /// When a silent client is sent a ping. None: never.
+    pub fn ping_clients(&self) -> Option<std::time::Duration> {
+        self.ping_interval.unwrap_or(Duration::secs(30)).bound()
+    }
+
+    /// When a silent upstream is sent a ping. None: never, which is the default: gRPC servers close the connection of a client that
+    /// pings more often than every five minutes while no data flows (GOAWAY `too_many_pings`, gRFC A8).
+    pub fn ping_upstreams(&self) -> Option<std::time::Duration> {
+        self.ping_interval?.bound()
+    }
 }
 
 impl Default for Http2 {
@@ -154,7 +169,7 @@ impl Default for Http2 {
             max_concurrent_streams: 100,
             stream_window: ByteSize(256 << 10),
             connection_window: ByteSize(16 << 20),
-            ping_interval: Duration::secs(30),
+            ping_interval: None,
             ping_timeout: Duration::secs(10),
         }
     }
