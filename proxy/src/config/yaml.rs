@@ -18,8 +18,23 @@ use super::{
 /// How many bytes aliases may repeat, lest a short text become a large tree ("billion laughs").
 const MAX_REPEATED: usize = 64 << 20;
 
+/// Refuses the control characters that YAML does not allow (YAML 1.2.2, section 5.1). The parser takes a NUL for the end of the
+/// file, so whatever follows one would be lost without a word.
+fn refuse_control_characters(text: &str) -> Result<(), Diagnostic> {
+    let forbidden = |b: u8| b < b' ' && !matches!(b, b'\t' | b'\n' | b'\r');
+    let Some(at) = text.bytes().position(forbidden) else { return Ok(()) };
+    let code = text.as_bytes()[at];
+    let message = format!("YAML does not allow the control character U+{code:04X}");
+    let help = match code {
+        0 => "remove it; a file that was being written during a crash may contain zero bytes".to_owned(),
+        _ => format!("remove it, or write it as `\\x{code:02X}` in double quotes"),
+    };
+    Err(Diagnostic::error(Span::new(at, at + 1), message).help(help))
+}
+
 /// Reads a document.
 pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+    refuse_control_characters(text).map_err(|error| vec![error])?;
     let mut reader = Reader {
         offsets: Offsets { text, ascii: text.is_ascii(), chars: 0, bytes: 0 },
         stack: Vec::new(),
@@ -419,6 +434,24 @@ mod tests {
                 assert_eq!(&text[span.start..span.end], expected, "{pointer} {end:?}");
             }
         }
+    }
+
+    #[test]
+    fn nothing_is_lost_after_a_control_character() {
+        // The parser takes a NUL for the end of the text: the second policy would be gone.
+        let lost = |at: &str| format!("policies:\n- allow\n#{at}\n- deny\n");
+        for (character, code) in [("\0", "U+0000"), ("\u{1}", "U+0001"), ("\u{1b}", "U+001B")] {
+            let errors = parse(&lost(character)).unwrap_err();
+            assert_eq!(errors.len(), 1);
+            assert_eq!(errors[0].message, format!("YAML does not allow the control character {code}"));
+            assert_eq!(errors[0].span, Some(Span::new(19, 20)));
+        }
+        for text in ["a: b\n\0\0\0\0", "\0", "a: 'b\0c'", "a: b\0", "ä: |\n  x\0\n"] {
+            assert!(parse(text).unwrap_err()[0].message.ends_with("U+0000"), "{text:?}");
+        }
+        // Escaped, it is a character like others.
+        assert_eq!(parse(r#"a: "b\0c""#).unwrap().node.get("a").and_then(Node::as_str), Some("b\0c"));
+        assert!(parse("a: b\t# c\r\nd: e\n").is_ok());
     }
 
     #[test]
