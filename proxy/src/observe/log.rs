@@ -24,7 +24,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// What is wrong with the log's configuration, or with the moment of setting it up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// A word that is neither a level nor looks like a module.
+    /// What is neither a level nor looks like a module.
     #[error("`{word}` is not a log level")]
     Level {
         /// The word.
@@ -146,29 +146,50 @@ fn is_noise(metadata: &Metadata<'_>) -> bool {
     *metadata.level() > Level::ERROR && is_of_watcher(metadata.target())
 }
 
-/// A word alone is a target to `EnvFilter`, so that `inof` would silently show nothing: here it has to be a level, or
-/// part of Tollgate, or a path to a module.
+/// To `EnvFilter` almost any text is a target, so that `inof` or `info;debug` would silently show nothing. Here each part has to
+/// be a level, Tollgate itself, or a path to a module, with a level or without.
 fn parse(directives: &str) -> Result<EnvFilter, LogError> {
-    for word in directives.split(',').map(str::trim) {
-        let lower = word.to_ascii_lowercase();
-        let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        let known = LEVELS.contains(&lower.as_str()) || word == "tollgate";
-        if is_plain && !known {
-            let suggestion = LEVELS
-                .into_iter()
-                .map(|level| (strsim::jaro_winkler(level, &lower), level))
-                .filter(|(likeness, _)| *likeness > 0.7)
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .map(|(_, level)| level);
-            return Err(LogError::Level { word: word.to_owned(), suggestion });
-        }
+    let parts: Vec<&str> = directives.split(',').map(str::trim).collect();
+    for part in &parts {
+        check_directive(part)?;
     }
     // Values of fields are compared as they are: an expression, compiled, may take any amount of memory, and whoever
     // reaches the admin listener can send one.
     EnvFilter::builder()
         .with_regex(false)
-        .parse(directives)
+        .parse(parts.join(","))
         .map_err(|error| LogError::Filter { directives: directives.to_owned(), error })
+}
+
+fn check_directive(directive: &str) -> Result<(), LogError> {
+    let lower = directive.to_ascii_lowercase();
+    if LEVELS.contains(&lower.as_str()) || directive == "tollgate" {
+        return Ok(());
+    }
+    // What follows the target: a span, a level, or both. `EnvFilter` looks at those itself.
+    let end = directive.find(['[', '=']).unwrap_or(directive.len());
+    let (target, rest) = directive.split_at(end);
+    let name = |part: &str| {
+        let mut chars = part.chars();
+        chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+            && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+    };
+    let is_module = target.split("::").all(name);
+    let is_right = match rest.chars().next() {
+        None => is_module && target.contains("::"),
+        Some('[') => is_module || target.is_empty() && rest.contains("]="),
+        Some(_) => is_module,
+    };
+    if is_right {
+        return Ok(());
+    }
+    let suggestion = LEVELS
+        .into_iter()
+        .map(|level| (strsim::jaro_winkler(level, &lower), level))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, level)| level);
+    Err(LogError::Level { word: directive.to_owned(), suggestion })
 }
 
 #[cfg(test)]
@@ -269,5 +290,25 @@ mod tests {
         for wrong in ["", "info,,", "5", "a=b=c", "tollgate=loud"] {
             assert!(check(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_would_silence_everything_is_refused() {
+        for wrong in
+            ["info;debug", "info debug", "info;tollgate=debug", "info/debug", "debug:", "::", "[debug]", "\"info\""]
+        {
+            let error = check(wrong).expect_err(wrong);
+            assert!(matches!(error, LogError::Level { .. }), "{wrong}: {error}");
+        }
+        let error = check("info,debug;trace").unwrap_err();
+        assert_eq!(error.to_string(), "`debug;trace` is not a log level");
+    }
+
+    #[test]
+    fn blanks_around_a_level_do_not_count() {
+        for (blanks, plain) in [(" debug ", "debug"), ("info , tollgate::wasm=debug\n", "info,tollgate::wasm=debug")] {
+            assert_eq!(parse(blanks).unwrap().to_string(), parse(plain).unwrap().to_string(), "{blanks:?}");
+        }
+        check("info, tollgate[request{path=\"/a\"}]=debug").unwrap_or_else(|error| panic!("{error}"));
     }
 }
