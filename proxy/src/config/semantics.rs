@@ -177,10 +177,13 @@ fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Whether two addresses cannot both be listened on, though they are not the same: one is all addresses, with the port of
-/// the other.
+/// Whether two addresses cannot both be listened on, though they are not written the same: one is all addresses, with the port
+/// of the other, or one is the other, an IPv4 address, written as IPv6.
 fn overlap(one: &Address, other: &Address) -> bool {
     let (Some(one), Some(other)) = (one.inet(), other.inet()) else { return false };
+    let canonical =
+        |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
+    let (one, other) = (canonical(one), canonical(other));
     // An IPv6 socket for all addresses takes IPv4 connections too, unless the system is set otherwise.
     let dual = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
@@ -189,12 +192,12 @@ fn overlap(one: &Address, other: &Address) -> bool {
     let covers = |all: std::net::SocketAddr, one: std::net::SocketAddr| {
         all.ip().is_unspecified() && (all.is_ipv4() == one.is_ipv4() || all.is_ipv6() && dual())
     };
-    one.port() == other.port() && (covers(one, other) || covers(other, one))
+    one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
 }
 
 /// No two sockets can listen on the same address.
 fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
-    let mut taken: HashMap<Address, (Option<Span>, &str)> = HashMap::new();
+    let mut taken = Taken(Vec::new());
     let parse = |node: Option<&Node>| {
         let node = node?;
         Some((node.span, sockets::resolved(source, node.as_str()?.parse().ok()?)))
@@ -203,45 +206,44 @@ fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>
     let enabled = admin.and_then(|admin| admin.get("enabled")).is_none_or(|e| e.to_json() != false);
     let written = admin.and_then(|admin| admin.get("address"));
     match (parse(written), written) {
-        (Some((span, address)), _) if enabled => _ = taken.insert(address, (Some(span), "the admin listener")),
-        (None, None) if enabled => _ = taken.insert(Admin::default().address, (None, "the admin listener")),
+        (Some((span, address)), _) if enabled => taken.add(address, Some(span), "the admin listener", problems),
+        (None, None) if enabled => taken.add(Admin::default().address, None, "the admin listener", problems),
         _ => {}
     }
     let probes = admin.and_then(|admin| admin.get("probes")).and_then(|probes| probes.get("address"));
     if let Some((span, address)) = parse(probes) {
-        match taken.get(&address) {
-            None => _ = taken.insert(address, (Some(span), "the listener for probes")),
-            Some(_) => {
-                let twice = format!("`{address}` is already the address of the admin listener");
-                problems.push(Diagnostic::error(span, twice));
-            }
-        }
+        taken.add(address, Some(span), "the listener for probes", problems);
     }
     for listener in listeners {
         let more = listener.get("addresses").map_or(&[][..], Node::items);
         for (span, address) in listener.get("address").into_iter().chain(more).filter_map(|node| parse(Some(node))) {
-            // Port 0 is another port each time.
-            if address.inet().is_some_and(|address| address.port() == 0) {
-                continue;
-            }
-            let other = taken.iter().find(|(other, _)| **other == address || overlap(other, &address));
-            match other {
-                None => _ = taken.insert(address, (Some(span), "another listener")),
-                Some((other, (first, owner))) => {
-                    let twice = match *other == address {
-                        true => format!("`{address}` is already the address of {owner}"),
-                        false => format!("`{address}` cannot be listened on beside `{other}`, the address of {owner}"),
-                    };
-                    let twice = Diagnostic::error(span, twice);
-                    problems.push(match first {
-                        Some(first) => twice.note(*first, "here"),
-                        None => twice.help(
-                            "the admin listener has this address by default: give it another, or disable it".to_owned(),
-                        ),
-                    });
-                }
-            }
+            taken.add(address, Some(span), "another listener", problems);
         }
+    }
+}
+
+/// Addresses that are listened on, where the file says so (not at all for a default), and by whom.
+struct Taken(Vec<(Address, Option<Span>, &'static str)>);
+
+impl Taken {
+    fn add(&mut self, address: Address, span: Option<Span>, owner: &'static str, problems: &mut Vec<Diagnostic>) {
+        // Port 0 is another port each time.
+        if address.inet().is_some_and(|address| address.port() == 0) {
+            return;
+        }
+        let other = self.0.iter().find(|(other, ..)| *other == address || overlap(other, &address));
+        let Some((other, first, owner)) = other else { return self.0.push((address, span, owner)) };
+        let twice = match *other == address {
+            true => format!("`{address}` is already the address of {owner}"),
+            false => format!("`{address}` cannot be listened on beside `{other}`, the address of {owner}"),
+        };
+        let twice = Diagnostic::error(span, twice);
+        problems.push(match first {
+            Some(first) => twice.note(*first, "here"),
+            None => {
+                twice.help("the admin listener has this address by default: give it another, or disable it".to_owned())
+            }
+        });
     }
 }
 
