@@ -133,7 +133,7 @@ impl Rest {
             let mistake = in_tree(source, found, &shown, message, who);
             match self.follows(message, &trail, found.node) {
                 false => self.told.push(mistake),
-                true if !of_form => self.doubtful.push(mistake),
+                true if !of_form && !self.lacks_something(found.node) => self.doubtful.push(mistake),
                 true => {}
             }
             let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
@@ -176,7 +176,13 @@ impl Rest {
             return false;
         }
         let around = &trail[..trail.len().saturating_sub(1)];
-        self.tree.at(around).is_some_and(|node| self.has_hole(node)) || self.has_hole(node)
+        self.lacks_something(node) || self.tree.at(around).is_some_and(|node| self.has_hole(node))
+    }
+
+    /// Whether anything was cut out of a node or of what is in it. Advice about such a node ("says nothing: leave it out") is
+    /// about a configuration that nobody has written, and may be dangerous to follow.
+    fn lacks_something(&self, node: &Node) -> bool {
+        self.holds(node, &|span| self.holes.contains(&span) || self.unknown.iter().any(|(place, _)| *place == span))
     }
 
     /// What the file calls the end of a way: items have other numbers when those before them have been cut out.
@@ -207,12 +213,17 @@ impl Rest {
     }
 
     fn has_hole(&self, node: &Node) -> bool {
+        self.holds(node, &|span| self.holes.contains(&span))
+    }
+
+    /// Whether this is true of a map or list, or of one in it.
+    fn holds(&self, node: &Node, is: &impl Fn(Span) -> bool) -> bool {
         let inside = match &node.value {
-            Value::Seq(items) => items.iter().any(|item| self.has_hole(item)),
-            Value::Map(entries) => entries.iter().any(|(_, value)| self.has_hole(value)),
+            Value::Seq(items) => items.iter().any(|item| self.holds(item, is)),
+            Value::Map(entries) => entries.iter().any(|(_, value)| self.holds(value, is)),
             _ => return false,
         };
-        inside || self.holes.contains(&node.span)
+        inside || is(node.span)
     }
 
     fn cut(&mut self, trail: &[usize], unknown: Option<String>) {
@@ -339,6 +350,20 @@ mod tests {
         // A name with a slip is not missing, in whatever words.
         let all = told("    limits: [{name: a, requests: 1, paus: 1s}]\n");
         assert_eq!(all, "6:37: error: unknown field `paus` (did you mean `pause`?)");
+    }
+
+    #[test]
+    fn what_lacks_an_unknown_field_is_not_told_to_be_empty() {
+        // Whatever `deadline` was to say, its place is not one that says nothing.
+        let all = told("    limits: [{name: a, requests: 1, deadline: 1s}, {name: b, requests: 1}]\n");
+        assert_eq!(
+            all,
+            "6:37: error: unknown field `deadline` (the fields here are `name`, `requests`, `pause`, `dry_run` and `tags`)\n\
+             6:52: error: give a `pause` (reported by filter `f` at `limits[1]`)"
+        );
+        // One that is a list's name in the singular is not missing.
+        let all = told("    limit: [{name: a, requests: 1}]\n");
+        assert_eq!(all, "6:5: error: unknown field `limit` (did you mean `limits`?)");
     }
 
     #[test]
