@@ -67,7 +67,8 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
         }
         Kind::Pattern { .. } | Kind::Format { .. } => {
             let (message, help) = wrong_format(found.node, around, connect);
-            report(message, help);
+            let off = error.instance_path().as_str() == "/admin/address" && is_off(found.node);
+            report(message, if off { Some("for no admin listener, write `admin: false`".to_owned()) } else { help });
         }
         kind @ (Kind::Minimum { .. } | Kind::Maximum { .. }) => {
             let bound = |name: &str| around.get(name).filter(|v| v.is_number()).map(number);
@@ -238,6 +239,12 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
     }
 }
 
+/// Whether somebody has written that a thing is not wanted.
+fn is_off(node: &Node) -> bool {
+    let word = node.as_str().unwrap_or_default().to_ascii_lowercase();
+    ["off", "no", "none", "disabled", "disable"].contains(&word.as_str())
+}
+
 /// What is wrong with an address. `connect`: it is one to connect to, and not to listen on.
 fn address_help(value: &str, connect: bool) -> String {
     const RIGHT: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080";
@@ -346,6 +353,12 @@ pub(super) fn did_you_mean(name: &str, known: &[&str]) -> Option<String> {
     // A name of megabytes is compared with nothing: the distance takes quadratic time.
     let name = (name.len() <= 64).then(|| plain(name))?;
     let near = |k: &str| strsim::damerau_levenshtein(&name, &plain(k));
+    // A list's name is a plural: `policy` means `policies`.
+    if let Some(stem) = name.strip_suffix('y')
+        && let Some(plural) = known.iter().find(|k| plain(k) == format!("{stem}ies"))
+    {
+        return Some(format!("did you mean `{plural}`?"));
+    }
     let limit = if name.chars().count() < 4 { 0 } else { 1 + name.len() / 4 };
     let (distance, best) = known.iter().map(|k| (near(k), *k)).min_by_key(|(distance, _)| *distance)?;
     // `4xx` is far from `retriable_4xx`, but cannot be anything else.

@@ -32,7 +32,11 @@ fn fit_to(node: &mut Node, schema: &Json) {
     if let Value::String(text) = &node.value
         && text.variable
     {
-        node.value = typed(text, &schema::types(schema));
+        let wanted = schema::types(schema);
+        // A variable that stands for a whole section is what the section may be written short as.
+        let short: Vec<&str> =
+            SHORT.iter().filter(|(section, ..)| *section == name).map(|(_, kind, _)| *kind).collect();
+        node.value = typed(text, if short.is_empty() { &wanted } else { &short });
     }
     write_out(node, schema, name);
     match &mut node.value {
@@ -160,6 +164,25 @@ mod tests {
                     address = \"127.0.0.1:80\"\ntrusted_hops = \"${N}\"\nhttp2 = {stream_window = \"${N}\"}\n\
                     [[clusters]]\nname = \"c\"\nendpoints = [\"${HOST}\"]\nretry_budget.percent = \"${N}\"\n";
         assert_eq!(tree(toml, Format::Toml), expected);
+    }
+
+    #[test]
+    fn a_variable_may_stand_for_what_is_written_short() {
+        let listener = "listeners: [{name: a, address: '127.0.0.1:80'}]\n";
+        for (written, expected) in [
+            ("${UNSET:-false}", json!({"enabled": false})),
+            ("${YES}", json!({"enabled": true})),
+            ("${HOST}", json!({"address": "127.0.0.1:9001"})),
+        ] {
+            for quote in ["", "'", "\""] {
+                let text = format!("admin: {quote}{written}{quote}\n{listener}");
+                assert_eq!(tree(&text, Format::Yaml)["admin"], expected, "{text}");
+            }
+            let toml = format!("admin = \"{written}\"\n[[listeners]]\nname = \"a\"\naddress = \"127.0.0.1:80\"\n");
+            assert_eq!(tree(&toml, Format::Toml)["admin"], expected, "{toml}");
+        }
+        let log = tree(&format!("log: \"${{UNSET:-debug}}\"\n{listener}"), Format::Yaml);
+        assert_eq!(log["log"], json!({"level": "debug"}));
     }
 
     #[test]
