@@ -123,11 +123,14 @@ impl Forward {
         if rule.prefix_rewrite.is_some() && rule.regex_rewrite.is_some() {
             place.wrong("give only one of `prefix_rewrite`, `regex_rewrite`");
         }
-        if let Some(host) = &rule.host_rewrite
-            && !redirect::is_host(std::str::from_utf8(split_port(host.as_bytes()).0).unwrap_or_default())
-        {
-            place.field("host_rewrite").wrong(format!("`{host}` is not a host"));
-        }
+        // The host refuses a route with a wrong one, which would only say again what is said here.
+        let host = rule.host_rewrite.clone().filter(|host| {
+            let right = redirect::is_host(std::str::from_utf8(split_port(host.as_bytes()).0).unwrap_or_default());
+            if !right {
+                place.field("host_rewrite").wrong(format!("`{host}` is not a host"));
+            }
+            right
+        });
         let prefix = rule.prefix_rewrite.as_ref();
         let prefix = prefix.and_then(|with| PrefixRewrite::compile(with, matched, &place.field("prefix_rewrite")));
         let rewrite = rule.regex_rewrite.as_ref();
@@ -148,7 +151,7 @@ impl Forward {
             idle_timeout_ms: millis("idle_timeout", &rule.idle_timeout),
             retry: rule.retry.as_ref().map(|r| retry(r, &place.field("retry"))),
             mirror: rule.mirror.as_ref().and_then(|m| mirror(m, &place.field("mirror"), setup)),
-            host: rule.host_rewrite.clone(),
+            host,
             prefix: None,
             request_headers: request_headers.unwrap_or_default(),
             response_headers,
