@@ -254,11 +254,29 @@ fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
     joined
 }
 
+/// Where a byte occurs first. Compares eight at a time: WebAssembly has no vectors to do it with, and for short texts it is also
+/// faster than a search that is made for long ones.
+pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let pattern = u64::from(wanted) * ONES;
+    let within = |eight: &[u8; 8]| {
+        // Its lowest bit that is set is that of the first byte that is the wanted one.
+        let differences = u64::from_le_bytes(*eight) ^ pattern;
+        let same = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
+        (same != 0).then(|| (same.trailing_zeros() / 8) as usize)
+    };
+    let Some(last) = bytes.last_chunk() else { return bytes.iter().position(|byte| *byte == wanted) };
+    let (eights, _) = bytes.as_chunks();
+    let found = eights.iter().enumerate().find_map(|(i, eight)| Some(i * 8 + within(eight)?));
+    // What is left after them is looked at together with some of those before.
+    found.or_else(|| Some(bytes.len() - 8 + within(last)?))
+}
+
 /// The form of a normalised path in which it is compared: what may stand in a path as it is does so. `/a%40b` and `/a@b` are sent
 /// on as they came (RFC 3986 section 2.2 lets a server tell them apart), but hardly any server does, so no rule may.
 pub fn compared(path: &[u8]) -> Cow<'_, [u8]> {
     // Few paths have an escape at all.
-    if !path.contains(&b'%') {
+    if position(path, b'%').is_none() {
         return Cow::Borrowed(path);
     }
     let mut out = Vec::with_capacity(path.len());

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use tollgate_abi::spelling;
-pub use tollgate_abi::spelling::Extent;
+pub use tollgate_abi::spelling::{Extent, position};
 
 use crate::{Buffer, Mistakes, Name, Request, Setup};
 
@@ -55,34 +55,12 @@ pub fn is_below(path: &[u8], prefix: &[u8]) -> bool {
 /// The path of a `:path`, in the form in which rules compare it: without its query, and with all characters as they are that may
 /// stand in a path so, since servers take `/a%40b` for `/a@b`. The host has seen to all other spellings.
 pub fn compared_path(target: &[u8]) -> Cow<'_, [u8]> {
-    let path = without_query(target);
-    match position(path, b'%') {
-        Some(_) => spelling::compared(path),
-        None => Cow::Borrowed(path),
-    }
+    spelling::compared(without_query(target))
 }
 
 /// A path as in `:path`, without its query.
 pub fn without_query(path: &[u8]) -> &[u8] {
     position(path, b'?').map_or(path, |query| &path[..query])
-}
-
-/// Where a byte is for the first time. Eight bytes at a time: a module looks at single ones a good deal slower than native
-/// code does.
-pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let pattern = u64::from(wanted) * ONES;
-    let within = |eight: &[u8; 8]| {
-        // Its lowest bit that is set is that of the first byte that is the wanted one.
-        let differences = u64::from_le_bytes(*eight) ^ pattern;
-        let same = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
-        (same != 0).then(|| (same.trailing_zeros() / 8) as usize)
-    };
-    let Some(last) = bytes.last_chunk() else { return bytes.iter().position(|byte| *byte == wanted) };
-    let (eights, _) = bytes.as_chunks();
-    let found = eights.iter().enumerate().find_map(|(i, eight)| Some(i * 8 + within(eight)?));
-    // What is left after them is looked at together with some of those before.
-    found.or_else(|| Some(bytes.len() - 8 + within(last)?))
 }
 
 /// What a header must be like: its name and at most one of the others; the name alone is `present: true`.

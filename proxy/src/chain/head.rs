@@ -220,10 +220,10 @@ pub trait Headers {
 
 /// Blanks around a value are no part of it (RFC 9110 section 5.5), and with them it would be malformed in HTTP/2.
 fn without_blanks(bytes: &[u8]) -> &[u8] {
-    let is_more = |b: &u8| !matches!(b, b' ' | b'\t');
-    let start = bytes.iter().position(is_more).unwrap_or(bytes.len());
-    let end = bytes.iter().rposition(is_more).map_or(start, |last| last + 1);
-    &bytes[start..end]
+    match bytes {
+        [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] => without_blanks(rest),
+        _ => bytes,
+    }
 }
 
 fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {

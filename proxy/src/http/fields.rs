@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tollgate_abi::spelling::position;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -46,7 +47,7 @@ impl Present {
                 header::EXPECT => present.expect = true,
                 _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => present.others_of_hop = true,
                 _ if *name == X_FORWARDED_CLIENT_CERT => present.client_cert = true,
-                _ => present.underscores |= name.as_str().contains('_'),
+                _ => present.underscores |= has_underscore(name),
             }
         }
         present
@@ -80,9 +81,13 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         || name.as_str().starts_with("x-forwarded-")
 }
 
+fn has_underscore(name: &HeaderName) -> bool {
+    position(name.as_str().as_bytes(), b'_').is_some()
+}
+
 /// Removes fields whose names have a `_`.
 pub fn remove_underscores(fields: &mut HeaderMap) {
-    let names: Vec<HeaderName> = fields.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    let names: Vec<HeaderName> = fields.keys().filter(|name| has_underscore(name)).cloned().collect();
     for name in names {
         fields.remove(name);
     }
