@@ -62,7 +62,11 @@ impl ClientTls {
         let whole = |error| vec![Problem { place: String::new(), error }];
         let server_name = server_name(section, cluster);
         let dated = lists.iter().filter_map(|list| list.dated.clone()).collect();
-        let verifier = Arc::new(Noting(verifier(section, roots, lists).map_err(whole)?));
+        let trusted = match section.ca.is_empty() {
+            true => "the system's authorities; name its authority in `tls.ca`",
+            false => "`tls.ca`",
+        };
+        let verifier = Arc::new(Noting { verifier: verifier(section, roots, lists).map_err(whole)?, trusted });
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder
             .with_protocol_versions(versions(section.min_version))

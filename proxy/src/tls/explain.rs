@@ -232,32 +232,31 @@ fn cause_of(error: &CertificateError) -> Cause {
 }
 
 /// Notes why a certificate was refused.
-fn note(error: &Error, peer: Peer, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) {
+fn note(error: &Error, trusted: &str, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) {
     if let Error::InvalidCertificate(why) = error {
         // Names are a peer's own words, which must not forge a line of the log.
-        let text = describe(why, peer, leaf, intermediates);
+        let text = describe(why, trusted, leaf, intermediates);
         REFUSED.set(Some(text.chars().map(|c| if c.is_control() { '?' } else { c }).take(LONGEST).collect()));
     }
 }
 
 fn describe(
     why: &CertificateError,
-    peer: Peer,
+    trusted: &str,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
 ) -> String {
     let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
         return format!("its certificate cannot be read: {why}");
     };
-    let subject = Quoted(name::rfc2253(certificate.subject()));
+    let subject = called(&certificate);
     let until = |time: &UnixTime| date(time.as_secs() as i64);
     match why {
         CertificateError::UnknownIssuer => {
             let issuer = last_issuer(&certificate, intermediates);
-            let trusted = if peer == Peer::Server { "tls.ca" } else { "tls.client_ca" };
             match certificate.subject() == certificate.issuer() {
-                true => format!("unknown issuer {issuer}: the certificate is self-signed and not among `{trusted}`"),
-                false => format!("unknown issuer {issuer} of the certificate {subject}: it is not among `{trusted}`"),
+                true => format!("unknown issuer {issuer}: the certificate is self-signed and not among {trusted}"),
+                false => format!("unknown issuer {issuer} of the certificate {subject}: it is not among {trusted}"),
             }
         }
         CertificateError::NotValidForNameContext { expected, .. } => {
@@ -290,7 +289,7 @@ fn describe(
 }
 
 /// Who has signed the last certificate of a chain.
-fn last_issuer(leaf: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> Quoted {
+fn last_issuer(leaf: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> String {
     let parsed: Vec<_> = intermediates.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
     let mut last = leaf;
     // As often as there are certificates at most, whoever has signed whom.
@@ -300,11 +299,23 @@ fn last_issuer(leaf: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>])
             None => break,
         }
     }
-    Quoted(name::rfc2253(last.issuer()))
+    match name::rfc2253(last.issuer()) {
+        none if none.is_empty() => "without a name".to_owned(),
+        name => Quoted(name).to_string(),
+    }
 }
 
-/// What a certificate is for.
-fn names(certificate: &X509Certificate<'_>) -> String {
+/// What to call a certificate: its subject, or else the first of its names, as workloads' certificates often have no subject.
+fn called(certificate: &X509Certificate<'_>) -> String {
+    let subject = Some(name::rfc2253(certificate.subject())).filter(|subject| !subject.is_empty());
+    match subject.or_else(|| known_names(certificate).into_iter().next()) {
+        Some(name) => Quoted(name).to_string(),
+        None => "(its subject is empty)".to_owned(),
+    }
+}
+
+/// Its names other than its subject.
+fn known_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.map_or(&[][..], |names| &names.value.general_names);
     let known = names.iter().filter_map(|name| match name {
@@ -315,7 +326,12 @@ fn names(certificate: &X509Certificate<'_>) -> String {
         }
         _ => None,
     });
-    let known: Vec<String> = known.map(clip).collect();
+    known.map(clip).collect()
+}
+
+/// What a certificate is for.
+fn names(certificate: &X509Certificate<'_>) -> String {
+    let known = known_names(certificate);
     match known.len() {
         0 => "it has no names but its subject, which does not count".to_owned(),
         count if count > MOST_NAMES => {
@@ -345,7 +361,11 @@ impl fmt::Display for Quoted {
 
 /// A verifier that notes what it refuses.
 #[derive(Debug)]
-pub(super) struct Noting<V: ?Sized>(pub(super) Arc<V>);
+pub(super) struct Noting<V: ?Sized> {
+    pub(super) verifier: Arc<V>,
+    /// Which authorities it trusts: what an unknown issuer is not among.
+    pub(super) trusted: &'static str,
+}
 
 impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
     fn verify_server_cert(
@@ -356,8 +376,8 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        verified.inspect_err(|error| note(error, Peer::Server, end_entity, intermediates))
+        let verified = self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        verified.inspect_err(|error| note(error, self.trusted, end_entity, intermediates))
     }
 
     fn verify_tls12_signature(
@@ -366,7 +386,9 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss).inspect_err(|error| note(error, Peer::Server, cert, &[]))
+        self.verifier
+            .verify_tls12_signature(message, cert, dss)
+            .inspect_err(|error| note(error, self.trusted, cert, &[]))
     }
 
     fn verify_tls13_signature(
@@ -375,25 +397,27 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss).inspect_err(|error| note(error, Peer::Server, cert, &[]))
+        self.verifier
+            .verify_tls13_signature(message, cert, dss)
+            .inspect_err(|error| note(error, self.trusted, cert, &[]))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 
 impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.verifier.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.verifier.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.verifier.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -402,8 +426,8 @@ impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
-        verified.inspect_err(|error| note(error, Peer::Client, end_entity, intermediates))
+        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now);
+        verified.inspect_err(|error| note(error, self.trusted, end_entity, intermediates))
     }
 
     fn verify_tls12_signature(
@@ -412,7 +436,9 @@ impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss).inspect_err(|error| note(error, Peer::Client, cert, &[]))
+        self.verifier
+            .verify_tls12_signature(message, cert, dss)
+            .inspect_err(|error| note(error, self.trusted, cert, &[]))
     }
 
     fn verify_tls13_signature(
@@ -421,11 +447,13 @@ impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss).inspect_err(|error| note(error, Peer::Client, cert, &[]))
+        self.verifier
+            .verify_tls13_signature(message, cert, dss)
+            .inspect_err(|error| note(error, self.trusted, cert, &[]))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 

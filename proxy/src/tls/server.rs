@@ -66,7 +66,16 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider());
         let builder = builder.with_protocol_versions(versions(section.min_version)).map_err(refused)?;
         let builder = match verifier {
-            Some(verifier) => builder.with_client_cert_verifier(Arc::new(Noting(verifier))),
+            Some(verifier) => {
+                let trusted = match (section.client_ca.is_empty(), section.trust_domains.is_empty()) {
+                    (_, true) => "`tls.client_ca`",
+                    (true, false) => "those of its trust domain in `tls.trust_domains`",
+                    (false, false) => {
+                        "those of its trust domain in `tls.trust_domains`, or `tls.client_ca` without one"
+                    }
+                };
+                builder.with_client_cert_verifier(Arc::new(Noting { verifier, trusted }))
+            }
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(resolver.clone());
