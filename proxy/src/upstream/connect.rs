@@ -26,7 +26,10 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
     H1,
-    H2,
+    H2 {
+        /// Over TLS, without the endpoint's word for it: it has chosen nothing by ALPN.
+        assumed: bool,
+    },
 }
 
 /// Bytes of an endpoint's first answer in a handshake that are looked at.
@@ -47,13 +50,15 @@ pub(super) async fn open(
             socket.write_all(&proxy_protocol::encode(version, client)).await?;
         }
         let Some(tls) = &cluster.tls else {
-            let version = if cluster.protocol == ClusterProtocol::H2 { Version::H2 } else { Version::H1 };
+            let version =
+                if cluster.protocol == ClusterProtocol::H2 { Version::H2 { assumed: false } } else { Version::H1 };
             return Ok((Stream::from(socket), version));
         };
         step.set(Step::Handshake);
         let stream = shake_hands(tls, endpoint, socket).await?;
         let version = match (cluster.protocol, stream.get_ref().1.alpn_protocol()) {
-            (_, Some(b"h2")) | (ClusterProtocol::H2, None) => Version::H2,
+            (_, Some(b"h2")) => Version::H2 { assumed: false },
+            (ClusterProtocol::H2, None) => Version::H2 { assumed: true },
             (ClusterProtocol::H2, Some(other)) => {
                 let other = other.escape_ascii();
                 return Err(Cause::Tls(format!("the endpoint chose `{other}` by ALPN, not the h2 of `protocol: h2`")));

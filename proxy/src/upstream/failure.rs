@@ -33,6 +33,8 @@ pub enum FailureKind {
         request_sent: bool,
         /// Whether any byte has come back since the request was handed over.
         bytes_received: bool,
+        /// Whether a part of the response's head has come.
+        in_head: bool,
         /// The reason.
         source: io::Error,
     },

@@ -129,7 +129,8 @@ where
         self.served.set(self.served.get().saturating_add(1));
         if reused && self.has_ended(&mut Context::from_waker(Waker::noop())) {
             let source = io::ErrorKind::ConnectionAborted.into();
-            let kind = FailureKind::Reset { reused, request_sent: false, bytes_received: false, source };
+            let kind =
+                FailureKind::Reset { reused, request_sent: false, bytes_received: false, in_head: false, source };
             return Err(Failure::unsent(kind, body));
         }
         let (mut upload, asked, before) = match self.line.borrow_mut().as_mut() {
@@ -205,10 +206,12 @@ where
             }
             Lost::Connection(source) => {
                 let line = self.line.borrow();
+                let bytes_received = line.as_ref().is_none_or(|wire| wire.received() > received);
                 FailureKind::Reset {
                     reused,
                     request_sent: line.as_ref().is_none_or(|wire| wire.sent() > sent),
-                    bytes_received: line.as_ref().is_none_or(|wire| wire.received() > received),
+                    bytes_received,
+                    in_head: bytes_received,
                     source,
                 }
             }

@@ -38,7 +38,7 @@ use super::{
     body::{Duplex, Held, PooledBody},
     failure::{Failure, FailureKind, ProtocolError},
     pool::Head,
-    reason::lost,
+    reason::{Unchosen, lost},
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
@@ -59,13 +59,22 @@ pub(super) struct Mux<B> {
     /// Its place among the connections; gone once the place has been given to another one.
     permit: Cell<Option<Permit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
-    secure: bool,
-    /// The address of its end here.
-    local: Option<SocketAddr>,
+    under: Under,
     state: Rc<State>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
     pub(super) seen_idle: Cell<Option<Instant>>,
+}
+
+/// What is under a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Under {
+    /// TLS.
+    pub(super) secure: bool,
+    /// TLS in which the endpoint has chosen nothing by ALPN: whether it speaks HTTP/2 is not known.
+    pub(super) assumed: bool,
+    /// The address of its end here.
+    pub(super) local: Option<SocketAddr>,
 }
 
 /// What a connection and its task share.
@@ -114,7 +123,7 @@ where
     /// Speaks HTTP/2 on a connected stream; response heads may have `max_head` bytes. Needs a place to spawn local tasks.
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        (secure, local): (bool, Option<SocketAddr>),
+        under: Under,
         max_head: usize,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
@@ -173,8 +182,7 @@ where
                 slot,
                 permit: Cell::new(Some(permit)),
                 sender: RefCell::new(sender),
-                secure,
-                local,
+                under,
                 state,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
@@ -203,12 +211,19 @@ where
                 reused: reused || stopped == Some(Stopped::Unprocessed),
                 request_sent: stopped != Some(Stopped::Unprocessed),
                 bytes_received: mux.state.received.get() > received,
-                source: mux.state.better_reason(error),
+                // Here a head is there as a whole, or not at all.
+                in_head: false,
+                source: match mux.state.better_reason(error) {
+                    source if mux.under.assumed && mux.state.first.get().look() != Looks::Http2 => {
+                        io::Error::new(source.kind(), Unchosen(source))
+                    }
+                    source => source,
+                },
             },
         };
         let bodiless = body.is_end_stream();
         let sent = head.show(|head| {
-            let (request, key) = into_h2(head, &body.size_hint(), mux.secure);
+            let (request, key) = into_h2(head, &body.size_hint(), mux.under.secure);
             let switches = request.method() == Method::CONNECT;
             // One of its own: what one of them waits for is nothing to the others.
             let mut sender = mux.sender.borrow().clone();
@@ -336,7 +351,7 @@ pub(super) struct Place<B>(Rc<Mux<B>>);
 impl<B> Place<B> {
     /// The address of the connection's end here.
     pub(super) fn local(&self) -> Option<SocketAddr> {
-        self.0.local
+        self.0.under.local
     }
 }
 

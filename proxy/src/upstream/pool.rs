@@ -30,7 +30,7 @@ use super::{
     direct::count,
     failure::{Failure, FailureKind},
     link::Link,
-    mux::{Mux, Place},
+    mux::{Mux, Place, Under},
     reason::OpenError,
     slots::{ClusterPool, Grant, Opening, Permit, Slot},
 };
@@ -256,7 +256,7 @@ where
                     let local = stream.local_addr();
                     Ok(self.link(Box::new(stream), local, pool, permit))
                 }
-                Ok((stream, connect::Version::H2)) => self.mux(stream, pool, permit).await,
+                Ok((stream, connect::Version::H2 { assumed })) => self.mux((stream, assumed), pool, permit).await,
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
@@ -277,9 +277,14 @@ where
         Opened::Link(Link::open(stream, local, self.0.limits, Rc::downgrade(pool), permit))
     }
 
-    async fn mux(&self, stream: Stream, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, OpenError> {
-        let (secure, local) = (matches!(stream, Stream::Tls(_)), stream.local_addr());
-        let opened = Mux::open(stream, (secure, local), self.0.limits.head, pool, permit).await;
+    async fn mux(
+        &self,
+        (stream, assumed): (Stream, bool),
+        pool: &Rc<ClusterPool<B>>,
+        permit: Permit<B>,
+    ) -> Result<Opened<B>, OpenError> {
+        let under = Under { secure: matches!(stream, Stream::Tls(_)), assumed, local: stream.local_addr() };
+        let opened = Mux::open(stream, under, self.0.limits.head, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| OpenError::of(&error))
     }
 

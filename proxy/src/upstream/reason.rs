@@ -137,8 +137,8 @@ impl FailureKind {
     pub fn reason(&self, after: Duration) -> Option<(Trouble, String)> {
         Some(match self {
             FailureKind::Connect(error) => (error.trouble, error.to_string()),
-            FailureKind::Reset { source, bytes_received, .. } => {
-                let place = if *bytes_received { "in the middle of the response's head" } else { "before a response" };
+            FailureKind::Reset { source, in_head, .. } => {
+                let place = if *in_head { "in the middle of the response's head" } else { "before a response" };
                 let (trouble, why) = lost(source);
                 (trouble, format!("{why}, {place}, after {after:.1?}"))
             }
@@ -186,10 +186,20 @@ impl Broken {
     }
 }
 
+/// The end of a connection on which HTTP/2 was spoken under TLS without the endpoint's word that it does so.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unchosen(#[source] pub(super) io::Error);
+
 /// What to say of a connection that has ended before its time.
 pub fn lost(error: &io::Error) -> (Trouble, String) {
     if tls::tls_error(error).is_some() {
         return (Trouble::Tls, format!("TLS: {}", tls::explain(error, Peer::Server).1));
+    }
+    if let Some(Unchosen(error)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        let (trouble, why) = lost(error);
+        let hint = "the endpoint chose no protocol by ALPN: if it speaks HTTP/1.1, set `protocol: h1`";
+        return (trouble, format!("{why} ({hint})"));
     }
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<h2::Error>()) {
         return lost_h2(error);
@@ -209,8 +219,12 @@ fn lost_h2(error: &h2::Error) -> (Trouble, String) {
     }
     let frame = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
     match error.reason() {
-        // The debug data of a GOAWAY is in the error's text.
-        Some(reason) if error.is_remote() => (Trouble::Reset, format!("the endpoint sent {frame} {reason:?}: {error}")),
+        Some(reason) if error.is_remote() => {
+            // "connection error received: …", with the debug data of a GOAWAY: who has sent it is said already.
+            let text = error.to_string();
+            let text = text.split_once(" received: ").map_or(&*text, |(_, text)| text);
+            (Trouble::Reset, format!("the endpoint sent {frame} {reason:?}: {text}"))
+        }
         _ => (Trouble::Protocol, error.to_string()),
     }
 }

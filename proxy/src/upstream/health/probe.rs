@@ -133,7 +133,7 @@ fn uri(cluster: &Cluster, host: &Authority, path: &str) -> Result<Uri, http::Err
 async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), Unwell> {
     let request = Request::get(&uri).header(USER_AGENT, AGENT);
     let (response, _driver) = match version {
-        Version::H2 => send_h2(socket, request.body(Full::default())?).await?,
+        Version::H2 { .. } => send_h2(socket, request.body(Full::default())?).await?,
         Version::H1 => {
             let host = uri.authority().map_or("", Authority::as_str);
             let path = uri.path_and_query().map_or("/", |path| path.as_str());
