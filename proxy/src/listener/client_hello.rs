@@ -16,6 +16,7 @@ const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
+const SUPPORTED_VERSIONS: u16 = 43;
 const HOST_NAME: u8 = 0;
 
 /// Bytes of a record's fragment, at most (RFC 8446 section 5.1).
@@ -40,6 +41,8 @@ pub struct ClientHello {
     pub server_name: Option<Box<str>>,
     /// Protocols (RFC 7301 section 3.1), as they came: each one with a byte before it for its length.
     alpn: Box<[u8]>,
+    /// The highest version that it offers, by its number: 0x0303 is TLS 1.2, 0x0302 TLS 1.1.
+    pub version: u16,
 }
 
 impl ClientHello {
@@ -108,14 +111,15 @@ fn next_fragment<'a>(records: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malform
 fn read(mut message: Input<'_>) -> Option<ClientHello> {
     let _type = message.take(1)?;
     let mut hello = Input(message.vector(3)?);
-    let _version_and_random = hello.take(2 + 32)?;
+    let version = hello.number(2)? as u16;
+    let _random = hello.take(32)?;
     let session = hello.vector(1)?;
     let ciphers = hello.vector(2)?;
     let compression = hello.vector(1)?;
     if session.len() > 32 || ciphers.is_empty() || ciphers.len() % 2 != 0 || compression.is_empty() {
         return None;
     }
-    let (mut name, mut alpn) = (None, None);
+    let (mut name, mut alpn, mut versions) = (None, None, None);
     // TLS 1.2 can do without extensions.
     if !hello.0.is_empty() {
         let mut extensions = Input(hello.vector(2)?);
@@ -124,11 +128,12 @@ fn read(mut message: Input<'_>) -> Option<ClientHello> {
         }
         while !extensions.0.is_empty() {
             let kind = extensions.number(2)?;
-            let data = Input(extensions.vector(2)?);
+            let mut data = Input(extensions.vector(2)?);
             // None may be there twice (RFC 8446 section 4.2).
             let twice = match kind as u16 {
                 SERVER_NAME => name.replace(server_name(data)?).is_some(),
                 ALPN => alpn.replace(protocols(data)?).is_some(),
+                SUPPORTED_VERSIONS => versions.replace(highest(data.vector(1)?)).is_some(),
                 _ => false,
             };
             if twice {
@@ -136,7 +141,15 @@ fn read(mut message: Input<'_>) -> Option<ClientHello> {
             }
         }
     }
-    Some(ClientHello { server_name: name.flatten(), alpn: alpn.unwrap_or_default().into() })
+    // With the extension, the older field means nothing (RFC 8446 section 4.2.1).
+    let version = versions.unwrap_or(version);
+    Some(ClientHello { server_name: name.flatten(), alpn: alpn.unwrap_or_default().into(), version })
+}
+
+/// The highest version of a list, without those that only test whether servers skip what they do not know (RFC 8701).
+fn highest(list: &[u8]) -> u16 {
+    let versions = list.as_chunks().0.iter().map(|version| u16::from_be_bytes(*version));
+    versions.filter(|version| version >> 8 == 3).max().unwrap_or_default()
 }
 
 /// RFC 6066 section 3. Outer `None`: malformed.
@@ -284,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn the_highest_version_that_is_offered_is_found() {
+        let version = |input: &[u8]| match by_byte(input) {
+            Hello::Client(hello) => hello.version,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(version(&of_rustls("a.example", &[], None)), 0x0304);
+        let mut of_tls_1_1 = body(&name(b"a.example"));
+        of_tls_1_1[1] = 2;
+        assert_eq!(version(&record(&message(&of_tls_1_1))), 0x0302);
+        // A number that no version has (RFC 8701), TLS 1.1 and TLS 1.0.
+        let versions = extension(SUPPORTED_VERSIONS, b"\x06\x7a\x7a\x03\x02\x03\x01");
+        assert_eq!(version(&hello(&versions)), 0x0302);
+        assert_eq!(version(&hello(b"")), 0x0303);
+    }
+
+    #[test]
     fn a_fragment_may_have_a_single_byte() {
         let message = message(&body(&name(b"a.example")));
         let sent: Vec<u8> = message.iter().flat_map(|byte| record(&[*byte])).collect();
@@ -338,6 +367,7 @@ mod tests {
             extension(ALPN, b"\0\x03\x03h2"),
             extension(ALPN, b"\0\x03\x02h2+"),
             [extension(ALPN, b"\0\x03\x02h2"), extension(ALPN, b"\0\x03\x02h2")].concat(),
+            extension(SUPPORTED_VERSIONS, b"\x04\x03\x04"),
             b"\0".to_vec(),
             b"\0+\0\x05".to_vec(),
         ] {

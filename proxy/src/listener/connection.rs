@@ -308,9 +308,19 @@ fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> Refused {
         return Refused::handshake(cause, format!("the client {what}: {}", FirstBytes::of(first)));
     }
     let (cause, mut why) = tls::explain(error, Peer::Client);
-    if cause == Cause::Alpn
-        && let Hello::Client(hello) = client_hello(first)
-    {
+    let Hello::Client(hello) = client_hello(first) else { return Refused::handshake(cause, why) };
+    // The TLS library may miss something else first that only newer versions have.
+    let old = match hello.version {
+        0x0300 => Some("SSL 3.0"),
+        0x0301 => Some("TLS 1.0"),
+        0x0302 => Some("TLS 1.1"),
+        _ => None,
+    };
+    if let Some(old) = old {
+        let why = format!("the client speaks no version of TLS that `min_version` allows: at most {old}");
+        return Refused::handshake(Cause::Version, why);
+    }
+    if cause == Cause::Alpn {
         let names = |names: &mut dyn Iterator<Item = &[u8]>| {
             names.map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>().join(", ")
         };
