@@ -103,6 +103,50 @@ fn a_certificate_that_is_missing_or_wrong_is_told() {
 }
 
 #[test]
+fn a_certificate_without_a_subject_is_called_by_another_name() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let stranger = pair::without_subject(&theirs, false, &[pair::spiffe()]);
+    let old = pair::without_subject(&ours, true, &[pair::spiffe()]);
+    let nameless = pair::without_subject(&ours, true, &[]);
+    for (name, shows, reason, part) in [
+        ("a stranger's", &stranger, "unknown_issuer", "\"CN=theirs\" of the certificate \"spiffe://t/w\": it is not"),
+        ("expired", &old, "expired", "the certificate \"spiffe://t/w\" expired on 2020-01-01T00:00:00Z"),
+        ("nameless", &nameless, "expired", "the certificate (its subject is empty) expired on 2020-01-01T00:00:00Z"),
+    ] {
+        let (proxy, _upstream) = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
+        assert_eq!(Client { shows: Some(shows), ..Client::new(&ours) }.ask(&proxy), "", "{name}");
+        assert_turned_away(name, &proxy, "tls_handshake_failed", reason, &[part]);
+    }
+}
+
+#[test]
+fn a_stranger_to_a_trust_domain_is_told_of_those() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let stranger = pair::signed(&theirs, "c");
+    let (proxy, _upstream) = proxy(&ours, "client_certificates: require, trust_domains: {t: [ca.pem]}");
+    Client { shows: Some(&stranger), ..Client::new(&ours) }.ask(&proxy);
+    let parts = ["it is not among those of its trust domain in `tls.trust_domains`"];
+    assert_turned_away("a stranger's", &proxy, "tls_handshake_failed", "unknown_issuer", &parts);
+}
+
+#[test]
+fn a_client_of_an_old_version_is_told_that() {
+    let ours = pair::issuer("ours");
+    // TLS 1.1 knows no signature algorithms: a version, a random number, no session, one cipher suite, no compression.
+    for (version, name) in [(2, "at most TLS 1.1"), (1, "at most TLS 1.0")] {
+        let mut body = vec![3, version];
+        body.extend([7; 32]);
+        body.extend([0, 0, 2, 0xc0, 0x13, 1, 0]);
+        let hello = [&[1, 0, 0, body.len() as u8][..], &body].concat();
+        let (proxy, _upstream) = proxy(&ours, "");
+        let mut client = proxy.client();
+        client.send([&[22, 3, 1, 0, hello.len() as u8][..], &hello].concat());
+        client.wire.read_to_end();
+        assert_turned_away(name, &proxy, "tls_handshake_failed", "version", &["`min_version`", name]);
+    }
+}
+
+#[test]
 fn a_client_with_nothing_in_common_is_told() {
     let ours = pair::issuer("ours");
     let (versions, _upstream) = proxy(&ours, "min_version: '1.3'");

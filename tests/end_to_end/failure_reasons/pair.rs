@@ -27,7 +27,7 @@ pub type Issuer = CertifiedIssuer<'static, KeyPair>;
 fn params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
     params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
-    params.subject_alt_names.push(SanType::URI("spiffe://t/w".try_into().expect("a URI")));
+    params.subject_alt_names.push(spiffe());
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
     params
@@ -52,6 +52,22 @@ pub fn expired(issuer: &Issuer, common_name: &str) -> Pair {
     sign(issuer, params)
 }
 
+/// The same without a subject, of the past if `old`, and with these other names only.
+pub fn without_subject(issuer: &Issuer, old: bool, names: &[SanType]) -> Pair {
+    let mut params = params("");
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names.to_vec();
+    if old {
+        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
+    }
+    sign(issuer, params)
+}
+
+/// A workload's name.
+pub fn spiffe() -> SanType {
+    SanType::URI("spiffe://t/w".try_into().expect("a URI"))
+}
+
 fn sign(issuer: &Issuer, params: CertificateParams) -> Pair {
     let key = KeyPair::generate().expect("a key");
     CertifiedKey { cert: params.signed_by(&key, issuer).expect("a certificate"), signing_key: key }
@@ -64,11 +80,13 @@ pub struct Server<'a> {
     pub alpn: &'a [&'a str],
     /// Who must have signed its clients' certificates.
     pub clients: Option<&'a Issuer>,
+    /// Whether it ends a connection when it has read something that looks like the end of a request's head.
+    pub hangs_up: bool,
 }
 
 impl<'a> Server<'a> {
     pub fn new(pair: &'a Pair) -> Server<'a> {
-        Server { pair, versions: &VERSIONS, alpn: &[], clients: None }
+        Server { pair, versions: &VERSIONS, alpn: &[], clients: None, hangs_up: false }
     }
 
     /// Starts it: it answers the first request of each connection, if there is one.
@@ -88,7 +106,7 @@ impl<'a> Server<'a> {
         let key = PrivateKeyDer::try_from(self.pair.signing_key.serialize_der()).expect("a key");
         let mut config = builder.with_single_cert(vec![self.pair.cert.der().clone()], key).expect("a pair");
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let config = Arc::new(config);
+        let (config, hangs_up) = (Arc::new(config), self.hangs_up);
         Upstream::scripted(move |connection| {
             let mut socket = connection.wire.socket().try_clone().expect("a socket");
             let mut tls = ServerConnection::new(config.clone()).expect("a server");
@@ -100,6 +118,9 @@ impl<'a> Server<'a> {
                     Ok(1) => head.extend(byte),
                     _ => return connection.wait_for_end(),
                 }
+            }
+            if hangs_up {
+                return;
             }
             let _ = stream.write_all(&answer(200, &[], "hello"));
             connection.wait_for_end();

@@ -54,6 +54,33 @@ fn a_certificate_that_is_refused_is_described() {
 }
 
 #[test]
+fn a_certificate_without_a_subject_is_called_by_another_name() {
+    let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
+    let strange = pair::without_subject(&theirs, false, &[pair::spiffe()]);
+    let old = pair::without_subject(&ours, true, &[pair::spiffe()]);
+    let nameless = pair::without_subject(&theirs, false, &[]);
+    let tls = "tls: {ca: [ca.pem], sans: ['spiffe://t/w']}";
+    for (name, pair, part) in [
+        ("unknown issuer", &strange, "\"CN=theirs\" of the certificate \"spiffe://t/w\": it is not among `tls.ca`"),
+        ("expired", &old, "the certificate \"spiffe://t/w\" expired on 2020-01-01T00:00:00Z"),
+        ("nameless", &nameless, "of the certificate (its subject is empty): it is not among `tls.ca`"),
+    ] {
+        let upstream = Server::new(pair).start();
+        let proxy = proxy(&upstream, tls, &[("ca.pem", ours.pem())]);
+        assert_reason(name, &proxy, "connect_failure", "tls", &[part]);
+    }
+}
+
+#[test]
+fn without_authorities_of_its_own_a_cluster_is_told_to_name_some() {
+    let (system, theirs) = (pair::issuer("system"), pair::issuer("theirs"));
+    let upstream = Server::new(&pair::signed(&theirs, "w")).start();
+    let proxy = proxy(&upstream, "tls: {sni: localhost}", &[("system.pem", system.pem())]);
+    let parts = ["\"CN=theirs\"", "it is not among the system's authorities; name its authority in `tls.ca`"];
+    assert_reason("the system's", &proxy, "connect_failure", "tls", &parts);
+}
+
+#[test]
 fn an_authoritys_own_certificate_is_no_servers() {
     let ours = pair::issuer("ours");
     let key = rcgen::KeyPair::from_pem(&ours.key().serialize_pem()).expect("a key");
@@ -99,6 +126,18 @@ fn nothing_in_common_is_told_for_what_it_is() {
     let options = "protocol: h2\ntls: {ca: [ca.pem], sni: localhost}";
     let parts = ["alert no_application_protocol: it does not speak the cluster's `protocol` (ALPN)"];
     assert_reason("ALPN", &proxy(&upstream, options, &ca), "connect_failure", "tls", &parts);
+}
+
+#[test]
+fn http_2_without_alpn_that_comes_to_nothing_hints_at_http_1() {
+    let ours = pair::issuer("ours");
+    let server = pair::signed(&ours, "w");
+    let options = "protocol: h2\ntls: {ca: [ca.pem], sni: localhost}";
+    let parts =
+        ["(the endpoint chose no protocol by ALPN: if it speaks HTTP/1.1, set `protocol: h1`), before a response"];
+    let closing = Server { hangs_up: true, ..Server::new(&server) }.start();
+    let proxy = proxy(&closing, options, &[("ca.pem", ours.pem())]);
+    assert_reason("closed", &proxy, "upstream_reset", "reset", &parts);
 }
 
 #[test]
@@ -174,7 +213,10 @@ fn a_goaway_is_told_with_its_debug_data() {
             h2.read_to_end();
         });
         let proxy = proxy(&upstream, "protocol: h2", &[]);
-        assert_reason("GOAWAY", &proxy, "upstream_reset", "reset", &["too_many_pings"]);
+        let name = if code == code::PROTOCOL_ERROR { "PROTOCOL_ERROR" } else { "ENHANCE_YOUR_CALM" };
+        let said = format!("the endpoint sent GOAWAY {name}: ");
+        let parts = [&*said, "(b\"too_many_pings\"), before a response, after "];
+        assert_reason("GOAWAY", &proxy, "upstream_reset", "reset", &parts);
     }
 }
 

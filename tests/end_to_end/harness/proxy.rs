@@ -87,6 +87,8 @@ impl Proxy {
     }
 
     fn spawn(dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>, options: &[&str]) -> Proxy {
+        // The authorities that the system trusts, for tests that bring some.
+        let system = dir.path().join("system.pem");
         let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
             .args(["run", "config.yaml"])
             .args(options)
@@ -94,6 +96,7 @@ impl Proxy {
             // Filters are compiled once for all tests.
             .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
             .env_remove("TOLLGATE_LOG")
+            .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
