@@ -33,8 +33,8 @@ use tokio::task::LocalSet;
 
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
-use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, rounded};
-use sample::{Asked, Sample};
+use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, plural, rounded};
+use sample::{Sample, Workload};
 use timed::{Timed, Times, clock};
 
 use crate::{
@@ -120,12 +120,7 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
 }
 
 /// Runs the requests on the chain of a listener, and on that of the one beside it, if there is one.
-fn measure(
-    made: Made,
-    args: &ChainArgs,
-    (asked, workload): (Vec<Asked>, String),
-    warm_up: Duration,
-) -> anyhow::Result<Report> {
+fn measure(made: Made, args: &ChainArgs, workload: Workload, warm_up: Duration) -> anyhow::Result<Report> {
     let Made { snapshot, instances, .. } = made;
     set_shard(Shard::worker(0));
     // Filters spawn tasks for their ticks, timers and callouts. Here no task is ever run: nothing waits, nothing is sent.
@@ -149,10 +144,22 @@ fn measure(
         let filters: Vec<_> = parts.chain.iter().filter_map(|i| filters.get(*i)).cloned().collect();
         let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
         let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
+        let mut skipped = workload.skipped;
+        let mut samples = Vec::with_capacity(workload.asked.len());
+        for asked in &workload.asked {
+            match Sample::new(asked.clone(), config) {
+                Ok(sample) => samples.push(sample),
+                // It was answered before any filter saw it, as it would be now.
+                Err(_) if asked.logged => skipped += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        ensure!(!samples.is_empty(), "listener `{}` would refuse all the requests of the access log", config.name);
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
         Ok(Runner {
             listener: config.name.clone(),
-            samples: asked.iter().map(|asked| Sample::new(asked.clone(), config)).collect::<anyhow::Result<_>>()?,
+            samples,
+            skipped,
             response: (response_head(args.response_body), vec![0; args.response_body].into()),
             driver: Driver {
                 buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
@@ -193,7 +200,7 @@ fn measure(
         runners.iter_mut().try_for_each(|runner| runner.slice(requests))?;
         done += requests;
     }
-    let mut reports = runners.iter().map(|runner| runner.report(&workload, clock));
+    let mut reports = runners.iter().map(|runner| runner.report(&workload.hash, clock));
     let first = reports.next().context("there is a listener")?;
     Ok(Report { beside: reports.next().map(Box::new), ..first })
 }
@@ -223,8 +230,14 @@ fn response_head(body: usize) -> ResponseHead {
 }
 
 /// What makes the figures mean less than they seem to.
-fn notes(endings: &[EndingReport], iterations: u64) -> Vec<String> {
+fn notes(endings: &[EndingReport], iterations: u64, skipped: usize) -> Vec<String> {
     let mut notes = Vec::new();
+    if skipped > 0 {
+        notes.push(format!(
+            "{} of the access log skipped: clients that were turned away, connections, and what no filter has seen",
+            plural(skipped as u64, "line")
+        ));
+    }
     let share = |wanted: fn(&EndingReport) -> bool| {
         let count: u64 = endings.iter().filter(|e| wanted(e)).map(EndingReport::count).sum();
         count as f64 * 100.0 / iterations as f64
@@ -253,6 +266,8 @@ fn notes(endings: &[EndingReport], iterations: u64) -> Vec<String> {
 struct Runner {
     listener: String,
     samples: Vec<Sample>,
+    /// Lines of the access log that are none.
+    skipped: usize,
     response: (ResponseHead, Bytes),
     driver: Driver,
     bare: Rc<Chain>,
@@ -331,7 +346,7 @@ impl Runner {
             clock_ns: clock.as_nanos() as f64,
             total: Figures::new(&self.run.whole),
             calls: Sums::new(&filters, iterations),
-            notes: notes(&endings, iterations),
+            notes: notes(&endings, iterations, self.skipped),
             endings,
             filters,
             beside: None,

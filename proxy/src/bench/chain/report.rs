@@ -296,6 +296,6 @@ fn shift(percent: f64, paint: &impl Fn(&str, &str) -> String) -> String {
     }
 }
 
-fn plural(n: u64, noun: &str) -> String {
+pub(super) fn plural(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }

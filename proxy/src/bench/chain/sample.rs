@@ -60,6 +60,17 @@ pub(super) struct Asked {
     body: Option<Bytes>,
     /// Where it comes from, else the client of the command line.
     client: Option<IpAddr>,
+    /// Whether it is from an access log, where there are also requests that no filter has seen.
+    pub(super) logged: bool,
+}
+
+/// The requests that the arguments ask for.
+pub(super) struct Workload {
+    pub(super) asked: Vec<Asked>,
+    /// A hash of them by which runs can be told to be comparable.
+    pub(super) hash: String,
+    /// Lines of an access log that are no requests.
+    pub(super) skipped: usize,
 }
 
 impl FromStr for Asked {
@@ -77,7 +88,7 @@ impl Asked {
         ensure!(method != Method::CONNECT, "CONNECT is refused before any filter sees it");
         let valid = path.starts_with('/') && http::uri::PathAndQuery::try_from(path).is_ok();
         ensure!(valid || path == "*", "`{path}` is not a path: it begins with `/`, and has no spaces");
-        Ok(Asked { method, path: path.to_owned(), headers: HeaderMap::new(), body: None, client: None })
+        Ok(Asked { method, path: path.to_owned(), headers: HeaderMap::new(), body: None, client: None, logged: false })
     }
 
     fn header(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
@@ -87,24 +98,27 @@ impl Asked {
         Ok(())
     }
 
-    /// Reads a JSON line: one of the access log if it says when it was written, else one that was written for this.
-    fn from_json(line: &str) -> anyhow::Result<Asked> {
+    /// Reads a JSON line: one of the access log if it says when it was written, else one that was written for this. None: it is
+    /// the access log's, of a client that was turned away or a connection without requests, or of what no filter has seen.
+    fn from_json(line: &str) -> anyhow::Result<Option<Asked>> {
         let line: serde_json::Value = serde_json::from_str(line)?;
         if line.get("start").is_some() && line.get("listener").is_some() {
             let line: LogLine = serde_json::from_value(line)?;
-            let mut asked = Asked::new(&line.method, &line.path)?;
+            let (Some(method), Some(path)) = (line.method, line.path) else { return Ok(None) };
+            let Ok(mut asked) = Asked::new(&method, &path) else { return Ok(None) };
+            asked.logged = true;
             let said = [("host", line.authority), ("user-agent", line.user_agent), ("referer", line.referer)];
             said.iter().try_for_each(|(name, value)| value.as_ref().map_or(Ok(()), |v| asked.header(name, v)))?;
             asked.body = Some(zeros(line.request_bytes.min(LOGGED_BODY) as usize));
             asked.client = line.client;
-            return Ok(asked);
+            return Ok(Some(asked));
         }
         let line: Line = serde_json::from_value(line)?;
         let mut asked = Asked::new(line.method.as_deref().unwrap_or("GET"), &line.path)?;
         line.headers.iter().try_for_each(|(name, value)| asked.header(name, value))?;
         asked.body = line.body.map(Bytes::from);
         asked.client = line.client;
-        Ok(asked)
+        Ok(Some(asked))
     }
 }
 
@@ -123,8 +137,8 @@ struct Line {
 /// A line of an access log in JSON, as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct LogLine {
-    method: String,
-    path: String,
+    method: Option<String>,
+    path: Option<String>,
     authority: Option<String>,
     user_agent: Option<String>,
     referer: Option<String>,
@@ -133,31 +147,34 @@ struct LogLine {
     request_bytes: u64,
 }
 
-/// Reads a file of JSON lines; empty ones are skipped.
-fn read(file: &Path) -> anyhow::Result<Vec<Asked>> {
+/// Reads a file of JSON lines; empty ones are skipped. With how many lines of an access log are no requests.
+fn read(file: &Path) -> anyhow::Result<(Vec<Asked>, usize)> {
     let name = file.display();
     let lines = BufReader::new(File::open(file).with_context(|| format!("cannot read {name}"))?).lines();
-    let mut all = Vec::new();
+    let (mut all, mut skipped) = (Vec::new(), 0);
     for (n, line) in lines.enumerate() {
         let line = line.with_context(|| format!("cannot read {name}"))?;
         if !line.trim().is_empty() {
-            all.push(Asked::from_json(&line).with_context(|| format!("{name}, line {}", n + 1))?);
+            match Asked::from_json(&line).with_context(|| format!("{name}, line {}", n + 1))? {
+                Some(asked) => all.push(asked),
+                None => skipped += 1,
+            }
         }
     }
     ensure!(!all.is_empty(), "{name} holds no request");
-    Ok(all)
+    Ok((all, skipped))
 }
 
 fn zeros(len: usize) -> Bytes {
     vec![0; len].into()
 }
 
-/// All requests that the arguments ask for, and a hash of them by which runs can be told to be comparable.
-pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<(Vec<Asked>, String)> {
-    let mut all = match &args.requests {
+/// All requests that the arguments ask for.
+pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<Workload> {
+    let (mut all, skipped) = match &args.requests {
         Some(file) => read(file)?,
-        None if args.request.is_empty() => DEFAULT.into_iter().map(str::parse).collect::<anyhow::Result<_>>()?,
-        None => args.request.clone(),
+        None if args.request.is_empty() => (DEFAULT.into_iter().map(str::parse).collect::<anyhow::Result<_>>()?, 0),
+        None => (args.request.clone(), 0),
     };
     for asked in &mut all {
         for (name, value) in &args.headers {
@@ -170,7 +187,7 @@ pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<(Vec<Asked>, String)> {
         asked.client.get_or_insert(args.client);
     }
     let of = format!("{all:?} {} {}", args.response_body, args.trailers);
-    Ok((all, content_hash(of.as_bytes())[..16].to_owned()))
+    Ok(Workload { asked: all, hash: content_hash(of.as_bytes())[..16].to_owned(), skipped })
 }
 
 /// A copy as a parser would have made it, with room for more fields. In one that is merely cloned there is none, and a filter
@@ -200,7 +217,7 @@ impl Sample {
     /// # Errors
     /// The listener would refuse it before any filter sees it.
     pub(super) fn new(asked: Asked, listener: &Listener) -> anyhow::Result<Sample> {
-        let Asked { method, path, mut headers, body, client } = asked;
+        let Asked { method, path, mut headers, body, client, .. } = asked;
         let authority = match headers.remove(header::HOST) {
             Some(host) => Bytes::copy_from_slice(host.as_bytes()),
             None => listener.address.to_string().into(),
@@ -296,10 +313,10 @@ mod tests {
     #[test]
     fn lines_written_for_the_purpose() {
         let line = r#"{"method":"POST","path":"/x","headers":{"X-A":"1"},"body":"hi","client":"10.0.0.9"}"#;
-        let asked = Asked::from_json(line).unwrap();
+        let asked = Asked::from_json(line).unwrap().unwrap();
         assert_eq!((asked.method, asked.headers["x-a"].as_bytes()), (Method::POST, &b"1"[..]));
         assert_eq!((asked.body.as_deref(), asked.client), (Some(&b"hi"[..]), "10.0.0.9".parse().ok()));
-        assert_eq!(Asked::from_json(r#"{"path":"/"}"#).unwrap().method, Method::GET);
+        assert_eq!(Asked::from_json(r#"{"path":"/"}"#).unwrap().unwrap().method, Method::GET);
         for (line, why) in [
             (r#"{"path":"/","header":{}}"#, "unknown field `header`"),
             (r#"{"method":"GET"}"#, "missing field `path`"),
@@ -307,7 +324,7 @@ mod tests {
             (r#"{"path":"/","headers":{"a":"1\n"}}"#, "cannot be the value"),
             ("GET /", "expected value"),
         ] {
-            let said = problem(Asked::from_json(line));
+            let said = problem(Asked::from_json(line).map(Option::unwrap));
             assert!(said.contains(why), "{line}: {said}");
         }
     }
@@ -317,7 +334,7 @@ mod tests {
         let line = r#"{"start":"2025-01-01T00:00:00.000Z","request_id":"r","listener":"public","peer":"10.0.0.7:5",
             "client":"10.0.0.7","method":"PUT","authority":"shop.example","path":"/a?b=c","status":200,"flags":null,
             "request_bytes":3,"user_agent":"curl/8","referer":null,"fields":null}"#;
-        let asked = Asked::from_json(line).unwrap();
+        let asked = Asked::from_json(line).unwrap().unwrap();
         assert_eq!((asked.method, &*asked.path), (Method::PUT, "/a?b=c"));
         assert!(asked.headers["host"] == "shop.example" && asked.headers["user-agent"] == "curl/8");
         assert_eq!((asked.headers.len(), asked.body.as_deref()), (2, Some(&[0; 3][..])));

@@ -125,6 +125,28 @@ fn a_delay_holds_nobody_up() {
 }
 
 #[test]
+fn lines_of_an_access_log_that_no_filter_has_seen_are_skipped_and_counted() {
+    let line = |method: &str, path: &str| {
+        format!(r#"{{"start":"2026-01-01T00:00:00.000Z","listener":"public","method":{method},"path":{path}}}"#)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("access.log");
+    let run = |lines: &[String]| {
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        result("routes", ROUTER, &["-n", "10", "--requests", file.to_str().unwrap()])
+    };
+    let seen = [line("\"GET\"", "\"/a\""), line("\"PUT\"", "\"/b\"")];
+    // A client whose handshake failed, a tunnel that was refused, and a path that is none.
+    let unseen = [line("null", "null"), line("\"CONNECT\"", "\"/\""), line("\"GET\"", "\"/%zz\"")];
+    let report = run(&[&unseen[..], &seen].concat()).unwrap();
+    assert_eq!(report.requests, 2);
+    assert!(report.notes[0].starts_with("3 lines of the access log skipped: "), "{:?}", report.notes);
+    assert!(!run(&seen).unwrap().notes.iter().any(|note| note.contains("skipped")));
+    assert!(format!("{:#}", run(&unseen[..2]).unwrap_err()).ends_with("holds no request"));
+    assert!(format!("{:#}", run(&unseen).unwrap_err()).contains("would refuse all"));
+}
+
+#[test]
 fn a_listener_for_tcp_is_refused() {
     let text = "listeners: [{name: db, address: '127.0.0.1:8080', protocol: tcp, cluster: web}]\n\
                 clusters: [{name: web, endpoints: [{address: '127.0.0.1:9001'}]}]\n";
