@@ -171,6 +171,9 @@ fn wrong_type(
             Some(format!("write `[{written}]`: in TOML, two brackets begin an item of a list"))
         }
         Value::Map(_) if is_list => Some("a list is written `[...]`, or in YAML with `- ` before each item".to_owned()),
+        Value::Number(_) if text(&around["pattern"]).contains("[0-7]") => {
+            Some(format!("write it in quotes: `\"{}\"`", written.strip_prefix("0o").unwrap_or(written)))
+        }
         _ => meant(section, kind),
     };
     let found = match &node.value {
@@ -193,8 +196,8 @@ fn json_type(node: &Node) -> &'static str {
 }
 
 fn is_ours(format: &Json) -> bool {
-    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, TIME, WORKERS};
-    [TIME, SIZE, WORKERS, ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
+    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, SOCKET_ADDRESS, TIME, WORKERS};
+    [TIME, SIZE, WORKERS, ADDRESS, SOCKET_ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
 }
 
 /// `connect`: an address is one to connect to.
@@ -210,7 +213,10 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
         schema::TIME => ("time", "write a number with a unit (us, ms, s, m, h), such as 250ms"),
         schema::SIZE => ("size", "write a number with a unit (B, kB, KiB, MB, MiB, GB, GiB), such as 64KiB"),
         schema::WORKERS => ("number of workers", "write `auto` or a number from 1 to 1024"),
-        schema::ADDRESS => {
+        schema::SOCKET_ADDRESS if value.starts_with("unix:") => {
+            ("TCP address", "this cannot be a unix socket: write an IP address and a port, such as 0.0.0.0:9902")
+        }
+        schema::ADDRESS | schema::SOCKET_ADDRESS => {
             return (format!("`{value}` is not a socket address"), Some(address_help(&value, connect)));
         }
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),

@@ -14,9 +14,10 @@ use super::{
 
 /// Where a scalar may stand for a section: the section, the scalar's type, and the field that is meant. And wherever the
 /// schema wants a list of things that can be written as text, one text may stand for a list of one.
-pub(super) const SHORT: [(&str, &str, &str); 5] = [
+pub(super) const SHORT: [(&str, &str, &str); 6] = [
     ("Admin", "boolean", "enabled"),
     ("Admin", "string", "address"),
+    ("Probes", "string", "address"),
     ("Log", "string", "level"),
     ("AccessLog", "string", "to"),
     ("Endpoint", "string", "address"),
@@ -138,6 +139,8 @@ mod tests {
         assert_eq!(json["clusters"][1]["retry"]["on"], json!(["reset"]));
         let admin = tree("admin: 127.0.0.1:9902\nlisteners: [{name: a, address: '127.0.0.1:80'}]\n", Format::Yaml);
         assert_eq!(admin["admin"], json!({"address": "127.0.0.1:9902"}));
+        let text = "admin: {probes: '0.0.0.0:9902'}\nlisteners: [{name: a, address: '127.0.0.1:80'}]\n";
+        assert_eq!(tree(text, Format::Yaml)["admin"], json!({"probes": {"address": "0.0.0.0:9902"}}));
     }
 
     #[test]

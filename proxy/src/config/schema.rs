@@ -17,6 +17,7 @@ pub(super) const TIME: &str = "tollgate-time";
 pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
 pub(super) const ADDRESS: &str = "tollgate-address";
+pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
 pub(super) const SERVER_NAME: &str = "tollgate-server-name";
 pub(super) const SPIFFE_ID: &str = "tollgate-spiffe-id";
@@ -41,6 +42,7 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(SIZE, |s: &str| s.parse::<ByteSize>().is_ok())
         .with_format(WORKERS, |s: &str| s == "auto")
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
+        .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<std::net::SocketAddr>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
         .with_format(SPIFFE_ID, |s: &str| s.parse::<SpiffeId>().is_ok())

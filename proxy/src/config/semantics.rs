@@ -14,7 +14,7 @@ use super::{
     sockets,
     source::Source,
     tls,
-    units::{Address, Duration, ServerName},
+    units::{Address, ByteSize, Duration, ServerName},
     workload,
 };
 
@@ -53,6 +53,10 @@ pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagn
         tcp(listener, &cluster_names, problems);
         server_names(listener, problems);
         upgrades(listener, problems);
+        header_bytes(listener, problems);
+        if let Some(via) = listener.get("via") {
+            one_line("`via`", via, problems);
+        }
     }
     tls::check(listeners, clusters, problems);
     for filter in filters {
@@ -102,6 +106,7 @@ impl<'n> Names<'n> {
                 names.complete = false;
                 continue;
             };
+            one_line("a name", node, problems);
             match names.first.get(name) {
                 Some(first) => {
                     let twice = format!("there are two {kind}s named `{}`", clip(name));
@@ -153,11 +158,36 @@ fn some_listener(source: &Source, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// What is easily taken for the short form of an access log's format is no file.
+/// What is easily taken for the short form of an access log's format is no file, and neither is a slip in `stdout`.
 fn log_file(to: &str) -> Result<(), (String, Option<String>)> {
-    match to == "json" || to.contains('%') {
-        true => Err((format!("`{}` is a format, not a file", clip(to)), Some("write it as `format`".to_owned()))),
-        false => Ok(()),
+    const STREAMS: [&str; 2] = ["stdout", "stderr"];
+    if to == "json" || to.contains('%') {
+        return Err((format!("`{}` is a format, not a file", clip(to)), Some("write it as `format`".to_owned())));
+    }
+    if !STREAMS.contains(&to)
+        && !to.contains(['/', '.'])
+        && let Some(help) = did_you_mean(to, &STREAMS)
+    {
+        let help = format!("{help} A file of this name is written `./{to}`");
+        return Err((format!("`{}` is neither `stdout` nor `stderr`", clip(to)), Some(help)));
+    }
+    Ok(())
+}
+
+/// Names and the like reach log lines, metrics and headers, where a line's end would begin something else.
+fn one_line(what: &str, node: &Node, problems: &mut Vec<Diagnostic>) {
+    if let Some(wrong) = node.as_str().and_then(|text| text.chars().find(|c| c.is_control())) {
+        let message = format!("{what} must not have control characters; this one has U+{:04X}", u32::from(wrong));
+        problems.push(Diagnostic::error(node.span, message));
+    }
+}
+
+/// A request's head has some bytes.
+fn header_bytes(listener: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(node) = listener.get("limits").and_then(|limits| limits.get("header_bytes")) else { return };
+    if serde_json::from_value::<ByteSize>(node.to_json()).is_ok_and(|size| size.0 == 0) {
+        let help = "it must be 1B or greater; the default is 64KiB".to_owned();
+        problems.push(Diagnostic::error(node.span, "no request's head fits into 0 bytes").help(help));
     }
 }
 
