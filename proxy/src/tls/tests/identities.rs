@@ -156,7 +156,7 @@ fn a_workload_has_one_name() {
         assert!(known(names).is_ok(), "{names:?}");
     }
     for names in [["spiffe://a/x", "spiffe://b/y"], ["https://a", "spiffe://a/x"]] {
-        let error = known(&names).err().expect("refused");
+        let error = known(&names).expect_err("refused");
         assert_eq!(error, "the client's certificate has a SPIFFE ID and another URI: it must have one");
     }
 }
