@@ -256,6 +256,7 @@ fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
 
 /// Where a byte occurs first. Compares eight at a time: WebAssembly has no vectors to do it with, and for short texts it is also
 /// faster than a search that is made for long ones.
+#[inline]
 pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let pattern = u64::from(wanted) * ONES;
@@ -274,11 +275,18 @@ pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
 
 /// The form of a normalised path in which it is compared: what may stand in a path as it is does so. `/a%40b` and `/a@b` are sent
 /// on as they came (RFC 3986 section 2.2 lets a server tell them apart), but hardly any server does, so no rule may.
+#[inline]
 pub fn compared(path: &[u8]) -> Cow<'_, [u8]> {
     // Few paths have an escape at all.
-    if position(path, b'%').is_none() {
-        return Cow::Borrowed(path);
+    match position(path, b'%') {
+        Some(_) => Cow::Owned(decode_plain(path)),
+        None => Cow::Borrowed(path),
     }
+}
+
+/// Decodes the escapes of what may stand in a path as it is.
+#[cold]
+fn decode_plain(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut at = 0;
     while let Some(&byte) = path.get(at) {
@@ -293,7 +301,7 @@ pub fn compared(path: &[u8]) -> Cow<'_, [u8]> {
             }
         }
     }
-    Cow::Owned(out)
+    out
 }
 
 /// What of a path a pattern speaks of.
@@ -361,8 +369,12 @@ pub fn host(authority: &[u8]) -> Option<Cow<'_, [u8]>> {
 
 /// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
 pub fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
-    let from = authority.iter().rposition(|b| *b == b']').unwrap_or(0);
-    match authority[from..].iter().position(|b| *b == b':') {
+    // An address of IPv6 is in brackets, and has colons.
+    let from = match authority.first() {
+        Some(b'[') => authority.iter().rposition(|b| *b == b']').unwrap_or(0),
+        _ => 0,
+    };
+    match position(&authority[from..], b':') {
         Some(at) => (&authority[..from + at], Some(&authority[from + at + 1..])),
         None => (authority, None),
     }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use tollgate_abi::spelling;
-pub use tollgate_abi::spelling::{Extent, position};
+pub use tollgate_abi::spelling::{Extent, compared, position};
 
 use crate::{Buffer, Mistakes, Name, Request, Setup};
 
@@ -55,7 +55,7 @@ pub fn is_below(path: &[u8], prefix: &[u8]) -> bool {
 /// The path of a `:path`, in the form in which rules compare it: without its query, and with all characters as they are that may
 /// stand in a path so, since servers take `/a%40b` for `/a@b`. The host has seen to all other spellings.
 pub fn compared_path(target: &[u8]) -> Cow<'_, [u8]> {
-    spelling::compared(without_query(target))
+    compared(without_query(target))
 }
 
 /// A path as in `:path`, without its query.

@@ -1,10 +1,31 @@
 //! A request's head as rules look at it: host, path and method are read at once, in one call of the host; any other header
 //! only when a rule asks for it, and then once.
 
-use std::cell::RefMut;
+use std::{borrow::Cow, cell::RefMut};
 
 use rustc_hash::FxHashMap;
-use tollgate_sdk::{Buffer, Name, Request, Setup, Source, matching::position};
+use tollgate_sdk::{
+    Buffer, Name, Request, Setup, Source,
+    matching::{compared, position},
+};
+
+/// A `:path`, taken apart once.
+pub(crate) struct Target<'a> {
+    whole: &'a [u8],
+    written: &'a [u8],
+    path: Cow<'a, [u8]>,
+    query: Option<&'a [u8]>,
+}
+
+impl<'a> Target<'a> {
+    pub(crate) fn of(whole: &'a [u8]) -> Self {
+        let (written, query) = match position(whole, b'?') {
+            Some(at) => (&whole[..at], Some(&whole[at + 1..])),
+            None => (whole, None),
+        };
+        Target { whole, written, path: compared(written), query }
+    }
+}
 
 /// The head of the current request.
 pub(crate) struct Head<'a> {
@@ -26,18 +47,14 @@ pub(crate) struct Head<'a> {
 impl<'a> Head<'a> {
     pub(crate) fn new(
         request: &'a Request,
-        [authority, target, method]: [Option<&'a [u8]>; 3],
-        path: &'a [u8],
+        [authority, method]: [Option<&'a [u8]>; 2],
+        target: &'a Target<'a>,
         mut cache: RefMut<'a, HeaderCache>,
     ) -> Self {
         cache.begin();
-        let target = target.unwrap_or_default();
-        let (written, query) = match position(target, b'?') {
-            Some(at) => (&target[..at], Some(&target[at + 1..])),
-            None => (target, None),
-        };
         let (authority, method) = (authority.unwrap_or_default(), method.unwrap_or_default());
-        Head { request, authority, target, written, path, query, method, cache }
+        let Target { whole, written, path, query } = target;
+        Head { request, authority, target: whole, written, path, query: *query, method, cache }
     }
 
     /// The value of a header.

@@ -20,11 +20,11 @@ mod table;
 use std::cell::RefCell;
 
 use rustc_hash::FxHashSet;
-use tollgate_sdk::{matching::compared_path, prelude::*};
+use tollgate_sdk::prelude::*;
 
 use crate::{
     config::{Config, VirtualHost},
-    head::{Head, HeaderCache, HeaderNames},
+    head::{Head, HeaderCache, HeaderNames, Target},
     hosts::Hosts,
     place::Place,
     table::Table,
@@ -95,9 +95,9 @@ impl Filter for Router {
 
     fn on_request(&self, request: &Request, _: &mut ()) -> Flow {
         let mut buffer = Buffer::new();
-        let values = request.headers([self.authority, self.path, self.method], &mut buffer);
-        let path = compared_path(values[1].unwrap_or_default());
-        let mut head = Head::new(request, values, &path, self.cache.borrow_mut());
+        let [authority, target, method] = request.headers([self.authority, self.path, self.method], &mut buffer);
+        let target = Target::of(target.unwrap_or_default());
+        let mut head = Head::new(request, [authority, method], &target, self.cache.borrow_mut());
         let table = self.hosts.find(head.authority).and_then(|host| self.tables.get(host as usize));
         match table.and_then(|table| table.find(&mut head)) {
             Some(action) => action.run(&mut head, self.path),
