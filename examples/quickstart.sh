@@ -6,7 +6,7 @@
 #   examples/quickstart.sh --build-only    build, and stop there
 #   examples/quickstart.sh --check         run, put load on it, swap a filter meanwhile, and fail if a request is lost
 #
-# The profile `quickstart` compiles in a third of the time of a release build, and runs slower. TOLLGATE_PROFILE=release
+# The profile `quickstart` compiles in a quarter of the time of a release build, and runs slower. TOLLGATE_PROFILE=release
 # builds what benchmarks should be run with.
 set -eu
 cd "$(dirname "$0")/.."
