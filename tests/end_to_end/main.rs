@@ -29,6 +29,7 @@ mod http2;
 #[cfg(feature = "http3")]
 mod http3;
 mod interop;
+mod last_words;
 mod limits;
 mod mirror;
 mod mutations;

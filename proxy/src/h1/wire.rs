@@ -41,6 +41,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         Wire { io, inbox: BytesMut::new(), outbox: Outbox::default(), received: 0, sent: 0 }
     }
 
+    /// The stream.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     /// Bytes read from it so far.
     pub fn received(&self) -> u64 {
         self.received

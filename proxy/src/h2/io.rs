@@ -78,6 +78,17 @@ impl<T: AsyncWrite + Unpin> Turns<T> {
         }
     }
 
+    /// Whether everything that h2 has written is sent.
+    pub fn is_sent(&self) -> bool {
+        let state = self.0.borrow();
+        state.sent == state.buffer.len() && state.is_flushed
+    }
+
+    /// The stream, once h2 is gone.
+    pub fn into_stream(self) -> Option<T> {
+        Rc::into_inner(self.0).map(|state| state.into_inner().stream)
+    }
+
     /// Bytes received so far.
     pub fn received(&self) -> u64 {
         self.0.borrow().received

@@ -14,10 +14,7 @@ use std::{
 
 use http::{Response, StatusCode, Version};
 use http_body::SizeHint;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::sleep,
-};
+use tokio::time::sleep;
 use tollgate_abi::fast::flag;
 
 use self::line::Line;
@@ -27,7 +24,7 @@ use crate::{
     chain::stream::{ConnectionInfo, Progress},
     exchange::{Refusal, Refused, Site},
     h1::{HeadError, Limits, encoder},
-    net::{Prefixed, Stream},
+    net::{Prefixed, Stream, linger},
     observe::detail,
 };
 
@@ -38,8 +35,8 @@ const NO_BOUND: Duration = Duration::from_secs(3600);
 /// have known.
 pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a connection is kept for the client to read the last response.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a refusal may take to be sent.
+const REFUSING: Duration = Duration::from_secs(1);
 
 /// What is said of a client that should not speak TLS.
 pub const SPEAKS_TLS: &str = "the client speaks TLS, and the listener has no `tls` section";
@@ -116,12 +113,14 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 }
                 let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
                 let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
+                let blocked = line.blocked_since.get();
                 let (due, end) = match (info.active.get(), line.head_since.get()) {
+                    // The request is over, and the end of its response not yet sent.
+                    (0, _) if blocked.is_some() => (blocked.and_then(|since| after(since, idle)), End::Stalled),
                     (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
                     (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
                     // A request has a clock of its own, but nobody looks at it while the client does not read.
                     _ => {
-                        let blocked = line.blocked_since.get();
                         let idle = blocked.and_then(|since| after(since, idle));
                         let due = blocked.and(progress.due.get()).map(tokio::time::Instant::into_std);
                         (idle.into_iter().chain(due).min(), End::Stalled)
@@ -146,7 +145,6 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
 
 /// Does what is left to do on a connection that carries no more requests.
 async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
-    let unread = line.in_message() && !matches!(end, End::Stalled);
     let refusal = match &end {
         End::Requests(requests::End::Refused(error)) => Some(refused(site, info, *error)),
         End::SlowHead => {
@@ -166,13 +164,14 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
         };
         line.with(|wire| encoder::response(&head, &SizeHint::with_exact(0), true, client, &mut wire.outbox));
         // A client that does not read either is not waited for.
-        let _ = tokio::time::timeout(LINGER, poll_fn(|cx| line.poll_flush(cx))).await;
+        let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| line.poll_flush(cx))).await;
     }
     let Some((early, stream)) = line.take() else { return };
     match end {
         End::Requests(requests::End::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
-        _ if unread || refusal.is_some() => linger(stream).await,
-        _ => {}
+        // It has closed the connection, or does not read. Without close_notify it sees, under TLS, that something is missing.
+        End::Requests(requests::End::Gone | requests::End::Cut) | End::Stalled => {}
+        _ => linger(stream).await,
     }
 }
 
@@ -194,17 +193,4 @@ fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
     let why = if error == HeadError::Tls { SPEAKS_TLS } else { "" };
     log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);
     status
-}
-
-/// Closes a connection whose client may still be sending. Closed with bytes unread, it would be reset, and the client's
-/// system would throw away the response that it has not read yet (RFC 9112 section 9.6).
-async fn linger(mut stream: Stream) {
-    let read = async {
-        stream.shutdown().await?;
-        // Not an array: it would be part of every connection's task.
-        let mut sink = vec![0; 16 << 10];
-        while stream.read(&mut sink).await? > 0 {}
-        Ok::<_, std::io::Error>(())
-    };
-    let _ = tokio::time::timeout(LINGER, read).await;
 }

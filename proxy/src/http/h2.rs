@@ -34,7 +34,7 @@ use crate::{
     config::model::Listener,
     exchange::{Refusal, Refused},
     h2::{Io, KeepAlive, Turns},
-    net::{Stream, is_tls},
+    net::{Stream, is_tls, linger},
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -72,7 +72,9 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
     let (io, turns) = Io::new(Frames::new(stream, flood.clone()));
     let streams = Streams::default();
     let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default() });
-    let refused = match connection.run(io, &turns).await {
+    let ended = connection.run(io, &turns).await;
+    let is_over = matches!(ended, Ok(None) | Err(Broken::Http(_))) && !flood.is_one();
+    let refused = match ended {
         Ok(refusal) => refusal.map(Refused::from),
         Err(_) if flood.is_one() => Some(Refusal::Flood.into()),
         Err(error) => {
@@ -86,6 +88,10 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
     };
     if let Some(refused) = refused {
         connection.handle.site().turn_away(connection.info.peer, "HTTP/2", &refused);
+    }
+    // The client may not have read the last answers, or why it was turned away.
+    if is_over && let Some(frames) = turns.into_stream() {
+        linger(frames.into_inner()).await;
     }
 }
 
@@ -154,7 +160,10 @@ impl Connection {
                 let now = Instant::now();
                 self.streams.end_stalled(timeouts.idle.bound());
                 if info.active.get() == 0 {
-                    if ends.is_some_and(|ends| ends <= now) {
+                    // The ends of answers may still wait for their clients' windows, or for room in the socket.
+                    let delivered = !http.has_streams() && turns.is_sent();
+                    let late = timeouts.idle.bound().is_some_and(|idle| info.idle_since.get() + idle <= now);
+                    if ends.is_some_and(|ends| ends <= now) && (delivered || late) {
                         return Poll::Ready(Ok(None));
                     }
                     told |= timeouts.keep_alive.bound().is_some_and(|limit| info.idle_since.get() + limit <= now);

@@ -57,6 +57,12 @@ pub async fn serve(handle: Rc<Handle>, quic: quinn::Connection, info: Rc<Connect
     tokio::task::yield_now().await;
 }
 
+/// Waits a little for the client to close the connection. It has acknowledged everything, but a client that is told of the end
+/// of the connection may throw away what it has not read yet.
+async fn linger(quic: &quinn::Connection) {
+    let _ = timeout(GRACE, quic.closed()).await;
+}
+
 fn code(code: Code) -> VarInt {
     VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
 }
@@ -123,7 +129,10 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
                 }
                 continue;
             }
-            Phase::Closing(until) if idle && until <= now => return None,
+            Phase::Closing(until) if idle && until <= now => {
+                linger(quic).await;
+                return None;
+            }
             _ => {}
         }
         let timer = async {
@@ -144,6 +153,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
                     while shared.under_way.get() > 0 {
                         ledger.changed.notified().await;
                     }
+                    linger(quic).await;
                     return None;
                 }
                 Err(error) => return blame(&info, &ledger, &error),

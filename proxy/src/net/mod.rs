@@ -2,6 +2,7 @@
 
 mod first_bytes;
 pub mod io;
+mod linger;
 pub mod proxy_protocol;
 pub mod socket;
 mod socket_file;
@@ -11,6 +12,7 @@ pub mod transport;
 pub use self::{
     first_bytes::{FirstBytes, Looks, is_tls},
     io::{Metered, TokioIo, Traffic},
+    linger::linger,
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,
     stream::{Prefixed, Stream},

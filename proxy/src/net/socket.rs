@@ -1,14 +1,17 @@
 //! Stream sockets: TCP and unix, as one type each for listening and for being connected.
 
 use std::{
+    ffi::c_int,
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddr},
+    os::fd::AsFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -59,6 +62,21 @@ impl Socket {
             Socket::Tcp(stream) => stream.local_addr(),
             Socket::Unix(_) => Ok(LOCAL),
         }
+    }
+
+    /// Bytes that were written and that the peer's system has not acknowledged.
+    ///
+    /// # Errors
+    /// As `ioctl(TIOCOUTQ)`, which Linux calls `SIOCOUTQ` for sockets.
+    #[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
+    pub fn unacknowledged(&self) -> io::Result<usize> {
+        let socket = match self {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        };
+        // SAFETY: `TIOCOUTQ` writes one `int`, which is what the getter has room for (tty_ioctl(4), tcp(7)).
+        let count = unsafe { ioctl(socket, Getter::<{ libc::TIOCOUTQ as Opcode }, c_int>::new()) }?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 }
 

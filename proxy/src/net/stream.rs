@@ -123,14 +123,18 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// This end's address; none if the other one is a unix socket.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        let socket = match self {
+    /// The socket beneath.
+    pub fn socket(&self) -> &Socket {
+        match self {
             Stream::Plain(stream) => stream.get_ref(),
             Stream::Tls(stream) => stream.get_ref().get_ref().0.get_ref(),
-        };
-        match socket {
-            Socket::Tcp(_) => socket.local_addr().ok(),
+        }
+    }
+
+    /// This end's address; none if the other one is a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self.socket() {
+            socket @ Socket::Tcp(_) => socket.local_addr().ok(),
             Socket::Unix(_) => None,
         }
     }

@@ -42,11 +42,7 @@ impl Transport for Stream {
     }
 
     fn abort(&self) {
-        let socket = match self {
-            Stream::Plain(stream) => stream.get_ref(),
-            Stream::Tls(stream) => stream.get_ref().get_ref().0.get_ref(),
-        };
-        socket.abort();
+        self.socket().abort();
     }
 }
 

@@ -129,11 +129,6 @@ impl Line {
         .unwrap_or(false)
     }
 
-    /// Whether the client may have more to send of what it has begun.
-    pub(super) fn in_message(&self) -> bool {
-        !self.body.borrow().is_done() || self.with(|wire| !wire.inbox.is_empty()).unwrap_or(false)
-    }
-
     /// Ready when the client is gone. What it sends ahead is kept, up to a bound.
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.body.borrow().is_done() {

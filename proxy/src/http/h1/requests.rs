@@ -9,8 +9,9 @@ use super::line::Line;
 use crate::{
     chain::stream::{ConnectionInfo, Progress},
     exchange::{self, Tunnel},
-    h1::{HeadError, Limits, encoder, head},
+    h1::{Encoder, HeadError, Limits, encoder, head},
     http::{body::Body, connection::Handle, fields::wants_trailers},
+    net::Transport,
 };
 
 /// How much of a response waits for the client before more of it is asked for, in bytes.
@@ -18,8 +19,12 @@ const ENOUGH: usize = 64 << 10;
 
 /// Why there are no more requests.
 pub(super) enum End {
-    /// The connection is of no more use to one of its sides.
+    /// There was the last one.
     Done,
+    /// The client has closed the connection.
+    Gone,
+    /// A response was not sent to its end.
+    Cut,
     /// What has come is no request.
     Refused(HeadError),
     /// It has become a tunnel.
@@ -39,7 +44,9 @@ pub(super) async fn serve(
         let mut finder = head::Finder::default();
         let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
             Ok(Some(request)) => request,
-            Ok(None) => return End::Done,
+            // No request is waited for any more, or none will come.
+            Ok(None) if line.ending.get() => return End::Done,
+            Ok(None) => return End::Gone,
             Err(error) => return End::Refused(error),
         };
         info.requests.set(info.requests.get().saturating_add(1));
@@ -68,17 +75,20 @@ pub(super) async fn serve(
         })
         .await;
         drop(serving);
-        let Some(answer) = answer else { return End::Done };
+        let Some(answer) = answer else { return End::Cut };
         client.switches = answer.tunnel.is_some();
         let last = most != 0 && info.requests.get() >= most;
         client.persists &= !(last || info.closing.get()) || client.switches;
         let (head, body) = answer.response.into_parts();
         let written = line
             .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
-        let Some((encoder, persists)) = written else { return End::Done };
+        let Some((encoder, persists)) = written else { return End::Gone };
+        // Where the end of the connection is that of the response, only a reset tells them apart (RFC 9112 section 8).
+        let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
         if send(line, body, encoder).await.is_err() {
-            return End::Done;
+            return End::Cut;
         }
+        whole.into_iter().for_each(std::mem::forget);
         if let Some(tunnel) = answer.tunnel {
             return End::Tunnel(Box::new(tunnel));
         }
@@ -88,11 +98,20 @@ pub(super) async fn serve(
     }
 }
 
+/// Resets a connection whose end would be taken for the end of a response.
+struct AbortOnDrop<'a>(&'a Line);
+
+impl Drop for AbortOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.with(|wire| wire.get_ref().abort());
+    }
+}
+
 /// The response could not be sent to its end.
 struct Cut;
 
 /// Sends a response whose head is written: head and body in one write, if the body is there.
-async fn send(line: &Line, mut body: Body, mut encoder: crate::h1::Encoder) -> Result<(), Cut> {
+async fn send(line: &Line, mut body: Body, mut encoder: Encoder) -> Result<(), Cut> {
     let mut over = body.is_end_stream();
     poll_fn(|cx| {
         loop {

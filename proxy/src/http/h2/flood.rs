@@ -89,6 +89,10 @@ impl<T> Frames<T> {
         Frames { stream, scanner: Scanner { skip: PREFACE, header: [0; HEADER], filled: 0 }, flood }
     }
 
+    pub(super) fn into_inner(self) -> T {
+        self.stream
+    }
+
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         // A response's data allows for what a client says of its windows, and for what it measures.
         if let Poll::Ready(Ok(n)) = written {
