@@ -4,6 +4,29 @@ use std::fs;
 
 use crate::harness::{Config, Proxy, Signal, Upstream, answer, wait_for};
 
+/// A reader that has stopped reading costs lines; how many is known, also of those that wait at the end.
+#[test]
+fn lines_that_nobody_read_by_the_end_are_counted() {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a FIFO");
+    let _reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a reader");
+    let upstream = Upstream::saying("ok");
+    let mut proxy = logging(&upstream, &format!("{{to: {}, format: '%path%'}}", path.display()));
+    let mut client = proxy.client();
+    let long = format!("/{}", "x".repeat(2000));
+    // More than the pipe holds, and less than may wait.
+    (0..100).for_each(|_| assert_eq!(client.get(&long).status(), 200));
+    drop(client);
+    proxy.signal(Signal::TERM);
+    let said = proxy.last_words();
+    let line =
+        said.lines().find(|line| line.contains("lines of access logs were lost")).unwrap_or_else(|| panic!("{said}"));
+    let lost: u32 = line.rsplit_once("lines=").and_then(|(_, n)| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+    assert!((60..=90).contains(&lost), "a pipe holds 64 KiB: {lost}");
+}
+
 /// A proxy that logs in this way, in front of an upstream.
 fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
     Proxy::start(format!(

@@ -15,6 +15,7 @@ mod ca;
 mod containment;
 mod cves;
 mod deadlines;
+mod descriptors;
 mod draining;
 mod failure_reasons;
 mod fields;

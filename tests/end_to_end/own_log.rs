@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, File},
+    io::Read,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
 };
 
-use crate::harness::{Config, Proxy, wait_until};
+use crate::harness::{Config, Proxy, Signal, Upstream, wait_until};
 
 struct Killed(Child);
 
@@ -62,4 +65,88 @@ fn what_is_given_at_the_start_holds_whatever_the_configuration_says() {
     assert_eq!(given.admin("POST", "/log", "debug").status(), 200);
     given.change_config(Config::new().top("log: {level: error}"));
     assert_eq!(given.admin("GET", "/log", "").text(), "tollgate=debug,info\n");
+}
+
+/// A proxy that says something of each request, of the length of its path.
+fn talkative(upstream: &Upstream) -> Config {
+    let policies = "config: {dry_run: true, policies: [{name: all, action: deny, rules: [{}]}]}";
+    Config::to(upstream).filter("authz", "builtin:authz", policies)
+}
+
+/// A log collector that is stuck takes no traffic with it.
+#[test]
+fn nobody_reads_standard_error_and_traffic_goes_on() {
+    let upstream = Upstream::saying("ok");
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let access = "access_log: {to: stdout, format: '%path% %req(x-fill)%'}";
+    let config = String::from(talkative(&upstream)).replace("access_log: {to: access.log}", access);
+    let mut proxy = Proxy::start_unheard(config, || writer.try_clone().expect("a descriptor").into());
+    drop(writer);
+    let (path, fill) = (format!("/{}", "x".repeat(3000)), "y".repeat(4000));
+    let mut client = proxy.client();
+    let lost = || {
+        let metrics = proxy.metrics();
+        let lost = |log: &str| metrics.sum(&format!("tollgate_{log}_dropped_total"), &[("reason", "overflow")]);
+        lost("log") > 0.0 && lost("access_log") > 0.0
+    };
+    wait_until("lines to be dropped", || {
+        (0..100).for_each(|_| assert_eq!(client.request("GET", &path, &[("X-Fill", &fill)], b"").status(), 200));
+        lost()
+    });
+    assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let reading = thread::spawn({
+        let read = read.clone();
+        move || {
+            let mut some = vec![0; 64 << 10];
+            while let Ok(n @ 1..) = reader.read(&mut some) {
+                read.lock().unwrap().extend_from_slice(&some[..n]);
+            }
+        }
+    });
+    let said = |what: &str| String::from_utf8_lossy(&read.lock().unwrap()).contains(what);
+    wait_until("the log to say that lines were lost", || said("lines of this log were lost"));
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    drop(proxy);
+    reading.join().expect("it reads");
+    assert!(said("stopped"), "what is written last is written");
+}
+
+#[test]
+fn a_process_that_nobody_reads_from_can_end() {
+    let upstream = Upstream::saying("ok");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut proxy = Proxy::start_unheard(talkative(&upstream), || writer.try_clone().expect("a descriptor").into());
+    drop(writer);
+    let path = format!("/{}", "x".repeat(3000));
+    let mut client = proxy.client();
+    (0..100).for_each(|_| assert_eq!(client.get(&path).status(), 200));
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    drop(reader);
+}
+
+#[test]
+fn what_keeps_a_process_from_starting_is_said_whole() {
+    let config =
+        Config::new().top(&format!("admin: {{address: '@admin@', hosts: [{}]}}\nnonsense: 1", "x".repeat(100_000)));
+    let said = Proxy::try_start(config, &[]).map(|_| ()).expect_err("it is wrong");
+    assert!(
+        said.contains("unknown field `nonsense`") && said.ends_with("the configuration cannot be used\n"),
+        "{said}"
+    );
+}
+
+/// Neither a filter nor what it quotes can put a line, or a colour, into the log.
+#[test]
+fn lines_of_filters_cannot_forge_lines_of_the_log() {
+    let upstream = Upstream::saying("ok");
+    let policies =
+        "config: {dry_run: true, policies: [{name: all, action: deny, rules: [{to: [{operation: {paths: ['/*']}}]}]}]}";
+    let proxy = Proxy::start(Config::to(&upstream).filter("authz", "builtin:authz", policies));
+    let target = "/a%0A2026-01-01T00:00:00Z%20%20INFO%20forged%1B%5B2J";
+    assert_eq!(proxy.get(target).status(), 200);
+    proxy.wait_for_output("tollgate::filter");
+    assert!(!proxy.output().lines().any(|line| line.starts_with("2026-01-01")) && !proxy.output().contains('\u{1b}'));
 }

@@ -1,16 +1,17 @@
 //! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
 //! control thread and is meant for loopback, or a unix socket.
 
+mod connection;
 mod guard;
 mod probes;
 mod socket;
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,10 +21,10 @@ use crate::{
         reload::Change,
         status::{AttemptResult, Status, attempt_json},
     },
-    net::{Socket as Stream, TokioIo},
     observe::{Registry, log::LogHandle},
 };
 
+use self::connection::{Connections, Unread};
 pub use self::{
     probes::Probes,
     socket::{Socket, cannot_listen, listen, listen_later},
@@ -47,15 +48,6 @@ pub struct State {
     pub socket: Socket,
 }
 
-/// Serves a connection.
-async fn serve(state: Rc<State>, stream: Stream, peer: SocketAddr) {
-    let service = service_fn(|request| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&state, peer, request).await) }
-    });
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-}
-
 /// The paths, with what they are for.
 const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/live", "200 while the process runs"),
@@ -72,10 +64,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("POST", "/ca/sign", "signs the request in the body (PKCS #10, PEM) for the bearer of a join token; `?ttl=24h`"),
 ];
 
-/// Bytes of a request's body that are read.
-const MAX_BODY: usize = 4096;
-
-async fn answer(state: &Rc<State>, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     if let Some(why) = state.hosts.as_ref().and_then(|hosts| guard::refusal(&parts, hosts)) {
@@ -93,12 +82,12 @@ async fn answer(state: &Rc<State>, peer: SocketAddr, request: Request<Incoming>)
             Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
         },
-        (&Method::POST, "/reload") => reload(state).await,
+        (&Method::POST, "/reload") => reload(&state).await,
         (&Method::POST, "/yield") => match state.give_up_socket() {
             true => text(StatusCode::OK, "closed\n"),
             false => text(StatusCode::CONFLICT, "not draining\n"),
         },
-        (&Method::POST, "/log") => set_log(state, body).await,
+        (&Method::POST, "/log") => set_log(&state, body).await,
         (&(Method::GET | Method::HEAD), "/ca/root") => match &state.ca {
             Some(ca) => response(StatusCode::OK, "application/pem-certificate-chain", ca.root().to_owned().into()),
             None => no_ca(),
@@ -142,10 +131,12 @@ async fn reload(state: &State) -> Response<Full<Bytes>> {
 }
 
 async fn set_log(state: &State, body: Incoming) -> Response<Full<Bytes>> {
-    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-        return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n");
+    let body = match connection::body(body).await {
+        Ok(body) => body,
+        Err(unread @ Unread::TooLarge) => return text(StatusCode::PAYLOAD_TOO_LARGE, &format!("{unread}\n")),
+        Err(unread @ Unread::TooSlow) => return text(StatusCode::REQUEST_TIMEOUT, &format!("{unread}\n")),
     };
-    let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
+    let level = String::from_utf8_lossy(&body).trim().to_owned();
     match state.log.set_level(&level) {
         Ok(()) => text(StatusCode::OK, &format!("{level}\n")),
         Err(e) => {

@@ -1,18 +1,18 @@
 //! What probes and Prometheus ask for: `/live`, `/ready` and `/metrics`. A listener of their own has nothing else, so that nobody
 //! needs to open the admin listener to the network for them.
 
-use std::{convert::Infallible, future::poll_fn, io, rc::Rc, time::Duration};
+use std::{cell::RefCell, future::ready, io, rc::Rc};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use tokio::{task::spawn_local, time::sleep};
+use hyper::body::Incoming;
+use tokio::task::spawn_local;
 
-use super::{response, text};
+use super::{Connections, response, text};
 use crate::{
     control::status::Status,
-    net::{ListenSocket, Listener, TokioIo},
+    net::{ListenSocket, Listener},
     observe::{Registry, metrics},
 };
 
@@ -30,28 +30,14 @@ impl Probes {
     /// # Errors
     /// The runtime does not take the socket.
     pub fn serve(self, socket: ListenSocket) -> io::Result<()> {
-        let listener = Listener::try_from(socket)?;
-        let probes = Rc::new(self);
+        let listener = RefCell::new(Some(Listener::try_from(socket)?));
+        let (probes, connections) = (Rc::new(self), Connections::new("probes"));
         spawn_local(async move {
-            loop {
-                match poll_fn(|cx| listener.poll_accept(cx)).await {
-                    Ok((stream, _)) => _ = spawn_local(probes.clone().converse(TokioIo::new(stream))),
-                    Err(e) => {
-                        tracing::warn!("probes: cannot accept a connection: {e}");
-                        sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
+            let answer =
+                move |_, request: Request<Incoming>| ready(probes.answer(request.method(), request.uri().path()));
+            connections.accept(&listener, answer).await;
         });
         Ok(())
-    }
-
-    async fn converse(self: Rc<Self>, stream: TokioIo<crate::net::Socket>) {
-        let service = service_fn(|request: Request<Incoming>| {
-            let answer = self.answer(request.method(), request.uri().path());
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        let _ = http1::Builder::new().serve_connection(stream, service).await;
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {

@@ -2,15 +2,19 @@
 //! on this machine wants the address: `POST /yield` then closes the socket at once. Without that, nothing could be started on
 //! the same address before the old process has ended.
 
-use std::{cell::RefCell, future::poll_fn, io, rc::Rc, task::Poll, time::Duration};
+use std::{cell::RefCell, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::spawn_local,
     time::{sleep, timeout},
 };
 
-use super::State;
+use super::{Connections, State};
 use crate::{
     config::{
         Diagnostic, Diagnostics, Loaded,
@@ -27,9 +31,17 @@ const MODE: &str = "600";
 /// How long a process that drains may take to give up its address.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The socket, as long as there is one.
-#[derive(Debug, Default)]
-pub struct Socket(RefCell<Option<Listener>>);
+/// The socket, as long as there is one, and its connections.
+pub struct Socket {
+    listener: RefCell<Option<Listener>>,
+    connections: Connections,
+}
+
+impl Default for Socket {
+    fn default() -> Socket {
+        Socket { listener: RefCell::default(), connections: Connections::new("admin") }
+    }
+}
 
 /// Opens the admin listener's socket. A process that drains makes room for it.
 ///
@@ -95,8 +107,9 @@ impl State {
     /// # Errors
     /// The runtime does not take the socket.
     pub fn serve(self: &Rc<Self>, socket: ListenSocket) -> io::Result<()> {
-        *self.socket.0.borrow_mut() = Some(socket.try_into()?);
-        spawn_local(accept(self.clone()));
+        *self.socket.listener.borrow_mut() = Some(socket.try_into()?);
+        let state = self.clone();
+        spawn_local(async move { state.socket.connections.accept(&state.socket.listener, state.answerer()).await });
         Ok(())
     }
 
@@ -105,27 +118,18 @@ impl State {
         if !self.status.is_draining() {
             return false;
         }
-        let waiting = self.socket.0.take().map(Listener::close).unwrap_or_default();
+        let waiting = self.socket.listener.take().map(Listener::close).unwrap_or_default();
         for (stream, peer) in waiting {
-            spawn_local(super::serve(self.clone(), stream, peer));
+            self.socket.connections.serve(stream, peer, self.answerer());
         }
         true
     }
-}
 
-async fn accept(state: Rc<State>) {
-    loop {
-        let accepted = poll_fn(|cx| match &*state.socket.0.borrow() {
-            Some(socket) => socket.poll_accept(cx).map(Some),
-            None => Poll::Ready(None),
-        });
-        match accepted.await {
-            None => return,
-            Some(Ok((stream, peer))) => _ = spawn_local(super::serve(state.clone(), stream, peer)),
-            Some(Err(e)) => {
-                tracing::warn!("admin: cannot accept a connection: {e}");
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
+    fn answerer(
+        self: &Rc<Self>,
+    ) -> impl Fn(SocketAddr, Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Full<Bytes>>>>> + Clone + use<>
+    {
+        let state = self.clone();
+        move |peer, request| Box::pin(super::answer(state.clone(), peer, request))
     }
 }

@@ -6,7 +6,15 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{bench, ca, config, control::server, observe::log::colours, tools};
+use crate::{
+    bench, ca, config,
+    control::server,
+    observe::{
+        log::{colours, stderr},
+        plain,
+    },
+    tools,
+};
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
 #[derive(Debug, Parser)]
@@ -85,6 +93,7 @@ enum Bench {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    let _flush = stderr::FlushAtEnd;
     let result = match Cli::parse().command {
         Command::Run { file, log_level, replace } => {
             let log_level = log_level.filter(|level| !level.is_empty());
@@ -124,8 +133,8 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
             let color = colours();
             let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };
             match e.downcast_ref::<config::Diagnostics>() {
-                Some(wrong) => eprintln!("{}\n{error}: {so}", wrong.render(color)),
-                None => eprintln!("{error}: {e:#}"),
+                Some(wrong) => stderr::say(&format!("{}\n{error}: {so}\n", wrong.render(color))),
+                None => stderr::say(&format!("{error}: {}\n", plain::lines(&format!("{e:#}")))),
             }
             ExitCode::FAILURE
         }

@@ -10,7 +10,6 @@ pub mod certificates;
 pub mod changes;
 mod configure;
 pub mod crew;
-pub mod descriptors;
 pub mod rebuild;
 pub mod reload;
 pub mod server;

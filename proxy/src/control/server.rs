@@ -17,7 +17,6 @@ use tokio::{
 use super::{
     certificates, changes,
     crew::{self, Urgency},
-    descriptors,
     rebuild::rebuild,
     reload::{Change, Reloader},
     signals::{Request, Signals},
@@ -34,6 +33,7 @@ use crate::{
         socket::{self, Claim},
         worker::{self, Command, Rebuild, WorkerHandle},
     },
+    net::descriptors,
     observe::{access_log::Format, log},
     upstream::Checks,
 };
@@ -70,6 +70,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     // Where the system gives huge pages to everybody: see the feature of mimalloc's in Cargo.toml.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+    log::stderr::start().context("the log cannot be written")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
     let local = tokio::task::LocalSet::new();
     let ended = local.block_on(&runtime, async move {
@@ -119,13 +120,16 @@ impl Server {
         let path = options.file.clone();
         let loaded = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Start, || load(&path))).await???;
         if !loaded.warnings.is_empty() {
-            eprint!("{}", loaded.warnings.render(log::colours()));
+            log::stderr::say(&loaded.warnings.render(log::colours()));
         }
         let log = log::init(&loaded.config.log, options.log_level.as_deref())?;
-        match descriptors::raise() {
-            Ok(Some((before, now))) => tracing::info!(before, now, "the limit of open files was raised"),
-            Ok(None) => {}
-            Err(e) => tracing::warn!("the limit of open files stays as it is: {e}"),
+        let (bound, raised) = descriptors::raise();
+        if let Err(e) = raised {
+            tracing::warn!("the limit of open files stays as it is: {e}");
+        }
+        if bound.now > bound.before {
+            let (before, now, for_clients) = (bound.before, bound.now, bound.for_clients());
+            tracing::info!(before, now, for_clients, "the limit of open files was raised");
         }
         let running = loaded.config.clone();
         let count = running.workers.count();
@@ -133,6 +137,7 @@ impl Server {
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
         certificates::show(&foundry.registry, status.current.clone())?;
+        log::stderr::show(&foundry.registry)?;
         let (changes, inbox) = mpsc::channel(8);
         if running.admin.enabled {
             let state = Rc::new(admin::State {
@@ -306,7 +311,11 @@ impl Server {
             foundry.log_writer.close(Duration::from_secs(2))
         });
         // A worker that is stuck must not keep the process alive.
-        let _ = tokio::time::timeout(Duration::from_secs(3), ended).await;
+        match tokio::time::timeout(Duration::from_secs(3), ended).await {
+            Ok(Ok(lines @ 1..)) => tracing::warn!(lines, "lines of access logs were lost: nobody read them in time"),
+            Ok(_) => {}
+            Err(_) => tracing::warn!("a worker is stuck: lines of access logs may be lost"),
+        }
         tracing::info!("stopped");
     }
 }

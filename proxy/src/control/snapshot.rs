@@ -501,6 +501,7 @@ impl Foundry {
                     refused(5)?,
                     refused(6)?,
                     refused(7)?,
+                    refused(8)?,
                 ],
                 handshakes: tls.then(|| Foundry::handshakes(r, listener)).transpose()?,
                 warned: Arc::default(),

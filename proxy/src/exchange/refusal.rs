@@ -14,6 +14,8 @@ use crate::{
 pub enum Refusal {
     /// The listener has as many as it may.
     Limit,
+    /// There are no more file descriptors for clients.
+    Descriptors,
     /// Nothing that shows what is spoken has come in time.
     Silent,
     /// The PROXY protocol's header is wrong, or missing.
@@ -32,10 +34,11 @@ pub enum Refusal {
 
 impl Refusal {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
     /// All, with their names in metrics.
     pub const ALL: [(Refusal, &'static str); Refusal::COUNT] = [
         (Refusal::Limit, "limit"),
+        (Refusal::Descriptors, "descriptors"),
         (Refusal::Silent, "silent"),
         (Refusal::ProxyProtocol, "proxy_protocol"),
         (Refusal::Protocol, "protocol"),
@@ -52,7 +55,7 @@ impl Refusal {
             Refusal::ProxyProtocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::PROXY_PROTOCOL)),
             Refusal::Protocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::UNKNOWN_PROTOCOL)),
             Refusal::Handshake => Some((flag::DOWNSTREAM_PROTOCOL, detail::TLS_HANDSHAKE)),
-            Refusal::Limit | Refusal::Http2 | Refusal::Http3 | Refusal::Flood => None,
+            Refusal::Limit | Refusal::Descriptors | Refusal::Http2 | Refusal::Http3 | Refusal::Flood => None,
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio_rustls::TlsStream;
 
 use super::{
     client_hello::{Hello, MAX_HELLO, client_hello},
+    clients::Seat,
     sniff::{PREFACE, Sniffed, sniff},
     socket::original_destination,
 };
@@ -43,7 +44,13 @@ enum Spoken {
 pub type TcpRules = RefCell<Option<Rc<TcpSite>>>;
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: SocketAddr, local: SocketAddr) {
+pub async fn serve(
+    handle: Rc<Handle>,
+    tcp: Rc<TcpRules>,
+    socket: Socket,
+    (peer, local): (SocketAddr, SocketAddr),
+    seat: &Seat,
+) {
     let site = handle.site();
     // Boxed, so that the connection's task does not carry the space for this all its life.
     let begun = Box::pin(begin(&handle, &site, socket, peer, local)).await;
@@ -57,6 +64,10 @@ pub async fn serve(handle: Rc<Handle>, tcp: Rc<TcpRules>, socket: Socket, peer: 
     };
     drop(site);
     let info = Rc::new(info);
+    match spoken {
+        Spoken::H1 | Spoken::H2 => seat.serves_http(&info),
+        Spoken::Tcp(_) => seat.works(),
+    }
     match spoken {
         Spoken::H1 => http::h1::serve(handle, stream, info).await,
         Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,

@@ -1,6 +1,7 @@
 //! Where traffic comes in: sockets, the workers that accept from them, and the connections.
 
 pub mod client_hello;
+pub mod clients;
 pub mod connection;
 pub mod overload;
 #[cfg(feature = "http3")]

@@ -42,14 +42,15 @@ impl Refusals {
     ///
     /// A connection that is closed while bytes are unread, or that gets bytes after it, is reset, and its client's system throws
     /// away the answer (RFC 9112 section 9.6). So it is kept for a second, or until the client closes it. When there are 64 such
-    /// connections already, the answer is written, what has come is read, and it is closed: most clients get to read it.
-    pub fn refuse(&self, socket: Socket, protocol: Protocol, tls: Option<TlsMode>) {
+    /// connections already, or `may_linger` says no, the answer is written, what has come is read, and it is closed: most clients
+    /// get to read it.
+    pub fn refuse(&self, socket: Socket, protocol: Protocol, tls: Option<TlsMode>, may_linger: bool) {
         let wait = match (protocol, tls) {
             (Protocol::Http2 | Protocol::Tcp, _) | (_, Some(TlsMode::Strict)) => return,
             (Protocol::Http | Protocol::Http1, None | Some(TlsMode::Disable)) => false,
             (Protocol::Auto, _) | (_, Some(TlsMode::Permissive)) => true,
         };
-        if self.lingering.get() < MOST {
+        if may_linger && self.lingering.get() < MOST {
             let place = Place::take(&self.lingering);
             spawn_local(async move {
                 let _ = timeout(LINGER, linger(socket, wait)).await;
@@ -165,7 +166,7 @@ mod tests {
                 if before {
                     client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n").await.unwrap();
                 }
-                refusals.refuse(socket, Protocol::Http, None);
+                refusals.refuse(socket, Protocol::Http, None, true);
                 tokio::task::yield_now().await;
                 if after {
                     client.write_all(b"hello").await.unwrap();
@@ -185,7 +186,7 @@ mod tests {
                 Socket::Tcp(stream) => stream.readable().await.unwrap(),
                 Socket::Unix(_) => unreachable!(),
             }
-            refusals.refuse(socket, Protocol::Http1, None);
+            refusals.refuse(socket, Protocol::Http1, None, true);
             assert_eq!(refusals.lingering(), MOST);
             assert_eq!(read(&mut client).await.unwrap(), ANSWER);
         });
@@ -196,8 +197,8 @@ mod tests {
         run(async {
             let refusals = Refusals::default();
             let ((leaves, first), (_stays, second)) = (pair().await, pair().await);
-            refusals.refuse(first, Protocol::Http1, None);
-            refusals.refuse(second, Protocol::Http1, None);
+            refusals.refuse(first, Protocol::Http1, None, true);
+            refusals.refuse(second, Protocol::Http1, None, true);
             assert_eq!(refusals.lingering(), 2);
             drop(leaves);
             while refusals.lingering() > 0 {
@@ -213,7 +214,7 @@ mod tests {
             let strict = Some(TlsMode::Strict);
             for (protocol, tls) in [(Protocol::Http2, None), (Protocol::Tcp, None), (Protocol::Http, strict)] {
                 let (mut client, socket) = pair().await;
-                refusals.refuse(socket, protocol, tls);
+                refusals.refuse(socket, protocol, tls, true);
                 assert_eq!(read(&mut client).await.unwrap(), b"");
             }
             for (protocol, tls) in [(Protocol::Auto, None), (Protocol::Http, Some(TlsMode::Permissive))] {
@@ -221,7 +222,7 @@ mod tests {
                 {
                     let (mut client, socket) = pair().await;
                     client.write_all(sent.as_bytes()).await.unwrap();
-                    refusals.refuse(socket, protocol, tls);
+                    refusals.refuse(socket, protocol, tls, true);
                     // With bytes unread a connection is reset, which is as good as closed.
                     assert_eq!(read(&mut client).await.unwrap_or_default(), told, "{sent:?}");
                 }
@@ -234,7 +235,7 @@ mod tests {
         run(async {
             let refusals = Refusals { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = UnixStream::pair().unwrap();
-            refusals.refuse(Socket::Unix(socket), Protocol::Http, None);
+            refusals.refuse(Socket::Unix(socket), Protocol::Http, None, true);
             let mut all = Vec::new();
             client.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, ANSWER);

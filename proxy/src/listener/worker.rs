@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    os::fd::AsFd,
     rc::Rc,
     sync::{Arc, mpsc as std_mpsc},
     thread,
@@ -19,6 +20,7 @@ use tokio::{
 #[cfg(feature = "http3")]
 use super::quic::Quic;
 use super::{
+    clients::Clients,
     connection,
     overload::Refusals,
     socket::{ConnectionPlace, ListenerShared},
@@ -32,8 +34,11 @@ use crate::{
     control::snapshot::{Snapshot, Sockets},
     exchange::{Refusal, Refused, Site},
     http::{body::Body, connection::Handle},
-    net::{ListenSocket, Listener, Socket},
-    observe::{self, Gauge, Shard, set_shard},
+    net::{
+        ListenSocket, Listener, Socket,
+        descriptors::{self, Taker},
+    },
+    observe::{self, Gauge, Seldom, Shard, set_shard},
     tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Machine, Vm, WasmFilter, vm::Wanted},
@@ -128,6 +133,7 @@ struct Worker {
     listening: RefCell<HashMap<(String, Address), Listening>>,
     vms: RefCell<Vec<Rc<Vm>>>,
     connections: Rc<Connections>,
+    clients: Rc<Clients>,
 }
 
 /// How many connections there are, and who waits for there to be none.
@@ -182,6 +188,7 @@ impl Worker {
             listening: RefCell::default(),
             vms: RefCell::default(),
             connections: Rc::default(),
+            clients: Rc::default(),
         }
     }
 
@@ -281,7 +288,8 @@ impl Worker {
         let handle = Rc::new(Handle::new(site));
         let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
-        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), self.connections.clone(), stopped);
+        let all = (self.connections.clone(), self.clients.clone());
+        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), all, stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
         Ok(Listening {
             handle,
@@ -371,29 +379,43 @@ pub(super) fn full() -> Refused {
     Refused::new(Refusal::Limit, "the listener has as many connections as it may (`limits.connections`)".to_owned())
 }
 
+/// A client comes when all descriptors are used that clients may use, and none of their connections is idle.
+fn scarce() -> Refused {
+    let why = "there are no more file descriptors for clients, and no connection is idle (`ulimit -n`)".to_owned();
+    Refused::new(Refusal::Descriptors, why)
+}
+
 /// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
 async fn accept(
     socket: Listener,
     handle: Rc<Handle>,
     tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
-    connections: Rc<Connections>,
+    (connections, clients): (Rc<Connections>, Rc<Clients>),
     mut stopped: watch::Receiver<bool>,
 ) {
-    let refusals = Refusals::default();
+    let (refusals, unaccepted) = (Refusals::default(), Seldom::default());
+    let refuse = |stream, peer, refused: &Refused| {
+        let site = handle.site();
+        site.turn_away(peer, "TCP", refused);
+        let tls = site.config.tls.as_ref().map(|tls| tls.mode);
+        refusals.refuse(stream, site.config.protocol, tls, refused.refusal != Refusal::Descriptors);
+    };
     let begin = |stream: Socket, peer| {
-        let Some(place) = shared.enter() else {
-            let site = handle.site();
-            site.turn_away(peer, "TCP", &full());
-            refusals.refuse(stream, site.config.protocol, site.config.tls.as_ref().map(|tls| tls.mode));
-            return;
-        };
+        let Some(place) = shared.enter() else { return refuse(stream, peer, &full()) };
+        // Room is made for it if anybody can be asked to leave.
+        if !Taker::Client.may_keep(stream.as_fd()) && clients.close_idle() == 0 {
+            return refuse(stream, peer, &scarce());
+        }
         let Ok(local) = stream.local_addr() else { return };
         let connected = Connected::begin(&connections, &handle.site(), place);
         let (handle, tcp) = (handle.clone(), tcp.clone());
-        tokio::task::spawn_local(async move {
-            connection::serve(handle, tcp, stream, peer, local).await;
-            drop(connected);
+        clients.admit(|seat| {
+            let serve = async move {
+                connection::serve(handle, tcp, stream, (peer, local), &seat).await;
+                drop(connected);
+            };
+            tokio::task::spawn_local(serve).abort_handle()
         });
     };
     loop {
@@ -405,9 +427,13 @@ async fn accept(
             () = stop => break,
             accepted = socket.accept() => match accepted {
                 Ok((stream, peer)) => begin(stream, peer),
-                // Out of file descriptors, most likely: others must end first.
                 Err(e) => {
-                    tracing::warn!("cannot accept a connection: {e}");
+                    if descriptors::are_used_up(&e) {
+                        clients.close_idle();
+                    }
+                    if let Some(left_out) = unaccepted.may_warn() {
+                        tracing::warn!(left_out, "cannot accept a connection: {e}");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },

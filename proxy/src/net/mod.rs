@@ -1,5 +1,6 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
+pub mod descriptors;
 mod first_bytes;
 pub mod io;
 mod linger;

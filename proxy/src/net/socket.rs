@@ -4,7 +4,7 @@ use std::{
     ffi::c_int,
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -70,13 +70,18 @@ impl Socket {
     /// As `ioctl(TIOCOUTQ)`, which Linux calls `SIOCOUTQ` for sockets.
     #[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
     pub fn unacknowledged(&self) -> io::Result<usize> {
-        let socket = match self {
+        // SAFETY: `TIOCOUTQ` writes one `int`, which is what the getter has room for (tty_ioctl(4), tcp(7)).
+        let count = unsafe { ioctl(self, Getter::<{ libc::TIOCOUTQ as Opcode }, c_int>::new()) }?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
             Socket::Tcp(stream) => stream.as_fd(),
             Socket::Unix(stream) => stream.as_fd(),
-        };
-        // SAFETY: `TIOCOUTQ` writes one `int`, which is what the getter has room for (tty_ioctl(4), tcp(7)).
-        let count = unsafe { ioctl(socket, Getter::<{ libc::TIOCOUTQ as Opcode }, c_int>::new()) }?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        }
     }
 }
 

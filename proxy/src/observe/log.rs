@@ -1,21 +1,29 @@
 //! Tollgate's own log, on standard error: for people, coloured on a terminal and plain in a pipe, or as JSON. What is
 //! shown can be changed while it runs; how it is written cannot.
+//!
+//! Modules, filters and clients put text into it. In the log for people an entry begins at the beginning of a line, with its
+//! time, and whatever is within it is indented: so nothing within an entry passes for another one.
+
+pub mod stderr;
 
 use std::{
+    borrow::Cow,
     env,
+    fmt::Write,
     io::{self, IsTerminal},
 };
 
-use tracing::{Level, Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterFn, ParseError},
-    fmt::{self, MakeWriter},
+    fmt::{self, format::Writer},
     layer::SubscriberExt,
     reload,
     util::SubscriberInitExt,
 };
 
+use super::plain;
 use crate::config::model::{Log, LogFormat};
 
 const DEFAULT: &str = "info";
@@ -100,12 +108,13 @@ pub fn colours() -> bool {
     io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Sets up the process's log. Once: later changes go through the handle. `given` holds whatever configurations say.
+/// Sets up the process's log, on standard error. Once: later changes go through the handle. `given` holds whatever
+/// configurations say.
 pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
     if let Some(given) = given {
         check(given).map_err(|error| LogError::Given(Box::new(error)))?;
     }
-    let (subscriber, handle) = build(config, given, colours(), io::stderr)?;
+    let (subscriber, handle) = build(config, given, colours(), stderr::say)?;
     subscriber.try_init().map_err(|_| LogError::Twice)?;
     Ok(handle)
 }
@@ -114,28 +123,79 @@ pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
 pub fn say_in_any_case(line: &str) {
     match tracing::dispatcher::has_been_set() {
         true => tracing::info!("{line}"),
-        false => eprintln!("{line}"),
+        false => stderr::say(&format!("{line}\n")),
     }
 }
 
-fn build<W>(
+fn build<S>(
     config: &Log,
     given: Option<&str>,
     colours: bool,
-    writer: W,
-) -> Result<(impl Subscriber + Send + Sync + use<W>, LogHandle), LogError>
+    say: S,
+) -> Result<(impl Subscriber + Send + Sync + use<S>, LogHandle), LogError>
 where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    S: Fn(&str) + Clone + Send + Sync + 'static,
 {
     let filter = parse(given.or(config.level.as_deref()).unwrap_or(DEFAULT))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = fmt::layer().with_writer(writer);
     let lines = match config.format {
-        LogFormat::Text => lines.with_ansi(colours).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => {
+            let layer = fmt::layer().with_writer(move || Entries(say.clone()));
+            layer.with_ansi(colours).fmt_fields(fmt::format::debug_fn(write_field)).boxed()
+        }
+        LogFormat::Json => {
+            let say = move |entry: &str| say(&harmless_json(entry));
+            fmt::layer().with_writer(move || Entries(say.clone())).json().flatten_event(true).boxed()
+        }
     };
     let lines = lines.with_filter(FilterFn::new(|metadata| !is_noise(metadata)));
     Ok((Registry::default().with(filter).with(lines), LogHandle { filter: handle, given: given.map(str::to_owned) }))
+}
+
+/// Takes entries from `tracing-subscriber`, each in one piece.
+struct Entries<S>(S);
+
+impl<S: Fn(&str)> io::Write for Entries<S> {
+    fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
+        self.0(&String::from_utf8_lossy(entry));
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a field as the subscriber would, but so that it can do nothing to a terminal, or to who reads line by line.
+fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
+    let value = format!("{value:?}");
+    let value = plain::replaced(
+        &value,
+        |c| plain::is_harmful(c) && c != '\t',
+        |out, c| match c {
+            '\n' => out.push_str("\n    "),
+            c => plain::escape(out, c),
+        },
+    );
+    match field.name() {
+        "message" => out.write_str(&value),
+        // What events of the crate `log` have their own place for.
+        name if name.starts_with("log.") => Ok(()),
+        name if out.has_ansi_escapes() => write!(out, " \x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
+        name => write!(out, " {name}={value}"),
+    }
+}
+
+/// An entry whose strings have nothing in them that a terminal, or a reader of lines, takes for more than text. None of these
+/// characters needs two units of UTF-16.
+fn harmless_json(entry: &str) -> Cow<'_, str> {
+    plain::replaced(
+        entry,
+        |c| plain::is_harmful(c) && c != '\n',
+        |out, c| {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        },
+    )
 }
 
 /// What the crate that watches files says of each event in a folder. If the log is a file in such a folder, each line would be
@@ -201,20 +261,11 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    struct Kept(Arc<Mutex<String>>);
 
     impl Kept {
         fn take(&self) -> String {
-            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+            std::mem::take(&mut *self.0.lock().unwrap())
         }
     }
 
@@ -226,7 +277,8 @@ mod tests {
         let kept = Kept::default();
         let writer = kept.clone();
         let config = Log { level: level.map(str::to_owned), format };
-        let (subscriber, handle) = build(&config, None, colours, move || writer.clone()).unwrap();
+        let (subscriber, handle) =
+            build(&config, None, colours, move |entry| writer.0.lock().unwrap().push_str(entry)).unwrap();
         (kept, subscriber, handle)
     }
 
@@ -239,6 +291,27 @@ mod tests {
             assert_eq!(text.contains("\u{1b}["), colours, "{text:?}");
             assert!(text.contains("hello") && !text.contains("\u{1b}[2J"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_is_within_an_entry_cannot_pass_for_another_one() {
+        let forged = "a\n2026-01-01T00:00:00Z  INFO forged\r\u{1b}[2K\u{9b}2K\u{2028}\u{202e}\tb";
+        for colours in [false, true] {
+            let (kept, subscriber, _) = log(None, LogFormat::Text, colours);
+            with_default(subscriber, || info!(field = forged, other = %forged, "{forged}"));
+            let text = kept.take();
+            assert!(text.lines().skip(1).all(|line| line.starts_with("    ")), "{text:?}");
+            assert!(
+                !text.contains(['\r', '\u{9b}', '\u{2028}', '\u{202e}']) && !text.contains("\u{1b}[2K"),
+                "{text:?}"
+            );
+        }
+        let (kept, subscriber, _) = log(None, LogFormat::Json, true);
+        with_default(subscriber, || info!(field = forged, "{forged}"));
+        let text = kept.take();
+        assert!(!text.trim_end().contains(plain::is_harmful), "{text:?}");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&value["message"], &value["field"]), (&forged.into(), &forged.into()));
     }
 
     #[test]

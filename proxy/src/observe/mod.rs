@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod detail;
 pub mod log;
 pub mod metrics;
+pub mod plain;
 mod seldom;
 
 pub use self::{

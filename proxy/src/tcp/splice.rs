@@ -7,12 +7,17 @@
 use std::{
     cell::RefCell,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
+
+use crate::net::descriptors::Taker;
 
 /// How much is moved at a time, at most: what a pipe holds, if the system has not been told otherwise.
 const MOST: usize = 64 << 10;
@@ -45,6 +50,9 @@ impl Pipe {
             return Ok(pipe);
         }
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+        if !Taker::Upstream.may_keep(reader.as_fd()) {
+            return Err(Errno::MFILE.into());
+        }
         Ok(Pipe { reader, writer, len: 0 })
     }
 

@@ -1,8 +1,9 @@
 //! Opening a connection to an endpoint: the socket, and what comes before HTTP on it.
 
-use std::cell::Cell;
+use std::{cell::Cell, os::fd::AsFd};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::{
     io::AsyncWriteExt,
     time::{Instant, timeout},
@@ -16,7 +17,9 @@ use super::{
 use crate::{
     config::model::ClusterProtocol,
     net::{
-        FirstBytes, Looks, Prefixed, Socket, Stream, is_tls,
+        FirstBytes, Looks, Prefixed, Socket, Stream,
+        descriptors::Taker,
+        is_tls,
         proxy_protocol::{self, Addresses},
     },
     tls::{self, ClientTls, Peer},
@@ -36,15 +39,19 @@ pub(super) enum Version {
 const LOOK: usize = 2 << 10;
 
 /// Opens a connection within the cluster's `connect_timeout`, tells the endpoint of the client if the cluster wants that, and
-/// says what is to be spoken on it.
+/// says what is to be spoken on it. One of the proxy's `own` may take the last file descriptors, one for a client may not.
 pub(super) async fn open(
     cluster: &Cluster,
     endpoint: &Endpoint,
     client: Option<Addresses>,
+    own: bool,
 ) -> Result<(Stream, Version), OpenError> {
     let (start, step) = (Instant::now(), Cell::new(Step::Connect));
     let opening = async {
         let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
+        if !own && !Taker::Upstream.may_keep(socket.as_fd()) {
+            return Err(std::io::Error::from(Errno::MFILE).into());
+        }
         if let Some(version) = cluster.proxy_protocol {
             step.set(Step::ProxyHeader);
             socket.write_all(&proxy_protocol::encode(version, client)).await?;

@@ -38,7 +38,7 @@ impl DirectConnection {
     /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
     /// comes of it is counted.
     pub async fn open(&self, client: Addresses) -> Result<Stream, OpenError> {
-        let opened = connect::open(&self.cluster, &self.endpoint, Some(client)).await;
+        let opened = connect::open(&self.cluster, &self.endpoint, Some(client), false).await;
         count(&self.cluster, &self.endpoint, opened).map(|(stream, _)| stream)
     }
 }

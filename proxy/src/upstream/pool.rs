@@ -195,7 +195,7 @@ where
                 Grant::Room => continue,
             }
         };
-        let opened = connect::open(cluster, endpoint, slot.client).await;
+        let opened = connect::open(cluster, endpoint, slot.client, false).await;
         let opened = count(cluster, endpoint, opened).map_err(|error| failure(FailureKind::Connect(Arc::new(error))));
         let (stream, _) = opened?;
         let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
@@ -251,7 +251,7 @@ where
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
-            None => match connect::open(&cluster, &endpoint, permit.slot.client).await {
+            None => match connect::open(&cluster, &endpoint, permit.slot.client, false).await {
                 Ok((stream, connect::Version::H1)) => {
                     let local = stream.local_addr();
                     Ok(self.link(Box::new(stream), local, pool, permit))

@@ -71,14 +71,35 @@ impl Proxy {
 
     /// Starts it, and waits for nothing.
     pub fn begin(config: impl Into<String>, files: &[(&str, &[u8])]) -> Proxy {
-        let dir = TempDir::new().expect("a folder");
-        for (name, content) in files {
-            fs::write(dir.path().join(name), content).expect("a file can be written");
-        }
-        let mut addresses = BTreeMap::new();
-        fs::write(dir.path().join("config.yaml"), filled_in(&config.into(), &mut addresses))
-            .expect("a file can be written");
-        Proxy::spawn(Arc::new(dir), addresses, &[])
+        let (dir, addresses) = prepared(&config.into(), files);
+        Proxy::spawn(dir, addresses, &[])
+    }
+
+    /// Starts it with this for its standard output and error, which nobody reads here, and waits until it is ready.
+    pub fn start_unheard(config: impl Into<String>, output: impl Fn() -> Stdio) -> Proxy {
+        let (dir, addresses) = prepared(&config.into(), &[]);
+        let mut command = command(&dir, &[]);
+        let child = command.stdout(output()).stderr(output()).spawn().expect("the proxy can be run");
+        let mut proxy = Proxy { child, dir, addresses, output: Arc::default(), readers: Vec::new() };
+        wait_for("the proxy to be ready", || proxy.is_ready().then_some(()));
+        assert!(!proxy.has_ended());
+        proxy
+    }
+
+    /// Starts it with so many file descriptors, and waits until it is ready.
+    pub fn start_with_descriptors(config: impl Into<String>, most: u32) -> Proxy {
+        let (dir, addresses) = prepared(&config.into(), &[]);
+        let mut limited = Command::new("sh");
+        let inner = command(&dir, &[]);
+        limited
+            .arg("-c")
+            .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
+            .arg(inner.get_program())
+            .args(inner.get_args());
+        limited.current_dir(dir.path()).envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let proxy = Proxy::of(limited, dir, addresses);
+        wait_for("the proxy to be ready", || proxy.is_ready().then_some(()));
+        proxy
     }
 
     /// Another process with the same configuration, in the same folder. Waits for nothing.
@@ -87,21 +108,13 @@ impl Proxy {
     }
 
     fn spawn(dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>, options: &[&str]) -> Proxy {
-        // The authorities that the system trusts, for tests that bring some.
-        let system = dir.path().join("system.pem");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-            .args(["run", "config.yaml"])
-            .args(options)
-            .current_dir(dir.path())
-            // Filters are compiled once for all tests.
-            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
-            .env_remove("TOLLGATE_LOG")
-            .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the proxy can be run");
+        let command = command(&dir, options);
+        Proxy::of(command, dir, addresses)
+    }
+
+    fn of(mut command: Command, dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>) -> Proxy {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the proxy can be run");
         let output = Arc::new(Mutex::new(String::new()));
         let readers = vec![capture(child.stdout.take(), &output), capture(child.stderr.take(), &output)];
         Proxy { child, dir, addresses, output, readers }
@@ -295,6 +308,34 @@ impl Drop for Proxy {
             eprintln!("--- the proxy's log:\n{}---", self.output());
         }
     }
+}
+
+/// A folder with the configuration and these files, and what words between at signs stand for.
+fn prepared(config: &str, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, SocketAddr>) {
+    let dir = TempDir::new().expect("a folder");
+    for (name, content) in files {
+        fs::write(dir.path().join(name), content).expect("a file can be written");
+    }
+    let mut addresses = BTreeMap::new();
+    fs::write(dir.path().join("config.yaml"), filled_in(config, &mut addresses)).expect("a file can be written");
+    (Arc::new(dir), addresses)
+}
+
+/// The command that runs it in a folder.
+fn command(dir: &TempDir, options: &[&str]) -> Command {
+    // The authorities that the system trusts, for tests that bring some.
+    let system = dir.path().join("system.pem");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command
+        .args(["run", "config.yaml"])
+        .args(options)
+        .current_dir(dir.path())
+        // Filters are compiled once for all tests.
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env_remove("TOLLGATE_LOG")
+        .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
+        .stdin(Stdio::null());
+    command
 }
 
 fn capture(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {

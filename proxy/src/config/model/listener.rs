@@ -132,7 +132,7 @@ pub struct ListenerLimits {
     /// requests are not tried again). Of a TCP connection, no more are read while a filter holds so many of that side.
     pub buffered_body: ByteSize,
     /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
-    /// 0: unlimited.
+    /// 0: as many as there are file descriptors for.
     pub connections: u32,
     /// Requests on one connection before it is closed. 0: unlimited.
     pub requests_per_connection: u32,

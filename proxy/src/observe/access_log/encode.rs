@@ -9,6 +9,7 @@ use std::{
 use tollgate_abi::fast::flag;
 
 use super::{fields::Value, timestamp};
+use crate::observe::plain;
 
 /// Writes a value into a line of text; `-` if it is missing.
 pub(super) fn text(out: &mut Vec<u8>, value: Value<'_>) {
@@ -134,11 +135,9 @@ fn harmless(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |all, &b| all & (b' '..0x7f).contains(&b) & (b != b'"') & (b != b'\\'))
 }
 
-/// Characters that could forge a line or its look: controls, quotation mark and backslash, the line and paragraph
-/// separators that some readers take for line ends, and those that reorder text on a screen.
+/// Characters that could forge a line or its look, or a field within it.
 fn harmful(c: char) -> bool {
-    matches!(c, '"' | '\\' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        || c.is_control()
+    matches!(c, '"' | '\\') || plain::is_harmful(c)
 }
 
 /// Writes `\n`, `\x1b`, `\u{2028}` and the like for what could do harm, and `\xff` for what is not UTF-8.

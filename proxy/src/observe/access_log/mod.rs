@@ -17,6 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+pub(super) use self::sink::write_all;
 pub use self::{
     entry::{Entry, Timings},
     fields::{FIELDS, Field},
@@ -124,7 +125,7 @@ impl Log {
             return true;
         }
         let bytes = mem::take(&mut buffer.bytes);
-        match self.shared.queue(Lines { sink: Arc::clone(&self.sink), bytes }) {
+        match self.shared.queue(Lines { sink: Arc::clone(&self.sink), bytes, count: buffer.lines }) {
             Ok(()) => {
                 *buffer = Buffer { bytes: self.shared.spare(), lines: 0 };
                 true

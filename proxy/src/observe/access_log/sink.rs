@@ -101,30 +101,31 @@ impl Output {
     fn write<'a>(&mut self, lines: &'a [u8]) -> (&'a [u8], io::Result<()>) {
         // A line that a full disk cut off must not run into the next one.
         if self.torn {
-            match self.write_all(b"\n") {
+            match write_all(&self.file, b"\n") {
                 (_, Ok(())) => self.torn = false,
                 (_, Err(error)) => return (lines, Err(error)),
             }
         }
-        let (rest, result) = self.write_all(lines);
+        let (rest, result) = write_all(&self.file, lines);
         self.torn = rest.len() < lines.len() && !lines[..lines.len() - rest.len()].ends_with(b"\n");
         (rest, result)
     }
+}
 
-    fn write_all<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], io::Result<()>) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match self.file.write(rest) {
-                Ok(0) => return (rest, Err(ErrorKind::WriteZero.into())),
-                Ok(n) => rest = &rest[n..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Another process at the same pipe has made it non-blocking.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
-                Err(error) => return (rest, Err(error)),
-            }
+/// What was not written, and why. Waits for as long as whoever reads makes it wait.
+pub(in crate::observe) fn write_all<'b>(mut file: &File, bytes: &'b [u8]) -> (&'b [u8], io::Result<()>) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(0) => return (rest, Err(ErrorKind::WriteZero.into())),
+            Ok(n) => rest = &rest[n..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Another process at the same pipe has made it non-blocking.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(error) => return (rest, Err(error)),
         }
-        (rest, Ok(()))
     }
+    (rest, Ok(()))
 }
 
 /// Never waits: a FIFO without a reader would hold up whoever opens it, for as long as there is none.

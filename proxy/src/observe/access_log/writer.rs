@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
     thread,
@@ -52,6 +52,8 @@ pub(super) struct Shared {
     logs: Mutex<Vec<Weak<Log>>>,
     spare: Mutex<Vec<Vec<u8>>>,
     closing: AtomicBool,
+    /// Lines that were queued and neither written nor lost yet.
+    queued: AtomicU64,
     overflowed: Counter,
     failed: Counter,
 }
@@ -68,6 +70,8 @@ enum Message {
 pub(super) struct Lines {
     pub(super) sink: Arc<Sink>,
     pub(super) bytes: Vec<u8>,
+    /// How many.
+    pub(super) count: u64,
 }
 
 impl LogWriter {
@@ -85,6 +89,7 @@ impl LogWriter {
             logs: Mutex::default(),
             spare: Mutex::default(),
             closing: AtomicBool::new(false),
+            queued: AtomicU64::new(0),
             overflowed: dropped("overflow")?,
             failed: dropped("error")?,
         });
@@ -105,10 +110,14 @@ impl LogWriter {
     }
 
     /// Writes all that was logged before this call, and ends. Waits so long at most: a pipe that nobody reads must not
-    /// keep the process from ending. Gives whether all is done; what is logged later is dropped and counted.
-    pub fn close(&self, wait: Duration) -> bool {
+    /// keep the process from ending. Gives how many lines were not written by then; what is logged later is dropped and
+    /// counted.
+    pub fn close(&self, wait: Duration) -> u64 {
         self.shared.close();
-        matches!(lock(&self.ended).recv_timeout(wait), Err(RecvTimeoutError::Disconnected))
+        match lock(&self.ended).recv_timeout(wait) {
+            Err(RecvTimeoutError::Disconnected) => 0,
+            _ => self.shared.unwritten(),
+        }
     }
 }
 
@@ -131,8 +140,11 @@ impl Shared {
 
     /// Queues lines; gives them back if there is no room.
     pub(super) fn queue(&self, lines: Lines) -> Result<(), Lines> {
+        let count = lines.count;
+        self.queued.fetch_add(count, Ordering::Relaxed);
         match self.queue.try_send(Message::Lines(lines)) {
             Err(TrySendError::Full(Message::Lines(lines)) | TrySendError::Disconnected(Message::Lines(lines))) => {
+                self.queued.fetch_sub(count, Ordering::Relaxed);
                 Err(lines)
             }
             _ => Ok(()),
@@ -159,6 +171,12 @@ impl Shared {
     pub(super) fn wake(&self) {
         // If the queue is full, the thread is awake.
         drop(self.queue.try_send(Message::Wake));
+    }
+
+    /// Lines that the thread has not written, or not come to collect.
+    fn unwritten(&self) -> u64 {
+        let of_log = |log: Arc<Log>| log.buffers().map(|buffer| lock(buffer).lines).sum::<u64>();
+        self.queued.load(Ordering::Relaxed) + self.logs().into_iter().map(of_log).sum::<u64>()
     }
 
     fn close(&self) {
@@ -215,6 +233,7 @@ impl Thread {
 
     fn write(&self, lines: Lines) {
         let lost = lines.sink.write(&lines.bytes);
+        self.shared.queued.fetch_sub(lines.count, Ordering::Relaxed);
         if lost > 0 {
             self.shared.failed.add(shard(), lost);
         }

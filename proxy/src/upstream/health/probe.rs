@@ -101,7 +101,7 @@ impl Unwell {
 /// Asks an endpoint of a cluster.
 pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
     let asking = async {
-        let (socket, version) = connect::open(cluster, endpoint, None).await.map_err(Unwell::Connect)?;
+        let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(Unwell::Connect)?;
         match &check.check {
             Check::Tcp {} => Ok(()),
             Check::Http { path, host } => {

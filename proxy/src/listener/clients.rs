@@ -1,0 +1,176 @@
+//! The connections of clients, kept to find those that can be closed when descriptors are scarce: the ones that have had
+//! nothing under way for longest. Nothing is written here for a request; the connection itself knows since when it is idle.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Instant,
+};
+
+use slab::Slab;
+use tokio::task::AbortHandle;
+
+use crate::chain::stream::ConnectionInfo;
+
+/// Of the idle connections, this part is closed at once, so that not each new one must look for one.
+const PART: usize = 16;
+
+/// The connections of a worker, or of the admin listener.
+#[derive(Debug, Default)]
+pub struct Clients(RefCell<Slab<Client>>);
+
+#[derive(Debug)]
+struct Client {
+    state: Rc<State>,
+    task: Option<AbortHandle>,
+}
+
+#[derive(Debug)]
+struct State {
+    doing: RefCell<Doing>,
+    /// Since when it does that.
+    since: Cell<Instant>,
+}
+
+#[derive(Debug)]
+enum Doing {
+    /// It has not said anything yet, or nothing that is answered now.
+    Nothing,
+    /// What its requests say.
+    Http(Rc<ConnectionInfo>),
+    /// Something that must not be cut.
+    Work,
+}
+
+impl State {
+    fn idle_since(&self) -> Option<Instant> {
+        match &*self.doing.borrow() {
+            Doing::Nothing => Some(self.since.get()),
+            Doing::Http(info) => (info.active.get() == 0).then(|| info.idle_since.get()),
+            Doing::Work => None,
+        }
+    }
+}
+
+/// One of the connections; dropping it takes it out.
+#[derive(Debug)]
+pub struct Seat {
+    clients: Rc<Clients>,
+    key: usize,
+    state: Rc<State>,
+}
+
+impl Clients {
+    /// Another connection, whose task is made by `serve`.
+    pub fn admit(self: &Rc<Self>, serve: impl FnOnce(Seat) -> AbortHandle) {
+        let state = Rc::new(State { doing: RefCell::new(Doing::Nothing), since: Cell::new(Instant::now()) });
+        let key = self.0.borrow_mut().insert(Client { state: state.clone(), task: None });
+        let task = serve(Seat { clients: self.clone(), key, state });
+        if let Some(client) = self.0.borrow_mut().get_mut(key) {
+            client.task = Some(task);
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Ends some of those that have been idle for longest. Gives how many; their descriptors are free in a moment.
+    pub fn close_idle(&self) -> usize {
+        let clients = self.0.borrow();
+        let idle = clients.iter().filter(|(_, client)| client.task.as_ref().is_some_and(|task| !task.is_finished()));
+        let mut idle: Vec<_> = idle.filter_map(|(key, client)| Some((client.state.idle_since()?, key))).collect();
+        let some = idle.len().div_ceil(PART);
+        if some > 0 {
+            idle.select_nth_unstable(some - 1);
+        }
+        idle.truncate(some);
+        for (_, key) in &idle {
+            if let Some(client) = clients.get(*key) {
+                // Once is enough.
+                *client.state.doing.borrow_mut() = Doing::Work;
+                client.task.iter().for_each(AbortHandle::abort);
+            }
+        }
+        some
+    }
+}
+
+impl Seat {
+    /// It speaks HTTP.
+    pub fn serves_http(&self, info: &Rc<ConnectionInfo>) {
+        *self.state.doing.borrow_mut() = Doing::Http(info.clone());
+    }
+
+    /// It is under way from now on.
+    pub fn works(&self) {
+        *self.state.doing.borrow_mut() = Doing::Work;
+    }
+
+    /// It has nothing under way from now on.
+    pub fn rests(&self) {
+        *self.state.doing.borrow_mut() = Doing::Nothing;
+        self.state.since.set(Instant::now());
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.clients.0.borrow_mut().try_remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+
+    #[test]
+    fn the_longest_idle_connections_are_closed_first_and_busy_ones_never() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let clients = Rc::new(Clients::default());
+            let open = Rc::new(RefCell::new(Vec::new()));
+            for n in 0..33 {
+                clients.admit(|seat| {
+                    if n % 2 == 1 {
+                        seat.works();
+                    } else if n == 0 {
+                        // It has just had a request.
+                        seat.state.since.set(Instant::now() + std::time::Duration::from_secs(60));
+                    }
+                    open.borrow_mut().push(n);
+                    let open = open.clone();
+                    spawn_local(async move {
+                        let _ends = Ends(n, open);
+                        let _seat = seat;
+                        pending::<()>().await;
+                    })
+                    .abort_handle()
+                });
+            }
+            yield_now().await;
+            assert_eq!(clients.close_idle(), 2);
+            yield_now().await;
+            yield_now().await;
+            assert_eq!(clients.len(), 31);
+            assert!(!open.borrow().contains(&2) && !open.borrow().contains(&4) && open.borrow().contains(&0));
+            while clients.close_idle() > 0 {
+                yield_now().await;
+            }
+            yield_now().await;
+            assert!(open.borrow().iter().all(|n| n % 2 == 1), "{open:?}");
+        });
+
+        struct Ends(usize, Rc<RefCell<Vec<usize>>>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                self.1.borrow_mut().retain(|n| *n != self.0);
+            }
+        }
+    }
+}

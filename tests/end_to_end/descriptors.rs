@@ -1,0 +1,113 @@
+//! File descriptors are used up by whoever connects; what operators, probes and upstreams need is not.
+
+use std::{
+    net::TcpStream,
+    sync::{Mutex, mpsc},
+    thread,
+};
+
+use crate::harness::{Config, Proxy, Upstream, Wire, answer, wait_until};
+
+/// With 256 descriptors, clients may use those below 160.
+const FEW: u32 = 256;
+
+fn connections(proxy: &Proxy, listener: &str, n: usize) -> Vec<TcpStream> {
+    (0..n).map(|_| TcpStream::connect(proxy.address(listener)).expect("a connection")).collect()
+}
+
+#[test]
+fn clients_that_are_idle_make_room_for_others() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start_with_descriptors(Config::to(&upstream).top("workers: 1"), FEW);
+    let idle = connections(&proxy, "main", 400);
+    proxy.wait_for_metric("tollgate_connections_total", &[("listener", "main")], 400.0);
+    let mut busy = proxy.client();
+    for _ in 0..50 {
+        assert_eq!(proxy.get("/").status(), 200);
+        assert_eq!(busy.get("/").status(), 200, "it has had something to say");
+    }
+    assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
+    assert!(proxy.metrics().sum("process_open_fds", &[]) < 200.0);
+    assert_eq!(proxy.metrics().sum("tollgate_connections_refused_total", &[]), 0.0);
+    drop(idle);
+}
+
+#[test]
+fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
+    let (done, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/slow" {
+            let _ = wait.lock().unwrap().recv();
+        }
+        answer(200, &[], "ok")
+    });
+    let top = "workers: 1\nadmin: {address: '@admin@', probes: {address: '@probes@'}}";
+    // One upstream connection for all that wait: it is clients that use descriptors up here.
+    let config = Config::to_with(&upstream, "limits: {connections: 1, pending: 1000, requests: 1000}").top(top);
+    let proxy = Proxy::start_with_descriptors(config, FEW);
+    let mut slow = Vec::new();
+    wait_until("descriptors to be used up", || {
+        slow.extend(connections(&proxy, "main", 20).into_iter().map(|stream| {
+            let mut wire = Wire::new(stream);
+            let _ = wire.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+            wire
+        }));
+        proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "descriptors")]) > 0.0
+    });
+    wait_until("somebody to be told, and not left to wait", || {
+        slow.iter().any(|wire| {
+            let mut first = [0; 12];
+            wire.socket().set_nonblocking(true).expect("a socket");
+            wire.socket().peek(&mut first).is_ok() && first == *b"HTTP/1.1 503"
+        })
+    });
+    for listener in ["admin", "probes"] {
+        for path in ["/live", "/ready", "/metrics"] {
+            assert_eq!(proxy.ask_admin(listener, "GET", path, &[("Host", "localhost")], "").status(), 200);
+        }
+    }
+    assert_eq!(proxy.reload().0, 200);
+    drop(slow);
+    drop(done);
+    wait_until("room", || proxy.get("/").status() == 200);
+}
+
+#[test]
+fn half_heads_do_not_keep_the_admin_listener_from_answering() {
+    let top = "workers: 1\nadmin: {address: '@admin@', probes: {address: '@probes@'}}";
+    let proxy = Proxy::start(Config::new().top(top));
+    for listener in ["admin", "probes"] {
+        let half: Vec<Wire> = connections(&proxy, listener, 200)
+            .into_iter()
+            .map(|stream| {
+                let mut wire = Wire::new(stream);
+                let _ = wire.send("GET /live HTTP/1.1\r\nHost: localhost\r\n");
+                wire
+            })
+            .collect();
+        let open = proxy.metrics().sum("process_open_fds", &[]);
+        assert!(open < 120.0, "{open} files are open");
+        assert_eq!(proxy.ask_admin(listener, "GET", "/live", &[("Host", "localhost")], "").status(), 200);
+        drop(half);
+    }
+}
+
+#[test]
+fn heads_and_bodies_for_the_admin_listener_have_their_time() {
+    let proxy = Proxy::start(Config::new());
+    let open = |sent: &str| {
+        let mut wire = Wire::new(TcpStream::connect(proxy.address("admin")).expect("a connection"));
+        wire.send(sent).expect("it can be sent");
+        wire
+    };
+    let body = "POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nin";
+    let (mut head, mut body) = (open("GET /live HTTP/1.1\r\nHost:"), open(body));
+    thread::scope(|scope| {
+        scope.spawn(move || assert_eq!(body.read_response("POST").map(|r| r.status()).ok(), Some(408)));
+        // hyper closes without a word.
+        scope.spawn(move || assert!(head.read_response("GET").is_err()));
+    });
+    let large = format!("POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{}", "x".repeat(5000));
+    assert_eq!(open(&large).read_response("POST").map(|r| r.status()).ok(), Some(413));
+}
