@@ -1,7 +1,9 @@
 //! Filters that fail: a failure harms the requests inside the instance and nobody else, and the next instance goes on.
 
+mod beside;
 mod crowd;
 mod pointers;
+mod poison;
 mod start;
 
 use std::thread;

@@ -51,7 +51,7 @@ pub struct State {
 /// The paths, with what they are for.
 const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/live", "200 while the process runs"),
-    ("GET", "/ready", "200 while traffic is taken, else 503"),
+    ("GET", "/ready", "200 while traffic is taken, else 503; says which filters are missing"),
     ("GET", "/metrics", "metrics for Prometheus"),
     ("GET", "/config", "the configuration in force, its version and hash, and the last attempt to change it"),
     ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),

@@ -58,9 +58,10 @@ pub(super) fn answer(
     }
     Some(match path {
         "/live" => text(StatusCode::OK, "live\n"),
-        "/ready" if status.is_ready() => text(StatusCode::OK, "ready\n"),
-        "/ready" if status.is_draining() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/ready" => {
+            let (ready, said) = status.readiness();
+            text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &said)
+        }
         "/metrics" => response(StatusCode::OK, metrics::CONTENT_TYPE, registry.render().into()),
         _ => return None,
     })

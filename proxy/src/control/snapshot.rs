@@ -1,13 +1,7 @@
 //! From a configuration to everything that workers need to carry traffic by it: compiled filters, configured instances,
 //! clusters, logs, sockets. Nothing is changed by making one; only handing it to the workers puts it in force.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    rc::Rc,
-    sync::{Arc, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
 
 use tollgate_abi::fast::phase;
 
@@ -303,7 +297,7 @@ impl Foundry {
             && let Some(spares) = instances.pop()
         {
             for (machine, spare) in snapshot.machines.iter().zip(spares) {
-                *machine.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+                machine.put_by(spare);
             }
         }
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })

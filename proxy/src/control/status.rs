@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::snapshot::Snapshot;
 use crate::{
+    config::model::OnFailure,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     upstream::{Cluster, Member},
     wasm::Machine,
@@ -102,9 +103,37 @@ impl Status {
         attempt
     }
 
-    /// Whether traffic is taken.
-    pub fn is_ready(&self) -> bool {
-        self.current.load().is_some() && !self.is_draining()
+    /// Whether traffic is taken, and what readiness has to say: which filters are missing where.
+    pub fn readiness(&self) -> (bool, String) {
+        let current = self.current.load();
+        let Some(snapshot) = current.as_ref().filter(|_| !self.is_draining()) else {
+            let why = if self.is_draining() { "draining\n" } else { "not ready\n" };
+            return (false, why.to_owned());
+        };
+        let (mut out, mut degraded) = (String::new(), String::new());
+        for machine in &snapshot.machines {
+            let seen = machine.presence.seen();
+            if seen.with == seen.workers && !seen.out {
+                continue;
+            }
+            for plugin in machine.plugins() {
+                let name = &plugin.identity.name;
+                let missing = match seen.workers - seen.with {
+                    all if all == seen.workers => "on any worker".to_owned(),
+                    some => format!("on {some} of {} workers", seen.workers),
+                };
+                if seen.out && plugin.on_failure == OnFailure::Deny {
+                    let since = "for over a second, or only now and then";
+                    out += &format!("not ready: filter `{name}` has had no instance on any worker {since}\n");
+                } else {
+                    degraded += &format!("degraded: filter `{name}` has no instance {missing}\n");
+                }
+            }
+        }
+        match out.is_empty() {
+            true => (true, format!("ready\n{degraded}")),
+            false => (false, out + &degraded),
+        }
     }
 
     /// Whether the process is about to end.
@@ -139,8 +168,9 @@ impl Status {
         let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
             let instances = p.figures.instances.value();
             let inside = |m: &&Arc<Machine>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
-            let machine = s.machines.iter().find(inside).map_or(&[][..], |m| m.plugins());
-            let others: Vec<_> = machine.iter().map(|o| &o.identity.name).filter(|n| **n != p.identity.name).collect();
+            let machine = s.machines.iter().find(inside);
+            let sharing = machine.map_or(&[][..], |m| m.plugins());
+            let others: Vec<_> = sharing.iter().map(|o| &o.identity.name).filter(|n| **n != p.identity.name).collect();
             json!({
                 "name": p.identity.name,
                 "wasm": p.code.source,
@@ -150,11 +180,13 @@ impl Status {
                 "shares_vm_with": others,
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
+                "spares": machine.map_or(0, |m| m.spares()),
                 "memory_bytes": p.figures.memory.value(),
                 "calls": p.figures.calls.value(),
                 "failed_streams": p.figures.failed_streams.value(),
                 "traps": p.figures.traps.iter().map(|t| t.value()).sum::<u64>(),
                 "rebuilds": p.figures.rebuilds.value(),
+                "poisoned_by": p.failures.json(),
                 "last_error": p.last_error.load().as_ref().map(|e| e.as_str().to_owned()),
             })
         });

@@ -41,7 +41,7 @@ use crate::{
     observe::{self, Gauge, Seldom, Shard, set_shard},
     tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
-    wasm::{self, Instance, Machine, Vm, WasmFilter, vm::Wanted},
+    wasm::{self, Instance, Machine, Order, Supply, Vm, WasmFilter},
 };
 
 /// A guest runs on the worker's stack; see `wasm::engine`.
@@ -51,7 +51,7 @@ const STACK: usize = 4 << 20;
 pub enum Command {
     /// Carry traffic by this snapshot from now on.
     Apply(Box<Delivery>, oneshot::Sender<()>),
-    /// An instance in place of one that failed.
+    /// An instance that the worker has ordered.
     Adopt(Arc<Machine>, Box<Instance>),
     /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
     /// none left.
@@ -68,14 +68,12 @@ pub struct Delivery {
     pub sockets: Sockets,
 }
 
-/// A request for another instance.
+/// An order of another instance.
 pub struct Rebuild {
     /// Who asks.
     pub worker: usize,
-    /// Of what.
-    pub machine: Arc<Machine>,
     /// What for.
-    pub wanted: Wanted,
+    pub order: Order,
 }
 
 /// The control thread's end of a worker.
@@ -126,8 +124,7 @@ struct Listening {
 }
 
 struct Worker {
-    index: usize,
-    rebuilds: mpsc::UnboundedSender<Rebuild>,
+    supply: Rc<Supply>,
     pools: Pools<Body>,
     /// By name and address: one that moves is another one.
     listening: RefCell<HashMap<(String, Address), Listening>>,
@@ -182,8 +179,10 @@ impl Drop for Connected {
 impl Worker {
     fn new(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> Worker {
         Worker {
-            index,
-            rebuilds,
+            supply: Supply::new(move |order| {
+                // The control thread is gone only when the process ends.
+                let _ = rebuilds.send(Rebuild { worker: index, order });
+            }),
             pools: Pools::new(PoolOptions::default()),
             listening: RefCell::default(),
             vms: RefCell::default(),
@@ -200,10 +199,11 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Command::Adopt(machine, instance) => {
+                    self.supply.charge(instance.made_in);
                     let vms = self.vms.borrow();
                     // Of a snapshot that is gone: nobody needs it any more.
                     if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.machine(), &machine)) {
-                        vm.replace(*instance);
+                        vm.deliver(*instance);
                     }
                 }
                 Command::Drain(done) => self.drain(done),
@@ -213,12 +213,7 @@ impl Worker {
 
     fn apply(&self, delivery: Delivery) {
         let Delivery { snapshot, instances, sockets } = delivery;
-        let (index, rebuilds) = (self.index, self.rebuilds.clone());
-        let rebuild: wasm::vm::Rebuild = Rc::new(move |machine, wanted| {
-            // The control thread is gone only when the process ends.
-            let _ = rebuilds.send(Rebuild { worker: index, machine: machine.clone(), wanted });
-        });
-        let site = wasm::Site { upstream: self.pools.clone(), rebuild };
+        let site = wasm::Site { upstream: self.pools.clone(), supply: self.supply.clone() };
         let vms = snapshot.machines.iter().zip(instances);
         let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
         let filters = snapshot.in_order(&vms);

@@ -18,6 +18,43 @@ pub struct StreamContext {
     pub root: usize,
 }
 
+/// Which id a stream gets: the one after the last, and never one that is still in use, though after four billion streams they
+/// begin again.
+#[derive(Debug, Clone, Copy)]
+pub struct Ids {
+    first: u32,
+    next: u32,
+    wrapped: bool,
+}
+
+impl Ids {
+    /// Ids from this one on; those before it are taken.
+    pub fn from(first: u32) -> Ids {
+        Ids { first, next: first, wrapped: false }
+    }
+
+    /// The next one.
+    pub fn next(self) -> u32 {
+        self.next
+    }
+
+    /// What there is when that one has been given out.
+    #[must_use]
+    pub fn taken(mut self, in_use: impl Fn(u32) -> bool) -> Ids {
+        self.step();
+        while self.wrapped && in_use(self.next) {
+            self.step();
+        }
+        self
+    }
+
+    fn step(&mut self) {
+        let next = self.next.checked_add(1);
+        self.wrapped |= next.is_none();
+        self.next = next.unwrap_or(self.first);
+    }
+}
+
 /// A power of two.
 const PLACES: usize = 128;
 
@@ -73,6 +110,23 @@ impl<T> Contexts<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_begin_again_and_leave_out_those_in_use() {
+        let mut contexts = Contexts::default();
+        let mut ids = Ids::from(3);
+        let give = |contexts: &mut Contexts<u32>, ids: &mut Ids| {
+            let id = ids.next();
+            contexts.insert(id, id);
+            *ids = ids.taken(|id| contexts.get(id).is_some());
+            id
+        };
+        assert_eq!([give(&mut contexts, &mut ids), give(&mut contexts, &mut ids)], [3, 4]);
+        contexts.remove(4);
+        ids.next = u32::MAX - 1;
+        let given = [(); 4].map(|()| give(&mut contexts, &mut ids));
+        assert_eq!(given, [u32::MAX - 1, u32::MAX, 4, 5], "3 is in use still, and those below are taken");
+    }
 
     #[test]
     fn ids_that_share_a_place_are_told_apart() {

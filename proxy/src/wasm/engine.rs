@@ -14,10 +14,10 @@ use std::{
 
 use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, Module, OptLevel};
 
-use super::{host::Host, hostcalls, joined};
+use super::{clock, host::Host, hostcalls, joined};
 
 /// The grain of the bound on a call's time.
-const TICK: Duration = Duration::from_millis(5);
+pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// The stack of a guest. Worker threads have more than this.
 const GUEST_STACK: usize = 512 << 10;
@@ -98,6 +98,7 @@ impl Engine {
                     thread::sleep(TICK);
                     let Some(engine) = ticked.upgrade() else { return };
                     engine.increment_epoch();
+                    clock::tick();
                 }
             });
             result = thread.map(drop);

@@ -115,8 +115,8 @@ impl WasmFilter {
                 Ok(())
             });
         }
-        let context = stream.with_position(position, |p| p.context);
-        self.vm.forget(context);
+        let (context, incarnation) = stream.with_position(position, |p| (p.context, p.incarnation));
+        self.vm.forget(context, incarnation);
     }
 }
 
@@ -188,8 +188,11 @@ impl Filter for WasmFilter {
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
         if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
-            let context = stream.state.borrow().positions[position].context;
-            return self.vm.forget(context);
+            let (context, incarnation) = {
+                let position = &stream.state.borrow().positions[position];
+                (position.context, position.incarnation)
+            };
+            return self.vm.forget(context, incarnation);
         }
         self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }

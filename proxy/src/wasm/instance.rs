@@ -1,5 +1,7 @@
 //! An instance of a filter, and what it exports.
 
+use std::time::Duration;
+
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
@@ -14,6 +16,8 @@ use super::{
 pub struct Instance {
     pub(super) store: Store<Host>,
     pub(super) exports: Exports,
+    /// Processor time that it took to make.
+    pub made_in: Duration,
 }
 
 impl Instance {

@@ -6,7 +6,10 @@
 //! one filter breaks in a VM is broken for all of them.
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +21,7 @@ use super::{
     host::{Host, Phase},
     instance::{Exports, Instance, describe},
     plugin::{Plugin, TrapKind},
+    presence::Presence,
 };
 
 /// Configuring a filter may take this many times as long as a call.
@@ -31,9 +35,13 @@ pub struct Machine {
     /// The filters that share it, at least one; the first root context is the first one's.
     plugins: Vec<Arc<Plugin>>,
     /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
-    pub spare: Mutex<Option<Instance>>,
-    /// How often in a row its instances have failed soon after they were made.
-    pub crashes: AtomicU32,
+    spare: Mutex<Option<Instance>>,
+    /// Spares that workers keep for themselves.
+    pub(super) kept: AtomicUsize,
+    /// Which workers have an instance.
+    pub presence: Presence,
+    /// Nanoseconds of processor time that making an instance takes, as the last ones did.
+    making: AtomicU64,
 }
 
 /// Why an instance could not be made.
@@ -82,7 +90,13 @@ impl Machine {
 
     /// One for filters that share it, in this order.
     pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
-        Arc::new(Machine { plugins, spare: Mutex::new(None), crashes: AtomicU32::new(0) })
+        Arc::new(Machine {
+            plugins,
+            spare: Mutex::new(None),
+            kept: AtomicUsize::new(0),
+            presence: Presence::default(),
+            making: AtomicU64::new(0),
+        })
     }
 
     /// As many as these filters need, in the order of the first filter of each.
@@ -107,26 +121,80 @@ impl Machine {
         self.plugins.iter().map(|p| p.identity.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
+    /// Puts an instance by for whichever worker needs one first. Given back if there is one already.
+    pub fn put_by(&self, instance: Instance) -> Option<Instance> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_some() {
+            return Some(instance);
+        }
+        *spare = Some(instance);
+        None
+    }
+
+    /// Takes the instance that was put by.
+    pub(super) fn take_spare(&self) -> Option<Instance> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether an instance is put by.
+    pub(super) fn has_spare(&self) -> bool {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Instances that stand ready: the one that is put by, and those that workers keep.
+    pub fn spares(&self) -> usize {
+        usize::from(self.has_spare()) + self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Processor time that making an instance takes, as far as is known.
+    pub(super) fn making(&self) -> Duration {
+        Duration::from_nanos(self.making.load(Ordering::Relaxed))
+    }
+
     /// Makes an instance: started, with all filters configured. Takes from microseconds to as long as that takes.
     pub fn instantiate(&self) -> Result<Instance, NotMade> {
+        self.instantiate_within(Duration::MAX)
+    }
+
+    /// The same, but it is given up if the module's start, or one filter's configuration, takes longer than this.
+    pub(super) fn instantiate_within(&self, most: Duration) -> Result<Instance, NotMade> {
+        let before = clock::processor_time();
+        let made = self.make(most);
+        let made_in = clock::processor_time().saturating_sub(before);
+        let known = self.making.load(Ordering::Relaxed);
+        let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
+        // Those that were made at the same time may be forgotten: it is an estimate.
+        self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
+        made.map(|(store, exports)| Instance { store, exports, made_in })
+    }
+
+    fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), NotMade> {
         let first = &self.plugins[0];
         let identities = self.plugins.iter().map(|p| p.identity.clone());
         let host = Host::new(identities, first.world.clone(), first.memory_limit);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);
-        clock::start(&mut store, first.call_time * CONFIGURE_FACTOR);
+        let bound = |plugin: &Plugin| (plugin.call_time * CONFIGURE_FACTOR).min(most);
+        let (before, mut all) = (clock::processor_time(), bound(first));
+        clock::start(&mut store, bound(first));
         let started = Instant::now();
         let exports = self.start(&mut store).map_err(|error| NotMade { filter: 0, error })?;
         for (filter, plugin) in self.plugins.iter().enumerate() {
             if filter > 0 {
-                clock::start(&mut store, plugin.call_time * CONFIGURE_FACTOR);
+                clock::start(&mut store, bound(plugin));
+                all += bound(plugin);
             }
             configure(&mut store, &exports, filter, plugin).map_err(|error| NotMade { filter, error })?;
+            // What cannot be interrupted is looked at afterwards.
+            if clock::processor_time().saturating_sub(before) > all {
+                let error = trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into());
+                return Err(NotMade { filter, error });
+            }
         }
         store.data_mut().phase = Phase::Running;
         tracing::debug!(filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready");
-        Ok(Instance { store, exports })
+        Ok((store, exports))
     }
 
     /// Runs what a module does before it has any context.
@@ -150,15 +218,6 @@ impl Machine {
         }
         store.data_mut().abi = code.abi;
         Ok(Exports::find(&self.plugins[0].engine, &instance, store))
-    }
-
-    /// How long to wait with another instance after this many failures in a row.
-    pub(super) fn backoff(crashes: u32) -> Duration {
-        // Nothing, then from 100 ms doubling to a minute.
-        match crashes {
-            0 => Duration::ZERO,
-            n => Duration::from_millis(100 << (n - 1).min(10)).min(Duration::from_secs(60)),
-        }
     }
 }
 
@@ -204,16 +263,4 @@ fn configure(
     };
     ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.identity.vm_config.len())?;
     ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.identity.config.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn crashes_in_a_row_wait_longer_and_longer() {
-        let waits: Vec<_> = (0..5).map(|n| Machine::backoff(n).as_millis()).collect();
-        assert_eq!(waits, [0, 100, 200, 400, 800]);
-        assert_eq!(Machine::backoff(100), Duration::from_secs(60));
-    }
 }

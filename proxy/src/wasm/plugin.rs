@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{engine::Engine, module::Code, voice::Voice, world::World};
+use super::{engine::Engine, failures::Failures, module::Code, voice::Voice, world::World};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
-    observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry},
+    observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry, Seldom},
 };
 
 /// Who a filter is: what it can ask about itself.
@@ -51,6 +51,8 @@ pub struct Figures {
     pub failed_streams: Counter,
     /// Instances that were made anew after a trap.
     pub rebuilds: Counter,
+    /// Failures after which there was no other instance, because making more would have taken too much time.
+    pub over_budget: Counter,
     /// Bytes of linear memory, over all instances.
     pub memory: Gauge,
     /// Instances that are ready.
@@ -103,7 +105,14 @@ impl Figures {
                 "tollgate_filter_failed_streams_total",
                 "Streams that were denied or bypassed because the filter had failed.",
             )?,
-            rebuilds: counter("tollgate_filter_rebuilds_total", "Instances made anew after a failure.")?,
+            rebuilds: counter(
+                "tollgate_filter_rebuilds_total",
+                "Instances that took the place of one that had failed.",
+            )?,
+            over_budget: counter(
+                "tollgate_filter_rebuild_budget_exhausted_total",
+                "Failures after which a worker had no instance, because it may spend no more time on making them.",
+            )?,
             memory: registry.gauge(
                 "tollgate_filter_memory_bytes",
                 "Linear memory of the filter's instances.",
@@ -126,6 +135,10 @@ pub struct Plugin {
     pub headers_pause: HeadersPause,
     /// Its figures.
     pub figures: Figures,
+    /// Whose requests have made it fail.
+    pub failures: Failures,
+    /// It was said that making instances would take too much time.
+    pub(super) said_over_budget: Seldom,
     /// It was told how to get bodies while it holds heads.
     pub(super) hinted: AtomicBool,
     /// The last thing that went wrong with it.
@@ -167,6 +180,8 @@ impl Plugin {
             on_failure: config.on_failure,
             headers_pause: config.headers_pause,
             figures: Figures::new(&world.shared.registry, &config.name)?,
+            failures: Failures::default(),
+            said_over_budget: Seldom::default(),
             hinted: AtomicBool::new(false),
             last_error: arc_swap::ArcSwapOption::empty(),
             engine: engine.clone(),

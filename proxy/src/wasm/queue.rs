@@ -47,6 +47,15 @@ struct Queue {
     untold: usize,
 }
 
+impl Queue {
+    fn tell(&mut self, id: u32) {
+        while self.readers.last().is_some_and(|reader| reader.send(id).is_err()) {
+            self.readers.pop();
+        }
+        self.untold += usize::from(self.readers.is_empty());
+    }
+}
+
 /// Why a message was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotSent {
@@ -115,11 +124,23 @@ impl Queues {
         }
         queue.bytes += cost(message);
         queue.messages.push_back(Bytes::copy_from_slice(message));
-        while queue.readers.last().is_some_and(|reader| reader.send(id).is_err()) {
-            queue.readers.pop();
-        }
-        queue.untold += usize::from(queue.readers.is_empty());
+        queue.tell(id);
         Ok(())
+    }
+
+    /// Tells a reader of a message that another one was told of, and has not heard of before it was gone.
+    pub fn tell(&self, id: u32) {
+        if let Some(queue) = self.get(id) {
+            lock(&queue).tell(id);
+        }
+    }
+
+    /// Puts a message back that was taken from the beginning and could not be given. Nobody is told: somebody was.
+    pub fn put_back(&self, id: u32, message: Bytes) {
+        let Some(queue) = self.get(id) else { return };
+        let mut queue = lock(&queue);
+        queue.bytes += cost(&message);
+        queue.messages.push_front(message);
     }
 
     /// Takes the first message. The outer `None`: there is no such queue; the inner: it is empty.

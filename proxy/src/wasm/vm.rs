@@ -2,61 +2,49 @@
 //! fails.
 //!
 //! Guests are called synchronously and never re-entered; what they ask for (callouts, timers) is done once they have
-//! returned. An instance that has trapped is never called again: it is dropped, the streams inside it get what their filter's
-//! `on_failure` says, and the control thread is asked for another one.
+//! returned. An instance that has trapped is never called again: see [`recovery`].
+
+mod recovery;
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     rc::{Rc, Weak},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
-use wasmtime::Store;
+use wasmtime::{Store, Trap};
 
 use super::{
     callout, clock,
-    contexts::{Contexts, StreamContext},
+    contexts::{Contexts, Ids, StreamContext},
     current::Scope,
     filter::WasmFilter,
     grpc::{self, Event},
     host::{CallResponse, Host},
-    instance::{Exports, Instance, describe},
+    instance::{Exports, Instance},
     machine::{FIRST_ROOT, Machine},
-    plugin::{Plugin, TrapKind},
+    plugin::Plugin,
     queue::Note,
     subject::Subject,
+    supply::Supply,
 };
-use crate::{chain::OnFailure, http::body::Body, observe, upstream::Pools};
+use crate::{http::body::Body, observe, upstream::Pools};
 
 /// One call in this many is timed.
 const TIMED: u64 = 16;
-
-/// An instance that lives for this long without failing has recovered.
-const STABLE: Duration = Duration::from_secs(30);
-
-/// Asks the control thread for another instance.
-pub type Rebuild = Rc<dyn Fn(&Arc<Machine>, Wanted)>;
-
-/// What another instance is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// The worker has none; it wants one after this time.
-    Instance(Duration),
-    /// The worker has taken the spare one.
-    Spare,
-}
 
 /// What a VM needs of its worker.
 #[derive(Clone)]
 pub struct Site {
     /// For callouts.
     pub upstream: Pools<Body>,
-    /// For another instance after a trap.
-    pub rebuild: Rebuild,
+    /// For another instance after a failure.
+    pub supply: Rc<Supply>,
 }
 
 /// A VM on a worker.
@@ -68,12 +56,23 @@ pub struct Vm {
     site: Site,
     /// None while the control thread makes another one.
     instance: RefCell<Option<Instance>>,
+    /// Instances that can take its place at once.
+    spares: RefCell<Vec<Instance>>,
+    /// Another one is being made, or will be.
+    ordered: Cell<bool>,
+    /// How often in a row an instance has failed by itself, in the first call that was made to it.
+    still_born: Cell<u32>,
+    /// It does without one until then.
+    resting: Cell<Option<Instant>>,
+    /// It is being dropped.
+    closing: Cell<bool>,
     /// Counts the instances, so that no stream ever meets one that it has not begun in.
     incarnation: Cell<u32>,
-    born: Cell<Instant>,
     contexts: Rc<RefCell<Contexts>>,
-    next_context: Cell<u32>,
+    ids: Cell<Ids>,
     calls: Cell<u64>,
+    /// How many of them were for instances before this one.
+    calls_before: Cell<u64>,
     grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
 }
@@ -90,7 +89,14 @@ pub(super) struct Tenant {
     index: usize,
     half_call: (Duration, u64),
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
-    listening: RefCell<Option<(Note, AbortHandle)>>,
+    listening: RefCell<Option<Listening>>,
+}
+
+/// A filter hears of messages in its queues.
+struct Listening {
+    note: Note,
+    inbox: Rc<RefCell<UnboundedReceiver<u32>>>,
+    task: AbortHandle,
 }
 
 impl Tenant {
@@ -104,8 +110,18 @@ impl Tenant {
         if let Some((_, ticking)) = self.ticking.take() {
             ticking.abort();
         }
-        if let Some((_, listening)) = self.listening.take() {
-            listening.abort();
+        self.stop_listening();
+    }
+
+    /// Hears no more of its queues. What it was told and has not heard is told to the reader before it, or the next one.
+    fn stop_listening(&self) {
+        let Some(Listening { note, inbox, task }) = self.listening.take() else { return };
+        task.abort();
+        drop(note);
+        let mut inbox = inbox.borrow_mut();
+        inbox.close();
+        while let Ok(queue) = inbox.try_recv() {
+            self.plugin.world.shared.queues.tell(queue);
         }
     }
 }
@@ -150,18 +166,25 @@ impl Vm {
             .collect();
         let vm = Rc::new_cyclic(|me| Vm {
             me: me.clone(),
-            next_context: Cell::new(FIRST_ROOT + tenants.len() as u32),
+            ids: Cell::new(Ids::from(FIRST_ROOT + tenants.len() as u32)),
             machine,
             tenants,
             site,
             instance: RefCell::new(None),
+            spares: RefCell::default(),
+            ordered: Cell::new(false),
+            still_born: Cell::new(0),
+            resting: Cell::new(None),
+            closing: Cell::new(false),
             incarnation: Cell::new(0),
-            born: Cell::new(Instant::now()),
             contexts: Rc::default(),
             calls: Cell::new(0),
+            calls_before: Cell::new(0),
             grpc: RefCell::default(),
             memory: Cell::new(0),
         });
+        vm.machine.presence.join();
+        vm.machine.presence.found();
         vm.adopt(instance);
         vm
     }
@@ -187,17 +210,21 @@ impl Vm {
     }
 
     /// Takes an instance into use.
-    pub fn adopt(&self, instance: Instance) {
+    fn adopt(&self, mut instance: Instance) {
+        let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
+        // A tick goes on over a failure if it is the same, and ends if it is none.
+        instance.store.data_mut().ticks_changed = true;
         for tenant in &self.tenants {
             tenant.phases.set(instance.phases(tenant.index));
             tenant.subscribes.set(instance.subscribed(tenant.index).is_some());
             tenant.plugin.figures.instances.add(observe::shard(), 1);
         }
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
-        self.born.set(Instant::now());
+        self.calls_before.set(self.calls.get());
         *self.instance.borrow_mut() = Some(instance);
         // What it asked for while it was configured.
         self.settle();
+        self.tenants.iter().filter(|tenant| !reads.contains(&tenant.index)).for_each(|tenant| tenant.stop_listening());
     }
 
     /// Calls the guest for one of its filters, on behalf of a stream or of none. `hears`: whoever calls denies the stream if
@@ -215,13 +242,14 @@ impl Vm {
             debug_assert!(false, "guests are not re-entered");
             return Err(Failed);
         };
-        let Some(Instance { store, exports }) = slot.as_mut() else { return Err(Failed) };
+        let Some(Instance { store, exports, .. }) = slot.as_mut() else { return Err(Failed) };
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
         // A VM is only ever called on its worker's thread, whose shard it is.
         tenant.plugin.figures.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
+        let began = clock::begin();
         store.data_mut().act_for(tenant.index, context);
         let result = {
             let _scope = Scope::enter(stream, &self.contexts);
@@ -231,6 +259,10 @@ impl Vm {
             tenant.plugin.figures.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
             self.account_memory(store);
         }
+        let result = match result {
+            Ok(_) if clock::overran(began, tenant.plugin.call_time) => Err(Trap::Interrupt.into()),
+            result => result,
+        };
         match result {
             Ok(value) => {
                 let host = store.data();
@@ -249,7 +281,7 @@ impl Vm {
                 let denied = store.data().limiter.denied;
                 let dead = slot.take();
                 drop(slot);
-                self.fail(tenant, &error, denied, stream.filter(|_| hears));
+                self.fail(tenant, &error, denied, stream, hears);
                 drop(dead);
                 Err(Failed)
             }
@@ -297,7 +329,7 @@ impl Vm {
         }
         for (root, queue) in reads {
             let tenant = &self.tenants[root];
-            let known = tenant.listening.borrow().as_ref().map(|(note, _)| note.clone());
+            let known = tenant.listening.borrow().as_ref().map(|listening| listening.note.clone());
             let note = known.unwrap_or_else(|| self.listen(tenant));
             tenant.plugin.world.shared.queues.read(queue, note);
         }
@@ -319,12 +351,13 @@ impl Vm {
         self.tenants[0].plugin.figures.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
-    /// Tells a filter of messages in its queues, as they come, for as long as there is this instance.
+    /// Tells a filter of messages in its queues, as they come, for as long as there is an instance.
     fn listen(&self, tenant: &Rc<Tenant>) -> Note {
-        let (note, mut inbox) = unbounded_channel();
-        let (me, listener) = (self.me.clone(), tenant.clone());
+        let (note, inbox) = unbounded_channel();
+        let inbox = Rc::new(RefCell::new(inbox));
+        let (me, listener, told) = (self.me.clone(), tenant.clone(), inbox.clone());
         let task = tokio::task::spawn_local(async move {
-            while let Some(queue) = inbox.recv().await {
+            while let Some(queue) = poll_fn(|cx| told.borrow_mut().poll_recv(cx)).await {
                 let Some(vm) = me.upgrade() else { return };
                 let root = listener.root();
                 let _ = vm.enter(&listener, None, root, false, |store, exports| {
@@ -332,14 +365,8 @@ impl Vm {
                 });
             }
         });
-        *tenant.listening.borrow_mut() = Some((note.clone(), task.abort_handle()));
+        *tenant.listening.borrow_mut() = Some(Listening { note: note.clone(), inbox, task: task.abort_handle() });
         note
-    }
-
-    /// Ends what is done for the instance by itself.
-    fn silence(&self) {
-        self.tenants.iter().for_each(|tenant| tenant.silence());
-        self.grpc.borrow_mut().clear();
     }
 
     fn set_tick(&self, tenant: &Rc<Tenant>, tick: Option<Duration>) {
@@ -441,73 +468,6 @@ impl Vm {
         }
     }
 
-    /// The instance has failed in a call for a filter, and is gone, for all filters that share it.
-    fn fail(&self, tenant: &Tenant, error: &wasmtime::Error, memory_denied: bool, cause: Option<(&Subject, usize)>) {
-        let (mut kind, text) = describe(error);
-        if memory_denied && kind == TrapKind::Trap {
-            kind = TrapKind::Memory;
-        }
-        let shard = observe::shard();
-        let name = &tenant.plugin.identity.name;
-        tenant.plugin.figures.traps[kind as usize].inc(shard);
-        let message = format!("{}: {text}", kind.name());
-        tracing::error!(target: "tollgate::filter", filter = name, "the filter failed: {message}");
-        for other in self.tenants.iter().filter(|other| other.index != tenant.index) {
-            let message = format!("filter `{name}`, which shares its VM, failed: {message}");
-            other.plugin.last_error.store(Some(Arc::new(message)));
-        }
-        tenant.plugin.last_error.store(Some(Arc::new(message)));
-        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.instances.sub(shard, 1));
-        self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
-        self.silence();
-
-        let inside = self.contexts.borrow_mut().take();
-        for StreamContext { stream, position, root } in inside {
-            let Some(stream) = stream.upgrade() else { continue };
-            let plugin = &self.tenants[root].plugin;
-            // Whoever has called for this stream hears of it at once.
-            let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
-            let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
-            let held = stream.is_held_by(position);
-            stream.with_position(position, |p| {
-                p.gone = true;
-                p.denies = denied && !held;
-            });
-            if !is_cause {
-                plugin.figures.failed_streams.inc(shard);
-            }
-            if held && denied {
-                stream.deny();
-            }
-            stream.wake();
-        }
-
-        let machine = &self.machine;
-        if self.born.get().elapsed() > STABLE {
-            machine.crashes.store(0, Ordering::Relaxed);
-        }
-        let crashes = machine.crashes.fetch_add(1, Ordering::Relaxed);
-        let wait = Machine::backoff(crashes);
-        match machine.spare.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| wait.is_zero()) {
-            Some(spare) => {
-                self.adopt(spare);
-                self.count_rebuild();
-                (self.site.rebuild)(machine, Wanted::Spare);
-            }
-            None => (self.site.rebuild)(machine, Wanted::Instance(wait)),
-        }
-    }
-
-    /// Takes an instance into use that was made in place of one that had failed.
-    pub fn replace(&self, instance: Instance) {
-        self.count_rebuild();
-        self.adopt(instance);
-    }
-
-    fn count_rebuild(&self) {
-        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
-    }
-
     /// Calls the guest for a stream; `call` is given the stream's context. Whoever calls denies the stream if this fails.
     pub(super) fn call<T>(
         &self,
@@ -525,7 +485,7 @@ impl Vm {
     /// The stream's context in a filter, and whether it is new: made because there was none. `Err`: the filter cannot take part
     /// in the stream.
     pub(super) fn context(&self, tenant: &Tenant, stream: &Subject, position: usize) -> Result<(u32, bool), Failed> {
-        let (next, incarnation) = (self.next_context.get(), self.incarnation.get());
+        let (next, incarnation) = (self.ids.get().next(), self.incarnation.get());
         let there = self.instance.try_borrow().is_ok_and(|instance| instance.is_some());
         let (context, new) = stream.with_position(position, |p| match p.context {
             _ if p.gone || !there => Err(Failed),
@@ -537,17 +497,20 @@ impl Vm {
             _ => Err(Failed),
         })?;
         if new {
-            // Ids are not used twice, and those of root contexts are taken; after four billion streams they begin again.
-            self.next_context.set(next.checked_add(1).unwrap_or(FIRST_ROOT + self.tenants.len() as u32));
             let known = StreamContext { stream: stream.downgrade(), position, root: tenant.index };
-            self.contexts.borrow_mut().insert(context, known);
+            let mut contexts = self.contexts.borrow_mut();
+            contexts.insert(context, known);
+            self.ids.set(self.ids.get().taken(|id| contexts.get(id).is_some()));
         }
         Ok((context, new))
     }
 
-    /// A stream's context is no more.
-    pub(super) fn forget(&self, context: u32) {
-        self.contexts.borrow_mut().remove(context);
+    /// A stream's context is no more; `incarnation`: of this instance.
+    pub(super) fn forget(&self, context: u32, incarnation: u32) {
+        // The id of one that an earlier instance had may be another stream's by now.
+        if incarnation == self.incarnation.get() {
+            self.contexts.borrow_mut().remove(context);
+        }
     }
 }
 
@@ -557,8 +520,12 @@ fn memory_size(store: &Store<Host>) -> i64 {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.silence();
+        self.closing.set(true);
+        self.tenants.iter().for_each(|tenant| tenant.silence());
+        self.grpc.borrow_mut().clear();
         let had = self.instance.borrow().is_some();
+        self.machine.presence.leave(had);
+        self.machine.kept.fetch_sub(self.spares.borrow().len(), Ordering::Relaxed);
         for tenant in &self.tenants {
             let root = tenant.root();
             let _ = self.enter(tenant, None, root, false, |store, exports| {

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -325,7 +325,7 @@ fn prepared(config: &str, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<St
 fn command(dir: &TempDir, options: &[&str]) -> Command {
     // The authorities that the system trusts, for tests that bring some.
     let system = dir.path().join("system.pem");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let mut command = Command::new(tollgate());
     command
         .args(["run", "config.yaml"])
         .args(options)
@@ -336,6 +336,14 @@ fn command(dir: &TempDir, options: &[&str]) -> Command {
         .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
         .stdin(Stdio::null());
     command
+}
+
+/// The executable: the one that was built with the tests, or the one that `TOLLGATE` names, such as a release build.
+pub fn tollgate() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_tollgate");
+    // Tests run in the package's folder, people name files from the workspace's.
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    std::env::var_os("TOLLGATE").map_or_else(|| built.into(), |named| Path::new(workspace).join(named))
 }
 
 fn capture(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {

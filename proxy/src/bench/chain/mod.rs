@@ -46,7 +46,7 @@ use crate::{
     },
     observe::{Shard, set_shard},
     upstream::{PoolOptions, Pools},
-    wasm::{Machine, Site, Vm},
+    wasm::{Machine, Site, Supply, Vm},
 };
 
 /// How long filters run before they are measured: caches and branch predictors, and the guests' own memory, settle.
@@ -131,7 +131,7 @@ fn measure(made: Made, args: &ChainArgs, workload: Workload, warm_up: Duration) 
     let note = failed.clone();
     let site = Site {
         upstream: Pools::new(PoolOptions::default()),
-        rebuild: Rc::new(move |machine, _| *note.borrow_mut() = Some(machine.clone())),
+        supply: Supply::new(move |order| *note.borrow_mut() = Some(order.machine)),
     };
     let instances = instances.into_iter().next().unwrap_or_default();
     let vms = snapshot.machines.iter().zip(instances);

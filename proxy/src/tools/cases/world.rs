@@ -20,7 +20,7 @@ use crate::{
     observe::Registry,
     tools::clusters,
     upstream::{PoolOptions, Pools},
-    wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Plugin, Shared, Vm, vm::Wanted},
+    wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Order, Plugin, Shared, Supply, Vm},
 };
 
 /// A filter that is ready to be tested.
@@ -61,14 +61,12 @@ impl World {
     ) -> anyhow::Result<World> {
         let vm: Rc<OnceCell<Weak<Vm>>> = Rc::default();
         let failed = vm.clone();
-        let rebuild: wasm::vm::Rebuild = Rc::new(move |machine, wanted| {
-            // There are no spare ones here.
-            let Wanted::Instance(wait) = wanted else { return };
-            let (vm, machine) = (failed.clone(), machine.clone());
+        let supply = Supply::new(move |Order { machine, wait }| {
+            let vm = failed.clone();
             spawn_local(async move {
                 sleep(wait).await;
                 match (vm.get().and_then(Weak::upgrade), machine.instantiate()) {
-                    (Some(vm), Ok(instance)) => vm.replace(instance),
+                    (Some(vm), Ok(instance)) => vm.deliver(instance),
                     (_, Err(e)) => {
                         tracing::error!(target: "tollgate::filter", "another instance could not be made: {e}")
                     }
@@ -77,7 +75,7 @@ impl World {
             });
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
-        let the_vm = Vm::new(machine, instance, wasm::Site { upstream: calls, rebuild });
+        let the_vm = Vm::new(machine, instance, wasm::Site { upstream: calls, supply });
         // Set here for the first time.
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());

@@ -52,17 +52,26 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_dequeue_shared_queue",
         |mut caller: Caller<'_, Host>, id: i32, out: i32, size_out: i32| {
-            // A message that cannot be given is not taken.
+            // A message that cannot be given is not taken: there must be a place to write it to.
             let places = split(&mut caller)
                 .and_then(|(memory, _)| slice(memory, out, 4).and_then(|_| slice(memory, size_out, 4)).map(|_| ()));
             if let Err(s) = places {
                 return Ok(s as i32);
             }
-            give(&mut caller, out, size_out, |host, data| {
+            let mut taken = None;
+            let given = give(&mut caller, out, size_out, |host, data| {
                 let message = host.world.shared.queues.take(id as u32).ok_or(Status::NotFound)?.ok_or(Status::Empty)?;
                 data.extend_from_slice(&message);
+                taken = Some(message);
                 Ok(())
-            })
+            });
+            // The guest has no room for it, or its allocator has trapped.
+            if !matches!(given, Ok(ok) if ok == Status::Ok as i32)
+                && let Some(message) = taken
+            {
+                caller.data().world.shared.queues.put_back(id as u32, message);
+            }
+            given
         },
     )?;
     Ok(())

@@ -1,0 +1,230 @@
+//! What becomes of a VM when its instance has failed. The instance is dropped and the streams inside it get what their
+//! filter's `on_failure` says. A spare one takes its place in the failing call's own turn, so that the next request meets an
+//! instance that is ready. The control thread makes other spares, within the budget of the worker's [`Supply`].
+//!
+//! A request that makes a filter fail can be sent again and again. So no failure is answered with a pause, but one: an
+//! instance that fails by itself in the first call that it gets (a tick, say) has served nobody, and neither will the next.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{Supply, Tenant, Vm};
+use crate::{
+    chain::OnFailure,
+    observe,
+    wasm::{
+        clock,
+        contexts::StreamContext,
+        failures::Cause,
+        instance::{Instance, describe},
+        plugin::TrapKind,
+        subject::Subject,
+    },
+};
+
+/// Spares that a worker keeps for itself, once it has needed one. Before that there is one for all workers.
+const SPARES: usize = 2;
+
+/// An instance that takes less processor time than this to make is made on the worker, if no spare is left.
+const CHEAP: Duration = Duration::from_millis(1);
+
+/// It is given up there if it takes longer than this nevertheless.
+const AT_ONCE: Duration = Duration::from_millis(5);
+
+/// How long to wait with another instance after this many in a row that have failed by themselves.
+fn pause(still_born: u32) -> Duration {
+    match still_born {
+        0 | 1 => Duration::ZERO,
+        n => Duration::from_millis(100 << (n - 2).min(10)).min(Duration::from_secs(60)),
+    }
+}
+
+impl Vm {
+    /// The instance has failed in a call for a filter, and is gone, for all filters that share it. `hears`: whoever has called
+    /// for the stream hears of it.
+    pub(super) fn fail(
+        &self,
+        tenant: &Tenant,
+        error: &wasmtime::Error,
+        memory_denied: bool,
+        stream: Option<(&Subject, usize)>,
+        hears: bool,
+    ) {
+        let (mut kind, text) = describe(error);
+        if memory_denied && kind == TrapKind::Trap {
+            kind = TrapKind::Memory;
+        }
+        self.tell(tenant, kind, &text, stream.map(|(stream, _)| stream));
+        let shard = observe::shard();
+        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.instances.sub(shard, 1));
+        self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
+        self.grpc.borrow_mut().clear();
+        self.end_streams(stream.filter(|_| hears));
+        if !self.closing.get() {
+            self.recover(tenant, stream.is_none());
+        }
+    }
+
+    /// Counts and logs a failure.
+    fn tell(&self, tenant: &Tenant, kind: TrapKind, text: &str, stream: Option<&Subject>) {
+        let plugin = &tenant.plugin;
+        let name = &plugin.identity.name;
+        plugin.figures.traps[kind as usize].inc(observe::shard());
+        let message = format!("{}: {text}", kind.name());
+        let cause = stream.map(Cause::of);
+        if let Some(left_out) = plugin.failures.note(cause.as_ref()) {
+            let (client, method, path) = match &cause {
+                Some(cause) => (Some(cause.client.as_str()), cause.method.as_deref(), cause.path.as_deref()),
+                None => (None, None, None),
+            };
+            let left_out = (left_out > 0).then_some(left_out);
+            tracing::error!(
+                target: "tollgate::filter",
+                filter = name,
+                kind = kind.name(),
+                client,
+                method,
+                path,
+                not_logged = left_out,
+                "the filter failed: {message}"
+            );
+        }
+        for other in self.tenants.iter().filter(|other| other.index != tenant.index) {
+            let message = format!("filter `{name}`, which shares its VM, failed: {message}");
+            other.plugin.last_error.store(Some(Arc::new(message)));
+        }
+        plugin.last_error.store(Some(Arc::new(message)));
+    }
+
+    /// The streams inside the instance get what their filters' `on_failure` says, but for the one whose caller does that.
+    fn end_streams(&self, cause: Option<(&Subject, usize)>) {
+        let inside = self.contexts.borrow_mut().take();
+        for StreamContext { stream, position, root } in inside {
+            let Some(stream) = stream.upgrade() else { continue };
+            let plugin = &self.tenants[root].plugin;
+            // Whoever has called for this stream hears of it at once.
+            let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
+            let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
+            let held = stream.is_held_by(position);
+            stream.with_position(position, |p| {
+                p.gone = true;
+                p.denies = denied && !held;
+            });
+            if !is_cause {
+                plugin.figures.failed_streams.inc(observe::shard());
+            }
+            if held && denied {
+                stream.deny();
+            }
+            stream.wake();
+        }
+    }
+
+    /// Takes another instance into use, if there is one, and orders more. `alone`: it has failed in no stream's call.
+    fn recover(&self, tenant: &Tenant, alone: bool) {
+        let still_born = alone && self.calls.get() - self.calls_before.get() <= 1;
+        self.still_born.set(if still_born { self.still_born.get().saturating_add(1) } else { 0 });
+        let pause = pause(self.still_born.get());
+        self.resting.set((!pause.is_zero()).then(|| Instant::now() + pause));
+        match pause.is_zero().then(|| self.ready_instance()).flatten() {
+            Some(instance) => self.replace(instance),
+            None => {
+                self.machine.presence.lost();
+                // Others may hear of its queues' messages meanwhile.
+                self.tenants.iter().for_each(|tenant| tenant.stop_listening());
+                if pause.is_zero() && !self.site.supply.wait().is_zero() {
+                    self.say_over_budget(tenant);
+                }
+            }
+        }
+        self.restock();
+    }
+
+    #[cold]
+    fn say_over_budget(&self, tenant: &Tenant) {
+        let plugin = &tenant.plugin;
+        plugin.figures.over_budget.inc(observe::shard());
+        if let Some(left_out) = plugin.said_over_budget.may_warn() {
+            tracing::warn!(
+                target: "tollgate::filter",
+                filter = plugin.identity.name,
+                left_out,
+                "it fails so often that a worker would spend more than a tenth of its time on making instances; until there is \
+                 another one, `on_failure` decides"
+            );
+        }
+    }
+
+    /// An instance that can be had at once.
+    fn ready_instance(&self) -> Option<Instance> {
+        let own = self.spares.borrow_mut().pop();
+        if own.is_some() {
+            self.machine.kept.fetch_sub(1, Ordering::Relaxed);
+        }
+        own.or_else(|| self.machine.take_spare()).or_else(|| self.make_at_once())
+    }
+
+    fn make_at_once(&self) -> Option<Instance> {
+        let supply: &Supply = &self.site.supply;
+        if self.machine.making() >= CHEAP || !supply.wait().is_zero() {
+            return None;
+        }
+        let before = clock::processor_time();
+        let made = self.machine.instantiate_within(AT_ONCE);
+        supply.charge(clock::processor_time().saturating_sub(before));
+        // If it cannot be made, that shows where it is made next, and is said there.
+        made.ok()
+    }
+
+    /// Takes over an instance that was ordered.
+    pub fn deliver(&self, instance: Instance) {
+        self.ordered.set(false);
+        if self.instance.borrow().is_none() && self.rest().is_zero() {
+            self.machine.presence.found();
+            self.replace(instance);
+        } else if self.spares.borrow().len() < SPARES {
+            self.machine.kept.fetch_add(1, Ordering::Relaxed);
+            self.spares.borrow_mut().push(instance);
+        } else {
+            // There may be one already, which another worker has put there.
+            drop(self.machine.put_by(instance));
+        }
+        self.restock();
+    }
+
+    /// How long it has to do without an instance yet.
+    fn rest(&self) -> Duration {
+        self.resting.get().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Orders another instance if one is missing. They come one at a time, so that a filter that takes long to make does not
+    /// keep others from theirs.
+    fn restock(&self) {
+        let enough =
+            || self.instance.borrow().is_some() && self.spares.borrow().len() >= SPARES && self.machine.has_spare();
+        if !self.ordered.get() && !enough() {
+            self.ordered.set(true);
+            self.site.supply.order(&self.machine, self.rest());
+        }
+    }
+
+    /// Takes an instance into use in place of one that has failed.
+    fn replace(&self, instance: Instance) {
+        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
+        self.adopt(instance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_that_fail_by_themselves_wait_longer_and_longer() {
+        let waits: Vec<_> = (0..6).map(|n| pause(n).as_millis()).collect();
+        assert_eq!(waits, [0, 0, 100, 200, 400, 800]);
+        assert_eq!(pause(u32::MAX), Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,110 @@
+//! A poison request each 100 ms beside 1000 requests a second of others: what it costs them. Takes minutes, so it is run by hand:
+//!
+//! ```sh
+//! cargo build --release -p tollgate
+//! TOLLGATE=target/release/tollgate cargo test -p tollgate --test end_to_end -- --ignored --nocapture --exact \
+//!     containment::beside::a_poison_request_each_100_ms
+//! ```
+//!
+//! `SECONDS` is how long each kind is measured, 60 if it is not set.
+
+use std::{
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::poison::{FILL, costly, poisoned_by};
+use crate::harness::{Config, Proxy, Upstream, tollgate, wait_until};
+
+/// How often a request poisons.
+const EACH: Duration = Duration::from_millis(100);
+
+/// Sends so many requests a second to a listener, for so long.
+fn load(proxy: &Proxy, listener: &str, rate: u32, seconds: u64) -> Child {
+    let url = format!("http://{}/", proxy.address(listener));
+    Command::new(tollgate())
+        .args(["bench", "load", "--json", "--warmup", "1ms", "--connections", "32", "--expect-status", "200"])
+        .args(["--rate", &rate.to_string(), "--duration", &format!("{seconds}s"), &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the load generator runs")
+}
+
+/// What a load has seen.
+fn seen(load: Child) -> Value {
+    let output = load.wait_with_output().expect("it ends");
+    serde_json::from_slice(&output.stdout).expect("it gives JSON")
+}
+
+fn micros(report: &Value) -> String {
+    let of = |q| report["latency_us"][q].as_f64().unwrap_or_default() / 1000.0;
+    format!("{:.2} / {:.2} / {:.2}", of("p50"), of("p99"), of("max"))
+}
+
+/// Measures one kind. Its line in the table.
+fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
+    let seconds = std::env::var("SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let upstream = Upstream::saying("hello");
+    let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web}\n";
+    let config = Config::to(&upstream).filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
+    let config = String::from(config).replace("listeners:\n", listener);
+    let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
+    let before = seen(load(&proxy, "main", 1000, seconds / 2));
+    let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(seconds) {
+        proxy.request("GET", "/poison", &[("x-boom", "1")], b"");
+        sent += 1;
+        thread::sleep((start + EACH * sent).saturating_duration_since(Instant::now()));
+    }
+    let (main, plain) = (seen(main), seen(plain));
+    wait_until("the filter to be there again", || proxy.filter("boom")["instances"] == 2);
+    let figures = proxy.filter("boom");
+    let number = |name: &str| figures[name].as_u64().expect("a number");
+    let failed = main["errors"]["total"].as_u64().expect("a number");
+    let over = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[]);
+    // Each poison request is one of the failed streams, whether it has met an instance or none.
+    let inside = number("failed_streams").saturating_sub(sent.into());
+    if strict {
+        assert_eq!((number("traps"), number("rebuilds")), (sent.into(), sent.into()), "{name}: {figures}");
+        // Some that were inside had been answered, or were not measured yet.
+        assert!(
+            failed <= inside,
+            "{name}: {failed} failed, {inside} of them inside an instance that failed: {figures}"
+        );
+    }
+    assert_eq!(plain["errors"]["total"], 0, "{name}: {plain}");
+    println!("{}", proxy.output().lines().find(|l| l.contains("the filter failed")).unwrap_or_default());
+    println!("{figures:#}\n{}", proxy.admin("GET", "/ready", "").text());
+    format!(
+        "| {name} | {sent} | {} | {over} | {} | {failed} | {} | {} |",
+        number("traps"),
+        main["requests"],
+        micros(&before),
+        micros(&main)
+    )
+}
+
+#[test]
+#[ignore = "takes minutes: see above"]
+fn a_poison_request_each_100_ms() {
+    let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
+    let copy = r#"(drop (call $set_shared %"k" (i32.const 0) (i32.const 1048576) (i32.const 0)))"#;
+    let lines = [
+        measure("trap", &poisoned_by("unreachable"), "", true),
+        measure("endless loop", &poisoned_by("(loop $on (br $on))"), "", true),
+        measure("memory", &poisoned_by(eat), "", true),
+        measure("long host calls", &poisoned_by(&copy.repeat(4000)), "", true),
+        measure("one long operation", &poisoned_by(&FILL.repeat(12)), "", true),
+        measure("trap, 100 ms to configure", &costly(), "", false),
+    ];
+    println!(
+        "| kind | poison | failures | without an instance | others | of them failed | before: p50 / p99 / max, ms | during |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    lines.iter().for_each(|line| println!("{line}"));
+}

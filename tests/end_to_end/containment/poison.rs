@@ -1,0 +1,251 @@
+//! Requests that make a filter fail, sent again and again: nobody else's fail with them, whoever sends them is told, and what
+//! they cost is bounded.
+
+use std::time::{Duration, Instant};
+
+use super::crowd::{HOLDING, one_instance};
+use crate::{
+    guest,
+    harness::{Client, Config, Proxy, Upstream, wait_until},
+};
+
+/// A filter that takes about 100 ms to configure; like that of [`HOLDING`] otherwise.
+pub(super) fn costly() -> Vec<u8> {
+    guest::filter(&format!(
+        r#"{HOLDING}
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (local $n i32)
+            (local.set $n (i32.const 100000000))
+            (loop $on (br_if $on (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+            (i32.const 1))"#
+    ))
+}
+
+/// Lets a filter that is [`costly`] fail until its worker may make no more instances of it.
+pub(super) fn use_up(proxy: &Proxy) {
+    let mut client = proxy.client();
+    wait_until("the budget to be used up", || {
+        client.request("GET", "/", &[("x-boom", "1")], b"");
+        proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
+    });
+}
+
+/// A filter that does this for requests with `x-boom`, and marks the responses of the others.
+pub(super) fn poisoned_by(what: &str) -> Vec<u8> {
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-boom") (then {what}))
+            (i32.const 0))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 2) %"x-marked" %"yes"))
+            (i32.const 0))"#
+    ))
+}
+
+/// Fills nearly all the memory that there may be, in one operation.
+pub(super) const FILL: &str =
+    "(drop (memory.grow (i32.const 944))) (memory.fill (i32.const 2097152) (i32.const 1) (i32.const 58720256))";
+
+/// Sends a request that makes the filter fail, right behind it one that does not, and so on; each time there is a spare.
+/// `reason`: what the metrics call it.
+fn poison(what: &str, limits: &str, reason: &str) {
+    const ROUNDS: u64 = 12;
+    let upstream = Upstream::saying("hello");
+    let module = poisoned_by(what);
+    let options = format!("limits: {{{limits}}}");
+    let config = Config::to(&upstream).top("workers: 1").filter("boom", "boom.wasm", &options);
+    let proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
+    let mut client = proxy.client();
+    for round in 0..ROUNDS {
+        // Both in one write: there is no time to make an instance in between.
+        client.send("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!(client.read().status(), 503, "{round}");
+        let next = client.read();
+        assert_eq!((next.status(), next.field("x-marked")), (200, Some("yes")), "{round}");
+        wait_until("a spare", || proxy.filter("boom")["spares"].as_u64() >= Some(1));
+    }
+    let figures = proxy.filter("boom");
+    for figure in ["traps", "rebuilds", "failed_streams"] {
+        assert_eq!(figures[figure], ROUNDS, "{figure}: {figures}");
+    }
+    let labels = [("filter", "boom"), ("reason", reason)];
+    assert_eq!(proxy.metrics().sum("tollgate_filter_traps_total", &labels), ROUNDS as f64);
+    assert_eq!(proxy.admin("GET", "/ready", "").text(), "ready\n");
+}
+
+#[test]
+fn a_poison_request_that_traps_harms_no_other() {
+    poison("unreachable", "", "trap");
+}
+
+#[test]
+fn a_poison_request_that_loops_harms_no_other() {
+    poison("(loop $forever (br $forever))", "call_time: 10ms", "timeout");
+}
+
+#[test]
+fn a_poison_request_that_eats_memory_harms_no_other() {
+    let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
+    poison(eat, "memory: 4MiB", "memory");
+}
+
+#[test]
+fn a_call_that_returns_too_late_from_host_functions_fails() {
+    // A MiB is copied each time, and there is neither a loop nor a call of a function of its own in which it could be ended.
+    let copy = r#"(drop (call $set_shared %"k" (i32.const 0) (i32.const 1048576) (i32.const 0)))"#;
+    poison(&copy.repeat(1500), "call_time: 5ms", "timeout");
+}
+
+#[test]
+fn a_call_that_returns_too_late_from_one_operation_fails() {
+    poison(&FILL.repeat(8), "call_time: 5ms", "timeout");
+}
+
+#[test]
+fn a_filter_that_takes_long_to_make_is_made_within_the_budget() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &costly());
+    use_up(&proxy);
+    proxy.wait_for_output("would spend more than a tenth of its time on making instances");
+    // A listener without the filter is not concerned; readiness says what is missing.
+    assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
+    let mut client = proxy.client();
+    wait_until("readiness to say so", || {
+        client.request("GET", "/", &[("x-boom", "1")], b"");
+        let ready = proxy.admin("GET", "/ready", "");
+        ready.status() == 503 && ready.text().starts_with("not ready: filter `boom` has had no instance on any worker")
+    });
+    // Nobody poisons it any more: it comes back, with its spares.
+    wait_until("all spares", || proxy.filter("boom")["spares"] == 3);
+    wait_until("readiness", || proxy.admin("GET", "/ready", "").text() == "ready\n");
+    assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
+}
+
+#[test]
+fn a_worker_without_an_instance_is_told_of() {
+    for (policy, workers) in [("deny", 2), ("bypass", 1)] {
+        let upstream = Upstream::saying("hello");
+        let config = Config::to(&upstream).top(&format!("workers: {workers}"));
+        let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
+        let proxy = Proxy::start_with(config, &[("boom.wasm", &costly())]);
+        // All on one connection, and so on one worker.
+        let mut client = proxy.client();
+        let told = match workers {
+            1 => "ready\ndegraded: filter `boom` has no instance on any worker\n",
+            _ => "ready\ndegraded: filter `boom` has no instance on 1 of 2 workers\n",
+        };
+        wait_until("readiness to say so", || {
+            client.request("GET", "/", &[("x-boom", "1")], b"");
+            let ready = proxy.admin("GET", "/ready", "");
+            assert_eq!(ready.status(), 200);
+            ready.text() == told
+        });
+    }
+}
+
+#[test]
+fn whose_requests_make_a_filter_fail_is_told() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &poisoned_by("unreachable"));
+    for nth in 0..40 {
+        let path = format!("/once/{nth}?q=1");
+        proxy.request("PUT", &path, &[("x-boom", "1")], b"");
+        proxy.request("GET", &format!("/often?n={nth}"), &[("x-boom", "1")], b"");
+    }
+    let figures = proxy.filter("boom");
+    let (clients, paths) = (&figures["poisoned_by"]["clients"], &figures["poisoned_by"]["paths"]);
+    let client = serde_json::json!([{ "client": "127.0.0.1", "failures": 80, "at_most_too_many": 0 }]);
+    assert_eq!(*clients, client);
+    assert_eq!(paths.as_array().map(Vec::len), Some(8), "{paths}");
+    assert_eq!((&paths[0]["path"], &paths[0]["failures"]), (&"GET /often".into(), &40.into()));
+    let output = proxy.output();
+    let line = output.lines().find(|line| line.contains("the filter failed: trap")).expect("a line");
+    for part in ["filter=\"boom\"", "kind=\"trap\"", "client=\"127.0.0.1:", "method=\"PUT\"", "path=\"/once/0?q=1\""] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let lines = output.lines().filter(|line| line.contains("the filter failed: trap")).count();
+    assert!((10..40).contains(&lines), "{lines} lines of 80 failures");
+}
+
+#[test]
+fn an_instance_that_fails_by_itself_waits_longer_and_longer() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (drop (call $tick (i32.const 1)))
+            (i32.const 1))
+        (func (export "proxy_on_tick") (param i32) unreachable)"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let start = Instant::now();
+    let proxy = one_instance(&upstream, "bypass", &module);
+    wait_until("some failures", || proxy.filter("boom")["traps"].as_u64() >= Some(5));
+    // A lower bound: however busy the machine is, waiting takes no less.
+    assert!(start.elapsed() >= Duration::from_millis(100 + 200 + 400), "{:?}", start.elapsed());
+}
+
+#[test]
+fn ticks_go_on_over_failures() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (drop (call $tick (i32.const 1000)))
+            (i32.const 1))
+        (func (export "proxy_on_tick") (param i32) (drop (call $log (i32.const 2) %"it ticks")))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) unreachable)"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &module);
+    // No instance lives for as long as a tick takes.
+    wait_until("a tick", || {
+        proxy.get("/");
+        proxy.output().contains("it ticks")
+    });
+}
+
+#[test]
+fn messages_that_wait_are_told_to_the_next_instance() {
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $enqueue (i32.load (i32.const 24)) %"the first message"))
+            (drop (call $enqueue (i32.load (i32.const 24)) %"the second message"))
+            unreachable)
+        (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
+            (if (i32.eqz (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
+                (then (drop (call $log
+                    (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &module);
+    for told in 1..=3 {
+        assert_eq!(proxy.get("/").status(), 503);
+        for message in ["the first message", "the second message"] {
+            wait_until(message, || proxy.output().matches(message).count() == told);
+        }
+    }
+}
+
+#[test]
+fn a_message_that_the_guest_has_no_room_for_stays_in_its_queue() {
+    let module = guest::filter(
+        r#"(global $full (mut i32) (i32.const 0))
+        (func (export "malloc") (param i32) (result i32)
+            (select (i32.const 0) (i32.const 65536) (global.get $full)))
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $enqueue (i32.load (i32.const 24)) %"a message"))
+            (global.set $full (i32.const 1))
+            (if (i32.eqz (call $dequeue (i32.load (i32.const 24)) (global.get $out) (global.get $out_len)))
+                (then unreachable))
+            (global.set $full (i32.const 0))
+            (if (call $dequeue (i32.load (i32.const 24)) (global.get $out) (global.get $out_len)) (then unreachable))
+            (drop (call $log (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &module);
+    assert_eq!(proxy.get("/").status(), 200);
+    proxy.wait_for_output("a message");
+    assert_eq!(proxy.filter("boom")["traps"], 0);
+}
