@@ -54,8 +54,14 @@ impl Drop for Ending {
             let mut state = stream.state.borrow_mut();
             // Nobody but the client ends a stream without a word.
             if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
-                let stalled = self.stream.progress.stalled.get();
-                state.flags |= if stalled { flag::IDLE_TIMEOUT } else { flag::DOWNSTREAM_TERMINATED };
+                let progress = &self.stream.progress;
+                let late = progress.due.get().is_some_and(|due| due <= Instant::now());
+                state.flags |= match progress.stalled.get() {
+                    // A client that reads, but too slowly, has moved something.
+                    true if late => flag::UPSTREAM_TIMEOUT,
+                    true => flag::IDLE_TIMEOUT,
+                    false => flag::DOWNSTREAM_TERMINATED,
+                };
             }
         }
         stream.end();

@@ -1,6 +1,6 @@
 //! What is left of a request when both sides have switched to another protocol: bytes, both ways, until somebody ends it.
 
-use std::{cell::Cell, pin::Pin, rc::Rc, task::Poll, time::Duration};
+use std::{cell::Cell, rc::Rc, task::Poll, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -11,7 +11,7 @@ use tollgate_abi::fast::flag;
 use super::{dispatch::Guards, ending::Ending};
 use crate::{
     chain::Direction,
-    net::Metered,
+    net::{Metered, poll_timer},
     observe,
     upstream::{Broken, Switching},
 };
@@ -57,7 +57,7 @@ impl Tunnel {
                 active = Instant::now();
             }
             let Some(timer) = timer.as_mut() else { return Poll::Pending };
-            while Pin::new(&mut *timer).poll(cx).is_ready() {
+            while poll_timer(timer.as_mut(), cx).is_ready() {
                 match bound(active) {
                     Some(at) if at > Instant::now() => timer.as_mut().reset(at),
                     _ if ends.is_some_and(|end| end <= Instant::now()) => return Poll::Ready(flag::UPSTREAM_TIMEOUT),

@@ -9,6 +9,8 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::net::poll_timer;
+
 /// Asks a peer that has sent nothing for a while.
 pub struct KeepAlive {
     interval: Duration,
@@ -47,7 +49,7 @@ impl KeepAlive {
                     Poll::Pending => {}
                 }
             }
-            if self.timer.as_mut().poll(cx).is_pending() {
+            if poll_timer(self.timer.as_mut(), cx).is_pending() {
                 return Poll::Pending;
             }
             if self.asked {

@@ -24,7 +24,7 @@ use crate::{
     chain::stream::{ConnectionInfo, Progress},
     exchange::{Refusal, Refused, Site},
     h1::{HeadError, Limits, encoder},
-    net::{Prefixed, Stream, linger},
+    net::{Prefixed, Stream, linger, poll_timer},
     observe::detail,
 };
 
@@ -104,7 +104,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
             {
                 timer.as_mut().reset(due);
             }
-            while timer.as_mut().poll(cx).is_ready() {
+            while poll_timer(timer.as_mut(), cx).is_ready() {
                 let now = Instant::now();
                 if grace_ends.is_some_and(|end| end <= now) {
                     grace_ends = None;

@@ -34,7 +34,7 @@ use crate::{
     config::model::Listener,
     exchange::{Refusal, Refused},
     h2::{Io, KeepAlive, Turns},
-    net::{Stream, is_tls, linger},
+    net::{Stream, is_tls, linger, poll_timer},
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -156,7 +156,7 @@ impl Connection {
                 return Poll::Ready(Ok(None));
             }
             let mut told = ends.is_some() || handle.is_draining() || (most != 0 && info.requests.get() >= most);
-            while timer.as_mut().poll(cx).is_ready() {
+            while poll_timer(timer.as_mut(), cx).is_ready() {
                 let now = Instant::now();
                 self.streams.end_stalled(timeouts.idle.bound());
                 if info.active.get() == 0 {

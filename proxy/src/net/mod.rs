@@ -8,6 +8,7 @@ pub mod proxy_protocol;
 pub mod socket;
 mod socket_file;
 pub mod stream;
+mod timer;
 pub mod transport;
 
 pub use self::{
@@ -17,5 +18,6 @@ pub use self::{
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,
     stream::{Prefixed, Stream},
+    timer::poll_timer,
     transport::Transport,
 };

@@ -1,7 +1,6 @@
 //! When a connection's time is over: one timer for all its bounds, set anew only when it fires.
 
 use std::{
-    future::Future,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -11,7 +10,7 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Fault;
-use crate::chain::network::NetworkStream;
+use crate::{chain::network::NetworkStream, net::poll_timer};
 
 /// The bounds of a connection.
 pub(super) struct Clock {
@@ -42,7 +41,7 @@ impl Clock {
         loop {
             // Bounds only ever move to later: the timer may fire too early, and is set again then.
             if let Some(sleep) = &mut self.sleep
-                && sleep.as_mut().poll(cx).is_pending()
+                && poll_timer(sleep.as_mut(), cx).is_pending()
             {
                 return Poll::Pending;
             }

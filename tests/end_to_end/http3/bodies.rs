@@ -65,7 +65,7 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
         "/a" => answer(200, &[], vec![b'x'; LARGE]),
         _ => answer(200, &[], ""),
     });
-    for (listener, cluster) in [("timeouts: {idle: 1s}", ""), ("", "request_timeout: 2s")] {
+    for (listener, cluster, flag) in [("timeouts: {idle: 1s}", "", "SI"), ("", "request_timeout: 2s", "UT")] {
         let config = crate::harness::Config::new()
             .listener(super::TLS)
             .listener(listener)
@@ -75,7 +75,7 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
         let mut client = site.connect();
         client.send("a", json!({ "path": "/a", "paused": true }));
         assert_eq!(client.end("a")["reset"], code::REQUEST_CANCELLED);
-        assert_eq!(site.proxy.entry_for("/a")["flags"], "SI");
+        assert_eq!(site.proxy.entry_for("/a")["flags"], flag);
         // The connection is none the worse for it.
         assert_eq!(client.request("b", json!({ "path": "/b" }))["status"], 200);
     }
