@@ -133,6 +133,29 @@ fn a_response_that_has_begun_is_cut_off() {
     }
 }
 
+/// Who always has something to send puts off no deadline, and is not said to have sent nothing.
+#[test]
+fn a_body_without_end_ends_with_its_time() {
+    for (cluster, listener) in [("request_timeout: 1s", ""), ("request_timeout: 0s", "timeouts: {stream_age: 1s}")] {
+        let upstream = Upstream::scripted(|mut connection| {
+            connection.request();
+            connection.send("HTTP/1.1 200 OK\r\n\r\n");
+            let block = vec![b'x'; 1 << 20];
+            while connection.wire.send(&block).is_ok() {}
+        });
+        let proxy = Proxy::start(to(&upstream, cluster).listener(listener));
+        for reads in [true, false] {
+            let mut client = proxy.client();
+            let path = format!("/{reads}");
+            client.send_request("GET", &path, &[], b"");
+            let mut block = vec![0; 1 << 20];
+            while reads && client.wire.read_some(&mut block).is_ok_and(|read| read > 0) {}
+            let entry = proxy.entry_for(&path);
+            assert_eq!((&entry["status"], &entry["flags"]), (&200.into(), &"UT".into()), "{path} {cluster} {entry}");
+        }
+    }
+}
+
 #[test]
 fn a_stream_gets_only_so_old() {
     let upstream = Upstream::silent();

@@ -53,4 +53,5 @@ mod tls;
 mod toolchains;
 mod unix_sockets;
 mod upgrading;
+mod uploads;
 mod upstream_failures;

@@ -85,6 +85,46 @@ fn another_endpoint_is_tried_before_the_same_one() {
     assert!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the other one was asked too");
 }
 
+/// Nothing has been sent to an endpoint that takes no connection, so the request goes on to another one at once, whatever its
+/// method, however long its body, and without a part of the budget.
+#[test]
+fn an_endpoint_that_takes_no_connection_costs_no_request() {
+    let sound = Upstream::saying("sound");
+    let dead = || Upstream::refusing().to_string();
+    let spent = "retry_budget: {percent: 0, min_concurrent: 0}";
+    let connect_failure = format!("retry: {{on: [connect_failure], attempts: 1, backoff: 60s}}\n{spent}");
+    let long = vec![b'x'; 3 << 20];
+    for (others, options) in [
+        (vec![dead()], spent),
+        (vec![dead()], &format!("retry: {{on: [reset], attempts: 1}}\n{spent}")),
+        (vec![dead()], &*connect_failure),
+        (vec![dead(), dead(), dead()], &*connect_failure),
+    ] {
+        let endpoints = [&others[..], &[sound.to_string()]].concat();
+        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &endpoints, options));
+        let mut client = proxy.client();
+        for _ in 0..10 {
+            assert_eq!(client.get("/").text(), "sound", "{options}");
+            assert_eq!(client.request("POST", "/", &[], &long).text(), "sound", "{options}");
+        }
+        let metrics = proxy.metrics();
+        assert!(metrics.sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the others were asked too");
+        assert_eq!(metrics.sum("tollgate_cluster_retries_total", &[]), 0.0, "{options}");
+    }
+    // Each endpoint is asked once, and then the retries begin. Who wants none gets none.
+    for (options, tries, flags) in [
+        ("", 2, "UF"),
+        ("retry: {on: [connect_failure], attempts: 1, backoff: 1ms}", 3, "UF,URX"),
+        ("retry: {attempts: 0}", 1, "UF"),
+    ] {
+        let config = Config::new().listener("cluster: web").cluster("web", &[dead(), dead()], options);
+        let proxy = Proxy::start(config);
+        assert_eq!(proxy.get("/").status(), 503);
+        let entry = proxy.entry_for("/");
+        assert_eq!((&entry["attempts"], &entry["flags"]), (&tries.into(), &flags.into()), "{options}");
+    }
+}
+
 #[test]
 fn the_body_is_sent_again_as_a_whole() {
     let upstream = saying_in_turn(&[503, 0]);

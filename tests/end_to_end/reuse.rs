@@ -47,6 +47,30 @@ fn a_request_that_is_not_idempotent_is_not_repeated() {
     assert_eq!(proxy.entry_for("/2")["flags"], "UC");
 }
 
+/// Connections that have been idle together have often ended together.
+#[test]
+fn a_request_is_repeated_on_a_new_connection() {
+    const MANY: usize = 5;
+    let together = std::sync::Barrier::new(MANY);
+    let upstream = Upstream::scripted(move |mut connection| {
+        if let Some(request) = connection.request() {
+            if request.target() == "/together" {
+                together.wait();
+            }
+            connection.send(answer(200, &[], "ok"));
+            // It is closed when the next one has come.
+            connection.request();
+        }
+    });
+    let proxy = one_pool(&upstream, "");
+    let mut clients: Vec<_> = (0..MANY).map(|_| proxy.client()).collect();
+    clients.iter_mut().for_each(|client| client.send_request("GET", "/together", &[], b""));
+    clients.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
+    assert_eq!(upstream.connections(), MANY);
+    assert_eq!(proxy.get("/again").status(), 200);
+    assert_eq!(upstream.connections(), MANY + 1);
+}
+
 /// A second repetition would not be covered by that any more.
 #[test]
 fn a_request_is_repeated_only_once() {
@@ -78,7 +102,7 @@ fn a_connection_with_an_unfinished_upload_is_not_used_again() {
     });
     let proxy = one_pool(&upstream, "");
     let mut first = proxy.client();
-    first.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nGET /smuggled HTTP/1.1\r\n");
+    first.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nGET /smuggled HTTP/1.1\r\n");
     assert_eq!(first.read().text(), "early");
     assert_eq!(proxy.get("/next").text(), "early");
     let _ = first.wire.send("Host: test\r\n\r\n");
@@ -100,13 +124,13 @@ fn an_upload_that_breaks_off_is_never_whole() {
     });
     let proxy = one_pool(&upstream, "");
     for (name, sent) in [
-        ("length", "POST /a HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf"),
+        ("length", "POST /a HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nhalf"),
         ("chunks", "POST /b HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
         ("no last line", "POST /c HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n"),
     ] {
-        let mut client = proxy.client();
+        let (mut client, before) = (proxy.client(), upstream.connections());
         client.send(sent);
-        wait_until("the upload to begin", || upstream.connections() > 0);
+        wait_until("the upload to begin", || upstream.connections() > before);
         drop(client);
         assert!(!ends.recv_timeout(crate::harness::DEADLINE).expect("the upstream's end"), "{name}");
     }

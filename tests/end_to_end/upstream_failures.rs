@@ -95,6 +95,19 @@ fn a_response_that_is_none() {
 }
 
 #[test]
+fn interim_responses_without_a_response() {
+    for hint in ["HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n"] {
+        let upstream = Upstream::canned(hint.repeat(32) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(Proxy::start(Config::to(&upstream)).get("/").text(), "ok", "so many are let be");
+        let endless = Upstream::scripted(move |mut connection| {
+            connection.request();
+            while connection.wire.send(hint.repeat(1000)).is_ok() {}
+        });
+        assert_failure("storm", endless.address, "", 502, "UPE", "too_many_interim_responses");
+    }
+}
+
+#[test]
 fn a_response_that_takes_too_long() {
     let upstream = Upstream::silent();
     assert_failure("slow", upstream.address, "request_timeout: 300ms", 504, "UT", "response_timeout");

@@ -20,7 +20,7 @@ use tollgate::{
     exchange::Site,
     http::{connection::Handle, h1},
     net::{Socket, Stream, socket::LOCAL},
-    upstream::{PoolOptions, Pools},
+    upstream::{PoolOptions, Pools, Way},
 };
 
 use super::{Piece, small::REQUEST};
@@ -87,7 +87,7 @@ fn kept_connection() -> Piece {
     Piece::new("pool/a request on a kept connection", move || {
         local.block_on(&runtime, async {
             let endpoint = cluster.pick(None, &[]).expect("an endpoint");
-            let response = pools.send(&cluster, &endpoint, None, &head, Empty::new()).await;
+            let response = pools.send(&cluster, &endpoint, Way::default(), &head, Empty::new()).await;
             let body = response.unwrap_or_else(|failure| panic!("{}", failure.kind)).into_body().collect().await;
             assert_eq!(body.expect("a body").to_bytes().len(), 64);
         });

@@ -25,6 +25,28 @@ pub struct RetryPolicy {
     pub backoff: Duration,
 }
 
+impl RetryPolicy {
+    /// Whether requests are tried again whose connection could not be made.
+    pub fn is_for_connecting(&self) -> bool {
+        self.on.iter().any(|on| CONNECTING.contains(on))
+    }
+
+    /// To how many other endpoints a request goes at once whose connection could not be made. Nothing has been sent then, so this
+    /// is no retry: it is safe for any request, no load is multiplied, and neither budget nor back-off has a part in it. Each
+    /// endpoint is asked once, so it ends.
+    pub fn detours(policy: Option<&RetryPolicy>) -> u32 {
+        match policy {
+            Some(policy) if policy.attempts == 0 => 0,
+            Some(policy) if policy.is_for_connecting() => u32::MAX,
+            _ => 1,
+        }
+    }
+}
+
+/// What stands for a connection that could not be made.
+pub const CONNECTING: [doc::RetryOn; 3] =
+    [doc::RetryOn::ConnectFailure, doc::RetryOn::GatewayError, doc::RetryOn::ServerError];
+
 /// A route, checked and resolved.
 #[derive(Debug)]
 pub struct Route {

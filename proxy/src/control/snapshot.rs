@@ -560,7 +560,7 @@ impl Foundry {
 
         use crate::upstream::Stats;
         type Read = fn(&Stats) -> &AtomicU64;
-        let shown: [(&str, &str, Kind, Read); 10] = [
+        let shown: [(&str, &str, Kind, Read); 12] = [
             ("tollgate_cluster_requests_active", "Requests under way.", Kind::Gauge, |s| &s.active),
             ("tollgate_cluster_connections", "Connections, idle ones included.", Kind::Gauge, |s| &s.connections),
             ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
@@ -574,6 +574,10 @@ impl Foundry {
             }),
             ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| {
                 &s.pending_overflows
+            }),
+            ("tollgate_cluster_uploads", "Unfinished uploads.", Kind::Gauge, |s| &s.uploads),
+            ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the bounds.", Kind::Counter, |s| {
+                &s.upload_overflows
             }),
             ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
             ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| {

@@ -1,7 +1,6 @@
 //! When a stream's time is over: one timer for all its bounds, set anew only when it fires or something has moved it.
 
 use std::{
-    future::Future,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -10,8 +9,8 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Site, reply::Fault};
-use crate::chain::Stream;
+use super::{Site, pace::Pace, reply::Fault, upload::Upload};
+use crate::{chain::Stream, net::poll_timer};
 
 /// Which bound was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +23,8 @@ pub(super) enum Bound {
     Age,
     /// The time for one try.
     PerTry,
+    /// The request's body comes too slowly.
+    Pace,
     /// Nothing has moved for too long.
     Idle,
 }
@@ -36,6 +37,7 @@ impl Bound {
             Bound::Call => Fault::Deadline,
             Bound::Age => Fault::StreamAge,
             Bound::PerTry => Fault::PerTryTimeout,
+            Bound::Pace => Fault::SlowUpload,
             Bound::Idle if request_ended => Fault::Idle,
             Bound::Idle => Fault::SlowBody,
         }
@@ -48,7 +50,7 @@ impl Bound {
             Bound::PerTry => Some("`per_try_timeout`"),
             Bound::Idle if request_ended => Some("`timeouts.idle`"),
             // The client's own wish, the listener's, or the client's fault.
-            Bound::Call | Bound::Age | Bound::Idle => None,
+            Bound::Call | Bound::Age | Bound::Pace | Bound::Idle => None,
         }
     }
 }
@@ -62,6 +64,8 @@ pub(super) struct Deadline {
     age: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Instant>,
+    /// Until the response begins: who sends while it comes may have to say little.
+    pace: Option<Rc<Pace>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -83,6 +87,7 @@ impl Deadline {
             age: site.config.timeouts.stream_age.bound(),
             idle,
             per_try: None,
+            pace: None,
             sleep: None,
         }
     }
@@ -90,6 +95,12 @@ impl Deadline {
     /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
     pub(super) fn idle(site: &Site, stream: &Rc<Stream>) -> Deadline {
         Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
+    }
+
+    /// The same, and the request's body must come fast enough until a response begins.
+    pub(super) fn with(mut self, upload: &Upload) -> Deadline {
+        self.pace = upload.pace();
+        self
     }
 
     /// How long nothing may move.
@@ -105,6 +116,12 @@ impl Deadline {
     /// The try has got its response; only the whole is bounded now.
     pub(super) fn end_try(&mut self) {
         self.per_try = None;
+    }
+
+    /// The response has begun.
+    pub(super) fn answered(&mut self) {
+        self.end_try();
+        self.pace = None;
     }
 
     /// When the response must be over, once the request has ended. What filters take before they let it go (a delay, a
@@ -127,6 +144,12 @@ impl Deadline {
         [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
+    /// The bound of the whole, if it was passed by this time. For streams that always have something to move, and so never come
+    /// to wait for the timer.
+    pub(super) fn passed(&self, now: Instant) -> Option<Bound> {
+        self.whole().filter(|(end, _)| *end <= now).map(|(_, bound)| bound)
+    }
+
     /// When the whole must be over, as far as that is known.
     pub(super) fn end(&self) -> Option<Instant> {
         self.whole().map(|(at, _)| at)
@@ -144,7 +167,8 @@ impl Deadline {
             .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
             .map(|at| (at, Bound::Idle));
         let per_try = self.per_try.map(|at| (at, Bound::PerTry));
-        [self.whole(), per_try, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let pace = self.pace.as_ref().and_then(|pace| pace.due()).map(|at| (at, Bound::Pace));
+        [self.whole(), per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a bound is passed.
@@ -158,7 +182,7 @@ impl Deadline {
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);
             }
-            match sleep.as_mut().poll(cx) {
+            match poll_timer(sleep.as_mut(), cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) if sleep.deadline() >= at => return Poll::Ready(which),
                 Poll::Ready(()) => sleep.as_mut().reset(at),

@@ -19,7 +19,7 @@ use crate::{
     chain::{
         Direction, RequestHead, Selected, Stream,
         flow::{Outcome, interrupted},
-        route::RetryPolicy,
+        route::{CONNECTING, RetryPolicy},
     },
     config::model::ClusterProtocol,
     h1::encoder,
@@ -27,8 +27,8 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
-        ActiveGuard, Backoff, Broken, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody, RequestGuard, Trouble,
-        Waited,
+        ActiveGuard, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head, Holder, PooledBody,
+        ProtocolError, RequestGuard, Trouble, Waited, Way,
     },
 };
 
@@ -36,6 +36,8 @@ use crate::{
 pub(super) struct Guards {
     request: RequestGuard,
     endpoint: ActiveGuard,
+    /// A tunnel's place among those of its client.
+    _tunnel: Option<Box<ClientPlace>>,
 }
 
 impl Guards {
@@ -65,6 +67,14 @@ pub(super) async fn run(
 ) -> Result<FromUpstream, Stop> {
     let (route, cluster) = (&selected.route, &selected.cluster);
     let fault = |fault: Fault| fault.into_stop(stream, 0);
+    let hold = |holder| {
+        let held = cluster.try_hold(stream.client.ip(), holder);
+        held.map_err(|crowded| fault(Fault::Crowded(crowded)))
+    };
+    if upload.is_unfinished() {
+        upload.hold(hold(Holder::Upload)?);
+    }
+    let tunnel = switch.map(|_| hold(Holder::Tunnel).map(Box::new)).transpose()?;
     let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
     // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
@@ -75,18 +85,19 @@ pub(super) async fn run(
     let of_cluster = if grpc::set_deadline(stream) { None } else { cluster.request_timeout };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
-    let mut deadline = Deadline::new(site, stream, total, idle);
+    let mut deadline = Deadline::new(site, stream, total, idle).with(upload);
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
         let head = Outgoing::new(stream, upload, &deadline, switch);
         let fields = head.show(|head| head.to_fields());
-        mirror::start(site, cluster, RequestHead { fields, ..stream.state.borrow().request.clone() }, upload);
+        let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
+        mirror::start(site, cluster, head, upload, stream.client.ip());
     }
 
     let mut tries = Tries::new(policy);
+    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| fault(Fault::NoEndpoint))?;
     loop {
-        let endpoint = cluster.pick(selected.balance, &tries.tried).ok_or_else(|| fault(Fault::NoEndpoint))?;
         let active = endpoint.start();
         {
             let mut state = stream.state.borrow_mut();
@@ -94,26 +105,25 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let aim = Aim { cluster, endpoint: active.endpoint(), switch };
+        let aim = Aim { cluster, endpoint: active.endpoint(), switch, anew: tries.anew };
         let result = attempt(site, stream, aim, upload, &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_response(response, stream),
             Err(missed) => tries.reason_of_failure(missed, stream),
         };
         if let Some(again) = reason
-            && let Some(retry) = tries.again(again, upload, cluster, stream)
+            && let Some(retry) = tries.again(again, active.endpoint(), upload, selected, stream)
         {
-            tries.tried.push(active.endpoint().clone());
             drop((result, active));
-            let wait = retry.wait;
-            if !wait.is_zero() {
-                pause(stream, wait, &mut deadline, upload).await?;
+            if !retry.wait.is_zero() {
+                pause(stream, retry.wait, &mut deadline, upload).await?;
             }
+            endpoint = retry.endpoint;
             continue;
         }
         return match result {
             Ok(response) => {
-                deadline.end_try();
+                deadline.answered();
                 upload.settle();
                 stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
                 let (parts, mut body) = response.into_parts();
@@ -121,7 +131,8 @@ pub(super) async fn run(
                     Some(upstream) => FromBody::Switched(upstream),
                     None => FromBody::Body(body),
                 };
-                Ok(FromUpstream { parts, body, deadline, guards: Guards { request: request_guard, endpoint: active } })
+                let guards = Guards { request: request_guard, endpoint: active, _tunnel: tunnel };
+                Ok(FromUpstream { parts, body, deadline, guards })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
             Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.has_ended()))),
@@ -173,6 +184,7 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
         _ if upload.fault().is_some() => upload.fault().unwrap_or(Fault::BadBody),
         FailureKind::Connect(error) if error.timeout => Fault::ConnectTimeout,
         FailureKind::Connect(_) => Fault::ConnectFailure,
+        FailureKind::Protocol { source: ProtocolError::Interim } => Fault::Interim,
         FailureKind::Protocol { .. } => Fault::Protocol,
         FailureKind::RequestBody { .. } => Fault::BadBody,
         FailureKind::Overflow => Fault::Overflow,
@@ -219,6 +231,8 @@ struct Aim<'a> {
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
     switch: Option<&'a Switch>,
+    /// Only by a connection that is opened for it: one that has been idle has just turned out to be closed.
+    anew: bool,
 }
 
 /// One try, ended by a response, a failure, a filter's word, or time.
@@ -229,8 +243,8 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let Aim { cluster, endpoint, switch } = &aim;
-    let first = stream.state.borrow().attempts == 1 && !upload.is_filtered();
+    let Aim { cluster, endpoint, switch, anew } = &aim;
+    let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
@@ -242,7 +256,10 @@ async fn attempt(
             // Nothing is said to the endpoint: it is the client that will speak to it.
             // Boxed, so that requests which are none do not carry the space for this.
             Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client)).await,
-            _ => site.pools.send(cluster, endpoint, client, &head, upload.body()).await,
+            _ => {
+                let way = Way { client, new: *anew, uploads: upload.is_unfinished() };
+                site.pools.send(cluster, endpoint, way, &head, upload.body()).await
+            }
         }
     };
     let mut sending = pin!(sending);
@@ -264,6 +281,7 @@ async fn attempt(
     let now = Instant::now();
     if let Err(missed) = &result {
         explain(stream, &aim, missed, upload, now - start);
+        upload.rests();
     }
     stream.times.response_start.set(result.is_ok().then_some(now));
     stream.progress.active.set(now);
@@ -295,8 +313,12 @@ struct Tries<'p> {
     left: u32,
     backoff: Backoff,
     tried: Vec<Arc<Endpoint>>,
+    /// To how many other endpoints it may still go whose connection could not be made.
+    detours: u32,
     /// The one repetition that HTTP allows without asking anyone.
     repeated: bool,
+    /// The next try needs a new connection.
+    anew: bool,
     /// Held while retries are under way.
     budget: Option<crate::upstream::RetryGuard>,
 }
@@ -304,15 +326,21 @@ struct Tries<'p> {
 /// Another try, after a while.
 struct Again {
     wait: Duration,
+    endpoint: Arc<Endpoint>,
 }
 
 /// Why there might be another try.
 enum Reason {
     /// A policy may want it.
     Policy(&'static [RetryOn]),
+    /// There was no connection: another endpoint may have one.
+    Connect,
     /// The upstream has closed a connection that was idle until now: nobody's fault, and no retry by any policy (RFC 9112
-    /// section 9.3.1).
-    Stale,
+    /// section 9.3.1). Or it has said that it has done nothing of the request, which it need not have got.
+    Stale {
+        /// Other idle connections may be closed as well.
+        sent: bool,
+    },
 }
 
 impl<'p> Tries<'p> {
@@ -323,7 +351,9 @@ impl<'p> Tries<'p> {
             left: policy.map_or(0, |p| p.attempts),
             backoff,
             tried: Vec::new(),
+            detours: RetryPolicy::detours(policy),
             repeated: false,
+            anew: false,
             budget: None,
         }
     }
@@ -341,17 +371,15 @@ impl<'p> Tries<'p> {
 
     fn reason_of_failure(&self, missed: &Missed, stream: &Stream) -> Option<Reason> {
         Some(match missed {
-            Missed::Failed(FailureKind::Connect(_)) => {
-                Reason::Policy(&[RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError])
-            }
+            Missed::Failed(FailureKind::Connect(_)) => Reason::Connect,
             // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
             Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => {
-                Reason::Stale
+                Reason::Stale { sent: false }
             }
             Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
-                Reason::Stale
+                Reason::Stale { sent: true }
             }
             Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
             | Missed::TimedOut(Bound::PerTry) => {
@@ -361,16 +389,37 @@ impl<'p> Tries<'p> {
         })
     }
 
-    /// Whether there is another try, and after which wait.
-    fn again(&mut self, reason: Reason, upload: &Upload, cluster: &Cluster, stream: &Stream) -> Option<Again> {
+    /// Whether there is another try, where, and after which wait.
+    fn again(
+        &mut self,
+        reason: Reason,
+        failed: &Arc<Endpoint>,
+        upload: &Upload,
+        selected: &Selected,
+        stream: &Stream,
+    ) -> Option<Again> {
+        let cluster = &selected.cluster;
         if !upload.can_repeat() || upload.fault().is_some() {
             return None;
         }
+        self.anew = false;
         let wanted = match reason {
-            Reason::Stale => {
-                self.repeated = true;
+            Reason::Stale { sent } => {
+                // An HTTP/2 connection that takes no streams is not among those that are used.
+                (self.repeated, self.anew) = (true, sent || cluster.protocol == ClusterProtocol::H1);
                 stream.state.borrow_mut().failures = None;
-                return Some(Again { wait: Duration::ZERO });
+                self.tried.push(failed.clone());
+                let endpoint = cluster.pick(selected.balance, &self.tried)?;
+                return Some(Again { wait: Duration::ZERO, endpoint });
+            }
+            Reason::Connect => {
+                self.tried.push(failed.clone());
+                let another = (self.detours > 0).then(|| cluster.pick_another(selected.balance, &self.tried)).flatten();
+                if let Some(endpoint) = another {
+                    self.detours -= 1;
+                    return Some(Again { wait: Duration::ZERO, endpoint });
+                }
+                &CONNECTING[..]
             }
             Reason::Policy(wanted) => wanted,
         };
@@ -387,7 +436,11 @@ impl<'p> Tries<'p> {
             return None;
         }
         self.left -= 1;
-        Some(Again { wait: self.backoff.next_wait() })
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, failed)) {
+            self.tried.push(failed.clone());
+        }
+        let endpoint = cluster.pick(selected.balance, &self.tried)?;
+        Some(Again { wait: self.backoff.next_wait(), endpoint })
     }
 }
 

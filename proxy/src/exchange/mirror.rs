@@ -2,6 +2,7 @@
 //! mirror that cannot keep up loses its copy.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -18,7 +19,7 @@ use super::{Site, upload::Upload};
 use crate::{
     chain::RequestHead,
     http::body::{Body, BodyError},
-    upstream::{Cluster, Failure, Pools},
+    upstream::{Cluster, Failure, Holder, Pools, Way},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
@@ -73,7 +74,11 @@ impl http_body::Body for Copy {
 }
 
 /// Sends a copy of the request.
-pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload) {
+pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload, client: IpAddr) {
+    let place = match upload.is_unfinished().then(|| cluster.try_hold(client, Holder::Upload)).transpose() {
+        Ok(place) => place,
+        Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
+    };
     let body = match upload.is_empty() {
         true => Body::Empty,
         false => {
@@ -84,6 +89,7 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, 
     };
     let (pools, cluster) = (site.pools.clone(), cluster.clone());
     tokio::task::spawn_local(async move {
+        let _place = place;
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
         let sent = tokio::time::timeout(limit, send(&pools, &cluster, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
@@ -98,7 +104,7 @@ async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>, head: &RequestHead, b
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
     let failed = |failure: Failure<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let mut body = pools.send(cluster, endpoint, None, head, body).await.map_err(failed).ok()?.into_body();
+    let mut body = pools.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed).ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -5,12 +5,14 @@
 //! see what came back, and [`response`] sends that on. Whatever goes wrong ends in [`reply`], with one status and one flag.
 //! [`ending`] settles the accounts, whichever way the stream ended.
 
+mod ahead;
 mod deadline;
 mod dispatch;
 mod ending;
 mod grpc;
 mod methods;
 mod mirror;
+mod pace;
 mod refusal;
 mod reply;
 mod request;
@@ -73,13 +75,13 @@ pub async fn serve(
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let version = parts.version;
-    let request::Begun { stream, fault: refused, switch, listed } =
+    let request::Begun { stream, fault: refused, switch, listed, expects } =
         request::begin(&site, connection, progress, parts, incoming.is_end_stream());
     let ending = Ending::new(site.clone(), stream.clone());
     let upload = Upload::new(&site, &stream, incoming);
     let outcome = match refused {
         Some(fault) => Err(fault.into_reply(&stream)),
-        None => forward(&site, &stream, &upload, switch.as_ref(), &listed).await,
+        None => forward(&site, &stream, &upload, switch.as_ref(), &listed, expects).await,
     };
     let mut answer = match outcome {
         Ok(from_upstream) => response::from_upstream(&site, ending, from_upstream, head_only).await,
@@ -144,8 +146,9 @@ async fn forward(
     upload: &Rc<Upload>,
     switch: Option<&Switch>,
     listed: &Listed,
+    expects: bool,
 ) -> Result<FromUpstream, Stop> {
-    let mut deadline = Deadline::idle(site, stream);
+    let mut deadline = Deadline::idle(site, stream).with(upload);
     let seen = request_filters(stream, upload, &mut deadline).await?;
     // Without filters no time has passed, and reading the clock takes some.
     let filtered = seen > 0 || upload.is_filtered();
@@ -154,14 +157,7 @@ async fn forward(
     // about it, and so that filters can decide by the body where the request goes.
     if upload.is_filtered() {
         let passed = upload.prime(&mut deadline).await;
-        match interrupted(stream) {
-            Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
-            Some(Outcome::Closed) => return Err(Stop::Closed),
-            Some(Outcome::Done) | None => {}
-        }
-        if let Some(fault) = upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
-            return Err(fault.into_stop(stream, seen));
-        }
+        check(stream, upload, passed, seen)?;
     }
     let selected = {
         let mut state = stream.state.borrow_mut();
@@ -178,10 +174,34 @@ async fn forward(
         state.route.clone()
     };
     let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
+    if upload.is_too_long() {
+        return Err(Fault::RequestBodyLimit.into_stop(stream, seen));
+    }
+    let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
+    // A client that waits for a word has it when there is somebody to send the body to, and one that makes a call may wait for an
+    // answer before it says more.
+    if ahead > 0 && upload.is_unfinished() && !expects && stream.grpc.get().is_none() {
+        let passed = upload.read_ahead(ahead, &mut deadline).await;
+        check(stream, upload, passed, seen)?;
+    }
+    upload.rests();
     dispatch::run(site, stream, &selected, upload, switch).await.map_err(|stop| match stop {
         Stop::Reply(reply, _) => Stop::Reply(reply, seen),
         Stop::Closed => Stop::Closed,
     })
+}
+
+/// What has come of waiting for a request's body.
+fn check(stream: &Stream, upload: &Upload, passed: Option<Bound>, seen: usize) -> Result<(), Stop> {
+    match interrupted(stream) {
+        Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
+        Some(Outcome::Closed) => return Err(Stop::Closed),
+        Some(Outcome::Done) | None => {}
+    }
+    match upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
+        Some(fault) => Err(fault.into_stop(stream, seen)),
+        None => Ok(()),
+    }
 }
 
 /// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
@@ -216,6 +236,8 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mu
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
                     Poll::Pending => {}
                 }
+            } else {
+                upload.rests();
             }
             return deadline.poll(cx).map(|passed| {
                 if !upload.is_empty() {

@@ -9,6 +9,7 @@ use crate::{
     chain::{LocalReply, Stream, body::Stopped},
     http::grpc::Code,
     observe::{Detail, detail},
+    upstream::Crowded,
 };
 
 /// A failure that is answered by the proxy.
@@ -42,6 +43,8 @@ pub enum Fault {
     Reset,
     /// The upstream's response was none.
     Protocol,
+    /// The upstream sent interim responses and no response.
+    Interim,
     /// The request's time was over.
     Timeout,
     /// The time that a gRPC client had set was over.
@@ -54,8 +57,14 @@ pub enum Fault {
     Idle,
     /// Nothing of the request's body came for too long.
     SlowBody,
+    /// The request's body came too slowly.
+    SlowUpload,
+    /// Unfinished uploads hold as much of the cluster as they may: all of them, or those of this client.
+    Crowded(Crowded),
     /// The request's body broke HTTP.
     BadBody,
+    /// The request's body is longer than the listener lets it be.
+    RequestBodyLimit,
     /// A filter holds more of the request's body than it may.
     RequestTooLarge,
     /// A filter holds more of the response's body than it may.
@@ -98,13 +107,20 @@ impl Fault {
             Fault::ConnectTimeout => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
             Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
             Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
+            Fault::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
             Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
             Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
             Fault::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
             Fault::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::STREAM_IDLE_TIMEOUT),
             Fault::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TIMEOUT),
+            Fault::SlowUpload => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TOO_SLOW),
+            Fault::Crowded(Crowded::All) => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::UPLOADS_OVERFLOW),
+            Fault::Crowded(Crowded::Client) => {
+                (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::CLIENT_UPLOADS_OVERFLOW)
+            }
             Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
+            Fault::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
             Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),
             Fault::ResponseTooLarge => {
                 (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
@@ -123,8 +139,9 @@ impl Fault {
             | Fault::PerTryTimeout
             | Fault::Idle
             | Fault::SlowBody
+            | Fault::SlowUpload
             | Fault::FilterStalled => Some(Code::DeadlineExceeded),
-            Fault::RequestTooLarge | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
+            Fault::RequestBodyLimit | Fault::RequestTooLarge | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
             _ => None,
         }
     }

@@ -84,6 +84,8 @@ pub(super) struct Begun {
     pub(super) switch: Option<Switch>,
     /// What goes no further than to the filters.
     pub(super) listed: Listed,
+    /// The client waits for a word before it sends the body.
+    pub(super) expects: bool,
 }
 
 /// Makes a stream of a request.
@@ -142,7 +144,7 @@ pub(super) fn begin(
     let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
     let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
     grpc::begin(&stream);
-    Begun { stream, fault, switch, listed }
+    Begun { stream, fault, switch, listed, expects: present.expect }
 }
 
 /// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).

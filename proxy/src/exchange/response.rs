@@ -216,6 +216,7 @@ impl Pending<'_> {
             guards: self.guards,
             ending: self.ending,
             over: false,
+            passed: None,
         };
         let response = body.into_response(status, fields, bodiless).await?;
         Ok(Answer { response, tunnel: None })
@@ -361,6 +362,8 @@ struct ResponseBody {
     deadline: Option<Deadline>,
     guards: Option<Guards>,
     over: bool,
+    /// The bound of its time that was passed.
+    passed: Option<Bound>,
     ending: Ending,
 }
 
@@ -493,7 +496,8 @@ impl ResponseBody {
         self.over = true;
         note_broken(self.ending.stream(), self.guards.as_ref(), error);
         self.ending.stream().flag(match error {
-            BodyError::Timeout if self.guards.is_none() => flag::IDLE_TIMEOUT,
+            // What is not an upstream's has no time but that in which something must move.
+            BodyError::Timeout if self.guards.is_none() || self.passed == Some(Bound::Idle) => flag::IDLE_TIMEOUT,
             BodyError::Timeout => flag::UPSTREAM_TIMEOUT,
             BodyError::Filter(Stopped::TooLarge) => flag::BODY_TOO_LARGE,
             BodyError::Filter(_) | BodyError::Length | BodyError::Closed => flag::FILTER_FAILED,
@@ -514,12 +518,26 @@ impl http_body::Body for ResponseBody {
         if me.over {
             return Poll::Ready(None);
         }
-        let frame = match me.poll_through(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => match me.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx)) {
+        let frame = me.poll_through(cx);
+        let passed = match (&frame, &mut me.deadline) {
+            (_, None) => None,
+            (Poll::Pending, Some(deadline)) => match deadline.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(_) => Some(Err(BodyError::Timeout)),
+                Poll::Ready(passed) => Some(passed),
             },
+            // A part of an upstream's that comes too late is as good as none. When it came was looked at just now.
+            (Poll::Ready(Some(Ok(frame))), Some(deadline)) if me.guards.is_some() && frame.is_data() => {
+                deadline.passed(me.ending.stream().progress.active.get())
+            }
+            (Poll::Ready(_), Some(_)) => None,
+        };
+        let frame = match (frame, passed) {
+            (_, Some(passed)) => {
+                me.passed = Some(passed);
+                Some(Err(BodyError::Timeout))
+            }
+            (Poll::Ready(frame), None) => frame,
+            (Poll::Pending, None) => return Poll::Pending,
         };
         match &frame {
             Some(Ok(frame)) => {

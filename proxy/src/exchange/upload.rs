@@ -1,5 +1,5 @@
-//! A request's body on its way to the upstream: past the filters, kept for a retry as long as that is small, copied to a
-//! mirror.
+//! A request's body on its way to the upstream: past the filters, read ahead if it is short, kept for a retry as long as that is
+//! small, copied to a mirror.
 //!
 //! The upload outlives the tries: each try reads it through an [`UploadBody`] of its own, which gives first what earlier
 //! tries have read.
@@ -14,18 +14,21 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     Site,
+    ahead::{Ahead, PATIENCE},
     deadline::{Bound, Deadline},
     mirror::Tee,
+    pace::Pace,
     reply::Fault,
 };
 use crate::{
     chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
     http::body::{Body, BodyError},
-    upstream::reason::chain_of,
+    net::poll_timer,
+    upstream::{ClientPlace, reason::chain_of},
 };
 
 /// What a part of a kept body counts for at least: it takes memory however short it is.
@@ -38,13 +41,22 @@ pub(super) struct Upload {
     empty: bool,
     filtered: bool,
     source: RefCell<Source>,
+    ahead: RefCell<Ahead>,
     kept: RefCell<Kept>,
     /// No other try will want what is kept.
     settled: Cell<bool>,
+    /// A try has begun to read it.
+    begun: Cell<bool>,
     /// Why it ended early, if it did.
     fault: Cell<Option<Fault>>,
     ended: Cell<bool>,
     tee: RefCell<Option<Tee>>,
+    /// How fast it must come, if that is bounded.
+    pace: Option<Rc<Pace>>,
+    /// Bytes that it may have.
+    limit: Option<u64>,
+    /// Its place among the unfinished uploads to the cluster.
+    place: Cell<Option<ClientPlace>>,
 }
 
 struct Source {
@@ -63,13 +75,23 @@ struct Kept {
     lost: bool,
 }
 
+/// A part of a body as it is sent.
 #[derive(Clone)]
-enum Sent {
+pub(super) enum Sent {
     Data(Bytes),
     Trailers(HeaderMap),
 }
 
 impl Sent {
+    /// What it counts for where memory is bounded.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Sent::Data(data) => data.len().max(LEAST_KEPT),
+            // There is one of them, with a bound of its own.
+            Sent::Trailers(_) => 0,
+        }
+    }
+
     fn frame(self) -> Frame<Bytes> {
         match self {
             Sent::Data(data) => Frame::data(data),
@@ -85,16 +107,24 @@ impl Upload {
             stream.times.request_end.set(Some(stream.start));
         }
         let flow = BodyFlow::new(stream, Direction::Request, site.buffered_body);
+        let (limits, grace) = (&site.config.limits, site.config.timeouts.body_grace.0);
+        // A call may say nothing for as long as it likes.
+        let paced = !empty && limits.body_rate.0 > 0 && stream.grpc.get().is_none();
         Rc::new(Upload {
             stream: stream.clone(),
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
             source: RefCell::new(Source { incoming, drained: empty, flow }),
+            ahead: RefCell::default(),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             settled: Cell::new(false),
+            begun: Cell::new(false),
             fault: Cell::new(None),
             ended: Cell::new(empty),
             tee: RefCell::new(None),
+            pace: paced.then(|| Rc::new(Pace::new(limits.body_rate.0, grace))),
+            limit: Some(limits.request_body.0).filter(|limit| *limit > 0),
+            place: Cell::new(None),
         })
     }
 
@@ -111,6 +141,41 @@ impl Upload {
     /// Whether the last byte has been read.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.get()
+    }
+
+    /// Whether its client has still something to send.
+    pub(super) fn is_unfinished(&self) -> bool {
+        !self.empty && self.stream.times.request_end.get().is_none()
+    }
+
+    /// Holds its place among the unfinished uploads until it is none.
+    pub(super) fn hold(&self, place: ClientPlace) {
+        if self.is_unfinished() {
+            self.place.set(Some(place));
+        }
+    }
+
+    /// How fast it must come.
+    pub(super) fn pace(&self) -> Option<Rc<Pace>> {
+        self.pace.clone()
+    }
+
+    /// Nobody reads it for now, so its client is not too slow.
+    pub(super) fn rests(&self) {
+        if let Some(pace) = &self.pace {
+            pace.rests();
+        }
+    }
+
+    /// Whether it is known to be longer than it may be.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.exceeds(&self.source.borrow().incoming)
+    }
+
+    fn exceeds(&self, incoming: &Body) -> bool {
+        let Some(limit) = self.limit else { return false };
+        let left = incoming.size_hint().exact().unwrap_or(0);
+        left.saturating_add(self.stream.state.borrow().bytes[Direction::Request as usize]) > limit
     }
 
     /// Why it ended early.
@@ -131,7 +196,7 @@ impl Upload {
 
     /// Whether another try could send the same body.
     pub(super) fn can_repeat(&self) -> bool {
-        self.empty || !self.kept.borrow().lost
+        self.empty || !self.begun.get() || !self.kept.borrow().lost
     }
 
     /// Copies what is read from now on.
@@ -183,6 +248,43 @@ impl Upload {
         .await
     }
 
+    /// Reads it to its end if that is known to come within `most` bytes; if the end is not known, what comes of it soon. Until then
+    /// no upstream is asked. A bound, if one is passed.
+    pub(super) async fn read_ahead(&self, most: usize, deadline: &mut Deadline) -> Option<Bound> {
+        let length = self.source.borrow().incoming.size_hint().exact();
+        if !self.is_unfinished() || length.is_some_and(|length| length > most as u64) {
+            return None;
+        }
+        let mut patience = None;
+        std::future::poll_fn(|cx| {
+            loop {
+                if self.fault.get().is_some()
+                    || crate::chain::flow::is_interrupted(&self.stream)
+                    || !self.ahead.borrow().has_room(most)
+                {
+                    return Poll::Ready(None);
+                }
+                match self.poll_source(cx) {
+                    Poll::Ready(Some(Ok(part))) => self.ahead.borrow_mut().push(part),
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(None),
+                    Poll::Ready(None) => {
+                        self.ahead.borrow_mut().end();
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending if length.is_some() => return deadline.poll(cx).map(Some),
+                    Poll::Pending => {
+                        let patience = patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+                        if poll_timer(patience.as_mut(), cx).is_ready() {
+                            return Poll::Ready(None);
+                        }
+                        return deadline.poll(cx).map(Some);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
     /// Lets go what the filter `nth` holds, now that it has let the head go.
     pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), Fault> {
         let mut source = self.source.borrow_mut();
@@ -208,7 +310,7 @@ impl Upload {
             self.stream.register(Direction::Request, cx);
             return if flow.is_ready() || flow.has_ended() { Poll::Ready(Ok(false)) } else { Poll::Pending };
         }
-        let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+        let frame = match self.poll_incoming(incoming, cx) {
             Poll::Pending => {
                 // A filter may resume what it holds before more comes.
                 self.stream.register(Direction::Request, cx);
@@ -216,17 +318,15 @@ impl Upload {
             }
             Poll::Ready(frame) => frame,
         };
-        self.stream.touch();
         let moved = match frame {
             None => {
                 *drained = true;
                 self.request_ended();
                 if flow.has_ended() { Ok(false) } else { flow.data(&self.stream, Bytes::new(), true, until) }
             }
-            Some(Err(e)) => return Poll::Ready(Err(self.fail(Fault::BadBody, e))),
+            Some(Err(e)) => return Poll::Ready(Err(self.fail_by(e))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
-                    self.count(data.len());
                     let end = incoming.is_end_stream();
                     if end {
                         *drained = true;
@@ -244,16 +344,46 @@ impl Upload {
         Poll::Ready(moved.map_err(|e| self.fail(e.into(), e.into())))
     }
 
-    fn count(&self, bytes: usize) {
+    /// The next frame from the client. It is looked at here how fast it comes, and how much of it.
+    fn poll_incoming(
+        &self,
+        incoming: &mut Body,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // Before anything is read, so that no client is told to send it.
+        if self.exceeds(incoming) {
+            return Poll::Ready(Some(Err(BodyError::TooLong)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+            if let Some(pace) = &self.pace {
+                pace.waits();
+            }
+            return Poll::Pending;
+        };
+        self.stream.touch();
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        let bytes = data.map_or(0, Bytes::len);
+        if let Some(pace) = &self.pace {
+            pace.came(bytes, self.stream.progress.active.get());
+        }
         self.stream.state.borrow_mut().bytes[Direction::Request as usize] += bytes as u64;
+        if self.exceeds(incoming) { Poll::Ready(Some(Err(BodyError::TooLong))) } else { Poll::Ready(frame) }
     }
 
     fn request_ended(&self) {
         if self.stream.times.request_end.get().is_none() {
             self.stream.times.request_end.set(Some(Instant::now()));
+            self.place.take();
             // The time for the response begins now.
             self.stream.wake();
         }
+    }
+
+    /// Reading it has failed.
+    #[cold]
+    fn fail_by(&self, error: BodyError) -> BodyError {
+        let fault = if matches!(error, BodyError::TooLong) { Fault::RequestBodyLimit } else { Fault::BadBody };
+        self.fail(fault, error)
     }
 
     #[cold]
@@ -266,21 +396,28 @@ impl Upload {
         error
     }
 
-    /// The next frame from the client, through the filters.
+    /// The next part of it, read ahead or not.
     fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Sent, BodyError>>> {
+        let ahead = self.ahead.borrow_mut().pop();
+        match ahead {
+            Some(part) => Poll::Ready(part.map(Ok)),
+            None => self.poll_source(cx),
+        }
+    }
+
+    /// The next part from the client, through the filters.
+    fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Sent, BodyError>>> {
         let mut source = self.source.borrow_mut();
         if !self.filtered {
-            let frame = ready!(Pin::new(&mut source.incoming).poll_frame(cx));
-            self.stream.touch();
+            let frame = ready!(self.poll_incoming(&mut source.incoming, cx));
             return Poll::Ready(match frame {
                 None => {
                     self.request_ended();
                     None
                 }
-                Some(Err(e)) => Some(Err(self.fail(Fault::BadBody, e))),
+                Some(Err(e)) => Some(Err(self.fail_by(e))),
                 Some(Ok(frame)) => Some(Ok(match frame.into_data() {
                     Ok(data) => {
-                        self.count(data.len());
                         if source.incoming.is_end_stream() {
                             self.request_ended();
                         }
@@ -318,6 +455,7 @@ impl http_body::Body for UploadBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let upload = self.upload.clone();
+        upload.begun.set(true);
         let earlier = upload.kept.borrow().frames.get(self.at).cloned();
         if let Some(sent) = earlier {
             self.at += 1;
@@ -344,7 +482,7 @@ impl http_body::Body for UploadBody {
         };
         let mut kept = upload.kept.borrow_mut();
         if !kept.lost {
-            kept.bytes += if let Sent::Data(data) = &sent { data.len().max(LEAST_KEPT) } else { 0 };
+            kept.bytes += sent.weight();
             if kept.bytes > kept.limit {
                 kept.lost = true;
                 kept.frames = Vec::new();

@@ -26,6 +26,9 @@ pub enum BodyError {
     /// A filter has changed the length of a body whose length had been announced already.
     #[error("a filter changed the body's length after its head was sent")]
     Length,
+    /// The client's body is longer than the listener lets it be.
+    #[error("the request's body is longer than `limits.request_body`")]
+    TooLong,
     /// Time is over.
     #[error("the time for the body is over")]
     Timeout,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustc_hash::FxHasher;
-use tollgate_abi::{doc::RetryOn, fast::flag};
+use tollgate_abi::fast::flag;
 
 use super::{Fault, TcpSite};
 use crate::{
@@ -32,7 +32,7 @@ pub(super) struct Connected {
     _place: DirectConnection,
 }
 
-/// Connects to an endpoint of the connection's cluster; to another one, if that fails and the cluster's retries allow it.
+/// Connects to an endpoint of the connection's cluster; to another one, if that fails.
 pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connected, Fault> {
     let selected = stream.state.borrow().route.clone();
     let cluster = selected.as_ref().map(|s| &s.cluster);
@@ -44,19 +44,21 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
     stream.state.borrow_mut().cluster = Some(cluster.name.clone());
     let request = cluster.try_request().ok_or(Fault::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| site.retries.get(&cluster.name));
-    let retry = retry.filter(|policy| policy.on.iter().any(of_connecting));
+    let mut detours = RetryPolicy::detours(retry);
+    let retry = retry.filter(|policy| policy.is_for_connecting());
+    let mut retries = retry.map_or(0, |policy| policy.attempts);
     let mut backoff = Backoff::new(retry.map_or(Duration::ZERO, |policy| policy.backoff));
     // One place in the budget does for all retries of a connection.
     let (mut budget, mut tried, start) = (None, Vec::new(), tokio::time::Instant::now());
+    let key = balance_key(stream, selected.as_ref());
+    let mut endpoint = cluster.pick(Some(key), &[]).ok_or(Fault::NoEndpoint)?;
     loop {
-        let key = balance_key(stream, selected.as_ref());
-        let endpoint = cluster.pick(Some(key), &tried).ok_or(Fault::NoEndpoint)?;
         let place = cluster.try_connection(&endpoint).ok_or(Fault::Overflow)?;
         let active = endpoint.start();
-        let endpoint = active.endpoint();
+        let target = active.endpoint();
         {
             let mut state = stream.state.borrow_mut();
-            state.endpoint = Some(endpoint.address.clone());
+            state.endpoint = Some(target.address.clone());
             state.attempts += 1;
         }
         let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
@@ -76,11 +78,18 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             }
             Err(error) => error,
         };
-        tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, %error, "no connection");
-        endpoint.note_failure(&cluster.name, error.trouble, &error.to_string());
+        tracing::debug!(cluster = &*cluster.name, endpoint = %target.address, %error, "no connection");
+        target.note_failure(&cluster.name, error.trouble, &error.to_string());
         stream.failed(Side::Upstream, error.to_string());
-        tried.push(endpoint.clone());
-        let again = tried.len() <= retry.map_or(0, |policy: &RetryPolicy| policy.attempts as usize) && {
+        tried.push(target.clone());
+        if detours > 0
+            && let Some(another) = cluster.pick_another(Some(key), &tried)
+        {
+            detours -= 1;
+            endpoint = another;
+            continue;
+        }
+        let again = retries > 0 && {
             budget = budget.take().or_else(|| cluster.try_retry());
             budget.is_some()
         };
@@ -90,14 +99,11 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             }
             return Err(if error.timeout { Fault::ConnectTimeout } else { Fault::ConnectFailure });
         }
+        retries -= 1;
         drop((active, place));
         tokio::time::sleep(backoff.next_wait()).await;
+        endpoint = cluster.pick(Some(key), &tried).ok_or(Fault::NoEndpoint)?;
     }
-}
-
-/// Whether a connection that could not be made is among what is tried again: the same as for requests.
-fn of_connecting(on: &RetryOn) -> bool {
-    matches!(on, RetryOn::ConnectFailure | RetryOn::GatewayError | RetryOn::ServerError)
 }
 
 /// What the `hash` balancer goes by: what a filter says, else the client's address, so that a client stays where it is.

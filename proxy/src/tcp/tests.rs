@@ -266,15 +266,15 @@ fn a_reset_is_passed_on_as_a_reset() {
 }
 
 #[test]
-fn another_endpoint_is_tried_as_often_as_retries_allow() {
+fn an_endpoint_that_takes_no_connection_costs_none() {
     local(async {
         // Nobody listens there any more.
         let (gone, refusing) = listen().await;
         drop(gone);
         let (listener, address) = listen().await;
         let retry = json!({"retry": {"attempts": 1, "backoff": "0s"}});
-        for _ in 0..4 {
-            let (site, _) = site(&[refusing, address], retry.clone());
+        for options in [json!({}), retry.clone(), json!({"retry_budget": {"percent": 0, "min_concurrent": 0}})] {
+            let (site, _) = site(&[refusing, address], options);
             let mut client = by_sockets(&site).await;
             let (mut upstream, _) = listener.accept().await.unwrap();
             upstream.write_all(b"x").await.unwrap();
@@ -291,6 +291,13 @@ fn another_endpoint_is_tried_as_often_as_retries_allow() {
             tokio::task::yield_now().await;
         }
         assert_eq!((stats.connect_failures.load(Relaxed), stats.connections.load(Relaxed)), (2, 0));
+        // Who wants no other try gets none.
+        let (gone, other) = listen().await;
+        drop(gone);
+        let (site, _) = self::site(&[refusing, other], json!({"retry": {"attempts": 0}}));
+        let mut client = by_sockets(&site).await;
+        assert!(client.read(&mut [0]).await.is_ok_and(|n| n == 0));
+        assert_eq!(site.routes.choose(None).unwrap().stats().connect_failures.load(Relaxed), 1);
     });
 }
 

@@ -101,6 +101,14 @@ impl Balancer {
         Some(&self.targets[index?].endpoint)
     }
 
+    /// The same, but never one that the request has been to.
+    pub fn pick_another(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Avoid<'_>) -> Option<&Arc<Endpoint>> {
+        if self.targets.is_empty() {
+            return None;
+        }
+        self.choose(cursor, hash, &avoid).map(|index| &self.targets[index].endpoint)
+    }
+
     fn choose(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &Avoid<'_>) -> Option<usize> {
         match (&self.policy, hash) {
             (Policy::RoundRobin(sequence), _) => self.next_in(sequence, cursor, avoid),

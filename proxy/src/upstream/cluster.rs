@@ -13,6 +13,7 @@ use super::{
     balancer::{Avoid, Balancer},
     budget::{RetryBudget, RetryGuard},
     reason::Trouble,
+    uploads::Shares,
 };
 use arc_swap::ArcSwapOption;
 
@@ -71,6 +72,12 @@ pub struct Limits {
     pub pending: u64,
     /// Requests under way.
     pub requests: u64,
+    /// Of the places for requests that connections, streams and `requests` come to, those that unfinished uploads may hold.
+    pub uploads: u64,
+    /// And those of one client.
+    pub uploads_per_client: u64,
+    /// How many requests may wait for a connection for an unfinished upload to wait, too.
+    pub pending_uploads: u64,
     /// An idle connection is closed after this; `None`: never.
     pub idle_timeout: Option<Duration>,
     /// Requests on one connection before it is closed; 0: no bound.
@@ -137,12 +144,40 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// Total: requests refused because too many waited for a connection.
     pub pending_overflows: AtomicU64,
+    /// Gauge: unfinished uploads that have a connection or wait for one.
+    pub uploads: AtomicU64,
+    /// Total: uploads and tunnels refused because too many were under way, of their client or in all.
+    pub upload_overflows: AtomicU64,
+    /// What clients hold by unfinished uploads and tunnels.
+    pub(super) shares: Shares,
     /// Total: retries that the budget allowed.
     pub retries: AtomicU64,
     /// Total: retries that it did not.
     pub retry_overflows: AtomicU64,
     /// When it was logged that a filter's call could not be sent.
     warned_unsent: Seldom,
+}
+
+impl Limits {
+    fn new(config: &model::Cluster) -> Limits {
+        let model::ClusterLimits { connections, pending, requests, uploads, uploads_per_client, .. } = config.limits;
+        // Whether an endpoint chooses HTTP/2 is not known here.
+        let streams =
+            if config.protocol == model::ClusterProtocol::H2 { config.http2.max_concurrent_streams } else { 1 };
+        let places = u64::from(requests).min(u64::from(connections) * u64::from(streams));
+        // What is left to the others is rounded down, so that some part is always there.
+        let part = |whole: u64, percent: u32| whole - whole * u64::from(100 - percent.min(100)) / 100;
+        Limits {
+            connections: connections.into(),
+            pending: pending.into(),
+            requests: requests.into(),
+            uploads: part(places, uploads),
+            uploads_per_client: part(places, uploads_per_client),
+            pending_uploads: part(pending.into(), uploads),
+            idle_timeout: config.limits.idle_timeout.bound(),
+            requests_per_connection: config.limits.requests_per_connection,
+        }
+    }
 }
 
 /// Names for endpoints and clusters that are never used twice, unlike addresses in memory.
@@ -193,13 +228,7 @@ impl Cluster {
             proxy_protocol: config.proxy_protocol,
             http2: config.http2.clone(),
             tls,
-            limits: Limits {
-                connections: config.limits.connections.into(),
-                pending: config.limits.pending.into(),
-                requests: config.limits.requests.into(),
-                idle_timeout: config.limits.idle_timeout.bound(),
-                requests_per_connection: config.limits.requests_per_connection,
-            },
+            limits: Limits::new(config),
             checked: config.health_check.is_some(),
             balancer: Balancer::new(config.balancer, &members),
             members: members.into(),
@@ -242,6 +271,12 @@ impl Cluster {
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
         self.balancer.pick(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
+    }
+
+    /// The same, but never one that the request has `tried`.
+    pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
+        self.balancer.pick_another(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
     }
 
     /// Whether the health of its endpoints is checked.

@@ -55,6 +55,9 @@ pub enum FailureKind {
     Overflow,
 }
 
+/// Interim responses before a response, at most. They are not passed on, so a stream of them would keep a worker busy for nothing.
+pub(super) const MOST_INTERIM: u32 = 32;
+
 /// Why a response cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +68,9 @@ pub enum ProtocolError {
     /// An HTTP/2 connection says something that makes no sense. With its first bytes, if not even they do.
     #[error("it breaks the rules of HTTP/2")]
     Http2(#[source] h2::Error, Option<Box<FirstBytes>>),
+    /// More interim responses (RFC 9110 section 15.2) came before it than anybody needs.
+    #[error("more than {MOST_INTERIM} interim responses came before it")]
+    Interim,
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     body::{Broken, Duplex, Held, LinkBody, PooledBody},
-    failure::{Failure, FailureKind, ProtocolError},
+    failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     slots::{ClusterPool, Permit, Slot},
 };
@@ -141,7 +141,7 @@ where
                 (upload, asked, before)
             }
         };
-        let mut finder = head::Finder::default();
+        let (mut finder, mut interim) = (head::Finder::default(), 0);
         let result = poll_fn(|cx| {
             let mut line = self.line.borrow_mut();
             let Some(wire) = line.as_mut() else { return Poll::Pending };
@@ -159,7 +159,12 @@ where
                         match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
                             Err(error) => return Poll::Ready(Err(Lost::Head(error))),
                             // Others are on their way (RFC 9110 section 15.2).
-                            Ok(head) if is_interim(head.parts.status) => {}
+                            Ok(head) if is_interim(head.parts.status) => {
+                                interim += 1;
+                                if interim > MOST_INTERIM {
+                                    return Poll::Ready(Err(Lost::Interim));
+                                }
+                            }
                             Ok(head) => return Poll::Ready(Ok(head)),
                         }
                     }
@@ -200,6 +205,7 @@ where
     fn failed(&self, lost: Lost, reused: bool, [sent, received]: [u64; 2]) -> FailureKind {
         match lost {
             Lost::Upload(source) => FailureKind::RequestBody { source },
+            Lost::Interim => FailureKind::Protocol { source: ProtocolError::Interim },
             Lost::Head(error) => {
                 let first = self.line.borrow().as_ref().map(|wire| FirstBytes::of(&wire.inbox)).unwrap_or_default();
                 FailureKind::Protocol { source: ProtocolError::Malformed(error, Box::new(first)) }
@@ -288,6 +294,8 @@ enum Lost {
     /// The request's body failed.
     Upload(Box<dyn Error + Send + Sync>),
     Head(head::HeadError),
+    /// One interim response came after the other.
+    Interim,
     Connection(io::Error),
 }
 

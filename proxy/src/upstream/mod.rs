@@ -20,6 +20,7 @@ mod mux;
 pub mod pool;
 pub mod reason;
 mod slots;
+mod uploads;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub use self::{
     direct::DirectConnection,
     failure::{Failure, FailureKind, ProtocolError},
     health::Checks,
-    pool::{Dial, Head, PoolOptions, Pools, Waited},
+    pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},
+    uploads::{ClientPlace, Crowded, Holder},
 };

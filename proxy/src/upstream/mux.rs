@@ -17,7 +17,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use h2::{
     Reason, RecvStream, SendStream,
-    client::{self, SendRequest},
+    client::{self, ResponseFuture, SendRequest},
     ext::Protocol,
 };
 use http::{
@@ -36,7 +36,7 @@ use tokio::{
 
 use super::{
     body::{Duplex, Held, PooledBody},
-    failure::{Failure, FailureKind, ProtocolError},
+    failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     reason::{Unchosen, lost},
     slots::{ClusterPool, Permit, Slot},
@@ -229,12 +229,14 @@ where
             let mut sender = mux.sender.borrow().clone();
             sender.send_request(request, bodiless && !switches).map(|sent| (sent, switches, key))
         });
-        let ((mut response, stream), switches, key) = match sent {
+        let ((response, stream), switches, key) = match sent {
             Ok(sent) => sent,
             Err(error) => return Err(Failure::unsent(failure(error), body)),
         };
+        let mut awaited = Awaited { response, interim: 0 };
         if switches {
-            let response = response.await.map_err(|error| Failure { kind: failure(error), body: None })?;
+            let response = poll_fn(|cx| awaited.poll(&failure, cx)).await;
+            let response = response.map_err(|kind| Failure { kind, body: None })?;
             return Ok(switched(response, stream, key, place));
         }
         let mut upload = (!bodiless).then(|| Sending::new(body, stream));
@@ -247,7 +249,7 @@ where
                     return Poll::Ready(Err(FailureKind::RequestBody { source }));
                 }
             }
-            Pin::new(&mut response).poll(cx).map_err(failure)
+            awaited.poll(&failure, cx)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
         if are_malformed(response.headers()) {
@@ -259,6 +261,29 @@ where
             spawn_local(async move { poll_fn(|cx| upload.poll(cx)).await });
         }
         Ok(with_body(response, bodiless, place))
+    }
+}
+
+/// A response on its way.
+struct Awaited {
+    response: ResponseFuture,
+    /// Interim responses that came before it.
+    interim: u32,
+}
+
+impl Awaited {
+    fn poll(
+        &mut self,
+        failure: impl Fn(h2::Error) -> FailureKind,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<RecvStream>, FailureKind>> {
+        while let Poll::Ready(Some(Ok(_))) = self.response.poll_informational(cx) {
+            self.interim += 1;
+            if self.interim > MOST_INTERIM {
+                return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Interim }));
+            }
+        }
+        Pin::new(&mut self.response).poll(cx).map_err(failure)
     }
 }
 

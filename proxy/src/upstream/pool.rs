@@ -58,6 +58,17 @@ impl Default for PoolOptions {
 /// Opens connections within this process instead of sockets: for tests of filters, where clusters are scripts.
 pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
 
+/// By which connections a request may go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Way {
+    /// Whom endpoints are told of, if they are told of clients.
+    pub client: Option<Addresses>,
+    /// Only by one that is opened for it, or is being opened.
+    pub new: bool,
+    /// Its body has not all come yet: it waits behind those that are there as a whole.
+    pub uploads: bool,
+}
+
 /// How long a request has waited for a connection, the time for opening it included.
 #[derive(Debug, Clone, Copy)]
 pub struct Waited(pub Duration);
@@ -123,16 +134,17 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        client: Option<Addresses>,
+        way: Way,
         head: &impl Head,
         mut body: B,
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
+        let slot = pool.slot(endpoint, way.client.filter(|_| cluster.proxy_protocol.is_some()));
         let mut waited = None;
         let mut replaced = 0;
         loop {
             let there = match speaks_h2(cluster, &slot) {
+                _ if way.new => None,
                 false => slot.checkout().map(Carrier::Link),
                 true => slot.enter(cluster.limits.requests_per_connection).map(Carrier::Stream),
             };
@@ -141,7 +153,7 @@ where
                 // Boxed, so that requests which find a connection do not carry the space for this.
                 None => {
                     let start = Instant::now();
-                    let carrier = match Box::pin(self.obtain(&pool, &slot)).await {
+                    let carrier = match Box::pin(self.obtain(&pool, &slot, way)).await {
                         Ok(carrier) => carrier,
                         Err(kind) => return Err(Failure::unsent(kind, body)),
                     };
@@ -186,7 +198,7 @@ where
         let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
-            match pool.acquire(&slot).await.map_err(failure)? {
+            match pool.acquire(&slot, false).await.map_err(failure)? {
                 Grant::Permit(permit) => break permit,
                 Grant::Link(lease) => match lease.take().and_then(Link::close_for_permit) {
                     Some(permit) => break permit,
@@ -205,16 +217,21 @@ where
     }
 
     /// A connection, or a stream of one, when there is none at once.
-    async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>) -> Result<Carrier<B>, FailureKind> {
+    async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>, way: Way) -> Result<Carrier<B>, FailureKind> {
+        let mut new = way.new;
         loop {
             let cluster = pool.cluster();
             let h2 = speaks_h2(&cluster, slot);
-            if h2 && let Some(place) = slot.enter(cluster.limits.requests_per_connection) {
+            if h2
+                && !new
+                && let Some(place) = slot.enter(cluster.limits.requests_per_connection)
+            {
                 return Ok(Carrier::Stream(place));
             }
             let under_way = slot.opening.borrow().clone();
             if let Some(opening) = under_way.filter(|_| h2) {
                 opening.ended.notified().await;
+                new = false;
                 if let Some(error) = opening.failure.borrow().clone() {
                     return Err(FailureKind::Connect(error));
                 }
@@ -222,12 +239,15 @@ where
             }
             // Before anything is awaited, so that all who come now wait for the same connection.
             let announced = h2.then(|| Announced::new(slot));
-            let permit = match pool.acquire(slot).await? {
-                Grant::Room => continue,
+            let permit = match pool.acquire(slot, way.uploads).await? {
+                Grant::Room => {
+                    new = false;
+                    continue;
+                }
                 Grant::Permit(permit) => permit,
                 Grant::Link(lease) => match lease.take() {
-                    Some(link) if !link.is_closed() => return Ok(Carrier::Link(link)),
-                    // It was closed on its way here; its place remains.
+                    Some(link) if !link.is_closed() && !new => return Ok(Carrier::Link(link)),
+                    // It was closed on its way here, or might have been; its place remains.
                     dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
                 },
             };

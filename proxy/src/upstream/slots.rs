@@ -41,7 +41,7 @@ pub(super) struct ClusterPool<B> {
     stats: Arc<Stats>,
     /// By endpoint, and by client if endpoints are told of clients.
     slots: RefCell<FxHashMap<SlotKey, Rc<Slot<B>>>>,
-    /// In the order in which they came.
+    /// In the order in which they came, but unfinished uploads behind all others.
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
     /// Connections of this worker, over all endpoints.
@@ -95,6 +95,7 @@ pub(super) enum Grant<B> {
 }
 
 struct Waiter<B> {
+    /// They are sorted by this.
     id: u64,
     slot: Rc<Slot<B>>,
     grant: oneshot::Sender<Grant<B>>,
@@ -105,6 +106,9 @@ struct Queued<'a, B> {
     pool: &'a ClusterPool<B>,
     id: u64,
 }
+
+/// The bit of a waiter's id that unfinished uploads have.
+const UPLOAD: u64 = 1 << 63;
 
 /// One in a gauge.
 struct Counted<'a>(&'a AtomicU64);
@@ -178,8 +182,10 @@ impl<B> ClusterPool<B> {
         spare.close_for_permit().map(|permit| permit.move_to(slot))
     }
 
-    /// The way to a connection when none is idle: the right to open one, or one that another request has left.
-    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>) -> Result<Grant<B>, FailureKind> {
+    /// The way to a connection when none is idle: the right to open one, or one that another request has left. `uploads`: the
+    /// request's body has not all come. Such a one waits behind all that are there as a whole, and only if there is room for
+    /// more of them.
+    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>, uploads: bool) -> Result<Grant<B>, FailureKind> {
         // Another worker may have given back a place since: first to those who wait longer.
         self.serve();
         if self.waiters.borrow().is_empty()
@@ -187,14 +193,19 @@ impl<B> ClusterPool<B> {
         {
             return Ok(Grant::Permit(permit));
         }
-        let limit = self.cluster.borrow().limits.pending;
+        let limits = self.cluster.borrow().limits;
+        let limit = if uploads { limits.pending_uploads } else { limits.pending };
         let Some(_pending) = Counted::try_new(&self.stats.pending, limit) else {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
             return Err(FailureKind::Overflow);
         };
         let (grant, granted) = oneshot::channel();
-        let id = self.next_waiter.replace(self.next_waiter.get() + 1);
-        self.waiters.borrow_mut().push_back(Waiter { id, slot: Rc::clone(slot), grant });
+        let id = self.next_waiter.replace(self.next_waiter.get() + 1) | if uploads { UPLOAD } else { 0 };
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            let at = waiters.partition_point(|waiter| waiter.id < id);
+            waiters.insert(at, Waiter { id, slot: Rc::clone(slot), grant });
+        }
         let _queued = Queued { pool: self, id };
         granted.await.map_err(|_| FailureKind::Overflow)
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     chain::{RequestHead, ResponseHead},
     http::body::Body,
-    upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble},
+    upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble, Way},
 };
 
 /// Bytes of an answer's body; more is a failure.
@@ -93,7 +93,7 @@ async fn exchange(
         failure.kind.note(cluster, endpoint, start.elapsed());
         UNAVAILABLE
     };
-    let response = upstream.send(cluster, endpoint, None, head, body).await.map_err(failed)?;
+    let response = upstream.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {

@@ -32,7 +32,7 @@ use crate::{
         body::{Body, BodyError},
         grpc::{self, Code},
     },
-    upstream::{Broken, Cluster, Endpoint, Pools},
+    upstream::{Broken, Cluster, Endpoint, Pools, Way},
 };
 
 /// Bytes of a message that is received; more ends the call.
@@ -261,7 +261,7 @@ async fn exchange(
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "there is no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
-    let response = upstream.send(&cluster, endpoint, None, &head, body).await;
+    let response = upstream.send(&cluster, endpoint, Way::default(), &head, body).await;
     let response = response.map_err(|failure| {
         failure.kind.note(&cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())

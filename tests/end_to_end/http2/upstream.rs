@@ -121,6 +121,24 @@ fn trailers_pass_both_ways_without_http_1_in_between() {
 }
 
 #[test]
+fn interim_responses_are_bounded() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let count = if request.field(":path") == Some("/storm") { 1000 } else { 32 };
+            (0..count).for_each(|_| h2.headers(stream, &[(":status", "103"), ("link", "</a>")], false));
+            h2.answer(stream, 200, b"hello");
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    assert_eq!(proxy.get("/few").text(), "hello");
+    assert_eq!(proxy.get("/storm").status(), 502);
+    let entry = proxy.entry_for("/storm");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UPE".into(), &"too_many_interim_responses".into()));
+    assert_eq!(proxy.get("/few").text(), "hello", "the connection is none the worse for it");
+    assert_eq!(connects(&proxy), 1.0);
+}
+
+#[test]
 fn interim_responses_and_those_without_a_body_are_understood() {
     let upstream = speaking(&[], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {

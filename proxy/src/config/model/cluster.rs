@@ -36,7 +36,7 @@ pub struct Cluster {
     /// How an endpoint is chosen for a request.
     #[serde(default)]
     pub balancer: Balancer,
-    /// How long connecting may take.
+    /// How long connecting may take. The system sends a lost first packet again after one second, and then after two more.
     #[serde(default = "default::connect_timeout")]
     pub connect_timeout: Duration,
     /// From the last byte of the request (or from when the filters have let it go, if that is later) to the last of the
@@ -114,6 +114,14 @@ pub struct ClusterLimits {
     /// Requests under way; further ones are answered with 503 (flag `UO`).
     #[schemars(range(min = 1))]
     pub requests: u32,
+    /// Unfinished uploads at one time, in percent of the places that there are for requests (`connections`, with `protocol: h2`
+    /// as many times `http2.max_concurrent_streams`, and at most `requests`): requests whose bodies have not all come. Further
+    /// ones are answered with 503 (flag `UO`).
+    #[schemars(range(min = 1, max = 100))]
+    pub uploads: u32,
+    /// The same for one client (an IPv6 /64 counts as one), tunnels included.
+    #[schemars(range(min = 1, max = 100))]
+    pub uploads_per_client: u32,
     /// A connection without a request is closed after this.
     pub idle_timeout: Duration,
     /// Requests on one connection before it is closed. 0: unlimited.
@@ -126,6 +134,8 @@ impl Default for ClusterLimits {
             connections: 1024,
             pending: 1024,
             requests: 10_000,
+            uploads: 75,
+            uploads_per_client: 25,
             idle_timeout: Duration::secs(60),
             requests_per_connection: 0,
         }
@@ -227,7 +237,7 @@ mod default {
     use tollgate_abi::doc::RetryOn;
 
     pub(super) fn connect_timeout() -> Duration {
-        Duration::secs(1)
+        Duration::secs(5)
     }
     pub(super) fn request_timeout() -> Duration {
         Duration::secs(15)

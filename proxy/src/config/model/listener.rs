@@ -131,6 +131,14 @@ pub struct ListenerLimits {
     /// Bytes of a body that a filter holds back (413 for requests, 500 for responses), and that are kept for retries (larger
     /// requests are not tried again). Of a TCP connection, no more are read while a filter holds so many of that side.
     pub buffered_body: ByteSize,
+    /// Bytes of a request's body (413). 0: unlimited.
+    pub request_body: ByteSize,
+    /// Bytes of a request's body that are read before a connection to the upstream is taken for it, so that a slow client holds
+    /// none: of a body that is known to be longer, none are. 0: never.
+    pub read_ahead: ByteSize,
+    /// Bytes of a request's body that must come in each second, on average and beyond `timeouts.body_grace`, while it is waited
+    /// for (408). Not for gRPC, and not when the response has begun. 0: unlimited.
+    pub body_rate: ByteSize,
     /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
     /// 0: as many as there are file descriptors for.
     pub connections: u32,
@@ -144,6 +152,9 @@ impl Default for ListenerLimits {
             header_bytes: ByteSize(64 << 10),
             headers: 100,
             buffered_body: ByteSize(1 << 20),
+            request_body: ByteSize(0),
+            read_ahead: ByteSize(64 << 10),
+            body_rate: ByteSize(240),
             connections: 0,
             requests_per_connection: 0,
         }
@@ -156,6 +167,8 @@ impl Default for ListenerLimits {
 pub struct ListenerTimeouts {
     /// From the first byte of a request's head to its last (408).
     pub header_read: Duration,
+    /// How long a request's body may be waited for in any case, before `limits.body_rate` counts. `0s`: not at all.
+    pub body_grace: Duration,
     /// A connection without a request is closed after this.
     pub keep_alive: Duration,
     /// Without a byte in either direction, a request ends (408 while its body was awaited, 504 while a response was), and so
@@ -175,6 +188,7 @@ impl Default for ListenerTimeouts {
     fn default() -> Self {
         ListenerTimeouts {
             header_read: Duration::secs(10),
+            body_grace: Duration::secs(10),
             keep_alive: Duration::secs(60),
             idle: Duration::secs(300),
             handshake: Duration::secs(10),

@@ -129,7 +129,7 @@ impl http_body::Body for Incoming {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The head says what the length is.
-        SizeHint::default()
+        let early = self.early.as_ref().and_then(|early| early.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        self.left.map_or(SizeHint::default(), |left| SizeHint::with_exact(left + early as u64))
     }
 }

@@ -60,6 +60,12 @@ fn an_address_that_is_listed_twice_is_one_endpoint() {
     assert_eq!((cluster.members.len(), cluster.members[0].weight), (1, 5));
 }
 
+/// The system sends a first packet that was lost again after one second: a bound of one second would make a failure of each.
+#[test]
+fn one_lost_packet_is_no_failed_connection() {
+    assert_eq!(Cluster::new(&config(), None).connect_timeout, Some(Duration::from_secs(5)));
+}
+
 #[test]
 fn a_time_of_zero_is_no_bound() {
     let mut config = config();

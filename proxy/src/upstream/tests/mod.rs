@@ -24,7 +24,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Cluster, Endpoint, Failure, PooledBody, Pools};
+use super::{Cluster, Endpoint, Failure, PooledBody, Pools, Way};
 use crate::config::{model, units};
 
 type Body = Full<Bytes>;
@@ -154,7 +154,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
-    pools.send(cluster, endpoint, None, &head, body).await
+    pools.send(cluster, endpoint, Way::default(), &head, body).await
 }
 
 /// A whole exchange, which must succeed.

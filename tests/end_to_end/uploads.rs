@@ -1,0 +1,333 @@
+//! Clients that send a request's body slowly, or not at all, cost others nothing: they wait where waiting costs little, hold only
+//! a part of what there is, and come at a rate.
+
+use std::{
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
+
+use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, wait_until};
+
+/// More than is read ahead of a body.
+const LONG: usize = 1 << 20;
+
+/// One worker, since each may always have a connection.
+fn to(upstream: &Upstream, limits: &str) -> Config {
+    let config = Config::new().top("workers: 1").listener("cluster: web\ntrusted_hops: 1");
+    config.cluster("web", &[upstream], &format!("limits: {{{limits}}}"))
+}
+
+/// An upstream that notes heads as they come, and answers when there is a whole request.
+fn reading() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        while let Some(mut request) = connection.head() {
+            if connection.wire.read_body(&mut request, false).is_err() {
+                return;
+            }
+            connection.send(answer(200, &[], request.body.len().to_string()));
+        }
+    })
+}
+
+/// A client that has begun to send a body, and sends no more of it.
+fn upload(proxy: &Proxy, path: &str, from: &str, length: usize) -> Client {
+    let mut client = proxy.client();
+    client.send(format!(
+        "POST {path} HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: {from}\r\nContent-Length: {length}\r\n\r\nx"
+    ));
+    client
+}
+
+fn uploads(proxy: &Proxy) -> f64 {
+    proxy.metrics().sum("tollgate_cluster_uploads", &[("cluster", "web")])
+}
+
+fn assert_refused(proxy: &Proxy, client: &mut Client, path: &str, details: &str) {
+    assert_eq!(client.read().status(), 503);
+    let entry = proxy.entry_for(path);
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &details.into()));
+}
+
+#[test]
+fn a_request_without_a_body_never_waits_behind_uploads() {
+    let upstream = reading();
+    let proxy = Proxy::start(to(&upstream, "connections: 4, uploads_per_client: 100"));
+    let mut held: Vec<_> = (0..3).map(|n| upload(&proxy, &format!("/{n}"), "192.0.2.1", LONG)).collect();
+    upstream.wait_for_requests(3);
+    for n in 3..6 {
+        let path = format!("/{n}");
+        assert_refused(&proxy, &mut upload(&proxy, &path, "192.0.2.1", LONG), &path, "uploads_overflow");
+    }
+    let mut client = proxy.client();
+    for _ in 0..10 {
+        assert_eq!(client.get("/").text(), "0");
+        assert_eq!(client.request("POST", "/short", &[], b"short").text(), "5", "a body that is there is no upload");
+    }
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_upload_overflows_total", &[("cluster", "web")]), 3.0);
+    // One that has ended leaves its place.
+    held[0].send(vec![b'x'; LONG - 1]);
+    assert_eq!(held[0].read().text(), LONG.to_string());
+    wait_until("its place to be free", || uploads(&proxy) == 2.0);
+    let mut next = upload(&proxy, "/next", "192.0.2.1", LONG);
+    wait_until("the next to have it", || uploads(&proxy) == 3.0);
+    next.send(vec![b'x'; LONG - 1]);
+    assert_eq!(next.read().text(), LONG.to_string());
+    drop((held, next));
+    wait_until("those that broke off to be gone", || uploads(&proxy) == 0.0);
+}
+
+/// Also while everything is taken: whoever is there as a whole goes before whoever is not.
+#[test]
+fn uploads_wait_behind_all_others() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::scripted(move |mut connection| {
+        while let Some(mut request) = connection.head() {
+            if request.method() == "GET" {
+                let _ = wait.lock().unwrap().recv();
+            }
+            if connection.wire.read_body(&mut request, false).is_err() {
+                return;
+            }
+            connection.send(answer(200, &[], "ok"));
+        }
+    });
+    let proxy = Proxy::start(to(&upstream, "connections: 1, pending: 4"));
+    let pending = || proxy.metrics().sum("tollgate_cluster_requests_pending", &[("cluster", "web")]);
+    let mut first = proxy.client();
+    first.send_request("GET", "/first", &[], b"");
+    upstream.wait_for_requests(1);
+    let mut slow = upload(&proxy, "/upload", "192.0.2.1", LONG);
+    wait_until("the upload to wait", || pending() == 1.0);
+    let mut second = proxy.client();
+    second.send_request("GET", "/second", &[], b"");
+    wait_until("both to wait", || pending() == 2.0);
+    (0..2).for_each(|_| go.send(()).expect("the upstream is there"));
+    assert_eq!((first.read().status(), second.read().status()), (200, 200));
+    slow.send(vec![b'x'; LONG - 1]);
+    assert_eq!(slow.read().status(), 200);
+    let order: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
+    assert_eq!(order, ["/first", "/second", "/upload"]);
+}
+
+#[test]
+fn a_client_holds_only_its_share() {
+    let upstream = reading();
+    let proxy = Proxy::start(to(&upstream, "connections: 8"));
+    let _held = [("/1", "192.0.2.1"), ("/2", "192.0.2.1"), ("/3", "2001:db8::1"), ("/4", "2001:db8::2:1")]
+        .map(|(path, from)| upload(&proxy, path, from, LONG));
+    upstream.wait_for_requests(4);
+    for (path, from) in [("/5", "192.0.2.1"), ("/6", "2001:db8:0:0:ffff::9")] {
+        assert_refused(&proxy, &mut upload(&proxy, path, from, LONG), path, "client_uploads_overflow");
+        // It is only for uploads.
+        assert_eq!(proxy.request("GET", "/", &[("X-Forwarded-For", from)], b"").status(), 200);
+    }
+    let mut others = ["192.0.2.2", "2001:db8:0:1::1"].map(|from| upload(&proxy, "/others", from, LONG));
+    wait_until("the others to be let in", || uploads(&proxy) == 6.0);
+    for other in &mut others {
+        other.send(vec![b'x'; LONG - 1]);
+        assert_eq!(other.read().status(), 200);
+    }
+}
+
+/// What a client holds by HTTP/2 counts, on how many connections ever; and so do calls, and tunnels.
+#[test]
+fn streams_and_tunnels_count_for_their_client() {
+    let upstream = Upstream::scripted(|mut connection| {
+        let Some(request) = connection.head() else { return };
+        if request.field("upgrade").is_some() {
+            connection.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+        }
+        connection.wait_for_end();
+    });
+    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "limits: {connections: 12}");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.h2();
+    let grpc = client.request("POST", "/a.B/C", &[("content-type", "application/grpc"), ("te", "trailers")], false);
+    client.data(grpc, b"\0\0\0\0\0", false);
+    let stream = client.request("POST", "/stream", &[], false);
+    client.data(stream, b"x", false);
+    let mut tunnel = proxy.client();
+    tunnel.send("GET /chat HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(tunnel.read().status(), 101);
+    upstream.wait_for_requests(3);
+    let over = client.request("POST", "/over", &[], false);
+    client.data(over, b"x", false);
+    let response = client.response(over);
+    assert_eq!(response.status(), 503);
+    assert_eq!(proxy.entry_for("/over")["details"], "client_uploads_overflow");
+    drop(tunnel);
+    proxy.entry(|entry| entry["status"] == 101);
+    let next = client.request("POST", "/next", &[], false);
+    client.data(next, b"x", false);
+    wait_until("the tunnel's place to be taken", || uploads(&proxy) == 3.0);
+}
+
+#[test]
+fn a_short_body_is_there_before_an_upstream_is_asked() {
+    let upstream = reading();
+    let proxy = Proxy::start(to(&upstream, "connections: 1"));
+    let mut slow: Vec<_> = (0..20).map(|_| upload(&proxy, "/slow", "192.0.2.1", 10)).collect();
+    assert_eq!(proxy.get("/").status(), 200);
+    proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 20.0);
+    assert_eq!((upstream.requests().len(), uploads(&proxy)), (1, 0.0), "none of them was sent on");
+    for client in &mut slow {
+        client.send("123456789");
+        assert_eq!(client.read().text(), "10");
+    }
+    // By HTTP/2, with a length and without one.
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/length", &[("content-length", "10")], false);
+    client.data(stream, b"x", false);
+    proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 1.0);
+    assert_eq!(upstream.requests().len(), 21);
+    client.data(stream, b"123456789", true);
+    assert_eq!(client.response(stream).text(), "10");
+    let stream = client.request("POST", "/unknown", &[], false);
+    client.data(stream, b"0123456789", true);
+    assert_eq!(client.response(stream).text(), "10");
+    // Trailers are a part of it.
+    let chunked = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Sum")];
+    assert_eq!(proxy.request("POST", "/", &chunked, b"3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n").status(), 200);
+}
+
+/// A client that waits for an answer before it has sent everything gets it.
+#[test]
+fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.head();
+        assert_eq!(connection.wire.read_exact(8).expect("a chunk"), b"3\r\nabc\r\n");
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nABC\r\n");
+        assert_eq!(connection.wire.read_exact(13).expect("the rest"), b"3\r\ndef\r\n0\r\n\r\n");
+        connection.send("3\r\nDEF\r\n0\r\n\r\n");
+    });
+    // Its rate counts no more, either.
+    let listener = "limits: {body_rate: 1MiB}\ntimeouts: {body_grace: 1s}";
+    let proxy = Proxy::start(to(&upstream, "connections: 4").listener(listener));
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    assert_eq!(client.wire.read_head().expect("a response").status(), 200);
+    assert_eq!(client.wire.read_exact(8).expect("a part of it"), b"3\r\nABC\r\n");
+    std::thread::sleep(Duration::from_secs(2));
+    client.send("3\r\ndef\r\n0\r\n\r\n");
+    assert_eq!(client.wire.read_exact(13).expect("the rest of it"), b"3\r\nDEF\r\n0\r\n\r\n");
+}
+
+/// Whether or not an upstream was asked already.
+#[test]
+fn a_body_that_comes_too_slowly_ends_with_408() {
+    let upstream = reading();
+    let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}");
+    let proxy = Proxy::start(config);
+    for (path, length) in [("/short", 100), ("/long", LONG)] {
+        let mut client = upload(&proxy, path, "192.0.2.1", length);
+        assert_eq!(client.read().status(), 408);
+        assert!(client.wire.is_closed());
+        let entry = proxy.entry_for(path);
+        assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_too_slow".into()));
+    }
+    let mut client = proxy.h2();
+    for path in ["/a", "/b"] {
+        let stream = client.request("POST", path, &[], false);
+        client.data(stream, b"x", false);
+        assert_eq!(client.response(stream).status(), 408);
+        assert_eq!(proxy.entry_for(path)["details"], "request_body_too_slow");
+    }
+    wait_until("the upstream's connections to be let go", || {
+        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 0.0
+    });
+}
+
+/// A slow upload that is fast enough goes on for as long as it takes, and an upstream's pace is not its client's.
+#[test]
+fn a_body_that_comes_fast_enough_comes_through() {
+    let upstream = Upstream::scripted(|mut connection| {
+        while let Some(mut request) = connection.head() {
+            if request.target() == "/slowly-read" {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            connection.wire.read_body(&mut request, false).expect("a body");
+            connection.send(answer(200, &[], request.body.len().to_string()));
+        }
+    });
+    let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 4KiB}\ntimeouts: {body_grace: 1s}");
+    let proxy = Proxy::start(config);
+    let mut client = upload(&proxy, "/slow", "192.0.2.1", 80_001);
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(50));
+        client.send([b'x'; 2000]);
+    }
+    assert_eq!(client.read().text(), "80001");
+    let large = 32 << 20;
+    assert_eq!(proxy.request("POST", "/slowly-read", &[], &vec![b'x'; large]).text(), large.to_string());
+}
+
+#[test]
+fn a_call_may_say_nothing_for_long() {
+    let upstream = Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
+        }
+    });
+    let config = Config::new().listener("cluster: web\nlimits: {body_rate: 1MiB}\ntimeouts: {body_grace: 100ms}");
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "protocol: h2"));
+    let mut client = proxy.h2();
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+    let stream = client.request("POST", "/a.B/C", &fields, false);
+    client.data(stream, b"\0\0\0\0\0", false);
+    std::thread::sleep(Duration::from_secs(1));
+    client.data(stream, b"\0\0\0\0\0", true);
+    assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
+}
+
+#[test]
+fn a_request_body_may_be_so_long_and_no_longer() {
+    let upstream = reading();
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {request_body: 1000}"));
+    let over = |path: &str| {
+        let entry = proxy.entry_for(path);
+        assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"request_body_limit".into()), "{path}");
+    };
+    assert_eq!(proxy.request("POST", "/", &[], &[b'x'; 1000]).text(), "1000");
+    assert_eq!(proxy.request("POST", "/declared", &[], &[b'x'; 1001]).status(), 413);
+    over("/declared");
+    // It is not even asked for.
+    let mut client = proxy.client();
+    client.send("POST /expects HTTP/1.1\r\nHost: test\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.read().status(), 413);
+    over("/expects");
+    let chunks = |count: usize| [b"64\r\n".as_slice(), &[b'x'; 100], b"\r\n"].concat().repeat(count);
+    let chunked = [("Transfer-Encoding", "chunked")];
+    assert_eq!(proxy.request("POST", "/", &chunked, &[&chunks(10)[..], b"0\r\n\r\n"].concat()).text(), "1000");
+    assert_eq!(proxy.request("POST", "/chunks", &chunked, &chunks(11)).status(), 413);
+    over("/chunks");
+    let mut client = proxy.h2();
+    for (path, fields) in [("/h2", &[("content-length", "1001")][..]), ("/h2-unknown", &[])] {
+        let stream = client.request("POST", path, fields, false);
+        client.data(stream, &[b'x'; 1001], true);
+        assert_eq!(client.response(stream).status(), 413);
+        over(path);
+    }
+    assert_eq!(client.get("/").text(), "0", "the connection is none the worse for it");
+    assert!(upstream.requests().iter().all(|request| !request.target().starts_with("/h2")));
+}
+
+/// What is counted on the way ends where it is too long, and the upstream never takes it for whole.
+#[test]
+fn a_long_body_is_cut_off_midway() {
+    let (ended, ends) = mpsc::channel();
+    let ended = Mutex::new(ended);
+    let upstream = Upstream::scripted(move |mut connection| {
+        ended.lock().unwrap().send(connection.request().is_some()).expect("the test waits");
+    });
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {request_body: 1MiB}"));
+    let mut client = proxy.client();
+    client.send("POST /long HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 1 << 16], b"\r\n"].concat();
+    // It need not take all of this.
+    let _ = (0..17).all(|_| client.wire.send(&chunk).is_ok());
+    assert_eq!(client.read().status(), 413);
+    assert!(!ends.recv_timeout(crate::harness::DEADLINE).expect("the upstream's end"));
+    assert_eq!(proxy.entry_for("/long")["details"], "request_body_limit");
+}
