@@ -125,7 +125,14 @@ pub(super) async fn local(
 
 fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
     let LocalReply { status, details, mut fields, body, grpc_status } = reply;
-    stream.state.borrow_mut().details = details;
+    {
+        let mut state = stream.state.borrow_mut();
+        state.details = details;
+        // A browser takes an error without them (CORS) for another one. This response is a new one: nothing is there twice.
+        if let Some(selected) = &state.route {
+            selected.route.response_headers.apply(&mut fields);
+        }
+    }
     if stream.grpc.get().is_some() {
         return (grpc::local(status, grpc_status, fields, &body), Source::new(Origin::Local(None)));
     }

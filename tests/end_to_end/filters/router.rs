@@ -168,6 +168,54 @@ fn answers_are_given_without_an_upstream() {
     assert_eq!(client.request("POST", "/gone", &[], b"a body that nobody reads").status(), 410);
 }
 
+/// A browser that misses them in an error takes it for a refusal.
+#[test]
+fn a_routes_response_headers_reach_whatever_answer_there_is() {
+    let headers = "response_headers: {set: {access-control-allow-origin: 'https://a.test', content-type: text/html}, add: {vary: Origin}}";
+    let routes = format!(
+        "config: {{virtual_hosts: [{{name: all, domains: ['*'], routes: [
+            {{match: {{path: {{prefix: /dead}}}}, cluster: dead, {headers}}},
+            {{match: {{path: {{prefix: /slow}}}}, cluster: slow, timeout: 300ms, {headers}}},
+            {{match: {{path: {{prefix: /moved}}}}, redirect: {{path: /}}, {headers}}},
+            {{match: {{path: {{prefix: /sound}}}}, cluster: sound, {headers}}}]}}]}}"
+    );
+    let slow = Upstream::silent();
+    let sound = Upstream::replying(|request| {
+        let status = if request.target() == "/sound/failing" { 503 } else { 200 };
+        crate::harness::answer(status, &["Vary: Accept", "Access-Control-Allow-Origin: *"], "ok")
+    });
+    let config = Config::new()
+        .listener("limits: {request_body: 100}")
+        .filter("routes", "builtin:router", &routes)
+        .cluster("dead", &[Upstream::refusing()], "")
+        .cluster("slow", &[&slow], "")
+        .cluster("sound", &[&sound], "");
+    let proxy = Proxy::start(config);
+    let (long, origin) = ([b'x'; 200], Some("https://a.test"));
+    for (path, body, status, vary) in [
+        ("/dead", &b""[..], 503, &["Origin"][..]),
+        ("/slow", b"", 504, &["Origin"]),
+        ("/sound", &long, 413, &["Origin"]),
+        ("/moved", b"", 301, &["Origin"]),
+        ("/sound", b"", 200, &["Accept", "Origin"]),
+        ("/sound/failing", b"", 503, &["Accept", "Origin"]),
+        // There is no route whose they could be.
+        ("/nowhere", b"", 404, &[]),
+    ] {
+        let response = proxy.request("POST", path, &[], body);
+        let routed = path != "/nowhere";
+        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(
+            (response.all("vary"), response.field("access-control-allow-origin")),
+            (vary.to_vec(), origin.filter(|_| routed)),
+            "{path}"
+        );
+    }
+    let call = proxy.request("POST", "/dead/C", &[("Content-Type", "application/grpc")], b"");
+    assert_eq!((call.field("grpc-status"), call.field("content-type")), (Some("14"), Some("application/grpc")));
+    assert_eq!(call.field("access-control-allow-origin"), origin);
+}
+
 #[test]
 fn a_routes_time_is_its_own() {
     let upstream = Upstream::silent();
