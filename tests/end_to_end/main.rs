@@ -55,3 +55,4 @@ mod unix_sockets;
 mod upgrading;
 mod uploads;
 mod upstream_failures;
+mod whole;

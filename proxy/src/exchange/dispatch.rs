@@ -22,7 +22,7 @@ use crate::{
         route::{CONNECTING, RetryPolicy},
     },
     config::model::ClusterProtocol,
-    h1::encoder,
+    h1::{encoder, violation::length},
     http::grpc::TIMEOUT,
     net::proxy_protocol::Addresses,
     observe,
@@ -188,6 +188,7 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
         FailureKind::Protocol { .. } => Fault::Protocol,
         FailureKind::RequestBody { .. } => Fault::BadBody,
         FailureKind::Overflow => Fault::Overflow,
+        FailureKind::Target => Fault::Target,
         _ => Fault::Reset,
     }
 }
@@ -200,9 +201,17 @@ struct Outgoing<'s> {
 
 impl<'s> Outgoing<'s> {
     fn new(stream: &'s Stream, upload: &Upload, deadline: &Deadline, switch: Option<&Switch>) -> Outgoing<'s> {
-        let mut replaced = SmallVec::new();
+        let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
         if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
             replaced.push((header::CONTENT_LENGTH, length));
+        }
+        if !upload.is_empty() && !stream.chain.filters().is_empty() {
+            let fields = &stream.state.borrow().request.fields;
+            let said = match replaced.first() {
+                Some((_, said)) => said.as_ref(),
+                None => fields.get(header::CONTENT_LENGTH),
+            };
+            upload.promise(said.and_then(|said| length(said.as_bytes()).ok()));
         }
         if let Some(left) = grpc::time_left(stream, deadline) {
             replaced.push((TIMEOUT, Some(left)));

@@ -45,6 +45,8 @@ pub enum Fault {
     Protocol,
     /// The upstream sent interim responses and no response.
     Interim,
+    /// The target cannot be sent in the version of HTTP that the upstream speaks.
+    Target,
     /// The request's time was over.
     Timeout,
     /// The time that a gRPC client had set was over.
@@ -71,6 +73,8 @@ pub enum Fault {
     ResponseTooLarge,
     /// A filter has failed.
     FilterFailed,
+    /// The request's body is not as long as its head says, by a filter's doing.
+    FilterLength,
     /// A filter has held the request for too long.
     FilterStalled,
 }
@@ -108,6 +112,7 @@ impl Fault {
             Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
             Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
             Fault::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
+            Fault::Target => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UNSENDABLE_TARGET),
             Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
             Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
@@ -126,6 +131,7 @@ impl Fault {
                 (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
             }
             Fault::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, detail::FILTER_FAILED),
+            Fault::FilterLength => (S::INTERNAL_SERVER_ERROR, flag::FILTER_FAILED, detail::FILTER_LENGTH),
             Fault::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
         }
     }

@@ -26,6 +26,7 @@ use crate::{
         body::{BodyFlow, Frame as Passed, Stopped},
         flow::{HeadFlow, Outcome, interrupted},
     },
+    h1::violation::length,
     http::{
         body::{Body, BodyError},
         fields::{Present, add_via, remove_hop_by_hop},
@@ -56,6 +57,14 @@ impl Source {
         match &self.origin {
             Origin::Upstream(body) => body.is_end_stream(),
             Origin::Local(data) => data.is_none(),
+        }
+    }
+
+    /// How long it is, or will be, if that is known.
+    fn length(&self) -> Option<u64> {
+        match &self.origin {
+            Origin::Upstream(body) => body.size_hint().exact(),
+            Origin::Local(data) => Some(data.as_ref().map_or(0, |data| data.len() as u64)),
         }
     }
 
@@ -401,16 +410,19 @@ impl ResponseBody {
             } else if trailers || came != went || stream.chain.changes_body(Direction::Response) {
                 fields.remove(header::CONTENT_LENGTH);
             }
-            let promised =
-                fields.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-            self.promised = promised;
+        }
+        if !bodiless && !self.ending.stream().chain.filters().is_empty() {
+            let said = fields.get(header::CONTENT_LENGTH).and_then(|said| length(said.as_bytes()).ok());
+            // An upstream is held to its own word as it is read.
+            self.promised = said.filter(|said| self.filtered || self.source.length() != Some(*said));
         }
         self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::end));
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
         let over = bodiless || (!self.filtered && self.source.drained) || self.flow.is_over();
-        if over {
+        // A length that a filter has promised for nothing is cut off, as any other.
+        if over && self.promised.is_none_or(|promised| promised == 0) {
             self.ending.complete();
             // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
             return Ok(response);
@@ -554,7 +566,9 @@ impl http_body::Body for ResponseBody {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     grpc::note(me.ending.stream(), trailers);
                 }
-                if me.promised.is_some_and(|promised| me.sent > promised) {
+                // What is the last part is known to be so.
+                let is_wrong = |promised| me.sent > promised || (me.sent < promised && me.is_end_stream());
+                if me.promised.is_some_and(is_wrong) {
                     me.fail(&BodyError::Length);
                     return Poll::Ready(Some(Err(BodyError::Length)));
                 }

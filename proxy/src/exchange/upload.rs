@@ -50,6 +50,8 @@ pub(super) struct Upload {
     /// Why it ended early, if it did.
     fault: Cell<Option<Fault>>,
     ended: Cell<bool>,
+    /// The length that the head of the try under way has promised.
+    promised: Cell<Option<u64>>,
     tee: RefCell<Option<Tee>>,
     /// How fast it must come, if that is bounded.
     pace: Option<Rc<Pace>>,
@@ -121,6 +123,7 @@ impl Upload {
             begun: Cell::new(false),
             fault: Cell::new(None),
             ended: Cell::new(empty),
+            promised: Cell::new(None),
             tee: RefCell::new(None),
             pace: paced.then(|| Rc::new(Pace::new(limits.body_rate.0, grace))),
             limit: Some(limits.request_body.0).filter(|limit| *limit > 0),
@@ -204,9 +207,19 @@ impl Upload {
         *self.tee.borrow_mut() = Some(tee);
     }
 
+    /// What the head of the next try says about the length. A client is held to its own word as it is read; filters, which may
+    /// say or send something else, are here.
+    pub(super) fn promise(&self, length: Option<u64>) {
+        self.promised.set(length);
+    }
+
     /// The body for a try. `first`: nothing has been read by another one, so nothing need be kept to make it whole.
     pub(super) fn body(self: &Rc<Self>) -> Body {
-        if self.empty { Body::Empty } else { Body::stream(UploadBody { upload: self.clone(), at: 0 }) }
+        if self.empty {
+            Body::Empty
+        } else {
+            Body::stream(UploadBody { upload: self.clone(), at: 0, left: self.promised.get() })
+        }
     }
 
     /// What `Content-Length` must say in place of these fields' own, if that cannot be promised any more: as it came if no filter
@@ -447,6 +460,23 @@ struct UploadBody {
     upload: Rc<Upload>,
     /// How many of the kept frames it has given.
     at: usize,
+    /// Bytes that are still to come, if the head has said how many.
+    left: Option<u64>,
+}
+
+impl UploadBody {
+    /// Holds a part, or the end, to what the head has promised.
+    fn check(&mut self, sent: Option<Sent>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let data = if let Some(Sent::Data(data)) = &sent { data.len() as u64 } else { 0 };
+        let ends = !matches!(sent, Some(Sent::Data(_))) || self.is_end_stream();
+        if let Some(left) = self.left {
+            match left.checked_sub(data).filter(|left| *left == 0 || !ends) {
+                None => return Poll::Ready(Some(Err(self.upload.fail(Fault::FilterLength, BodyError::Length)))),
+                left => self.left = left,
+            }
+        }
+        Poll::Ready(sent.map(|sent| Ok(sent.frame())))
+    }
 }
 
 impl http_body::Body for UploadBody {
@@ -459,14 +489,14 @@ impl http_body::Body for UploadBody {
         let earlier = upload.kept.borrow().frames.get(self.at).cloned();
         if let Some(sent) = earlier {
             self.at += 1;
-            return Poll::Ready(Some(Ok(sent.frame())));
+            return self.check(Some(sent));
         }
         if upload.settled.get() {
             let mut kept = upload.kept.borrow_mut();
             (kept.lost, kept.frames) = (true, Vec::new());
         }
         if upload.ended.get() {
-            return Poll::Ready(None);
+            return self.check(None);
         }
         let next = ready!(upload.poll_next(cx));
         if let Some(tee) = upload.tee.borrow_mut().as_mut() {
@@ -478,7 +508,7 @@ impl http_body::Body for UploadBody {
         }
         let Some(sent) = next.transpose()? else {
             upload.ended.set(true);
-            return Poll::Ready(None);
+            return self.check(None);
         };
         let mut kept = upload.kept.borrow_mut();
         if !kept.lost {
@@ -491,7 +521,8 @@ impl http_body::Body for UploadBody {
                 self.at += 1;
             }
         }
-        Poll::Ready(Some(Ok(sent.frame())))
+        drop(kept);
+        self.check(Some(sent))
     }
 
     fn is_end_stream(&self) -> bool {

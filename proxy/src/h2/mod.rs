@@ -7,13 +7,16 @@
 //! clients, `upstream/mux` that of the upstreams.
 
 mod body;
+mod ends;
 mod fields;
+pub mod frames;
 mod io;
 mod keep_alive;
 mod tunnel;
 
 pub use self::{
     body::{Cut, Incoming, Sending},
+    ends::{Ended, Ends, Watched},
     fields::are_malformed,
     io::{Io, Turns},
     keep_alive::KeepAlive,

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::link::Carrier;
 use crate::{
     h1::{self, Decoder},
-    h2::Incoming,
+    h2::{Ended, Incoming},
 };
 
 /// A stream of bytes, both ways.
@@ -70,7 +70,7 @@ pub enum Broken {
     /// It is not framed as it should be.
     #[error("the body's framing is broken")]
     Framing(#[source] h1::Violation),
-    /// The upstream has reset the stream and called it no error, or the request's own body has failed.
+    /// The upstream has ended the stream in the middle of it and called it no error, or the request's own body has failed.
     #[error("the stream was reset before its end")]
     Cut,
 }
@@ -122,9 +122,10 @@ enum Origin {
     /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
     Stream {
         incoming: Incoming,
-        /// Whether the request had no body.
-        bodiless: bool,
-        _place: Box<dyn std::any::Any>,
+        /// Whether the response was ended, if the request had a body. To one without there is no early answer.
+        ended: Option<Ended>,
+        /// What ends with the stream.
+        _keeps: Box<dyn std::any::Any>,
     },
     /// There is none: the protocol is switched.
     Switching(Option<Switching>),
@@ -136,9 +137,9 @@ impl PooledBody {
         PooledBody(Origin::Link(body))
     }
 
-    /// `bodiless`: the request had no body.
-    pub(super) fn of_stream(incoming: Incoming, bodiless: bool, place: Box<dyn std::any::Any>) -> Self {
-        PooledBody(Origin::Stream { incoming, bodiless, _place: place })
+    /// `ended`: of a request with a body. `keeps` is dropped with the stream.
+    pub(super) fn of_stream(incoming: Incoming, ended: Option<Ended>, keeps: Box<dyn std::any::Any>) -> Self {
+        PooledBody(Origin::Stream { incoming, ended, _keeps: keeps })
     }
 
     pub(super) fn switching(upstream: Switching) -> Self {
@@ -161,12 +162,13 @@ impl Body for PooledBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut self.0 {
             Origin::Link(body) => body.poll_frame(cx),
-            Origin::Stream { incoming, bodiless, .. } => {
+            Origin::Stream { incoming, ended, .. } => {
                 let frame = match ready!(incoming.poll_frame(cx)) {
-                    // A reset without an error follows an early answer, which was whole (RFC 9113 section 8.1). Without a body
-                    // there is no early answer; Envoy ends streams of its own accord in this way.
+                    // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
+                    // proxies also end broken ones in this way.
                     Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
-                        bodiless.then_some(Err(Broken::Cut))
+                        let whole = ended.as_ref().is_some_and(Ended::get);
+                        (!whole).then_some(Err(Broken::Cut))
                     }
                     frame => frame.map(|frame| frame.map_err(Broken::Http2)),
                 };

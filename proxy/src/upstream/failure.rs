@@ -10,7 +10,7 @@ pub struct Failure<B> {
     /// What went wrong.
     pub kind: FailureKind,
     /// The request's body, if nothing of the request has been handed to a connection: any request may be sent again then.
-    /// Always there for [`FailureKind::Connect`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
+    /// Always there for [`FailureKind::Connect`], [`FailureKind::Target`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
     pub body: Option<Box<B>>,
 }
 
@@ -50,6 +50,9 @@ pub enum FailureKind {
         /// The body's error.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The request's target cannot be sent in the version of HTTP that the upstream speaks, and no other may be sent in its place.
+    #[error("the request's target cannot be sent over HTTP/2 as it is")]
+    Target,
     /// The cluster has as many connections as it may, and as many requests waiting for one.
     #[error("too many requests wait for a connection")]
     Overflow,

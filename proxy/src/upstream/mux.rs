@@ -1,6 +1,7 @@
 //! One HTTP/2 connection of a worker to an endpoint, and a request's stream on it.
 
 use std::{
+    any::Any,
     cell::{Cell, OnceCell, RefCell},
     error::Error,
     future::poll_fn,
@@ -30,7 +31,7 @@ use http::{
 use http_body::{Body, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    task::spawn_local,
+    task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
@@ -44,7 +45,7 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Incoming, Io, KeepAlive, Sending, Tunnel, are_malformed},
+    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, are_malformed},
     net::{FirstBytes, Looks},
     tls,
 };
@@ -89,6 +90,8 @@ struct State {
     first: Cell<FirstBytes>,
     /// How it has ended, if it has: more than its streams are told of it.
     end: OnceCell<io::Error>,
+    /// Which of its responses have ended.
+    ends: Ends,
 }
 
 impl State {
@@ -138,8 +141,9 @@ where
             received: Cell::new(0),
             first: Cell::default(),
             end: OnceCell::new(),
+            ends: Ends::default(),
         });
-        let (io, turns) = Io::new(stream);
+        let (io, turns) = Io::new(Watched::new(stream, state.ends.clone()));
         let (sender, mut connection) = {
             let handshake = builder(&config, max_head).initial_max_send_streams(most as usize).handshake(io);
             let mut handshake = pin!(handshake);
@@ -223,15 +227,18 @@ where
         };
         let bodiless = body.is_end_stream();
         let sent = head.show(|head| {
-            let (request, key) = into_h2(head, &body.size_hint(), mux.under.secure);
+            let Some((request, key)) = into_h2(head, &body.size_hint(), bodiless, mux.under.secure) else {
+                return Err(FailureKind::Target);
+            };
             let switches = request.method() == Method::CONNECT;
             // One of its own: what one of them waits for is nothing to the others.
             let mut sender = mux.sender.borrow().clone();
-            sender.send_request(request, bodiless && !switches).map(|sent| (sent, switches, key))
+            let sent = sender.send_request(request, bodiless && !switches).map_err(failure)?;
+            Ok((sent, switches, key))
         });
         let ((response, stream), switches, key) = match sent {
             Ok(sent) => sent,
-            Err(error) => return Err(Failure::unsent(failure(error), body)),
+            Err(kind) => return Err(Failure::unsent(kind, body)),
         };
         let mut awaited = Awaited { response, interim: 0 };
         if switches {
@@ -239,6 +246,7 @@ where
             let response = response.map_err(|kind| Failure { kind, body: None })?;
             return Ok(switched(response, stream, key, place));
         }
+        let ended = (!bodiless).then(|| mux.state.ends.watch(stream.stream_id().as_u32()));
         let mut upload = (!bodiless).then(|| Sending::new(body, stream));
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut upload
@@ -256,11 +264,44 @@ where
             let source = ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None);
             return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
         }
-        if let Some(mut upload) = upload {
-            // A client may well read nothing of the response before it has sent everything.
-            spawn_local(async move { poll_fn(|cx| upload.poll(cx)).await });
-        }
-        Ok(with_body(response, bodiless, place))
+        // A client may well read nothing of the response before it has sent everything.
+        let upload = upload.map(Uploading::begin);
+        Ok(with_body(response, ended, (upload, place)))
+    }
+}
+
+/// An upload that goes on beside its response. Dropping it ends it at once: nobody else may read from the same source, and
+/// without it nothing keeps the stream from being reset.
+struct Uploading<B> {
+    sending: Rc<RefCell<Option<Sending<B>>>>,
+    task: AbortHandle,
+}
+
+impl<B> Uploading<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    fn begin(sending: Sending<B>) -> Self {
+        let sending = Rc::new(RefCell::new(Some(sending)));
+        let shared = Rc::clone(&sending);
+        let task = spawn_local(poll_fn(move |cx| {
+            let sent = shared.borrow_mut().as_mut().map_or(Poll::Ready(Ok(())), |sending| sending.poll(cx));
+            if sent.is_ready() {
+                *shared.borrow_mut() = None;
+            }
+            sent.map(drop)
+        }));
+        Uploading { sending, task: task.abort_handle() }
+    }
+}
+
+impl<B> Drop for Uploading<B> {
+    fn drop(&mut self) {
+        self.task.abort();
+        // It is being polled if it is what ends the exchange; then its task drops it.
+        let sending = self.sending.try_borrow_mut().ok().and_then(|mut sending| sending.take());
+        drop(sending);
     }
 }
 
@@ -288,9 +329,9 @@ impl Awaited {
 }
 
 /// A response, with the body that follows it.
-fn with_body<B: 'static>(response: Response<RecvStream>, bodiless: bool, place: Place<B>) -> Response<PooledBody> {
+fn with_body(response: Response<RecvStream>, ended: Option<Ended>, keeps: impl Any) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
-    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), bodiless, Box::new(place));
+    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, Box::new(keeps));
     Response::from_parts(parts, body)
 }
 
@@ -302,7 +343,7 @@ fn switched<B: 'static>(
     place: Place<B>,
 ) -> Response<PooledBody> {
     if !response.status().is_success() {
-        return with_body(response, true, place);
+        return with_body(response, None, place);
     }
     let (mut parts, receive) = response.into_parts();
     parts.status = StatusCode::SWITCHING_PROTOCOLS;
@@ -425,7 +466,14 @@ static OF_CONNECTION: [HeaderName; 5] = [
 
 /// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
 /// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
-fn into_h2(head: &encoder::RequestHead<'_>, body: &SizeHint, secure: bool) -> (Request<()>, Option<HeaderValue>) {
+///
+/// None: the target cannot be said in HTTP/2 as it is. Another one must not be asked for in its place.
+fn into_h2(
+    head: &encoder::RequestHead<'_>,
+    body: &SizeHint,
+    bodiless: bool,
+    secure: bool,
+) -> Option<(Request<()>, Option<HeaderValue>)> {
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() = head.method.clone();
@@ -436,9 +484,11 @@ fn into_h2(head: &encoder::RequestHead<'_>, body: &SizeHint, secure: bool) -> (R
     // Without a host there can be no scheme.
     let scheme = if secure { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
     uri.scheme = uri.authority.is_some().then_some(scheme);
-    let target = uri::PathAndQuery::try_from(head.target);
-    uri.path_and_query = Some(target.unwrap_or(uri::PathAndQuery::from_static("/")));
-    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    // A fragment would be cut off.
+    let target =
+        uri::PathAndQuery::try_from(head.target).ok().filter(|target| target.as_str().as_bytes() == head.target)?;
+    uri.path_and_query = Some(target);
+    *request.uri_mut() = Uri::from_parts(uri).ok()?;
     let fields = request.headers_mut();
     let mut key = None;
     let mut protocol = None;
@@ -455,12 +505,15 @@ fn into_h2(head: &encoder::RequestHead<'_>, body: &SizeHint, secure: bool) -> (R
         key = fields.remove(SEC_WEBSOCKET_KEY);
         *request.method_mut() = Method::CONNECT;
         request.extensions_mut().insert(protocol);
+    } else if bodiless && fields.contains_key(CONTENT_LENGTH) {
+        // What a filter may have promised does not come.
+        fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     } else if let Some(length) = body.exact()
         && (length > 0 || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH))
     {
         fields.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
-    (request, key)
+    Some((request, key))
 }
 
 /// The answer to a WebSocket's key (RFC 6455 section 4.2.2).
@@ -487,7 +540,7 @@ mod tests {
         let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
         let request = request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket");
         let (parts, ()) = request.header(SEC_WEBSOCKET_KEY, "k").body(()).unwrap().into_parts();
-        let (there, key) = into_h2(&encoder::RequestHead::of(&parts), &SizeHint::with_exact(0), true);
+        let (there, key) = into_h2(&encoder::RequestHead::of(&parts), &SizeHint::with_exact(0), true, true).unwrap();
         assert_eq!((there.method(), there.uri().to_string().as_str()), (&Method::CONNECT, "https://h:1/a?b"));
         assert_eq!(there.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
         assert_eq!(there.headers().len(), 1);

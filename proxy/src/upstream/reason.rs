@@ -154,7 +154,7 @@ impl FailureKind {
                 };
                 (Trouble::Protocol, format!("{why}, after {after:.1?}"))
             }
-            FailureKind::RequestBody { .. } | FailureKind::Overflow => return None,
+            FailureKind::RequestBody { .. } | FailureKind::Target | FailureKind::Overflow => return None,
         })
     }
 

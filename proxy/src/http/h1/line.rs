@@ -106,27 +106,36 @@ impl Line {
         RequestBody { request: self.request.get(), line: self.clone() }
     }
 
-    /// The request's response is sent. Whether another one can be read: what is left of its body is gone over, if it is there.
-    pub(super) fn end_request(&self) -> bool {
+    /// Whether another request can be read when the response to this one is sent: what is left of the body must be little, and
+    /// sure to come. A client that was not told to go on may send it nevertheless, or not.
+    pub(super) fn has_next(&self) -> bool {
+        let body = self.body.borrow();
+        body.is_done() || (!self.expects.get() && body.size_hint().exact().is_some_and(|left| left <= AHEAD as u64))
+    }
+
+    /// The request's response is sent.
+    pub(super) fn end_request(&self) {
         self.request.set(self.request.get().wrapping_add(1));
-        // A client that was not told to go on may send the body nevertheless, or not.
-        let expects = self.expects.replace(false);
+        self.expects.set(false);
+    }
+
+    /// Reads over what is left of the body of a request that is over. `false`: it does not come.
+    pub(super) fn poll_rest(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut body = self.body.borrow_mut();
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.with(|wire| {
-            let mut left = AHEAD;
-            while !expects && !body.is_done() {
-                match body.decode(&mut wire.inbox) {
-                    Ok(Some(Part::Data(data))) if data.len() < left => left -= data.len(),
-                    Ok(None) if body.is_done() => {}
-                    Ok(None) if matches!(wire.poll_read(0, &mut cx), Poll::Ready(Ok(1..))) => {}
-                    Ok(Some(Part::Trailers(_))) => {}
-                    _ => return false,
-                }
+        let mut wire = self.wire.borrow_mut();
+        let Some(wire) = wire.as_mut() else { return Poll::Ready(false) };
+        while !body.is_done() {
+            match body.decode(&mut wire.inbox) {
+                Ok(Some(_)) => {}
+                Ok(None) if body.is_done() => {}
+                Ok(None) => match ready!(wire.poll_read(0, cx)) {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return Poll::Ready(false),
+                },
+                Err(_) => return Poll::Ready(false),
             }
-            body.is_done()
-        })
-        .unwrap_or(false)
+        }
+        Poll::Ready(true)
     }
 
     /// Ready when the client is gone. What it sends ahead is kept, up to a bound.

@@ -78,7 +78,8 @@ pub(super) async fn serve(
         let Some(answer) = answer else { return End::Cut };
         client.switches = answer.tunnel.is_some();
         let last = most != 0 && info.requests.get() >= most;
-        client.persists &= !(last || info.closing.get()) || client.switches;
+        // A close is announced (RFC 9112 section 9.6): a request that is sent meanwhile would be lost.
+        client.persists &= !(last || info.closing.get() || !line.has_next()) || client.switches;
         let (head, body) = answer.response.into_parts();
         let written = line
             .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
@@ -92,7 +93,9 @@ pub(super) async fn serve(
         if let Some(tunnel) = answer.tunnel {
             return End::Tunnel(Box::new(tunnel));
         }
-        if !line.end_request() || !persists {
+        line.end_request();
+        // The connection's clock counts this as an idle time.
+        if !persists || !poll_fn(|cx| line.poll_rest(cx)).await {
             return End::Done;
         }
     }

@@ -14,6 +14,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::h2::frames::{DATA, Frame, HEADERS, Scanner};
+
 /// Frames that lead to nothing, at most, above what others allow for.
 const MOST: u32 = 10_000;
 
@@ -22,12 +24,6 @@ const WORTH: u32 = 100;
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
-
-/// A frame's header (RFC 9113 section 4.1).
-const HEADER: usize = 9;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 
 /// What is known of a connection's frames.
 #[derive(Debug, Default)]
@@ -41,39 +37,10 @@ impl Flood {
         self.idle_frames.get() > MOST
     }
 
-    fn count(&self, kind: u8, length: u32) {
+    fn count(&self, frame: Frame) {
         let frames = self.idle_frames.get();
-        let brings = kind == HEADERS || (kind == DATA && length > 0);
+        let brings = frame.kind == HEADERS || (frame.kind == DATA && frame.length > 0);
         self.idle_frames.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
-    }
-}
-
-/// Where the next frame begins.
-#[derive(Debug)]
-struct Scanner {
-    /// Bytes until then.
-    skip: usize,
-    header: [u8; HEADER],
-    filled: usize,
-}
-
-impl Scanner {
-    fn scan(&mut self, mut bytes: &[u8], flood: &Flood) {
-        loop {
-            let skipped = self.skip.min(bytes.len());
-            (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
-            let taken = bytes.len().min(HEADER - self.filled);
-            self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
-            self.filled += taken;
-            bytes = &bytes[taken..];
-            if self.filled < HEADER {
-                return;
-            }
-            let [a, b, c, kind, ..] = self.header;
-            let length = u32::from_be_bytes([0, a, b, c]);
-            flood.count(kind, length);
-            (self.filled, self.skip) = (0, length as usize);
-        }
     }
 }
 
@@ -86,7 +53,7 @@ pub(super) struct Frames<T> {
 
 impl<T> Frames<T> {
     pub(super) fn new(stream: T, flood: Rc<Flood>) -> Self {
-        Frames { stream, scanner: Scanner { skip: PREFACE, header: [0; HEADER], filled: 0 }, flood }
+        Frames { stream, scanner: Scanner::after(PREFACE), flood }
     }
 
     pub(super) fn into_inner(self) -> T {
@@ -108,7 +75,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        me.scanner.scan(&buf.filled()[before..], &me.flood);
+        me.scanner.scan(&buf.filled()[before..], |frame| me.flood.count(frame));
         if me.flood.is_one() {
             return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
         }
@@ -150,33 +117,20 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, payload: usize) -> Vec<u8> {
-        let length = (payload as u32).to_be_bytes();
-        [&length[1..], &[kind, 0, 0, 0, 0, 0], &vec![0; payload]].concat()
-    }
-
-    #[test]
-    fn frames_are_found_however_they_are_cut() {
-        let (ping, head, empty, data) = (frame(6, 8), frame(HEADERS, 30), frame(DATA, 0), frame(DATA, 5));
-        let bytes = [vec![b'x'; PREFACE], ping.clone(), ping, head, empty.clone(), empty.clone(), data, empty].concat();
-        for step in 1..bytes.len() {
-            let flood = Flood::default();
-            let mut scanner = Scanner { skip: PREFACE, header: [0; HEADER], filled: 0 };
-            bytes.chunks(step).for_each(|part| scanner.scan(part, &flood));
-            assert_eq!(flood.idle_frames.get(), 1, "in steps of {step}");
-        }
+    fn frame(kind: u8, length: u32) -> Frame {
+        Frame { kind, length, stream: 1, ends_stream: false }
     }
 
     #[test]
     fn only_frames_that_lead_to_nothing_are_too_many() {
         let flood = Flood::default();
         for _ in 0..MOST {
-            flood.count(6, 8);
+            flood.count(frame(6, 8));
         }
         assert!(!flood.is_one());
-        flood.count(4, 0);
+        flood.count(frame(4, 0));
         assert!(flood.is_one());
-        flood.count(HEADERS, 10);
+        flood.count(frame(HEADERS, 10));
         assert!(!flood.is_one());
     }
 }

@@ -1,0 +1,109 @@
+//! Which streams the peer has ended with END_STREAM.
+//!
+//! A server that has answered early may reset the stream without an error, to have the rest of the request not sent (RFC 9113
+//! section 8.1). To h2 a stream is reset then, whether its answer was whole or not. So the frames themselves are looked at.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use rustc_hash::FxHashMap;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frames::Scanner;
+
+/// The streams of a connection about which somebody wants to know.
+#[derive(Debug, Default, Clone)]
+pub struct Ends(Rc<RefCell<FxHashMap<u32, Rc<Cell<bool>>>>>);
+
+impl Ends {
+    /// Watches a stream that has begun just now.
+    pub fn watch(&self, stream: u32) -> Ended {
+        let ended = Rc::<Cell<bool>>::default();
+        self.0.borrow_mut().insert(stream, ended.clone());
+        Ended { ends: self.clone(), stream, ended }
+    }
+}
+
+/// Whether a stream was ended with END_STREAM.
+#[derive(Debug)]
+pub struct Ended {
+    ends: Ends,
+    stream: u32,
+    ended: Rc<Cell<bool>>,
+}
+
+impl Ended {
+    /// Whether it was.
+    pub fn get(&self) -> bool {
+        self.ended.get()
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.ends.0.borrow_mut().remove(&self.stream);
+    }
+}
+
+/// A connection to a server whose frames are looked at.
+pub struct Watched<T> {
+    stream: T,
+    scanner: Scanner,
+    ends: Ends,
+}
+
+impl<T> Watched<T> {
+    /// Looks at what comes from `stream`, for `ends`.
+    pub fn new(stream: T, ends: Ends) -> Self {
+        // A server begins with a frame (RFC 9113 section 3.4).
+        Watched { stream, scanner: Scanner::after(0), ends }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
+        let ends = me.ends.0.borrow();
+        me.scanner.scan(&buf.filled()[before..], |frame| {
+            if frame.ends_stream
+                && let Some(ended) = ends.get(&frame.stream)
+            {
+                ended.set(true);
+            }
+        });
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+}

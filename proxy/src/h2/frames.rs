@@ -1,0 +1,95 @@
+//! An eye on the frames that a peer sends, beside h2.
+
+/// A frame's header (RFC 9113 section 4.1).
+const HEADER: usize = 9;
+
+/// The frame types that matter here (RFC 9113 section 6).
+pub const DATA: u8 = 0;
+/// See [`DATA`].
+pub const HEADERS: u8 = 1;
+
+/// The flag that ends a stream, on [`DATA`] and [`HEADERS`].
+const END_STREAM: u8 = 1;
+
+/// What a frame's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Its type.
+    pub kind: u8,
+    /// Bytes of its payload.
+    pub length: u32,
+    /// Its stream.
+    pub stream: u32,
+    /// It is the stream's last one in this direction.
+    pub ends_stream: bool,
+}
+
+/// Finds the frames in what a peer sends, however that is cut.
+#[derive(Debug)]
+pub struct Scanner {
+    /// Bytes until the next one begins.
+    skip: usize,
+    header: [u8; HEADER],
+    filled: usize,
+}
+
+impl Scanner {
+    /// Of a peer that sends this many bytes before its first frame.
+    pub fn after(preface: usize) -> Scanner {
+        Scanner { skip: preface, header: [0; HEADER], filled: 0 }
+    }
+
+    /// Looks at what has come; `each` is told of each frame whose header is complete.
+    pub fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
+            let taken = bytes.len().min(HEADER - self.filled);
+            self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+            self.filled += taken;
+            bytes = &bytes[taken..];
+            if self.filled < HEADER {
+                return;
+            }
+            let [a, b, c, kind, flags, stream @ ..] = self.header;
+            let length = u32::from_be_bytes([0, a, b, c]);
+            each(Frame {
+                kind,
+                length,
+                stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+                ends_stream: flags & END_STREAM != 0 && matches!(kind, DATA | HEADERS),
+            });
+            (self.filled, self.skip) = (0, length as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
+        let length = (payload as u32).to_be_bytes();
+        [&length[1..], &[kind, flags, 0x80, 0, 0, 3], &vec![0; payload]].concat()
+    }
+
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        const PREFACE: usize = 24;
+        let all = [(6, 1, 8), (HEADERS, 4, 30), (HEADERS, 5, 0), (DATA, 0, 5), (DATA, 1, 0), (DATA, 1, 700)];
+        let bytes = all.iter().map(|(kind, flags, payload)| frame(*kind, *flags, *payload));
+        let bytes = [vec![b'x'; PREFACE], bytes.collect::<Vec<_>>().concat()].concat();
+        let expected = all.map(|(kind, flags, payload)| Frame {
+            kind,
+            length: payload as u32,
+            stream: 3,
+            // An answer to a ping ends nothing.
+            ends_stream: kind != 6 && flags & 1 == 1,
+        });
+        for step in 1..bytes.len() {
+            let (mut scanner, mut found) = (Scanner::after(PREFACE), Vec::new());
+            bytes.chunks(step).for_each(|part| scanner.scan(part, |frame| found.push(frame)));
+            assert_eq!(found, expected, "in steps of {step}");
+        }
+    }
+}

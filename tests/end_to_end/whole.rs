@@ -1,0 +1,298 @@
+//! What is whole is passed on as whole, and what is not as broken: answers that end early, lengths that filters get wrong,
+//! targets that cannot be said, uploads whose exchange is over.
+
+use std::sync::{Mutex, mpsc};
+
+use crate::{
+    guest,
+    harness::{
+        Config, H2, Proxy, Upstream, answer,
+        frames::{Message, code, flag, kind},
+        wait_until,
+    },
+};
+
+/// An upstream that speaks HTTP/2.
+fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
+    Upstream::scripted(move |connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.window(0, 1 << 30);
+        serve(&mut h2);
+    })
+}
+
+fn to_h2(upstream: &Upstream) -> Config {
+    Config::to_with(upstream, "protocol: h2").top("workers: 1")
+}
+
+/// What a client of HTTP/1.1 gets of the answer to a POST: its body, if that is whole.
+fn over_h1(proxy: &Proxy) -> Option<Vec<u8>> {
+    let mut client = proxy.client();
+    client.send_request("POST", "/", &[], b"hello");
+    client.wire.read_response("POST").ok().map(|response| response.body)
+}
+
+/// The same over HTTP/2.
+fn over_h2(proxy: &Proxy) -> Option<Vec<u8>> {
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    client.data(stream, b"hello", true);
+    let response = client.response(stream);
+    (response.ended && response.reset.is_none()).then_some(response.body)
+}
+
+/// A reset without an error, or a GOAWAY, says nothing of an answer that has not ended (RFC 9113 section 8.1).
+#[test]
+fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
+    type End = fn(&mut H2, u32);
+    let ends: [(&str, End); 3] = [
+        ("a reset without an error", |h2, stream| h2.reset(stream, code::NO_ERROR)),
+        ("a reset", |h2, stream| h2.reset(stream, code::INTERNAL_ERROR)),
+        ("GOAWAY without an error", |h2, _| h2.goaway(0, code::NO_ERROR)),
+    ];
+    for (what, end) in ends {
+        for length in [None, Some("1000")] {
+            let upstream = speaking(move |h2| {
+                while let Ok((stream, _)) = h2.next_request() {
+                    let head = [(":status", "200")].into_iter().chain(length.map(|length| ("content-length", length)));
+                    h2.headers(stream, &head.collect::<Vec<_>>(), false);
+                    h2.data(stream, b"half of it", false);
+                    end(h2, stream);
+                }
+            });
+            let proxy = Proxy::start(to_h2(&upstream));
+            assert_eq!(over_h1(&proxy), None, "{what}, {length:?}, HTTP/1.1");
+            assert_eq!(over_h2(&proxy), None, "{what}, {length:?}, HTTP/2");
+            assert!(proxy.entries().iter().all(|entry| !entry["flags"].is_null()), "{:?}", proxy.entries());
+        }
+    }
+}
+
+/// An early answer that has ended is whole, whatever its server says of the rest of the request.
+#[test]
+fn an_early_answer_that_has_ended_is_whole_though_its_stream_is_reset() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_head() {
+            h2.headers(stream, &[(":status", "413")], false);
+            h2.data(stream, b"too much", true);
+            h2.reset(stream, code::NO_ERROR);
+        }
+    });
+    let proxy = Proxy::start(to_h2(&upstream));
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nhello");
+    let response = client.read_for("POST");
+    assert_eq!((response.status(), response.text()), (413, "too much"));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    client.data(stream, b"hello", false);
+    let response = client.response(stream);
+    assert_eq!((response.status(), response.text(), response.ended), (413, "too much", true));
+}
+
+/// A filter that sets the length of requests, or of responses, to something else.
+fn wrong_length(direction: &str, length: &str) -> Vec<u8> {
+    let map = if direction == "request" { "0" } else { "2" };
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_{direction}_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_header (i32.const {map}) %"content-length" %"{length}")) (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on_anybody_else() {
+    let h1 = Upstream::replying(|request| answer(200, &[], &request.body));
+    let chunked = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec()
+    });
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let h2 = speaking(move |h2| {
+        while let Ok((stream, _)) = h2.next_head() {
+            let request = h2.wait(stream, "its end", |message| message.ended || message.reset.is_some());
+            let _ = seen.lock().unwrap().send(request.ended);
+            h2.answer(stream, 200, b"hello");
+        }
+    });
+    for length in ["2", "50"] {
+        for (direction, config) in [
+            ("request", Config::to(&h1)),
+            ("request", to_h2(&h2)),
+            ("response", Config::to(&h1)),
+            ("response", to_h2(&h2)),
+            ("response", Config::to(&chunked)),
+        ] {
+            let proxy = Proxy::start_with(
+                config.filter("length", "length.wasm", ""),
+                &[("length.wasm", &wrong_length(direction, length))],
+            );
+            let what = format!("{direction}, {length}");
+            let is_wrong = |message: Option<Vec<u8>>| message.is_none_or(|body| body != b"hello");
+            assert!(is_wrong(over_h1(&proxy)), "{what}, HTTP/1.1");
+            assert!(is_wrong(over_h2(&proxy)), "{what}, HTTP/2");
+            wait_until("two lines", || proxy.entries().len() == 2);
+            for entry in proxy.entries() {
+                assert_eq!(entry["flags"], "FF", "{what}: {entry}");
+                assert!(direction == "response" || entry["status"] == 500, "{what}: {entry}");
+            }
+        }
+    }
+    let ended: Vec<bool> = saw.try_iter().collect();
+    // Those whose responses were wrong came whole.
+    assert_eq!(ended.iter().filter(|ended| !**ended).count(), 4, "{ended:?}");
+}
+
+/// A promise of a body where there is none.
+#[test]
+fn a_length_of_a_filters_for_no_body_is_cut_too() {
+    let upstream = Upstream::replying(|_| b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let module = wrong_length("response", "50");
+    let proxy =
+        Proxy::start_with(Config::to(&upstream).filter("length", "length.wasm", ""), &[("length.wasm", &module)]);
+    assert_eq!(over_h1(&proxy), None);
+    assert_eq!(over_h2(&proxy), None);
+    wait_until("two lines", || proxy.entries().len() == 2);
+    assert!(proxy.entries().iter().all(|entry| entry["flags"] == "FF"), "{:?}", proxy.entries());
+}
+
+/// A filter that asks for something else.
+fn target(path: &str) -> Vec<u8> {
+    guest::filter(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_header (i32.const 0) %":path" %"{path}")) (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn a_target_is_sent_as_it_is_or_not_at_all() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let path = request.field(":path").unwrap_or_default().to_owned();
+            h2.answer(stream, 200, path.as_bytes());
+        }
+    });
+    for path in ["/fine?a=b", "/x<y>", "/x`y", "/x?a|b", "/x#y"] {
+        let module = target(path);
+        let config = to_h2(&upstream).filter("target", "target.wasm", "");
+        let proxy = Proxy::start_with(config, &[("target.wasm", &module)]);
+        let response = proxy.request("DELETE", "/", &[], b"");
+        match response.status() {
+            200 => assert_eq!(response.text(), path),
+            status => assert_eq!(status, 502, "{path}"),
+        }
+        if response.status() != 200 {
+            assert_eq!(proxy.entry(|entry| entry["method"] == "DELETE")["details"], "unsendable_target");
+        }
+    }
+}
+
+/// An upstream that answers before it has read the request, and what it sees of the end of the stream.
+fn early(status: &'static str) -> (Upstream, mpsc::Receiver<Message>) {
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let upstream = speaking(move |h2| {
+        while let Ok((stream, _)) = h2.next_head() {
+            h2.headers(stream, &[(":status", status)], true);
+            let message = h2.wait(stream, "the end", |message| message.ended || message.reset.is_some());
+            let _ = seen.lock().unwrap().send(message);
+        }
+    });
+    (upstream, saw)
+}
+
+#[test]
+fn an_upload_ends_with_its_exchange_and_its_stream_is_reset() {
+    let (upstream, saw) = early("200");
+    let proxy = Proxy::start(to_h2(&upstream));
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nhello");
+    let response = client.read_for("POST");
+    assert_eq!((response.status(), response.field("connection")), (200, Some("close")));
+    let upload = saw.recv_timeout(crate::harness::DEADLINE).expect("the stream ends");
+    assert_eq!(upload.reset, Some(code::CANCEL), "the client has sent no more, and nobody waits for it");
+    proxy.wait_for_metric("tollgate_cluster_requests_active", &[("cluster", "web")], 0.0);
+}
+
+/// Two tries never read from one client.
+#[test]
+fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let tries = std::sync::atomic::AtomicUsize::new(0);
+    let upstream = speaking(move |h2| {
+        while let Ok((stream, _)) = h2.next_head() {
+            if tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+                h2.headers(stream, &[(":status", "503")], true);
+                continue;
+            }
+            let message = h2.wait(stream, "the end", |message| message.ended || message.reset.is_some());
+            let _ = seen.lock().unwrap().send(message);
+            h2.answer(stream, 200, b"done");
+        }
+    });
+    let config = Config::to_with(&upstream, "protocol: h2\nretry: {attempts: 1, on: [5xx], backoff: 1ms}");
+    let proxy = Proxy::start(config.top("workers: 1"));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[], false);
+    let parts: Vec<Vec<u8>> = (0..50_u8).map(|n| vec![n; 100]).collect();
+    for part in &parts {
+        client.data(stream, part, false);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    client.send(kind::DATA, flag::END_STREAM, stream, b"");
+    assert_eq!(client.response(stream).status(), 200);
+    let body = saw.recv_timeout(crate::harness::DEADLINE).expect("a second try").body;
+    assert_eq!(body, parts.concat());
+}
+
+/// A client that is not told of a close sends its next request there, and loses it (RFC 9112 section 9.6).
+#[test]
+fn a_close_after_an_early_answer_is_announced() {
+    let upstream = Upstream::scripted(|mut connection| {
+        while connection.head().is_some() {
+            connection.send(answer(200, &[], "early"));
+            if connection.wire.read_exact(8 << 20).is_err() {
+                return;
+            }
+        }
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let body = vec![b'x'; 8 << 20];
+    let mut client = proxy.client();
+    for nth in 0..10 {
+        client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 8388608\r\n\r\n");
+        // The proxy may close while this is sent; the answer arrives all the same.
+        let _ = client.wire.send(&body);
+        let response = client.read_for("POST");
+        assert_eq!(response.status(), 200, "{nth}");
+        match response.field("connection") {
+            Some("close") => {
+                assert!(client.wire.is_closed(), "{nth}");
+                client = proxy.client();
+            }
+            other => assert_eq!(other, None, "{nth}"),
+        }
+    }
+}
+
+#[test]
+fn a_close_after_a_refused_expectation_is_announced() {
+    let proxy = Proxy::start(Config::new());
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let response = client.read_for("POST");
+    assert_eq!((response.status(), response.field("connection")), (404, Some("close")));
+    assert!(client.wire.is_closed());
+}
+
+/// What is little and on its way is read, so that the connection can be used on.
+#[test]
+fn a_short_body_that_nobody_wants_does_not_cost_the_connection() {
+    let proxy = Proxy::start(Config::new());
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n");
+    let response = client.read_for("POST");
+    assert_eq!((response.status(), response.field("connection")), (404, None));
+    client.send("hello");
+    assert_eq!(client.request("POST", "/", &[], b"again").status(), 404);
+}
