@@ -285,3 +285,63 @@ fn a_listener_for_probes_tells_nothing_else() {
     );
     assert_eq!(proxy.expect("it runs").ask_admin("admin", "GET", "/ready", &[], "").status(), 200);
 }
+
+/// A page in a browser, or somebody on the machine, has no token; probes need none on their own listener.
+#[test]
+fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
+    let admin = "admin: {address: '@admin@', token_file: token, probes: {address: '@probes@'}}\nworkers: 1\n";
+    let config = format!("{admin}listeners: [{{name: main, address: '@main@'}}]\n");
+    let (first, second) = ("a-token-that-is-long", "another-one-that-is-long");
+    let mut proxy = Proxy::begin(config, &[("token", first.as_bytes())]);
+    let asked = |proxy: &Proxy, token: Option<&str>, method: &str, path: &str| {
+        let value = token.map(|token| format!("Bearer {token}"));
+        let fields: Vec<_> = value.iter().map(|value| ("Authorization", value.as_str())).collect();
+        proxy.ask_admin("admin", method, path, &[&[("Host", "localhost")][..], &fields].concat(), "")
+    };
+    proxy.wait_for_output("ready workers");
+    let paths = ["/", "/live", "/ready", "/metrics", "/config", "/filters", "/clusters", "/log", "/none"];
+    for (method, path) in paths.map(|path| ("GET", path)).into_iter().chain([("POST", "/reload"), ("POST", "/log")]) {
+        for wrong in [None, Some(""), Some(second), Some("a-token-that-is-lon")] {
+            let answer = asked(&proxy, wrong, method, path);
+            assert_eq!((answer.status(), answer.field("www-authenticate")), (401, Some("Bearer")), "{path} {wrong:?}");
+        }
+    }
+    assert_eq!(asked(&proxy, Some(first), "GET", "/config").status(), 200);
+    assert!(!asked(&proxy, Some(first), "GET", "/config").text().contains(first));
+    for path in ["/live", "/ready", "/metrics"] {
+        assert_eq!(proxy.ask_admin("probes", "GET", path, &[("Host", "localhost")], "").status(), 200);
+    }
+    proxy.put("token", second);
+    assert_eq!(asked(&proxy, Some(first), "GET", "/live").status(), 401);
+    assert_eq!(asked(&proxy, Some(second), "GET", "/live").status(), 200);
+    proxy.put("token", "");
+    assert_eq!(asked(&proxy, Some(second), "GET", "/live").status(), 503);
+    proxy.wait_for_output("the admin listener's token cannot be used");
+    // A successor shows it to get the address.
+    proxy.put("token", second);
+    let successor = proxy.beside(&["--replace", &proxy.pid().to_string()]);
+    successor.wait_for_output("admin listener on");
+    assert_eq!(asked(&successor, Some(second), "GET", "/live").status(), 200);
+    proxy.wait_exit();
+}
+
+#[test]
+fn a_token_that_is_none_keeps_the_proxy_from_starting() {
+    let config = "admin: {address: '@admin@', token_file: token}\nlisteners: [{name: main, address: '@main@'}]";
+    for (files, why) in [(&[][..], "cannot be read"), (&[("token", &b"short"[..])][..], "can be guessed")] {
+        let said = Proxy::try_start(config, files).map(|_| ()).expect_err("there is no token");
+        assert!(said.contains("there is no token for the admin listener") && said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn listeners_that_never_ran_leave_no_series() {
+    let upstream = Upstream::saying("ok");
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    let more = "\nlisteners: [{name: main, address: '@main@'}, {name: ghost, address: '@ghost@', access_log: {to: /no/such/place}}]\n\
+                clusters: [{name: phantom, endpoints: [{address: '127.0.0.1:1'}]}]\n";
+    proxy.put_config(more);
+    assert_eq!(proxy.reload().0, 422);
+    let shown = proxy.admin("GET", "/metrics", "");
+    assert!(!shown.text().contains("ghost") && !shown.text().contains("phantom"), "{}", shown.text());
+}

@@ -147,7 +147,7 @@ fn good_files_are_good() {
 fn what_is_odd_is_a_warning() {
     let dir = workplace();
     let config = "listeners: [{name: main, address: '127.0.0.1:8080', cluster: web}]\n\
-                  clusters:\n  - {name: web, request_timeout: 1s, retry: {per_try_timeout: 2s}}\n";
+                  clusters:\n  - {name: web, request_timeout: 1s, retry: {per_try_timeout: 2s}, endpoints: [{address: '127.0.0.1:1'}]}\n";
     fs::write(dir.path().join("odd.yaml"), config).expect("a file");
     let output = tollgate(dir.path(), &["check", "odd.yaml"]);
     assert_eq!(output.status.code(), Some(0));
@@ -172,14 +172,14 @@ filters:
   - {name: idle, wasm: naming.wasm}
   - {name: serving, wasm: naming.wasm, vm_id: shared-by-others, config: {service: 'called:80'}}
 clusters:
-  - {name: direct}
-  - {name: shared}
-  - {name: named}
-  - {name: routed}
-  - {name: mirrored}
-  - {name: called}
-  - {name: in-the-module}
-  - {name: forgotten}
+  - {name: direct, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: shared, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: named, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: routed, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: mirrored, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: called, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: in-the-module, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: forgotten, endpoints: [{address: '127.0.0.1:1'}]}
 ";
     fs::write(dir.path().join("odd.yaml"), config).expect("a file");
     let naming = guest::filter("(data (i32.const 60000) \"in-the-module\")");

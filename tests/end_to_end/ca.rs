@@ -209,6 +209,8 @@ fn the_command_line_refuses_what_would_do_harm() {
         (&["issue", "--spiffe", WEB, "--dns", "a b"], "`a b` is no DNS name"),
         (&["issue", "--spiffe", WEB, "--ttl", "0s"], "too short"),
         (&["issue", "--spiffe", WEB, "--out", "ca/ca"], "is the authority's own"),
+        (&["token", "--out", "ca/ca.key"], "is there already, and is not replaced"),
+        (&["token", "--out", "ca/../ca/token.key"], "is there already, and is not replaced"),
         (&["issue", "--spiffe", WEB, "--dir", "nowhere"], "`tollgate ca init` makes one"),
         (&["token", "--spiffe", "spiffe://other/*"], "this is the authority of `mesh.local`"),
         (&["show", "ca/ca.key"], "holds no certificate"),
@@ -463,4 +465,26 @@ fn without_an_authority_there_is_none() {
     let Err(output) = Proxy::try_start(nothing, &[]) else { panic!("it has started") };
     assert!(output.contains("config.yaml:2:") && output.contains("^^^^^^^"), "{output}");
     assert!(output.contains("`tollgate ca init --dir nothing` makes an authority"), "{output}");
+}
+
+#[test]
+fn a_token_replaces_no_file_and_keys_that_all_can_read_are_told_of() {
+    let folder = Folder::new();
+    let key = folder.read("ca/ca.key");
+    folder.run(&["token", "--out", "web.token"]);
+    let said = folder.refusal(&["token", "--out", "web.token"]);
+    assert!(said.contains("`web.token` is there already"), "{said}");
+    folder.refusal(&["token", "--out", "ca/ca.key"]);
+    assert_eq!(folder.read("ca/ca.key"), key);
+    let left = fs::read_dir(folder.path(""))
+        .expect("a folder")
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.')));
+    assert_eq!(left.count(), 0, "nothing is left over");
+    let warned = |folder: &Folder| String::from_utf8(folder.try_run(&["token"]).stderr).expect("a text");
+    assert!(!warned(&folder).contains("warning"));
+    fs::set_permissions(folder.path("ca/ca.key"), fs::Permissions::from_mode(0o644)).expect("ours");
+    assert!(
+        warned(&folder)
+            .contains("warning: everybody on this machine can read the authority's private key in `ca/ca.key`")
+    );
 }

@@ -316,3 +316,27 @@ fn a_second_proxy_on_the_same_address_does_not_start() {
     assert!(output.contains("cannot listen on"), "{output}");
     assert_eq!(proxy.get("/").status(), 404, "the first one goes on");
 }
+
+/// The first process of a container has no signal handlers but its own: what it does not handle, it does not get.
+#[test]
+fn the_first_process_of_a_container_hears_signals() {
+    use std::process::{Command, Stdio};
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let namespace = |program: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]).args(program);
+        command.current_dir(proxy.dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    if !namespace(&["true"]).status().is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: no namespace for processes is to be had");
+    }
+    std::fs::write(proxy.dir().join("other.yaml"), "admin: false\nlisteners: [{name: a, address: 'unix:a.sock'}]")
+        .expect("a file");
+    // What is started first is PID 1; what that starts, waits, and signals it.
+    let script = "while ! [ -S a.sock ]; do sleep 0.02; done; kill -HUP 1; kill -TERM 1";
+    let inside = format!("({script}) & exec {} run other.yaml", env!("CARGO_BIN_EXE_tollgate"));
+    let status = namespace(&["sh", "-c", &inside]).status().expect("it runs");
+    assert_eq!(status.code(), Some(0));
+}

@@ -27,3 +27,23 @@ fn a_unix_sockets_file_is_there_as_long_as_its_listener() {
     assert!(proxy.wait_exit().success());
     assert!(!path.exists());
 }
+
+#[test]
+fn a_sockets_permissions_are_changed_where_it_is() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    let upstream = Upstream::saying("ok");
+    let config = |mode: &str| {
+        let listener = "name: main, address: '@main@', addresses: ['unix:a.sock'], cluster: web";
+        format!(
+            "listeners: [{{{listener}, socket: {{mode: '{mode}'}}}}]\nclusters: [{{name: web, endpoints: [{{address: '{upstream}'}}]}}]\n"
+        )
+    };
+    let mut proxy = Proxy::start(config("600"));
+    let path = proxy.dir().join("a.sock");
+    let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    proxy.change_config(config("660"));
+    assert_eq!(mode(), 0o660);
+    proxy.wait_for_output("has the permissions 660");
+    assert!(!proxy.output().contains("takes effect at the next start"), "{}", proxy.output());
+}

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Brings the clients and servers here that the tests in tests/end_to_end/interop/ hold the proxy against: programs from Debian,
-# a Python environment and Envoy in target/interop/. Whatever cannot be had is said, and its tests are skipped; with
+# Looks for the clients and servers that the tests in tests/end_to_end/interop/ hold the proxy against, and brings those here that
+# need no installation: a Python environment and Envoy, in target/interop/. With TOLLGATE_INSTALL=1, as root, it installs the
+# programs that are missing from Debian. Whatever cannot be had is said, and its tests are skipped; with
 # TOLLGATE_REQUIRE_INTEROP=1 it is an error.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -25,15 +26,27 @@ absent() {
     [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -e '--with-stream ' || echo nginx-stream
 }
 
-if [ -n "$(absent)" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    # Debian starts servers that it installs; here they must not take ports.
+if [ -n "$(absent)" ] && [ "${TOLLGATE_INSTALL:-}" = 1 ]; then
+    # Debian starts servers that it installs, and starts them again with the machine; here they must not take ports.
     policy=/usr/sbin/policy-rc.d
-    [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && trap 'rm -f "$policy"' EXIT; }
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    new=
+    for service in haproxy nginx; do
+        command -v "$service" >/dev/null || new="$new $service.service"
+    done
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade $PACKAGES ||
         echo "*** interop: apt-get has failed" >&2
+    for service in $new; do
+        deb-systemd-helper disable "$service" >/dev/null 2>&1 || true
+    done
 fi
 for program in $(absent); do
-    without "$program" "not installed; run this as root, with apt"
+    without "$program" "not installed; TOLLGATE_INSTALL=1 installs it, as root, with apt-get"
 done
 
 if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$venv/requirements.txt"; then

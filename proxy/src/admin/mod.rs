@@ -5,6 +5,7 @@ mod connection;
 mod guard;
 mod probes;
 mod socket;
+mod token;
 
 use std::{net::SocketAddr, rc::Rc};
 
@@ -28,6 +29,7 @@ use self::connection::{Connections, Unread};
 pub use self::{
     probes::Probes,
     socket::{Socket, cannot_listen, listen, listen_later},
+    token::Token,
 };
 
 /// What the admin listener shows and does.
@@ -42,6 +44,8 @@ pub struct State {
     pub changes: mpsc::Sender<Change>,
     /// Names that it may be asked for by. None: it is on a unix socket, which no browser reaches.
     pub hosts: Option<Vec<String>>,
+    /// What whoever asks has to show, if anything.
+    pub token: Option<Token>,
     /// Signs certificates for workloads, if that is configured.
     pub ca: Option<Service>,
     /// Where it listens.
@@ -69,6 +73,17 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
     let path = parts.uri.path();
     if let Some(why) = state.hosts.as_ref().and_then(|hosts| guard::refusal(&parts, hosts)) {
         return text(StatusCode::FORBIDDEN, &format!("{why}\n"));
+    }
+    // What its bearer may do there is said by a token of another kind.
+    if let Some(token) = state.token.as_ref().filter(|_| !path.starts_with("/ca/"))
+        && let Err((status, why)) = token.check(&parts.headers).await
+    {
+        let mut response = text(status, why);
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, section 15.5.2.
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        return response;
     }
     if let Some(answer) = probes::answer(&state.status, &state.registry, &parts.method, path) {
         return answer;

@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Connections, State};
+use super::{Connections, State, Token};
 use crate::{
     config::{
         Diagnostic, Diagnostics, Loaded,
@@ -47,9 +47,9 @@ impl Default for Socket {
 ///
 /// # Errors
 /// Somebody else listens there, or the address is not to be had.
-pub async fn listen(admin: &Admin) -> io::Result<ListenSocket> {
+pub async fn listen(admin: &Admin, token: Option<&Token>) -> io::Result<ListenSocket> {
     match open(admin) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && yields(&admin.address).await => open(admin),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && yields(&admin.address, token).await => open(admin),
         opened => opened,
     }
 }
@@ -62,10 +62,12 @@ fn open(admin: &Admin) -> io::Result<ListenSocket> {
 }
 
 /// Whether who listens there is a process that drains, and has closed its socket now.
-async fn yields(address: &Address) -> bool {
+async fn yields(address: &Address, token: Option<&Token>) -> bool {
     let ask = async {
         let mut stream = Stream::connect(address, None).await.ok()?;
-        let request = "POST /yield HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let token = token.map(Token::field).unwrap_or_default();
+        let request =
+            format!("POST /yield HTTP/1.1\r\nHost: localhost\r\n{token}Content-Length: 0\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut status = [0; 12];
         stream.read_exact(&mut status).await.ok()?;
@@ -77,7 +79,7 @@ async fn yields(address: &Address) -> bool {
 /// Serves as soon as who has the address now gives it up.
 pub async fn listen_later(admin: Admin, state: Rc<State>) {
     for tries in 1_u64.. {
-        match listen(&admin).await {
+        match listen(&admin, state.token.as_ref()).await {
             Ok(socket) => {
                 tracing::info!("admin listener on {}", admin.url());
                 if let Err(e) = state.serve(socket) {

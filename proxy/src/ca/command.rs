@@ -228,7 +228,13 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let token = Token::new(scope, args.ttl.0)?;
     let text = authority.secret()?.seal(&token);
     match &args.out {
-        Some(path) => files::put(path, &format!("{text}\n"), PRIVATE)?,
+        Some(path) => {
+            let written = files::put_new(path, &format!("{text}\n"), PRIVATE);
+            written.map_err(|e| match e {
+                Error::Exists(_) => anyhow::anyhow!("{e}, and is not replaced: write elsewhere, and move it there"),
+                e => e.into(),
+            })?;
+        }
         None => println!("{text}"),
     }
     // Not a part of the token: standard output may be a file.
@@ -261,10 +267,19 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
 
 fn open(dir: &Path) -> anyhow::Result<Authority> {
     let help = || format!("there is no certificate authority in `{}`; `tollgate ca init` makes one", dir.display());
-    Ok(match dir.join(authority::ROOT).exists() {
+    let authority = match dir.join(authority::ROOT).exists() {
         true => Authority::open(dir)?,
         false => Authority::open(dir).with_context(help)?,
-    })
+    };
+    for (name, what) in
+        [(authority::KEY, "the authority's private key"), (authority::SECRET, "the secret of join tokens")]
+    {
+        let path = dir.join(name);
+        if files::is_exposed(&path) {
+            eprintln!("warning: everybody on this machine can read {what} in `{}`: chmod 600", path.display());
+        }
+    }
+    Ok(authority)
 }
 
 /// What a certificate says, line by line.

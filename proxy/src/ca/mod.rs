@@ -6,13 +6,13 @@
 
 pub mod authority;
 pub mod command;
+pub mod files;
 pub mod service;
 pub mod spiffe;
 pub mod token;
 pub mod workload;
 
 mod certificate;
-mod files;
 mod request;
 
 use std::path::{Path, PathBuf};

@@ -1,12 +1,13 @@
 //! Errors and warnings about a configuration, and how they are shown: as plain lines, with the lines of the file they are
 //! about, or as JSON.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde_json::json;
 
 use super::{node::Span, source::Source};
+use crate::observe::plain;
 
 /// More than this help nobody, and a hostile file must not make us write megabytes.
 const MOST: usize = 100;
@@ -187,14 +188,14 @@ impl fmt::Display for Diagnostics {
             if i > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}", self.source.name())?;
+            write!(f, "{}", plain::line(self.source.name()))?;
             if let Some(span) = d.span {
                 let at = self.source.position(span.start);
                 write!(f, ":{}:{}", at.line, at.column)?;
             }
-            write!(f, ": {}: {}", d.severity.as_str(), d.message)?;
+            write!(f, ": {}: {}", d.severity.as_str(), plain::line(&d.message))?;
             if let Some(help) = &d.help {
-                write!(f, " ({help})")?;
+                write!(f, " ({})", plain::line(help))?;
             }
         }
         match self.omitted {
@@ -217,15 +218,33 @@ fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
     (start, shown, !shown.is_empty() && shown.lines().all(|l| l.len() <= LONGEST_LINE))
 }
 
+/// The text with something as long in the place of what is harmful, so that places within it stay the same.
+fn same_length(text: &str) -> Cow<'_, str> {
+    plain::replaced(
+        text,
+        |c| plain::is_harmful(c) && c != '\n' && c != '\t',
+        |out, c| {
+            out.push_str(match c.len_utf8() {
+                1 => "?",
+                2 => "\u{b7}",
+                _ => "\u{fffd}",
+            });
+        },
+    )
+}
+
 fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
     let level = match d.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let title = level.primary_title(d.message.as_str());
-    let help = d.help.as_deref().map(|help| Level::HELP.message(help));
+    // They may quote what a file, or a filter, has given.
+    let (message, name) = (plain::lines(&d.message), plain::line(source.name()));
+    let help = d.help.as_deref().map(plain::lines);
+    let title = level.primary_title(&*message);
+    let help = help.as_deref().map(|help| Level::HELP.message(help));
     let Some(span) = d.span else {
-        return renderer.render(&[title.element(Origin::path(source.name())).elements(help)]);
+        return renderer.render(&[title.element(Origin::path(&*name)).elements(help)]);
     };
     let mut spans: Vec<Span> = d.notes.iter().map(|(span, _)| *span).chain([span]).collect();
     let (mut start, mut shown, mut fit) = window(source.text(), &spans);
@@ -235,21 +254,43 @@ fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
     }
     if !fit {
         let at = source.position(span.start);
-        let origin = Origin::path(source.name()).line(at.line).char_column(at.column);
+        let origin = Origin::path(&*name).line(at.line).char_column(at.column);
         return renderer.render(&[title.element(origin).elements(help)]);
     }
     let within = |s: Span| {
         let clip = |at: usize| shown.floor_char_boundary(at.saturating_sub(start));
         clip(s.start)..clip(s.end)
     };
-    let mut snippet = Snippet::source(shown)
-        .path(source.name())
+    let harmless = same_length(shown);
+    let mut snippet = Snippet::source(&*harmless)
+        .path(&*name)
         .line_start(source.position(start).line)
         .annotation(AnnotationKind::Primary.span(within(span)));
     if spans.len() > 1 {
         for (span, text) in &d.notes {
-            snippet = snippet.annotation(AnnotationKind::Context.span(within(*span)).label(text.as_str()));
+            snippet = snippet.annotation(AnnotationKind::Context.span(within(*span)).label(plain::line(text)));
         }
     }
     renderer.render(&[title.element(snippet).elements(help)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a file, its name or a filter has put there.
+    #[test]
+    fn what_is_quoted_is_not_obeyed_by_a_terminal() {
+        let nasty = "a\u{1b}[2J\u{9b}2J\r\u{202e}b";
+        let source = Arc::new(Source::new(nasty.as_ref(), format!("key: {nasty}\nother: {nasty}\n")));
+        let at = |start: usize| Span::new(start, start + 3);
+        let wrong = Diagnostic::error(at(0), nasty).help(nasty.to_owned()).note(at(6), nasty);
+        let all = [wrong, Diagnostic::error(None, nasty).help(nasty.to_owned())];
+        let all = Diagnostics::new(source, all.into());
+        let harmful = |text: &str| text.contains(|c| plain::is_harmful(c) && c != '\n');
+        assert!(!harmful(&all.render(false)), "{:?}", all.render(false));
+        assert!(!harmful(&all.to_string()), "{:?}", all.to_string());
+        let coloured = all.render(true);
+        assert!(!coloured.contains("\u{1b}[2J") && !coloured.contains(['\u{9b}', '\r', '\u{202e}']), "{coloured:?}");
+    }
 }

@@ -3,13 +3,15 @@
 //! They are put into the values of the tree, not into the text: what a variable holds can never become a key, a list or
 //! a second value. Which type such a value is of is decided by its place, later (`fit`).
 
+use std::ffi::OsString;
+
 use super::{
     diagnostic::Diagnostic,
     node::{Node, Span, Text, Value},
 };
 
 /// Where variables come from.
-pub(super) type Lookup<'f> = dyn Fn(&str) -> Option<String> + 'f;
+pub(super) type Lookup<'f> = dyn Fn(&str) -> Option<OsString> + 'f;
 
 /// Puts variables into every value of the tree.
 pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, problems: &mut Vec<Diagnostic>) {
@@ -111,7 +113,11 @@ fn value(reference: &str, env: &Lookup<'_>) -> Result<String, (String, &'static 
         return Err((message, "write `${NAME:-default}` with plain text for the default"));
     }
     // As in a shell, `:-` also applies to a variable that is set to nothing.
-    match (env(name), default) {
+    let value = env(name).map(OsString::into_string).transpose().map_err(|_| {
+        let message = format!("the environment variable `{name}` holds bytes that are not UTF-8");
+        (message, "set it to a text")
+    })?;
+    match (value, default) {
         (Some(value), None) => Ok(value),
         (Some(value), Some(_)) if !value.is_empty() => Ok(value),
         (_, Some(default)) => Ok(default.to_owned()),
@@ -124,13 +130,17 @@ fn value(reference: &str, env: &Lookup<'_>) -> Result<String, (String, &'static 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]
     fn references_are_replaced() {
         let env = |name: &str| match name {
-            "A" => Some("x".to_owned()),
-            "EMPTY" => Some(String::new()),
+            "A" => Some("x".into()),
+            "EMPTY" => Some(OsString::new()),
+            // As it is, it is neither unset nor a text.
+            "LATIN1" => Some(OsString::from_vec(b"caf\xe9".to_vec())),
             _ => None,
         };
         for (text, expected) in [
@@ -140,6 +150,8 @@ mod tests {
             ("${B:-a:-b}", Ok("a:-b")),
             ("$${A} $$ $A ^a$ $", Ok("${A} $ $A ^a$ $")),
             ("${B}", Err("the environment variable `B` is not set")),
+            ("${LATIN1}", Err("the environment variable `LATIN1` holds bytes that are not UTF-8")),
+            ("${LATIN1:-x}", Err("the environment variable `LATIN1` holds bytes that are not UTF-8")),
             ("${}", Err("`` is not the name of an environment variable")),
             ("${1}", Err("`1` is not the name of an environment variable")),
             ("${A", Err("`${` is not closed with `}`")),

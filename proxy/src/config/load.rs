@@ -95,7 +95,7 @@ pub type Check = fn(&str) -> Result<(), (String, Option<String>)>;
 impl Default for Loader<'_> {
     fn default() -> Self {
         let foreign = Foreign { access_log: |_| Ok(()), log_level: |_| Ok(()) };
-        Loader { env: Box::new(|name| std::env::var(name).ok()), foreign }
+        Loader { env: Box::new(|name| std::env::var_os(name)), foreign }
     }
 }
 
@@ -112,7 +112,7 @@ pub fn parse(source_name: &str, text: &str, format: Format) -> Result<Loaded, Di
 impl<'f> Loader<'f> {
     /// With variables from elsewhere than the environment.
     pub fn env(mut self, env: impl Fn(&str) -> Option<String> + 'f) -> Self {
-        self.env = Box::new(env);
+        self.env = Box::new(move |name| env(name).map(Into::into));
         self
     }
 

@@ -8,6 +8,7 @@
 pub mod model;
 pub mod units;
 
+mod admin;
 mod diagnostic;
 mod env;
 mod explain;

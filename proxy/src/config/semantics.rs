@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::{
+    admin,
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
     load::{Check, Foreign},
@@ -42,6 +43,7 @@ pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagn
     let filter_names = Names::of("filter", filters, problems);
     let cluster_names = Names::of("cluster", clusters, problems);
     addresses(source, listeners, problems);
+    admin::check(root, problems);
     workload::check(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
@@ -66,6 +68,7 @@ pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagn
     }
     for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
         weights(key, endpoints, problems);
+        ports(endpoints, problems);
     }
     for check in clusters.iter().filter_map(|cluster| cluster.get("health_check")) {
         health_check(check, problems);
@@ -74,9 +77,22 @@ pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagn
 
 /// Checks that need the defaults of the model, for a file that has no errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    admin::warn(source, config, warnings);
     tls::warn(source, config, warnings);
     workload::warn(source, config, warnings);
     for (i, cluster) in config.clusters.iter().enumerate() {
+        if cluster.endpoints.is_empty() {
+            let message = format!("cluster `{}` has no endpoints: all requests get 503", cluster.name);
+            warnings.push(Diagnostic::warning(source.locate(&format!("/clusters/{i}/endpoints"), "").span, message));
+        }
+        if let Some(check) = cluster.health_check.as_ref().filter(|check| check.timeout.0 > check.interval.0) {
+            let message = format!(
+                "`timeout` ({}) is longer than `interval` ({}): a check that hangs holds up those after it",
+                check.timeout, check.interval
+            );
+            let pointer = format!("/clusters/{i}/health_check/timeout");
+            warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
+        }
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
         if per_try.0 > whole {
@@ -363,6 +379,17 @@ fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
             Diagnostic::error(key.span, "the weights of all endpoints are 0")
                 .help("give at least one of them a weight, or leave `weight` out for 1".to_owned()),
         );
+    }
+}
+
+/// Nobody listens on port 0: it stands for any port that is free.
+fn ports(endpoints: &Node, problems: &mut Vec<Diagnostic>) {
+    for node in endpoints.items().iter().filter_map(|endpoint| endpoint.get("address")) {
+        let address = node.as_str().and_then(|text| text.parse::<Address>().ok());
+        if address.and_then(|address| address.inet()).is_some_and(|address| address.port() == 0) {
+            let help = "write the port that the endpoint listens on".to_owned();
+            problems.push(Diagnostic::error(node.span, "nothing can be sent to port 0").help(help));
+        }
     }
 }
 

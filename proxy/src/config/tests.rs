@@ -117,8 +117,10 @@ fn an_authority_on_an_admin_listener_that_is_not_there_is_a_warning() {
 
 #[test]
 fn a_try_longer_than_all_tries_is_a_warning() {
-    let text =
-        format!("{MINIMAL}clusters:\n  - name: a\n    request_timeout: 1s\n    retry: {{per_try_timeout: 2s}}\n");
+    let text = format!(
+        "{MINIMAL}clusters:\n  - name: a\n    request_timeout: 1s\n    retry: {{per_try_timeout: 2s}}\n    \
+                        endpoints: [{{address: '127.0.0.1:1'}}]\n"
+    );
     let loaded = loader().parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
         loaded.warnings.to_string(),
@@ -225,8 +227,10 @@ listeners:
 clusters:
   - name: two words
     tls: {}
+    endpoints: [{address: 127.0.0.1:1}]
   - name: any
     tls: {insecure: true}
+    endpoints: [{address: 127.0.0.1:1}]
 ";
     let loaded = loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
@@ -235,7 +239,7 @@ clusters:
          x.yaml:7:7: warning: `client_ca` has no effect: clients are not asked for certificates\n\
          x.yaml:10:5: warning: the cluster's name cannot be one of a host, so endpoints' certificates must be for their \
          addresses: give `sni` or `sans`\n\
-         x.yaml:12:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
+         x.yaml:13:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
     );
 }
 
@@ -256,4 +260,33 @@ clusters:
     assert_eq!(config.listeners[1].http2.ping_clients(), None);
     assert_eq!(config.clusters[0].http2.ping_upstreams(), None);
     assert_eq!(config.clusters[1].http2.ping_upstreams(), Some(secs(600)));
+}
+
+#[test]
+fn what_makes_no_sense_is_told() {
+    let cluster = |options: &str| {
+        let text = format!("{MINIMAL}clusters: [{{name: a, {options}}}]\n");
+        match loader().parse("x.yaml", &text, Format::Yaml) {
+            Ok(loaded) => loaded.warnings.to_string(),
+            Err(wrong) => wrong.to_string(),
+        }
+    };
+    for (options, said) in [
+        ("endpoints: []", "warning: cluster `a` has no endpoints: all requests get 503"),
+        ("tls: {}", "warning: cluster `a` has no endpoints: all requests get 503"),
+        ("endpoints: [{address: '127.0.0.1:0'}]", "error: nothing can be sent to port 0"),
+        ("endpoints: [{address: '127.0.0.1:1'}], tls: {sans: []}", "error: `sans` names nobody"),
+        (
+            "endpoints: [{address: '127.0.0.1:1'}], health_check: {interval: 1s, timeout: 2s, check: {http: {path: /}}}",
+            "warning: `timeout` (2s) is longer than `interval` (1s): a check that hangs holds up those after it",
+        ),
+    ] {
+        assert!(cluster(options).contains(said), "{options}: {}", cluster(options));
+    }
+    assert_eq!(
+        cluster(
+            "endpoints: [{address: '127.0.0.1:1'}], health_check: {interval: 2s, timeout: 2s, check: {http: {path: /}}}"
+        ),
+        ""
+    );
 }

@@ -109,6 +109,13 @@ fn names(tls: &Node, problems: &mut Vec<Diagnostic>) {
     if let Some(sni) = tls.get("sni").filter(|node| node.as_str().is_some_and(|name| !is_host(name))) {
         problems.push(wrong(sni, "a name"));
     }
+    if let Some((key, sans)) = tls.entry("sans")
+        && is_empty(Some(sans))
+        && !matches!(sans.value, Value::Null)
+    {
+        let help = "name somebody, or leave it out: then certificates must be for the name that is asked for (`sni`)";
+        problems.push(Diagnostic::error(key.span, "`sans` names nobody").help(help.to_owned()));
+    }
     for san in tls.get("sans").map_or(&[][..], Node::items) {
         let Some(name) = san.as_str() else { continue };
         if name.starts_with("*.") {

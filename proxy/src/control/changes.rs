@@ -111,11 +111,31 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
     for listener in &new.listeners {
         let Some(before) = old.listeners.iter().find(|before| before.name == listener.name) else { continue };
         let is_kept = listener.all_addresses().any(|address| before.all_addresses().any(|a| a == address));
-        if is_kept && listener.socket != before.socket {
+        // Permissions that are given are changed on the spot.
+        let mode = listener.socket.mode.as_ref().or(before.socket.mode.as_ref());
+        let same = model::SocketOptions { mode: mode.cloned(), ..before.socket.clone() };
+        if is_kept && listener.socket != same {
             all.push(format!(
                 "`socket` of listener `{}` has changed; it takes effect at the next start, or at another address",
                 listener.name
             ));
+        }
+    }
+    all
+}
+
+/// Unix sockets that stay where they are and have other permissions now: whose they are, where, and which.
+pub fn permissions<'n>(old: &model::Config, new: &'n model::Config) -> Vec<(&'n str, &'n std::path::Path, &'n str)> {
+    let mut all = Vec::new();
+    for listener in &new.listeners {
+        let Some(before) = old.listeners.iter().find(|before| before.name == listener.name) else { continue };
+        let Some(mode) = listener.socket.mode.as_deref().filter(|_| listener.socket.mode != before.socket.mode) else {
+            continue;
+        };
+        for address in listener.all_addresses().filter(|address| before.all_addresses().any(|a| a == *address)) {
+            if let Address::Unix(path) = address {
+                all.push((listener.name.as_str(), &**path, mode));
+            }
         }
     }
     all
@@ -190,6 +210,13 @@ mod tests {
         assert!(restarts(&running, &other, &other).is_empty());
         let back = restarts(&running, &other, &running);
         assert_eq!(back.len(), 1, "only the sockets may have come with the other one: {back:?}");
+        let mode = |mode: &str| config(&listener.replace("{backlog: 100}", mode));
+        assert!(restarts(&running, &mode("{backlog: 100}"), &mode("{backlog: 100, mode: '660'}")).is_empty());
+        assert_eq!(
+            restarts(&running, &mode("{mode: '660'}"), &mode("{}")).len(),
+            1,
+            "which ones it would have had is not known"
+        );
         let moved = config(&listener.replace("100", "101").replace(":1'", ":2'"));
         assert!(restarts(&running, &running, &moved).is_empty(), "a new address has new sockets");
     }

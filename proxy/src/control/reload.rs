@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::{Diagnostics, model},
     listener::{
-        socket::Claim,
+        socket::{self, Claim},
         worker::{Command, Delivery},
     },
     observe::log::LogHandle,
@@ -181,6 +181,14 @@ impl Reloader {
             said.iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         let new = self.apply(made).await;
+        if let Some(old) = &old {
+            for (name, path, mode) in changes::permissions(&old.loaded.config, &new.loaded.config) {
+                match socket::set_mode(path, mode) {
+                    Ok(()) => tracing::info!("listener `{name}`: {} has the permissions {mode}", path.display()),
+                    Err(e) => tracing::warn!("listener `{name}`: {} keeps its permissions: {e}", path.display()),
+                }
+            }
+        }
         if let Some(old) = &old {
             let (before, now) = (changes::places(&old.loaded.config), changes::places(&new.loaded.config));
             for (name, address, text) in &now {

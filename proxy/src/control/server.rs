@@ -140,16 +140,20 @@ impl Server {
         log::stderr::show(&foundry.registry)?;
         let (changes, inbox) = mpsc::channel(8);
         if running.admin.enabled {
+            if let Some(wrong) = admin::Token::look(&loaded) {
+                return Err(Diagnostics::new(loaded.source.clone(), vec![wrong]).into());
+            }
             let state = Rc::new(admin::State {
                 status: status.clone(),
                 registry: foundry.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
                 hosts: running.admin.address.inet().map(|_| running.admin.hosts.clone()),
+                token: admin::Token::of(&loaded),
                 ca: ca::service::Service::open(&loaded, &foundry.registry)?,
                 socket: admin::Socket::default(),
             });
-            match admin::listen(&running.admin).await {
+            match admin::listen(&running.admin, state.token.as_ref()).await {
                 Ok(socket) => state.serve(socket)?,
                 // It gives it up when it drains, and that is when this process is ready.
                 Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && predecessor.is_some() => {

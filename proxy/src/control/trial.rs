@@ -10,7 +10,7 @@ use std::{
 use rustix::fs::{Access, access};
 
 use crate::{
-    ca,
+    admin, ca,
     config::{Diagnostic, Loaded, units::Address},
 };
 
@@ -44,6 +44,7 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Vec<Diagnostic> {
             let message = format!("cannot listen on {} (admin): {error}", config.admin.address);
             wrong.push(source.diagnostic("/admin/address", message, None));
         }
+        wrong.extend(admin::Token::look(loaded));
         wrong.extend(ca::service::authority(loaded).and_then(Result::err));
     }
     wrong.extend(ca::workload::look(loaded, cache));

@@ -144,8 +144,7 @@ fn listen_unix(path: &Path, options: &SocketOptions, count: usize, claim: Claim)
     let made = SocketFile::of(&bound)?;
     // Nobody gets in before it listens.
     if let Some(mode) = &options.mode {
-        let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
-        fs::set_permissions(&bound, fs::Permissions::from_mode(mode))?;
+        set_mode(&bound, mode)?;
     }
     socket.listen(backlog(options))?;
     socket.set_nonblocking(true)?;
@@ -155,6 +154,15 @@ fn listen_unix(path: &Path, options: &SocketOptions, count: usize, claim: Claim)
     };
     let listener: std::os::unix::net::UnixListener = socket.into();
     (0..count).map(|_| Ok(ListenSocket::Unix(file.clone(), listener.try_clone()?))).collect()
+}
+
+/// Gives a unix socket's file these permissions, in octal.
+///
+/// # Errors
+/// The system refuses.
+pub fn set_mode(path: &Path, mode: &str) -> io::Result<()> {
+    let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// Whether a path is a socket that nobody listens on: what is left of a process that did not end well.

@@ -20,7 +20,7 @@ pub fn lines(text: &str) -> Cow<'_, str> {
 }
 
 /// The text, with `replace` called for each character that is `wrong`.
-pub(super) fn replaced(text: &str, wrong: impl Fn(char) -> bool, replace: impl Fn(&mut String, char)) -> Cow<'_, str> {
+pub fn replaced(text: &str, wrong: impl Fn(char) -> bool, replace: impl Fn(&mut String, char)) -> Cow<'_, str> {
     let Some(first) = text.find(&wrong) else { return Cow::Borrowed(text) };
     let mut out = String::with_capacity(text.len() + 16);
     out.push_str(&text[..first]);

@@ -26,7 +26,7 @@ use super::{
     identity::{Identity, IdentityError},
     provider,
 };
-use crate::config::model::CertificateFiles;
+use crate::{ca::files, config::model::CertificateFiles};
 
 /// Seconds since 1970.
 pub(super) fn unix(time: SystemTime) -> i64 {
@@ -173,7 +173,7 @@ impl<'r> Loader<'r> {
         }
         Ok(OwnCertificate {
             place: place.to_owned(),
-            exposed: is_exposed(&key_path),
+            exposed: files::is_exposed(&key_path),
             path,
             key_path,
             key: Arc::new(certified),
@@ -243,12 +243,6 @@ impl fmt::Debug for Loader<'_> {
 
 fn broken(path: PathBuf, error: &pem::Error) -> MaterialError {
     MaterialError::Pem(path, error.to_string())
-}
-
-/// Whether everybody on the machine may read a file.
-fn is_exposed(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }
 
 /// A certificate that we show, with its key.

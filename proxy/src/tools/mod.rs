@@ -10,7 +10,7 @@ use std::{io::IsTerminal, net::SocketAddr, path::Path, sync::Arc};
 use anyhow::Context;
 use serde_json::json;
 
-use crate::{chain::route::Clusters, config::model, control::builtins, upstream::Cluster};
+use crate::{chain::route::Clusters, config::model, control::builtins, observe::plain, upstream::Cluster};
 
 /// How a standard filter is named in place of a file.
 const BUILTIN: &str = "builtin:";
@@ -50,7 +50,7 @@ fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clus
     Ok(Arc::new(clusters.collect::<anyhow::Result<_>>()?))
 }
 
-/// Puts colours into text, if its reader wants them.
+/// Puts colours into text, if its reader wants them. What the text itself would have a terminal do is written out.
 #[derive(Debug, Clone, Copy)]
 struct Paint(bool);
 
@@ -61,7 +61,8 @@ impl Paint {
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        let text = plain::lines(text);
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 
     fn bold(self, text: &str) -> String {

@@ -18,7 +18,7 @@ use self::{
     ask::Failure,
     store::{Held, Store},
 };
-use super::token;
+use super::{certificate::Facts, token};
 use crate::{
     config::{Diagnostic, Diagnostics, Loaded, model},
     observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard},
@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Waits between tries: the first one, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// How far apart renewals are at most if the clocks say that the next one is due at once, which they do where the authority's is
+/// behind ours by more than a certificate's life.
+const APART: Duration = Duration::from_secs(600);
 
 /// The clock on the wall is looked at this often: it may be set, and a machine may sleep.
 const LOOK: Duration = Duration::from_secs(60);
@@ -113,8 +117,9 @@ impl Agent {
     }
 
     async fn keep(self, mut held: Held) {
+        let mut earliest = SystemTime::now();
         loop {
-            let due = due(&held, fastrand::f64());
+            let due = due(&held, fastrand::f64()).max(earliest);
             if let Ok(Some(end)) = self.token().map(|token| token::end_of(&token))
                 && end < due
             {
@@ -144,6 +149,7 @@ impl Agent {
                 wait = (wait * 2).min(LONGEST_WAIT);
             };
             self.note(&held);
+            earliest = SystemTime::now() + apart(&held.facts);
         }
     }
 
@@ -203,6 +209,12 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
     Some(loaded.source.diagnostic("/workload/token", format!("there is no join token: {unread}"), Some(help)))
 }
 
+/// How long a certificate is kept whatever the clocks say: a twelfth of its life.
+fn apart(facts: &Facts) -> Duration {
+    let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
+    (life / 12).clamp(Duration::from_secs(1), APART)
+}
+
 /// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together
 /// do not come together. `dice` is from 0 to 1.
 fn due(held: &Held, dice: f64) -> SystemTime {
@@ -214,22 +226,37 @@ fn due(held: &Held, dice: f64) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::certificate::Facts;
 
-    #[test]
-    fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let facts = Facts {
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn facts(from: u64, until: u64) -> Facts {
+        Facts {
             subject: String::new(),
             issuer: String::new(),
             serial: String::new(),
             names: Vec::new(),
-            not_before: at(1000),
-            not_after: at(2200),
+            not_before: at(from),
+            not_after: at(until),
             is_ca: false,
             fingerprint: String::new(),
             public_key: Vec::new(),
-        };
+        }
+    }
+
+    /// With an authority whose clock is far behind, each new certificate is due for renewal at once.
+    #[test]
+    fn renewals_are_apart_whatever_the_clocks_say() {
+        for (life, seconds) in [(0, 1), (6, 1), (1200, 100), (86_400, 600)] {
+            assert_eq!(apart(&facts(1000, 1000 + life)), Duration::from_secs(seconds), "{life}");
+        }
+        assert_eq!(apart(&facts(2000, 1000)), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
+        let facts = facts(1000, 2200);
         let held = Held { chain: String::new(), key: String::new(), root: String::new(), facts };
         assert_eq!(due(&held, 0.0), at(1800));
         assert_eq!(due(&held, 1.0), at(1700));

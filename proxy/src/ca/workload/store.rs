@@ -38,7 +38,7 @@ const DATA: &str = "..data";
 
 /// A folder that is neither in force nor the one before is somebody else's who is about to switch, or left over. After this
 /// long it is left over.
-const LEFT_OVER: Duration = Duration::from_secs(3600);
+const LEFT_OVER: Duration = Duration::from_secs(60);
 
 /// The folder.
 pub struct Store {

@@ -71,6 +71,10 @@ pub struct Admin {
     /// Names by which it may be asked for, beside `localhost` and addresses. A page in a browser could reach it by any other one
     /// that leads here.
     pub hosts: Vec<String>,
+    /// A file with a token that whoever asks has to show: `Authorization: Bearer TOKEN`. It is read for each request. Not asked for
+    /// by the listener for probes, nor for `/ca/`, which has tokens of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
     /// A listener of its own for `/live`, `/ready` and `/metrics`, and nothing else: the one for probes and Prometheus to reach.
     /// Changing it needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +96,7 @@ pub struct Probes {
 impl Default for Admin {
     fn default() -> Self {
         let address = Address::Inet(([127, 0, 0, 1], 9901).into());
-        Admin { address, mode: None, enabled: true, hosts: Vec::new(), probes: None, ca: None }
+        Admin { address, mode: None, enabled: true, hosts: Vec::new(), token_file: None, probes: None, ca: None }
     }
 }
 

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use serde::Serialize;
 
-use crate::tools::{Paint, counted};
+use crate::{
+    observe::plain,
+    tools::{Paint, counted},
+};
 
 /// All that is known of a module. Sizes are in bytes, times in milliseconds.
 #[derive(Debug, Serialize)]
@@ -118,13 +121,13 @@ impl Report {
     /// The report for people.
     pub fn text(&self, paint: Paint) -> String {
         let mut out = Lines { out: String::new(), paint };
-        let _ = writeln!(out.out, "{}", paint.bold(&self.module));
+        let _ = writeln!(out.out, "{}", paint.bold(&plain::line(&self.module)));
         match self.problems.is_empty() {
             true => out.line("loads", &paint.green("yes")),
             false => out.line("loads", &paint.red("no")),
         }
         for problem in &self.problems {
-            out.line("", &paint.red(problem));
+            out.line("", &paint.red(&plain::line(problem)));
         }
         out.line("ABI", &self.abi.map_or("none".to_owned(), |abi| format!("Proxy-Wasm {abi}")));
         let made_by = self.producers.iter().map(|p| format!("{} {}", p.name, p.version).trim().to_owned());
@@ -176,6 +179,7 @@ impl Report {
                 None => out.line("starts", &format!("in {instantiate_ms:.2} ms, configuring included")),
                 Some(Refused { why, hint }) => {
                     let what = if why.starts_with("it failed in ") { "" } else { "it refuses its configuration: " };
+                    let why = plain::line(why);
                     out.line("starts", &format!("no, after {instantiate_ms:.2} ms: {what}{why}"));
                     out.line("", &paint.yellow(hint));
                 }
@@ -204,6 +208,8 @@ impl Lines {
     /// Names with commas between, over as many lines as they need.
     fn list(&mut self, label: &str, names: Vec<String>) {
         let (mut label, mut line, mut width) = (label, String::new(), 0);
+        // A module gives its imports and exports any names.
+        let names: Vec<_> = names.iter().map(|name| plain::line(name)).collect();
         for (i, name) in names.iter().enumerate() {
             let comma = if i + 1 < names.len() { ", " } else { "" };
             let visible = name.chars().count() + comma.len();
@@ -227,5 +233,42 @@ fn size(bytes: u64) -> String {
         0..1024 => counted(bytes as usize, "byte"),
         1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A module from somewhere is looked into before it is trusted.
+    #[test]
+    fn names_in_a_module_are_not_obeyed_by_a_terminal() {
+        let nasty = || "a\u{1b}[2J\nb\u{9b}c".to_owned();
+        let report = Report {
+            module: nasty(),
+            hash: String::new(),
+            bytes: 0,
+            sizes: BTreeMap::new(),
+            sections: Vec::new(),
+            functions: 0,
+            abi: None,
+            producers: vec![Producer { field: nasty(), name: nasty(), version: nasty() }],
+            memory: None,
+            imports: vec![Import { module: nasty(), name: nasty(), group: Group::Unknown }],
+            exports: vec![Export { name: nasty(), is_callback: false }],
+            phases: Vec::new(),
+            subscribed: None,
+            can: Vec::new(),
+            problems: vec![nasty()],
+            compiled: Some(Compiled {
+                compile_ms: 0.0,
+                native_bytes: 0,
+                instantiate_ms: 0.0,
+                refused: Some(Refused { why: nasty(), hint: "" }),
+            }),
+        };
+        let text = report.text(Paint(true));
+        assert!(!text.contains("[2J\n") && !text.contains("\u{1b}[2J") && !text.contains('\u{9b}'), "{text:?}");
+        assert_eq!(text.matches("a\\x1b[2J\\nb\\u{9b}c").count(), 8, "{text}");
     }
 }

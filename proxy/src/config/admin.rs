@@ -1,0 +1,149 @@
+//! Checks of the admin listener's section: who can reach it, and who can read its secrets.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{diagnostic::Diagnostic, explain::clip, model::Config, node::Node, source::Source};
+use crate::ca::{authority, files::is_exposed};
+
+/// Names by which it is asked for are names: no patterns, and no ports, which do not count.
+pub(super) fn check(root: &Node, problems: &mut Vec<Diagnostic>) {
+    let hosts = root.get("admin").and_then(|admin| admin.get("hosts"));
+    for node in hosts.map_or(&[][..], Node::items) {
+        let Some(name) = node.as_str() else { continue };
+        let right = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        if !name.is_empty() && right(name) {
+            continue;
+        }
+        let port = |(name, port): &(&str, &str)| !name.is_empty() && right(name) && port.parse::<u16>().is_ok();
+        let help = match name.rsplit_once(':').filter(port) {
+            Some((name, _)) => format!("write `{name}`: every port of it will do"),
+            None if name.parse::<IpAddr>().is_ok() => "addresses need not be named".to_owned(),
+            None if name.contains('*') => {
+                "name each: any page that a browser has open could make itself such a name".to_owned()
+            }
+            None => "write one such as admin.internal".to_owned(),
+        };
+        problems.push(Diagnostic::error(node.span, format!("`{}` is not a host's name", clip(name))).help(help));
+    }
+}
+
+/// Says what others can reach, or read, that should not.
+pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    let mut warn = |pointer: &str, message: String, help: Option<&str>| {
+        let span = source.locate(pointer, "").span;
+        warnings.push(Diagnostic::warning(span, message).help(help.map(str::to_owned)));
+    };
+    let admin = &config.admin;
+    if let Some(address) = admin.address.inet().filter(|address| admin.enabled && !is_loopback(address.ip())) {
+        if admin.token_file.is_none() {
+            let message = format!("the admin listener asks for no token, and others can reach {address}");
+            let help =
+                "put it on 127.0.0.1 or a unix socket, and give others the listener of `probes`, or set `token_file`";
+            warn("/admin/address", message, Some(help));
+        }
+        if admin.ca.is_some() {
+            let message = format!("join tokens and certificates go to {address} and back without encryption");
+            let help = "whoever sees a token can use it: keep them short-lived, and the network your own";
+            warn("/admin/ca", message, Some(help));
+        }
+    }
+    let mut look = |pointer: &str, path: &std::path::Path, what: &str| {
+        let path = source.resolve(path);
+        if is_exposed(&path) {
+            warn(
+                pointer,
+                format!("everybody on this machine can read {what} in `{}`", path.display()),
+                Some("chmod 600"),
+            );
+        }
+    };
+    if let Some(ca) = &admin.ca {
+        look("/admin/ca/dir", &ca.dir.join(authority::KEY), "the authority's private key");
+        look("/admin/ca/dir", &ca.dir.join(authority::SECRET), "the secret of join tokens");
+    }
+    if let Some(file) = &admin.token_file {
+        look("/admin/token_file", file, "the token");
+    }
+    if let Some(workload) = &config.workload {
+        look("/workload/token", &workload.token, "the join token");
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback() && ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::super::{Format, parse};
+
+    const LISTENERS: &str = "listeners: [{name: a, address: '127.0.0.1:1', cluster: c}]\n\
+                             clusters: [{name: c, endpoints: [{address: '127.0.0.1:2'}]}]\n";
+
+    #[test]
+    fn an_admin_listener_that_others_can_reach_is_told_of() {
+        for (admin, warned) in [
+            ("{address: '127.0.0.1:9'}", ""),
+            ("{address: '[::1]:9'}", ""),
+            ("{address: 'unix:a.sock'}", ""),
+            ("{address: '0.0.0.0:9', enabled: false}", ""),
+            ("{address: '0.0.0.0:9', token_file: t}", ""),
+            ("{address: '0.0.0.0:9'}", "asks for no token, and others can reach 0.0.0.0:9"),
+            ("{address: '[::]:9'}", "asks for no token"),
+            ("{address: '10.0.0.1:9', token_file: t, ca: {dir: ca}}", "without encryption"),
+        ] {
+            let loaded = parse("x.yaml", &format!("admin: {admin}\n{LISTENERS}"), Format::Yaml).unwrap();
+            let said = loaded.warnings.to_string();
+            assert_eq!(said.is_empty(), warned.is_empty(), "{admin}: {said}");
+            assert!(said.contains(warned), "{admin}: {said}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_everybody_can_read_are_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(
+            "admin: {{token_file: t, ca: {{dir: .}}}}\n\
+             workload: {{spiffe: 'spiffe://m/a', ca: 'http://127.0.0.1:1', token: j}}\n{LISTENERS}"
+        );
+        let warnings = |mode| {
+            for name in ["t", "ca.key", "token.key", "j"] {
+                let path = dir.path().join(name);
+                fs::write(&path, "x").unwrap();
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let name = dir.path().join("x.yaml");
+            parse(name.to_str().unwrap(), &config, Format::Yaml).unwrap().warnings.to_string()
+        };
+        assert_eq!(warnings(0o600), "");
+        let said = warnings(0o644);
+        for what in ["the authority's private key", "the secret of join tokens", "the token", "the join token"] {
+            assert!(said.contains(&format!("everybody on this machine can read {what} in `")), "{what}: {said}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names() {
+        for (host, help) in [
+            ("*", "name each"),
+            ("*.internal", "name each"),
+            ("admin.internal:9901", "write `admin.internal`"),
+            ("10.0.0.1", ""),
+            ("::1", "addresses need not be named"),
+            ("http://admin.internal", "write one such as"),
+            ("", "write one such as"),
+        ] {
+            let parsed = parse("x.yaml", &format!("admin: {{hosts: ['{host}']}}\n{LISTENERS}"), Format::Yaml);
+            match help {
+                "" => assert!(parsed.is_ok(), "{host}"),
+                help => {
+                    let said = parsed.unwrap_err().to_string();
+                    assert!(said.contains("is not a host's name") && said.contains(help), "{host}: {said}");
+                }
+            }
+        }
+    }
+}
