@@ -16,12 +16,9 @@ use crate::{
     table::{Roots, Table, borrow},
 };
 
-/// Memory for data that the host returns. It is taken over as a `Vec` of exactly this size.
+/// Memory for data that the host returns. It is taken over as a `Box` of exactly this size: a `Vec` may have more.
 pub fn allocate(size: usize) -> *mut u8 {
-    let mut memory = Vec::with_capacity(size);
-    let start = memory.as_mut_ptr();
-    std::mem::forget(memory);
-    start
+    Box::into_raw(Box::<[u8]>::new_uninit_slice(size)).cast()
 }
 
 /// Prepares a module's instance: what a panic says goes to the proxy's log, which then only sees that the module has trapped.

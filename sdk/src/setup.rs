@@ -9,6 +9,7 @@ use tollgate_abi::{
 
 use crate::{
     ConfigError,
+    call::millis,
     message::Name,
     metrics::{Counter, Gauge, Histogram},
     resources::{Bucket, Limit, RouteId},
@@ -24,7 +25,7 @@ fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
     u32::try_from(result).map_err(|_| {
         let why = match -result {
             n if n == Status::NotFound as i32 => "names a cluster that does not exist",
-            n if n == Status::InternalFailure as i32 => "is one too many",
+            n if n == Status::InternalFailure as i32 => "is one too many, or too large beside the others",
             n if n == Status::ParseFailure as i32 => "cannot be read by this host",
             _ => "has a value that is out of range",
         };
@@ -96,10 +97,15 @@ impl Setup {
         id(path, "the queue", sys::queue_register(name)).map(Queue)
     }
 
-    /// Calls [`Filter::on_tick`](crate::Filter::on_tick) in this interval, on each worker.
+    /// Calls [`Filter::on_tick`](crate::Filter::on_tick) in this interval, rounded up to whole milliseconds, on each worker.
     pub fn tick(&mut self, period: Duration) {
-        sys::set_tick_period(u32::try_from(period.as_millis()).unwrap_or(u32::MAX));
+        sys::set_tick_period(milliseconds(period));
     }
+}
+
+/// A period as the host wants it, to which 0 means never.
+fn milliseconds(period: Duration) -> u32 {
+    if period.is_zero() { 0 } else { millis(period) }
 }
 
 /// Collects mistakes, so that a filter can tell all of them at once.
@@ -120,5 +126,17 @@ impl Mistakes {
     /// All of them, if there are any.
     pub fn finish(self) -> Result<(), ConfigError> {
         ConfigError::all(self.0.into_inner()).map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_below_a_millisecond_is_not_never() {
+        let periods = [Duration::ZERO, Duration::from_nanos(1), Duration::from_micros(1500), Duration::from_secs(2)];
+        assert_eq!(periods.map(milliseconds), [0, 1, 2, 2000]);
+        assert!(milliseconds(Duration::MAX) > 1 << 30);
     }
 }

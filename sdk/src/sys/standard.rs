@@ -77,9 +77,9 @@ fn owned(data: *mut u8, size: usize) -> Vec<u8> {
     if data.is_null() || size == 0 {
         return Vec::new();
     }
-    // SAFETY: the host got `data` from `dispatch::allocate(size)`, which leaked a `Vec` of exactly this capacity, has
+    // SAFETY: the host got `data` from `dispatch::allocate(size)`, which leaked a `Box` of exactly this size, has
     // written `size` bytes to it, and keeps no claim to it.
-    unsafe { Vec::from_raw_parts(data, size, size) }
+    unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, size)) }.into_vec()
 }
 
 /// A header map as the host encodes it.
@@ -217,7 +217,9 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) {
     // The host gives at most 64 KiB at a time.
     for part in bytes.chunks_mut(1 << 16) {
         // SAFETY: the host writes as many bytes as `part` has, which is borrowed mutably.
-        unsafe { random_get(part.as_mut_ptr(), part.len()) };
+        let errno = unsafe { random_get(part.as_mut_ptr(), part.len()) };
+        // What would be taken for a key then is all zeros, say.
+        assert!(errno == 0, "the host has no random bytes to give");
     }
 }
 
