@@ -267,6 +267,8 @@ pub mod limit {
     pub const LOG_FIELD_BYTES: usize = 256;
     /// Timers of one stream at a time.
     pub const STREAM_TIMERS: usize = 16;
+    /// Places of limits that one stream holds at a time.
+    pub const STREAM_PLACES: usize = 64;
     /// Keys of a stream's state.
     pub const STATE: usize = 64;
     /// Bytes of a key of a stream's state, and of its value.

@@ -127,7 +127,7 @@ fn outcome(status: i32) -> Result<(), SharedError> {
 }
 
 /// A queue of messages: made by [`Setup::queue`](crate::Setup::queue) by whoever reads it, found by [`Queue::find`] by
-/// others. It lasts as long as the process.
+/// others. It lasts as long as there is a filter of its `vm_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Queue(pub(crate) u32);
 

@@ -12,6 +12,7 @@ mod balancing;
 mod bodies;
 mod bounds;
 mod ca;
+mod charges;
 mod containment;
 mod cves;
 mod deadlines;

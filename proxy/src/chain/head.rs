@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::COOKIE};
 use tollgate_abi::doc;
 
-use crate::{h1::encoder, upstream};
+use crate::{h1::encoder, upstream, wasm::charge::ITEM};
 
 /// A header's name, resolved once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,8 +51,13 @@ pub struct BadHeader;
 /// Fields that a filter may make a map have. More than clients may send, far less than `HeaderMap` can hold.
 pub const MAX_FIELDS: usize = 10_000;
 
-/// Bytes of a value that a filter may set.
+/// Bytes of a value that a filter may set, of a pseudo-header too.
 pub const MAX_VALUE: usize = 64 << 10;
+
+/// What fields take, names and values and what the map needs for each.
+pub fn size(fields: &HeaderMap) -> usize {
+    fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ITEM).sum()
+}
 
 /// A request's head.
 #[derive(Debug, Clone)]
@@ -264,6 +269,9 @@ impl RequestHead {
     }
 
     fn set_pseudo(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader> {
+        if value.len() > MAX_VALUE {
+            return Err(BadHeader);
+        }
         match name {
             Name::Method => self.method = Method::from_bytes(value).map_err(|_| BadHeader)?,
             Name::Path => {

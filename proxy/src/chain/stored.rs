@@ -1,7 +1,11 @@
 //! What filters store with a stream, for each other and for themselves: Envoy's filter state, which is bytes by keys, and its
 //! dynamic metadata, which is typed and in namespaces. Bounded, because guests are not trusted.
 
+use std::sync::Arc;
+
 use tollgate_abi::{fast::limit, value::Value};
+
+use crate::wasm::charge::{Charge, ITEM, Ledger};
 
 /// The state that names the cluster of a TCP connection. Filters made for Envoy choose it so.
 pub const CLUSTER_STATE: &[u8] = b"envoy.tcp_proxy.cluster";
@@ -14,7 +18,7 @@ type Key = Box<[u8]>;
 /// What is stored with a stream.
 #[derive(Debug, Default)]
 pub struct Stored {
-    state: Vec<(Key, Box<[u8]>)>,
+    state: Vec<(Key, Box<[u8]>, Charge)>,
     metadata: Vec<Metadatum>,
 }
 
@@ -24,6 +28,7 @@ struct Metadatum {
     key: Key,
     kind: i32,
     value: Box<[u8]>,
+    charge: Charge,
 }
 
 /// Why something was not stored.
@@ -45,31 +50,34 @@ impl Stored {
 
     /// The state under the first key that fits.
     pub fn find_state(&self, fits: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
-        self.state.iter().find(|(known, _)| fits(known)).map(|(_, value)| &**value)
+        self.state.iter().find(|(known, ..)| fits(known)).map(|(_, value, _)| &**value)
     }
 
-    /// Sets the state under a key.
-    pub fn set_state(&mut self, key: &[u8], value: &[u8]) -> Result<(), NotStored> {
+    /// Sets the state under a key, at the cost of whoever has this ledger.
+    pub fn set_state(&mut self, key: &[u8], value: &[u8], ledger: &Arc<Ledger>) -> Result<(), NotStored> {
         if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
             return Err(NotStored::Bad);
         }
-        let at = self.state.iter().position(|(known, _)| **known == *key);
+        let at = self.state.iter().position(|(known, ..)| **known == *key);
         let others = self.state.iter().enumerate().filter(|(i, _)| Some(*i) != at);
-        let others: usize = others.map(|(_, (key, value))| key.len() + value.len()).sum();
+        let others: usize = others.map(|(_, (key, value, _))| key.len() + value.len()).sum();
         if others + key.len() + value.len() > MAX_STATE {
             return Err(NotStored::Full);
         }
+        if at.is_none() && self.state.len() >= limit::STATE {
+            return Err(NotStored::Full);
+        }
+        let charge = ledger.charge(ITEM + key.len() + value.len()).map_err(|_| NotStored::Full)?;
         match at {
-            Some(at) => self.state[at].1 = value.into(),
-            None if self.state.len() >= limit::STATE => return Err(NotStored::Full),
-            None => self.state.push((key.into(), value.into())),
+            Some(at) => (self.state[at].1, self.state[at].2) = (value.into(), charge),
+            None => self.state.push((key.into(), value.into(), charge)),
         }
         Ok(())
     }
 
     /// Removes the state under a key. Whether there was any.
     pub fn delete_state(&mut self, key: &[u8]) -> bool {
-        let at = self.state.iter().position(|(known, _)| **known == *key);
+        let at = self.state.iter().position(|(known, ..)| **known == *key);
         at.map(|at| self.state.swap_remove(at)).is_some()
     }
 
@@ -88,18 +96,31 @@ impl Stored {
         self.metadata.iter().filter(move |m| *m.space == *space).map(|m| (&*m.key, &*m.value))
     }
 
-    /// Sets a value of metadata.
-    pub fn set_metadata(&mut self, space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> Result<(), NotStored> {
+    /// Sets a value of metadata, at the cost of whoever has this ledger.
+    pub fn set_metadata(
+        &mut self,
+        (space, key): (&[u8], &[u8]),
+        kind: i32,
+        value: &[u8],
+        ledger: &Arc<Ledger>,
+    ) -> Result<(), NotStored> {
         let names_fit = [space, key].iter().all(|name| name.len() <= limit::METADATA_NAME);
         if !names_fit || value.len() > limit::METADATA_BYTES || Value::decode(kind, value).is_none() {
             return Err(NotStored::Bad);
         }
-        match self.position(space, key) {
-            Some(at) => (self.metadata[at].kind, self.metadata[at].value) = (kind, value.into()),
-            None if self.metadata.len() >= limit::METADATA => return Err(NotStored::Full),
-            None => {
-                self.metadata.push(Metadatum { space: space.into(), key: key.into(), kind, value: value.into() });
+        let at = self.position(space, key);
+        if at.is_none() && self.metadata.len() >= limit::METADATA {
+            return Err(NotStored::Full);
+        }
+        let size = ITEM + space.len() + key.len() + value.len();
+        let charge = ledger.charge(size).map_err(|_| NotStored::Full)?;
+        let value = value.into();
+        match at {
+            Some(at) => {
+                let known = &mut self.metadata[at];
+                (known.kind, known.value, known.charge) = (kind, value, charge);
             }
+            None => self.metadata.push(Metadatum { space: space.into(), key: key.into(), kind, value, charge }),
         }
         Ok(())
     }
@@ -116,12 +137,16 @@ mod tests {
 
     use super::*;
 
+    fn ledger() -> Arc<Ledger> {
+        Ledger::new(usize::MAX, None)
+    }
+
     #[test]
     fn state_is_set_read_and_deleted() {
         let mut stored = Stored::default();
-        stored.set_state(b"a", b"1").unwrap();
-        stored.set_state(b"b", b"2").unwrap();
-        stored.set_state(b"a", b"3").unwrap();
+        stored.set_state(b"a", b"1", &ledger()).unwrap();
+        stored.set_state(b"b", b"2", &ledger()).unwrap();
+        stored.set_state(b"a", b"3", &ledger()).unwrap();
         assert_eq!(
             (stored.state(b"a"), stored.state(b"b"), stored.state(b"c")),
             (Some(&b"3"[..]), Some(&b"2"[..]), None)
@@ -132,38 +157,55 @@ mod tests {
     #[test]
     fn metadata_has_types_and_namespaces() {
         let mut stored = Stored::default();
-        stored.set_metadata(b"one", b"k", kind::TEXT, b"text").unwrap();
-        stored.set_metadata(b"two", b"k", kind::BOOL, &[1]).unwrap();
-        stored.set_metadata(b"one", b"l", kind::INTEGER, &7i64.to_le_bytes()).unwrap();
-        stored.set_metadata(b"one", b"k", kind::TEXT, b"other").unwrap();
+        stored.set_metadata((b"one", b"k"), kind::TEXT, b"text", &ledger()).unwrap();
+        stored.set_metadata((b"two", b"k"), kind::BOOL, &[1], &ledger()).unwrap();
+        stored.set_metadata((b"one", b"l"), kind::INTEGER, &7i64.to_le_bytes(), &ledger()).unwrap();
+        stored.set_metadata((b"one", b"k"), kind::TEXT, b"other", &ledger()).unwrap();
         assert_eq!(stored.metadata(b"one", b"k"), Some((kind::TEXT, &b"other"[..])));
         assert_eq!(stored.space(b"one").map(|(key, _)| key).collect::<Vec<_>>(), [b"k", b"l"]);
         assert!(stored.delete_metadata(b"one", b"k") && !stored.delete_metadata(b"one", b"k"));
         assert_eq!(stored.metadata(b"two", b"k"), Some((kind::BOOL, &[1][..])));
         for (kind, value) in [(kind::BOOL, &b"2"[..]), (kind::NUMBER, b"1"), (9, b""), (kind::TEXT, b"\xff")] {
-            assert_eq!(stored.set_metadata(b"one", b"k", kind, value), Err(NotStored::Bad));
+            assert_eq!(stored.set_metadata((b"one", b"k"), kind, value, &ledger()), Err(NotStored::Bad));
         }
     }
 
     #[test]
     fn nothing_grows_without_bound() {
         let mut stored = Stored::default();
-        let set = (0..1000u32).take_while(|i| stored.set_state(&i.to_le_bytes(), b"").is_ok()).count();
+        let set = (0..1000u32).take_while(|i| stored.set_state(&i.to_le_bytes(), b"", &ledger()).is_ok()).count();
         assert_eq!(set, limit::STATE);
-        assert_eq!(stored.set_state(b"more", b""), Err(NotStored::Full));
-        stored.set_state(&0u32.to_le_bytes(), b"again").unwrap();
-        assert_eq!(stored.set_state(&0u32.to_le_bytes(), &vec![0; limit::STATE_BYTES + 1]), Err(NotStored::Bad));
+        assert_eq!(stored.set_state(b"more", b"", &ledger()), Err(NotStored::Full));
+        stored.set_state(&0u32.to_le_bytes(), b"again", &ledger()).unwrap();
+        assert_eq!(
+            stored.set_state(&0u32.to_le_bytes(), &vec![0; limit::STATE_BYTES + 1], &ledger()),
+            Err(NotStored::Bad)
+        );
         let large = vec![0; limit::STATE_BYTES];
-        let set = (0..64u32).take_while(|i| stored.set_state(&i.to_le_bytes(), &large).is_ok()).count();
+        let set = (0..64u32).take_while(|i| stored.set_state(&i.to_le_bytes(), &large, &ledger()).is_ok()).count();
         assert_eq!(set, 15, "1 MiB in all");
 
-        let set = (0..1000u32).take_while(|i| stored.set_metadata(b"s", &i.to_le_bytes(), kind::BYTES, b"").is_ok());
+        let set = (0..1000u32)
+            .take_while(|i| stored.set_metadata((b"s", &i.to_le_bytes()), kind::BYTES, b"", &ledger()).is_ok());
         assert_eq!(set.count(), limit::METADATA);
         let long = vec![b'x'; limit::METADATA_BYTES + 1];
         let bad = |stored: &mut Stored, space: &[u8], key: &[u8], value: &[u8]| {
-            stored.set_metadata(space, key, kind::BYTES, value) == Err(NotStored::Bad)
+            stored.set_metadata((space, key), kind::BYTES, value, &ledger()) == Err(NotStored::Bad)
         };
         assert!(bad(&mut stored, b"s", &0u32.to_le_bytes(), &long));
         assert!(bad(&mut stored, &long[..257], b"k", b"") && bad(&mut stored, b"s", &long[..257], b""));
+    }
+
+    #[test]
+    fn who_stores_something_is_charged_for_it_as_long_as_it_is_there() {
+        let (ledger, mut stored) = (Ledger::new(2 * ITEM + 20, None), Stored::default());
+        stored.set_state(b"k", b"12345", &ledger).unwrap();
+        stored.set_metadata((b"s", b"k"), kind::TEXT, b"text", &ledger).unwrap();
+        assert_eq!(ledger.held(), 2 * ITEM + 12);
+        assert_eq!(stored.set_state(b"more", b"", &ledger), Err(NotStored::Full));
+        assert_eq!(stored.state(b"k"), Some(&b"12345"[..]));
+        assert!(stored.delete_state(b"k") && ledger.held() == ITEM + 6);
+        drop(stored);
+        assert_eq!(ledger.held(), 0);
     }
 }

@@ -10,7 +10,10 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Waker},
     time::{self, Duration, SystemTime},
 };
@@ -24,8 +27,15 @@ use tokio::{
 };
 use tollgate_abi::fast::{flag, phase};
 
-use super::{Chain, Direction, RequestHead, ResponseHead, Selected, stored::Stored};
-use crate::{config::units::Address, tls::ConnectionTls};
+use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, stored::Stored};
+use crate::{
+    config::units::Address,
+    tls::ConnectionTls,
+    wasm::{
+        charge::{ITEM, Ledger, Owed},
+        limits::Place,
+    },
+};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -205,6 +215,18 @@ pub struct Position {
     pub resumed: [bool; 2],
     /// Timers under way.
     pub timers: SmallVec<[AbortHandle; 1]>,
+    /// The stream is over for the filter: nothing can be set for it any more.
+    pub over: bool,
+}
+
+impl Position {
+    /// The stream is over for the filter.
+    pub fn end(&mut self) {
+        self.over = true;
+        if !self.timers.is_empty() {
+            self.timers.drain(..).for_each(|timer| timer.abort());
+        }
+    }
 }
 
 /// Why the transport on either side has failed, for the access log; empty where it has not.
@@ -260,7 +282,30 @@ pub struct State {
     /// One for each filter of the chain.
     pub positions: SmallVec<[Position; 6]>,
     /// Places of limits that are held, given back when the stream ends.
-    pub held: SmallVec<[crate::wasm::limits::Place; 1]>,
+    pub held: SmallVec<[Place; 1]>,
+    /// What filters are charged for.
+    pub owed: Owed,
+}
+
+impl State {
+    /// Charges a filter for so many bytes more in heads, trailers and log fields. Whether they may be added.
+    #[inline]
+    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+        if self.owed.add(more) {
+            return true;
+        }
+        let RequestHead { path, authority, fields, .. } = &self.request;
+        let maps = self.trailers.iter().flatten().chain(self.response.as_ref().map(|r| &r.fields)).chain([fields]);
+        let maps: usize = maps.map(head::size).sum();
+        let eventual: usize = self.eventual.iter().map(|(_, value)| value.len() + ITEM).sum();
+        let there = path.len() + authority.len() + maps + eventual + size_of_log_fields(&self.log_fields);
+        self.owed.weigh(ledger, there, more)
+    }
+}
+
+/// What fields for the access log take.
+pub fn size_of_log_fields(fields: &[(String, String)]) -> usize {
+    fields.iter().map(|(name, value)| name.len() + value.len() + ITEM).sum()
 }
 
 /// When things happened, for timings.
@@ -397,6 +442,7 @@ impl Stream {
                 bytes: [0, 0],
                 positions,
                 held: SmallVec::new(),
+                owed: Owed::default(),
             }),
         })
     }
@@ -483,9 +529,7 @@ impl Stream {
             let seen = {
                 let mut state = self.state.borrow_mut();
                 let p = &mut state.positions[position];
-                if !p.timers.is_empty() {
-                    p.timers.drain(..).for_each(|timer| timer.abort());
-                }
+                p.end();
                 !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0)
             };
             if seen {

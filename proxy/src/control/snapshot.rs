@@ -197,7 +197,7 @@ impl Foundry {
             (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
         });
         let clusters: Arc<Clusters> = Arc::new(clusters.collect());
-        let world = Arc::new(World { clusters: clusters.clone(), shared: self.shared.clone() });
+        let world = World::new(clusters.clone(), self.shared.clone());
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();

@@ -182,6 +182,7 @@ impl Status {
                 "instances": instances,
                 "spares": machine.map_or(0, |m| m.spares()),
                 "memory_bytes": p.figures.memory.value(),
+                "host_memory_bytes": p.figures.host_memory.value(),
                 "calls": p.figures.calls.value(),
                 "failed_streams": p.figures.failed_streams.value(),
                 "traps": p.figures.traps.iter().map(|t| t.value()).sum::<u64>(),

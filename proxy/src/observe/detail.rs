@@ -87,6 +87,7 @@ details! {
     FILTER_LENGTH "filter_length",
     FILTER_STALLED "filter_stalled",
     FILTER_BUFFER_FULL "filter_buffer_full",
+    FILTER_REPLY_TOO_LARGE "filter_reply_too_large",
     CLOSED_BY_FILTER "closed_by_filter",
     CLIENT_RESET "client_reset",
     IDLE_TIMEOUT "idle_timeout",

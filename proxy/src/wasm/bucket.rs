@@ -50,15 +50,29 @@ fn now() -> u64 {
     YEAR.wrapping_add(nanos.wrapping_mul(TICKS_PER_NANO))
 }
 
+/// Slots of a table for so many keys.
+fn slots(max_keys: u32) -> usize {
+    (max_keys as usize * 2).next_power_of_two().max(WINDOW * 2)
+}
+
+/// Bytes of the table of a bucket with so many keys. `None`: more than 2^27 keys.
+pub fn table_size(max_keys: u32) -> Option<usize> {
+    match max_keys {
+        0 => Some(0),
+        keys if keys > 1 << 27 => None,
+        keys => Some(slots(keys) * 2 * size_of::<AtomicU64>()),
+    }
+}
+
 impl Bucket {
     /// A full bucket. `None` if its figures are out of range, or more than 2^27 keys are asked for.
     pub fn new(doc: &doc::Bucket) -> Option<Bucket> {
         let figures = Figures::new(doc)?;
+        table_size(doc.max_keys)?;
         let keys = match doc.max_keys {
             0 => Keys::One(AtomicU64::new(0)),
-            keys if keys > 1 << 27 => return None,
             keys => {
-                let slots = (keys as usize * 2).next_power_of_two().max(WINDOW * 2);
+                let slots = slots(keys);
                 Keys::Many { slots: Words::new(slots * 2)?, mask: slots - 1, hasher: RandomState::new() }
             }
         };

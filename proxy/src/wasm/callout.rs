@@ -14,10 +14,11 @@ use http_body_util::BodyExt;
 
 use super::{
     Vm,
+    charge::{Charge, Full},
     host::{CallResponse, HttpCall},
 };
 use crate::{
-    chain::{RequestHead, ResponseHead},
+    chain::{RequestHead, ResponseHead, head},
     http::body::Body,
     upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble, Way},
 };
@@ -32,9 +33,10 @@ const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 
 /// Sends a call, and hands the answer to the filter that sent it, if that is still there.
 pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
-    let HttpCall { id, root, cluster, head, body, trailers, size, timeout } = call;
+    let HttpCall { id, root, cluster, head, body, trailers, mut charge, timeout } = call;
     let asked = OnceCell::new();
-    let exchange = exchange(&upstream, &cluster, &head, Body::full_with_trailers(body, trailers), &asked);
+    let body = Body::full_with_trailers(body, trailers);
+    let exchange = exchange(&upstream, &cluster, &head, body, &asked, &mut charge);
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
     let result = match tokio::time::timeout(limit, exchange).await {
         Ok(result) => result,
@@ -48,7 +50,7 @@ pub(super) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, inc
         Err(failure) => CallResponse { failure: Some(failure), ..CallResponse::default() },
     };
     if let Some(vm) = vm.upgrade() {
-        vm.on_call_response(root, (id, size), response, incarnation);
+        vm.on_call_response(root, id, response, incarnation);
     }
 }
 
@@ -80,6 +82,7 @@ async fn exchange(
     head: &RequestHead,
     body: Body,
     asked: &OnceCell<Arc<Endpoint>>,
+    charge: &mut Charge,
 ) -> Result<Answer, (u32, &'static str)> {
     let unsent = |why| {
         cluster.note_unsent(why);
@@ -95,6 +98,8 @@ async fn exchange(
     };
     let response = upstream.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
+    let full = |_: Full| TOO_LARGE;
+    charge.grow(head::size(&parts.headers)).map_err(full)?;
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {
         let broken = |error| {
@@ -102,11 +107,17 @@ async fn exchange(
             UNAVAILABLE
         };
         match frame.map_err(broken)?.into_data() {
-            Ok(data) => bytes.extend_from_slice(&data),
-            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
-        }
-        if bytes.len() > MAX_BODY {
-            return Err(TOO_LARGE);
+            Ok(data) => {
+                charge.grow(data.len()).map_err(full)?;
+                if bytes.len() + data.len() > MAX_BODY {
+                    return Err(TOO_LARGE);
+                }
+                bytes.extend_from_slice(&data);
+            }
+            Err(frame) => {
+                trailers = frame.into_trailers().unwrap_or_default();
+                charge.grow(head::size(&trailers)).map_err(full)?;
+            }
         }
         if body.is_end_stream() {
             break;

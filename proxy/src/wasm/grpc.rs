@@ -5,10 +5,7 @@ use std::{
     collections::{HashMap, VecDeque},
     pin::Pin,
     rc::Weak,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -25,6 +22,7 @@ use tokio::{
 use super::{
     Vm,
     callout::{FULL, NOBODY, note_broken, note_late},
+    charge::{CALL, Charge},
 };
 use crate::{
     chain::RequestHead,
@@ -41,35 +39,22 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// A message's header: whether it is compressed, and its length.
 const HEADER: usize = 5;
 
-/// A part of what an instance's calls may have waiting to be sent; dropping it gives it back.
-#[derive(Debug)]
-pub struct Share {
-    of: Arc<AtomicUsize>,
-    bytes: usize,
+/// A call that has not ended, as the guest has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// It is a stream of messages.
+    pub streams: bool,
+    /// No more messages come from here.
+    pub closed: bool,
 }
 
-impl Share {
-    /// A part of this size, if that leaves no more than `max` waiting.
-    pub fn take(of: &Arc<AtomicUsize>, bytes: usize, max: usize) -> Option<Share> {
-        let fits = |waiting: usize| waiting.checked_add(bytes).filter(|all| *all <= max);
-        of.try_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Share { of: of.clone(), bytes })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// What the guest wants of its calls.
+/// What the guest wants of its calls. Of each call, at most one of them is nothing but a wish to end it.
 #[derive(Debug)]
 pub enum Wish {
     /// A new one.
     Open(Box<Call>),
-    /// Another message; and whether it is the last one.
-    Send(u32, (Bytes, Share), bool),
+    /// Another message, as it is sent; and whether it is the last one.
+    Send(u32, Bytes, bool),
     /// No more messages from here.
     Close(u32),
     /// Nothing more at all.
@@ -87,12 +72,12 @@ pub struct Call {
     pub cluster: Arc<Cluster>,
     /// The head: the path, and the guest's metadata.
     pub head: RequestHead,
-    /// The one message of a call that is no stream.
+    /// The one message of a call that is no stream, as it is sent.
     pub message: Option<Bytes>,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
-    /// What it takes until it has ended.
-    pub share: Share,
+    /// For the call, until it has ended, and for what comes of its answer.
+    pub charge: Charge,
 }
 
 /// What a call has brought, while the guest is told of it.
@@ -134,7 +119,7 @@ impl Over {
 
 /// A call under way, as its filter's worker has it.
 pub(super) struct Handle {
-    messages: Option<UnboundedSender<(Bytes, Share)>>,
+    messages: Option<UnboundedSender<Bytes>>,
     task: AbortHandle,
 }
 
@@ -157,10 +142,10 @@ pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Po
             let task = tokio::task::spawn_local(task).abort_handle();
             calls.insert(id, Handle { messages: stream.then_some(sender), task });
         }
-        Wish::Send(id, (message, share), last) => {
+        Wish::Send(id, message, last) => {
             let Some(handle) = calls.get_mut(&id) else { return };
             if let Some(messages) = &handle.messages {
-                let _ = messages.send((framed(&message), share));
+                let _ = messages.send(message);
             }
             if last {
                 handle.messages = None;
@@ -176,33 +161,27 @@ pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Po
 }
 
 /// A message as it is sent (the gRPC protocol's `Length-Prefixed-Message`).
-fn framed(message: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(HEADER + message.len());
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + message.len());
     bytes.put_u8(0);
     bytes.put_u32(message.len() as u32);
     bytes.put_slice(message);
-    bytes.freeze()
+    bytes
 }
 
 /// The messages of a stream, as a request's body.
-struct Messages(UnboundedReceiver<(Bytes, Share)>);
+struct Messages(UnboundedReceiver<Bytes>);
 
 impl http_body::Body for Messages {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(ready!(self.0.poll_recv(cx)).map(|(message, _)| Ok(Frame::data(message))))
+        Poll::Ready(ready!(self.0.poll_recv(cx)).map(|message| Ok(Frame::data(message))))
     }
 }
 
-async fn run(
-    vm: Weak<Vm>,
-    upstream: Pools<Body>,
-    call: Call,
-    messages: UnboundedReceiver<(Bytes, Share)>,
-    incarnation: u32,
-) {
+async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
     let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
         Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
@@ -237,12 +216,12 @@ type End = (u32, String);
 async fn exchange(
     upstream: &Pools<Body>,
     call: Call,
-    messages: UnboundedReceiver<(Bytes, Share)>,
+    messages: UnboundedReceiver<Bytes>,
     asked: &OnceCell<Arc<Endpoint>>,
     tell: &impl Fn(Event) -> bool,
 ) -> Result<Option<End>, End> {
     let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
-    let Call { cluster, mut head, message, timeout, share: _share, .. } = call;
+    let Call { cluster, mut head, message, timeout, mut charge, .. } = call;
     head.fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
     head.fields.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(timeout) = timeout {
@@ -250,7 +229,7 @@ async fn exchange(
     }
     let stream = message.is_none();
     let body = match message {
-        Some(message) => Body::full(framed(&message)),
+        Some(message) => Body::full(message),
         None => Body::stream(Messages(messages)),
     };
     let unsent = |why, said| {
@@ -283,14 +262,18 @@ async fn exchange(
     if stream && !tell(Event::Initial(parts.headers)) {
         return Ok(None);
     }
-    let (mut pending, mut only, mut trailers) = (BytesMut::new(), None, None);
+    let (mut pending, mut only, mut trailers) = (BytesMut::new(), None::<Bytes>, None::<HeaderMap>);
     while let Some(frame) = body.frame().await {
         let broken = |error: Broken| {
             note_broken(&cluster, endpoint, &error, pending.len());
             unavailable(&error.to_string())
         };
         match frame.map_err(broken)?.into_data() {
-            Ok(data) => pending.extend_from_slice(&data),
+            Ok(data) => {
+                let there = only.as_ref().map_or(0, Bytes::len) + pending.len();
+                charge.set(CALL + there + data.len()).map_err(|_| exhausted("there is no room for the answer"))?;
+                pending.extend_from_slice(&data);
+            }
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
         while let Some(message) = take_message(&mut pending)? {
@@ -321,6 +304,10 @@ async fn exchange(
     Ok(Some((status, said)))
 }
 
+fn exhausted(why: &str) -> End {
+    (Code::ResourceExhausted.number(), why.to_owned())
+}
+
 fn message_of(fields: &HeaderMap) -> String {
     let text = fields.get(grpc::MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
     grpc::decode_message(text)
@@ -334,7 +321,7 @@ fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End> {
         return Err((Code::Unimplemented.number(), "the message is compressed, which was not asked for".to_owned()));
     }
     if length > MAX_MESSAGE {
-        return Err((Code::ResourceExhausted.number(), "the message is too large".to_owned()));
+        return Err(exhausted("the message is too large"));
     }
     if pending.len() < HEADER + length {
         return Ok(None);

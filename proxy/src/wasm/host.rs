@@ -2,29 +2,28 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tollgate_abi::fast::phase;
+use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
 use super::{
     bucket::Bucket,
+    charge::{Charge, ITEM, Ledger, Owed},
     clock::Clock,
-    grpc::{Event, Over, Wish},
+    grpc::{Event, Open, Over, Wish},
     limits::Limit,
     plugin::Identity,
-    shared_data::SharedData,
     spelled::Spelled,
     world::World,
 };
 use crate::{
-    chain::{RequestHead, ResponseHead, Route, head::Name},
+    chain::{
+        RequestHead, ResponseHead, Route,
+        head::{self, Name},
+    },
     observe::metrics::Handle,
     upstream::Cluster,
 };
@@ -57,8 +56,8 @@ pub struct HttpCall {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
-    /// Bytes that the guest has given for it, in all.
-    pub size: usize,
+    /// For what the guest has given for it, and for its answer.
+    pub charge: Charge,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
 }
@@ -72,6 +71,8 @@ pub struct Timer {
     pub after: Duration,
     /// What the guest gets back.
     pub token: i64,
+    /// For it, until it is over.
+    pub charge: Charge,
 }
 
 /// The answer to an HTTP call, while `proxy_on_http_call_response` runs.
@@ -94,6 +95,30 @@ pub struct Answers {
     pub call_response: Option<CallResponse>,
     /// What a gRPC call has brought.
     pub grpc_event: Option<Event>,
+    /// For what the guest adds to their headers.
+    owed: Owed,
+}
+
+impl Answers {
+    /// Charges the guest for so many bytes more in the headers of what is told. Whether they may be added.
+    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+        if self.owed.add(more) {
+            return true;
+        }
+        let of_call = self.call_response.as_ref().map_or(0, |call| {
+            call.head.as_ref().map_or(0, |head| head::size(&head.fields)) + head::size(&call.trailers)
+        });
+        let of_grpc = match &self.grpc_event {
+            Some(Event::Initial(fields) | Event::Trailing(fields)) => head::size(fields),
+            _ => 0,
+        };
+        self.owed.weigh(ledger, of_call + of_grpc, more)
+    }
+
+    /// Nothing is told any more.
+    pub fn clear(&mut self) {
+        *self = Answers::default();
+    }
 }
 
 /// The bound on an instance's memory. A guest that is refused more sees `memory.grow` fail, as the standard says; most then
@@ -101,12 +126,17 @@ pub struct Answers {
 #[derive(Debug)]
 pub struct Limiter {
     memory: usize,
+    /// For its tables, which are the host's memory.
+    tables: Charge,
     /// It has been refused memory.
     pub denied: bool,
 }
 
 /// Elements of a table; far more than compilers make.
 const TABLE_ELEMENTS: usize = 100_000;
+
+/// Bytes of an element, at most.
+const TABLE_ELEMENT: usize = 16;
 
 impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
@@ -115,8 +145,14 @@ impl ResourceLimiter for Limiter {
         Ok(granted)
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > TABLE_ELEMENTS {
+            return Ok(false);
+        }
+        let more = desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT);
+        let granted = self.tables.grow(more).is_ok();
+        self.denied |= !granted;
+        Ok(granted)
     }
 
     fn memories(&self) -> usize {
@@ -125,7 +161,6 @@ impl ResourceLimiter for Limiter {
 }
 
 /// What the host keeps for a root context: one of the filters in an instance.
-#[derive(Debug)]
 pub struct Root {
     /// Who the filter is.
     pub identity: Arc<Identity>,
@@ -147,8 +182,6 @@ pub struct Host {
     pub identity: Arc<Identity>,
     /// What all filters share.
     pub world: Arc<World>,
-    /// What it shares with other instances of its `vm_id`.
-    pub shared_data: Arc<SharedData>,
     /// The bound on its memory.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -169,6 +202,10 @@ pub struct Host {
     pub config_errors: Vec<(String, String)>,
     /// A tick has been set.
     pub ticks_changed: bool,
+    /// What the host keeps for it.
+    pub ledger: Arc<Ledger>,
+    /// For what it has defined: names, routes, ids.
+    pub defined: Charge,
     /// Header names by id.
     pub names: Vec<Name>,
     /// Ids of header names.
@@ -185,18 +222,16 @@ pub struct Host {
     pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
-    /// Calls that have not been answered yet, and the bytes given for them.
-    pub calls_under_way: (usize, usize),
+    /// Calls that have not been answered yet.
+    pub calls_under_way: usize,
     /// The last id given to a call.
     pub last_call: u32,
     /// Calls to be sent once the guest has returned.
     pub calls: Vec<HttpCall>,
-    /// gRPC calls that have not ended; whether they are streams.
-    pub grpc_calls: HashMap<u32, bool>,
+    /// gRPC calls that have not ended.
+    pub grpc_calls: HashMap<u32, Open>,
     /// gRPC calls that the other side has ended, and the guest has not.
     pub grpc_over: Over,
-    /// Bytes of gRPC calls that wait to be sent.
-    pub grpc_waiting: Arc<AtomicUsize>,
     /// What is wanted of gRPC calls once the guest has returned.
     pub grpc_wishes: Vec<Wish>,
     /// Timers to be set once the guest has returned.
@@ -226,17 +261,26 @@ impl Host {
         }
     }
 
+    /// Charges it for something that it keeps for as long as it lives.
+    pub fn define(&mut self, bytes: usize) -> Result<(), Status> {
+        self.defined.grow(bytes + ITEM).map_err(|_| Status::InternalFailure)
+    }
+
     /// The data of a new instance of these filters, at least one.
-    pub fn new(identities: impl Iterator<Item = Arc<Identity>>, world: Arc<World>, memory_limit: usize) -> Host {
+    pub fn new(
+        identities: impl Iterator<Item = Arc<Identity>>,
+        world: Arc<World>,
+        memory_limit: usize,
+        ledger: Arc<Ledger>,
+    ) -> Host {
         let root = |identity| Root { identity, subscribed: phase::ALL, subscribes: false, tick: None };
         let roots: Box<[Root]> = identities.map(root).collect();
         Host {
             identity: roots[0].identity.clone(),
-            shared_data: world.shared.data(&roots[0].identity.vm_id),
             roots,
             root: 0,
             world,
-            limiter: Limiter { memory: memory_limit, denied: false },
+            limiter: Limiter { memory: memory_limit, tables: ledger.open(), denied: false },
             memory: None,
             allocate: None,
             clock: Clock::default(),
@@ -246,6 +290,8 @@ impl Host {
             said: String::new(),
             config_errors: Vec::new(),
             ticks_changed: false,
+            defined: ledger.open(),
+            ledger,
             names: Vec::new(),
             name_ids: HashMap::new(),
             spelled: Spelled::default(),
@@ -254,12 +300,11 @@ impl Host {
             stream_limits: Vec::new(),
             reads: Vec::new(),
             metrics: Vec::new(),
-            calls_under_way: (0, 0),
+            calls_under_way: 0,
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
             grpc_over: Over::default(),
-            grpc_waiting: Arc::default(),
             grpc_wishes: Vec::new(),
             timers: Vec::new(),
             answers: Answers::default(),

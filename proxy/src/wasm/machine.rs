@@ -17,6 +17,7 @@ use tollgate_abi::proxy_wasm::ALLOCATORS;
 use wasmtime::{Store, TypedFunc};
 
 use super::{
+    charge::Ledger,
     clock,
     host::{Host, Phase},
     instance::{Exports, Instance, describe},
@@ -171,7 +172,9 @@ impl Machine {
     fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), NotMade> {
         let first = &self.plugins[0];
         let identities = self.plugins.iter().map(|p| p.identity.clone());
-        let host = Host::new(identities, first.world.clone(), first.memory_limit);
+        // As with memory, what filters share counts for the first of them.
+        let ledger = Ledger::new(first.host_memory_limit, Some(first.figures.host_memory.clone()));
+        let host = Host::new(identities, first.world.clone(), first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);

@@ -5,6 +5,7 @@
 
 pub mod bucket;
 mod callout;
+pub mod charge;
 mod clock;
 mod contexts;
 mod current;
@@ -27,6 +28,7 @@ mod shared_data;
 mod spelled;
 mod subject;
 mod supply;
+mod trial;
 pub mod vm;
 mod voice;
 mod words;

@@ -6,14 +6,19 @@ use std::{
     time::Duration,
 };
 
-use super::{engine::Engine, failures::Failures, module::Code, voice::Voice, world::World};
+use super::{
+    engine::Engine,
+    failures::Failures,
+    module::Code,
+    voice::Voice,
+    world::{Estate, Holdings, World},
+};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
     observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry, Seldom},
 };
 
-/// Who a filter is: what it can ask about itself.
-#[derive(Debug)]
+/// Who a filter is: what it can ask about itself, and what it keeps beyond its instances.
 pub struct Identity {
     /// Its name.
     pub name: String,
@@ -29,6 +34,10 @@ pub struct Identity {
     pub env: BTreeMap<String, String>,
     /// Its lines in the log.
     pub voice: Voice,
+    /// What it has together with the other filters of its `vm_id`.
+    pub estate: Arc<Estate>,
+    /// What all its instances have together, over swaps.
+    pub holdings: Arc<Holdings>,
 }
 
 impl Identity {
@@ -55,6 +64,8 @@ pub struct Figures {
     pub over_budget: Counter,
     /// Bytes of linear memory, over all instances.
     pub memory: Gauge,
+    /// Bytes that the host keeps for all instances.
+    pub host_memory: Gauge,
     /// Instances that are ready.
     pub instances: Gauge,
 }
@@ -118,6 +129,11 @@ impl Figures {
                 "Linear memory of the filter's instances.",
                 labels,
             )?,
+            host_memory: registry.gauge(
+                "tollgate_filter_host_memory_bytes",
+                "What the proxy keeps for the filter's instances outside of their memory.",
+                labels,
+            )?,
             instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels)?,
         })
     }
@@ -147,6 +163,7 @@ pub struct Plugin {
     pub(super) world: Arc<World>,
     pub(super) call_time: Duration,
     pub(super) memory_limit: usize,
+    pub(super) host_memory_limit: usize,
 }
 
 /// A configuration value as a filter gets it: text as it stands, nothing as nothing, everything else as JSON.
@@ -166,11 +183,14 @@ impl Plugin {
         engine: &Arc<Engine>,
         world: &Arc<World>,
     ) -> Result<Plugin, MetricError> {
+        let vm_id = config.vm_id.clone().unwrap_or_else(|| config.name.clone());
         Ok(Plugin {
             identity: Arc::new(Identity {
                 name: config.name.clone(),
                 root_id: config.root_id.clone(),
-                vm_id: config.vm_id.clone().unwrap_or_else(|| config.name.clone()),
+                estate: world.shared.estate(&vm_id),
+                holdings: world.shared.holdings(&config.name),
+                vm_id,
                 config: bytes(&config.config),
                 vm_config: bytes(&config.vm_config),
                 env: config.env.clone(),
@@ -188,6 +208,7 @@ impl Plugin {
             world: world.clone(),
             call_time: config.limits.call_time.0,
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
+            host_memory_limit: usize::try_from(config.limits.host_memory.0).unwrap_or(usize::MAX),
         })
     }
 
@@ -204,6 +225,7 @@ impl Plugin {
             && one.vm_config == other_one.vm_config
             && one.env == other_one.env
             && self.memory_limit == other.memory_limit
+            && self.host_memory_limit == other.host_memory_limit
     }
 
     /// Half of the time that a call may take, and how many ticks of the engine that is.

@@ -15,6 +15,9 @@ const MAX_BYTES: usize = 64 << 20;
 /// What a key costs beside its bytes.
 const KEY_COST: usize = 64;
 
+/// Bytes of a key: it is hashed while others wait.
+const MAX_KEY: usize = 64 << 10;
+
 /// Keys and values, each with a version that changes whenever the value does.
 #[derive(Default)]
 pub struct SharedData(RwLock<Entries>);
@@ -28,6 +31,7 @@ struct Entries {
     last_version: u32,
 }
 
+#[derive(Debug, PartialEq)]
 struct Entry {
     value: Bytes,
     version: u32,
@@ -69,6 +73,14 @@ impl Expected {
     }
 }
 
+/// What has become of a key.
+#[derive(Debug)]
+pub struct Change {
+    /// The version that it has now; none if it is no more.
+    pub version: Option<u32>,
+    before: Option<Entry>,
+}
+
 /// Why data was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotChanged {
@@ -93,6 +105,9 @@ impl SharedData {
 
     /// A value and its version.
     pub fn get(&self, key: &[u8]) -> Option<(Bytes, u32)> {
+        if key.len() > MAX_KEY {
+            return None;
+        }
         let entries = self.read();
         let entry = entries.map.get(key)?;
         let there = entry.expires.is_none_or(|at| at > Instant::now());
@@ -100,47 +115,80 @@ impl SharedData {
     }
 
     /// Sets a value, for this long or for ever.
-    pub fn set(&self, key: &[u8], value: &[u8], expected: Expected, ttl: Option<Duration>) -> Result<(), NotChanged> {
+    pub fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        expected: Expected,
+        ttl: Option<Duration>,
+    ) -> Result<Change, NotChanged> {
+        if key.len() > MAX_KEY || cost(key, value) > MAX_BYTES {
+            return Err(NotChanged::Full);
+        }
+        // Copied before others have to wait.
+        let (key, value) = (key.to_vec(), Bytes::copy_from_slice(value));
         let mut entries = self.write();
-        let old = entries.map.get(key);
+        let old = entries.map.get(&key);
         if !expected.fits(old.map(|old| old.version)) {
             return Err(NotChanged::CasMismatch);
         }
-        let freed = old.map_or(0, |old| cost(key, &old.value));
-        if entries.bytes - freed + cost(key, value) > MAX_BYTES {
+        let freed = old.map_or(0, |old| cost(&key, &old.value));
+        if entries.bytes - freed + cost(&key, &value) > MAX_BYTES {
             return Err(NotChanged::Full);
         }
-        entries.remove(key);
+        let before = entries.remove(&key);
         entries.last_version = entries.last_version.wrapping_add(1).max(1);
         // Longer than the clock goes is for ever.
         let (version, expires) = (entries.last_version, ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
-        if let Some(at) = expires {
-            entries.expiries.insert((at, version), key.to_vec());
-        }
-        entries.bytes += cost(key, value);
-        entries.map.insert(key.to_vec(), Entry { value: Bytes::copy_from_slice(value), version, expires });
-        Ok(())
+        entries.insert(key, Entry { value, version, expires });
+        drop(entries);
+        Ok(Change { version: Some(version), before })
     }
 
     /// Deletes a key.
-    pub fn delete(&self, key: &[u8], expected: Expected) -> Result<(), NotChanged> {
+    pub fn delete(&self, key: &[u8], expected: Expected) -> Result<Change, NotChanged> {
+        if key.len() > MAX_KEY {
+            return Err(NotChanged::NotFound);
+        }
         let mut entries = self.write();
         let version = entries.map.get(key).map(|entry| entry.version).ok_or(NotChanged::NotFound)?;
         if !expected.fits(Some(version)) {
             return Err(NotChanged::CasMismatch);
         }
+        let before = entries.remove(key);
+        drop(entries);
+        Ok(Change { version: None, before })
+    }
+
+    /// Makes a key what it was before a change, unless somebody has changed it since.
+    pub fn undo(&self, key: &[u8], change: Change) {
+        let mut entries = self.write();
+        if entries.map.get(key).map(|entry| entry.version) != change.version {
+            return;
+        }
         entries.remove(key);
-        Ok(())
+        if let Some(before) = change.before {
+            entries.insert(key.to_vec(), before);
+        }
     }
 }
 
 impl Entries {
-    fn remove(&mut self, key: &[u8]) {
-        let Some((key, entry)) = self.map.remove_entry(key) else { return };
+    fn insert(&mut self, key: Vec<u8>, entry: Entry) {
+        if let Some(at) = entry.expires {
+            self.expiries.insert((at, entry.version), key.clone());
+        }
+        self.bytes += cost(&key, &entry.value);
+        self.map.insert(key, entry);
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Option<Entry> {
+        let (key, entry) = self.map.remove_entry(key)?;
         self.bytes -= cost(&key, &entry.value);
         if let Some(at) = entry.expires {
             self.expiries.remove(&(at, entry.version));
         }
+        Some(entry)
     }
 
     /// Removes what has had its time.
@@ -151,7 +199,7 @@ impl Entries {
         let now = Instant::now();
         while let Some(first) = self.expiries.first_entry().filter(|first| first.key().0 <= now) {
             let key = first.remove();
-            self.remove(&key);
+            _ = self.remove(&key);
         }
     }
 }
@@ -165,7 +213,15 @@ mod tests {
     use super::*;
 
     fn set(data: &SharedData, key: &[u8], value: &[u8], expected: Expected) -> Result<(), NotChanged> {
-        data.set(key, value, expected, None)
+        data.set(key, value, expected, None).map(drop)
+    }
+
+    #[test]
+    fn a_long_key_is_never_there() {
+        let (data, long) = (SharedData::default(), vec![0; MAX_KEY + 1]);
+        assert_eq!(set(&data, &long, b"", Expected::Any), Err(NotChanged::Full));
+        assert_eq!((data.get(&long), data.delete(&long, Expected::Any).err()), (None, Some(NotChanged::NotFound)));
+        set(&data, &long[1..], b"", Expected::Any).unwrap();
     }
 
     #[test]
@@ -187,10 +243,10 @@ mod tests {
         let (_, version) = data.get(b"k").unwrap();
         set(&data, b"k", b"2", Expected::Any).unwrap();
         for expected in [Expected::Absent, Expected::Version(version)] {
-            assert_eq!(data.delete(b"k", expected), Err(NotChanged::CasMismatch));
+            assert_eq!(data.delete(b"k", expected).err(), Some(NotChanged::CasMismatch));
         }
         data.delete(b"k", Expected::Any).unwrap();
-        assert_eq!((data.get(b"k"), data.delete(b"k", Expected::Any)), (None, Err(NotChanged::NotFound)));
+        assert_eq!((data.get(b"k"), data.delete(b"k", Expected::Any).err()), (None, Some(NotChanged::NotFound)));
         set(&data, b"k", b"3", Expected::Absent).unwrap();
         assert!(data.get(b"k").unwrap().1 > version + 1, "versions are not used twice");
         let numbers = [-1, 0, 7, -2, 1 << 32].map(Expected::of_number);
@@ -206,7 +262,7 @@ mod tests {
         data.set(b"gone", b"2", Expected::Absent, Some(Duration::ZERO)).unwrap();
         data.set(b"long", b"3", Expected::Any, Some(Duration::from_secs(3600))).unwrap();
         data.set(b"ever", b"4", Expected::Any, Some(Duration::MAX)).unwrap();
-        assert_eq!(data.delete(b"gone", Expected::Any), Err(NotChanged::NotFound));
+        assert_eq!(data.delete(b"gone", Expected::Any).err(), Some(NotChanged::NotFound));
         assert_eq!(["long", "ever"].map(|key| data.get(key.as_bytes()).unwrap().0), ["3", "4"]);
         // Set again without a time, it stays, and nothing is left of what it had.
         set(&data, b"long", b"5", Expected::Any).unwrap();

@@ -4,12 +4,13 @@
 use std::{
     net::SocketAddr,
     rc::{Rc, Weak},
+    sync::Arc,
 };
 
 use smallvec::SmallVec;
 use tollgate_abi::fast::flag;
 
-use super::limits::Place;
+use super::{charge::Ledger, limits::Place};
 use crate::{
     chain::{
         Stream,
@@ -97,6 +98,14 @@ impl Subject {
                 let network::State { flags, log_fields, stored, held, .. } = &mut *stream.state.borrow_mut();
                 f(Notes { flags, log_fields, stored, held })
             }
+        }
+    }
+
+    /// Charges a filter for so many bytes more in its log fields. Whether they may be added.
+    pub fn owe(&self, ledger: &Arc<Ledger>, more: usize) -> bool {
+        match self {
+            Subject::Http(stream) => stream.state.borrow_mut().owe(ledger, more),
+            Subject::Tcp(stream) => stream.state.borrow_mut().owe(ledger, more),
         }
     }
 

@@ -8,13 +8,13 @@ mod recovery;
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    collections::HashMap,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap};
@@ -24,8 +24,8 @@ use super::{
     contexts::{Contexts, Ids, StreamContext},
     current::Scope,
     filter::WasmFilter,
-    grpc::{self, Event},
-    host::{CallResponse, Host},
+    grpc::{self, Event, Wish},
+    host::{CallResponse, Host, Timer},
     instance::{Exports, Instance},
     machine::{FIRST_ROOT, Machine},
     plugin::Plugin,
@@ -73,6 +73,8 @@ pub struct Vm {
     calls: Cell<u64>,
     /// How many of them were for instances before this one.
     calls_before: Cell<u64>,
+    /// HTTP calls under way.
+    http: RefCell<HashMap<u32, AbortHandle>>,
     grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
 }
@@ -95,7 +97,8 @@ pub(super) struct Tenant {
 /// A filter hears of messages in its queues.
 struct Listening {
     note: Note,
-    inbox: Rc<RefCell<UnboundedReceiver<u32>>>,
+    /// Those that it has registered.
+    queues: Vec<u32>,
     task: AbortHandle,
 }
 
@@ -115,14 +118,9 @@ impl Tenant {
 
     /// Hears no more of its queues. What it was told and has not heard is told to the reader before it, or the next one.
     fn stop_listening(&self) {
-        let Some(Listening { note, inbox, task }) = self.listening.take() else { return };
+        let Some(Listening { note, queues, task }) = self.listening.take() else { return };
         task.abort();
-        drop(note);
-        let mut inbox = inbox.borrow_mut();
-        inbox.close();
-        while let Ok(queue) = inbox.try_recv() {
-            self.plugin.world.shared.queues.tell(queue);
-        }
+        queues.into_iter().for_each(|queue| self.plugin.world.shared.queues.pass_on(queue, &note));
     }
 }
 
@@ -180,6 +178,7 @@ impl Vm {
             contexts: Rc::default(),
             calls: Cell::new(0),
             calls_before: Cell::new(0),
+            http: RefCell::default(),
             grpc: RefCell::default(),
             memory: Cell::new(0),
         });
@@ -211,6 +210,8 @@ impl Vm {
 
     /// Takes an instance into use.
     fn adopt(&self, mut instance: Instance) {
+        // A worker only gets what is in force.
+        self.tenants[0].plugin.world.trial.succeed();
         let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
         // A tick goes on over a failure if it is the same, and ends if it is none.
         instance.store.data_mut().ticks_changed = true;
@@ -297,6 +298,12 @@ impl Vm {
             if std::mem::take(&mut host.ticks_changed) {
                 self.tenants.iter().zip(&host.roots).for_each(|(tenant, root)| self.set_tick(tenant, root.tick));
             }
+            // What was cancelled at once is never begun.
+            let grpc_calls = &host.grpc_calls;
+            host.grpc_wishes.retain(|wish| match wish {
+                Wish::Open(call) => grpc_calls.contains_key(&call.id),
+                _ => true,
+            });
             (
                 std::mem::take(&mut host.calls),
                 std::mem::take(&mut host.timers),
@@ -305,12 +312,9 @@ impl Vm {
             )
         };
         for call in calls {
-            tokio::task::spawn_local(callout::run(
-                self.me.clone(),
-                self.site.upstream.clone(),
-                call,
-                self.incarnation.get(),
-            ));
+            let id = call.id;
+            let task = callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get());
+            self.http.borrow_mut().insert(id, tokio::task::spawn_local(task).abort_handle());
         }
         for wish in wishes {
             let calls = &mut self.grpc.borrow_mut();
@@ -318,12 +322,17 @@ impl Vm {
         }
         for timer in timers {
             let Some((stream, position, _)) = self.find(timer.context) else { continue };
+            if stream.with_position(position, |p| p.over) {
+                continue;
+            }
             let (me, incarnation) = (self.me.clone(), self.incarnation.get());
             let task = tokio::task::spawn_local(async move {
-                tokio::time::sleep(timer.after).await;
+                let Timer { context, after, token, charge } = timer;
+                tokio::time::sleep(after).await;
                 if let Some(vm) = me.upgrade() {
-                    vm.on_timer(timer.context, timer.token, incarnation);
+                    vm.on_timer(context, token, incarnation);
                 }
+                drop(charge);
             });
             stream.with_position(position, |p| p.timers.push(task.abort_handle()));
         }
@@ -331,6 +340,11 @@ impl Vm {
             let tenant = &self.tenants[root];
             let known = tenant.listening.borrow().as_ref().map(|listening| listening.note.clone());
             let note = known.unwrap_or_else(|| self.listen(tenant));
+            if let Some(listening) = &mut *tenant.listening.borrow_mut()
+                && !listening.queues.contains(&queue)
+            {
+                listening.queues.push(queue);
+            }
             tenant.plugin.world.shared.queues.read(queue, note);
         }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
@@ -353,19 +367,24 @@ impl Vm {
 
     /// Tells a filter of messages in its queues, as they come, for as long as there is an instance.
     fn listen(&self, tenant: &Rc<Tenant>) -> Note {
-        let (note, inbox) = unbounded_channel();
-        let inbox = Rc::new(RefCell::new(inbox));
-        let (me, listener, told) = (self.me.clone(), tenant.clone(), inbox.clone());
+        let (note, mut inbox) = unbounded_channel();
+        let (me, listener) = (self.me.clone(), tenant.clone());
         let task = tokio::task::spawn_local(async move {
-            while let Some(queue) = poll_fn(|cx| told.borrow_mut().poll_recv(cx)).await {
-                let Some(vm) = me.upgrade() else { return };
-                let root = listener.root();
-                let _ = vm.enter(&listener, None, root, false, |store, exports| {
-                    exports.queue_ready.as_ref().map_or(Ok(()), |f| f.call(store, (root, queue)))
-                });
+            while let Some(queue) = inbox.recv().await {
+                while listener.plugin.world.shared.queues.tell(queue) {
+                    let Some(vm) = me.upgrade() else { return };
+                    let root = listener.root();
+                    let _ = vm.enter(&listener, None, root, false, |store, exports| {
+                        exports.queue_ready.as_ref().map_or(Ok(()), |f| f.call(store, (root, queue)))
+                    });
+                    drop(vm);
+                    // However many there are, the worker has other things to do.
+                    tokio::task::yield_now().await;
+                }
             }
         });
-        *tenant.listening.borrow_mut() = Some(Listening { note: note.clone(), inbox, task: task.abort_handle() });
+        let (queues, task) = (Vec::new(), task.abort_handle());
+        *tenant.listening.borrow_mut() = Some(Listening { note: note.clone(), queues, task });
         note
     }
 
@@ -401,27 +420,22 @@ impl Vm {
         }
     }
 
-    /// Hands the answer to a root context's call of this size over.
-    pub(super) fn on_call_response(
-        &self,
-        root: usize,
-        (id, size): (u32, usize),
-        response: CallResponse,
-        incarnation: u32,
-    ) {
+    /// Hands the answer to a root context's call over.
+    pub(super) fn on_call_response(&self, root: usize, id: u32, response: CallResponse, incarnation: u32) {
         if incarnation != self.incarnation.get() {
             return;
         }
+        self.http.borrow_mut().remove(&id);
         let tenant = &self.tenants[root];
         let _ = self.enter(tenant, None, tenant.root(), false, |store, exports| {
-            let (calls, bytes) = &mut store.data_mut().calls_under_way;
-            (*calls, *bytes) = (calls.saturating_sub(1), bytes.saturating_sub(size));
+            let calls = &mut store.data_mut().calls_under_way;
+            *calls = calls.saturating_sub(1);
             let Some(f) = &exports.http_call_response else { return Ok(()) };
             let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
             let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);
             store.data_mut().answers.call_response = Some(response);
             let result = f.call(&mut *store, (tenant.root(), id, headers, body, trailers));
-            store.data_mut().answers.call_response = None;
+            store.data_mut().answers.clear();
             result
         });
     }
@@ -452,7 +466,7 @@ impl Vm {
             let Some(f) = f else { return Ok(()) };
             host.answers.grpc_event = Some(event);
             let result = f.call(&mut *store, (tenant.root(), id, much));
-            store.data_mut().answers.grpc_event = None;
+            store.data_mut().answers.clear();
             result
         });
         told.is_ok()

@@ -2,7 +2,7 @@
 //! each, must not fill a disk or hold up its worker.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     sync::{
         LazyLock,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -14,6 +14,12 @@ use tracing::Level;
 
 /// Lines of one filter in one second, over all workers; more are dropped, and how many is said.
 const PER_SECOND: u32 = 1000;
+
+/// Bytes of a line; the rest is cut off.
+pub const LONGEST: usize = 16 << 10;
+
+/// Bytes of a guest's text that are shown within a line.
+const SHOWN: usize = 200;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -29,13 +35,14 @@ pub struct Voice {
 }
 
 impl Voice {
-    /// Logs a line, if it is of a level that is shown.
+    /// Logs a line, if it is of a level that is shown: nothing of it is formatted before that is known.
     pub fn say(&self, filter: &str, level: Level, line: fmt::Arguments<'_>) {
         macro_rules! at {
             ($($name:ident)*) => {
                 match level {
                     $(Level::$name => {
                         if tracing::enabled!(target: "tollgate::filter", Level::$name) && self.may_speak(filter) {
+                            let line = Line::of(line);
                             tracing::event!(target: "tollgate::filter", Level::$name, filter, "{line}");
                         }
                     })*
@@ -62,9 +69,91 @@ impl Voice {
     }
 }
 
+/// A line of bounded length. Formatting ends where it is full, however much there is.
+struct Line(String);
+
+impl Line {
+    fn of(line: fmt::Arguments<'_>) -> Line {
+        let mut text = Line(String::new());
+        // An error only says that it is full.
+        let _ = text.write_fmt(line);
+        text
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let fits = text.floor_char_boundary(LONGEST - self.0.len());
+        self.0.push_str(&text[..fits]);
+        if fits == text.len() { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Bytes that a guest has given, as they stand in a line: escaped, and cut if they are many.
+pub struct Shown<'a>(pub &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = &self.0[..self.0.len().min(SHOWN)];
+        write!(f, "{}{}", start.escape_ascii(), if start.len() < self.0.len() { "..." } else { "" })
+    }
+}
+
+/// Bytes that should be UTF-8, with a sign in place of what is not.
+pub struct Text<'a>(pub &'a [u8]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Counts how often it is formatted.
+    struct Counted<'a>(&'a AtomicU32);
+
+    impl fmt::Display for Counted<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fetch_add(1, Relaxed);
+            f.write_str("x")
+        }
+    }
+
+    #[test]
+    fn a_line_is_cut_and_no_more_of_it_is_formatted() {
+        let formatted = AtomicU32::new(0);
+        let long = "é".repeat(LONGEST);
+        let line = Line::of(format_args!("a{long}{}", Counted(&formatted)));
+        assert_eq!((line.0.len(), formatted.load(Relaxed)), (LONGEST - 1, 0));
+        let bytes = vec![0xff; 1 << 20];
+        assert!(format!("{}", Shown(&bytes)).len() < 1000);
+        assert_eq!(format!("{} {}", Shown(b"a\n\x1b"), Text(b"a\xffb")), "a\\n\\x1b a\u{fffd}b");
+    }
+
+    #[test]
+    fn what_is_not_shown_is_not_formatted() {
+        // No subscriber is set up in this test.
+        let (voice, formatted) = (Voice::default(), AtomicU32::new(0));
+        tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+            voice.say("f", Level::WARN, format_args!("{}", Counted(&formatted)));
+        });
+        assert_eq!(formatted.load(Relaxed), 0);
+    }
 
     #[test]
     fn nobody_talks_without_end() {

@@ -11,6 +11,7 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     task::{Context, Waker},
     time::SystemTime,
 };
@@ -23,11 +24,15 @@ pub use self::flow::{Flow, Stopped};
 use super::{
     Action, Selected,
     stored::Stored,
-    stream::{Buffer, ConnectionInfo, Failures, Position},
+    stream::{Buffer, ConnectionInfo, Failures, Position, size_of_log_fields},
 };
 use crate::{
     config::units::Address,
     observe::{Detail, detail},
+    wasm::{
+        charge::{Ledger, Owed},
+        limits,
+    },
 };
 
 /// Where bytes come from.
@@ -152,11 +157,20 @@ pub struct State {
     /// What filters have stored with the connection.
     pub stored: Stored,
     /// Places of limits that are held, given back when the connection ends.
-    pub held: SmallVec<[crate::wasm::limits::Place; 1]>,
+    pub held: SmallVec<[limits::Place; 1]>,
+    /// What filters are charged for.
+    pub owed: Owed,
     /// Bytes by the side they came from, as they came.
     pub received: [u64; 2],
     /// Bytes by the side they came from, as they were sent on.
     pub sent: [u64; 2],
+}
+
+impl State {
+    /// Charges a filter for so many bytes more in log fields. Whether they may be added.
+    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+        self.owed.add(more) || self.owed.weigh(ledger, size_of_log_fields(&self.log_fields), more)
+    }
 }
 
 /// A TCP connection.
@@ -205,6 +219,7 @@ impl NetworkStream {
             log_fields: Vec::new(),
             stored: Stored::default(),
             held: SmallVec::new(),
+            owed: Owed::default(),
             received: [0, 0],
             sent: [0, 0],
         };
@@ -323,7 +338,7 @@ impl NetworkStream {
                 let mut state = self.state.borrow_mut();
                 let told = state.places[position].upstream_closed;
                 let p = &mut state.positions[position];
-                p.timers.drain(..).for_each(|timer| timer.abort());
+                p.end();
                 let wants = phase::LOG | phase::DOWNSTREAM_CLOSE | phase::UPSTREAM_CLOSE;
                 (!p.gone && (p.context != 0 || filter.phases() & wants != 0), told)
             };

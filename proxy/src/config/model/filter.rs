@@ -27,8 +27,8 @@ pub struct Filter {
     /// The name of the root context that a module with several of them registers it under.
     #[serde(default)]
     pub root_id: String,
-    /// Filters with the same `vm_id` share their shared data and queues; if `wasm`, `vm_config`, `env` and `limits.memory`
-    /// are the same as well, they run in one VM on each worker. Then a failure of one is a failure of all of them. Default:
+    /// Filters with the same `vm_id` share their shared data and queues; if `wasm`, `vm_config`, `env`, `limits.memory`
+    /// and `limits.host_memory` are the same as well, they run in one VM on each worker. Then a failure of one is a failure of all of them. Default:
     /// the filter's name, so it runs alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vm_id: Option<String>,
@@ -76,10 +76,12 @@ pub struct FilterLimits {
     pub call_time: Duration,
     /// Linear memory of one instance.
     pub memory: ByteSize,
+    /// What the proxy may keep for one instance outside of its memory: calls and their answers, messages, timers, headers.
+    pub host_memory: ByteSize,
 }
 
 impl Default for FilterLimits {
     fn default() -> Self {
-        FilterLimits { call_time: Duration::millis(50), memory: ByteSize(64 << 20) }
+        FilterLimits { call_time: Duration::millis(50), memory: ByteSize(64 << 20), host_memory: ByteSize(64 << 20) }
     }
 }

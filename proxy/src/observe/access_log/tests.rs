@@ -14,7 +14,7 @@ use std::{
 use tollgate_abi::{fast::flag, value::Value};
 
 use super::*;
-use crate::{chain::stored::Stored, observe::metrics::Registry};
+use crate::{chain::stored::Stored, observe::metrics::Registry, wasm::charge::Ledger};
 
 const DROPPED: &str = "tollgate_access_log_dropped_total";
 const LONG: Duration = Duration::from_secs(20);
@@ -78,12 +78,12 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn what_filters_have_stored_can_be_shown() {
-    let mut stored = Stored::default();
+    let (mut stored, ledger) = (Stored::default(), Ledger::new(usize::MAX, None));
     let set = [("user", Value::Text("a b\n")), ("level", Value::Integer(-3)), ("share", Value::Number(0.5))];
     for (key, value) in [&set[..], &[("new", Value::Bool(true)), ("empty", Value::Text(""))]].concat() {
-        value.with_bytes(|bytes| stored.set_metadata(b"auth", key.as_bytes(), value.kind(), bytes)).unwrap();
+        value.with_bytes(|bytes| stored.set_metadata((b"auth", key.as_bytes()), value.kind(), bytes, &ledger)).unwrap();
     }
-    stored.set_state(b"wasm.color", b"blue").unwrap();
+    stored.set_state(b"wasm.color", b"blue", &ledger).unwrap();
     let format = "%metadata(auth:user)%|%metadata(auth:level)%|%metadata(auth:share)%|%metadata(auth:new)%|\
                   %metadata(auth:empty)%|%metadata(other:user)%|%state(wasm.color)%|%state(color)%";
     let shown = line(format, &Entry { stored: Some(&stored), ..entry() });

@@ -24,8 +24,9 @@ fn costs() {
     measure("counter add", TIMES, |i| counter.add(black_box(here), i));
     measure("counter add by shard()", TIMES, |i| counter.add(shard(), i));
     measure("histogram observe", TIMES, |i| histogram.observe(black_box(here), i.wrapping_mul(0x9E37_79B9) & 0xF_FFFF));
+    let owner = std::sync::Arc::default();
     for i in 0..1000 {
-        registry.dynamic(Kind::Counter, &format!("m{i}")).unwrap();
+        registry.dynamic(Kind::Counter, &format!("m{i}"), &owner).unwrap();
         registry.histogram("many", "", &[("i", &i.to_string())], Ladder::Latency).unwrap();
     }
     let start = Instant::now();

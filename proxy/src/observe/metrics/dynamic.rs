@@ -1,13 +1,25 @@
 //! Metrics that filters define at run time. A filter chooses their names, so they are confined: a prefix of their own,
-//! characters that Prometheus takes, and a bound on how many there may be.
+//! characters that Prometheus takes, and bounds on how many there may be and how much of a scrape they may take. A metric goes with
+//! the last filter that has defined it.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use super::{
     Counter, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard,
-    registry::{Series, Shape},
+    registry::{Families, Series, Shape},
 };
 
-/// How many metrics all filters together may define.
-pub const MAX_DYNAMIC: usize = 10_000;
+/// How many metrics one filter may define, and all together.
+pub const MAX_OWNED: usize = 5_000;
+/// The same, of all filters.
+pub const MAX_DYNAMIC: usize = 20_000;
+/// Bytes of a scrape for the metrics of one filter.
+const MAX_OWNED_TEXT: usize = 16 << 20;
+/// The same, of all filters.
+const MAX_TEXT: usize = 64 << 20;
 /// Bytes of a name. Istio puts a metric's tags into its name, so they can be long.
 pub const MAX_DYNAMIC_NAME: usize = 4096;
 
@@ -57,14 +69,44 @@ impl Handle {
     }
 }
 
-impl Registry {
-    /// The metric that a filter calls `name`, shown as `wasmcustom_NAME` with `_` for what Prometheus does not take.
-    /// The same name gives the same metric, whichever filter asks.
-    pub fn dynamic(&self, kind: Kind, name: &str) -> Result<Handle, MetricError> {
-        self.dynamic_within(kind, name, MAX_DYNAMIC)
+/// A filter, as an owner of metrics. They are its own for as long as it is there.
+#[derive(Debug, Default)]
+pub struct Owner {
+    count: AtomicUsize,
+    text: AtomicUsize,
+}
+
+impl Families {
+    /// Forgets the metrics of filters that are gone.
+    pub(super) fn forget_unowned(&mut self) {
+        let (mut count, mut text) = (0, 0);
+        self.by_name.retain(|_, family| {
+            let Some(dynamic) = &mut family.dynamic else { return true };
+            dynamic.owners.retain(|owner| owner.strong_count() > 0);
+            let stays = !dynamic.owners.is_empty();
+            (count, text) = (count + usize::from(stays), text + if stays { dynamic.text } else { 0 });
+            stays
+        });
+        (self.dynamic, self.dynamic_text) = (count, text);
     }
 
-    pub(super) fn dynamic_within(&self, kind: Kind, name: &str, max: usize) -> Result<Handle, MetricError> {
+    fn has_room(&self, text: usize) -> bool {
+        self.dynamic < MAX_DYNAMIC && self.dynamic_text + text <= MAX_TEXT
+    }
+}
+
+/// Bytes of a scrape that a metric takes, about: its name stands in each line.
+fn text_size(name: &str, help: &str, kind: Kind) -> usize {
+    const LINE: usize = 40;
+    let lines = if kind == Kind::Histogram { 32 } else { 3 };
+    lines * (name.len() + LINE) + help.len()
+}
+
+impl Registry {
+    /// The metric that a filter calls `name`, shown as `wasmcustom_NAME` with `_` for what Prometheus does not take.
+    /// The same name gives the same metric, whichever filter asks, and then it is this one's too. If it was not, the name that
+    /// is shown comes with it.
+    pub fn dynamic(&self, kind: Kind, name: &str, owner: &Arc<Owner>) -> Result<(Handle, Option<String>), MetricError> {
         if name.is_empty() {
             return Err(MetricError::Name(String::new()));
         }
@@ -79,11 +121,62 @@ impl Registry {
             Kind::Histogram => Shape::Histogram(Ladder::Numbers),
         };
         // The help text keeps the name as the filter knows it.
-        match self.dynamic_series(&shown, &format!("Defined by a filter as {name}"), shape, max)? {
-            Series::Counter(counter) => Ok(Handle::Counter(counter)),
-            Series::PlainGauge(gauge) => Ok(Handle::Gauge(gauge)),
-            Series::Histogram(histogram) => Ok(Handle::Histogram(histogram)),
-            Series::Gauge(_) => Err(MetricError::Operation(kind)),
+        let help = format!("Defined by a filter as {name}");
+        let (series, newly) = self.dynamic_series((&shown, &help), shape, text_size(&shown, &help, kind), owner)?;
+        let handle = match series {
+            Series::Counter(counter) => Handle::Counter(counter),
+            Series::PlainGauge(gauge) => Handle::Gauge(gauge),
+            Series::Histogram(histogram) => Handle::Histogram(histogram),
+            Series::Gauge(_) => return Err(MetricError::Operation(kind)),
+        };
+        Ok((handle, newly.then_some(shown)))
+    }
+
+    fn dynamic_series(
+        &self,
+        (name, help): (&str, &str),
+        shape: Shape,
+        text: usize,
+        owner: &Arc<Owner>,
+    ) -> Result<(Series, bool), MetricError> {
+        let mut families = self.families();
+        let is_owner = |known: &Weak<Owner>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(owner));
+        let known = families.by_name.get(name).and_then(|family| family.dynamic.as_ref());
+        let owned = known.is_some_and(|known| known.owners.iter().any(is_owner));
+        if !owned {
+            let has_too_many = owner.count.load(Relaxed) >= MAX_OWNED;
+            if has_too_many || owner.text.load(Relaxed) + text > MAX_OWNED_TEXT {
+                return Err(MetricError::TooMany);
+            }
+            if known.is_none() && !families.has_room(text) {
+                families.forget_unowned();
+                if !families.has_room(text) {
+                    return Err(MetricError::TooMany);
+                }
+            }
         }
+        let shards = self.shards();
+        let series = families.series((name, help, Some(text)), Vec::new(), shape, shards)?;
+        let dynamic = families.by_name.get_mut(name).and_then(|family| family.dynamic.as_mut());
+        if let Some(dynamic) = dynamic.filter(|_| !owned) {
+            dynamic.owners.retain(|owner| owner.strong_count() > 0);
+            dynamic.owners.push(Arc::downgrade(owner));
+            owner.count.fetch_add(1, Relaxed);
+            owner.text.fetch_add(text, Relaxed);
+        }
+        Ok((series, !owned))
+    }
+
+    /// A metric, by the name that is shown, is this filter's no more; if it is nobody's then, it is forgotten.
+    pub fn disown(&self, owner: &Arc<Owner>, shown: &str) {
+        let mut families = self.families();
+        let Some(dynamic) = families.by_name.get_mut(shown).and_then(|family| family.dynamic.as_mut()) else { return };
+        let there = dynamic.owners.len();
+        dynamic.owners.retain(|known| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(owner)));
+        if dynamic.owners.len() < there {
+            owner.count.fetch_sub(1, Relaxed);
+            owner.text.fetch_sub(dynamic.text, Relaxed);
+        }
+        families.forget_unowned();
     }
 }

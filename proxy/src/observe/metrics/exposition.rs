@@ -21,7 +21,9 @@ impl Registry {
     pub fn render(&self) -> String {
         let mut shown = Vec::new();
         let mut collected = Vec::new();
-        for (name, family) in &self.families().by_name {
+        let mut families = self.families();
+        families.forget_unowned();
+        for (name, family) in &families.by_name {
             let Family { help, source, .. } = family;
             match source {
                 Source::Series { series, .. } => {
@@ -33,6 +35,7 @@ impl Registry {
                 }
             }
         }
+        drop(families);
         // Without the lock: whatever they ask, they may ask the registry too.
         for (name, help, kind, collect) in collected {
             let metrics = collect().iter().map(|(labels, value)| of_value(labels, kind, *value)).collect();

@@ -15,7 +15,7 @@ use std::fmt;
 
 pub use self::{
     cells::{Counter, Gauge, Held, PlainGauge},
-    dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME},
+    dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
     histogram::{Distribution, Histogram, Ladder},
     process::register_process,
@@ -65,7 +65,10 @@ pub enum MetricError {
         asked: Kind,
     },
     /// Filters define too many metrics.
-    #[error("filters have defined {MAX_DYNAMIC} metrics already, which is the most there may be")]
+    #[error(
+        "there may be {MAX_OWNED} metrics of one filter, and {MAX_DYNAMIC} of all, fewer if their names are long; \
+         there are so many already"
+    )]
     TooMany,
     /// A filter's metric has too long a name.
     #[error("a name of {0} bytes is too long for a metric: at most {MAX_DYNAMIC_NAME}")]

@@ -4,10 +4,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge};
+use super::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, dynamic::Owner};
 
 /// A series' labels, sorted by name.
 pub type Labels = Vec<(String, String)>;
@@ -28,15 +28,23 @@ pub(super) type Collect = Arc<dyn Fn() -> Vec<(Labels, f64)> + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Families {
     pub(super) by_name: BTreeMap<String, Family>,
-    /// How many series are [`Family::dynamic`].
+    /// How many families are [`Family::dynamic`].
     pub(super) dynamic: usize,
+    /// Bytes of text that they take in a scrape.
+    pub(super) dynamic_text: usize,
 }
 
 pub(super) struct Family {
     pub(super) help: String,
     pub(super) source: Source,
-    /// Defined by a filter.
-    pub(super) dynamic: bool,
+    /// Defined by filters: whose it is, and bytes of text that it takes in a scrape.
+    pub(super) dynamic: Option<Dynamic>,
+}
+
+/// What there is of a filters' family more.
+pub(super) struct Dynamic {
+    pub(super) owners: Vec<Weak<Owner>>,
+    pub(super) text: usize,
 }
 
 pub(super) enum Source {
@@ -107,7 +115,7 @@ impl Families {
     /// The series of this name and labels, made if it is not there.
     pub(super) fn series(
         &mut self,
-        (name, help, dynamic): (&str, &str, bool),
+        (name, help, dynamic_text): (&str, &str, Option<usize>),
         labels: Labels,
         shape: Shape,
         shards: usize,
@@ -118,8 +126,11 @@ impl Families {
                 return Err(conflict(there));
             }
             let source = Source::Series { shape, series: BTreeMap::new() };
+            let dynamic = dynamic_text.map(|text| Dynamic { owners: Vec::new(), text });
             self.by_name.insert(name.to_owned(), Family { help: help.to_owned(), source, dynamic });
-            self.dynamic += usize::from(dynamic);
+            if let Some(dynamic) = dynamic_text {
+                (self.dynamic, self.dynamic_text) = (self.dynamic + 1, self.dynamic_text + dynamic);
+            }
         }
         match self.by_name.get_mut(name) {
             Some(Family { source: Source::Series { shape: there, series }, .. }) if *there == shape => {
@@ -203,7 +214,7 @@ impl Registry {
             return Err(MetricError::Conflict { name: name.to_owned(), there, asked: kind });
         }
         let source = Source::Collected { kind, collect: Arc::new(collect) };
-        families.by_name.insert(name.to_owned(), Family { help: help.to_owned(), source, dynamic: false });
+        families.by_name.insert(name.to_owned(), Family { help: help.to_owned(), source, dynamic: None });
         Ok(())
     }
 
@@ -219,7 +230,7 @@ impl Registry {
             }
             Source::Collected { .. } => true,
         });
-        families.dynamic = families.by_name.values().filter(|family| family.dynamic).count();
+        families.forget_unowned();
     }
 
     /// What a figure is now; of a histogram, the count.
@@ -239,7 +250,7 @@ impl Registry {
         check_name(name)?;
         let labels = sorted(labels);
         check_labels(&labels)?;
-        self.families().series((name, help, false), labels, shape, self.shared.shards)
+        self.families().series((name, help, None), labels, shape, self.shared.shards)
     }
 
     pub(super) fn families(&self) -> MutexGuard<'_, Families> {
@@ -287,21 +298,5 @@ fn check_labels(labels: &Labels) -> Result<(), MetricError> {
     match twice.or_else(|| labels.iter().map(|(name, _)| name).find(wrong)) {
         Some(name) => Err(MetricError::Label(name.clone())),
         None => Ok(()),
-    }
-}
-
-impl Registry {
-    pub(super) fn dynamic_series(
-        &self,
-        name: &str,
-        help: &str,
-        shape: Shape,
-        max: usize,
-    ) -> Result<Series, MetricError> {
-        let mut families = self.families();
-        if families.dynamic >= max && !families.by_name.contains_key(name) {
-            return Err(MetricError::TooMany);
-        }
-        families.series((name, help, true), Labels::new(), shape, self.shared.shards)
     }
 }

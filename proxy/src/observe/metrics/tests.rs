@@ -1,6 +1,10 @@
 //! Tests of the registry and of what a scrape gives.
 
-use std::{collections::BTreeMap, sync::Barrier, thread};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Barrier},
+    thread,
+};
 
 use super::*;
 
@@ -136,7 +140,8 @@ fn series_of_what_is_gone_can_be_dropped() {
     let old = registry.counter("c", "", &[("cluster", "old")]).unwrap();
     registry.counter("c", "", &[("cluster", "new")]).unwrap().inc(shard());
     registry.gauge("only_old", "", &[("cluster", "old")]).unwrap();
-    registry.dynamic(Kind::Counter, "mine").unwrap();
+    let owner = Arc::default();
+    registry.dynamic(Kind::Counter, "mine", &owner).unwrap();
     registry
         .retain(|name, labels| !name.starts_with("wasm") && !labels.iter().any(|(k, v)| k == "cluster" && v == "old"));
     old.inc(shard());
@@ -150,30 +155,58 @@ fn series_of_what_is_gone_can_be_dropped() {
 #[test]
 fn filters_define_metrics_within_bounds() {
     let registry = Registry::new(1);
-    let here = Shard::worker(0);
-    let counter = registry.dynamic(Kind::Counter, "envoy.wasm-stats/é.count").unwrap();
+    let (here, owner) = (Shard::worker(0), Arc::default());
+    let define = |kind, name: &str| registry.dynamic(kind, name, &owner).map(|(handle, _)| handle);
+    let counter = define(Kind::Counter, "envoy.wasm-stats/é.count").unwrap();
     counter.increment(here, 3).unwrap();
-    registry.dynamic(Kind::Counter, "envoy.wasm-stats/é.count").unwrap().record(here, 2);
+    define(Kind::Counter, "envoy.wasm-stats/é.count").unwrap().record(here, 2);
     assert_eq!(counter.get(), Ok(5));
     assert_eq!(counter.increment(here, -1), Err(MetricError::Operation(Kind::Counter)));
     assert_eq!(samples(&registry.render())["wasmcustom_envoy_wasm_stats___count"], 5.0);
-    assert!(registry.dynamic(Kind::Gauge, "envoy.wasm.stats/é.count").is_err());
+    assert!(define(Kind::Gauge, "envoy.wasm.stats/é.count").is_err());
 
-    let gauge = registry.dynamic(Kind::Gauge, "1st").unwrap();
+    let gauge = define(Kind::Gauge, "1st").unwrap();
     gauge.record(here, 10);
     gauge.increment(here, -3).unwrap();
     assert_eq!(gauge.get(), Ok(7));
-    let histogram = registry.dynamic(Kind::Histogram, "h").unwrap();
+    let histogram = define(Kind::Histogram, "h").unwrap();
     histogram.record(here, 30);
     assert_eq!(histogram.increment(here, 1), Err(MetricError::Operation(Kind::Histogram)));
     assert!(histogram.get().is_err());
     assert_eq!(samples(&registry.render())[r#"wasmcustom_h_bucket{le="50"}"#], 1.0);
 
-    assert_eq!(registry.dynamic_within(Kind::Gauge, "more", 3).unwrap_err(), MetricError::TooMany);
-    registry.dynamic_within(Kind::Gauge, "1st", 3).unwrap();
-    registry.dynamic_within(Kind::Gauge, "more", 4).unwrap();
-    assert!(registry.dynamic(Kind::Gauge, "").is_err());
-    assert_eq!(registry.dynamic(Kind::Gauge, &"x".repeat(5000)).unwrap_err(), MetricError::NameLength(5000));
+    assert!(define(Kind::Gauge, "").is_err());
+    assert_eq!(define(Kind::Gauge, &"x".repeat(5000)).unwrap_err(), MetricError::NameLength(5000));
+}
+
+#[test]
+fn one_filter_leaves_room_for_the_metrics_of_others() {
+    let registry = Registry::new(1);
+    let (greedy, modest): (Arc<Owner>, Arc<Owner>) = (Arc::default(), Arc::default());
+    let define = |owner, name: &str| registry.dynamic(Kind::Counter, name, owner).map(|(_, new)| new.is_some());
+    let defined = (0..20_000).take_while(|i| define(&greedy, &format!("m{i}")).is_ok()).count();
+    assert_eq!(defined, MAX_OWNED);
+    assert_eq!(define(&greedy, "one_more"), Err(MetricError::TooMany));
+    assert_eq!(define(&greedy, "m1"), Ok(false), "it has that one already");
+    assert_eq!((define(&modest, "mine"), define(&modest, "m1")), (Ok(true), Ok(true)));
+    drop(greedy);
+    let shown = samples(&registry.render());
+    assert_eq!(shown.keys().map(String::as_str).collect::<Vec<_>>(), ["wasmcustom_m1", "wasmcustom_mine"]);
+    registry.disown(&modest, "wasmcustom_mine");
+    assert_eq!(samples(&registry.render()).len(), 1);
+}
+
+#[test]
+fn what_filters_add_to_a_scrape_is_bounded() {
+    let registry = Registry::new(1);
+    let owners: Vec<Arc<Owner>> = (0..8).map(|_| Arc::default()).collect();
+    for (nth, owner) in owners.iter().enumerate() {
+        let name = |i: usize| format!("{nth}_{i}_{}", "x".repeat(4000));
+        let defined = (0..5000).take_while(|i| registry.dynamic(Kind::Histogram, &name(*i), owner).is_ok()).count();
+        assert!(defined < 200, "{defined}");
+    }
+    let bytes = registry.render().len();
+    assert!((32 << 20..=64 << 20).contains(&bytes), "{bytes}");
 }
 
 #[test]

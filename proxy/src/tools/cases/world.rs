@@ -44,8 +44,8 @@ pub fn configure(
 ) -> anyhow::Result<(Arc<Machine>, Arc<Clusters>, Registry, Configured)> {
     let clusters = clusters(script.names())?;
     let registry = Registry::new(1);
-    let world = wasm::World { clusters: clusters.clone(), shared: Shared::new(registry.clone()) };
-    let machine = Machine::of(Arc::new(Plugin::new(filter, code.clone(), engine, &Arc::new(world))?));
+    let world = wasm::World::new(clusters.clone(), Shared::new(registry.clone()));
+    let machine = Machine::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
     let configured = machine.instantiate().map_err(|e| e.error);
     Ok((machine, clusters, registry, configured))
 }

@@ -124,6 +124,6 @@ fn plugin(args: &InspectArgs, code: Arc<Code>, engine: &Arc<Engine>, config: Opt
     let filter = json!({"name": module_name(&args.filter), "wasm": args.filter, "config": config});
     let filter: Filter = serde_json::from_value(filter)?;
     let clusters = clusters(args.clusters.iter().map(String::as_str))?;
-    let world = World { clusters, shared: Shared::new(Registry::new(1)) };
-    Ok(Plugin::new(&filter, code, engine, &Arc::new(world))?)
+    let world = World::new(clusters, Shared::new(Registry::new(1)));
+    Ok(Plugin::new(&filter, code, engine, &world)?)
 }

@@ -1,6 +1,6 @@
 //! HTTP calls of filters.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -12,21 +12,20 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     guest::{give, slice, split, status, write_u32},
-    headers::{refused, with_one_authority},
+    headers::{Refused, with_one_authority},
 };
 use crate::{
     chain::head::{Headers, Name, RequestHead},
     wasm::{
+        charge::CALL,
         grpc::Event,
         host::{Host, HttpCall},
+        voice::Shown,
     },
 };
 
 /// Calls of one instance that have not been answered yet.
 pub(super) const MAX_CALLS: usize = 4096;
-
-/// Bytes that are given for them: bodies, headers, trailers.
-pub(super) const MAX_BYTES: usize = 64 << 20;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -83,19 +82,21 @@ fn http_call(
     id_out: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let bad = |why: &str| {
+    let bad = |why: fmt::Arguments<'_>| {
         host.identity.complain(format_args!("HTTP call not made: {why}"));
         Status::BadArgument
     };
-    let name =
-        str::from_utf8(slice(memory, upstream.0, upstream.1)?).map_err(|_| bad("the cluster's name is not UTF-8"))?;
+    let name = str::from_utf8(slice(memory, upstream.0, upstream.1)?)
+        .map_err(|_| bad(format_args!("the cluster's name is not UTF-8")))?;
     let cluster = host.world.clusters.get(name).cloned();
-    let cluster = cluster.ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
-    let decode = |(ptr, len)| pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad("headers that cannot be read"));
+    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;
+    let decode = |(ptr, len)| {
+        pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("headers that cannot be read")))
+    };
     let fields = with_one_authority(decode(headers)?);
     let find = |name: &[u8]| fields.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let (Some(method), Some(path), Some(authority)) = (find(b":method"), find(b":path"), find(b":authority")) else {
-        return Err(bad(":method, :path and :authority are needed"));
+        return Err(bad(format_args!(":method, :path and :authority are needed")));
     };
     let mut head = RequestHead {
         method: Method::GET,
@@ -111,34 +112,34 @@ fn http_call(
         (b":authority", Name::Authority, authority),
     ];
     for (text, name, value) in pseudo {
-        head.set(&name, value).map_err(|_| bad(&refused(text, value)))?;
+        head.set(&name, value).map_err(|_| bad(format_args!("{}", Refused(text, value))))?;
     }
     for (name, value) in fields.iter().filter(|(n, _)| !n.starts_with(b":")) {
         let added = Name::parse(name).map(|name| head.add(&name, value));
-        added.and_then(Result::ok).ok_or_else(|| bad(&refused(name, value)))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(format_args!("{}", Refused(name, value))))?;
     }
     head.remove_framing();
     let mut trailer_map = HeaderMap::new();
     for (name, value) in decode(trailers)? {
         let added = Name::parse(name).map(|name| trailer_map.add(&name, value));
-        added.and_then(Result::ok).ok_or_else(|| bad(&format!("in the trailers, {}", refused(name, value))))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(format_args!("in the trailers, {}", Refused(name, value))))?;
     }
     let body = slice(memory, body.0, body.1)?;
-    let size = [body.len(), headers.1 as u32 as usize, trailers.1 as u32 as usize].iter().sum::<usize>();
-    let (calls, bytes) = host.calls_under_way;
-    if calls >= MAX_CALLS || bytes + size > MAX_BYTES {
+    if host.calls_under_way >= MAX_CALLS {
         return Err(Status::InternalFailure);
     }
+    let size = CALL + body.len() + headers.1 as u32 as usize + trailers.1 as u32 as usize;
+    let charge = host.ledger.charge(size).map_err(|_| Status::InternalFailure)?;
     let body = Bytes::copy_from_slice(body);
     let id = host.last_call.wrapping_add(1);
     write_u32(memory, id_out, id)?;
     host.last_call = id;
-    host.calls_under_way = (calls + 1, bytes + size);
+    host.calls_under_way += 1;
     host.copied += body.len() as u64;
     let timeout = u64::from(timeout as u32);
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
     let root = host.root;
-    host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, size, timeout });
+    host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, charge, timeout });
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, sync::OnceLock, time::Duration};
 
 use http::{HeaderName, HeaderValue};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::{
     doc,
@@ -13,8 +14,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     guest::{number, slice, slice_mut, split, status},
-    headers::{begin_trailers, with_map},
-    system::MAX_MESSAGE,
+    headers::{begin_trailers, field_size, grow_map, with_map},
 };
 use crate::{
     chain::{
@@ -24,17 +24,19 @@ use crate::{
         stream::{Position, State},
     },
     wasm::{
+        charge::{ITEM, TIMER},
         current,
         host::{Host, Phase, Timer},
         subject::Subject,
+        voice::{LONGEST, Text},
     },
 };
 
 /// Headers that are looked for at a time; nearly all filters read no more.
 const AT_ONCE: usize = 8;
 
-/// Bytes of a limit's name.
-const MAX_NAME: usize = 4096;
+/// Bytes of a header's name, which http takes no more of.
+const MAX_NAME: usize = (1 << 16) - 1;
 
 /// Timers are not set for longer than a day.
 const LONGEST_TIMER: Duration = Duration::from_secs(86_400);
@@ -86,8 +88,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let Some((limit, max)) = host.stream_limits.get(id as u32 as usize) else {
             return -(Status::BadArgument as i32);
         };
-        let place = current::with_notes(|s| limit.acquire(*max).map(|place| s.held.push(place)).is_some());
-        place.map_or(-(Status::NotFound as i32), i32::from)
+        let place = current::with_notes(|s| match s.held.len() < limit::STREAM_PLACES {
+            true => i32::from(limit.acquire(*max).map(|place| s.held.push(place)).is_some()),
+            false => -(Status::InternalFailure as i32),
+        });
+        place.unwrap_or(-(Status::NotFound as i32))
     })?;
     linker.func_wrap(MODULE, "limit_release", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
@@ -103,18 +108,19 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "timer_set", |mut c: Caller<'_, Host>, microseconds: i64, token: i64| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let room = |p: &mut Position| {
+        // A stream that has ended will hear of nothing any more.
+        let there = |p: &mut Position| {
             p.timers.retain(|timer| !timer.is_finished());
-            (p.timers.len() < limit::STREAM_TIMERS).then_some(p.context)
+            (!p.over).then_some((p.context, p.timers.len()))
         };
-        let Some(context) = current::with_position(room) else {
+        let Some((context, under_way)) = current::with_position(there).flatten() else {
             return Status::NotFound as i32;
         };
-        let Some(context) = context.filter(|_| host.timers.len() < limit::STREAM_TIMERS) else {
-            return Status::InternalFailure as i32;
-        };
+        let set_now = host.timers.iter().filter(|timer| timer.context == context).count();
+        let charge = if under_way + set_now < limit::STREAM_TIMERS { host.ledger.charge(TIMER).ok() } else { None };
+        let Some(charge) = charge else { return Status::InternalFailure as i32 };
         let after = Duration::from_micros(microseconds.max(0) as u64).min(LONGEST_TIMER);
-        host.timers.push(Timer { context, after, token });
+        host.timers.push(Timer { context, after, token, charge });
         Status::Ok as i32
     })?;
     linker.func_wrap(MODULE, "flag_set", |mut c: Caller<'_, Host>, flags: i32| {
@@ -163,7 +169,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(split(&mut c).and_then(|(memory, host)| {
                 let get = |ptr, len| {
                     let bytes = slice(memory, ptr, len)?;
-                    Ok(String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]).into_owned())
+                    Ok(Text(&bytes[..bytes.len().min(LONGEST)]).to_string())
                 };
                 let (path, text) = (get(path, path_len)?, get(text, len)?);
                 if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
@@ -176,7 +182,11 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     )?;
     linker.func_wrap(MODULE, "header_intern", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
-            let bytes = slice(memory, ptr, len)?.to_ascii_lowercase();
+            let bytes = slice(memory, ptr, len)?;
+            if bytes.len() > MAX_NAME {
+                return Err(Status::BadArgument);
+            }
+            let bytes = bytes.to_ascii_lowercase();
             if let Some(id) = host.name_ids.get(&bytes) {
                 return Ok(*id as i32);
             }
@@ -184,6 +194,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             if host.names.len() >= limit::NAMES {
                 return Err(Status::InternalFailure);
             }
+            host.define(2 * bytes.len())?;
             let id = host.names.len() as u32;
             host.names.push(name);
             host.name_ids.insert(bytes, id);
@@ -194,25 +205,32 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         number(split(&mut c).and_then(|(memory, host)| {
             let route: doc::Route = document(memory, host, ptr, len)?;
             let route = Route::new(route, &host.world.clusters)?;
-            define(&mut host.routes, Arc::new(route), limit::ROUTES)
+            room(&host.routes, limit::ROUTES)?;
+            host.define(size_of::<Route>() + 2 * len as u32 as usize)?;
+            host.routes.push(Arc::new(route));
+            Ok(host.routes.len() as i32 - 1)
         }))
     })?;
     linker.func_wrap(MODULE, "bucket_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let bucket: doc::Bucket = document(memory, host, ptr, len)?;
-            let bucket = host.world.shared.bucket(&host.identity.name, &bucket).ok_or(Status::BadArgument)?;
-            define(&mut host.buckets, bucket, limit::BUCKETS)
+            room(&host.buckets, limit::BUCKETS)?;
+            host.define(2 * bucket.name.len())?;
+            host.buckets.push(host.identity.holdings.bucket(&bucket)?);
+            Ok(host.buckets.len() as i32 - 1)
         }))
     })?;
     linker.func_wrap(MODULE, "limit_define", |mut c: Caller<'_, Host>, name: i32, len: i32, max: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
             let max = u32::try_from(max).map_err(|_| Status::BadArgument)?;
-            if host.phase == Phase::Running || name.len() > MAX_NAME {
+            if host.phase == Phase::Running {
                 return Err(Status::BadArgument);
             }
-            let limit = host.world.shared.limit(&host.identity.name, name);
-            define(&mut host.stream_limits, (limit, max), limit::LIMITS)
+            room(&host.stream_limits, limit::LIMITS)?;
+            host.define(name.len())?;
+            host.stream_limits.push((host.identity.holdings.limit(name)?, max));
+            Ok(host.stream_limits.len() as i32 - 1)
         }))
     })?;
     Ok(())
@@ -229,12 +247,9 @@ fn document<T: serde::de::DeserializeOwned>(memory: &[u8], host: &Host, ptr: i32
     })
 }
 
-fn define<T>(all: &mut Vec<T>, new: T, max: usize) -> Result<i32, Status> {
-    if all.len() >= max {
-        return Err(Status::InternalFailure);
-    }
-    all.push(new);
-    Ok(all.len() as i32 - 1)
+/// Whether there may be another id: asked before anything is made that others share.
+fn room<T>(all: &[T], max: usize) -> Result<(), Status> {
+    if all.len() < max { Ok(()) } else { Err(Status::InternalFailure) }
 }
 
 fn headers(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -249,16 +264,16 @@ fn headers(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         },
     )?;
     linker.func_wrap(MODULE, "header_set", |mut c: Caller<'_, Host>, which: i32, name: i32, ptr: i32, len: i32| {
-        status(change(&mut c, which, name, (ptr, len), |headers, name, value| headers.set(name, value)))
+        status(change(&mut c, which, name, Some((ptr, len)), |headers, name, value| headers.set(name, value)))
     })?;
     linker.func_wrap(MODULE, "header_add", |mut c: Caller<'_, Host>, which: i32, name: i32, ptr: i32, len: i32| {
         if which == map::EVENTUAL_RESPONSE {
             return status(add_eventual(&mut c, name, ptr, len));
         }
-        status(change(&mut c, which, name, (ptr, len), |headers, name, value| headers.add(name, value)))
+        status(change(&mut c, which, name, Some((ptr, len)), |headers, name, value| headers.add(name, value)))
     })?;
     linker.func_wrap(MODULE, "header_remove", |mut c: Caller<'_, Host>, which: i32, name: i32| {
-        status(change(&mut c, which, name, (0, 0), |headers, name, _| {
+        status(change(&mut c, which, name, None, |headers, name, _| {
             headers.remove(name);
             Ok(())
         }))
@@ -293,7 +308,12 @@ fn header_get(caller: &mut Caller<'_, Host>, which: i32, id: i32, ptr: i32, cap:
     })?;
     let len = len.flatten().ok_or(Status::NotFound)?;
     host.copied += len as u64;
-    Ok(len as i32)
+    length(len)
+}
+
+/// A length as a guest gets it, which is told from a status by its sign.
+fn length(len: usize) -> Result<i32, Status> {
+    i32::try_from(len).map_err(|_| Status::InternalFailure)
 }
 
 /// The bytes of a span.
@@ -323,26 +343,33 @@ fn header_get_many(
     slice_mut(memory, spans, count * 8)?;
     let at = with_names(host, which, |headers, names| {
         let (mut at, mut place) = (0, spans);
+        // Values that were joined: joining is not done again for a name that is asked for again.
+        let mut joined: SmallVec<[(u32, usize, usize); 4]> = SmallVec::new();
         for ids in wanted[..count].chunks(AT_ONCE) {
             let (mut named, mut found) = ([None; AT_ONCE], [Found::Nothing; AT_ONCE]);
             named.iter_mut().zip(ids).for_each(|(name, id)| *name = names.get(*id as usize));
             headers.get_many(&named[..ids.len()], &mut found[..ids.len()]);
             let buffer = slice_mut(memory, ptr, cap)?;
             let mut spanned = [[0; 8]; AT_ONCE];
-            for ((span_of, found), name) in spanned.iter_mut().zip(&found[..ids.len()]).zip(named) {
-                let joined;
+            for (((span_of, found), name), id) in spanned.iter_mut().zip(&found[..ids.len()]).zip(named).zip(ids) {
+                let several;
                 let value = match (found, name) {
                     (Found::One(value), _) => *value,
                     (Found::Several, Some(name)) => {
-                        joined = headers.get(name).unwrap_or_default();
-                        &joined
+                        if let Some((_, offset, len)) = joined.iter().find(|(known, ..)| known == id) {
+                            *span_of = span(*offset, length(*len)?);
+                            continue;
+                        }
+                        several = headers.get(name).unwrap_or_default();
+                        joined.push((*id, at, several.len()));
+                        &several
                     }
                     _ => {
                         *span_of = span(at, -1);
                         continue;
                     }
                 };
-                *span_of = span(at, value.len() as i32);
+                *span_of = span(at, length(value.len())?);
                 // A value that does not fit is not written, but counts.
                 if let Some(place) = buffer.get_mut(at..at + value.len()) {
                     place.copy_from_slice(value);
@@ -361,24 +388,27 @@ fn header_get_many(
     };
     let at = at?;
     host.copied += at as u64;
-    Ok(at as i32)
+    length(at)
 }
 
 fn change(
     caller: &mut Caller<'_, Host>,
     which: i32,
     id: i32,
-    (ptr, len): (i32, i32),
+    value: Option<(i32, i32)>,
     f: impl FnOnce(&mut dyn Headers, &Name, &[u8]) -> Result<(), BadHeader>,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    name(&host.names, id)?;
-    let value = slice(memory, ptr, len)?;
+    let name = name(&host.names, id)?;
+    let (value, more) = match value {
+        // An interned name is there once for all.
+        Some((ptr, len)) => slice(memory, ptr, len).map(|value| (value, field_size(0, value)))?,
+        None => (&[][..], 0),
+    };
     host.copied += value.len() as u64;
     begin_trailers(which);
-    let changed =
-        with_names(host, which, |headers, names| f(headers, name(names, id)?, value).map_err(|_| Status::BadArgument))?;
-    changed.ok_or(Status::NotFound)?
+    let changed = grow_map(&mut host.answers, &host.ledger, which, more, |headers| f(headers, name, value))?;
+    changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
 }
 
 /// Fields for whatever response there will be, of one stream.
@@ -387,11 +417,15 @@ const MAX_EVENTUAL: usize = 100;
 fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let Name::Field(name) = name(&host.names, id)?.clone() else { return Err(Status::BadArgument) };
-    let value = HeaderValue::from_bytes(slice(memory, ptr, len)?).map_err(|_| Status::BadArgument)?;
+    let value = slice(memory, ptr, len)?;
+    if value.len() > MAX_VALUE {
+        return Err(Status::BadArgument);
+    }
+    let value = HeaderValue::from_bytes(value).map_err(|_| Status::BadArgument)?;
     host.copied += value.len() as u64;
     let field: (HeaderName, HeaderValue) = (name, value);
     let push = |s: &mut State| {
-        let fits = s.eventual.len() < MAX_EVENTUAL && field.1.len() <= MAX_VALUE;
+        let fits = s.eventual.len() < MAX_EVENTUAL && s.owe(&host.ledger, field_size(0, field.1.as_bytes()));
         fits.then(|| s.eventual.push(field)).ok_or(Status::BadArgument)
     };
     current::with_state(push).ok_or(Status::NotFound)?
@@ -417,7 +451,7 @@ fn source_address(caller: &mut Caller<'_, Host>, which: i32, out: i32) -> Result
 }
 
 fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32)) -> Result<(), Status> {
-    let (memory, _) = split(caller)?;
+    let (memory, host) = split(caller)?;
     let text = |(ptr, len)| {
         let bytes = slice(memory, ptr, len)?;
         if bytes.len() > limit::LOG_FIELD_BYTES {
@@ -426,6 +460,9 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
     let (name, value) = (text(name)?, text(value)?);
+    if !current::with_subject(|subject, _| subject.owe(&host.ledger, name.len() + value.len() + ITEM)).unwrap_or(true) {
+        return Err(Status::InternalFailure);
+    }
     let set = current::with_notes(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
         Some(at) => {
             s.log_fields[at].1 = value;
@@ -446,10 +483,12 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_ids() {
-        let mut all = Vec::new();
-        assert_eq!(
-            (0..3).map(|new| define(&mut all, new, 2)).collect::<Vec<_>>(),
-            [Ok(0), Ok(1), Err(Status::InternalFailure)]
-        );
+        assert_eq!([room(&[0], 2), room(&[0, 1], 2)], [Ok(()), Err(Status::InternalFailure)]);
+    }
+
+    #[test]
+    fn a_length_is_never_a_status() {
+        assert_eq!(length(i32::MAX as usize), Ok(i32::MAX));
+        assert_eq!(length(i32::MAX as usize + 1), Err(Status::InternalFailure));
     }
 }

@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split};
 use crate::{
     chain::stored::CLUSTER_STATE,
-    wasm::{current, host::Host},
+    wasm::{current, host::Host, voice::Shown},
 };
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -40,9 +40,10 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
             let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
             let names_cluster = str::from_utf8(value).is_ok_and(|name| host.world.clusters.contains_key(name));
             if key == CLUSTER_STATE && !names_cluster {
-                host.identity.complain(format_args!("there is no cluster \"{}\"", value.escape_ascii()));
+                host.identity.complain(format_args!("there is no cluster \"{}\"", Shown(value)));
             }
-            let set = current::with_notes(|notes| notes.stored.set_state(key, value)).ok_or(Status::NotFound)?;
+            let set = current::with_notes(|notes| notes.stored.set_state(key, value, &host.ledger))
+                .ok_or(Status::NotFound)?;
             set.map_err(|why| {
                 host.identity.complain(format_args!("filter state not set: {why}"));
                 Status::InternalFailure

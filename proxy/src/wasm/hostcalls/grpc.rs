@@ -2,7 +2,7 @@
 //!
 //! The statuses are those that the released SDKs take here; on others they panic.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -13,16 +13,18 @@ use tollgate_abi::{
 use wasmtime::{Caller, Linker};
 
 use super::{
-    callouts::{MAX_BYTES, MAX_CALLS},
+    callouts::MAX_CALLS,
     guest::{slice, split, status, write_u32},
-    headers::{refused, with_one_authority},
+    headers::{Refused, with_one_authority},
 };
 use crate::{
-    chain::head::{Headers, Name, RequestHead},
+    chain::head::{Headers, MAX_VALUE, Name, RequestHead},
     config::model::ClusterProtocol,
     wasm::{
-        grpc::{Call, Share, Wish},
+        charge::{CALL, ITEM},
+        grpc::{Call, Open, Wish, framed},
         host::Host,
+        voice::Shown,
     },
 };
 
@@ -90,7 +92,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_grpc_close", |mut caller: Caller<'_, Host>, id: i32| {
         let host = caller.data_mut();
         // Of a call that is no stream there is nothing to close but all of it (as in Envoy).
-        let all = host.grpc_calls.get(&(id as u32)).is_some_and(|streams| !streams);
+        let all = host.grpc_calls.get(&(id as u32)).is_some_and(|call| !call.streams);
         status(end(host, id as u32, all))
     })?;
     Ok(())
@@ -110,21 +112,21 @@ fn open(
     id_out: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let bad = |why: &str| {
+    let bad = |why: fmt::Arguments<'_>| {
         host.identity.complain(format_args!("gRPC call not made: {why}"));
         Status::ParseFailure
     };
     let at = |(ptr, len): Range| slice(memory, ptr, len);
     let text = |range, what: &str| {
         let text = str::from_utf8(at(range)?).ok().filter(|text| !text.is_empty());
-        text.ok_or_else(|| bad(&format!("the {what} is empty, or not UTF-8")))
+        text.ok_or_else(|| bad(format_args!("the {what} is empty, or not UTF-8")))
     };
     let upstream = at(target.upstream)?;
-    let name = cluster_name(upstream).ok_or_else(|| bad("the upstream is no cluster's name"))?;
-    let cluster =
-        host.world.clusters.get(name).cloned().ok_or_else(|| bad(&format!("there is no cluster `{name}`")))?;
+    let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is no cluster's name")))?;
+    let cluster = host.world.clusters.get(name).cloned();
+    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;
     if cluster.protocol == ClusterProtocol::H1 {
-        return Err(bad(&format!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
+        return Err(bad(format_args!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
     }
     let (service, method) = (text(target.service, "service")?, text(target.method, "method")?);
     let mut head = RequestHead {
@@ -134,65 +136,79 @@ fn open(
         scheme: "http",
         fields: HeaderMap::new(),
     };
+    if service.len() + method.len() > MAX_VALUE {
+        return Err(bad(format_args!("the service and the method make no path")));
+    }
     let path = format!("/{service}/{method}");
-    head.set(&Name::Path, path.as_bytes()).map_err(|_| bad("the service and the method make no path"))?;
-    let metadata = pairs::decode(at(target.metadata)?).map_err(|_| bad("metadata that cannot be read"))?;
+    head.set(&Name::Path, path.as_bytes()).map_err(|_| bad(format_args!("the service and the method make no path")))?;
+    let metadata =
+        pairs::decode(at(target.metadata)?).map_err(|_| bad(format_args!("metadata that cannot be read")))?;
     for (key, value) in with_one_authority(metadata) {
         let added = Name::parse(key).map(|name| match name {
             Name::Field(_) => head.add(&name, value),
             name => head.set(&name, value),
         });
-        added.and_then(Result::ok).ok_or_else(|| bad(&format!("in the metadata, {}", refused(key, value))))?;
+        added.and_then(Result::ok).ok_or_else(|| bad(format_args!("in the metadata, {}", Refused(key, value))))?;
     }
     head.remove_framing();
     let (message, timeout) = match unary {
-        Some((range, timeout)) => (Some(Bytes::copy_from_slice(at(range)?)), u64::from(timeout as u32)),
+        Some((range, timeout)) => (Some(at(range)?), u64::from(timeout as u32)),
         None => (None, 0),
     };
-    let size = message.as_ref().map_or(0, Bytes::len) + at(target.metadata)?.len();
+    let size = message.map_or(0, <[u8]>::len) + at(target.metadata)?.len();
     if host.grpc_calls.len() >= MAX_CALLS {
         return Err(Status::InternalFailure);
     }
-    let share = Share::take(&host.grpc_waiting, size, MAX_BYTES).ok_or(Status::InternalFailure)?;
-    host.last_call = host.last_call.wrapping_add(1);
-    let id = host.last_call;
+    let full = |_| Status::InternalFailure;
+    let charge = host.ledger.charge(CALL + path.len() + at(target.metadata)?.len()).map_err(full)?;
+    let message = match message {
+        Some(message) => Some(host.ledger.charge(ITEM + message.len()).map_err(full)?.hold(framed(message))),
+        None => None,
+    };
+    let id = host.last_call.wrapping_add(1);
     write_u32(memory, id_out, id)?;
-    host.grpc_calls.insert(id, message.is_none());
+    host.last_call = id;
+    host.grpc_calls.insert(id, Open { streams: message.is_none(), closed: false });
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
     let root = host.root;
-    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, root, cluster, head, message, timeout, share })));
+    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, root, cluster, head, message, timeout, charge })));
     Ok(())
 }
 
 fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let message = slice(memory, message.0, message.1)?;
-    match host.grpc_calls.get(&id) {
-        Some(true) => {}
-        Some(false) => return Err(Status::BadArgument),
+    let call = match host.grpc_calls.get_mut(&id) {
+        Some(call) if call.streams => call,
+        Some(_) => return Err(Status::BadArgument),
         None => return Err(Status::NotFound),
+    };
+    if call.closed {
+        // It has said that this would not come.
+        return Ok(());
     }
-    let Some(share) = Share::take(&host.grpc_waiting, message.len(), MAX_BYTES) else {
+    let Ok(charge) = host.ledger.charge(ITEM + message.len()) else {
         host.identity.complain(format_args!("gRPC message not sent: too much waits to be sent"));
         // The released SDKs know no better status here.
         return Err(Status::BadArgument);
     };
+    call.closed = last;
     host.copied += message.len() as u64;
-    host.grpc_wishes.push(Wish::Send(id, (Bytes::copy_from_slice(message), share), last));
+    host.grpc_wishes.push(Wish::Send(id, charge.hold(framed(message)), last));
     Ok(())
 }
 
 fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     host.hostcalls += 1;
-    if !host.grpc_calls.contains_key(&id) {
+    let Some(call) = host.grpc_calls.get_mut(&id) else {
         // The other side has ended it, and here it is ended too, once.
         return if host.grpc_over.take(id) { Ok(()) } else { Err(Status::NotFound) };
-    }
+    };
     if all {
         host.grpc_calls.remove(&id);
         host.grpc_wishes.push(Wish::Cancel(id));
-    } else {
+    } else if !std::mem::replace(&mut call.closed, true) {
         host.grpc_wishes.push(Wish::Close(id));
     }
     Ok(())

@@ -4,6 +4,8 @@
 //! reads as empty, and a change that cannot be made is logged and answered with `Ok`; only a map that does not exist at all
 //! is `BadArgument`. (Proxy-Wasm's C++ host does not check values at all.)
 
+use std::{fmt, sync::Arc};
+
 use tollgate_abi::{
     pairs,
     proxy_wasm::{MODULE, Status, map},
@@ -17,14 +19,13 @@ use crate::{
         head::{BadHeader, Headers, MAX_VALUE, Name, is_value},
     },
     wasm::{
+        charge::{ITEM, Ledger},
         current,
         grpc::Event,
         host::{Answers, Host},
+        voice::Shown,
     },
 };
-
-/// Bytes of a bad value that are shown.
-const SHOWN: usize = 200;
 
 /// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
 pub(super) fn with_map<T>(
@@ -48,6 +49,28 @@ pub(super) fn with_map<T>(
     })
 }
 
+/// Runs `f`, which makes a header map grow by so many bytes, if the guest may keep that much. `None` and `Err`: as for `with_map`.
+pub(super) fn grow_map(
+    answers: &mut Answers,
+    ledger: &Arc<Ledger>,
+    which: i32,
+    more: usize,
+    f: impl FnOnce(&mut dyn Headers) -> Result<(), BadHeader>,
+) -> Result<Option<Result<(), BadHeader>>, Status> {
+    let of_stream = (map::HTTP_REQUEST_HEADERS..=map::HTTP_RESPONSE_TRAILERS).contains(&which);
+    let room = match of_stream {
+        _ if more == 0 => true,
+        true => current::with_state(|s| s.owe(ledger, more)).unwrap_or(true),
+        false => answers.owe(ledger, more),
+    };
+    if room { with_map(answers, which, f) } else { Ok(Some(Err(BadHeader))) }
+}
+
+/// What a field takes.
+pub(super) fn field_size(name: usize, value: &[u8]) -> usize {
+    name + value.len() + ITEM
+}
+
 /// Begins trailers that are about to be changed, if the message has none and they can still be added: while the last part of its
 /// body is shown.
 pub(super) fn begin_trailers(which: i32) {
@@ -63,24 +86,14 @@ pub(super) fn begin_trailers(which: i32) {
     });
 }
 
-/// Runs `f` on a header map and a name that the guest has given as text; none: it is no name.
-fn with_name<T>(
-    host: &mut Host,
-    which: i32,
-    text: &[u8],
-    f: impl FnOnce(&mut dyn Headers, Option<&Name>) -> T,
-) -> Result<Option<T>, Status> {
-    let name = host.spelled.name(text);
-    with_map(&mut host.answers, which, |headers| f(headers, name))
-}
-
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
         MODULE,
         "proxy_get_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, out: i32, size_out: i32| {
             answer(&mut caller, out, size_out, |memory, host, data| {
-                let found = with_name(host, which, slice(memory, key, key_len)?, |headers, name| {
+                let name = host.spelled.name(slice(memory, key, key_len)?);
+                let found = with_map(&mut host.answers, which, |headers| {
                     let value = headers.first(name?)?;
                     data.extend_from_slice(&value);
                     Some(())
@@ -124,21 +137,21 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_add_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, ptr: i32, len: i32| {
-            status(change(&mut caller, which, (key, key_len), (ptr, len), |h, name, value| h.add(name, value)))
+            status(change(&mut caller, which, (key, key_len), Some((ptr, len)), |h, name, value| h.add(name, value)))
         },
     )?;
     linker.func_wrap(
         MODULE,
         "proxy_replace_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, ptr: i32, len: i32| {
-            status(change(&mut caller, which, (key, key_len), (ptr, len), |h, name, value| h.set(name, value)))
+            status(change(&mut caller, which, (key, key_len), Some((ptr, len)), |h, name, value| h.set(name, value)))
         },
     )?;
     linker.func_wrap(
         MODULE,
         "proxy_remove_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, len: i32| {
-            status(change(&mut caller, which, (key, len), (0, 0), |h, name, _| {
+            status(change(&mut caller, which, (key, len), None, |h, name, _| {
                 h.remove(name);
                 Ok(())
             }))
@@ -148,21 +161,31 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 }
 
 /// Why a header was refused, for the log. A pseudo-header's value is shown, a field's is not: it may be a secret.
-pub(super) fn refused(name: &[u8], value: &[u8]) -> String {
-    let (name_text, value_text) = (name.escape_ascii(), value[..value.len().min(SHOWN)].escape_ascii());
-    let right = match Name::parse(name) {
-        None => return format!("\"{name_text}\" is not a header's name"),
-        Some(Name::Field(_)) if is_value(value) => return format!("there is no room for another field `{name_text}`"),
-        Some(Name::Field(_)) => {
-            return format!("the value of `{name_text}` has control characters, or more than {MAX_VALUE} bytes");
-        }
-        Some(Name::Path) => "a path begins with `/` or `*` and has no spaces",
-        Some(Name::Authority) => "it is a host, with or without a port",
-        Some(Name::Method) => "a method is a token",
-        Some(Name::Scheme) => "it is `http` or `https`, of a request",
-        Some(Name::Status) => "a status is 200 to 599, of a response",
-    };
-    format!("`{name_text}` cannot be \"{value_text}\": {right}")
+pub(super) struct Refused<'a>(pub &'a [u8], pub &'a [u8]);
+
+impl fmt::Display for Refused<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused(name, value) = *self;
+        let (name_text, value_text) = (Shown(name), Shown(value));
+        let right = match Name::parse(name) {
+            None => return write!(f, "\"{name_text}\" is not a header's name"),
+            Some(Name::Field(_)) if is_value(value) => {
+                return write!(f, "there is no room for another field `{name_text}`");
+            }
+            Some(Name::Field(_)) => {
+                return write!(f, "the value of `{name_text}` has control characters, or more than {MAX_VALUE} bytes");
+            }
+            Some(_) if value.len() > MAX_VALUE => {
+                return write!(f, "the value of `{name_text}` has more than {MAX_VALUE} bytes");
+            }
+            Some(Name::Path) => "a path begins with `/` or `*` and has no spaces",
+            Some(Name::Authority) => "it is a host, with or without a port",
+            Some(Name::Method) => "a method is a token",
+            Some(Name::Scheme) => "it is `http` or `https`, of a request",
+            Some(Name::Status) => "a status is 200 to 599, of a response",
+        };
+        write!(f, "`{name_text}` cannot be \"{value_text}\": {right}")
+    }
 }
 
 /// The pairs of a request's head. `host` is another name for `:authority`, which counts if both are given.
@@ -186,21 +209,26 @@ fn change(
     caller: &mut Caller<'_, Host>,
     which: i32,
     key: (i32, i32),
-    value: (i32, i32),
+    value: Option<(i32, i32)>,
     f: impl FnOnce(&mut dyn Headers, &Name, &[u8]) -> Result<(), BadHeader>,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let (key, value) = (slice(memory, key.0, key.1)?, slice(memory, value.0, value.1)?);
+    let key = slice(memory, key.0, key.1)?;
+    let (value, more) = match value {
+        Some((ptr, len)) => slice(memory, ptr, len).map(|value| (value, field_size(key.len(), value)))?,
+        None => (&[][..], 0),
+    };
     host.copied += (key.len() + value.len()) as u64;
     begin_trailers(which);
-    let changed = with_name(host, which, key, |headers, name| f(headers, name.ok_or(BadHeader)?, value))?;
-    if changed != Some(Ok(())) {
-        let why = match changed {
-            None => "the map is not there in this phase".to_owned(),
-            Some(_) => refused(key, value),
-        };
-        host.identity.complain(format_args!("header {:?} not changed: {why}", String::from_utf8_lossy(key)));
-    }
+    let name = host.spelled.name(key);
+    let changed =
+        grow_map(&mut host.answers, &host.ledger, which, more, |headers| f(headers, name.ok_or(BadHeader)?, value))?;
+    let why: &dyn fmt::Display = match changed {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(_)) => &Refused(key, value),
+        None => &"the map is not there in this phase",
+    };
+    host.identity.complain(format_args!("header \"{}\" not changed: {why}", Shown(key)));
     Ok(())
 }
 
@@ -212,10 +240,11 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
     if which == map::HTTP_REQUEST_HEADERS {
         decoded = with_one_authority(decoded);
     }
+    let more = bytes.len() + decoded.len() * ITEM;
     let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
     begin_trailers(which);
     let replaced = match named {
-        Some(named) => with_map(&mut host.answers, which, |headers| headers.replace(&named))?,
+        Some(named) => grow_map(&mut host.answers, &host.ledger, which, more, |headers| headers.replace(&named))?,
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {

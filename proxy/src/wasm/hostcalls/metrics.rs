@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
-    wasm::host::Host,
+    wasm::{host::Host, voice::Shown},
 };
 
 /// Metrics that one instance may define.
@@ -48,13 +48,19 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
     if host.metrics.len() >= MAX {
         return Err(Status::InternalFailure);
     }
-    let metric = host.world.shared.registry.dynamic(kind, name).map_err(|e| {
-        host.identity.complain(format_args!("metric `{name}` not defined: {e}"));
+    slice(memory, id_out, 4)?;
+    host.define(0)?;
+    let holdings = &host.identity.holdings;
+    let (metric, newly) = host.world.shared.registry.dynamic(kind, name, &holdings.metrics).map_err(|e| {
+        host.identity.complain(format_args!("metric `{}` not defined: {e}", Shown(name.as_bytes())));
         match e {
             MetricError::TooMany => Status::InternalFailure,
             _ => Status::BadArgument,
         }
     })?;
+    if let Some(shown) = newly {
+        host.world.trial.note_metric(holdings, shown);
+    }
     let id = host.metrics.len() as u32;
     host.metrics.push(metric);
     write_u32(memory, id_out, id)

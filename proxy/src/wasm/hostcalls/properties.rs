@@ -1,13 +1,14 @@
 //! Properties: what a filter can ask about a stream, by Envoy's attribute names and encodings (text as it is, numbers as 8
 //! little-endian bytes, booleans as one byte, times as nanoseconds).
 
-use std::time::UNIX_EPOCH;
+use std::{fmt, time::UNIX_EPOCH};
 
 use http::{
     HeaderMap, HeaderName,
     header::{COOKIE, REFERER, USER_AGENT},
 };
 use tollgate_abi::{
+    fast::limit,
     pairs,
     path::Path,
     proxy_wasm::{MODULE, Status},
@@ -16,9 +17,15 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{answer, slice, split, status};
 use crate::{
-    chain::{Headers, Stream, head::Name, network::NetworkStream, stored::Stored, stream::State},
+    chain::{
+        Headers, Stream,
+        head::Name,
+        network::NetworkStream,
+        stored::{NotStored, Stored},
+        stream::State,
+    },
     tls::ConnectionTls,
-    wasm::{current, host::Host, plugin::Identity, subject::Subject},
+    wasm::{current, host::Host, plugin::Identity, subject::Subject, voice::Shown},
 };
 
 /// What a filter has set by the standard is state under keys that begin with this, as in Envoy.
@@ -76,17 +83,33 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let path = path.strip_suffix(b"\0").unwrap_or(path);
     let first = path.split(|b| *b == 0).next().unwrap_or_default();
     if OWNED.iter().any(|owned| owned.as_bytes() == first) {
-        let path = String::from_utf8_lossy(path).replace('\0', ".");
-        host.identity.complain(format_args!("property {path:?} is the host's, and was not set"));
+        host.identity.complain(format_args!("property \"{}\" is the host's, and was not set", Dotted(path)));
         // The released SDKs panic on anything but `Ok`.
         return Ok(());
     }
-    let key = [SET, path].concat();
-    let set = current::with_notes(|notes| notes.stored.set_state(&key, value));
+    let set = match path.len() {
+        0..=limit::STATE_BYTES => {
+            let key = [SET, path].concat();
+            current::with_notes(|notes| notes.stored.set_state(&key, value, &host.ledger))
+        }
+        _ => Some(Err(NotStored::Bad)),
+    };
     if let Some(Err(why)) = set {
         host.identity.complain(format_args!("property not set: {why}"));
     }
     Ok(())
+}
+
+/// A path, as it stands in a line of the log.
+struct Dotted<'a>(&'a [u8]);
+
+impl fmt::Display for Dotted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nth, segment) in self.0.split(|b| *b == 0).take(8).enumerate() {
+            write!(f, "{}{}", if nth == 0 { "" } else { "." }, Shown(segment))?;
+        }
+        Ok(())
+    }
 }
 
 /// Appends the value of a property: the host's own, or one that filters have set.

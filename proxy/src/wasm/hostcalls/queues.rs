@@ -22,9 +22,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (memory, host) = split(caller)?;
                 let text = |ptr, len| str::from_utf8(slice(memory, ptr, len)?).map_err(|_| Status::NotFound);
                 let (vm, name) = (text(vm, vm_len)?, text(name, name_len)?);
-                let vm = if vm.is_empty() { &host.identity.vm_id } else { vm };
-                let id = host.world.shared.queues.resolve(vm, name).ok_or(Status::NotFound)?;
-                write_u32(memory, id_out, id)
+                let id = match vm.is_empty() {
+                    true => host.identity.estate.queues.resolve(name),
+                    false => host.world.shared.find_estate(vm).and_then(|estate| estate.queues.resolve(name)),
+                };
+                write_u32(memory, id_out, id.ok_or(Status::NotFound)?)
             };
             status(resolve(&mut caller))
         },
@@ -37,7 +39,15 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (memory, host) = split(caller)?;
                 let value = slice(memory, value, value_len)?;
                 host.copied += value.len() as u64;
-                host.world.shared.queues.send(id as u32, value).map_err(|why| {
+                let queues = &host.world.shared.queues;
+                let sent = match host.world.trial.is_on() {
+                    true => {
+                        let message = queues.charged(id as u32, value, &host.ledger);
+                        message.map(|message| host.world.trial.send(message))
+                    }
+                    false => queues.send(id as u32, value, &host.ledger),
+                };
+                sent.map_err(|why| {
                     if why == NotSent::Full {
                         host.identity.complain(format_args!("queue {id} is full; a message was not taken"));
                     }
@@ -60,8 +70,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             }
             let mut taken = None;
             let given = give(&mut caller, out, size_out, |host, data| {
-                let message = host.world.shared.queues.take(id as u32).ok_or(Status::NotFound)?.ok_or(Status::Empty)?;
-                data.extend_from_slice(&message);
+                // While a configuration is only tried, nothing is taken from those that are in force.
+                if host.world.trial.is_on() {
+                    return Err(Status::Empty);
+                }
+                let message = host.world.shared.queues.take(id as u32, &host.identity.estate.queues);
+                let message = message.ok_or(Status::NotFound)?.ok_or(Status::Empty)?;
+                data.extend_from_slice(&message.bytes);
                 taken = Some(message);
                 Ok(())
             });
@@ -80,7 +95,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
-    let id = host.world.shared.queues.open(&host.identity.vm_id, name).ok_or(Status::InternalFailure)?;
+    let estate = &host.identity.estate;
+    let (id, made) = host.world.shared.queues.open(&estate.queues, name).ok_or(Status::InternalFailure)?;
+    if made {
+        host.world.trial.note_queue(estate, id);
+    }
     // It is told of messages as soon as a worker has it: until then nobody could tell it.
     if !host.reads.contains(&(host.root, id)) {
         host.reads.push((host.root, id));

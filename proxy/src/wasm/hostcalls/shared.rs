@@ -5,7 +5,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     guest::{give, slice, split, status, write_u32},
-    stored::of_shared,
+    stored::set_shared,
 };
 use crate::wasm::{host::Host, shared_data::Expected};
 
@@ -16,7 +16,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, key: i32, key_len: i32, out: i32, size_out: i32, cas_out: i32| {
             let found = split(&mut caller).and_then(|(memory, host)| {
                 let key = slice(memory, key, key_len)?;
-                host.shared_data.get(key).ok_or(Status::NotFound)
+                host.identity.estate.data.get(key).ok_or(Status::NotFound)
             });
             let (value, cas) = match found {
                 Ok(found) => found,
@@ -40,7 +40,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (memory, host) = split(caller)?;
                 let (key, value) = (slice(memory, key, key_len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
-                host.shared_data.set(key, value, Expected::of_cas(cas as u32), None).map_err(of_shared)
+                set_shared(host, key, value, Expected::of_cas(cas as u32), None)
             };
             status(set(&mut caller))
         },

@@ -39,7 +39,8 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "shared_get",
         |mut c: Caller<'_, Host>, key: i32, len: i32, buffer: i32, cap: i32, version_out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
-                let (value, version) = host.shared_data.get(slice(memory, key, len)?).ok_or(Status::NotFound)?;
+                let (value, version) =
+                    host.identity.estate.data.get(slice(memory, key, len)?).ok_or(Status::NotFound)?;
                 if version_out != 0 {
                     write_u32(memory, version_out, version)?;
                 }
@@ -57,21 +58,42 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let ttl = u64::try_from(ttl).map_err(|_| Status::BadArgument)?;
                 let ttl = (ttl > 0).then(|| Duration::from_millis(ttl));
                 host.copied += value.len() as u64;
-                host.shared_data.set(key, value, expected, ttl).map_err(of_shared)
+                set_shared(host, key, value, expected, ttl)
             }))
         },
     )?;
     linker.func_wrap(MODULE, "shared_delete", |mut c: Caller<'_, Host>, key: i32, len: i32, expected: i64| {
         status(split(&mut c).and_then(|(memory, host)| {
             let expected = Expected::of_number(expected).ok_or(Status::BadArgument)?;
-            host.shared_data.delete(slice(memory, key, len)?, expected).map_err(of_shared)
+            let (key, estate) = (slice(memory, key, len)?, &host.identity.estate);
+            let change = estate.data.delete(key, expected).map_err(of_shared)?;
+            if host.world.trial.is_on() {
+                host.world.trial.note_data(estate, key, change);
+            }
+            Ok(())
         }))
     })?;
     Ok(())
 }
 
+/// Sets a key of the shared data.
+pub(super) fn set_shared(
+    host: &Host,
+    key: &[u8],
+    value: &[u8],
+    expected: Expected,
+    ttl: Option<Duration>,
+) -> Result<(), Status> {
+    let estate = &host.identity.estate;
+    let change = estate.data.set(key, value, expected, ttl).map_err(of_shared)?;
+    if host.world.trial.is_on() {
+        host.world.trial.note_data(estate, key, change);
+    }
+    Ok(())
+}
+
 /// The status for shared data that was not changed.
-pub(super) fn of_shared(why: NotChanged) -> Status {
+fn of_shared(why: NotChanged) -> Status {
     match why {
         NotChanged::CasMismatch => Status::CasMismatch,
         NotChanged::Full => Status::InternalFailure,
@@ -111,7 +133,7 @@ fn state(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(split(&mut c).and_then(|(memory, host)| {
                 let (key, value) = (slice(memory, key, len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
-                with_stored(|stored| stored.set_state(key, value).map_err(of_stored))
+                with_stored(|stored| stored.set_state(key, value, &host.ledger).map_err(of_stored))
             }))
         },
     )?;
@@ -161,7 +183,7 @@ fn metadata(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (space, key) = (slice(memory, space, space_len)?, slice(memory, key, key_len)?);
                 let value = slice(memory, value, value_len)?;
                 host.copied += value.len() as u64;
-                with_stored(|stored| stored.set_metadata(space, key, kind, value).map_err(of_stored))
+                with_stored(|stored| stored.set_metadata((space, key), kind, value, &host.ledger).map_err(of_stored))
             }))
         },
     )?;

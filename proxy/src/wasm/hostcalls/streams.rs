@@ -18,11 +18,18 @@ use super::guest::{slice, split, status};
 use crate::{
     chain::{
         Direction, LocalReply,
-        head::{BadHeader, Headers, Name},
+        head::{self, BadHeader, Headers, Name},
         network::Side,
     },
+    observe::detail,
     wasm::{current, host::Host, subject::Subject},
 };
+
+/// Bytes of a response's body: as many as an HTTP call's answer may have.
+const MAX_BODY: usize = 16 << 20;
+
+/// Bytes of its details, which stand in each line of the access log; the rest is cut off.
+const MAX_DETAILS: usize = 256;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_continue_stream", |mut caller: Caller<'_, Host>, which: i32| {
@@ -84,9 +91,13 @@ fn reply(
     headers: (i32, i32),
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let details = String::from_utf8_lossy(slice(memory, details.0, details.1)?).replace(' ', "_");
+    let details = slice(memory, details.0, details.1)?;
     let body = slice(memory, body.0, body.1)?;
     let headers = slice(memory, headers.0, headers.1)?;
+    // The first one counts, so nothing is kept of another.
+    if current::with_state(|s| s.reply.is_some()).unwrap_or(false) {
+        return Ok(());
+    }
     host.copied += (body.len() + headers.len()) as u64;
     let filter = host.identity.clone();
     let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
@@ -108,10 +119,24 @@ fn reply(
             filter.complain(format_args!("a bad header was left out of a response"));
         }
     }
-    let body = Bytes::copy_from_slice(body);
     // Negative: it follows from the HTTP status.
     let grpc_status = u32::try_from(grpc).ok();
-    let reply = LocalReply { status: code, details: details.into(), fields, body, grpc_status };
+    let details = String::from_utf8_lossy(&details[..details.len().min(MAX_DETAILS)]).replace(' ', "_");
+    let owed = current::with_state(|s| s.owe(&host.ledger, details.len() + head::size(&fields))).unwrap_or(true);
+    let room = body.len() <= MAX_BODY && owed;
+    let charge = if room { host.ledger.charge(body.len()).ok() } else { None };
+    let reply = match charge {
+        Some(charge) => {
+            let body = if body.is_empty() { Bytes::new() } else { charge.hold(body.to_vec()) };
+            LocalReply { status: code, details: details.into(), fields, body, grpc_status }
+        }
+        // The filter wants the stream to end here, so it must not go on.
+        None => {
+            filter.complain(format_args!("a response was too large, and became a 500"));
+            let (status, details) = (StatusCode::INTERNAL_SERVER_ERROR, detail::FILTER_REPLY_TOO_LARGE.into());
+            LocalReply { status, details, ..LocalReply::default() }
+        }
+    };
     current::with_subject(|subject, _| match subject {
         Subject::Http(stream) => stream.reply(reply),
         // There is nothing to be answered, but that it shall not go on is clear.

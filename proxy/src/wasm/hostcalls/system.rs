@@ -11,10 +11,8 @@ use crate::wasm::{
     current,
     host::{Host, Phase},
     machine::FIRST_ROOT,
+    voice::{LONGEST, Text},
 };
-
-/// Bytes of a message that are logged; the rest is cut off.
-pub(super) const MAX_MESSAGE: usize = 16 << 10;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_log", |mut caller: Caller<'_, Host>, level: i32, ptr: i32, len: i32| {
@@ -68,7 +66,7 @@ fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<
 
 /// Logs a message of the filter's.
 pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(), Status> {
-    let message = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
+    let message = Text(&bytes[..bytes.len().min(LONGEST)]);
     let severity = match level {
         log_level::TRACE => Level::TRACE,
         log_level::DEBUG => Level::DEBUG,
@@ -80,7 +78,7 @@ pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(),
     host.identity.voice.say(&host.identity.name, severity, format_args!("{message}"));
     if level >= log_level::WARN && host.phase != Phase::Running {
         // A filter of the standard has no other way to say why it refuses its configuration.
-        host.said = message.into_owned();
+        host.said = message.to_string();
     }
     Ok(())
 }

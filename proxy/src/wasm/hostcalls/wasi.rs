@@ -15,7 +15,7 @@ use super::{
     guest::{slice, slice_mut, split, write_u32, write_u64},
     system::write_log,
 };
-use crate::wasm::host::Host;
+use crate::wasm::{host::Host, voice::LONGEST};
 
 /// Bytes that one `random_get` gives (the C++ host's bound).
 const MAX_RANDOM: usize = 64 << 10;
@@ -144,16 +144,19 @@ fn environ_get(caller: &mut Caller<'_, Host>, mut environ: i32, mut data: i32) -
 
 fn fd_write(caller: &mut Caller<'_, Host>, level: i32, iovs: i32, len: i32, out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let mut text = Vec::new();
+    let (mut text, mut total) = (Vec::new(), 0);
     for iov in slice(memory, iovs, len.wrapping_mul(8))?.as_chunks::<8>().0 {
         let word = |at: usize| i32::from_le_bytes([iov[at], iov[at + 1], iov[at + 2], iov[at + 3]]);
-        text.extend_from_slice(slice(memory, word(0), word(4))?);
+        let piece = slice(memory, word(0), word(4))?;
+        total += piece.len();
         // Overlapping pieces could add up to any size.
-        if text.len() > memory.len() {
+        if total > memory.len() {
             return Err(Status::BadArgument);
         }
+        // No more is logged.
+        text.extend_from_slice(&piece[..piece.len().min(LONGEST - text.len())]);
     }
-    write_u32(memory, out, text.len() as u32)?;
+    write_u32(memory, out, total as u32)?;
     let line = text.strip_suffix(b"\n").unwrap_or(&text);
     if !line.is_empty() {
         write_log(host, level, line)?;

@@ -61,6 +61,8 @@ impl Vm {
         self.tenants.iter().for_each(|tenant| tenant.plugin.figures.instances.sub(shard, 1));
         self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
+        // Nobody is told of their answers any more, and somebody would be charged for them.
+        self.http.take().into_values().for_each(|call| call.abort());
         self.end_streams(stream.filter(|_| hears));
         if !self.closing.get() {
             self.recover(tenant, stream.is_none());

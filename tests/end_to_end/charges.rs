@@ -1,0 +1,674 @@
+//! What the host keeps for guests: hostile filters want more of each thing than they may have. They are told, what is kept for them
+//! stays within their budget, and the filter beside them goes on being served.
+
+use crate::{
+    guest::{self, pairs},
+    harness::{Client, Config, Proxy, Upstream, answer, wait_until},
+};
+
+const MIB: f64 = 1_048_576.0;
+
+/// A proxy with a hostile filter on the listener `main`, whose budget is 4 MiB, and a well-behaved one on the listener
+/// `plain`.
+struct Beside {
+    proxy: Proxy,
+}
+
+impl Beside {
+    /// `config`: what else there is, with the cluster `web`.
+    fn with(config: Config, hostile: &[u8]) -> Beside {
+        let config = config
+            .top("workers: 1")
+            .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
+            .filter("good", "good.wasm", "");
+        let plain = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, chain: [good]}\n";
+        let config = String::from(config).replace("listeners:\n", plain).replace("[hostile, good]", "[hostile]");
+        let files: [(&str, &[u8]); 2] = [("hostile.wasm", hostile), ("good.wasm", &guest::version("good"))];
+        Beside { proxy: Proxy::start_with(config, &files) }
+    }
+
+    /// One that does this when a request comes.
+    fn doing(upstream: &Upstream, code: &str) -> Beside {
+        Beside::with(Config::to(upstream), &guest::saying(code))
+    }
+
+    /// What the hostile filter was answered, in a request of its own.
+    fn said(&self, upstream: &Upstream) -> Vec<i64> {
+        let before = upstream.requests().len();
+        assert_eq!(self.proxy.get("/").status(), 200);
+        let requests = upstream.wait_for_requests(before + 1);
+        let said = requests[before].field("x-said").expect("what it was answered").to_owned();
+        said.split(' ').map(|number| number.parse().expect("a number")).collect()
+    }
+
+    /// What is kept for a filter.
+    fn kept(&self, filter: &str) -> f64 {
+        let shown = self.proxy.filter(filter)["host_memory_bytes"].as_f64();
+        assert!(shown.is_some(), "it is shown beside `memory_bytes`");
+        self.proxy.metrics().sum("tollgate_filter_host_memory_bytes", &[("filter", filter)])
+    }
+
+    /// The other filter is served, and the hostile one has neither failed nor more than its budget.
+    fn is_well(&self) {
+        let kept = self.kept("hostile");
+        assert!((0.0..=4.0 * MIB).contains(&kept), "{kept}");
+        for _ in 0..10 {
+            let response = Client::connect(self.proxy.address("plain")).get("/");
+            assert_eq!((response.status(), response.field("x-version")), (200, Some("good")));
+        }
+        assert_eq!(self.proxy.filter("hostile")["traps"], 0, "{}", self.proxy.output());
+        assert!(self.proxy.resident_kib() < 512 << 10, "{} KiB", self.proxy.resident_kib());
+    }
+
+    /// Nothing is kept any more, but for names that it has defined.
+    fn forgets(&self) {
+        wait_until("everything to be given back", || self.kept("hostile") < 1024.0);
+    }
+}
+
+/// Does something until it is answered with something else than `fine`, or so often, and notes how often that was and the answer.
+fn until_not(fine: i32, times: u32, what: &str) -> String {
+    format!(
+        r#"(global.set $n (i32.const 0))
+        (block $full
+            (loop $more
+                (br_if $full (i32.ge_u (global.get $n) (i32.const {times})))
+                (br_if $full (i32.ne (call $noted {what}) (i32.const {fine})))
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br $more)))
+        (call $answer (global.get $n))
+        (call $answer (global.get $answered))"#
+    )
+}
+
+#[test]
+fn one_header_that_is_asked_for_many_times_is_joined_once() {
+    // 64 times the same id, of a header that is there a hundred times.
+    let code = r#"
+        (drop (call $intern %"x-many"))
+        (global.set $n (i32.const 0))
+        (loop $more
+            (drop (call $header_add (i32.const 0) (i32.const 0) %"0123456789"))
+            (global.set $n (i32.add (global.get $n) (i32.const 1)))
+            (br_if $more (i32.lt_u (global.get $n) (i32.const 100))))
+        (memory.fill (i32.const 65536) (i32.const 0) (i32.const 256))
+        (call $answer (call $get_many
+            (i32.const 0) (i32.const 65536) (i32.const 64) (i32.const 131072) (i32.const 65536) (i32.const 66048)))
+        ;; The first and the last span: offsets and lengths.
+        (call $answer (i32.load (i32.const 66048)))
+        (call $answer (i32.load (i32.const 66052)))
+        (call $answer (i32.load (i32.const 66552)))
+        (call $answer (i32.load (i32.const 66556)))"#;
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::doing(&upstream, code);
+    assert_eq!(beside.said(&upstream), [1198, 0, 1198, 0, 1198]);
+    beside.is_well();
+}
+
+#[test]
+fn complaints_are_short_however_long_what_is_wrong_is() {
+    let long = "(i32.const 65536) (i32.const 900000)";
+    let code = format!(
+        r#"(drop (call $add_header (i32.const 0) {long} %"v"))
+        (drop (call $add_header (i32.const 0) %":path" {long}))
+        (drop (call $set_property {long} %"v"))
+        (drop (call $define_metric (i32.const 0) {long} (i32.const 24)))
+        (drop (call $call {long} %"" %"" %"" (i32.const 1) (i32.const 24)))
+        (drop (call $grpc_call {long} %"a" %"b" %"" %"" (i32.const 1) (i32.const 24)))
+        (drop (call $foreign %"set_envoy_filter_state" {long} (i32.const 0) (i32.const 0)))
+        (call $answer (i32.const 0))"#
+    );
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::doing(&upstream, &code);
+    (0..20).for_each(|_| assert_eq!(beside.said(&upstream), [0]));
+    beside.proxy.wait_for_output("not changed");
+    let output = beside.proxy.output();
+    let complaints = || output.lines().filter(|line| line.contains("filter=\"hostile\""));
+    assert!(complaints().count() >= 60, "{output}");
+    let longest = complaints().map(str::len).max();
+    assert!(longest < Some(2000), "{longest:?}");
+    beside.is_well();
+}
+
+#[test]
+fn a_local_response_is_bounded_and_still_ends_the_request() {
+    let reply = |details: &str, body: &str| {
+        guest::filter(&format!(
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                (memory.fill (i32.const 65536) (i32.const 100) (i32.const 983040))
+                (if (i32.lt_u (memory.size) (i32.const 128)) (then (drop (memory.grow (i32.const 112)))))
+                (drop (call $reply (i32.const 403) {details} {body} %"" (i32.const -1)))
+                ;; Another one does not count, and nothing of it is kept.
+                (drop (call $reply (i32.const 200) %"" %"other" %"" (i32.const -1)))
+                (i32.const 0))"#
+        ))
+    };
+    let upstream = Upstream::saying("hello");
+    let long = "(i32.const 65536) (i32.const 900000)";
+    let beside = Beside::with(Config::to(&upstream), &reply(long, long));
+    let response = beside.proxy.get("/whole");
+    assert_eq!((response.status(), response.body.len()), (403, 900_000));
+    let details = beside.proxy.entry_for("/whole")["details"].as_str().expect("details").to_owned();
+    assert_eq!(details, "d".repeat(256));
+    beside.forgets();
+    beside.is_well();
+
+    let beside = Beside::with(Config::to(&upstream), &reply(r#"%"no""#, "(i32.const 65536) (i32.const 6000000)"));
+    let response = beside.proxy.get("/large");
+    assert_eq!((response.status(), response.text()), (500, ""));
+    assert_eq!(beside.proxy.entry_for("/large")["details"], "filter_reply_too_large");
+    beside.is_well();
+    let targets: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
+    assert!(!targets.contains(&"/large".into()), "what it wanted to refuse went no further: {targets:?}");
+}
+
+#[test]
+fn timers_that_are_set_when_a_stream_has_ended_are_none() {
+    // It traps if one is set.
+    let set = "(if (i32.ne (call $timer (i64.const 86400000000) (i64.const 0)) (i32.const 1)) (then unreachable))";
+    let hostile = guest::filter(&format!(
+        r#"(func (export "proxy_on_done") (param i32) (result i32) {set} (i32.const 1))
+        (func (export "proxy_on_log") (param i32) {set})
+        (func (export "proxy_on_delete") (param i32) {set})"#
+    ));
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::with(Config::to(&upstream), &hostile);
+    let mut client = beside.proxy.client();
+    (0..200).for_each(|_| assert_eq!(client.get("/").status(), 200));
+    beside.forgets();
+    beside.is_well();
+}
+
+#[test]
+fn timers_are_bounded_for_each_stream_and_go_with_it() {
+    let set = until_not(0, 1000, "(call $timer (i64.const 86400000000) (i64.const 0))");
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::doing(&upstream, &set);
+    (0..50).for_each(|_| assert_eq!(beside.said(&upstream), [16, 10]));
+    beside.forgets();
+    beside.is_well();
+}
+
+#[test]
+fn grpc_calls_cost_something_even_if_they_say_nothing() {
+    let stream = r#"(call $grpc_stream %"calls" %"a" %"b" %"" (i32.const 24))"#;
+    let one = format!("(drop {stream})");
+    // Each of them in one callback; all of them wait until it returns.
+    let empty = until_not(0, 1_000_000, r#"(call $grpc_send (i32.load (i32.const 24)) %"" (i32.const 0))"#);
+    let cancelled =
+        until_not(0, 1_000_000, &format!("{stream} (call $grpc_cancel (i32.load (i32.const 24))) (i32.or)"));
+    let closed = until_not(0, 1_000_000, "(call $grpc_close (i32.load (i32.const 24)))");
+    for (code, least, most, answer) in [
+        (format!("{one}{empty}"), 10_000, 32_768, 2),
+        // Of the two answers, which are joined by `or`, one is that there is no such call.
+        (cancelled, 900, 1024, 10 | 1),
+        (format!("{one}{closed}"), 1_000_000, 1_000_000, 0),
+    ] {
+        let upstream = Upstream::saying("hello");
+        let config = Config::to(&upstream).cluster("calls", &[Upstream::refusing()], "protocol: h2");
+        let beside = Beside::with(config, &guest::saying(&code));
+        for _ in 0..3 {
+            let said = beside.said(&upstream);
+            assert!((least..=most).contains(&said[0]) && said[1] == answer, "{said:?}");
+        }
+        beside.is_well();
+        beside.forgets();
+    }
+}
+
+#[test]
+fn buckets_are_bounded_before_they_are_made() {
+    // Quotes cannot be written in the texts of filters, so these are data of their own.
+    let document = |name: usize, keys: u32| {
+        let doc =
+            format!(r#"{{"name":"{}","capacity":1,"fill":1,"interval_ms":1000,"max_keys":{keys}}}"#, "n".repeat(name));
+        let data: String = doc.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+        (data, doc.len())
+    };
+    let documents = [document(1, 1 << 27), document(5000, 0), document(1, 1 << 25), document(2, 1 << 25)];
+    let (mut data, mut calls) = (String::new(), String::new());
+    for (nth, (text, len)) in documents.iter().enumerate() {
+        let at = 131_072 + nth * 8192;
+        data += &format!("(data (i32.const {at}) \"{text}\")");
+        calls += &format!("(call $answer (call $define_bucket (i32.const {at}) (i32.const {len})))");
+    }
+    let hostile = guest::filter(&format!(
+        r#"(global $told (mut i32) (i32.const 8192))
+        (func $answer (param $n i32)
+            (i32.store8 (global.get $told) (i32.add (i32.const 77) (local.get $n)))
+            (global.set $told (i32.add (global.get $told) (i32.const 1))))
+        (func (export "proxy_on_configure") (param i32 i32) (result i32) {calls} (i32.const 1))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $add_header (i32.const 0) %"x-said" (i32.const 8192) (i32.const 4)))
+            (i32.const 0))
+        {data}"#
+    ));
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::with(Config::to(&upstream), &hostile);
+    assert_eq!(beside.proxy.get("/").status(), 200);
+    // 77 stands for 0: too many keys in all, a name that is too long, one that fits, and then no more.
+    let said: Vec<i64> =
+        upstream.only_request().field("x-said").expect("answers").bytes().map(|b| i64::from(b) - 77).collect();
+    assert_eq!(said, [-10, -2, 0, -10]);
+    beside.is_well();
+}
+
+#[test]
+fn queues_are_bounded_and_those_of_others_go_on() {
+    // Two queues of its own, and the one of the others, until each of them takes no more.
+    let fill = |name: &str, vm: &str| {
+        let open = format!(r#"(drop (call $register_queue %"{name}" (i32.const 24)))"#);
+        let find = format!(r#"(drop (call $resolve_queue %"{vm}" %"{name}" (i32.const 24)))"#);
+        let send = "(call $enqueue (i32.load (i32.const 24)) (i32.const 65536) (i32.const 262144))";
+        (if vm.is_empty() { open } else { find }) + &until_not(0, 1000, send)
+    };
+    let hostile = guest::saying(&(fill("a", "") + &fill("b", "") + &fill("q", "mail")));
+    let reader = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))
+        (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
+            (drop (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
+            (if (i32.lt_u (i32.load (global.get $out_len)) (i32.const 100)) (then
+                (drop (call $log (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
+    );
+    let writer = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $resolve_queue %"mail" %"q" (i32.const 24)))
+            (drop (call $get_header (i32.const 0) %":path" (global.get $out) (global.get $out_len)))
+            (if (call $enqueue (i32.load (i32.const 24)) (i32.load (global.get $out)) (i32.load (global.get $out_len)))
+                (then (drop (call $reply (i32.const 503) %"full" %"" %"" (i32.const -1)))))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let listeners = "listeners:\n  - {name: mailbox, address: '@mailbox@', cluster: web, chain: [writer]}\n";
+    let config = Config::to(&upstream)
+        .top("workers: 1")
+        .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
+        .filter("good", "reader.wasm", "vm_id: mail")
+        .filter("writer", "writer.wasm", "");
+    let config =
+        String::from(config).replace("listeners:\n", listeners).replace("[hostile, good, writer]", "[hostile]");
+    let proxy =
+        Proxy::start_with(config, &[("hostile.wasm", &hostile), ("reader.wasm", &reader), ("writer.wasm", &writer)]);
+    for path in ["/first", "/second", "/third"] {
+        assert_eq!(proxy.get("/").status(), 200);
+        let mut writer = Client::connect(proxy.address("mailbox"));
+        // Whatever the hostile filter has put in is taken out.
+        wait_until("room in the queue", || writer.get(path).status() == 200);
+        proxy.wait_for_output(path);
+    }
+    let said = upstream.requests()[0].field("x-said").expect("answers").to_owned();
+    let said: Vec<i64> = said.split(' ').map(|number| number.parse().expect("a number")).collect();
+    // 4 MiB of its budget: 15 messages of a quarter of one, then nothing for any other queue.
+    assert_eq!(said, [15, 1, 0, 1, 0, 1]);
+    let kept = proxy.filter("hostile")["host_memory_bytes"].as_f64().expect("a number");
+    assert!(kept <= 4.0 * MIB, "{kept}");
+}
+
+#[test]
+fn messages_of_others_cannot_be_taken() {
+    let thief = guest::saying(
+        r#"(call $answer (call $resolve_queue %"mail" %"q" (i32.const 24)))
+        (call $answer (call $enqueue (i32.load (i32.const 24)) %"letter"))
+        (call $answer (call $dequeue (i32.load (i32.const 24)) (global.get $out) (global.get $out_len)))"#,
+    );
+    let owner = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("owner", "owner.wasm", "vm_id: mail").filter("thief", "thief.wasm", "");
+    let proxy = Proxy::start_with(config, &[("owner.wasm", &owner), ("thief.wasm", &thief)]);
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(upstream.only_request().field("x-said"), Some("0 0 1"));
+}
+
+#[test]
+fn a_worker_does_other_things_between_messages() {
+    // Each message that is told brings another one: there is always one more.
+    let endless = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $register_queue %"q" (i32.const 24))))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (call $enqueue (i32.load (i32.const 24)) %"again"))
+        (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
+            (drop (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
+            (drop (call $enqueue (local.get $queue) %"again")))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::with(Config::to(&upstream), &endless);
+    assert_eq!(beside.proxy.get("/").status(), 200);
+    let calls = || beside.proxy.filter("hostile")["calls"].as_u64();
+    wait_until("many messages to be told", || calls() > Some(1000));
+    beside.is_well();
+    assert_eq!(beside.proxy.get("/").status(), 200);
+}
+
+#[test]
+fn heads_that_a_filter_makes_grow_are_bounded() {
+    let add = |call: &str| {
+        format!(
+            r#"(drop (call $intern %"x-large"))
+            (memory.fill (i32.const 65536) (i32.const 100) (i32.const 65536))
+            {}"#,
+            until_not(0, 100_000, call)
+        )
+    };
+    let forget = r#"(drop (call $remove_header (i32.const 0) %"x-large"))"#;
+    for (call, least, most) in [
+        ("(call $header_add (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))", 30, 35),
+        ("(call $header_add (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 1))", 9000, 10_000),
+        ("(call $header_add (i32.const 100) (i32.const 0) (i32.const 65536) (i32.const 60000))", 30, 35),
+        // What takes another's place costs nothing more.
+        ("(call $header_set (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))", 100_000, 100_000),
+    ] {
+        let upstream = Upstream::replying(|_| answer(200, &[], "hello"));
+        let beside = Beside::doing(&upstream, &(add(call) + forget));
+        let mut client = beside.proxy.client();
+        client.send_request("GET", "/", &[], b"");
+        let response = client.read();
+        // With fields for whatever response there will be, the response is what is large.
+        assert!(call.contains("i32.const 100)") || response.status() == 200);
+        let said = upstream.wait_for_requests(1)[0].field("x-said").expect("answers").to_owned();
+        let said: Vec<i64> = said.split(' ').map(|number| number.parse().expect("a number")).collect();
+        assert!((least..=most).contains(&said[0]), "{call}: {said:?}");
+        beside.is_well();
+        beside.forgets();
+    }
+}
+
+#[test]
+fn pseudo_headers_are_bounded() {
+    let code = r#"
+        (memory.fill (i32.const 65536) (i32.const 47) (i32.const 70000))
+        (drop (call $intern %":path"))
+        (drop (call $intern %":authority"))
+        (drop (call $intern %":method"))
+        (call $answer (call $header_set (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 70000)))
+        (memory.fill (i32.const 65536) (i32.const 65) (i32.const 70000))
+        (call $answer (call $header_set (i32.const 0) (i32.const 1) (i32.const 65536) (i32.const 70000)))
+        (call $answer (call $header_set (i32.const 0) (i32.const 2) (i32.const 65536) (i32.const 70000)))"#;
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::doing(&upstream, code);
+    assert_eq!(beside.said(&upstream), [2, 2, 2]);
+    beside.is_well();
+}
+
+#[test]
+fn answers_to_calls_are_charged() {
+    // A hundred calls at once, each of which is answered with a mebibyte.
+    let headers = pairs(&[(":method", "GET"), (":path", "/large"), (":authority", "web")]);
+    let hostile = guest::filter(&format!(
+        r#"(global $n (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (loop $more
+                (drop (call $call %"web" %"{headers}" %"" %"" (i32.const 60000) (i32.const 24)))
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br_if $more (i32.lt_u (global.get $n) (i32.const 100))))
+            (i32.const 0))
+        (func (export "proxy_on_http_call_response") (param i32 i32 i32) (param $size i32) (param i32)
+            (drop (call $get_status (i32.const 32) (global.get $out) (global.get $out_len)))
+            (if (i32.eq (i32.load (i32.const 32)) (i32.const 8)) (then (drop (call $log (i32.const 2) %"refused"))))
+            (if (i32.eq (local.get $size) (i32.const 1048576)) (then (drop (call $log (i32.const 2) %"whole")))))"#
+    ));
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/large" => answer(200, &[], vec![b'x'; 1 << 20]),
+        _ => answer(200, &[], "hello"),
+    });
+    let beside = Beside::with(Config::to(&upstream), &hostile);
+    assert_eq!(beside.proxy.get("/").status(), 200);
+    let said = |what: &str| beside.proxy.output().lines().filter(|line| line.contains(what)).count();
+    wait_until("all answers", || {
+        assert!(beside.kept("hostile") <= 4.0 * MIB);
+        said("refused") + said("whole") == 100
+    });
+    assert!(said("refused") > 0, "they are not read one by one");
+    beside.forgets();
+    beside.is_well();
+}
+
+#[test]
+fn places_of_a_stream_are_bounded() {
+    let hostile = guest::filter(
+        r#"(global $n (mut i32) (i32.const 0))
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $define_limit %"all" (i32.const 2147483647))))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (global.set $n (i32.const 0))
+            (loop $more
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br_if $more (i32.eq (call $acquire (i32.const 0)) (i32.const 1))))
+            ;; It was refused at last, and 64 places were taken before.
+            (if (i32.ne (global.get $n) (i32.const 65)) (then unreachable))
+            (if (i32.ne (call $acquire (i32.const 0)) (i32.const -10)) (then unreachable))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::with(Config::to(&upstream), &hostile);
+    (0..3).for_each(|_| assert_eq!(beside.proxy.get("/").status(), 200));
+    beside.is_well();
+}
+
+#[test]
+fn tables_are_charged() {
+    // 16 bytes for each element: of 4 MiB, 262 times a thousand of them.
+    let tables: String = (0..8).map(|nth| format!("(table $t{nth} 0 funcref)")).collect();
+    let grow = |nth| {
+        format!(
+            r#"(block $full (loop $more
+                (br_if $full (i32.lt_s (table.grow $t{nth} (ref.null func) (i32.const 1000)) (i32.const 0)))
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br $more)))"#
+        )
+    };
+    let grow: String = (0..8).map(grow).collect();
+    let hostile = guest::filter(&format!(
+        r#"{tables}
+        (global $n (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            {grow}
+            (if (i32.ne (global.get $n) (i32.const 262)) (then unreachable))
+            (i32.const 0))"#
+    ));
+    let upstream = Upstream::saying("hello");
+    let beside = Beside::with(Config::to(&upstream), &hostile);
+    (0..3).for_each(|_| assert_eq!(beside.proxy.get("/").status(), 200));
+    assert!(beside.kept("hostile") > 3.9 * MIB);
+    beside.is_well();
+}
+
+#[test]
+fn one_filter_leaves_room_for_the_metrics_of_others_and_its_own_go_with_it() {
+    let define = r#"(global.set $at (i32.const 4096)) (call $digits (global.get $n))
+        (call $define_metric (i32.const 0)
+            (i32.const 4096) (i32.sub (global.get $at) (i32.const 4096)) (i32.const 24))"#;
+    let define = until_not(0, 20_000, define);
+    let hostile =
+        guest::saying(&define.replacen("(call $answer", "(global.set $at (i32.const 8192)) (call $answer", 1));
+    let modest = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $define_metric (i32.const 0) %"modest" (i32.const 24)) (then unreachable))
+            (if (call $increment_metric (i32.load (i32.const 24)) (i64.const 1)) (then unreachable))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).top("workers: 1");
+    let both = config.clone().filter("hostile", "hostile.wasm", "limits: {call_time: 60s}");
+    let both = both.filter("modest", "modest.wasm", "");
+    let mut proxy = Proxy::start_with(both, &[("hostile.wasm", &hostile), ("modest.wasm", &modest)]);
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(upstream.only_request().field("x-said"), Some("5000 10"));
+    let custom = proxy.metrics().names().filter(|(name, _)| name.starts_with("wasmcustom_")).count();
+    assert_eq!(custom, 5001);
+    let alone = config.filter("modest", "modest.wasm", "");
+    proxy.change_config(alone);
+    wait_until("the metrics to be gone", || {
+        let metrics = proxy.metrics();
+        let mut names = metrics.names().map(|(name, _)| name).filter(|name| name.starts_with("wasmcustom_"));
+        names.next() == Some("wasmcustom_modest") && names.next().is_none()
+    });
+    assert_eq!(proxy.metrics().sum("wasmcustom_modest", &[]), 1.0, "what is still there goes on");
+}
+
+#[test]
+fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
+    let keeper = guest::saying(
+        r#"(call $answer (call $get_shared %"key" (global.get $out) (global.get $out_len) (i32.const 24)))
+        (call $answer (call $resolve_queue %"" %"q" (i32.const 24)))
+        (drop (call $set_shared %"key" %"value" (i32.const 0)))
+        (drop (call $register_queue %"q" (i32.const 24)))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).top("workers: 1");
+    let with = || config.clone().filter("keeper", "keeper.wasm", "vm_id: shared");
+    let mut proxy = Proxy::start_with(with(), &[("keeper.wasm", &keeper)]);
+    (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
+    // Over a swap it stays, if the filter does.
+    proxy.change_config(with().filter("another", "keeper.wasm", ""));
+    assert_eq!(proxy.get("/").status(), 200);
+    proxy.change_config(config.clone());
+    // The old instance goes when nobody uses it any more.
+    wait_until("the filter to be gone", || !proxy.metrics().types.contains_key("tollgate_filter_instances"));
+    proxy.change_config(with());
+    assert_eq!(proxy.get("/").status(), 200);
+    let requests = upstream.requests();
+    let said: Vec<_> = requests.iter().filter_map(|request| request.all("x-said").first().copied()).collect();
+    assert_eq!(said, ["1 1", "0 0", "0 0", "1 1"]);
+}
+
+#[test]
+fn a_refused_configuration_has_written_nothing() {
+    // It writes whatever it can, and then refuses its configuration, if it has one.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (if (i32.eqz (local.get 1)) (then (return (i32.const 1))))
+            (drop (call $set_shared %"key" %"refused" (i32.const 0)))
+            (drop (call $set_shared %"new" %"refused" (i32.const 0)))
+            (drop (call $define_metric (i32.const 0) %"refused" (i32.const 24)))
+            (drop (call $register_queue %"refused" (i32.const 24)))
+            (drop (call $resolve_queue %"" %"mail" (i32.const 24)))
+            (drop (call $enqueue (i32.load (i32.const 24)) %"refused"))
+            (i32.const 0))
+        (func $tell (param $status i32)
+            (if (local.get $status) (then (drop (call $add_header (i32.const 0) %"x-said" %"none")))
+                (else (drop (call $add_header (i32.const 0) %"x-said"
+                    (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))
+        (global $began (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (i32.eqz (global.get $began)) (then
+                (global.set $began (i32.const 1))
+                (drop (call $register_queue %"mail" (i32.const 24)))
+                (drop (call $set_shared %"key" %"first" (i32.const 0)))))
+            (call $tell (call $get_shared %"key" (global.get $out) (global.get $out_len) (i32.const 24)))
+            (call $tell (call $get_shared %"new" (global.get $out) (global.get $out_len) (i32.const 24)))
+            (drop (call $resolve_queue %"" %"mail" (i32.const 24)))
+            (call $tell (call $dequeue (i32.load (i32.const 24)) (global.get $out) (global.get $out_len)))
+            (call $tell (call $resolve_queue %"" %"refused" (i32.const 24)))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = |options: &str| {
+        Config::to(&upstream).top("workers: 1").filter("writer", "writer.wasm", &format!("vm_id: shared\n{options}"))
+    };
+    let mut proxy = Proxy::start_with(config(""), &[("writer.wasm", &module)]);
+    assert_eq!(proxy.get("/").status(), 200);
+    proxy.put_config(config("config: refuse"));
+    let (status, said) = proxy.reload();
+    assert!(status != 200, "{said}");
+    assert_eq!(proxy.get("/").status(), 200);
+    for request in upstream.requests() {
+        let said = request.all("x-said");
+        assert_eq!(said, ["first", "none", "none", "none"]);
+    }
+    assert_eq!(proxy.metrics().sum("wasmcustom_refused", &[]), 0.0);
+    assert!(!proxy.metrics().types.contains_key("wasmcustom_refused"));
+}
+
+/// What a client of the well-behaved filter waits, before and while the hostile one gets ten requests in a second.
+#[test]
+#[ignore = "a measurement"]
+fn what_the_neighbour_waits() {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        thread,
+        time::{Duration, Instant},
+    };
+    let headers = pairs(&[(":method", "GET"), (":path", "/"), (":authority", "web")]);
+    let call = format!(
+        r#"(call $call %"web" %"{headers}" (i32.const 65536) (i32.const 65536) %"" (i32.const 10) (i32.const 24))"#
+    );
+    let stream = r#"(call $grpc_stream %"calls" %"a" %"b" %"" (i32.const 24))"#;
+    let add = "(call $header_add (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))";
+    let rows = [
+        ("nothing", String::new()),
+        (
+            "header_get_many",
+            r#"(drop (call $intern %"x-many"))"#.to_owned()
+                + &until_not(
+                    0,
+                    1000,
+                    "(i32.lt_s (call $get_many (i32.const 0) (i32.const 65536) (i32.const 64) (i32.const 131072) (i32.const 65536) (i32.const 66048)) (i32.const 0))",
+                ),
+        ),
+        (
+            "long complaints",
+            until_not(0, 100, r#"(call $add_header (i32.const 0) (i32.const 65536) (i32.const 900000) %"v")"#),
+        ),
+        ("timers", until_not(0, 1000, "(call $timer (i64.const 86400000000) (i64.const 0))")),
+        (
+            "gRPC open and cancel",
+            until_not(0, 2000, &format!("{stream} (call $grpc_cancel (i32.load (i32.const 24))) (i32.or)")),
+        ),
+        ("HTTP calls", until_not(0, 1000, &call)),
+        (
+            "messages",
+            r#"(drop (call $register_queue %"a" (i32.const 24)))"#.to_owned()
+                + &until_not(0, 1000, "(call $enqueue (i32.load (i32.const 24)) (i32.const 65536) (i32.const 65536))"),
+        ),
+        (
+            "headers",
+            r#"(memory.fill (i32.const 65536) (i32.const 100) (i32.const 65536)) (drop (call $intern %"x-large"))"#
+                .to_owned()
+                + &until_not(0, 1000, add)
+                + r#"(drop (call $remove_header (i32.const 0) %"x-large"))"#,
+        ),
+        (
+            "state",
+            until_not(
+                0,
+                1000,
+                r#"(call $state_set (i32.const 65536) (i32.const 4) (i32.const 65536) (i32.const 65536))"#,
+            ),
+        ),
+    ];
+    let wait = |client: &mut Client| {
+        let mut times: Vec<Duration> = (0..2000)
+            .map(|_| {
+                let start = Instant::now();
+                assert_eq!(client.get("/").status(), 200);
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[times.len() * 99 / 100]
+    };
+    for (what, code) in rows {
+        let upstream = Upstream::saying("hello");
+        let config = Config::to(&upstream).cluster("calls", &[Upstream::refusing()], "protocol: h2");
+        let beside = Beside::with(config, &guest::saying(&format!("{code} (call $answer (i32.const 0))")));
+        let mut client = Client::connect(beside.proxy.address("plain"));
+        let (before, over) = (wait(&mut client), AtomicBool::new(false));
+        let during = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    beside.proxy.get("/");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let during = wait(&mut client);
+            over.store(true, Relaxed);
+            during
+        });
+        println!("{what}: p99 {before:?} before, {during:?} during; {} bytes kept", beside.kept("hostile"));
+    }
+}
