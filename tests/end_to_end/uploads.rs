@@ -191,6 +191,24 @@ fn a_short_body_is_there_before_an_upstream_is_asked() {
     assert_eq!(proxy.request("POST", "/", &chunked, b"3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n").status(), 200);
 }
 
+/// Over HTTP/1.1 a body with a length has none.
+#[test]
+fn trailers_that_were_read_ahead_are_not_lost() {
+    let looks = crate::guest::filter(
+        r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("ok");
+    let config = to(&upstream, "connections: 4").filter("looks", "looks.wasm", "");
+    let proxy = Proxy::start_with(config, &[("looks.wasm", &looks)]);
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/", &[("content-length", "3"), ("trailer", "x-sum")], false);
+    client.data(stream, b"abc", false);
+    client.headers(stream, &[("x-sum", "7")], true);
+    assert_eq!(client.response(stream).status(), 200);
+    let request = upstream.only_request();
+    assert_eq!((request.text(), &request.trailers[..]), ("abc", &[("x-sum".to_owned(), "7".to_owned())][..]));
+}
+
 /// A client that waits for an answer before it has sent everything gets it.
 #[test]
 fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {

@@ -81,6 +81,8 @@ ATTACKS = {
     "short": lambda: [slow_post(b"Content-Length: 10\r\n\r\nx", 3600) for _ in range(2100)],
     "long": lambda: [slow_post(b"Content-Length: 1000000\r\n\r\nx", 3) for _ in range(2000)],
     "chunked": lambda: [slow_post(b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", 3600) for _ in range(2000)],
+    # Each by a client of its own.
+    "spread": lambda: [slow_post(b"X-Forwarded-For: 198.18.%d.%d\r\nContent-Length: 1000000\r\n\r\nx" % divmod(n, 256), 3) for n in range(2000)],
     "http2": lambda: [slow_streams(100) for _ in range(11)],
 }
 

@@ -42,6 +42,11 @@ impl Ahead {
         self.over = true;
     }
 
+    /// Whether trailers are among it.
+    pub(super) fn has_trailers(&self) -> bool {
+        matches!(self.parts.back(), Some(Sent::Trailers(_)))
+    }
+
     /// The next part; `Some(None)`: the end.
     pub(super) fn pop(&mut self) -> Option<Option<Sent>> {
         let Some(part) = self.parts.pop_front() else { return self.over.then_some(None) };

@@ -232,7 +232,7 @@ impl Upload {
         let source = self.source.borrow();
         let (came, went) = source.flow.lengths();
         match source.flow.has_ended() {
-            true if source.flow.has_trailers() => Some(None),
+            true if source.flow.has_trailers() || self.ahead.borrow().has_trailers() => Some(None),
             true => Some(Some(went.into())),
             false if fields.contains_key(header::TRAILER) => Some(None),
             false => (came != went || self.stream.chain.changes_body(Direction::Request)).then_some(None),
