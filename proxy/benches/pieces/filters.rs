@@ -22,7 +22,7 @@ use tollgate::{
     control::snapshot::{Extent, Foundry, Made},
     net::socket::LOCAL,
     upstream::{PoolOptions, Pools},
-    wasm::{Site, Vm},
+    wasm::{Site, Supply, Vm},
 };
 use tollgate_sdk::testing::TestHost;
 
@@ -56,7 +56,8 @@ fn chain(name: &'static str, file: &str) -> Piece {
     let foundry = Foundry::new(1, None).expect("a foundry");
     let made = foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
     let Made { snapshot, instances, .. } = made;
-    let site = Site { upstream: Pools::new(PoolOptions::default()), rebuild: Rc::new(|_, _| panic!("it has failed")) };
+    let supply = Supply::new(|_| panic!("it has failed"));
+    let site = Site { upstream: Pools::new(PoolOptions::default()), supply };
     let tasks = LocalSet::new();
     let filters = tasks.block_on(&super::traffic::runtime().0, async move {
         let all = snapshot.machines.iter().zip(instances.into_iter().flatten());
