@@ -24,6 +24,7 @@ pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod files;
 pub mod h1;
 pub mod h2;
 pub mod net;

@@ -13,6 +13,7 @@ mod bodies;
 mod bounds;
 mod ca;
 mod charges;
+mod compiling;
 mod containment;
 mod cves;
 mod deadlines;

@@ -22,7 +22,7 @@ use tollgate::{
     control::snapshot::{Extent, Foundry, Made},
     net::socket::LOCAL,
     upstream::{PoolOptions, Pools},
-    wasm::{Site, Supply, Vm},
+    wasm::{Compiler, Site, Supply, Vm},
 };
 use tollgate_sdk::testing::TestHost;
 
@@ -53,7 +53,7 @@ fn chain(name: &'static str, file: &str) -> Piece {
         "clusters": [],
     });
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = Foundry::new(1, None).expect("a foundry");
+    let foundry = Foundry::new(1, Compiler::in_process()).expect("a foundry");
     let made = foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
     let Made { snapshot, instances, .. } = made;
     let supply = Supply::new(|_| panic!("it has failed"));

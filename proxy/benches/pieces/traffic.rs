@@ -21,6 +21,7 @@ use tollgate::{
     http::{connection::Handle, h1},
     net::{Socket, Stream, socket::LOCAL},
     upstream::{PoolOptions, Pools, Way},
+    wasm::Compiler,
 };
 
 use super::{Piece, small::REQUEST};
@@ -46,7 +47,7 @@ pub fn runtime() -> (Runtime, LocalSet) {
 /// A configuration without filters.
 fn snapshot() -> Arc<Snapshot> {
     let loaded = config::parse("bench.yaml", CONFIG, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = Foundry::new(1, None).expect("a foundry");
+    let foundry = Foundry::new(1, Compiler::in_process()).expect("a foundry");
     foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
 }
 

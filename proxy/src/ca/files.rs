@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::Error;
+use crate::files;
 
 /// The mode of what only its owner reads.
 pub const PRIVATE: u32 = 0o600;
@@ -59,7 +60,7 @@ pub fn is_exposed(path: &Path) -> bool {
 
 /// Reads a file.
 pub fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::read(path, error))
+    files::read_to_string(path).map_err(|error| Error::read(path, error))
 }
 
 /// Removes a file that may not be there.

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, path::Path, process::ExitCode};
 use serde_json::json;
 
 use crate::{
-    config::{Diagnostic, Diagnostics},
+    config::{Diagnostic, Diagnostics, Severity},
     control::{
         server,
         snapshot::{Extent, Foundry},
@@ -22,15 +22,22 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
     };
     let checked = loaded.and_then(|loaded| {
         let mut warnings: Vec<_> = loaded.warnings.iter().cloned().collect();
-        let foundry = match Foundry::new(1, server::cache_dir(&loaded).as_deref()) {
+        let (source, cache) = (loaded.source.clone(), server::cache_dir(&loaded));
+        let mut wrong = trial::look(&loaded, cache);
+        let made = server::compiler(&loaded).map_err(anyhow::Error::from).and_then(|(compiler, said)| {
+            match said {
+                Some(error) if error.severity == Severity::Error => wrong.push(error),
+                said => warnings.extend(said),
+            }
+            Foundry::new(1, compiler)
+        });
+        let foundry = match made {
             Ok(foundry) => foundry,
             Err(e) => {
-                let error = Diagnostic::error(None, e.to_string());
-                return Err(Diagnostics::new(loaded.source.clone(), vec![error]));
+                wrong.push(Diagnostic::error(None, e.to_string()));
+                return Err(Diagnostics::new(source, wrong));
             }
         };
-        let (source, cache) = (loaded.source.clone(), server::cache_dir(&loaded));
-        let wrong = trial::look(&loaded, cache);
         let made = match foundry.make(loaded, None, Extent::Trial) {
             Ok(made) if wrong.is_empty() => made,
             Ok(_) => return Err(Diagnostics::new(source, wrong)),

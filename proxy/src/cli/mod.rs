@@ -14,6 +14,7 @@ use crate::{
         plain,
     },
     tools,
+    wasm::compiler,
 };
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
@@ -93,6 +94,10 @@ enum Bench {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    // Nothing of what follows is a compiler's business.
+    if let Some(code) = compiler::job::run_if_asked() {
+        return code;
+    }
     let _flush = stderr::FlushAtEnd;
     let result = match Cli::parse().command {
         Command::Run { file, log_level, replace } => {

@@ -1,6 +1,6 @@
 //! From a file, or a text, to a configuration: the steps in their order, and what each must leave for the next.
 
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{io::Read, path::Path, sync::Arc};
 
 use serde_path_to_error::Segment;
 
@@ -16,6 +16,7 @@ use super::{
     tree::Parsed,
     yaml,
 };
+use crate::files;
 
 /// Larger files are refused: nobody writes such a configuration, and memory is taken for every value of it.
 const MAX_BYTES: usize = 16 << 20;
@@ -220,7 +221,7 @@ fn read(path: &Path) -> Result<(String, Format), Diagnostics> {
         ),
     };
     let format = Format::of(path).ok_or_else(unnamed)?;
-    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let file = files::open(path).map_err(|error| unreadable(path, &error))?;
     Ok((text_of(path, file)?, format))
 }
 

@@ -45,6 +45,7 @@ pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagn
     addresses(source, listeners, problems);
     admin::check(root, problems);
     workload::check(root, problems);
+    compile(root, problems);
     for listener in listeners {
         for filter in listener.get("chain").map_or(&[][..], Node::items) {
             filter_names.require(filter, problems);
@@ -369,6 +370,23 @@ fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
     };
     let help = BUILTINS.contains(&wasm).then(|| format!("for the filter that is built in, write `builtin:{wasm}`"));
     problems.push(Diagnostic::error(source.first_line(node.span), message).help(help));
+}
+
+/// A compiler needs some memory to begin with, and time is limited in whole seconds.
+fn compile(root: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(section) = root.get("compile") else { return };
+    let mut least = |field: &str, is_enough: &dyn Fn(&Node) -> bool, least: &str| {
+        if let Some(node) = section.get(field).filter(|node| !is_enough(node)) {
+            let message = format!("with this `{field}` nothing could be compiled");
+            problems.push(Diagnostic::error(node.span, message).help(format!("it is at least `{least}`")));
+        }
+    };
+    // What is no size and no time has been told of.
+    let text = |node: &Node| node.as_str().map(str::to_owned).or_else(|| Some(node.to_json().to_string()));
+    let size = |node: &Node| text(node).and_then(|text| text.parse::<ByteSize>().ok());
+    let time = |node: &Node| text(node).and_then(|text| text.parse::<Duration>().ok());
+    least("memory", &|node| size(node).is_none_or(|size| size >= ByteSize(256 << 20)), "256MiB");
+    least("time", &|node| time(node).is_none_or(|time| time >= Duration::secs(1)), "1s");
 }
 
 /// A cluster without endpoints is one that is not served at the moment; one whose endpoints all have no share is an error.

@@ -136,7 +136,7 @@ fn later_stages_can_point_into_the_file() {
     let help = Some("write a prefix".to_owned());
     let error = loaded.source.diagnostic_in("/filters/0/config", "rules[0].match.path", "not a path", help);
     let later = Diagnostics::new(loaded.source.clone(), vec![error]);
-    assert_eq!(later.to_string(), "conf/full.toml:33:18: error: not a path (write a prefix)");
+    assert_eq!(later.to_string(), "conf/full.toml:34:18: error: not a path (write a prefix)");
     assert_eq!(
         later.to_json(),
         serde_json::json!([{

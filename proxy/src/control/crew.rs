@@ -1,7 +1,7 @@
-//! The threads on which configurations are loaded and filters compiled. They are there for one load only: the memory that
-//! compiling takes goes back to the system with them.
+//! The thread on which a configuration is loaded. It is there for one load only: the memory that loading takes goes back to the
+//! system with it. Compiling is done elsewhere, see [`crate::wasm::compiler`].
 
-use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
+use std::{io, panic, thread};
 
 use crate::alloc;
 
@@ -14,28 +14,30 @@ pub enum Urgency {
     Reload,
 }
 
-/// What a reload adds to its threads' nice value. They get a thirtieth of a processor where a worker uses all of it, and a worker that
-/// has something to do waits a thirtieth of the time that it would wait for equals. The lowest priority, half as much, would spare
-/// it little more, and a proxy that is overloaded must still be able to change its configuration.
+/// What a reload adds to its thread's nice value, which the compiler's process inherits. They get a thirtieth of a processor where
+/// a worker uses all of it, and a worker that has something to do waits a thirtieth of the time that it would wait for equals. The
+/// lowest priority, half as much, would spare it little more, and a proxy that is overloaded must still be able to change its
+/// configuration.
 const NICE: i32 = 15;
 
-/// Does the work on one of as many threads as there are processors; the compiler uses the others too. Returns when all of them
-/// have ended.
+/// Does the work on a thread of its own. Returns when that has ended.
 ///
 /// # Errors
 /// There can be no more threads.
-pub fn at_work<R: Send>(urgency: Urgency, work: impl FnOnce() -> R + Send) -> Result<R, ThreadPoolBuildError> {
-    ThreadPoolBuilder::new().thread_name(|n| format!("tollgate-load-{n}")).build_scoped(
-        |thread| {
-            if urgency == Urgency::Reload {
-                // Only for this thread, on Linux. Elsewhere, or if it is forbidden, loading disturbs more.
-                let _ = rustix::process::nice(NICE);
-            }
-            thread.run();
-            alloc::give_back();
-        },
-        |crew| crew.install(work),
-    )
+pub fn at_work<R: Send>(urgency: Urgency, work: impl FnOnce() -> R + Send) -> io::Result<R> {
+    let loading = || {
+        if urgency == Urgency::Reload {
+            // Only for this thread, on Linux. Elsewhere, or if it is forbidden, loading disturbs more.
+            let _ = rustix::process::nice(NICE);
+        }
+        let made = work();
+        alloc::give_back();
+        made
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("tollgate-load".into()).spawn_scoped(scope, loading)?;
+        Ok(thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked)))
+    })
 }
 
 #[cfg(test)]

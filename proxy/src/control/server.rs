@@ -28,7 +28,7 @@ use super::{
 use crate::{
     admin, alloc,
     ca::{self, workload::Agent},
-    config::{Diagnostics, Foreign, Loaded, Loader, model::SocketOptions, units::Address},
+    config::{Diagnostic, Diagnostics, Foreign, Loaded, Loader, Severity, model::SocketOptions, units::Address},
     listener::{
         socket::{self, Claim},
         worker::{self, Command, Rebuild, WorkerHandle},
@@ -36,6 +36,7 @@ use crate::{
     net::descriptors,
     observe::{access_log::Format, log},
     upstream::Checks,
+    wasm::compiler::{Cache, Compiler},
 };
 
 /// How the process is run, beside what the configuration says.
@@ -101,6 +102,29 @@ pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
     std::path::absolute(dir).ok()
 }
 
+/// What compiles filters, with its cache; and what is wrong with that: an error if the configuration names its folder and
+/// others could have put code there, else a warning.
+///
+/// # Errors
+/// There can be no more descriptors.
+pub fn compiler(loaded: &Loaded) -> std::io::Result<(Compiler, Option<Diagnostic>)> {
+    let (cache, wrong) = match cache_dir(loaded).map(|dir| Cache::open(&dir)).transpose() {
+        Ok(cache) => (cache, None),
+        Err(e) => {
+            let message = format!("compiled filters are not kept: {e}");
+            let said = loaded.source.diagnostic("/cache_dir", message, e.help());
+            let severity = match loaded.config.cache_dir.is_some() && e.is_unsafe() {
+                true => Severity::Error,
+                false => Severity::Warning,
+            };
+            // There may be no such line in the file.
+            let span = said.span.filter(|_| loaded.config.cache_dir.is_some());
+            (None, Some(Diagnostic { severity, span, ..said }))
+        }
+    };
+    Ok((Compiler::in_child(cache)?, wrong))
+}
+
 struct Server {
     foundry: Arc<Foundry>,
     workers: Vec<WorkerHandle>,
@@ -133,7 +157,14 @@ impl Server {
         }
         let running = loaded.config.clone();
         let count = running.workers.count();
-        let foundry = Arc::new(Foundry::new(count, cache_dir(&loaded).as_deref())?);
+        let (compiler, wrong) = compiler(&loaded)?;
+        match wrong {
+            Some(wrong) if wrong.severity == Severity::Error => {
+                return Err(Diagnostics::new(loaded.source.clone(), vec![wrong]).into());
+            }
+            wrong => wrong.iter().for_each(|w| tracing::warn!("{}", w.message)),
+        }
+        let foundry = Arc::new(Foundry::new(count, compiler)?);
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
         certificates::show(&foundry.registry, status.current.clone())?;
@@ -275,6 +306,7 @@ impl Server {
     async fn stop(mut self, signal: &str, mut signals: Signals) {
         self.status.draining.store(true, Ordering::Relaxed);
         self.reloader.abort();
+        self.foundry.engine.end_compiling();
         let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
         tracing::info!(signal, ?timeout, "stopping: no more connections are taken");
         let mut waiting = Vec::new();

@@ -15,7 +15,7 @@ use crate::{
     tcp,
     tls::{self, Cause, ServerTls},
     upstream::Cluster,
-    wasm::{Code, Engine, Instance, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
+    wasm::{Code, Compiler, Engine, Instance, LoadError, Machine, Plugin, Shared, Vm, WasmFilter, World, content_hash},
 };
 
 use super::{
@@ -88,7 +88,8 @@ impl Snapshot {
     /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
-            let hash = std::fs::read(path).map(|bytes| content_hash(&bytes)).unwrap_or_default();
+            let read = Code::read(path, &loaded.config.compile);
+            let hash = read.map(|bytes| content_hash(&bytes)).unwrap_or_default();
             self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
         };
         self.loaded.hash() == loaded.hash() && modules(&loaded.source).iter().all(same_module) && self.tls.are_current()
@@ -161,12 +162,11 @@ pub enum Extent {
 
 impl Foundry {
     /// What snapshots are made with.
-    pub fn new(workers: usize, cache_dir: Option<&std::path::Path>) -> anyhow::Result<Foundry> {
+    pub fn new(workers: usize, compiler: Compiler) -> anyhow::Result<Foundry> {
         let registry = Registry::new(workers);
         crate::observe::metrics::register_process(&registry, env!("CARGO_PKG_VERSION"))?;
         Ok(Foundry {
-            engine: Engine::new(cache_dir)
-                .map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
+            engine: Engine::new(compiler).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
             shared: Shared::new(registry.clone()),
             log_writer: LogWriter::start(&registry)?,
             registry,
@@ -204,8 +204,8 @@ impl Foundry {
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
             match self.filter(filter, &loaded, &world, previous) {
-                Err(message) => {
-                    wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, None));
+                Err((message, help)) => {
+                    wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, help));
                 }
                 Ok(plugin) => {
                     hash.push_str(&plugin.code.hash);
@@ -303,23 +303,25 @@ impl Foundry {
         Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
     }
 
-    /// A filter's code with its configuration.
+    /// A filter's code with its configuration, or what is wrong with it, and what to do about that.
     fn filter(
         &self,
         filter: &model::Filter,
         loaded: &Loaded,
         world: &Arc<World>,
         previous: Option<&Snapshot>,
-    ) -> Result<Plugin, String> {
+    ) -> Result<Plugin, (String, Option<String>)> {
+        let refused = |e: LoadError| (e.to_string(), e.help());
         let read;
         let (source, bytes): (String, &[u8]) = match filter.wasm.strip_prefix(BUILTIN) {
             Some(name) => {
-                let bytes = builtins::get(name).ok_or_else(|| format!("there is no standard filter `{name}`"))?;
+                let bytes = builtins::get(name);
+                let bytes = bytes.ok_or_else(|| (format!("there is no standard filter `{name}`"), None))?;
                 (filter.wasm.clone(), bytes)
             }
             None => {
                 let path = loaded.source.resolve(&filter.wasm);
-                read = std::fs::read(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+                read = Code::read(&path, &loaded.config.compile).map_err(refused)?;
                 (path.display().to_string(), &read)
             }
         };
@@ -327,9 +329,9 @@ impl Foundry {
         let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
         let code = match same.into_iter().find(|code| code.hash == hash && code.source == source) {
             Some(code) => code.clone(),
-            None => Code::load(&self.engine, &source, bytes).map_err(|e| e.to_string())?,
+            None => Code::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?,
         };
-        Plugin::new(filter, code, &self.engine, world).map_err(|e| e.to_string())
+        Plugin::new(filter, code, &self.engine, world).map_err(|e| (e.to_string(), None))
     }
 
     fn listeners(

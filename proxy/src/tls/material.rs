@@ -77,7 +77,7 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
-    let file = std::fs::File::open(path).map_err(|e| match e.kind() {
+    let file = crate::files::open(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => MaterialError::Missing(path.to_owned()),
         _ => MaterialError::Unreadable(path.to_owned(), e),
     })?;

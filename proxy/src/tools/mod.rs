@@ -10,7 +10,14 @@ use std::{io::IsTerminal, net::SocketAddr, path::Path, sync::Arc};
 use anyhow::Context;
 use serde_json::json;
 
-use crate::{chain::route::Clusters, config::model, control::builtins, observe::plain, upstream::Cluster};
+use crate::{
+    chain::route::Clusters,
+    config::model::{self, Compile},
+    control::builtins,
+    observe::plain,
+    upstream::Cluster,
+    wasm::{Code, Compiler, Engine},
+};
 
 /// How a standard filter is named in place of a file.
 const BUILTIN: &str = "builtin:";
@@ -25,8 +32,15 @@ fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
                 bytes.with_context(|| format!("there is no standard filter `{builtin}`; there are {}", known()))?;
             Ok(bytes.to_vec())
         }
-        None => std::fs::read(name).with_context(|| format!("cannot read {name}")),
+        None => Ok(Code::read(Path::new(name), &Compile::default())?),
     }
+}
+
+/// The engine of a tool.
+fn engine() -> anyhow::Result<Arc<Engine>> {
+    // Without a cache: what compiling takes is of interest, and a tool leaves nothing behind.
+    let compiler = Compiler::in_child(None).context("the compiler cannot be run")?;
+    Engine::new(compiler).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))
 }
 
 /// What a module is called where nobody says otherwise: its file's name without `.wasm`.

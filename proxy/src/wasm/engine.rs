@@ -1,9 +1,7 @@
-//! The engine that compiles and runs filters: one for the process, with one thread that ticks the clock by which calls are
-//! bounded. Compiling is done by engines of their own, which are gone afterwards.
+//! The engine that runs filters: one for the process, with one thread that ticks the clock by which calls are bounded.
 
 use std::{
     io,
-    path::Path,
     sync::{
         Arc, Once, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -12,21 +10,24 @@ use std::{
     time::Duration,
 };
 
-use wasmtime::{Cache, CacheConfig, Config, InstanceAllocationStrategy, Linker, Module, OptLevel};
+use wasmtime::{Linker, Module};
 
-use super::{clock, host::Host, hostcalls, joined};
+use super::{
+    clock,
+    compiler::{self, CompileError, Compiler},
+    host::Host,
+    hostcalls, joined,
+};
+use crate::config::model::Compile;
 
 /// The grain of the bound on a call's time.
 pub(super) const TICK: Duration = Duration::from_millis(5);
 
-/// The stack of a guest. Worker threads have more than this.
-const GUEST_STACK: usize = 512 << 10;
-
 /// The engine with all host functions.
 pub struct Engine {
     engine: wasmtime::Engine,
-    /// What it was made by, and those that compile.
-    config: Config,
+    /// What makes machine code for it.
+    compiler: Compiler,
     linker: Linker<Host>,
     /// Compiled for the first instance.
     joining: OnceLock<Option<Module>>,
@@ -37,42 +38,30 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine that keeps compiled code in `cache_dir`, keyed by the module's content and the compiler's settings.
-    pub fn new(cache_dir: Option<&Path>) -> wasmtime::Result<Arc<Engine>> {
-        let mut config = Config::new();
-        config
-            .cranelift_opt_level(OptLevel::Speed)
-            .epoch_interruption(true)
-            .max_wasm_stack(GUEST_STACK)
-            // Instances live long, so their tables are filled at once rather than checked at each indirect call.
-            .table_lazy_init(false)
-            .memory_may_move(false)
-            .native_unwind_info(false)
-            .allocation_strategy(InstanceAllocationStrategy::OnDemand);
-        if let Some(dir) = cache_dir {
-            let mut cache = CacheConfig::new();
-            cache.with_directory(dir);
-            match Cache::new(cache) {
-                Ok(cache) => {
-                    config.cache(Some(cache));
-                }
-                Err(e) => tracing::warn!("compiled filters are not kept in {}: {e:#}", dir.display()),
-            }
-        }
-        let engine = wasmtime::Engine::new(&config)?;
+    /// An engine, and what compiles for it.
+    pub fn new(compiler: Compiler) -> wasmtime::Result<Arc<Engine>> {
+        let engine = wasmtime::Engine::new(&compiler::settings())?;
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker)?;
         let (joining, stopped, ticks) = (OnceLock::new(), Arc::default(), Once::new());
-        Ok(Arc::new(Engine { engine, config, linker, joining, stopped, ticks }))
+        Ok(Arc::new(Engine { engine, compiler, linker, joining, stopped, ticks }))
     }
 
     /// Compiles a module, or takes it from the cache.
-    #[expect(unsafe_code, reason = "machine code goes from one engine to another")]
-    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Module> {
-        // A compiler keeps what it has worked with for the next time, tens of MiB: this one goes with its engine.
-        let compiled = Module::new(&wasmtime::Engine::new(&self.config)?, bytes)?.serialize()?;
-        // SAFETY: it was made just now, by this process, for the same configuration.
-        unsafe { Module::deserialize(&self.engine, compiled) }
+    #[expect(unsafe_code, reason = "machine code comes from another process or a file")]
+    pub(super) fn compile(&self, module: &[u8], limits: &Compile) -> Result<Module, CompileError> {
+        let code = self.compiler.compile(&self.engine, module, limits)?;
+        // SAFETY: this is what `Engine::precompile_module` has returned for an engine with the same settings, byte for byte.
+        // Either this very executable has run it just now, in a process that has no other task and has ended; what that wrote
+        // was sealed before it was read, into memory of our own. Or it was kept in a file since then, which nobody but this
+        // process's user and root can write to, and which has the digest that it was written with.
+        let module = unsafe { Module::deserialize(&self.engine, code) };
+        module.map_err(|e| CompileError::Crashed(format!("its result cannot be used: {e:#}")))
+    }
+
+    /// Gives up what is being compiled, and compiles nothing more.
+    pub fn end_compiling(&self) {
+        self.compiler.end();
     }
 
     /// What stores are made for.
@@ -82,7 +71,7 @@ impl Engine {
 
     /// The module that joins callbacks. None: it cannot be compiled, and each callback is made by itself.
     pub(super) fn joining(&self) -> Option<&Module> {
-        self.joining.get_or_init(|| self.compile(joined::MODULE).ok()).as_ref()
+        self.joining.get_or_init(|| self.compile(joined::MODULE, &Compile::default()).ok()).as_ref()
     }
 
     /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.

@@ -37,8 +37,9 @@ impl Joined {
     pub fn find(engine: &Engine, instance: &Instance, store: &mut Store<Host>) -> Option<Joined> {
         let callbacks: Option<Vec<Extern>> =
             CALLBACKS.iter().map(|name| instance.get_func(&mut *store, name).map(Extern::from)).collect();
+        let callbacks = callbacks?;
         // The types do not fit if it is made for 0.1.0.
-        let joined = Instance::new(&mut *store, engine.joining()?, &callbacks?).ok()?;
+        let joined = Instance::new(&mut *store, engine.joining()?, &callbacks).ok()?;
         let begin = joined.get_typed_func(&mut *store, "begin").ok()?;
         let end = joined.get_typed_func(&mut *store, "end").ok()?;
         Some(Joined { begin, end })

@@ -1,12 +1,13 @@
 //! Running filters: WebAssembly modules that speak Proxy-Wasm, and the fast lane beside it (see `abi/SPEC.md`).
 //!
-//! [`engine`] compiles, [`module`] checks, [`plugin`] is a filter with its configuration, [`machine`] makes instances of one
+//! [`compiler`] compiles, [`module`] checks, [`engine`] runs, [`plugin`] is a filter with its configuration, [`machine`] makes instances of one
 //! or of several, [`vm`] is what a worker has of those and [`supply`] what it gets in place of one that failed, and [`filter`] what a chain has. The host's functions are in [`hostcalls`], one file for each group. What filters share is in [`world`].
 
 pub mod bucket;
 mod callout;
 pub mod charge;
 mod clock;
+pub mod compiler;
 mod contexts;
 mod current;
 pub mod engine;
@@ -37,6 +38,7 @@ pub mod world;
 pub(crate) use self::hostcalls::has as is_offered;
 pub use self::{
     clock::processor_time,
+    compiler::Compiler,
     engine::Engine,
     filter::WasmFilter,
     instance::Instance,

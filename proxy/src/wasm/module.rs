@@ -1,11 +1,17 @@
 //! A filter's code: read, checked, compiled. No instance yet.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, path::Path, sync::Arc, time::Instant};
 
 use tollgate_abi::{fast, proxy_wasm};
 use wasmtime::{ExternType, InstancePre, Module};
 
-use super::{engine::Engine, host::Host, hostcalls};
+use super::{
+    compiler::{CompileError, OutOfBounds},
+    engine::Engine,
+    host::Host,
+    hostcalls,
+};
+use crate::{config::model::Compile, files};
 
 /// Compiled code, ready to be instantiated.
 pub struct Code {
@@ -25,7 +31,13 @@ pub struct Code {
 pub enum LoadError {
     /// It is no WebAssembly, or uses features that are off.
     #[error("{0} is not a WebAssembly module that can be compiled: {1}")]
-    Compile(String, String),
+    Invalid(String, String),
+    /// It would take too much to compile it, or there is no compiler to be had.
+    #[error("{0} was not compiled: {1}")]
+    Compile(String, CompileError),
+    /// Its file cannot be read.
+    #[error("{0} cannot be read: {1}")]
+    Unreadable(String, io::Error),
     /// It has no marker of an ABI version.
     #[error(
         "{0} is not a Proxy-Wasm filter: it exports no `proxy_abi_version_0_2_1` (nor `_0_2_0`, `_0_1_0`); \
@@ -52,6 +64,23 @@ pub enum LoadError {
     WrongType(String, String, String),
 }
 
+impl LoadError {
+    /// What to do about it, if that is not in the message.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            LoadError::Compile(_, error) => error.help(),
+            _ => None,
+        }
+    }
+
+    fn compile(source: &str, error: CompileError) -> LoadError {
+        match error {
+            CompileError::Invalid(why) => LoadError::Invalid(source.into(), one_line(&why)),
+            other => LoadError::Compile(source.into(), other),
+        }
+    }
+}
+
 /// A stable hash of some bytes, in hex. FNV-1a with 128 bits: nobody gains by making two filters collide.
 pub fn content_hash(bytes: &[u8]) -> String {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
@@ -62,17 +91,34 @@ pub fn content_hash(bytes: &[u8]) -> String {
 }
 
 impl Code {
-    /// Compiles a module. Takes from milliseconds (cached) to seconds, so never on a worker.
-    pub fn load(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, LoadError> {
-        Code::load_or_all(engine, source, bytes).map_err(|mut all| all.swap_remove(0))
+    /// Reads a module's file, unless that is larger than may be compiled.
+    pub fn read(path: &Path, limits: &Compile) -> Result<Vec<u8>, LoadError> {
+        let source = || path.display().to_string();
+        let most = limits.module_size;
+        let read = files::open(path).and_then(|file| Ok((file.metadata()?.len(), files::read(path, most.0 + 1)?)));
+        let (size, bytes) = read.map_err(|e| LoadError::Unreadable(source(), e))?;
+        match bytes.len() as u64 > most.0 {
+            true => Err(LoadError::Compile(source(), OutOfBounds::Module(size, most).into())),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Compiles a module. Takes from milliseconds (cached) to as long as `limits` allows, so never on a worker.
+    pub fn load(engine: &Engine, source: &str, bytes: &[u8], limits: &Compile) -> Result<Arc<Code>, LoadError> {
+        Code::load_or_all(engine, source, bytes, limits).map_err(|mut all| all.swap_remove(0))
     }
 
     /// The same, with all that is wrong with it: one error at least.
-    pub fn load_or_all(engine: &Engine, source: &str, bytes: &[u8]) -> Result<Arc<Code>, Vec<LoadError>> {
+    pub fn load_or_all(
+        engine: &Engine,
+        source: &str,
+        bytes: &[u8],
+        limits: &Compile,
+    ) -> Result<Arc<Code>, Vec<LoadError>> {
         let start = Instant::now();
-        engine.tick().map_err(|e| vec![LoadError::Compile(source.into(), e.to_string())])?;
-        let module =
-            engine.compile(bytes).map_err(|e| vec![LoadError::Compile(source.into(), one_line(&format!("{e:#}")))])?;
+        let failed = |error| vec![LoadError::compile(source, error)];
+        engine.tick().map_err(|e| failed(CompileError::NoProcess(e)))?;
+        let module = engine.compile(bytes, limits).map_err(failed)?;
         let mut wrong = Vec::new();
         let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| module.get_export(name).is_some());
         if marker.is_none() {
@@ -169,6 +215,11 @@ fn check_callbacks(module: &Module, source: &str, wrong: &mut Vec<LoadError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wasm::Compiler;
+
+    fn load(engine: &Engine, text: &str) -> Result<Arc<Code>, LoadError> {
+        Code::load(engine, "a.wasm", &wat::parse_str(text).unwrap(), &Compile::default())
+    }
 
     #[test]
     fn a_module_of_another_version_is_told_which_one_it_has() {
@@ -176,8 +227,8 @@ mod tests {
             (memory (export "memory") 1)
             (func (export "malloc") (param i32) (result i32) unreachable)
             (func (export "proxy_abi_version_0_2_100")))"#;
-        let engine = Engine::new(None).unwrap();
-        let Err(error) = Code::load(&engine, "a.wasm", &wat::parse_str(text).unwrap()) else { panic!("it was loaded") };
+        let engine = Engine::new(Compiler::in_process()).unwrap();
+        let Err(error) = load(&engine, text) else { panic!("it was loaded") };
         assert_eq!(
             error.to_string(),
             "a.wasm was made for a version of Proxy-Wasm that this host does not speak: it exports \
@@ -196,8 +247,8 @@ mod tests {
             (memory (export "memory") 1)
             (func (export "malloc") (param i32) (result i32) unreachable)
             (func (export "proxy_abi_version_0_2_1")))"#;
-        let engine = Engine::new(None).unwrap();
-        let Err(error) = Code::load(&engine, "a.wasm", &wat::parse_str(text).unwrap()) else { panic!("it was loaded") };
+        let engine = Engine::new(Compiler::in_process()).unwrap();
+        let Err(error) = load(&engine, text) else { panic!("it was loaded") };
         assert_eq!(
             error.to_string(),
             "a.wasm needs functions that this version of Tollgate does not have: \

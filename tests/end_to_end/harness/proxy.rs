@@ -102,6 +102,14 @@ impl Proxy {
         proxy
     }
 
+    /// Starts another executable, without an environment, and waits for nothing.
+    pub fn begin_as(executable: &Path, config: impl Into<String>) -> Proxy {
+        let (dir, addresses) = prepared(&config.into(), &[]);
+        let mut bare = Command::new(executable);
+        bare.args(command(&dir, &[]).get_args()).current_dir(dir.path()).env_clear();
+        Proxy::of(bare, dir, addresses)
+    }
+
     /// Another process with the same configuration, in the same folder. Waits for nothing.
     pub fn beside(&self, options: &[&str]) -> Proxy {
         Proxy::spawn(self.dir.clone(), self.addresses.clone(), options)

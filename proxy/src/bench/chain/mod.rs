@@ -98,7 +98,15 @@ fn load(file: &Path) -> anyhow::Result<Result<Made, Diagnostics>> {
     eprint!("{}", loaded.warnings.render(wants_colour(&std::io::stderr())));
     // Synthetic requests have no business in a log.
     loaded.config.listeners.iter_mut().for_each(|listener| listener.access_log = None);
-    let foundry = Foundry::new(1, server::cache_dir(&loaded).as_deref())?;
+    let (compiler, wrong) = server::compiler(&loaded)?;
+    if let Some(wrong) = wrong {
+        let wrong = Diagnostics::new(loaded.source.clone(), vec![wrong]);
+        if wrong.has_errors() {
+            return Ok(Err(wrong));
+        }
+        eprint!("{}", wrong.render(wants_colour(&std::io::stderr())));
+    }
+    let foundry = Foundry::new(1, compiler)?;
     Ok(foundry.make(loaded, None, Extent::Trial))
 }
 

@@ -3,7 +3,10 @@
 use clap::Parser;
 
 use super::*;
-use crate::config::{self, Format};
+use crate::{
+    config::{self, Format},
+    wasm::Compiler,
+};
 
 #[derive(Parser)]
 struct Cli {
@@ -26,7 +29,7 @@ fn result(chain: &str, filters: &str, line: &[&str]) -> anyhow::Result<Report> {
          clusters: [{{name: web, endpoints: [{{address: '127.0.0.1:9001'}}]}}]\n"
     );
     let loaded = config::parse("tollgate.yaml", &text, Format::Yaml).unwrap();
-    let made = Foundry::new(1, None).unwrap().make(loaded, None, Extent::Trial).unwrap();
+    let made = Foundry::new(1, Compiler::in_process()).unwrap().make(loaded, None, Extent::Trial).unwrap();
     let args = args(line);
     measure(made, &args, sample::asked(&args)?, Duration::ZERO)
 }
@@ -151,7 +154,7 @@ fn a_listener_for_tcp_is_refused() {
     let text = "listeners: [{name: db, address: '127.0.0.1:8080', protocol: tcp, cluster: web}]\n\
                 clusters: [{name: web, endpoints: [{address: '127.0.0.1:9001'}]}]\n";
     let loaded = config::parse("tollgate.yaml", text, Format::Yaml).unwrap();
-    let made = Foundry::new(1, None).unwrap().make(loaded, None, Extent::Trial).unwrap();
+    let made = Foundry::new(1, Compiler::in_process()).unwrap().make(loaded, None, Extent::Trial).unwrap();
     let args = args(&[]);
     let error = measure(made, &args, sample::asked(&args).unwrap(), Duration::ZERO).err().unwrap();
     assert!(error.to_string().contains("listener `db` is for TCP connections"), "{error}");

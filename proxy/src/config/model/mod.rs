@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::units::{Address, ByteSize, Duration, Workers};
 
 mod cluster;
+mod compile;
 mod filter;
 mod listener;
 mod tls;
 mod workload;
 
-pub use self::{cluster::*, filter::*, listener::*, tls::*, workload::*};
+pub use self::{cluster::*, compile::*, filter::*, listener::*, tls::*, workload::*};
 
 /// The types of a value that is somebody else's affair. `null` is none of them: it is what was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];
@@ -42,6 +43,9 @@ pub struct Config {
     /// else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
+    /// Bounds on compiling filters.
+    #[serde(default)]
+    pub compile: Compile,
     /// The proxy's own certificate, if a certificate authority gives it one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,

@@ -10,6 +10,7 @@ use crate::{
     config::{Diagnostics, Loaded},
     control::server,
     tls::tests::pki::{Ca, Dir},
+    wasm::Compiler,
 };
 
 const CONFIG: &str = "\
@@ -34,7 +35,8 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let world = World { dir: Dir::new(), ca: Ca::new("ca"), foundry: Foundry::new(1, None).unwrap() };
+        let world =
+            World { dir: Dir::new(), ca: Ca::new("ca"), foundry: Foundry::new(1, Compiler::in_process()).unwrap() };
         world.dir.write("ca.pem", &world.ca.pem());
         world.rotate();
         world.dir.write("config.yaml", CONFIG);

@@ -39,9 +39,9 @@ use self::{
     want::Want,
     world::World,
 };
-use super::{Paint, module_name, read_module};
+use super::{Paint, engine, module_name, read_module};
 use crate::{
-    config::model::Filter,
+    config::model::{Compile, Filter},
     observe::{Shard, set_shard},
     wasm::{Code, Engine, InstantiateError},
 };
@@ -71,8 +71,8 @@ pub struct TestArgs {
 pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let bytes = read_module(&args.filter)?;
     let mut loaded = load::load(&args.cases, &module_name(&args.filter))?;
-    let engine = Engine::new(None).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?;
-    let code = Code::load(&engine, &args.filter, &bytes)?;
+    let engine = engine()?;
+    let code = Code::load(&engine, &args.filter, &bytes, &Compile::default())?;
     set_shard(Shard::worker(0));
 
     let cases = std::mem::take(&mut loaded.cases);

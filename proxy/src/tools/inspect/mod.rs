@@ -18,9 +18,9 @@ use self::{
     anatomy::{Anatomy, anatomy},
     report::{Compiled, Refused, Report},
 };
-use super::{Paint, clusters, module_name, read_module};
+use super::{Paint, clusters, engine, module_name, read_module};
 use crate::{
-    config::model::Filter,
+    config::model::{Compile, Filter},
     observe::Registry,
     wasm::{Code, Engine, InstantiateError, Machine, Plugin, Shared, World, content_hash},
 };
@@ -57,10 +57,9 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
 
 fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Json>) -> anyhow::Result<Report> {
     let module = args.filter.as_str();
-    // Without a cache: what compiling takes is of interest.
-    let engine = Engine::new(None).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?;
+    let engine = engine()?;
     let start = Instant::now();
-    let loaded = Code::load_or_all(&engine, module, bytes);
+    let loaded = Code::load_or_all(&engine, module, bytes, &Compile::default());
     let compile_ms = start.elapsed().as_secs_f64() * 1e3;
     let (mut subscribed, mut compiled, mut problems) = (None, None, Vec::new());
     match loaded {

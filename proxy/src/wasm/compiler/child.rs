@@ -1,0 +1,247 @@
+//! A process that compiles one module: it is this process's executable again, with limits on memory and time, and ends with
+//! this process. What goes in and out are files in memory, so that no folder is needed. [`super::job`] is the other side.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+    process::Signal,
+};
+
+use super::{CompileError, job};
+use crate::config::{model::Compile, units};
+
+/// This process's executable, also if its file has been deleted or replaced by another version.
+const EXECUTABLE: &str = "/proc/self/exe";
+
+/// The whole environment of the compiler: what makes the memory that its allocator holds that which it uses. By default
+/// mimalloc begins with a GiB that can be written to, which is all that the compiler may have.
+const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_EAGER_COMMIT", "0"), ("MIMALLOC_ARENA_RESERVE", "32768")];
+
+/// How many times as long as its processor time a compiler may take. While traffic uses all processors, a compiler gets a
+/// thirtieth of one; most need far less time than they may have.
+const PATIENCE: u32 = 10;
+
+/// What is kept of what the compiler says. A module cannot make it say much.
+const MOST_SAID: usize = 16 << 10;
+
+/// Says that nobody wants any more code, to all who wait for some: one end of a pipe, because that can be waited for together
+/// with the output of a process.
+pub(super) struct End {
+    heard: OwnedFd,
+    /// Closed to say it.
+    saying: Mutex<Option<OwnedFd>>,
+}
+
+impl End {
+    pub(super) fn new() -> io::Result<End> {
+        let (heard, saying) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(End { heard, saying: Mutex::new(Some(saying)) })
+    }
+
+    pub(super) fn say(&self) {
+        self.saying.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Compiles a module in a process of its own.
+pub(super) fn compile(module: &[u8], limits: &Compile, end: &End) -> Result<Vec<u8>, CompileError> {
+    let seconds = limits.time.0.as_secs_f64().ceil() as u64;
+    let start = || -> io::Result<(Child, File)> {
+        let mut input = File::from(memory_file("module")?);
+        input.write_all(module)?;
+        input.rewind()?;
+        let output = File::from(memory_file("code")?);
+        let child = Command::new(EXECUTABLE)
+            .arg0("tollgate")
+            .args([job::COMMAND, &limits.memory.0.to_string(), &seconds.to_string()])
+            .env_clear()
+            .envs(ENVIRONMENT)
+            .stdin(input)
+            .stdout(output.try_clone()?)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok((child, output))
+    };
+    let (mut child, output) = start().map_err(CompileError::NoProcess)?;
+    let patience = units::Duration(limits.time.0.saturating_mul(PATIENCE));
+    let said = listen(&mut child, Instant::now() + patience.0, end);
+    if said.is_err() {
+        // It may have ended by itself just now.
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(CompileError::NoProcess)?;
+    match said.map_err(CompileError::NoProcess)? {
+        Heard::All(said) => judge(status, &said, limits)?,
+        Heard::Enough => return Err(CompileError::Ending),
+        Heard::TooLate => return Err(CompileError::Starved(patience, limits.time)),
+    }
+    read(output).map_err(CompileError::NoProcess)
+}
+
+/// What came of waiting for a process.
+enum Heard {
+    /// It has ended, and has said this.
+    All(String),
+    /// Nobody wants its result any more.
+    Enough,
+    /// It has taken too long.
+    TooLate,
+}
+
+/// Waits for a process until it ends, which closes its standard error, and hears what it says there. If nobody wants it any
+/// more, or it takes too long, it is killed.
+fn listen(child: &mut Child, latest: Instant, end: &End) -> io::Result<Heard> {
+    let Some(mut stderr) = child.stderr.take() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+    let mut said = Vec::new();
+    loop {
+        let left = latest.saturating_duration_since(Instant::now());
+        let mut ways = [PollFd::new(&stderr, PollFlags::IN), PollFd::new(&end.heard, PollFlags::IN)];
+        match poll(&mut ways, Some(&timespec(left))) {
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(_) => {}
+        }
+        let [speaks, ended] = ways.map(|way| !way.revents().is_empty());
+        if ended || !speaks && left.is_zero() {
+            child.kill()?;
+            return Ok(if ended { Heard::Enough } else { Heard::TooLate });
+        }
+        if speaks {
+            let mut some = [0; 4096];
+            match stderr.read(&mut some) {
+                Ok(0) => return Ok(Heard::All(String::from_utf8_lossy(&said).into_owned())),
+                Ok(n) => said.extend_from_slice(&some[..n.min(MOST_SAID.saturating_sub(said.len()))]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    // A configuration's times are at most a year.
+    Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() }
+}
+
+/// What the end of the process means, and what it has said.
+fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), CompileError> {
+    const ABORTED: i32 = Signal::ABORT.as_raw();
+    const TIME_IS_OVER: i32 = Signal::XCPU.as_raw();
+    const KILLED: i32 = Signal::KILL.as_raw();
+    let status_is = |code: u8| status.code() == Some(code.into());
+    match status.signal() {
+        _ if status.success() => Ok(()),
+        _ if status_is(job::INVALID) => Err(CompileError::Invalid(said.to_owned())),
+        _ if status_is(job::UNABLE) => Err(CompileError::NoProcess(io::Error::other(said.trim().to_owned()))),
+        _ if status_is(job::NO_MEMORY) => Err(CompileError::Memory(limits.memory)),
+        // What the standard library says before it aborts.
+        Some(ABORTED) if said.contains("memory allocation of ") => Err(CompileError::Memory(limits.memory)),
+        Some(TIME_IS_OVER) => Err(CompileError::Time(limits.time)),
+        Some(KILLED) => Err(CompileError::Killed),
+        _ => {
+            let first = said.lines().map(str::trim).find(|line| !line.is_empty());
+            Err(CompileError::Crashed(first.map_or_else(|| status.to_string(), |line| format!("{status}: {line}"))))
+        }
+    }
+}
+
+/// A file that has no name and no place but memory.
+fn memory_file(name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Some systems insist on what others do not know.
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
+        made => made,
+    }
+}
+
+/// What a process that has ended has written. From here on nobody can change it, not even one that still has the file.
+fn read(mut output: File) -> io::Result<Vec<u8>> {
+    fcntl_add_seals(output.as_fd(), SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    let mut code = Vec::with_capacity(usize::try_from(output.metadata()?.len()).unwrap_or(0));
+    output.rewind()?;
+    output.read_to_end(&mut code)?;
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is made of a process that ends like this, run by a shell.
+    fn end_of(script: &str) -> String {
+        let output = Command::new("sh").args(["-c", script]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        judge(output.status, &said, &Compile::default()).map_or_else(|e| e.to_string(), |()| "fine".to_owned())
+    }
+
+    #[test]
+    fn each_way_to_end_is_told_apart() {
+        assert_eq!(end_of("exit 0"), "fine");
+        assert_eq!(end_of("printf 'bad magic' >&2; exit 1"), "bad magic");
+        assert!(
+            end_of("echo 'memory allocation of 64 bytes failed' >&2; kill -ABRT $$")
+                .contains("`compile.memory` allows (1GiB)")
+        );
+        assert!(end_of("exit 2").contains("`compile.memory` allows (1GiB)"));
+        assert!(end_of("kill -XCPU $$").contains("`compile.time` allows (60s)"));
+        assert!(end_of("kill -KILL $$").contains("was killed"));
+        let crashed = end_of("printf '\\nthread main has overflowed its stack\\n' >&2; kill -ABRT $$");
+        assert!(crashed.starts_with("the compiler has failed: signal: 6"), "{crashed}");
+        assert!(crashed.ends_with(": thread main has overflowed its stack"), "{crashed}");
+    }
+
+    fn shell(script: &str) -> Child {
+        Command::new("sh").args(["-c", script]).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_process_that_nobody_wants_any_more_is_killed() {
+        let (mut child, end) = (shell("exec sleep 1000"), End::new().unwrap());
+        end.say();
+        let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
+        assert!(matches!(heard, Heard::Enough));
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[test]
+    fn a_process_that_takes_too_long_is_killed() {
+        let (mut child, end) = (shell("exec sleep 1000"), End::new().unwrap());
+        let heard = listen(&mut child, Instant::now() + Duration::from_millis(10), &end).unwrap();
+        assert!(matches!(heard, Heard::TooLate));
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[test]
+    fn a_process_that_says_a_lot_is_heard_to_the_end() {
+        let (mut child, end) = (shell("echo first >&2; head -c 1000000 /dev/zero >&2"), End::new().unwrap());
+        let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
+        let Heard::All(said) = heard else { panic!("it was not heard to the end") };
+        assert!(said.starts_with("first\n"));
+        assert_eq!(said.len(), MOST_SAID);
+    }
+
+    #[test]
+    fn what_was_written_cannot_be_changed_after_it_was_read() {
+        let mut file = File::from(memory_file("test").unwrap());
+        file.write_all(b"code").unwrap();
+        let mut other = file.try_clone().unwrap();
+        assert_eq!(read(file).unwrap(), b"code");
+        assert!(other.write_all(b"more").is_err());
+        assert!(other.set_len(0).is_err());
+    }
+}

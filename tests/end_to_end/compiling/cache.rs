@@ -1,0 +1,144 @@
+//! The cache of compiled filters runs nothing that somebody else could have put there.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    guest,
+    harness::{Config, Proxy},
+};
+
+/// A folder with a configuration, whose cache is in the folder `cache`.
+fn workplace() -> TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = String::from(Config::to("127.0.0.1:1").top("cache_dir: cache").filter("f", "f.wasm", ""));
+    let text = format!("admin: {{enabled: false}}\n{}", config.replace("@main@", "127.0.0.1:0"));
+    fs::write(dir.path().join("config.yaml"), text).expect("a file");
+    fs::write(dir.path().join("f.wasm"), guest::version("right")).expect("a file");
+    dir
+}
+
+fn tollgate(command: &str, dir: &Path) -> (bool, String) {
+    let mut tollgate = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let Output { status, stderr, .. } =
+        tollgate.args([command, "config.yaml"]).current_dir(dir).env_clear().output().expect("it can be run");
+    (status.success(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode can be set");
+}
+
+/// The entries of a cache.
+fn entries(cache: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(cache.join("modules")).expect("a folder").flatten().map(|entry| entry.path());
+    let mut all: Vec<_> = all.collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_folder_that_others_can_write_to_is_an_error_with_its_remedy() {
+    let dir = workplace();
+    let cache = dir.path().join("cache");
+    assert!(tollgate("check", dir.path()).0);
+    for folder in [cache.join("modules"), cache.clone()] {
+        mode(&folder, 0o777);
+        for command in ["check", "run"] {
+            let (fine, said) = tollgate(command, dir.path());
+            assert!(!fine, "{command}");
+            assert!(said.contains(&format!("can write to {} (mode 777)", folder.display())), "{said}");
+            assert!(said.contains(&format!("`chmod -R go-w {}`", folder.display())), "{said}");
+            assert!(said.contains("config.yaml:"), "it says where: {said}");
+        }
+        mode(&folder, 0o755);
+        assert!(tollgate("check", dir.path()).0, "others may read it");
+    }
+}
+
+#[test]
+fn a_folder_of_somebody_else_is_an_error() {
+    let dir = workplace();
+    let cache = dir.path().join("cache");
+    assert!(tollgate("check", dir.path()).0);
+    // Only root can give it away.
+    if chown(&cache, Some(65534), None).is_ok() {
+        let (fine, said) = tollgate("check", dir.path());
+        assert!(!fine && said.contains("belongs to user 65534, who could run code in this process"), "{said}");
+    }
+}
+
+/// Nobody has named it, so it is no reason not to start.
+#[test]
+fn a_usual_folder_that_others_can_write_to_is_a_warning_and_is_not_used() {
+    let home = tempfile::tempdir().expect("a folder");
+    let cache = home.path().join("tollgate");
+    fs::create_dir(&cache).expect("a folder");
+    mode(&cache, 0o777);
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::write(dir.path().join("f.wasm"), guest::version("right")).expect("a file");
+    let config = String::from(Config::to("127.0.0.1:1").filter("f", "f.wasm", "")).replace("@main@", "127.0.0.1:1");
+    fs::write(dir.path().join("config.yaml"), config).expect("a file");
+    let check = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(["check", "config.yaml"])
+        .current_dir(dir.path())
+        .env_clear()
+        .env("XDG_CACHE_HOME", home.path())
+        .output()
+        .expect("it can be run");
+    let said = String::from_utf8_lossy(&check.stderr);
+    assert!(check.status.success(), "{said}");
+    assert!(said.contains("warning: compiled filters are not kept: others than its owner can write to"), "{said}");
+    assert!(!cache.join("modules").exists());
+}
+
+#[test]
+fn code_that_was_damaged_or_put_in_the_place_of_another_is_compiled_anew() {
+    // What somebody would want to be run.
+    let planted = workplace();
+    fs::write(planted.path().join("f.wasm"), guest::version("wrong")).expect("a file");
+    assert!(tollgate("check", planted.path()).0);
+    let planted = entries(&planted.path().join("cache"));
+
+    let dir = workplace();
+    assert!(tollgate("check", dir.path()).0);
+    let kept = entries(&dir.path().join("cache"));
+    assert_eq!((kept.len(), planted.len()), (1, 1));
+    let (right, wrong) = (fs::read(&kept[0]).expect("it is ours"), fs::read(&planted[0]).expect("it is ours"));
+    let mut flipped = right.clone();
+    flipped[right.len() / 2] ^= 1;
+    for content in [wrong, flipped, right[..right.len() / 2].to_vec(), Vec::new()] {
+        fs::write(&kept[0], content).expect("it is ours");
+        let (fine, said) = tollgate("check", dir.path());
+        assert!(fine, "{said}");
+        assert_eq!(fs::read(&kept[0]).expect("it is ours"), right);
+    }
+}
+
+#[test]
+fn a_proxy_runs_what_it_has_kept_and_nothing_that_was_planted() {
+    let upstream = crate::harness::Upstream::saying("ok");
+    let config = || Config::to(&upstream).top("cache_dir: cache").filter("f", "f.wasm", "");
+    let mut proxy = Proxy::start_with(config(), &[("f.wasm", &guest::version("right"))]);
+    assert_eq!(proxy.get("/").field("x-version"), Some("right"));
+    let cache = proxy.dir().join("cache");
+    assert_eq!(fs::metadata(&cache).expect("it was made").permissions().mode() & 0o777, 0o700);
+    let right = entries(&cache);
+    proxy.put("f.wasm", guest::version("wrong"));
+    proxy.change_config(config());
+    assert_eq!(proxy.get("/").field("x-version"), Some("wrong"));
+    let wrong = entries(&cache).into_iter().find(|entry| !right.contains(entry)).expect("another entry");
+    for entry in &right {
+        fs::copy(&wrong, entry).expect("it is ours");
+    }
+    proxy.put("f.wasm", guest::version("right"));
+    proxy.change_config(config());
+    assert_eq!(proxy.get("/").field("x-version"), Some("right"));
+    assert!(proxy.output().contains("is compiled anew: it is not what was written there"), "{}", proxy.output());
+}
