@@ -36,7 +36,7 @@ pub enum LoadError {
     #[error("{0} was not compiled: {1}")]
     Compile(String, CompileError),
     /// Its file cannot be read.
-    #[error("{0} cannot be read: {1}")]
+    #[error("cannot read {0}: {1}")]
     Unreadable(String, io::Error),
     /// It has no marker of an ABI version.
     #[error(
