@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use tollgate_abi::spelling;
-pub use tollgate_abi::spelling::{Extent, compared, position};
+pub use tollgate_abi::spelling::{BadPath, Extent, compared, position};
 
 use crate::{Buffer, Mistakes, Name, Request, Setup};
 
@@ -56,6 +56,15 @@ pub fn is_below(path: &[u8], prefix: &[u8]) -> bool {
 /// stand in a path so, since servers take `/a%40b` for `/a@b`. The host has seen to all other spellings.
 pub fn compared_path(target: &[u8]) -> Cow<'_, [u8]> {
     compared(without_query(target))
+}
+
+/// A path that a filter has made, without a query, in the one spelling that requests come in: without dot segments above all, which
+/// an upstream would resolve to another path.
+///
+/// # Errors
+/// Servers read it differently, whatever is done with it.
+pub fn normal_path(path: &[u8]) -> Result<Cow<'_, [u8]>, BadPath> {
+    spelling::path(path, &spelling::PathRules { merge_slashes: false, ..spelling::PathRules::default() })
 }
 
 /// A path as in `:path`, without its query.

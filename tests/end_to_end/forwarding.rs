@@ -208,7 +208,7 @@ fn http_1_0_is_understood() {
     assert_eq!(client.read().text(), "ok");
     assert!(client.wire.is_closed());
     let requests = upstream.requests();
-    assert_eq!((requests[0].field("host"), requests[1].field("host")), (Some(""), Some("test")));
+    assert_eq!((requests[0].field("host"), requests[1].field("host")), (Some(&*upstream.to_string()), Some("test")));
     assert!(requests.iter().all(|request| request.start.ends_with("HTTP/1.1")));
     assert_eq!(proxy.entry_for("/old")["protocol"], "HTTP/1.0");
 }

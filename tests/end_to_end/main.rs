@@ -27,6 +27,7 @@ mod grpc;
 mod grpc_calls;
 mod grpc_web;
 mod health_checks;
+mod hosts;
 mod hot_swap;
 mod http2;
 #[cfg(feature = "http3")]

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// An upstream that speaks HTTP/2.
-fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
+pub(crate) fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
     Upstream::scripted(move |connection| {
         let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
         h2.window(0, 1 << 30);
@@ -21,7 +21,7 @@ fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
     })
 }
 
-fn to_h2(upstream: &Upstream) -> Config {
+pub(crate) fn to_h2(upstream: &Upstream) -> Config {
     Config::to_with(upstream, "protocol: h2").top("workers: 1")
 }
 
@@ -295,4 +295,70 @@ fn a_short_body_that_nobody_wants_does_not_cost_the_connection() {
     assert_eq!((response.status(), response.field("connection")), (404, None));
     client.send("hello");
     assert_eq!(client.request("POST", "/", &[], b"again").status(), 404);
+}
+
+/// Trailers that a recipient might add to the head say nothing of framing, routing or who asks (RFC 9110 section 6.5.1).
+#[test]
+fn trailers_carry_no_word_that_belongs_into_a_head() {
+    let misplaced = [
+        ("x-forwarded-for", "9.9.9.9"),
+        ("x-forwarded-client-cert", "By=evil"),
+        ("x_forwarded_for", "9.9.9.9"),
+        ("authorization", "x"),
+        ("cookie", "a=b"),
+        ("forwarded", "for=9.9.9.9"),
+        ("host", "evil"),
+        ("x-request-id", "mine"),
+    ];
+    let of_connection =
+        [("connection", "close"), ("keep-alive", "5"), ("transfer-encoding", "chunked"), ("upgrade", "x")];
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let h2 = speaking(move |h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let trailers = request.blocks.get(1).cloned().unwrap_or_default();
+            let _ = seen.lock().unwrap().send(trailers);
+            h2.answer(stream, 200, b"x");
+        }
+    });
+    let h1 = Upstream::replying(|_| answer(200, &[], "x"));
+    for (upstream, to_h1) in [(&h1, true), (&h2, false)] {
+        let config = if to_h1 { Config::to(upstream) } else { to_h2(upstream) };
+        let proxy = Proxy::start(config);
+        let all: String =
+            misplaced.iter().chain(&of_connection).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let names: Vec<&str> = misplaced.iter().chain(&of_connection).map(|(name, _)| *name).collect();
+        let mut client = proxy.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: {}, x-sum\r\n\r\n\
+             2\r\nhi\r\n0\r\n{all}x-sum: 1\r\n\r\n",
+            names.join(", ")
+        ));
+        assert_eq!(client.read_for("POST").status(), 200);
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/", &[("trailer", "x-sum, x-forwarded-for")], false);
+        client.data(stream, b"hi", false);
+        client.headers(stream, &[&misplaced[..], &[("x-sum", "1")]].concat(), true);
+        assert_eq!(client.response(stream).status(), 200);
+    }
+    for request in h1.requests() {
+        assert_eq!(request.trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    }
+    for trailers in saw.try_iter().collect::<Vec<_>>() {
+        assert_eq!(trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    }
+}
+
+/// Fields about the connection in trailers, which HTTP/2 cannot say, cost nothing but themselves.
+#[test]
+fn trailers_about_the_connection_do_not_break_an_answer_over_http_2() {
+    let upstream = Upstream::replying(|_| {
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nConnection: close\r\nKeep-Alive: 5\r\nX-Sum: 1\r\n\r\n"
+            .to_vec()
+    });
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = proxy.h2();
+    let response = client.get("/");
+    assert_eq!((response.text(), response.ended, response.reset), ("hi", true, None));
+    assert_eq!((response.trailer("x-sum"), response.trailer("connection")), (Some("1"), None));
 }

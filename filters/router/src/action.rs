@@ -174,7 +174,10 @@ impl Forward {
             balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
         };
         let rewritten = match &self.rewrite {
-            Some(rewrite) => rewrite.rewrite(head.path),
+            Some(rewrite) => match rewrite.rewrite(head.path) {
+                Ok(rewritten) => rewritten,
+                Err(_) => return Reply::new(400).body("Bad Request").details("bad_rewritten_path").into(),
+            },
             // What was written has another length than what has matched.
             None if self.strips && head.path.len() != head.written.len() => Some(head.path.to_vec()),
             None => None,

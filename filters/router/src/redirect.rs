@@ -91,6 +91,10 @@ impl Redirect {
     }
 
     pub(crate) fn run(&self, head: &mut Head) -> Flow {
+        if self.host.is_none() && head.authority.is_empty() {
+            // HTTP/1.0 need not name a host, and there is nowhere to send the client then.
+            return Reply::new(400).body("Bad Request").details("redirect_without_host").into();
+        }
         self.reply.clone().header("location", self.location(head)).into()
     }
 

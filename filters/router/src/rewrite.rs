@@ -2,6 +2,8 @@
 
 use regex::bytes::Regex;
 
+use tollgate_sdk::matching::{BadPath, normal_path};
+
 use crate::{config::RegexRewrite, matcher, place::Place};
 
 /// What of a path has matched.
@@ -80,8 +82,11 @@ impl PatternRewrite {
         Some(PatternRewrite { pattern, substitution })
     }
 
-    /// The new path, if it is another one. It begins with a slash.
-    pub(crate) fn rewrite(&self, path: &[u8]) -> Option<Vec<u8>> {
+    /// The new path, if it is another one, in the spelling of all paths.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn rewrite(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BadPath> {
         let (mut out, mut end) = (Vec::new(), 0);
         for captures in self.pattern.captures_iter(path) {
             let Some(whole) = captures.get(0) else { continue };
@@ -99,7 +104,12 @@ impl PatternRewrite {
         if !out.starts_with(b"/") {
             out.insert(0, b'/');
         }
-        (out != path).then_some(out)
+        if out == path {
+            return Ok(None);
+        }
+        // What is left may be a dot segment that was none before.
+        let spelled = normal_path(&out)?;
+        Ok(Some(spelled.into_owned()))
     }
 }
 

@@ -113,13 +113,23 @@ fn paths_are_rewritten_by_patterns() {
         ("a", "b", "/a/a?a", "/b/b?a"),
         ("^/v1", "", "/v1/x", "/x"),
         ("/v1", "", "/v1", "/"),
-        ("x(y)?", r"[\1\0]\\", "/x/xy", r"/[x]\/[yxy]\"),
+        ("x(y)?", r"[\1\0]\\", "/x/xy", "/%5Bx%5D%5C/%5Byxy%5D%5C"),
         ("none", "x", "/a?none", "/a?none"),
         ("^/a/", "", "/a/b", "/b"),
+        // No dot segment comes out of it.
+        ("_", "", "/und/_._./admin", "/admin"),
+        ("_", "", "/a/_./b", "/a/b"),
     ] {
         let host = host(json!({"cluster": "c", "regex_rewrite": {"pattern": pattern, "substitution": substitution}}));
         assert_eq!(upstream_path(&host.request("GET", from).send()), to, "{pattern}");
     }
+}
+
+#[test]
+fn a_path_that_servers_would_read_differently_is_not_made() {
+    let host = host(json!({"cluster": "c", "regex_rewrite": {"pattern": "_", "substitution": ""}}));
+    let outcome = host.request("GET", "/und/_._.;x/admin").send();
+    assert_eq!(outcome.status(), Some(400));
 }
 
 #[test]

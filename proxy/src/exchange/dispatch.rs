@@ -21,7 +21,7 @@ use crate::{
         flow::{Outcome, interrupted},
         route::{CONNECTING, RetryPolicy},
     },
-    config::model::ClusterProtocol,
+    config::{model::ClusterProtocol, units::Address},
     h1::{encoder, violation::length},
     http::grpc::TIMEOUT,
     net::proxy_protocol::Addresses,
@@ -128,6 +128,9 @@ pub(super) async fn run(
                 stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
                 let (parts, mut body) = response.into_parts();
                 let body = match body.take_switching() {
+                    Some(_) if switch.is_some_and(|switch| !switch.is_agreed(parts.version, &parts.headers)) => {
+                        return Err(fault(Fault::Protocol));
+                    }
                     Some(upstream) => FromBody::Switched(upstream),
                     None => FromBody::Body(body),
                 };
@@ -196,6 +199,8 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
 /// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
 struct Outgoing<'s> {
     stream: &'s Stream,
+    /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
+    host: Option<String>,
     replaced: SmallVec<[(HeaderName, Option<HeaderValue>); 2]>,
 }
 
@@ -220,7 +225,18 @@ impl<'s> Outgoing<'s> {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        Outgoing { stream, replaced }
+        Outgoing { stream, host: None, replaced }
+    }
+
+    /// On its way to this endpoint.
+    fn to(mut self, endpoint: &Endpoint) -> Self {
+        if self.stream.state.borrow().request.authority.is_empty() {
+            self.host = Some(match &endpoint.address {
+                Address::Inet(address) => address.to_string(),
+                Address::Unix(_) => "localhost".to_owned(),
+            });
+        }
+        self
     }
 }
 
@@ -231,7 +247,11 @@ impl Head for Outgoing<'_> {
 
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
         let head = &self.stream.state.borrow().request;
-        look(&encoder::RequestHead { replaced: &self.replaced, ..head.outgoing() })
+        let mut head = head.outgoing();
+        if let Some(host) = &self.host {
+            head.host = Some(host.as_bytes());
+        }
+        look(&encoder::RequestHead { replaced: &self.replaced, ..head })
     }
 }
 
@@ -257,7 +277,7 @@ async fn attempt(
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = Outgoing::new(stream, upload, deadline, *switch);
+    let head = Outgoing::new(stream, upload, deadline, *switch).to(endpoint);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {

@@ -34,6 +34,8 @@ fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMa
         }
     };
     let host = match (uri.scheme(), uri.authority()) {
+        // Whatever the target says, a request has a Host (RFC 9112 section 3.2).
+        (Some(_), Some(_)) if version == Version::HTTP_11 && host.is_none() => return Err(Fault::BadHost),
         (Some(_), Some(authority)) => {
             // Later versions have nothing to do with proxies that would change one and not the other (RFC 9113 section 8.3.1).
             if version >= Version::HTTP_2 && host.is_some_and(|host| host != authority.as_str()) {
@@ -41,9 +43,13 @@ fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMa
             }
             Bytes::copy_from_slice(authority.as_str().as_bytes())
         }
-        (None, Some(authority)) if method == Method::CONNECT => Bytes::copy_from_slice(authority.as_str().as_bytes()),
+        // A tunnel goes to a port (RFC 9110 section 9.3.6).
+        (None, Some(authority)) if method == Method::CONNECT && authority.port_u16().is_some_and(|port| port > 0) => {
+            Bytes::copy_from_slice(authority.as_str().as_bytes())
+        }
         // Only CONNECT has a target that is nothing but a host (RFC 9112 section 3.2.3).
         (None, Some(_)) => return Err(Fault::BadHost),
+        (_, None) if method == Method::CONNECT => return Err(Fault::BadHost),
         (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
     };
     if !str::from_utf8(&host).is_ok_and(is_host) {

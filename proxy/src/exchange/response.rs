@@ -29,7 +29,7 @@ use crate::{
     h1::violation::length,
     http::{
         body::{Body, BodyError},
-        fields::{Present, add_via, remove_hop_by_hop},
+        fields::{Present, add_via, clean_trailers, remove_hop_by_hop},
     },
     upstream::{PooledBody, Switching},
 };
@@ -70,7 +70,15 @@ impl Source {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match &mut self.origin {
-            Origin::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(BodyError::Upstream)),
+            Origin::Upstream(body) => {
+                let mut frame = ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(frame)) = &mut frame
+                    && let Some(trailers) = frame.trailers_mut()
+                {
+                    clean_trailers(trailers, false, true);
+                }
+                frame.map(|frame| frame.map_err(BodyError::Upstream))
+            }
             Origin::Local(data) => data.take().map(|data| Ok(Frame::data(data))),
         };
         self.drained = !matches!(&frame, Some(Ok(f)) if f.is_data()) || self.is_end();

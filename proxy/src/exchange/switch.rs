@@ -77,6 +77,21 @@ impl Switch {
         }
     }
 
+    /// Whether an upstream that has switched protocols has switched to this one (RFC 9110 section 7.8). HTTP/2 says so with its
+    /// status alone.
+    pub(super) fn is_agreed(&self, version: Version, fields: &HeaderMap) -> bool {
+        match self {
+            Switch::Upgrade { token } if version < Version::HTTP_2 => {
+                let said =
+                    fields.get_all(header::UPGRADE).iter().flat_map(|said| said.as_bytes().split(|b| *b == b','));
+                let mut said = said.map(<[u8]>::trim_ascii);
+                // Some old servers leave it out.
+                !fields.contains_key(header::UPGRADE) || said.any(|said| said.eq_ignore_ascii_case(token.as_bytes()))
+            }
+            Switch::Upgrade { .. } | Switch::Connect => true,
+        }
+    }
+
     /// Brings a response that switches into the form that the client's version wants.
     pub(super) fn finish(&self, version: Version, response: &mut Response<crate::http::body::Body>) {
         let fields = response.headers_mut();

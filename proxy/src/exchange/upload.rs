@@ -26,7 +26,11 @@ use super::{
 };
 use crate::{
     chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
-    http::body::{Body, BodyError},
+    config::model::HeaderUnderscores,
+    http::{
+        body::{Body, BodyError},
+        fields::clean_trailers,
+    },
     net::poll_timer,
     upstream::{ClientPlace, reason::chain_of},
 };
@@ -40,6 +44,8 @@ pub(super) struct Upload {
     /// There is no body, so nothing of what follows matters.
     empty: bool,
     filtered: bool,
+    /// Names of fields may have a `_`.
+    keeps_underscores: bool,
     source: RefCell<Source>,
     ahead: RefCell<Ahead>,
     kept: RefCell<Kept>,
@@ -116,6 +122,7 @@ impl Upload {
             stream: stream.clone(),
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
+            keeps_underscores: site.config.header_underscores == HeaderUnderscores::Keep,
             source: RefCell::new(Source { incoming, drained: empty, flow }),
             ahead: RefCell::default(),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
@@ -367,13 +374,18 @@ impl Upload {
         if self.exceeds(incoming) {
             return Poll::Ready(Some(Err(BodyError::TooLong)));
         }
-        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             if let Some(pace) = &self.pace {
                 pace.waits();
             }
             return Poll::Pending;
         };
         self.stream.touch();
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            clean_trailers(trailers, true, self.keeps_underscores);
+        }
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
         let bytes = data.map_or(0, Bytes::len);
         if let Some(pace) = &self.pace {

@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
-use super::are_malformed;
+use super::{are_malformed, remove_of_connection};
 
 /// A body that comes. What is read of it is room for more at once.
 pub struct Incoming {
@@ -130,7 +130,9 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                     self.held = Some((data, last));
                 }
                 Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
+                    let mut trailers = frame.into_trailers().unwrap_or_default();
+                    // Filters may have set some.
+                    remove_of_connection(&mut trailers);
                     return Poll::Ready(self.stream.send_trailers(trailers).map_err(Cut::Stream));
                 }
             }

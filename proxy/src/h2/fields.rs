@@ -1,7 +1,29 @@
 //! What makes a field malformed in HTTP/2 and HTTP/3, and neither h2 nor h3 looks at (RFC 9113 section 8.2.1, RFC 9114 section
 //! 4.2).
 
-use http::HeaderMap;
+use http::{
+    HeaderMap, HeaderName,
+    header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE},
+};
+
+/// Fields about the connection, which HTTP/2 has not (RFC 9113 section 8.2.2).
+static OF_CONNECTION: [HeaderName; 5] = [
+    CONNECTION,
+    UPGRADE,
+    TRANSFER_ENCODING,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Removes fields about the connection, which h2 would not send.
+pub fn remove_of_connection(fields: &mut HeaderMap) {
+    if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
+        OF_CONNECTION.iter().for_each(|name| _ = fields.remove(name));
+    }
+    if fields.get(TE).is_some_and(|te| te != "trailers") {
+        fields.remove(TE);
+    }
+}
 
 /// Whether some field has a name that is no token, or a value with a blank at its beginning or end. HTTP/1.1 strips such blanks,
 /// so the two spellings of a value would be one to an upstream, and two to a filter.

@@ -17,7 +17,7 @@ mod tunnel;
 pub use self::{
     body::{Cut, Incoming, Sending},
     ends::{Ended, Ends, Watched},
-    fields::are_malformed,
+    fields::{are_malformed, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
     tunnel::Tunnel,

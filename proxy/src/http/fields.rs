@@ -54,6 +54,39 @@ impl Present {
     }
 }
 
+/// Removes from trailers what has no place there (RFC 9110 section 6.5.1), so that a recipient which adds them to the head takes
+/// nothing for the client's word, or for this proxy's, that is not: what frames or routes a message, and, of a request, what says
+/// who sends it.
+pub fn clean_trailers(trailers: &mut HeaderMap, of_request: bool, underscores: bool) {
+    let misplaced = |name: &HeaderName| {
+        let framing = matches!(
+            *name,
+            header::CONNECTION
+                | header::CONTENT_LENGTH
+                | header::HOST
+                | header::TE
+                | header::TRAILER
+                | header::TRANSFER_ENCODING
+                | header::UPGRADE
+        ) || [KEEP_ALIVE, PROXY_CONNECTION].contains(name);
+        let word = matches!(
+            *name,
+            header::AUTHORIZATION
+                | header::PROXY_AUTHORIZATION
+                | header::COOKIE
+                | header::EXPECT
+                | header::FORWARDED
+                | header::VIA
+        ) || *name == X_REQUEST_ID
+            || name.as_str().starts_with("x-forwarded-");
+        framing || (of_request && (word || (!underscores && has_underscore(name))))
+    };
+    let misplaced: Vec<HeaderName> = trailers.keys().filter(|name| misplaced(name)).cloned().collect();
+    for name in misplaced {
+        trailers.remove(name);
+    }
+}
+
 /// What `Connection` lists of a request, with the values that its client has sent.
 ///
 /// It goes no further than this proxy (RFC 9110 section 7.6.1), but filters still see it: else a client behind a proxy that
@@ -213,7 +246,10 @@ pub fn forwarded(
     if !trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if !trusted || !fields.contains_key(X_FORWARDED_HOST) {
+    if host.is_empty() && !trusted {
+        // HTTP/1.0 need not say one.
+        fields.remove(X_FORWARDED_HOST);
+    } else if !host.is_empty() && (!trusted || !fields.contains_key(X_FORWARDED_HOST)) {
         fields.insert(
             X_FORWARDED_HOST,
             HeaderValue::from_maybe_shared(host.clone()).unwrap_or(HeaderValue::from_static("")),

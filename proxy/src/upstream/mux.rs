@@ -22,10 +22,8 @@ use h2::{
     ext::Protocol,
 };
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{
-        CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE,
-    },
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
     uri,
 };
 use http_body::{Body, SizeHint};
@@ -45,7 +43,7 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, are_malformed},
+    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, are_malformed, remove_of_connection},
     net::{FirstBytes, Looks},
     tls,
 };
@@ -455,15 +453,6 @@ fn reason(error: &h2::Error) -> Option<Stopped> {
     }
 }
 
-/// Fields about the connection, which HTTP/2 has not (RFC 9113 section 8.2.2).
-static OF_CONNECTION: [HeaderName; 5] = [
-    CONNECTION,
-    UPGRADE,
-    TRANSFER_ENCODING,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
 /// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
 /// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
 ///
@@ -492,15 +481,13 @@ fn into_h2(
     let fields = request.headers_mut();
     let mut key = None;
     let mut protocol = None;
-    if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
-        let token = fields.remove(UPGRADE).filter(|_| fields.contains_key(CONNECTION));
-        protocol = token.and_then(|token| Some(Protocol::from(&*token.to_str().ok()?.to_ascii_lowercase())));
-        // A filter may have set the others.
-        OF_CONNECTION.iter().for_each(|name| _ = fields.remove(name));
+    if let Some(token) = fields.remove(UPGRADE)
+        && fields.contains_key(CONNECTION)
+    {
+        protocol = token.to_str().ok().map(|token| Protocol::from(&*token.to_ascii_lowercase()));
     }
-    if fields.get(TE).is_some_and(|te| te != "trailers") {
-        fields.remove(TE);
-    }
+    // A filter may have set some.
+    remove_of_connection(fields);
     if let Some(protocol) = protocol {
         key = fields.remove(SEC_WEBSOCKET_KEY);
         *request.method_mut() = Method::CONNECT;

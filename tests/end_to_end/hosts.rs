@@ -1,0 +1,76 @@
+//! What requests and responses say of hosts, ports and protocols: taken as the standards want it, or refused.
+
+use std::sync::{Mutex, mpsc};
+
+use crate::{
+    harness::{Config, Proxy, Upstream},
+    whole::{speaking, to_h2},
+};
+
+/// HTTP/1.0 need not name a host: the upstream is told its own, as by nginx.
+#[test]
+fn a_request_without_a_host_is_for_its_endpoint() {
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let h2 = speaking(move |h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let _ = seen.lock().unwrap().send(request);
+            h2.answer(stream, 200, b"x");
+        }
+    });
+    let h1 = Upstream::saying("x");
+    for config in [Config::to(&h1), to_h2(&h2)] {
+        let proxy = Proxy::start(config);
+        let mut client = proxy.client();
+        client.send("GET / HTTP/1.0\r\n\r\n");
+        assert_eq!(client.read().status(), 200);
+    }
+    let request = h1.only_request();
+    assert_eq!((request.field("host"), request.field("x-forwarded-host")), (Some(&*h1.to_string()), None));
+    let request = saw.recv().expect("a request");
+    assert_eq!((request.field(":authority"), request.field("x-forwarded-host")), (Some(&*h2.to_string()), None));
+
+    let rule = "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [{redirect: {scheme: https}}]}]}";
+    let proxy = Proxy::start(Config::new().filter("router", "builtin:router", rule));
+    let mut client = proxy.client();
+    client.send("GET /x HTTP/1.0\r\n\r\n");
+    assert_eq!(client.read().status(), 400, "there is nowhere to send it");
+}
+
+#[test]
+fn targets_that_name_no_host_or_no_port_are_refused() {
+    let upstream = Upstream::saying("x");
+    let proxy = Proxy::start(Config::to(&upstream).listener("connect: true"));
+    for (head, status) in [
+        // RFC 9112 section 3.2: whatever the target says.
+        ("GET http://test/ HTTP/1.1\r\n", 400),
+        ("GET http://test/ HTTP/1.1\r\nHost: test\r\n", 200),
+        ("GET http://test/ HTTP/1.0\r\n", 200),
+        // RFC 9110 section 9.3.6.
+        ("CONNECT test HTTP/1.1\r\nHost: test\r\n", 400),
+        ("CONNECT test:0 HTTP/1.1\r\nHost: test\r\n", 400),
+        ("CONNECT /x HTTP/1.1\r\nHost: test\r\n", 400),
+        ("CONNECT test:80 HTTP/1.1\r\nHost: test:80\r\n", 200),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{head}\r\n"));
+        let response = client.wire.read_head().expect("a response");
+        assert_eq!(response.status(), status, "{head:?}");
+    }
+    let mut client = proxy.h2();
+    let stream = client.open(&[(":method", "CONNECT"), (":authority", "test")], false);
+    assert_eq!(client.wait(stream, "a head", |message| message.status() > 0 || message.reset.is_some()).status(), 400);
+}
+
+/// The client would speak another protocol than the upstream (RFC 9110 section 7.8).
+#[test]
+fn an_upgrade_to_something_else_is_no_answer() {
+    for (said, status) in [("Upgrade: chat\r\n", 502), ("Upgrade: WebSocket\r\n", 101), ("", 101)] {
+        let upstream =
+            Upstream::canned(format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n{said}\r\n"));
+        let proxy = Proxy::start(Config::to(&upstream).listener("upgrades: [websocket]"));
+        let mut client = proxy.client();
+        client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert_eq!(client.wire.read_head().expect("a response").status(), status, "{said:?}");
+    }
+}
