@@ -240,7 +240,7 @@ where
         };
         let mut awaited = Awaited { response, interim: 0 };
         if switches {
-            let response = poll_fn(|cx| awaited.poll(&failure, cx)).await;
+            let response = poll_fn(|cx| awaited.poll(failure, cx)).await;
             let response = response.map_err(|kind| Failure { kind, body: None })?;
             return Ok(switched(response, stream, key, place));
         }
@@ -255,7 +255,7 @@ where
                     return Poll::Ready(Err(FailureKind::RequestBody { source }));
                 }
             }
-            awaited.poll(&failure, cx)
+            awaited.poll(failure, cx)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
         if are_malformed(response.headers()) {
