@@ -41,6 +41,23 @@ fn until_full(what: &str) -> (u32, u32) {
 }
 
 #[test]
+fn what_a_host_function_takes_in_one_piece() {
+    let memory = "(i32.const 0)";
+    let code = format!(
+        r#"(drop (memory.grow (i32.const 300)))
+        (call $answer (call $set_shared %"k" {memory} (i32.const 16777216) (i32.const 0)))
+        (call $answer (call $set_shared %"k" {memory} (i32.const 16777217) (i32.const 0)))
+        (call $answer (call $get_shared {memory} (i32.const 65536) (i32.const 16) (i32.const 20) (i32.const 24)))
+        (call $answer (call $get_shared {memory} (i32.const 65537) (i32.const 16) (i32.const 20) (i32.const 24)))"#
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).filter("greedy", "greedy.wasm", "limits: {call_time: 5s}");
+    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(&code))]);
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(upstream.only_request().field("x-said"), Some("0 2 1 2"), "BadArgument; NotFound");
+}
+
+#[test]
 fn metrics() {
     assert_eq!(until_full("(call $define_metric (i32.const 0) (name) (i32.const 24))"), (5000, 10));
 }

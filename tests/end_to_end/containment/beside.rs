@@ -53,7 +53,7 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let config = Config::to(&upstream).filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
     let config = String::from(config).replace("listeners:\n", listener);
     let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
-    let before = seen(load(&proxy, "main", 1000, seconds / 2));
+    let before = seen(load(&proxy, "main", 1000, seconds / 3));
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -80,13 +80,15 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     assert_eq!(plain["errors"]["total"], 0, "{name}: {plain}");
     println!("{}", proxy.output().lines().find(|l| l.contains("the filter failed")).unwrap_or_default());
     println!("{figures:#}\n{}", proxy.admin("GET", "/ready", "").text());
-    format!(
+    let line = format!(
         "| {name} | {sent} | {} | {over} | {} | {failed} | {} | {} |",
         number("traps"),
         main["requests"],
         micros(&before),
         micros(&main)
-    )
+    );
+    println!("{line}");
+    line
 }
 
 #[test]
@@ -97,9 +99,10 @@ fn a_poison_request_each_100_ms() {
     let lines = [
         measure("trap", &poisoned_by("unreachable"), "", true),
         measure("endless loop", &poisoned_by("(loop $on (br $on))"), "", true),
+        measure("endless loop, call_time: 5ms", &poisoned_by("(loop $on (br $on))"), "call_time: 5ms", true),
         measure("memory", &poisoned_by(eat), "", true),
-        measure("long host calls", &poisoned_by(&copy.repeat(4000)), "", true),
-        measure("one long operation", &poisoned_by(&FILL.repeat(12)), "", true),
+        measure("long host calls", &poisoned_by(&copy.repeat(6000)), "", true),
+        measure("one long operation", &poisoned_by(&FILL.repeat(40)), "", true),
         measure("trap, 100 ms to configure", &costly(), "", false),
     ];
     println!(

@@ -3,7 +3,7 @@
 use tollgate_abi::proxy_wasm::{MODULE, Status, buffer};
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status, write_u32};
+use super::guest::{give, range, split, status, write_u32};
 use crate::{
     chain::network::Side,
     wasm::{
@@ -100,7 +100,8 @@ fn set(
     len: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let data = slice(memory, ptr, len)?;
+    // What is too much is refused below, by `limits.buffered_body`, before it is copied.
+    let data = range(memory, ptr, len)?;
     host.copied += data.len() as u64;
     match which {
         buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {}

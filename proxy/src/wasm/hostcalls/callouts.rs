@@ -11,7 +11,7 @@ use tollgate_abi::{
 use wasmtime::{Caller, Linker};
 
 use super::{
-    guest::{give, slice, split, status, write_u32},
+    guest::{give, key, slice, split, status, write_u32},
     headers::{Refused, with_one_authority},
 };
 use crate::{
@@ -86,7 +86,7 @@ fn http_call(
         host.identity.complain(format_args!("HTTP call not made: {why}"));
         Status::BadArgument
     };
-    let name = str::from_utf8(slice(memory, upstream.0, upstream.1)?)
+    let name = str::from_utf8(key(memory, upstream.0, upstream.1)?)
         .map_err(|_| bad(format_args!("the cluster's name is not UTF-8")))?;
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;

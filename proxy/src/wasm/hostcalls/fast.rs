@@ -13,7 +13,7 @@ use tollgate_abi::{
 use wasmtime::{Caller, Linker};
 
 use super::{
-    guest::{number, slice, slice_mut, split, status},
+    guest::{key, number, slice, slice_mut, split, status},
     headers::{begin_trailers, field_size, grow_map, with_map},
 };
 use crate::{
@@ -66,7 +66,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     )?;
     linker.func_wrap(MODULE, "cluster_exists", |mut c: Caller<'_, Host>, name: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
-            let name = str::from_utf8(slice(memory, name, len)?).map_err(|_| Status::BadArgument)?;
+            let name = str::from_utf8(key(memory, name, len)?).map_err(|_| Status::BadArgument)?;
             Ok(host.world.clusters.contains_key(name).into())
         }))
     })?;
@@ -76,7 +76,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut c: Caller<'_, Host>, id: i32, key: i32, len: i32, tokens: i32, out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
                 let bucket = host.buckets.get(id as u32 as usize).ok_or(Status::BadArgument)?;
-                let (taken, take) = bucket.take(slice(memory, key, len)?, tokens);
+                let (taken, take) = bucket.take(self::key(memory, key, len)?, tokens);
                 slice_mut(memory, out, Take::SIZE)?.copy_from_slice(&take.to_bytes());
                 Ok(taken.into())
             }))

@@ -14,7 +14,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     callouts::MAX_CALLS,
-    guest::{slice, split, status, write_u32},
+    guest::{key, slice, split, status, write_u32},
     headers::{Refused, with_one_authority},
 };
 use crate::{
@@ -121,7 +121,7 @@ fn open(
         let text = str::from_utf8(at(range)?).ok().filter(|text| !text.is_empty());
         text.ok_or_else(|| bad(format_args!("the {what} is empty, or not UTF-8")))
     };
-    let upstream = at(target.upstream)?;
+    let upstream = key(memory, target.upstream.0, target.upstream.1)?;
     let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is no cluster's name")))?;
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;

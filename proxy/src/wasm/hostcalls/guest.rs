@@ -20,9 +20,33 @@ fn split_again<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'
     Ok(memory.data_and_store_mut(caller))
 }
 
-/// A range of the guest's memory.
+/// Bytes that a function takes in one piece. A call cannot be interrupted in the host, so none may take long.
+const MAX_INPUT: usize = 16 << 20;
+
+/// Bytes of what is looked up: hashing is slower than copying.
+const MAX_KEY: usize = 64 << 10;
+
+/// A range of the guest's memory, no longer than a function may take.
 #[inline]
 pub(super) fn slice(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
+    bounded(memory, ptr, len, MAX_INPUT)
+}
+
+/// A range of the guest's memory that is a key of something.
+#[inline]
+pub(super) fn key(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
+    bounded(memory, ptr, len, MAX_KEY)
+}
+
+#[inline]
+fn bounded(memory: &[u8], ptr: i32, len: i32, most: usize) -> Result<&[u8], Status> {
+    let range = range(memory, ptr, len)?;
+    if range.len() > most { Err(Status::BadArgument) } else { Ok(range) }
+}
+
+/// A range of the guest's memory of any length, for a function that has a bound of its own.
+#[inline]
+pub(super) fn range(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     let (ptr, len) = (ptr as u32 as usize, len as u32 as usize);
     memory.get(ptr..).and_then(|rest| rest.get(..len)).ok_or(Status::InvalidMemoryAccess)
 }
@@ -135,6 +159,16 @@ fn copy_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_function_takes_more_than_it_can_work_on_in_short_time() {
+        let memory = vec![0; MAX_INPUT + 1];
+        assert_eq!(slice(&memory, 1, MAX_INPUT as i32).map(<[u8]>::len), Ok(MAX_INPUT));
+        assert_eq!(slice(&memory, 0, MAX_INPUT as i32 + 1), Err(Status::BadArgument));
+        assert_eq!(key(&memory, 0, MAX_KEY as i32).map(<[u8]>::len), Ok(MAX_KEY));
+        assert_eq!(key(&memory, 0, MAX_KEY as i32 + 1), Err(Status::BadArgument));
+        assert_eq!(range(&memory, 0, MAX_INPUT as i32 + 1).map(<[u8]>::len), Ok(MAX_INPUT + 1));
+    }
 
     #[test]
     fn no_range_outside_of_memory_is_given() {

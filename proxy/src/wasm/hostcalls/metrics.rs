@@ -3,7 +3,7 @@
 use tollgate_abi::proxy_wasm::{MODULE, Status, metric};
 use wasmtime::{Caller, Linker};
 
-use super::guest::{slice, split, status, write_u32, write_u64};
+use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
     wasm::{host::Host, voice::Shown},
@@ -44,7 +44,7 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
         metric::HISTOGRAM => Kind::Histogram,
         _ => return Err(Status::BadArgument),
     };
-    let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
+    let name = str::from_utf8(key(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
     if host.metrics.len() >= MAX {
         return Err(Status::InternalFailure);
     }

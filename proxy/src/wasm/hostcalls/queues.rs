@@ -3,7 +3,7 @@
 use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
-use super::guest::{give, slice, split, status, write_u32};
+use super::guest::{give, key, range, slice, split, status, write_u32};
 use crate::wasm::{host::Host, queue::NotSent};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -20,7 +20,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, vm: i32, vm_len: i32, name: i32, name_len: i32, id_out: i32| {
             let resolve = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
-                let text = |ptr, len| str::from_utf8(slice(memory, ptr, len)?).map_err(|_| Status::NotFound);
+                let text = |ptr, len| str::from_utf8(key(memory, ptr, len)?).map_err(|_| Status::NotFound);
                 let (vm, name) = (text(vm, vm_len)?, text(name, name_len)?);
                 let id = match vm.is_empty() {
                     true => host.identity.estate.queues.resolve(name),
@@ -37,7 +37,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, id: i32, value: i32, value_len: i32| {
             let send = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
-                let value = slice(memory, value, value_len)?;
+                // What has no room is refused before it is copied.
+                let value = range(memory, value, value_len)?;
                 host.copied += value.len() as u64;
                 let queues = &host.world.shared.queues;
                 let sent = match host.world.trial.is_on() {
@@ -94,7 +95,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let name = str::from_utf8(slice(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
+    let name = str::from_utf8(key(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
     let estate = &host.identity.estate;
     let (id, made) = host.world.shared.queues.open(&estate.queues, name).ok_or(Status::InternalFailure)?;
     if made {

@@ -4,7 +4,7 @@ use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
 use super::{
-    guest::{give, slice, split, status, write_u32},
+    guest::{give, key, slice, split, status, write_u32},
     stored::set_shared,
 };
 use crate::wasm::{host::Host, shared_data::Expected};
@@ -15,7 +15,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "proxy_get_shared_data",
         |mut caller: Caller<'_, Host>, key: i32, key_len: i32, out: i32, size_out: i32, cas_out: i32| {
             let found = split(&mut caller).and_then(|(memory, host)| {
-                let key = slice(memory, key, key_len)?;
+                let key = self::key(memory, key, key_len)?;
                 host.identity.estate.data.get(key).ok_or(Status::NotFound)
             });
             let (value, cas) = match found {
@@ -38,7 +38,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, key: i32, key_len: i32, value: i32, value_len: i32, cas: i32| {
             let set = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
-                let (key, value) = (slice(memory, key, key_len)?, slice(memory, value, value_len)?);
+                let (key, value) = (self::key(memory, key, key_len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
                 set_shared(host, key, value, Expected::of_cas(cas as u32), None)
             };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tollgate_abi::{fast::MODULE, proxy_wasm::Status};
 use wasmtime::{Caller, Linker};
 
-use super::guest::{number, slice, slice_mut, split, status, write_u32};
+use super::guest::{key, number, slice, slice_mut, split, status, write_u32};
 use crate::{
     chain::stored::{NotStored, Stored},
     wasm::{
@@ -40,7 +40,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut c: Caller<'_, Host>, key: i32, len: i32, buffer: i32, cap: i32, version_out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
                 let (value, version) =
-                    host.identity.estate.data.get(slice(memory, key, len)?).ok_or(Status::NotFound)?;
+                    host.identity.estate.data.get(self::key(memory, key, len)?).ok_or(Status::NotFound)?;
                 if version_out != 0 {
                     write_u32(memory, version_out, version)?;
                 }
@@ -53,7 +53,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "shared_set",
         |mut c: Caller<'_, Host>, key: i32, len: i32, value: i32, value_len: i32, expected: i64, ttl: i64| {
             status(split(&mut c).and_then(|(memory, host)| {
-                let (key, value) = (slice(memory, key, len)?, slice(memory, value, value_len)?);
+                let (key, value) = (self::key(memory, key, len)?, slice(memory, value, value_len)?);
                 let expected = Expected::of_number(expected).ok_or(Status::BadArgument)?;
                 let ttl = u64::try_from(ttl).map_err(|_| Status::BadArgument)?;
                 let ttl = (ttl > 0).then(|| Duration::from_millis(ttl));
@@ -65,7 +65,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "shared_delete", |mut c: Caller<'_, Host>, key: i32, len: i32, expected: i64| {
         status(split(&mut c).and_then(|(memory, host)| {
             let expected = Expected::of_number(expected).ok_or(Status::BadArgument)?;
-            let (key, estate) = (slice(memory, key, len)?, &host.identity.estate);
+            let (key, estate) = (self::key(memory, key, len)?, &host.identity.estate);
             let change = estate.data.delete(key, expected).map_err(of_shared)?;
             if host.world.trial.is_on() {
                 host.world.trial.note_data(estate, key, change);

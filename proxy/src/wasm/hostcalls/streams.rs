@@ -14,7 +14,7 @@ use tollgate_abi::{
 };
 use wasmtime::{Caller, Linker};
 
-use super::guest::{slice, split, status};
+use super::guest::{range, slice, split, status};
 use crate::{
     chain::{
         Direction, LocalReply,
@@ -91,8 +91,9 @@ fn reply(
     headers: (i32, i32),
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    let details = slice(memory, details.0, details.1)?;
-    let body = slice(memory, body.0, body.1)?;
+    // Both have bounds of their own, below.
+    let details = range(memory, details.0, details.1)?;
+    let body = range(memory, body.0, body.1)?;
     let headers = slice(memory, headers.0, headers.1)?;
     // The first one counts, so nothing is kept of another.
     if current::with_state(|s| s.reply.is_some()).unwrap_or(false) {
