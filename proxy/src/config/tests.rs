@@ -141,7 +141,7 @@ fn later_stages_can_point_into_the_file() {
         later.to_json(),
         serde_json::json!([{
             "file": "conf/full.toml", "severity": "error", "message": "not a path", "help": "write a prefix",
-            "line": 33, "column": 18,
+            "line": 34, "column": 18,
         }])
     );
     assert!(later.render(true).contains('\u{1b}'));
