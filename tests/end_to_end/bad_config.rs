@@ -319,3 +319,33 @@ fn the_schema_knows_short_forms_and_variables() {
         assert!(!validator.is_valid(&bad), "{pointer}");
     }
 }
+
+/// A filter's configuration is read by serde, whose words mean nothing to who writes YAML.
+#[test]
+fn mistakes_in_a_filters_configuration_say_what_to_write() {
+    let dir = workplace();
+    for (wasm, config, message, help) in [
+        (
+            "authz",
+            "{policies: [{name: p, action: deny, rules: [{to: [{operation: {paths: /x}}]}]}]}",
+            "expected a list, found a string",
+            "write `['/x']`",
+        ),
+        (
+            "ratelimit",
+            "{limits: [{name: l, requests: 1, per: 1s, key: [header]}]}",
+            "`header` needs a value",
+            "write it as a map: `{header: …}`",
+        ),
+    ] {
+        let file = format!(
+            "listeners: [{{name: a, address: '127.0.0.1:8080', chain: [f]}}]\n\
+             filters: [{{name: f, wasm: 'builtin:{wasm}', config: {config}}}]\n"
+        );
+        fs::write(dir.path().join("x.yaml"), file).expect("a file");
+        let output = tollgate(dir.path(), &["check", "--json", "x.yaml"]);
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let first = &said["diagnostics"][0];
+        assert_eq!((&first["message"], &first["help"]), (&message.into(), &help.into()), "{said:#}");
+    }
+}

@@ -34,6 +34,7 @@ pub struct Authz {
     allow_enforced: bool,
     /// `:method`, `:path` and `:authority`.
     line: [Name; 3],
+    scheme: Name,
     needs_line: bool,
     /// The header with the peer's identity, if a rule asks for it.
     principal: Option<Name>,
@@ -58,6 +59,7 @@ impl Filter for Authz {
             deny,
             allow,
             line: [setup.name(":method"), setup.name(":path"), setup.name(":authority")],
+            scheme: setup.name(":scheme"),
             needs_line,
             principal: principal.filter(|_| needs_principal),
             allowed: setup.counter("authz.allowed"),
@@ -84,6 +86,7 @@ impl Filter for Authz {
             path: path.as_deref(),
             authority,
             principal: principal.and_then(identity),
+            scheme: self.scheme,
             peer: Cell::new(None),
             remote: Cell::new(None),
         };

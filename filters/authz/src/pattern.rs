@@ -98,7 +98,7 @@ pub(crate) enum Cut {
 pub(crate) struct Hosts {
     /// With any port, or none.
     plain: Patterns,
-    /// With this port, or with some port.
+    /// With this port, or with any.
     with_port: Vec<(Patterns, Option<u16>)>,
 }
 
@@ -118,7 +118,7 @@ impl Hosts {
         let host = &pattern[..host.len()];
         let any = port == Some(b"*");
         if !any && port.is_some_and(|port| number(port).is_none()) {
-            return Err(format!("`{pattern}` has no port behind its colon; write a number, or `*` for some port"));
+            return Err(format!("`{pattern}` has no port behind its colon; write a number, or `*` for any port"));
         }
         let written = if any { host } else { pattern };
         let (name, star) = written.strip_prefix('*').map_or((written, ""), |name| (name, "*"));
@@ -140,15 +140,16 @@ impl Hosts {
         self.plain.finish();
     }
 
-    /// Whether an authority (a host, perhaps with a port) is in the set.
-    pub(crate) fn matches(&self, authority: &[u8]) -> bool {
+    /// Whether an authority (a host, perhaps with a port) is in the set. Without a port it has its scheme's `usual` one: both
+    /// spellings are one authority (RFC 3986 section 6.2.3), and a server reads them alike.
+    pub(crate) fn matches(&self, authority: &[u8], usual: impl Fn() -> u16) -> bool {
         let (host, port) = split_port(authority);
         // `example.com.` is the same host, and must not be a way past a policy.
         let host = host.strip_suffix(b".").unwrap_or(host);
         self.plain.matches(host)
             || self.with_port.iter().any(|(pattern, wanted)| {
-                port.is_some_and(|port| wanted.is_none_or(|wanted| number(port) == Some(wanted)))
-                    && pattern.matches(host)
+                let is = |wanted| port.map_or_else(|| Some(usual()), number) == Some(wanted);
+                pattern.matches(host) && wanted.is_none_or(is)
             })
     }
 }
@@ -218,11 +219,15 @@ mod tests {
             ("*.example.com", "example.com", false),
             ("example.*", "example.org:1", true),
             ("example.com:80", "example.com:80", true),
-            ("example.com:80", "example.com", false),
+            ("example.com:80", "example.com", true),
+            ("example.com:80", "EXAMPLE.com.", true),
+            ("example.com:443", "example.com", false),
             ("example.com:80", "example.com:8080", false),
+            ("*:80", "example.com", true),
+            ("*:443", "example.com", false),
             ("example.com:8443", "example.com:08443", true),
             ("example.com:*", "example.com:1", true),
-            ("example.com:*", "example.com", false),
+            ("example.com:*", "example.com", true),
             ("*.example.com:80", "a.example.com:80", true),
             ("*:80", "anything:80", true),
             ("[2001:db8::1]", "[2001:DB8::1]:443", true),
@@ -233,7 +238,7 @@ mod tests {
             let mut hosts = Hosts::new();
             hosts.add(pattern).unwrap();
             hosts.finish();
-            assert_eq!(hosts.matches(authority.as_bytes()), expected, "{pattern} {authority}");
+            assert_eq!(hosts.matches(authority.as_bytes(), || 80), expected, "{pattern} {authority}");
         }
     }
 

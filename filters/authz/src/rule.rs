@@ -17,11 +17,19 @@ pub(crate) struct Subject<'a> {
     pub(crate) path: Option<&'a [u8]>,
     pub(crate) authority: Option<&'a [u8]>,
     pub(crate) principal: Option<&'a [u8]>,
+    /// `:scheme`.
+    pub(crate) scheme: Name,
     pub(crate) peer: Cell<Option<IpAddr>>,
     pub(crate) remote: Cell<Option<IpAddr>>,
 }
 
 impl Subject<'_> {
+    /// The port of an authority that names none.
+    fn usual_port(&self) -> u16 {
+        let mut buffer = Buffer::new();
+        if self.request.header(self.scheme, &mut buffer) == Some(b"https") { 443 } else { 80 }
+    }
+
     fn address(&self, whose: Source) -> IpAddr {
         let known = match whose {
             Source::Peer => &self.peer,
@@ -79,7 +87,7 @@ impl To {
     fn matches(&self, subject: &Subject) -> bool {
         self.methods.hold(|p| given(subject.method, |v| p.matches(v)))
             && self.paths.hold(|p| given(subject.path, |v| p.matches(v)))
-            && self.hosts.hold(|h| given(subject.authority, |v| h.matches(v)))
+            && self.hosts.hold(|h| given(subject.authority, |v| h.matches(v, || subject.usual_port())))
     }
 }
 

@@ -122,7 +122,7 @@ fn of_operations() {
                 "{at}[3].operation.hosts[0]: `http://a` is not a host; write it as in `example.com`, `*.example.com` or `example.com:80`"
             ),
             format!(
-                "{at}[3].operation.not_hosts[0]: `a:b` has no port behind its colon; write a number, or `*` for some port"
+                "{at}[3].operation.not_hosts[0]: `a:b` has no port behind its colon; write a number, or `*` for any port"
             ),
         ]
     );

@@ -27,7 +27,18 @@ impl Random {
 }
 
 const SEGMENTS: [&str; 8] = ["admin", "a", "b@c", "d;e", "é{", "x+y", "~u", "public"];
-const HOSTS: [&str; 5] = ["example.com", "example.com:8443", "other.org", "[2001:db8::1]:443", "a.example.com"];
+const HOSTS: [&str; 6] =
+    ["example.com", "example.com:80", "example.com:8443", "other.org", "[2001:db8::1]:443", "a.example.com"];
+const HOST_PATTERNS: [&str; 8] = [
+    "Example.com",
+    "*.example.com",
+    "example.com:8443",
+    "[2001:db8::1]",
+    "example.com:80",
+    "*:80",
+    "example.com:*",
+    "*:443",
+];
 const METHODS: [&str; 3] = ["GET", "DELETE", "PURGE"];
 const COOKIES: [&str; 3] = ["role=admin", "role=user", "id=1"];
 
@@ -67,7 +78,8 @@ fn respelled_host(host: &str, random: &mut Random) -> String {
         name.push('.');
     }
     match port {
-        "" => format!("{name}{}", random.one_of(&["", ":"])),
+        // The usual port of its scheme goes without saying.
+        "" | "80" => format!("{name}{}", random.one_of(&["", ":", ":80", ":080"])),
         port => format!("{name}:{}{port}", random.one_of(&["", "0"])),
     }
 }
@@ -91,8 +103,7 @@ fn policy(random: &mut Random) -> Value {
         operation[list(random, "paths")] = json!([pattern(random), pattern(random)]);
     }
     if random.chance() {
-        operation[list(random, "hosts")] =
-            json!([random.one_of(&["Example.com", "*.example.com", "example.com:8443", "[2001:db8::1]"])]);
+        operation[list(random, "hosts")] = json!([random.one_of(&HOST_PATTERNS)]);
     }
     if random.chance() || operation == json!({}) {
         operation[list(random, "methods")] = json!([random.one_of(&METHODS)]);
@@ -151,6 +162,25 @@ fn another_cookie_gets_nobody_past_a_policy() {
             let request = filter.request("GET", "/");
             let request = fields.iter().fold(request, |request, field| request.header("cookie", field));
             assert!(!request.send().continued(), "{action} {fields:?}");
+        }
+    }
+}
+
+#[test]
+fn the_usual_port_of_a_scheme_goes_without_saying() {
+    for (scheme, pattern, denied) in [
+        ("http", "example.com:80", true),
+        ("http", "example.com:443", false),
+        ("https", "example.com:443", true),
+        ("https", "example.com:80", false),
+    ] {
+        let rules = json!([{"to": [{"operation": {"hosts": [pattern]}}]}]);
+        let policy = json!({"name": "p", "action": "deny", "rules": rules});
+        let filter = TestHost::<Authz>::new(json!({"policies": [policy]})).unwrap();
+        let verdict = |host: &str| filter.request("GET", "/").scheme(scheme).host(host).send().continued();
+        let port = if scheme == "http" { "80" } else { "443" };
+        for host in ["example.com".to_owned(), format!("example.com:{port}")] {
+            assert_eq!(verdict(&host), !denied, "{scheme} {pattern} {host}");
         }
     }
 }

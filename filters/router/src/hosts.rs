@@ -69,12 +69,20 @@ impl Hosts {
         }
     }
 
-    /// The virtual host that a request of this authority belongs to.
-    pub(crate) fn find(&self, authority: &[u8]) -> Option<u32> {
+    /// The virtual host that a request of this authority belongs to. Without a port it has its scheme's `usual` one: both
+    /// spellings are one authority (RFC 3986 section 6.2.3), and a server reads them alike.
+    pub(crate) fn find(&self, authority: &[u8], usual: impl Fn() -> &'static str) -> Option<u32> {
         // With no domain but `*`, nothing depends on the host.
         if self.exact.is_empty() && self.longest_wildcard == 0 {
             return self.all;
         }
+        if self.ports && !authority.is_empty() && split_port(authority).1.is_empty() {
+            return self.find_spelled(&[authority, b":", usual().as_bytes()].concat());
+        }
+        self.find_spelled(authority)
+    }
+
+    fn find_spelled(&self, authority: &[u8]) -> Option<u32> {
         if authority.iter().any(u8::is_ascii_uppercase) && authority.len() <= LONGEST {
             let mut lower = [0; LONGEST];
             let lower = &mut lower[..authority.len()];
@@ -139,6 +147,8 @@ mod tests {
             "*:9",
             "[::1]",
             "[::2]:80",
+            "usual.example:80",
+            "*.usual.example:80",
         ];
         let (mistakes, mut hosts) = (Mistakes::default(), Hosts::default());
         domains.iter().enumerate().for_each(|(i, d)| hosts.add(d, i as u32, &Place::root(&mistakes)));
@@ -159,15 +169,21 @@ mod tests {
             ("", "*"),
             ("[::1]:443", "[::1]"),
             ("[::2]:80", "[::2]:80"),
-            ("[::2]", "*"),
+            ("[::2]", "[::2]:80"),
+            ("[::2]:81", "*"),
+            ("usual.example", "usual.example:80"),
+            ("Usual.Example:80", "usual.example:80"),
+            ("usual.example:443", "*"),
+            ("a.usual.example", "*.usual.example:80"),
+            ("a.usual.example:8080", "*"),
         ] {
-            let found = hosts.find(authority.as_bytes()).map(|i| domains[i as usize]);
+            let found = hosts.find(authority.as_bytes(), || "80").map(|i| domains[i as usize]);
             assert_eq!(found, Some(domain), "{authority}");
         }
-        assert_eq!(Hosts::default().find(b"example.com"), None);
+        assert_eq!(Hosts::default().find(b"example.com", || "80"), None);
         let (mistakes, mut all) = (Mistakes::default(), Hosts::default());
         all.add("*", 3, &Place::root(&mistakes));
-        assert_eq!(["", "A.example:80", "[::1]"].map(|host| all.find(host.as_bytes())), [Some(3); 3]);
-        assert_eq!(hosts.find(&[b'.'; 4000]), Some(0));
+        assert_eq!(["", "A.example:80", "[::1]"].map(|host| all.find(host.as_bytes(), || "80")), [Some(3); 3]);
+        assert_eq!(hosts.find(&[b'.'; 4000], || "80"), Some(0));
     }
 }

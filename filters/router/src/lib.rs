@@ -35,6 +35,7 @@ pub struct Router {
     authority: Name,
     path: Name,
     method: Name,
+    scheme: Name,
     hosts: Hosts,
     tables: Vec<Table>,
     cache: RefCell<HeaderCache>,
@@ -87,6 +88,7 @@ impl Filter for Router {
             authority: setup.name(":authority"),
             path: setup.name(":path"),
             method: setup.name(":method"),
+            scheme: setup.name(":scheme"),
             hosts,
             tables,
             cache: RefCell::new(names.into_cache()),
@@ -98,7 +100,11 @@ impl Filter for Router {
         let [authority, target, method] = request.headers([self.authority, self.path, self.method], &mut buffer);
         let target = Target::of(target.unwrap_or_default());
         let mut head = Head::new(request, [authority, method], &target, self.cache.borrow_mut());
-        let table = self.hosts.find(head.authority).and_then(|host| self.tables.get(host as usize));
+        let usual = || {
+            let mut buffer = Buffer::new();
+            if request.header(self.scheme, &mut buffer) == Some(b"https") { "443" } else { "80" }
+        };
+        let table = self.hosts.find(head.authority, usual).and_then(|host| self.tables.get(host as usize));
         match table.and_then(|table| table.find(&mut head)) {
             Some(action) => action.run(&mut head, self.path),
             None => {

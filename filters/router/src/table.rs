@@ -83,6 +83,10 @@ impl Table {
             "regex" => None,
             // `OPTIONS *` is the one request whose path does not begin with a slash.
             "exact" if text == "*" => None,
+            "prefix" if text.ends_with('*') => {
+                let right = text.trim_end_matches('*');
+                Some(format!("a prefix has no wildcard: write `{}`", if right.is_empty() { "/" } else { right }))
+            }
             _ => path_mistake(text, Extent::Whole),
         };
         if let Some(message) = mistake {

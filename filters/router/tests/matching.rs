@@ -242,3 +242,24 @@ fn virtual_hosts_are_chosen_by_domain() {
         assert_eq!(outcome.details(), route.is_none().then_some("route_not_found"));
     }
 }
+
+#[test]
+fn the_usual_port_of_a_scheme_goes_without_saying() {
+    let host = |domain: &str| {
+        let virtual_hosts = json!([{"name": "v", "domains": [domain], "routes": [{"cluster": "c"}]}]);
+        TestHost::<Router>::new(json!({"virtual_hosts": virtual_hosts})).unwrap()
+    };
+    for (scheme, domain, authority, expected) in [
+        ("http", "a.example:80", "a.example", true),
+        ("http", "a.example:80", "A.example:80", true),
+        ("http", "a.example:443", "a.example", false),
+        ("https", "a.example:443", "a.example", true),
+        ("https", "*.example:443", "a.example", true),
+        ("https", "a.example:80", "a.example", false),
+        ("http", "a.example", "a.example:80", true),
+        ("https", "a.example", "a.example:443", true),
+    ] {
+        let found = taken(host(domain).request("GET", "/").scheme(scheme).host(authority)).is_some();
+        assert_eq!(found, expected, "{scheme} {domain} {authority}");
+    }
+}

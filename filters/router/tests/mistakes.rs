@@ -292,3 +292,11 @@ fn blanks() {
         assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
     }
 }
+
+/// It would match nothing but paths with a star in them.
+#[test]
+fn a_prefix_has_no_wildcard() {
+    wrong_match(json!({"path": {"prefix": "/a*"}}), "path.prefix", "a prefix has no wildcard: write `/a`");
+    wrong_match(json!({"path": {"prefix": "/a/*"}}), "path.prefix", "a prefix has no wildcard: write `/a/`");
+    wrong_match(json!({"path": {"prefix": "*"}}), "path.prefix", "a prefix has no wildcard: write `/`");
+}

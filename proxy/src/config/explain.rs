@@ -327,6 +327,11 @@ pub(super) fn in_tree(source: &Source, found: Found<'_>, inner: &str, message: &
         };
         return error(found.span(), format!("unknown variant `{}`", clip(name)), Some(help));
     }
+    // A choice of which the name alone is given: `check: tcp`.
+    if let Some(name) = found.node.as_str().filter(|_| message.starts_with("invalid type: unit variant, expected")) {
+        let help = format!("write it as a map: `{{{0}: …}}`", clip(name));
+        return error(found.span(), format!("`{}` needs a value", clip(name)), Some(help));
+    }
     if let Some(expected) =
         message.strip_prefix("invalid type: ").and_then(|m| m.rsplit_once(", expected ")).map(|(_, e)| e)
     {
@@ -338,10 +343,21 @@ pub(super) fn in_tree(source: &Source, found: Found<'_>, inner: &str, message: &
                 "a whole number"
             }
             "usize" => "a whole number",
-            other if other.starts_with("struct ") => "a map",
+            other if other.starts_with("tuple variant ") => "a list",
+            other
+                if ["struct ", "newtype variant", "enum ", "struct variant"]
+                    .iter()
+                    .any(|kind| other.starts_with(kind)) =>
+            {
+                "a map"
+            }
             other => other,
         };
-        let help = path.filter(|_| expected == "a map").map(path_help);
+        let help = match expected {
+            "a map" => path.map(path_help),
+            "a list" => found.node.as_str().map(|text| format!("write `['{}']`", clip(text))),
+            _ => None,
+        };
         return error(found.span(), format!("expected {expected}, found {}", found.node.kind()), help);
     }
     error(found.span(), message.to_owned(), None)

@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header::CONTENT_LENGTH};
+use http::{HeaderMap, Method, StatusCode, Uri, Version};
 
 use super::{Limits, Violation, decoder::Decoder, fields, violation};
 
@@ -179,9 +179,13 @@ fn parse_response(head: &Bytes, limits: &Limits, head_only: bool) -> Result<Resp
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let (mut headers, framing) = fields::read(head, response.headers, ADDED_BACK)?;
+    let (headers, framing) = fields::read(head, response.headers, ADDED_BACK)?;
     if framing.codings > 0 && minor == 0 {
         return Err(Violation::TransferEncoding.into());
+    }
+    // Section 6.3 would let one be ignored. Between two recipients that ignore different ones, responses are split.
+    if framing.codings > 0 && framing.length.is_some() {
+        return Err(Violation::BothLengths.into());
     }
     // RFC 9112 section 6.3.
     let body = match (framing.codings, framing.length) {
@@ -191,10 +195,6 @@ fn parse_response(head: &Bytes, limits: &Limits, head_only: bool) -> Result<Resp
         (1, _) if framing.chunked => Some(Decoder::chunked()),
         _ => None,
     };
-    if framing.codings > 0 {
-        // It is overridden, and must not be passed on.
-        headers.remove(CONTENT_LENGTH);
-    }
     parts.headers = headers;
     let persists = persists(parts.version, framing.close, framing.keep_alive);
     Ok(Response { parts, body, persists })
@@ -419,15 +419,12 @@ mod tests {
         ] {
             assert_eq!(read_response(input, head_only).unwrap().body, expected, "{input:?}");
         }
-        let both = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let both = read_response(both, false).unwrap();
-        assert_eq!(both.body, Some(Decoder::chunked()));
-        assert!(!both.parts.headers.contains_key(CONTENT_LENGTH), "it would be passed on");
         assert!(may_be_response(b"") && may_be_response(b"HTT") && may_be_response(b"HTTP/1.1 200"));
         assert!(!may_be_response(b"HTTP/2") && !may_be_response(b"hello") && !may_be_response(b"\x15\x03"));
         for wrong in [
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 2000 OK\r\n\r\n",
             "ICY 200 OK\r\n\r\n",
         ] {

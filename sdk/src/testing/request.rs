@@ -51,6 +51,12 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         self
     }
 
+    /// `http` or `https`. `http`, if not called.
+    pub fn scheme(mut self, scheme: &str) -> Self {
+        self.headers.iter_mut().filter(|(n, _)| n == ":scheme").for_each(|(_, v)| *v = scheme.into());
+        self
+    }
+
     /// Gives it a body, in one part.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = Some(vec![Part::Data(body.into(), true)]);
