@@ -99,7 +99,7 @@ impl Connections {
         peer: SocketAddr,
         answer: impl Fn(SocketAddr, Request<Incoming>) -> F + 'static,
     ) {
-        if self.clients.len() >= self.most && self.clients.close_idle() == 0 {
+        if self.clients.count() >= self.most && self.clients.close_idle() == 0 {
             return;
         }
         self.clients.admit(|seat| {
@@ -139,7 +139,7 @@ struct Clock;
 struct Until(Pin<Box<tokio::time::Sleep>>);
 
 impl Until {
-    fn new(deadline: Instant) -> Pin<Box<dyn Sleep>> {
+    fn at(deadline: Instant) -> Pin<Box<dyn Sleep>> {
         Box::pin(Until(Box::pin(tokio::time::sleep_until(deadline.into()))))
     }
 }
@@ -156,10 +156,10 @@ impl Sleep for Until {}
 
 impl Timer for Clock {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        Until::new(Instant::now() + duration)
+        Until::at(Instant::now() + duration)
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        Until::new(deadline)
+        Until::at(deadline)
     }
 }

@@ -103,6 +103,9 @@ pub fn cannot_listen(loaded: &Loaded, error: &io::Error) -> Diagnostics {
     Diagnostics::new(loaded.source.clone(), vec![wrong])
 }
 
+/// An answer to come.
+type Answer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>>>>;
+
 impl State {
     /// Serves on a socket until the process ends, or its successor wants it.
     ///
@@ -127,10 +130,7 @@ impl State {
         true
     }
 
-    fn answerer(
-        self: &Rc<Self>,
-    ) -> impl Fn(SocketAddr, Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Full<Bytes>>>>> + Clone + use<>
-    {
+    fn answerer(self: &Rc<Self>) -> impl Fn(SocketAddr, Request<Incoming>) -> Answer + Clone + use<> {
         let state = self.clone();
         move |peer, request| Box::pin(super::answer(state.clone(), peer, request))
     }

@@ -72,7 +72,7 @@ impl Clients {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.borrow().len()
     }
 
@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(clients.close_idle(), 2);
             yield_now().await;
             yield_now().await;
-            assert_eq!(clients.len(), 31);
+            assert_eq!(clients.count(), 31);
             assert!(!open.borrow().contains(&2) && !open.borrow().contains(&4) && open.borrow().contains(&0));
             while clients.close_idle() > 0 {
                 yield_now().await;
