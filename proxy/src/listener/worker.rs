@@ -396,13 +396,18 @@ async fn accept(
         let tls = site.config.tls.as_ref().map(|tls| tls.mode);
         refusals.refuse(stream, site.config.protocol, tls, refused.refusal != Refusal::Descriptors);
     };
+    // Whether others were asked to leave, so that it has room.
     let begin = |stream: Socket, peer| {
-        let Some(place) = shared.enter() else { return refuse(stream, peer, &full()) };
-        // Room is made for it if anybody can be asked to leave.
-        if !Taker::Client.may_keep(stream.as_fd()) && clients.close_idle() == 0 {
-            return refuse(stream, peer, &scarce());
+        let Some(place) = shared.enter() else {
+            refuse(stream, peer, &full());
+            return false;
+        };
+        let crowded = !Taker::Client.may_keep(stream.as_fd());
+        if crowded && clients.close_idle() == 0 {
+            refuse(stream, peer, &scarce());
+            return false;
         }
-        let Ok(local) = stream.local_addr() else { return };
+        let Ok(local) = stream.local_addr() else { return false };
         let connected = Connected::begin(&connections, &handle.site(), place);
         let (handle, tcp) = (handle.clone(), tcp.clone());
         clients.admit(|seat| {
@@ -412,6 +417,7 @@ async fn accept(
             };
             tokio::task::spawn_local(serve).abort_handle()
         });
+        crowded
     };
     loop {
         let stop = async {
@@ -421,7 +427,10 @@ async fn accept(
             biased;
             () = stop => break,
             accepted = socket.accept() => match accepted {
-                Ok((stream, peer)) => begin(stream, peer),
+                // They leave in their own turns, which come before that of another client.
+                Ok((stream, peer)) => if begin(stream, peer) {
+                    tokio::task::yield_now().await;
+                },
                 Err(e) => {
                     if descriptors::are_used_up(&e) {
                         clients.close_idle();
@@ -434,5 +443,7 @@ async fn accept(
             },
         }
     }
-    socket.close().into_iter().for_each(|(stream, peer)| begin(stream, peer));
+    for (stream, peer) in socket.close() {
+        begin(stream, peer);
+    }
 }
