@@ -12,6 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 pub use rustix::process::Signal;
@@ -25,6 +26,9 @@ use super::{
     wait_for,
     wire::{Message, Wire},
 };
+
+/// When nothing more has come for so long, what has been logged is there.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// A running proxy; it is killed when dropped, and if that is because the test has failed, its log is shown.
 pub struct Proxy {
@@ -132,7 +136,7 @@ impl Proxy {
     pub fn last_words(&mut self) -> String {
         self.wait_exit();
         self.readers.drain(..).for_each(|reader| reader.join().expect("its output can be read"));
-        self.output()
+        self.written()
     }
 
     /// The address that a word between at signs stands for.
@@ -281,14 +285,25 @@ impl Proxy {
         self.entry(|entry| entry["path"] == path)
     }
 
-    /// What it has written to standard output and error.
+    /// What it has written to standard output and error. A thread of its own writes what it logs, so this waits until no more
+    /// comes; who waits for a certain line asks [`Proxy::wait_for_output`].
     pub fn output(&self) -> String {
+        loop {
+            let before = self.written();
+            thread::sleep(SETTLED);
+            if self.written() == before {
+                return before;
+            }
+        }
+    }
+
+    fn written(&self) -> String {
         self.output.lock().unwrap().clone()
     }
 
     /// Waits until it has written this.
     pub fn wait_for_output(&self, text: &str) {
-        wait_for(&format!("{text:?} in the log"), || self.output().contains(text).then_some(()));
+        wait_for(&format!("{text:?} in the log"), || self.written().contains(text).then_some(()));
     }
 
     /// Sends it a signal.
@@ -313,7 +328,7 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- the proxy's log:\n{}---", self.output());
+            eprintln!("--- the proxy's log:\n{}---", self.written());
         }
     }
 }
