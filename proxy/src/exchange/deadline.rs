@@ -155,10 +155,10 @@ impl Deadline {
         self.whole().map(|(at, _)| at)
     }
 
-    /// How much time the try that has begun has got.
+    /// How much time is left of the whole. The time for one try is no part of it: a try is given up here, and an upstream that was
+    /// told of it would race with that, and would hold to it when the try has succeeded.
     pub(super) fn left(&self) -> Option<Duration> {
-        let end = [self.end(), self.per_try].into_iter().flatten().min()?;
-        Some(end.saturating_duration_since(Instant::now()))
+        Some(self.end()?.saturating_duration_since(Instant::now()))
     }
 
     fn next(&self) -> Option<(Instant, Bound)> {

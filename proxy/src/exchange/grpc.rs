@@ -2,7 +2,7 @@
 //! the end.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::deadline::Deadline;
@@ -52,6 +52,16 @@ pub(super) fn local(status: StatusCode, given: Option<u32>, mut fields: HeaderMa
     fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
     fields.remove(header::CONTENT_LENGTH);
     ResponseHead { status: StatusCode::OK, fields }
+}
+
+/// The trailers of a call whose time is over when its response has begun. None: it is no call, or trailers would be lost on its way
+/// to the client.
+pub(super) fn exceeded(stream: &Stream) -> Option<HeaderMap> {
+    stream.grpc.get().filter(|_| stream.version >= Version::HTTP_2)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert(grpc::STATUS, Code::DeadlineExceeded.number().into());
+    trailers.insert(grpc::MESSAGE, HeaderValue::from_static("Deadline Exceeded"));
+    Some(trailers)
 }
 
 /// Notes a call's status, if a response's head or its trailers have it.

@@ -561,6 +561,12 @@ impl http_body::Body for ResponseBody {
         let frame = match (frame, passed) {
             (_, Some(passed)) => {
                 me.passed = Some(passed);
+                if let Some(trailers) = grpc::exceeded(me.ending.stream()) {
+                    // A client would take a reset for a fault of somebody's.
+                    me.fail(&BodyError::Timeout);
+                    grpc::note(me.ending.stream(), &trailers);
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
                 Some(Err(BodyError::Timeout))
             }
             (Poll::Ready(frame), None) => frame,
