@@ -1,5 +1,6 @@
 //! Filters and configurations are swapped while requests are under way: none fails, none meets two versions at once.
 
+mod addresses;
 mod certificates;
 mod files;
 mod parts;

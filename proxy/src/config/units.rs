@@ -91,6 +91,17 @@ impl Address {
             Address::Unix(_) => None,
         }
     }
+
+    /// Whether sockets on both would get the same connections, or could not be there at the same time.
+    pub fn overlaps(&self, other: &Address) -> bool {
+        match (self, other) {
+            (Address::Inet(one), Address::Inet(other)) => {
+                let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+                one.port() == other.port() && (all || one.ip() == other.ip())
+            }
+            (one, other) => one == other,
+        }
+    }
 }
 
 impl From<SocketAddr> for Address {

@@ -404,8 +404,6 @@ impl Foundry {
         let mut sockets: Vec<Sockets> = (0..self.workers).map(|_| Sockets::default()).collect();
         for (index, listener) in listeners.iter().enumerate() {
             let config = &listener.config;
-            let mut before = previous.into_iter().flat_map(|p| &p.listeners);
-            let before = before.find(|l| l.config.name == config.name).map(|l| &l.config);
             for (nth, address) in config.all_addresses().enumerate() {
                 let mut cannot = |address: &dyn std::fmt::Display, error: std::io::Error, help: Option<&str>| {
                     let pointer = match nth.checked_sub(1) {
@@ -415,8 +413,15 @@ impl Foundry {
                     let message = format!("cannot listen on {address}: {error}");
                     wrong.push(loaded.source.diagnostic(&pointer, message, help.map(str::to_owned)));
                 };
-                let before = before.filter(|before| before.all_addresses().any(|a| a == address));
+                // Sockets are their address's, and not the listener's: it may have had another name.
+                let mut before = previous.into_iter().flat_map(|p| &p.listeners).map(|l| &l.config);
+                let before = before.find(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
+                    // With an address that is a part of this one, or of which this is a part, it gets its connections until that
+                    // one ends.
+                    let mut held =
+                        previous.into_iter().flat_map(|p| &p.listeners).flat_map(|l| l.config.all_addresses());
+                    let claim = if held.any(|held| held.overlaps(address)) { Claim::Shared } else { claim };
                     match socket::listen(address, &config.socket, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()

@@ -35,7 +35,7 @@ use crate::{
     exchange::{Refusal, Refused, Site},
     http::{body::Body, connection::Handle},
     net::{
-        ListenSocket, Listener, Socket,
+        Listener, Socket,
         descriptors::{self, Taker},
     },
     observe::{self, Gauge, Seldom, Shard, set_shard},
@@ -114,6 +114,9 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
 }
 
 struct Listening {
+    /// The listener that has the socket.
+    name: String,
+    socket: Rc<Listener>,
     handle: Rc<Handle>,
     tcp: Rc<connection::TcpRules>,
     accept: AbortHandle,
@@ -126,8 +129,8 @@ struct Listening {
 struct Worker {
     supply: Rc<Supply>,
     pools: Pools<Body>,
-    /// By name and address: one that moves is another one.
-    listening: RefCell<HashMap<(String, Address), Listening>>,
+    /// By address: sockets belong to it, and pass from one listener to another.
+    listening: RefCell<HashMap<Address, Listening>>,
     vms: RefCell<Vec<Rc<Vm>>>,
     connections: Rc<Connections>,
     clients: Rc<Clients>,
@@ -226,25 +229,33 @@ impl Worker {
             let site = Rc::new(self.site(&snapshot, index, &filters));
             let tcp = tcp_site(&snapshot, index, &filters).map(Rc::new);
             for address in parts.config.all_addresses() {
-                let (key, place) = ((parts.config.name.clone(), address.clone()), (index, address.clone()));
-                let there = if let Some(there) = listening.remove(&key) {
-                    there.handle.set_site(site.clone());
-                    *there.tcp.borrow_mut() = tcp.clone();
-                    there
-                } else if let Some(socket) = streams.remove(&place) {
-                    match self.listen(socket, site.clone(), tcp.clone(), parts.shared.clone()) {
-                        Ok(new) => new,
+                let name = &parts.config.name;
+                let place = (index, address.clone());
+                let there = match (listening.remove(address), streams.remove(&place)) {
+                    (Some(there), _) if there.name == *name => {
+                        there.handle.set_site(site.clone());
+                        *there.tcp.borrow_mut() = tcp.clone();
+                        there
+                    }
+                    // Its connections are another listener's; they end with that.
+                    (Some(there), _) => there.passes_to(|socket| {
+                        self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                    }),
+                    (None, Some(socket)) => match Listener::try_from(socket) {
+                        Ok(socket) => {
+                            let socket = Rc::new(socket);
+                            self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                        }
                         Err(e) => {
-                            tracing::error!(listener = key.0, "cannot accept connections: {e}");
+                            tracing::error!(listener = name, "cannot accept connections: {e}");
                             continue;
                         }
-                    }
-                } else {
-                    continue;
+                    },
+                    (None, None) => continue,
                 };
                 #[cfg(feature = "http3")]
                 let there = self.with_quic(there, datagrams.remove(&place), &site);
-                kept.insert(key, there);
+                kept.insert(address.clone(), there);
             }
         }
         for (_, gone) in std::mem::replace(&mut *listening, kept) {
@@ -274,19 +285,21 @@ impl Worker {
 
     fn listen(
         &self,
-        socket: ListenSocket,
+        name: String,
+        socket: Rc<Listener>,
         site: Rc<Site>,
         tcp: Option<Rc<TcpSite>>,
         shared: Arc<ListenerShared>,
-    ) -> std::io::Result<Listening> {
-        let socket = Listener::try_from(socket)?;
+    ) -> Listening {
         let handle = Rc::new(Handle::new(site));
         let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
         let all = (self.connections.clone(), self.clients.clone());
-        let accept = accept(socket, handle.clone(), tcp.clone(), shared.clone(), all, stopped);
+        let accept = accept(socket.clone(), handle.clone(), tcp.clone(), shared.clone(), all, stopped);
         let accept = tokio::task::spawn_local(accept).abort_handle();
-        Ok(Listening {
+        Listening {
+            name,
+            socket,
             handle,
             tcp,
             accept,
@@ -294,7 +307,7 @@ impl Worker {
             shared,
             #[cfg(feature = "http3")]
             quic: None,
-        })
+        }
     }
 
     /// The same with HTTP/3, or without, as its rules are now.
@@ -362,6 +375,20 @@ impl Listening {
         self.quic.into_iter().for_each(Quic::end);
         drop((self.accept, self.shared));
     }
+
+    /// Gives its sockets to another listener, and lets its connections end. Those of HTTP/3, which have no other socket, go on under
+    /// the other's rules.
+    fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> Listening) -> Listening {
+        self.accept.abort();
+        self.handle.drain();
+        #[cfg_attr(not(feature = "http3"), expect(unused_mut, reason = "there is nothing else to give"))]
+        let mut other = listen(self.socket);
+        #[cfg(feature = "http3")]
+        {
+            other.quic = self.quic;
+        }
+        other
+    }
 }
 
 /// Sockets by listener and address.
@@ -382,7 +409,7 @@ fn scarce() -> Refused {
 
 /// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
 async fn accept(
-    socket: Listener,
+    socket: Rc<Listener>,
     handle: Rc<Handle>,
     tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
@@ -443,7 +470,7 @@ async fn accept(
             },
         }
     }
-    for (stream, peer) in socket.close() {
+    for (stream, peer) in Rc::into_inner(socket).map(Listener::close).unwrap_or_default() {
         begin(stream, peer);
     }
 }

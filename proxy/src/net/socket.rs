@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -180,13 +181,33 @@ impl TryFrom<ListenSocket> for Listener {
     }
 }
 
+/// Lets no SYN pass (RFC 9293 section 3.1: flags are in the header's 14th byte), in the language of Linux's socket filters. Connections
+/// that are accepted have the filter of their listening socket; it is nothing to them.
+fn no_more_connections() -> [SockFilter; 5] {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        // SYN and ACK.
+        SockFilter::new(AND, 0, 0, 0x12),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, 0x02),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+}
+
 impl Listener {
-    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them.
+    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them. Who comes just now is
+    /// not answered, and asks again: then another socket with this address may be there.
     pub fn close(self) -> Vec<(Socket, SocketAddr)> {
         // The system is asked, not the runtime, which may not have heard yet that somebody waits.
         match self {
             Listener::Tcp(socket) => {
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
+                // Without it, somebody who comes between the last look and the end is reset.
+                let _ = SockRef::from(&socket).attach_filter(&no_more_connections());
                 let waiting = std::iter::from_fn(|| next(|| socket.accept()));
                 let adopt = |(stream, peer): (std::net::TcpStream, _)| {
                     stream.set_nonblocking(true).ok()?;
