@@ -66,6 +66,11 @@ fn took_longer(passed: u64, time: Duration) -> bool {
     wall + TICK >= time && processor_time().saturating_sub(MARK.get().1 + TICK) > time
 }
 
+/// Processor time of this thread since the tick in which the call under way, or just over, began.
+pub fn since_mark() -> Duration {
+    processor_time().saturating_sub(MARK.get().1)
+}
+
 /// Processor time of this thread. A system call, so not for every call of a guest: only for those that take long.
 #[expect(unsafe_code, reason = "rustix asks the vDSO by itself, which does not work under valgrind")]
 pub fn processor_time() -> Duration {

@@ -121,6 +121,24 @@ fn a_filter_that_takes_long_to_make_is_made_within_the_budget() {
     assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
 }
 
+/// Whoever knows an endless loop gets a part of a worker, and not the whole.
+#[test]
+fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &poisoned_by("(loop $on (br $on))"));
+    let (mut boom, mut plain) = (proxy.client(), Client::connect(proxy.address("plain")));
+    wait_until("the budget to be used up", || {
+        for _ in 0..40 {
+            boom.request("GET", "/", &[("x-boom", "1")], b"");
+        }
+        assert_eq!(plain.get("/").status(), 200);
+        proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
+    });
+    proxy.wait_for_output("its calls overrun their time so often");
+    // It comes back by itself.
+    wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
+}
+
 #[test]
 fn a_worker_without_an_instance_is_told_of() {
     for (policy, workers) in [("deny", 2), ("bypass", 1)] {

@@ -2,8 +2,9 @@
 //! filter's `on_failure` says. A spare one takes its place in the failing call's own turn, so that the next request meets an
 //! instance that is ready. The control thread makes other spares, within the budget of the worker's [`Supply`].
 //!
-//! A request that makes a filter fail can be sent again and again. So no failure is answered with a pause, but one: an
-//! instance that fails by itself in the first call that it gets (a tick, say) has served nobody, and neither will the next.
+//! A request that makes a filter fail can be sent again and again. So no failure is answered with a pause, but two: an
+//! instance that fails by itself in the first call that it gets (a tick, say) has served nobody, and neither will the next; and
+//! where calls that overrun their time take too much of a worker, others of the worker's go first.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -65,7 +66,11 @@ impl Vm {
         self.http.take().into_values().for_each(|call| call.abort());
         self.end_streams(stream.filter(|_| hears));
         if !self.closing.get() {
-            self.recover(tenant, stream.is_none());
+            let overrun = match kind {
+                TrapKind::Timeout => self.site.supply.overran(clock::since_mark()),
+                _ => Duration::ZERO,
+            };
+            self.recover(tenant, stream.is_none(), overrun);
         }
     }
 
@@ -125,10 +130,11 @@ impl Vm {
     }
 
     /// Takes another instance into use, if there is one, and orders more. `alone`: it has failed in no stream's call.
-    fn recover(&self, tenant: &Tenant, alone: bool) {
+    /// `overrun`: how long calls should have none, for the time that they have taken.
+    fn recover(&self, tenant: &Tenant, alone: bool, overrun: Duration) {
         let still_born = alone && self.calls.get() - self.calls_before.get() <= 1;
         self.still_born.set(if still_born { self.still_born.get().saturating_add(1) } else { 0 });
-        let pause = pause(self.still_born.get());
+        let pause = pause(self.still_born.get()).max(overrun);
         self.resting.set((!pause.is_zero()).then(|| Instant::now() + pause));
         match pause.is_zero().then(|| self.ready_instance()).flatten() {
             Some(instance) => self.replace(instance),
@@ -136,8 +142,18 @@ impl Vm {
                 self.machine.presence.lost();
                 // Others may hear of its queues' messages meanwhile.
                 self.tenants.iter().for_each(|tenant| tenant.stop_listening());
-                if pause.is_zero() && !self.site.supply.wait().is_zero() {
-                    self.say_over_budget(tenant);
+                if !overrun.is_zero() {
+                    self.say_over_budget(
+                        tenant,
+                        "its calls overrun their time so often that they would take more than 60 % of a worker; until there is \
+                         room again, `on_failure` decides (a lower `limits.call_time` makes room)",
+                    );
+                } else if pause.is_zero() && !self.site.supply.wait().is_zero() {
+                    self.say_over_budget(
+                        tenant,
+                        "it fails so often that a worker would spend more than a tenth of its time on making instances; until \
+                         there is another one, `on_failure` decides",
+                    );
                 }
             }
         }
@@ -145,7 +161,7 @@ impl Vm {
     }
 
     #[cold]
-    fn say_over_budget(&self, tenant: &Tenant) {
+    fn say_over_budget(&self, tenant: &Tenant, what: &str) {
         let plugin = &tenant.plugin;
         plugin.figures.over_budget.inc(observe::shard());
         if let Some(left_out) = plugin.said_over_budget.may_warn() {
@@ -153,8 +169,7 @@ impl Vm {
                 target: "tollgate::filter",
                 filter = plugin.identity.name,
                 left_out,
-                "it fails so often that a worker would spend more than a tenth of its time on making instances; until there is \
-                 another one, `on_failure` decides"
+                "{what}"
             );
         }
     }
