@@ -75,6 +75,42 @@ fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
     assert_eq!(upstream.only_request().field("grpc-timeout"), None);
 }
 
+/// Nobody makes a request last by saying that it is a call.
+#[test]
+fn only_a_post_is_a_call() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(to(&upstream, "request_timeout: 200ms").listener("grpc_web: true"));
+    for (method, media_type) in
+        [("GET", "application/grpc"), ("PUT", "application/grpc+proto"), ("GET", "application/grpc-web")]
+    {
+        let fields = [("content-type", media_type), ("grpc-timeout", "99999999H")];
+        let response = proxy.request(method, "/a.B/C", &fields, b"");
+        assert_eq!((response.status(), response.field("grpc-status")), (504, None), "{method} {media_type}");
+        let entry = proxy.entry_for("/a.B/C");
+        assert_eq!((&entry["details"], &entry["grpc_status"]), (&"response_timeout".into(), &().into()));
+    }
+}
+
+#[test]
+fn a_client_may_ask_for_so_long_and_no_longer() {
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(to(&upstream, "max_grpc_timeout: 300ms"));
+    assert_exceeded(&proxy, &call(&proxy, "99999999H"), "grpc_deadline");
+    assert!(left(&upstream.only_request()) <= 300_000, "the upstream is told the time that there is");
+
+    let upstream = Upstream::replying(|_| head_only(0));
+    let told = |cluster: &str| {
+        call(&Proxy::start(to(&upstream, cluster)), "99999999H");
+        upstream.requests().pop().and_then(|request| request.field("grpc-timeout").map(str::to_owned))
+    };
+    assert_eq!(told("max_grpc_timeout: 0s").as_deref(), Some("99999998H"));
+    let by_default = told("").expect("a timeout");
+    assert!(
+        by_default.starts_with("3599") && by_default.ends_with('m'),
+        "an hour, but for what has passed: {by_default}"
+    );
+}
+
 /// The time that is left, in microseconds.
 fn left(request: &Message) -> u64 {
     let value = request.field("grpc-timeout").expect("a timeout");

@@ -163,6 +163,45 @@ fn streams_and_tunnels_count_for_their_client() {
     wait_until("the tunnel's place to be taken", || uploads(&proxy) == 3.0);
 }
 
+/// Whoever has switched to another protocol holds a connection just the same, from however many addresses.
+#[test]
+fn tunnels_hold_no_more_than_uploads() {
+    let upstream = Upstream::scripted(|mut connection| {
+        while let Some(mut request) = connection.head() {
+            if request.field("upgrade").is_some() {
+                connection
+                    .send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+                return connection.wait_for_end();
+            }
+            if connection.wire.read_body(&mut request, false).is_err() {
+                return;
+            }
+            connection.send(answer(200, &[], "ok"));
+        }
+    });
+    let proxy = Proxy::start(to(&upstream, "connections: 8"));
+    let tunnel = |path: &str, from: u32| {
+        let mut client = proxy.client();
+        client.send(format!(
+            "GET {path} HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 192.0.2.{from}\r\nConnection: upgrade\r\n\
+             Upgrade: websocket\r\n\r\n"
+        ));
+        client
+    };
+    let mut held: Vec<_> = (0..5).map(|n| tunnel("/chat", n / 2)).collect();
+    for tunnel in &mut held {
+        assert_eq!(tunnel.read().status(), 101);
+    }
+    let _upload = upload(&proxy, "/upload", "192.0.2.3", LONG);
+    wait_until("the upload to have the last place", || uploads(&proxy) == 6.0);
+    assert_refused(&proxy, &mut tunnel("/over", 4), "/over", "uploads_overflow");
+    assert_refused(&proxy, &mut upload(&proxy, "/upload-over", "192.0.2.4", LONG), "/upload-over", "uploads_overflow");
+    assert_eq!(proxy.get("/").status(), 200, "what is there as a whole finds a connection");
+    held.pop();
+    wait_until("the tunnel's place to be free", || uploads(&proxy) == 5.0);
+    assert_eq!(tunnel("/next", 4).read().status(), 101);
+}
+
 #[test]
 fn a_short_body_is_there_before_an_upstream_is_asked() {
     let upstream = reading();
@@ -297,6 +336,21 @@ fn a_call_may_say_nothing_for_long() {
     std::thread::sleep(Duration::from_secs(1));
     client.data(stream, b"\0\0\0\0\0", true);
     assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
+}
+
+/// Where there is no HTTP/2, there is no gRPC, whatever a client says.
+#[test]
+fn a_call_to_a_cluster_without_http_2_comes_at_a_rate() {
+    let upstream = reading();
+    let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.client();
+    client.send(
+        "POST /a.B/C HTTP/1.1\r\nHost: test\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+    );
+    assert_eq!(client.read().field("grpc-status"), Some("4"));
+    let entry = proxy.entry_for("/a.B/C");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_too_slow".into()));
 }
 
 #[test]

@@ -582,7 +582,7 @@ impl Foundry {
             ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| {
                 &s.pending_overflows
             }),
-            ("tollgate_cluster_uploads", "Unfinished uploads.", Kind::Gauge, |s| &s.uploads),
+            ("tollgate_cluster_uploads", "Unfinished uploads and tunnels.", Kind::Gauge, |s| &s.uploads),
             ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the bounds.", Kind::Counter, |s| {
                 &s.upload_overflows
             }),

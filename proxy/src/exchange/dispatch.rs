@@ -27,7 +27,7 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
-        ActiveGuard, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head, Holder, PooledBody,
+        ActiveGuard, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody,
         ProtocolError, RequestGuard, Trouble, Waited, Way,
     },
 };
@@ -36,7 +36,7 @@ use crate::{
 pub(super) struct Guards {
     request: RequestGuard,
     endpoint: ActiveGuard,
-    /// A tunnel's place among those of its client.
+    /// A tunnel's place among those that clients hold.
     _tunnel: Option<Box<ClientPlace>>,
 }
 
@@ -67,14 +67,11 @@ pub(super) async fn run(
 ) -> Result<FromUpstream, Stop> {
     let (route, cluster) = (&selected.route, &selected.cluster);
     let fault = |fault: Fault| fault.into_stop(stream, 0);
-    let hold = |holder| {
-        let held = cluster.try_hold(stream.client.ip(), holder);
-        held.map_err(|crowded| fault(Fault::Crowded(crowded)))
-    };
+    let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| fault(Fault::Crowded(crowded)));
     if upload.is_unfinished() {
-        upload.hold(hold(Holder::Upload)?);
+        upload.hold(hold()?);
     }
-    let tunnel = switch.map(|_| hold(Holder::Tunnel).map(Box::new)).transpose()?;
+    let tunnel = switch.map(|_| hold().map(Box::new)).transpose()?;
     let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
     // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
@@ -82,10 +79,15 @@ pub(super) async fn run(
         upload.keep(site.buffered_body);
     }
     // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
-    let of_cluster = if grpc::set_deadline(stream) { None } else { cluster.request_timeout };
+    let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
+    let of_cluster = if own { None } else { cluster.request_timeout };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
-    let mut deadline = Deadline::new(site, stream, total, idle).with(upload);
+    let mut deadline = Deadline::new(site, stream, total, idle);
+    // A call may say nothing for as long as it likes.
+    if !grpc::is_call_to(stream, cluster) {
+        deadline = deadline.with(upload);
+    }
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {

@@ -1,32 +1,47 @@
 //! What the exchange does differently for gRPC calls: their deadline, responses of the proxy's own, and what they come to in
 //! the end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::deadline::Deadline;
 use crate::{
     chain::{ResponseHead, Stream, stream::GrpcCall},
     http::grpc::{self, Code},
+    upstream::Cluster,
 };
 
 /// Bytes of a body that may become a message: what is longer is a document for people.
 const MAX_MESSAGE: usize = 1024;
 
-/// Notes that a stream is a gRPC call, if it is one.
+/// Notes that a stream is a gRPC call, if it is one: calls are `POST` requests and nothing else.
 pub(super) fn begin(stream: &Stream) {
-    if grpc::is_grpc(&stream.state.borrow().request.fields) {
+    let is_call = {
+        let request = &stream.state.borrow().request;
+        request.method == Method::POST && grpc::is_grpc(&request.fields)
+    };
+    if is_call {
         // Set here only.
         let _ = stream.grpc.set(GrpcCall::default());
-        set_deadline(stream);
+        set_deadline(stream, None);
     }
 }
 
-/// Sets a call's deadline as its head says now: filters may have changed or removed it. Whether there is one.
-pub(super) fn set_deadline(stream: &Stream) -> bool {
+/// Whether a stream is a gRPC call to a cluster that may speak HTTP/2, without which there is no gRPC. Any client can claim to
+/// make a call, so only such calls are let off what other requests are held to.
+pub(super) fn is_call_to(stream: &Stream, cluster: &Cluster) -> bool {
+    stream.grpc.get().is_some() && cluster.may_speak_h2()
+}
+
+/// Sets a call's deadline as its head says now: filters may have changed or removed it. A client may ask for `most` and no more.
+/// Whether there is one.
+pub(super) fn set_deadline(stream: &Stream, most: Option<Duration>) -> bool {
     let Some(call) = stream.grpc.get() else { return false };
     let timeout = stream.state.borrow().request.fields.get(grpc::TIMEOUT).and_then(grpc::parse_timeout);
+    let timeout = timeout.map(|timeout| most.map_or(timeout, |most| timeout.min(most)));
     call.deadline.set(timeout.and_then(|timeout| stream.start.checked_add(timeout)));
     call.deadline.get().is_some()
 }

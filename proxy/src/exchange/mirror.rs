@@ -19,7 +19,7 @@ use super::{Site, upload::Upload};
 use crate::{
     chain::RequestHead,
     http::body::{Body, BodyError},
-    upstream::{Cluster, Failure, Holder, Pools, Way},
+    upstream::{Cluster, Failure, Pools, Way},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
@@ -75,7 +75,7 @@ impl http_body::Body for Copy {
 
 /// Sends a copy of the request.
 pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload, client: IpAddr) {
-    let place = match upload.is_unfinished().then(|| cluster.try_hold(client, Holder::Upload)).transpose() {
+    let place = match upload.is_unfinished().then(|| cluster.try_hold(client)).transpose() {
         Ok(place) => place,
         Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
     };

@@ -180,7 +180,7 @@ async fn forward(
     let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
     // A client that waits for a word has it when there is somebody to send the body to, and one that makes a call may wait for an
     // answer before it says more.
-    if ahead > 0 && upload.is_unfinished() && !expects && stream.grpc.get().is_none() {
+    if ahead > 0 && upload.is_unfinished() && !expects && !grpc::is_call_to(stream, &selected.cluster) {
         let passed = upload.read_ahead(ahead, &mut deadline).await;
         check(stream, upload, passed, seen)?;
     }

@@ -61,7 +61,7 @@ pub enum Fault {
     SlowBody,
     /// The request's body came too slowly.
     SlowUpload,
-    /// Unfinished uploads hold as much of the cluster as they may: all of them, or those of this client.
+    /// Unfinished uploads and tunnels hold as much of the cluster as they may: all of them, or those of this client.
     Crowded(Crowded),
     /// The request's body broke HTTP.
     BadBody,

@@ -116,8 +116,7 @@ impl Upload {
         }
         let flow = BodyFlow::new(stream, Direction::Request, site.buffered_body);
         let (limits, grace) = (&site.config.limits, site.config.timeouts.body_grace.0);
-        // A call may say nothing for as long as it likes.
-        let paced = !empty && limits.body_rate.0 > 0 && stream.grpc.get().is_none();
+        let paced = !empty && limits.body_rate.0 > 0;
         Rc::new(Upload {
             stream: stream.clone(),
             empty,

@@ -11,7 +11,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body::{Body as _, Frame};
 
 use super::{
@@ -41,8 +41,11 @@ fn variant(media_type: &str) -> Option<(bool, String)> {
 }
 
 impl Translation {
-    /// Makes a request of gRPC of one of gRPC-Web. `None`, and nothing is changed, if it is none.
+    /// Makes a request of gRPC of one of gRPC-Web. `None`, and nothing is changed, if it is none, as only a `POST` is one.
     pub fn begin(request: &mut Request<Body>) -> Option<Translation> {
+        if request.method() != Method::POST {
+            return None;
+        }
         let fields = request.headers_mut();
         let (text, suffix) = variant(fields.get(header::CONTENT_TYPE)?.to_str().ok()?)?;
         // The client may want the other variant for the response.

@@ -32,6 +32,8 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
+    /// The longest time that a gRPC client may set itself; `None` for no bound.
+    pub max_grpc_timeout: Option<Duration>,
     /// What is spoken to its endpoints.
     pub protocol: model::ClusterProtocol,
     /// The header that connections to them begin with.
@@ -72,7 +74,8 @@ pub struct Limits {
     pub pending: u64,
     /// Requests under way.
     pub requests: u64,
-    /// Of the places for requests that connections, streams and `requests` come to, those that unfinished uploads may hold.
+    /// Of the places for requests that connections, streams and `requests` come to, those that unfinished uploads and tunnels may
+    /// hold.
     pub uploads: u64,
     /// And those of one client.
     pub uploads_per_client: u64,
@@ -144,7 +147,7 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// Total: requests refused because too many waited for a connection.
     pub pending_overflows: AtomicU64,
-    /// Gauge: unfinished uploads that have a connection or wait for one.
+    /// Gauge: unfinished uploads and tunnels that have a connection or wait for one.
     pub uploads: AtomicU64,
     /// Total: uploads and tunnels refused because too many were under way, of their client or in all.
     pub upload_overflows: AtomicU64,
@@ -224,6 +227,7 @@ impl Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
             request_timeout: config.request_timeout.bound(),
+            max_grpc_timeout: config.max_grpc_timeout.bound(),
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,
             http2: config.http2.clone(),
@@ -301,6 +305,15 @@ impl Cluster {
         };
         self.stats.leaves_unhealthy_out.store(selection == Selection::Healthy, Relaxed);
         selection
+    }
+
+    /// Whether requests to it may be streams of HTTP/2: with `auto`, an endpoint may choose that by ALPN.
+    pub fn may_speak_h2(&self) -> bool {
+        match self.protocol {
+            model::ClusterProtocol::H1 => false,
+            model::ClusterProtocol::H2 => true,
+            model::ClusterProtocol::Auto => self.tls.is_some(),
+        }
     }
 
     /// A place for one request (not for each of its tries), given back when the guard is dropped. `None` if

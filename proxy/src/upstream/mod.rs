@@ -35,5 +35,5 @@ pub use self::{
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},
-    uploads::{ClientPlace, Crowded, Holder},
+    uploads::{ClientPlace, Crowded},
 };

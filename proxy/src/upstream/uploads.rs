@@ -1,9 +1,9 @@
-//! How much of a cluster unfinished uploads may hold: a part of it all together, a smaller part for each client.
+//! How much of a cluster unfinished uploads and tunnels may hold: a part of it all together, a smaller part for each client.
 //!
-//! A request whose body has not all come holds a connection for as long as its client likes. As such requests never hold all
-//! connections, one that is there as a whole always finds some that come free by themselves. What counts is who waits for a
-//! connection as well as who has one, over all workers. Only uploads that have not ended when they are sent on come here, so the
-//! lock is nobody else's concern.
+//! A request whose body has not all come, or that becomes a tunnel, holds a connection for as long as its client likes. As such
+//! requests never hold all connections, one that is there as a whole always finds some that come free by themselves. What counts
+//! is who waits for a connection as well as who has one, over all workers. Only tunnels, and uploads that have not ended when they
+//! are sent on, come here, so the lock is nobody else's concern.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -31,22 +31,13 @@ impl Client {
     }
 }
 
-/// Why an upload may not go on.
+/// Why an upload or a tunnel may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crowded {
-    /// Unfinished uploads hold as much of the cluster as they may.
+    /// Unfinished uploads and tunnels hold as much of the cluster as they may.
     All,
     /// Those of this client do.
     Client,
-}
-
-/// What holds a place for as long as its client likes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
-    /// An upload. There is a part that uploads may have.
-    Upload,
-    /// A tunnel. It counts for its client only.
-    Tunnel,
 }
 
 /// A place among those that clients hold, until this is dropped.
@@ -55,7 +46,6 @@ pub enum Holder {
 pub struct ClientPlace {
     stats: Arc<Stats>,
     client: Client,
-    holder: Holder,
 }
 
 impl Shares {
@@ -69,32 +59,32 @@ impl Cluster {
     ///
     /// # Errors
     /// There is none left, which is counted.
-    pub fn try_hold(&self, client: IpAddr, holder: Holder) -> Result<ClientPlace, Crowded> {
+    pub fn try_hold(&self, client: IpAddr) -> Result<ClientPlace, Crowded> {
         let (stats, client) = (self.stats(), Client::of(client));
         let Limits { uploads, uploads_per_client, .. } = self.limits;
         let mut shares = stats.shares.lock();
         let count = shares.get(&client).copied().unwrap_or(0);
-        let crowded = match holder {
-            _ if count >= uploads_per_client => Some(Crowded::Client),
+        let crowded = if count >= uploads_per_client {
+            Some(Crowded::Client)
+        } else {
             // Written under the lock only.
-            Holder::Upload if stats.uploads.load(Relaxed) >= uploads => Some(Crowded::All),
-            _ => None,
+            (stats.uploads.load(Relaxed) >= uploads).then_some(Crowded::All)
         };
         if let Some(crowded) = crowded {
             stats.upload_overflows.fetch_add(1, Relaxed);
             return Err(crowded);
         }
         shares.insert(client, count + 1);
-        stats.uploads.fetch_add(u64::from(holder == Holder::Upload), Relaxed);
+        stats.uploads.fetch_add(1, Relaxed);
         drop(shares);
-        Ok(ClientPlace { stats: Arc::clone(stats), client, holder })
+        Ok(ClientPlace { stats: Arc::clone(stats), client })
     }
 }
 
 impl Drop for ClientPlace {
     fn drop(&mut self) {
         let mut shares = self.stats.shares.lock();
-        self.stats.uploads.fetch_sub(u64::from(self.holder == Holder::Upload), Relaxed);
+        self.stats.uploads.fetch_sub(1, Relaxed);
         if let Entry::Occupied(mut count) = shares.entry(self.client) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -116,7 +106,7 @@ mod tests {
     }
 
     fn hold(cluster: &Cluster, client: &str) -> Result<ClientPlace, Crowded> {
-        cluster.try_hold(client.parse().unwrap(), Holder::Upload)
+        cluster.try_hold(client.parse().unwrap())
     }
 
     #[test]
@@ -125,13 +115,9 @@ mod tests {
         let held: Vec<_> = (0..6).map(|n| hold(&cluster, &format!("192.0.2.{}", n / 2)).unwrap()).collect();
         assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), Crowded::Client);
         assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), Crowded::All);
-        let tunnel = |client: &str| cluster.try_hold(client.parse().unwrap(), Holder::Tunnel);
-        assert_eq!(tunnel("192.0.2.0").unwrap_err(), Crowded::Client);
-        let tunnels = [tunnel("192.0.2.9").unwrap(), tunnel("192.0.2.9").unwrap()];
-        assert_eq!(tunnel("192.0.2.9").unwrap_err(), Crowded::Client);
         assert_eq!(cluster.stats().uploads.load(Relaxed), 6);
-        assert_eq!(cluster.stats().upload_overflows.load(Relaxed), 4);
-        drop((held, tunnels));
+        assert_eq!(cluster.stats().upload_overflows.load(Relaxed), 2);
+        drop(held);
         assert_eq!(cluster.stats().uploads.load(Relaxed), 0);
         assert!(cluster.stats().shares.lock().is_empty(), "nothing is kept of clients that hold nothing");
     }

@@ -43,6 +43,10 @@ pub struct Cluster {
     /// response, retries included (504); a route can set its own.
     #[serde(default = "default::request_timeout")]
     pub request_timeout: Duration,
+    /// The longest time that a gRPC client may set with `grpc-timeout`, in place of `request_timeout`: a longer one is taken for
+    /// this. `0s`: unlimited.
+    #[serde(default = "default::max_grpc_timeout")]
+    pub max_grpc_timeout: Duration,
     /// Retries, unless a route sets its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
@@ -114,12 +118,12 @@ pub struct ClusterLimits {
     /// Requests under way; further ones are answered with 503 (flag `UO`).
     #[schemars(range(min = 1))]
     pub requests: u32,
-    /// Unfinished uploads at one time, in percent of the places that there are for requests (`connections`, with `protocol: h2`
-    /// as many times `http2.max_concurrent_streams`, and at most `requests`): requests whose bodies have not all come. Further
-    /// ones are answered with 503 (flag `UO`).
+    /// Unfinished uploads and tunnels at one time, in percent of the places that there are for requests (`connections`, with
+    /// `protocol: h2` as many times `http2.max_concurrent_streams`, and at most `requests`): requests whose bodies have not all
+    /// come, upgrades and `CONNECT`. Further ones are answered with 503 (flag `UO`).
     #[schemars(range(min = 1, max = 100))]
     pub uploads: u32,
-    /// The same for one client (an IPv6 /64 counts as one), tunnels included.
+    /// The same for one client (an IPv6 /64 counts as one).
     #[schemars(range(min = 1, max = 100))]
     pub uploads_per_client: u32,
     /// A connection without a request is closed after this.
@@ -241,6 +245,9 @@ mod default {
     }
     pub(super) fn request_timeout() -> Duration {
         Duration::secs(15)
+    }
+    pub(super) fn max_grpc_timeout() -> Duration {
+        Duration::secs(3600)
     }
     pub(super) fn retry_on() -> Vec<RetryOn> {
         vec![RetryOn::ConnectFailure, RetryOn::Reset]

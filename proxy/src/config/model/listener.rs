@@ -137,7 +137,8 @@ pub struct ListenerLimits {
     /// none: of a body that is known to be longer, none are. 0: never.
     pub read_ahead: ByteSize,
     /// Bytes of a request's body that must come in each second, on average and beyond `timeouts.body_grace`, while it is waited
-    /// for (408). Not for gRPC, and not when the response has begun. 0: unlimited.
+    /// for (408). Not for gRPC calls to clusters with `protocol: h2` (or `auto` and TLS), and not when the response has begun. 0:
+    /// unlimited.
     pub body_rate: ByteSize,
     /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
     /// 0: as many as there are file descriptors for.
@@ -161,13 +162,15 @@ impl Default for ListenerLimits {
     }
 }
 
-/// How long a client may take. A time of `0s` means unlimited.
+/// How long a client may take. A time of `0s` means unlimited, but for `body_grace`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerTimeouts {
     /// From the first byte of a request's head to its last (408).
     pub header_read: Duration,
-    /// How long a request's body may be waited for in any case, before `limits.body_rate` counts. `0s`: not at all.
+    /// How long a request's body may be waited for in any case, before `limits.body_rate` counts. `0s`
+    /// means no time at all, not unlimited: `limits.body_rate` counts at once. A body that may take any time is what
+    /// `limits.body_rate: 0` is for.
     pub body_grace: Duration,
     /// A connection without a request is closed after this.
     pub keep_alive: Duration,

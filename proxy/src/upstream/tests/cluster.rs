@@ -72,4 +72,5 @@ fn a_time_of_zero_is_no_bound() {
     config.connect_timeout = crate::config::units::Duration::secs(0);
     let cluster = Cluster::new(&config, None);
     assert_eq!((cluster.connect_timeout, cluster.request_timeout), (None, Some(Duration::from_secs(15))));
+    assert_eq!(cluster.max_grpc_timeout, Some(Duration::from_secs(3600)));
 }
