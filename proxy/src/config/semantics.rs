@@ -81,6 +81,20 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     admin::warn(source, config, warnings);
     tls::warn(source, config, warnings);
     workload::warn(source, config, warnings);
+    let listeners = config.listeners.iter().enumerate().map(|(i, listener)| ("listeners", i, &listener.http2));
+    let clusters = config.clusters.iter().enumerate().map(|(i, cluster)| ("clusters", i, &cluster.http2));
+    for (section, i, http2) in listeners.chain(clusters) {
+        let all = http2.all_stream_windows();
+        if u64::from(http2.connection_window.window()) < all.0 {
+            let message = format!(
+                "`connection_window` ({}) is smaller than `max_concurrent_streams` times `stream_window` ({all}): streams that \
+                 nobody reads can hold up the others",
+                http2.connection_window
+            );
+            let pointer = format!("/{section}/{i}/http2/connection_window");
+            warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
+        }
+    }
     for (i, cluster) in config.clusters.iter().enumerate() {
         if cluster.endpoints.is_empty() {
             let message = format!("cluster `{}` has no endpoints: all requests get 503", cluster.name);

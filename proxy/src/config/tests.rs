@@ -215,6 +215,31 @@ fn broken_files_are_no_more_than_errors() {
 }
 
 #[test]
+fn a_connections_window_below_those_of_its_streams_is_a_warning() {
+    let defaults = crate::config::model::Http2::default();
+    assert!(defaults.connection_window.0 >= defaults.all_stream_windows().0);
+    let warnings = |http2: &str| {
+        let text = format!(
+            "listeners:\n  - name: a\n    address: 127.0.0.1:1\n    http2: {http2}\nclusters:\n  - name: b\n    \
+             endpoints: [127.0.0.1:2]\n    http2: {http2}\n"
+        );
+        loader().parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}")).warnings.to_string()
+    };
+    assert_eq!(warnings("{}"), "");
+    assert_eq!(warnings("{stream_window: 1MiB, connection_window: 100MiB}"), "");
+    assert_eq!(warnings("{max_concurrent_streams: 4000000000, connection_window: 2147483647}"), "");
+    let said =
+        "`max_concurrent_streams` times `stream_window` (25MiB): streams that nobody reads can hold up the others";
+    assert_eq!(
+        warnings("{connection_window: 16MiB}"),
+        format!(
+            "x.yaml:4:32: warning: `connection_window` (16MiB) is smaller than {said}\n\
+             x.yaml:8:32: warning: `connection_window` (16MiB) is smaller than {said}"
+        )
+    );
+}
+
+#[test]
 fn tls_that_has_no_effect_is_a_warning() {
     let text = "\
 listeners:

@@ -147,8 +147,8 @@ pub struct Http2 {
     pub max_concurrent_streams: u32,
     /// Bytes that a peer may send on a stream before they are read.
     pub stream_window: ByteSize,
-    /// The same for all streams of a connection together. It should be some stream windows large, so that a few streams that
-    /// nobody reads do not hold up the others.
+    /// The same for all streams of a connection together. With less than `max_concurrent_streams` times `stream_window`, streams
+    /// that nobody reads can hold up the others.
     pub connection_window: ByteSize,
     /// A connection on which nothing is received for this long is sent a ping. `0s`: never. Default: `30s` to the clients of a
     /// listener, never to upstreams.
@@ -159,6 +159,13 @@ pub struct Http2 {
 }
 
 impl Http2 {
+    /// What all streams together may send before it is read, if there are as many as may be; at most the largest window that
+    /// there is.
+    pub fn all_stream_windows(&self) -> ByteSize {
+        let all = u64::from(self.max_concurrent_streams) * u64::from(self.stream_window.window());
+        ByteSize(ByteSize(all).window().into())
+    }
+
     /// When a silent client is sent a ping. None: never.
     pub fn ping_clients(&self) -> Option<std::time::Duration> {
         self.ping_interval.unwrap_or(Duration::secs(30)).bound()
@@ -176,7 +183,7 @@ impl Default for Http2 {
         Http2 {
             max_concurrent_streams: 100,
             stream_window: ByteSize(256 << 10),
-            connection_window: ByteSize(16 << 20),
+            connection_window: ByteSize(32 << 20),
             ping_interval: None,
             ping_timeout: Duration::secs(10),
         }
