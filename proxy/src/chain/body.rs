@@ -1,14 +1,22 @@
 //! Moves a message's body and trailers past the filters of a chain.
 //!
-//! What a filter holds (by pausing) is kept here, up to a bound; what has passed all of them comes out as frames. A message
-//! whose filters do not look at bodies goes straight through.
+//! What a filter holds (by pausing) is kept here, up to a bound for each filter and one for all of a worker's bodies; what has
+//! passed all of them comes out as frames. A message whose filters do not look at bodies goes straight through.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{cell::Cell, collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 use http::HeaderMap;
 
 use super::{Action, Direction, OnFailure, Stream, body_bit, stream::Buffer, trailers_bit};
+
+/// What a worker's filters hold of all bodies together, in bytes, at most.
+const ALL: usize = 256 << 20;
+
+thread_local! {
+    /// What this worker's filters hold.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
 
 /// What filters have let out.
 #[derive(Debug)]
@@ -25,6 +33,9 @@ pub enum Stopped {
     /// A filter holds more than it may.
     #[error("a filter holds back more of the body than it may")]
     TooLarge,
+    /// This worker's filters hold as much of all bodies as they may.
+    #[error("filters hold back more of all bodies than they may")]
+    Crowded,
     /// A filter has failed, and its policy is to deny.
     #[error("a filter has failed")]
     FilterFailed,
@@ -42,6 +53,29 @@ struct Held {
     trailers: Option<(HeaderMap, bool)>,
 }
 
+/// What one body counts for among what the worker's filters hold.
+#[derive(Debug, Default)]
+struct Share(usize);
+
+impl Share {
+    /// It has become this large.
+    fn set(&mut self, bytes: usize) -> Result<(), Stopped> {
+        let all = HELD.get() - self.0 + bytes;
+        if bytes > self.0 && all > ALL {
+            return Err(Stopped::Crowded);
+        }
+        HELD.set(all);
+        self.0 = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - self.0);
+    }
+}
+
 /// A body on its way.
 #[derive(Debug)]
 pub struct BodyFlow {
@@ -49,6 +83,7 @@ pub struct BodyFlow {
     limit: usize,
     /// One for each filter, in this direction's order.
     held: Vec<Held>,
+    share: Share,
     /// The first filter that sees it.
     first: usize,
     out: VecDeque<Frame>,
@@ -64,7 +99,16 @@ impl BodyFlow {
         // If no filter wants to see it, nothing is ever asked of this.
         let filters = if stream.chain.wants_body(direction) { stream.chain.filters().len() } else { 0 };
         let held = (0..filters).map(|_| Held::default()).collect();
-        BodyFlow { direction, limit, held, first: 0, out: VecDeque::new(), ended: false, lengths: (0, 0) }
+        BodyFlow {
+            direction,
+            limit,
+            held,
+            share: Share::default(),
+            first: 0,
+            out: VecDeque::new(),
+            ended: false,
+            lengths: (0, 0),
+        }
     }
 
     /// The same for a local reply that so many filters, counted from the upstream's end, do not see.
@@ -111,7 +155,9 @@ impl BodyFlow {
     /// the part and nobody after it does. Returns whether that filter lets the head go.
     pub fn data(&mut self, stream: &Rc<Stream>, data: Bytes, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
         self.lengths.0 += data.len() as u64;
-        self.push(stream, self.first, Buffer::new(data), end, until)
+        let lets_head_go = self.push(stream, self.first, Buffer::new(data), end, until)?;
+        self.count()?;
+        Ok(lets_head_go)
     }
 
     /// The trailers have come. `until` and the result: as for `data`.
@@ -121,7 +167,14 @@ impl BodyFlow {
         trailers: HeaderMap,
         until: Option<usize>,
     ) -> Result<bool, Stopped> {
-        self.push_trailers(stream, self.first, trailers, until)
+        let lets_head_go = self.push_trailers(stream, self.first, trailers, until)?;
+        self.count()?;
+        Ok(lets_head_go)
+    }
+
+    /// Counts what filters hold now.
+    fn count(&mut self) -> Result<(), Stopped> {
+        self.share.set(self.held.iter().map(|held| held.data.as_slice().len()).sum())
     }
 
     /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.
@@ -152,12 +205,10 @@ impl BodyFlow {
         if anything {
             self.push(stream, nth + 1, Buffer::new(data.take()), end, until)?;
         }
-        match trailers {
-            Some((trailers, seen)) => {
-                self.push_trailers(stream, nth + usize::from(seen), trailers, until).map(|_lets_head_go| ())
-            }
-            None => Ok(()),
+        if let Some((trailers, seen)) = trailers {
+            self.push_trailers(stream, nth + usize::from(seen), trailers, until)?;
         }
+        self.count()
     }
 
     fn push(
@@ -352,5 +403,23 @@ impl BodyFlow {
         self.out.push_back(Frame::Trailers(trailers));
         self.ended = true;
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_bodies_hold_is_bounded_and_given_back() {
+        let (mut first, mut second) = (Share::default(), Share::default());
+        assert_eq!((first.set(ALL - 10), second.set(10)), (Ok(()), Ok(())));
+        assert_eq!(second.set(11), Err(Stopped::Crowded));
+        assert_eq!((HELD.get(), second.0), (ALL, 10), "what is refused is not counted");
+        assert_eq!((first.set(ALL - 20), second.set(20)), (Ok(()), Ok(())));
+        drop(first);
+        assert_eq!(HELD.get(), 20);
+        drop(second);
+        assert_eq!(HELD.get(), 0);
     }
 }

@@ -69,6 +69,8 @@ pub enum Fault {
     RequestBodyLimit,
     /// A filter holds more of the request's body than it may.
     RequestTooLarge,
+    /// The worker's filters hold as much of all bodies as they may.
+    HeldBodies,
     /// A filter holds more of the response's body than it may.
     ResponseTooLarge,
     /// A filter has failed.
@@ -127,6 +129,7 @@ impl Fault {
             Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
             Fault::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
             Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),
+            Fault::HeldBodies => (S::SERVICE_UNAVAILABLE, flag::BODY_TOO_LARGE, detail::HELD_BODIES_OVERFLOW),
             Fault::ResponseTooLarge => {
                 (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
             }
@@ -184,6 +187,7 @@ impl From<Stopped> for Fault {
     fn from(stopped: Stopped) -> Fault {
         match stopped {
             Stopped::TooLarge => Fault::RequestTooLarge,
+            Stopped::Crowded => Fault::HeldBodies,
             Stopped::FilterFailed => Fault::FilterFailed,
         }
     }

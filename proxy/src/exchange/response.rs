@@ -332,6 +332,7 @@ fn note_broken(stream: &Stream, guards: Option<&Guards>, error: &BodyError) {
 fn response_fault(stopped: Stopped) -> Fault {
     match stopped {
         Stopped::TooLarge => Fault::ResponseTooLarge,
+        Stopped::Crowded => Fault::HeldBodies,
         Stopped::FilterFailed => Fault::FilterFailed,
     }
 }
@@ -526,7 +527,7 @@ impl ResponseBody {
             // What is not an upstream's has no time but that in which something must move.
             BodyError::Timeout if self.guards.is_none() || self.passed == Some(Bound::Idle) => flag::IDLE_TIMEOUT,
             BodyError::Timeout => flag::UPSTREAM_TIMEOUT,
-            BodyError::Filter(Stopped::TooLarge) => flag::BODY_TOO_LARGE,
+            BodyError::Filter(Stopped::TooLarge | Stopped::Crowded) => flag::BODY_TOO_LARGE,
             BodyError::Filter(_) | BodyError::Length | BodyError::Closed => flag::FILTER_FAILED,
             _ => flag::UPSTREAM_TERMINATED,
         });

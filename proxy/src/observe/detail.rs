@@ -56,6 +56,7 @@ details! {
     REQUEST_BODY_LIMIT "request_body_limit",
     BAD_REQUEST_BODY "bad_request_body",
     REQUEST_BODY_TOO_LARGE "request_body_too_large",
+    HELD_BODIES_OVERFLOW "held_bodies_overflow",
     RESPONSE_BODY_TOO_LARGE "response_body_too_large",
     BARE_LINE_END "bare_line_end",
     NUL "nul",

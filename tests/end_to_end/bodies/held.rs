@@ -261,6 +261,22 @@ fn a_request_body_over_the_bound() {
     }
 }
 
+/// However much each of them may hold.
+#[test]
+fn what_filters_hold_of_all_bodies_is_bounded() {
+    let upstream = Upstream::saying("ok");
+    let proxy = with(&upstream, &at_the_end(""), "", "limits: {buffered_body: 1GiB}");
+    let mut client = proxy.client();
+    client.send(format!("POST /large HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", 300 << 20));
+    let part = vec![b'x'; 1 << 20];
+    // It need not take all of this.
+    let _ = (0..300).all(|_| client.wire.send(&part).is_ok());
+    assert_eq!(client.read().status(), 503);
+    let entry = proxy.entry_for("/large");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"held_bodies_overflow".into()));
+    assert_eq!(proxy.request("POST", "/", &[], &part).status(), 200, "what was held is given back");
+}
+
 #[test]
 fn a_response_body_over_the_bound() {
     for options in ["", "headers_pause: hold_headers"] {

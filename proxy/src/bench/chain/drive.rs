@@ -266,6 +266,7 @@ impl<'a> Message<'a> {
     fn stopped(&self, stopped: Stopped) -> Stop {
         let reply = match (stopped, self.direction) {
             (Stopped::FilterFailed, _) => failed_reply(),
+            (Stopped::Crowded, _) => empty(StatusCode::SERVICE_UNAVAILABLE),
             (Stopped::TooLarge, Direction::Request) => empty(StatusCode::PAYLOAD_TOO_LARGE),
             (Stopped::TooLarge, Direction::Response) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         };
