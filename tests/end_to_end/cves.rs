@@ -1,5 +1,6 @@
 //! Holes that other proxies had, each under its number: what got past them gets past nobody here.
 
+use crate::guest;
 use crate::harness::{Config, H2, Proxy, Upstream, frames::code};
 
 fn deny(operation: &str) -> String {
@@ -126,6 +127,27 @@ fn cve_2025_48865_connection_hides_nothing_from_filters() {
     assert_eq!(proxy.request("GET", "/", &listed, b"").status(), 200);
     let request = upstream.only_request();
     assert_eq!((request.field("x-peer"), request.field("x-kept")), (None, Some("1")));
+}
+
+/// The same from the other side: a client that guesses what a filter writes must not get it removed.
+#[test]
+fn cve_2025_48865_connection_removes_nothing_that_a_filter_writes() {
+    let tier = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_header (i32.const 0) %"x-tier" %"free"))
+            (drop (call $add_header (i32.const 0) %"x-more" %"filter"))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start_with(Config::to(&upstream).filter("tier", "tier.wasm", ""), &[("tier.wasm", &tier)]);
+    for value in ["free", "paid", ""] {
+        let fields = [("X-Tier", value), ("X-More", "filter"), ("Connection", "x-tier, x-more")];
+        assert_eq!(proxy.request("GET", "/", &fields, b"").status(), 200);
+        let request = upstream.requests().pop().expect("a request");
+        let of = |wanted: &str| request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).count();
+        assert_eq!((request.field("x-tier"), of("x-tier")), (Some("free"), 1), "{value}");
+        assert_eq!((request.field("x-more"), of("x-more")), (Some("filter"), 1), "the client's own goes no further");
+    }
 }
 
 /// Envoy: several fields of a name, of which only some were looked at.

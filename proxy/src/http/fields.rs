@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
 use tollgate_abi::spelling::position;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -87,19 +90,31 @@ pub fn clean_trailers(trailers: &mut HeaderMap, of_request: bool, underscores: b
     }
 }
 
-/// What `Connection` lists of a request, with the values that its client has sent.
+/// What `Connection` lists of a request.
 ///
 /// It goes no further than this proxy (RFC 9110 section 7.6.1), but filters still see it: else a client behind a proxy that
-/// passes `Connection` on could hide from them what that proxy says of it. And what filters have put in its place goes on.
+/// passes `Connection` on could hide from them what that proxy says of it. And what filters write goes on, even if the client
+/// has guessed it.
 #[derive(Debug, Default)]
-pub struct Listed(Vec<(HeaderName, Vec<HeaderValue>)>);
+pub struct Listed(Vec<HeaderName>);
 
 impl Listed {
-    /// Removes what is still there as it came.
+    /// Marks the client's values of a name. The mark that values can have, of being sensitive, means nothing else here; what a
+    /// filter writes is a new value, without it.
+    fn mark(&mut self, name: HeaderName, fields: &mut HeaderMap) {
+        if let Entry::Occupied(mut values) = fields.entry(&name) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+            self.0.push(name);
+        }
+    }
+
+    /// Removes what the client has sent, and leaves what filters have written.
     pub fn remove(&self, fields: &mut HeaderMap) {
-        for (name, values) in &self.0 {
-            if fields.get_all(name).iter().eq(values) {
-                fields.remove(name);
+        for name in &self.0 {
+            let written: Vec<_> = fields.get_all(name).iter().filter(|value| !value.is_sensitive()).cloned().collect();
+            fields.remove(name);
+            for value in written {
+                fields.append(name, value);
             }
         }
     }
@@ -109,7 +124,13 @@ impl Listed {
 fn is_end_to_end(name: &HeaderName) -> bool {
     matches!(
         *name,
-        header::TE | header::CONTENT_LENGTH | header::HOST | header::AUTHORIZATION | header::COOKIE | header::VIA
+        header::TE
+            | header::CONTENT_LENGTH
+            | header::HOST
+            | header::AUTHORIZATION
+            | header::COOKIE
+            | header::FORWARDED
+            | header::VIA
     ) || *name == X_REQUEST_ID
         || name.as_str().starts_with("x-forwarded-")
 }
@@ -137,14 +158,14 @@ pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> Listed {
     let Present { connection, te, upgrade, others_of_hop, .. } = present;
     let mut listed = Listed::default();
     if connection {
-        let values = fields.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
+        let connection: Vec<HeaderValue> = fields.get_all(header::CONNECTION).iter().cloned().collect();
+        let values = connection.iter().filter_map(|v| v.to_str().ok());
         let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
         // What nearly all of them say is no field's name, or that of one that goes anyway.
         let names = tokens.filter(|token| !["keep-alive", "close"].iter().any(|word| token.eq_ignore_ascii_case(word)));
         for name in names.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()) {
-            if !is_end_to_end(&name) && fields.contains_key(&name) {
-                let values = fields.get_all(&name).iter().cloned().collect();
-                listed.0.push((name, values));
+            if !is_end_to_end(&name) {
+                listed.mark(name, fields);
             }
         }
         fields.remove(header::CONNECTION);
@@ -318,26 +339,40 @@ mod tests {
     /// CVE-2025-48865: a client must not hide from filters what they go by, nor from upstreams what filters say.
     #[test]
     fn what_a_client_lists_goes_no_further_than_the_filters() {
-        let mut map = fields(&[("connection", "x-peer, x-user"), ("x-peer", "a"), ("x-peer", "b"), ("x-user", "me")]);
+        let mut map = fields(&[
+            ("connection", "x-peer, x-user, x-tier, x-none, x-empty, x-more"),
+            ("x-peer", "a"),
+            ("x-peer", "b"),
+            ("x-user", "me"),
+            ("x-tier", "free"),
+            ("x-empty", ""),
+            ("x-more", "client"),
+        ]);
         let present = Present::of(&map);
         let listed = take_hop_by_hop(&mut map, present);
-        assert_eq!(map.len(), 3);
-        map.insert("x-user", value("somebody"));
+        assert_eq!(map.len(), 6);
+        for (name, written) in [("x-user", "somebody"), ("x-tier", "free"), ("x-none", "1"), ("x-empty", "")] {
+            map.insert(name, value(written));
+        }
+        map.append("x-more", value("filter"));
         listed.remove(&mut map);
-        assert_eq!(map, fields(&[("x-user", "somebody")]));
+        let expected =
+            [("x-user", "somebody"), ("x-tier", "free"), ("x-none", "1"), ("x-empty", ""), ("x-more", "filter")];
+        assert_eq!(map, fields(&expected));
     }
 
     #[test]
     fn nobody_can_have_what_filters_rely_on_removed() {
         let mut map = fields(&[
-            ("connection", "x-forwarded-for, authorization, cookie"),
+            ("connection", "x-forwarded-for, authorization, cookie, forwarded"),
             ("authorization", "a"),
             ("cookie", "c"),
+            ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-for", "1.1.1.1"),
         ]);
         let present = Present::of(&map);
         remove_hop_by_hop(&mut map, present);
-        assert_eq!(map.len(), 3);
+        assert_eq!(map.len(), 4);
     }
 
     #[test]
