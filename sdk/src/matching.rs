@@ -72,6 +72,24 @@ pub fn without_query(path: &[u8]) -> &[u8] {
     position(path, b'?').map_or(path, |query| &path[..query])
 }
 
+/// A cookie that a request has sent: its name and its value.
+pub type Cookie<'a> = (&'a [u8], &'a [u8]);
+
+/// The cookies of a `Cookie` header, in the one reading that filters share. Servers differ in what they put up with beside the
+/// grammar of RFC 6265, and a rule must not be walked around by what one of them takes for the same cookie. So parts end at `;` and,
+/// as several header fields are joined, at `,`; blanks around names and values do not count, nor does a pair of quotes around a
+/// value. A part without a `=` is no cookie.
+pub fn cookies(header: &[u8]) -> impl Iterator<Item = Cookie<'_>> {
+    header.split(|b| matches!(b, b';' | b',')).filter_map(cookie)
+}
+
+fn cookie(part: &[u8]) -> Option<Cookie<'_>> {
+    let (name, value) = part.split_at(position(part, b'=')?);
+    let value = value[1..].trim_ascii();
+    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    Some((name.trim_ascii(), bare.unwrap_or(value)))
+}
+
 /// What a header must be like: its name and at most one of the others; the name alone is `present: true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -338,6 +356,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn cookies_have_one_reading() {
+        for spelling in [
+            "role=admin",
+            " role = admin ",
+            "role=\tadmin",
+            "role=\"admin\"",
+            "role\t= \"admin\" ",
+            "role=admin,",
+            ";,role=admin",
+        ] {
+            assert!(cookies(spelling.as_bytes()).eq([(&b"role"[..], &b"admin"[..])]), "{spelling:?}");
+        }
+        let header = br#"a=1,b=x=y; c="; d=""; ; e; =f; "g"=""h"""#;
+        let expected = [("a", "1"), ("b", "x=y"), ("c", "\""), ("d", ""), ("", "f"), ("\"g\"", "\"h\"")];
+        assert!(cookies(header).eq(expected.map(|(name, value)| (name.as_bytes(), value.as_bytes()))));
+        assert_eq!(cookies(b"").count(), 0);
     }
 
     #[test]

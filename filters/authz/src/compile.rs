@@ -146,8 +146,8 @@ impl<'s> Compiler<'s> {
                 }
                 let cut = if name.eq_ignore_ascii_case("cookie") { Cut::Cookies } else { Cut::Commas };
                 let name = self.header(&format!("{at}.key"), name);
-                let some = self.patterns(values, some_at, |_| None);
-                When::Header(name, cut, Lists { some, none: self.patterns(not_values, none_at, |_| None) })
+                let some = self.values(values, some_at, cut);
+                When::Header(name, cut, Lists { some, none: self.values(not_values, none_at, cut) })
             }
             ("source.principal", _) => {
                 let some = self.principals(values, some_at);
@@ -207,6 +207,14 @@ impl<'s> Compiler<'s> {
         let mut hosts = self.list(list, at, Hosts::new(), Hosts::add)?;
         hosts.finish();
         Some(hosts)
+    }
+
+    /// Of a header.
+    fn values(&self, list: Option<Vec<String>>, at: String, cut: Cut) -> Option<Patterns> {
+        let add = if cut == Cut::Cookies { Patterns::add_cookie } else { Patterns::add };
+        let mut patterns = self.list(list, at, Patterns::default(), add)?;
+        patterns.finish();
+        Some(patterns)
     }
 
     fn patterns(

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use tollgate_sdk::matching::host_mistake;
+use tollgate_sdk::matching::{Cookie, cookies, host_mistake};
 
 /// A set of patterns.
 #[derive(Debug, Default)]
@@ -51,6 +51,15 @@ impl Patterns {
         Ok(())
     }
 
+    /// Adds a pattern of cookies. One of a whole cookie is for every spelling of it, whichever it is written in.
+    pub(crate) fn add_cookie(&mut self, pattern: &str) -> Result<(), String> {
+        self.add(pattern)?;
+        if !pattern.contains(['*', ';', ',']) {
+            self.exact.extend(cookies(pattern.as_bytes()).map(|cookie| spelled(cookie).into_boxed_slice()));
+        }
+        Ok(())
+    }
+
     /// Makes the set ready to be asked.
     pub(crate) fn finish(&mut self) {
         self.exact.sort_unstable();
@@ -72,7 +81,9 @@ impl Patterns {
     /// Whether one of the patterns matches the value or a part of it.
     pub(crate) fn matches_part(&self, value: &[u8], cut: Cut) -> bool {
         let ends = |b: &u8| *b == b',' || (*b == b';' && cut == Cut::Cookies);
-        self.matches(value) || value.split(ends).any(|part| self.matches(part.trim_ascii()))
+        self.matches(value)
+            || value.split(ends).any(|part| self.matches(part.trim_ascii()))
+            || (cut == Cut::Cookies && cookies(value).any(|cookie| self.matches(&spelled(cookie))))
     }
 
     fn compare(&self, pattern: &[u8], value: &[u8]) -> Ordering {
@@ -84,12 +95,18 @@ impl Patterns {
     }
 }
 
+/// A cookie as patterns are compared with it, however it has been sent.
+fn spelled((name, value): Cookie) -> Vec<u8> {
+    [name, b"=", value].concat()
+}
+
 /// Where the parts of a header's value end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// At commas (RFC 9110 section 5.6.1).
     Commas,
-    /// At semicolons, too (RFC 6265 section 4.2.1): several `Cookie` fields are joined by them.
+    /// At semicolons, too (RFC 6265 section 4.2.1): several `Cookie` fields are joined by them. Each cookie also counts as
+    /// [`cookies`] reads it.
     Cookies,
 }
 
@@ -206,6 +223,7 @@ mod tests {
         assert!(!patterns(false, &["b"]).matches_part(b"a, bc", Cut::Commas));
         assert!(!patterns(false, &["b"]).matches_part(b"a; b", Cut::Commas));
         assert!(patterns(false, &["b"]).matches_part(b"a; b", Cut::Cookies));
+        assert!(patterns(false, &["role=\"b\""]).matches_part(b"a; role=\"b\"", Cut::Cookies));
     }
 
     #[test]

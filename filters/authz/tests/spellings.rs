@@ -166,6 +166,34 @@ fn another_cookie_gets_nobody_past_a_policy() {
     }
 }
 
+/// Servers put up with more than the grammar of cookies, and take all of these for one.
+#[test]
+fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
+    let spellings = [
+        "role=admin",
+        "role = admin",
+        "role=\tadmin",
+        "role\t=admin",
+        "role=\"admin\"",
+        "role = \"admin\"",
+        "a=1,role=\"admin\"",
+        "a=1; role= admin ,b",
+    ];
+    for pattern in ["role=admin", "role=\"admin\"", "role=adm*", "*=admin"] {
+        for (action, values) in [("deny", "values"), ("allow", "not_values")] {
+            let mut condition = json!({"key": "request.headers[Cookie]"});
+            condition[values] = json!([pattern]);
+            let policy = json!({"name": "p", "action": action, "rules": [{"when": [condition]}]});
+            let filter = TestHost::<Authz>::new(json!({"policies": [policy]})).unwrap();
+            let passes = |cookie: &str| filter.request("GET", "/").header("cookie", cookie).send().continued();
+            for spelling in spellings {
+                assert!(!passes(spelling), "{action} {pattern} {spelling:?}");
+            }
+            assert!(passes("role=user; xrole=\"user\""), "{action} {pattern}");
+        }
+    }
+}
+
 #[test]
 fn the_usual_port_of_a_scheme_goes_without_saying() {
     for (scheme, pattern, denied) in [

@@ -226,6 +226,19 @@ fn clients_need_not_be_told() {
     assert_eq!((refused.reply_header("ratelimit"), refused.reply_header("retry-after")), (None, Some("3600")));
 }
 
+/// Neither what servers put up with around a cookie's value, nor another cookie behind a comma, makes a bucket of its own.
+#[test]
+fn all_spellings_of_a_cookie_share_a_bucket() {
+    let host = host(json!([{"name": "c", "requests": 1, "per": "1m", "key": [{"cookie": "sid"}]}]));
+    let pass = |cookie: &str| host.request("GET", "/").header("cookie", cookie).send().continued();
+    assert!(pass("sid=1"));
+    for spelling in ["sid=\"1\"", "sid = 1", "sid=\t\"1\" ", "sid=1,a=2", "sid=1,a=3", "b=1,sid=1"] {
+        assert!(!pass(spelling), "{spelling:?}");
+    }
+    assert!(pass("sid=1,sid=2") && !pass("sid=3,sid=4"), "who sends several shares one");
+    assert!(pass("sid=2"));
+}
+
 /// A second field, or cookie, must not make a bucket of its own.
 #[test]
 fn a_second_value_buys_nothing() {
