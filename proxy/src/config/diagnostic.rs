@@ -89,7 +89,7 @@ pub struct Diagnostics {
 impl std::error::Error for Diagnostics {}
 
 impl Diagnostics {
-    /// In the order of the file.
+    /// In the order of the file. None of them tells what environment variables hold.
     pub fn new(source: Arc<Source>, mut list: Vec<Diagnostic>) -> Self {
         list.sort_by_key(|d| (d.span.map(|s| s.start), d.severity));
         let omitted = list.len().saturating_sub(MOST);
@@ -97,6 +97,11 @@ impl Diagnostics {
             // Errors are what is wanted if not everything can be shown.
             list.sort_by_key(|d| d.severity);
             list.truncate(MOST);
+        }
+        for diagnostic in &mut list {
+            let Diagnostic { message, help, notes, .. } = diagnostic;
+            let texts = [message].into_iter().chain(help).chain(notes.iter_mut().map(|(_, text)| text));
+            texts.for_each(|text| source.conceal(text));
         }
         Diagnostics { list, omitted, source }
     }

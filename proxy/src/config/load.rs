@@ -1,6 +1,6 @@
 //! From a file, or a text, to a configuration: the steps in their order, and what each must leave for the next.
 
-use std::{io::Read, path::Path, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, io::Read, path::Path, sync::Arc};
 
 use serde_path_to_error::Segment;
 
@@ -178,7 +178,14 @@ impl<'f> Loader<'f> {
         }
         problems.append(&mut found);
         source.set_references(env::references(&node));
-        env::substitute(&mut node, source.text(), &*self.env, problems);
+        let variables = RefCell::new(BTreeMap::new());
+        let lookup = |name: &str| {
+            let value = (self.env)(name)?;
+            variables.borrow_mut().insert(name.to_owned(), value.to_string_lossy().into_owned());
+            Some(value)
+        };
+        env::substitute(&mut node, source.text(), &lookup, problems);
+        source.set_variables(variables.into_inner());
         fit::fit(&mut node);
         source.set_root(node);
         let json = source.root().to_json();

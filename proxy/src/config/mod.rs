@@ -9,6 +9,7 @@ pub mod model;
 pub mod units;
 
 mod admin;
+mod conceal;
 mod diagnostic;
 mod env;
 mod explain;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
+    conceal::Concealer,
     diagnostic::{Diagnostic, Severity},
     node::{Node, Span, Value},
 };
@@ -17,6 +18,8 @@ pub struct Source {
     root: Node,
     /// Values that have environment variables in them: their JSON pointers, and how they are written.
     references: Vec<(String, String)>,
+    /// What those variables hold.
+    concealer: Concealer,
 }
 
 /// The place of a value.
@@ -41,7 +44,14 @@ impl Source {
     pub(super) fn new(path: &Path, text: impl Into<String>) -> Self {
         let root = Node { span: Span::default(), value: Value::Null };
         let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        Source { name: path.display().to_string(), dir, text: text.into(), root, references: Vec::new() }
+        Source {
+            name: path.display().to_string(),
+            dir,
+            text: text.into(),
+            root,
+            references: Vec::new(),
+            concealer: Concealer::default(),
+        }
     }
 
     pub(super) fn set_root(&mut self, root: Node) {
@@ -50,6 +60,15 @@ impl Source {
 
     pub(super) fn set_references(&mut self, references: Vec<(String, String)>) {
         self.references = references;
+    }
+
+    pub(super) fn set_variables(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
+        self.concealer = Concealer::new(variables);
+    }
+
+    /// Takes out of a message what environment variables hold.
+    pub(super) fn conceal(&self, message: &mut String) {
+        self.concealer.conceal(message);
     }
 
     /// Puts back how values were written that have environment variables in them, which may be secrets. What is not found in the

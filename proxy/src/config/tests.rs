@@ -148,6 +148,49 @@ fn later_stages_can_point_into_the_file() {
     assert!(!loaded.source.locate("/filters/0/config", "rules[9]").exact);
 }
 
+/// They may be secrets, and messages go to logs and to the admin listener.
+#[test]
+fn what_variables_hold_is_in_no_message() {
+    let loader = || {
+        let value = |name: &str| Some(format!("sekrit-{}", name.strip_prefix('S')?));
+        Loader::default().env(value).foreign(Foreign {
+            access_log: |format| Err((format!("`{format}` is no format"), Some(format!("not `{format}`")))),
+            log_level: |_| Ok(()),
+        })
+    };
+    let listener = "listeners: [{name: a, address: '127.0.0.1:1', LISTENER}]\n";
+    let clusters = "clusters: [{name: c, endpoints: [{address: '127.0.0.1:2'}]}]\n";
+    for text in [
+        format!("{}{clusters}", listener.replace("LISTENER", "cluster: '${S1}'")),
+        format!("{}{clusters}", listener.replace("LISTENER", "cluster: 'pre${S1}'")),
+        format!("{}{clusters}", listener.replace("LISTENER", "chain: ['${S1}', '${S2}']")),
+        format!("{}{clusters}", listener.replace("LISTENER", "tls: '${S1}'")),
+        format!("{}{clusters}", listener.replace("LISTENER", "access_log: {format: '${S1}'}")),
+        format!("{}{}", listener.replace("LISTENER", "cluster: c"), clusters.replace("127.0.0.1:2", "http://${S1}/x")),
+        format!("{}{}", listener.replace("LISTENER", "cluster: c"), clusters.replace("name: c", "name: '${S1}'")),
+        format!(
+            "{}{clusters}filters: [{{name: f, wasm: '${{S1}}/f.wasm'}}]",
+            listener.replace("LISTENER", "cluster: c")
+        ),
+        format!("admin: {{hosts: ['${{S1}}:x']}}\nworkers: ${{S2}}\n{}", listener.replace("LISTENER", "cluster: c")),
+    ] {
+        let Err(wrong) = loader().parse("x.yaml", &text, Format::Yaml) else { panic!("no error: {text}") };
+        for said in [wrong.to_string(), wrong.render(false), wrong.to_json().to_string()] {
+            assert!(!said.contains("sekrit") && said.contains("${S1}"), "{said}");
+        }
+    }
+    // So it is with what later stages find, or filters say of themselves.
+    let text = format!(
+        "{}{}",
+        listener.replace("LISTENER", "cluster: c"),
+        clusters.replace("name: c", "name: c, tls: {sni: '${S1}'}")
+    );
+    let loaded = loader().parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
+    let error = loaded.source.diagnostic("/clusters/0/tls", "cannot read `/conf/sekrit-1/f.wasm`: sekrit-1", None);
+    let said = Diagnostics::new(loaded.source.clone(), vec![error]).to_string();
+    assert!(said.ends_with("error: cannot read `/conf/${S1}/f.wasm`: ${S1}"), "{said}");
+}
+
 #[test]
 fn files_are_read() {
     let dir = std::env::temp_dir().join(format!("tollgate-config-{}", std::process::id()));

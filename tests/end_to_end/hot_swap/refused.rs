@@ -45,6 +45,29 @@ fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
 }
 
 #[test]
+fn a_variable_in_the_wrong_place_is_named_and_what_it_holds_is_not_told() {
+    const SECRET: &str = env!("CARGO_MANIFEST_DIR");
+    let policy = |when: &str| format!("config: {{policies: [{{name: p, action: deny, rules: [{{when: [{when}]}}]}}]}}");
+    let upstream = telling();
+    let mut proxy = Proxy::start_with(good(&upstream), &[("marker.wasm", &guest::version("v1"))]);
+    for config in [
+        Config::new().listener("cluster: '${CARGO_MANIFEST_DIR}'"),
+        good(&upstream).filter("more", "'${CARGO_MANIFEST_DIR}/none.wasm'", ""),
+        good(&upstream).filter("access", "builtin:authz", &policy("{key: '${CARGO_MANIFEST_DIR}', values: [a]}")),
+    ] {
+        proxy.put_config(config);
+        let (status, said) = proxy.reload();
+        assert_eq!(status, 422, "{said:#}");
+        let message = said["errors"][0]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("${CARGO_MANIFEST_DIR}"), "{said:#}");
+        proxy.wait_for_output(message);
+        for told in [said.to_string(), proxy.config().to_string(), proxy.output()] {
+            assert!(!told.contains(SECRET), "{told}");
+        }
+    }
+}
+
+#[test]
 fn text_that_is_not_yaml() {
     refused(|proxy, _| proxy.put_config("listeners: [{name: main, address: '@main@'\n"), "flow");
 }
