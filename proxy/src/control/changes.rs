@@ -104,7 +104,9 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
         }
     };
     note("workers", new.workers != old.workers && new.workers != running.workers);
-    note("admin", new.admin != old.admin && new.admin != running.admin);
+    // What readiness goes by is asked for each time.
+    let bound = |config: &model::Config| model::Admin { unready_without_filters: false, ..config.admin.clone() };
+    note("admin", bound(new) != bound(old) && bound(new) != bound(running));
     note("workload", new.workload != old.workload && new.workload != running.workload);
     note("log.format", new.log.format != old.log.format && new.log.format != running.log.format);
     note("cache_dir", new.cache_dir != old.cache_dir && new.cache_dir != running.cache_dir);
@@ -208,6 +210,8 @@ mod tests {
         }
         assert_eq!(said.len(), 5, "{said:?}");
         assert!(restarts(&running, &other, &other).is_empty());
+        let strict = config(&format!("admin: {{unready_without_filters: true}}\n{listener}"));
+        assert!(restarts(&running, &running, &strict).is_empty(), "what readiness goes by changes at once");
         let back = restarts(&running, &other, &running);
         assert_eq!(back.len(), 1, "only the sockets may have come with the other one: {back:?}");
         let mode = |mode: &str| config(&listener.replace("{backlog: 100}", mode));

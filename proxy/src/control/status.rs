@@ -110,6 +110,7 @@ impl Status {
             let why = if self.is_draining() { "draining\n" } else { "not ready\n" };
             return (false, why.to_owned());
         };
+        let strict = snapshot.loaded.config.admin.unready_without_filters;
         let (mut out, mut degraded) = (String::new(), String::new());
         for machine in &snapshot.machines {
             let seen = machine.presence.seen();
@@ -119,15 +120,17 @@ impl Status {
             for plugin in machine.plugins() {
                 let name = &plugin.identity.name;
                 let missing = match seen.workers - seen.with {
-                    all if all == seen.workers => "on any worker".to_owned(),
-                    some => format!("on {some} of {} workers", seen.workers),
+                    _ if seen.out => {
+                        "has had no instance on any worker for over a second, or only now and then".to_owned()
+                    }
+                    all if all == seen.workers => "has no instance on any worker".to_owned(),
+                    some => format!("has no instance on {some} of {} workers", seen.workers),
                 };
-                if seen.out && plugin.on_failure == OnFailure::Deny {
-                    let since = "for over a second, or only now and then";
-                    out += &format!("not ready: filter `{name}` has had no instance on any worker {since}\n");
-                } else {
-                    degraded += &format!("degraded: filter `{name}` has no instance {missing}\n");
-                }
+                let (list, word) = match strict && seen.out && plugin.on_failure == OnFailure::Deny {
+                    true => (&mut out, "not ready"),
+                    false => (&mut degraded, "degraded"),
+                };
+                *list += &format!("{word}: filter `{name}` {missing}\n");
             }
         }
         match out.is_empty() {

@@ -29,8 +29,14 @@ pub(super) const HOLDING: &str = r#"(func (export "proxy_on_request_headers") (p
 
 /// One worker, so that all requests are in the same instance.
 pub(super) fn one_instance(upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
+    one_instance_with("", upstream, policy, module)
+}
+
+/// The same, with keys beside `listeners`.
+pub(super) fn one_instance_with(top: &str, upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
     let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, access_log: {to: access.log}}\n";
-    let config = Config::to(upstream).top("workers: 1").filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
+    let config =
+        Config::to(upstream).top("workers: 1").top(top).filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
     Proxy::start_with(String::from(config).replace("listeners:\n", listener), &[("boom.wasm", module)])
 }
 
@@ -297,7 +303,14 @@ fn a_filter_that_does_not_come_back() {
     assert_eq!((&figures["state"], &figures["instances"]), (&"failed".into(), &0.into()), "{figures}");
     assert_eq!(proxy.get("/").status(), 503);
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-    wait_until("readiness to say so", || proxy.admin("GET", "/ready", "").status() == 503);
+    let told =
+        "ready\ndegraded: filter `boom` has had no instance on any worker for over a second, or only now and then\n";
+    wait_until("readiness to say so", || proxy.admin("GET", "/ready", "").text() == told);
+    assert_eq!(
+        proxy.admin("GET", "/ready", "").status(),
+        200,
+        "a balancer must not take out all proxies for one filter"
+    );
     // Meanwhile a good one can take its place.
     proxy.put("boom.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);

@@ -79,6 +79,11 @@ pub struct Admin {
     /// by the listener for probes, nor for `/ca/`, which has tokens of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Whether `/ready` is 503 while a filter with `on_failure: deny` has had no instance on any worker for over a second. What makes
+    /// one proxy's filter fail is likely to make all of theirs fail, and a load balancer then takes them all out. Default: it is 200,
+    /// and says which filter is missing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unready_without_filters: bool,
     /// A listener of its own for `/live`, `/ready` and `/metrics`, and nothing else: the one for probes and Prometheus to reach.
     /// Changing it needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +105,16 @@ pub struct Probes {
 impl Default for Admin {
     fn default() -> Self {
         let address = Address::Inet(([127, 0, 0, 1], 9901).into());
-        Admin { address, mode: None, enabled: true, hosts: Vec::new(), token_file: None, probes: None, ca: None }
+        Admin {
+            address,
+            mode: None,
+            enabled: true,
+            hosts: Vec::new(),
+            token_file: None,
+            unready_without_filters: false,
+            probes: None,
+            ca: None,
+        }
     }
 }
 
