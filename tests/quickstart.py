@@ -107,6 +107,9 @@ def case(name, start, end, phase, target=None):
 
 def main():
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+    # Who runs this in the background may have them ignored, and so would the quick start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     subprocess.run([SCRIPT, "--build-only"], check=True)
     for name, start, end in CASES:
         case(name, start, end, RUNNING)
