@@ -150,9 +150,9 @@ fn what_is_no_timeout_is_not_touched() {
     assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some("1n"), "it is no call");
 }
 
-/// gRPC's clients take a reset for an internal error, and trailers for what they say.
-#[test]
-fn a_response_that_has_begun_ends_with_its_status_over_http_2() {
+/// Has calls whose time is over when their responses have begun: by the client's word, which is a field, and by the listener's. Both
+/// are logged alike.
+fn for_streams_that_take_too_long(ask: impl Fn(&Proxy, (&str, &str))) {
     for (listener, field) in [("", ("grpc-timeout", "500m")), ("timeouts: {stream_age: 500ms}", ("x-plain", "1"))] {
         let upstream = Upstream::scripted(|mut connection| {
             connection.request();
@@ -162,37 +162,34 @@ fn a_response_that_has_begun_ends_with_its_status_over_http_2() {
             connection.wait_for_end();
         });
         let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener(listener));
-        let mut client = proxy.h2();
-        let stream = client.request("POST", "/a.B/C", &[("content-type", "application/grpc"), field], true);
-        let response = client.response(stream);
-        assert_eq!((response.status(), response.text(), response.reset), (200, "x", None));
-        assert_eq!((response.ended, response.trailer("grpc-status")), (true, Some("4")));
+        ask(&proxy, field);
         let entry = proxy.entry_for("/a.B/C");
         let logged = (&entry["status"], &entry["grpc_status"], &entry["flags"]);
         assert_eq!(logged, (&200.into(), &4.into(), &"UT".into()));
     }
 }
 
+/// gRPC's clients take a reset for an internal error, and trailers for what they say.
+#[test]
+fn a_response_that_has_begun_ends_with_its_status_over_http_2() {
+    for_streams_that_take_too_long(|proxy, field| {
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/a.B/C", &[("content-type", "application/grpc"), field], true);
+        let response = client.response(stream);
+        assert_eq!((response.status(), response.text(), response.reset), (200, "x", None));
+        assert_eq!((response.ended, response.trailer("grpc-status")), (true, Some("4")));
+    });
+}
+
 /// The head says that it goes well; after that, and without trailers, only an end before the end can say otherwise.
 #[test]
 fn a_response_that_has_begun_is_cut_off() {
-    for (listener, field) in [("", ("grpc-timeout", "500m")), ("timeouts: {stream_age: 500ms}", ("x-plain", "1"))] {
-        let upstream = Upstream::scripted(|mut connection| {
-            connection.request();
-            connection.send(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n",
-            );
-            connection.wait_for_end();
-        });
-        let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener(listener));
+    for_streams_that_take_too_long(|proxy, field| {
         let mut client = proxy.client();
         client.send_request("POST", "/a.B/C", &[("content-type", "application/grpc"), field], b"");
         let text = client.wire.read_to_end();
         assert!(text.starts_with(b"HTTP/1.1 200") && !text.ends_with(b"0\r\n\r\n"), "{:?}", text.escape_ascii());
-        let entry = proxy.entry_for("/a.B/C");
-        let logged = (&entry["status"], &entry["grpc_status"], &entry["flags"]);
-        assert_eq!(logged, (&200.into(), &4.into(), &"UT".into()));
-    }
+    });
 }
 
 /// Who always has something to send puts off no deadline, and is not said to have sent nothing.

@@ -2,7 +2,6 @@
 //! each request, so a new one holds as soon as it is there.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -15,6 +14,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::{
     config::{Diagnostic, Loaded},
+    files,
     observe::Seldom,
 };
 
@@ -102,12 +102,12 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
 }
 
 fn read(path: &Path) -> Result<String, Unusable> {
-    // Nobody waits for the other end of a FIFO.
     if !std::fs::metadata(path)?.is_file() {
         return Err(Unusable::NoText);
     }
     let mut text = String::new();
-    File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
+    // It may have become a FIFO meanwhile.
+    files::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
     let token = text.trim();
     match token.len() {
         ..SHORTEST => Err(Unusable::Short),
