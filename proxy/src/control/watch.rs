@@ -151,7 +151,7 @@ impl Watcher {
     /// Watches the ways to these files, and no others. What has changed until now is told as a change.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
         self.files = files;
-        self.renew();
+        self.renew(self.inotify.is_some());
     }
 
     /// Returns when something may have changed and can be read: nobody is writing to it, and nothing has happened for a moment.
@@ -174,7 +174,7 @@ impl Watcher {
                 () = sleep_until(due.map_or(self.next_look, |due| due.min(self.next_look))) => {
                     if Instant::now() >= self.next_look {
                         self.look();
-                    } else if self.touched.is_some() {
+                    } else if self.is_settled() {
                         return self.settle();
                     }
                 }
@@ -182,13 +182,24 @@ impl Watcher {
         }
     }
 
-    /// Whether something has changed since the last look at what the system has to tell.
+    /// Whether something has changed since the last time that this was asked.
     pub fn hear(&mut self) -> bool {
-        let happened = self.events();
+        let happened = match self.inotify {
+            Some(_) => self.events(),
+            None => self.renew(false),
+        };
         if happened {
             self.touch();
         }
         happened
+    }
+
+    /// Whether something has changed and can be read.
+    fn is_settled(&mut self) -> bool {
+        if self.inotify.is_none() {
+            self.hear();
+        }
+        self.settled_at().is_some_and(|at| at <= Instant::now())
     }
 
     /// When what has changed can be read.
@@ -217,28 +228,30 @@ impl Watcher {
 
     /// Looks at the ways without having been told.
     fn look(&mut self) {
-        let before = std::mem::take(&mut self.ways);
-        self.ways = Ways::to(&self.files);
-        let written: Vec<_> = self.ways.written_since(&before).map(Path::to_owned).collect();
-        if self.ways != before {
-            tracing::debug!("a change of files was seen that the system has not told of");
-            self.touch();
-            written.iter().for_each(|path| self.is_written(path));
+        self.hear();
+        if self.inotify.is_some() {
+            self.renew(self.touched.is_some());
         }
-        self.place();
         if self.touched.is_some() {
             // To see when it is over.
             self.next_look = Instant::now() + LOOK;
         }
     }
 
-    /// Finds the ways anew, and watches them.
-    fn renew(&mut self) {
+    /// Finds the ways anew, and watches them. `told`: the system has told of what is different, and tells when files are closed.
+    /// Whether anything was.
+    fn renew(&mut self, told: bool) -> bool {
         let before = std::mem::replace(&mut self.ways, Ways::to(&self.files));
-        if self.ways != before {
+        let is_other = self.ways != before;
+        if is_other {
             self.touch();
         }
+        if !told {
+            let written: Vec<_> = self.ways.written_since(&before).map(Path::to_owned).collect();
+            written.iter().for_each(|path| self.is_written(path));
+        }
         self.place();
+        is_other
     }
 
     /// Watches all steps of the ways, and nothing else.
@@ -323,7 +336,7 @@ impl Watcher {
         }
         self.inotify = Some(inotify);
         if is_elsewhere {
-            self.renew();
+            self.renew(true);
         }
         matters
     }

@@ -142,7 +142,8 @@ mod tests {
     fn steps(root: &Path, file: &str) -> Vec<(String, Step)> {
         let ways = Ways::to(&[root.join(file)]);
         let below = ways.steps().filter_map(|(path, step)| {
-            Some((path.strip_prefix(root).ok()?.to_str()?.to_owned(), step.clone())).filter(|(path, _)| !path.is_empty())
+            Some((path.strip_prefix(root).ok()?.to_str()?.to_owned(), step.clone()))
+                .filter(|(path, _)| !path.is_empty())
         });
         below.collect()
     }
