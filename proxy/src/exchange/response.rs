@@ -614,7 +614,8 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match (&self.source.origin, &self.first) {
             (Origin::Upstream(body), None) if !self.filtered => body.size_hint(),
-            (Origin::Upstream(body), Some(Ok(first))) if !self.filtered => {
+            // Before trailers no length may be told: over HTTP/1.1 they need chunks.
+            (Origin::Upstream(body), Some(Ok(first))) if !self.filtered && first.is_data() => {
                 let first = first.data_ref().map_or(0, Bytes::len) as u64;
                 body.size_hint().exact().map_or(SizeHint::default(), |left| SizeHint::with_exact(left + first))
             }
