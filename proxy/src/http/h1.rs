@@ -186,9 +186,8 @@ fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
         }
         HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),
         HeadError::TargetTooLong => (StatusCode::URI_TOO_LONG, detail::HEAD_TOO_LARGE),
-        HeadError::TooLong | HeadError::TooManyFields => {
-            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::HEAD_TOO_LARGE)
-        }
+        HeadError::TooLong => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::HEAD_TOO_LARGE),
+        HeadError::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::TOO_MANY_FIELDS),
     };
     let why = if error == HeadError::Tls { SPEAKS_TLS } else { "" };
     log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);
