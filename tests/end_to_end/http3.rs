@@ -3,7 +3,7 @@
 mod bodies;
 mod client;
 mod connections;
-mod raw;
+pub(crate) mod raw;
 mod requests;
 mod wrong;
 
@@ -23,7 +23,7 @@ mod code {
 }
 
 /// A proxy whose listener speaks HTTP/3 too.
-struct Site {
+pub(crate) struct Site {
     proxy: Proxy,
     pair: CertifiedKey<KeyPair>,
 }

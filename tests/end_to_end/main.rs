@@ -18,6 +18,8 @@ mod containment;
 mod cves;
 mod deadlines;
 mod descriptors;
+#[cfg(feature = "http3")]
+mod differential;
 mod draining;
 mod failure_reasons;
 mod fields;
