@@ -477,10 +477,7 @@ impl Stream {
 
     /// Answers the request, unless the response has begun to be sent, and wakes who waits for that.
     pub fn reply(&self, reply: LocalReply) {
-        let mut state = self.state.borrow_mut();
-        state.flags |= flag::LOCAL_REPLY;
-        state.reply.get_or_insert(reply);
-        drop(state);
+        self.state.borrow_mut().reply.get_or_insert(reply);
         self.wake();
     }
 
