@@ -45,6 +45,7 @@ mod paths;
 mod portable;
 mod proxy_protocol;
 mod queues;
+mod response_heads;
 mod retries;
 mod reuse;
 mod shared_vms;

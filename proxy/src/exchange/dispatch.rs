@@ -80,13 +80,14 @@ pub(super) async fn run(
     }
     // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
     let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
-    let of_cluster = if own { None } else { cluster.request_timeout };
+    let (head, of_cluster) = if own { (None, None) } else { (cluster.response_head_timeout, cluster.request_timeout) };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
     let mut deadline = Deadline::new(site, stream, total, idle);
-    // A call may say nothing for as long as it likes.
+    // A call may say nothing for as long as it likes, and so may its server: streams of a server's often begin with their first
+    // message.
     if !grpc::is_call_to(stream, cluster) {
-        deadline = deadline.with(upload);
+        deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
     if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million

@@ -47,8 +47,10 @@ use self::{
     upload::Upload,
 };
 pub use self::{
+    ending::worker_ends,
     methods::Methods,
     refusal::{Refusal, Refused, Warned},
+    request::HeadTooLarge,
     site::{ClusterFigures, Connections, Figures, Site, Via},
     tunnel::Tunnel,
 };

@@ -58,6 +58,10 @@ impl Handle {
     }
 }
 
+/// Times that a head of HTTP/2 or HTTP/3 may be longer than it should and still be answered as any other request is, with a word
+/// about it. Beyond, the crates h2 and h3 answer by themselves, or end the connection.
+pub(super) const LENIENCE: u64 = 4;
+
 /// Streams that a client may reset within a second of opening them; beyond, if they are also more than half of all its streams,
 /// it does nothing but make work (rapid reset, CVE-2023-44487).
 const RESETS: u32 = 500;

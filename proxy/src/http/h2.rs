@@ -26,7 +26,7 @@ use self::{
     streams::Streams,
 };
 use super::{
-    connection::{Handle, Resets},
+    connection::{Handle, LENIENCE, Resets},
     h1::SPEAKS_TLS,
 };
 use crate::{
@@ -201,7 +201,7 @@ fn builder(config: &Listener) -> server::Builder {
         .max_concurrent_streams(http2.max_concurrent_streams)
         .initial_window_size(http2.stream_window.window())
         .initial_connection_window_size(http2.connection_window.window())
-        .max_header_list_size(u32::try_from(config.limits.header_bytes.0).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(config.limits.header_bytes.0.saturating_mul(LENIENCE)).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER);
     if !config.upgrades.is_empty() {
         builder.enable_connect_protocol();

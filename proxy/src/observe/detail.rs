@@ -79,6 +79,7 @@ details! {
     UPSTREAM_PROTOCOL_ERROR "upstream_protocol_error",
     TOO_MANY_INTERIM_RESPONSES "too_many_interim_responses",
     UNSENDABLE_TARGET "unsendable_target",
+    RESPONSE_HEAD_TIMEOUT "response_head_timeout",
     RESPONSE_TIMEOUT "response_timeout",
     PER_TRY_TIMEOUT "per_try_timeout",
     GRPC_DEADLINE "grpc_deadline",

@@ -71,6 +71,9 @@ pub enum ProtocolError {
     /// An HTTP/2 connection says something that makes no sense. With its first bytes, if not even they do.
     #[error("it breaks the rules of HTTP/2")]
     Http2(#[source] h2::Error, Option<Box<FirstBytes>>),
+    /// Its head over HTTP/2 is longer than any may be.
+    #[error("its head is longer than {0} bytes")]
+    TooLong(usize),
     /// More interim responses (RFC 9110 section 15.2) came before it than anybody needs.
     #[error("more than {MOST_INTERIM} interim responses came before it")]
     Interim,

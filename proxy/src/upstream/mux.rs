@@ -43,7 +43,7 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, are_malformed, remove_of_connection},
+    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, measure, remove_of_connection},
     net::{FirstBytes, Looks},
     tls,
 };
@@ -59,6 +59,8 @@ pub(super) struct Mux<B> {
     permit: Cell<Option<Permit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
     under: Under,
+    /// Bytes that a response's head may have, and its trailers.
+    max_head: usize,
     state: Rc<State>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
@@ -106,11 +108,15 @@ impl State {
     }
 }
 
+/// Times that a head or trailers may be longer than they should and still end nothing but their stream. Of trailers beyond its own
+/// bound, h2 drops the fields that are too many and says nothing; beyond some more, it ends the connection and all its streams.
+const LENIENCE: usize = 16;
+
 fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
     let mut http = client::Builder::new();
     http.initial_window_size(config.stream_window.window())
         .initial_connection_window_size(config.connection_window.window())
-        .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(max_head.saturating_mul(LENIENCE)).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false);
     http
@@ -185,6 +191,7 @@ where
                 permit: Cell::new(Some(permit)),
                 sender: RefCell::new(sender),
                 under,
+                max_head,
                 state,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
@@ -258,13 +265,18 @@ where
             awaited.poll(failure, cx)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
-        if are_malformed(response.headers()) {
-            let source = ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None);
+        let max_head = mux.max_head;
+        let wrong = match measure(response.headers()) {
+            Some(size) if size <= max_head => None,
+            Some(_) => Some(ProtocolError::TooLong(max_head)),
+            None => Some(ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None)),
+        };
+        if let Some(source) = wrong {
             return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
         }
         // A client may well read nothing of the response before it has sent everything.
         let upload = upload.map(Uploading::begin);
-        Ok(with_body(response, ended, (upload, place)))
+        Ok(with_body(response, ended, max_head, (upload, place)))
     }
 }
 
@@ -327,9 +339,14 @@ impl Awaited {
 }
 
 /// A response, with the body that follows it.
-fn with_body(response: Response<RecvStream>, ended: Option<Ended>, keeps: impl Any) -> Response<PooledBody> {
+fn with_body(
+    response: Response<RecvStream>,
+    ended: Option<Ended>,
+    max_head: usize,
+    keeps: impl Any,
+) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
-    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, Box::new(keeps));
+    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
     Response::from_parts(parts, body)
 }
 
@@ -341,7 +358,8 @@ fn switched<B: 'static>(
     place: Place<B>,
 ) -> Response<PooledBody> {
     if !response.status().is_success() {
-        return with_body(response, None, place);
+        let max_head = place.0.max_head;
+        return with_body(response, None, max_head, place);
     }
     let (mut parts, receive) = response.into_parts();
     parts.status = StatusCode::SWITCHING_PROTOCOLS;
@@ -445,10 +463,11 @@ fn reason(error: &h2::Error) -> Option<Stopped> {
     match error.reason() {
         // Streams that a GOAWAY ends are those after the last one that was processed.
         _ if error.is_remote() && error.is_go_away() => Some(Stopped::Unprocessed),
+        // h2's own word for a head that is too long.
+        Some(
+            Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR | Reason::REFUSED_STREAM,
+        ) if error.is_library() => Some(Stopped::Protocol),
         Some(Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
-        Some(Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR) if error.is_library() => {
-            Some(Stopped::Protocol)
-        }
         _ => None,
     }
 }

@@ -180,6 +180,7 @@ impl Broken {
             Broken::Http2(error) => lost_h2(error),
             Broken::Connection(error) => lost(error),
             Broken::Framing(violation) => (Trouble::Protocol, violation.to_string()),
+            Broken::TooLong(_) => (Trouble::Protocol, self.to_string()),
             Broken::Cut => (Trouble::Reset, self.to_string()),
         };
         (trouble, format!("{why}, after {bytes} bytes of the response's body"))

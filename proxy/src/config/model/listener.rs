@@ -151,7 +151,7 @@ impl Default for ListenerLimits {
     fn default() -> Self {
         ListenerLimits {
             header_bytes: ByteSize(64 << 10),
-            headers: 100,
+            headers: 200,
             buffered_body: ByteSize(1 << 20),
             request_body: ByteSize(0),
             read_ahead: ByteSize(64 << 10),

@@ -13,8 +13,8 @@ use tollgate_abi::fast::flag;
 use super::{Connection, streams::Place};
 use crate::{
     chain::stream::Progress,
-    exchange::{self, Answer, Closed},
-    h2::{Incoming, Sending, Tunnel, are_malformed},
+    exchange::{self, Answer, Closed, HeadTooLarge},
+    h2::{Incoming, Sending, Tunnel, measure},
     http::{
         body::Body,
         connection::{Cut, log_refusal},
@@ -38,12 +38,13 @@ enum Rest {
 pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let requests = &connection.info.requests;
     requests.set(requests.get().saturating_add(1));
-    let (parts, received) = request.into_parts();
-    if are_malformed(&parts.headers) {
-        let site = connection.handle.site();
+    let (mut parts, received) = request.into_parts();
+    let site = connection.handle.site();
+    let Some(size) = measure(&parts.headers) else {
         log_refusal(&site, &connection.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_FIELD, "");
         return respond.send_reset(Reason::PROTOCOL_ERROR);
-    }
+    };
+    HeadTooLarge::mark(&mut parts, size, &site);
     let connects = parts.method == Method::CONNECT;
     if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
         // What follows is not its content (RFC 9110 section 9.3.6).
@@ -57,12 +58,8 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     };
     let progress = Rc::new(Progress::default());
     let cut = connection.resets.opened();
-    let serving = Box::pin(exchange::serve(
-        connection.handle.site(),
-        connection.info.clone(),
-        progress.clone(),
-        Request::from_parts(parts, body),
-    ));
+    let serving =
+        Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
     Place::spawn(connection, progress, |place| serve(place, cut, serving, respond, received));
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::transport::{Receiver, Watch};
 use crate::{
-    h2::are_malformed,
+    h2::measure,
     http::body::{Body, BodyError},
 };
 
@@ -89,7 +89,7 @@ impl Incoming {
                     match trailers {
                         _ if self.left.is_some_and(|left| left > 0) => break Err(wrong_length()),
                         Ok(None) => return Poll::Ready(None),
-                        Ok(Some(trailers)) if are_malformed(&trailers) => {
+                        Ok(Some(trailers)) if measure(&trailers).is_none() => {
                             break Err(BodyError::Downstream(Box::new(Malformed)));
                         }
                         Ok(Some(trailers)) => break Ok(Frame::trailers(trailers)),

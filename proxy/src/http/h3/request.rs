@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{
     chain::stream::Progress,
-    exchange,
-    h2::are_malformed,
+    exchange::{self, HeadTooLarge},
+    h2::measure,
     http::{
         body::Body,
         connection::{Cut, log_refusal},
@@ -116,8 +116,8 @@ async fn serve(
     let recv = Incoming::new(recv, watch.clone());
     let progress = Rc::new(Progress::default());
     let idle = site.config.timeouts.idle.bound();
-    let length = match check(request.headers()) {
-        Ok(length) => length,
+    let (length, size) = match check(request.headers()) {
+        Ok(lengths) => lengths,
         Err(why) => {
             refused(400, flag::DOWNSTREAM_PROTOCOL, why);
             let mut response = Response::new(Body::Empty);
@@ -136,7 +136,9 @@ async fn serve(
         Method::CONNECT => (Body::Empty, Some(recv)),
         _ => (recv.into_body(length, wanted.clone()).await, None),
     };
-    let request = request.map(|()| body);
+    let (mut parts, ()) = request.into_parts();
+    HeadTooLarge::mark(&mut parts, size, &site);
+    let request = Request::from_parts(parts, body);
     let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
     let mut wanted = wanted.as_ref();
     let answer = loop {
@@ -175,8 +177,8 @@ async fn serve(
     }
 }
 
-/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told.
-fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
+/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told, and that of the fields.
+fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
     let present = Present::of(fields);
     if present.connection
         || present.upgrade
@@ -185,9 +187,7 @@ fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
     {
         return Err(detail::CONNECTION_FIELDS);
     }
-    if are_malformed(fields) {
-        return Err(detail::MALFORMED_FIELD);
-    }
+    let size = measure(fields).ok_or(detail::MALFORMED_FIELD)?;
     let mut length = None;
     for value in fields.get_all(header::CONTENT_LENGTH) {
         let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
@@ -197,7 +197,7 @@ fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
         }
         length = Some(value);
     }
-    Ok(length)
+    Ok((length, size))
 }
 
 /// Whether the client waits before it sends the body (RFC 9110 section 10.1.1).
