@@ -6,7 +6,6 @@ mod files;
 mod parts;
 mod refused;
 mod told;
-mod ways;
 
 use std::{
     collections::BTreeMap,
