@@ -75,3 +75,4 @@ tests/quickstart.py
 step "all passed"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
     END { print passed " passed, " failed " failed, " ignored " skipped" }' "$log"
+grep '^differential table:' "$log"

@@ -128,3 +128,18 @@ fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
+
+/// `LR` says that a filter has answered, and not that it would have liked to.
+#[test]
+fn an_answer_that_comes_too_late_is_none() {
+    let answers = crate::guest::filter(
+        r#"(func (export "proxy_on_log") (param i32)
+            (drop (call $reply (i32.const 403) %"why" %"no" (i32.const 0) (i32.const 0) (i32.const -1))))"#,
+    );
+    let upstream = Upstream::saying("ok");
+    let config = Config::to(&upstream).filter("late", "late.wasm", "");
+    let proxy = Proxy::start_with(config, &[("late.wasm", &answers)]);
+    assert_eq!(proxy.get("/").text(), "ok");
+    let entry = proxy.entry_for("/");
+    assert_eq!((&entry["flags"], &entry["status"]), (&serde_json::Value::Null, &200.into()), "{entry}");
+}

@@ -155,7 +155,9 @@ fn a_request_that_hangs_is_waited_for_only_so_long() {
     assert_eq!(proxy.wait_exit().code(), Some(0));
     assert!(client.wire.is_closed());
     assert!(proxy.output().contains("the drain timeout is over"), "{}", proxy.output());
-    assert_eq!(proxy.entry_for("/hangs")["status"], serde_json::Value::Null);
+    let entry = proxy.entry_for("/hangs");
+    let logged = (&entry["status"], &entry["flags"], &entry["details"]);
+    assert_eq!(logged, (&serde_json::Value::Null, &"UT".into(), &"shutdown".into()), "its client has not gone away");
 }
 
 #[test]

@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::{
     guest,
-    harness::{Client, Config, Message, Proxy, Upstream, answer},
+    harness::{
+        Client, Config, Message, Proxy, Upstream, answer,
+        frames::{code, encode, flag, head, kind},
+    },
+    whole::{speaking, to_h2},
 };
 
 pub(crate) const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -201,4 +205,172 @@ fn calls_are_counted_by_method() {
     count(&proxy, "Add", "OK", 3.0);
     proxy.change_config("listeners: [{name: another, address: '@another@'}]");
     assert_eq!(proxy.metrics().sum("tollgate_grpc_requests_total", &[]), 0.0);
+}
+
+/// An upstream that answers `/a.B/Large` with trailers of so many bytes when a call of `/a.B/Waits` is under way, which it answers
+/// then.
+fn with_trailers_of(bytes: usize) -> Upstream {
+    speaking(move |h2| {
+        let mut waits = None;
+        while let Ok((stream, request)) = h2.next_request() {
+            if request.field(":path") == Some("/a.B/Waits") {
+                waits = Some(stream);
+                continue;
+            }
+            let value = "v".repeat(bytes);
+            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+            h2.data(stream, b"\0\0\0\0\x01m", false);
+            let block = encode(&[("grpc-status", "0"), ("x-large-bin", &value)]);
+            let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
+            for (n, part) in parts.iter().enumerate() {
+                let (first, last) = (n == 0, n + 1 == parts.len());
+                let end = if last { flag::END_HEADERS } else { 0 };
+                match first {
+                    true => h2.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
+                    false => h2.send(kind::CONTINUATION, end, stream, part),
+                }
+            }
+            if let Some(waits) = waits.take() {
+                h2.headers(waits, &[(":status", "200"), ("grpc-status", "0")], true);
+            }
+        }
+    })
+}
+
+/// Nobody is told of a success without what belongs to it, and no other call is lost by it.
+#[test]
+fn trailers_that_are_too_long_fail_their_call_alone() {
+    for (bytes, fits) in [(60_000, true), (66_000, false), (130_000, false), (500_000, false)] {
+        let upstream = with_trailers_of(bytes);
+        let proxy = Proxy::start(to_h2(&upstream));
+        let mut client = proxy.h2();
+        let waits = client.request("POST", "/a.B/Waits", &GRPC, true);
+        let large = client.request("POST", "/a.B/Large", &GRPC, true);
+        let response = client.response(large);
+        let told = response.trailer("grpc-status");
+        assert_eq!((response.reset.is_none(), told), (fits, fits.then_some("0")), "{bytes}");
+        assert_eq!(client.response(waits).field("grpc-status"), Some("0"), "{bytes}");
+        let entry = proxy.entry_for("/a.B/Large");
+        if fits {
+            assert!(entry["flags"].is_null(), "{entry}");
+            continue;
+        }
+        assert_eq!(response.reset, Some(code::INTERNAL_ERROR));
+        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
+        assert_eq!(logged, (&"UPE".into(), &"upstream_protocol_error".into(), &13.into()), "{entry}");
+        let why = entry["upstream_failure"].as_str().unwrap_or_default();
+        assert!(why.contains("trailers are longer than 65536 bytes"), "{why}");
+    }
+}
+
+/// The server has done what was asked for: asking again could do it twice.
+#[test]
+fn a_head_that_is_too_long_is_not_asked_for_again() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            let block = encode(&[(":status", "200"), ("x-large", &"v".repeat(70_000))]);
+            let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
+            h2.send(kind::HEADERS, flag::END_STREAM, stream, parts[0]);
+            for (n, part) in parts.iter().enumerate().skip(1) {
+                h2.send(kind::CONTINUATION, if n + 1 == parts.len() { flag::END_HEADERS } else { 0 }, stream, part);
+            }
+        }
+    });
+    let proxy = Proxy::start(to_h2(&upstream));
+    assert_eq!(proxy.request("POST", "/long", &[], b"x").status(), 502);
+    let entry = proxy.entry_for("/long");
+    let logged = (&entry["flags"], &entry["details"], &entry["attempts"]);
+    assert_eq!(logged, (&"UPE".into(), &"upstream_protocol_error".into(), &1.into()), "{entry}");
+    let why = entry["upstream_failure"].as_str().unwrap_or_default();
+    assert!(why.contains("its head is longer than 65536 bytes"), "{why}");
+}
+
+/// What the log says is what the client has got, and why.
+#[test]
+fn a_call_that_is_cut_off_is_logged_as_its_client_sees_it() {
+    for (sent, passed_on, told) in [
+        (code::CANCEL, code::CANCEL, 1),
+        (code::ENHANCE_YOUR_CALM, code::ENHANCE_YOUR_CALM, 8),
+        (code::INTERNAL_ERROR, code::INTERNAL_ERROR, 13),
+        // The client might ask again, as if nothing had been done.
+        (code::REFUSED_STREAM, code::INTERNAL_ERROR, 13),
+    ] {
+        let upstream = speaking(move |h2| {
+            while let Ok((stream, _)) = h2.next_request() {
+                h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+                h2.data(stream, b"\0\0\0\0\x01m", false);
+                h2.reset(stream, sent);
+            }
+        });
+        let proxy = Proxy::start(to_h2(&upstream));
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/a.B/C", &GRPC, true);
+        assert_eq!(client.response(stream).reset, Some(passed_on));
+        let entry = proxy.entry_for("/a.B/C");
+        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
+        assert_eq!(logged, (&"UC".into(), &"upstream_reset".into(), &told.into()), "{entry}");
+    }
+}
+
+/// By the listener's bounds, when the response has begun.
+#[test]
+fn a_call_that_stalls_is_logged_with_its_bound() {
+    for (timeouts, flag, details) in
+        [("{idle: 500ms}", "SI", "stream_idle_timeout"), ("{stream_age: 500ms}", "UT", "stream_age")]
+    {
+        let upstream = speaking(|h2| {
+            while let Ok((stream, _)) = h2.next_request() {
+                h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+            }
+        });
+        let proxy = Proxy::start(to_h2(&upstream).listener(&format!("timeouts: {timeouts}")));
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/a.B/C", &GRPC, true);
+        assert_eq!(client.response(stream).trailer("grpc-status"), Some("4"));
+        let entry = proxy.entry_for("/a.B/C");
+        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
+        assert_eq!(logged, (&flag.into(), &details.into(), &4.into()), "{entry}");
+    }
+}
+
+/// A call whose metadata is too much is told so as a call.
+#[test]
+fn too_much_metadata_is_answered_as_a_call() {
+    let upstream = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
+        }
+    });
+    let proxy = Proxy::start(to_h2(&upstream));
+    let mut client = proxy.h2();
+    let mut ask = |path: &str, count: usize, value: &str| {
+        let names: Vec<String> = (0..count).map(|n| format!("x-{n}")).collect();
+        let mut fields = GRPC.to_vec();
+        fields.extend(names.iter().map(|name| (name.as_str(), value)));
+        let block = encode(&head("POST", path, &fields));
+        let stream = client.next_stream();
+        let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
+        for (n, part) in parts.iter().enumerate() {
+            let end = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
+            match n {
+                0 => client.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
+                _ => client.send(kind::CONTINUATION, end, stream, part),
+            }
+        }
+        client.response(stream)
+    };
+    assert_eq!(ask("/a.B/Some", 120, "v").field("grpc-status"), Some("0"), "not more than calls may have");
+    for (path, count, value, details) in [
+        ("/a.B/Many", 300, "v".to_owned(), "too_many_fields"),
+        ("/a.B/Large", 10, "v".repeat(10_000), "head_too_large"),
+    ] {
+        let response = ask(path, count, &value);
+        assert_eq!((response.status(), response.field("grpc-status")), (200, Some("8")), "{path}");
+        let message = format!("Request Header Fields Too Large ({details})");
+        assert_eq!(response.field("grpc-message"), Some(&*message));
+        let entry = proxy.entry_for(path);
+        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
+        assert_eq!(logged, (&"DPE".into(), &details.into(), &8.into()), "{entry}");
+    }
+    assert_eq!(ask("/a.B/After", 1, "v").field("grpc-status"), Some("0"), "the connection is none the worse for it");
 }

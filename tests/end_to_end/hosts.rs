@@ -74,3 +74,39 @@ fn an_upgrade_to_something_else_is_no_answer() {
         assert_eq!(client.wire.read_head().expect("a response").status(), status, "{said:?}");
     }
 }
+
+/// RFC 9112 section 3.2.4: without a path, it asks about the server, and not about `/`.
+#[test]
+fn options_of_a_whole_server_stay_so() {
+    let upstream = Upstream::saying("x");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (method, target, sent) in [
+        ("OPTIONS", "http://test", "*"),
+        ("OPTIONS", "*", "*"),
+        ("OPTIONS", "http://test/", "/"),
+        ("OPTIONS", "http://test?a", "/?a"),
+        ("OPTIONS", "http://test/test", "/test"),
+        ("GET", "http://test", "/"),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
+        assert_eq!(client.read().status(), 200, "{method} {target}");
+        let request = upstream.requests().pop().expect("a request");
+        assert_eq!((request.method(), request.target()), (method, sent), "{target}");
+    }
+}
+
+/// HTTP/1.0 need not name a host, but a host that it names is one.
+#[test]
+fn a_bad_host_is_refused_in_every_version() {
+    let upstream = Upstream::saying("x");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for version in ["HTTP/1.0", "HTTP/1.1"] {
+        for hosts in ["Host: a b\r\n", "Host: a/b\r\n", "Host: a\r\nHost: b\r\n", "Host: a@b\r\n"] {
+            let mut client = proxy.client();
+            client.send(format!("GET / {version}\r\n{hosts}\r\n"));
+            assert_eq!(client.read().status(), 400, "{version} {hosts:?}");
+        }
+    }
+    assert!(upstream.requests().is_empty());
+}

@@ -6,6 +6,7 @@ mod files;
 mod parts;
 mod refused;
 mod told;
+mod ways;
 
 use std::{
     collections::BTreeMap,

@@ -3,7 +3,7 @@
 mod bodies;
 mod client;
 mod connections;
-mod raw;
+pub(crate) mod raw;
 mod requests;
 mod wrong;
 
@@ -19,12 +19,11 @@ mod code {
     pub const EXCESSIVE_LOAD: u64 = 0x107;
     pub const REQUEST_REJECTED: u64 = 0x10b;
     pub const REQUEST_CANCELLED: u64 = 0x10c;
-    pub const CONNECT_ERROR: u64 = 0x10f;
     pub const MESSAGE_ERROR: u64 = 0x10e;
 }
 
 /// A proxy whose listener speaks HTTP/3 too.
-struct Site {
+pub(crate) struct Site {
     proxy: Proxy,
     pair: CertifiedKey<KeyPair>,
 }

@@ -27,7 +27,9 @@ fn a_head_that_is_too_long_gets_431() {
     assert_eq!(proxy.request("GET", "/", &[("X-A", &long[..1000])], b"").status(), 200);
     let mut client = proxy.client();
     client.send_request("GET", "/", &[("X-A", &long)], b"");
-    assert_eq!(client.read().status(), 431);
+    let response = client.read();
+    assert_eq!((response.status(), response.text()), (431, "Request Header Fields Too Large"));
+    assert_eq!(response.field("content-type"), Some("text/plain"));
     assert!(client.wire.is_closed());
     assert_eq!(proxy.get(&format!("/{long}")).status(), 431, "the request line counts");
     let entry = proxy.entry(|entry| entry["status"] == 431);

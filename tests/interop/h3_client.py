@@ -16,7 +16,7 @@ from aioquic.h3.connection import H3Connection
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, StreamDataReceived, StreamReset
+from aioquic.quic.events import ConnectionTerminated, StopSendingReceived, StreamDataReceived, StreamReset
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -113,6 +113,8 @@ class Client(QuicConnectionProtocol):
         if isinstance(event, StreamReset) and event.stream_id in self.responses:
             self.responses[event.stream_id].reset(event.error_code)
             return
+        if isinstance(event, StopSendingReceived) and event.stream_id in self.responses:
+            self.responses[event.stream_id].said["stopped"] = event.error_code
         if isinstance(event, StreamDataReceived) and event.stream_id % 4 == 3:
             self.look_for_goaway(event)
         for event in self.http.handle_event(event):

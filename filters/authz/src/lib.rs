@@ -62,9 +62,9 @@ impl Filter for Authz {
             scheme: setup.name(":scheme"),
             needs_line,
             principal: principal.filter(|_| needs_principal),
-            allowed: setup.counter("authz.allowed"),
-            denied: setup.counter("authz.denied"),
-            dry_run_denied: setup.counter("authz.dry_run_denied"),
+            allowed: setup.counter("authz.allowed_total"),
+            denied: setup.counter("authz.denied_total"),
+            dry_run_denied: setup.counter("authz.dry_run_denied_total"),
         })
     }
 

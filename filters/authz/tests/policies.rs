@@ -46,8 +46,8 @@ fn deny_comes_first_and_allow_shuts_out_the_rest() {
         let host = host(policies.clone());
         let outcome = host.request("GET", path).send();
         assert_eq!(outcome.details(), details, "{policies} {path}");
-        assert_eq!(host.metric("authz.allowed"), i64::from(details.is_none()));
-        assert_eq!(host.metric("authz.denied"), i64::from(details.is_some()));
+        assert_eq!(host.metric("authz.allowed_total"), i64::from(details.is_none()));
+        assert_eq!(host.metric("authz.denied_total"), i64::from(details.is_some()));
     }
 }
 
@@ -217,8 +217,8 @@ fn what_is_tried_out_denies_nothing() {
         let outcome = host.request("GET", "/a\n?b").send();
         assert_eq!(outcome.details(), denied, "{policies}");
         assert_eq!(outcome.log_field("authz_dry_run"), would, "{policies}");
-        assert_eq!(host.metric("authz.dry_run_denied"), i64::from(would.is_some()));
-        assert_eq!(host.metric("authz.allowed"), i64::from(denied.is_none()));
+        assert_eq!(host.metric("authz.dry_run_denied_total"), i64::from(would.is_some()));
+        assert_eq!(host.metric("authz.allowed_total"), i64::from(denied.is_none()));
         let line = would.map(|details| format!("authz would deny GET /a\\n: {details}"));
         assert_eq!(host.logs(), line.into_iter().collect::<Vec<_>>());
         assert_eq!(outcome.flags().is_empty(), denied.is_none());

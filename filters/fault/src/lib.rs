@@ -84,9 +84,9 @@ impl Filter for Fault {
             header_names: HEADERS.map(|name| setup.name(name)),
             line: [setup.name(":method"), setup.name(":path")],
             limit,
-            delays: setup.counter("fault.delays"),
-            aborts: setup.counter("fault.aborts"),
-            overflow: setup.counter("fault.overflow"),
+            delays: setup.counter("fault.delays_total"),
+            aborts: setup.counter("fault.aborts_total"),
+            overflow: setup.counter("fault.overflow_total"),
         })
     }
 

@@ -29,7 +29,7 @@ fn the_example() {
     let held: Vec<_> = (0..49).map(|_| host.request("GET", "/api").header("x-tester", "yes").send()).collect();
     assert!(held.iter().all(|outcome| outcome.waits().is_some()));
     assert!(host.request("GET", "/api").header("x-tester", "yes").send().continued(), "the 51st");
-    assert_eq!(host.metric("fault.overflow"), 1);
+    assert_eq!(host.metric("fault.overflow_total"), 1);
 }
 
 /// YAML as the JSON that the proxy makes of it.

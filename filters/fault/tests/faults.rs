@@ -30,7 +30,7 @@ fn an_abort_is_a_response() {
     assert_eq!(outcome.reply_body(), Some(b"fault filter abort".as_slice()));
     assert_eq!(outcome.details(), Some("fault_filter_abort"));
     assert_eq!(outcome.flags(), ["FI"]);
-    assert_eq!((host.metric("fault.delays"), host.metric("fault.aborts")), (0, 1));
+    assert_eq!((host.metric("fault.delays_total"), host.metric("fault.aborts_total")), (0, 1));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_delayed_request_goes_on() {
     assert_eq!(outcome.waits(), ms(100));
     assert_eq!(outcome.flags(), ["DI"]);
     assert!(outcome.wait().continued());
-    assert_eq!((host.metric("fault.delays"), host.metric("fault.aborts")), (1, 0));
+    assert_eq!((host.metric("fault.delays_total"), host.metric("fault.aborts_total")), (1, 0));
 }
 
 #[test]
@@ -183,15 +183,15 @@ fn no_more_faults_at_once_than_the_bound() {
     let first = host.request("GET", "/").send();
     let second = host.request("GET", "/").send();
     assert!(host.request("GET", "/").send().continued(), "one too many");
-    assert_eq!(host.metric("fault.overflow"), 1);
+    assert_eq!(host.metric("fault.overflow_total"), 1);
     let first = first.wait();
     assert!(first.continued());
     let third = host.request("GET", "/").send();
     assert_eq!(third.waits(), ms(1000), "the first is still under way, but no longer delayed");
     drop(second);
     assert_eq!(host.request("GET", "/").send().waits(), ms(1000), "the second's client has gone away");
-    assert_eq!(host.metric("fault.overflow"), 1);
-    assert_eq!(host.metric("fault.delays"), 4);
+    assert_eq!(host.metric("fault.overflow_total"), 1);
+    assert_eq!(host.metric("fault.delays_total"), 4);
 }
 
 #[test]
@@ -206,5 +206,5 @@ fn an_aborted_request_counts_until_it_ends() {
     assert!(host.request("GET", "/").send().continued());
     drop(first);
     assert!(!host.request("GET", "/").send().continued());
-    assert_eq!((host.metric("fault.overflow"), host.metric("fault.aborts")), (1, 1));
+    assert_eq!((host.metric("fault.overflow_total"), host.metric("fault.aborts_total")), (1, 1));
 }

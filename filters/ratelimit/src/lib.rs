@@ -88,9 +88,9 @@ impl Filter for Ratelimit {
             cookie: setup.name("cookie"),
             policy_field: setup.name("ratelimit-policy"),
             state_field: setup.name("ratelimit"),
-            allowed: setup.counter("ratelimit.allowed"),
-            limited: setup.counter("ratelimit.limited"),
-            dry_run_limited: setup.counter("ratelimit.dry_run_limited"),
+            allowed: setup.counter("ratelimit.allowed_total"),
+            limited: setup.counter("ratelimit.limited_total"),
+            dry_run_limited: setup.counter("ratelimit.dry_run_limited_total"),
             scratch: RefCell::default(),
         })
     }

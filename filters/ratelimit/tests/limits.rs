@@ -26,7 +26,7 @@ fn a_bucket_gives_its_burst_and_then_what_it_gains() {
     assert!(pass() && !pass());
     host.advance(Duration::from_secs(3600));
     assert_eq!(passes(pass), 5, "never more than the burst");
-    assert_eq!((host.metric("ratelimit.allowed"), host.metric("ratelimit.limited")), (11, 5 + 1 + 1 + 5));
+    assert_eq!((host.metric("ratelimit.allowed_total"), host.metric("ratelimit.limited_total")), (11, 5 + 1 + 1 + 5));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn requests_without_a_part_of_the_key() {
             let host = host(json!([limit]));
             let passed = passes(|| host.request("GET", "/").header("cookie", "no=1").send().continued());
             assert_eq!(passed, expected, "{mode} {part}");
-            assert_eq!(host.metric("ratelimit.allowed"), if expected == 2 { 2 } else { 0 });
+            assert_eq!(host.metric("ratelimit.allowed_total"), if expected == 2 { 2 } else { 0 });
             assert!(host.request("GET", "/").header("x-user", "").header("cookie", "id=").send().continued(), "empty");
         }
     }
@@ -155,7 +155,7 @@ fn one_refusal_costs_the_others_nothing() {
     assert_eq!(send(host.request("GET", "/").header("x-user", "f")).as_deref(), Some("rate_limited[wide]"));
     let outcome = host.request("GET", "/").send();
     assert_eq!(outcome.response_header("ratelimit"), Some("\"wide\";r=0;t=720"));
-    assert_eq!((host.metric("ratelimit.allowed"), host.metric("ratelimit.limited")), (5, 12));
+    assert_eq!((host.metric("ratelimit.allowed_total"), host.metric("ratelimit.limited_total")), (5, 12));
 }
 
 #[test]
@@ -173,8 +173,8 @@ fn what_is_tried_out_stops_nothing() {
     assert_eq!(details(tried), None);
     assert_eq!(details(tried), None);
     assert_eq!(details(tried).as_deref(), Some("rate_limited[wide]"));
-    assert_eq!(host.metric("ratelimit.dry_run_limited"), 3);
-    assert_eq!((host.metric("ratelimit.allowed"), host.metric("ratelimit.limited")), (3, 1));
+    assert_eq!(host.metric("ratelimit.dry_run_limited_total"), 3);
+    assert_eq!((host.metric("ratelimit.allowed_total"), host.metric("ratelimit.limited_total")), (3, 1));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn everything_tried_out() {
         })
         .collect();
     assert_eq!(logged, ["", "rate_limited[a]", "rate_limited[a] rate_limited[b]"]);
-    assert_eq!((host.metric("ratelimit.dry_run_limited"), host.metric("ratelimit.limited")), (2, 0));
+    assert_eq!((host.metric("ratelimit.dry_run_limited_total"), host.metric("ratelimit.limited_total")), (2, 0));
 }
 
 #[test]

@@ -174,6 +174,8 @@ impl Forward {
             balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
         };
         let rewritten = match &self.rewrite {
+            // `OPTIONS *` asks about a server, and has no path.
+            Some(_) if head.path == b"*" => None,
             Some(rewrite) => match rewrite.rewrite(head.path) {
                 Ok(rewritten) => rewritten,
                 Err(_) => return Reply::new(400).body("Bad Request").details("bad_rewritten_path").into(),

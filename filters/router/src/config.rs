@@ -74,8 +74,8 @@ pub struct Rule {
     /// Changes to the response's headers: the upstream's, a redirect's or a direct response's. Not those of responses that
     /// the proxy makes because the upstream fails.
     pub response_headers: Option<HeaderOps>,
-    /// Time for the whole exchange, from the request's last byte to the response's; `0s`: unlimited. Default: the
-    /// cluster's. Only with `cluster` and `split`.
+    /// Time for the whole exchange, from the request's last byte to the response's last, in place of the cluster's
+    /// `request_timeout` and `response_head_timeout`; `0s`: unlimited. Default: the cluster's. Only with `cluster` and `split`.
     pub timeout: Option<String>,
     /// Ends the exchange when no byte has passed for this time; `0s`: unlimited. Default: the listener's. Only with
     /// `cluster` and `split`.

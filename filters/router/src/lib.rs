@@ -109,7 +109,7 @@ impl Filter for Router {
             Some(action) => action.run(&mut head, self.path),
             None => {
                 request.flag(flag::NO_ROUTE);
-                Reply::new(404).details("route_not_found").into()
+                Reply::new(404).header("content-type", "text/plain").body("Not Found").details("route_not_found").into()
             }
         }
     }

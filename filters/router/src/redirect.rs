@@ -25,7 +25,8 @@ pub(crate) struct Redirect {
 
 enum Path {
     Same,
-    Whole(String),
+    /// A path that may have a query, and what follows both: a fragment with its `#`, or nothing.
+    Whole(String, String),
     Prefix(PrefixRewrite),
 }
 
@@ -68,7 +69,8 @@ impl Redirect {
                 if !path.starts_with('/') || path.chars().any(|c| c.is_ascii_control() || c == ' ') {
                     place.field("path").wrong("a path begins with `/`, and has no spaces");
                 }
-                Path::Whole(path.clone())
+                let (path, fragment) = path.split_at(path.find('#').unwrap_or(path.len()));
+                Path::Whole(path.into(), fragment.into())
             }
             (None, Some(with)) => Path::Prefix(PrefixRewrite::compile(with, matched, &place.field("prefix_rewrite"))?),
         };
@@ -125,11 +127,13 @@ impl Redirect {
             out.push(b'/');
         }
         let mut query = if self.strip_query { None } else { head.query };
+        let mut fragment = "";
         match &self.path {
             Path::Same => out.extend_from_slice(head.written),
             Path::Prefix(rewrite) => rewrite.write(head.path, &mut out),
-            Path::Whole(path) => {
+            Path::Whole(path, rest) => {
                 out.extend_from_slice(path.as_bytes());
+                fragment = rest;
                 if path.contains('?') {
                     query = None;
                 }
@@ -139,6 +143,8 @@ impl Redirect {
             out.push(b'?');
             out.extend_from_slice(query);
         }
+        // A query after it would be a part of it.
+        out.extend_from_slice(fragment.as_bytes());
         out
     }
 }

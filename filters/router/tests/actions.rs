@@ -190,6 +190,10 @@ fn redirects() {
         (json!({"path": "/new"}), "a.com:8080", "/x?y", "http://a.com:8080/new?y"),
         (json!({"path": "/new?z"}), "a.com", "/x?y", "http://a.com/new?z"),
         (json!({"path": "/new", "strip_query": true}), "a.com", "/x?y", "http://a.com/new"),
+        // RFC 3986 section 3: the query stands before the fragment.
+        (json!({"path": "/new#part"}), "a.com", "/x?y", "http://a.com/new?y#part"),
+        (json!({"path": "/new?z#part"}), "a.com", "/x?y", "http://a.com/new?z#part"),
+        (json!({"path": "/new#part?"}), "a.com", "/x", "http://a.com/new#part?"),
         (json!({"strip_query": true}), "a.com", "//evil.com?y", "http://a.com//evil.com"),
     ] {
         assert_eq!(redirect(any(), config, authority, target), (301, location.into()));

@@ -85,7 +85,7 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
         }
         return response;
     }
-    if let Some(answer) = probes::answer(&state.status, &state.registry, &parts.method, path) {
+    if let Some(answer) = probes::answer(&state.status, &state.registry, &parts.method, path, &parts.headers) {
         return answer;
     }
     match (&parts.method, path) {

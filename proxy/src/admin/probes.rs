@@ -1,10 +1,16 @@
 //! What probes and Prometheus ask for: `/live`, `/ready` and `/metrics`. A listener of their own has nothing else, so that nobody
 //! needs to open the admin listener to the network for them.
 
-use std::{cell::RefCell, future::ready, io, rc::Rc};
+use std::{
+    cell::RefCell,
+    future::ready,
+    io::{self, Write},
+    rc::Rc,
+};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::task::spawn_local;
@@ -33,16 +39,16 @@ impl Probes {
         let listener = RefCell::new(Some(Listener::try_from(socket)?));
         let (probes, connections) = (Rc::new(self), Connections::new("probes"));
         spawn_local(async move {
-            let answer =
-                move |_, request: Request<Incoming>| ready(probes.answer(request.method(), request.uri().path()));
+            let answer = move |_, request: Request<Incoming>| ready(probes.answer(&request));
             connections.accept(&listener, answer).await;
         });
         Ok(())
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let nothing = || text(StatusCode::NOT_FOUND, "there are /live, /ready and /metrics\n");
-        answer(&self.status, &self.registry, method, path).unwrap_or_else(nothing)
+        let (method, path, fields) = (request.method(), request.uri().path(), request.headers());
+        answer(&self.status, &self.registry, method, path, fields).unwrap_or_else(nothing)
     }
 }
 
@@ -52,6 +58,7 @@ pub(super) fn answer(
     registry: &Registry,
     method: &Method,
     path: &str,
+    fields: &HeaderMap,
 ) -> Option<Response<Full<Bytes>>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return None;
@@ -62,7 +69,62 @@ pub(super) fn answer(
             let (ready, said) = status.readiness();
             text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &said)
         }
-        "/metrics" => response(StatusCode::OK, metrics::CONTENT_TYPE, registry.render().into()),
+        "/metrics" => scrape(registry.render(), takes_gzip(fields)),
         _ => return None,
     })
+}
+
+/// A scrape, which is mostly names that repeat.
+fn scrape(text: String, compressed: bool) -> Response<Full<Bytes>> {
+    // Writing to memory does not fail.
+    let packed = compressed.then(|| {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(text.as_bytes()).and_then(|()| gzip.finish())
+    });
+    let mut answer = match packed {
+        Some(Ok(packed)) => {
+            let mut answer = response(StatusCode::OK, metrics::CONTENT_TYPE, packed.into());
+            answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            answer
+        }
+        Some(Err(_)) | None => response(StatusCode::OK, metrics::CONTENT_TYPE, text.into()),
+    };
+    answer.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    answer
+}
+
+/// Whether the client says that it takes gzip (RFC 9110 section 12.5.3).
+fn takes_gzip(fields: &HeaderMap) -> bool {
+    let values = fields.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let weight = |coding: &str| {
+        let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+        let quality = parameters.trim().strip_prefix("q=").and_then(|q| q.trim().parse::<f32>().ok());
+        (name.trim().to_ascii_lowercase(), quality.unwrap_or(1.0))
+    };
+    let codings: Vec<_> = values.flat_map(|value| value.split(',')).map(weight).collect();
+    let of = |name: &str| codings.iter().find(|(coding, _)| coding == name).map(|(_, quality)| *quality > 0.0);
+    of("gzip").or_else(|| of("x-gzip")).or_else(|| of("*")).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_gzip_says_so() {
+        for (said, takes) in [
+            (None, false),
+            (Some(""), false),
+            (Some("gzip"), true),
+            (Some("deflate, GZIP;q=0.5"), true),
+            (Some("gzip;q=0, *"), false),
+            (Some("gzip; q=0"), false),
+            (Some("*"), true),
+            (Some("identity"), false),
+            (Some("gzipped"), false),
+        ] {
+            let fields = said.map(|said| (header::ACCEPT_ENCODING, HeaderValue::from_static(said)));
+            assert_eq!(takes_gzip(&fields.into_iter().collect()), takes, "{said:?}");
+        }
+    }
 }

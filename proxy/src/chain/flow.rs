@@ -166,5 +166,8 @@ fn taken(state: &mut State) -> Option<Outcome> {
     if state.closed {
         return Some(Outcome::Closed);
     }
-    state.reply.take().map(Outcome::Reply)
+    let reply = state.reply.take()?;
+    // Not before: what comes too late answers nothing.
+    state.flags |= flag::LOCAL_REPLY;
+    Some(Outcome::Reply(reply))
 }

@@ -7,7 +7,6 @@
 pub mod body;
 pub mod flow;
 pub mod head;
-pub mod interim;
 pub mod network;
 pub mod route;
 pub mod stored;

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tollgate_abi::fast::{flag, phase};
 
-use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, interim::Interims, stored::Stored};
+use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, stored::Stored};
 use crate::{
     config::units::Address,
     tls::ConnectionTls,
@@ -100,18 +100,15 @@ pub struct Progress {
     pub due: Cell<Option<Instant>>,
     /// The stream was given up because the client does not read.
     pub stalled: Cell<bool>,
-    /// Interim responses for the client.
-    pub interims: Interims,
     /// A timer that nobody waits for: taking it over, as it is set, costs less than making one for each stream.
     pub timer: Cell<Option<Pin<Box<Sleep>>>>,
 }
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { active, due, stalled, interims, timer: _ } = self;
+        let Progress { active, due, stalled, timer: _ } = self;
         let mut progress = f.debug_struct("Progress");
-        progress.field("active", active).field("due", due).field("stalled", stalled).field("interims", interims);
-        progress.finish_non_exhaustive()
+        progress.field("active", active).field("due", due).field("stalled", stalled).finish_non_exhaustive()
     }
 }
 
@@ -121,7 +118,6 @@ impl Default for Progress {
             active: Cell::new(Instant::now()),
             due: Cell::new(None),
             stalled: Cell::new(false),
-            interims: Interims::default(),
             timer: Cell::new(None),
         }
     }
@@ -481,10 +477,7 @@ impl Stream {
 
     /// Answers the request, unless the response has begun to be sent, and wakes who waits for that.
     pub fn reply(&self, reply: LocalReply) {
-        let mut state = self.state.borrow_mut();
-        state.flags |= flag::LOCAL_REPLY;
-        state.reply.get_or_insert(reply);
-        drop(state);
+        self.state.borrow_mut().reply.get_or_insert(reply);
         self.wake();
     }
 

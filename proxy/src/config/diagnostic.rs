@@ -46,6 +46,8 @@ pub struct Diagnostic {
     pub help: Option<String>,
     /// Other places that have to do with it.
     pub notes: Vec<(Span, String)>,
+    /// It may be right in a moment: files that belong together are changed one after the other.
+    pub passing: bool,
 }
 
 impl Diagnostic {
@@ -57,6 +59,7 @@ impl Diagnostic {
             span: span.into(),
             help: None,
             notes: Vec::new(),
+            passing: false,
         }
     }
 
@@ -104,6 +107,11 @@ impl Diagnostics {
             texts.for_each(|text| source.conceal(text));
         }
         Diagnostics { list, omitted, source }
+    }
+
+    /// Whether all that is wrong may be right in a moment.
+    pub fn are_passing(&self) -> bool {
+        self.list.iter().filter(|d| d.severity == Severity::Error).all(|d| d.passing)
     }
 
     /// Each of them.

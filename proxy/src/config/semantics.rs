@@ -109,12 +109,15 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
             warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
         }
         let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
-        let (Some(per_try), Some(whole)) = (per_try, cluster.request_timeout.bound()) else { continue };
-        if per_try.0 > whole {
+        let whole = cluster.request_timeout.and_then(|time| time.bound());
+        let bounds = [("response_head_timeout", cluster.head_timeout()), ("request_timeout", whole)];
+        let least = bounds.into_iter().filter_map(|(name, time)| Some((name, time?))).min_by_key(|(_, time)| *time);
+        let (Some(per_try), Some((name, least))) = (per_try, least) else { continue };
+        if per_try.0 > least {
             let pointer = format!("/clusters/{i}/retry/per_try_timeout");
             let message = format!(
-                "`per_try_timeout` ({per_try}) is longer than the cluster's `request_timeout` ({}) and has no effect",
-                cluster.request_timeout
+                "`per_try_timeout` ({per_try}) is longer than the cluster's `{name}` ({}) and has no effect",
+                Duration(least)
             );
             warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     conceal::Concealer,
-    diagnostic::{Diagnostic, Severity},
+    diagnostic::Diagnostic,
     node::{Node, Span, Value},
 };
 
@@ -135,13 +135,7 @@ impl Source {
         message: impl Into<String>,
         help: Option<String>,
     ) -> Diagnostic {
-        Diagnostic {
-            severity: Severity::Error,
-            message: message.into(),
-            span: Some(self.locate(pointer, inner).span),
-            help,
-            notes: Vec::new(),
-        }
+        Diagnostic::error(self.locate(pointer, inner).span, message).help(help)
     }
 
     /// The text before a byte. Tolerates offsets that are no character boundary or beyond the end.

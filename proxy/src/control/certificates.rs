@@ -17,7 +17,7 @@ use crate::{
         model::{self, ClusterProtocol, Protocol, TlsMode},
     },
     observe::{Kind, MetricError, Registry},
-    tls::{ClientTls, Dated, DatedKind, Digests, Loader, Problem, ServerTls},
+    tls::{ClientTls, Dated, DatedKind, Digests, Loader, MaterialError, Problem, ServerTls},
     upstream::Cluster,
 };
 
@@ -118,7 +118,8 @@ fn refused(source: &Source, pointer: &str, problem: &Problem) -> Diagnostic {
         true => pointer.to_owned(),
         false => format!("{pointer}/{}", problem.place),
     };
-    source.diagnostic(&pointer, problem.error.to_string(), problem.error.help())
+    let passing = matches!(problem.error, MaterialError::KeyMismatch { .. });
+    Diagnostic { passing, ..source.diagnostic(&pointer, problem.error.to_string(), problem.error.help()) }
 }
 
 /// The files of TLS that a configuration names, whether it can be used or not.

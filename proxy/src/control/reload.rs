@@ -7,12 +7,15 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
-use tokio::sync::{
-    mpsc::{self, WeakUnboundedSender},
-    oneshot,
+use tokio::{
+    sync::{
+        mpsc::{self, WeakUnboundedSender},
+        oneshot,
+    },
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -21,7 +24,7 @@ use super::{
     server::load,
     snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
     status::{Attempt, AttemptResult, Status},
-    watch::{LATEST, QUIET, Watcher},
+    watch::Watcher,
 };
 use crate::{
     config::{Diagnostics, model},
@@ -55,12 +58,21 @@ pub(super) struct Reloader {
     pub(super) checks: Checks,
     pub(super) status: Rc<Status>,
     pub(super) log: LogHandle,
-    pub(super) watcher: Option<Watcher>,
-    pub(super) notes: Option<mpsc::Receiver<()>>,
+    pub(super) watcher: Watcher,
     pub(super) changes: mpsc::Receiver<Change>,
     /// What is wrong with the files, if they were refused.
     pub(super) refusal: Option<String>,
+    /// Until when the other half of what belongs together is waited for.
+    pub(super) patience: Option<Instant>,
+    /// How many loads in a row were given up.
+    pub(super) given_up: u32,
 }
+
+/// How long a certificate may be there without its key, or a key without its certificate, before that is an error.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many loads in a row are given up because files have changed meanwhile.
+const MOST_GIVEN_UP: u32 = 3;
 
 /// What came of loading.
 struct Load {
@@ -74,22 +86,16 @@ impl Reloader {
     /// Makes changes until there is nobody who could want one.
     pub(super) async fn run(mut self) {
         loop {
-            let noted = async {
-                match self.notes.as_mut() {
-                    Some(notes) => notes.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let patience = self.patience;
             let first = tokio::select! {
-                Some(()) = noted => None,
+                () = self.watcher.changed() => None,
+                // The other half has not come.
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => None,
                 change = self.changes.recv() => match change {
                     Some(change) => Some(change),
                     None => return,
                 },
             };
-            if first.is_none() {
-                self.settle().await;
-            }
             // One load is enough for all who wait: it sees the files as they are now, so the newest change wins. Who has
             // asked during a load gets another one, since that may have read the files too early for them.
             let mut waiting: Vec<Change> = first.into_iter().collect();
@@ -103,31 +109,11 @@ impl Reloader {
         }
     }
 
-    /// Waits until the files have been quiet for a moment.
-    async fn settle(&mut self) {
-        let Some(notes) = self.notes.as_mut() else { return };
-        let latest = Instant::now() + LATEST;
-        while Instant::now() < latest && matches!(tokio::time::timeout(QUIET, notes.recv()).await, Ok(Some(()))) {}
-    }
-
     /// Tries to put what the files say now in force. None: nobody need be told of it.
     async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
-        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
-        let work = move || load_change(&foundry, &path, previous.as_deref());
-        let load = match tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work)).await {
-            Ok(Ok(load)) => Ok(load),
-            Ok(Err(e)) => Err(e.to_string()),
-            Err(e) => Err(e.to_string()),
-        };
-        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
-        // its modules is there.
-        let mut wanted = load.as_ref().map_or_else(|_| Vec::new(), |load| load.files.clone());
-        let current = self.status.current.load_full();
-        if let (Some(watcher), Some(current)) = (self.watcher.as_mut(), &current) {
-            wanted.extend_from_slice(&current.files);
-            watcher.watch(&wanted);
-        }
+        let load = self.load(cause).await?;
         let before = self.refusal.take();
+        let patience = self.patience.take();
         let result = match load {
             Ok(Load { made: Ok(Some((made, different))), .. }) => self.replace(made, &different, cause).await,
             Ok(Load { made: Ok(None), .. }) => {
@@ -144,6 +130,15 @@ impl Reloader {
                 self.forget_trial();
                 let text = wrong.render(false);
                 let is_known = before.as_ref() == Some(&text);
+                if cause == BY_FILE && !is_known && wrong.are_passing() {
+                    let end = patience.unwrap_or_else(|| Instant::now() + PATIENCE);
+                    if Instant::now() < end {
+                        let said = wrong.iter().map(|wrong| wrong.message.as_str()).collect::<Vec<_>>().join("; ");
+                        tracing::info!("the other half of a change is waited for: {said}");
+                        (self.patience, self.refusal) = (Some(end), before);
+                        return None;
+                    }
+                }
                 if !(is_known && cause == BY_FILE) {
                     tracing::error!("the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end());
                 }
@@ -162,6 +157,34 @@ impl Reloader {
             }
         };
         Some(self.status.note(cause, result))
+    }
+
+    /// Loads what the files say, and watches the ways to them. None: they have changed by themselves meanwhile, so they may have been
+    /// read while somebody wrote to them, and will be read again when that is over.
+    async fn load(&mut self, cause: &'static str) -> Option<Result<Load, String>> {
+        self.watcher.hear();
+        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
+        let before = previous.clone();
+        let work = move || load_change(&foundry, &path, before.as_deref());
+        let load = match tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work)).await {
+            Ok(Ok(load)) => Ok(load),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        let has_changed = self.watcher.hear();
+        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
+        // its modules is there.
+        let mut wanted = load.as_ref().map_or_else(|_| Vec::new(), |load| load.files.clone());
+        wanted.extend(previous.iter().flat_map(|previous| &previous.files).cloned());
+        self.watcher.watch(wanted);
+        if has_changed && cause == BY_FILE && self.given_up < MOST_GIVEN_UP {
+            self.given_up += 1;
+            drop(load);
+            self.forget_trial();
+            return None;
+        }
+        self.given_up = 0;
+        Some(load)
     }
 
     /// Trying a configuration leaves figures of what was not to be.
@@ -231,9 +254,7 @@ impl Reloader {
         self.checks.apply(snapshot.configured_clusters());
         self.status.current.store(Some(snapshot.clone()));
         self.foundry.forget_unused(&snapshot);
-        if let Some(watcher) = &mut self.watcher {
-            watcher.watch(&snapshot.files);
-        }
+        self.watcher.watch(snapshot.files.clone());
         snapshot
     }
 }

@@ -213,13 +213,6 @@ impl Server {
         let (asked, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
         let workers = workers.context("a worker cannot start")?;
-        let (watcher, notes) = match Watcher::new() {
-            Ok((watcher, notes)) => (Some(watcher), Some(notes)),
-            Err(e) => {
-                tracing::warn!("files are not watched: {e}; SIGHUP and the admin API still reload");
-                (None, None)
-            }
-        };
         made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
         let mut reloader = Reloader {
             path: options.file,
@@ -229,10 +222,11 @@ impl Server {
             checks: Checks::new(foundry.registry.clone()),
             status: status.clone(),
             log,
-            watcher,
-            notes,
+            watcher: Watcher::new(status.unwatched.clone()),
             changes: inbox,
             refusal: None,
+            patience: None,
+            given_up: 0,
         };
         let snapshot = reloader.apply(made).await;
         status.note("start", AttemptResult::Applied(snapshot.version));

@@ -47,6 +47,8 @@ pub struct Status {
     pub current: Arc<ArcSwapOption<Snapshot>>,
     /// No more connections are taken.
     pub draining: AtomicBool,
+    /// Why the system does not tell of all changes of files, if it does not.
+    pub unwatched: Arc<ArcSwapOption<String>>,
     last: Mutex<Option<Attempt>>,
     applied: Counter,
     refused: Counter,
@@ -67,6 +69,7 @@ impl Status {
         Ok(Status {
             current: Arc::default(),
             draining: AtomicBool::new(false),
+            unwatched: Arc::default(),
             last: Mutex::new(None),
             applied: reloads("applied")?,
             refused: reloads("refused")?,
@@ -154,6 +157,7 @@ impl Status {
             "file": current.as_ref().map(|s| s.loaded.source.name().to_owned()),
             "since": current.as_ref().map(|s| timestamp::text(s.created)),
             "last_attempt": last.as_ref().map(attempt_json),
+            "unwatched": self.unwatched.load().as_ref().map(|why| why.as_str().to_owned()),
             "config": current.as_ref().map(|s| s.loaded.shown()),
         })
     }

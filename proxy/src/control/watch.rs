@@ -1,154 +1,411 @@
-//! Notices changed files: the configuration, the modules, and what they are symbolic links to.
+//! Notices changed files: the configuration, the modules, certificates and keys, and all that leads to them.
 //!
-//! Directories are watched, not files: editors and deployment tools put a new file in the old one's place, and Kubernetes
-//! swaps a link two levels up. Whatever happens there leads to one look at the contents, a moment later; whether anything
-//! has changed is decided by hash.
+//! What is watched is every step of the [`way`] to each file, with inotify(7): the folders for what has a name there, and the
+//! files for what is written to them. inotify knows inodes, not paths, so after each change on a way the watches are asked for
+//! again; the system gives the same one for the same inode. Whether anything *has* changed is for others to decide, by content.
+//!
+//! A file that somebody writes to in its place is left alone until it is closed: half of a configuration can be a valid
+//! configuration. What is renamed into its place is taken at once.
+//!
+//! Where the system cannot tell (no more watches, a folder that must not be read, a network's file system), the ways are looked
+//! at now and then.
 
 use std::{
-    collections::BTreeSet,
-    ffi::OsString,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::{OsStr, OsString},
+    fs, io,
+    mem::MaybeUninit,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::ModifyKind};
-use tokio::sync::mpsc;
+use arc_swap::ArcSwapOption;
+use rustix::{
+    fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
+    io::Errno,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep_until},
+};
 
-/// Files are often written in several steps; they are looked at when they have been quiet for this long.
-pub const QUIET: Duration = Duration::from_millis(100);
+use self::way::{Step, Ways};
 
-/// They are looked at after this long even if they are never quiet.
-pub const LATEST: Duration = Duration::from_secs(1);
+mod way;
+
+/// Files are often changed in several steps; they are looked at when there has been no change for this long.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// They are looked at after this long even if there is always another change.
+const LATEST: Duration = Duration::from_secs(1);
+
+/// A file that is being written to is taken as it is when nothing has been written to it for this long. Closing it says sooner
+/// that it is whole.
+const UNCLOSED: Duration = Duration::from_secs(10);
+
+/// A file that is written to all the time is taken as it is after this long.
+const UNENDING: Duration = Duration::from_secs(300);
+
+/// How often the ways are looked at where the system does not tell of changes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often they are looked at where it does: nobody tells of what happens on another machine, or of what is mounted.
+const SELDOM: Duration = Duration::from_secs(120);
+
+/// What tells of a change of a folder's entries, or of where it is.
+const FOLDER: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(ITSELF);
+
+/// What tells of what is written to a file.
+const FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::CLOSE_WRITE).union(ITSELF);
+
+/// What happens to anything that is watched.
+const ITSELF: WatchFlags = WatchFlags::ATTRIB
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    // One inode may be several steps: one watch for all of them.
+    .union(WatchFlags::MASK_ADD)
+    .union(WatchFlags::DONT_FOLLOW);
 
 /// Watches files.
 pub struct Watcher {
-    watcher: RecommendedWatcher,
-    watched: BTreeSet<PathBuf>,
-    names: Arc<Mutex<Names>>,
-    notes: mpsc::Sender<()>,
+    /// None: the system gives none.
+    inotify: Option<AsyncFd<OwnedFd>>,
+    files: Vec<PathBuf>,
+    ways: Ways,
+    watched: HashMap<i32, Watched>,
+    /// When something changed, until that was told.
+    touched: Option<Since>,
+    /// Files that somebody is writing to.
+    unclosed: BTreeMap<PathBuf, Since>,
+    next_look: Instant,
+    /// Why not all is watched, for those who ask for the state.
+    trouble: Arc<ArcSwapOption<String>>,
 }
 
-/// The last parts of the paths that lead to the files.
-type Names = BTreeSet<OsString>;
+/// What a watch is for.
+#[derive(Debug)]
+enum Watched {
+    /// The entries of a folder that have these names.
+    Folder(PathBuf, BTreeSet<OsString>),
+    /// What is written to a file.
+    File(PathBuf),
+}
+
+/// Of something that happens several times.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    first: Instant,
+    last: Instant,
+}
+
+impl Since {
+    fn now() -> Since {
+        let now = Instant::now();
+        Since { first: now, last: now }
+    }
+
+    /// When it is over: it has not happened for this long, or has gone on for that long.
+    fn over(&self, quiet: Duration, longest: Duration) -> Instant {
+        (self.last + quiet).min(self.first + longest)
+    }
+}
 
 impl Watcher {
-    /// A watcher that says whenever something may have changed.
-    pub fn new() -> notify::Result<(Watcher, mpsc::Receiver<()>)> {
-        // One note is enough: whoever takes it looks at everything.
-        let (notes, inbox) = mpsc::channel(1);
-        let names = Arc::new(Mutex::new(Names::new()));
-        let (of_interest, noted) = (names.clone(), notes.clone());
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|e| matters(&e, &of_interest.lock().unwrap_or_else(PoisonError::into_inner))) {
-                let _ = noted.try_send(());
-            }
-        })?;
-        Ok((Watcher { watcher, watched: BTreeSet::new(), names, notes }, inbox))
+    /// A watcher that keeps `trouble` up to date. It must be made on a runtime.
+    pub fn new(trouble: Arc<ArcSwapOption<String>>) -> Watcher {
+        let mut watcher = Watcher {
+            inotify: None,
+            files: Vec::new(),
+            ways: Ways::default(),
+            watched: HashMap::new(),
+            touched: None,
+            unclosed: BTreeMap::new(),
+            next_look: Instant::now() + SELDOM,
+            trouble,
+        };
+        // With an error, the first watch tries again and says so.
+        let _ = watcher.open();
+        watcher
     }
 
-    /// Watches the directories of these files, and no others.
-    pub fn watch(&mut self, files: &[PathBuf]) {
-        let (mut wanted, mut names) = (BTreeSet::new(), Names::new());
-        for file in files {
-            let way = way(file);
-            wanted.extend(way.directories);
-            names.extend(way.names);
+    #[expect(unsafe_code, reason = "tokio has no safe way for descriptors that it has no type for")]
+    fn open(&mut self) -> io::Result<()> {
+        if self.inotify.is_none() {
+            let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+            // SAFETY: it is owned, so it is open for as long as the `AsyncFd` has it, which never gives it away; an `OwnedFd` is
+            // the same descriptor all its life.
+            self.inotify = Some(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?);
         }
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
-        for gone in self.watched.difference(&wanted) {
-            let _ = self.watcher.unwatch(gone);
-        }
-        for new in wanted.difference(&self.watched) {
-            match self.watcher.watch(new, RecursiveMode::NonRecursive) {
-                // What has happened there until now is seen by another look.
-                Ok(()) => _ = self.notes.try_send(()),
-                Err(e) => tracing::warn!("changes in {} will not be noticed: {e}", new.display()),
+        Ok(())
+    }
+
+    /// Watches the ways to these files, and no others. What has changed until now is told as a change.
+    pub fn watch(&mut self, files: Vec<PathBuf>) {
+        self.files = files;
+        self.renew(self.inotify.is_some());
+    }
+
+    /// Returns when something may have changed and can be read: nobody is writing to it, and nothing has happened for a moment.
+    /// It can be dropped and called again.
+    pub async fn changed(&mut self) {
+        loop {
+            let readable = async {
+                match &self.inotify {
+                    Some(inotify) => _ = inotify.readable().await.map(|mut ready| ready.clear_ready()),
+                    None => std::future::pending().await,
+                }
+            };
+            let due = self.settled_at();
+            tokio::select! {
+                // What the system has to tell comes first: it may be that a file is written to.
+                biased;
+                () = readable => {
+                    self.hear();
+                }
+                () = sleep_until(due.map_or(self.next_look, |due| due.min(self.next_look))) => {
+                    if Instant::now() >= self.next_look {
+                        self.look();
+                    } else if self.is_settled() {
+                        return self.settle();
+                    }
+                }
             }
         }
-        self.watched = wanted;
+    }
+
+    /// Whether something has changed since the last time that this was asked.
+    pub fn hear(&mut self) -> bool {
+        let happened = match self.inotify {
+            Some(_) => self.events(),
+            None => self.renew(false),
+        };
+        if happened {
+            self.touch();
+        }
+        happened
+    }
+
+    /// Whether something has changed and can be read.
+    fn is_settled(&mut self) -> bool {
+        if self.inotify.is_none() {
+            self.hear();
+        }
+        self.settled_at().is_some_and(|at| at <= Instant::now())
+    }
+
+    /// When what has changed can be read.
+    fn settled_at(&self) -> Option<Instant> {
+        let quiet = self.touched.as_ref()?.over(QUIET, LATEST);
+        let closed = self.unclosed.values().map(|since| since.over(UNCLOSED, UNENDING)).max();
+        Some(closed.map_or(quiet, |closed| closed.max(quiet)))
+    }
+
+    /// Ends the waiting for what has changed.
+    fn settle(&mut self) {
+        self.touched = None;
+        for path in std::mem::take(&mut self.unclosed).into_keys() {
+            let path = path.display();
+            tracing::warn!(
+                "`{path}` was written to and not seen to be closed; it is taken as it is now. A file that is renamed into its \
+                 place is taken at once, and never in part"
+            );
+        }
+    }
+
+    fn touch(&mut self) {
+        let now = Since::now();
+        self.touched.get_or_insert(now).last = now.last;
+    }
+
+    /// Looks at the ways without having been told.
+    fn look(&mut self) {
+        self.hear();
+        if self.inotify.is_some() {
+            self.renew(self.touched.is_some());
+        }
+        if self.touched.is_some() {
+            // To see when it is over.
+            self.next_look = Instant::now() + LOOK;
+        }
+    }
+
+    /// Finds the ways anew, and watches them. `told`: the system has told of what is different, and tells when files are closed.
+    /// Whether anything was.
+    fn renew(&mut self, told: bool) -> bool {
+        let before = std::mem::replace(&mut self.ways, Ways::to(&self.files));
+        let is_other = self.ways != before;
+        if is_other {
+            self.touch();
+        }
+        if !told {
+            let written: Vec<_> = self.ways.written_since(&before).map(Path::to_owned).collect();
+            written.iter().for_each(|path| self.is_written(path));
+        }
+        self.place();
+        is_other
+    }
+
+    /// Watches all steps of the ways, and nothing else.
+    fn place(&mut self) {
+        let mut trouble = self.open().err().map(|error| format!("no file is watched: {error}"));
+        // A way that was another one a moment later.
+        let mut is_gone = false;
+        if let Some(inotify) = &self.inotify {
+            let mut watched = HashMap::new();
+            let mut failed: BTreeMap<&Path, Errno> = BTreeMap::new();
+            for (path, step) in self.ways.steps() {
+                let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
+                // What is written is told of the folder as well: a file that is made may be written to before it has a watch.
+                let entries = if matches!(step, Step::Folder(_)) { FOLDER } else { FOLDER.union(FILE) };
+                match inotify::add_watch(inotify, folder, entries.union(WatchFlags::ONLYDIR)) {
+                    Ok(watch) => {
+                        let there = watched.entry(watch);
+                        let there = there.or_insert_with(|| Watched::Folder(folder.to_owned(), BTreeSet::new()));
+                        if let Watched::Folder(_, names) = there {
+                            names.insert(name.to_owned());
+                        }
+                    }
+                    Err(Errno::NOENT | Errno::NOTDIR) => is_gone = true,
+                    Err(error) => _ = failed.insert(folder, error),
+                }
+                if matches!(step, Step::File(..)) {
+                    match inotify::add_watch(inotify, path, FILE) {
+                        Ok(watch) => _ = watched.insert(watch, Watched::File(path.to_owned())),
+                        // Of one that cannot be read, its folder tells when it can.
+                        Err(Errno::ACCESS) => {}
+                        Err(Errno::NOENT) => is_gone = true,
+                        Err(error) => _ = failed.insert(path, error),
+                    }
+                }
+            }
+            for old in self.watched.keys().filter(|old| !watched.contains_key(old)) {
+                // Of what is gone, the watch is gone already.
+                let _ = inotify::remove_watch(inotify, *old);
+            }
+            // What has happened until now is seen by another look.
+            let is_new = watched.keys().any(|watch| !self.watched.contains_key(watch));
+            self.watched = watched;
+            trouble = trouble.or_else(|| {
+                let (path, error) = failed.first_key_value()?;
+                Some(format!("`{}` is not watched: {}", path.display(), reason(*error)))
+            });
+            if is_new {
+                self.touch();
+            }
+        }
+        self.next_look = Instant::now() + if trouble.is_some() || is_gone { LOOK } else { SELDOM };
+        self.note(trouble);
+    }
+
+    /// Says when something cannot be watched, and when it can again.
+    fn note(&self, trouble: Option<String>) {
+        let before = self.trouble.load_full();
+        if before.as_deref() == trouble.as_ref() {
+            return;
+        }
+        match &trouble {
+            Some(trouble) => tracing::warn!("{trouble}; files are looked at once a second instead"),
+            None => tracing::info!("all files are watched again"),
+        }
+        self.trouble.store(trouble.map(Arc::new));
+    }
+
+    /// Takes all that the system has to tell. Whether any of it matters.
+    fn events(&mut self) -> bool {
+        let Some(inotify) = self.inotify.take() else { return false };
+        let (mut matters, mut is_elsewhere) = (false, false);
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut events = Reader::new(&inotify, &mut buffer);
+        // An error is that there are no more.
+        while let Ok(event) = events.next() {
+            let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
+            match self.event(event.wd(), event.events(), name) {
+                Some(Change::Written) => matters = true,
+                Some(Change::Elsewhere) => (matters, is_elsewhere) = (true, true),
+                None => {}
+            }
+        }
+        self.inotify = Some(inotify);
+        if is_elsewhere {
+            self.renew(true);
+        }
+        matters
+    }
+
+    /// One event: what it means, if it matters.
+    fn event(&mut self, watch: i32, what: ReadFlags, name: Option<&OsStr>) -> Option<Change> {
+        // Some were lost.
+        if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            return Some(Change::Elsewhere);
+        }
+        let path = match (self.watched.get(&watch)?, name) {
+            (Watched::File(path), _) => path.clone(),
+            (Watched::Folder(path, names), Some(name)) if names.contains(name) => path.join(name),
+            (Watched::Folder(..), Some(_)) => return None,
+            (Watched::Folder(..), None) => {
+                // The system has ended the watch.
+                if what.contains(ReadFlags::IGNORED) {
+                    self.watched.remove(&watch);
+                }
+                return Some(Change::Elsewhere);
+            }
+        };
+        if what.contains(ReadFlags::IGNORED) {
+            self.watched.remove(&watch);
+            return Some(Change::Elsewhere);
+        }
+        if what.contains(ReadFlags::CLOSE_WRITE) {
+            self.unclosed.remove(&path);
+            return Some(Change::Written);
+        }
+        if what.contains(ReadFlags::MODIFY) {
+            self.is_written(&path);
+            return Some(Change::Written);
+        }
+        let replaced = ReadFlags::MOVED_TO | ReadFlags::MOVED_FROM | ReadFlags::DELETE;
+        if what.intersects(replaced | ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF) {
+            self.unclosed.remove(&path);
+        }
+        // A file that was just made has nothing in it yet, unless it is another name of one.
+        let is_new = |meta: fs::Metadata| meta.is_file() && meta.nlink() == 1;
+        if what.contains(ReadFlags::CREATE) && fs::symlink_metadata(&path).is_ok_and(is_new) {
+            self.is_written(&path);
+        }
+        Some(Change::Elsewhere)
+    }
+
+    /// Somebody is writing to a file.
+    fn is_written(&mut self, path: &Path) {
+        let now = Since::now();
+        self.unclosed.entry(path.to_owned()).or_insert(now).last = now.last;
     }
 }
 
-/// Whether an event can have changed what the files say. Logs that are written beside them, and that the files are read
-/// (which follows from each event), cannot; that a directory has other entries than before always can.
-fn matters(event: &notify::Event, names: &Names) -> bool {
-    match event.kind {
-        EventKind::Access(_) => false,
-        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => {
-            event.paths.iter().any(|path| path.file_name().is_some_and(|name| names.contains(name)))
-        }
-        _ => true,
-    }
+/// What an event means.
+enum Change {
+    /// A file has other content, or is closed.
+    Written,
+    /// A way may lead elsewhere.
+    Elsewhere,
 }
 
-/// What can change where a path leads to.
-#[derive(Debug, Default)]
-struct Way {
-    /// The path's own directory (or what there is of it), and that of each link on the way.
-    directories: Vec<PathBuf>,
-    /// The names of the file and of the links.
-    names: Vec<OsString>,
-}
-
-fn way(file: &Path) -> Way {
-    let mut found = Way::default();
-    let mut path = file.to_owned();
-    // More links than this are a circle.
-    for _ in 0..16 {
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-        // A directory may be a link itself, as in `..data/config.yaml`.
-        let mut above = Some(parent.as_path());
-        while let Some(dir) = above {
-            if let Ok(target) = std::fs::read_link(dir) {
-                let base = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                found.directories.push(base.to_owned());
-                found.directories.push(base.join(target));
-            }
-            above = dir.parent();
-        }
-        // One that is not there yet appears in one that is.
-        let there = parent.ancestors().find(|dir| dir.is_dir());
-        found.directories.extend(there.map(ToOwned::to_owned));
-        found.names.extend(path.file_name().map(ToOwned::to_owned));
-        match std::fs::read_link(&path) {
-            Ok(target) => path = parent.join(target),
-            Err(_) => break,
-        }
+/// The system's reason for not watching, in words: of a limit it says that there is no space left.
+fn reason(error: Errno) -> String {
+    match error {
+        Errno::NOSPC => "there can be no more watches (`fs.inotify.max_user_watches`)".to_owned(),
+        error => error.to_string(),
     }
-    found.directories.retain(|dir| dir.is_dir());
-    found
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_link_on_the_way_counts() {
-        let root = std::env::temp_dir().join(format!("tollgate-watch-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&root);
-        std::fs::create_dir_all(root.join("v1")).unwrap();
-        std::fs::write(root.join("v1/config.yaml"), "").unwrap();
-        // As Kubernetes lays a ConfigMap out.
-        std::os::unix::fs::symlink("v1", root.join("..data")).unwrap();
-        std::os::unix::fs::symlink("..data/config.yaml", root.join("config.yaml")).unwrap();
-        let found = way(&root.join("config.yaml")).directories;
-        assert!(found.contains(&root), "{found:?}");
-        assert!(found.contains(&root.join("v1")) || found.contains(&root.join("..data")), "{found:?}");
-        std::fs::remove_dir_all(&root).unwrap();
-    }
-
-    #[test]
-    fn a_log_beside_the_files_is_no_change() {
-        use notify::event::{AccessKind, CreateKind, DataChange, RenameMode};
-        let names = Names::from(["config.yaml".into()]);
-        let matters = |kind, path: &str| matters(&notify::Event::new(kind).add_path(path.into()), &names);
-        let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
-        assert!(matters(written, "/etc/tollgate/config.yaml"));
-        assert!(!matters(written, "/etc/tollgate/access.log"));
-        assert!(!matters(EventKind::Access(AccessKind::Read), "/etc/tollgate/config.yaml"));
-        assert!(matters(EventKind::Create(CreateKind::Any), "/etc/tollgate/..data"));
-        assert!(matters(EventKind::Modify(ModifyKind::Name(RenameMode::To)), "/etc/tollgate/..data"));
-    }
-}
+#[path = "tests/watch.rs"]
+mod tests;

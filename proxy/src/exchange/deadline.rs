@@ -15,6 +15,8 @@ use crate::{chain::Stream, net::poll_timer};
 /// Which bound was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bound {
+    /// The time for the response's head.
+    Head,
     /// The time for the whole response.
     Total,
     /// The time that a gRPC client has set.
@@ -33,6 +35,7 @@ impl Bound {
     /// What the request is answered with, unless its response has begun. `request_ended`: its last byte has been read.
     pub(super) fn fault(self, request_ended: bool) -> Fault {
         match self {
+            Bound::Head => Fault::HeadTimeout,
             Bound::Total => Fault::Timeout,
             Bound::Call => Fault::Deadline,
             Bound::Age => Fault::StreamAge,
@@ -46,6 +49,7 @@ impl Bound {
     /// What it is called where it is set, if an upstream that does not answer has let it pass.
     pub(super) fn of_upstream(self, request_ended: bool) -> Option<&'static str> {
         match self {
+            Bound::Head => Some("`response_head_timeout`"),
             Bound::Total => Some("`request_timeout` or the route's `timeout`"),
             Bound::PerTry => Some("`per_try_timeout`"),
             Bound::Idle if request_ended => Some("`timeouts.idle`"),
@@ -58,7 +62,9 @@ impl Bound {
 /// The bounds of a stream.
 pub(super) struct Deadline {
     stream: Rc<Stream>,
-    /// From the request's end, or from when the filters have let it go, if that is later.
+    /// Until the response begins; from the request's end, or from when the filters have let it go, if that is later.
+    head: Option<Duration>,
+    /// Until the response ends; from the same time on.
     total: Option<Duration>,
     /// From the request's head.
     age: Option<Duration>,
@@ -83,6 +89,7 @@ impl Deadline {
     pub(super) fn new(site: &Site, stream: &Rc<Stream>, total: Option<Duration>, idle: Option<Duration>) -> Deadline {
         Deadline {
             stream: stream.clone(),
+            head: None,
             total,
             age: site.config.timeouts.stream_age.bound(),
             idle,
@@ -95,6 +102,12 @@ impl Deadline {
     /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
     pub(super) fn idle(site: &Site, stream: &Rc<Stream>) -> Deadline {
         Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
+    }
+
+    /// The same, and a response must have begun within this time.
+    pub(super) fn with_head(mut self, limit: Option<Duration>) -> Deadline {
+        self.head = limit;
+        self
     }
 
     /// The same, and the request's body must come fast enough until a response begins.
@@ -121,14 +134,15 @@ impl Deadline {
     /// The response has begun.
     pub(super) fn answered(&mut self) {
         self.end_try();
-        self.pace = None;
+        (self.head, self.pace) = (None, None);
     }
 
-    /// When the response must be over, once the request has ended. What filters take before they let it go (a delay, a
-    /// callout) is not the upstream's.
-    fn total(&self) -> Option<Instant> {
+    /// This long after the request has ended, if it has. What filters take before they let it go (a delay, a callout) is not the
+    /// upstream's.
+    fn after_request(&self, limit: Option<Duration>) -> Option<Instant> {
+        let limit = limit?;
         let (ended, routed) = (self.stream.times.request_end.get()?, self.stream.times.routed.get());
-        routed.map_or(ended, |routed| ended.max(routed)).checked_add(self.total?)
+        routed.map_or(ended, |routed| ended.max(routed)).checked_add(limit)
     }
 
     /// When the stream is as old as it may become.
@@ -137,8 +151,8 @@ impl Deadline {
     }
 
     /// When the whole must be over, as far as that is known, and by which bound.
-    fn whole(&self) -> Option<(Instant, Bound)> {
-        let total = self.total().map(|at| (at, Bound::Total));
+    pub(super) fn whole(&self) -> Option<(Instant, Bound)> {
+        let total = self.after_request(self.total).map(|at| (at, Bound::Total));
         let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, Bound::Call));
         let age = self.oldest().map(|at| (at, Bound::Age));
         [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
@@ -166,9 +180,10 @@ impl Deadline {
             .idle
             .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
             .map(|at| (at, Bound::Idle));
+        let head = self.after_request(self.head).map(|at| (at, Bound::Head));
         let per_try = self.per_try.map(|at| (at, Bound::PerTry));
         let pace = self.pace.as_ref().and_then(|pace| pace.due()).map(|at| (at, Bound::Pace));
-        [self.whole(), per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [self.whole(), head, per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a bound is passed.

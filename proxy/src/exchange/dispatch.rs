@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method, Response, Version, header, response};
+use http::{HeaderName, HeaderValue, Method, Response, header};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
@@ -23,10 +23,7 @@ use crate::{
     },
     config::{model::ClusterProtocol, units::Address},
     h1::{encoder, violation::length},
-    http::{
-        fields::{Present, add_via, remove_hop_by_hop},
-        grpc::TIMEOUT,
-    },
+    http::grpc::TIMEOUT,
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
@@ -83,19 +80,19 @@ pub(super) async fn run(
     }
     // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
     let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
-    let of_cluster = if own { None } else { cluster.request_timeout };
+    let (head, of_cluster) = if own { (None, None) } else { (cluster.response_head_timeout, cluster.request_timeout) };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
     let mut deadline = Deadline::new(site, stream, total, idle);
-    // A call may say nothing for as long as it likes.
+    // A call may say nothing for as long as it likes, and so may its server: streams of a server's often begin with their first
+    // message.
     if !grpc::is_call_to(stream, cluster) {
-        deadline = deadline.with(upload);
+        deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
-    // What becomes of a connection that has switched protocols cannot be copied.
-    if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| switch.is_none())
+    if let Some((cluster, per_million)) = &route.mirror
         && fastrand::u32(..1_000_000) < *per_million
     {
-        let head = Outgoing::new(site, stream, upload, &deadline, None);
+        let head = Outgoing::new(stream, upload, &deadline, switch);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
         mirror::start(site, cluster, head, upload, stream.client.ip());
@@ -204,7 +201,6 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
 
 /// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
 struct Outgoing<'s> {
-    site: &'s Site,
     stream: &'s Stream,
     /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
     host: Option<String>,
@@ -212,13 +208,7 @@ struct Outgoing<'s> {
 }
 
 impl<'s> Outgoing<'s> {
-    fn new(
-        site: &'s Site,
-        stream: &'s Stream,
-        upload: &Upload,
-        deadline: &Deadline,
-        switch: Option<&Switch>,
-    ) -> Outgoing<'s> {
+    fn new(stream: &'s Stream, upload: &Upload, deadline: &Deadline, switch: Option<&Switch>) -> Outgoing<'s> {
         let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
         if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
             replaced.push((header::CONTENT_LENGTH, length));
@@ -238,7 +228,7 @@ impl<'s> Outgoing<'s> {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        Outgoing { site, stream, host: None, replaced }
+        Outgoing { stream, host: None, replaced }
     }
 
     /// On its way to this endpoint.
@@ -256,24 +246,6 @@ impl<'s> Outgoing<'s> {
 impl Head for Outgoing<'_> {
     fn carried(&self, local: Option<SocketAddr>) {
         self.stream.state.borrow_mut().upstream_local = local;
-    }
-
-    fn interim(&self, response: response::Parts) {
-        // HTTP/1.0 knows none (RFC 9110 section 15.2).
-        if !self.site.config.interim_responses || self.stream.version < Version::HTTP_11 {
-            return;
-        }
-        let response::Parts { status, version, headers: mut fields, .. } = response;
-        let present = Present::of(&fields);
-        remove_hop_by_hop(&mut fields, present);
-        // There is no body.
-        for name in [header::CONTENT_LENGTH, header::TRAILER] {
-            fields.remove(name);
-        }
-        add_via(&mut fields, self.site.via.of(version));
-        let mut interim = Response::new(());
-        (*interim.status_mut(), *interim.headers_mut()) = (status, fields);
-        self.stream.progress.interims.pass(interim);
     }
 
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
@@ -308,7 +280,7 @@ async fn attempt(
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = Outgoing::new(site, stream, upload, deadline, *switch).to(endpoint);
+    let head = Outgoing::new(stream, upload, deadline, *switch).to(endpoint);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {

@@ -7,11 +7,31 @@ use http::header;
 use tokio::time::Instant;
 use tollgate_abi::fast::flag;
 
-use super::{Site, grpc};
+use super::{
+    Site,
+    deadline::{Bound, Deadline},
+    grpc,
+    reply::Fault,
+};
 use crate::{
     chain::Stream,
-    observe::{self, Entry, access_log::Timings},
+    observe::{self, Entry, access_log::Timings, detail},
 };
+
+thread_local! {
+    /// This worker has ended, and drops what is under way.
+    static WORKER_ENDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What this worker drops from now on has been cut off by the end of the process, and not by its clients.
+pub fn worker_ends() {
+    WORKER_ENDED.set(true);
+}
+
+/// Whether this worker's process ends.
+pub(super) fn has_worker_ended() -> bool {
+    WORKER_ENDED.get()
+}
 
 /// Settles a stream's accounts when dropped.
 pub(super) struct Ending {
@@ -19,6 +39,8 @@ pub(super) struct Ending {
     stream: Rc<Stream>,
     /// The response's last byte has been handed over.
     complete: Cell<bool>,
+    /// The bound that ends the whole, if its client reads at all.
+    due: Cell<Option<Bound>>,
 }
 
 impl Ending {
@@ -26,7 +48,7 @@ impl Ending {
         site.figures.active.add(observe::shard(), 1);
         let connection = &stream.connection;
         connection.active.set(connection.active.get() + 1);
-        Ending { site, stream, complete: Cell::new(false) }
+        Ending { site, stream, complete: Cell::new(false), due: Cell::new(None) }
     }
 
     pub(super) fn site(&self) -> &Site {
@@ -35,6 +57,25 @@ impl Ending {
 
     pub(super) fn stream(&self) -> &Rc<Stream> {
         &self.stream
+    }
+
+    /// Tells whoever carries the stream when its response must be over.
+    pub(super) fn set_due(&self, deadline: Option<&Deadline>) {
+        let whole = deadline.and_then(Deadline::whole);
+        self.stream.progress.due.set(whole.map(|(at, _)| at));
+        self.due.set(whole.map(|(_, bound)| bound));
+    }
+
+    /// Why a response was cut off that nobody but its client seems to have ended.
+    fn unsaid(&self) -> Option<Fault> {
+        let progress = &self.stream.progress;
+        let late = progress.due.get().is_some_and(|due| due <= Instant::now());
+        match self.due.get().filter(|_| late) {
+            _ if !progress.stalled.get() => None,
+            // A client that reads, but too slowly, has moved something.
+            Some(bound) => Some(bound.fault(true)),
+            None => Some(Fault::Idle),
+        }
     }
 
     /// Nothing of the response is left to be sent.
@@ -52,16 +93,17 @@ impl Drop for Ending {
         let (site, stream) = (&self.site, &self.stream);
         {
             let mut state = stream.state.borrow_mut();
-            // Nobody but the client ends a stream without a word.
             if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
-                let progress = &self.stream.progress;
-                let late = progress.due.get().is_some_and(|due| due <= Instant::now());
-                state.flags |= match progress.stalled.get() {
-                    // A client that reads, but too slowly, has moved something.
-                    true if late => flag::UPSTREAM_TIMEOUT,
-                    true => flag::IDLE_TIMEOUT,
-                    false => flag::DOWNSTREAM_TERMINATED,
+                let (flags, details) = match self.unsaid() {
+                    _ if has_worker_ended() => (flag::UPSTREAM_TIMEOUT, Some(detail::SHUTDOWN)),
+                    Some(fault) => (fault.flags(), Some(fault.details())),
+                    // Nobody but the client ends a stream without a word.
+                    None => (flag::DOWNSTREAM_TERMINATED, None),
                 };
+                state.flags |= flags;
+                if let Some(details) = details {
+                    state.details = details.into();
+                }
             }
         }
         stream.end();

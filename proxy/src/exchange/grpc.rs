@@ -7,10 +7,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
-use super::deadline::Deadline;
+use super::{deadline::Deadline, ending};
 use crate::{
     chain::{ResponseHead, Stream, stream::GrpcCall},
-    http::grpc::{self, Code},
+    h2,
+    http::{
+        body::BodyError,
+        grpc::{self, Code},
+    },
     upstream::Cluster,
 };
 
@@ -88,15 +92,35 @@ pub(super) fn note(stream: &Stream, fields: &HeaderMap) {
     }
 }
 
+/// Notes what a call's client makes of a response that is cut off, unless it has been told a status: over HTTP/2 that of the reset,
+/// over HTTP/1.1 that the connection is gone.
+pub(super) fn note_cut(stream: &Stream, error: &BodyError) {
+    if let Some(call) = stream.grpc.get()
+        && call.status.get().is_none()
+    {
+        let code = match stream.version >= Version::HTTP_2 {
+            true => Code::of_reset(h2::reset_reason(error)),
+            false if matches!(error, BodyError::Timeout) => Code::DeadlineExceeded,
+            false => Code::Unavailable,
+        };
+        call.status.set(Some(code.number()));
+    }
+}
+
 /// What a call came to: its status, or what stands for one if it ended without. `None`: the stream is no call.
 pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -> Option<u32> {
     let told = stream.grpc.get()?.status.get();
     Some(told.unwrap_or_else(|| {
         let code = match status {
             _ if flags & flag::DOWNSTREAM_TERMINATED != 0 => Code::Cancelled,
-            _ if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT) != 0 => Code::DeadlineExceeded,
-            Some(status) if flags & flag::UPSTREAM_TERMINATED == 0 => Code::of_http(status),
-            _ => Code::Unavailable,
+            // The connection is gone.
+            _ if ending::has_worker_ended() => Code::Unavailable,
+            None if stream.version < Version::HTTP_2 => Code::Unavailable,
+            // The stream was reset without a head.
+            None => Code::Internal,
+            // The client does not read, so the stream was given up.
+            Some(_) if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT) != 0 => Code::Cancelled,
+            Some(status) => Code::of_http(status),
         };
         code.number()
     }))

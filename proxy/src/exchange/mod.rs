@@ -47,8 +47,10 @@ use self::{
     upload::Upload,
 };
 pub use self::{
+    ending::worker_ends,
     methods::Methods,
     refusal::{Refusal, Refused, Warned},
+    request::HeadTooLarge,
     site::{ClusterFigures, Connections, Figures, Site, Via},
     tunnel::Tunnel,
 };
@@ -174,8 +176,6 @@ async fn forward(
         state.route.clone()
     };
     let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
-    let hop = request::count_hop(&mut stream.state.borrow_mut().request);
-    hop.map_err(|fault| fault.into_stop(stream, seen))?;
     if upload.is_too_long() {
         return Err(Fault::RequestBodyLimit.into_stop(stream, seen));
     }

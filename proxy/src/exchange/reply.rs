@@ -29,10 +29,8 @@ pub enum Fault {
     Upgrade,
     /// More header fields than allowed.
     TooManyFields,
-    /// An `OPTIONS` request that may go no further.
-    LastHop,
-    /// A `TRACE` request that may go no further.
-    LastHopTrace,
+    /// More bytes of header fields than allowed.
+    HeadTooLarge,
     /// No filter has routed it, and the listener has no cluster.
     NoRoute,
     /// The cluster has no endpoint.
@@ -51,6 +49,8 @@ pub enum Fault {
     Interim,
     /// The target cannot be sent in the version of HTTP that the upstream speaks.
     Target,
+    /// The response had not begun when the time for its head was over.
+    HeadTimeout,
     /// The request's time was over.
     Timeout,
     /// The time that a gRPC client had set was over.
@@ -79,7 +79,9 @@ pub enum Fault {
     ResponseTooLarge,
     /// A filter has failed.
     FilterFailed,
-    /// The request's body is not as long as its head says, by a filter's doing.
+    /// A filter has ended the stream when its response had begun.
+    FilterClosed,
+    /// A body is not as long as its head says, by a filter's doing.
     FilterLength,
     /// A filter has held the request for too long.
     FilterStalled,
@@ -110,9 +112,9 @@ impl Fault {
             Fault::TooManyFields => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::TOO_MANY_FIELDS)
             }
-            // Of what it would show, much is nobody's business but the upstream's (RFC 9110 section 9.3.8).
-            Fault::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
-            Fault::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
+            Fault::HeadTooLarge => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE)
+            }
             Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
             Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
             Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
@@ -122,6 +124,7 @@ impl Fault {
             Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
             Fault::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
             Fault::Target => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UNSENDABLE_TARGET),
+            Fault::HeadTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_HEAD_TIMEOUT),
             Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
             Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
@@ -141,15 +144,27 @@ impl Fault {
                 (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
             }
             Fault::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, detail::FILTER_FAILED),
+            Fault::FilterClosed => (S::INTERNAL_SERVER_ERROR, flag::LOCAL_REPLY, detail::CLOSED_BY_FILTER),
             Fault::FilterLength => (S::INTERNAL_SERVER_ERROR, flag::FILTER_FAILED, detail::FILTER_LENGTH),
             Fault::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
         }
     }
 
+    /// The flag in the access log.
+    pub(super) fn flags(self) -> u32 {
+        self.table().1
+    }
+
+    /// The word in the access log.
+    pub(super) fn details(self) -> Detail {
+        self.table().2
+    }
+
     /// The gRPC status, where the HTTP status would say less.
     fn grpc_status(self) -> Option<Code> {
         match self {
-            Fault::Timeout
+            Fault::HeadTimeout
+            | Fault::Timeout
             | Fault::Deadline
             | Fault::StreamAge
             | Fault::PerTryTimeout
@@ -157,7 +172,11 @@ impl Fault {
             | Fault::SlowBody
             | Fault::SlowUpload
             | Fault::FilterStalled => Some(Code::DeadlineExceeded),
-            Fault::RequestBodyLimit | Fault::RequestTooLarge | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
+            Fault::TooManyFields
+            | Fault::HeadTooLarge
+            | Fault::RequestBodyLimit
+            | Fault::RequestTooLarge
+            | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
             _ => None,
         }
     }

@@ -62,6 +62,23 @@ fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMa
     Ok(respelled.unwrap_or(host))
 }
 
+/// A mark on a request of HTTP/2 or HTTP/3 whose head is longer than the listener lets it be, and not so long that it could not be
+/// read. Those of HTTP/1.1 are not read any further.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadTooLarge;
+
+impl HeadTooLarge {
+    /// Marks a request whose fields are so long.
+    pub fn mark(parts: &mut Parts, fields: usize, site: &Site) {
+        let uri = &parts.uri;
+        let target = uri.authority().map_or(0, |host| host.as_str().len()) + uri.path().len();
+        let target = target + uri.query().map_or(0, str::len);
+        if (fields + target) as u64 > site.config.limits.header_bytes.0 {
+            parts.extensions.insert(HeadTooLarge);
+        }
+    }
+}
+
 /// Path and query, with the path in its one spelling.
 fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
     if method == Method::CONNECT {
@@ -104,6 +121,7 @@ pub(super) fn begin(
 ) -> Begun {
     let present = Present::of(&parts.headers);
     let switch = Switch::wanted(site, &mut parts, present, bodiless);
+    let too_large = parts.extensions.get::<HeadTooLarge>().is_some();
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
     // HTTP/1.0 knows no `Host`.
     let authority = match version == Version::HTTP_10 && uri.authority().is_none() && !fields.contains_key(header::HOST)
@@ -115,6 +133,7 @@ pub(super) fn begin(
     let too_many = fields.len() > site.config.limits.headers as usize;
     let underscores = site.config.header_underscores;
     let fault = match (&switch, &authority, &path) {
+        _ if too_large => Some(Fault::HeadTooLarge),
         _ if too_many => Some(Fault::TooManyFields),
         _ if !spelling::is_method(method.as_str().as_bytes()) => Some(Fault::BadMethod),
         _ if present.underscores && underscores == HeaderUnderscores::Reject => Some(Fault::Underscore),
@@ -146,29 +165,11 @@ pub(super) fn begin(
     add_via(&mut fields, site.via.of(version));
     let (scheme, hops) = (connection.scheme(), site.config.trusted_hops);
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);
-    let head = RequestHead { method, path, authority, scheme, fields };
+    let head = RequestHead { method, path, authority, scheme: origin.scheme, fields };
     let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
     let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
     grpc::begin(&stream);
     Begun { stream, fault, switch, listed, expects: present.expect }
-}
-
-/// Counts this hop off `Max-Forwards`, which bounds how far `OPTIONS` and `TRACE` go (RFC 9110 section 7.6.2). A request that may
-/// go no further is answered here.
-pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), Fault> {
-    if !matches!(head.method, Method::OPTIONS | Method::TRACE) {
-        return Ok(());
-    }
-    let Some(left) = head.fields.get(header::MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u64>().ok())
-    else {
-        return Ok(());
-    };
-    let left = left.checked_sub(1).ok_or(match head.method {
-        Method::OPTIONS => Fault::LastHop,
-        _ => Fault::LastHopTrace,
-    })?;
-    head.fields.insert(header::MAX_FORWARDS, left.into());
-    Ok(())
 }
 
 /// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).

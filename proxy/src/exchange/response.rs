@@ -24,14 +24,14 @@ use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
         body::{BodyFlow, Frame as Passed, Stopped},
-        flow::{HeadFlow, Outcome, interrupted},
+        flow::{HeadFlow, Outcome, interrupted, is_interrupted},
     },
     h1::violation::length,
     http::{
         body::{Body, BodyError},
         fields::{Present, add_via, clean_trailers, remove_hop_by_hop},
     },
-    upstream::{PooledBody, Switching},
+    upstream::{Broken, PooledBody, Switching},
 };
 
 /// Where a response's body comes from.
@@ -425,7 +425,7 @@ impl ResponseBody {
             // An upstream is held to its own word as it is read.
             self.promised = said.filter(|said| self.filtered || self.source.length() != Some(*said));
         }
-        self.ending.stream().progress.due.set(self.deadline.as_ref().and_then(Deadline::end));
+        self.ending.set_due(self.deadline.as_ref());
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -506,7 +506,7 @@ impl ResponseBody {
         }
         loop {
             // The head is gone; all that a filter can still do is to cut it off.
-            if interrupted(self.ending.stream()).is_some() {
+            if is_interrupted(self.ending.stream()) {
                 return Poll::Ready(Some(Err(BodyError::Closed)));
             }
             match self.flow.pop() {
@@ -522,15 +522,20 @@ impl ResponseBody {
     #[cold]
     fn fail(&mut self, error: &BodyError) {
         self.over = true;
-        note_broken(self.ending.stream(), self.guards.as_ref(), error);
-        self.ending.stream().flag(match error {
-            // What is not an upstream's has no time but that in which something must move.
-            BodyError::Timeout if self.guards.is_none() || self.passed == Some(Bound::Idle) => flag::IDLE_TIMEOUT,
-            BodyError::Timeout => flag::UPSTREAM_TIMEOUT,
-            BodyError::Filter(Stopped::TooLarge | Stopped::Crowded) => flag::BODY_TOO_LARGE,
-            BodyError::Filter(_) | BodyError::Length | BodyError::Closed => flag::FILTER_FAILED,
-            _ => flag::UPSTREAM_TERMINATED,
-        });
+        let stream = self.ending.stream();
+        note_broken(stream, self.guards.as_ref(), error);
+        let fault = match error {
+            BodyError::Timeout => self.passed.map_or(Fault::Idle, |bound| bound.fault(true)),
+            BodyError::Filter(stopped) => response_fault(*stopped),
+            BodyError::Length => Fault::FilterLength,
+            BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => Fault::FilterFailed,
+            BodyError::Closed => Fault::FilterClosed,
+            BodyError::Upstream(Broken::TooLong(_)) => Fault::Protocol,
+            _ => Fault::Reset,
+        };
+        stream.flag(fault.flags());
+        stream.state.borrow_mut().details = fault.details().into();
+        grpc::note_cut(stream, error);
     }
 }
 
@@ -614,7 +619,8 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match (&self.source.origin, &self.first) {
             (Origin::Upstream(body), None) if !self.filtered => body.size_hint(),
-            (Origin::Upstream(body), Some(Ok(first))) if !self.filtered => {
+            // Before trailers no length may be told: over HTTP/1.1 they need chunks.
+            (Origin::Upstream(body), Some(Ok(first))) if !self.filtered && first.is_data() => {
                 let first = first.data_ref().map_or(0, Bytes::len) as u64;
                 body.size_hint().exact().map_or(SizeHint::default(), |left| SizeHint::with_exact(left + first))
             }

@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::{Limits, Violation, decoder::Decoder, fields, violation};
 
@@ -34,7 +34,7 @@ pub enum HeadError {
 }
 
 /// Fields that are parsed on the stack.
-const ON_STACK: usize = 100;
+const ON_STACK: usize = 200;
 
 /// Fields that the proxy and filters add to a request, for which there is room from the beginning.
 const ADDED: usize = 6;
@@ -122,6 +122,12 @@ pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<R
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Malformed)?;
+    if parts.method == Method::OPTIONS && is_whole_server(&parts.uri, target) {
+        // It asks about the server, and not about `/` (RFC 9112 section 3.2.4).
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.path_and_query = Some(PathAndQuery::from_static("*"));
+        parts.uri = Uri::from_parts(uri).map_err(|_| HeadError::Malformed)?;
+    }
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
     let (headers, framing) = fields::read(&head, request.headers, ADDED)?;
     let body = match (framing.codings, framing.length) {
@@ -213,6 +219,12 @@ pub fn trailers(section: Bytes) -> Result<HeaderMap, HeadError> {
     check(parsed, &section)?;
     let count = found.iter().take_while(|field| !field.name.is_empty()).count();
     fields::trailers(&section, &found[..count])
+}
+
+/// Whether a target is a scheme and a host and nothing else.
+fn is_whole_server(uri: &Uri, target: &str) -> bool {
+    let parts = uri.scheme_str().zip(uri.authority());
+    parts.is_some_and(|(scheme, host)| target.len() == scheme.len() + "://".len() + host.as_str().len())
 }
 
 type Field<'b> = MaybeUninit<httparse::Header<'b>>;

@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
-use super::{are_malformed, remove_of_connection};
+use super::{measure, remove_of_connection};
 
 /// A body that comes. What is read of it is room for more at once.
 pub struct Incoming {
@@ -20,13 +20,15 @@ pub struct Incoming {
     left: Option<u64>,
     /// Only trailers may follow.
     data_over: bool,
+    /// How long the trailers were that have come.
+    trailers: usize,
 }
 
 impl Incoming {
     /// What follows a head with these fields.
     pub fn new(stream: RecvStream, fields: &HeaderMap) -> Incoming {
         let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Incoming { stream, left: length, data_over: false }
+        Incoming { stream, left: length, data_over: false, trailers: 0 }
     }
 
     /// The next part of it.
@@ -44,10 +46,21 @@ impl Incoming {
             }
         }
         let trailers = match ready!(self.stream.poll_trailers(cx)).transpose() {
-            Some(Ok(trailers)) if are_malformed(&trailers) => Some(Err(Reason::PROTOCOL_ERROR.into())),
-            trailers => trailers,
+            Some(Ok(trailers)) => Some(match measure(&trailers) {
+                Some(size) => {
+                    self.trailers = size;
+                    Ok(trailers)
+                }
+                None => Err(Reason::PROTOCOL_ERROR.into()),
+            }),
+            ended => ended,
         };
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    /// How long its trailers are, as far as they have come.
+    pub fn trailers_size(&self) -> usize {
+        self.trailers
     }
 
     /// Whether all of it has been read.
@@ -113,7 +126,7 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                 None => return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Cut::Stream)),
                 Some(Err(error)) => {
                     let error = error.into();
-                    self.stream.send_reset(reason(&*error));
+                    self.stream.send_reset(reset_reason(&*error));
                     return Poll::Ready(Err(Cut::Body(error)));
                 }
                 Some(Ok(frame)) => frame,
@@ -152,12 +165,16 @@ pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) ->
     Poll::Ready(Ok(()))
 }
 
-/// What a peer is told of a body that has failed: what another peer has said, if it was one.
-fn reason(error: &(dyn Error + 'static)) -> Reason {
+/// What a peer is told of a body that has failed: what another peer has said, if it was one. But that nothing of a request was
+/// done, or that it should be sent in another version, is true of that peer's connection only.
+pub fn reset_reason(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(theirs) = error.downcast_ref::<h2::Error>() {
-            return theirs.reason().unwrap_or(Reason::INTERNAL_ERROR);
+            return match theirs.reason().filter(|_| !theirs.is_library()) {
+                None | Some(Reason::REFUSED_STREAM | Reason::HTTP_1_1_REQUIRED) => Reason::INTERNAL_ERROR,
+                Some(reason) => reason,
+            };
         }
         cause = error.source();
     }

@@ -15,6 +15,9 @@ static OF_CONNECTION: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// What counts for each field beside its name and its value (RFC 9113 section 6.5.2).
+const PER_FIELD: usize = 32;
+
 /// Removes fields about the connection, which h2 would not send.
 pub fn remove_of_connection(fields: &mut HeaderMap) {
     if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
@@ -25,13 +28,16 @@ pub fn remove_of_connection(fields: &mut HeaderMap) {
     }
 }
 
-/// Whether some field has a name that is no token, or a value with a blank at its beginning or end. HTTP/1.1 strips such blanks,
-/// so the two spellings of a value would be one to an upstream, and two to a filter.
-pub fn are_malformed(fields: &HeaderMap) -> bool {
-    fields.iter().any(|(name, value)| {
-        let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+/// How long a list of fields is, as HTTP/2 and HTTP/3 count (RFC 9113 section 6.5.2). None: it is malformed. Some field has a name
+/// that is no token, or a value with a blank at its beginning or end. HTTP/1.1 strips such blanks, so the two spellings of a value
+/// would be one to an upstream, and two to a filter.
+pub fn measure(fields: &HeaderMap) -> Option<usize> {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    fields.iter().try_fold(0, |size, (name, value)| {
+        let (name, value) = (name.as_str(), value.as_bytes());
         // The crate http takes every name that HTTP/2 allows, and of those that are no token only this one.
-        is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last()) || name.as_str().contains('"')
+        let malformed = is_blank(value.first()) || is_blank(value.last()) || name.contains('"');
+        (!malformed).then(|| size + name.len() + value.len() + PER_FIELD)
     })
 }
 
@@ -44,7 +50,7 @@ mod tests {
     fn malformed(name: &[u8], value: &[u8]) -> Option<bool> {
         // As the crates read names.
         let name = HeaderName::from_lowercase(name).ok()?;
-        Some(are_malformed(&HeaderMap::from_iter([(name, HeaderValue::from_bytes(value).ok()?)])))
+        Some(measure(&HeaderMap::from_iter([(name, HeaderValue::from_bytes(value).ok()?)])).is_none())
     }
 
     #[test]
@@ -69,5 +75,13 @@ mod tests {
         ] {
             assert_eq!(malformed(b"x", value.as_bytes()), Some(expected), "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_its_names_and_values_and_more() {
+        let mut fields = HeaderMap::from_iter([(HeaderName::from_static("a"), HeaderValue::from_static("bc"))]);
+        fields.append("a", HeaderValue::from_static(""));
+        assert_eq!(measure(&fields), Some(3 + 32 + 1 + 32));
+        assert_eq!(measure(&HeaderMap::new()), Some(0));
     }
 }

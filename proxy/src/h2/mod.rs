@@ -3,7 +3,7 @@
 //!
 //! A connection is a task, and so is a client's request; a request to an upstream is driven by whoever has it. [`Io`] is what a
 //! connection reads from and writes to, [`Incoming`] a body that comes, [`Sending`] one that goes, [`Tunnel`] a stream that
-//! carries another protocol, [`are_malformed`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still there. `http/h2` is the side of the
+//! carries another protocol, [`measure`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still there. `http/h2` is the side of the
 //! clients, `upstream/mux` that of the upstreams.
 
 mod body;
@@ -15,9 +15,9 @@ mod keep_alive;
 mod tunnel;
 
 pub use self::{
-    body::{Cut, Incoming, Sending},
+    body::{Cut, Incoming, Sending, reset_reason},
     ends::{Ended, Ends, Watched},
-    fields::{are_malformed, remove_of_connection},
+    fields::{measure, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
     tunnel::Tunnel,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{self, Entry},
+    header::{self, Entry, GetAll},
 };
 use tollgate_abi::spelling::position;
 
@@ -208,6 +208,8 @@ pub fn add_via(fields: &mut HeaderMap, via: Option<&HeaderValue>) {
 pub struct Origin {
     /// The client, as far as it can be trusted.
     pub client: SocketAddr,
+    /// What its URL began with, as far as that is known.
+    pub scheme: &'static str,
     /// The request's name across proxies.
     pub request_id: HeaderValue,
 }
@@ -232,7 +234,8 @@ pub const UNKNOWN_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSP
 /// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
 /// proxies before it are trusted: the client is the nth element from the right of `X-Forwarded-For`, and the other fields
 /// stay if they are there. Only that element is looked at: what stands left of it is the client's own word. If it is no address,
-/// the client is unknown, and not the proxy that has passed it on.
+/// the client is unknown, and not the proxy that has passed it on. In the same way `X-Forwarded-Proto` says with which scheme the
+/// client has come; else it is that of this connection.
 pub fn forwarded(
     fields: &mut HeaderMap,
     peer: SocketAddr,
@@ -249,9 +252,7 @@ pub fn forwarded(
     let all = match lines {
         None => peer_value.clone(),
         Some(lines) => {
-            let elements = || lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
-            let said = elements().nth(trusted_hops as usize - 1).or_else(|| elements().last());
-            client = said.and_then(parse_address).unwrap_or(UNKNOWN_CLIENT);
+            client = of_trusted(&lines, trusted_hops).and_then(parse_address).unwrap_or(UNKNOWN_CLIENT);
             let mut all = Vec::new();
             for line in lines.iter().chain([peer_value]) {
                 if !all.is_empty() {
@@ -264,8 +265,12 @@ pub fn forwarded(
         }
     };
     fields.insert(X_FORWARDED_FOR, all);
+    let mut said = scheme;
     if !trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    } else if let Some(proto) = of_trusted(&fields.get_all(X_FORWARDED_PROTO), trusted_hops).map(<[u8]>::trim_ascii) {
+        let known = ["https", "http"].into_iter().find(|known| proto.eq_ignore_ascii_case(known.as_bytes()));
+        said = known.unwrap_or(scheme);
     }
     if host.is_empty() && !trusted {
         // HTTP/1.0 need not say one.
@@ -282,7 +287,14 @@ pub fn forwarded(
         fields.insert(X_REQUEST_ID, id.clone());
         id
     });
-    Origin { client, request_id }
+    Origin { client, scheme: said, request_id }
+}
+
+/// What the proxy that is so many hops away has said, in a list to which each proxy adds at the right; or the first that was said,
+/// if there are fewer elements.
+fn of_trusted<'f>(lines: &GetAll<'f, HeaderValue>, trusted_hops: u32) -> Option<&'f [u8]> {
+    let elements = || lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
+    elements().nth((trusted_hops as usize).saturating_sub(1)).or_else(|| elements().last())
 }
 
 /// An address in `X-Forwarded-For`: with or without a port or quotes, IPv6 with or without brackets, and with a zone, which

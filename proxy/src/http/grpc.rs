@@ -84,6 +84,17 @@ impl Code {
             _ => Code::Unknown,
         }
     }
+
+    /// What a client makes of a stream that was reset for this reason (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
+    pub fn of_reset(reason: h2::Reason) -> Code {
+        match reason {
+            h2::Reason::REFUSED_STREAM => Code::Unavailable,
+            h2::Reason::CANCEL => Code::Cancelled,
+            h2::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+            h2::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+            _ => Code::Internal,
+        }
+    }
 }
 
 /// The HTTP status that says most nearly the same as a gRPC status (google/rpc/code.proto). 500 for those that gRPC does not

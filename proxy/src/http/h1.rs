@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Response, StatusCode, Version};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body::SizeHint;
 use tokio::time::sleep;
 use tollgate_abi::fast::flag;
@@ -154,7 +154,9 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
         _ => None,
     };
     if let Some(status) = refusal {
-        let (head, ()) = Response::builder().status(status).body(()).unwrap_or_default().into_parts();
+        let (mut head, ()) = Response::builder().status(status).body(()).unwrap_or_default().into_parts();
+        head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        let text = status.canonical_reason().unwrap_or_default();
         let client = encoder::Client {
             version: Version::HTTP_11,
             head_only: false,
@@ -162,7 +164,11 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
             persists: false,
             switches: false,
         };
-        line.with(|wire| encoder::response(&head, &SizeHint::with_exact(0), true, client, &mut wire.outbox));
+        let length = SizeHint::with_exact(text.len() as u64);
+        line.with(|wire| {
+            encoder::response(&head, &length, false, client, &mut wire.outbox);
+            wire.outbox.push(text.into());
+        });
         // A client that does not read either is not waited for.
         let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| line.poll_flush(cx))).await;
     }
@@ -186,9 +192,8 @@ fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
         }
         HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),
         HeadError::TargetTooLong => (StatusCode::URI_TOO_LONG, detail::HEAD_TOO_LARGE),
-        HeadError::TooLong | HeadError::TooManyFields => {
-            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::HEAD_TOO_LARGE)
-        }
+        HeadError::TooLong => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::HEAD_TOO_LARGE),
+        HeadError::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::TOO_MANY_FIELDS),
     };
     let why = if error == HeadError::Tls { SPEAKS_TLS } else { "" };
     log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);

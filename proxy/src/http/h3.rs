@@ -18,7 +18,7 @@ use self::{
     framing::Violation,
     transport::{Ledger, Transport},
 };
-use super::{connection::Handle, flood::Resets};
+use super::connection::{Handle, LENIENCE, Resets};
 use crate::{chain::stream::ConnectionInfo, exchange::Refusal};
 
 /// The name of what is spoken (RFC 9114 section 3.1).
@@ -71,10 +71,11 @@ fn code(code: Code) -> VarInt {
 async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<Refusal> {
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
-    let ledger = Ledger::new(quic.clone(), limits.header_bytes.0);
+    let longest = limits.header_bytes.0.saturating_mul(LENIENCE);
+    let ledger = Ledger::new(quic.clone(), longest);
     let mut builder = h3::server::builder();
     // What it would send to keep clients tolerant it may lose a frame over.
-    builder.max_field_section_size(limits.header_bytes.0).send_grease(false);
+    builder.max_field_section_size(longest).send_grease(false);
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
     // It needs streams of its own, which a client may withhold.
     let transport = Transport::new(quic.clone(), ledger.clone());
@@ -87,7 +88,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
         handle: handle.clone(),
         info: info.clone(),
         ledger: ledger.clone(),
-        resets: Resets::new(config.trusted_hops > 0),
+        resets: Resets::default(),
         under_way: Cell::new(0),
     });
     let mut drained = std::pin::pin!(handle.drained());
@@ -166,7 +167,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
             tracing::debug!(peer = %info.peer, "HTTP/3: {violation}");
             return Some(refusal(violation));
         }
-        if shared.resets.are_too_many() {
+        if shared.resets.are_too_many(&info) {
             quic.close(code(Code::H3_EXCESSIVE_LOAD), b"");
             return Some(Refusal::Flood);
         }

@@ -32,7 +32,7 @@ use crate::{
     },
     config::units::Address,
     control::snapshot::{Snapshot, Sockets},
-    exchange::{Refusal, Refused, Site},
+    exchange::{self, Refusal, Refused, Site},
     http::{body::Body, connection::Handle},
     net::{
         Listener, Socket,
@@ -108,6 +108,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
         };
         let _ = ready.send(Ok(()));
         runtime.block_on(Worker::new(index, rebuilds).run(inbox));
+        exchange::worker_ends();
     })?;
     started.recv().unwrap_or_else(|_| Err(std::io::Error::other("a worker did not start")))?;
     Ok(WorkerHandle { commands, thread })

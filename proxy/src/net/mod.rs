@@ -1,6 +1,5 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
-mod carry;
 pub mod descriptors;
 mod first_bytes;
 pub mod io;
@@ -13,9 +12,8 @@ mod timer;
 pub mod transport;
 
 pub use self::{
-    carry::{Broke, Carry},
     first_bytes::{FirstBytes, Looks, is_tls},
-    io::TokioIo,
+    io::{Metered, TokioIo, Traffic},
     linger::linger,
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,

@@ -13,10 +13,10 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use tracing::{Level, Metadata, Subscriber, field::Field};
+use tracing::{Subscriber, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    filter::{FilterFn, ParseError},
+    filter::ParseError,
     fmt::{self, format::Writer},
     layer::SubscriberExt,
     reload,
@@ -148,7 +148,6 @@ where
             fmt::layer().with_writer(move || Entries(say.clone())).json().flatten_event(true).boxed()
         }
     };
-    let lines = lines.with_filter(FilterFn::new(|metadata| !is_noise(metadata)));
     Ok((Registry::default().with(filter).with(lines), LogHandle { filter: handle, given: given.map(str::to_owned) }))
 }
 
@@ -196,14 +195,6 @@ fn harmless_json(entry: &str) -> Cow<'_, str> {
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         },
     )
-}
-
-/// What the crate that watches files says of each event in a folder. If the log is a file in such a folder, each line would be
-/// an event, and each event a line; and that a folder is gone is what a change of a ConfigMap is.
-fn is_noise(metadata: &Metadata<'_>) -> bool {
-    // Events that came by the crate `log` have their target inside.
-    let is_of_watcher = |target: &str| target == "notify" || target.starts_with("notify::");
-    *metadata.level() > Level::ERROR && is_of_watcher(metadata.target())
 }
 
 /// To `EnvFilter` almost any text is a target, so that `inof` or `info;debug` would silently show nothing. Here each part has to

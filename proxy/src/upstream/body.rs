@@ -9,21 +9,22 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::link::Carrier;
 use crate::{
     h1::{self, Decoder},
     h2::{Ended, Incoming},
-    net::Transport,
 };
+
+/// A stream of bytes, both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
 /// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
 /// until now is out of the way.
-pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport>>>>>;
+pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>>>>;
 
 /// A stream together with something that must live as long.
 pub(super) struct Held<T, K> {
@@ -57,21 +58,11 @@ impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
     }
 }
 
-impl<T: Transport, K: Unpin> Transport for Held<T, K> {
-    fn plain(&self) -> Option<&TcpStream> {
-        self.stream.plain()
-    }
-
-    fn abort(&self) {
-        self.stream.abort();
-    }
-}
-
 /// Why a response's body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     /// An HTTP/2 stream was reset, or its connection has ended.
-    #[error(transparent)]
+    #[error("the stream ended early")]
     Http2(#[from] h2::Error),
     /// The connection has ended or failed in the middle of it.
     #[error("the connection ended before the body did")]
@@ -79,6 +70,9 @@ pub enum Broken {
     /// It is not framed as it should be.
     #[error("the body's framing is broken")]
     Framing(#[source] h1::Violation),
+    /// Its trailers are longer than those of any response may be.
+    #[error("the response's trailers are longer than {0} bytes")]
+    TooLong(usize),
     /// The upstream has ended the stream in the middle of it and called it no error, or the request's own body has failed.
     #[error("the stream was reset before its end")]
     Cut,
@@ -133,6 +127,8 @@ enum Origin {
         incoming: Incoming,
         /// Whether the response was ended, if the request had a body. To one without there is no early answer.
         ended: Option<Ended>,
+        /// Bytes that trailers may have.
+        max_head: usize,
         /// What ends with the stream.
         _keeps: Box<dyn std::any::Any>,
     },
@@ -146,9 +142,14 @@ impl PooledBody {
         PooledBody(Origin::Link(body))
     }
 
-    /// `ended`: of a request with a body. `keeps` is dropped with the stream.
-    pub(super) fn of_stream(incoming: Incoming, ended: Option<Ended>, keeps: Box<dyn std::any::Any>) -> Self {
-        PooledBody(Origin::Stream { incoming, ended, _keeps: keeps })
+    /// `ended`: of a request with a body. Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
+    pub(super) fn of_stream(
+        incoming: Incoming,
+        ended: Option<Ended>,
+        max_head: usize,
+        keeps: Box<dyn std::any::Any>,
+    ) -> Self {
+        PooledBody(Origin::Stream { incoming, ended, max_head, _keeps: keeps })
     }
 
     pub(super) fn switching(upstream: Switching) -> Self {
@@ -171,7 +172,7 @@ impl Body for PooledBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut self.0 {
             Origin::Link(body) => body.poll_frame(cx),
-            Origin::Stream { incoming, ended, .. } => {
+            Origin::Stream { incoming, ended, max_head, .. } => {
                 let frame = match ready!(incoming.poll_frame(cx)) {
                     // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
                     // proxies also end broken ones in this way.
@@ -179,6 +180,7 @@ impl Body for PooledBody {
                         let whole = ended.as_ref().is_some_and(Ended::get);
                         (!whole).then_some(Err(Broken::Cut))
                     }
+                    Some(Ok(_)) if incoming.trailers_size() > *max_head => Some(Err(Broken::TooLong(*max_head))),
                     frame => frame.map(|frame| frame.map_err(Broken::Http2)),
                 };
                 Poll::Ready(frame)

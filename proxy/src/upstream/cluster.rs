@@ -30,6 +30,8 @@ pub struct Cluster {
     pub name: Box<str>,
     /// How long connecting may take; `None` for no bound but the system's.
     pub connect_timeout: Option<Duration>,
+    /// From the last byte of a request to the head of its response, retries included; `None` for no bound.
+    pub response_head_timeout: Option<Duration>,
     /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
     pub request_timeout: Option<Duration>,
     /// The longest time that a gRPC client may set itself; `None` for no bound.
@@ -226,7 +228,8 @@ impl Cluster {
         Arc::new(Cluster {
             name: config.name.as_str().into(),
             connect_timeout: config.connect_timeout.bound(),
-            request_timeout: config.request_timeout.bound(),
+            response_head_timeout: config.head_timeout(),
+            request_timeout: config.request_timeout.and_then(|time| time.bound()),
             max_grpc_timeout: config.max_grpc_timeout.bound(),
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,

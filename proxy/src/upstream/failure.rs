@@ -58,8 +58,8 @@ pub enum FailureKind {
     Overflow,
 }
 
-/// Interim responses before a response, at most: a stream of them would keep a worker busy for nothing.
-pub const MOST_INTERIM: u32 = 32;
+/// Interim responses before a response, at most. They are not passed on, so a stream of them would keep a worker busy for nothing.
+pub(super) const MOST_INTERIM: u32 = 32;
 
 /// Why a response cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,15 +71,12 @@ pub enum ProtocolError {
     /// An HTTP/2 connection says something that makes no sense. With its first bytes, if not even they do.
     #[error("it breaks the rules of HTTP/2")]
     Http2(#[source] h2::Error, Option<Box<FirstBytes>>),
+    /// Its head over HTTP/2 is longer than any may be.
+    #[error("its head is longer than {0} bytes")]
+    TooLong(usize),
     /// More interim responses (RFC 9110 section 15.2) came before it than anybody needs.
     #[error("more than {MOST_INTERIM} interim responses came before it")]
     Interim,
-    /// It does not say that it takes an extended `CONNECT`, as which an upgrade is asked for over HTTP/2 (RFC 8441 section 3).
-    #[error(
-        "the endpoint takes no upgrades over HTTP/2 (its settings have no SETTINGS_ENABLE_CONNECT_PROTOCOL); with `protocol: h1` \
-         they are those of HTTP/1.1"
-    )]
-    NoUpgrades,
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

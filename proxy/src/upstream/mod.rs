@@ -27,11 +27,11 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
-    body::{Broken, PooledBody, Switching},
+    body::{Broken, Duplex, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, LastError, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,
-    failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    failure::{Failure, FailureKind, ProtocolError},
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},

@@ -29,13 +29,12 @@ use http::{
 use http_body::{Body, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Notify,
     task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
 use super::{
-    body::{Held, PooledBody},
+    body::{Duplex, Held, PooledBody},
     failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     reason::{Unchosen, lost},
@@ -44,16 +43,13 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, are_malformed, remove_of_connection},
-    net::{FirstBytes, Looks, Transport},
+    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, measure, remove_of_connection},
+    net::{FirstBytes, Looks},
     tls,
 };
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
 const SEND_BUFFER: usize = 128 << 10;
-
-/// Bytes of a frame's header (RFC 9113 section 4.1).
-const FRAME_HEADER: u64 = 9;
 
 /// A connection. Its streams own it, and so does the slot as long as it takes new ones.
 pub(super) struct Mux<B> {
@@ -63,6 +59,8 @@ pub(super) struct Mux<B> {
     permit: Cell<Option<Permit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
     under: Under,
+    /// Bytes that a response's head may have, and its trailers.
+    max_head: usize,
     state: Rc<State>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
@@ -90,9 +88,6 @@ struct State {
     received: Cell<u64>,
     /// What the endpoint has said first.
     first: Cell<FirstBytes>,
-    /// Its settings have come, or never will.
-    settled: Cell<bool>,
-    settling: Notify,
     /// How it has ended, if it has: more than its streams are told of it.
     end: OnceCell<io::Error>,
     /// Which of its responses have ended.
@@ -100,18 +95,6 @@ struct State {
 }
 
 impl State {
-    fn settle(&self) {
-        self.settled.set(true);
-        self.settling.notify_waiters();
-    }
-
-    /// Waits for the endpoint's settings.
-    async fn settled(&self) {
-        while !self.settled.get() {
-            self.settling.notified().await;
-        }
-    }
-
     /// Why a stream has ended: if that is because its connection has, the connection knows more (a GOAWAY's debug data, an
     /// alert of TLS).
     fn better_reason(&self, error: h2::Error) -> io::Error {
@@ -125,18 +108,15 @@ impl State {
     }
 }
 
-/// Whether a connection that begins like this, of which so much has come, has its settings: they are the first frame (RFC 9113
-/// section 3.4).
-fn has_settings(first: &[u8], received: u64) -> bool {
-    let &[a, b, c, ..] = first else { return false };
-    received >= FRAME_HEADER + u64::from(u32::from_be_bytes([0, a, b, c]))
-}
+/// Times that a head or trailers may be longer than they should and still end nothing but their stream. Of trailers beyond its own
+/// bound, h2 drops the fields that are too many and says nothing; beyond some more, it ends the connection and all its streams.
+const LENIENCE: usize = 16;
 
 fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
     let mut http = client::Builder::new();
     http.initial_window_size(config.stream_window.window())
         .initial_connection_window_size(config.connection_window.window())
-        .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(max_head.saturating_mul(LENIENCE)).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false);
     http
@@ -164,8 +144,6 @@ where
             most: Cell::new(most),
             received: Cell::new(0),
             first: Cell::default(),
-            settled: Cell::new(false),
-            settling: Notify::new(),
             end: OnceCell::new(),
             ends: Ends::default(),
         });
@@ -189,9 +167,6 @@ where
                         shared.first.set(turns.first());
                     }
                     let ended = ended?;
-                    if !shared.settled.get() && has_settings(turns.first().as_slice(), turns.received()) {
-                        shared.settle();
-                    }
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
                     slot_of_task.streams.set(theirs);
@@ -208,7 +183,6 @@ where
                     // Before its streams' tasks come to see that it has ended.
                     let _ = shared.end.set(error);
                 }
-                shared.settle();
                 slot_of_task.forget_mux(&mux);
             });
             Mux {
@@ -217,6 +191,7 @@ where
                 permit: Cell::new(Some(permit)),
                 sender: RefCell::new(sender),
                 under,
+                max_head,
                 state,
                 served: Cell::new(0),
                 seen_idle: Cell::new(None),
@@ -256,14 +231,6 @@ where
             },
         };
         let bodiless = body.is_end_stream();
-        if head.show(|head| head.get(&UPGRADE).is_some()) {
-            // What its settings do not allow must not be sent (RFC 8441 section 3).
-            mux.state.settled().await;
-            if !mux.sender.borrow().is_extended_connect_protocol_enabled() && !mux.is_closed() {
-                let kind = FailureKind::Protocol { source: ProtocolError::NoUpgrades };
-                return Err(Failure { kind, body: None });
-            }
-        }
         let sent = head.show(|head| {
             let Some((request, key)) = into_h2(head, &body.size_hint(), bodiless, mux.under.secure) else {
                 return Err(FailureKind::Target);
@@ -280,7 +247,7 @@ where
         };
         let mut awaited = Awaited { response, interim: 0 };
         if switches {
-            let response = poll_fn(|cx| awaited.poll(head, failure, cx)).await;
+            let response = poll_fn(|cx| awaited.poll(failure, cx)).await;
             let response = response.map_err(|kind| Failure { kind, body: None })?;
             return Ok(switched(response, stream, key, place));
         }
@@ -295,15 +262,21 @@ where
                     return Poll::Ready(Err(FailureKind::RequestBody { source }));
                 }
             }
-            awaited.poll(head, failure, cx)
+            awaited.poll(failure, cx)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
-        if are_malformed(response.headers()) {
-            return Err(Failure { kind: malformed(), body: None });
+        let max_head = mux.max_head;
+        let wrong = match measure(response.headers()) {
+            Some(size) if size <= max_head => None,
+            Some(_) => Some(ProtocolError::TooLong(max_head)),
+            None => Some(ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None)),
+        };
+        if let Some(source) = wrong {
+            return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
         }
         // A client may well read nothing of the response before it has sent everything.
         let upload = upload.map(Uploading::begin);
-        Ok(with_body(response, ended, (upload, place)))
+        Ok(with_body(response, ended, max_head, (upload, place)))
     }
 }
 
@@ -342,11 +315,6 @@ impl<B> Drop for Uploading<B> {
     }
 }
 
-/// A field of a head is none.
-fn malformed() -> FailureKind {
-    FailureKind::Protocol { source: ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None) }
-}
-
 /// A response on its way.
 struct Awaited {
     response: ResponseFuture,
@@ -357,29 +325,28 @@ struct Awaited {
 impl Awaited {
     fn poll(
         &mut self,
-        head: &impl Head,
         failure: impl Fn(h2::Error) -> FailureKind,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<RecvStream>, FailureKind>> {
-        while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
+        while let Poll::Ready(Some(Ok(_))) = self.response.poll_informational(cx) {
             self.interim += 1;
             if self.interim > MOST_INTERIM {
                 return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Interim }));
             }
-            // HTTP/2 has no 101 (RFC 9113 section 8.6).
-            if interim.status() == StatusCode::SWITCHING_PROTOCOLS || are_malformed(interim.headers()) {
-                return Poll::Ready(Err(malformed()));
-            }
-            head.interim(interim.into_parts().0);
         }
         Pin::new(&mut self.response).poll(cx).map_err(failure)
     }
 }
 
 /// A response, with the body that follows it.
-fn with_body(response: Response<RecvStream>, ended: Option<Ended>, keeps: impl Any) -> Response<PooledBody> {
+fn with_body(
+    response: Response<RecvStream>,
+    ended: Option<Ended>,
+    max_head: usize,
+    keeps: impl Any,
+) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
-    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, Box::new(keeps));
+    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
     Response::from_parts(parts, body)
 }
 
@@ -391,7 +358,8 @@ fn switched<B: 'static>(
     place: Place<B>,
 ) -> Response<PooledBody> {
     if !response.status().is_success() {
-        return with_body(response, None, place);
+        let max_head = place.0.max_head;
+        return with_body(response, None, max_head, place);
     }
     let (mut parts, receive) = response.into_parts();
     parts.status = StatusCode::SWITCHING_PROTOCOLS;
@@ -399,7 +367,7 @@ fn switched<B: 'static>(
         parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
     }
     // The stream's place is held as long as the stream.
-    let upstream = Box::new(Held::new(Tunnel::new(send, receive, Reason::CANCEL), place)) as Box<dyn Transport>;
+    let upstream = Box::new(Held::new(Tunnel::new(send, receive), place)) as Box<dyn Duplex>;
     Response::from_parts(parts, PooledBody::switching(Box::pin(std::future::ready(Ok(upstream)))))
 }
 
@@ -495,10 +463,11 @@ fn reason(error: &h2::Error) -> Option<Stopped> {
     match error.reason() {
         // Streams that a GOAWAY ends are those after the last one that was processed.
         _ if error.is_remote() && error.is_go_away() => Some(Stopped::Unprocessed),
+        // h2's own word for a head that is too long.
+        Some(
+            Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR | Reason::REFUSED_STREAM,
+        ) if error.is_library() => Some(Stopped::Protocol),
         Some(Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
-        Some(Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR) if error.is_library() => {
-            Some(Stopped::Protocol)
-        }
         _ => None,
     }
 }

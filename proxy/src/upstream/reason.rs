@@ -150,7 +150,6 @@ impl FailureKind {
                         mismatch(Looks::Http1, first)
                     }
                     ProtocolError::Http2(_, Some(first)) => mismatch(Looks::Http2, first),
-                    ProtocolError::NoUpgrades => source.to_string(),
                     source => format!("the response is not valid: {}", chain_of(source)),
                 };
                 (Trouble::Protocol, format!("{why}, after {after:.1?}"))
@@ -181,6 +180,7 @@ impl Broken {
             Broken::Http2(error) => lost_h2(error),
             Broken::Connection(error) => lost(error),
             Broken::Framing(violation) => (Trouble::Protocol, violation.to_string()),
+            Broken::TooLong(_) => (Trouble::Protocol, self.to_string()),
             Broken::Cut => (Trouble::Reset, self.to_string()),
         };
         (trouble, format!("{why}, after {bytes} bytes of the response's body"))

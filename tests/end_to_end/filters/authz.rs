@@ -26,8 +26,8 @@ fn the_reason_is_in_the_log_and_not_in_the_response() {
     assert_eq!(proxy.get("/").status(), 200);
     assert_eq!(upstream.requests().len(), 1);
     let metrics = proxy.metrics();
-    assert_eq!(metrics.sum("wasmcustom_authz_denied", &[]), 1.0);
-    assert_eq!(metrics.sum("wasmcustom_authz_allowed", &[]), 1.0);
+    assert_eq!(metrics.sum("wasmcustom_authz_denied_total", &[]), 1.0);
+    assert_eq!(metrics.sum("wasmcustom_authz_allowed_total", &[]), 1.0);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_dry_run_denies_nothing_and_tells() {
     let entry = proxy.entry_for("/admin");
     assert_eq!(entry["fields"]["authz_dry_run"], "rbac_access_denied_matched_policy[keep-out]");
     assert!(entry["flags"].is_null());
-    assert_eq!(proxy.metrics().sum("wasmcustom_authz_dry_run_denied", &[]), 1.0);
+    assert_eq!(proxy.metrics().sum("wasmcustom_authz_dry_run_denied_total", &[]), 1.0);
     proxy.wait_for_output("authz would deny GET /admin");
 }
 

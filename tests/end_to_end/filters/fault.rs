@@ -16,7 +16,7 @@ fn a_request_is_delayed() {
     assert_eq!(proxy.get("/").text(), "ok");
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(proxy.entry_for("/")["flags"], "DI");
-    assert_eq!(proxy.metrics().sum("wasmcustom_fault_delays", &[]), 1.0);
+    assert_eq!(proxy.metrics().sum("wasmcustom_fault_delays_total", &[]), 1.0);
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn only_so_many_requests_are_under_a_fault() {
     let proxy = faulty(&upstream, "{max_active: 2, delay: {fixed: 1h, percent: 100}}");
     let mut held: Vec<_> = (0..2).map(|_| proxy.client()).collect();
     held.iter_mut().for_each(|client| client.send_request("GET", "/held", &[], b""));
-    proxy.wait_for_metric("wasmcustom_fault_delays", &[], 2.0);
+    proxy.wait_for_metric("wasmcustom_fault_delays_total", &[], 2.0);
     assert_eq!(proxy.get("/passes").status(), 200);
-    assert_eq!(proxy.metrics().sum("wasmcustom_fault_overflow", &[]), 1.0);
+    assert_eq!(proxy.metrics().sum("wasmcustom_fault_overflow_total", &[]), 1.0);
     assert!(proxy.entry_for("/passes")["flags"].is_null());
     // A client that does not wait gives its place back.
     held.clear();
@@ -88,6 +88,6 @@ fn only_so_many_requests_are_under_a_fault() {
     crate::harness::wait_until("a place under the fault", || {
         next = proxy.client();
         next.send_request("GET", "/next", &[], b"");
-        proxy.metrics().sum("wasmcustom_fault_delays", &[]) >= 3.0
+        proxy.metrics().sum("wasmcustom_fault_delays_total", &[]) >= 3.0
     });
 }

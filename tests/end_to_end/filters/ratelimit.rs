@@ -33,7 +33,7 @@ fn over_the_limit_there_is_429() {
     assert_eq!((&entry["flags"], &entry["details"]), (&"RL,LR".into(), &"rate_limited[few]".into()));
     assert_eq!(upstream.requests().len(), 2);
     let metrics = proxy.metrics();
-    let counted = |name: &str| metrics.sum(&format!("wasmcustom_ratelimit_{name}"), &[]);
+    let counted = |name: &str| metrics.sum(&format!("wasmcustom_ratelimit_{name}_total"), &[]);
     assert_eq!((counted("allowed"), counted("limited")), (2.0, 1.0));
 }
 
@@ -102,7 +102,7 @@ fn a_dry_run_limits_nothing_and_tells() {
     assert!(proxy.entry_for("/first")["fields"].is_null());
     let entry = proxy.entry_for("/third");
     assert_eq!((&entry["fields"]["ratelimit_dry_run"], &entry["flags"]), (&"rate_limited[one]".into(), &().into()));
-    assert_eq!(proxy.metrics().sum("wasmcustom_ratelimit_dry_run_limited", &[]), 2.0);
+    assert_eq!(proxy.metrics().sum("wasmcustom_ratelimit_dry_run_limited_total", &[]), 2.0);
 }
 
 /// A reload is no way to a fresh start.

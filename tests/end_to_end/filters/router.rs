@@ -43,7 +43,8 @@ fn the_most_specific_host_wins() {
         assert_eq!((response.status(), response.text()), (200, expected), "{asked}");
     }
     for asked in ["example.com", "other.org", "badexample.com"] {
-        assert_eq!(get(&mut client, "/", &[("Host", asked)]).status(), 404, "{asked}");
+        let response = get(&mut client, "/", &[("Host", asked)]);
+        assert_eq!((response.status(), response.text()), (404, "Not Found"), "{asked}");
     }
     let entry = proxy.entry(|entry| entry["authority"] == "other.org");
     assert_eq!((&entry["flags"], &entry["details"]), (&"NR,LR".into(), &"route_not_found".into()));
@@ -249,4 +250,42 @@ fn mistakes_are_told_with_their_place() {
     for expected in ["config.yaml:", "regex: '(('", "must be 301, 302, 303, 307 or 308, not 200"] {
         assert!(output.contains(expected), "{expected:?} in {output}");
     }
+}
+
+/// A proxy that ends TLS says with which scheme its clients have come, and is believed if it is trusted.
+#[test]
+fn redirects_keep_the_scheme_that_a_trusted_proxy_has_taken_off() {
+    let config = "config: {routes: [{redirect: {path: /there}}]}";
+    let proxy =
+        |listener: &str| Proxy::start(Config::new().listener(listener).filter("routes", "builtin:router", config));
+    for (hops, said, location) in [
+        (0, &["https"][..], "http://shop.test/there"),
+        (1, &[], "http://shop.test/there"),
+        (1, &["https"], "https://shop.test/there"),
+        (1, &["HTTPS"], "https://shop.test/there"),
+        (1, &["http"], "http://shop.test/there"),
+        (1, &["wss"], "http://shop.test/there"),
+        // The client's own word stands left of the proxy's.
+        (1, &["https, http"], "http://shop.test/there"),
+        (1, &["http", "https"], "https://shop.test/there"),
+        (2, &["https, http"], "https://shop.test/there"),
+    ] {
+        let proxy = proxy(&format!("trusted_hops: {hops}"));
+        let mut fields = vec![("Host", "shop.test")];
+        fields.extend(said.iter().map(|said| ("X-Forwarded-Proto", *said)));
+        let response = proxy.request("GET", "/", &fields, b"");
+        assert_eq!((response.status(), response.field("location")), (301, Some(location)), "{hops} {said:?}");
+    }
+}
+
+/// `OPTIONS *` has no path that could be rewritten.
+#[test]
+fn the_asterisk_is_not_rewritten() {
+    let upstream = Upstream::saying("ok");
+    let proxy = one_host("{cluster: web, regex_rewrite: {pattern: '^', substitution: '/v1'}}", &upstream);
+    let mut client = proxy.client();
+    assert_eq!(client.request("OPTIONS", "*", &[], b"").status(), 200);
+    assert_eq!(client.request("OPTIONS", "/a", &[], b"").status(), 200);
+    let targets: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
+    assert_eq!(targets, ["*", "/v1/a"]);
 }

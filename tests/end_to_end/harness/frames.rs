@@ -33,7 +33,6 @@ pub mod flag {
 pub mod setting {
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
     pub const INITIAL_WINDOW_SIZE: u16 = 4;
-    pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
 /// Error codes (RFC 9113 section 7).
@@ -43,7 +42,6 @@ pub mod code {
     pub const INTERNAL_ERROR: u32 = 2;
     pub const REFUSED_STREAM: u32 = 7;
     pub const CANCEL: u32 = 8;
-    pub const CONNECT_ERROR: u32 = 10;
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
@@ -232,10 +230,18 @@ impl H2 {
         self.send(kind::GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat());
     }
 
-    /// Sends a block of fields in one HEADERS frame.
+    /// Sends a block of fields, in frames of the size that everybody takes.
     pub fn headers(&mut self, stream: u32, fields: &[(&str, &str)], end: bool) {
-        let flags = flag::END_HEADERS | if end { flag::END_STREAM } else { 0 };
-        self.send(kind::HEADERS, flags, stream, &encode(fields));
+        let block = encode(fields);
+        let (mut kind, mut flags) = (kind::HEADERS, if end { flag::END_STREAM } else { 0 });
+        let mut parts = block.chunks(16 << 10).peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                flags |= flag::END_HEADERS;
+            }
+            self.send(kind, flags, stream, part);
+            (kind, flags) = (kind::CONTINUATION, 0);
+        }
     }
 
     /// Sends data, in frames of the size that everybody takes.

@@ -92,16 +92,17 @@ impl Proxy {
 
     /// Starts it with so many file descriptors, and waits until it is ready.
     pub fn start_with_descriptors(config: impl Into<String>, most: u32) -> Proxy {
+        Proxy::start_wrapped(config, &["sh", "-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")])
+    }
+
+    /// Starts it by another command, which gets the proxy's own as its last arguments, and waits until it is ready.
+    pub fn start_wrapped(config: impl Into<String>, wrapper: &[&str]) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
-        let mut limited = Command::new("sh");
         let inner = command(&dir, &[]);
-        limited
-            .arg("-c")
-            .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
-            .arg(inner.get_program())
-            .args(inner.get_args());
-        limited.current_dir(dir.path()).envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let proxy = Proxy::of(limited, dir, addresses);
+        let mut wrapped = Command::new(wrapper[0]);
+        wrapped.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
+        wrapped.current_dir(dir.path()).envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let proxy = Proxy::of(wrapped, dir, addresses);
         wait_for("the proxy to be ready", || proxy.is_ready().then_some(()));
         proxy
     }

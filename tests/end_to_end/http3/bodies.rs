@@ -91,3 +91,31 @@ fn a_response_that_breaks_off_does_not_look_whole() {
     assert!(response["reset"].is_number(), "{response}");
     assert_eq!(site.proxy.entry_for("/a")["flags"], "UC");
 }
+
+/// By default nothing but the head of a response has a time.
+#[test]
+fn a_response_that_flows_takes_as_long_as_it_takes() {
+    needs!("aioquic");
+    let upstream = crate::response_heads::flowing();
+    let config = crate::harness::Config::to_with(&upstream, "response_head_timeout: 500ms").listener(super::TLS);
+    let site = Site::start(config);
+    let response = site.connect().request("a", json!({ "path": "/a" }));
+    assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("xxxxxxxxxx")), "{response}");
+}
+
+/// A browser that is told to stop sending before it has the answer takes that for a failure, and sends everything again.
+#[test]
+fn an_early_answer_comes_before_the_word_to_stop() {
+    needs!("aioquic");
+    let upstream = Upstream::saying("unused");
+    let site = Site::to(&upstream, "limits: {request_body: 1KiB}");
+    let mut client = site.connect();
+    for (id, size, announced) in [("/a", 300_000, true), ("/b", 300_000, false), ("/c", 16 << 20, true)] {
+        let fields = if announced { json!([["content-length", size.to_string()]]) } else { json!([]) };
+        let response = client.request(id, json!({ "method": "POST", "path": id, "size": size, "fields": fields }));
+        assert_eq!((&response["status"], &response["reset"]), (&json!(413), &json!(null)), "{id} {response}");
+        assert_eq!(response["stopped"], json!(null), "{id} {response}");
+        assert_eq!(site.proxy.entry_for(id)["details"], "request_body_limit");
+    }
+    assert_eq!(client.request("d", json!({ "path": "/d" }))["status"], 200);
+}

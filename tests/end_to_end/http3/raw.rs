@@ -6,7 +6,7 @@ use quinn::{
     ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt,
     crypto::rustls::QuicClientConfig,
 };
-use rustls::RootCertStore;
+use rustls::{RootCertStore, pki_types::CertificateDer};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::Site;
@@ -15,7 +15,8 @@ use crate::harness::DEADLINE;
 /// A connection.
 pub struct Raw {
     runtime: Handle,
-    connection: Connection,
+    /// For what this cannot do.
+    pub connection: Connection,
     _endpoint: Endpoint,
     _end: oneshot::Sender<()>,
 }
@@ -41,35 +42,42 @@ pub fn varint(number: u64) -> [u8; 8] {
     (number | 0xc000_0000_0000_0000).to_be_bytes()
 }
 
-/// The HEADERS frame of a `POST`, with further fields.
+/// The HEADERS frame of a `POST`, with further fields. Everything is spelled out (RFC 9204 section 4.5.6).
 pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
     let usual = [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
-    fields_frame(&[&usual, fields].concat())
+    frame(1, &section(&[&usual[..], fields].concat()))
 }
 
-/// A HEADERS frame with exactly these fields. Everything is spelled out (RFC 9204 section 4.5.6).
-pub fn fields_frame(fields: &[(&str, &str)]) -> Vec<u8> {
+/// A section of fields, with no use of any table (RFC 9204 section 4.5.6).
+pub fn section(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = vec![0, 0];
     for (name, value) in fields {
-        assert!(value.len() < 127, "in one byte");
-        match name.len().checked_sub(7) {
-            Some(more) => block.extend([0x27, more as u8]),
-            None => block.push(0x20 | name.len() as u8),
+        // A literal name's length has a prefix of three bits, a value's one of seven.
+        for (first, most, text) in [(0x20, 7, name), (0, 127, value)] {
+            match text.len().checked_sub(most) {
+                None => block.push(first | text.len() as u8),
+                Some(mut more) => {
+                    block.push(first | most as u8);
+                    while more >= 128 {
+                        block.push((more % 128) as u8 | 128);
+                        more /= 128;
+                    }
+                    block.push(more as u8);
+                }
+            }
+            block.extend(text.bytes());
         }
-        block.extend(name.bytes());
-        block.push(value.len() as u8);
-        block.extend(value.bytes());
     }
-    frame(1, &block)
+    block
 }
 
 /// What a client's control stream begins with.
 pub const CONTROL: [u8; 3] = [0, 4, 0];
 
-/// What a client needs for connections to a site.
-fn config(site: &Site, transport: TransportConfig) -> ClientConfig {
+/// What a client needs for connections to who has this certificate.
+fn config(certificate: &CertificateDer<'static>, transport: TransportConfig) -> ClientConfig {
     let mut roots = RootCertStore::empty();
-    roots.add(site.pair.cert.der().clone()).expect("a root");
+    roots.add(certificate.clone()).expect("a root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -104,7 +112,7 @@ impl Beginners {
         let (runtime, end) = runtime();
         let guard = runtime.enter();
         let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
-        let config = config(site, TransportConfig::default());
+        let config = config(site.pair.cert.der(), TransportConfig::default());
         let begin = |_| endpoint.connect_with(config.clone(), relay, "web.test").expect("a start");
         let all = (0..count).map(begin).collect();
         drop(guard);
@@ -126,7 +134,12 @@ impl Raw {
     }
 
     fn connect_with(site: &Site, transport: TransportConfig) -> Raw {
-        let (config, address) = (config(site, transport), site.proxy.address("main"));
+        Raw::connect_to(site.proxy.address("main"), site.pair.cert.der(), transport)
+    }
+
+    /// Connects to an address where somebody has this certificate.
+    pub fn connect_to(address: SocketAddr, certificate: &CertificateDer<'static>, transport: TransportConfig) -> Raw {
+        let config = config(certificate, transport);
         let (runtime, end) = runtime();
         let (endpoint, connection) = runtime.block_on(async {
             let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
@@ -173,14 +186,6 @@ impl Raw {
         let _ = self.runtime.block_on(async { timeout(DEADLINE, send.write_all(bytes)).await });
     }
 
-    /// Reads as many bytes as this.
-    pub fn read(&self, recv: &mut RecvStream, count: usize) -> Vec<u8> {
-        let mut bytes = vec![0; count];
-        let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_exact(&mut bytes)).await });
-        read.expect("bytes in time").expect("bytes");
-        bytes
-    }
-
     /// Waits for a stream's end.
     pub fn end(&self, mut recv: RecvStream) -> End {
         let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_to_end(1 << 20)).await });
@@ -198,6 +203,11 @@ impl Raw {
             quinn::ConnectionError::ApplicationClosed(closed) => closed.error_code.into_inner(),
             other => panic!("{other}"),
         }
+    }
+
+    /// Runs what a test does with streams.
+    pub fn run<F: Future>(&self, what: F) -> F::Output {
+        self.runtime.block_on(what)
     }
 
     /// Whether it is still there.

@@ -39,10 +39,16 @@ pub struct Cluster {
     /// How long connecting may take. The system sends a lost first packet again after one second, and then after two more.
     #[serde(default = "default::connect_timeout")]
     pub connect_timeout: Duration,
+    /// From the last byte of the request (or from when the filters have let it go, if that is later) to the head of the
+    /// response, retries included (504). From then on, the listener's `timeouts.idle` bounds how long nothing may move. `0s`:
+    /// unlimited. Default: 15 s, unless `request_timeout` is given; a route's `timeout` takes its place. gRPC calls have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_head_timeout: Option<Duration>,
     /// From the last byte of the request (or from when the filters have let it go, if that is later) to the last of the
-    /// response, retries included (504); a route can set its own.
-    #[serde(default = "default::request_timeout")]
-    pub request_timeout: Duration,
+    /// response, retries included (504, or cut off if the response has begun): also a response that still flows. `0s`: unlimited,
+    /// which is the default; a route's `timeout` takes its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_timeout: Option<Duration>,
     /// The longest time that a gRPC client may set with `grpc-timeout`, in place of `request_timeout`: a longer one is taken for
     /// this. `0s`: unlimited.
     #[serde(default = "default::max_grpc_timeout")]
@@ -56,6 +62,18 @@ pub struct Cluster {
     /// Bound on retries, over all routes.
     #[serde(default)]
     pub retry_budget: RetryBudget,
+}
+
+impl Cluster {
+    /// How long the head of a response may take. Whoever has bounded the whole exchange, or said that nothing bounds it, has said
+    /// what there is to say about its head, unless that is said as well.
+    pub fn head_timeout(&self) -> Option<std::time::Duration> {
+        match (self.response_head_timeout, self.request_timeout) {
+            (Some(head), _) => head.bound(),
+            (None, Some(_)) => None,
+            (None, None) => Some(default::RESPONSE_HEAD_TIMEOUT),
+        }
+    }
 }
 
 /// One address that serves a cluster.
@@ -240,11 +258,11 @@ mod default {
     use super::Duration;
     use tollgate_abi::doc::RetryOn;
 
+    /// Of `response_head_timeout`.
+    pub(super) const RESPONSE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+
     pub(super) fn connect_timeout() -> Duration {
         Duration::secs(5)
-    }
-    pub(super) fn request_timeout() -> Duration {
-        Duration::secs(15)
     }
     pub(super) fn max_grpc_timeout() -> Duration {
         Duration::secs(3600)

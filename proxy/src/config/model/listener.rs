@@ -61,9 +61,6 @@ pub struct Listener {
     /// answered with 405.
     #[serde(default)]
     pub connect: bool,
-    /// Whether interim responses of upstreams (RFC 9110 section 15.2), such as 103 (Early Hints), are passed on to clients.
-    #[serde(default = "default::yes")]
-    pub interim_responses: bool,
     /// Whether gRPC-Web requests are translated to gRPC, and their responses back.
     #[serde(default)]
     pub grpc_web: bool,
@@ -154,7 +151,7 @@ impl Default for ListenerLimits {
     fn default() -> Self {
         ListenerLimits {
             header_bytes: ByteSize(64 << 10),
-            headers: 100,
+            headers: 200,
             buffered_body: ByteSize(1 << 20),
             request_body: ByteSize(0),
             read_ahead: ByteSize(64 << 10),

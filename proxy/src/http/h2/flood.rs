@@ -2,9 +2,10 @@
 //! lead to nothing is cut off.
 //!
 //! h2 answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
-//! So such frames are counted; see [`Flood`].
+//! So such frames are counted, and each frame that brings something (a head, data, either way) takes some from the count.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -13,13 +14,35 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{
-    h2::frames::{DATA, Frame, HEADERS, Scanner},
-    http::flood::Flood,
-};
+use crate::h2::frames::{DATA, Frame, HEADERS, Scanner};
+
+/// Frames that lead to nothing, at most, above what others allow for.
+const MOST: u32 = 10_000;
+
+/// What a frame that brings something takes from the count.
+const WORTH: u32 = 100;
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
+
+/// What is known of a connection's frames.
+#[derive(Debug, Default)]
+pub(super) struct Flood {
+    idle_frames: Cell<u32>,
+}
+
+impl Flood {
+    /// Whether there are too many frames that lead to nothing.
+    pub(super) fn is_one(&self) -> bool {
+        self.idle_frames.get() > MOST
+    }
+
+    fn count(&self, frame: Frame) {
+        let frames = self.idle_frames.get();
+        let brings = frame.kind == HEADERS || (frame.kind == DATA && frame.length > 0);
+        self.idle_frames.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
+    }
+}
 
 /// A connection whose incoming frames are counted.
 pub(super) struct Frames<T> {
@@ -40,17 +63,10 @@ impl<T> Frames<T> {
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         // A response's data allows for what a client says of its windows, and for what it measures.
         if let Poll::Ready(Ok(n)) = written {
-            self.flood.data(n as u64, false);
+            let frames = self.flood.idle_frames.get();
+            self.flood.idle_frames.set(frames.saturating_sub((n / 1024) as u32));
         }
         written
-    }
-}
-
-fn count(flood: &Flood, frame: Frame) {
-    match frame.kind {
-        HEADERS => flood.head(),
-        DATA if frame.length > 0 => flood.data(frame.length.into(), true),
-        _ => flood.idle(),
     }
 }
 
@@ -59,7 +75,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        me.scanner.scan(&buf.filled()[before..], |frame| count(&me.flood, frame));
+        me.scanner.scan(&buf.filled()[before..], |frame| me.flood.count(frame));
         if me.flood.is_one() {
             return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
         }
@@ -94,5 +110,27 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write_vectored(cx, slices);
         me.wrote(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, length: u32) -> Frame {
+        Frame { kind, length, stream: 1, ends_stream: false }
+    }
+
+    #[test]
+    fn only_frames_that_lead_to_nothing_are_too_many() {
+        let flood = Flood::default();
+        for _ in 0..MOST {
+            flood.count(frame(6, 8));
+        }
+        assert!(!flood.is_one());
+        flood.count(frame(4, 0));
+        assert!(flood.is_one());
+        flood.count(frame(HEADERS, 10));
+        assert!(!flood.is_one());
     }
 }

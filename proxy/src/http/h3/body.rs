@@ -10,10 +10,11 @@ use std::{
 use bytes::{Buf, Bytes};
 use h3::server::RequestStream;
 use http_body::{Frame, SizeHint};
+use tokio::sync::Notify;
 
 use super::transport::{Receiver, Watch};
 use crate::{
-    h2::are_malformed,
+    h2::measure,
     http::body::{Body, BodyError},
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Incoming {
     part: Part,
     /// What had come with the head.
     early: Option<Result<Frame<Bytes>, BodyError>>,
+    /// Who wants to know that somebody wants the body.
+    wanted: Option<Rc<Notify>>,
 }
 
 /// The head has promised a body of another length (RFC 9114 section 4.1.2).
@@ -49,16 +52,17 @@ struct Malformed;
 impl Incoming {
     /// All that is sent on a stream.
     pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<Watch>) -> Incoming {
-        Incoming { stream, watch, left: None, part: Part::Data, early: None }
+        Incoming { stream, watch, left: None, part: Part::Data, early: None, wanted: None }
     }
 
-    /// A request's body. If there is none, and that can be seen already, the exchange may know it.
-    pub(super) async fn into_body(mut self, length: Option<u64>) -> Body {
+    /// A request's body. If there is none, and that can be seen already, the exchange may know it. When it is first wanted,
+    /// `wanted` is told.
+    pub(super) async fn into_body(mut self, length: Option<u64>, wanted: Option<Rc<Notify>>) -> Body {
         self.left = length;
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
             Poll::Ready(None) => return Body::Empty,
             Poll::Ready(early) => self.early = early,
-            Poll::Pending => {}
+            Poll::Pending => self.wanted = wanted,
         }
         Body::stream(self)
     }
@@ -85,7 +89,7 @@ impl Incoming {
                     match trailers {
                         _ if self.left.is_some_and(|left| left > 0) => break Err(wrong_length()),
                         Ok(None) => return Poll::Ready(None),
-                        Ok(Some(trailers)) if are_malformed(&trailers) => {
+                        Ok(Some(trailers)) if measure(&trailers).is_none() => {
                             break Err(BodyError::Downstream(Box::new(Malformed)));
                         }
                         Ok(Some(trailers)) => break Ok(Frame::trailers(trailers)),
@@ -113,6 +117,9 @@ impl http_body::Body for Incoming {
         let me = self.get_mut();
         if let Some(early) = me.early.take() {
             return Poll::Ready(Some(early));
+        }
+        if let Some(wanted) = me.wanted.take() {
+            wanted.notify_one();
         }
         me.poll_next(cx)
     }

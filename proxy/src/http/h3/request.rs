@@ -3,16 +3,19 @@
 //! Each is a task. While the client does not read, nothing polls the response's body and so its clock: the task sees to the
 //! time itself.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use h3::{
     error::{Code, StreamError},
     server::{RequestResolver, RequestStream},
 };
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
 use tollgate_abi::fast::flag;
 
 use super::{
@@ -23,18 +26,15 @@ use super::{
 };
 use crate::{
     chain::stream::Progress,
-    exchange,
-    h2::are_malformed,
+    exchange::{self, HeadTooLarge},
+    h2::measure,
     http::{
         body::Body,
-        connection::log_refusal,
+        connection::{Cut, log_refusal},
         date,
-        expect::expects_continue,
         fields::{Present, remove_hop_by_hop},
-        flood::Cut,
     },
     observe::{Detail, detail},
-    upstream::MOST_INTERIM,
 };
 
 /// What a request that could not be read is said to be.
@@ -116,8 +116,8 @@ async fn serve(
     let recv = Incoming::new(recv, watch.clone());
     let progress = Rc::new(Progress::default());
     let idle = site.config.timeouts.idle.bound();
-    let length = match check(request.headers()) {
-        Ok(length) => length,
+    let (length, size) = match check(request.headers()) {
+        Ok(lengths) => lengths,
         Err(why) => {
             refused(400, flag::DOWNSTREAM_PROTOCOL, why);
             let mut response = Response::new(Body::Empty);
@@ -130,37 +130,36 @@ async fn serve(
         // As h2 says it.
         request.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
     }
-    let expects = expects_continue(request.headers());
-    progress.interims.begin(MOST_INTERIM, expects);
+    let wanted = expects(&request).then(Rc::<Notify>::default);
     let (body, recv) = match *request.method() {
         // What follows it is none of the exchange's business.
         Method::CONNECT => (Body::Empty, Some(recv)),
-        _ => (recv.into_body(length).await, None),
+        _ => (recv.into_body(length, wanted.clone()).await, None),
     };
-    let body = if expects && !matches!(body, Body::Empty) { body.expected(&progress) } else { body };
-    let request = request.map(|()| body);
+    let (mut parts, ()) = request.into_parts();
+    HeadTooLarge::mark(&mut parts, size, &site);
+    let request = Request::from_parts(parts, body);
     let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
-    let mut answer = None;
+    let mut wanted = wanted.as_ref();
     let answer = loop {
-        let interims = poll_fn(|cx| {
-            if answer.is_none()
-                && let Poll::Ready(ready) = serving.as_mut().poll(cx)
-            {
-                answer = Some(ready);
+        let body_wanted = async {
+            match wanted {
+                Some(wanted) => wanted.notified().await,
+                None => std::future::pending().await,
             }
-            let interims = progress.interims.take();
-            if answer.is_none() && interims.is_empty() { Poll::Pending } else { Poll::Ready(interims) }
-        })
-        .await;
-        for interim in interims {
-            // If it does not get through, nothing else will.
-            let _ = unless_stalled(&progress, idle, send.send_response(interim)).await;
-        }
-        if let Some(answer) = answer.take() {
-            break answer;
+        };
+        tokio::select! {
+            biased;
+            answer = &mut serving => break answer,
+            () = body_wanted => {
+                wanted = None;
+                let mut go_on = Response::new(());
+                *go_on.status_mut() = StatusCode::CONTINUE;
+                // If it does not get through, nothing else will.
+                let _ = unless_stalled(&progress, idle, send.send_response(go_on)).await;
+            }
         }
     };
-    progress.interims.end();
     cut.end();
     let Ok(answer) = answer else {
         send.stop_stream(Code::H3_INTERNAL_ERROR);
@@ -178,8 +177,8 @@ async fn serve(
     }
 }
 
-/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told.
-fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
+/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told, and that of the fields.
+fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
     let present = Present::of(fields);
     if present.connection
         || present.upgrade
@@ -188,9 +187,7 @@ fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
     {
         return Err(detail::CONNECTION_FIELDS);
     }
-    if are_malformed(fields) {
-        return Err(detail::MALFORMED_FIELD);
-    }
+    let size = measure(fields).ok_or(detail::MALFORMED_FIELD)?;
     let mut length = None;
     for value in fields.get_all(header::CONTENT_LENGTH) {
         let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
@@ -200,7 +197,15 @@ fn check(fields: &HeaderMap) -> Result<Option<u64>, Detail> {
         }
         length = Some(value);
     }
-    Ok(length)
+    Ok((length, size))
+}
+
+/// Whether the client waits before it sends the body (RFC 9110 section 10.1.1).
+fn expects(request: &Request<()>) -> bool {
+    request
+        .headers()
+        .get(header::EXPECT)
+        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// A response's head as it is sent.

@@ -10,6 +10,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -19,14 +20,18 @@ use h3::{
     quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf},
 };
 use quinn::VarInt;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
-use super::framing::{Framing, Violation};
-use crate::http::flood::Flood;
+use super::framing::{Flood, Framing, Violation};
 
 /// A response 431 with nothing in it: a HEADERS frame (RFC 9114 section 7.2.2) whose one line has its name from the static table
 /// of QPACK and its value spelled out (RFC 9204 section 4.5.4).
 const HEAD_TOO_LARGE: [u8; 10] = [0x01, 8, 0, 0, 0x5f, 0x09, 3, b'4', b'3', b'1'];
+
+/// Bytes of a request that are read though nobody wants them, and for how long, before the client is told to stop.
+const DISCARDED: usize = 1 << 20;
+/// See [`DISCARDED`].
+const DISCARDING: Duration = Duration::from_secs(5);
 
 /// What quinn comes to when a stream is over, one way or another.
 type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
@@ -162,7 +167,8 @@ impl quic::Connection<Bytes> for Transport {
     fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Receiver, ConnectionErrorIncoming>> {
         let Some(stream) = ready!(self.one_way.as_mut().poll_next(cx)) else { return Poll::Ready(Err(over())) };
         Poll::Ready(stream.map_err(closed).map(|stream| Receiver {
-            stream,
+            id: stream.id(),
+            stream: Some(stream),
             framing: Framing::one_way(),
             ledger: self.ledger.clone(),
             watch: None,
@@ -190,7 +196,8 @@ impl quic::Connection<Bytes> for Transport {
             });
             self.ledger.latest.set(Some(watch.clone()));
             let recv = Receiver {
-                stream: recv,
+                id: recv.id(),
+                stream: Some(recv),
                 framing: Framing::request(self.ledger.max_head),
                 ledger: self.ledger.clone(),
                 watch: Some(watch.clone()),
@@ -310,7 +317,9 @@ impl quic::SendStream<Bytes> for Sender {
 
 /// What is received on a stream.
 pub(super) struct Receiver {
-    stream: quinn::RecvStream,
+    id: quinn::StreamId,
+    /// There until this is dropped.
+    stream: Option<quinn::RecvStream>,
     framing: Framing,
     ledger: Rc<Ledger>,
     /// Of a request's stream.
@@ -328,7 +337,8 @@ impl Receiver {
                 return Poll::Pending;
             }
             // It keeps nothing between polls that would be lost.
-            let chunk = ready!(pin!(self.stream.read_chunk(usize::MAX, true)).poll(cx));
+            let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+            let chunk = ready!(pin!(stream.read_chunk(usize::MAX, true)).poll(cx));
             let chunk = chunk.map_err(|error| match error {
                 quinn::ReadError::Reset(code) => {
                     StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() }
@@ -355,11 +365,29 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        // Nobody is interested in the rest (RFC 9114 section 4.1).
-        if !self.ended {
-            let _ = self.stream.stop(code(Code::H3_NO_ERROR.value()));
+        let Some(mut stream) = self.stream.take().filter(|_| !self.ended) else { return };
+        match &self.watch {
+            Some(_) => drop(tokio::task::spawn_local(discard(stream))),
+            None => _ = stream.stop(code(Code::H3_NO_ERROR.value())),
         }
     }
+}
+
+/// Reads what nobody is interested in, up to a bound, before the client is told to stop sending it (RFC 9114 section 4.1). It is
+/// answered already, but a browser that is told to stop before it has read the answer takes that for a failure, and may ask again.
+async fn discard(mut stream: quinn::RecvStream) {
+    let reading = async {
+        let mut left = DISCARDED;
+        while left > 0 {
+            match stream.read_chunk(left, true).await {
+                Ok(Some(chunk)) => left -= chunk.bytes.len().min(left),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // A stream that is over takes no such word, which is no harm.
+    let _ = timeout(DISCARDING, reading).await;
+    let _ = stream.stop(code(Code::H3_NO_ERROR.value()));
 }
 
 impl quic::RecvStream for Receiver {
@@ -371,11 +399,13 @@ impl quic::RecvStream for Receiver {
 
     fn stop_sending(&mut self, with: u64) {
         self.ended = true;
-        let _ = self.stream.stop(code(with));
+        if let Some(stream) = &mut self.stream {
+            let _ = stream.stop(code(with));
+        }
     }
 
     fn recv_id(&self) -> StreamId {
-        id(self.stream.id())
+        id(self.id)
     }
 }
 

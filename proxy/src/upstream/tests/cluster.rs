@@ -71,6 +71,22 @@ fn a_time_of_zero_is_no_bound() {
     let mut config = config();
     config.connect_timeout = crate::config::units::Duration::secs(0);
     let cluster = Cluster::new(&config, None);
-    assert_eq!((cluster.connect_timeout, cluster.request_timeout), (None, Some(Duration::from_secs(15))));
+    assert_eq!(cluster.connect_timeout, None);
     assert_eq!(cluster.max_grpc_timeout, Some(Duration::from_secs(3600)));
+}
+
+#[test]
+fn a_responses_head_has_a_time_unless_something_else_is_said_of_the_whole() {
+    let mut config = config();
+    let mut times = |head: Option<u64>, whole: Option<u64>| {
+        config.response_head_timeout = head.map(crate::config::units::Duration::secs);
+        config.request_timeout = whole.map(crate::config::units::Duration::secs);
+        let cluster = Cluster::new(&config, None);
+        [cluster.response_head_timeout, cluster.request_timeout].map(|time| time.map(|time| time.as_secs()))
+    };
+    assert_eq!(times(None, None), [Some(15), None]);
+    assert_eq!(times(Some(0), None), [None, None]);
+    assert_eq!(times(None, Some(0)), [None, None]);
+    assert_eq!(times(None, Some(60)), [None, Some(60)]);
+    assert_eq!(times(Some(5), Some(60)), [Some(5), Some(60)]);
 }

@@ -1,0 +1,166 @@
+//! The watcher on real files, with tokio's clock, so that waiting takes no time. What the system has to tell lies there as soon as
+//! the call that causes it has returned.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    os::unix::fs::symlink,
+};
+
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::*;
+
+/// Watches a file in a folder of its own, which has told all that was there before.
+async fn watching(file: &str) -> (TempDir, Watcher) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config"), "1").unwrap();
+    let mut watcher = Watcher::new(Arc::default());
+    watcher.watch(vec![dir.path().join(file)]);
+    watcher.changed().await;
+    assert!(!is_told(&mut watcher).await);
+    (dir, watcher)
+}
+
+/// Whether a change is told within a second, by tokio's clock.
+async fn is_told(watcher: &mut Watcher) -> bool {
+    timeout(LATEST, watcher.changed()).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_written_to_is_told_of_when_it_is_closed() {
+    let (dir, mut watcher) = watching("config").await;
+    let mut file = File::create(dir.path().join("config")).unwrap();
+    file.write_all(b"half").unwrap();
+    assert!(!is_told(&mut watcher).await);
+    file.write_all(b" and half").unwrap();
+    assert!(!is_told(&mut watcher).await);
+    drop(file);
+    assert!(is_told(&mut watcher).await);
+    assert!(!is_told(&mut watcher).await, "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_made_is_told_of_when_it_is_closed() {
+    let (dir, mut watcher) = watching("later").await;
+    let mut file = File::create(dir.path().join("later")).unwrap();
+    file.write_all(b"half").unwrap();
+    assert!(!is_told(&mut watcher).await);
+    drop(file);
+    assert!(is_told(&mut watcher).await);
+    fs::remove_file(dir.path().join("later")).unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::hard_link(dir.path().join("config"), dir.path().join("later")).unwrap();
+    assert!(is_told(&mut watcher).await, "another name is whole at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_never_closed_is_told_of_in_the_end() {
+    let (dir, mut watcher) = watching("config").await;
+    let mut file = OpenOptions::new().append(true).open(dir.path().join("config")).unwrap();
+    file.write_all(b"2").unwrap();
+    watcher.hear();
+    assert!(timeout(UNCLOSED / 2, watcher.changed()).await.is_err());
+    file.write_all(b"3").unwrap();
+    watcher.hear();
+    assert!(timeout(UNCLOSED - LATEST, watcher.changed()).await.is_err(), "it was written to meanwhile");
+    watcher.changed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_renamed_into_place_is_told_of_at_once() {
+    let (dir, mut watcher) = watching("config").await;
+    let mut open = OpenOptions::new().append(true).open(dir.path().join("config")).unwrap();
+    open.write_all(b"2").unwrap();
+    fs::write(dir.path().join("new"), "3").unwrap();
+    fs::rename(dir.path().join("new"), dir.path().join("config")).unwrap();
+    assert!(is_told(&mut watcher).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_beside_the_files_is_nothing() {
+    let (dir, mut watcher) = watching("config").await;
+    fs::write(dir.path().join("access.log"), "a line").unwrap();
+    fs::remove_file(dir.path().join("access.log")).unwrap();
+    fs::read(dir.path().join("config")).unwrap();
+    assert!(!is_told(&mut watcher).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_is_replaced_again_and_again() {
+    let (dir, mut watcher) = watching("folder/config").await;
+    let write = || fs::write(dir.path().join("folder/config"), "1").unwrap();
+    for round in 0..3 {
+        fs::create_dir(dir.path().join("new")).unwrap();
+        fs::write(dir.path().join("new/config"), "1").unwrap();
+        let _ = fs::rename(dir.path().join("folder"), dir.path().join(format!("old{round}")));
+        fs::rename(dir.path().join("new"), dir.path().join("folder")).unwrap();
+        assert!(is_told(&mut watcher).await, "{round}");
+        write();
+        assert!(is_told(&mut watcher).await, "{round}: the new one is watched");
+        // Away and back before anybody has looked.
+        fs::rename(dir.path().join("folder"), dir.path().join("away")).unwrap();
+        fs::rename(dir.path().join("away"), dir.path().join("folder")).unwrap();
+        assert!(is_told(&mut watcher).await, "{round}");
+        write();
+        assert!(is_told(&mut watcher).await, "{round}: still");
+        fs::remove_dir_all(dir.path().join("folder")).unwrap();
+        assert!(is_told(&mut watcher).await, "{round}");
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        write();
+        assert!(is_told(&mut watcher).await, "{round}: made again");
+    }
+    assert!(!is_told(&mut watcher).await);
+    fs::write(dir.path().join("old1/config"), "1").unwrap();
+    assert!(!is_told(&mut watcher).await, "what was moved away is nothing any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_link_of_a_chain_is_watched() {
+    let (dir, mut watcher) = watching("first").await;
+    for name in ["a", "b"] {
+        fs::create_dir_all(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("config"), name).unwrap();
+    }
+    let turn = |link: &str, target: &str| {
+        symlink(target, dir.path().join("new")).unwrap();
+        fs::rename(dir.path().join("new"), dir.path().join(link)).unwrap();
+    };
+    turn("third", "a");
+    turn("second", "third/config");
+    turn("first", "second");
+    assert!(is_told(&mut watcher).await);
+    for (link, target) in [("third", "b"), ("second", "a/config"), ("first", "b/config"), ("first", "second")] {
+        turn(link, target);
+        assert!(is_told(&mut watcher).await, "{link} -> {target}");
+    }
+    fs::write(dir.path().join("a/config"), "3").unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::write(dir.path().join("b/config"), "3").unwrap();
+    assert!(!is_told(&mut watcher).await, "it is not on the way any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_under_another_name_is_told_of() {
+    let (dir, mut watcher) = watching("config").await;
+    fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    fs::hard_link(dir.path().join("config"), dir.path().join("elsewhere/config")).unwrap();
+    // The number of its names is a change of the file.
+    assert!(is_told(&mut watcher).await);
+    fs::write(dir.path().join("elsewhere/config"), "2").unwrap();
+    assert!(is_told(&mut watcher).await);
+}
+
+/// Without the system's help: files that are replaced are seen at the next look, those that are written to when that is over.
+#[tokio::test(start_paused = true)]
+async fn files_are_looked_at_where_the_system_does_not_tell() {
+    let (dir, mut watcher) = watching("config").await;
+    watcher.watched.clear();
+    let inotify = watcher.inotify.take().unwrap();
+    let mut watcher = Watcher { next_look: Instant::now() + LOOK, ..watcher };
+    fs::write(dir.path().join("new"), "2").unwrap();
+    fs::rename(dir.path().join("new"), dir.path().join("config")).unwrap();
+    assert!(timeout(2 * LOOK, watcher.changed()).await.is_ok());
+    drop(inotify);
+}

@@ -1,0 +1,219 @@
+//! The ways to files: every step that the system takes from `/` to a file, through each symbolic link. A file says something
+//! else when one of its steps does.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ffi::OsString,
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
+
+/// Linux follows no more links than this in one path (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// What there is at a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing that can be seen.
+    Nothing,
+    /// A symbolic link, and where it leads.
+    Link(PathBuf),
+    /// A folder.
+    Folder(Inode),
+    /// A file, or whatever else a way ends with.
+    File(Inode, Content),
+}
+
+/// What tells one file from another that has its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inode {
+    device: u64,
+    number: u64,
+}
+
+/// What is different after a file was written to: its size and the times of its last changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Content {
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// All steps of the ways to some files, by their paths, which have no links in them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Ways(BTreeMap<PathBuf, Step>);
+
+impl Ways {
+    /// The ways to these files, as they are now.
+    pub(super) fn to(files: &[PathBuf]) -> Ways {
+        let mut ways = Ways::default();
+        for file in files {
+            // Without a working directory nothing relative can be found.
+            if let Ok(path) = std::path::absolute(file) {
+                ways.follow(&path);
+            }
+        }
+        ways
+    }
+
+    /// Adds the steps to one file.
+    fn follow(&mut self, path: &Path) {
+        let mut left: VecDeque<OsString> = parts(path).collect();
+        let (mut here, mut links) = (PathBuf::from("/"), 0);
+        while let Some(name) = left.pop_front() {
+            if name == ".." {
+                here.pop();
+                continue;
+            }
+            let place = here.join(&name);
+            let step = Step::at(&place);
+            match &step {
+                Step::Link(target) if links < MOST_LINKS => {
+                    links += 1;
+                    if target.is_absolute() {
+                        here = PathBuf::from("/");
+                    }
+                    parts(target).rev().for_each(|part| left.push_front(part));
+                }
+                Step::Folder(_) => here.clone_from(&place),
+                Step::Link(_) | Step::Nothing | Step::File(..) => left.clear(),
+            }
+            self.0.insert(place, step);
+        }
+    }
+
+    /// The steps.
+    pub(super) fn steps(&self) -> impl Iterator<Item = (&Path, &Step)> {
+        self.0.iter().map(|(path, step)| (path.as_path(), step))
+    }
+
+    /// The files at the ends that hold something else than before, but are the same files: they were written to.
+    pub(super) fn written_since<'w>(&'w self, before: &'w Ways) -> impl Iterator<Item = &'w Path> {
+        let is_written = |path: &Path, inode: &Inode, content: &Content| match before.0.get(path) {
+            Some(Step::File(same, old)) => same == inode && old != content,
+            _ => false,
+        };
+        self.steps().filter_map(move |(path, step)| match step {
+            Step::File(inode, content) if is_written(path, inode, content) => Some(path),
+            _ => None,
+        })
+    }
+}
+
+impl Step {
+    fn at(path: &Path) -> Step {
+        let Ok(meta) = fs::symlink_metadata(path) else { return Step::Nothing };
+        let inode = Inode { device: meta.dev(), number: meta.ino() };
+        match meta.file_type() {
+            kind if kind.is_symlink() => fs::read_link(path).map_or(Step::Nothing, Step::Link),
+            kind if kind.is_dir() => Step::Folder(inode),
+            _ => Step::File(inode, Content::of(&meta)),
+        }
+    }
+}
+
+impl Content {
+    fn of(meta: &Metadata) -> Content {
+        Content {
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// The names in a path, with `..` where it goes up: that is another folder than the text says if there is a link before it.
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// The steps below a folder, as they are written there.
+    fn steps(root: &Path, file: &str) -> Vec<(String, Step)> {
+        let ways = Ways::to(&[root.join(file)]);
+        let below = ways.steps().filter_map(|(path, step)| {
+            Some((path.strip_prefix(root).ok()?.to_str()?.to_owned(), step.clone()))
+                .filter(|(path, _)| !path.is_empty())
+        });
+        below.collect()
+    }
+
+    fn names(root: &Path, file: &str) -> Vec<String> {
+        steps(root, file).into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn every_link_of_a_config_map_is_a_step() {
+        let (_dir, root) = folder();
+        fs::create_dir(root.join("..1")).unwrap();
+        fs::write(root.join("..1/config.yaml"), "").unwrap();
+        symlink("..1", root.join("..data")).unwrap();
+        symlink("..data/config.yaml", root.join("config.yaml")).unwrap();
+        assert_eq!(names(&root, "config.yaml"), ["..1", "..1/config.yaml", "..data", "config.yaml"]);
+    }
+
+    #[test]
+    fn links_within_the_target_of_a_link_are_steps_too() {
+        let (_dir, root) = folder();
+        fs::create_dir_all(root.join("releases/7")).unwrap();
+        fs::write(root.join("releases/7/x"), "").unwrap();
+        symlink(root.join("releases/7"), root.join("current")).unwrap();
+        symlink("current", root.join("live")).unwrap();
+        fs::create_dir(root.join("etc")).unwrap();
+        symlink("../live/x", root.join("etc/x")).unwrap();
+        let all = ["current", "etc", "etc/x", "live", "releases", "releases/7", "releases/7/x"];
+        assert_eq!(names(&root, "etc/x"), all);
+    }
+
+    #[test]
+    fn up_from_a_link_is_up_from_where_it_leads() {
+        let (_dir, root) = folder();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/x"), "").unwrap();
+        symlink("a/b", root.join("link")).unwrap();
+        assert_eq!(names(&root, "link/../x"), ["a", "a/b", "a/x", "link"]);
+    }
+
+    #[test]
+    fn a_way_ends_where_there_is_nothing_and_a_circle_ends() {
+        let (_dir, root) = folder();
+        assert_eq!(steps(&root, "not/yet/there"), [("not".to_owned(), Step::Nothing)]);
+        symlink("b", root.join("a")).unwrap();
+        symlink("a", root.join("b")).unwrap();
+        assert_eq!(names(&root, "a"), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_is_told_from_one_that_was_replaced() {
+        let (_dir, root) = folder();
+        let file = root.join("x");
+        fs::write(&file, "1").unwrap();
+        let ways = || Ways::to(std::slice::from_ref(&file));
+        let before = ways();
+        assert_eq!(before, ways());
+        fs::write(&file, "22").unwrap();
+        let written = ways();
+        assert_eq!(written.written_since(&before).collect::<Vec<_>>(), [file.as_path()]);
+        fs::write(root.join("y"), "333").unwrap();
+        fs::rename(root.join("y"), &file).unwrap();
+        let replaced = ways();
+        assert_ne!(replaced, written);
+        assert_eq!(replaced.written_since(&written).count(), 0);
+    }
+}

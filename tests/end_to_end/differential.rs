@@ -1,0 +1,201 @@
+//! One list of messages, each sent in every version of HTTP to upstreams of every version, past a filter that holds bodies and
+//! without one: the same comes of it everywhere, but where the table says why not.
+
+mod h1;
+mod h2;
+mod h3;
+mod model;
+mod rows;
+mod upstream;
+mod verdict;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{self, Write as _},
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+};
+
+use rustls::pki_types::CertificateDer;
+
+use self::{
+    model::{Exception, Got, Kind, Row, Version, Way},
+    upstream::{Arrival, Seen, serving},
+    verdict::{Logged, judge},
+};
+use crate::{
+    guest,
+    harness::{Proxy, Upstream, wait_until},
+};
+
+/// Holds bodies until their ends.
+fn holder() -> Vec<u8> {
+    let callback = |direction: &str| {
+        format!(
+            r#"(func (export "proxy_on_{direction}_body") (param i32 i32) (param $end i32) (result i32)
+                (i32.eqz (local.get $end)))"#
+        )
+    };
+    guest::filter(&(callback("request") + &callback("response")))
+}
+
+/// A listener, a cluster and a log for each way.
+fn config(upstreams: &[(Way, Upstream)]) -> String {
+    let (mut listeners, mut clusters) = (String::new(), String::new());
+    for (way, upstream) in upstreams {
+        let name = way.name();
+        let chain = if way.held { "[holder]" } else { "[]" };
+        let tls = match way.client {
+            Version::H3 => ", http3: true, tls: {certificates: [{certificate: server.pem, key: server.key}]}",
+            _ => "",
+        };
+        let protocol = if way.upstream == Version::H2 { "h2" } else { "h1" };
+        let _ = writeln!(
+            listeners,
+            "  - {{name: {name}, address: '@{name}@', cluster: {name}, chain: {chain}{tls}, limits: {{headers: 50}}, \
+             access_log: {{to: {name}.log, format: '%req(x-row)% %status% %flags% %details%'}}}}"
+        );
+        let _ =
+            writeln!(clusters, "  - {{name: {name}, protocol: {protocol}, endpoints: [{{address: '{upstream}'}}]}}");
+    }
+    format!("listeners:\n{listeners}filters:\n  - {{name: holder, wasm: holder.wasm}}\nclusters:\n{clusters}")
+}
+
+/// Sends all rows by one way, those that it can say.
+fn run(
+    way: Way,
+    address: SocketAddr,
+    certificate: CertificateDer<'static>,
+    rows: &[Row],
+    seen: &Seen,
+) -> BTreeMap<usize, Got> {
+    let mut h2 = h2::Client::new(address);
+    let mut h3 = h3::Client::new(address, certificate);
+    let mut all = BTreeMap::new();
+    for (nth, row) in rows.iter().enumerate() {
+        if matches!(row.exception(way), Some(Exception { kind: Kind::Inexpressible, .. })) {
+            continue;
+        }
+        let got = match way.client {
+            Version::H1 => h1::exchange(address, &row.request, nth, seen),
+            Version::H2 => h2.exchange(&row.request, nth, seen),
+            Version::H3 => h3.exchange(&row.request, nth, seen),
+        };
+        all.insert(nth, got);
+    }
+    all
+}
+
+/// The log of a way, by row; lines of requests that nobody could read name none.
+fn logged(proxy: &Proxy, way: Way) -> BTreeMap<usize, Logged> {
+    let text = fs::read_to_string(proxy.dir().join(format!("{}.log", way.name()))).unwrap_or_default();
+    let line = |line: &str| {
+        let [row, status, flags, details] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+        let [status, flags, details] = [status, flags, details].map(str::to_owned);
+        Some((row.parse().ok()?, Logged { status, flags, details }))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Rows and ways, and what became of them.
+#[derive(Default)]
+struct Count {
+    compared: usize,
+    inexpressible: usize,
+    otherwise: usize,
+    pending: usize,
+    wrong: Vec<String>,
+    ready: Vec<String>,
+}
+
+impl Count {
+    fn take(&mut self, row: &Row, way: Way, got: &Got, arrivals: &[Arrival], log: Option<&Logged>) {
+        self.compared += 1;
+        let exception = row.exception(way);
+        let want = match exception.map(|exception| &exception.kind) {
+            Some(Kind::Otherwise(want)) => {
+                self.otherwise += 1;
+                want
+            }
+            _ => &row.want,
+        };
+        let judged = judge(row, want, got, arrivals, log);
+        match (exception.map(|exception| &exception.kind), judged) {
+            (Some(Kind::Pending), Err(_)) => self.pending += 1,
+            (Some(Kind::Pending), Ok(())) => self.ready.push(format!("{} ({way})", row.name)),
+            (_, Err(what)) => self.wrong.push(format!("{} ({way}): {what}", row.name)),
+            (_, Ok(())) => {}
+        }
+    }
+}
+
+#[test]
+fn a_message_means_the_same_in_every_version() {
+    let rows = Arc::new(rows::all());
+    let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
+    let (ways, seen): (Vec<_>, Vec<_>) = Way::all()
+        .into_iter()
+        .map(|way| {
+            let (upstream, seen) = serving(way.upstream, &rows);
+            ((way, upstream), seen)
+        })
+        .unzip();
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes()), ("holder.wasm", &holder())];
+    let proxy = Proxy::start_with(config(&ways), &files);
+    let results: Vec<BTreeMap<usize, Got>> = thread::scope(|scope| {
+        let threads: Vec<_> = ways
+            .iter()
+            .zip(&seen)
+            .map(|((way, _), seen)| {
+                let (address, certificate, rows) = (proxy.address(&way.name()), pair.cert.der().clone(), &rows);
+                scope.spawn(move || run(*way, address, certificate, rows, seen))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a way to its end")).collect()
+    });
+    let mut count = Count::default();
+    for (((way, _), seen), results) in ways.iter().zip(&seen).zip(&results) {
+        let arrivals = seen.all();
+        // What an upstream has seen has a line, sooner or later.
+        wait_until("the log", || arrivals.keys().all(|row| logged(&proxy, *way).contains_key(row)));
+        let log = logged(&proxy, *way);
+        count.inexpressible += rows.len() - results.len();
+        for (nth, got) in results {
+            let arrived = arrivals.get(nth).map_or(&[][..], Vec::as_slice);
+            count.take(&rows[*nth], *way, got, arrived, log.get(nth));
+        }
+    }
+    assert!(!proxy.output().contains("panicked"));
+    tell(&rows, &count, ways.len());
+    assert!(count.wrong.is_empty(), "{} wrong:\n{}", count.wrong.len(), count.wrong.join("\n"));
+}
+
+/// Says how large the table is and what differs, past the capture of a test that passes.
+fn tell(rows: &[Row], count: &Count, ways: usize) {
+    let Count { compared, inexpressible, otherwise, pending, ready, .. } = count;
+    let mut text = String::new();
+    for row in rows {
+        for exception in &row.exceptions {
+            let kind = match exception.kind {
+                Kind::Inexpressible => "cannot be said",
+                Kind::Otherwise(_) => "differs",
+                Kind::Pending => "pending",
+            };
+            let _ = writeln!(text, "  {}: {kind} {:?}: {}", row.name, exception.ways, exception.why);
+        }
+    }
+    for name in ready {
+        let _ = writeln!(text, "  no longer pending: {name}");
+    }
+    let _ = writeln!(
+        text,
+        "differential table: {} rows x {ways} ways: {compared} compared, {otherwise} of them right in another way; \
+         {inexpressible} cannot be said; {pending} pending",
+        rows.len()
+    );
+    let _ = io::stderr().write_all(text.as_bytes());
+}

@@ -1,0 +1,99 @@
+//! The client that speaks HTTP/1.1: a connection for each message.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+};
+
+use super::{
+    model::{Got, Point, Request, Response},
+    upstream::Seen,
+};
+use crate::harness::{Message, Wire};
+
+pub fn exchange(address: SocketAddr, request: &Request, row: usize, seen: &Seen) -> Got {
+    let mut wire = Wire::new(TcpStream::connect(address).expect("the proxy accepts connections"));
+    let mut interim = Vec::new();
+    // A proxy that has had enough closes, which is seen when reading.
+    let sent = send(&mut wire, request, row, &mut interim);
+    if sent.is_ok() && request.cut.is_some() {
+        seen.wait_before_leaving(row, request);
+        return Got::Left;
+    }
+    match receive(&mut wire, &request.method, &mut interim) {
+        Ok(head) => Got::Whole(Response {
+            interim,
+            status: head.status(),
+            fields: lower(head.fields),
+            body: head.body,
+            trailers: lower(head.trailers),
+        }),
+        Err((status, _)) => Got::Broken { status, alone: true },
+    }
+}
+
+fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<u16>) -> io::Result<()> {
+    let mut head = format!("{} {} HTTP/1.1\r\n", request.method, request.target);
+    if let Some(host) = &request.host {
+        head += &format!("Host: {host}\r\n");
+    }
+    head += &format!("x-row: {row}\r\n");
+    if let Some(rest) = &request.raw {
+        return wire.send(head + rest);
+    }
+    for (name, value) in &request.fields {
+        head += &format!("{name}: {value}\r\n");
+    }
+    let has = |name: &str| request.fields.iter().any(|(n, _)| n == name);
+    if has("te") {
+        head += "Connection: TE\r\n";
+    }
+    let chunked = request.body.is_some() && !has("content-length");
+    if chunked {
+        head += "Transfer-Encoding: chunked\r\n";
+    }
+    if request.cut == Some(Point::Head) {
+        return wire.send(head);
+    }
+    wire.send(head + "\r\n")?;
+    if request.waits {
+        interim.push(wire.read_head()?.status());
+    }
+    for piece in request.body.iter().flatten() {
+        match chunked {
+            true => wire.send([format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat())?,
+            false => wire.send(piece)?,
+        }
+        if request.cut == Some(Point::Piece) {
+            return Ok(());
+        }
+    }
+    if !chunked || request.cut == Some(Point::End) {
+        return Ok(());
+    }
+    let trailers: String = request.trailers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    match request.cut {
+        Some(Point::Trailers) => wire.send(format!("0\r\n{}", &trailers[..trailers.len() / 2])),
+        _ => wire.send(format!("0\r\n{trailers}\r\n")),
+    }
+}
+
+/// The response; the status, if it broke off after its head.
+fn receive(wire: &mut Wire, method: &str, interim: &mut Vec<u16>) -> Result<Message, (Option<u16>, io::Error)> {
+    loop {
+        let mut head = wire.read_head().map_err(|error| (None, error))?;
+        match head.status() {
+            status @ 100..=199 => interim.push(status),
+            204 | 304 => return Ok(head),
+            _ if method == "HEAD" => return Ok(head),
+            status => return wire.read_body(&mut head, true).map(|()| head).map_err(|error| (Some(status), error)),
+        }
+    }
+}
+
+/// Fields as other versions spell them. The wire reads Latin-1, and the table is in UTF-8.
+pub fn lower(fields: Vec<(String, String)>) -> Vec<(String, String)> {
+    let utf8 =
+        |value: String| String::from_utf8_lossy(&value.chars().map(|c| c as u8).collect::<Vec<_>>()).into_owned();
+    fields.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), utf8(value))).collect()
+}

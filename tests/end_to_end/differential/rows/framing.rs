@@ -1,0 +1,116 @@
+//! How long a request is, in all the words there are for it, and its trailers.
+
+use super::{
+    super::model::{Down, Row, Up, Ways},
+    H1, H2, H2_ENDS, STREAMS,
+};
+
+const LARGE: usize = 200_000;
+
+pub fn rows() -> Vec<Row> {
+    let large = vec![b'x'; LARGE];
+    vec![
+        Row::new("a request without a body"),
+        Row::new("a body of known length").post(&[b"hello"]).length("5"),
+        Row::new("a body of unknown length").post(&[b"hello"]),
+        Row::new("a body of known length in pieces").post(&[b"he", b"l", b"lo"]).length("5"),
+        Row::new("a body of unknown length in pieces").post(&[b"he", b"l", b"lo"]),
+        Row::new("an empty body of known length").post(&[]).length("0"),
+        Row::new("an empty body of unknown length").post(&[]),
+        Row::new("a large body of known length").post(&[&large]).length("200000"),
+        Row::new("a large body of unknown length").post(&[&large, &large]),
+        Row::new("a body of many small pieces").post(&[&b"x"[..]; 300]),
+        Row::new("GET with a body").body(&[b"hello"]).length("5"),
+        Row::new("GET with a body of unknown length").body(&[b"hello"]),
+        Row::new("DELETE with a body").method("DELETE").body(&[b"hello"]).length("5"),
+        Row::new("PUT with a body of unknown length").method("PUT").body(&[b"hello"]),
+        Row::new("OPTIONS with a body").method("OPTIONS").body(&[b"hello"]).length("5"),
+        Row::new("one length twice")
+            .post(&[b"hello"])
+            .length("5")
+            .length("5")
+            .refused()
+            .pending(Ways::From(STREAMS), "it is taken, and passed on twice (RFC 9110 section 8.6)"),
+        Row::new("a list of one length").post(&[b"hello"]).length("5, 5").refused(),
+        Row::new("two lengths").post(&[b"hello"]).length("5").length("6").refused(),
+        Row::new("a length with a sign").post(&[b"hello"]).length("+5").refused(),
+        Row::new("a negative length").post(&[b"hello"]).length("-5").refused(),
+        Row::new("an empty length").post(&[b"hello"]).length("").refused(),
+        Row::new("a hexadecimal length").post(&[b"hello"]).length("0x5").refused(),
+        Row::new("a length that overflows").post(&[b"hello"]).length("18446744073709551621").refused(),
+        Row::new("less than the length")
+            .post(&[b"hello"])
+            .length("9")
+            .want(Up::NotWhole, Down::Refused)
+            .not_from(H1, "a body that ends early is a connection that ends, see the cuts"),
+        Row::new("more than the length")
+            .post(&[b"hello", b"world"])
+            .length("5")
+            .want(Up::NotWhole, Down::Refused)
+            .not_from(H1, "what follows a body is the next request"),
+        Row::new("a length and no body")
+            .method("POST")
+            .length("5")
+            .want(Up::NotWhole, Down::Refused)
+            .not_from(H1, "a body that ends early is a connection that ends, see the cuts"),
+        Row::new("a transfer coding")
+            .post(&[b"hello"])
+            .with(&[("transfer-encoding", "chunked")])
+            .refused()
+            .not_from(H1, "there it is the framing of every body of unknown length"),
+        Row::new("chunks and a length")
+            .raw("content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+            .refused(),
+        Row::new("an unknown coding").raw("transfer-encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").refused(),
+        Row::new("a chunk of no size")
+            .raw("transfer-encoding: chunked\r\n\r\nfive\r\nhello\r\n0\r\n\r\n")
+            .want(Up::NotWhole, Down::Refused),
+        Row::new("a chunk that is longer than it says")
+            .raw("transfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n")
+            .want(Up::NotWhole, Down::Refused),
+        Row::new("chunks with extensions")
+            .raw("transfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\n\r\n")
+            .arrives(|request| request.body = Some(vec![b"hello".to_vec()])),
+        Row::new("a folded field").raw("x-a: 1\r\n 2\r\n\r\n").refused(),
+        Row::new("a line that ends with LF").raw("x-a: 1\n\r\n").refused(),
+        Row::new("trailers that were announced")
+            .post(&[b"hello"])
+            .with(&[("te", "trailers"), ("trailer", "x-sum")])
+            .trailers(&[("x-sum", "1")]),
+        Row::new("trailers of an empty body")
+            .post(&[])
+            .with(&[("te", "trailers"), ("trailer", "x-sum")])
+            .trailers(&[("x-sum", "1")]),
+        Row::new("several trailers, one twice").post(&[b"hello"]).with(&[("trailer", "x-a, x-b")]).trailers(&[
+            ("x-a", "1"),
+            ("x-b", ""),
+            ("x-a", "2"),
+        ]),
+        Row::new("trailers about framing and routing")
+            .post(&[b"hello"])
+            .with(&[("trailer", "x-sum")])
+            .trailers(&[("x-sum", "1"), ("content-length", "9"), ("authorization", "x"), ("host", "other")])
+            .arrives(|request| request.trailers.truncate(1)),
+        Row::new("trailers with a name that is none")
+            .post(&[b"hello"])
+            .trailers(&[("x\"sum", "1")])
+            .want(Up::NotWhole, Down::Refused),
+        Row::new("trailers with NUL")
+            .post(&[b"hello"])
+            .trailers(&[("x-sum", "1\x002")])
+            .want(Up::NotWhole, Down::Refused)
+            .pending(Ways::From(H2), H2_ENDS),
+        Row::new("trailers with a pseudo-field")
+            .post(&[b"hello"])
+            .trailers(&[(":path", "/other")])
+            .want(Up::NotWhole, Down::Refused)
+            .pending(Ways::From(STREAMS), "h2 and h3 drop pseudo-fields of trailers"),
+        Row::new("a body that is expected at once").post(&[b"hello"]).length("5").with(&[("expect", "100-continue")]),
+        Row::new("a body that waits for 100")
+            .post(&[b"hello"])
+            .length("5")
+            .with(&[("expect", "100-continue")])
+            .waiting()
+            .pending(Ways::From(H2), "over HTTP/2 nobody is told to go on (RFC 9110 section 10.1.1)"),
+    ]
+}

@@ -1,0 +1,132 @@
+//! Compares what came of a message with what is right.
+
+use super::{
+    model::{Down, Got, Reply, Request, Response, Row, Up, Want},
+    upstream::Arrival,
+};
+use crate::harness::frames::Fields;
+
+/// What the access log has of an exchange.
+#[derive(Debug, Clone)]
+pub struct Logged {
+    pub status: String,
+    pub flags: String,
+    pub details: String,
+}
+
+/// What framing and the proxy itself add or take: each version has its own.
+const OF_THE_HOP: &[&str] = &[
+    "alt-svc",
+    "connection",
+    "content-length",
+    "date",
+    "expect",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+    "x-row",
+];
+
+fn end_to_end(fields: &Fields) -> Fields {
+    let mut kept: Fields = fields
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+        .filter(|(name, _)| !name.starts_with(':') && !OF_THE_HOP.contains(&name.as_str()))
+        .collect();
+    // Values of one name keep their order; names need not.
+    kept.sort_by(|(one, _), (other, _)| one.cmp(other));
+    kept
+}
+
+/// What is wrong, if anything.
+pub fn judge(row: &Row, want: &Want, got: &Got, arrivals: &[Arrival], log: Option<&Logged>) -> Result<(), String> {
+    let upstream = judge_upstream(&row.request, want.up, arrivals);
+    let client = judge_client(row, want.down, got, log);
+    let flags = match (want.flags, log) {
+        (None, _) => Ok(()),
+        (Some(_), None) if matches!(want.up, Up::Nothing) => Ok(()),
+        (Some(flagged), Some(log)) if flagged == (log.flags != "-") => Ok(()),
+        (_, log) => Err(format!("the log has {log:?}")),
+    };
+    let status = match (got, log) {
+        (Got::Whole(response), Some(log)) if log.status != response.status.to_string() => {
+            Err(format!("the client got {}, the log has {log:?}", response.status))
+        }
+        _ => Ok(()),
+    };
+    let all: Vec<String> = [upstream, client, flags, status].into_iter().filter_map(Result::err).collect();
+    if all.is_empty() { Ok(()) } else { Err(all.join("; ")) }
+}
+
+fn judge_upstream(sent: &Request, want: Up, arrivals: &[Arrival]) -> Result<(), String> {
+    let told = || match arrivals {
+        [] => "nothing arrived".to_owned(),
+        _ => format!("this arrived: {}", short(&format!("{arrivals:?}"))),
+    };
+    let last = arrivals.last();
+    let right = match want {
+        Up::Anything => true,
+        Up::Nothing => last.is_none(),
+        Up::NotWhole => arrivals.iter().all(|arrival| arrival.whole == Some(false)),
+        Up::Whole(change) => {
+            let mut wanted = sent.clone();
+            change(&mut wanted);
+            last.is_some_and(|arrival| {
+                arrival.whole == Some(true)
+                    && arrival.method == wanted.method
+                    && arrival.target == wanted.target
+                    && arrival.host == wanted.host
+                    && end_to_end(&arrival.fields) == end_to_end(&wanted.fields)
+                    && arrival.body == wanted.body.unwrap_or_default().concat()
+                    && end_to_end(&arrival.trailers) == end_to_end(&wanted.trailers)
+            })
+        }
+    };
+    if right { Ok(()) } else { Err(told()) }
+}
+
+fn judge_client(row: &Row, want: Down, got: &Got, log: Option<&Logged>) -> Result<(), String> {
+    let right = match (want, got) {
+        (Down::Left, Got::Left) => true,
+        (Down::Whole(change), Got::Whole(response)) => {
+            let mut wanted = row.reply.clone();
+            change(&mut wanted);
+            is_the_answer(&row.request, &wanted, response)
+        }
+        (Down::Refused, Got::Whole(response)) => response.status == 400,
+        (Down::Refused, Got::Broken { status: None, alone }) => *alone,
+        (Down::Own(status, details), Got::Whole(response)) => {
+            response.status == status && log.is_none_or(|log| log.details == details)
+        }
+        (Down::Failed, Got::Whole(response)) => response.status >= 500,
+        (Down::Failed, Got::Broken { alone, .. }) => *alone,
+        _ => false,
+    };
+    if right { Ok(()) } else { Err(format!("the client got {}, logged {log:?}", short(&format!("{got:?}")))) }
+}
+
+fn is_the_answer(request: &Request, wanted: &Reply, got: &Response) -> bool {
+    let bodiless = request.method == "HEAD" || matches!(wanted.status, 204 | 304);
+    let body = if bodiless { Vec::new() } else { wanted.body.iter().flatten().flatten().copied().collect() };
+    let length = |fields: &Fields| fields.iter().find(|(name, _)| name == "content-length").cloned();
+    let waited = request.waits.then_some(100);
+    let interim: Vec<u16> = waited.into_iter().chain(wanted.interim.iter().map(|(status, _)| *status)).collect();
+    got.status == wanted.status
+        && got.interim == interim
+        && got.body == body
+        && end_to_end(&got.fields) == end_to_end(&wanted.fields)
+        && end_to_end(&got.trailers) == end_to_end(&wanted.trailers)
+        && (!bodiless || length(&got.fields) == length(&wanted.fields))
+}
+
+fn short(text: &str) -> String {
+    let mut chars = text.chars();
+    let kept: String = chars.by_ref().take(700).collect();
+    if chars.next().is_some() { kept + "…" } else { kept }
+}

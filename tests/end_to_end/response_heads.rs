@@ -1,0 +1,199 @@
+//! The time that an upstream has for the head of its response, which is bounded by default, and for the whole, which is not.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    harness::{Config, Proxy, Upstream, answer},
+    whole::speaking,
+};
+
+/// What an upstream is given for the head of its response.
+const LIMIT: &str = "response_head_timeout: 500ms";
+/// Longer than that.
+const LONGER: Duration = Duration::from_millis(1500);
+
+/// An upstream whose body takes longer than its head may.
+pub(crate) fn flowing() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        while connection.request().is_some() {
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
+            for _ in 0..10 {
+                thread::sleep(LONGER / 10);
+                connection.send("x");
+            }
+        }
+    })
+}
+
+/// An upstream whose head takes longer than it may.
+fn late() -> Upstream {
+    Upstream::replying(|_| {
+        thread::sleep(LONGER);
+        answer(200, &[], "late")
+    })
+}
+
+fn to(upstream: &Upstream, options: &str) -> Config {
+    Config::to_with(upstream, options)
+}
+
+fn assert_late(proxy: &Proxy, path: &str) {
+    let entry = proxy.entry_for(path);
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"response_head_timeout".into()), "{entry}");
+    let why = entry["upstream_failure"].as_str().unwrap_or_default();
+    assert!(why.contains("no response within") && why.contains("response_head_timeout"), "{why}");
+}
+
+#[test]
+fn a_response_that_flows_takes_as_long_as_it_takes() {
+    let upstream = flowing();
+    let proxy = Proxy::start(to(&upstream, LIMIT));
+    assert_eq!(proxy.get("/one").text(), "xxxxxxxxxx");
+    let response = proxy.h2().get("/two");
+    assert_eq!((response.text(), response.reset), ("xxxxxxxxxx", None));
+    for path in ["/one", "/two"] {
+        assert!(proxy.entry_for(path)["flags"].is_null());
+    }
+}
+
+#[test]
+fn a_head_that_does_not_come_in_time_is_504() {
+    let upstream = late();
+    let h2 = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            thread::sleep(LONGER);
+            h2.answer(stream, 200, b"late");
+        }
+    });
+    for config in [to(&upstream, LIMIT), Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}"))] {
+        let proxy = Proxy::start(config);
+        assert_eq!(proxy.get("/one").status(), 504);
+        assert_late(&proxy, "/one");
+        assert_eq!(proxy.h2().get("/two").status(), 504);
+        assert_late(&proxy, "/two");
+    }
+}
+
+/// Bytes of an interim response are no head.
+#[test]
+fn an_interim_response_is_no_head() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        connection.wait_for_end();
+    });
+    let proxy = Proxy::start(to(&upstream, LIMIT));
+    assert_eq!(proxy.get("/").status(), 504);
+    assert_late(&proxy, "/");
+}
+
+/// What the client takes to send the request is not the upstream's.
+#[test]
+fn the_time_begins_when_the_request_has_ended() {
+    let upstream = Upstream::saying("ok");
+    // It has a connection from the first byte on.
+    let proxy = Proxy::start(to(&upstream, LIMIT).listener("limits: {read_ahead: 0}"));
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n");
+    for _ in 0..10 {
+        thread::sleep(LONGER / 10);
+        client.send("x");
+    }
+    assert_eq!(client.read().text(), "ok");
+}
+
+/// All tries are within it, and their waits.
+#[test]
+fn it_bounds_all_tries() {
+    let upstream = Upstream::silent();
+    let options = format!("{LIMIT}\nretry: {{on: [reset], attempts: 10, per_try_timeout: 200ms, backoff: 1ms}}");
+    let proxy = Proxy::start(to(&upstream, &options));
+    assert_eq!(proxy.get("/").status(), 504);
+    assert_late(&proxy, "/");
+    assert!((2..=4).contains(&upstream.requests().len()), "{}", upstream.requests().len());
+}
+
+/// Whoever has said how long the whole may take, or that it may take any time, has said so of the head too.
+#[test]
+fn another_bound_takes_its_place() {
+    let upstream = late();
+    let route = "config: {routes: [{cluster: web, timeout: 0s}]}";
+    let proxy =
+        Proxy::start(Config::new().filter("routes", "builtin:router", route).cluster("web", &[&upstream], LIMIT));
+    assert_eq!(proxy.get("/").text(), "late", "a route's");
+
+    let silent = Upstream::silent();
+    let proxy = Proxy::start(to(&silent, &format!("{LIMIT}\nrequest_timeout: 1h")));
+    assert_eq!(proxy.get("/both").status(), 504, "unless both are said");
+    assert_late(&proxy, "/both");
+}
+
+/// The whole, as far as the configuration bounds it.
+#[test]
+fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
+    let upstream = flowing();
+    let proxy = Proxy::start(to(&upstream, "request_timeout: 500ms"));
+    let mut client = proxy.client();
+    client.send_request("GET", "/cut", &[], b"");
+    assert!(client.wire.read_response("GET").is_err(), "it is not whole");
+    let mut client = proxy.h2();
+    let stream = client.request("GET", "/reset", &[], true);
+    assert!(client.response(stream).reset.is_some());
+    for path in ["/cut", "/reset"] {
+        let entry = proxy.entry_for(path);
+        let logged = (&entry["status"], &entry["flags"], &entry["details"]);
+        assert_eq!(logged, (&200.into(), &"UT".into(), &"response_timeout".into()), "{entry}");
+    }
+}
+
+/// A server's stream may begin with its first message, whenever that is. To a cluster that cannot speak gRPC anybody can make a
+/// call.
+#[test]
+fn calls_are_exempt_where_there_can_be_calls() {
+    let call = [("content-type", "application/grpc"), ("te", "trailers")];
+    let server = speaking(|h2| {
+        while let Ok((stream, _)) = h2.next_request() {
+            thread::sleep(LONGER);
+            let fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")];
+            h2.headers(stream, &fields, true);
+        }
+    });
+    let proxy = Proxy::start(Config::to_with(&server, &format!("protocol: h2\n{LIMIT}")));
+    let mut client = proxy.h2();
+    let stream = client.request("POST", "/a.B/C", &call, true);
+    assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
+
+    let upstream = Upstream::silent();
+    let proxy = Proxy::start(to(&upstream, LIMIT));
+    let response = proxy.request("POST", "/a.B/C", &call, b"");
+    assert_eq!(response.field("grpc-status"), Some("4"));
+    assert_eq!(response.field("grpc-message"), Some("Gateway Timeout (response_head_timeout)"));
+    assert_late(&proxy, "/a.B/C");
+}
+
+/// The copy's upstream is no reason to wait, nor to give up.
+#[test]
+fn a_mirror_is_bounded_by_itself() {
+    let (upstream, mirror) = (flowing(), Upstream::silent());
+    let route = "config: {routes: [{cluster: web, mirror: {cluster: copy}}]}";
+    let config = Config::new().filter("routes", "builtin:router", route);
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], LIMIT).cluster("copy", &[&mirror], LIMIT));
+    assert_eq!(proxy.get("/").text(), "xxxxxxxxxx");
+    mirror.wait_for_requests(1);
+}
+
+/// Streams of HTTP/2 share a connection.
+#[test]
+fn a_late_head_costs_the_other_streams_nothing() {
+    let h2 = speaking(|h2| {
+        while let Ok((stream, request)) = h2.next_request() {
+            if request.field(":path") != Some("/late") {
+                h2.answer(stream, 200, b"ok");
+            }
+        }
+    });
+    let proxy = Proxy::start(Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}")).top("workers: 1"));
+    assert_eq!(proxy.get("/late").status(), 504);
+    assert_eq!(proxy.get("/").text(), "ok");
+    assert_eq!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]), 1.0);
+}
