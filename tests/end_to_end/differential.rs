@@ -178,15 +178,19 @@ fn a_message_means_the_same_in_every_version() {
 fn tell(rows: &[Row], count: &Count, ways: usize) {
     let Count { compared, inexpressible, otherwise, pending, ready, .. } = count;
     let mut text = String::new();
+    let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for row in rows {
-        for exception in &row.exceptions {
-            let kind = match exception.kind {
+        for Exception { ways, kind, why } in &row.exceptions {
+            let kind = match kind {
                 Kind::Inexpressible => "cannot be said",
-                Kind::Otherwise(_) => "differs",
+                Kind::Otherwise(_) => "something else is right",
                 Kind::Pending => "pending",
             };
-            let _ = writeln!(text, "  {}: {kind} {:?}: {}", row.name, exception.ways, exception.why);
+            reasons.entry(format!("{kind} {ways}: {why}")).or_default().push(row.name);
         }
+    }
+    for (reason, names) in reasons {
+        let _ = writeln!(text, "  {reason}\n    {}", names.join("; "));
     }
     for name in ready {
         let _ = writeln!(text, "  no longer pending: {name}");

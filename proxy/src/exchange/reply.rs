@@ -69,6 +69,8 @@ pub enum Fault {
     Crowded(Crowded),
     /// The request's body broke HTTP.
     BadBody,
+    /// The client has given its request up amid the body.
+    ClientReset,
     /// The request's body is longer than the listener lets it be.
     RequestBodyLimit,
     /// A filter holds more of the request's body than it may.
@@ -136,6 +138,7 @@ impl Fault {
             Fault::Crowded(Crowded::Client) => {
                 (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::CLIENT_UPLOADS_OVERFLOW)
             }
+            Fault::ClientReset => (S::BAD_REQUEST, flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
             Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
             Fault::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
             Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),

@@ -406,7 +406,11 @@ impl Upload {
     /// Reading it has failed.
     #[cold]
     fn fail_by(&self, error: BodyError) -> BodyError {
-        let fault = if matches!(error, BodyError::TooLong) { Fault::RequestBodyLimit } else { Fault::BadBody };
+        let fault = match error {
+            BodyError::TooLong => Fault::RequestBodyLimit,
+            _ if error.is_given_up() => Fault::ClientReset,
+            _ => Fault::BadBody,
+        };
         self.fail(fault, error)
     }
 

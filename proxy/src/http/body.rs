@@ -1,6 +1,7 @@
 //! Bodies: those that come from clients, and those that the proxy sends to upstreams and to clients.
 
 use std::{
+    io,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -35,6 +36,22 @@ pub enum BodyError {
     /// A filter has ended the stream, or somebody else has no more use for it.
     #[error("the stream was ended")]
     Closed,
+}
+
+impl BodyError {
+    /// Whether the client has given its request up, so that nobody waits for an answer: it has reset the stream or the connection,
+    /// or the connection of a stream is gone. A connection of HTTP/1.1 that has merely ended may be half closed.
+    pub fn is_given_up(&self) -> bool {
+        let BodyError::Downstream(source) = self else { return false };
+        if let Some(error) = source.downcast_ref::<h2::Error>() {
+            return error.is_remote() || error.is_io();
+        }
+        #[cfg(feature = "http3")]
+        if let Some(error) = source.downcast_ref::<h3::error::StreamError>() {
+            return matches!(error, h3::error::StreamError::RemoteTerminate { .. });
+        }
+        source.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+    }
 }
 
 /// A body of any origin.

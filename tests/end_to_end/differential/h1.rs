@@ -16,8 +16,11 @@ pub fn exchange(address: SocketAddr, request: &Request, row: usize, seen: &Seen)
     let mut interim = Vec::new();
     // A proxy that has had enough closes, which is seen when reading.
     let sent = send(&mut wire, request, row, &mut interim);
-    if sent.is_ok() && request.cut.is_some() {
+    if sent.is_ok() && request.half {
+        wire.finish();
+    } else if sent.is_ok() && request.cut.is_some() {
         seen.wait_before_leaving(row, request);
+        wire.reset();
         return Got::Left;
     }
     match receive(&mut wire, &request.method, &mut interim) {

@@ -56,6 +56,16 @@ pub enum Ways {
     Held,
 }
 
+impl fmt::Display for Ways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ways::From(clients) => write!(f, "from {clients:?}"),
+            Ways::To(upstream) => write!(f, "to {upstream:?}"),
+            Ways::Held => write!(f, "where bodies are held"),
+        }
+    }
+}
+
 impl Ways {
     pub fn include(self, way: Way) -> bool {
         match self {
@@ -108,8 +118,10 @@ pub struct Request {
     /// In pieces: chunks, or frames. None: the head ends the message.
     pub body: Option<Vec<Vec<u8>>>,
     pub trailers: Fields,
-    /// The client goes away here.
+    /// The client goes away here: it resets the stream or the connection.
     pub cut: Option<Point>,
+    /// It does not: it only ends the connection in its direction, and listens on. HTTP/1.1 only.
+    pub half: bool,
     /// The body waits for an interim answer.
     pub waits: bool,
     /// Takes the place of method, target and host in HTTP/2 and HTTP/3.
@@ -167,8 +179,19 @@ pub enum Down {
 pub struct Want {
     pub up: Up,
     pub down: Down,
-    /// What the log says of it must have flags, or must have none.
-    pub flags: Option<bool>,
+    pub flags: Flags,
+}
+
+/// What the flags in the access log say.
+#[derive(Debug, Clone, Copy)]
+pub enum Flags {
+    /// Nothing.
+    None,
+    /// Something.
+    Some,
+    /// That the client went away. A request that nobody has begun to read has no line.
+    Gone,
+    Any,
 }
 
 /// A way that differs.
@@ -207,6 +230,7 @@ impl Row {
             body: None,
             trailers: Fields::new(),
             cut: None,
+            half: false,
             waits: false,
             pseudo: None,
             raw: None,
@@ -222,7 +246,7 @@ impl Row {
             until_close: false,
             raw: None,
         };
-        let want = Want { up: Up::Whole(|_| {}), down: Down::Whole(|_| {}), flags: Some(false) };
+        let want = Want { up: Up::Whole(|_| {}), down: Down::Whole(|_| {}), flags: Flags::None };
         Row { name, request, reply, want, exceptions: Vec::new() }
     }
 
@@ -277,8 +301,15 @@ impl Row {
     /// The client goes away at this point.
     pub fn cut(mut self, point: Point) -> Row {
         self.request.cut = Some(point);
-        self.want = Want { up: Up::NotWhole, down: Down::Left, flags: None };
+        self.want = Want { up: Up::NotWhole, down: Down::Left, flags: Flags::Gone };
         self
+    }
+
+    /// The client ends its direction of the connection at this point.
+    pub fn half_closes(mut self, point: Point) -> Row {
+        (self.request.cut, self.request.half) = (Some(point), true);
+        self.want(Up::NotWhole, Down::Refused)
+            .not_from(&[Version::H2, Version::H3], "there the end of a direction is the end of a message")
     }
 
     /// Only HTTP/2 and HTTP/3 have pseudo-fields.
@@ -322,15 +353,16 @@ impl Row {
         self.reply.cut = Some((point, how));
         let down =
             if matches!(point, Point::Start | Point::Head) { Down::Own(502, "upstream_reset") } else { Down::Failed };
-        self.want = Want { up: Up::Whole(|_| {}), down, flags: Some(true) };
+        self.want = Want { up: Up::Whole(|_| {}), down, flags: Flags::Some };
         self
     }
 
     pub fn want(mut self, up: Up, down: Down) -> Row {
         let flags = match down {
-            Down::Whole(_) => Some(false),
-            Down::Own(..) | Down::Failed => Some(true),
-            Down::Refused | Down::Left => None,
+            Down::Whole(_) => Flags::None,
+            Down::Own(..) | Down::Failed => Flags::Some,
+            Down::Refused => Flags::Any,
+            Down::Left => Flags::Gone,
         };
         self.want = Want { up, down, flags };
         self

@@ -88,6 +88,10 @@ pub fn serving(version: Version, rows: &Arc<Vec<Row>>) -> (Upstream, Arc<Seen>) 
     (upstream, seen)
 }
 
+fn has_length(fields: &Fields) -> bool {
+    fields.iter().any(|(name, _)| name == "content-length")
+}
+
 /// The row that a request belongs to.
 fn row_of(fields: &Fields) -> usize {
     let value = fields.iter().find(|(name, _)| name == "x-row").map(|(_, value)| value.parse());
@@ -152,7 +156,7 @@ fn say_h1(wire: &mut Wire, reply: &Reply, method: &str) -> Option<How> {
     }
     head = format!("HTTP/1.1 {} Said\r\n{}", reply.status, lines(&reply.fields));
     let bodiless = method == "HEAD" || matches!(reply.status, 204 | 304);
-    let framed = reply.until_close || bodiless || reply.fields.iter().any(|(name, _)| name == "content-length");
+    let framed = reply.until_close || bodiless || has_length(&reply.fields);
     let chunked = reply.body.is_some() && !framed;
     head += match (framed, chunked) {
         (true, _) => "",
@@ -277,7 +281,14 @@ fn say_h2(h2: &mut H2, stream: u32, reply: &Reply, method: &str) -> Option<How> 
     if let Some(how) = stop(Point::Body) {
         return Some(how);
     }
+    // A client that knows the length leaves when it has all of it, so the end comes with the last piece.
+    let ends = reply.trailers.is_empty() && reply.cut.is_none_or(|(at, _)| at == Point::After);
+    let last = reply.body.as_ref().and_then(|pieces| pieces.last()).filter(|_| ends && has_length(&reply.fields));
     for piece in reply.body.iter().flatten() {
+        if last.is_some_and(|last| std::ptr::eq(last, piece)) && piece.len() <= h2.window_of(stream).min(16 << 10) {
+            h2.data(stream, piece, true);
+            return stop(Point::After);
+        }
         let mut rest = &piece[..];
         while !rest.is_empty() && h2.so_far(stream).reset.is_none() {
             match h2.data_within(stream, rest) {

@@ -1,7 +1,7 @@
 //! Compares what came of a message with what is right.
 
 use super::{
-    model::{Down, Got, Reply, Request, Response, Row, Up, Want},
+    model::{Down, Flags, Got, Reply, Request, Response, Row, Up, Want},
     upstream::Arrival,
 };
 use crate::harness::frames::Fields;
@@ -49,9 +49,12 @@ pub fn judge(row: &Row, want: &Want, got: &Got, arrivals: &[Arrival], log: Optio
     let upstream = judge_upstream(&row.request, want.up, arrivals);
     let client = judge_client(row, want.down, got, log);
     let flags = match (want.flags, log) {
-        (None, _) => Ok(()),
-        (Some(_), None) if matches!(want.up, Up::Nothing) => Ok(()),
-        (Some(flagged), Some(log)) if flagged == (log.flags != "-") => Ok(()),
+        (Flags::Any, _) => Ok(()),
+        (Flags::Gone, None) => Ok(()),
+        (_, None) if matches!(want.up, Up::Nothing) => Ok(()),
+        (Flags::None, Some(log)) if log.flags == "-" => Ok(()),
+        (Flags::Some, Some(log)) if log.flags != "-" => Ok(()),
+        (Flags::Gone, Some(log)) if log.flags == "DC" => Ok(()),
         (_, log) => Err(format!("the log has {log:?}")),
     };
     let status = match (got, log) {
@@ -117,8 +120,10 @@ fn is_the_answer(request: &Request, wanted: &Reply, got: &Response) -> bool {
     let length = |fields: &Fields| fields.iter().find(|(name, _)| name == "content-length").cloned();
     let waited = request.waits.then_some(100);
     let interim: Vec<u16> = waited.into_iter().chain(wanted.interim.iter().map(|(status, _)| *status)).collect();
+    // Who sends a body that was announced at once may still be told to go on.
+    let told: Vec<u16> = got.interim.iter().copied().filter(|status| *status != 100 || request.waits).collect();
     got.status == wanted.status
-        && got.interim == interim
+        && told == interim
         && got.body == body
         && end_to_end(&got.fields) == end_to_end(&wanted.fields)
         && end_to_end(&got.trailers) == end_to_end(&wanted.trailers)

@@ -24,6 +24,20 @@ pub fn rows() -> Vec<Row> {
             .with(&[("trailer", "x-sum")])
             .trailers(&[("x-sum", "1")])
             .cut(Point::Trailers),
+        Row::new("a client ends its direction within its head").half_closes(Point::Head),
+        Row::new("a client ends its direction within a body")
+            .post(&[b"hello", b"world"])
+            .length("10")
+            .half_closes(Point::Piece),
+        Row::new("a client ends its direction within a body of unknown length")
+            .post(&[b"hello", b"world"])
+            .half_closes(Point::Piece),
+        Row::new("a client ends its direction before the last chunk").post(&[b"hello"]).half_closes(Point::End),
+        Row::new("a client ends its direction within a large body").post(&[&large, &large]).half_closes(Point::Piece),
+        Row::new("a client ends its direction within its trailers")
+            .post(&[b"hello"])
+            .trailers(&[("x-sum", "1")])
+            .half_closes(Point::Trailers),
         Row::new("a client leaves before its answer")
             .post(&[b"hello"])
             .length("5")
