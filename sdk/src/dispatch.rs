@@ -322,18 +322,25 @@ impl<F: Filter> Dispatcher<F> {
 
     /// A stream has ended, or a filter is no longer needed.
     pub fn delete(&self, context: u32) {
+        if F::ASYNC {
+            executor::enter(context);
+        }
         sys::leave(context);
         if Self::ASKS {
             self.asks.leave(context);
         }
         // What it owns is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
-        if stream.is_some() {
-            return;
+        if stream.is_none() {
+            let filter = borrow(&self.filters).remove(context);
+            if F::ASYNC && filter.is_some() {
+                executor::end_root(context);
+            }
         }
-        let filter = borrow(&self.filters).remove(context);
-        if F::ASYNC && filter.is_some() {
-            executor::end_root(context);
+        drop(stream);
+        if F::ASYNC {
+            // Others may have waited for just that: for a place, say, or for what its `on_end` has told them.
+            executor::run_woken();
         }
     }
 

@@ -37,11 +37,29 @@ impl Drop for Alive {
     }
 }
 
+/// Whether it is open, and who waits for that.
+type Gate = Rc<RefCell<(bool, Vec<Waker>)>>;
+
+fn open(gate: &Gate) {
+    let (open, waiting) = &mut *gate.borrow_mut();
+    *open = true;
+    waiting.drain(..).for_each(Waker::wake);
+}
+
+/// Opens a gate when it is dropped, as a place in a queue is given back.
+struct Opens(Gate);
+
+impl Drop for Opens {
+    fn drop(&mut self) {
+        open(&self.0);
+    }
+}
+
 /// Does what the path says.
 struct Scenes {
     path: Name,
     seen: Name,
-    gate: Rc<RefCell<(bool, Vec<Waker>)>>,
+    gate: Gate,
 }
 
 #[derive(Default)]
@@ -52,7 +70,7 @@ struct Kept {
 impl AsyncFilter for Scenes {
     type Config = ();
     type Stream = Kept;
-    const PHASES: Phases = Phases::REQUEST_HEADERS.and(Phases::RESPONSE_HEADERS);
+    const PHASES: Phases = Phases::REQUEST_HEADERS.and(Phases::RESPONSE_HEADERS).and(Phases::END);
 
     fn configure(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(Scenes { path: setup.name(":path"), seen: setup.name("x-seen"), gate: Rc::default() })
@@ -99,11 +117,12 @@ impl AsyncFilter for Scenes {
                 .await;
                 request.set_header(self.seen, "through");
             }
-            "/open" => {
-                let (open, waiting) = &mut *self.gate.borrow_mut();
-                *open = true;
-                waiting.drain(..).for_each(Waker::wake);
+            "/open" => open(&self.gate),
+            "/last" => {
+                let _opens = Opens(self.gate.clone());
+                std::future::pending().await
             }
+            "/opens_at_its_end" => {}
             "/missing" => {
                 Call::get("missing", "/").send().await?;
             }
@@ -126,6 +145,12 @@ impl AsyncFilter for Scenes {
         Ok(())
     }
 
+    fn on_end(&self, _: &Request, _: &Response, kept: &Kept) {
+        if *kept.path.borrow() == "/opens_at_its_end" {
+            open(&self.gate);
+        }
+    }
+
     async fn on_response(&self, response: &mut Incoming<Response>, kept: &Kept) -> Result<(), Reply> {
         response.set_header(self.seen, &*kept.path.borrow());
         if *kept.path.borrow() == "/sleep" {
@@ -133,6 +158,19 @@ impl AsyncFilter for Scenes {
             response.set_header(self.seen, "later");
         }
         Ok(())
+    }
+}
+
+#[test]
+fn the_end_of_one_stream_lets_another_go_on() {
+    for holder in ["/last", "/opens_at_its_end"] {
+        let host = host();
+        let waiting = host.request("GET", "/gate").send();
+        let ends = host.request("GET", holder).send();
+        assert!(!waiting.continued(), "{holder}");
+        drop(ends);
+        assert!(waiting.continued(), "{holder}");
+        assert_eq!(waiting.request_header("x-seen"), Some("through"), "{holder}");
     }
 }
 

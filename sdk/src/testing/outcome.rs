@@ -228,5 +228,7 @@ impl<F: Filter> Drop for Outcome<'_, F> {
             h.enter(0, None);
             h.end(self.context);
         });
+        // Its end may have let others go on.
+        settle(self.dispatcher);
     }
 }
