@@ -2,7 +2,10 @@
 
 use authz::Authz;
 use serde_json::{Value, json};
-use tollgate_sdk::{ConfigError, testing::TestHost};
+use tollgate_sdk::{
+    ConfigError,
+    testing::{TestHost, refuses_blanks},
+};
 
 fn mistakes(config: Value) -> Vec<String> {
     let error = TestHost::<Authz>::new(config).map(|_| ()).unwrap_err();
@@ -176,18 +179,6 @@ fn of_principals_without_a_header_for_them() {
 /// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
 #[test]
 fn blanks() {
-    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
-        let children: Vec<(String, &Value)> = match value {
-            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
-            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
-            _ => Vec::new(),
-        };
-        for (name, child) in children {
-            let at = format!("{at}/{name}");
-            places(child, &at, all);
-            all.push(at);
-        }
-    }
     let config = json!({
         "principal_header": "x-peer",
         "dry_run": false,
@@ -209,17 +200,7 @@ fn blanks() {
             }],
         }],
     });
-    assert!(TestHost::<Authz>::new(config.clone()).is_ok());
-    let mut all = Vec::new();
-    places(&config, "", &mut all);
-    assert!(all.len() > 10);
-    for pointer in all {
-        let mut blanked = config.clone();
-        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
-        let Err(refused) = TestHost::<Authz>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
-        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
-        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
-    }
+    refuses_blanks::<Authz>(&config);
 }
 
 /// A rule that no request can match would be a hole in a `deny` policy.

@@ -2,7 +2,7 @@
 
 use ratelimit::Ratelimit;
 use serde_json::{Value, json};
-use tollgate_sdk::testing::TestHost;
+use tollgate_sdk::testing::{TestHost, refuses_blanks};
 
 fn mistakes(config: Value) -> String {
     TestHost::<Ratelimit>::new(config).map(|_| ()).unwrap_err().to_string()
@@ -84,18 +84,6 @@ fn of_meaning() {
 /// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
 #[test]
 fn blanks() {
-    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
-        let children: Vec<(String, &Value)> = match value {
-            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
-            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
-            _ => Vec::new(),
-        };
-        for (name, child) in children {
-            let at = format!("{at}/{name}");
-            places(child, &at, all);
-            all.push(at);
-        }
-    }
     let config = json!({
         "limits": [{
             "name": "a",
@@ -117,15 +105,5 @@ fn blanks() {
         "status": 429,
         "headers": "off",
     });
-    assert!(TestHost::<Ratelimit>::new(config.clone()).is_ok());
-    let mut all = Vec::new();
-    places(&config, "", &mut all);
-    assert!(all.len() > 10);
-    for pointer in all {
-        let mut blanked = config.clone();
-        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
-        let Err(refused) = TestHost::<Ratelimit>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
-        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
-        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
-    }
+    refuses_blanks::<Ratelimit>(&config);
 }

@@ -2,7 +2,7 @@
 
 use router::Router;
 use serde_json::{Value, json};
-use tollgate_sdk::testing::{MISSING_CLUSTER, TestHost};
+use tollgate_sdk::testing::{MISSING_CLUSTER, TestHost, refuses_blanks};
 
 fn mistakes(config: Value) -> Vec<(String, String)> {
     let error = TestHost::<Router>::new(config.clone()).err().unwrap_or_else(|| panic!("no mistake in {config}"));
@@ -240,18 +240,6 @@ fn all_mistakes_are_told_at_once() {
 /// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
 #[test]
 fn blanks() {
-    fn places(value: &Value, at: &str, all: &mut Vec<String>) {
-        let children: Vec<(String, &Value)> = match value {
-            Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
-            Value::Array(items) => items.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
-            _ => Vec::new(),
-        };
-        for (name, child) in children {
-            let at = format!("{at}/{name}");
-            places(child, &at, all);
-            all.push(at);
-        }
-    }
     let config = json!({"virtual_hosts": [{
         "name": "v",
         "domains": ["*"],
@@ -280,17 +268,7 @@ fn blanks() {
             {"match": {"query": [{"name": "q", "present": false}]}, "cluster": "c", "regex_rewrite": {"pattern": "a", "substitution": "b"}},
         ],
     }]});
-    assert!(TestHost::<Router>::new(config.clone()).is_ok());
-    let mut all = Vec::new();
-    places(&config, "", &mut all);
-    assert!(all.len() > 10);
-    for pointer in all {
-        let mut blanked = config.clone();
-        *blanked.pointer_mut(&pointer).unwrap() = Value::Null;
-        let Err(refused) = TestHost::<Router>::new(blanked) else { panic!("`{pointer}` was left blank and taken") };
-        let place = refused.path.replace('[', ".").replace(']', "").replace('.', "/");
-        assert!(format!("{pointer}/").starts_with(&format!("/{place}/")), "{pointer}: {refused}");
-    }
+    refuses_blanks::<Router>(&config);
 }
 
 /// It would match nothing but paths with a star in them.

@@ -6,6 +6,7 @@
 //!
 //! A host belongs to its thread; making another one on the same thread ends the first.
 
+mod blanks;
 pub(crate) mod grpc;
 pub(crate) mod host;
 mod outcome;
@@ -31,6 +32,7 @@ use crate::{
     },
 };
 
+pub use blanks::refuses_blanks;
 pub use grpc::SentGrpc;
 pub use outcome::{Outcome, Selected};
 pub use request::RequestBuilder;
