@@ -73,12 +73,12 @@ pub fn without_query(path: &[u8]) -> &[u8] {
 }
 
 /// A cookie that a request has sent: its name and its value.
-pub type Cookie<'a> = (&'a [u8], &'a [u8]);
+pub type Cookie<'a> = (&'a [u8], Cow<'a, [u8]>);
 
 /// The cookies of a `Cookie` header, in the one reading that filters share. Servers differ in what they put up with beside the
 /// grammar of RFC 6265, and a rule must not be walked around by what one of them takes for the same cookie. So parts end at `;` and,
 /// as several header fields are joined, at `,`; blanks around names and values do not count, nor does a pair of quotes around a
-/// value. A part without a `=` is no cookie.
+/// value, whose escapes are undone (`\"` and `\054`, as Python's `http.cookies` writes them). A part without a `=` is no cookie.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = Cookie<'_>> {
     header.split(|b| matches!(b, b';' | b',')).filter_map(cookie)
 }
@@ -86,8 +86,33 @@ pub fn cookies(header: &[u8]) -> impl Iterator<Item = Cookie<'_>> {
 fn cookie(part: &[u8]) -> Option<Cookie<'_>> {
     let (name, value) = part.split_at(position(part, b'=')?);
     let value = value[1..].trim_ascii();
-    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-    Some((name.trim_ascii(), bare.unwrap_or(value)))
+    let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    Some((name.trim_ascii(), quoted.map_or(Cow::Borrowed(value), unescaped)))
+}
+
+/// What stands between quotes: a backslash makes the character behind it, or the one whose three octal digits follow.
+fn unescaped(quoted: &[u8]) -> Cow<'_, [u8]> {
+    let Some(mut at) = position(quoted, b'\\') else { return quoted.into() };
+    let (mut bytes, mut rest) = (Vec::with_capacity(quoted.len()), quoted);
+    loop {
+        bytes.extend_from_slice(&rest[..at]);
+        let (byte, taken) = match rest[at + 1..] {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] => {
+                ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), 3)
+            }
+            [other, ..] => (other, 1),
+            [] => (b'\\', 0),
+        };
+        bytes.push(byte);
+        rest = &rest[at + 1 + taken..];
+        match position(rest, b'\\') {
+            Some(next) => at = next,
+            None => {
+                bytes.extend_from_slice(rest);
+                return bytes.into();
+            }
+        }
+    }
 }
 
 /// What a header must be like: its name and at most one of the others; the name alone is `present: true`.
@@ -368,12 +393,18 @@ mod tests {
             "role\t= \"admin\" ",
             "role=admin,",
             ";,role=admin",
+            r#"role="\141dmin""#,
+            r#"role="\a\144m\151n""#,
         ] {
-            assert!(cookies(spelling.as_bytes()).eq([(&b"role"[..], &b"admin"[..])]), "{spelling:?}");
+            assert!(cookies(spelling.as_bytes()).eq([(&b"role"[..], b"admin"[..].into())]), "{spelling:?}");
         }
         let header = br#"a=1,b=x=y; c="; d=""; ; e; =f; "g"=""h"""#;
         let expected = [("a", "1"), ("b", "x=y"), ("c", "\""), ("d", ""), ("", "f"), ("\"g\"", "\"h\"")];
-        assert!(cookies(header).eq(expected.map(|(name, value)| (name.as_bytes(), value.as_bytes()))));
+        assert!(cookies(header).eq(expected.map(|(name, value)| (name.as_bytes(), value.as_bytes().into()))));
+        let escaped = [(r#"a="b\054c\"d\\""#, r#"b,c"d\"#), (r#"a="\400\08\""#, r"40008\"), (r"a=\141", r"\141")];
+        for (header, value) in escaped {
+            assert!(cookies(header.as_bytes()).eq([(&b"a"[..], value.as_bytes().into())]), "{header}");
+        }
         assert_eq!(cookies(b"").count(), 0);
     }
 

@@ -97,7 +97,7 @@ impl Patterns {
 
 /// A cookie as patterns are compared with it, however it has been sent.
 fn spelled((name, value): Cookie) -> Vec<u8> {
-    [name, b"=", value].concat()
+    [name, b"=", &value].concat()
 }
 
 /// Where the parts of a header's value end.

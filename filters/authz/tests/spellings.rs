@@ -178,6 +178,7 @@ fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
         "role = \"admin\"",
         "a=1,role=\"admin\"",
         "a=1; role= admin ,b",
+        r#"role="\141dmin""#,
     ];
     for pattern in ["role=admin", "role=\"admin\"", "role=adm*", "*=admin"] {
         for (action, values) in [("deny", "values"), ("allow", "not_values")] {

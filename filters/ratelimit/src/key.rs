@@ -3,7 +3,7 @@
 //! Each part goes in with its length before it, so that `ab` and `c` are not `a` and `bc`; and a part that is missing is
 //! not an empty one.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use tollgate_sdk::{matching::cookies, prelude::*};
 
@@ -91,7 +91,7 @@ impl Key {
                     None => false,
                     Some(header) => match cookie(header, name) {
                         Found::Several => put_several(out),
-                        Found::One(value) => put_some(out, Some(value)),
+                        Found::One(value) => put_some(out, Some(&value)),
                         Found::None => false,
                     },
                 },
@@ -175,7 +175,7 @@ fn is_repeated(request: &Request, name: &str) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Found<'a> {
     None,
-    One(&'a [u8]),
+    One(Cow<'a, [u8]>),
     /// Which of them counts is up to who reads them.
     Several,
 }
@@ -199,9 +199,9 @@ mod tests {
         let cookies = b"xid=1; id=2;id=3 ;empty=; quoted=\"a=b\"";
         for (name, value) in [
             ("id", Found::Several),
-            ("xid", Found::One(b"1")),
-            ("empty", Found::One(b"")),
-            ("quoted", Found::One(b"a=b")),
+            ("xid", Found::One(b"1"[..].into())),
+            ("empty", Found::One(b""[..].into())),
+            ("quoted", Found::One(b"a=b"[..].into())),
             ("i", Found::None),
             ("d", Found::None),
         ] {

@@ -1,8 +1,10 @@
 //! What a request is hashed by, to choose a cluster of a split or an endpoint of a cluster.
 
+use std::borrow::Cow;
+
 use twox_hash::XxHash64;
 
-use tollgate_sdk::Setup;
+use tollgate_sdk::{Setup, matching::cookies};
 
 use crate::{
     config::HashKey,
@@ -58,7 +60,9 @@ impl Key {
         let hash = |value: &[u8]| (!value.is_empty()).then(|| XxHash64::oneshot(seed, value));
         match self {
             Key::Header(slot) => head.header(*slot).and_then(hash),
-            Key::Cookie(slot, name) => head.header(*slot).and_then(|all| cookie(all, name)).and_then(hash),
+            Key::Cookie(slot, name) => {
+                head.header(*slot).and_then(|all| cookie(all, name)).and_then(|value| hash(&value))
+            }
             Key::Source => {
                 let (address, len) = head.source();
                 hash(&address[..len])
@@ -68,9 +72,9 @@ impl Key {
     }
 }
 
-/// The value of a cookie (RFC 6265 section 4.2.1).
-fn cookie<'v>(all: &'v [u8], name: &[u8]) -> Option<&'v [u8]> {
-    all.split(|b| *b == b';').find_map(|pair| pair.trim_ascii().strip_prefix(name)?.strip_prefix(b"="))
+/// The value of the first cookie of this name.
+fn cookie<'v>(all: &'v [u8], name: &[u8]) -> Option<Cow<'v, [u8]>> {
+    cookies(all).find_map(|(other, value)| (other == name).then_some(value))
 }
 
 #[cfg(test)]
@@ -80,8 +84,8 @@ mod tests {
     #[test]
     fn cookies_are_found_by_their_whole_name() {
         let all = b"a=1; session=xyz;b=; xsession=2";
-        assert_eq!(cookie(all, b"session"), Some(&b"xyz"[..]));
-        assert_eq!(cookie(all, b"b"), Some(&b""[..]));
+        assert_eq!(cookie(all, b"session").as_deref(), Some(&b"xyz"[..]));
+        assert_eq!(cookie(all, b"b").as_deref(), Some(&b""[..]));
         assert_eq!(cookie(all, b"ses"), None);
         assert_eq!(cookie(b"", b"a"), None);
     }

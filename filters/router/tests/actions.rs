@@ -52,6 +52,10 @@ fn a_split_by_chance_and_a_sticky_one() {
     assert_eq!(hash("a=b; user=x"), hash("user=x"));
     assert_ne!(hash("user=x"), hash("user=y"));
     assert_eq!((hash("a=b"), hash("user=")), (None, None));
+    // As authz and ratelimit read cookies, and lenient servers.
+    for spelling in ["user = x", "user=\"x\"", "a=b,user=x", "user=\"\\170\"", "user=x,a=b"] {
+        assert_eq!(hash(spelling), hash("user=x"), "{spelling}");
+    }
 }
 
 #[test]
