@@ -238,6 +238,8 @@ impl BodyFlow {
                 if holds_head {
                     return self.hold(nth, data).map(|()| false);
                 }
+                // One that has failed holds nothing any more: that goes on with this part.
+                self.held[nth].paused = false;
                 continue;
             }
             let len = data.as_slice().len();
@@ -246,6 +248,7 @@ impl BodyFlow {
                 state.buffers[self.direction as usize] = Some(std::mem::take(&mut data));
                 state.buffer_limit = self.limit;
                 state.shows_end[self.direction as usize] = end;
+                state.positions[position].begin(self.direction as usize);
             }
             let action = filter.on_body(self.direction, stream, position, len, end);
             let mut state = stream.state.borrow_mut();
@@ -370,6 +373,7 @@ impl BodyFlow {
                 let mut state = stream.state.borrow_mut();
                 (state.buffers[way], state.trailers[way]) = (Some(held), Some(trailers));
                 state.buffer_limit = self.limit;
+                state.positions[position].begin(way);
             }
             let action = match told_of_body {
                 true => filter.on_body(self.direction, stream, position, len, true),

@@ -131,17 +131,14 @@ impl HeadFlow {
                 self.passed += 1;
                 continue;
             }
+            p.begin(self.direction as usize);
             drop(state);
             match filter.on_headers(self.direction, stream, position, end) {
-                Action::Continue => {
-                    stream.state.borrow_mut().positions[position].resumed[self.direction as usize] = false;
-                    self.passed += 1;
-                }
+                Action::Continue | Action::Failed(OnFailure::Bypass) => self.passed += 1,
                 Action::Pause => {
                     stream.state.borrow_mut().positions[position].paused[self.direction as usize] = true;
                     self.paused = true;
                 }
-                Action::Failed(OnFailure::Bypass) => self.passed += 1,
                 Action::Failed(OnFailure::Deny) => {
                     stream.flag(flag::FILTER_FAILED);
                     return Poll::Ready(Outcome::Reply(failed_reply()));

@@ -204,6 +204,8 @@ pub struct Position {
     pub context: u32,
     /// Which incarnation of the filter's instance the context lives in.
     pub incarnation: u32,
+    /// The context lives in an instance apart, which serves clients whose requests have made the filter fail.
+    pub quarantined: bool,
     /// The filter is out of this stream: it has failed.
     pub gone: bool,
     /// It has failed because of another stream, and its policy is to deny; that has still to be done, as soon as something
@@ -220,6 +222,12 @@ pub struct Position {
 }
 
 impl Position {
+    /// A callback for the message that goes `way` begins. Asking for a message to go on that is not held means nothing, and
+    /// must not let out what is held later.
+    pub(super) fn begin(&mut self, way: usize) {
+        self.resumed[way] &= self.paused[way];
+    }
+
     /// The stream is over for the filter.
     pub fn end(&mut self) {
         self.over = true;

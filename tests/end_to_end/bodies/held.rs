@@ -357,3 +357,79 @@ fn a_filter_cannot_make_bodies_grow_without_bound() {
     let most = upstream.requests().iter().map(|request| request.body.len()).max().unwrap_or(0);
     assert!(most <= 8 << 20, "{most} bytes");
 }
+
+/// A filter that lets messages go on while it holds none of them (in the request's head, and if a body follows, by the answer to a call), and
+/// then holds each body until it has all of it. The head of a response with `x-refused` it holds, and then answers itself.
+fn hasty() -> Vec<u8> {
+    let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
+    let nothing = "(i32.const 0) (i32.const 0)";
+    let body = |name: &str, buffer: u8| {
+        format!(
+            r#"(func (export "proxy_on_{name}_body") (param i32) (param $size i32) (param $end i32) (result i32)
+                (if (i32.eqz (local.get $end)) (then (return (i32.const 1))))
+                (if (i32.eq (local.get $size) (i32.const 10))
+                    (then (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 10) %"whole")))
+                    (else (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 10) %"parts"))))
+                (i32.const 0))"#
+        )
+    };
+    guest::filter(&format!(
+        r#"(global $context (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (global.set $context (local.get 0))
+            (drop (call $resume (i32.const 1)))
+            (if (local.get 2) (then (return (i32.const 0))))
+            (drop (call $call %"calls" %"{asked}" {nothing} {nothing} (i32.const 60000) (i32.const 24)))
+            (i32.const 0))
+        (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+            (drop (call $become (global.get $context)))
+            (drop (call $resume (i32.const 0)))
+            (drop (call $resume (i32.const 1))))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (if (i32.eqz (call $has (i32.const 2) %"x-refused")) (then (return (i32.const 0))))
+            (drop (call $timer (i64.const 1000) (i64.const 0)))
+            (i32.const 1))
+        (func (export "tollgate_on_timer") (param i32 i64)
+            (drop (call $reply (i32.const 403) %"refused" {nothing} {nothing} (i32.const -1))))
+        {request} {response}"#,
+        request = body("request", 0),
+        response = body("response", 1),
+    ))
+}
+
+/// Going on while nothing is held must not let out what is held later.
+#[test]
+fn a_message_that_is_not_held_cannot_be_let_go_in_advance() {
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let upstream = Upstream::scripted(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target() == "/refused" {
+                connection.send("HTTP/1.1 200 OK\r\nx-refused: 1\r\ncontent-length: 0\r\n\r\n");
+                continue;
+            }
+            connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            shut.wait();
+            connection.send("5\r\nworld\r\n0\r\n\r\n");
+        }
+    });
+    let calls = Upstream::saying("");
+    let config = Config::to(&upstream).top("workers: 1").cluster("calls", &[&calls], "");
+    let proxy = Proxy::start_with(config.filter("hasty", "hasty.wasm", ""), &[("hasty.wasm", &hasty())]);
+    let called = |times: u64| {
+        wait_until("the filter's call", || proxy.filter("hasty")["calls"].as_u64() >= Some(times));
+    };
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n");
+    // The head, and the answer.
+    called(2);
+    client.send("hello");
+    called(3);
+    client.send("world");
+    // The rest of the request, the response's head, and a part of its body.
+    called(6);
+    gate.open();
+    assert_eq!(client.read().text(), "whole");
+    assert_eq!(upstream.only_request().text(), "whole");
+    assert_eq!(proxy.get("/refused").status(), 403, "the response's head");
+}

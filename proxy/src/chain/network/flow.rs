@@ -202,15 +202,16 @@ impl Flow {
             }
         };
         let gone = is_gone(stream, position)?;
-        if gone || filter.phases() & side.data_bit() == 0 {
-            if !gone {
-                closes();
-            }
+        if gone {
+            return Ok(Some(behind_held(stream, side, position, data, end)));
+        }
+        if filter.phases() & side.data_bit() == 0 {
+            closes();
             return Ok(Some((data, end)));
         }
         let len = {
             let mut state = stream.state.borrow_mut();
-            state.positions[position].resumed[way] = false;
+            state.positions[position].begin(way);
             let place = &mut state.places[position];
             place.ends[way] |= end;
             let buffer = place.buffers[way].get_or_insert_default();
@@ -259,6 +260,18 @@ fn wait(stream: &NetworkStream, side: Side, nth: usize, mut data: Buffer, end: b
     before.append(data.take());
     *ended |= end;
     place.open.then(|| (std::mem::take(before), std::mem::take(ended)))
+}
+
+/// Bytes that have come for a filter that has failed, behind those that it held then.
+fn behind_held(stream: &NetworkStream, side: Side, position: usize, mut data: Buffer, end: bool) -> (Buffer, bool) {
+    let mut state = stream.state.borrow_mut();
+    if !std::mem::take(&mut state.positions[position].paused[side as usize]) {
+        return (data, end);
+    }
+    let place = &mut state.places[position];
+    let mut held = place.buffers[side as usize].take().unwrap_or_default();
+    held.append(data.take());
+    (held, end || place.ends[side as usize])
 }
 
 fn is_gone(stream: &NetworkStream, position: usize) -> Result<bool, Stopped> {

@@ -277,3 +277,38 @@ fn filters_are_only_told_what_they_want_to_hear() {
     w.stream.end(Closed::Remote, Some(Closed::Local));
     assert_eq!(w.log(), ["a end Remote Some(Local)"]);
 }
+
+#[test]
+fn what_is_not_held_cannot_be_let_go_in_advance() {
+    for side in Side::BOTH {
+        let at = if side == Downstream { "down" } else { "up" };
+        let mut w = World::new(vec![("a", phase::ALL, pausing(at))]);
+        w.flow.advance(&w.stream).unwrap();
+        w.stream.resume(0, side);
+        w.data(side, "x", false);
+        w.flow.resume(&w.stream).unwrap();
+        assert_eq!(w.out(side), "");
+        // One that is held is let go, also if more comes just then.
+        w.stream.resume(0, side);
+        w.data(side, "y", false);
+        w.flow.resume(&w.stream).unwrap();
+        assert_eq!(w.out(side), "xy");
+    }
+}
+
+#[test]
+fn bytes_that_come_after_a_failure_come_after_those_that_were_held() {
+    for side in Side::BOTH {
+        let at = if side == Downstream { "down" } else { "up" };
+        for end in [false, true] {
+            let mut w = World::new(vec![("a", phase::ALL, pausing(at))]);
+            w.flow.advance(&w.stream).unwrap();
+            w.data(side, "held", false);
+            // It fails in a callback for the other side, and more comes before anybody has looked.
+            w.stream.state.borrow_mut().positions[0].gone = true;
+            w.data(side, "new", end);
+            w.flow.resume(&w.stream).unwrap();
+            assert_eq!((w.out(side), w.flow.is_over(side)), ("heldnew".into(), end));
+        }
+    }
+}
