@@ -15,6 +15,7 @@ mod ca;
 mod charges;
 mod compiling;
 mod containment;
+mod cut_off;
 mod cves;
 mod deadlines;
 mod descriptors;

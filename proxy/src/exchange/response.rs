@@ -499,9 +499,19 @@ impl ResponseBody {
     }
 
     fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let stream = self.ending.stream();
         if !self.filtered {
-            let frame = ready!(self.source.poll_frame(cx));
-            self.source.moved(self.ending.stream());
+            // A filter that wants no bodies may end the stream all the same, by a timer, say.
+            let watched = !stream.chain.filters().is_empty();
+            if watched && is_interrupted(stream) {
+                return Poll::Ready(Some(Err(BodyError::Closed)));
+            }
+            let frame = self.source.poll_frame(cx);
+            if watched && frame.is_pending() {
+                stream.register(Direction::Response, cx);
+            }
+            let frame = ready!(frame);
+            self.source.moved(stream);
             return Poll::Ready(frame);
         }
         loop {

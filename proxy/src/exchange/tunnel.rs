@@ -8,9 +8,9 @@ use tokio::{
 };
 use tollgate_abi::fast::flag;
 
-use super::{dispatch::Guards, ending::Ending};
+use super::{dispatch::Guards, ending::Ending, reply::Fault};
 use crate::{
-    chain::Direction,
+    chain::{Direction, flow::is_interrupted},
     net::{Metered, poll_timer},
     observe,
     upstream::{Broken, Switching},
@@ -48,7 +48,15 @@ impl Tunnel {
         let mut active = Instant::now();
         let bound = |active: Instant| [idle.map(|idle| active + idle), ends].into_iter().flatten().min();
         let mut timer = bound(active).map(|at| Box::pin(sleep_until(at)));
+        let filtered = !stream.chain.filters().is_empty();
         let flags = std::future::poll_fn(|cx| {
+            if filtered {
+                if is_interrupted(&stream) {
+                    stream.state.borrow_mut().details = Fault::FilterClosed.details().into();
+                    return Poll::Ready(Fault::FilterClosed.flags());
+                }
+                stream.register(Direction::Response, cx);
+            }
             if let Poll::Ready(result) = copying.as_mut().poll(cx) {
                 return Poll::Ready(if result.is_ok() { 0 } else { flag::UPSTREAM_TERMINATED });
             }

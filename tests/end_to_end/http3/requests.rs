@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use super::{Site, TLS, client::field, code, pair};
 use crate::{
     bodies::length,
+    cut_off,
     harness::{Config, Proxy, Secure, Upstream, answer, peer::needs, wait_until},
+    hot_swap::Gate,
 };
 
 #[test]
@@ -250,4 +252,26 @@ fn a_request_has_one_spelling() {
         assert_eq!(response["status"], expected, "{method} {path}: {response}");
     }
     assert_eq!(upstream.only_request().field("x_user"), None);
+}
+
+#[test]
+fn a_response_that_a_filter_cuts_off_is_reset() {
+    needs!("aioquic");
+    for end in cut_off::ENDS {
+        let gate = Gate::default();
+        let (upstream, calls, module) = (cut_off::endless(), cut_off::asked(&gate), cut_off::ending(end));
+        let pair = pair();
+        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        let files: [(&str, &[u8]); 3] =
+            [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes()), ("ending.wasm", &module)];
+        let config = cut_off::config(&upstream, &calls).listener(TLS);
+        let site = Site { proxy: Proxy::start_with(config, &files), pair };
+        let mut client = site.connect();
+        client.send("a", json!({ "path": "/" }));
+        client.wait(|said| said["id"] == "a" && said["began"] == 200);
+        gate.open();
+        assert!(client.end("a")["reset"].is_number(), "{end}");
+        let entry = site.proxy.entry_for("/");
+        assert_eq!((&entry["flags"], &entry["details"]), (&json!("LR"), &json!("closed_by_filter")));
+    }
 }
