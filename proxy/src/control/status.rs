@@ -188,6 +188,7 @@ impl Status {
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
                 "spares": machine.map_or(0, |m| m.spares()),
+                "quarantine": p.figures.quarantine.value(),
                 "memory_bytes": p.figures.memory.value(),
                 "host_memory_bytes": p.figures.host_memory.value(),
                 "calls": p.figures.calls.value(),

@@ -1,5 +1,6 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
+mod client;
 pub mod descriptors;
 mod first_bytes;
 pub mod io;
@@ -12,6 +13,7 @@ mod timer;
 pub mod transport;
 
 pub use self::{
+    client::Client,
     first_bytes::{FirstBytes, Looks, is_tls},
     io::{Metered, TokioIo, Traffic},
     linger::linger,

@@ -12,24 +12,11 @@ use std::{
 };
 
 use super::{Cluster, Stats, cluster::Limits};
+use crate::net::Client;
 
 /// What clients hold of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Shares(Mutex<HashMap<Client, u64>>);
-
-/// Who counts as one client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Client(u128);
-
-impl Client {
-    /// Whoever has one IPv6 address has all of its /64.
-    fn of(address: IpAddr) -> Client {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Client(address.to_ipv6_mapped().to_bits()),
-            IpAddr::V6(address) => Client(address.to_bits() & !u128::from(u64::MAX)),
-        }
-    }
-}
 
 /// Why an upload or a tunnel may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -100,6 +100,11 @@ impl<T> Contexts<T> {
         }
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.others.is_empty() && self.places.iter().all(Option::is_none)
+    }
+
     /// Takes all of them out.
     pub fn take(&mut self) -> Vec<T> {
         let here = self.places.iter_mut().filter_map(Option::take).map(|(_, value)| value);

@@ -1,7 +1,6 @@
 //! Whose requests make a filter fail: the clients and paths that did so most often, and how often a failure is logged.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -9,6 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::subject::Subject;
+use crate::net::Client;
 
 /// Clients, and paths, that are kept.
 const ENTRIES: usize = 8;
@@ -63,7 +63,7 @@ impl Cause {
             client: client.to_string(),
             method: line.as_ref().map(|(method, _)| shown(method.as_bytes())),
             path: line.as_ref().map(|(_, path)| shown(path)),
-            counted_client: network(client.ip()),
+            counted_client: Client::of(client.ip()).to_string(),
             counted_path,
         }
     }
@@ -74,15 +74,6 @@ fn shown(bytes: &[u8]) -> String {
     match bytes.get(..SHOWN) {
         Some(start) if bytes.len() > SHOWN => format!("{}…", start.escape_ascii()),
         _ => bytes.escape_ascii().to_string(),
-    }
-}
-
-/// Who a client is: its address, or the /64 that an IPv6 client has all of.
-fn network(ip: IpAddr) -> String {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) if ip.is_loopback() => ip.to_string(),
-        IpAddr::V6(ip) => format!("{}/64", Ipv6Addr::from(u128::from(ip) >> 64 << 64)),
     }
 }
 
@@ -196,9 +187,5 @@ mod tests {
     fn what_is_shown_is_short_and_harmless() {
         assert_eq!(shown(b"/a\x1b[31m\n\"\xff"), r#"/a\x1b[31m\n\"\xff"#);
         assert_eq!(shown(&[b'a'; 300]).chars().count(), SHOWN + 1);
-        let of = |ip: &str| network(ip.parse().unwrap());
-        assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(of("::1"), "::1");
     }
 }

@@ -115,8 +115,7 @@ impl WasmFilter {
                 Ok(())
             });
         }
-        let (context, incarnation) = stream.with_position(position, |p| (p.context, p.incarnation));
-        self.vm.forget(context, incarnation);
+        stream.with_position(position, |p| self.vm.forget(p));
     }
 }
 
@@ -188,11 +187,7 @@ impl Filter for WasmFilter {
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
         if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
-            let (context, incarnation) = {
-                let position = &stream.state.borrow().positions[position];
-                (position.context, position.incarnation)
-            };
-            return self.vm.forget(context, incarnation);
+            return self.vm.forget(&stream.state.borrow().positions[position]);
         }
         self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }

@@ -29,6 +29,7 @@ mod shared_data;
 mod spelled;
 mod subject;
 mod supply;
+mod suspects;
 mod trial;
 pub mod vm;
 mod voice;

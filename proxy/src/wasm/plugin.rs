@@ -68,6 +68,8 @@ pub struct Figures {
     pub host_memory: Gauge,
     /// Instances that are ready.
     pub instances: Gauge,
+    /// Instances for clients whose requests have made the filter fail.
+    pub quarantine: Gauge,
 }
 
 /// Why an instance has failed.
@@ -135,6 +137,11 @@ impl Figures {
                 labels,
             )?,
             instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels)?,
+            quarantine: registry.gauge(
+                "tollgate_filter_quarantine_instances",
+                "Instances that serve only clients whose requests have made the filter fail.",
+                labels,
+            )?,
         })
     }
 }

@@ -2,8 +2,10 @@
 //! fails.
 //!
 //! Guests are called synchronously and never re-entered; what they ask for (callouts, timers) is done once they have
-//! returned. An instance that has trapped is never called again: see [`recovery`].
+//! returned. An instance that has trapped is never called again: see [`recovery`]. Clients whose requests make it trap are served
+//! apart: see [`quarantine`].
 
+mod quarantine;
 mod recovery;
 
 use std::{
@@ -19,6 +21,7 @@ use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap};
 
+use self::quarantine::Quarantine;
 use super::{
     callout, clock,
     contexts::{Contexts, Ids, StreamContext},
@@ -33,7 +36,7 @@ use super::{
     subject::Subject,
     supply::Supply,
 };
-use crate::{http::body::Body, observe, upstream::Pools};
+use crate::{chain::stream::Position, http::body::Body, observe, upstream::Pools};
 
 /// One call in this many is timed.
 const TIMED: u64 = 16;
@@ -54,6 +57,9 @@ pub struct Vm {
     /// Its filters, in the order of their root contexts.
     tenants: Box<[Rc<Tenant>]>,
     site: Site,
+    /// The one that it stands beside, if it serves clients apart.
+    main: Option<Weak<Vm>>,
+    quarantine: Quarantine,
     /// None while the control thread makes another one.
     instance: RefCell<Option<Instance>>,
     /// Instances that can take its place at once.
@@ -149,6 +155,14 @@ pub(super) struct Failed;
 impl Vm {
     /// A VM with a ready instance.
     pub fn new(machine: Arc<Machine>, instance: Instance, site: Site) -> Rc<Vm> {
+        let vm = Vm::without_instance(machine, site, None);
+        vm.machine.presence.join();
+        vm.machine.presence.found();
+        vm.adopt(instance);
+        vm
+    }
+
+    fn without_instance(machine: Arc<Machine>, site: Site, main: Option<Weak<Vm>>) -> Rc<Vm> {
         let tenants: Box<[_]> = (machine.plugins().iter().enumerate())
             .map(|(index, plugin)| {
                 Rc::new(Tenant {
@@ -162,12 +176,14 @@ impl Vm {
                 })
             })
             .collect();
-        let vm = Rc::new_cyclic(|me| Vm {
+        Rc::new_cyclic(|me| Vm {
             me: me.clone(),
             ids: Cell::new(Ids::from(FIRST_ROOT + tenants.len() as u32)),
             machine,
             tenants,
             site,
+            main,
+            quarantine: Quarantine::default(),
             instance: RefCell::new(None),
             spares: RefCell::default(),
             ordered: Cell::new(false),
@@ -181,11 +197,7 @@ impl Vm {
             http: RefCell::default(),
             grpc: RefCell::default(),
             memory: Cell::new(0),
-        });
-        vm.machine.presence.join();
-        vm.machine.presence.found();
-        vm.adopt(instance);
-        vm
+        })
     }
 
     /// What it is made from.
@@ -218,7 +230,7 @@ impl Vm {
         for tenant in &self.tenants {
             tenant.phases.set(instance.phases(tenant.index));
             tenant.subscribes.set(instance.subscribed(tenant.index).is_some());
-            tenant.plugin.figures.instances.add(observe::shard(), 1);
+            self.gauge(tenant).add(observe::shard(), 1);
         }
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.calls_before.set(self.calls.get());
@@ -279,10 +291,10 @@ impl Vm {
                 Ok(value)
             }
             Err(error) => {
-                let denied = store.data().limiter.denied;
+                let (denied, effective) = (store.data().limiter.denied, store.data().effective);
                 let dead = slot.take();
                 drop(slot);
-                self.fail(tenant, &error, denied, stream, hears);
+                self.fail(tenant, &error, (denied, effective), stream, hears);
                 drop(dead);
                 Err(Failed)
             }
@@ -336,7 +348,8 @@ impl Vm {
             });
             stream.with_position(position, |p| p.timers.push(task.abort_handle()));
         }
-        for (root, queue) in reads {
+        // Messages go to whoever has asked for them last, and must not go to one that may fail at any time.
+        for (root, queue) in reads.into_iter().filter(|_| !self.is_apart()) {
             let tenant = &self.tenants[root];
             let known = tenant.listening.borrow().as_ref().map(|listening| listening.note.clone());
             let note = known.unwrap_or_else(|| self.listen(tenant));
@@ -489,9 +502,14 @@ impl Vm {
         (stream, position): (&Subject, usize),
         call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<T>,
     ) -> Result<T, Failed> {
-        let (id, new) = self.context(tenant, stream, position)?;
+        let apart = self.apart(stream, position);
+        let (vm, tenant) = match &apart {
+            Some(vm) => (&**vm, &*vm.tenants[tenant.index]),
+            None => (self, tenant),
+        };
+        let (id, new) = vm.context(tenant, stream, position)?;
         let parent = (new && tenant.phases.get() & phase::LIFECYCLE != 0).then(|| tenant.root());
-        self.enter(tenant, Some((stream, position)), id, true, |store, exports| {
+        vm.enter(tenant, Some((stream, position)), id, true, |store, exports| {
             call(store, exports, Context { id, parent })
         })
     }
@@ -519,11 +537,13 @@ impl Vm {
         Ok((context, new))
     }
 
-    /// A stream's context is no more; `incarnation`: of this instance.
-    pub(super) fn forget(&self, context: u32, incarnation: u32) {
+    /// A stream's context is no more.
+    pub(super) fn forget(&self, position: &Position) {
+        let apart = if position.quarantined { self.quarantine_vm() } else { None };
+        let vm = apart.as_deref().unwrap_or(self);
         // The id of one that an earlier instance had may be another stream's by now.
-        if incarnation == self.incarnation.get() {
-            self.contexts.borrow_mut().remove(context);
+        if position.incarnation == vm.incarnation.get() {
+            vm.contexts.borrow_mut().remove(position.context);
         }
     }
 }
@@ -538,7 +558,9 @@ impl Drop for Vm {
         self.tenants.iter().for_each(|tenant| tenant.silence());
         self.grpc.borrow_mut().clear();
         let had = self.instance.borrow().is_some();
-        self.machine.presence.leave(had);
+        if !self.is_apart() {
+            self.machine.presence.leave(had);
+        }
         self.machine.kept.fetch_sub(self.spares.borrow().len(), Ordering::Relaxed);
         for tenant in &self.tenants {
             let root = tenant.root();
@@ -550,7 +572,7 @@ impl Drop for Vm {
             });
         }
         if had && self.instance.borrow().is_some() {
-            self.tenants.iter().for_each(|tenant| tenant.plugin.figures.instances.sub(observe::shard(), 1));
+            self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(observe::shard(), 1));
             self.tenants[0].plugin.figures.memory.sub(observe::shard(), self.memory.get());
         }
     }

@@ -50,14 +50,15 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let seconds = std::env::var("SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
     let upstream = Upstream::saying("hello");
     let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web}\n";
-    let config = Config::to(&upstream).filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
+    let config = Config::to(&upstream).listener("trusted_hops: 1");
+    let config = config.filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
     let config = String::from(config).replace("listeners:\n", listener);
     let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
     let before = seen(load(&proxy, "main", 1000, seconds / 3));
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(seconds) {
-        proxy.request("GET", "/poison", &[("x-boom", "1")], b"");
+        proxy.request("GET", "/poison", &[("x-boom", "1"), ("x-forwarded-for", "192.0.2.1")], b"");
         sent += 1;
         thread::sleep((start + EACH * sent).saturating_duration_since(Instant::now()));
     }

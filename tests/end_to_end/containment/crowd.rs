@@ -35,8 +35,8 @@ pub(super) fn one_instance(upstream: &Upstream, policy: &str, module: &[u8]) -> 
 /// The same, with keys beside `listeners`.
 pub(super) fn one_instance_with(top: &str, upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
     let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, access_log: {to: access.log}}\n";
-    let config =
-        Config::to(upstream).top("workers: 1").top(top).filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
+    let config = Config::to(upstream).top("workers: 1").top(top).listener("trusted_hops: 1");
+    let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
     Proxy::start_with(String::from(config).replace("listeners:\n", listener), &[("boom.wasm", module)])
 }
 
@@ -218,10 +218,11 @@ fn requests_while_there_is_no_instance() {
             assert_eq!((response.status(), response.field("x-marked")), (status, None), "{policy}: {request}");
         }
         assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-        wait_until("another instance", || proxy.filter("boom")["instances"] == 1);
-        assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
         let figures = proxy.filter("boom");
         assert_eq!((&figures["traps"], &figures["failed_streams"]), (&2.into(), &3.into()), "{policy}");
+        // One for everybody, and one for who has sent these.
+        wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
+        assert_eq!(proxy.filter("boom")["instances"], 1);
     }
 }
 

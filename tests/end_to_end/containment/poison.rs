@@ -1,12 +1,16 @@
 //! Requests that make a filter fail, sent again and again: nobody else's fail with them, whoever sends them is told, and what
 //! they cost is bounded.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use super::crowd::{HOLDING, one_instance, one_instance_with};
 use crate::{
     guest,
-    harness::{Client, Config, Proxy, Upstream, wait_until},
+    harness::{Client, Config, Message, Proxy, Upstream, wait_until},
 };
 
 /// A filter that takes about 100 ms to configure; like that of [`HOLDING`] otherwise.
@@ -21,11 +25,21 @@ pub(super) fn costly() -> Vec<u8> {
     ))
 }
 
+/// Sends a poison request of a client that has sent none before; the listener has `trusted_hops: 1`.
+pub(super) fn from_anew(client: &mut Client) -> Message {
+    client.request("GET", "/", &[("x-boom", "1"), ("x-forwarded-for", &new_client())], b"")
+}
+
+fn new_client() -> String {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    Ipv4Addr::from_bits(0x0a00_0000 + LAST.fetch_add(1, Ordering::Relaxed)).to_string()
+}
+
 /// Lets a filter that is [`costly`] fail until its worker may make no more instances of it.
 pub(super) fn use_up(proxy: &Proxy) {
     let mut client = proxy.client();
     wait_until("the budget to be used up", || {
-        client.request("GET", "/", &[("x-boom", "1")], b"");
+        from_anew(&mut client);
         proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
     });
 }
@@ -53,12 +67,14 @@ fn poison(what: &str, limits: &str, reason: &str) {
     let upstream = Upstream::saying("hello");
     let module = poisoned_by(what);
     let options = format!("limits: {{{limits}}}");
-    let config = Config::to(&upstream).top("workers: 1").filter("boom", "boom.wasm", &options);
+    let config = Config::to(&upstream).top("workers: 1").listener("trusted_hops: 1");
+    let config = config.filter("boom", "boom.wasm", &options);
     let proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
     let mut client = proxy.client();
     for round in 0..ROUNDS {
         // Both in one write: there is no time to make an instance in between.
-        client.send("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let boom = format!("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\nx-forwarded-for: {}\r\n\r\n", new_client());
+        client.send(boom + "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(client.read().status(), 503, "{round}");
         let next = client.read();
         assert_eq!((next.status(), next.field("x-marked")), (200, Some("yes")), "{round}");
@@ -119,7 +135,7 @@ fn out_of_budget(top: &str, status: u16, said: &str) {
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
     let mut client = proxy.client();
     wait_until("readiness to say so", || {
-        client.request("GET", "/", &[("x-boom", "1")], b"");
+        from_anew(&mut client);
         let ready = proxy.admin("GET", "/ready", "");
         (ready.status(), ready.text()) == (status, said)
     });
@@ -137,7 +153,7 @@ fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
     let (mut boom, mut plain) = (proxy.client(), Client::connect(proxy.address("plain")));
     wait_until("the budget to be used up", || {
         for _ in 0..40 {
-            boom.request("GET", "/", &[("x-boom", "1")], b"");
+            from_anew(&mut boom);
         }
         assert_eq!(plain.get("/").status(), 200);
         proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
@@ -151,7 +167,7 @@ fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
 fn a_worker_without_an_instance_is_told_of() {
     for (policy, workers) in [("deny", 2), ("bypass", 1)] {
         let upstream = Upstream::saying("hello");
-        let config = Config::to(&upstream).top(&format!("workers: {workers}"));
+        let config = Config::to(&upstream).top(&format!("workers: {workers}")).listener("trusted_hops: 1");
         let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
         let proxy = Proxy::start_with(config, &[("boom.wasm", &costly())]);
         // All on one connection, and so on one worker.
@@ -163,7 +179,7 @@ fn a_worker_without_an_instance_is_told_of() {
             _ => "ready\ndegraded: filter `boom` has no instance on 1 of 2 workers\n",
         };
         wait_until("readiness to say so", || {
-            client.request("GET", "/", &[("x-boom", "1")], b"");
+            from_anew(&mut client);
             let ready = proxy.admin("GET", "/ready", "");
             assert_eq!(ready.status(), 200);
             ready.text() == told

@@ -43,23 +43,29 @@ fn pause(still_born: u32) -> Duration {
 }
 
 impl Vm {
-    /// The instance has failed in a call for a filter, and is gone, for all filters that share it. `hears`: whoever has called
-    /// for the stream hears of it.
+    /// The instance has failed in a call for a filter, and is gone, for all filters that share it. It was `denied` memory, or not,
+    /// and worked on the context `effective`. `hears`: whoever has called for the stream hears of it.
     pub(super) fn fail(
         &self,
         tenant: &Tenant,
         error: &wasmtime::Error,
-        memory_denied: bool,
+        (denied, effective): (bool, u32),
         stream: Option<(&Subject, usize)>,
         hears: bool,
     ) {
         let (mut kind, text) = describe(error);
-        if memory_denied && kind == TrapKind::Trap {
+        if denied && kind == TrapKind::Trap {
             kind = TrapKind::Memory;
         }
-        self.tell(tenant, kind, &text, stream.map(|(stream, _)| stream));
+        // An answer, or another stream's end, may have let it go on with a stream that it was not called for.
+        let worked_on = self.find(effective).map(|(stream, ..)| stream);
+        let cause = worked_on.as_ref().or(stream.map(|(stream, _)| stream));
+        self.tell(tenant, kind, &text, cause);
+        if let Some(cause) = cause.filter(|_| !self.closing.get()) {
+            self.suspect(cause);
+        }
         let shard = observe::shard();
-        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.instances.sub(shard, 1));
+        self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(shard, 1));
         self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
         // Nobody is told of their answers any more, and somebody would be charged for them.
@@ -139,7 +145,9 @@ impl Vm {
         match pause.is_zero().then(|| self.ready_instance()).flatten() {
             Some(instance) => self.replace(instance),
             None => {
-                self.machine.presence.lost();
+                if !self.is_apart() {
+                    self.machine.presence.lost();
+                }
                 // Others may hear of its queues' messages meanwhile.
                 self.tenants.iter().for_each(|tenant| tenant.stop_listening());
                 if !overrun.is_zero() {
@@ -168,6 +176,7 @@ impl Vm {
             tracing::warn!(
                 target: "tollgate::filter",
                 filter = plugin.identity.name,
+                concerns = self.is_apart().then_some("clients in quarantine"),
                 left_out,
                 "{what}"
             );
@@ -176,11 +185,20 @@ impl Vm {
 
     /// An instance that can be had at once.
     fn ready_instance(&self) -> Option<Instance> {
+        if self.is_apart() {
+            return self.main()?.instance_to_spare();
+        }
         let own = self.spares.borrow_mut().pop();
         if own.is_some() {
             self.machine.kept.fetch_sub(1, Ordering::Relaxed);
         }
         own.or_else(|| self.machine.take_spare()).or_else(|| self.make_at_once())
+    }
+
+    /// An instance that can be had at once for clients in quarantine. The last one that stands ready is for everybody else.
+    pub(super) fn instance_to_spare(&self) -> Option<Instance> {
+        let ready = self.spares.borrow().len() + usize::from(self.machine.has_spare());
+        if ready > 1 { self.ready_instance() } else { self.make_at_once() }
     }
 
     fn make_at_once(&self) -> Option<Instance> {
@@ -201,35 +219,50 @@ impl Vm {
         if self.instance.borrow().is_none() && self.rest().is_zero() {
             self.machine.presence.found();
             self.replace(instance);
-        } else if self.spares.borrow().len() < SPARES {
-            self.machine.kept.fetch_add(1, Ordering::Relaxed);
-            self.spares.borrow_mut().push(instance);
-        } else {
-            // There may be one already, which another worker has put there.
-            drop(self.machine.put_by(instance));
+        } else if self.spares.borrow().is_empty() {
+            self.keep(instance);
+        } else if let Some(instance) = self.deliver_apart(instance) {
+            if self.spares.borrow().len() < SPARES {
+                self.keep(instance);
+            } else {
+                // There may be one already, which another worker has put there.
+                drop(self.machine.put_by(instance));
+            }
         }
         self.restock();
     }
 
+    fn keep(&self, spare: Instance) {
+        self.machine.kept.fetch_add(1, Ordering::Relaxed);
+        self.spares.borrow_mut().push(spare);
+    }
+
     /// How long it has to do without an instance yet.
-    fn rest(&self) -> Duration {
+    pub(super) fn rest(&self) -> Duration {
         self.resting.get().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
     /// Orders another instance if one is missing. They come one at a time, so that a filter that takes long to make does not
     /// keep others from theirs.
-    fn restock(&self) {
+    pub(super) fn restock(&self) {
+        if self.is_apart() {
+            return self.main().into_iter().for_each(|main| main.restock());
+        }
         let enough =
             || self.instance.borrow().is_some() && self.spares.borrow().len() >= SPARES && self.machine.has_spare();
-        if !self.ordered.get() && !enough() {
-            self.ordered.set(true);
-            self.site.supply.order(&self.machine, self.rest());
+        if self.ordered.get() {
+            return;
         }
+        let Some(wait) = (if enough() { self.lacks_apart() } else { Some(self.rest()) }) else { return };
+        self.ordered.set(true);
+        self.site.supply.order(&self.machine, wait);
     }
 
-    /// Takes an instance into use in place of one that has failed.
-    fn replace(&self, instance: Instance) {
-        self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
+    /// Takes an instance into use in place of one that has failed, if there was any.
+    pub(super) fn replace(&self, instance: Instance) {
+        if self.incarnation.get() > 0 {
+            self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
+        }
         self.adopt(instance);
     }
 }

@@ -1,0 +1,169 @@
+//! Clients whose requests make a filter fail again and again: from the first failures on they fail alone.
+
+use super::{
+    crowd::{HOLDING, one_instance, one_instance_with},
+    poison::{costly, from_anew},
+};
+use crate::{
+    guest,
+    harness::{Client, Message, Proxy, Upstream, answer, wait_until},
+    hot_swap::Gate,
+};
+
+/// A request of a client at this address, as the proxy in front says.
+fn from(client: &mut Client, address: &str, path: &str, boom: bool) -> Message {
+    let fields = [("x-forwarded-for", address), ("x-boom", "1")];
+    client.request("GET", path, &fields[..if boom { 2 } else { 1 }], b"")
+}
+
+const POISONER: &str = "192.0.2.1";
+
+/// Lets the poisoner fail until there is an instance apart for it.
+fn quarantine(proxy: &Proxy, client: &mut Client) {
+    wait_until("an instance apart", || {
+        assert_eq!(from(client, POISONER, "/boom", true).status(), 503);
+        proxy.filter("boom")["quarantine"] == 1
+    });
+}
+
+/// An upstream that answers what is slow only when the gate is open.
+fn slow(gate: &Gate) -> Upstream {
+    let shut = gate.clone();
+    Upstream::replying(move |request| {
+        if request.target().starts_with("/slow") {
+            shut.wait();
+        }
+        answer(200, &[], "hello")
+    })
+}
+
+/// Requests under way from many clients, in the filter's instance.
+fn innocents(proxy: &Proxy, upstream: &Upstream) -> Vec<Client> {
+    let before = upstream.requests().len();
+    let all = (0..10).map(|nth| {
+        let mut client = proxy.client();
+        client.send_request("GET", "/slow", &[("x-forwarded-for", &format!("198.51.100.{nth}"))], b"");
+        client
+    });
+    let all = all.collect();
+    upstream.wait_for_requests(before + 10);
+    all
+}
+
+#[test]
+fn a_client_that_poisons_again_and_again_fails_alone() {
+    let gate = Gate::default();
+    let upstream = slow(&gate);
+    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let mut poisoner = proxy.client();
+    quarantine(&proxy, &mut poisoner);
+    let mut innocents = innocents(&proxy, &upstream);
+    for _ in 0..20 {
+        assert_eq!(from(&mut poisoner, POISONER, "/boom", true).status(), 503);
+    }
+    gate.open();
+    for client in &mut innocents {
+        let response = client.read();
+        assert_eq!((response.status(), response.field("x-marked")), (200, Some("yes")));
+    }
+    // What else the client sends is served, if not by the same instance.
+    wait_until("an instance for it", || {
+        let response = from(&mut poisoner, POISONER, "/", false);
+        response.status() == 200 && response.field("x-marked") == Some("yes")
+    });
+    let figures = proxy.filter("boom");
+    assert_eq!((&figures["instances"], &figures["quarantine"]), (&1.into(), &1.into()), "{figures}");
+    let labels = [("filter", "boom")];
+    assert_eq!(proxy.metrics().sum("tollgate_filter_quarantine_instances", &labels), 1.0);
+    let output = proxy.output();
+    assert!(output.contains("clients whose requests have made it fail get an instance of their own"), "{output}");
+}
+
+#[test]
+fn streams_of_clients_in_quarantine_share_their_fate() {
+    let gate = Gate::default();
+    let upstream = slow(&gate);
+    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let mut poisoner = proxy.client();
+    quarantine(&proxy, &mut poisoner);
+    let mut beside = proxy.client();
+    let before = upstream.requests().len();
+    wait_until("an instance for it", || from(&mut beside, POISONER, "/", false).status() == 200);
+    beside.send_request("GET", "/slow", &[("x-forwarded-for", POISONER)], b"");
+    upstream.wait_for_requests(before + 2);
+    assert_eq!(from(&mut poisoner, POISONER, "/boom", true).status(), 503);
+    gate.open();
+    assert_eq!(beside.read().status(), 503, "its response would have gone unseen");
+}
+
+#[test]
+fn a_client_that_uses_up_the_budget_is_denied_and_nobody_else() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &costly());
+    let (mut poisoner, mut innocent) = (proxy.client(), proxy.client());
+    wait_until("an instance apart", || {
+        from(&mut poisoner, POISONER, "/", true);
+        proxy.filter("boom")["quarantine"] == 1
+    });
+    wait_until("the filter to be there", || proxy.filter("boom")["instances"] == 1);
+    wait_until("the budget to be used up", || {
+        assert_eq!(from(&mut poisoner, POISONER, "/", true).status(), 503);
+        let response = from(&mut innocent, "198.51.100.1", "/", false);
+        assert_eq!((response.status(), response.field("x-marked")), (200, Some("yes")));
+        proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
+    });
+    assert_eq!(proxy.admin("GET", "/ready", "").text(), "ready\n");
+    // It comes back, for those who only share the poisoner's address.
+    wait_until("another instance apart", || from(&mut poisoner, POISONER, "/", false).status() == 200);
+}
+
+#[test]
+fn calls_that_overrun_in_quarantine_are_nobody_elses() {
+    let upstream = Upstream::saying("hello");
+    let module = super::poison::poisoned_by("(loop $on (br $on))");
+    let proxy = one_instance_with("", &upstream, "deny", &module);
+    let (mut poisoner, mut innocent) = (proxy.client(), proxy.client());
+    quarantine(&proxy, &mut poisoner);
+    wait_until("the budget to be used up", || {
+        (0..10).for_each(|_| _ = from(&mut poisoner, POISONER, "/", true));
+        assert_eq!(from(&mut innocent, "198.51.100.1", "/", false).status(), 200);
+        proxy.output().contains("its calls overrun their time so often")
+    });
+    assert_eq!(proxy.filter("boom")["instances"], 1);
+}
+
+/// A call's answer comes to the filter, and not to a stream; but the stream for which it then works is known.
+#[test]
+fn whoever_makes_a_filter_fail_by_an_answer_is_known() {
+    let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
+    let nothing = "(i32.const 0) (i32.const 0)";
+    let module = guest::filter(&format!(
+        r#"(global $asks (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (i32.eqz (call $has (i32.const 0) %"x-boom")) (then (return (i32.const 0))))
+            (global.set $asks (local.get 0))
+            (drop (call $call %"web" %"{asked}" {nothing} {nothing} (i32.const 60000) (i32.const 24)))
+            (i32.const 1))
+        (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+            (drop (call $become (global.get $asks)))
+            unreachable)"#
+    ));
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &module);
+    let mut poisoner = proxy.client();
+    quarantine(&proxy, &mut poisoner);
+    let figures = proxy.filter("boom");
+    assert_eq!(figures["poisoned_by"]["clients"][0]["client"], POISONER, "{figures}");
+}
+
+#[test]
+fn clients_that_poison_once_are_not_worth_an_instance() {
+    let upstream = Upstream::saying("hello");
+    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let mut client = proxy.client();
+    for _ in 0..5 {
+        assert_eq!(from_anew(&mut client).status(), 503);
+        wait_until("the filter to be there", || client.get("/").status() == 200);
+    }
+    assert_eq!(proxy.filter("boom")["quarantine"], 0);
+}
