@@ -1,5 +1,5 @@
 //! What filters do to others while their configuration is only tried: it is remembered, and undone if the configuration does not
-//! come into force. Whatever cannot be undone (a message in a queue) waits until it does.
+//! come into force. Whatever cannot be undone (a message in a queue, what is added to a metric) waits until it does.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use super::{
     shared_data::Change,
     world::{Estate, Holdings, Shared},
 };
+use crate::observe::{self, metrics::HeldBack};
 
 /// A configuration that is tried.
 pub struct Trial {
@@ -31,6 +32,8 @@ struct Done {
     queues: Vec<(Arc<Estate>, u32)>,
     /// Metrics that the filter did not have before.
     metrics: Vec<(Arc<Holdings>, String)>,
+    /// What was done to metrics.
+    held_back: HeldBack,
     /// Messages that wait.
     messages: Vec<Undelivered>,
 }
@@ -57,6 +60,7 @@ impl Trial {
             self.over.store(true, Ordering::Release);
             std::mem::take(&mut *done)
         };
+        done.held_back.count(observe::shard());
         done.messages.into_iter().for_each(|message| self.shared.queues.deliver(message));
     }
 
@@ -90,6 +94,14 @@ impl Trial {
     /// A filter has a metric that it did not have.
     pub fn note_metric(&self, holdings: &Arc<Holdings>, shown: String) {
         self.note(|done| done.metrics.push((holdings.clone(), shown)));
+    }
+
+    /// Runs `f` on what is held back of changes to metrics. None: the configuration is in force, and nothing is.
+    pub fn metrics<T>(&self, f: impl FnOnce(&mut HeldBack) -> T) -> Option<T> {
+        let mut f = Some(f);
+        let mut result = None;
+        self.note(|done| result = f.take().map(|f| f(&mut done.held_back)));
+        result
     }
 
     /// A message is to be delivered once the configuration is in force; at once if it is.
@@ -141,6 +153,9 @@ mod tests {
         let (handle, shown) = shared.registry.dynamic(Kind::Counter, "m", &holdings.metrics).unwrap();
         trial.note_metric(&holdings, shown.unwrap());
         assert!(handle.get().is_ok());
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        assert!(trial.metrics(|held| held.increment(&there, 5)).unwrap().is_ok());
+        assert_eq!(trial.metrics(|held| held.get(&there)).unwrap().unwrap(), 6, "others of the trial see it");
         let (known, _) = shared.queues.open(&estate.queues, "known").unwrap();
         trial.send(shared.queues.charged(known, b"message", &Ledger::new(1000, None)).unwrap());
         (estate, known)
@@ -153,6 +168,8 @@ mod tests {
         estate.data.set(b"old", b"1", Expected::Any, None).unwrap();
         estate.data.set(b"gone", b"1", Expected::Any, None).unwrap();
         shared.queues.open(&estate.queues, "known").unwrap();
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        there.increment(observe::shard(), 1).unwrap();
         (shared, estate, holdings)
     }
 
@@ -168,7 +185,8 @@ mod tests {
         assert_eq!((estate.data.get(b"new"), estate.data.get(b"gone").unwrap().0), (None, "1".into()));
         assert_eq!(estate.queues.resolve("q"), None);
         assert_eq!(take(&shared, known, &estate), Some(None));
-        assert!(!shared.registry.render().contains("wasmcustom_m"));
+        let metrics = shared.registry.render();
+        assert!(!metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 1\n"), "{metrics}");
     }
 
     #[test]
@@ -188,12 +206,14 @@ mod tests {
         let trial = Trial::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         trial.succeed();
+        assert!(trial.metrics(|_| ()).is_none());
         assert_eq!(take(&shared, known, &estate), Some(Some("message".into())));
         trial.send(shared.queues.charged(known, b"later", &Ledger::new(1000, None)).unwrap());
         drop(trial);
         assert_eq!(["old", "new"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["3", "2"]);
         assert!(estate.data.get(b"gone").is_none() && estate.queues.resolve("q").is_some());
         assert_eq!(take(&shared, known, &estate), Some(Some("later".into())));
-        assert!(shared.registry.render().contains("wasmcustom_m"));
+        let metrics = shared.registry.render();
+        assert!(metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 6\n"), "{metrics}");
     }
 }

@@ -1,7 +1,7 @@
 //! Clients whose requests make a filter fail again and again: from the first failures on they fail alone.
 
 use super::{
-    crowd::{HOLDING, one_instance, one_instance_with},
+    crowd::{HOLDING, one_instance},
     poison::{costly, from_anew},
 };
 use crate::{
@@ -115,21 +115,6 @@ fn a_client_that_uses_up_the_budget_is_denied_and_nobody_else() {
     assert_eq!(proxy.admin("GET", "/ready", "").text(), "ready\n");
     // It comes back, for those who only share the poisoner's address.
     wait_until("another instance apart", || from(&mut poisoner, POISONER, "/", false).status() == 200);
-}
-
-#[test]
-fn calls_that_overrun_in_quarantine_are_nobody_elses() {
-    let upstream = Upstream::saying("hello");
-    let module = super::poison::poisoned_by("(loop $on (br $on))");
-    let proxy = one_instance_with("", &upstream, "deny", &module);
-    let (mut poisoner, mut innocent) = (proxy.client(), proxy.client());
-    quarantine(&proxy, &mut poisoner);
-    wait_until("the budget to be used up", || {
-        (0..10).for_each(|_| _ = from(&mut poisoner, POISONER, "/", true));
-        assert_eq!(from(&mut innocent, "198.51.100.1", "/", false).status(), 200);
-        proxy.output().contains("its calls overrun their time so often")
-    });
-    assert_eq!(proxy.filter("boom")["instances"], 1);
 }
 
 /// A call's answer comes to the filter, and not to a stream; but the stream for which it then works is known.

@@ -222,3 +222,25 @@ fn names_of_a_refused_configuration_do_not_stay() {
     let ghosts: Vec<_> = metrics.names().filter(|(_, labels)| labels.values().any(|value| value == "ghost")).collect();
     assert!(ghosts.is_empty(), "{ghosts:#?}");
 }
+
+#[test]
+fn a_refused_configuration_adds_nothing_to_metrics_that_are_there() {
+    // It counts while it is configured, and refuses a configuration of three bytes.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_configure") (param i32) (param $size i32) (result i32)
+            (drop (call $define_metric (i32.const 0) %"configured" (i32.const 24)))
+            (drop (call $increment_metric (i32.load (i32.const 24)) (i64.const 5)))
+            (i32.ne (local.get $size) (i32.const 3)))"#,
+    );
+    let upstream = telling();
+    let config = |config: &str| good(&upstream).top("workers: 1").filter("counts", "counts.wasm", config);
+    let files: [(&str, &[u8]); 2] = [("marker.wasm", &guest::version("v1")), ("counts.wasm", &module)];
+    let mut proxy = Proxy::start_with(config("config: good"), &files);
+    let before = proxy.metrics().sum("wasmcustom_configured", &[]);
+    assert_eq!(before, 10.0, "the worker's instance, and the spare");
+    proxy.put_config(config("config: bad"));
+    assert_eq!(proxy.reload().0, 422);
+    assert_eq!(proxy.metrics().sum("wasmcustom_configured", &[]), before);
+    proxy.change_config(config("config: better"));
+    assert_eq!(proxy.metrics().sum("wasmcustom_configured", &[]), 2.0 * before);
+}

@@ -39,6 +39,11 @@ impl Counter {
         cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
+    /// Where it lies: the same for all that count in it.
+    pub(super) fn address(&self) -> usize {
+        self.0.address()
+    }
+
     /// The sum over all shards.
     pub fn value(&self) -> u64 {
         self.0.iter().fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
@@ -106,6 +111,11 @@ impl PlainGauge {
     /// Adds `n`, which may be negative.
     pub fn add(&self, n: i64) {
         self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Where it lies: the same for all that set it.
+    pub(super) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// What it is.

@@ -59,6 +59,15 @@ impl Handle {
         }
     }
 
+    /// Where it lies: the same for all handles of it.
+    pub(super) fn address(&self) -> usize {
+        match self {
+            Handle::Counter(counter) => counter.address(),
+            Handle::Gauge(gauge) => gauge.address(),
+            Handle::Histogram(histogram) => histogram.address(),
+        }
+    }
+
     /// `proxy_get_metric`: a histogram has no single value.
     pub fn get(&self) -> Result<u64, MetricError> {
         match self {

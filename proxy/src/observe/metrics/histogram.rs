@@ -141,6 +141,23 @@ impl Histogram {
         part.sum.fetch_add(value, Relaxed);
     }
 
+    /// Counts all that another one of the same ladder holds.
+    pub(super) fn add(&self, shard: Shard, other: &Histogram) {
+        let part = self.parts.at(shard);
+        for more in other.parts.iter() {
+            part.buckets
+                .iter()
+                .zip(&more.buckets)
+                .for_each(|(all, more)| _ = all.fetch_add(more.load(Relaxed), Relaxed));
+            part.sum.fetch_add(more.sum.load(Relaxed), Relaxed);
+        }
+    }
+
+    /// Where it lies: the same for all that count in it.
+    pub(super) fn address(&self) -> usize {
+        self.parts.address()
+    }
+
     /// What it holds. The count is the buckets' total, so that the two always agree, even amid observations.
     pub fn read(&self) -> Distribution {
         let steps = self.ladder.steps();

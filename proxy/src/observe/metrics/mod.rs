@@ -4,6 +4,7 @@ mod bench;
 mod cells;
 mod dynamic;
 mod exposition;
+mod held_back;
 mod histogram;
 mod process;
 mod registry;
@@ -17,6 +18,7 @@ pub use self::{
     cells::{Counter, Gauge, Held, PlainGauge},
     dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
+    held_back::HeldBack,
     histogram::{Distribution, Histogram, Ladder},
     process::register_process,
     registry::{Labels, Registry},

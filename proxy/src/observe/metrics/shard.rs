@@ -69,6 +69,11 @@ impl<T> PerShard<T> {
         }
     }
 
+    /// Where they lie: the same for all clones of the handle.
+    pub(in crate::observe) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     pub(in crate::observe) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|padded| &padded.0)
     }

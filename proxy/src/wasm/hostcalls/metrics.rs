@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
-    wasm::{host::Host, voice::Shown},
+    wasm::{host::Host, trial::Trial, voice::Shown},
 };
 
 /// Metrics that one instance may define.
@@ -21,16 +21,23 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         },
     )?;
     linker.func_wrap(MODULE, "proxy_increment_metric", |mut caller: Caller<'_, Host>, id: i32, delta: i64| {
-        status(on_metric(&mut caller, id, |m| m.increment(observe::shard(), delta)))
+        status(on_metric(&mut caller, id, |metric, trial| {
+            let held = trial.metrics(|held| held.increment(metric, delta));
+            held.unwrap_or_else(|| metric.increment(observe::shard(), delta))
+        }))
     })?;
     linker.func_wrap(MODULE, "proxy_record_metric", |mut caller: Caller<'_, Host>, id: i32, value: i64| {
-        status(on_metric(&mut caller, id, |m| {
-            m.record(observe::shard(), value as u64);
+        let value = value as u64;
+        status(on_metric(&mut caller, id, |metric, trial| {
+            let held = trial.metrics(|held| held.record(metric, value));
+            held.unwrap_or_else(|| metric.record(observe::shard(), value));
             Ok(())
         }))
     })?;
     linker.func_wrap(MODULE, "proxy_get_metric", |mut caller: Caller<'_, Host>, id: i32, out: i32| {
-        let value = on_metric(&mut caller, id, Handle::get);
+        let value = on_metric(&mut caller, id, |metric, trial| {
+            trial.metrics(|held| held.get(metric)).unwrap_or_else(|| metric.get())
+        });
         status(value.and_then(|value| split(&mut caller).and_then(|(memory, _)| write_u64(memory, out, value))))
     })?;
     Ok(())
@@ -69,11 +76,11 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
 fn on_metric<T>(
     caller: &mut Caller<'_, Host>,
     id: i32,
-    f: impl FnOnce(&Handle) -> Result<T, MetricError>,
+    f: impl FnOnce(&Handle, &Trial) -> Result<T, MetricError>,
 ) -> Result<T, Status> {
     let host = caller.data_mut();
     host.hostcalls += 1;
     let metric = host.metrics.get(id as u32 as usize).ok_or(Status::NotFound)?;
     // A counter cannot go down, a histogram cannot be read.
-    f(metric).map_err(|_| Status::BadArgument)
+    f(metric, &host.world.trial).map_err(|_| Status::BadArgument)
 }
