@@ -5,6 +5,8 @@
 
 #[cfg(any(not(target_arch = "wasm32"), not(feature = "portable")))]
 mod aided;
+#[cfg(any(test, target_arch = "wasm32"))]
+mod given;
 #[cfg(target_arch = "wasm32")]
 mod grpc;
 #[cfg(not(target_arch = "wasm32"))]

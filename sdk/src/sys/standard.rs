@@ -9,6 +9,7 @@ use std::ptr;
 
 use tollgate_abi::{pairs, proxy_wasm::Status};
 
+use super::given::{self, owned};
 use crate::CallError;
 
 #[link(wasm_import_module = "env")]
@@ -70,16 +71,6 @@ unsafe extern "C" {
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
 unsafe extern "C" {
     fn random_get(bytes: *mut u8, len: usize) -> i32;
-}
-
-/// Takes over what the host has allocated through `dispatch::allocate`.
-fn owned(data: *mut u8, size: usize) -> Vec<u8> {
-    if data.is_null() || size == 0 {
-        return Vec::new();
-    }
-    // SAFETY: the host got `data` from `dispatch::allocate(size)`, which leaked a `Box` of exactly this size, has
-    // written `size` bytes to it, and keeps no claim to it.
-    unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, size)) }.into_vec()
 }
 
 /// A header map as the host encodes it.
@@ -214,13 +205,8 @@ pub(crate) fn wall_clock() -> u64 {
 }
 
 pub(crate) fn random_bytes(bytes: &mut [u8]) {
-    // The host gives at most 64 KiB at a time.
-    for part in bytes.chunks_mut(1 << 16) {
-        // SAFETY: the host writes as many bytes as `part` has, which is borrowed mutably.
-        let errno = unsafe { random_get(part.as_mut_ptr(), part.len()) };
-        // What would be taken for a key then is all zeros, say.
-        assert!(errno == 0, "the host has no random bytes to give");
-    }
+    // SAFETY: the host writes as many bytes as `part` has, which is borrowed mutably.
+    given::fill(bytes, |part| unsafe { random_get(part.as_mut_ptr(), part.len()) });
 }
 
 pub(crate) fn set_effective_context(context: u32) {
