@@ -142,6 +142,26 @@ fn a_call_has_its_time() {
     assert_eq!(proxy(&upstream, &unary("calls", 100)).get("/").text(), "4");
 }
 
+/// Whoever always has something to read must look at the clock as well.
+#[test]
+fn a_call_has_its_time_however_many_messages_come() {
+    let upstream = speaking(|h2| {
+        let Ok((stream, _)) = h2.next_request() else { return };
+        answer_head(h2, stream);
+        let messages = framed(&[b'x'; 100]).repeat(100);
+        let mut rest = &messages[..];
+        loop {
+            match h2.data_within(stream, rest) {
+                0 if h2.read().is_err() || h2.so_far(stream).reset.is_some() => return,
+                0 => {}
+                sent if sent == rest.len() => rest = &messages,
+                sent => rest = &rest[sent..],
+            }
+        }
+    });
+    assert_eq!(proxy(&upstream, &unary("calls", 300)).get("/").text(), "4");
+}
+
 #[test]
 fn a_call_to_nobody_is_refused_at_once() {
     let upstream = speaking(|h2| while h2.next_request().is_ok() {});

@@ -12,6 +12,7 @@ mod balancing;
 mod bodies;
 mod bounds;
 mod ca;
+mod call_times;
 mod charges;
 mod compiling;
 mod containment;

@@ -1,0 +1,42 @@
+//! A filter's call ends when its time is over, however much comes meanwhile: whoever always has something to read must look at the
+//! clock as well.
+
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream},
+};
+
+/// A filter that makes a call for each request, and answers it with the number that says why the call has failed.
+fn calling() -> Vec<u8> {
+    let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
+    let nothing = "(i32.const 0) (i32.const 0)";
+    guest::filter(&format!(
+        r#"(global $context (mut i32) (i32.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (global.set $context (local.get 0))
+            (drop (call $call %"calls" %"{asked}" {nothing} {nothing} (i32.const 300) (i32.const 24)))
+            (i32.const 1))
+        (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+            (drop (call $get_status (i32.const 24) (global.get $out) (global.get $out_len)))
+            (i32.store8 (i32.const 40) (i32.add (i32.const 48) (i32.load (i32.const 24))))
+            (drop (call $become (global.get $context)))
+            (drop (call $reply (i32.const 200) {nothing} (i32.const 40) (i32.const 1) {nothing} (i32.const -1))))"#
+    ))
+}
+
+#[test]
+fn a_body_without_end() {
+    let calls = Upstream::scripted(|mut connection| {
+        if connection.request().is_none() {
+            return;
+        }
+        connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+        // So much overhead that the bound on a body's length is far away.
+        let parts = "1\r\nx\r\n".repeat(10_000);
+        while connection.wire.send(&parts).is_ok() {}
+    });
+    let upstream = Upstream::saying("");
+    let config = Config::to(&upstream).top("workers: 1").cluster("calls", &[&calls], "");
+    let proxy = Proxy::start_with(config.filter("calls", "calls.wasm", ""), &[("calls.wasm", &calling())]);
+    assert_eq!(proxy.get("/").text(), "4", "the time is over");
+}
