@@ -28,7 +28,7 @@ use super::{
     current::Scope,
     filter::WasmFilter,
     grpc::{self, Event, Wish},
-    host::{CallResponse, Host, Timer},
+    host::{CallResponse, Host, HttpCall, Timer},
     instance::{Exports, Instance},
     machine::{FIRST_ROOT, Machine},
     plugin::Plugin,
@@ -40,6 +40,10 @@ use crate::{chain::stream::Position, http::body::Body, observe, upstream::Pools}
 
 /// One call in this many is timed.
 const TIMED: u64 = 16;
+
+/// HTTP calls of a guest that are begun one after the other. With more of them the worker's other tasks get their turn first:
+/// a guest can ask for thousands at once, each with a connection and a body.
+const BEGUN_AT_ONCE: usize = 16;
 
 /// What a VM needs of its worker.
 #[derive(Clone)]
@@ -323,10 +327,17 @@ impl Vm {
                 std::mem::take(&mut host.reads),
             )
         };
-        for call in calls {
-            let id = call.id;
-            let task = callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get());
-            self.http.borrow_mut().insert(id, tokio::task::spawn_local(task).abort_handle());
+        let mut calls = calls.into_iter();
+        calls.by_ref().take(BEGUN_AT_ONCE).for_each(|call| self.begin(call));
+        if calls.len() > 0 {
+            let (me, incarnation) = (self.me.clone(), self.incarnation.get());
+            tokio::task::spawn_local(async move {
+                while calls.len() > 0 {
+                    tokio::task::yield_now().await;
+                    let Some(vm) = me.upgrade().filter(|vm| vm.incarnation.get() == incarnation) else { return };
+                    calls.by_ref().take(BEGUN_AT_ONCE).for_each(|call| vm.begin(call));
+                }
+            });
         }
         for wish in wishes {
             let calls = &mut self.grpc.borrow_mut();
@@ -363,6 +374,13 @@ impl Vm {
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
         }
+    }
+
+    /// Sends an HTTP call.
+    fn begin(&self, call: HttpCall) {
+        let id = call.id;
+        let task = callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get());
+        self.http.borrow_mut().insert(id, tokio::task::spawn_local(task).abort_handle());
     }
 
     /// A stream by its context: the filter's position in its chain, and the filter.
