@@ -5,6 +5,8 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
 };
 
+use flate2::read::GzDecoder;
+
 use crate::harness::{Config, Metrics, Proxy, Signal, Upstream, wait_until};
 
 #[test]
@@ -109,6 +111,25 @@ fn metrics_are_valid_and_move() {
         assert_eq!(after.sum(name, labels) - before.sum(name, labels), more, "{name} {labels:?}");
     }
     assert_eq!(after.sum("tollgate_filter_instances", &[("filter", "access")]), 2.0, "one for each worker");
+}
+
+#[test]
+fn metrics_are_compressed_for_those_that_take_it() {
+    let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', probes: {address: '@probes@'}}"));
+    for listener in ["admin", "probes"] {
+        let ask = |encoding| {
+            let fields = [("Host", "localhost"), ("Accept-Encoding", encoding)];
+            proxy.ask_admin(listener, "GET", "/metrics", &fields, "")
+        };
+        let (plain, packed) = (ask("identity"), ask("deflate, gzip;q=0.5"));
+        assert_eq!((plain.field("content-encoding"), packed.field("content-encoding")), (None, Some("gzip")));
+        assert_eq!(packed.field("content-type"), plain.field("content-type"));
+        assert_eq!(packed.field("vary"), Some("accept-encoding"));
+        assert!(packed.body.len() * 3 < plain.body.len(), "{} of {}", packed.body.len(), plain.body.len());
+        let mut text = String::new();
+        GzDecoder::new(&*packed.body).read_to_string(&mut text).expect("gzip");
+        assert!(text.contains("tollgate_requests_total"));
+    }
 }
 
 #[test]

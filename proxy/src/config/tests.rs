@@ -129,6 +129,25 @@ fn a_try_longer_than_all_tries_is_a_warning() {
     assert!(!loaded.warnings.has_errors());
 }
 
+/// Also if nobody has said how long that is.
+#[test]
+fn a_try_longer_than_a_head_may_take_is_a_warning() {
+    let warnings = |times: &str| {
+        let text = format!(
+            "{MINIMAL}clusters:\n  - {{name: a, {times}, retry: {{per_try_timeout: 20s}}, endpoints: [{{address: '127.0.0.1:1'}}]}}\n"
+        );
+        let loaded = loader().parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
+        loaded.warnings.to_string()
+    };
+    let by_default = warnings("balancer: random");
+    assert!(by_default.contains("(20s) is longer than the cluster's `response_head_timeout` (15s)"), "{by_default}");
+    let least = warnings("response_head_timeout: 5s, request_timeout: 10s");
+    assert!(least.contains("`response_head_timeout` (5s)"), "{least}");
+    for long_enough in ["response_head_timeout: 30s", "request_timeout: 1m", "request_timeout: 0s"] {
+        assert_eq!(warnings(long_enough), "", "{long_enough}");
+    }
+}
+
 #[test]
 fn later_stages_can_point_into_the_file() {
     let path = find("good/full.toml");
