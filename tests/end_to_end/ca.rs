@@ -1,6 +1,8 @@
 //! The certificate authority: by hand, as a service of the admin listener, and for a proxy that needs a certificate. What it
 //! signs is checked by others: by webpki, and by OpenSSL where there is one.
 
+mod rotation;
+
 use std::{
     fs,
     net::{Shutdown, SocketAddr, TcpStream},

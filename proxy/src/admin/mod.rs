@@ -64,7 +64,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("POST", "/yield", "closes this listener if the process is draining, so that its successor can listen; else 409"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
-    ("GET", "/ca/root", "the root's certificate (PEM), if `admin.ca` is configured"),
+    ("GET", "/ca/root", "the roots' certificates (PEM), if `admin.ca` is configured"),
     ("POST", "/ca/sign", "signs the request in the body (PKCS #10, PEM) for the bearer of a join token; `?ttl=24h`"),
 ];
 
@@ -104,7 +104,10 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
         },
         (&Method::POST, "/log") => set_log(&state, body).await,
         (&(Method::GET | Method::HEAD), "/ca/root") => match &state.ca {
-            Some(ca) => response(StatusCode::OK, "application/pem-certificate-chain", ca.root().to_owned().into()),
+            Some(ca) => match ca.roots() {
+                Ok(roots) => response(StatusCode::OK, "application/pem-certificate-chain", roots.into()),
+                Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
+            },
             None => no_ca(),
         },
         (&Method::POST, "/ca/sign") => match &state.ca {

@@ -1,10 +1,11 @@
 //! The authority itself: a folder with a root's certificate and key and the secret for join tokens, and the certificates
-//! that are signed with it.
+//! that are signed with it. How one root follows another is in [`rotation`](super::rotation).
 //!
 //! What it makes are X.509-SVIDs (the SPIFFE standard). The root has no name constraints: for URIs they would be right, but
 //! rustls refuses all certificates below a root that has one.
 
 use std::{
+    fs::{File, TryLockError},
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -25,9 +26,10 @@ use super::{
     token::Secret,
 };
 
-/// The root's certificate, in the authority's folder and in a workload's.
+/// The certificates of the roots that are trusted, in the authority's folder and in a workload's. There is more than one while
+/// one follows another.
 pub const ROOT: &str = "ca.pem";
-/// The root's private key.
+/// The private key of the root that signs.
 pub const KEY: &str = "ca.key";
 /// What join tokens are sealed with.
 pub const SECRET: &str = "token.key";
@@ -40,9 +42,37 @@ const BACKDATED_PART: u32 = 10;
 pub struct Authority {
     trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
-    root: String,
-    not_after: SystemTime,
+    roots: String,
+    signing: Facts,
     secret: PathBuf,
+}
+
+/// A root that was just made.
+pub struct Root {
+    /// Its certificate (PEM).
+    pub certificate: String,
+    /// Its key (PEM).
+    pub key: String,
+}
+
+impl Root {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn make(trust_domain: &TrustDomain, life: Duration) -> Result<Root, Error> {
+        let key = new_key()?;
+        let mut params = params(life)?;
+        let mut serial = [0; 4];
+        getrandom::fill(&mut serial)?;
+        // Roots that follow each other have different names, so that nobody takes one for the other.
+        params.distinguished_name.push(DnType::CommonName, format!("Tollgate CA {}", hex(&serial)));
+        params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Root { certificate, key: key.serialize_pem() })
+    }
 }
 
 /// Whom a certificate is for.
@@ -69,27 +99,23 @@ impl Authority {
     /// Makes a root in a folder, which is made too if it is not there.
     ///
     /// # Errors
-    /// There is one already (unless `replace`), or the files cannot be written.
+    /// There is one already (unless `replace`) or somebody signs with it, or the files cannot be written.
     pub fn create(dir: &Path, trust_domain: &TrustDomain, life: Duration, replace: bool) -> Result<Authority, Error> {
         files::make_dir(dir)?;
         let there = [ROOT, KEY, SECRET].into_iter().map(|name| dir.join(name)).find(|path| path.exists());
         if let Some(path) = there.filter(|_| !replace) {
             return Err(Error::Exists(path));
         }
-        let key = new_key()?;
-        let mut params = params(life)?;
-        let mut serial = [0; 4];
-        getrandom::fill(&mut serial)?;
-        // Roots that follow each other have different names, so that nobody takes one for the other.
-        params.distinguished_name.push(DnType::CommonName, format!("Tollgate CA {}", hex(&serial)));
-        params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = params.self_signed(&key)?;
+        // Nobody signs with it from here on, and nobody does who has it.
+        let folder = File::open(dir).map_err(|error| Error::read(dir, error))?;
+        if let Err(TryLockError::WouldBlock) = folder.try_lock() {
+            return Err(Error::Used(dir.to_owned()));
+        }
+        let root = Root::make(trust_domain, life)?;
         // The key first: a root without its key looks finished and is not.
-        files::put(&dir.join(KEY), &key.serialize_pem(), PRIVATE)?;
+        files::put(&dir.join(KEY), &root.key, PRIVATE)?;
         files::put(&dir.join(SECRET), &Secret::generate()?, PRIVATE)?;
-        files::put(&dir.join(ROOT), &root.pem(), PUBLIC)?;
+        files::put(&dir.join(ROOT), &root.certificate, PUBLIC)?;
         Authority::open(dir)
     }
 
@@ -100,34 +126,42 @@ impl Authority {
     pub fn open(dir: &Path) -> Result<Authority, Error> {
         let [root_file, key_file, secret_file] = [ROOT, KEY, SECRET].map(|name| dir.join(name));
         let wrong = |what: &str| Error::content(&root_file, what);
-        let root = files::read(&root_file)?;
-        let facts = certificate::all_in(&root).map_err(|what| wrong(&what))?.swap_remove(0);
-        if !facts.is_ca {
+        // The roots before the key: while one follows another, both have their certificates there, whichever the key is of.
+        let roots = files::read(&root_file)?;
+        let all = certificate::all_in(&roots).map_err(|what| wrong(&what))?;
+        if all.iter().any(|facts| !facts.is_ca) {
             return Err(wrong("is a certificate that must not sign others"));
         }
-        let identity = facts.uri().and_then(|uri| uri.parse::<SpiffeId>().ok()).filter(|id| id.path().is_empty());
-        let identity = identity.ok_or_else(|| wrong("does not name a trust domain (a URI `spiffe://NAME`)"))?;
-        let trust_domain = identity.trust_domain().parse().map_err(|e| wrong(&format!("names none: {e}")))?;
         let key = KeyPair::from_pem(&files::read(&key_file)?);
         let key = key.map_err(|e| Error::content(&key_file, format!("holds no private key: {e}")))?;
-        if key.subject_public_key_info() != facts.public_key {
-            return Err(Error::content(&key_file, format!("is not the key of `{}`", root_file.display())));
-        }
-        let der = CertificateDer::from_pem_slice(root.as_bytes()).map_err(|e| wrong(&format!("is not PEM: {e}")))?;
+        let place = all.iter().position(|facts| facts.public_key == key.subject_public_key_info());
+        let not_its_key = || Error::content(&key_file, format!("is not the key of `{}`", root_file.display()));
+        let place = place.ok_or_else(not_its_key)?;
+        let signing = all[place].clone();
+        let identity = signing.uri().and_then(|uri| uri.parse::<SpiffeId>().ok()).filter(|id| id.path().is_empty());
+        let identity = identity.ok_or_else(|| wrong("does not name a trust domain (a URI `spiffe://NAME`)"))?;
+        let trust_domain = identity.trust_domain().parse().map_err(|e| wrong(&format!("names none: {e}")))?;
+        let der = CertificateDer::pem_slice_iter(roots.as_bytes()).nth(place);
+        let der = der.and_then(Result::ok).ok_or_else(|| wrong("is not PEM"))?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        let authority = Authority { trust_domain, issuer, root, not_after: facts.not_after, secret: secret_file };
+        let authority = Authority { trust_domain, issuer, roots, signing, secret: secret_file };
         authority.secret()?;
         Ok(authority)
     }
 
-    /// The root's certificate (PEM).
-    pub fn root(&self) -> &str {
-        &self.root
+    /// The certificates of all roots that are trusted (PEM).
+    pub fn roots(&self) -> &str {
+        &self.roots
     }
 
-    /// When the root's certificate ends.
+    /// The root that signs.
+    pub fn signing(&self) -> &Facts {
+        &self.signing
+    }
+
+    /// When the certificate of the root that signs ends.
     pub fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.signing.not_after
     }
 
     /// Whose identities it signs.
@@ -140,8 +174,7 @@ impl Authority {
     /// # Errors
     /// The file is missing or is not what it should be.
     pub fn secret(&self) -> Result<Secret, Error> {
-        let secret = Secret::read(&files::read(&self.secret)?);
-        secret.ok_or_else(|| Error::content(&self.secret, "holds no secret for join tokens"))
+        secret_in(&self.secret)
     }
 
     /// Puts another secret in its place.
@@ -162,7 +195,7 @@ impl Authority {
         if id.path().is_empty() {
             return Err(Error::Name(format!("`{id}` is the trust domain; a workload's identity has a path")));
         }
-        let left = self.not_after.duration_since(SystemTime::now()).map_err(|_| Error::Ended)?;
+        let left = self.not_after().duration_since(SystemTime::now()).map_err(|_| Error::Ended)?;
         let mut params = params(life.min(left))?;
         params.subject_alt_names = alternative_names(names)?;
         params.is_ca = IsCa::ExplicitNoCa;
@@ -171,6 +204,27 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         issued(&params.signed_by(key, &self.issuer)?)
     }
+}
+
+/// What join tokens of the authority in this folder are sealed with.
+///
+/// # Errors
+/// As for [`Authority::secret`].
+pub fn secret_of(dir: &Path) -> Result<Secret, Error> {
+    secret_in(&dir.join(SECRET))
+}
+
+/// The certificates of all roots that are trusted, of the authority in this folder (PEM).
+///
+/// # Errors
+/// The file is missing.
+pub fn roots_of(dir: &Path) -> Result<String, Error> {
+    files::read(&dir.join(ROOT))
+}
+
+fn secret_in(file: &Path) -> Result<Secret, Error> {
+    let secret = Secret::read(&files::read(file)?);
+    secret.ok_or_else(|| Error::content(file, "holds no secret for join tokens"))
 }
 
 /// A key for a certificate.
@@ -253,10 +307,10 @@ mod tests {
         let authority = authority(dir.path());
         let issued = authority.sign(&new_key().unwrap(), &names("spiffe://mesh.local/web"), 100 * DAY).unwrap();
         assert!(issued.facts.not_after <= authority.not_after());
-        assert!(certificate::is_signed_by(&issued.chain, authority.root()));
+        assert!(certificate::is_signed_by(&issued.chain, authority.roots()));
         let other = TempDir::new().unwrap();
         let other = Authority::create(other.path(), authority.trust_domain(), DAY, false).unwrap();
-        assert!(!certificate::is_signed_by(&issued.chain, other.root()));
+        assert!(!certificate::is_signed_by(&issued.chain, other.roots()));
     }
 
     #[test]
@@ -283,9 +337,9 @@ mod tests {
         }
         let again = Authority::create(dir.path(), first.trust_domain(), DAY, false);
         assert!(matches!(again, Err(Error::Exists(_))));
-        assert_eq!(Authority::open(dir.path()).unwrap().root(), first.root(), "nothing has changed");
+        assert_eq!(Authority::open(dir.path()).unwrap().roots(), first.roots(), "nothing has changed");
         let replaced = Authority::create(dir.path(), first.trust_domain(), DAY, true).unwrap();
-        assert_ne!(replaced.root(), first.root());
+        assert_ne!(replaced.roots(), first.roots());
     }
 
     #[test]

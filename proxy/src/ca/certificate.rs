@@ -48,16 +48,22 @@ pub fn all_in(pem: &str) -> Result<Vec<Facts>, String> {
     ders.iter().map(|der| Facts::of(der)).collect()
 }
 
-/// Whether the first certificate of a text (PEM) was signed by the first one of another.
-pub fn is_signed_by(leaf: &str, root: &str) -> bool {
-    let first = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).ok();
-    let (Some(leaf), Some(root)) = (first(leaf), first(root)) else { return false };
-    match (parse(&leaf), parse(&root)) {
-        (Ok(leaf), Ok(root)) => {
-            leaf.issuer() == root.subject() && leaf.verify_signature(Some(root.public_key())).is_ok()
-        }
-        _ => false,
-    }
+/// Whether the first certificate of a text (PEM) was signed by one of another.
+pub fn is_signed_by(leaf: &str, roots: &str) -> bool {
+    let Ok(leaf) = CertificateDer::from_pem_slice(leaf.as_bytes()) else { return false };
+    let Ok(leaf) = parse(&leaf) else { return false };
+    let signed = |root: CertificateDer<'_>| match parse(&root) {
+        Ok(root) => leaf.issuer() == root.subject() && leaf.verify_signature(Some(root.public_key())).is_ok(),
+        Err(_) => false,
+    };
+    CertificateDer::pem_slice_iter(roots.as_bytes()).flatten().any(signed)
+}
+
+/// Whether a certificate is in both texts (PEM).
+pub fn have_one_in_common(one: &str, other: &str) -> bool {
+    let of = |pem| all_in(pem).unwrap_or_default();
+    let other = of(other);
+    of(one).iter().any(|facts| other.iter().any(|o| o.fingerprint == facts.fingerprint))
 }
 
 impl Facts {

@@ -15,6 +15,7 @@ use super::{
     authority::{self, Authority, Names},
     certificate::{self, Facts},
     files::{self, PRIVATE, PUBLIC},
+    rotation::{NEXT, Rotation, SPREAD, Stage},
     spiffe::{SpiffeId, TrustDomain},
     token::{Scope, Token},
 };
@@ -36,6 +37,12 @@ pub enum CaCommand {
     /// It can be used any number of times until it ends, and no record is kept of it. `--new-secret` ends all tokens that
     /// there are, at once.
     Token(TokenArgs),
+    /// Replace the root without a gap, in three steps; without one, show how far that is.
+    ///
+    /// `prepare` makes the next root and lets it be trusted. When all know it (after five minutes), `switch` lets it sign. When all
+    /// certificates of the old one have ended, `retire` ends the trust in that. Proxies that sign with the folder, and those that have
+    /// their certificates from them, follow by themselves.
+    Rotate(RotateArgs),
     /// Show what is in an authority's folder, or in a file with certificates.
     Show(ShowArgs),
 }
@@ -58,7 +65,8 @@ pub struct InitArgs {
     /// How long the root holds. No certificate outlives it.
     #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
-    /// Replace a root that is there. Nothing that it has signed is worth anything afterwards.
+    /// Replace a root that is there. Nothing that it has signed is worth anything afterwards; `tollgate ca rotate` replaces it without
+    /// that. Refused while a proxy signs with it.
     #[arg(long)]
     force: bool,
 }
@@ -108,6 +116,42 @@ pub struct TokenArgs {
     out: Option<PathBuf>,
 }
 
+/// Of `tollgate ca rotate`.
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// The authority's folder.
+    #[arg(long, default_value = "ca", global = true)]
+    dir: PathBuf,
+    #[command(subcommand)]
+    step: Option<Step>,
+}
+
+/// A step of a rotation.
+#[derive(Debug, Subcommand)]
+enum Step {
+    /// Make the next root, and let it be trusted beside the one that signs.
+    Prepare {
+        /// How long the root holds.
+        #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Let the next root sign.
+    Switch {
+        /// Do not wait until all know it.
+        #[arg(long)]
+        now: bool,
+    },
+    /// End the trust in the old root.
+    Retire {
+        /// How long certificates live at most: `max_ttl` of the proxies that sign, and what was given to `ca issue`.
+        #[arg(long, value_name = "TIME", default_value = "24h")]
+        ttl: units::Duration,
+        /// Do not wait until the old root's certificates have ended.
+        #[arg(long)]
+        now: bool,
+    },
+}
+
 /// Of `tollgate ca show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
@@ -125,6 +169,7 @@ pub fn run(command: &CaCommand) -> anyhow::Result<()> {
         CaCommand::Init(args) => init(args),
         CaCommand::Issue(args) => issue(args),
         CaCommand::Token(args) => token(args),
+        CaCommand::Rotate(args) => rotate(args),
         CaCommand::Show(args) => show(args),
     }
 }
@@ -134,7 +179,10 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
     let made = Authority::create(dir, domain, DAY * args.days, args.force);
     let made = made.map_err(|e| match e {
         Error::Exists(_) => {
-            anyhow::anyhow!("{e}; --force replaces the root, and all that it has signed is worth nothing")
+            anyhow::anyhow!(
+                "{e}; `tollgate ca rotate` replaces a root without a gap, --force at once, and then all that it has signed is worth \
+                 nothing"
+            )
         }
         e => e.into(),
     })?;
@@ -199,7 +247,8 @@ fn is_of_authority(dir: &Path, file: &Path) -> bool {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let same_folder = matches!((dir.canonicalize(), parent.canonicalize()), (Ok(a), Ok(b)) if a == b);
     let name = file.file_name();
-    same_folder && [authority::ROOT, authority::KEY, authority::SECRET].iter().any(|own| name == Some(own.as_ref()))
+    same_folder
+        && [authority::ROOT, authority::KEY, authority::SECRET, NEXT].iter().any(|own| name == Some(own.as_ref()))
 }
 
 /// The path of a certificate's files, without their endings.
@@ -239,6 +288,52 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
     }
     // Not a part of the token: standard output may be a file.
     eprintln!("join token {} for {}, until {}", token.id, token.scope, timestamp::text(token.expires));
+    Ok(())
+}
+
+fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
+    open(&args.dir)?;
+    let rotation = Rotation::open(&args.dir)?;
+    let dir = match args.dir.as_os_str() == "ca" {
+        true => String::new(),
+        false => format!(" --dir {}", args.dir.display()),
+    };
+    let authority = match &args.step {
+        None => {
+            match rotation.stage()? {
+                Stage::Settled => {
+                    println!("one root, which signs; `tollgate ca rotate{dir} prepare` makes the next one")
+                }
+                Stage::Prepared(since) => println!(
+                    "the next root is trusted since {}; `tollgate ca rotate{dir} switch` lets it sign",
+                    timestamp::text(since)
+                ),
+                Stage::Switched(since) => println!(
+                    "the next root signs since {}; `tollgate ca rotate{dir} retire` ends the trust in the old one",
+                    timestamp::text(since)
+                ),
+            }
+            return Ok(());
+        }
+        Some(Step::Prepare { days }) => {
+            let authority = rotation.prepare(DAY * *days)?;
+            println!("the next root is trusted, beside the one that signs");
+            println!("next, in {} minutes, when all know it: tollgate ca rotate{dir} switch", SPREAD.as_secs() / 60);
+            authority
+        }
+        Some(Step::Switch { now }) => {
+            let authority = rotation.switch(*now)?;
+            println!("the next root signs; the old one is still trusted");
+            println!("next, when all certificates of the old one have ended: tollgate ca rotate{dir} retire");
+            authority
+        }
+        Some(Step::Retire { ttl, now }) => {
+            let authority = rotation.retire(ttl.0, *now)?;
+            println!("the old root is not trusted any more");
+            authority
+        }
+    };
+    println!("  signing  {}, until {}", authority.signing().subject, timestamp::text(authority.not_after()));
     Ok(())
 }
 

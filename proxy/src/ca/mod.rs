@@ -1,12 +1,13 @@
 //! A certificate authority for those who have none: for development, and for meshes that are small enough for one.
 //!
 //! [`authority`] is the folder with the root's key, and what it signs; [`token`] says who may ask for which identity
-//! ([`spiffe`]). `tollgate ca` works on the folder by hand ([`command`]). A proxy that has the folder signs for others on its
+//! ([`spiffe`]). `tollgate ca` works on the folder by hand ([`command`]), and replaces its root without a gap ([`rotation`]). A proxy that has the folder signs for others on its
 //! admin listener ([`service`]), and a proxy that needs a certificate asks for one and renews it ([`workload`]).
 
 pub mod authority;
 pub mod command;
 pub mod files;
+pub mod rotation;
 pub mod service;
 pub mod spiffe;
 pub mod token;
@@ -39,6 +40,12 @@ pub enum Error {
     /// A file is there and must not be replaced.
     #[error("`{}` is there already", .0.display())]
     Exists(PathBuf),
+    /// A process signs with it.
+    #[error("a proxy signs with `{}`; `tollgate ca rotate` replaces its root without a gap", .0.display())]
+    Used(PathBuf),
+    /// A step of a rotation that is not the next one, or comes too early.
+    #[error("{0}")]
+    Step(String),
     /// A file holds something else than it should.
     #[error("`{}` {what}", path.display())]
     Content {

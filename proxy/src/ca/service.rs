@@ -5,7 +5,9 @@
 
 use std::{
     cell::RefCell,
+    fs::File,
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     Error,
-    authority::{Authority, Issued, Names},
+    authority::{self, Authority, Issued, Names},
     request,
     spiffe::SpiffeId,
     token::{Scope, TokenError},
@@ -35,9 +37,14 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// Refusals are logged this far apart at least; those between are counted.
 const APART: Duration = Duration::from_secs(1);
 
-/// What signs for workloads.
+/// What signs for workloads. It reads the folder each time, so that another root signs as soon as it is to, and no key is in memory
+/// longer than it is needed.
 pub struct Service {
-    authority: Authority,
+    dir: PathBuf,
+    /// Keeps others from making another authority in this folder.
+    _claim: File,
+    /// The root that was the one to sign when that was last looked at, by its fingerprint.
+    signing: RefCell<String>,
     max_ttl: Duration,
     issued: Counter,
     refused: Vec<(&'static str, Counter)>,
@@ -125,16 +132,24 @@ impl Service {
             not_after = timestamp::text(authority.not_after()),
             "the admin listener is a certificate authority"
         );
-        Ok(Some(Service::new(authority, config.max_ttl.0, registry)?))
+        let dir = loaded.source.resolve(&config.dir);
+        Ok(Some(Service::new(dir, &authority, config.max_ttl.0, registry)?))
     }
 
-    fn new(authority: Authority, max_ttl: Duration, registry: &Registry) -> Result<Service, MetricError> {
+    fn new(dir: PathBuf, authority: &Authority, max_ttl: Duration, registry: &Registry) -> anyhow::Result<Service> {
+        let claim = File::open(&dir)?;
+        // A file system that knows no locks protects from nothing, and hinders nobody.
+        if let Err(error) = claim.try_lock_shared() {
+            tracing::debug!("the authority's folder is not locked: {error}");
+        }
         let refused = |reason| {
             let help = "Certificates that were refused to workloads, by reason.";
             Ok((reason, registry.counter("tollgate_ca_refused_total", help, &[("reason", reason)])?))
         };
         Ok(Service {
-            authority,
+            dir,
+            _claim: claim,
+            signing: RefCell::new(authority.signing().fingerprint.clone()),
             max_ttl,
             issued: registry.counter(
                 "tollgate_ca_issued_total",
@@ -146,9 +161,27 @@ impl Service {
         })
     }
 
-    /// The root's certificate (PEM).
-    pub fn root(&self) -> &str {
-        self.authority.root()
+    /// The certificates of all roots that are trusted (PEM).
+    ///
+    /// # Errors
+    /// The folder holds none any more.
+    pub fn roots(&self) -> Result<String, Error> {
+        authority::roots_of(&self.dir)
+    }
+
+    /// The authority as it is now.
+    fn authority(&self) -> Result<Authority, Error> {
+        let authority = Authority::open(&self.dir)?;
+        let signing = authority.signing();
+        if *self.signing.borrow() != signing.fingerprint {
+            tracing::info!(
+                subject = signing.subject,
+                not_after = timestamp::text(signing.not_after),
+                "another root signs"
+            );
+            self.signing.replace(signing.fingerprint.clone());
+        }
+        Ok(authority)
     }
 
     /// Answers `POST /ca/sign`: a status and a JSON object.
@@ -166,14 +199,14 @@ impl Service {
             }
         };
         match signed {
-            Ok((issued, token)) => {
+            Ok(((issued, roots), token)) => {
                 let facts = &issued.facts;
                 let not_after = timestamp::text(facts.not_after);
                 self.issued.inc(shard());
                 tracing::info!(
                     spiffe = facts.uri(), serial = facts.serial, not_after, token, %peer, "a certificate was signed"
                 );
-                (StatusCode::OK, answer(&issued, self.root()))
+                (StatusCode::OK, answer(&issued, &roots))
             }
             Err(refusal) => {
                 self.note(&refusal, peer);
@@ -190,11 +223,12 @@ impl Service {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(Refusal::NoToken);
         }
-        let token = self.authority.secret()?.open(token.trim(), SystemTime::now())?;
+        let token = authority::secret_of(&self.dir)?.open(token.trim(), SystemTime::now())?;
         Ok((token.scope, token.id))
     }
 
-    fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<Issued, Refusal> {
+    /// A certificate, and the roots that are trusted with it.
+    fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<(Issued, String), Refusal> {
         let life = query.into_iter().flat_map(|query| query.split('&')).find_map(|part| part.strip_prefix("ttl="));
         let life = match life {
             None => self.max_ttl,
@@ -208,7 +242,8 @@ impl Service {
             return Err(Refusal::Identity { scope: scope.clone(), asked: asked.spiffe });
         }
         let names = Names { spiffe: asked.spiffe, dns: Vec::new(), ip: Vec::new() };
-        Ok(self.authority.sign(&asked.key, &names, life)?)
+        let authority = self.authority()?;
+        Ok((authority.sign(&asked.key, &names, life)?, authority.roots().to_owned()))
     }
 
     /// Counts a refusal, and logs it unless one was logged just now: nobody shall fill the log by asking.
@@ -228,14 +263,14 @@ impl Service {
     }
 }
 
-fn answer(issued: &Issued, root: &str) -> Value {
+fn answer(issued: &Issued, roots: &str) -> Value {
     json!({
         "spiffe": issued.facts.uri(),
         "serial": issued.facts.serial,
         "not_before": timestamp::text(issued.facts.not_before),
         "not_after": timestamp::text(issued.facts.not_after),
         "certificate": issued.chain,
-        "root": root,
+        "root": roots,
     })
 }
 
@@ -252,7 +287,7 @@ mod tests {
 
     fn service(dir: &TempDir) -> Service {
         let authority = Authority::create(dir.path(), &"mesh.local".parse().unwrap(), 24 * HOUR, false).unwrap();
-        Service::new(authority, HOUR, &Registry::new(1)).unwrap()
+        Service::new(dir.path().to_owned(), &authority, HOUR, &Registry::new(1)).unwrap()
     }
 
     fn csr(id: &str) -> String {
@@ -270,12 +305,12 @@ mod tests {
         let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let (service, other) = (service(&dir), service(&other));
         let token = |ttl| Token::new("spiffe://mesh.local/*".parse().unwrap(), ttl).unwrap();
-        let ours = service.authority.secret().unwrap().seal(&token(HOUR));
+        let ours = service.authority().unwrap().secret().unwrap().seal(&token(HOUR));
         for good in [format!("Bearer {ours}"), format!("bearer {ours}")] {
             assert_eq!(service.scope(&bearing(&good)).unwrap().0.to_string(), "spiffe://mesh.local/*");
         }
-        let forged = other.authority.secret().unwrap().seal(&token(HOUR));
-        let ended = service.authority.secret().unwrap().seal(&token(Duration::ZERO));
+        let forged = other.authority().unwrap().secret().unwrap().seal(&token(HOUR));
+        let ended = service.authority().unwrap().secret().unwrap().seal(&token(Duration::ZERO));
         for (authorization, reason) in [
             (format!("Bearer {forged}"), "bad_token"),
             (format!("Bearer {ended}"), "expired_token"),
@@ -288,7 +323,7 @@ mod tests {
             assert_eq!((refusal.reason(), refusal.status().as_u16()), (reason, 401), "{authorization}");
         }
         assert_eq!(service.scope(&HeaderMap::new()).unwrap_err().reason(), "no_token");
-        service.authority.renew_secret().unwrap();
+        service.authority().unwrap().renew_secret().unwrap();
         assert_eq!(service.scope(&bearing(&format!("Bearer {ours}"))).unwrap_err().reason(), "bad_token");
     }
 
@@ -299,7 +334,7 @@ mod tests {
         let decide = |scope: &str, query, id| {
             service.decide(&scope.parse().unwrap(), query, csr(id).as_bytes()).map_err(|refusal| refusal.reason())
         };
-        let life = |issued: Issued| issued.facts.not_after.duration_since(SystemTime::now()).unwrap();
+        let life = |(issued, _): (Issued, String)| issued.facts.not_after.duration_since(SystemTime::now()).unwrap();
         let (all, web) = ("spiffe://mesh.local/*", "spiffe://mesh.local/web");
         assert!(life(decide(all, Some("ttl=1m"), web).unwrap()) <= HOUR / 60);
         for query in [None, Some("ttl=300h"), Some("a=b")] {

@@ -89,6 +89,16 @@ pub async fn ask(config: &model::Workload, token: &str) -> Result<Held, Failure>
     }
 }
 
+/// Asks for the roots that are trusted (PEM).
+pub async fn roots(config: &model::Workload) -> Result<String, Failure> {
+    let request = Request::get("/ca/root").header(header::HOST, config.ca.authority()).body(Full::default());
+    let (status, body) = exchange(config, request.map_err(|e| Failure::Unreachable(e.to_string()))?).await?;
+    match status {
+        StatusCode::OK => String::from_utf8(body.into()).map_err(|e| Failure::Answer(e.to_string())),
+        status => Err(Failure::Unreachable(status.to_string())),
+    }
+}
+
 /// A request for a certificate in a request of HTTP.
 fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, Failure> {
     let csr = || -> Result<String, rcgen::Error> {
@@ -140,7 +150,7 @@ fn check(held: &Held, config: &model::Workload, key: &KeyPair) -> Result<(), Str
         return Err("the certificate is for another key".to_owned());
     }
     if !certificate::is_signed_by(&held.chain, &held.root) {
-        return Err("the certificate was not signed by the root that came with it".to_owned());
+        return Err("the certificate was not signed by a root that came with it".to_owned());
     }
     match facts.is_valid_at(SystemTime::now()) {
         true => Ok(()),
@@ -172,15 +182,15 @@ mod tests {
             let held = Held::new(issued.chain, key.serialize_pem(), root.to_owned()).unwrap();
             check(&held, &config, &key)
         };
-        assert_eq!(checked("spiffe://mesh.local/web", &key, authority.root()), Ok(()));
-        let error = checked("spiffe://mesh.local/db", &key, authority.root()).unwrap_err();
+        assert_eq!(checked("spiffe://mesh.local/web", &key, authority.roots()), Ok(()));
+        let error = checked("spiffe://mesh.local/db", &key, authority.roots()).unwrap_err();
         assert!(error.contains("spiffe://mesh.local/db"), "{error}");
         let other_key = authority::new_key().unwrap();
-        let error = checked("spiffe://mesh.local/web", &other_key, authority.root()).unwrap_err();
+        let error = checked("spiffe://mesh.local/web", &other_key, authority.roots()).unwrap_err();
         assert!(error.contains("another key"), "{error}");
         let other = TempDir::new().unwrap();
         let other = Authority::create(other.path(), &domain, hour, false).unwrap();
-        let error = checked("spiffe://mesh.local/web", &key, other.root()).unwrap_err();
-        assert!(error.contains("not signed by the root"), "{error}");
+        let error = checked("spiffe://mesh.local/web", &key, other.roots()).unwrap_err();
+        assert!(error.contains("not signed by a root"), "{error}");
     }
 }

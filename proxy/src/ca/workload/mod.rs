@@ -18,7 +18,10 @@ use self::{
     ask::Failure,
     store::{Held, Store},
 };
-use super::{certificate::Facts, token};
+use super::{
+    certificate::{self, Facts},
+    token,
+};
 use crate::{
     config::{Diagnostic, Diagnostics, Loaded, model},
     observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard},
@@ -35,7 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// behind ours by more than a certificate's life.
 const APART: Duration = Duration::from_secs(600);
 
-/// The clock on the wall is looked at this often: it may be set, and a machine may sleep.
+/// The clock on the wall is looked at this often, since it may be set and a machine may sleep; and the authority is asked which roots are
+/// trusted: another one must be known before it signs.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Gets and renews the certificate.
@@ -128,8 +132,10 @@ impl Agent {
                     "the join token ends before the workload's certificate is renewed: put a new one in its place"
                 );
             }
+            let look = LOOK.min(part(&held.facts));
             while let Ok(left) = due.duration_since(SystemTime::now()) {
-                tokio::time::sleep(left.min(LOOK) + Duration::from_millis(1)).await;
+                self.learn_roots(&mut held).await;
+                tokio::time::sleep(left.min(look) + Duration::from_millis(1)).await;
             }
             let mut wait = FIRST_WAIT;
             held = loop {
@@ -153,12 +159,31 @@ impl Agent {
         }
     }
 
+    /// Asks which roots are trusted, and puts them into the folder if they are others than before.
+    async fn learn_roots(&self, held: &mut Held) {
+        let learnt = async {
+            let roots = ask::roots(&self.config).await?;
+            // Our own must be among them: whoever has them goes by this certificate until it is renewed.
+            if roots == held.root || !certificate::is_signed_by(&held.chain, &roots) {
+                return Ok(());
+            }
+            let new = Held::new(held.chain.clone(), held.key.clone(), roots).map_err(Failure::Answer)?;
+            self.store.put(&new).map_err(Failure::Store)?;
+            tracing::info!(ca = %self.config.ca, "the certificate authority trusts other roots than before");
+            *held = new;
+            Ok::<_, Failure>(())
+        };
+        if let Err(failure) = learnt.await {
+            tracing::debug!("which roots are trusted is not known: {failure}");
+        }
+    }
+
     /// Asks for a certificate and puts it into the folder.
     async fn get(&self) -> Result<Held, Failure> {
         let got = async {
             let held = ask::ask(&self.config, &self.token()?).await?;
             let before = self.store.put(&held).map_err(Failure::Store)?;
-            if before.is_some_and(|root| root != held.root) {
+            if before.is_some_and(|before| !certificate::have_one_in_common(&before, &held.root)) {
                 tracing::warn!("the certificate authority has another root than before");
             }
             Ok(held)
@@ -211,8 +236,13 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
 
 /// How long a certificate is kept whatever the clocks say: a twelfth of its life.
 fn apart(facts: &Facts) -> Duration {
+    part(facts).min(APART)
+}
+
+/// A twelfth of a certificate's life, or a second.
+fn part(facts: &Facts) -> Duration {
     let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
-    (life / 12).clamp(Duration::from_secs(1), APART)
+    (life / 12).max(Duration::from_secs(1))
 }
 
 /// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together

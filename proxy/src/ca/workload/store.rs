@@ -4,11 +4,11 @@
 //! workload.pem -> ..data/workload.pem
 //! workload.key -> ..data/workload.key
 //! ca.pem       -> ..data/ca.pem
-//! ..data       -> ..SERIAL
-//! ..SERIAL/       the files
+//! ..data       -> ..SERIALROOTS
+//! ..SERIALROOTS/  the files
 //! ```
 //!
-//! A new certificate is written into a folder of its own, and `..data` is switched in one step: the three files change
+//! (The second half of the name is a digest of the roots.) A new certificate, or another root that is trusted, is written into a folder of its own, and `..data` is switched in one step: the three files change
 //! together. The folder before is kept, for those who have just found it.
 
 use std::{
@@ -19,6 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aws_lc_rs::digest;
 use rcgen::{KeyPair, PublicKeyData};
 
 use crate::ca::{
@@ -26,6 +27,7 @@ use crate::ca::{
     authority::ROOT,
     certificate::{self, Facts},
     files::{self, PRIVATE, PUBLIC},
+    hex,
     spiffe::SpiffeId,
 };
 
@@ -50,6 +52,7 @@ pub struct Store {
 pub struct Held {
     pub chain: String,
     pub key: String,
+    /// The roots that are trusted.
     pub root: String,
     pub facts: Facts,
 }
@@ -96,7 +99,8 @@ impl Store {
     /// Puts a certificate in the place of the one that is there, and tells the root that was there.
     pub fn put(&self, held: &Held) -> Result<Option<String>, Error> {
         let root_before = fs::read_to_string(self.dir.join(ROOT)).ok();
-        let name = format!("..{}", held.facts.serial);
+        let roots = digest::digest(&digest::SHA256, held.root.as_bytes());
+        let name = format!("..{}{}", held.facts.serial, hex(&roots.as_ref()[..4]));
         let version = self.dir.join(&name);
         files::make_dir(&version)?;
         files::put(&version.join(KEY), &held.key, PRIVATE)?;
@@ -167,7 +171,7 @@ mod tests {
     fn held(authority: &Authority, life: Duration) -> Held {
         let (key, names) = (new_key().unwrap(), Names { spiffe: id(), dns: Vec::new(), ip: Vec::new() });
         let issued = authority.sign(&key, &names, life).unwrap();
-        Held::new(issued.chain, key.serialize_pem(), authority.root().to_owned()).unwrap()
+        Held::new(issued.chain, key.serialize_pem(), authority.roots().to_owned()).unwrap()
     }
 
     fn authority(dir: &Path) -> Authority {
@@ -185,7 +189,7 @@ mod tests {
         let key = store.dir().join(KEY);
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let second = held(&authority, HOUR);
-        assert_eq!(store.put(&second).unwrap().as_deref(), Some(authority.root()));
+        assert_eq!(store.put(&second).unwrap().as_deref(), Some(authority.roots()));
         assert_eq!(fs::read_to_string(key).unwrap(), second.key);
     }
 

@@ -1,0 +1,203 @@
+//! One root follows another: nobody notices, whoever is restarted meanwhile, and nobody can do it in a way that would be noticed.
+
+use std::{
+    fs, mem,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
+use serde_json::json;
+
+use super::{Folder, WEB, held, request_for, sign, workload, workload_section};
+use crate::harness::{Client, Config, Proxy, Signal, Upstream, wait_until};
+
+/// How many roots a proxy trusts, by its folder.
+fn roots(proxy: &Proxy) -> usize {
+    let text = fs::read_to_string(proxy.dir().join("run/ca.pem")).expect("the roots");
+    text.matches("BEGIN CERTIFICATE").count()
+}
+
+/// Whether its certificate was signed by this root.
+fn is_signed_by(proxy: &Proxy, root: &str) -> bool {
+    super::verify(&held(&proxy.dir().join("run")).0, root, None).is_ok()
+}
+
+/// What its files say now is in force.
+fn in_force(proxy: &Proxy) {
+    wait_until("the files to be in force", || proxy.reload().1["result"] == "unchanged");
+}
+
+/// Another process takes a proxy's place.
+fn restart(proxy: &mut Proxy) {
+    let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
+    next.wait_for_output("ready workers=");
+    mem::replace(proxy, next).wait_exit();
+}
+
+#[test]
+fn a_root_follows_another_and_no_handshake_fails() {
+    const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
+    let folder = Folder::new();
+    let ca = folder.serve("");
+    let token = folder.token("spiffe://mesh.local/*", "1h");
+    let files = [("token", token.as_bytes())];
+    let upstream = Upstream::saying("through both");
+    let inner = Config::to(&upstream)
+        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 12s"))
+        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
+    let mut inner = Proxy::start_with(inner, &files);
+    // A handshake for each request.
+    let options = format!(
+        "limits: {{requests_per_connection: 1}}\ntls: {{ca: [run/ca.pem], sans: ['{WEB}'], certificate: {OWN}}}"
+    );
+    let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
+    let outer = Config::new().top(&section).listener("cluster: inner");
+    let mut outer = Proxy::start_with(outer.cluster("inner", &[inner.address("main")], &options), &files);
+    let first = folder.read("ca/ca.pem");
+
+    let (over, answered, address) = (AtomicBool::new(false), AtomicUsize::new(0), outer.address("main"));
+    thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let response = Client::connect(address).request("GET", "/", &[("Connection", "close")], b"");
+                assert_eq!((response.status(), response.text()), (200, "through both"));
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let more = || {
+            let before = answered.load(Ordering::Relaxed);
+            wait_until("more answers", || {
+                assert!(!client.is_finished(), "a request has failed");
+                answered.load(Ordering::Relaxed) > before + 20
+            });
+        };
+        let mut restart_both = || {
+            for proxy in [&mut inner, &mut outer] {
+                restart(proxy);
+                more();
+            }
+        };
+        more();
+        folder.run(&["rotate", "prepare"]);
+        restart_both();
+        for proxy in [&inner, &outer] {
+            wait_until("both roots to be known", || roots(proxy) == 2);
+            in_force(proxy);
+            assert!(is_signed_by(proxy, &first), "the old one signs");
+        }
+        more();
+        folder.run(&["rotate", "switch", "--now"]);
+        let both = folder.read("ca/ca.pem");
+        let second = both.strip_prefix(&first).expect("the old one is still there");
+        let mut restart_both = || {
+            for proxy in [&mut inner, &mut outer] {
+                restart(proxy);
+                more();
+            }
+        };
+        restart_both();
+        for proxy in [&inner, &outer] {
+            wait_until("a certificate of the new root", || is_signed_by(proxy, second));
+            in_force(proxy);
+        }
+        more();
+        folder.run(&["rotate", "retire", "--now"]);
+        assert_eq!(folder.read("ca/ca.pem").trim(), second.trim());
+        for proxy in [&inner, &outer] {
+            wait_until("the old root to be forgotten", || roots(proxy) == 1);
+            in_force(proxy);
+        }
+        for proxy in [&mut inner, &mut outer] {
+            restart(proxy);
+            more();
+        }
+        over.store(true, Ordering::Relaxed);
+        client.join().expect("no request fails");
+    });
+    assert_eq!(inner.metrics().sum("tollgate_tls_handshake_failures_total", &[]), 0.0);
+    assert_eq!(outer.metrics().sum("tollgate_cluster_connect_failures_total", &[]), 0.0);
+    ca.wait_for_output("another root signs");
+}
+
+#[test]
+fn a_root_is_not_replaced_under_a_proxy_that_signs() {
+    let folder = Folder::new();
+    let mut ca = folder.serve("");
+    let root = folder.read("ca/ca.pem");
+    let refused = folder.refusal(&["init", "--force"]);
+    assert!(refused.contains("a proxy signs with `ca`; `tollgate ca rotate` replaces its root"), "{refused}");
+    assert_eq!(folder.read("ca/ca.pem"), root);
+    // Whatever is done to the folder, what is signed and what is trusted go together.
+    let token = folder.token(WEB, "1h");
+    let signed = || -> serde_json::Value { super::json(&sign(&ca, Some(&token), "", &request_for(WEB))) };
+    let other = Folder::new();
+    for name in ["ca.pem", "ca.key"] {
+        fs::copy(other.path("ca").join(name), folder.path("ca").join(name)).expect("it can be written");
+        let answer = signed();
+        match name {
+            "ca.pem" => assert_eq!(answer["reason"], "failed", "half of it"),
+            _ => {
+                let text = |key: &str| answer[key].as_str().expect("a text").to_owned();
+                super::verify(&text("certificate"), &text("root"), None).expect("they belong together");
+                assert_eq!(text("root"), other.read("ca/ca.pem"));
+            }
+        }
+    }
+    ca.signal(Signal::TERM);
+    ca.wait_exit();
+    folder.run(&["init", "--force"]);
+}
+
+#[test]
+fn the_steps_are_told_and_refused_out_of_turn() {
+    let folder = Folder::new();
+    assert!(folder.run(&["rotate"]).contains("one root, which signs; `tollgate ca rotate prepare` makes the next one"));
+    assert!(folder.refusal(&["rotate", "switch"]).contains("there is no next root"));
+    assert!(folder.refusal(&["rotate", "retire"]).contains("there is one root only"));
+    assert!(folder.run(&["rotate", "prepare"]).contains("next, in 5 minutes"));
+    assert!(folder.run(&["rotate"]).contains("`tollgate ca rotate switch` lets it sign"));
+    assert!(folder.refusal(&["rotate", "switch"]).contains("it is too early"));
+    assert!(folder.refusal(&["issue", "--spiffe", WEB, "--out", "ca/next"]).contains("is the authority's own"));
+    folder.run(&["rotate", "switch", "--now"]);
+    assert!(folder.refusal(&["rotate", "retire", "--ttl", "1h"]).contains("it is too early"));
+    folder.run(&["rotate", "retire", "--now", "--dir", "ca"]);
+    assert!(folder.run(&["show"]).contains("certificate 1 of 1"));
+}
+
+/// With an authority whose clock is far behind, each new certificate is due for renewal when it comes.
+#[test]
+fn an_authority_with_a_late_clock_is_not_asked_all_the_time() {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.subject_alt_names = vec![SanType::URI("spiffe://mesh.local".try_into().expect("ASCII"))];
+    let root = params.self_signed(&key).expect("a root").pem();
+    let issuer = Issuer::new(params, key);
+    let answer = move |body: &[u8]| {
+        let request = std::str::from_utf8(body).expect("PEM");
+        let mut request = CertificateSigningRequestParams::from_pem(request).expect("a request");
+        // Nine tenths of its life are over.
+        let now = std::time::SystemTime::now();
+        request.params.not_before = (now - Duration::from_secs(54 * 60)).into();
+        request.params.not_after = (now + Duration::from_secs(6 * 60)).into();
+        let certificate = request.signed_by(&issuer).expect("a certificate").pem();
+        json!({"certificate": certificate, "root": root}).to_string()
+    };
+    let ca = Upstream::replying(move |request| match request.target() {
+        "/ca/root" => crate::harness::answer(404, &[], ""),
+        _ => crate::harness::answer(200, &[], &answer(&request.body)),
+    });
+    let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
+    // The first one is due at once. The one after that is not for five minutes.
+    let renewals = || web.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]);
+    wait_until("the first renewal", || renewals() == 2.0);
+    // (If this is too little, nothing is missed.)
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(renewals(), 2.0);
+    let folders = fs::read_dir(Path::new(&web.dir().join("run"))).expect("a folder");
+    let folders = folders.filter(|entry| entry.as_ref().is_ok_and(|e| e.file_type().is_ok_and(|kind| kind.is_dir())));
+    assert_eq!(folders.count(), 2);
+}
