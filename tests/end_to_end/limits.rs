@@ -218,7 +218,8 @@ fn each_time_counts_without_the_other() {
 #[test]
 fn a_body_that_does_not_come_gets_408() {
     let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 500ms}"));
+    // What is left of the body is waited for as long as a next request would be.
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 500ms, keep_alive: 500ms}"));
     let mut client = proxy.client();
     client.send("POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc");
     assert_eq!(client.read().status(), 408);

@@ -274,7 +274,9 @@ fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
 #[test]
 fn a_body_that_comes_too_slowly_ends_with_408() {
     let upstream = reading();
-    let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}");
+    // What is left of the body is waited for as long as a next request would be.
+    let options = "limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms, keep_alive: 500ms}";
+    let config = to(&upstream, "connections: 8").listener(options);
     let proxy = Proxy::start(config);
     for (path, length) in [("/short", 100), ("/long", LONG)] {
         let mut client = upload(&proxy, path, "192.0.2.1", length);

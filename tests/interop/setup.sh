@@ -27,23 +27,7 @@ absent() {
 }
 
 if [ -n "$(absent)" ] && [ "${TOLLGATE_INSTALL:-}" = 1 ]; then
-    # Debian starts servers that it installs, and starts them again with the machine; here they must not take ports.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap 'rm -f "$policy"' EXIT
-        trap 'exit 1' HUP INT TERM
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod +x "$policy"
-    fi
-    new=
-    for service in haproxy nginx; do
-        command -v "$service" >/dev/null || new="$new $service.service"
-    done
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade $PACKAGES ||
-        echo "*** interop: apt-get has failed" >&2
-    for service in $new; do
-        deb-systemd-helper disable "$service" >/dev/null 2>&1 || true
-    done
+    tests/quiet-install.sh $PACKAGES || echo "*** interop: apt-get has failed" >&2
 fi
 for program in $(absent); do
     without "$program" "not installed; TOLLGATE_INSTALL=1 installs it, as root, with apt-get"

@@ -259,6 +259,13 @@ fn overlap(one: &Address, other: &Address) -> bool {
     one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
 }
 
+/// Whether one is all IPv4 addresses and the other all IPv6 addresses. The system gives IPv4 connections to the IPv4 sockets, if there
+/// are any, so listeners can have both.
+fn are_both_families(one: &Address, other: &Address) -> bool {
+    let all = |address: &Address| address.inet().filter(|address| address.ip().is_unspecified());
+    all(one).zip(all(other)).is_some_and(|(one, other)| one.is_ipv4() != other.is_ipv4())
+}
+
 /// No two sockets can listen on the same address.
 fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
     let mut taken = Taken(Vec::new());
@@ -295,7 +302,10 @@ impl Taken {
         if address.inet().is_some_and(|address| address.port() == 0) {
             return;
         }
-        let other = self.0.iter().find(|(other, ..)| *other == address || overlap(other, &address));
+        let can_share = |other: &Address, with: &str| with == owner && are_both_families(other, &address);
+        let is_taken =
+            |other: &Address, by: &str| *other == address || overlap(other, &address) && !can_share(other, by);
+        let other = self.0.iter().find(|(other, _, by)| is_taken(other, by));
         let Some((other, first, owner)) = other else { return self.0.push((address, span, owner)) };
         let twice = match *other == address {
             true => format!("`{address}` is already the address of {owner}"),

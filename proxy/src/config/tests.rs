@@ -377,3 +377,19 @@ fn what_makes_no_sense_is_told() {
         ""
     );
 }
+
+#[test]
+fn all_addresses_of_both_families_can_be_listened_on() {
+    let listeners = |one: &str, other: &str| {
+        let text = format!(
+            "listeners: [{{name: a, address: '{one}', cluster: c}}, {{name: b, address: '{other}', cluster: c}}]\nclusters: [{{name: c}}]\n"
+        );
+        parse("x.yaml", &text, Format::Yaml).map(drop).map_err(|wrong| wrong.to_string())
+    };
+    assert_eq!(listeners("0.0.0.0:80", "[::]:80"), Ok(()));
+    assert_eq!(listeners("[::]:80", "0.0.0.0:80"), Ok(()));
+    let wrong = listeners("[::]:80", "[::1]:80").unwrap_err();
+    assert!(wrong.contains("cannot be listened on beside"), "{wrong}");
+    let text = "admin: '0.0.0.0:80'\nlisteners: [{name: a, address: '[::]:80', cluster: c}]\nclusters: [{name: c}]\n";
+    assert!(parse("x.yaml", text, Format::Yaml).is_err(), "the admin listener shares with nobody");
+}

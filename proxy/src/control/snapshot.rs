@@ -402,6 +402,8 @@ impl Foundry {
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<Sockets> {
         let mut sockets: Vec<Sockets> = (0..self.workers).map(|_| Sockets::default()).collect();
+        let held: Vec<&Address> =
+            previous.into_iter().flat_map(|p| &p.listeners).flat_map(|l| l.config.all_addresses()).collect();
         for (index, listener) in listeners.iter().enumerate() {
             let config = &listener.config;
             for (nth, address) in config.all_addresses().enumerate() {
@@ -417,11 +419,9 @@ impl Foundry {
                 let mut before = previous.into_iter().flat_map(|p| &p.listeners).map(|l| &l.config);
                 let before = before.find(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
-                    // With an address that is a part of this one, or of which this is a part, it gets its connections until that
-                    // one ends.
-                    let mut held =
-                        previous.into_iter().flat_map(|p| &p.listeners).flat_map(|l| l.config.all_addresses());
-                    let claim = if held.any(|held| held.overlaps(address)) { Claim::Shared } else { claim };
+                    let opened = sockets[0].streams.iter().map(|(_, address, _)| address);
+                    let claim =
+                        if overlapped(address, held.iter().copied().chain(opened)) { Claim::Shared } else { claim };
                     match socket::listen(address, &config.socket, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
@@ -438,6 +438,9 @@ impl Foundry {
                     && config.http3
                     && !before.is_some_and(|before| before.http3)
                 {
+                    // Not beside those that are held: connections on them would lose their datagrams to this one.
+                    let opened = sockets[0].datagrams.iter().map(|(_, address, _)| address);
+                    let claim = if overlapped(address, opened) { Claim::Shared } else { claim };
                     match socket::listen_datagrams(inet, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
@@ -445,9 +448,16 @@ impl Foundry {
                             .for_each(|(all, s)| all.datagrams.push((index, address.clone(), s))),
                         Err(e) => {
                             // The connections of a listener that had it share its socket.
+                            let help = match overlapped(address, held.iter().copied().filter(|held| *held != address)) {
+                                true => {
+                                    "while HTTP/3 is on another address of the same port, clients' connections there would be \
+                                     lost; `tollgate run --replace PID` takes the place of this process with the new addresses"
+                                }
+                                false => {
+                                    "if HTTP/3 has just been turned off, its connections are still ending: try again"
+                                }
+                            };
                             let used = e.kind() == std::io::ErrorKind::AddrInUse;
-                            let help =
-                                "if HTTP/3 has just been turned off, its connections are still ending: try again";
                             cannot(&format_args!("{address} over UDP"), e, used.then_some(help));
                         }
                     }
@@ -613,6 +623,11 @@ impl Foundry {
             },
         )
     }
+}
+
+/// Whether an address is a part of one of these, or one of them a part of it: then it gets its share while that is there.
+fn overlapped<'a>(address: &Address, mut others: impl Iterator<Item = &'a Address>) -> bool {
+    others.any(|other| other.overlaps(address))
 }
 
 /// What to do about an address that is not to be had.

@@ -7,11 +7,11 @@
 use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::ReadBuf,
     time::{Instant, timeout},
 };
 
-use super::Stream;
+use super::Transport;
 
 /// How often the kernel is asked how much the peer has acknowledged.
 const LOOK: Duration = Duration::from_millis(250);
@@ -31,7 +31,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// Ends a connection: sends what is left of it (TLS: the close_notify), then waits until the peer has closed it, or has
 /// acknowledged everything and been silent for a second. At most 300 seconds for a peer that takes its time to read, 30 for one
 /// that acknowledges nothing or does not stop talking.
-pub async fn linger(mut stream: Stream) {
+pub async fn linger(mut stream: impl Transport) {
     // Not an array: it would be part of every connection's task.
     let mut sink = vec![0; 16 << 10];
     let begun = Instant::now();
@@ -44,8 +44,7 @@ pub async fn linger(mut stream: Stream) {
             Err(_) => {}
         }
         let now = Instant::now();
-        // Of a peer whose system says nothing of this, it is supposed that it has everything.
-        let left = if is_shut { stream.socket().unacknowledged().unwrap_or(0) } else { unsent };
+        let left = if is_shut { stream.unacknowledged() } else { unsent };
         if left < unsent {
             (moved, unsent) = (now, left);
         }
@@ -58,7 +57,7 @@ pub async fn linger(mut stream: Stream) {
 }
 
 /// Shuts the sending direction down, if that is not done yet, and reads what there is meanwhile. 0: the peer has closed.
-async fn read_some(stream: &mut Stream, is_shut: &mut bool, sink: &mut [u8]) -> io::Result<usize> {
+async fn read_some(stream: &mut impl Transport, is_shut: &mut bool, sink: &mut [u8]) -> io::Result<usize> {
     poll_fn(|cx| {
         if !*is_shut && let Poll::Ready(shut) = Pin::new(&mut *stream).poll_shutdown(cx) {
             shut?;
@@ -107,7 +106,7 @@ mod tests {
         let data = vec![7; 1 << 20];
         let sending = async {
             near.write_all(&data).await.unwrap();
-            linger(near.into()).await;
+            linger(near).await;
         };
         let reading = async {
             let (mut read, mut some) = (0, vec![0; 64 << 10]);
@@ -131,7 +130,7 @@ mod tests {
     async fn a_peer_that_has_everything_and_never_closes_is_not_waited_for() {
         let (near, far) = pair().await;
         let begun = Instant::now();
-        linger(near.into()).await;
+        linger(near).await;
         assert!(begun.elapsed() < STALL);
         drop(far);
     }

@@ -14,6 +14,11 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
         None
     }
 
+    /// Bytes that were written and that the peer's system has not acknowledged, as far as that is known.
+    fn unacknowledged(&self) -> usize {
+        0
+    }
+
     /// Makes closing it a reset, so that its peer does not take what has come for all there is. Where that is not possible,
     /// nothing happens.
     fn abort(&self) {
@@ -31,6 +36,11 @@ impl Transport for Socket {
             Socket::Unix(_) => None,
         }
     }
+
+    fn unacknowledged(&self) -> usize {
+        // Of a peer whose system says nothing of this, it is supposed that it has everything.
+        Socket::unacknowledged(self).unwrap_or(0)
+    }
 }
 
 impl Transport for Stream {
@@ -39,6 +49,10 @@ impl Transport for Stream {
             Stream::Plain(stream) if stream.seen().is_empty() => stream.get_ref().plain(),
             Stream::Plain(_) | Stream::Tls(_) => None,
         }
+    }
+
+    fn unacknowledged(&self) -> usize {
+        Transport::unacknowledged(self.socket())
     }
 
     fn abort(&self) {

@@ -32,7 +32,7 @@ use crate::{
         route::RetryPolicy,
         stream::ConnectionInfo,
     },
-    net::Transport,
+    net::{Transport, linger},
     observe::{AccessLog, Counter, Gauge},
 };
 
@@ -93,12 +93,21 @@ pub async fn serve<D: Transport>(
     let stream = NetworkStream::new(connection, site.chain.clone(), server_name, site.buffered);
     let ending = Ending::new(site, stream);
     let mut relay = Relay::new(&ending, socket, first);
-    let fault = run(&ending, &mut relay).await.err();
-    if let Some(fault) = fault {
-        ending.fault(fault);
-        relay.finish(fault).await;
-    }
+    let left = match run(&ending, &mut relay).await {
+        Ok(()) => {
+            drop(relay);
+            None
+        }
+        Err(fault) => {
+            ending.fault(fault);
+            relay.finish(fault).await
+        }
+    };
     ending.complete();
+    drop(ending);
+    if let Some(socket) = left {
+        linger(socket).await;
+    }
 }
 
 async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> Result<(), Fault> {

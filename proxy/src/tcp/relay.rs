@@ -10,9 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
 use super::{
     Fault,
     clock::Clock,
@@ -23,13 +20,10 @@ use crate::{
     chain::network::{Flow, NetworkStream, Side, Stopped},
     net::{Stream, Transport},
 };
+use bytes::Bytes;
 
 /// How long a connection that is being ended may take over what is on its way.
 const FLUSH: Duration = Duration::from_secs(10);
-
-/// How long a connection is kept for the client to read what it was sent last. Closed with bytes unread, it would be reset,
-/// and the client's system might throw that away.
-const LINGER: Duration = Duration::from_secs(1);
 
 impl From<Stopped> for Fault {
     fn from(_: Stopped) -> Fault {
@@ -153,8 +147,9 @@ impl<'e, D: Transport> Relay<'e, D> {
         }
     }
 
-    /// Ends the connection for this reason. What has passed the filters is still sent, unless nobody would take it.
-    pub(super) async fn finish(mut self, fault: Fault) {
+    /// Ends the connection for this reason. What has passed the filters is still sent, unless nobody would take it. Returns the
+    /// client's side if closing it at once could take from the client what it was sent last.
+    pub(super) async fn finish(mut self, fault: Fault) -> Option<D> {
         let futile = matches!(fault, Fault::ClientReset | Fault::Idle | Fault::Stalled | Fault::Age);
         if !futile {
             // What filters have added last.
@@ -164,21 +159,11 @@ impl<'e, D: Transport> Relay<'e, D> {
         if matches!(fault, Fault::ClientReset | Fault::UpstreamReset) {
             self.down.abort();
             self.up.iter().for_each(Transport::abort);
-            return;
+            return None;
         }
         let unread = !self.ways[0].has_ended();
         let answered = self.stream.state.borrow().sent[Side::Upstream as usize] > 0;
-        drop(self.up.take());
-        if !futile && answered && unread {
-            let linger = async {
-                self.down.shutdown().await?;
-                // Not an array: it would be part of every connection's task.
-                let mut sink = vec![0; 16 << 10];
-                while self.down.read(&mut sink).await? > 0 {}
-                Ok::<_, std::io::Error>(())
-            };
-            let _ = tokio::time::timeout(LINGER, linger).await;
-        }
+        (!futile && answered && unread).then_some(self.down)
     }
 
     /// Ready when nothing is left to be sent, or can be.

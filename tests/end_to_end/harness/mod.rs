@@ -24,7 +24,7 @@ pub use self::{
     config::Config,
     frames::H2,
     metrics::Metrics,
-    proxy::{Proxy, Signal, tollgate},
+    proxy::{Proxy, Signal, free_address, tollgate},
     secure::Secure,
     upstream::{Upstream, answer},
     wire::{Message, Wire},

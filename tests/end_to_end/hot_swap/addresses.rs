@@ -9,7 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::harness::{Client, Proxy, Upstream, wait_until};
+use crate::harness::{Client, Proxy, Upstream, free_address, wait_until};
 
 /// Clients that connect anew for each request.
 struct Connecting {
@@ -112,4 +112,35 @@ fn a_unix_socket_passes_from_one_listener_to_another() {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut stream, &mut text).expect("it answers");
     assert!(text.starts_with("HTTP/1.0 200") || text.starts_with("HTTP/1.1 200"), "{text}");
+}
+
+/// Listeners on all IPv4 addresses and on all IPv6 addresses of one port, from the start and by a reload: each gets its own, and
+/// `[::]` gets both while it is alone.
+#[test]
+fn all_addresses_of_both_families_stand_beside_each_other() {
+    let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
+    let port = free_address().port();
+    let four = format!("{{name: four, address: '0.0.0.0:{port}', cluster: a}}");
+    let six = format!("{{name: six, address: '[::]:{port}', cluster: b}}");
+    let both = config(&format!("{four}, {six}"), &a, &b);
+    let (alone, swapped) = (config(&six, &a, &b), config(&format!("{six}, {four}"), &a, &b));
+    let (v4, v6) =
+        ([SocketAddr::from(([127, 0, 0, 1], port)); 2], SocketAddr::new("::1".parse().expect("an address"), port));
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("SKIPPED: there is no IPv6 here");
+        return;
+    }
+    let get = |address| Client::connect(address).get("/").text().to_owned();
+    let mut proxy = Proxy::start(both.clone());
+    assert_eq!((get(v4[0]), get(v6)), ("a".to_owned(), "b".to_owned()));
+    let load = Connecting::start(&[v4[0], v4[1], v6]);
+    for next in [alone, swapped, both] {
+        load.meet();
+        let is_alone = !next.contains("name: four");
+        proxy.change_config(next);
+        wait_until("IPv4 connections to be where they belong", || get(v4[0]) == if is_alone { "b" } else { "a" });
+        assert_eq!(get(v6), "b");
+    }
+    load.meet();
+    load.end();
 }

@@ -9,7 +9,7 @@ use rcgen::CertifiedKey;
 use serde_json::json;
 
 use super::{Site, TLS, client::H3, code, pair};
-use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, peer::needs, wait_until};
+use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, free_address, peer::needs, wait_until};
 
 #[test]
 fn changes_under_load_lose_nothing() {
@@ -171,4 +171,44 @@ fn it_is_turned_off_and_on_beside_the_others() {
     assert_eq!(site.connect().request("a", json!({}))["status"], 200);
     assert_eq!(tcp.get("").ok(), Some(200));
     assert_eq!(site.proxy.metrics().sum("tollgate_connections_total", &[]), 3.0);
+}
+
+/// Datagrams find their listener as connections do. A reload that would take them away from connections is refused.
+#[test]
+fn all_addresses_of_both_families_stand_beside_each_other() {
+    needs!("aioquic");
+    let (a, b) = (Upstream::saying("four"), Upstream::saying("six"));
+    let port = free_address().port();
+    let both = [("four", "0.0.0.0", &a), ("six", "[::]", &b)];
+    let config = |listeners: &[(&str, &str, &Upstream)]| {
+        let tls = "http3: true, tls: {certificates: [{certificate: server.pem, key: server.key}]}";
+        let listener = |(name, ip, _): &(&str, &str, &Upstream)| {
+            format!("  - {{name: {name}, address: '{ip}:{port}', cluster: {name}, {tls}}}\n")
+        };
+        let cluster = |(name, _, upstream): &(&str, &str, &Upstream)| {
+            format!("  - {{name: {name}, endpoints: [{{address: '{upstream}'}}]}}\n")
+        };
+        let all = |one: &dyn Fn(&(&str, &str, &Upstream)) -> String| listeners.iter().map(one).collect::<String>();
+        format!("listeners:\n{}clusters:\n{}", all(&listener), all(&cluster))
+    };
+    let pair = pair();
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
+    let proxy = Proxy::start_with(config(&both), &files);
+    let text = |proxy: &Proxy, ip: &str| {
+        let address = std::net::SocketAddr::new(ip.parse().expect("an address"), port);
+        let answer = H3::connect(address, &proxy.dir().join("server.pem")).request("a", json!({}));
+        answer["body"].as_str().map(str::to_owned)
+    };
+    for _ in 0..4 {
+        assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("four"));
+        assert_eq!(text(&proxy, "::1").as_deref(), Some("six"));
+    }
+    drop(proxy);
+    let mut proxy = Proxy::start_with(config(&both[1..]), &files);
+    assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("six"), "it has both while it is alone");
+    proxy.put_config(config(&both));
+    let (status, said) = proxy.reload();
+    assert_eq!(status, 422);
+    assert!(said.to_string().contains("clients' connections there would be lost"), "{said}");
 }
