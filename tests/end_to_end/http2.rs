@@ -4,6 +4,7 @@
 mod connections;
 mod floods;
 mod messages;
+mod shared;
 mod tunnels;
 mod upstream;
 mod windows;

@@ -22,6 +22,7 @@ mod deadlines;
 mod descriptors;
 #[cfg(feature = "http3")]
 mod differential;
+mod downloads;
 mod draining;
 mod failure_reasons;
 mod fields;

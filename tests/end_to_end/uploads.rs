@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, wait_until};
+use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, frames::code, wait_until};
 
 /// More than is read ahead of a body.
 const LONG: usize = 1 << 20;
@@ -319,6 +319,55 @@ fn a_body_that_comes_fast_enough_comes_through() {
     assert_eq!(client.read().text(), "80001");
     let large = 32 << 20;
     assert_eq!(proxy.request("POST", "/slowly-read", &[], &vec![b'x'; large]).text(), large.to_string());
+}
+
+/// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot send then.
+#[test]
+fn a_body_that_may_not_come_is_not_too_slow() {
+    let upstream = Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+        h2.generous = false;
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            let length = request.body.len().to_string();
+            h2.answer(stream, 200, length.as_bytes());
+        }
+    });
+    let listener = "cluster: web\nlimits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}\n\
+                    http2: {stream_window: 128KiB, connection_window: 128KiB}";
+    let config = Config::new().listener(listener).cluster("web", &[&upstream], "protocol: h2");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.h2();
+    client.ping();
+    // The upstream gives it no window, so the rest waits here.
+    let held = client.request("POST", "/held", &[], false);
+    let body = vec![b'x'; LONG];
+    let mut quiet = 0;
+    while quiet < 5 {
+        match client.data_within(held, &body) {
+            0 => {
+                quiet += 1;
+                std::thread::sleep(Duration::from_millis(50));
+                client.ping();
+            }
+            _ => quiet = 0,
+        }
+    }
+    assert_eq!(client.window_of(held), 0);
+    let stream = client.request("POST", "/short", &[("content-length", "10")], false);
+    let idle = client.request("POST", "/idle", &[("content-length", "10")], false);
+    std::thread::sleep(Duration::from_secs(2));
+    client.ping();
+    assert!(client.so_far(stream).blocks.is_empty(), "{:?}", client.so_far(stream));
+    client.reset(held, code::CANCEL);
+    while client.window_of(stream) < 10 {
+        client.read().expect("a window");
+    }
+    client.data(stream, b"0123456789", true);
+    assert_eq!(client.response(stream).text(), "10");
+    // Now it could.
+    assert_eq!(client.response(idle).status(), 408);
+    assert_eq!(proxy.entry_for("/idle")["details"], "request_body_too_slow");
 }
 
 #[test]

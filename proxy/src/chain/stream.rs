@@ -31,6 +31,7 @@ use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, stored:
 use crate::{
     config::units::Address,
     tls::ConnectionTls,
+    upstream::Receiver,
     wasm::{
         charge::{ITEM, Ledger, Owed},
         limits::Place,
@@ -100,15 +101,41 @@ pub struct Progress {
     pub due: Cell<Option<Instant>>,
     /// The stream was given up because the client does not read.
     pub stalled: Cell<bool>,
+    /// Since when the client has not taken what there is of an upstream's response.
+    pub waits_since: Cell<Option<Instant>>,
+    /// The request's body holds a place among the unfinished uploads.
+    pub uploads: Cell<bool>,
+    /// The stream was ended because others need its upstream, and its client does not read.
+    pub evicted: Cell<bool>,
+    /// Who sends the response, once it may have to wait for its client.
+    pub sender: Cell<Option<Waker>>,
     /// A timer that nobody waits for: taking it over, as it is set, costs less than making one for each stream.
     pub timer: Cell<Option<Pin<Box<Sleep>>>>,
 }
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { active, due, stalled, timer: _ } = self;
+        let Progress { active, due, stalled, waits_since, uploads, evicted, sender: _, timer: _ } = self;
         let mut progress = f.debug_struct("Progress");
-        progress.field("active", active).field("due", due).field("stalled", stalled).finish_non_exhaustive()
+        progress.field("active", active).field("due", due).field("stalled", stalled).field("waits_since", waits_since);
+        progress.field("uploads", uploads).field("evicted", evicted).finish_non_exhaustive()
+    }
+}
+
+impl Receiver for Progress {
+    fn waits_since(&self) -> Option<Instant> {
+        self.waits_since.get()
+    }
+
+    fn is_uploading(&self) -> bool {
+        self.uploads.get()
+    }
+
+    fn evict(&self) {
+        self.evicted.set(true);
+        if let Some(sender) = self.sender.take() {
+            sender.wake();
+        }
     }
 }
 
@@ -118,6 +145,10 @@ impl Default for Progress {
             active: Cell::new(Instant::now()),
             due: Cell::new(None),
             stalled: Cell::new(false),
+            waits_since: Cell::new(None),
+            uploads: Cell::new(false),
+            evicted: Cell::new(false),
+            sender: Cell::new(None),
             timer: Cell::new(None),
         }
     }

@@ -577,7 +577,7 @@ impl Foundry {
 
         use crate::upstream::Stats;
         type Read = fn(&Stats) -> &AtomicU64;
-        let shown: [(&str, &str, Kind, Read); 12] = [
+        let shown: [(&str, &str, Kind, Read); 14] = [
             ("tollgate_cluster_requests_active", "Requests under way.", Kind::Gauge, |s| &s.active),
             ("tollgate_cluster_connections", "Connections, idle ones included.", Kind::Gauge, |s| &s.connections),
             ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
@@ -595,6 +595,12 @@ impl Foundry {
             ("tollgate_cluster_uploads", "Unfinished uploads and tunnels.", Kind::Gauge, |s| &s.uploads),
             ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the bounds.", Kind::Counter, |s| {
                 &s.upload_overflows
+            }),
+            ("tollgate_cluster_downloads_waiting", "Responses that wait for their clients.", Kind::Gauge, |s| {
+                &s.downloads
+            }),
+            ("tollgate_cluster_downloads_evicted_total", "Responses ended for others.", Kind::Counter, |s| {
+                &s.downloads_evicted
             }),
             ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
             ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| {

@@ -27,8 +27,8 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
-        ActiveGuard, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head, PooledBody,
-        ProtocolError, RequestGuard, Trouble, Waited, Way,
+        ActiveGuard, Again as Repeat, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head,
+        PooledBody, ProtocolError, RequestGuard, Trouble, Waited, Way,
     },
 };
 
@@ -41,6 +41,11 @@ pub(super) struct Guards {
 }
 
 impl Guards {
+    /// Where the request has gone.
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        self.request.cluster()
+    }
+
     /// Notes that the endpoint has failed after the head of its response, of whose body so many bytes had come.
     #[cold]
     pub(super) fn broken(&self, stream: &Stream, error: &Broken, bytes: u64) {
@@ -72,7 +77,11 @@ pub(super) async fn run(
         upload.hold(hold()?);
     }
     let tunnel = switch.map(|_| hold().map(Box::new)).transpose()?;
-    let request_guard = cluster.try_request().ok_or_else(|| fault(Fault::Overflow))?;
+    let request_guard = match cluster.try_request() {
+        Some(guard) => guard,
+        None if site.pools.make_room(cluster) => cluster.replace_request(),
+        None => return Err(fault(Fault::Overflow)),
+    };
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
     // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
     if policy.is_some() || cluster.protocol != ClusterProtocol::H1 {
@@ -108,7 +117,7 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let aim = Aim { cluster, endpoint: active.endpoint(), switch, anew: tries.anew };
+        let aim = Aim { cluster, endpoint: active.endpoint(), switch, anew: tries.anew, alone: tries.alone };
         let result = attempt(site, stream, aim, upload, &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_response(response, stream),
@@ -195,6 +204,7 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
         FailureKind::RequestBody { .. } => Fault::BadBody,
         FailureKind::Overflow => Fault::Overflow,
         FailureKind::Target => Fault::Target,
+        FailureKind::HeadTooLong { .. } => Fault::UpstreamHead,
         _ => Fault::Reset,
     }
 }
@@ -205,11 +215,14 @@ struct Outgoing<'s> {
     /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
     host: Option<String>,
     replaced: SmallVec<[(HeaderName, Option<HeaderValue>); 2]>,
+    /// The length that it promises of a body that filters may change.
+    promised: Option<u64>,
 }
 
 impl<'s> Outgoing<'s> {
     fn new(stream: &'s Stream, upload: &Upload, deadline: &Deadline, switch: Option<&Switch>) -> Outgoing<'s> {
         let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
+        let mut promised = None;
         if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
             replaced.push((header::CONTENT_LENGTH, length));
         }
@@ -219,7 +232,7 @@ impl<'s> Outgoing<'s> {
                 Some((_, said)) => said.as_ref(),
                 None => fields.get(header::CONTENT_LENGTH),
             };
-            upload.promise(said.and_then(|said| length(said.as_bytes()).ok()));
+            promised = said.and_then(|said| length(said.as_bytes()).ok());
         }
         if let Some(left) = grpc::time_left(stream, deadline) {
             replaced.push((TIMEOUT, Some(left)));
@@ -228,7 +241,7 @@ impl<'s> Outgoing<'s> {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        Outgoing { stream, host: None, replaced }
+        Outgoing { stream, host: None, replaced, promised }
     }
 
     /// On its way to this endpoint.
@@ -265,6 +278,8 @@ struct Aim<'a> {
     switch: Option<&'a Switch>,
     /// Only by a connection that is opened for it: one that has been idle has just turned out to be closed.
     anew: bool,
+    /// Only by a connection that no other request uses.
+    alone: bool,
 }
 
 /// One try, ended by a response, a failure, a filter's word, or time.
@@ -275,12 +290,13 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let Aim { cluster, endpoint, switch, anew } = &aim;
+    let Aim { cluster, endpoint, switch, anew, alone } = &aim;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
     let head = Outgoing::new(stream, upload, deadline, *switch).to(endpoint);
+    upload.promise(head.promised);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
@@ -289,7 +305,8 @@ async fn attempt(
             // Boxed, so that requests which are none do not carry the space for this.
             Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client)).await,
             _ => {
-                let way = Way { client, new: *anew, uploads: upload.is_unfinished() };
+                let on_behalf_of = Some(stream.client.ip());
+                let way = Way { client, new: *anew, uploads: upload.is_unfinished(), alone: *alone, on_behalf_of };
                 site.pools.send(cluster, endpoint, way, &head, upload.body()).await
             }
         }
@@ -351,6 +368,8 @@ struct Tries<'p> {
     repeated: bool,
     /// The next try needs a new connection.
     anew: bool,
+    /// And one that no other request uses.
+    alone: bool,
     /// Held while retries are under way.
     budget: Option<crate::upstream::RetryGuard>,
 }
@@ -367,11 +386,13 @@ enum Reason {
     Policy(&'static [RetryOn]),
     /// There was no connection: another endpoint may have one.
     Connect,
-    /// The upstream has closed a connection that was idle until now: nobody's fault, and no retry by any policy (RFC 9112
-    /// section 9.3.1). Or it has said that it has done nothing of the request, which it need not have got.
+    /// The upstream has closed a connection that was idle until now, or for the sake of another request: not this one's fault, and no
+    /// retry by any policy (RFC 9112 section 9.3.1). Or it has said that it has done nothing of the request, which it need not have got.
     Stale {
         /// Other idle connections may be closed as well.
         sent: bool,
+        /// It may be this one's fault after all.
+        alone: bool,
     },
 }
 
@@ -386,6 +407,7 @@ impl<'p> Tries<'p> {
             detours: RetryPolicy::detours(policy),
             repeated: false,
             anew: false,
+            alone: false,
             budget: None,
         }
     }
@@ -406,12 +428,12 @@ impl<'p> Tries<'p> {
             Missed::Failed(FailureKind::Connect(_)) => Reason::Connect,
             // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
             Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => {
-                Reason::Stale { sent: false }
+                Reason::Stale { sent: false, alone: false }
             }
-            Missed::Failed(FailureKind::Reset { reused: true, bytes_received: false, .. })
+            Missed::Failed(FailureKind::Reset { again: again @ (Repeat::Anew | Repeat::Alone), .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
-                Reason::Stale { sent: true }
+                Reason::Stale { sent: true, alone: *again == Repeat::Alone }
             }
             Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
             | Missed::TimedOut(Bound::PerTry) => {
@@ -434,9 +456,10 @@ impl<'p> Tries<'p> {
         if !upload.can_repeat() || upload.fault().is_some() {
             return None;
         }
-        self.anew = false;
+        (self.anew, self.alone) = (false, false);
         let wanted = match reason {
-            Reason::Stale { sent } => {
+            Reason::Stale { sent, alone } => {
+                self.alone = alone;
                 // An HTTP/2 connection that takes no streams is not among those that are used.
                 (self.repeated, self.anew) = (true, sent || cluster.protocol == ClusterProtocol::H1);
                 stream.state.borrow_mut().failures = None;

@@ -71,6 +71,7 @@ impl Ending {
         let progress = &self.stream.progress;
         let late = progress.due.get().is_some_and(|due| due <= Instant::now());
         match self.due.get().filter(|_| late) {
+            _ if progress.evicted.get() => Some(Fault::Evicted),
             _ if !progress.stalled.get() => None,
             // A client that reads, but too slowly, has moved something.
             Some(bound) => Some(bound.fault(true)),

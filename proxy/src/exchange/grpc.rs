@@ -119,7 +119,9 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
             // The stream was reset without a head.
             None => Code::Internal,
             // The client does not read, so the stream was given up.
-            Some(_) if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT) != 0 => Code::Cancelled,
+            Some(_) if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT | flag::UPSTREAM_OVERFLOW) != 0 => {
+                Code::Cancelled
+            }
             Some(status) => Code::of_http(status),
         };
         code.number()

@@ -1,5 +1,5 @@
 //! How fast a request's body comes: whether its client sends enough while it is waited for. What the proxy does not ask for,
-//! since the upstream or a filter is slower, is not held against the client.
+//! since the upstream or a filter is slower, is not held against the client, nor is the time in which its connection has no window.
 
 use std::{cell::Cell, time::Duration};
 

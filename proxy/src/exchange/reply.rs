@@ -51,6 +51,8 @@ pub enum Fault {
     Target,
     /// The response had not begun when the time for its head was over.
     HeadTimeout,
+    /// The head is longer than the upstream takes over HTTP/2.
+    UpstreamHead,
     /// The request's time was over.
     Timeout,
     /// The time that a gRPC client had set was over.
@@ -67,6 +69,8 @@ pub enum Fault {
     SlowUpload,
     /// Unfinished uploads and tunnels hold as much of the cluster as they may: all of them, or those of this client.
     Crowded(Crowded),
+    /// The client does not read the response, and others need its place.
+    Evicted,
     /// The request's body broke HTTP.
     BadBody,
     /// The client has given its request up amid the body.
@@ -127,6 +131,9 @@ impl Fault {
             Fault::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
             Fault::Target => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UNSENDABLE_TARGET),
             Fault::HeadTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_HEAD_TIMEOUT),
+            Fault::UpstreamHead => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_HEAD_LIMIT)
+            }
             Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
             Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
@@ -139,6 +146,7 @@ impl Fault {
                 (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::CLIENT_UPLOADS_OVERFLOW)
             }
             Fault::ClientReset => (S::BAD_REQUEST, flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
+            Fault::Evicted => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::DOWNLOAD_EVICTED),
             Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
             Fault::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
             Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),
@@ -177,6 +185,7 @@ impl Fault {
             | Fault::FilterStalled => Some(Code::DeadlineExceeded),
             Fault::TooManyFields
             | Fault::HeadTooLarge
+            | Fault::UpstreamHead
             | Fault::RequestBodyLimit
             | Fault::RequestTooLarge
             | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),

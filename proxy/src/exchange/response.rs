@@ -31,7 +31,7 @@ use crate::{
         body::{Body, BodyError},
         fields::{Present, add_via, clean_trailers, remove_hop_by_hop},
     },
-    upstream::{Broken, PooledBody, Switching},
+    upstream::{Broken, Download, PooledBody, Switching},
 };
 
 /// Where a response's body comes from.
@@ -240,6 +240,7 @@ impl Pending<'_> {
             guards: self.guards,
             ending: self.ending,
             over: false,
+            held: None,
             passed: None,
         };
         let response = body.into_response(status, fields, bodiless).await?;
@@ -387,6 +388,8 @@ struct ResponseBody {
     deadline: Option<Deadline>,
     guards: Option<Guards>,
     over: bool,
+    /// It may have to end for others if its client does not read it.
+    held: Option<Download>,
     /// The bound of its time that was passed.
     passed: Option<Bound>,
     ending: Ending,
@@ -443,13 +446,29 @@ impl ResponseBody {
                 frame.into_data().map_or(Body::Empty, Body::full)
             }
             Poll::Ready(None) => Body::Empty,
-            Poll::Ready(first) => {
-                self.first = first;
+            first => {
+                if let Poll::Ready(first) = first {
+                    self.first = first;
+                }
+                poll_fn(|cx| {
+                    self.hold(cx);
+                    Poll::Ready(())
+                })
+                .await;
                 Body::stream(self)
             }
-            Poll::Pending => Body::stream(self),
         };
         Ok(response)
+    }
+
+    /// From now on it may have to wait for its client. Whoever asks is who sends it.
+    fn hold(&mut self, cx: &Context<'_>) {
+        let Some(guards) = self.guards.as_ref().filter(|_| !self.source.drained) else { return };
+        let stream = self.ending.stream();
+        stream.progress.sender.set(Some(cx.waker().clone()));
+        stream.progress.waits_since.set(self.first.is_some().then(|| stream.progress.active.get()));
+        let (client, receiver) = (stream.client.ip(), stream.progress.clone());
+        self.held = Some(self.ending.site().pools.download(guards.cluster(), client, receiver));
     }
 
     /// Another response in place of this one.
@@ -561,6 +580,10 @@ impl http_body::Body for ResponseBody {
         if me.over {
             return Poll::Ready(None);
         }
+        if me.held.is_some() {
+            // The client has taken all that there was.
+            me.ending.stream().progress.waits_since.set(None);
+        }
         let frame = me.poll_through(cx);
         let passed = match (&frame, &mut me.deadline) {
             (_, None) => None,
@@ -588,6 +611,14 @@ impl http_body::Body for ResponseBody {
             (Poll::Ready(frame), None) => frame,
             (Poll::Pending, None) => return Poll::Pending,
         };
+        if me.held.is_some() {
+            if me.source.drained {
+                me.held = None;
+            } else {
+                let progress = &me.ending.stream().progress;
+                progress.waits_since.set(Some(progress.active.get()));
+            }
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

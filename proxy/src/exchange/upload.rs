@@ -111,6 +111,7 @@ impl Sent {
 impl Upload {
     pub(super) fn new(site: &Site, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
         let empty = incoming.is_end_stream();
+        stream.progress.uploads.set(false);
         if empty {
             stream.times.request_end.set(Some(stream.start));
         }
@@ -160,6 +161,7 @@ impl Upload {
     /// Holds its place among the unfinished uploads until it is none.
     pub(super) fn hold(&self, place: ClientPlace) {
         if self.is_unfinished() {
+            self.stream.progress.uploads.set(true);
             self.place.set(Some(place));
         }
     }
@@ -375,7 +377,8 @@ impl Upload {
         }
         let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             if let Some(pace) = &self.pace {
-                pace.waits();
+                // What others on its connection have sent, and nobody reads, may leave it no room.
+                if incoming.may_come(cx) { pace.waits() } else { pace.rests() }
             }
             return Poll::Pending;
         };
@@ -398,6 +401,7 @@ impl Upload {
         if self.stream.times.request_end.get().is_none() {
             self.stream.times.request_end.set(Some(Instant::now()));
             self.place.take();
+            self.stream.progress.uploads.set(false);
             // The time for the response begins now.
             self.stream.wake();
         }

@@ -188,6 +188,19 @@ impl<'a> RequestHead<'a> {
         }
     }
 
+    /// How much it counts for in HTTP/2 (RFC 9113 section 6.5.2): each field, pseudo-fields included, its bytes and 32 more.
+    pub fn list_size(&self) -> usize {
+        const FIELD: usize = 32;
+        let field = |name: &HeaderName, value: &HeaderValue| name.as_str().len() + value.len() + FIELD;
+        // The host is a pseudo-field there.
+        let own = self.fields.iter().filter(|(name, _)| **name != HOST && !self.is_replaced(name));
+        let replaced = self.replaced.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let pseudo = ":method:scheme:authority:path".len() + "https".len() + 4 * FIELD;
+        let host = self.host.or_else(|| self.fields.get(HOST).map(HeaderValue::as_bytes));
+        let said = self.method.as_str().len() + self.target.len() + host.map_or(0, <[u8]>::len);
+        own.chain(replaced).map(|(name, value)| field(name, value)).sum::<usize>() + pseudo + said
+    }
+
     /// The fields that are sent, those that say the host and the framing among them.
     pub fn to_fields(&self) -> HeaderMap {
         let mut fields = self.fields.clone();
@@ -382,6 +395,20 @@ mod tests {
         let text = text(&mut out);
         let without_date = text.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect();
         (without_date, encoder, persists)
+    }
+
+    #[test]
+    fn a_list_counts_as_http_2_has_it() {
+        let request =
+            Request::get("/abc").header(HOST, "host").header("x-one", "1").header("x-two", "22").body(()).unwrap();
+        let (parts, ()) = request.into_parts();
+        let head = RequestHead::of(&parts);
+        let pseudo = ":method".len() + "GET".len() + ":scheme".len() + "https".len() + ":path".len() + "/abc".len();
+        let host = ":authority".len() + "host".len() + 32;
+        let fields = "x-one".len() + 1 + "x-two".len() + 2 + 2 * 32;
+        assert_eq!(head.list_size(), pseudo + 3 * 32 + host + fields);
+        let replaced = [(HeaderName::from_static("x-two"), Some(HeaderValue::from_static("four")))];
+        assert_eq!(RequestHead { replaced: &replaced, ..head }.list_size(), pseudo + 3 * 32 + host + fields + 2);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -11,7 +12,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
-use super::{measure, remove_of_connection};
+use super::{Window, measure, remove_of_connection};
 
 /// A body that comes. What is read of it is room for more at once.
 pub struct Incoming {
@@ -22,13 +23,26 @@ pub struct Incoming {
     data_over: bool,
     /// How long the trailers were that have come.
     trailers: usize,
+    /// What all streams of the connection may send, if that is watched.
+    window: Option<Rc<Window>>,
 }
 
 impl Incoming {
     /// What follows a head with these fields.
     pub fn new(stream: RecvStream, fields: &HeaderMap) -> Incoming {
         let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Incoming { stream, left: length, data_over: false, trailers: 0 }
+        Incoming { stream, left: length, data_over: false, trailers: 0, window: None }
+    }
+
+    /// The same on a connection whose window is watched.
+    pub fn within(self, window: Rc<Window>) -> Incoming {
+        Incoming { window: Some(window), ..self }
+    }
+
+    /// Whether the peer may send more of it. All that has come of it must have been read: then its own stream has room. If not, the task
+    /// is woken when it may.
+    pub fn may_come(&self, cx: &Context<'_>) -> bool {
+        self.window.as_ref().is_none_or(|window| window.is_open(cx))
     }
 
     /// The next part of it.
@@ -89,12 +103,19 @@ pub struct Sending<B> {
     stream: SendStream<Bytes>,
     /// Data that waits for the peer to make room, and whether it is the last.
     held: Option<(Bytes, bool)>,
+    /// Whether the peer gets trailers.
+    trailers: bool,
 }
 
 impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> Sending<B> {
     /// Sends `body`, as [`Sending::poll`] is called.
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Sending { body, stream, held: None }
+        Sending { body, stream, held: None, trailers: true }
+    }
+
+    /// The same without its trailers, unless they are wanted.
+    pub fn with_trailers(self, wanted: bool) -> Self {
+        Sending { trailers: wanted, ..self }
     }
 
     /// Sends what can be sent. Ready when h2 has all of it, or no more of it is wanted.
@@ -141,6 +162,9 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                     // cannot use.
                     self.stream.reserve_capacity(data.len().min(1));
                     self.held = Some((data, last));
+                }
+                Err(_) if !self.trailers => {
+                    return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Cut::Stream));
                 }
                 Err(frame) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();

@@ -14,18 +14,32 @@ use std::{
 use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::frames::Scanner;
+use super::{
+    frames::{Scanner, Seen},
+    said::{Reader, Said},
+};
 
 /// The streams of a connection about which somebody wants to know.
 #[derive(Debug, Default, Clone)]
-pub struct Ends(Rc<RefCell<FxHashMap<u32, Rc<Cell<bool>>>>>);
+pub struct Ends(Rc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    streams: RefCell<FxHashMap<u32, Rc<Cell<bool>>>>,
+    said: Said,
+}
 
 impl Ends {
     /// Watches a stream that has begun just now.
     pub fn watch(&self, stream: u32) -> Ended {
         let ended = Rc::<Cell<bool>>::default();
-        self.0.borrow_mut().insert(stream, ended.clone());
+        self.0.streams.borrow_mut().insert(stream, ended.clone());
         Ended { ends: self.clone(), stream, ended }
+    }
+
+    /// What the peer has said of the connection.
+    pub fn said(&self) -> &Said {
+        &self.0.said
     }
 }
 
@@ -46,7 +60,7 @@ impl Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.ends.0.borrow_mut().remove(&self.stream);
+        self.ends.0.streams.borrow_mut().remove(&self.stream);
     }
 }
 
@@ -54,6 +68,7 @@ impl Drop for Ended {
 pub struct Watched<T> {
     stream: T,
     scanner: Scanner,
+    reader: Reader,
     ends: Ends,
 }
 
@@ -61,7 +76,7 @@ impl<T> Watched<T> {
     /// Looks at what comes from `stream`, for `ends`.
     pub fn new(stream: T, ends: Ends) -> Self {
         // A server begins with a frame (RFC 9113 section 3.4).
-        Watched { stream, scanner: Scanner::after(0), ends }
+        Watched { stream, scanner: Scanner::after(0), reader: Reader::default(), ends }
     }
 }
 
@@ -70,13 +85,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        let ends = me.ends.0.borrow();
-        me.scanner.scan(&buf.filled()[before..], |frame| {
-            if frame.ends_stream
+        let (ends, said) = (me.ends.0.streams.borrow(), &me.ends.0.said);
+        me.scanner.scan_all(&buf.filled()[before..], |seen| {
+            if let Seen::Frame(frame) = seen
+                && frame.ends_stream
                 && let Some(ended) = ends.get(&frame.stream)
             {
                 ended.set(true);
             }
+            me.reader.note(seen, said);
         });
         Poll::Ready(Ok(()))
     }

@@ -7,6 +7,12 @@ const HEADER: usize = 9;
 pub const DATA: u8 = 0;
 /// See [`DATA`].
 pub const HEADERS: u8 = 1;
+/// See [`DATA`].
+pub const SETTINGS: u8 = 4;
+/// See [`DATA`].
+pub const GOAWAY: u8 = 7;
+/// See [`DATA`].
+pub const WINDOW_UPDATE: u8 = 8;
 
 /// The flag that ends a stream, on [`DATA`] and [`HEADERS`].
 const END_STREAM: u8 = 1;
@@ -24,9 +30,20 @@ pub struct Frame {
     pub ends_stream: bool,
 }
 
+/// What is found in what a peer sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// A frame begins.
+    Frame(Frame),
+    /// A part of the payload of the frame that has begun last.
+    Payload(&'a [u8]),
+}
+
 /// Finds the frames in what a peer sends, however that is cut.
 #[derive(Debug)]
 pub struct Scanner {
+    /// There was a frame.
+    begun: bool,
     /// Bytes until the next one begins.
     skip: usize,
     header: [u8; HEADER],
@@ -36,13 +53,25 @@ pub struct Scanner {
 impl Scanner {
     /// Of a peer that sends this many bytes before its first frame.
     pub fn after(preface: usize) -> Scanner {
-        Scanner { skip: preface, header: [0; HEADER], filled: 0 }
+        Scanner { begun: false, skip: preface, header: [0; HEADER], filled: 0 }
     }
 
     /// Looks at what has come; `each` is told of each frame whose header is complete.
-    pub fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
+    pub fn scan(&mut self, bytes: &[u8], mut each: impl FnMut(Frame)) {
+        self.scan_all(bytes, |seen| {
+            if let Seen::Frame(frame) = seen {
+                each(frame);
+            }
+        });
+    }
+
+    /// The same, and `each` is shown what is in the frames.
+    pub fn scan_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(Seen<'_>)) {
         loop {
             let skipped = self.skip.min(bytes.len());
+            if skipped > 0 && self.begun {
+                each(Seen::Payload(&bytes[..skipped]));
+            }
             (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
             let taken = bytes.len().min(HEADER - self.filled);
             self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
@@ -53,12 +82,13 @@ impl Scanner {
             }
             let [a, b, c, kind, flags, stream @ ..] = self.header;
             let length = u32::from_be_bytes([0, a, b, c]);
-            each(Frame {
+            each(Seen::Frame(Frame {
                 kind,
                 length,
                 stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
                 ends_stream: flags & END_STREAM != 0 && matches!(kind, DATA | HEADERS),
-            });
+            }));
+            self.begun = true;
             (self.filled, self.skip) = (0, length as usize);
         }
     }

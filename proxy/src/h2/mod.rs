@@ -12,7 +12,9 @@ mod fields;
 pub mod frames;
 mod io;
 mod keep_alive;
+mod said;
 mod tunnel;
+mod window;
 
 pub use self::{
     body::{Cut, Incoming, Sending, reset_reason},
@@ -20,5 +22,7 @@ pub use self::{
     fields::{measure, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
+    said::Said,
     tunnel::Tunnel,
+    window::{Widening, Window},
 };

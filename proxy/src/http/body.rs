@@ -78,6 +78,14 @@ pub enum Body {
 }
 
 impl Body {
+    /// Whether its client may send more of it, of which nothing is here. If not, the task is woken when it may.
+    pub fn may_come(&self, cx: &Context<'_>) -> bool {
+        match self {
+            Body::Http2(body) => body.may_come(cx),
+            _ => true,
+        }
+    }
+
     /// A body that is there as a whole.
     pub fn full(data: Bytes) -> Body {
         Body::full_with_trailers(data, HeaderMap::new())

@@ -33,7 +33,7 @@ use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
     exchange::{Refusal, Refused},
-    h2::{Io, KeepAlive, Turns},
+    h2::{Io, KeepAlive, Turns, Window},
     net::{Stream, is_tls, linger, poll_timer},
 };
 
@@ -53,6 +53,8 @@ struct Connection {
     info: Rc<ConnectionInfo>,
     streams: Streams,
     resets: Resets,
+    /// What the client may send on all its streams.
+    window: Rc<Window>,
 }
 
 type Http = server::Connection<Io<Frames<Stream>>, Bytes>;
@@ -69,9 +71,10 @@ enum Broken {
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
     let flood = Rc::new(Flood::default());
-    let (io, turns) = Io::new(Frames::new(stream, flood.clone()));
+    let window = Rc::new(Window::default());
+    let (io, turns) = Io::new(Frames::new(stream, flood.clone(), window.clone()));
     let streams = Streams::default();
-    let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default() });
+    let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default(), window });
     let ended = connection.run(io, &turns).await;
     let is_over = matches!(ended, Ok(None) | Err(Broken::Http(_))) && !flood.is_one();
     let refused = match ended {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -19,6 +20,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     config::{model, units::Address},
+    net::Client,
     observe::Seldom,
     tls::ClientTls,
 };
@@ -81,6 +83,10 @@ pub struct Limits {
     pub uploads: u64,
     /// And those of one client.
     pub uploads_per_client: u64,
+    /// All these places.
+    places: u64,
+    /// The same two parts, in percent.
+    percent: (u32, u32),
     /// How many requests may wait for a connection for an unfinished upload to wait, too.
     pub pending_uploads: u64,
     /// An idle connection is closed after this; `None`: never.
@@ -147,13 +153,19 @@ pub struct Stats {
     pub idle: AtomicU64,
     /// Gauge: requests that wait for a connection.
     pub pending: AtomicU64,
+    /// Gauge: of these, requests that wait behind the others.
+    pub(super) pending_behind: AtomicU64,
     /// Total: requests refused because too many waited for a connection.
     pub pending_overflows: AtomicU64,
     /// Gauge: unfinished uploads and tunnels that have a connection or wait for one.
     pub uploads: AtomicU64,
     /// Total: uploads and tunnels refused because too many were under way, of their client or in all.
     pub upload_overflows: AtomicU64,
-    /// What clients hold by unfinished uploads and tunnels.
+    /// Gauge: responses that were found waiting for their clients when a request last found no place.
+    pub downloads: AtomicU64,
+    /// Total: of these, responses that were ended for others.
+    pub downloads_evicted: AtomicU64,
+    /// What clients hold by unfinished uploads, tunnels, and responses that wait for them.
     pub(super) shares: Shares,
     /// Total: retries that the budget allowed.
     pub retries: AtomicU64,
@@ -163,6 +175,13 @@ pub struct Stats {
     warned_unsent: Seldom,
 }
 
+impl Stats {
+    /// Whether requests wait that go before those which wait behind others, on whichever worker.
+    pub(super) fn whole_wait(&self) -> bool {
+        self.pending.load(Relaxed) > self.pending_behind.load(Relaxed)
+    }
+}
+
 impl Limits {
     fn new(config: &model::Cluster) -> Limits {
         let model::ClusterLimits { connections, pending, requests, uploads, uploads_per_client, .. } = config.limits;
@@ -170,14 +189,14 @@ impl Limits {
         let streams =
             if config.protocol == model::ClusterProtocol::H2 { config.http2.max_concurrent_streams } else { 1 };
         let places = u64::from(requests).min(u64::from(connections) * u64::from(streams));
-        // What is left to the others is rounded down, so that some part is always there.
-        let part = |whole: u64, percent: u32| whole - whole * u64::from(100 - percent.min(100)) / 100;
         Limits {
             connections: connections.into(),
             pending: pending.into(),
             requests: requests.into(),
             uploads: part(places, uploads),
             uploads_per_client: part(places, uploads_per_client),
+            places,
+            percent: (uploads, uploads_per_client),
             pending_uploads: part(pending.into(), uploads),
             idle_timeout: config.limits.idle_timeout.bound(),
             requests_per_connection: config.limits.requests_per_connection,
@@ -185,8 +204,13 @@ impl Limits {
     }
 }
 
-/// Names for endpoints and clusters that are never used twice, unlike addresses in memory.
-fn next_id() -> u64 {
+/// A part of something. What is left to the others is rounded down, so that some part is always there.
+fn part(whole: u64, percent: u32) -> u64 {
+    whole - whole * u64::from(100 - percent.min(100)) / 100
+}
+
+/// Names for endpoints, clusters and pools that are never used twice, unlike addresses in memory.
+pub(super) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Relaxed)
 }
@@ -330,6 +354,30 @@ impl Cluster {
         }
         self.stats.requests.fetch_add(1, Relaxed);
         Some(RequestGuard(Arc::clone(self)))
+    }
+
+    /// The same when `limits.requests` are under way, of which one is about to end for this one.
+    pub fn replace_request(self: &Arc<Self>) -> RequestGuard {
+        self.stats.active.fetch_add(1, Relaxed);
+        self.stats.requests.fetch_add(1, Relaxed);
+        RequestGuard(Arc::clone(self))
+    }
+
+    /// How much all clients together, and each of them, may hold by responses that wait for them, while there is no place for others:
+    /// a part of the places that there are. These may be fewer than the configuration allows for, if upstreams take fewer streams.
+    pub(super) fn shares_now(&self) -> (u64, u64) {
+        let held = self.stats.active.load(Relaxed).saturating_sub(self.stats.pending.load(Relaxed));
+        let places = held.min(self.limits.places).max(1);
+        let (all, each) = self.limits.percent;
+        (part(places, all), part(places, each))
+    }
+
+    /// Whether a client holds more than its share, as far as is known. Where nothing waits for its client, that is a load and a
+    /// comparison.
+    pub(super) fn is_over_share(&self, client: Option<IpAddr>) -> bool {
+        let Some(client) = client.filter(|_| self.stats.downloads.load(Relaxed) > 0) else { return false };
+        let held = self.stats.shares.lock().of(Client::of(client));
+        held.sum() > self.shares_now().1
     }
 
     /// Logs, once a minute at most, why a request of which there is no line in the access log could not even be sent.

@@ -23,8 +23,7 @@ pub enum FailureKind {
     Connect(#[source] Arc<OpenError>),
     /// The connection ended before a response began, or in the middle of its head.
     ///
-    /// With `reused` and not `bytes_received`, the upstream may just have closed an idle connection: RFC 9112 section
-    /// 9.3.1 allows to send an idempotent request once more (RFC 9110 section 9.2.2). With not `request_sent`, any.
+    /// What `again` says is about an idempotent request (RFC 9110 section 9.2.2). With not `request_sent`, any may be sent again.
     #[error("the connection was closed before a response{}", if *reused { " (it had been used before)" } else { "" })]
     Reset {
         /// Whether the connection had carried a request before this one.
@@ -35,6 +34,8 @@ pub enum FailureKind {
         bytes_received: bool,
         /// Whether a part of the response's head has come.
         in_head: bool,
+        /// Whether it may be sent again although nobody has asked for that, if its method allows it.
+        again: Again,
         /// The reason.
         source: io::Error,
     },
@@ -53,9 +54,29 @@ pub enum FailureKind {
     /// The request's target cannot be sent in the version of HTTP that the upstream speaks, and no other may be sent in its place.
     #[error("the request's target cannot be sent over HTTP/2 as it is")]
     Target,
+    /// The request's head is longer than an upstream that speaks HTTP/2 takes.
+    #[error("the request's head counts for {size} bytes, and the upstream takes {limit}")]
+    HeadTooLong {
+        /// What it counts for.
+        size: usize,
+        /// What the upstream takes.
+        limit: u32,
+    },
     /// The cluster has as many connections as it may, and as many requests waiting for one.
     #[error("too many requests wait for a connection")]
     Overflow,
+}
+
+/// How a request may be sent again whose connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Not by itself.
+    No,
+    /// By a new connection. An idle connection may just have been closed (RFC 9112 section 9.3.1), or another request was in all
+    /// likelihood the reason.
+    Anew,
+    /// By a connection that nobody else uses: this request may have been the reason.
+    Alone,
 }
 
 /// Interim responses before a response, at most. They are not passed on, so a stream of them would keep a worker busy for nothing.

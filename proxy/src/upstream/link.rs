@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     body::{Broken, Duplex, Held, LinkBody, PooledBody},
-    failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     slots::{ClusterPool, Permit, Slot},
 };
@@ -129,8 +129,14 @@ where
         self.served.set(self.served.get().saturating_add(1));
         if reused && self.has_ended(&mut Context::from_waker(Waker::noop())) {
             let source = io::ErrorKind::ConnectionAborted.into();
-            let kind =
-                FailureKind::Reset { reused, request_sent: false, bytes_received: false, in_head: false, source };
+            let kind = FailureKind::Reset {
+                reused,
+                request_sent: false,
+                bytes_received: false,
+                in_head: false,
+                again: Again::Anew,
+                source,
+            };
             return Err(Failure::unsent(kind, body));
         }
         let (mut upload, asked, before) = match self.line.borrow_mut().as_mut() {
@@ -218,6 +224,7 @@ where
                     request_sent: line.as_ref().is_none_or(|wire| wire.sent() > sent),
                     bytes_received,
                     in_head: bytes_received,
+                    again: if reused && !bytes_received { Again::Anew } else { Again::No },
                     source,
                 }
             }

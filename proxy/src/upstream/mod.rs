@@ -13,6 +13,7 @@ pub mod budget;
 pub mod cluster;
 mod connect;
 mod direct;
+mod downloads;
 pub mod failure;
 pub mod health;
 mod link;
@@ -31,7 +32,8 @@ pub use self::{
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, LastError, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,
-    failure::{Failure, FailureKind, ProtocolError},
+    downloads::{Download, Receiver},
+    failure::{Again, Failure, FailureKind, ProtocolError},
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},

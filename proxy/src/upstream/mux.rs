@@ -23,7 +23,7 @@ use h2::{
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TRAILER, UPGRADE},
     uri,
 };
 use http_body::{Body, SizeHint};
@@ -35,7 +35,7 @@ use tokio::{
 
 use super::{
     body::{Duplex, Held, PooledBody},
-    failure::{Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     reason::{Unchosen, lost},
     slots::{ClusterPool, Permit, Slot},
@@ -76,6 +76,38 @@ pub(super) struct Under {
     pub(super) assumed: bool,
     /// The address of its end here.
     pub(super) local: Option<SocketAddr>,
+    /// It is for one request.
+    pub(super) alone: bool,
+}
+
+/// A head that counts for more may make an upstream end the connection that it comes on, unless the upstream has said that it takes as
+/// much: nginx does that for a field of more than 8 KiB, with which a head counts for more than this.
+const LONG: usize = 8 << 10;
+
+/// What of a request may make an upstream end a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Weight {
+    /// What its head counts for.
+    head: usize,
+    /// It has trailers, and says so.
+    trailers: bool,
+}
+
+impl Weight {
+    pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> Weight {
+        Weight { head: head.list_size(), trailers: !bodiless && head.get(&TRAILER).is_some() }
+    }
+
+    /// Whether it shares a connection with no other request. `max_head`: the longest head that the endpoint says it takes.
+    pub(super) fn is_alone(self, max_head: Option<u32>) -> bool {
+        self.trailers || (self.head > LONG && max_head.is_none())
+    }
+
+    /// Why it is not sent to an endpoint that has said this.
+    pub(super) fn refused(self, max_head: Option<u32>) -> Option<FailureKind> {
+        let limit = max_head.filter(|most| self.head > *most as usize)?;
+        Some(FailureKind::HeadTooLong { size: self.head, limit })
+    }
 }
 
 /// What a connection and its task share.
@@ -86,6 +118,8 @@ struct State {
     most: Cell<u32>,
     /// Bytes received.
     received: Cell<u64>,
+    /// The stream that has begun last.
+    begun: Cell<u32>,
     /// What the endpoint has said first.
     first: Cell<FirstBytes>,
     /// How it has ended, if it has: more than its streams are told of it.
@@ -143,6 +177,7 @@ where
             active: Cell::new(0),
             most: Cell::new(most),
             received: Cell::new(0),
+            begun: Cell::new(0),
             first: Cell::default(),
             end: OnceCell::new(),
             ends: Ends::default(),
@@ -157,6 +192,17 @@ where
             });
             shaken.await?
         };
+        if under.alone {
+            // What the endpoint takes is to be known before it is sent anything.
+            poll_fn(|cx| match turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx)) {
+                Err(error) => Poll::Ready(Err(error)),
+                Ok(Poll::Ready(ended)) => Poll::Ready(ended.map_err(io::Error::other)),
+                Ok(Poll::Pending) if state.ends.said().has_settings() => Poll::Ready(Ok(())),
+                Ok(Poll::Pending) => Poll::Pending,
+            })
+            .await?;
+        }
+        slot.max_head.set(state.ends.said().max_head().or(slot.max_head.get()));
         Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
             let (mux, slot_of_task, shared) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&state));
             spawn_local(async move {
@@ -170,6 +216,9 @@ where
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
                     slot_of_task.streams.set(theirs);
+                    if shared.ends.said().has_settings() {
+                        slot_of_task.max_head.set(shared.ends.said().max_head());
+                    }
                     shared.received.set(turns.received());
                     if let Poll::Ready(ended) = ended {
                         return Poll::Ready(ended.map_err(io::Error::other));
@@ -205,10 +254,25 @@ where
         place: Place<B>,
         head: &impl Head,
         body: B,
+        weight: Weight,
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let mux = &place.0;
+        if let Some(refused) = weight.refused(mux.state.ends.said().max_head()) {
+            return Err(Failure::unsent(refused, body));
+        }
         let reused = mux.served.get() > 1;
+        let begins_alone = mux.state.active.get() == 1;
         let received = mux.state.received.get();
+        let number = Cell::new(0);
+        // Which request has made the upstream end the connection nobody says, but the last one that it has looked at is likely to be
+        // it, or, if it has not said which that was, the one that has begun last.
+        let again = |error: &h2::Error| match mux.state.ends.said().last_stream().unwrap_or(mux.state.begun.get()) {
+            _ if !(error.is_io() || error.is_go_away()) => Again::No,
+            last if last != number.get() => Again::Anew,
+            // It was idle, and may have been closed before this request came to it.
+            _ if reused && begins_alone && mux.state.received.get() == received => Again::Alone,
+            _ => Again::No,
+        };
         let failure = |error: h2::Error| match reason(&error) {
             Some(Stopped::Protocol) => {
                 let first = mux.state.first.get();
@@ -222,6 +286,7 @@ where
                 bytes_received: mux.state.received.get() > received,
                 // Here a head is there as a whole, or not at all.
                 in_head: false,
+                again: if stopped == Some(Stopped::Unprocessed) { Again::Anew } else { again(&error) },
                 source: match mux.state.better_reason(error) {
                     source if mux.under.assumed && mux.state.first.get().look() != Looks::Http2 => {
                         io::Error::new(source.kind(), Unchosen(source))
@@ -245,6 +310,8 @@ where
             Ok(sent) => sent,
             Err(kind) => return Err(Failure::unsent(kind, body)),
         };
+        number.set(stream.stream_id().as_u32());
+        mux.state.begun.set(number.get());
         let mut awaited = Awaited { response, interim: 0 };
         if switches {
             let response = poll_fn(|cx| awaited.poll(failure, cx)).await;
@@ -252,7 +319,7 @@ where
             return Ok(switched(response, stream, key, place));
         }
         let ended = (!bodiless).then(|| mux.state.ends.watch(stream.stream_id().as_u32()));
-        let mut upload = (!bodiless).then(|| Sending::new(body, stream));
+        let mut upload = (!bodiless).then(|| Sending::new(body, stream).with_trailers(weight.trailers));
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut upload
                 && let Poll::Ready(sent) = sending.poll(cx)
@@ -372,9 +439,14 @@ fn switched<B: 'static>(
 }
 
 impl<B> Mux<B> {
-    fn has_room(&self, requests: u32) -> bool {
+    pub(super) fn has_room(&self, requests: u32) -> bool {
         // An upstream that allows none for a while is asked one at a time: the request waits in the connection then.
         self.state.active.get() < self.state.most.get().max(1) && (requests == 0 || self.served.get() < requests)
+    }
+
+    /// How many more streams it takes now.
+    pub(super) fn room(&self) -> u32 {
+        self.state.most.get().max(1).saturating_sub(self.state.active.get())
     }
 
     /// Whether it is known to be closed, or going away.
@@ -396,7 +468,7 @@ impl<B> Mux<B> {
 
     /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none).
     pub(super) fn is_useful(&self, requests: u32) -> bool {
-        !self.is_closed() && (requests == 0 || self.served.get() < requests)
+        !self.under.alone && !self.is_closed() && (requests == 0 || self.served.get() < requests)
     }
 
     /// A stream's place, if there is one.

@@ -7,7 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
@@ -28,11 +28,12 @@ use super::{
     cluster::{Cluster, Endpoint},
     connect,
     direct::count,
+    downloads::{Download, Receiver},
     failure::{Failure, FailureKind},
     link::Link,
-    mux::{Mux, Place, Under},
+    mux::{Mux, Place, Under, Weight},
     reason::OpenError,
-    slots::{ClusterPool, Grant, Opening, Permit, Slot},
+    slots::{ClusterPool, Grant, Opening, Permit, Slot, Wish},
 };
 use crate::{
     config::model::ClusterProtocol,
@@ -67,6 +68,10 @@ pub struct Way {
     pub new: bool,
     /// Its body has not all come yet: it waits behind those that are there as a whole.
     pub uploads: bool,
+    /// It shares the connection with no other request: it may make the upstream end it.
+    pub alone: bool,
+    /// For whom it is: a client that holds more than its share waits behind others.
+    pub on_behalf_of: Option<IpAddr>,
 }
 
 /// How long a request has waited for a connection, the time for opening it included.
@@ -140,12 +145,19 @@ where
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let pool = self.cluster(cluster);
         let slot = pool.slot(endpoint, way.client.filter(|_| cluster.proxy_protocol.is_some()));
+        let weight = cluster.may_speak_h2().then(|| head.show(|head| Weight::of(head, body.is_end_stream())));
+        let weight = weight.unwrap_or_default();
+        if let Some(refused) = weight.refused(slot.max_head.get()) {
+            return Err(Failure::unsent(refused, body));
+        }
         let mut waited = None;
         let mut replaced = 0;
         loop {
+            let way = Way { alone: way.alone || weight.is_alone(slot.max_head.get()), ..way };
             let there = match speaks_h2(cluster, &slot) {
                 _ if way.new => None,
                 false => slot.checkout().map(Carrier::Link),
+                true if way.alone => None,
                 true => slot.enter(cluster.limits.requests_per_connection).map(Carrier::Stream),
             };
             let carrier = match there {
@@ -164,9 +176,14 @@ where
             head.carried(carrier.local());
             let (reused, result) = match carrier {
                 Carrier::Link(link) => (link.has_served(), link.exchange(head, body).await),
-                Carrier::Stream(place) => (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body)).await),
+                Carrier::Stream(place) => {
+                    (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body, weight)).await)
+                }
             };
             match result {
+                Err(failure @ Failure { kind: FailureKind::Target | FailureKind::HeadTooLong { .. }, .. }) => {
+                    return Err(failure);
+                }
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
                 Err(Failure { body: Some(unsent), .. }) if reused => body = *unsent,
                 Ok(mut response) => {
@@ -198,7 +215,7 @@ where
         let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
-            match pool.acquire(&slot, false).await.map_err(failure)? {
+            match pool.acquire(&slot, Wish { alone: true, ..Wish::default() }).await.map_err(failure)? {
                 Grant::Permit(permit) => break permit,
                 Grant::Link(lease) => match lease.take().and_then(Link::close_for_permit) {
                     Some(permit) => break permit,
@@ -216,20 +233,32 @@ where
         Ok(response)
     }
 
+    /// A response from the cluster begins that `client` reads by `receiver`: if it does not read, and holds more than its share,
+    /// the response may end for others that find no place.
+    pub fn download(&self, cluster: &Arc<Cluster>, client: IpAddr, receiver: Rc<dyn Receiver>) -> Download {
+        self.cluster(cluster).downloads.begin(client, receiver)
+    }
+
+    /// When the cluster has as many requests as it may: ends responses that wait for their clients. Whether any does.
+    pub fn make_room(&self, cluster: &Arc<Cluster>) -> bool {
+        self.cluster(cluster).downloads.look(cluster, BATCH).is_some_and(|leaving| leaving > 0)
+    }
+
     /// A connection, or a stream of one, when there is none at once.
     async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>, way: Way) -> Result<Carrier<B>, FailureKind> {
         let mut new = way.new;
         loop {
             let cluster = pool.cluster();
             let h2 = speaks_h2(&cluster, slot);
+            let alone = h2 && way.alone;
             if h2
-                && !new
+                && !(new || alone)
                 && let Some(place) = slot.enter(cluster.limits.requests_per_connection)
             {
                 return Ok(Carrier::Stream(place));
             }
             let under_way = slot.opening.borrow().clone();
-            if let Some(opening) = under_way.filter(|_| h2) {
+            if let Some(opening) = under_way.filter(|_| h2 && !alone) {
                 opening.ended.notified().await;
                 new = false;
                 if let Some(error) = opening.failure.borrow().clone() {
@@ -237,37 +266,52 @@ where
                 }
                 continue;
             }
-            // Before anything is awaited, so that all who come now wait for the same connection.
-            let announced = h2.then(|| Announced::new(slot));
-            let permit = match pool.acquire(slot, way.uploads).await? {
+            let behind = way.uploads || cluster.is_over_share(way.on_behalf_of);
+            let permit = match pool.acquire(slot, Wish { behind, alone }).await? {
                 Grant::Room => {
                     new = false;
                     continue;
                 }
                 Grant::Permit(permit) => permit,
                 Grant::Link(lease) => match lease.take() {
-                    Some(link) if !link.is_closed() && !new => return Ok(Carrier::Link(link)),
+                    Some(link) if !(link.is_closed() || new || alone) => return Ok(Carrier::Link(link)),
                     // It was closed on its way here, or might have been; its place remains.
                     dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
                 },
             };
+            // While it waited, others may have opened a connection, or have begun to.
+            if h2
+                && !alone
+                && (slot.opening.borrow().is_some() || (!new && slot.has_room(cluster.limits.requests_per_connection)))
+            {
+                continue;
+            }
+            // Before anything is awaited, so that all who come now wait for the same connection.
+            let announced = (h2 && !alone).then(|| Announced::new(slot));
             self.0.start_sweeping();
-            let connected = self.connect(pool, permit).await.map_err(Arc::new);
+            let connected = self.connect(pool, permit, way.alone).await.map_err(Arc::new);
             if let (Some(announced), Err(error)) = (&announced, &connected) {
                 *announced.0.failure.borrow_mut() = Some(Arc::clone(error));
             }
             match connected.map_err(FailureKind::Connect)? {
                 Opened::Link(link) => return Ok(Carrier::Link(link)),
                 Opened::Mux(mux) => {
-                    slot.add_mux(Rc::clone(&mux));
+                    mux.count_idle();
+                    slot.speaks_h2.set(true);
                     // One place is for whoever has opened it.
-                    return mux.enter(0).map(Carrier::Stream).ok_or(FailureKind::Overflow);
+                    let place = mux.enter(0).map(Carrier::Stream).ok_or(FailureKind::Overflow);
+                    if !way.alone {
+                        let room = mux.room();
+                        slot.add_mux(mux);
+                        pool.offer_room(slot, room);
+                    }
+                    return place;
                 }
             }
         }
     }
 
-    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>) -> Result<Opened<B>, OpenError> {
+    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>, alone: bool) -> Result<Opened<B>, OpenError> {
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
@@ -276,7 +320,11 @@ where
                     let local = stream.local_addr();
                     Ok(self.link(Box::new(stream), local, pool, permit))
                 }
-                Ok((stream, connect::Version::H2 { assumed })) => self.mux((stream, assumed), pool, permit).await,
+                Ok((stream, connect::Version::H2 { assumed })) => {
+                    let under =
+                        Under { secure: matches!(stream, Stream::Tls(_)), assumed, local: stream.local_addr(), alone };
+                    self.mux(stream, under, pool, permit).await
+                }
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
@@ -299,11 +347,11 @@ where
 
     async fn mux(
         &self,
-        (stream, assumed): (Stream, bool),
+        stream: Stream,
+        under: Under,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
     ) -> Result<Opened<B>, OpenError> {
-        let under = Under { secure: matches!(stream, Stream::Tls(_)), assumed, local: stream.local_addr() };
         let opened = Mux::open(stream, under, self.0.limits.head, pool, permit).await;
         opened.map(Opened::Mux).map_err(|error| OpenError::of(&error))
     }
@@ -358,6 +406,9 @@ impl Head for request::Parts {
         look(&encoder::RequestHead::of(self))
     }
 }
+
+/// How many responses end at once when a request is refused: others will come before it is looked again.
+const BATCH: usize = 32;
 
 /// How often a request that was not sent is given to another HTTP/2 connection.
 const MOST_REPLACED: u32 = 3;

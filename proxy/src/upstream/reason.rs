@@ -5,7 +5,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use super::{Cluster, Endpoint, FailureKind, ProtocolError, body::Broken};
+use super::{Again, Cluster, Endpoint, FailureKind, ProtocolError, body::Broken};
 use crate::{
     h1::HeadError,
     net::{FirstBytes, Looks},
@@ -154,7 +154,10 @@ impl FailureKind {
                 };
                 (Trouble::Protocol, format!("{why}, after {after:.1?}"))
             }
-            FailureKind::RequestBody { .. } | FailureKind::Target | FailureKind::Overflow => return None,
+            FailureKind::RequestBody { .. }
+            | FailureKind::Target
+            | FailureKind::HeadTooLong { .. }
+            | FailureKind::Overflow => return None,
         })
     }
 
@@ -166,10 +169,10 @@ impl FailureKind {
         }
     }
 
-    /// Whether this may be nobody's fault: an upstream may close a connection that is idle while a request is on its way to it
-    /// (RFC 9112 section 9.3.1).
+    /// Whether the request may have nothing to do with it: an upstream may close a connection that is idle while a request is on its
+    /// way to it (RFC 9112 section 9.3.1), or for the sake of another request.
     pub fn is_stale(&self) -> bool {
-        matches!(self, FailureKind::Reset { reused: true, bytes_received: false, .. })
+        matches!(self, FailureKind::Reset { again: Again::Anew | Again::Alone, .. })
     }
 }
 

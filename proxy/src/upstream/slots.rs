@@ -14,16 +14,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use rustc_hash::FxHashMap;
 use tokio::{
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
     cluster::{Cluster, Endpoint, Stats},
+    downloads::Downloads,
     failure::FailureKind,
     link::{Lease, Link},
     mux::{Mux, Place},
@@ -41,11 +43,12 @@ pub(super) struct ClusterPool<B> {
     stats: Arc<Stats>,
     /// By endpoint, and by client if endpoints are told of clients.
     slots: RefCell<FxHashMap<SlotKey, Rc<Slot<B>>>>,
-    /// In the order in which they came, but unfinished uploads behind all others.
+    /// In the order in which they came, but behind all others those that must (see [`BEHIND`]).
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
     /// Connections of this worker, over all endpoints.
     connections: Cell<usize>,
+    pub(super) downloads: Rc<Downloads>,
 }
 
 /// A worker's connections to an endpoint, or, if the endpoint is told whom they are for, those that are for one client.
@@ -64,6 +67,8 @@ pub(super) struct Slot<B> {
     pub(super) speaks_h2: Cell<bool>,
     /// Streams at one time on an HTTP/2 connection, as the endpoint has last allowed it: what a new one begins with.
     pub(super) streams: Cell<u32>,
+    /// The longest head of a request over HTTP/2, as the endpoint has last said it.
+    pub(super) max_head: Cell<Option<u32>>,
     connections: Cell<usize>,
     /// No longer in the configuration: nothing becomes idle here any more.
     retired: Cell<bool>,
@@ -94,9 +99,20 @@ pub(super) enum Grant<B> {
     Permit(Permit<B>),
 }
 
+/// How a request waits for a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wish {
+    /// Its body has not all come, or its client holds more than its share: it waits behind all others, and only if there is room
+    /// for more of them.
+    pub(super) behind: bool,
+    /// It shares no connection: room on one is nothing to it.
+    pub(super) alone: bool,
+}
+
 struct Waiter<B> {
     /// They are sorted by this.
     id: u64,
+    alone: bool,
     slot: Rc<Slot<B>>,
     grant: oneshot::Sender<Grant<B>>,
 }
@@ -107,8 +123,11 @@ struct Queued<'a, B> {
     id: u64,
 }
 
-/// The bit of a waiter's id that unfinished uploads have.
-const UPLOAD: u64 = 1 << 63;
+/// The bit of a waiter's id that unfinished uploads have, and requests of clients that hold more than their share.
+const BEHIND: u64 = 1 << 63;
+
+/// How often a request that waits looks whether another worker has given back a place, or could.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// One in a gauge.
 struct Counted<'a>(&'a AtomicU64);
@@ -122,6 +141,7 @@ impl<B> ClusterPool<B> {
             waiters: RefCell::default(),
             next_waiter: Cell::new(0),
             connections: Cell::new(0),
+            downloads: Downloads::new(),
         })
     }
 
@@ -157,6 +177,7 @@ impl<B> ClusterPool<B> {
                 speaks_h2: Cell::new(false),
                 // No endpoint should allow fewer (RFC 9113 section 6.5.2).
                 streams: Cell::new(100),
+                max_head: Cell::new(None),
                 connections: Cell::new(0),
                 retired: Cell::new(false),
             })
@@ -182,38 +203,65 @@ impl<B> ClusterPool<B> {
         spare.close_for_permit().map(|permit| permit.move_to(slot))
     }
 
-    /// The way to a connection when none is idle: the right to open one, or one that another request has left. `uploads`: the
-    /// request's body has not all come. Such a one waits behind all that are there as a whole, and only if there is room for
-    /// more of them.
-    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>, uploads: bool) -> Result<Grant<B>, FailureKind> {
+    /// The way to a connection when none is idle: the right to open one, or one that another request has left.
+    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>, wish: Wish) -> Result<Grant<B>, FailureKind> {
+        let Wish { behind, alone } = wish;
         // Another worker may have given back a place since: first to those who wait longer.
         self.serve();
         if self.waiters.borrow().is_empty()
+            && !(behind && self.stats.whole_wait())
             && let Some(permit) = self.try_permit(slot)
         {
             return Ok(Grant::Permit(permit));
         }
         let limits = self.cluster.borrow().limits;
-        let limit = if uploads { limits.pending_uploads } else { limits.pending };
+        let limit = if behind { limits.pending_uploads } else { limits.pending };
         let Some(_pending) = Counted::try_new(&self.stats.pending, limit) else {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
             return Err(FailureKind::Overflow);
         };
-        let (grant, granted) = oneshot::channel();
-        let id = self.next_waiter.replace(self.next_waiter.get() + 1) | if uploads { UPLOAD } else { 0 };
+        let _behind = behind.then(|| Counted::new(&self.stats.pending_behind));
+        let (grant, mut granted) = oneshot::channel();
+        let id = self.next_waiter.replace(self.next_waiter.get() + 1) | if behind { BEHIND } else { 0 };
         {
             let mut waiters = self.waiters.borrow_mut();
             let at = waiters.partition_point(|waiter| waiter.id < id);
-            waiters.insert(at, Waiter { id, slot: Rc::clone(slot), grant });
+            waiters.insert(at, Waiter { id, alone, slot: Rc::clone(slot), grant });
         }
         let _queued = Queued { pool: self, id };
-        granted.await.map_err(|_| FailureKind::Overflow)
+        self.make_room();
+        loop {
+            match timeout(LOOK, &mut granted).await {
+                Ok(granted) => return granted.map_err(|_| FailureKind::Overflow),
+                // The endpoint may allow more streams now.
+                Err(_) if !alone && slot.has_room(limits.requests_per_connection) => return Ok(Grant::Room),
+                Err(_) => {
+                    self.serve();
+                    self.make_room();
+                }
+            }
+        }
+    }
+
+    /// Ends responses that wait for their clients, if requests wait for their places.
+    fn make_room(&self) {
+        let wanted = self.waiters.borrow().len();
+        self.downloads.look(&self.cluster(), wanted);
+    }
+
+    /// Whether the first that waits must leave what comes free to another worker's.
+    fn yields(&self) -> bool {
+        self.waiters.borrow().front().is_some_and(|waiter| waiter.id & BEHIND != 0) && self.stats.whole_wait()
     }
 
     /// Lets those who wait go on, as far as there are places for them.
     fn serve(self: &Rc<Self>) {
         loop {
             let Some(slot) = self.waiters.borrow().front().map(|w| Rc::clone(&w.slot)) else { return };
+            // A worker without any connection has nothing that others could use.
+            if self.connections.get() > 0 && self.yields() {
+                return;
+            }
             let Some(permit) = self.try_permit(&slot) else { return };
             self.grant_to(0, Grant::Permit(permit));
         }
@@ -235,7 +283,7 @@ impl<B> ClusterPool<B> {
         if slot.retired.get() || !link.has_requests_left(limits.requests_per_connection) {
             return;
         }
-        if !self.waiters.borrow().is_empty() {
+        if !self.waiters.borrow().is_empty() && (self.connections.get() < 2 || !self.yields()) {
             return self.hand_over(link);
         }
         // Other workers' requests wait, or the limit was lowered: this worker keeps no more than the one it is sure of.
@@ -256,9 +304,15 @@ impl<B> ClusterPool<B> {
         if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
             return slot.forget_mux(&Rc::downgrade(mux));
         }
-        // Not within the `if let`: the borrow would last until its end.
-        let first = self.waiters.borrow().iter().position(|w| Rc::ptr_eq(&w.slot, slot));
-        if let Some(index) = first {
+        self.offer_room(slot, 1);
+    }
+
+    /// There is room for so many requests on an endpoint's HTTP/2 connections.
+    pub(super) fn offer_room(&self, slot: &Rc<Slot<B>>, count: u32) {
+        for _ in 0..count {
+            // Not within the `let`: the borrow would last until its end.
+            let first = self.waiters.borrow().iter().position(|w| !w.alone && Rc::ptr_eq(&w.slot, slot));
+            let Some(index) = first else { return };
             self.grant_to(index, Grant::Room);
         }
     }
@@ -298,6 +352,9 @@ impl<B> ClusterPool<B> {
         });
         drop((expired, expired_muxes));
         self.serve();
+        if self.stats.pending.load(Relaxed) > 0 || self.downloads.has_told() {
+            self.make_room();
+        }
         self.connections.get() > 0 || !self.waiters.borrow().is_empty()
     }
 
@@ -333,6 +390,7 @@ impl<B> Drop for ClusterPool<B> {
     fn drop(&mut self) {
         // Slots and idle links own each other.
         self.retire_all();
+        self.downloads.end(&self.stats);
     }
 }
 
@@ -354,10 +412,13 @@ impl<B> Slot<B> {
         muxes.iter().filter(|mux| !mux.is_closed()).find_map(|mux| mux.enter(requests))
     }
 
+    /// Whether one of the HTTP/2 connections takes another stream.
+    pub(super) fn has_room(&self, requests: u32) -> bool {
+        self.muxes.borrow().iter().any(|mux| !mux.is_closed() && mux.has_room(requests))
+    }
+
     /// Takes a new HTTP/2 connection in.
     pub(super) fn add_mux(&self, mux: Rc<Mux<B>>) {
-        mux.count_idle();
-        self.speaks_h2.set(true);
         self.muxes.borrow_mut().push(mux);
     }
 
@@ -465,6 +526,11 @@ impl<B> Drop for Queued<'_, B> {
 }
 
 impl<'a> Counted<'a> {
+    fn new(gauge: &'a AtomicU64) -> Self {
+        gauge.fetch_add(1, Relaxed);
+        Counted(gauge)
+    }
+
     fn try_new(gauge: &'a AtomicU64, limit: u64) -> Option<Self> {
         let counted = Counted(gauge);
         // Refused, it counts itself off again.

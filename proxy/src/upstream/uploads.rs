@@ -1,9 +1,11 @@
-//! How much of a cluster unfinished uploads and tunnels may hold: a part of it all together, a smaller part for each client.
+//! How much of a cluster its clients may hold for as long as they like: a part of it all together, a smaller part for each client.
 //!
 //! A request whose body has not all come, or that becomes a tunnel, holds a connection for as long as its client likes. As such
 //! requests never hold all connections, one that is there as a whole always finds some that come free by themselves. What counts
 //! is who waits for a connection as well as who has one, over all workers. Only tunnels, and uploads that have not ended when they
 //! are sent on, come here, so the lock is nobody else's concern.
+//!
+//! Responses that wait for their clients count within the same shares, but are only looked at when places run out (`downloads`).
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,7 +18,30 @@ use crate::net::Client;
 
 /// What clients hold of a cluster.
 #[derive(Debug, Default)]
-pub(super) struct Shares(Mutex<HashMap<Client, u64>>);
+pub(super) struct Shares(Mutex<Table>);
+
+/// What is known of all clients, on all workers.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    clients: HashMap<Client, Held>,
+    /// By worker: requests that wait there for a place, and for which no response of that worker can end.
+    pub(super) lacking: HashMap<u64, usize>,
+}
+
+/// What one client holds.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Unfinished uploads and tunnels.
+    uploads: u64,
+    /// Responses that wait for the client, as the workers have last told.
+    downloads: u64,
+}
+
+impl Held {
+    pub(super) fn sum(self) -> u64 {
+        self.uploads + self.downloads
+    }
+}
 
 /// Why an upload or a tunnel may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +61,43 @@ pub struct ClientPlace {
 }
 
 impl Shares {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Client, u64>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    pub(super) fn of(&self, client: Client) -> Held {
+        self.clients.get(&client).copied().unwrap_or_default()
+    }
+
+    /// Changes what a client holds; nothing is kept of one that holds nothing.
+    fn change(&mut self, client: Client, change: impl FnOnce(&mut Held)) {
+        match self.clients.entry(client) {
+            Entry::Occupied(mut held) => {
+                change(held.get_mut());
+                if *held.get() == Held::default() {
+                    held.remove();
+                }
+            }
+            Entry::Vacant(place) => {
+                let mut held = Held::default();
+                change(&mut held);
+                if held != Held::default() {
+                    place.insert(held);
+                }
+            }
+        }
+    }
+
+    /// So many more of a client's responses wait for it.
+    pub(super) fn wait(&mut self, client: Client, count: u64) {
+        self.change(client, |held| held.downloads += count);
+    }
+
+    /// So many fewer.
+    pub(super) fn wait_no_more(&mut self, client: Client, count: u64) {
+        self.change(client, |held| held.downloads = held.downloads.saturating_sub(count));
     }
 }
 
@@ -50,8 +110,7 @@ impl Cluster {
         let (stats, client) = (self.stats(), Client::of(client));
         let Limits { uploads, uploads_per_client, .. } = self.limits;
         let mut shares = stats.shares.lock();
-        let count = shares.get(&client).copied().unwrap_or(0);
-        let crowded = if count >= uploads_per_client {
+        let crowded = if shares.of(client).uploads >= uploads_per_client {
             Some(Crowded::Client)
         } else {
             // Written under the lock only.
@@ -61,7 +120,7 @@ impl Cluster {
             stats.upload_overflows.fetch_add(1, Relaxed);
             return Err(crowded);
         }
-        shares.insert(client, count + 1);
+        shares.change(client, |held| held.uploads += 1);
         stats.uploads.fetch_add(1, Relaxed);
         drop(shares);
         Ok(ClientPlace { stats: Arc::clone(stats), client })
@@ -72,12 +131,7 @@ impl Drop for ClientPlace {
     fn drop(&mut self) {
         let mut shares = self.stats.shares.lock();
         self.stats.uploads.fetch_sub(1, Relaxed);
-        if let Entry::Occupied(mut count) = shares.entry(self.client) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        shares.change(self.client, |held| held.uploads -= 1);
     }
 }
 
@@ -106,7 +160,7 @@ mod tests {
         assert_eq!(cluster.stats().upload_overflows.load(Relaxed), 2);
         drop(held);
         assert_eq!(cluster.stats().uploads.load(Relaxed), 0);
-        assert!(cluster.stats().shares.lock().is_empty(), "nothing is kept of clients that hold nothing");
+        assert!(cluster.stats().shares.lock().clients.is_empty(), "nothing is kept of clients that hold nothing");
     }
 
     #[test]

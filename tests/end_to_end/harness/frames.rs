@@ -33,6 +33,7 @@ pub mod flag {
 pub mod setting {
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
     pub const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 }
 
 /// Error codes (RFC 9113 section 7).

@@ -174,6 +174,33 @@ fn a_head_that_is_too_large_is_answered_with_431() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
+/// A proxy in front may send the requests of many on one connection: one of them does not end it, as long as its head is no flood.
+#[test]
+fn heads_of_several_times_the_bound_end_nothing_but_their_stream() {
+    let upstream = Upstream::saying("hello");
+    for (name, bound) in [("16KiB", 16 << 10), ("64KiB", 64 << 10)] {
+        let proxy =
+            Proxy::start(Config::to(&upstream).listener(&format!("limits: {{header_bytes: {name}, headers: 1000}}")));
+        let mut client = proxy.h2();
+        for (tenths, field) in [(15, 100), (25, 100), (15, 4000), (25, 4000), (25, 15_000), (15, 30_000), (25, 40_000)]
+        {
+            let value = "v".repeat(field);
+            let fields = vec![("x-a", value.as_str()); tenths * bound / 10 / field + 1];
+            let block = encode(&head("GET", "/large", &fields));
+            let parts: Vec<_> = block.chunks(16 << 10).collect();
+            let stream = client.next_stream();
+            for (n, part) in parts.iter().enumerate() {
+                let (kind, end) = if n == 0 { (kind::HEADERS, flag::END_STREAM) } else { (kind::CONTINUATION, 0) };
+                let last = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
+                client.send(kind, end | last, stream, part);
+            }
+            let response = client.response(stream);
+            assert_eq!(response.status(), 431, "{name}, {tenths} tenths, {field}");
+            assert_eq!(client.get("/").text(), "hello");
+        }
+    }
+}
+
 #[test]
 fn too_many_fields_are_answered_with_431() {
     let upstream = Upstream::saying("hello");

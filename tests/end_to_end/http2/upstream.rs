@@ -13,7 +13,10 @@ use crate::harness::{
 };
 
 /// An upstream that speaks HTTP/2; `serve` is told the connection's number, from 0 on.
-fn speaking(settings: &'static [(u16, u32)], serve: impl Fn(&mut H2, usize) + Send + Sync + 'static) -> Upstream {
+pub(super) fn speaking(
+    settings: &'static [(u16, u32)],
+    serve: impl Fn(&mut H2, usize) + Send + Sync + 'static,
+) -> Upstream {
     let connections = AtomicUsize::new(0);
     Upstream::scripted(move |connection| {
         let nth = connections.fetch_add(1, Ordering::SeqCst);
@@ -35,12 +38,12 @@ fn echoing() -> Upstream {
 }
 
 /// The configuration of one cluster that speaks it, with further options. One worker, so that connections can be counted.
-fn config(upstream: &Upstream, options: &str) -> Config {
+pub(super) fn config(upstream: &Upstream, options: &str) -> Config {
     let options = format!("protocol: h2\n{options}");
     Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[upstream], &options)
 }
 
-fn connects(proxy: &Proxy) -> f64 {
+pub(super) fn connects(proxy: &Proxy) -> f64 {
     proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")])
 }
 
@@ -104,7 +107,7 @@ fn trailers_pass_both_ways_without_http_1_in_between() {
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
-    let stream = client.request("POST", "/", &[("te", "trailers")], false);
+    let stream = client.request("POST", "/", &[("te", "trailers"), ("trailer", "x-up")], false);
     client.data(stream, b"x", false);
     client.headers(stream, &[("x-up", "7")], true);
     let response = client.response(stream);

@@ -81,6 +81,26 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
     }
 }
 
+/// Even if the others are its own requests.
+#[test]
+fn a_response_that_is_not_read_makes_room_for_others() {
+    needs!("aioquic");
+    let upstream = Upstream::replying(|request| match request.target() {
+        "/large" => answer(200, &[], vec![b'x'; LARGE]),
+        _ => answer(200, &[], "small"),
+    });
+    let config = crate::harness::Config::new().top("workers: 1").listener(super::TLS).listener("cluster: web");
+    let site = Site::start(config.cluster("web", &[&upstream], "request_timeout: 0s\nlimits: {connections: 4}"));
+    let mut client = site.connect();
+    let held = ["1", "2", "3", "4"];
+    held.iter().for_each(|id| client.send(id, json!({ "path": "/large", "paused": true })));
+    upstream.wait_for_requests(4);
+    assert_eq!(client.request("small", json!({ "path": "/small" }))["body"], "small");
+    let entry = site.proxy.entry_for("/large");
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &"download_evicted".into()));
+    client.wait(|said| held.iter().any(|id| said["id"] == *id) && said["reset"] == code::REQUEST_CANCELLED);
+}
+
 #[test]
 fn a_response_that_breaks_off_does_not_look_whole() {
     needs!("aioquic");

@@ -86,7 +86,7 @@ pub(super) async fn serve(
         let Some((encoder, persists)) = written else { return End::Gone };
         // Where the end of the connection is that of the response, only a reset tells them apart (RFC 9112 section 8).
         let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
-        if send(line, body, encoder).await.is_err() {
+        if send(line, progress, body, encoder).await.is_err() {
             return End::Cut;
         }
         whole.into_iter().for_each(std::mem::forget);
@@ -114,11 +114,16 @@ impl Drop for AbortOnDrop<'_> {
 struct Cut;
 
 /// Sends a response whose head is written: head and body in one write, if the body is there.
-async fn send(line: &Line, mut body: Body, mut encoder: Encoder) -> Result<(), Cut> {
+async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Encoder) -> Result<(), Cut> {
     let mut over = body.is_end_stream();
     poll_fn(|cx| {
+        if progress.evicted.get() {
+            line.with(|wire| wire.get_ref().abort());
+            return Poll::Ready(Err(Cut));
+        }
         loop {
-            let (mut waits, mut filled) = (false, 0);
+            // What the client has not taken of it yet counts: being woken for something else, it is given no more.
+            let (mut waits, mut filled) = (false, line.with(|wire| wire.outbox.len()).unwrap_or(0));
             while !over && filled < ENOUGH {
                 let frame = match Pin::new(&mut body).poll_frame(cx) {
                     Poll::Pending => {

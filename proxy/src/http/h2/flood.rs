@@ -14,7 +14,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::h2::frames::{DATA, Frame, HEADERS, Scanner};
+use crate::h2::{
+    Widening, Window,
+    frames::{DATA, Frame, HEADERS, Scanner},
+};
 
 /// Frames that lead to nothing, at most, above what others allow for.
 const MOST: u32 = 10_000;
@@ -44,25 +47,33 @@ impl Flood {
     }
 }
 
-/// A connection whose incoming frames are counted.
+/// A connection whose frames are counted.
 pub(super) struct Frames<T> {
     stream: T,
     scanner: Scanner,
     flood: Rc<Flood>,
+    widening: Widening,
+    window: Rc<Window>,
 }
 
 impl<T> Frames<T> {
-    pub(super) fn new(stream: T, flood: Rc<Flood>) -> Self {
-        Frames { stream, scanner: Scanner::after(PREFACE), flood }
+    pub(super) fn new(stream: T, flood: Rc<Flood>, window: Rc<Window>) -> Self {
+        Frames { stream, scanner: Scanner::after(PREFACE), flood, widening: Widening::default(), window }
     }
 
     pub(super) fn into_inner(self) -> T {
         self.stream
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, slices: &[IoSlice<'_>], written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         // A response's data allows for what a client says of its windows, and for what it measures.
         if let Poll::Ready(Ok(n)) = written {
+            let mut left = n;
+            for slice in slices {
+                let sent = left.min(slice.len());
+                self.widening.sent(&slice[..sent], &self.window);
+                left -= sent;
+            }
             let frames = self.flood.idle_frames.get();
             self.flood.idle_frames.set(frames.saturating_sub((n / 1024) as u32));
         }
@@ -75,7 +86,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        me.scanner.scan(&buf.filled()[before..], |frame| me.flood.count(frame));
+        me.scanner.scan(&buf.filled()[before..], |frame| {
+            me.window.received(frame.kind, frame.length);
+            me.flood.count(frame);
+        });
         if me.flood.is_one() {
             return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
         }
@@ -87,7 +101,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write(cx, bytes);
-        me.wrote(written)
+        me.wrote(&[IoSlice::new(bytes)], written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -109,7 +123,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write_vectored(cx, slices);
-        me.wrote(written)
+        me.wrote(slices, written)
     }
 }
 

@@ -54,17 +54,19 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
         // What follows is none of the exchange's business.
         true => (Body::Empty, Some(received)),
         false if received.is_end_stream() => (Body::Empty, None),
-        false => (Body::Http2(Incoming::new(received, &parts.headers)), None),
+        false => (Body::Http2(Incoming::new(received, &parts.headers).within(connection.window.clone())), None),
     };
     let progress = Rc::new(Progress::default());
     let cut = connection.resets.opened();
     let serving =
         Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
-    Place::spawn(connection, progress, |place| serve(place, cut, serving, respond, received));
+    let moves = progress.clone();
+    Place::spawn(connection, progress, |place| serve(place, moves, cut, serving, respond, received));
 }
 
 async fn serve(
     place: Place,
+    progress: Rc<Progress>,
     cut: Cut,
     mut serving: Pin<Box<impl Future<Output = Result<Answer, Closed>>>>,
     mut respond: SendResponse<Bytes>,
@@ -82,8 +84,12 @@ async fn serve(
     match rest {
         Rest::Nothing => {}
         Rest::Body(mut sending) => {
-            // If it is cut, the exchange has said why.
-            let _ = poll_fn(|cx| sending.poll(cx)).await;
+            // If it is cut, the exchange has said why. Dropped before its end, it resets the stream.
+            let _ = poll_fn(|cx| match progress.evicted.get() {
+                true => Poll::Ready(Ok(())),
+                false => sending.poll(cx),
+            })
+            .await;
         }
         Rest::Tunnel(tunnel) => {
             // It has a clock of its own, which always runs.

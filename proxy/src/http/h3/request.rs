@@ -3,7 +3,7 @@
 //! Each is a task. While the client does not read, nothing polls the response's body and so its clock: the task sees to the
 //! time itself.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, time::Duration};
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h3::{
@@ -252,13 +252,18 @@ async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress,
     false
 }
 
-/// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over.
+/// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over, or others need its
+/// place.
 async fn unless_stalled<T>(progress: &Progress, idle: Option<Duration>, sending: impl Future<Output = T>) -> Option<T> {
     let mut sending = pin!(sending);
+    let mut sending = poll_fn(|cx| match progress.evicted.get() {
+        true => Poll::Ready(None),
+        false => sending.as_mut().poll(cx).map(Some),
+    });
     let bound = || idle.map(|idle| progress.active.get() + idle).into_iter().chain(progress.due.get()).min();
     while let Some(until) = bound() {
-        if let Ok(sent) = timeout_at(until, sending.as_mut()).await {
-            return Some(sent);
+        if let Ok(sent) = timeout_at(until, &mut sending).await {
+            return sent;
         }
         // The request may have moved meanwhile.
         if bound().is_some_and(|bound| bound <= Instant::now()) {
@@ -266,5 +271,5 @@ async fn unless_stalled<T>(progress: &Progress, idle: Option<Duration>, sending:
             return None;
         }
     }
-    Some(sending.await)
+    sending.await
 }

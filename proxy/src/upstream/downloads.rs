@@ -1,0 +1,318 @@
+//! Responses that wait for their clients, and which of them end when a cluster has no place left for others.
+//!
+//! A response holds a connection, or a stream of one, for as long as its client takes to read it. That costs nobody anything while
+//! there are places. When a request finds none, the response that has waited longest ends, among those of clients that hold more than
+//! their shares: those that bound unfinished uploads and tunnels, too (`uploads`).
+//!
+//! A worker knows its own responses, and looks at them only while requests wait for a place, here or on other workers. What it
+//! finds it tells the others under the shares' lock, so that a client is the same on all of them.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use rustc_hash::FxHashMap;
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::{
+    cluster::{Cluster, Stats, next_id},
+    uploads::Table,
+};
+use crate::net::Client;
+
+/// How long a client must have taken nothing for its response to count as one that waits for it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The least time between two looks, so that many waiting requests do not make many looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Whoever sends a response to its client.
+pub trait Receiver {
+    /// Since when the client has taken nothing, although there is more for it.
+    fn waits_since(&self) -> Option<Instant>;
+    /// Whether the request's body is unfinished: it has a place of its own in its client's share then.
+    fn is_uploading(&self) -> bool;
+    /// Ends the exchange.
+    fn evict(&self);
+}
+
+/// A worker's responses from a cluster that are not all here yet.
+pub(super) struct Downloads {
+    worker: u64,
+    under_way: RefCell<Slab<Entry>>,
+    /// What the other workers have been told last.
+    told: RefCell<FxHashMap<Client, u64>>,
+    looked: Cell<Option<Instant>>,
+}
+
+struct Entry {
+    client: Client,
+    receiver: Rc<dyn Receiver>,
+    /// It has been told to end.
+    leaves: bool,
+}
+
+/// A response under way, until this is dropped.
+#[must_use = "the response is forgotten when this is dropped"]
+pub struct Download {
+    downloads: Rc<Downloads>,
+    key: usize,
+}
+
+impl Downloads {
+    pub(super) fn new() -> Rc<Downloads> {
+        Rc::new(Downloads {
+            worker: next_id(),
+            under_way: RefCell::default(),
+            told: RefCell::default(),
+            looked: Cell::new(None),
+        })
+    }
+
+    /// A response for `client` begins, which `receiver` sends on.
+    pub(super) fn begin(self: &Rc<Self>, client: IpAddr, receiver: Rc<dyn Receiver>) -> Download {
+        let entry = Entry { client: Client::of(client), receiver, leaves: false };
+        let key = self.under_way.borrow_mut().insert(entry);
+        Download { downloads: Rc::clone(self), key }
+    }
+
+    /// Looks which responses wait for their clients, tells the other workers, and ends as many as there are requests that wait for
+    /// their places: `wanted` here, and those for which other workers can end none. How many here are about to end; `None`: it was
+    /// looked just now.
+    pub(super) fn look(&self, cluster: &Cluster, wanted: usize) -> Option<usize> {
+        let now = Instant::now();
+        if self.looked.get().is_some_and(|looked| now - looked < PAUSE) {
+            return None;
+        }
+        self.looked.set(Some(now));
+        let mut waiting = Vec::new();
+        let mut leaving = 0;
+        for (key, entry) in self.under_way.borrow().iter() {
+            if entry.leaves {
+                leaving += 1;
+            } else if let Some(since) = entry.receiver.waits_since()
+                && since + PATIENCE <= now
+            {
+                waiting.push(Waiting { since, key, client: entry.client, uploads: entry.receiver.is_uploading() });
+            }
+        }
+        let stats = cluster.stats();
+        let ended = {
+            let mut table = stats.shares.lock();
+            self.tell(stats, &mut table, &waiting);
+            table.lacking.remove(&self.worker);
+            let elsewhere = table.lacking.values().sum::<usize>();
+            let ended = match (wanted + elsewhere).saturating_sub(leaving) {
+                0 => Vec::new(),
+                missing => self.choose(cluster, &mut table, waiting, missing),
+            };
+            leaving += ended.len();
+            let mut spare = leaving.saturating_sub(wanted);
+            table.lacking.retain(|_, lacking| {
+                let given = spare.min(*lacking);
+                (spare, *lacking) = (spare - given, *lacking - given);
+                *lacking > 0
+            });
+            if wanted > leaving {
+                table.lacking.insert(self.worker, wanted - leaving);
+            }
+            ended
+        };
+        stats.downloads_evicted.fetch_add(ended.len() as u64, Relaxed);
+        for key in ended {
+            let receiver = self.under_way.borrow_mut().get_mut(key).map(|entry| {
+                entry.leaves = true;
+                Rc::clone(&entry.receiver)
+            });
+            receiver.inspect(|receiver| receiver.evict());
+        }
+        Some(leaving)
+    }
+
+    /// Whether the other workers know something of this one that may have changed.
+    pub(super) fn has_told(&self) -> bool {
+        !self.told.borrow().is_empty()
+    }
+
+    /// Chooses up to `missing` responses that end: those that have waited longest, first of clients that hold more than their
+    /// shares, then of all, if all together hold too much.
+    fn choose(&self, cluster: &Cluster, table: &mut Table, mut waiting: Vec<Waiting>, missing: usize) -> Vec<usize> {
+        waiting.sort_unstable_by_key(|waiting| waiting.since);
+        let (all, each) = cluster.shares_now();
+        let stats = cluster.stats();
+        let mut told = self.told.borrow_mut();
+        let mut ended = Vec::new();
+        for of_one in [true, false] {
+            waiting.retain(|&Waiting { key, client, uploads, .. }| {
+                let over = match of_one {
+                    true => table.of(client).sum() > each,
+                    false => stats.uploads.load(Relaxed) + stats.downloads.load(Relaxed) > all,
+                };
+                if ended.len() == missing || !over {
+                    return true;
+                }
+                ended.push(key);
+                if !uploads {
+                    table.wait_no_more(client, 1);
+                    stats.downloads.fetch_sub(1, Relaxed);
+                    if let Some(count) = told.get_mut(&client) {
+                        *count -= 1;
+                    }
+                }
+                false
+            });
+        }
+        told.retain(|_, count| *count > 0);
+        ended
+    }
+
+    /// Tells the other workers which responses wait here now.
+    fn tell(&self, stats: &Stats, table: &mut Table, waiting: &[Waiting]) {
+        let mut told = self.told.borrow_mut();
+        for (client, count) in told.drain() {
+            table.wait_no_more(client, count);
+            stats.downloads.fetch_sub(count, Relaxed);
+        }
+        for waiting in waiting.iter().filter(|waiting| !waiting.uploads) {
+            *told.entry(waiting.client).or_default() += 1;
+        }
+        for (client, count) in told.iter() {
+            table.wait(*client, *count);
+            stats.downloads.fetch_add(*count, Relaxed);
+        }
+    }
+
+    /// Takes back what the other workers have been told.
+    pub(super) fn end(&self, stats: &Stats) {
+        let mut table = stats.shares.lock();
+        self.tell(stats, &mut table, &[]);
+        table.lacking.remove(&self.worker);
+    }
+}
+
+/// A response that waits for its client.
+struct Waiting {
+    since: Instant,
+    key: usize,
+    client: Client,
+    uploads: bool,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        let entry = self.downloads.under_way.borrow_mut().try_remove(self.key);
+        drop(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::model;
+
+    struct Fake {
+        since: Cell<Option<Instant>>,
+        uploads: bool,
+        evicted: Cell<bool>,
+    }
+
+    impl Receiver for Fake {
+        fn waits_since(&self) -> Option<Instant> {
+            self.since.get()
+        }
+
+        fn is_uploading(&self) -> bool {
+            self.uploads
+        }
+
+        fn evict(&self) {
+            self.evicted.set(true);
+        }
+    }
+
+    /// A cluster all of whose places are held.
+    fn full(connections: u32) -> (Arc<Cluster>, Vec<super::super::RequestGuard>) {
+        let config: model::Cluster =
+            serde_json::from_value(serde_json::json!({"name": "c", "limits": {"connections": connections}})).unwrap();
+        let cluster = Cluster::new(&config, None);
+        let guards = (0..connections).map(|_| cluster.try_request().unwrap()).collect();
+        (cluster, guards)
+    }
+
+    fn begin(downloads: &Rc<Downloads>, client: &str, since: Option<Instant>) -> (Rc<Fake>, Download) {
+        let fake = Rc::new(Fake { since: Cell::new(since), uploads: false, evicted: Cell::new(false) });
+        let receiver: Rc<dyn Receiver> = fake.clone();
+        (fake, downloads.begin(client.parse().unwrap(), receiver))
+    }
+
+    fn evicted(under_way: &[(Rc<Fake>, Download)]) -> Vec<usize> {
+        (0..under_way.len()).filter(|nth| under_way[*nth].0.evicted.get()).collect()
+    }
+
+    async fn look(downloads: &Downloads, cluster: &Cluster, wanted: usize) -> usize {
+        tokio::time::advance(PAUSE).await;
+        downloads.look(cluster, wanted).expect("the last look was long ago")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_over_its_share_ends_first_and_then_the_longest_wait() {
+        let (cluster, _held) = full(8);
+        let downloads = Downloads::new();
+        let now = Instant::now();
+        // The first has waited longest, but holds no more than a quarter.
+        let from = ["192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2", "192.0.2.2", "192.0.2.3", "192.0.2.3"];
+        let under_way: Vec<_> =
+            (0..7).map(|n| begin(&downloads, from[n], Some(now + Duration::from_millis(n as u64)))).collect();
+        assert_eq!(look(&downloads, &cluster, 1).await, 0, "none has waited for a second");
+        tokio::time::advance(2 * PATIENCE).await;
+        assert_eq!((look(&downloads, &cluster, 0).await, evicted(&under_way).len()), (0, 0), "nobody needs a place");
+        assert_eq!(cluster.stats().downloads.load(Relaxed), 7);
+        assert!(cluster.is_over_share(Some("192.0.2.2".parse().unwrap())));
+        assert!(!cluster.is_over_share(Some("192.0.2.3".parse().unwrap())));
+        assert_eq!(look(&downloads, &cluster, 1).await, 1);
+        assert_eq!(evicted(&under_way), [1]);
+        assert_eq!(look(&downloads, &cluster, 1).await, 1, "one is about to end");
+        assert_eq!(evicted(&under_way), [1]);
+        assert_eq!(look(&downloads, &cluster, 8).await, 2, "six may wait, two of each client");
+        assert_eq!(evicted(&under_way), [1, 2]);
+        drop(under_way);
+        downloads.end(cluster.stats());
+        assert_eq!((cluster.stats().downloads.load(Relaxed), cluster.stats().downloads_evicted.load(Relaxed)), (0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_clients_within_their_shares_leave_a_part_to_others() {
+        let (cluster, _held) = full(8);
+        let downloads = Downloads::new();
+        let since = Some(Instant::now());
+        let under_way: Vec<_> = (0..8).map(|n| begin(&downloads, &format!("192.0.2.{n}"), since)).collect();
+        tokio::time::advance(2 * PATIENCE).await;
+        assert_eq!(look(&downloads, &cluster, 8).await, 2);
+        assert_eq!(evicted(&under_way).len(), 2, "three quarters may wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_without_such_responses_is_helped_by_another() {
+        let (cluster, _held) = full(4);
+        let (here, there) = (Downloads::new(), Downloads::new());
+        let since = Some(Instant::now());
+        let under_way: Vec<_> = (0..4).map(|_| begin(&there, "192.0.2.1", since)).collect();
+        tokio::time::advance(2 * PATIENCE).await;
+        assert_eq!(look(&here, &cluster, 2).await, 0);
+        assert_eq!(look(&there, &cluster, 0).await, 2);
+        assert_eq!(evicted(&under_way).len(), 2);
+        assert_eq!(look(&there, &cluster, 0).await, 2, "nobody lacks anything any more");
+        // Whoever reads again waits no more.
+        under_way[2].0.since.set(None);
+        under_way[3].0.since.set(None);
+        look(&there, &cluster, 1).await;
+        assert!(!there.has_told() && evicted(&under_way).len() == 2);
+    }
+}

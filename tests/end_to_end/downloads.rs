@@ -1,0 +1,200 @@
+//! Clients that do not read their responses hold no more than their share of an upstream once others need it; who reads slowly gets
+//! everything.
+
+use std::{io::Read, thread, time::Duration};
+
+use crate::harness::{
+    Client, Config, H2, Proxy, Upstream, answer,
+    frames::{code, setting},
+    wait_until,
+};
+
+const MIB: usize = 1 << 20;
+
+/// More than all buffers on the way can hold.
+const LONG: usize = 256 * MIB;
+
+/// Answers `/long` without end, `/slow` with as much as the slow reader wants, and others at once.
+fn upstream() -> Upstream {
+    Upstream::scripted(|mut connection| {
+        while let Some(request) = connection.request() {
+            let length = match request.target() {
+                "/long" => LONG,
+                "/slow" => 8 * MIB,
+                _ => {
+                    connection.send(answer(200, &[], "hello"));
+                    continue;
+                }
+            };
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
+            let block = vec![b'x'; MIB];
+            if !(0..length / MIB).all(|_| connection.wire.send(&block).is_ok()) {
+                return;
+            }
+        }
+    })
+}
+
+fn to(upstream: &Upstream, top: &str, cluster: &str) -> Config {
+    let config = Config::new().top(top).listener("cluster: web\ntrusted_hops: 1");
+    config.cluster("web", &[upstream], &format!("request_timeout: 0s\n{cluster}"))
+}
+
+/// A client of HTTP/2 that asks for much and takes nothing.
+fn unread(proxy: &Proxy, from: &str, count: usize) -> (H2, Vec<u32>) {
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 0)]);
+    client.generous = false;
+    let streams = (0..count).map(|_| client.request("GET", "/long", &[("x-forwarded-for", from)], true)).collect();
+    (client, streams)
+}
+
+/// The same over HTTP/1.1.
+fn unread_1(proxy: &Proxy, from: &str) -> Client {
+    let mut client = proxy.client();
+    client.send_request("GET", "/long", &[("X-Forwarded-For", from)], b"");
+    client
+}
+
+fn of_cluster(proxy: &Proxy, name: &str) -> f64 {
+    proxy.metrics().sum(&format!("tollgate_cluster_{name}"), &[("cluster", "web")])
+}
+
+fn others_are_answered(proxy: &Proxy, count: usize) {
+    let mut client = proxy.client();
+    for n in 0..count {
+        let from = format!("192.0.2.{n}");
+        let response = client.request("GET", "/", &[("X-Forwarded-For", &from)], b"");
+        assert_eq!((response.status(), response.text()), (200, "hello"), "{n}");
+    }
+}
+
+fn assert_evicted(proxy: &Proxy) {
+    let entry = proxy.entry(|entry| entry["details"] == "download_evicted");
+    assert_eq!((&entry["path"], &entry["status"], &entry["flags"]), (&"/long".into(), &200.into(), &"UO".into()));
+    assert!(of_cluster(proxy, "downloads_evicted_total") >= 1.0);
+}
+
+#[test]
+fn downloads_that_nobody_reads_make_room_for_others_and_slow_readers_get_everything() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 12}"));
+    thread::scope(|scope| {
+        // It takes nothing for longer than would be held against somebody who holds more.
+        let slow = scope.spawn(|| {
+            let mut client = proxy.client();
+            client.send_request("GET", "/slow", &[("X-Forwarded-For", "192.0.2.200")], b"");
+            thread::sleep(Duration::from_secs(4));
+            let mut all = 0;
+            let mut part = vec![0; MIB / 4];
+            let head = client.wire.read_head().expect("a head");
+            assert_eq!(head.status(), 200);
+            while all < 8 * MIB {
+                let read = client.wire.read_some(&mut part).expect("the rest of it");
+                assert!(read > 0, "it was cut off after {all}");
+                all += read;
+                thread::sleep(Duration::from_millis(20));
+            }
+            all
+        });
+        upstream.wait_for_requests(1);
+        let mut held: Vec<_> = (0..4).map(|_| unread(&proxy, "203.0.113.1", 25)).collect();
+        wait_until("all places to be taken", || of_cluster(&proxy, "connections") >= 12.0);
+        others_are_answered(&proxy, 40);
+        assert_evicted(&proxy);
+        assert!(slow.join().expect("the slow reader") >= 8 * MIB);
+        // Whoever is cut off is told so, and the connection goes on.
+        let reset = held.iter_mut().any(|(client, streams)| {
+            client.ping();
+            streams.iter().any(|stream| client.so_far(*stream).reset == Some(code::CANCEL))
+        });
+        assert!(reset);
+    });
+    wait_until("nothing to be left of it", || {
+        of_cluster(&proxy, "requests_active") == 0.0 && of_cluster(&proxy, "downloads_waiting") == 0.0
+    });
+}
+
+#[test]
+fn no_download_ends_while_there_are_places() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 5}"));
+    let mut held: Vec<_> = (0..4).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
+    upstream.wait_for_requests(4);
+    thread::sleep(Duration::from_millis(1500));
+    others_are_answered(&proxy, 20);
+    assert_eq!(of_cluster(&proxy, "downloads_evicted_total"), 0.0);
+    for client in &mut held {
+        assert_eq!(client.wire.read_head().expect("a head").status(), 200);
+        client.wire.socket().read_exact(&mut vec![0; 16 * MIB]).expect("it goes on");
+    }
+}
+
+/// What one client may hold, and what all of them may.
+#[test]
+fn over_http_1_and_by_many_clients_too() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 8}"));
+    let mut held: Vec<_> = (0..8).map(|n| unread_1(&proxy, &format!("203.0.113.{}", n / 2))).collect();
+    upstream.wait_for_requests(8);
+    others_are_answered(&proxy, 20);
+    assert_evicted(&proxy);
+    let cut = |client: &mut Client| {
+        let mut part = vec![0; MIB];
+        let socket = client.wire.socket();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+        // The rest of those that were not cut off is not waited for.
+        (0..64).any(|_| matches!(client.wire.read_some(&mut part), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset))
+    };
+    assert!(held.iter_mut().any(cut), "nobody was told");
+}
+
+/// Places are counted over all workers, and so are clients.
+#[test]
+fn on_several_workers_too() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 2", "limits: {connections: 12}"));
+    let _held: Vec<_> = (0..24).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
+    wait_until("all places to be taken", || of_cluster(&proxy, "connections") >= 12.0);
+    for _ in 0..4 {
+        // Each by another connection, which has another worker.
+        others_are_answered(&proxy, 5);
+    }
+    assert_evicted(&proxy);
+}
+
+/// There the places are streams, and the upstream may allow fewer than is configured.
+#[test]
+fn streams_of_an_http_2_upstream_too() {
+    let upstream = Upstream::scripted(|connection| {
+        let Ok(mut h2) = H2::accept(connection.wire, &[(setting::MAX_CONCURRENT_STREAMS, 4)]) else { return };
+        h2.window(0, 1 << 30);
+        while let Ok((stream, request)) = h2.next_request() {
+            match request.field(":path") {
+                Some("/long") => {
+                    h2.headers(stream, &[(":status", "200")], false);
+                    h2.data(stream, &[b'x'; 60_000], false);
+                }
+                _ => h2.answer(stream, 200, b"hello"),
+            }
+        }
+    });
+    let proxy = Proxy::start(to(&upstream, "workers: 1", "protocol: h2\nlimits: {connections: 1}"));
+    others_are_answered(&proxy, 1);
+    let _held = unread(&proxy, "203.0.113.1", 20);
+    wait_until("all places to be taken", || of_cluster(&proxy, "requests_pending") > 0.0);
+    others_are_answered(&proxy, 20);
+    assert_evicted(&proxy);
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// `limits.requests`, which is reached before connections are where these carry many streams.
+#[test]
+fn requests_that_would_be_too_many_take_their_places_too() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 100, requests: 8}"));
+    let _held: Vec<_> = (0..8).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
+    upstream.wait_for_requests(8);
+    thread::sleep(Duration::from_millis(1500));
+    others_are_answered(&proxy, 1);
+    assert_evicted(&proxy);
+}
