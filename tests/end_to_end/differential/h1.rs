@@ -9,7 +9,7 @@ use super::{
     model::{Got, Point, Request, Response},
     upstream::Seen,
 };
-use crate::harness::{Message, Wire};
+use crate::harness::{Message, Wire, frames::Fields};
 
 pub fn exchange(address: SocketAddr, request: &Request, row: usize, seen: &Seen) -> Got {
     let mut wire = Wire::new(TcpStream::connect(address).expect("the proxy accepts connections"));
@@ -35,7 +35,7 @@ pub fn exchange(address: SocketAddr, request: &Request, row: usize, seen: &Seen)
     }
 }
 
-fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<u16>) -> io::Result<()> {
+fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<(u16, Fields)>) -> io::Result<()> {
     let mut head = format!("{} {} HTTP/1.1\r\n", request.method, request.target);
     if let Some(host) = &request.host {
         head += &format!("Host: {host}\r\n");
@@ -60,7 +60,8 @@ fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<u16>) 
     }
     wire.send(head + "\r\n")?;
     if request.waits {
-        interim.push(wire.read_head()?.status());
+        let head = wire.read_head()?;
+        interim.push((head.status(), lower(head.fields)));
     }
     for piece in request.body.iter().flatten() {
         match chunked {
@@ -82,11 +83,15 @@ fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<u16>) 
 }
 
 /// The response; the status, if it broke off after its head.
-fn receive(wire: &mut Wire, method: &str, interim: &mut Vec<u16>) -> Result<Message, (Option<u16>, io::Error)> {
+fn receive(
+    wire: &mut Wire,
+    method: &str,
+    interim: &mut Vec<(u16, Fields)>,
+) -> Result<Message, (Option<u16>, io::Error)> {
     loop {
         let mut head = wire.read_head().map_err(|error| (None, error))?;
         match head.status() {
-            status @ 100..=199 => interim.push(status),
+            status @ 100..=199 => interim.push((status, lower(head.fields))),
             204 | 304 => return Ok(head),
             _ if method == "HEAD" => return Ok(head),
             status => return wire.read_body(&mut head, true).map(|()| head).map_err(|error| (Some(status), error)),
@@ -95,7 +100,7 @@ fn receive(wire: &mut Wire, method: &str, interim: &mut Vec<u16>) -> Result<Mess
 }
 
 /// Fields as other versions spell them. The wire reads Latin-1, and the table is in UTF-8.
-pub fn lower(fields: Vec<(String, String)>) -> Vec<(String, String)> {
+pub fn lower(fields: Fields) -> Fields {
     let utf8 =
         |value: String| String::from_utf8_lossy(&value.chars().map(|c| c as u8).collect::<Vec<_>>()).into_owned();
     fields.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), utf8(value))).collect()

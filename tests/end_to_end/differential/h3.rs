@@ -197,6 +197,7 @@ fn indexed(index: usize) -> (String, String) {
         26 => (":status", "304"),
         27 => (":status", "404"),
         28 => (":status", "503"),
+        44 => ("content-type", "application/dns-message"),
         53 => ("content-type", "text/plain"),
         63 => (":status", "100"),
         64 => (":status", "204"),

@@ -338,6 +338,12 @@ impl Row {
         self
     }
 
+    /// An answer that only HTTP/1.1 can give.
+    pub fn of_h1(self, raw: &str) -> Row {
+        self.reply(|reply| reply.raw = Some((raw.to_owned(), Fields::new())))
+            .not_to(Version::H2, "the framing of HTTP/1.1, which other versions have not")
+    }
+
     pub fn interim(mut self, status: u16, more: &[(&str, &str)], times: usize) -> Row {
         self.reply.interim.extend((0..times).map(|_| (status, fields(more))));
         self
@@ -439,7 +445,7 @@ pub fn borrowed(fields: &Fields) -> Vec<(&str, &str)> {
 /// A response as a client got it.
 #[derive(Debug, Default)]
 pub struct Response {
-    pub interim: Vec<u16>,
+    pub interim: Vec<(u16, Fields)>,
     pub status: u16,
     pub fields: Fields,
     pub body: Vec<u8>,
@@ -465,7 +471,7 @@ impl Got {
         for block in blocks {
             let status = block.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
             match status {
-                Some(status @ 100..=199) => response.interim.push(status),
+                Some(status @ 100..=199) => response.interim.push((status, block)),
                 Some(status) => (response.status, response.fields) = (status, block),
                 None => response.trailers = block,
             }

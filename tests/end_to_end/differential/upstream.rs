@@ -26,6 +26,8 @@ pub struct Arrival {
     pub trailers: Fields,
     /// Whether it has ended, once that is known.
     pub whole: Option<bool>,
+    /// Whether the upstream still waits to be told that nobody wants its answer any more.
+    pub waits: bool,
 }
 
 /// What has arrived, by row.
@@ -47,6 +49,13 @@ impl Seen {
         let mut arrivals = self.arrivals.lock().unwrap();
         let last = arrivals.get_mut(&row).and_then(|all| all.last_mut()).expect("it has begun");
         (last.body, last.trailers, last.whole) = (body, trailers, Some(whole));
+        self.changed.notify_all();
+    }
+
+    /// An upstream waits to be told that its answer to a row is not wanted any more; or has been told.
+    fn waits(&self, row: usize, waits: bool) {
+        let mut arrivals = self.arrivals.lock().unwrap();
+        arrivals.get_mut(&row).and_then(|all| all.last_mut()).expect("it has begun").waits = waits;
         self.changed.notify_all();
     }
 
@@ -72,7 +81,7 @@ impl Seen {
 
     /// All that has arrived, once it is over.
     pub fn all(&self) -> BTreeMap<usize, Vec<Arrival>> {
-        self.wait(DEADLINE, |all| all.values().flatten().all(|arrival| arrival.whole.is_some()));
+        self.wait(DEADLINE, |all| all.values().flatten().all(|arrival| arrival.whole.is_some() && !arrival.waits));
         self.arrivals.lock().unwrap().clone()
     }
 }
@@ -130,7 +139,9 @@ fn serve_h1(mut wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
                 return None;
             }
             Some(How::Silence) => {
+                seen.waits(row, true);
                 wire.read_to_end();
+                seen.waits(row, false);
                 return None;
             }
             Some(How::Close | How::Goaway) => return None,
@@ -212,10 +223,10 @@ fn serve_h2(wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
                 ..Arrival::default()
             },
         );
-        let (reply, method) = (&rows[row].reply, named(":method").unwrap_or_default());
+        let reply = &rows[row].reply;
         let mut said = None;
         if reply.early {
-            said = Some(say_h2(&mut h2, stream, reply, &method));
+            said = Some(say_h2(&mut h2, stream, reply));
         }
         let message = until_over(&mut h2, stream);
         let trailers = message.blocks.get(1).cloned().unwrap_or_default();
@@ -223,14 +234,18 @@ fn serve_h2(wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
         if !message.ended {
             continue;
         }
-        match said.unwrap_or_else(|| say_h2(&mut h2, stream, reply, &method)) {
+        match said.unwrap_or_else(|| say_h2(&mut h2, stream, reply)) {
             None => {}
             Some(How::Reset(code)) => h2.reset(stream, code),
             Some(How::Goaway) => {
                 h2.goaway(stream - 1, code::NO_ERROR);
                 return None;
             }
-            Some(How::Silence) => _ = until_reset(&mut h2, stream)?,
+            Some(How::Silence) => {
+                seen.waits(row, true);
+                until_reset(&mut h2, stream)?;
+                seen.waits(row, false);
+            }
             Some(How::Close) => return None,
         }
     }
@@ -254,7 +269,7 @@ fn until_reset(h2: &mut H2, stream: u32) -> Option<()> {
 }
 
 /// The same as [`say_h1`].
-fn say_h2(h2: &mut H2, stream: u32, reply: &Reply, method: &str) -> Option<How> {
+fn say_h2(h2: &mut H2, stream: u32, reply: &Reply) -> Option<How> {
     let status = |status: u16, fields: &Fields| {
         let mut all = vec![(":status".to_owned(), status.to_string())];
         all.extend(fields.iter().cloned());
@@ -272,8 +287,7 @@ fn say_h2(h2: &mut H2, stream: u32, reply: &Reply, method: &str) -> Option<How> 
         h2.send(kind::HEADERS, 0, stream, &encode(&borrowed(&head)));
         return Some(how);
     }
-    let bodiless = reply.body.is_none() || method == "HEAD";
-    let ends = bodiless && reply.trailers.is_empty() && reply.cut.is_none_or(|(at, _)| at == Point::After);
+    let ends = reply.body.is_none() && reply.trailers.is_empty() && reply.cut.is_none_or(|(at, _)| at == Point::After);
     h2.headers(stream, &borrowed(&head), ends);
     if ends {
         return stop(Point::After);

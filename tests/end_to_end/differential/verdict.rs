@@ -82,6 +82,7 @@ fn judge_upstream(sent: &Request, want: Up, arrivals: &[Arrival]) -> Result<(), 
             change(&mut wanted);
             last.is_some_and(|arrival| {
                 arrival.whole == Some(true)
+                    && !arrival.waits
                     && arrival.method == wanted.method
                     && arrival.target == wanted.target
                     && arrival.host == wanted.host
@@ -118,10 +119,12 @@ fn is_the_answer(request: &Request, wanted: &Reply, got: &Response) -> bool {
     let bodiless = request.method == "HEAD" || matches!(wanted.status, 204 | 304);
     let body = if bodiless { Vec::new() } else { wanted.body.iter().flatten().flatten().copied().collect() };
     let length = |fields: &Fields| fields.iter().find(|(name, _)| name == "content-length").cloned();
-    let waited = request.waits.then_some(100);
-    let interim: Vec<u16> = waited.into_iter().chain(wanted.interim.iter().map(|(status, _)| *status)).collect();
     // Who sends a body that was announced at once may still be told to go on.
-    let told: Vec<u16> = got.interim.iter().copied().filter(|status| *status != 100 || request.waits).collect();
+    let told = got.interim.iter().filter(|(status, _)| *status != 100 || request.waits);
+    let told: Vec<_> = told.map(|(status, fields)| (*status, end_to_end(fields))).collect();
+    let waited = request.waits.then(|| (100, Fields::new()));
+    let interim = wanted.interim.iter().map(|(status, fields)| (*status, end_to_end(fields)));
+    let interim: Vec<_> = waited.into_iter().chain(interim).collect();
     got.status == wanted.status
         && told == interim
         && got.body == body

@@ -1,7 +1,7 @@
 //! How long a request is, in all the words there are for it, and its trailers.
 
 use super::{
-    super::model::{Down, Row, Up, Ways},
+    super::model::{Down, Row, Up, Version, Ways},
     H1, H2, H2_ENDS, STREAMS,
 };
 
@@ -81,6 +81,12 @@ pub fn rows() -> Vec<Row> {
             .post(&[])
             .with(&[("te", "trailers"), ("trailer", "x-sum")])
             .trailers(&[("x-sum", "1")]),
+        Row::new("trailers that nobody has announced")
+            .post(&[b"hello"])
+            .trailers(&[("x-sum", "1")])
+            .arrives(|request| request.trailers.clear())
+            .pending(Ways::To(Version::H2), "an upstream may not expect them (RFC 9110 section 6.5.1)"),
+        Row::new("GET with a length of 0").length("0"),
         Row::new("several trailers, one twice").post(&[b"hello"]).with(&[("trailer", "x-a, x-b")]).trailers(&[
             ("x-a", "1"),
             ("x-b", ""),

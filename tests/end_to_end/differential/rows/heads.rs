@@ -107,6 +107,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("a host with a port").host(Some("web.test:8080")),
         Row::new("a host that is an address").host(Some("127.0.0.1")),
         Row::new("a host that is an address of IPv6").host(Some("[::1]:80")),
+        Row::new("a host with capitals and a dot at its end")
+            .host(Some("WEB.test."))
+            .arrives(|request| request.host = Some("web.test".to_owned())),
         Row::new("no host").host(None).refused(),
         Row::new("an empty host").host(Some("")).refused(),
         Row::new("a host with a space").host(Some("a b")).refused(),
@@ -123,6 +126,16 @@ pub fn rows() -> Vec<Row> {
         Row::new("an empty query").target("/a?"),
         Row::new("a path with escapes").target("/a%20b%2Fc"),
         Row::new("escapes that need not be").target("/%61%7eb").arrives(|request| request.target = "/a~b".to_owned()),
+        Row::new("escaped dots in a path")
+            .target("/a/%2e%2e/b/%2E/c")
+            .arrives(|request| request.target = "/b/c".to_owned()),
+        Row::new("dots with parameters")
+            .target("/a/..;x/b")
+            .want(Up::Nothing, Down::Own(400, "hidden_segment_in_path")),
+        Row::new("a target that names the host")
+            .target("http://web.test/a?b")
+            .spelt(&[(":method", "GET"), (":scheme", "http"), (":authority", "web.test"), (":path", "/a?b")])
+            .arrives(|request| request.target = "/a?b".to_owned()),
         Row::new("dots in a path").target("/a/../b/./c").arrives(|request| request.target = "/b/c".to_owned()),
         Row::new("slashes in a path").target("//a//b").arrives(|request| request.target = "/a/b".to_owned()),
         Row::new("odd characters in a path").target("/a!$&'()*+,;=:@b"),
@@ -162,6 +175,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("no method").pseudo(&without(":method")).refused(),
         Row::new("no scheme").pseudo(&without(":scheme")).refused(),
         Row::new("no path field").pseudo(&without(":path")).refused(),
+        Row::new("a path that names the host")
+            .pseudo(&[&without(":path")[..], &[(":path", "http://web.test/a")]].concat())
+            .refused(),
         Row::new("two paths")
             .pseudo(&[&PSEUDO[..], &[(":path", "/other")]].concat())
             .refused()

@@ -35,6 +35,25 @@ pub fn rows() -> Vec<Row> {
         no_length(Row::new("HEAD with a length").method("HEAD").answer(200, &[("content-length", "70000")], None)),
         Row::new("HEAD without a length").method("HEAD").answer(200, &[], None),
         no_length(Row::new("HEAD and an error").method("HEAD").answer(404, &[("content-length", "9")], None)),
+        no_length(Row::new("HEAD answered with a body").method("HEAD").answer(
+            200,
+            &[("content-length", "5")],
+            Some(&[b"hello"]),
+        )),
+        Row::new("204 with a body").answer(204, &[], Some(&[b"hello"])),
+        Row::new("304 with a body").answer(304, &[("etag", "\"a\"")], Some(&[b"hello"])),
+        Row::new("chunks and a length of an answer")
+            .of_h1("HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
+        Row::new("an answer's chunk of no size")
+            .of_h1("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ntwo\r\nok\r\n0\r\n\r\n")
+            .want(Up::Whole(|_| {}), Down::Failed),
+        Row::new("an answer's chunk that is longer than it says")
+            .of_h1("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nok\r\n0\r\n\r\n")
+            .want(Up::Whole(|_| {}), Down::Failed),
+        Row::new("an unknown coding of an answer")
+            .of_h1("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
         Row::new("201 to a POST").post(&[b"hello"]).answer(201, &[("location", "/a")], Some(&[b"made"])),
         Row::new("404").answer(404, &[("content-type", "text/plain")], Some(&[b"not here"])),
         Row::new("500").answer(500, &[], Some(&[b"broken"])),
@@ -74,6 +93,26 @@ pub fn rows() -> Vec<Row> {
         Row::new("an answer's name that is none")
             .answer(200, &[("x\"a", "1")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
+        Row::new("an answer's name with capitals").answer(200, &[("X-A", "1")], Some(&[b"ok"])).but(
+            Ways::To(Version::H2),
+            Up::Whole(|_| {}),
+            Down::Own(502, "upstream_protocol_error"),
+            "names are in small letters in HTTP/2 (RFC 9113 section 8.2.1)",
+        ),
+        Row::new("blanks around an answer's value")
+            .answer(200, &[("x-a", " 1 ")], Some(&[b"ok"]))
+            .gets(|reply| reply.fields[0].1 = "1".to_owned())
+            .but(
+                Ways::To(Version::H2),
+                Up::Whole(|_| {}),
+                Down::Own(502, "upstream_protocol_error"),
+                "only in HTTP/1.1 is white space around a value not part of it (RFC 9113 section 8.2.1)",
+            ),
+        Row::new("an answer that is nothing but trailers of gRPC").answer(
+            200,
+            &[("content-type", "application/grpc"), ("grpc-status", "5")],
+            None,
+        ),
         Row::new("NUL in an answer's value")
             .answer(200, &[("x-a", "1\x002")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
