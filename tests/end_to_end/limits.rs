@@ -2,7 +2,11 @@
 
 use std::{net::TcpStream, thread};
 
-use crate::harness::{Client, Config, Proxy, Upstream, Wire, answer, wait_for, wasm};
+use crate::harness::{
+    Client, Config, Proxy, Upstream, Wire, answer,
+    frames::{encode, flag, kind},
+    wait_for, wasm,
+};
 
 /// A filter that holds a body back until its end has come. `phase` is `request` or `response`.
 fn holding(phase: &str) -> Vec<u8> {
@@ -236,4 +240,32 @@ fn an_upstream_that_says_nothing_gets_504() {
     assert_eq!(proxy.get("/silent").status(), 504);
     let entry = proxy.entry_for("/silent");
     assert_eq!((&entry["flags"], &entry["details"]), (&"SI".into(), &"stream_idle_timeout".into()));
+}
+
+/// Crate h2 would drop the fields that are too many, and nobody would be told.
+#[test]
+fn trailers_that_are_too_long_are_no_part_of_a_request() {
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 16KiB}"));
+    let mut client = proxy.h2();
+    for (path, length, status) in [("/short", 15_000, 200), ("/long", 17_000, 400), ("/longer", 40_000, 400)] {
+        let stream = client.request("POST", path, &[("trailer", "x-large")], false);
+        client.data(stream, b"hello", false);
+        let block = encode(&[("x-large", &"v".repeat(length))]);
+        let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
+        for (n, part) in parts.iter().enumerate() {
+            let end = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
+            match n {
+                0 => client.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
+                _ => client.send(kind::CONTINUATION, end, stream, part),
+            }
+        }
+        assert_eq!(client.response(stream).status(), status, "{path}");
+        if status == 400 {
+            let entry = proxy.entry_for(path);
+            assert_eq!(entry["details"], "bad_request_body", "{entry}");
+            let why = entry["downstream_failure"].as_str().unwrap_or_default();
+            assert!(why.contains("trailers are longer than `limits.header_bytes`"), "{why}");
+        }
+    }
 }

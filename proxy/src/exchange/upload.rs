@@ -27,6 +27,7 @@ use super::{
 use crate::{
     chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
     config::model::HeaderUnderscores,
+    h2::measure,
     http::{
         body::{Body, BodyError},
         fields::clean_trailers,
@@ -38,6 +39,11 @@ use crate::{
 /// What a part of a kept body counts for at least: it takes memory however short it is.
 const LEAST_KEPT: usize = 64;
 
+/// Trailers are longer than the listener lets heads be.
+#[derive(Debug, thiserror::Error)]
+#[error("its trailers are longer than `limits.header_bytes`")]
+struct LongTrailers;
+
 /// A request's body.
 pub(super) struct Upload {
     stream: Rc<Stream>,
@@ -46,6 +52,8 @@ pub(super) struct Upload {
     filtered: bool,
     /// Names of fields may have a `_`.
     keeps_underscores: bool,
+    /// Bytes that trailers may have.
+    max_trailers: u64,
     source: RefCell<Source>,
     ahead: RefCell<Ahead>,
     kept: RefCell<Kept>,
@@ -123,6 +131,7 @@ impl Upload {
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
             keeps_underscores: site.config.header_underscores == HeaderUnderscores::Keep,
+            max_trailers: site.config.limits.header_bytes.0,
             source: RefCell::new(Source { incoming, drained: empty, flow }),
             ahead: RefCell::default(),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
@@ -386,6 +395,9 @@ impl Upload {
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
+            if measure(trailers).is_some_and(|size| size as u64 > self.max_trailers) {
+                return Poll::Ready(Some(Err(BodyError::Downstream(Box::new(LongTrailers)))));
+            }
             clean_trailers(trailers, true, self.keeps_underscores);
         }
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
