@@ -49,6 +49,24 @@ fn a_request_with_a_long_head_goes_by_a_connection_of_its_own() {
     assert_eq!(connects(&proxy), 3.0);
 }
 
+/// Where there may be no further connection, one without a request makes room, and is waited for if there is none.
+#[test]
+fn a_request_with_a_long_head_waits_for_a_place_of_its_own() {
+    let (upstream, go) = fragile();
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
+    let mut client = proxy.h2();
+    let held = client.request("GET", "/held", &[], true);
+    wait_until("the connection to be in use", || connects(&proxy) == 1.0);
+    let long = "v".repeat(8100);
+    let mut other = proxy.client();
+    other.send_request("GET", "/longish", &[("X-Long", &long)], b"");
+    proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
+    go.send(()).expect("the upstream is there");
+    assert_eq!(client.response(held).text(), "fine");
+    assert_eq!(other.read().text(), "fine");
+    assert_eq!((proxy.get("/").text(), connects(&proxy)), ("fine", 3.0));
+}
+
 #[test]
 fn a_request_with_trailers_goes_by_a_connection_of_its_own() {
     let (upstream, go) = fragile();
