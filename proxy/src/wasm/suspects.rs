@@ -1,6 +1,8 @@
 //! The clients whose requests have made a filter fail, remembered for a while.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::net::Client;
 

@@ -11,8 +11,10 @@
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::{Tenant, Vm};
 use crate::{
@@ -147,5 +149,92 @@ impl Vm {
         let unused = vm.take();
         drop(unused);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+    use serde_json::json;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::{
+        chain::{
+            Action, OnFailure,
+            network::{NetworkChain, NetworkFilter, NetworkStream},
+            stream::ConnectionInfo,
+        },
+        config::model::{self, Compile},
+        observe::Registry,
+        upstream::{PoolOptions, Pools},
+        wasm::{Code, Compiler, Engine, Machine, Plugin, Shared, Site, Supply, World},
+    };
+
+    /// A filter that traps for each connection.
+    fn machine() -> Arc<Machine> {
+        let text = r#"(module
+            (memory (export "memory") 1)
+            (func (export "malloc") (param i32) (result i32) unreachable)
+            (func (export "proxy_abi_version_0_2_1"))
+            (func (export "proxy_on_new_connection") (param i32) (result i32) unreachable))"#;
+        let engine = Engine::new(Compiler::in_process()).unwrap();
+        let code = Code::load(&engine, "f.wasm", &wat::parse_str(text).unwrap(), &Compile::default()).unwrap();
+        let filter: model::Filter = serde_json::from_value(json!({"name": "f", "wasm": "f.wasm"})).unwrap();
+        let world = World::new(Arc::new(HashMap::new()), Shared::new(Registry::new(1)));
+        Machine::of(Arc::new(Plugin::new(&filter, code, &engine, &world).unwrap()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_apart_stays_for_as_long_as_somebody_needs_it() {
+        let test = async {
+            let machine = machine();
+            let new = || machine.instantiate().map_err(|failed| failed.error).unwrap();
+            let site = Site { upstream: Pools::new(PoolOptions::default()), supply: Supply::new(|_| ()) };
+            let vm = Vm::new(machine.clone(), new(), site);
+            (0..4).for_each(|_| vm.deliver(new()));
+            let filter = vm.filters().next().unwrap();
+            let chain = Rc::new(NetworkChain::new(vec![filter.clone() as Rc<dyn NetworkFilter>]));
+            let connect = |client: [u8; 4]| {
+                let client = SocketAddr::from((client, 1));
+                let connection = Rc::new(ConnectionInfo::new("l".into(), client, client));
+                let stream = NetworkStream::new(connection, chain.clone(), None, 10);
+                assert_eq!(filter.on_connection(&stream, 0), Action::Failed(OnFailure::Deny));
+                stream
+            };
+            let figures = &machine.plugins()[0].figures;
+            let counted = || (figures.instances.value(), figures.quarantine.value());
+            let main = || vm.incarnation.get();
+
+            connect([192, 0, 2, 1]);
+            assert_eq!((counted(), main()), ((1, 0), 2), "the first failure is everybody's");
+            connect([192, 0, 2, 1]);
+            assert_eq!(main(), 2, "the second is not");
+            assert_eq!(vm.quarantine_vm().map(|apart| apart.incarnation.get() >= 1), Some(true));
+            connect([192, 0, 2, 2]);
+            assert_eq!(main(), 3, "this one was not known");
+
+            // A stream that is inside keeps it.
+            let apart = vm.quarantine_vm().unwrap();
+            vm.deliver(new());
+            vm.deliver(new());
+            assert!(apart.instance.borrow().is_some());
+            let inside = connect([192, 0, 2, 3]);
+            apart.contexts.borrow_mut().insert(
+                1000,
+                crate::wasm::contexts::StreamContext { stream: Subject::Tcp(inside).downgrade(), position: 0, root: 0 },
+            );
+            tokio::time::sleep(3 * MEMORY).await;
+            assert!(vm.quarantine_vm().is_some());
+            apart.contexts.borrow_mut().remove(1000);
+            drop(apart);
+            tokio::time::sleep(2 * MEMORY).await;
+            assert!(vm.quarantine_vm().is_none());
+            assert_eq!(figures.quarantine.value(), 0);
+            connect([192, 0, 2, 1]);
+            assert!(vm.quarantine_vm().is_none(), "nothing is remembered");
+        };
+        LocalSet::new().run_until(test).await;
     }
 }
