@@ -6,7 +6,7 @@
 //!     containment::beside::a_poison_request_each_100_ms
 //! ```
 //!
-//! `SECONDS` is how long each kind is measured, 60 if it is not set.
+//! `SECONDS` is how long each kind is measured, 60 if it is not set. The poison comes from another address than the others' requests.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -17,7 +17,7 @@ use std::{
 use serde_json::Value;
 
 use super::poison::{FILL, costly, poisoned_by};
-use crate::harness::{Config, Proxy, Upstream, tollgate, wait_until};
+use crate::harness::{Config, Proxy, Upstream, answer, tollgate, wait_until};
 
 /// How often a request poisons.
 const EACH: Duration = Duration::from_millis(100);
@@ -45,9 +45,24 @@ fn micros(report: &Value) -> String {
     format!("{:.2} / {:.2} / {:.2}", of("p50"), of("p99"), of("max"))
 }
 
+fn seconds() -> u64 {
+    std::env::var("SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60)
+}
+
+/// Sends a poison request each 100 ms for so long. How many that were.
+fn poison(proxy: &Proxy, seconds: u64) -> u32 {
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(seconds) {
+        proxy.request("GET", "/poison", &[("x-boom", "1"), ("x-forwarded-for", "192.0.2.1")], b"");
+        sent += 1;
+        thread::sleep((start + EACH * sent).saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
 /// Measures one kind. Its line in the table.
 fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
-    let seconds = std::env::var("SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let seconds = seconds();
     let upstream = Upstream::saying("hello");
     let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web}\n";
     let config = Config::to(&upstream).listener("trusted_hops: 1");
@@ -56,12 +71,7 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
     let before = seen(load(&proxy, "main", 1000, seconds / 3));
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
-    let (start, mut sent) = (Instant::now(), 0);
-    while start.elapsed() < Duration::from_secs(seconds) {
-        proxy.request("GET", "/poison", &[("x-boom", "1"), ("x-forwarded-for", "192.0.2.1")], b"");
-        sent += 1;
-        thread::sleep((start + EACH * sent).saturating_duration_since(Instant::now()));
-    }
+    let sent = poison(&proxy, seconds);
     let (main, plain) = (seen(main), seen(plain));
     wait_until("the filter to be there again", || proxy.filter("boom")["instances"] == 2);
     let figures = proxy.filter("boom");
@@ -111,4 +121,32 @@ fn a_poison_request_each_100_ms() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     lines.iter().for_each(|line| println!("{line}"));
+}
+
+/// Ten traps a second beside ten requests a second that are in the instance for 300 ms each.
+#[test]
+#[ignore = "takes a minute: see above"]
+fn requests_that_take_long_beside_a_poison_request_each_100_ms() {
+    let upstream = Upstream::replying(|request| {
+        if request.target() == "/slow" {
+            thread::sleep(3 * EACH);
+        }
+        answer(200, &[], "hello")
+    });
+    let config = Config::to(&upstream).listener("trusted_hops: 1").filter("boom", "boom.wasm", "");
+    let proxy = Proxy::start_with(config, &[("boom.wasm", &poisoned_by("unreachable"))]);
+    let start = Instant::now();
+    let (sent, failed) = thread::scope(|scope| {
+        let others = (0..seconds() as u32 * 10).map(|nth| {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                thread::sleep((start + EACH * nth).saturating_duration_since(Instant::now()));
+                proxy.get("/slow").status() != 200
+            })
+        });
+        let others: Vec<_> = others.collect();
+        let sent = poison(&proxy, seconds());
+        (sent, others.into_iter().map(|other| other.join().expect("it ends")).filter(|failed| *failed).count())
+    });
+    println!("{sent} poison requests; of {} others {failed} failed\n{:#}", seconds() * 10, proxy.filter("boom"));
 }
