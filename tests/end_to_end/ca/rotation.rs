@@ -188,7 +188,7 @@ fn an_authority_with_a_late_clock_is_not_asked_all_the_time() {
     };
     let ca = Upstream::replying(move |request| match request.target() {
         "/ca/root" => crate::harness::answer(404, &[], ""),
-        _ => crate::harness::answer(200, &[], &answer(&request.body)),
+        _ => crate::harness::answer(200, &[], answer(&request.body)),
     });
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
     // The first one is due at once. The one after that is not for five minutes.

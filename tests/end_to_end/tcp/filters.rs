@@ -119,6 +119,27 @@ fn a_filter_says_goodbye() {
     }
 }
 
+/// Closed while it talks, the connection would be reset, and what it has not read yet be lost.
+#[test]
+fn who_reads_slowly_and_goes_on_talking_gets_the_goodbye_whole() {
+    const LENGTH: usize = 900_000;
+    let goodbye = format!(
+        "(drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const {LENGTH})))
+        (drop (call $close (i32.const 2))) {PAUSE}"
+    );
+    let upstream = echo();
+    let proxy = start(&upstream, &data("downstream", &goodbye), "");
+    let mut wire = connect(&proxy);
+    wire.send("may I?").expect("the proxy reads");
+    for _ in 0..100 {
+        wire.read_exact(LENGTH / 100).expect("a part of it");
+        wire.send("but").expect("the proxy reads");
+        std::thread::sleep(std::time::Duration::from_millis(40));
+    }
+    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    assert_eq!(entry["details"], "closed_by_filter");
+}
+
 #[test]
 fn a_connection_waits_for_a_timer() {
     let code = [
