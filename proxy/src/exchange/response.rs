@@ -633,7 +633,8 @@ impl http_body::Body for ResponseBody {
                     me.fail(&BodyError::Length);
                     return Poll::Ready(Some(Err(BodyError::Length)));
                 }
-                if me.is_end_stream() {
+                // A client of HTTP/1.1 that has all of the length may leave before the upstream has said that this was all.
+                if me.is_end_stream() || (!me.filtered && me.source.length() == Some(0)) {
                     me.ending.complete();
                 }
             }

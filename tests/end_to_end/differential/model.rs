@@ -404,6 +404,10 @@ impl Row {
         self.except(Ways::To(upstream), Kind::Inexpressible, why)
     }
 
+    pub fn not_held(self, why: &'static str) -> Row {
+        self.except(Ways::Held, Kind::Inexpressible, why)
+    }
+
     /// Elsewhere something else is right.
     pub fn but(self, ways: Ways, up: Up, down: Down, why: &'static str) -> Row {
         let want = Row::new("").want(up, down).want;

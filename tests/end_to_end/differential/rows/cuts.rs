@@ -95,6 +95,11 @@ pub fn rows() -> Vec<Row> {
         Row::new("an upstream closes after its answer")
             .stops(Point::After, How::Close)
             .want(Up::Whole(|_| {}), Down::Whole(|_| {})),
+        of_length("an answer whose stream does not end with its length", Point::End, How::Silence)
+            .want(Up::Whole(|_| {}), Down::Whole(|_| {}))
+            .not_to(Version::H1, "there the length is the end")
+            .not_from(&[Version::H2, Version::H3], "there only the end of the stream is the end")
+            .not_held("it would wait for the end"),
         Row::new("an interim answer and no other").interim(100, &[], 1).stops(Point::Start, How::Close),
     ];
     [requests, answers].into_iter().flatten().collect()
