@@ -166,6 +166,29 @@ fn provisional_responses_of_the_upstream_are_not_taken_for_final_ones() {
     assert_eq!((response.status(), response.text()), (200, "ok"));
 }
 
+/// RFC 9110 section 7.6.2.
+#[test]
+fn options_and_trace_go_no_further_than_they_may() {
+    let upstream = Upstream::replying(|_| answer(200, &[], "upstream"));
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (method, max, status, passed) in [
+        ("OPTIONS", "0", 200, None),
+        ("TRACE", "0", 501, None),
+        ("OPTIONS", "1", 200, Some("0")),
+        ("TRACE", "7", 200, Some("6")),
+        ("GET", "0", 200, Some("0")),
+        ("OPTIONS", "many", 200, Some("many")),
+    ] {
+        let before = upstream.requests().len();
+        let response = proxy.request(method, "/", &[("Max-Forwards", max)], b"");
+        assert_eq!(response.status(), status, "{method} {max}");
+        let there = upstream.requests().split_off(before);
+        let there: Vec<_> = there.iter().map(|request| request.field("max-forwards")).collect();
+        assert_eq!(there, passed.map(Some).into_iter().collect::<Vec<_>>(), "{method} {max}");
+    }
+    assert_eq!(proxy.entry(|entry| entry["status"] == 501)["details"], "max_forwards");
+}
+
 #[test]
 fn connections_are_used_again_on_both_sides() {
     let upstream = Upstream::saying("ok");

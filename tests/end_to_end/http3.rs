@@ -19,6 +19,7 @@ mod code {
     pub const EXCESSIVE_LOAD: u64 = 0x107;
     pub const REQUEST_REJECTED: u64 = 0x10b;
     pub const REQUEST_CANCELLED: u64 = 0x10c;
+    pub const CONNECT_ERROR: u64 = 0x10f;
     pub const MESSAGE_ERROR: u64 = 0x10e;
 }
 

@@ -37,6 +37,7 @@ mod hot_swap;
 mod http2;
 #[cfg(feature = "http3")]
 mod http3;
+mod interim;
 mod interop;
 mod last_words;
 mod limits;
@@ -60,6 +61,7 @@ mod tcp;
 mod third_party;
 mod tls;
 mod toolchains;
+mod tunnels;
 mod unix_sockets;
 mod upgrading;
 mod uploads;

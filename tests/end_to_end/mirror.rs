@@ -27,6 +27,24 @@ fn a_mirror_gets_copies() {
     assert_eq!(upstream.requests().len(), 2);
 }
 
+/// What is spoken after it is between the two ends.
+#[test]
+fn an_upgrade_is_not_mirrored() {
+    let upstream = Upstream::replying(|request| match request.field("upgrade") {
+        Some(_) => b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec(),
+        None => answer(200, &[], "real"),
+    });
+    let shadow = Upstream::replying(|_| answer(200, &[], "shadow"));
+    let proxy = mirroring(&upstream, &shadow.to_string(), 100.0);
+    let mut client = proxy.client();
+    client.send_request("GET", "/old/chat", &[("Connection", "upgrade"), ("Upgrade", "websocket")], b"");
+    assert_eq!(client.read().status(), 101);
+    assert_eq!(proxy.get("/old/b").text(), "real");
+    let copies = shadow.wait_for_requests(1);
+    assert_eq!(copies.iter().map(|copy| copy.target()).collect::<Vec<_>>(), ["/new/b"]);
+    assert_eq!(shadow.connections(), 1);
+}
+
 #[test]
 fn what_becomes_of_a_copy_is_not_felt() {
     let upstream = Upstream::saying("real");

@@ -72,3 +72,34 @@ fn a_header_need_not_be_there_if_it_is_not_required() {
     let clients: Vec<_> = upstream.requests().iter().map(|r| r.field("x-forwarded-for").map(str::to_owned)).collect();
     assert_eq!(clients, [Some("127.0.0.1".to_owned()), Some("192.0.2.7".to_owned())]);
 }
+
+/// A connection that begins with one header carries nobody else's requests, wherever they were sent to.
+#[test]
+fn an_endpoint_is_told_of_both_ends_of_each_client() {
+    let (told, was_told) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let upstream = Upstream::scripted(move |mut connection| {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let Ok(byte) = connection.wire.read_exact(1) else { return };
+            line.extend(byte);
+        }
+        let line = String::from_utf8(line).unwrap();
+        while connection.request().is_some() {
+            told.lock().unwrap().send(line.clone()).unwrap();
+            connection.send(crate::harness::answer(200, &[], "ok"));
+        }
+    });
+    let config = Config::new().top("workers: 1").listener("cluster: web").listener(TRUSTING);
+    let proxy = Proxy::start(config.cluster("web", &[&upstream], "proxy_protocol: v1"));
+    let header = |to: &str| format!("PROXY TCP4 192.0.2.7 {to} 1000 80\r\n");
+    for to in ["192.0.2.1", "192.0.2.2", "192.0.2.1"] {
+        let mut client = proxy.client();
+        client.send(header(to));
+        for _ in 0..2 {
+            assert_eq!(client.get("/").status(), 200);
+            assert_eq!(was_told.recv().unwrap(), header(to));
+        }
+    }
+    assert_eq!(upstream.connections(), 2, "the third client is the first one again");
+}

@@ -120,3 +120,15 @@ fn a_permissive_listener_takes_both() {
         assert_eq!(pairs.connect(&proxy, None).get("").expect("a response"), 200);
     }
 }
+
+/// A browser opens connections ahead of its requests. With ALPN or without it, the handshake's bound ends with the handshake.
+#[test]
+fn a_client_without_alpn_may_take_its_time_after_the_handshake() {
+    let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
+    let proxy = pairs.mutual("timeouts: {handshake: 500ms}", &upstream);
+    let mut client = pairs.connect(&proxy, Some(&pairs.client));
+    client.shake_hands().expect("a handshake");
+    // Longer than the handshake may take.
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    assert_eq!(client.get("").expect("a response"), 200);
+}

@@ -7,6 +7,7 @@
 pub mod body;
 pub mod flow;
 pub mod head;
+pub mod interim;
 pub mod network;
 pub mod route;
 pub mod stored;

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tollgate_abi::fast::{flag, phase};
 
-use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, stored::Stored};
+use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, interim::Interims, stored::Stored};
 use crate::{
     config::units::Address,
     tls::ConnectionTls,
@@ -109,16 +109,18 @@ pub struct Progress {
     pub evicted: Cell<bool>,
     /// Who sends the response, once it may have to wait for its client.
     pub sender: Cell<Option<Waker>>,
+    /// Interim responses for the client.
+    pub interims: Interims,
     /// A timer that nobody waits for: taking it over, as it is set, costs less than making one for each stream.
     pub timer: Cell<Option<Pin<Box<Sleep>>>>,
 }
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { active, due, stalled, waits_since, uploads, evicted, sender: _, timer: _ } = self;
+        let Progress { active, due, stalled, waits_since, uploads, evicted, interims, sender: _, timer: _ } = self;
         let mut progress = f.debug_struct("Progress");
         progress.field("active", active).field("due", due).field("stalled", stalled).field("waits_since", waits_since);
-        progress.field("uploads", uploads).field("evicted", evicted).finish_non_exhaustive()
+        progress.field("uploads", uploads).field("evicted", evicted).field("interims", interims).finish_non_exhaustive()
     }
 }
 
@@ -149,6 +151,7 @@ impl Default for Progress {
             uploads: Cell::new(false),
             evicted: Cell::new(false),
             sender: Cell::new(None),
+            interims: Interims::default(),
             timer: Cell::new(None),
         }
     }

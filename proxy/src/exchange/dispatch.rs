@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method, Response, header};
+use http::{HeaderName, HeaderValue, Method, Response, Version, header, response};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
@@ -23,7 +23,10 @@ use crate::{
     },
     config::{model::ClusterProtocol, units::Address},
     h1::{encoder, violation::length},
-    http::grpc::TIMEOUT,
+    http::{
+        fields::{Present, add_via, remove_hop_by_hop},
+        grpc::TIMEOUT,
+    },
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
@@ -98,10 +101,11 @@ pub(super) async fn run(
     if !grpc::is_call_to(stream, cluster) {
         deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
-    if let Some((cluster, per_million)) = &route.mirror
+    // What becomes of a connection that has switched protocols cannot be copied.
+    if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| switch.is_none())
         && fastrand::u32(..1_000_000) < *per_million
     {
-        let head = Outgoing::new(stream, upload, &deadline, switch);
+        let head = Outgoing::new(site, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
         mirror::start(site, cluster, head, upload, stream.client.ip());
@@ -211,6 +215,7 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
 
 /// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
 struct Outgoing<'s> {
+    site: &'s Site,
     stream: &'s Stream,
     /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
     host: Option<String>,
@@ -220,7 +225,13 @@ struct Outgoing<'s> {
 }
 
 impl<'s> Outgoing<'s> {
-    fn new(stream: &'s Stream, upload: &Upload, deadline: &Deadline, switch: Option<&Switch>) -> Outgoing<'s> {
+    fn new(
+        site: &'s Site,
+        stream: &'s Stream,
+        upload: &Upload,
+        deadline: &Deadline,
+        switch: Option<&Switch>,
+    ) -> Outgoing<'s> {
         let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
         let mut promised = None;
         if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
@@ -241,7 +252,7 @@ impl<'s> Outgoing<'s> {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        Outgoing { stream, host: None, replaced, promised }
+        Outgoing { site, stream, host: None, replaced, promised }
     }
 
     /// On its way to this endpoint.
@@ -259,6 +270,24 @@ impl<'s> Outgoing<'s> {
 impl Head for Outgoing<'_> {
     fn carried(&self, local: Option<SocketAddr>) {
         self.stream.state.borrow_mut().upstream_local = local;
+    }
+
+    fn interim(&self, response: response::Parts) {
+        // HTTP/1.0 knows none (RFC 9110 section 15.2).
+        if !self.site.config.interim_responses || self.stream.version < Version::HTTP_11 {
+            return;
+        }
+        let response::Parts { status, version, headers: mut fields, .. } = response;
+        let present = Present::of(&fields);
+        remove_hop_by_hop(&mut fields, present);
+        // There is no body.
+        for name in [header::CONTENT_LENGTH, header::TRAILER] {
+            fields.remove(name);
+        }
+        add_via(&mut fields, self.site.via.of(version));
+        let mut interim = Response::new(());
+        (*interim.status_mut(), *interim.headers_mut()) = (status, fields);
+        self.stream.progress.interims.pass(interim);
     }
 
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T {
@@ -295,7 +324,7 @@ async fn attempt(
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = Outgoing::new(stream, upload, deadline, *switch).to(endpoint);
+    let head = Outgoing::new(site, stream, upload, deadline, *switch).to(endpoint);
     upload.promise(head.promised);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));

@@ -176,6 +176,8 @@ async fn forward(
         state.route.clone()
     };
     let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
+    let hop = request::count_hop(&mut stream.state.borrow_mut().request);
+    hop.map_err(|fault| fault.into_stop(stream, seen))?;
     if upload.is_too_long() {
         return Err(Fault::RequestBodyLimit.into_stop(stream, seen));
     }

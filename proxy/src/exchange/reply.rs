@@ -31,6 +31,10 @@ pub enum Fault {
     TooManyFields,
     /// More bytes of header fields than allowed.
     HeadTooLarge,
+    /// An `OPTIONS` request that may go no further.
+    LastHop,
+    /// A `TRACE` request that may go no further.
+    LastHopTrace,
     /// No filter has routed it, and the listener has no cluster.
     NoRoute,
     /// The cluster has no endpoint.
@@ -121,6 +125,9 @@ impl Fault {
             Fault::HeadTooLarge => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE)
             }
+            // Of what it would show, much is nobody's business but the upstream's (RFC 9110 section 9.3.8).
+            Fault::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
+            Fault::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
             Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
             Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
             Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),

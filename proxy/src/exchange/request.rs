@@ -172,6 +172,24 @@ pub(super) fn begin(
     Begun { stream, fault, switch, listed, expects: present.expect }
 }
 
+/// Counts this hop off `Max-Forwards`, which bounds how far `OPTIONS` and `TRACE` go (RFC 9110 section 7.6.2). A request that may
+/// go no further is answered here.
+pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), Fault> {
+    if !matches!(head.method, Method::OPTIONS | Method::TRACE) {
+        return Ok(());
+    }
+    let Some(left) = head.fields.get(header::MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u64>().ok())
+    else {
+        return Ok(());
+    };
+    let left = left.checked_sub(1).ok_or(match head.method {
+        Method::OPTIONS => Fault::LastHop,
+        _ => Fault::LastHopTrace,
+    })?;
+    head.fields.insert(header::MAX_FORWARDS, left.into());
+    Ok(())
+}
+
 /// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).
 fn join_cookies(fields: &mut HeaderMap) {
     let mut cookies = fields.get_all(header::COOKIE).iter();

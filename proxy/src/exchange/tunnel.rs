@@ -1,18 +1,24 @@
 //! What is left of a request when both sides have switched to another protocol: bytes, both ways, until somebody ends it.
+//!
+//! An end is passed on as an end, and an abort (a reset, an error) as an abort, in whichever way the other side's protocol says it
+//! (RFC 9113 section 8.5, RFC 8441 section 5, RFC 9114 section 4.4). What came before an abort is delivered first.
 
-use std::{cell::Cell, rc::Rc, task::Poll, time::Duration};
-
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep_until},
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll},
+    time::Duration,
 };
+
+use tokio::time::{Instant, sleep_until};
 use tollgate_abi::fast::flag;
 
 use super::{dispatch::Guards, ending::Ending, reply::Fault};
 use crate::{
     chain::{Direction, flow::is_interrupted},
-    net::{Metered, poll_timer},
+    net::{Broke, Carry, Transport, poll_timer},
     observe,
+    tls::{self, Peer},
     upstream::{Broken, Switching},
 };
 
@@ -25,31 +31,108 @@ pub struct Tunnel {
     pub(super) guards: Guards,
 }
 
+/// An upstream's side of a tunnel. The upstream of a client that has vanished, together with its side, is told of an abort.
+struct Upstream {
+    stream: Box<dyn Transport>,
+    aborts: bool,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if self.aborts {
+            self.stream.abort();
+        }
+    }
+}
+
+/// Both directions.
+#[derive(Default)]
+struct Directions {
+    forth: Carry,
+    back: Carry,
+    is_forth_over: bool,
+    is_back_over: bool,
+    /// Why a side has not come to a clean end.
+    client_broke: Option<io::Error>,
+    upstream_broke: Option<io::Error>,
+}
+
+impl Directions {
+    /// Carries what can be carried now. Ready when nothing is left to be carried.
+    fn poll(
+        &mut self,
+        client: &mut impl Transport,
+        upstream: &mut Box<dyn Transport>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        if !self.is_forth_over
+            && let Poll::Ready(carried) = self.forth.poll(client, upstream, cx)
+        {
+            self.is_forth_over = true;
+            match carried {
+                Ok(()) => {}
+                Err(Broke::Sender(error)) => {
+                    // Nobody is there to read what comes back.
+                    self.is_back_over = true;
+                    self.client_broke.get_or_insert(error);
+                }
+                // Who has ended its side may close all of it: that is no abort.
+                Err(Broke::Receiver(_)) if self.back.has_ended() => {}
+                Err(Broke::Receiver(error)) => {
+                    // What it has sent before is still delivered, and what then looks like an end is none.
+                    self.back.cut();
+                    self.upstream_broke.get_or_insert(error);
+                }
+            }
+        }
+        if !self.is_back_over
+            && let Poll::Ready(carried) = self.back.poll(upstream, client, cx)
+        {
+            self.is_back_over = true;
+            match carried {
+                Ok(()) => {}
+                Err(Broke::Sender(error)) => {
+                    self.is_forth_over = true;
+                    self.upstream_broke.get_or_insert(error);
+                }
+                Err(Broke::Receiver(_)) if self.forth.has_ended() => {}
+                Err(Broke::Receiver(error)) => {
+                    self.forth.cut();
+                    self.client_broke.get_or_insert(error);
+                }
+            }
+        }
+        if self.is_forth_over && self.is_back_over { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// What has moved so far, either way.
+    fn moved(&self) -> u64 {
+        self.forth.received() + self.forth.sent() + self.back.received() + self.back.sent()
+    }
+}
+
 impl Tunnel {
     /// Copies until both sides have ended, or one has failed, or nothing has moved for too long.
-    pub async fn run(self, downstream: impl AsyncRead + AsyncWrite + Unpin) {
+    pub async fn run(self, mut client: impl Transport) {
         let Tunnel { upstream, ending, idle, ends, guards } = self;
         let stream = ending.stream().clone();
         let tunnels = ending.site().figures.tunnels.clone();
-        let upstream = match upstream.await {
-            Ok(upstream) => upstream,
+        let mut upstream = match upstream.await {
+            Ok(stream) => Upstream { stream, aborts: true },
             Err(error) => {
                 stream.flag(flag::UPSTREAM_TERMINATED);
                 guards.broken(&stream, &Broken::Connection(error), 0);
+                client.abort();
                 return;
             }
         };
         tunnels.add(observe::shard(), 1);
-        let moved = Rc::new(Cell::new([0; 2]));
-        // What is read from one side is what is sent to the other, so the traffic of one side says everything.
-        let (mut downstream, mut upstream) = (downstream, Metered::new(upstream, Rc::default()));
-        let traffic = upstream.traffic();
-        let mut copying = std::pin::pin!(tokio::io::copy_bidirectional(&mut downstream, &mut upstream));
-        let mut active = Instant::now();
+        let mut directions = Directions::default();
+        let (mut moved, mut active) = (0, Instant::now());
         let bound = |active: Instant| [idle.map(|idle| active + idle), ends].into_iter().flatten().min();
         let mut timer = bound(active).map(|at| Box::pin(sleep_until(at)));
         let filtered = !stream.chain.filters().is_empty();
-        let flags = std::future::poll_fn(|cx| {
+        let flags = poll_fn(|cx| {
             if filtered {
                 if is_interrupted(&stream) {
                     stream.state.borrow_mut().details = Fault::FilterClosed.details().into();
@@ -57,12 +140,12 @@ impl Tunnel {
                 }
                 stream.register(Direction::Response, cx);
             }
-            if let Poll::Ready(result) = copying.as_mut().poll(cx) {
-                return Poll::Ready(if result.is_ok() { 0 } else { flag::UPSTREAM_TERMINATED });
+            if directions.poll(&mut client, &mut upstream.stream, cx).is_ready() {
+                return Poll::Ready(0);
             }
-            let now = [traffic.sent(), traffic.received()];
-            if moved.replace(now) != now {
-                active = Instant::now();
+            let now = directions.moved();
+            if moved != now {
+                (moved, active) = (now, Instant::now());
             }
             let Some(timer) = timer.as_mut() else { return Poll::Pending };
             while poll_timer(timer.as_mut(), cx).is_ready() {
@@ -76,10 +159,20 @@ impl Tunnel {
         })
         .await;
         tunnels.sub(observe::shard(), 1);
+        let Directions { forth, back, client_broke, upstream_broke, .. } = directions;
+        upstream.aborts = client_broke.is_some();
+        stream.flag(flags);
+        if let Some(error) = upstream_broke {
+            client.abort();
+            stream.flag(flag::UPSTREAM_TERMINATED);
+            guards.broken(&stream, &Broken::Connection(error), back.received());
+        } else if let Some(error) = client_broke {
+            stream.flag(flag::DOWNSTREAM_TERMINATED);
+            stream.downstream_failed(tls::explain(&error, Peer::Client).1);
+        }
         let mut state = stream.state.borrow_mut();
-        state.flags |= flags;
-        state.bytes[Direction::Request as usize] += traffic.sent();
-        state.bytes[Direction::Response as usize] += traffic.received();
+        state.bytes[Direction::Request as usize] += forth.received();
+        state.bytes[Direction::Response as usize] += back.received();
         drop(state);
         ending.complete();
     }

@@ -231,12 +231,16 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
     out.extend_from_slice(host.unwrap_or_default());
     out.extend_from_slice(b"\r\n");
     let mut said = None;
+    let mut te = false;
     for (name, value) in head.fields {
         match *name {
             HOST | TRANSFER_ENCODING => {}
             CONTENT_LENGTH => said = said.or(Some(value)),
             _ if head.is_replaced(name) => {}
-            _ => field(out, name, value),
+            _ => {
+                te |= *name == TE;
+                field(out, name, value);
+            }
         }
     }
     for (name, value) in head.replaced {
@@ -245,6 +249,10 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
             (name, Some(value)) => field(out, name, value),
             (_, None) => {}
         }
+    }
+    if te {
+        // It is meant for the next hop only, and must say so (RFC 9110 section 10.1.4).
+        out.extend_from_slice(b"connection: te\r\n");
     }
     let said = said.and_then(|value| length(value.as_bytes()).ok());
     let encoder = match (empty, said.or(body.exact())) {
@@ -265,6 +273,21 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
     };
     out.extend_from_slice(b"\r\n");
     encoder
+}
+
+/// Writes an interim response (RFC 9110 section 15.2), which has no body.
+pub fn interim(head: &http::Response<()>, out: &mut Outbox) {
+    let out = out.tail();
+    out.reserve(fields_len(head.headers()));
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(head.status().as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(head.status().canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in head.headers() {
+        field(out, name, value);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// What a client can take, and what becomes of its connection.
@@ -435,6 +458,15 @@ mod tests {
             let expected = format!("{method} /a?b HTTP/1.1\r\nhost: x\r\na: b\r\n{lines}\r\n");
             assert_eq!(text(&mut out), expected);
         }
+    }
+
+    #[test]
+    fn what_is_said_of_trailers_is_for_the_next_hop() {
+        let request = Request::get("/").header("host", "x").header("te", "trailers").body(()).unwrap();
+        let (parts, ()) = request.into_parts();
+        let mut out = Outbox::default();
+        super::request(&RequestHead::of(&parts), &SizeHint::with_exact(0), true, &mut out);
+        assert_eq!(text(&mut out), "GET / HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: te\r\n\r\n");
     }
 
     #[test]

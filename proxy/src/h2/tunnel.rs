@@ -1,6 +1,7 @@
 //! A stream that carries another protocol (RFC 9113 section 8.5, RFC 8441), as a stream of bytes.
 
 use std::{
+    cell::Cell,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,6 +12,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::poll_room;
+use crate::net::Transport;
 
 /// Both directions of a stream. Dropped before it was shut down, the stream is reset.
 pub struct Tunnel {
@@ -18,12 +20,29 @@ pub struct Tunnel {
     receive: RecvStream,
     unread: Bytes,
     is_shut: bool,
+    /// What the peer is told of an abort.
+    reason: Reason,
+    aborts: Cell<bool>,
 }
 
 impl Tunnel {
-    /// What follows the heads.
-    pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Tunnel {
-        Tunnel { send, receive, unread: Bytes::new(), is_shut: false }
+    /// What follows the heads. The peer is told of an abort with `reason`.
+    pub fn new(send: SendStream<Bytes>, receive: RecvStream, reason: Reason) -> Tunnel {
+        Tunnel { send, receive, unread: Bytes::new(), is_shut: false, reason, aborts: Cell::new(false) }
+    }
+}
+
+impl Transport for Tunnel {
+    fn abort(&self) {
+        self.aborts.set(true);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if self.aborts.get() {
+            self.send.send_reset(self.reason);
+        }
     }
 }
 
@@ -32,7 +51,8 @@ impl AsyncRead for Tunnel {
         while self.unread.is_empty() {
             match ready!(self.receive.poll_data(cx)) {
                 Some(Ok(data)) => self.unread = data,
-                Some(Err(error)) if !matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
+                // h2 tells of a reset only here if the peer has not ended its side before.
+                Some(Err(error)) if error.reason() != Some(Reason::NO_ERROR) => {
                     return Poll::Ready(Err(io::Error::other(error)));
                 }
                 Some(Err(_)) | None => return Poll::Ready(Ok(())),

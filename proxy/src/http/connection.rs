@@ -1,10 +1,6 @@
 //! What the connections of a listener on a worker have in common, whichever version of HTTP they speak.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{cell::RefCell, rc::Rc, time::SystemTime};
 
 use tokio::sync::watch;
 
@@ -61,49 +57,6 @@ impl Handle {
 /// Times that a head of HTTP/2 or HTTP/3 may be longer than it should and still be answered as any other request is, with a word
 /// about it. Beyond, the crates h2 and h3 answer by themselves, or end the connection.
 pub(super) const LENIENCE: u64 = 4;
-
-/// Streams that a client may reset within a second of opening them; beyond, if they are also more than half of all its streams,
-/// it does nothing but make work (rapid reset, CVE-2023-44487).
-const RESETS: u32 = 500;
-
-/// Counts the streams of a connection that its client resets at once.
-#[derive(Default, Clone)]
-pub(super) struct Resets(Rc<Cell<u32>>);
-
-impl Resets {
-    /// A stream has been opened.
-    pub(super) fn opened(&self) -> Cut {
-        Cut { opened: Instant::now(), resets: Some(self.0.clone()) }
-    }
-
-    /// Whether it must be an attack.
-    pub(super) fn are_too_many(&self, info: &ConnectionInfo) -> bool {
-        self.0.get() > RESETS && self.0.get() > info.requests.get() / 2
-    }
-}
-
-/// Notices a stream that ends before its response has begun, which is the client's doing.
-pub(super) struct Cut {
-    opened: Instant,
-    resets: Option<Rc<Cell<u32>>>,
-}
-
-impl Cut {
-    /// There is a response.
-    pub(super) fn end(mut self) {
-        self.resets = None;
-    }
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        if let Some(resets) = &self.resets
-            && self.opened.elapsed() < Duration::from_secs(1)
-        {
-            resets.set(resets.get() + 1);
-        }
-    }
-}
 
 /// Counts and logs a request of which nothing was read but that it is wrong; `why`: what is wrong beneath it, if that is known.
 pub(super) fn log_refusal(

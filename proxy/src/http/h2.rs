@@ -21,12 +21,10 @@ use bytes::Bytes;
 use h2::{Reason, server};
 use tokio::time::sleep;
 
-use self::{
-    flood::{Flood, Frames},
-    streams::Streams,
-};
+use self::{flood::Frames, streams::Streams};
 use super::{
-    connection::{Handle, LENIENCE, Resets},
+    connection::{Handle, LENIENCE},
+    flood::{Flood, Resets, SHARED},
     h1::SPEAKS_TLS,
 };
 use crate::{
@@ -39,6 +37,9 @@ use crate::{
 
 /// Bytes of a response that wait in a stream for its client to take them.
 const SEND_BUFFER: usize = 64 << 10;
+
+/// Streams of a connection that break HTTP/2, at most: as h2 has it.
+const STREAM_ERRORS: usize = 1024;
 
 /// How often streams are looked at, at least.
 const LOOK: Duration = Duration::from_secs(5);
@@ -74,7 +75,8 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
     let window = Rc::new(Window::default());
     let (io, turns) = Io::new(Frames::new(stream, flood.clone(), window.clone()));
     let streams = Streams::default();
-    let connection = Rc::new(Connection { handle, info, streams, resets: Resets::default(), window });
+    let resets = Resets::new(handle.site().config.trusted_hops > 0);
+    let connection = Rc::new(Connection { handle, info, streams, resets, window });
     let ended = connection.run(io, &turns).await;
     let is_over = matches!(ended, Ok(None) | Err(Broken::Http(_))) && !flood.is_one();
     let refused = match ended {
@@ -149,7 +151,7 @@ impl Connection {
             if let Poll::Ready(ended) = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))? {
                 return Poll::Ready(ended.map(|()| None).map_err(Broken::Http));
             }
-            if self.resets.are_too_many(info) {
+            if self.resets.are_too_many() {
                 return Poll::Ready(Ok(Some(Refusal::Flood)));
             }
             if pings.as_mut().is_some_and(|pings| pings.poll(turns.received(), true, cx).is_ready()) {
@@ -206,6 +208,10 @@ fn builder(config: &Listener) -> server::Builder {
         .initial_connection_window_size(http2.connection_window.window())
         .max_header_list_size(u32::try_from(config.limits.header_bytes.0.saturating_mul(LENIENCE)).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER);
+    if config.trusted_hops > 0 {
+        // h2 counts them over the connection's whole life. A proxy in front may send what many clients do wrong.
+        builder.max_local_error_reset_streams(Some(STREAM_ERRORS * SHARED as usize));
+    }
     if !config.upgrades.is_empty() {
         builder.enable_connect_protocol();
     }

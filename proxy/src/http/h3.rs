@@ -18,7 +18,10 @@ use self::{
     framing::Violation,
     transport::{Ledger, Transport},
 };
-use super::connection::{Handle, LENIENCE, Resets};
+use super::{
+    connection::{Handle, LENIENCE},
+    flood::Resets,
+};
 use crate::{chain::stream::ConnectionInfo, exchange::Refusal};
 
 /// The name of what is spoken (RFC 9114 section 3.1).
@@ -88,7 +91,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
         handle: handle.clone(),
         info: info.clone(),
         ledger: ledger.clone(),
-        resets: Resets::default(),
+        resets: Resets::new(config.trusted_hops > 0),
         under_way: Cell::new(0),
     });
     let mut drained = std::pin::pin!(handle.drained());
@@ -167,7 +170,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
             tracing::debug!(peer = %info.peer, "HTTP/3: {violation}");
             return Some(refusal(violation));
         }
-        if shared.resets.are_too_many(&info) {
+        if shared.resets.are_too_many() {
             quic.close(code(Code::H3_EXCESSIVE_LOAD), b"");
             return Some(Refusal::Flood);
         }

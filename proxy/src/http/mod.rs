@@ -4,7 +4,9 @@
 pub mod body;
 pub mod connection;
 mod date;
+mod expect;
 pub mod fields;
+pub mod flood;
 pub mod grpc;
 pub mod grpc_web;
 pub mod h1;

@@ -25,7 +25,7 @@ use crate::{
         proxy_protocol::{self, Addresses, Parsed},
     },
     tcp::{self, TcpSite},
-    tls::{self, Cause, Peer, PeerError, ServerTls},
+    tls::{self, Cause, ConnectionTls, Peer, PeerError, ServerTls},
 };
 
 /// Bytes that are looked at first. What a client sends first is nearly always shorter.
@@ -130,8 +130,11 @@ async fn begin(
         }
     };
     match (first, tls) {
-        (Sniffed::Tls, Some(tls)) => match timeout(limit, under_tls(site, tls, stream, info)).await {
-            Ok(begun) => begun,
+        (Sniffed::Tls, Some(tls)) => match timeout(limit, shake_hands(tls, stream)).await {
+            Ok(shaken) => match shaken? {
+                Some((stream, facts)) => under_tls(handle, site, stream, facts, info).await,
+                None => Ok(None),
+            },
             Err(_) => {
                 let why = format!("the TLS handshake was not over within {limit:?} (`timeouts.handshake`)");
                 Err(Refused { refusal: Refusal::Silent, ..Refused::handshake(Cause::Timeout, why) })
@@ -264,13 +267,14 @@ async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>
     }
 }
 
+/// TLS on a client's socket, with what is looked at first of what comes through it.
+type Shaken = Box<Prefixed<TlsStream<Prefixed<Socket>>>>;
+
 /// Shakes hands. None: the client has gone without a word.
-async fn under_tls(
-    site: &Site,
+async fn shake_hands(
     tls: &ServerTls,
     mut stream: Prefixed<Socket>,
-    info: ConnectionInfo,
-) -> Result<Option<Begun>, Refused> {
+) -> Result<Option<(Shaken, ConnectionTls)>, Refused> {
     // Looked at before it is read, so that it can be told what it was if it is no TLS.
     if stream.seen().is_empty() && !stream.look(LOOK).await.unwrap_or(false) {
         return Ok(None);
@@ -282,22 +286,26 @@ async fn under_tls(
         let cause = if matches!(error, PeerError::Expired(_)) { Cause::Expired } else { Cause::Certificate };
         Refused::handshake(cause, error.to_string())
     })?;
-    let mut stream = Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream)));
+    Ok(Some((Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream))), facts)))
+}
+
+/// Finds out what is spoken under TLS. None: the client has gone without a word.
+async fn under_tls(
+    handle: &Handle,
+    site: &Site,
+    mut stream: Shaken,
+    facts: ConnectionTls,
+    info: ConnectionInfo,
+) -> Result<Option<Begun>, Refused> {
     let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
         (_, Protocol::Tcp) => Spoken::Tcp(None),
         (Some(b"h2"), _) | (None, Protocol::Http2) => Spoken::H2,
         (Some(_), _) | (None, Protocol::Http1) => Spoken::H1,
         (None, protocol) => {
             // Without ALPN the client begins as it would without TLS.
-            let mut sniffed = sniff(stream.seen());
-            while sniffed == Sniffed::NeedMore {
-                let limit = stream.seen().len() + LOOK;
-                if !stream.look(limit).await.map_err(|_| Refusal::Protocol)? {
-                    break;
-                }
-                sniffed = sniff(stream.seen());
-            }
-            match (sniffed, protocol) {
+            let first = first_bytes(handle, site, &mut *stream, protocol == Protocol::Auto).await?;
+            let Some(first) = first else { return Ok(None) };
+            match (first, protocol) {
                 (Sniffed::Http2, _) => Spoken::H2,
                 (Sniffed::Http1, _) | (_, Protocol::Http) => Spoken::H1,
                 _ => Spoken::Tcp(None),

@@ -1,5 +1,6 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
+mod carry;
 mod client;
 pub mod descriptors;
 mod first_bytes;
@@ -13,9 +14,10 @@ mod timer;
 pub mod transport;
 
 pub use self::{
+    carry::{Broke, Carry},
     client::Client,
     first_bytes::{FirstBytes, Looks, is_tls},
-    io::{Metered, TokioIo, Traffic},
+    io::TokioIo,
     linger::linger,
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,

@@ -5,7 +5,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Socket, Stream};
+use super::{Prefixed, Socket, Stream};
 
 /// A byte stream.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
@@ -46,8 +46,8 @@ impl Transport for Socket {
 impl Transport for Stream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Stream::Plain(stream) if stream.seen().is_empty() => stream.get_ref().plain(),
-            Stream::Plain(_) | Stream::Tls(_) => None,
+            Stream::Plain(stream) => stream.plain(),
+            Stream::Tls(_) => None,
         }
     }
 
@@ -57,6 +57,26 @@ impl Transport for Stream {
 
     fn abort(&self) {
         self.socket().abort();
+    }
+}
+
+impl<T: Transport> Transport for Prefixed<T> {
+    fn plain(&self) -> Option<&TcpStream> {
+        self.get_ref().plain().filter(|_| self.seen().is_empty())
+    }
+
+    fn abort(&self) {
+        self.get_ref().abort();
+    }
+}
+
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn plain(&self) -> Option<&TcpStream> {
+        (**self).plain()
+    }
+
+    fn abort(&self) {
+        (**self).abort();
     }
 }
 

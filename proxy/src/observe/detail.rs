@@ -68,6 +68,7 @@ details! {
     CHUNK_SIZE "chunk_size",
     CHUNK_END "chunk_end",
     TRAILERS "trailers",
+    MAX_FORWARDS "max_forwards",
     ROUTE_NOT_FOUND "route_not_found",
     NO_ENDPOINT "no_endpoint",
     OVERFLOW "overflow",

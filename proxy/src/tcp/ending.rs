@@ -76,6 +76,11 @@ impl Ending {
         }
     }
 
+    /// Whether the other side has ended before this one.
+    pub(super) fn has_ended_before(&self, side: Side) -> bool {
+        self.first.get().is_some_and(|first| first != side)
+    }
+
     /// A byte has come from the upstream.
     pub(super) fn answered(&self) {
         if self.first_byte.get().is_none() {

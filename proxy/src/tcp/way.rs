@@ -177,8 +177,10 @@ impl<'e> Way<'e> {
         }
         if flow.is_over(self.side) && !self.shut {
             match ready!(Pin::new(writer).poll_shutdown(cx)) {
-                // It is gone already, which whoever reads from it will notice.
-                Err(e) if e.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(e)),
+                // It is gone already: it has said so before, or whoever reads from it will notice.
+                Err(e) if e.kind() != io::ErrorKind::NotConnected && !self.ending.has_ended_before(self.side) => {
+                    return Poll::Ready(Err(e));
+                }
                 _ => self.shut = true,
             }
         }
@@ -250,7 +252,12 @@ impl<'e> Way<'e> {
     ) -> Poll<Result<usize, Fault>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(|error| self.reset_by_sender(&error))?;
+            match ready!(Pin::new(reader).poll_read(cx, &mut buffer)) {
+                Ok(()) => {}
+                // Many peers close their connections without the close_notify of TLS. Whatever is carried knows its own end.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => return Poll::Ready(Err(self.reset_by_sender(&error))),
+            }
             let bytes = buffer.filled();
             let stream = self.ending.stream();
             let unseen = flow.is_open(stream) && !stream.chain.wants_data(self.side);

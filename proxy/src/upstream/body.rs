@@ -9,22 +9,21 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::link::Carrier;
 use crate::{
     h1::{self, Decoder},
     h2::{Ended, Incoming},
+    net::Transport,
 };
-
-/// A stream of bytes, both ways.
-pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
 /// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
 /// until now is out of the way.
-pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>>>>;
+pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport>>>>>;
 
 /// A stream together with something that must live as long.
 pub(super) struct Held<T, K> {
@@ -55,6 +54,16 @@ impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<T: Transport, K: Unpin> Transport for Held<T, K> {
+    fn plain(&self) -> Option<&TcpStream> {
+        self.stream.plain()
+    }
+
+    fn abort(&self) {
+        self.stream.abort();
     }
 }
 

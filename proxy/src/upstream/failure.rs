@@ -79,8 +79,8 @@ pub enum Again {
     Alone,
 }
 
-/// Interim responses before a response, at most. They are not passed on, so a stream of them would keep a worker busy for nothing.
-pub(super) const MOST_INTERIM: u32 = 32;
+/// Interim responses before a response, at most: a stream of them would keep a worker busy for nothing.
+pub const MOST_INTERIM: u32 = 32;
 
 /// Why a response cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,12 @@ pub enum ProtocolError {
     /// More interim responses (RFC 9110 section 15.2) came before it than anybody needs.
     #[error("more than {MOST_INTERIM} interim responses came before it")]
     Interim,
+    /// It does not say that it takes an extended `CONNECT`, as which an upgrade is asked for over HTTP/2 (RFC 8441 section 3).
+    #[error(
+        "the endpoint takes no upgrades over HTTP/2 (its settings have no SETTINGS_ENABLE_CONNECT_PROTOCOL); with `protocol: h1` \
+         they are those of HTTP/1.1"
+    )]
+    NoUpgrades,
     /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
     #[error("it switches protocols, which was not asked for")]
     Switched,

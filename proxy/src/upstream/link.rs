@@ -25,21 +25,21 @@ use tokio::{
 };
 
 use super::{
-    body::{Broken, Duplex, Held, LinkBody, PooledBody},
+    body::{Broken, Held, LinkBody, PooledBody},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
     h1::{self, Encoder, Wire, encoder, head},
-    net::{FirstBytes, Prefixed},
+    net::{FirstBytes, Prefixed, Transport},
 };
 
 /// How much of a request's body waits for the socket before more of it is asked for, in bytes.
 const ENOUGH: usize = 64 << 10;
 
 /// The connection itself, gone when it has become a tunnel.
-pub(super) type Line = RefCell<Option<Wire<Box<dyn Duplex>>>>;
+pub(super) type Line = RefCell<Option<Wire<Box<dyn Transport>>>>;
 
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
 pub(super) struct Link<B> {
@@ -75,7 +75,7 @@ where
 {
     /// Speaks HTTP/1.1 on a connected stream. Needs a place to spawn local tasks.
     pub(super) fn open(
-        stream: Box<dyn Duplex>,
+        stream: Box<dyn Transport>,
         local: Option<SocketAddr>,
         limits: h1::Limits,
         pool: Weak<ClusterPool<B>>,
@@ -165,13 +165,14 @@ where
                         match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
                             Err(error) => return Poll::Ready(Err(Lost::Head(error))),
                             // Others are on their way (RFC 9110 section 15.2).
-                            Ok(head) if is_interim(head.parts.status) => {
+                            Ok(response) if is_interim(response.parts.status) => {
                                 interim += 1;
                                 if interim > MOST_INTERIM {
                                     return Poll::Ready(Err(Lost::Interim));
                                 }
+                                head.interim(response.parts);
                             }
-                            Ok(head) => return Poll::Ready(Ok(head)),
+                            Ok(response) => return Poll::Ready(Ok(response)),
                         }
                     }
                     Ok(None) => match ready!(wire.poll_read(0, cx)) {
@@ -232,7 +233,7 @@ where
     }
 
     /// The connection, for whoever speaks another protocol on it, when the request's head is out.
-    async fn switched(self: Rc<Self>, mut upload: Upload<B>) -> io::Result<Box<dyn Duplex>> {
+    async fn switched(self: Rc<Self>, mut upload: Upload<B>) -> io::Result<Box<dyn Transport>> {
         let sent = poll_fn(|cx| {
             let mut line = self.line.borrow_mut();
             let Some(wire) = line.as_mut() else { return Poll::Ready(Ok(())) };
@@ -336,7 +337,7 @@ where
     /// Sends as much as there is and as the upstream takes.
     fn poll(
         &mut self,
-        wire: &mut Wire<Box<dyn Duplex>>,
+        wire: &mut Wire<Box<dyn Transport>>,
         cx: &mut Context<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.sent {
@@ -358,7 +359,7 @@ where
     /// Takes from the body what there is, up to a bound. Whether there may be more at once.
     fn fill(
         &mut self,
-        wire: &mut Wire<Box<dyn Duplex>>,
+        wire: &mut Wire<Box<dyn Transport>>,
         cx: &mut Context<'_>,
     ) -> Result<bool, Box<dyn Error + Send + Sync>> {
         let Upload { body: rest, encoder, .. } = self;

@@ -28,12 +28,12 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
-    body::{Broken, Duplex, PooledBody, Switching},
+    body::{Broken, PooledBody, Switching},
     budget::{RetryBudget, RetryGuard},
     cluster::{ActiveGuard, Cluster, Endpoint, LastError, Limits, Member, RequestGuard, Stats},
     direct::DirectConnection,
     downloads::{Download, Receiver},
-    failure::{Again, Failure, FailureKind, ProtocolError},
+    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},

@@ -22,19 +22,20 @@ use h2::{
     ext::Protocol,
 };
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TRAILER, UPGRADE},
     uri,
 };
 use http_body::{Body, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Notify,
     task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
 use super::{
-    body::{Duplex, Held, PooledBody},
+    body::{Held, PooledBody},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     reason::{Unchosen, lost},
@@ -44,12 +45,15 @@ use crate::{
     config::model,
     h1::encoder,
     h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, measure, remove_of_connection},
-    net::{FirstBytes, Looks},
+    net::{FirstBytes, Looks, Transport},
     tls,
 };
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
 const SEND_BUFFER: usize = 128 << 10;
+
+/// Bytes of a frame's header (RFC 9113 section 4.1).
+const FRAME_HEADER: u64 = 9;
 
 /// A connection. Its streams own it, and so does the slot as long as it takes new ones.
 pub(super) struct Mux<B> {
@@ -122,6 +126,9 @@ struct State {
     begun: Cell<u32>,
     /// What the endpoint has said first.
     first: Cell<FirstBytes>,
+    /// Its settings have come, or never will.
+    settled: Cell<bool>,
+    settling: Notify,
     /// How it has ended, if it has: more than its streams are told of it.
     end: OnceCell<io::Error>,
     /// Which of its responses have ended.
@@ -129,6 +136,18 @@ struct State {
 }
 
 impl State {
+    fn settle(&self) {
+        self.settled.set(true);
+        self.settling.notify_waiters();
+    }
+
+    /// Waits for the endpoint's settings.
+    async fn settled(&self) {
+        while !self.settled.get() {
+            self.settling.notified().await;
+        }
+    }
+
     /// Why a stream has ended: if that is because its connection has, the connection knows more (a GOAWAY's debug data, an
     /// alert of TLS).
     fn better_reason(&self, error: h2::Error) -> io::Error {
@@ -145,6 +164,13 @@ impl State {
 /// Times that a head or trailers may be longer than they should and still end nothing but their stream. Of trailers beyond its own
 /// bound, h2 drops the fields that are too many and says nothing; beyond some more, it ends the connection and all its streams.
 const LENIENCE: usize = 16;
+
+/// Whether a connection that begins like this, of which so much has come, has its settings: they are the first frame (RFC 9113
+/// section 3.4).
+fn has_settings(first: &[u8], received: u64) -> bool {
+    let &[a, b, c, ..] = first else { return false };
+    received >= FRAME_HEADER + u64::from(u32::from_be_bytes([0, a, b, c]))
+}
 
 fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
     let mut http = client::Builder::new();
@@ -179,6 +205,8 @@ where
             received: Cell::new(0),
             begun: Cell::new(0),
             first: Cell::default(),
+            settled: Cell::new(false),
+            settling: Notify::new(),
             end: OnceCell::new(),
             ends: Ends::default(),
         });
@@ -213,6 +241,9 @@ where
                         shared.first.set(turns.first());
                     }
                     let ended = ended?;
+                    if !shared.settled.get() && has_settings(turns.first().as_slice(), turns.received()) {
+                        shared.settle();
+                    }
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
                     slot_of_task.streams.set(theirs);
@@ -232,6 +263,7 @@ where
                     // Before its streams' tasks come to see that it has ended.
                     let _ = shared.end.set(error);
                 }
+                shared.settle();
                 slot_of_task.forget_mux(&mux);
             });
             Mux {
@@ -296,6 +328,14 @@ where
             },
         };
         let bodiless = body.is_end_stream();
+        if head.show(|head| head.get(&UPGRADE).is_some()) {
+            // What its settings do not allow must not be sent (RFC 8441 section 3).
+            mux.state.settled().await;
+            if !mux.sender.borrow().is_extended_connect_protocol_enabled() && !mux.is_closed() {
+                let kind = FailureKind::Protocol { source: ProtocolError::NoUpgrades };
+                return Err(Failure { kind, body: None });
+            }
+        }
         let sent = head.show(|head| {
             let Some((request, key)) = into_h2(head, &body.size_hint(), bodiless, mux.under.secure) else {
                 return Err(FailureKind::Target);
@@ -312,9 +352,9 @@ where
         };
         number.set(stream.stream_id().as_u32());
         mux.state.begun.set(number.get());
-        let mut awaited = Awaited { response, interim: 0 };
+        let mut awaited = Awaited { response, interim: 0, max_head: mux.max_head };
         if switches {
-            let response = poll_fn(|cx| awaited.poll(failure, cx)).await;
+            let response = poll_fn(|cx| awaited.poll(head, failure, cx)).await;
             let response = response.map_err(|kind| Failure { kind, body: None })?;
             return Ok(switched(response, stream, key, place));
         }
@@ -329,17 +369,12 @@ where
                     return Poll::Ready(Err(FailureKind::RequestBody { source }));
                 }
             }
-            awaited.poll(failure, cx)
+            awaited.poll(head, failure, cx)
         });
         let response = response.await.map_err(|kind| Failure { kind, body: None })?;
         let max_head = mux.max_head;
-        let wrong = match measure(response.headers()) {
-            Some(size) if size <= max_head => None,
-            Some(_) => Some(ProtocolError::TooLong(max_head)),
-            None => Some(ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None)),
-        };
-        if let Some(source) = wrong {
-            return Err(Failure { kind: FailureKind::Protocol { source }, body: None });
+        if let Some(kind) = wrong(response.headers(), max_head) {
+            return Err(Failure { kind, body: None });
         }
         // A client may well read nothing of the response before it has sent everything.
         let upload = upload.map(Uploading::begin);
@@ -382,24 +417,45 @@ impl<B> Drop for Uploading<B> {
     }
 }
 
+/// What is wrong with the fields of a head, if anything is.
+fn wrong(fields: &HeaderMap, max_head: usize) -> Option<FailureKind> {
+    let source = match measure(fields) {
+        Some(size) if size <= max_head => return None,
+        Some(_) => ProtocolError::TooLong(max_head),
+        None => ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None),
+    };
+    Some(FailureKind::Protocol { source })
+}
+
 /// A response on its way.
 struct Awaited {
     response: ResponseFuture,
     /// Interim responses that came before it.
     interim: u32,
+    /// Bytes that each head may have.
+    max_head: usize,
 }
 
 impl Awaited {
     fn poll(
         &mut self,
+        head: &impl Head,
         failure: impl Fn(h2::Error) -> FailureKind,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<RecvStream>, FailureKind>> {
-        while let Poll::Ready(Some(Ok(_))) = self.response.poll_informational(cx) {
+        while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
             self.interim += 1;
             if self.interim > MOST_INTERIM {
                 return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Interim }));
             }
+            if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+                // HTTP/2 has none (RFC 9113 section 8.6).
+                return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Switched }));
+            }
+            if let Some(kind) = wrong(interim.headers(), self.max_head) {
+                return Poll::Ready(Err(kind));
+            }
+            head.interim(interim.into_parts().0);
         }
         Pin::new(&mut self.response).poll(cx).map_err(failure)
     }
@@ -434,7 +490,7 @@ fn switched<B: 'static>(
         parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
     }
     // The stream's place is held as long as the stream.
-    let upstream = Box::new(Held::new(Tunnel::new(send, receive), place)) as Box<dyn Duplex>;
+    let upstream = Box::new(Held::new(Tunnel::new(send, receive, Reason::CANCEL), place)) as Box<dyn Transport>;
     Response::from_parts(parts, PooledBody::switching(Box::pin(std::future::ready(Ok(upstream)))))
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, request};
+use http::{Response, request, response};
 use http_body::Body;
 use rustc_hash::FxHashMap;
 use tokio::{
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    body::{Duplex, Held, PooledBody},
+    body::{Held, PooledBody},
     cluster::{Cluster, Endpoint},
     connect,
     direct::count,
@@ -38,7 +38,7 @@ use super::{
 use crate::{
     config::model::ClusterProtocol,
     h1::{self, encoder},
-    net::{Stream, proxy_protocol::Addresses},
+    net::{Stream, Transport, proxy_protocol::Addresses},
 };
 
 /// Bounds on what an upstream may send before its response's body.
@@ -116,7 +116,7 @@ where
     }
 
     /// Sends a request to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
-    /// when the head of its response has been read (interim responses are skipped). Unless there was a connection, the
+    /// when the head of its response has been read ([`Head::interim`] is told of interim responses). Unless there was a connection, the
     /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
     /// target in origin form and the header fields that it has: the removal of hop-by-hop fields is the caller's part. A cluster
     /// with `proxy_protocol` is told of the `client`. With `Upgrade` and `Connection` it may be answered with 101, and the
@@ -224,10 +224,11 @@ where
                 Grant::Room => continue,
             }
         };
+        self.0.start_sweeping();
         let opened = connect::open(cluster, endpoint, slot.client, false).await;
         let opened = count(cluster, endpoint, opened).map_err(|error| failure(FailureKind::Connect(Arc::new(error))));
         let (stream, _) = opened?;
-        let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Duplex>) };
+        let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Transport>) };
         let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
         response.extensions_mut().insert(Waited(start.elapsed()));
         Ok(response)
@@ -337,7 +338,7 @@ where
 
     fn link(
         &self,
-        stream: Box<dyn Duplex>,
+        stream: Box<dyn Transport>,
         local: Option<SocketAddr>,
         pool: &Rc<ClusterPool<B>>,
         permit: Permit<B>,
@@ -397,6 +398,8 @@ where
 pub trait Head {
     /// It goes out by a connection whose end here has this address, if that is known.
     fn carried(&self, _local: Option<SocketAddr>) {}
+    /// An interim response has come (RFC 9110 section 15.2).
+    fn interim(&self, _response: response::Parts) {}
     /// Shows it.
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
 }

@@ -150,6 +150,7 @@ impl FailureKind {
                         mismatch(Looks::Http1, first)
                     }
                     ProtocolError::Http2(_, Some(first)) => mismatch(Looks::Http2, first),
+                    ProtocolError::NoUpgrades => source.to_string(),
                     source => format!("the response is not valid: {}", chain_of(source)),
                 };
                 (Trouble::Protocol, format!("{why}, after {after:.1?}"))

@@ -8,7 +8,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    net::SocketAddr,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -33,8 +32,8 @@ use super::{
 };
 use crate::net::proxy_protocol::Addresses;
 
-/// An endpoint's id, and the client if it is told of it.
-type SlotKey = (u64, Option<SocketAddr>);
+/// An endpoint's id, and what it is told of the client, if it is told.
+type SlotKey = (u64, Option<Addresses>);
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
@@ -166,7 +165,7 @@ impl<B> ClusterPool<B> {
 
     pub(super) fn slot(&self, endpoint: &Arc<Endpoint>, client: Option<Addresses>) -> Rc<Slot<B>> {
         let mut slots = self.slots.borrow_mut();
-        let slot = slots.entry((endpoint.id, client.map(|client| client.source))).or_insert_with(|| {
+        let slot = slots.entry((endpoint.id, client)).or_insert_with(|| {
             Rc::new(Slot {
                 endpoint: Arc::clone(endpoint),
                 client,

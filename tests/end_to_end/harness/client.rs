@@ -35,7 +35,7 @@ impl Client {
         self.send([head.as_bytes(), b"\r\n", body].concat());
     }
 
-    /// The next response; a provisional one (100) counts.
+    /// The next response; an interim one counts.
     pub fn read(&mut self) -> Message {
         self.read_for("GET")
     }
@@ -45,10 +45,15 @@ impl Client {
         self.wire.read_response(method).expect("a response")
     }
 
-    /// A request and its response.
+    /// A request and its response, without the interim ones.
     pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
         self.send_request(method, target, fields, body);
-        self.read_for(method)
+        loop {
+            let response = self.read_for(method);
+            if !matches!(response.status(), 100 | 102..=199) {
+                return response;
+            }
+        }
     }
 
     /// `GET`.

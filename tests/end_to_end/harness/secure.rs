@@ -41,6 +41,29 @@ impl Secure {
         Secure(StreamOwned::new(connection, socket))
     }
 
+    /// Shakes hands, and says nothing more.
+    pub fn shake_hands(&mut self) -> io::Result<()> {
+        self.0.conn.complete_io(&mut self.0.sock).map(drop)
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.0.write_all(bytes.as_ref())
+    }
+
+    /// Reads as many bytes as this.
+    pub fn read_exact(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends the close_notify. Without it, dropping this ends the connection without one.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.0.conn.send_close_notify();
+        self.0.conn.complete_io(&mut self.0.sock).map(drop)
+    }
+
     /// `GET` of a target, whose response has no body. The response's head.
     pub fn ask(&mut self, target: &str) -> io::Result<String> {
         self.head(target, "")

@@ -107,6 +107,16 @@ fn empty_data() {
     });
 }
 
+/// A byte now and then does not make them worth anything.
+#[test]
+fn pings_with_a_byte_in_between() {
+    attack("flood", |client| {
+        let stream = client.request("POST", "/", &[], false);
+        let pings = Frame::bytes(kind::PING, 0, 0, &[0; 8]).repeat(95);
+        client.raw([pings, Frame::bytes(kind::DATA, 0, stream, b"x")].concat().repeat(400));
+    });
+}
+
 /// Pings whose answers are not read: they must not be heaped up (CVE-2019-9512).
 #[test]
 fn pings_that_nobody_reads_the_answers_of() {

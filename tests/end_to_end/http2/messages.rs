@@ -84,15 +84,22 @@ fn an_interim_response_does_not_disturb() {
     assert_eq!((response.status(), response.text()), (200, "hello"));
 }
 
-/// hyper cannot say 100 over HTTP/2, and no client may wait for it for ever (RFC 9110 section 10.1.1).
+/// RFC 9110 section 10.1.1.
 #[test]
-fn who_expects_100_and_goes_on_is_answered() {
+fn who_expects_100_gets_it() {
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
     let stream = client.request("POST", "/", &[("expect", "100-continue"), ("content-length", "4")], false);
+    let message = client.wait(stream, "a word", |message| !message.blocks.is_empty());
+    assert_eq!(message.blocks[0][0], (":status".to_owned(), "100".to_owned()));
     client.data(stream, b"body", true);
-    assert_eq!(client.response(stream).text(), "body");
+    let message = client.response(stream);
+    assert_eq!((message.text(), message.blocks.len()), ("body", 2));
+    // Who does not wait for it, and who has no body, need not be told.
+    let expecting = [("expect", "100-continue")];
+    let stream = client.request("GET", "/", &expecting, true);
+    assert_eq!(client.response(stream).blocks.len(), 1);
 }
 
 /// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1); but for names and values

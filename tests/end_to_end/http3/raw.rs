@@ -42,7 +42,7 @@ pub fn varint(number: u64) -> [u8; 8] {
     (number | 0xc000_0000_0000_0000).to_be_bytes()
 }
 
-/// The HEADERS frame of a `POST`, with further fields. Everything is spelled out (RFC 9204 section 4.5.6).
+/// The HEADERS frame of a `POST`, with further fields.
 pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
     let usual = [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
     frame(1, &section(&[&usual[..], fields].concat()))
@@ -184,6 +184,14 @@ impl Raw {
     /// Sends more on a stream, as far as it is taken.
     pub fn write(&self, send: &mut SendStream, bytes: &[u8]) {
         let _ = self.runtime.block_on(async { timeout(DEADLINE, send.write_all(bytes)).await });
+    }
+
+    /// Reads as many bytes as this.
+    pub fn read(&self, recv: &mut RecvStream, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_exact(&mut bytes)).await });
+        read.expect("bytes in time").expect("bytes");
+        bytes
     }
 
     /// Waits for a stream's end.

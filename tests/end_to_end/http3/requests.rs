@@ -2,7 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Site, TLS, client::field, code, pair};
+use super::{
+    Site, TLS,
+    client::field,
+    code, pair,
+    raw::{End, Raw, frame, section},
+};
 use crate::{
     bodies::length,
     cut_off,
@@ -147,6 +152,62 @@ fn who_waits_for_a_word_before_sending_gets_it() {
     client.tell(json!({ "do": "data", "id": "a", "body": "hello", "end": true }));
     let response = client.end("a");
     assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("hello")), "{response}");
+}
+
+#[test]
+fn early_hints_come_before_the_response() {
+    needs!("aioquic");
+    let upstream = Upstream::replying(|_| {
+        let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\nX: 1\r\n\r\n".repeat(2);
+        [hint, answer(200, &[], "hello")].concat()
+    });
+    let site = Site::to(&upstream, "");
+    let response = site.connect().request("a", json!({}));
+    assert_eq!((&response["interim"], &response["body"]), (&json!([103, 103]), &json!("hello")), "{response}");
+}
+
+/// RFC 9114 section 4.4.
+#[test]
+fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
+    let (seen, saw) = std::sync::mpsc::channel();
+    let seen = std::sync::Mutex::new(seen);
+    let upstream = Upstream::scripted(move |mut connection| {
+        let Ok(word) = connection.wire.read_exact(4) else { return };
+        if word == b"bang" {
+            return connection.wire.reset();
+        }
+        connection.send("pong");
+        let mut some = [0; 100];
+        let end = loop {
+            match connection.wire.read_some(&mut some) {
+                Ok(0) => break None,
+                Ok(_) => {}
+                Err(error) => break Some(error.kind()),
+            }
+        };
+        seen.lock().unwrap().send(end).unwrap();
+    });
+    let site = Site::to(&upstream, "connect: true");
+    let head = frame(1, &section(&[(":method", "CONNECT"), (":authority", "web.test:443")]));
+    let raw = Raw::connect(&site);
+    let (mut send, recv) = raw.open(&head);
+    raw.write(&mut send, &frame(0, b"bang"));
+    assert_eq!(raw.end(recv), End::Reset(code::CONNECT_ERROR));
+    // The client takes it back, with both directions or with its own alone.
+    for stops in [true, false] {
+        let (mut send, mut recv) = raw.open(&head);
+        raw.write(&mut send, &frame(0, b"ping"));
+        // A head in a frame of its own, and the data's: the last bytes are those of the upstream.
+        let mut read = Vec::new();
+        while !read.ends_with(b"pong") {
+            read.extend(raw.read(&mut recv, 1));
+        }
+        match stops {
+            true => raw.cancel(&mut send, &mut recv),
+            false => _ = send.reset(0x10c_u32.into()),
+        }
+        assert_eq!(saw.recv().unwrap(), Some(std::io::ErrorKind::ConnectionReset), "{stops}");
+    }
 }
 
 #[test]

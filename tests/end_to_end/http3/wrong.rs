@@ -132,6 +132,11 @@ fn what_leads_to_nothing_is_a_flood() {
     let (mut send, recv) = raw.open(&head(&[]));
     raw.write(&mut send, &frame(0, b"").repeat(20_000));
     assert_eq!(raw.end(recv), End::Closed(code::EXCESSIVE_LOAD));
+    // A byte now and then does not make them worth anything.
+    let raw = Raw::connect(&site);
+    let (mut send, recv) = raw.open(&head(&[]));
+    raw.write(&mut send, &[frame(0x21, b"").repeat(95), frame(0, b"x")].concat().repeat(400));
+    assert_eq!(raw.end(recv), End::Closed(code::EXCESSIVE_LOAD));
     // Streams.
     let raw = Raw::connect(&site);
     let request = head(&[]);
@@ -141,7 +146,7 @@ fn what_leads_to_nothing_is_a_flood() {
         raw.cancel(&mut send, &mut recv);
     }
     assert_eq!(raw.closed(), code::EXCESSIVE_LOAD);
-    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "flood")]), 2.0);
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "flood")]), 3.0);
 }
 
 #[test]

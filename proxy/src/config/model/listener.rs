@@ -61,6 +61,9 @@ pub struct Listener {
     /// answered with 405.
     #[serde(default)]
     pub connect: bool,
+    /// Whether interim responses of upstreams (RFC 9110 section 15.2), such as 103 (Early Hints), are passed on to clients.
+    #[serde(default = "default::yes")]
+    pub interim_responses: bool,
     /// Whether gRPC-Web requests are translated to gRPC, and their responses back.
     #[serde(default)]
     pub grpc_web: bool,

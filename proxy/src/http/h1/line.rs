@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Frame, SizeHint};
 
 use crate::{
@@ -28,8 +29,6 @@ pub(super) struct Line {
     body: RefCell<Decoder>,
     /// Which request is under way; the bodies of those before it have nothing more to read.
     request: Cell<u32>,
-    /// The client waits for a word before it sends the body.
-    expects: Cell<bool>,
     /// Since when a head has been under way.
     pub(super) head_since: Cell<Option<Instant>>,
     /// Since when the client has taken nothing of what there is for it.
@@ -44,7 +43,6 @@ impl Line {
             wire: RefCell::new(Some(Wire::new(stream))),
             body: RefCell::new(Decoder::length(0)),
             request: Cell::new(0),
-            expects: Cell::new(false),
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
             ending: Cell::new(false),
@@ -100,23 +98,21 @@ impl Line {
     }
 
     /// A request's body is read from now on, until it is through.
-    pub(super) fn begin(self: &Rc<Self>, body: Decoder, expects_continue: bool) -> RequestBody {
+    pub(super) fn begin(self: &Rc<Self>, body: Decoder) -> RequestBody {
         *self.body.borrow_mut() = body;
-        self.expects.set(expects_continue);
         RequestBody { request: self.request.get(), line: self.clone() }
     }
 
     /// Whether another request can be read when the response to this one is sent: what is left of the body must be little, and
-    /// sure to come. A client that was not told to go on may send it nevertheless, or not.
-    pub(super) fn has_next(&self) -> bool {
+    /// sure to come. A client that waits to be told to go on may send it nevertheless, or not.
+    pub(super) fn has_next(&self, waits: bool) -> bool {
         let body = self.body.borrow();
-        body.is_done() || (!self.expects.get() && body.size_hint().exact().is_some_and(|left| left <= AHEAD as u64))
+        body.is_done() || (!waits && body.size_hint().exact().is_some_and(|left| left <= AHEAD as u64))
     }
 
     /// The request's response is sent.
     pub(super) fn end_request(&self) {
         self.request.set(self.request.get().wrapping_add(1));
-        self.expects.set(false);
     }
 
     /// Reads over what is left of the body of a request that is over. `false`: it does not come.
@@ -154,6 +150,21 @@ impl Line {
             Poll::Pending
         });
         gone.unwrap_or(Poll::Pending)
+    }
+
+    /// Writes interim responses, which are sent with the next flush.
+    pub(super) fn write_interims(&self, interims: Vec<Response<()>>) {
+        for interim in interims {
+            self.with(|wire| encoder::interim(&interim, &mut wire.outbox));
+        }
+    }
+
+    /// Sends what waits. Ready with an error when the client is gone.
+    pub(super) fn poll_waiting(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.with(|wire| wire.outbox.is_empty()) {
+            Some(false) => self.poll_flush(cx),
+            Some(true) | None => Poll::Ready(Ok(())),
+        }
     }
 
     /// Sends what there is.
@@ -228,12 +239,6 @@ impl http_body::Body for RequestBody {
                 Ok(Some(Part::Trailers(trailers))) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(None) if body.is_done() => return Poll::Ready(None),
                 Ok(None) => {}
-            }
-            // The client knows better if it has sent a part of it by now.
-            if line.expects.replace(false) && wire.inbox.is_empty() {
-                wire.outbox.tail().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                // What is not sent at once goes before the response.
-                let _ = wire.poll_flush(cx);
             }
             match ready!(wire.poll_read(body.expects(), cx)) {
                 Ok(0) => return failed(io::Error::from(io::ErrorKind::UnexpectedEof).into()),

@@ -12,6 +12,7 @@ use crate::{
     h1::{Encoder, HeadError, Limits, encoder, head},
     http::{body::Body, connection::Handle, fields::wants_trailers},
     net::Transport,
+    upstream::MOST_INTERIM,
 };
 
 /// How much of a response waits for the client before more of it is asked for, in bytes.
@@ -57,9 +58,12 @@ pub(super) async fn serve(
             persists: request.persists,
             switches: false,
         };
-        let body = match request.body.is_done() {
-            true => Body::Empty,
-            false => Body::Http1(line.begin(request.body, request.expects_continue)),
+        let expects = request.expects_continue && !request.body.is_done();
+        progress.interims.begin(MOST_INTERIM, expects);
+        let body = match (request.body.is_done(), expects) {
+            (true, _) => Body::Empty,
+            (false, false) => Body::Http1(line.begin(request.body)),
+            (false, true) => Body::Http1(line.begin(request.body)).expected(progress),
         };
         // Boxed, so that an idle connection does not carry the space for it.
         let mut serving = Box::pin(exchange::serve(
@@ -68,10 +72,17 @@ pub(super) async fn serve(
             progress.clone(),
             Request::from_parts(request.parts, body),
         ));
-        let answer = poll_fn(|cx| match serving.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(answer.ok()),
-            // A client that is gone wants no answer.
-            Poll::Pending => line.poll_gone(cx).map(|()| None),
+        let answer = poll_fn(|cx| {
+            let answer = serving.as_mut().poll(cx);
+            line.write_interims(progress.interims.take());
+            match answer {
+                Poll::Ready(answer) => Poll::Ready(answer.ok()),
+                // A client that is gone wants no answer.
+                Poll::Pending => match line.poll_waiting(cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(None),
+                    Poll::Ready(Ok(())) | Poll::Pending => line.poll_gone(cx).map(|()| None),
+                },
+            }
         })
         .await;
         drop(serving);
@@ -79,7 +90,10 @@ pub(super) async fn serve(
         client.switches = answer.tunnel.is_some();
         let last = most != 0 && info.requests.get() >= most;
         // A close is announced (RFC 9112 section 9.6): a request that is sent meanwhile would be lost.
-        client.persists &= !(last || info.closing.get() || !line.has_next()) || client.switches;
+        client.persists &=
+            !(last || info.closing.get() || !line.has_next(progress.interims.is_awaited())) || client.switches;
+        // The upload may go on beside the response, which no word to go on can follow.
+        progress.interims.end();
         let (head, body) = answer.response.into_parts();
         let written = line
             .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));

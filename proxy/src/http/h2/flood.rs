@@ -2,10 +2,9 @@
 //! lead to nothing is cut off.
 //!
 //! h2 answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
-//! So such frames are counted, and each frame that brings something (a head, data, either way) takes some from the count.
+//! So such frames are counted; see [`Flood`].
 
 use std::{
-    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -14,38 +13,16 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::h2::{
-    Widening, Window,
-    frames::{DATA, Frame, HEADERS, Scanner},
+use crate::{
+    h2::{
+        Widening, Window,
+        frames::{DATA, Frame, HEADERS, Scanner},
+    },
+    http::flood::Flood,
 };
-
-/// Frames that lead to nothing, at most, above what others allow for.
-const MOST: u32 = 10_000;
-
-/// What a frame that brings something takes from the count.
-const WORTH: u32 = 100;
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
-
-/// What is known of a connection's frames.
-#[derive(Debug, Default)]
-pub(super) struct Flood {
-    idle_frames: Cell<u32>,
-}
-
-impl Flood {
-    /// Whether there are too many frames that lead to nothing.
-    pub(super) fn is_one(&self) -> bool {
-        self.idle_frames.get() > MOST
-    }
-
-    fn count(&self, frame: Frame) {
-        let frames = self.idle_frames.get();
-        let brings = frame.kind == HEADERS || (frame.kind == DATA && frame.length > 0);
-        self.idle_frames.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
-    }
-}
 
 /// A connection whose frames are counted.
 pub(super) struct Frames<T> {
@@ -74,10 +51,17 @@ impl<T> Frames<T> {
                 self.widening.sent(&slice[..sent], &self.window);
                 left -= sent;
             }
-            let frames = self.flood.idle_frames.get();
-            self.flood.idle_frames.set(frames.saturating_sub((n / 1024) as u32));
+            self.flood.data(n as u64, false);
         }
         written
+    }
+}
+
+fn count(flood: &Flood, frame: Frame) {
+    match frame.kind {
+        HEADERS => flood.head(),
+        DATA if frame.length > 0 => flood.data(frame.length.into(), true),
+        _ => flood.idle(),
     }
 }
 
@@ -88,7 +72,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
         me.scanner.scan(&buf.filled()[before..], |frame| {
             me.window.received(frame.kind, frame.length);
-            me.flood.count(frame);
+            count(&me.flood, frame);
         });
         if me.flood.is_one() {
             return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
@@ -124,27 +108,5 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write_vectored(cx, slices);
         me.wrote(slices, written)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame(kind: u8, length: u32) -> Frame {
-        Frame { kind, length, stream: 1, ends_stream: false }
-    }
-
-    #[test]
-    fn only_frames_that_lead_to_nothing_are_too_many() {
-        let flood = Flood::default();
-        for _ in 0..MOST {
-            flood.count(frame(6, 8));
-        }
-        assert!(!flood.is_one());
-        flood.count(frame(4, 0));
-        assert!(flood.is_one());
-        flood.count(frame(HEADERS, 10));
-        assert!(!flood.is_one());
     }
 }

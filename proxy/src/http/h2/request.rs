@@ -5,7 +5,7 @@
 use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, server::SendResponse};
+use h2::{Reason, RecvStream, ext::Protocol, server::SendResponse};
 use http::{Method, Request, Response, header};
 use http_body::Body as _;
 use tollgate_abi::fast::flag;
@@ -17,11 +17,14 @@ use crate::{
     h2::{Incoming, Sending, Tunnel, measure},
     http::{
         body::Body,
-        connection::{Cut, log_refusal},
+        connection::log_refusal,
         date,
+        expect::expects_continue,
         fields::{Present, remove_hop_by_hop},
+        flood::Cut,
     },
     observe::detail,
+    upstream::MOST_INTERIM,
 };
 
 /// What a request that could not be read is said to be.
@@ -51,12 +54,17 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     }
     let (body, received) = match connects {
-        // What follows is none of the exchange's business.
-        true => (Body::Empty, Some(received)),
+        // What follows is none of the exchange's business. What its client is told of an abort depends on who has named it (RFC
+        // 8441 section 5, RFC 9113 section 8.5).
+        true if parts.extensions.get::<Protocol>().is_some() => (Body::Empty, Some((received, Reason::CANCEL))),
+        true => (Body::Empty, Some((received, Reason::CONNECT_ERROR))),
         false if received.is_end_stream() => (Body::Empty, None),
         false => (Body::Http2(Incoming::new(received, &parts.headers).within(connection.window.clone())), None),
     };
     let progress = Rc::new(Progress::default());
+    let expects = !connects && expects_continue(&parts.headers) && !matches!(body, Body::Empty);
+    progress.interims.begin(MOST_INTERIM, expects);
+    let body = if expects { body.expected(&progress) } else { body };
     let cut = connection.resets.opened();
     let serving =
         Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
@@ -70,15 +78,23 @@ async fn serve(
     cut: Cut,
     mut serving: Pin<Box<impl Future<Output = Result<Answer, Closed>>>>,
     mut respond: SendResponse<Bytes>,
-    mut received: Option<RecvStream>,
+    mut received: Option<(RecvStream, Reason)>,
 ) {
-    let rest = poll_fn(|cx| match serving.as_mut().poll(cx) {
-        Poll::Ready(answer) => Poll::Ready(Some(send_head(answer, &mut respond, received.take()))),
-        // A client that has reset the stream wants no answer.
-        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    let rest = poll_fn(|cx| {
+        let answer = serving.as_mut().poll(cx);
+        for interim in progress.interims.take() {
+            // A client to which it cannot be sent is gone, or gets to know that it cannot be served.
+            let _ = respond.send_informational(interim);
+        }
+        match answer {
+            Poll::Ready(answer) => Poll::Ready(Some(send_head(answer, &mut respond, received.take()))),
+            // A client that has reset the stream wants no answer.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        }
     })
     .await;
     drop(serving);
+    progress.interims.end();
     let Some(rest) = rest else { return };
     cut.end();
     match rest {
@@ -100,7 +116,11 @@ async fn serve(
 }
 
 /// Sends a response's head, or resets the stream if there is none.
-fn send_head(answer: Result<Answer, Closed>, respond: &mut SendResponse<Bytes>, received: Option<RecvStream>) -> Rest {
+fn send_head(
+    answer: Result<Answer, Closed>,
+    respond: &mut SendResponse<Bytes>,
+    received: Option<(RecvStream, Reason)>,
+) -> Rest {
     let Ok(Answer { response, tunnel }) = answer else {
         respond.send_reset(Reason::INTERNAL_ERROR);
         return Rest::Nothing;
@@ -120,7 +140,9 @@ fn send_head(answer: Result<Answer, Closed>, respond: &mut SendResponse<Bytes>, 
     }
     match (respond.send_response(head, over), tunnel) {
         (Ok(_), _) if over => Rest::Nothing,
-        (Ok(send), Some((tunnel, received))) => Rest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received)))),
+        (Ok(send), Some((tunnel, (received, reason)))) => {
+            Rest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received, reason))))
+        }
         (Ok(send), None) => Rest::Body(Box::new(Sending::new(body, send))),
         (Err(error), _) => {
             tracing::debug!(%error, "no response");

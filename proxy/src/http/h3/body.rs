@@ -10,7 +10,6 @@ use std::{
 use bytes::{Buf, Bytes};
 use h3::server::RequestStream;
 use http_body::{Frame, SizeHint};
-use tokio::sync::Notify;
 
 use super::transport::{Receiver, Watch};
 use crate::{
@@ -35,8 +34,6 @@ pub(super) struct Incoming {
     part: Part,
     /// What had come with the head.
     early: Option<Result<Frame<Bytes>, BodyError>>,
-    /// Who wants to know that somebody wants the body.
-    wanted: Option<Rc<Notify>>,
 }
 
 /// The head has promised a body of another length (RFC 9114 section 4.1.2).
@@ -52,17 +49,16 @@ struct Malformed;
 impl Incoming {
     /// All that is sent on a stream.
     pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<Watch>) -> Incoming {
-        Incoming { stream, watch, left: None, part: Part::Data, early: None, wanted: None }
+        Incoming { stream, watch, left: None, part: Part::Data, early: None }
     }
 
-    /// A request's body. If there is none, and that can be seen already, the exchange may know it. When it is first wanted,
-    /// `wanted` is told.
-    pub(super) async fn into_body(mut self, length: Option<u64>, wanted: Option<Rc<Notify>>) -> Body {
+    /// A request's body. If there is none, and that can be seen already, the exchange may know it.
+    pub(super) async fn into_body(mut self, length: Option<u64>) -> Body {
         self.left = length;
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
             Poll::Ready(None) => return Body::Empty,
             Poll::Ready(early) => self.early = early,
-            Poll::Pending => self.wanted = wanted,
+            Poll::Pending => {}
         }
         Body::stream(self)
     }
@@ -117,9 +113,6 @@ impl http_body::Body for Incoming {
         let me = self.get_mut();
         if let Some(early) = me.early.take() {
             return Poll::Ready(Some(early));
-        }
-        if let Some(wanted) = me.wanted.take() {
-            wanted.notify_one();
         }
         me.poll_next(cx)
     }

@@ -5,20 +5,16 @@
 //! frames of a bounded length, whole, and only those that mean something to it: unknown ones are dropped here (RFC 9114
 //! section 9). Of data it gets no more than it can hand on at once; see `Watch` in `transport`.
 
-use std::{cell::Cell, collections::VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use h3::error::Code;
 use smallvec::SmallVec;
 
+use crate::http::flood::Flood;
+
 /// Bytes that a frame on a control stream may have. The largest that anybody needs is SETTINGS.
 const MAX_CONTROL: u64 = 4 << 10;
-
-/// Frames that lead to nothing, at most, above what others allow for.
-const MOST: u32 = 10_000;
-
-/// What a frame that brings something takes from the count.
-const WORTH: u32 = 100;
 
 // RFC 9114 section 7.2.
 const DATA: u64 = 0x0;
@@ -53,18 +49,6 @@ impl Violation {
             Violation::Truncated => Code::H3_FRAME_ERROR,
             _ => Code::H3_EXCESSIVE_LOAD,
         }
-    }
-}
-
-/// Counts the frames of a connection that make work and lead to nothing.
-#[derive(Debug, Default)]
-pub struct Flood(Cell<u32>);
-
-impl Flood {
-    fn count(&self, brings: bool) -> Result<(), Violation> {
-        let frames = self.0.get();
-        self.0.set(if brings { frames.saturating_sub(WORTH) } else { frames.saturating_add(1) });
-        if self.0.get() > MOST { Err(Violation::Flood) } else { Ok(()) }
     }
 }
 
@@ -208,7 +192,14 @@ impl Framing {
     }
 
     fn begin(&mut self, kind: u64, length: u64, flood: &Flood) -> Result<(), Violation> {
-        flood.count(kind == HEADERS || (kind == DATA && length > 0))?;
+        match kind {
+            HEADERS => flood.head(),
+            DATA if length > 0 => flood.data(length, true),
+            _ => flood.idle(),
+        }
+        if flood.is_one() {
+            return Err(Violation::Flood);
+        }
         self.frame = match kind {
             DATA if length == 0 => Frame::Skipped,
             // On a control stream it is an error, which h3 has a word for.

@@ -12,10 +12,7 @@ use h3::{
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tollgate_abi::fast::flag;
 
 use super::{
@@ -30,11 +27,14 @@ use crate::{
     h2::measure,
     http::{
         body::Body,
-        connection::{Cut, log_refusal},
+        connection::log_refusal,
         date,
+        expect::expects_continue,
         fields::{Present, remove_hop_by_hop},
+        flood::Cut,
     },
     observe::{Detail, detail},
+    upstream::MOST_INTERIM,
 };
 
 /// What a request that could not be read is said to be.
@@ -130,36 +130,39 @@ async fn serve(
         // As h2 says it.
         request.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
     }
-    let wanted = expects(&request).then(Rc::<Notify>::default);
+    let expects = expects_continue(request.headers());
+    progress.interims.begin(MOST_INTERIM, expects);
     let (body, recv) = match *request.method() {
         // What follows it is none of the exchange's business.
         Method::CONNECT => (Body::Empty, Some(recv)),
-        _ => (recv.into_body(length, wanted.clone()).await, None),
+        _ => (recv.into_body(length).await, None),
     };
+    let body = if expects && !matches!(body, Body::Empty) { body.expected(&progress) } else { body };
     let (mut parts, ()) = request.into_parts();
     HeadTooLarge::mark(&mut parts, size, &site);
     let request = Request::from_parts(parts, body);
     let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
-    let mut wanted = wanted.as_ref();
+    let mut answer = None;
     let answer = loop {
-        let body_wanted = async {
-            match wanted {
-                Some(wanted) => wanted.notified().await,
-                None => std::future::pending().await,
+        let interims = poll_fn(|cx| {
+            if answer.is_none()
+                && let Poll::Ready(ready) = serving.as_mut().poll(cx)
+            {
+                answer = Some(ready);
             }
-        };
-        tokio::select! {
-            biased;
-            answer = &mut serving => break answer,
-            () = body_wanted => {
-                wanted = None;
-                let mut go_on = Response::new(());
-                *go_on.status_mut() = StatusCode::CONTINUE;
-                // If it does not get through, nothing else will.
-                let _ = unless_stalled(&progress, idle, send.send_response(go_on)).await;
-            }
+            let interims = progress.interims.take();
+            if answer.is_none() && interims.is_empty() { Poll::Pending } else { Poll::Ready(interims) }
+        })
+        .await;
+        for interim in interims {
+            // If it does not get through, nothing else will.
+            let _ = unless_stalled(&progress, idle, send.send_response(interim)).await;
+        }
+        if let Some(answer) = answer.take() {
+            break answer;
         }
     };
+    progress.interims.end();
     cut.end();
     let Ok(answer) = answer else {
         send.stop_stream(Code::H3_INTERNAL_ERROR);
@@ -198,14 +201,6 @@ fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
         length = Some(value);
     }
     Ok((length, size))
-}
-
-/// Whether the client waits before it sends the body (RFC 9110 section 10.1.1).
-fn expects(request: &Request<()>) -> bool {
-    request
-        .headers()
-        .get(header::EXPECT)
-        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// A response's head as it is sent.

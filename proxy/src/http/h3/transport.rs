@@ -22,7 +22,8 @@ use h3::{
 use quinn::VarInt;
 use tokio::{sync::Notify, time::timeout};
 
-use super::framing::{Flood, Framing, Violation};
+use super::framing::{Framing, Violation};
+use crate::http::flood::Flood;
 
 /// A response 431 with nothing in it: a HEADERS frame (RFC 9114 section 7.2.2) whose one line has its name from the static table
 /// of QPACK and its value spelled out (RFC 9204 section 4.5.4).

@@ -47,7 +47,7 @@ pub struct Header<'a> {
 }
 
 /// The ends of a connection. IPv4 addresses that are written as IPv6 (RFC 4291 section 2.5.5.2) have become IPv4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Addresses {
     /// Who has opened it.
     pub source: SocketAddr,

@@ -213,3 +213,23 @@ fn threads_share_a_cluster_and_give_everything_back() {
     let gauges = [&stats.active, &stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed));
     assert_eq!((gauges, stats.requests.load(Relaxed)), ([0; 4], 1200));
 }
+
+/// A place that another worker gives back is found by the sweep, also of a worker that has had nothing but tunnels.
+#[test]
+fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
+    run(async {
+        let server = server(|_| Reply::Hang("")).await;
+        let cluster = cluster(&[server.address], |limits| {
+            limits.connections = 2;
+            limits.idle_timeout = units::Duration::secs(1);
+        });
+        let (here, there) = (pools(), pools());
+        let first = here.tunnel(&cluster, endpoint(&cluster, 0), None).await.unwrap();
+        let other = there.tunnel(&cluster, endpoint(&cluster, 0), None).await.unwrap();
+        let mut second = Box::pin(here.tunnel(&cluster, endpoint(&cluster, 0), None));
+        assert!(waits(&mut second).await);
+        drop(other);
+        second.await.unwrap();
+        drop(first);
+    });
+}

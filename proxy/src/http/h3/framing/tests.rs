@@ -97,13 +97,11 @@ fn streams_in_one_direction_are_what_they_say() {
 fn frames_that_lead_to_nothing_are_not_taken_for_ever() {
     let flood = Flood::default();
     let push = |frame: Vec<u8>| Framing::request(8).push(&frame.into(), &flood);
-    for _ in 0..MOST {
-        push(frame(UNKNOWN, b"")).unwrap();
-    }
-    assert_eq!(push(frame(0, b"")), Err(Violation::Flood));
     // Those that bring something allow for others.
-    for _ in 0..MOST {
+    for _ in 0..100_000 {
         push(frame(0, b"x")).unwrap();
         push(frame(0, b"")).unwrap();
     }
+    let idle = |_| push(frame(UNKNOWN, b""));
+    assert_eq!((0..1_000_000).map(idle).find(Result::is_err), Some(Err(Violation::Flood)));
 }

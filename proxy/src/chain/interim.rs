@@ -1,0 +1,119 @@
+//! Interim responses (RFC 9110 section 15.2) on their way to a client: those of the upstream, and the proxy's own 100 (Continue).
+//!
+//! The exchange puts them here while it serves a request. The client's connection polls the exchange and sends what it finds here
+//! after each poll. Both run in one task, so nobody needs to be woken.
+
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+};
+
+use http::{Response, StatusCode};
+
+/// The interim responses of the request under way.
+#[derive(Debug, Default)]
+pub struct Interims {
+    waiting: RefCell<Vec<Response<()>>>,
+    /// How many more the client may get.
+    left: Cell<u32>,
+    /// The client waits for a 100 before it sends the body (RFC 9110 section 10.1.1).
+    awaited: Cell<bool>,
+}
+
+impl Interims {
+    /// A request begins. Its client may get `most` interim responses. `awaited`: it waits for a 100 before it sends the body.
+    pub fn begin(&self, most: u32, awaited: bool) {
+        self.waiting.borrow_mut().clear();
+        self.left.set(most);
+        self.awaited.set(awaited);
+    }
+
+    /// The response itself begins: nothing may come before it any more, and a 100 would come too late.
+    pub fn end(&self) {
+        self.begin(0, false);
+    }
+
+    /// Whether the client still waits for a 100.
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.get()
+    }
+
+    /// The client has sent a part of its body without waiting for the 100.
+    pub fn is_not_awaited(&self) {
+        self.awaited.set(false);
+    }
+
+    /// Tells the client to send its body, if it waits for that.
+    pub fn go_on(&self) {
+        if self.awaited.replace(false) {
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = StatusCode::CONTINUE;
+            self.waiting.borrow_mut().push(go_on);
+        }
+    }
+
+    /// Passes an upstream's interim response on. A 100 that the client does not wait for is dropped: either it was told already, or
+    /// it has never asked.
+    pub fn pass(&self, response: Response<()>) {
+        if response.status() == StatusCode::CONTINUE {
+            self.go_on();
+        } else if let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
+            self.waiting.borrow_mut().push(response);
+        }
+    }
+
+    /// Takes what is to be sent now.
+    pub fn take(&self) -> Vec<Response<()>> {
+        mem::take(&mut self.waiting.borrow_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statuses(interims: &Interims) -> Vec<u16> {
+        interims.take().iter().map(|response| response.status().as_u16()).collect()
+    }
+
+    fn pass(interims: &Interims, status: u16) {
+        interims.pass(Response::builder().status(status).body(()).unwrap());
+    }
+
+    #[test]
+    fn they_are_sent_once_in_order_and_only_so_many() {
+        let interims = Interims::default();
+        interims.begin(3, false);
+        for status in [103, 102, 103, 104] {
+            pass(&interims, status);
+        }
+        assert_eq!(statuses(&interims), [103, 102, 103]);
+        assert!(interims.take().is_empty());
+    }
+
+    #[test]
+    fn a_client_is_told_to_go_on_once_and_only_if_it_waits() {
+        let interims = Interims::default();
+        for (awaited, told) in [(true, &[100][..]), (false, &[])] {
+            interims.begin(3, awaited);
+            interims.go_on();
+            pass(&interims, 100);
+            assert_eq!(statuses(&interims), told);
+        }
+        interims.begin(3, true);
+        interims.is_not_awaited();
+        interims.go_on();
+        assert!(interims.take().is_empty());
+    }
+
+    #[test]
+    fn nothing_comes_after_the_response_has_begun() {
+        let interims = Interims::default();
+        interims.begin(3, true);
+        interims.end();
+        interims.go_on();
+        pass(&interims, 103);
+        assert!(interims.take().is_empty() && !interims.is_awaited());
+    }
+}
