@@ -126,7 +126,8 @@ impl Tunnel {
                 return;
             }
         };
-        tunnels.add(observe::shard(), 1);
+        // Also when its client drops all of this.
+        let counted = tunnels.hold(observe::shard());
         let mut directions = Directions::default();
         let (mut moved, mut active) = (0, Instant::now());
         let bound = |active: Instant| [idle.map(|idle| active + idle), ends].into_iter().flatten().min();
@@ -158,7 +159,7 @@ impl Tunnel {
             Poll::Pending
         })
         .await;
-        tunnels.sub(observe::shard(), 1);
+        drop(counted);
         let Directions { forth, back, client_broke, upstream_broke, .. } = directions;
         upstream.aborts = client_broke.is_some();
         stream.flag(flags);
