@@ -130,6 +130,10 @@ pub(super) fn begin(
         false => authority(&method, &uri, version, &mut fields),
     };
     let path = path(site, &method, &uri);
+    if version >= Version::HTTP_2 {
+        // Before fields are counted: clients do not count crumbs.
+        join_cookies(&mut fields);
+    }
     let too_many = fields.len() > site.config.limits.headers as usize;
     let underscores = site.config.header_underscores;
     let fault = match (&switch, &authority, &path) {
@@ -151,9 +155,6 @@ pub(super) fn begin(
     let listed = take_hop_by_hop(&mut fields, present);
     if let Some(switch) = &switch {
         switch.restore(&mut fields);
-    }
-    if version >= Version::HTTP_2 {
-        join_cookies(&mut fields);
     }
     if present.client_cert || connection.tls.is_some() {
         xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
