@@ -3,16 +3,19 @@
 //!
 //! A connection is a task, and so is a client's request; a request to an upstream is driven by whoever has it. [`Io`] is what a
 //! connection reads from and writes to, [`Incoming`] a body that comes, [`Sending`] one that goes, [`Tunnel`] a stream that
-//! carries another protocol, [`measure`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still there. `http/h2` is the side of the
-//! clients, `upstream/mux` that of the upstreams.
+//! carries another protocol, [`measure`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still
+//! there. [`Screened`] stands below all of it and sees what comes first. `http/h2` is the side of the clients, `upstream/mux` that of the
+//! upstreams.
 
 mod body;
 mod ends;
 mod fields;
 pub mod frames;
+pub mod hpack;
 mod io;
 mod keep_alive;
 mod said;
+mod screen;
 mod tunnel;
 mod window;
 
@@ -23,6 +26,7 @@ pub use self::{
     io::{Io, Turns},
     keep_alive::KeepAlive,
     said::Said,
+    screen::{Malformed, Screened},
     tunnel::Tunnel,
     window::{Widening, Window},
 };

@@ -20,10 +20,11 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, server};
 use tokio::time::sleep;
+use tollgate_abi::fast::flag;
 
 use self::{flood::Frames, streams::Streams};
 use super::{
-    connection::{Handle, LENIENCE},
+    connection::{Handle, LENIENCE, log_refusal},
     flood::{Flood, Resets, SHARED},
     h1::SPEAKS_TLS,
 };
@@ -31,8 +32,9 @@ use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
     exchange::{Refusal, Refused},
-    h2::{Io, KeepAlive, Turns, Window},
+    h2::{Io, KeepAlive, Malformed, Screened, Turns, Window},
     net::{Stream, is_tls, linger, poll_timer},
+    observe::{Detail, detail},
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -48,6 +50,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// known.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What a request that could not be read is said to be.
+const PROTOCOL: &str = "HTTP/2";
+
 /// What the tasks of a connection's requests share.
 struct Connection {
     handle: Rc<Handle>,
@@ -56,9 +61,14 @@ struct Connection {
     resets: Resets,
     /// What the client may send on all its streams.
     window: Rc<Window>,
+    /// Heads that h2 would have ended the connection for.
+    malformed: Malformed,
 }
 
-type Http = server::Connection<Io<Frames<Stream>>, Bytes>;
+/// What h2 reads from and writes to.
+type Below = Frames<Screened<Stream>>;
+
+type Http = server::Connection<Io<Below>, Bytes>;
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +83,12 @@ enum Broken {
 pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
     let flood = Rc::new(Flood::default());
     let window = Rc::new(Window::default());
-    let (io, turns) = Io::new(Frames::new(stream, flood.clone(), window.clone()));
+    let malformed = Malformed::default();
+    let screened = Screened::of_client(stream, longest_head(&handle.site().config) as usize, malformed.clone());
+    let (io, turns) = Io::new(Frames::new(screened, flood.clone(), window.clone()));
     let streams = Streams::default();
     let resets = Resets::new(handle.site().config.trusted_hops > 0);
-    let connection = Rc::new(Connection { handle, info, streams, resets, window });
+    let connection = Rc::new(Connection { handle, info, streams, resets, window, malformed });
     let ended = connection.run(io, &turns).await;
     let is_over = matches!(ended, Ok(None) | Err(Broken::Http(_))) && !flood.is_one();
     let refused = match ended {
@@ -92,20 +104,16 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
         }
     };
     if let Some(refused) = refused {
-        connection.handle.site().turn_away(connection.info.peer, "HTTP/2", &refused);
+        connection.handle.site().turn_away(connection.info.peer, PROTOCOL, &refused);
     }
     // The client may not have read the last answers, or why it was turned away.
     if is_over && let Some(frames) = turns.into_stream() {
-        linger(frames.into_inner()).await;
+        linger(frames.into_inner().into_inner()).await;
     }
 }
 
 impl Connection {
-    async fn run(
-        self: &Rc<Self>,
-        io: Io<Frames<Stream>>,
-        turns: &Turns<Frames<Stream>>,
-    ) -> Result<Option<Refusal>, Broken> {
+    async fn run(self: &Rc<Self>, io: Io<Below>, turns: &Turns<Below>) -> Result<Option<Refusal>, Broken> {
         let config = self.handle.site().config.clone();
         let mut shaking = pin!(builder(&config).handshake(io));
         let shaken = poll_fn(|cx| match turns.turn(cx, |cx| shaking.as_mut().poll(cx)) {
@@ -129,7 +137,7 @@ impl Connection {
         self: &Rc<Self>,
         config: &Listener,
         mut http: Http,
-        turns: &Turns<Frames<Stream>>,
+        turns: &Turns<Below>,
     ) -> Result<Option<Refusal>, Broken> {
         let (handle, info, timeouts) = (&self.handle, &self.info, &config.timeouts);
         let most = config.limits.requests_per_connection;
@@ -148,7 +156,12 @@ impl Connection {
                 listens = true;
                 let _ = drained.as_mut().poll(cx);
             }
-            if let Poll::Ready(ended) = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))? {
+            let accepted = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))?;
+            // Those of which h2 has made no request.
+            while self.malformed.take() {
+                self.log_malformed(detail::MALFORMED_REQUEST);
+            }
+            if let Poll::Ready(ended) = accepted {
                 return Poll::Ready(ended.map(|()| None).map_err(Broken::Http));
             }
             if self.resets.are_too_many() {
@@ -189,6 +202,11 @@ impl Connection {
         .await
     }
 
+    /// Counts and logs a request that is malformed.
+    fn log_malformed(&self, why: Detail) {
+        log_refusal(&self.handle.site(), &self.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, why, "");
+    }
+
     /// Begins with the requests that have come. Ready when the connection has ended.
     fn poll_accept(self: &Rc<Self>, http: &mut Http, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         while let Some(accepted) = ready!(http.poll_accept(cx)) {
@@ -199,6 +217,11 @@ impl Connection {
     }
 }
 
+/// Bytes of a head that is still looked at.
+fn longest_head(config: &Listener) -> u32 {
+    u32::try_from(config.limits.header_bytes.0.saturating_mul(LENIENCE)).unwrap_or(u32::MAX)
+}
+
 fn builder(config: &Listener) -> server::Builder {
     let http2 = &config.http2;
     let mut builder = server::Builder::new();
@@ -206,7 +229,7 @@ fn builder(config: &Listener) -> server::Builder {
         .max_concurrent_streams(http2.max_concurrent_streams)
         .initial_window_size(http2.stream_window.window())
         .initial_connection_window_size(http2.connection_window.window())
-        .max_header_list_size(u32::try_from(config.limits.header_bytes.0.saturating_mul(LENIENCE)).unwrap_or(u32::MAX))
+        .max_header_list_size(longest_head(config))
         .max_send_buffer_size(SEND_BUFFER);
     if config.trusted_hops > 0 {
         // h2 counts them over the connection's whole life. A proxy in front may send what many clients do wrong.

@@ -44,7 +44,9 @@ use super::{
 use crate::{
     config::model,
     h1::encoder,
-    h2::{Cut, Ended, Ends, Incoming, Io, KeepAlive, Sending, Tunnel, Watched, measure, remove_of_connection},
+    h2::{
+        Cut, Ended, Ends, Incoming, Io, KeepAlive, Screened, Sending, Tunnel, Watched, measure, remove_of_connection,
+    },
     net::{FirstBytes, Looks, Transport},
     tls,
 };
@@ -210,7 +212,8 @@ where
             end: OnceCell::new(),
             ends: Ends::default(),
         });
-        let (io, turns) = Io::new(Watched::new(stream, state.ends.clone()));
+        let (io, turns) =
+            Io::new(Watched::new(Screened::of_server(stream, max_head.saturating_mul(LENIENCE)), state.ends.clone()));
         let (sender, mut connection) = {
             let handshake = builder(&config, max_head).initial_max_send_streams(most as usize).handshake(io);
             let mut handshake = pin!(handshake);

@@ -385,6 +385,59 @@ fn responses_that_break_http_2_are_answered_with_502() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
+/// Each ends its own stream only: another one, which began before, gets its answer after all of them.
+#[test]
+fn a_malformed_response_costs_no_other_stream() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("/control", "x-a", "a\x1f"),
+        ("/del", "x-a", "\x7f"),
+        ("/upper", "X-A", "1"),
+        ("/space", "x a", "1"),
+        ("/empty", "", "1"),
+        ("/unknown", ":what", "1"),
+        ("/status", ":status", "abc"),
+        ("/connection", "connection", "close"),
+    ];
+    let upstream = speaking(&[], |h2, _| {
+        let mut held = None;
+        while let Ok((stream, request)) = h2.next_head() {
+            match request.field(":path").unwrap_or_default() {
+                "/held" => held = Some(stream),
+                "/release" => {
+                    h2.answer(held.take().expect("a stream"), 200, b"held");
+                    h2.answer(stream, 200, b"released");
+                }
+                path if path.starts_with("/trailers") => {
+                    let (_, name, value) = cases.iter().find(|(case, ..)| path.ends_with(case)).expect("a case");
+                    h2.headers(stream, &[(":status", "200")], false);
+                    h2.data(stream, b"body", false);
+                    h2.headers(stream, &[(name, value)], true);
+                }
+                path => {
+                    let (_, name, value) = cases.iter().find(|(case, ..)| *case == path).expect("a case");
+                    let status = if *name == ":status" { value } else { "200" };
+                    let more = if *name == ":status" { ("x-a", "1") } else { (*name, *value) };
+                    h2.headers(stream, &[(":status", status), more], true);
+                }
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let held = client.request("GET", "/held", &[], true);
+    client.ping();
+    for (path, ..) in cases {
+        let response = client.get(path);
+        assert_eq!(response.status(), 502, "{path}: {response:?}");
+        assert_eq!(proxy.entry_for(path)["details"], "upstream_protocol_error");
+        let response = client.get(&format!("/trailers{path}"));
+        assert!(response.reset.is_some(), "{path} as trailers: {response:?}");
+    }
+    assert_eq!(client.get("/release").text(), "released");
+    assert_eq!(client.response(held).text(), "held");
+    assert_eq!(connects(&proxy), 1.0);
+}
+
 #[test]
 fn a_head_that_is_too_large_is_answered_with_502() {
     let upstream = speaking(&[], |h2, _| {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, ext::Protocol, server::SendResponse};
 use http::{Method, Request, Response, header};
 use http_body::Body as _;
-use tollgate_abi::fast::flag;
 
 use super::{Connection, streams::Place};
 use crate::{
@@ -17,7 +16,6 @@ use crate::{
     h2::{Incoming, Sending, Tunnel, measure},
     http::{
         body::Body,
-        connection::log_refusal,
         date,
         expect::expects_continue,
         fields::{Present, remove_hop_by_hop},
@@ -26,9 +24,6 @@ use crate::{
     observe::detail,
     upstream::MOST_INTERIM,
 };
-
-/// What a request that could not be read is said to be.
-const PROTOCOL: &str = "HTTP/2";
 
 /// What follows a response's head.
 enum Rest {
@@ -44,7 +39,9 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let (mut parts, received) = request.into_parts();
     let site = connection.handle.site();
     let Some(size) = measure(&parts.headers) else {
-        log_refusal(&site, &connection.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_FIELD, "");
+        connection.log_malformed(detail::MALFORMED_FIELD);
+        // If that was found before h2 has seen it, it is told now.
+        connection.malformed.take();
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     };
     HeadTooLarge::mark(&mut parts, size, &site);
