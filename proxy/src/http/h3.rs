@@ -3,6 +3,7 @@
 
 mod body;
 pub mod framing;
+mod qpack;
 mod request;
 mod transport;
 mod tunnel;

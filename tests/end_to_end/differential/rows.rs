@@ -12,12 +12,9 @@ use super::model::{Row, Version};
 
 const H1: &[Version] = &[Version::H1];
 const H2: &[Version] = &[Version::H2];
-const H3: &[Version] = &[Version::H3];
 const STREAMS: &[Version] = &[Version::H2, Version::H3];
 
 /// Why some rows wait.
-const H2_ENDS: &str = "crate h2 ends the connection, not the stream (RFC 9113 section 8.1.1)";
-const H3_TAKES: &str = "crate h3 takes malformed pseudo-fields (RFC 9114 section 4.3)";
 const NO_INTERIM: &str = "interim answers are not passed on (RFC 9110 section 15.2)";
 
 /// All of them.

@@ -1,6 +1,6 @@
 //! A client that speaks QUIC and leaves the rest to the test: any bytes on any streams.
 
-use std::{net::SocketAddr, sync::Arc, thread};
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use quinn::{
     ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt,
@@ -42,10 +42,18 @@ pub fn varint(number: u64) -> [u8; 8] {
     (number | 0xc000_0000_0000_0000).to_be_bytes()
 }
 
+/// The fields that the head of a `POST` must have.
+pub const USUAL: [(&str, &str); 4] =
+    [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
+
 /// The HEADERS frame of a `POST`, with further fields.
 pub fn head(fields: &[(&str, &str)]) -> Vec<u8> {
-    let usual = [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
-    frame(1, &section(&[&usual[..], fields].concat()))
+    headers(&[&USUAL, fields].concat())
+}
+
+/// A HEADERS frame.
+pub fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
+    frame(1, &section(fields))
 }
 
 /// A section of fields, with no use of any table (RFC 9204 section 4.5.6).
@@ -130,6 +138,13 @@ impl Raw {
     pub fn connect_without_streams(site: &Site) -> Raw {
         let mut transport = TransportConfig::default();
         transport.max_concurrent_uni_streams(0_u8.into());
+        Raw::connect_with(site, transport)
+    }
+
+    /// The same; this many bytes of a response are taken, and it is said from time to time that there still is somebody.
+    pub fn connect_with_window(site: &Site, window: u32) -> Raw {
+        let mut transport = TransportConfig::default();
+        transport.stream_receive_window(window.into()).keep_alive_interval(Some(Duration::from_millis(100)));
         Raw::connect_with(site, transport)
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Site, TLS, code,
-    raw::{Beginners, CONTROL, End, Raw, frame, head, varint},
+    raw::{Beginners, CONTROL, End, Raw, USUAL, frame, head, headers, varint},
 };
 use crate::harness::{Config, Upstream, answer, wait_until};
 
@@ -84,6 +84,108 @@ fn what_is_malformed_or_about_the_connection_has_no_place_in_a_head() {
     assert_eq!(upstream.requests().len(), 0);
     let end = raw.request(&head(&[("te", "trailers")]));
     assert_eq!(status(&end), Some(200), "{end:?}");
+}
+
+/// RFC 9114 sections 4.1.2 and 4.3: each ends its own stream, and nobody hears of it. Another one goes on all the time.
+#[test]
+fn pseudo_headers_come_first_and_once() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    let (mut send, recv) = raw.open(&head(&[]));
+    let [method, scheme, authority, path] = USUAL;
+    let cases = [
+        ("two paths", vec![method, scheme, authority, (":path", "/one"), (":path", "/two")]),
+        ("the same path twice", vec![method, scheme, authority, path, path]),
+        ("two authorities", vec![method, scheme, authority, (":authority", "evil.test"), path]),
+        ("two schemes", vec![method, scheme, scheme, authority, path]),
+        ("two methods", vec![method, (":method", "GET"), scheme, authority, path]),
+        ("a path after a field", vec![method, scheme, authority, ("x-a", "1"), path]),
+        ("a method after a field", vec![scheme, authority, path, ("x-a", "1"), method]),
+        ("a response's pseudo-header", vec![method, scheme, authority, path, (":status", "200")]),
+        ("a protocol without CONNECT", vec![method, scheme, authority, path, (":protocol", "connect-udp")]),
+        ("no method", vec![scheme, authority, path]),
+        ("no scheme", vec![method, authority, path]),
+        ("no path", vec![method, scheme, authority]),
+        ("an empty path", vec![method, scheme, authority, (":path", "")]),
+        ("an empty authority", vec![method, scheme, (":authority", ""), path]),
+        ("CONNECT with a path", vec![(":method", "CONNECT"), authority, path]),
+        ("CONNECT with a scheme", vec![(":method", "CONNECT"), authority, scheme]),
+        ("no field at all", vec![]),
+        ("an empty name", vec![method, scheme, authority, path, ("", "1")]),
+        ("a name in upper case", vec![method, scheme, authority, path, ("X-Upper", "1")]),
+        ("a DEL in a value", vec![method, scheme, authority, path, ("x-a", "\x7f")]),
+    ];
+    let count = cases.len() as f64;
+    for (what, fields) in cases {
+        assert_eq!(raw.request(&headers(&fields)), End::Reset(code::MESSAGE_ERROR), "{what}");
+    }
+    site.proxy.wait_for_metric("tollgate_response_flags_total", &[("flag", "DPE")], count);
+    raw.write(&mut send, &frame(0, b"hello"));
+    let _ = send.finish();
+    let end = raw.end(recv);
+    assert_eq!(status(&end), Some(200), "{end:?}");
+    assert_eq!(upstream.only_request().text(), "hello");
+}
+
+#[test]
+fn trailers_have_no_pseudo_headers() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "");
+    let raw = Raw::connect(&site);
+    for trailer in [(":path", "/"), (":status", "200"), (":what", "1"), ("X-Upper", "1"), ("x-a", "\n")] {
+        let request = [head(&[]), frame(0, b"hello"), headers(&[("x-b", "1"), trailer])].concat();
+        let end = raw.request(&request);
+        assert!(end == End::Reset(code::MESSAGE_ERROR) || status(&end) == Some(400), "{trailer:?}: {end:?}");
+    }
+    assert!(upstream.requests().iter().all(|request| request.trailers.is_empty()));
+    let end = raw.request(&[head(&[]), frame(0, b"hello"), headers(&[("x-b", "1")])].concat());
+    assert_eq!(status(&end), Some(200), "{end:?}");
+}
+
+#[test]
+fn crumbs_of_a_cookie_are_one_field() {
+    let upstream = echo();
+    let site = Site::to(&upstream, "limits: {headers: 10}");
+    let raw = Raw::connect(&site);
+    let crumbs: Vec<String> = (0..90).map(|n| format!("name{n}=value")).collect();
+    let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
+    let end = raw.request(&head(&fields));
+    assert_eq!(status(&end), Some(200), "{end:?}");
+    assert_eq!(upstream.only_request().field("cookie"), Some(&*crumbs.join("; ")));
+}
+
+/// The end of a tunnel is not the proxy's: its client resets the stream, or the connection is gone.
+#[test]
+fn a_tunnel_that_its_client_drops_is_counted_no_longer() {
+    let upstream = Upstream::scripted(|mut connection| {
+        let _ = connection.wire.read_to_end();
+    });
+    let site = Site::to(&upstream, "connect: true");
+    let connect = headers(&[(":method", "CONNECT"), (":authority", "web.test:443")]);
+    let tunnels = |count| site.proxy.wait_for_metric("tollgate_tunnels_active", &[], count);
+    let raw = Raw::connect(&site);
+    let (mut send, mut recv) = raw.open(&[connect.clone(), frame(0, b"hello")].concat());
+    tunnels(1.0);
+    raw.cancel(&mut send, &mut recv);
+    tunnels(0.0);
+    let streams = raw.open(&connect);
+    tunnels(1.0);
+    drop(raw);
+    tunnels(0.0);
+    drop(streams);
+    site.proxy.wait_for_metric("tollgate_requests_active", &[], 0.0);
+}
+
+/// All of a response is on its way, as far as the proxy is concerned, and its client takes nothing of it.
+#[test]
+fn a_client_that_does_not_fetch_a_response_does_not_hold_its_connection() {
+    let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 100_000]));
+    let site = Site::to(&upstream, "timeouts: {idle: 500ms, keep_alive: 500ms}");
+    let raw = Raw::connect_with_window(&site, 1000);
+    let (mut send, _recv) = raw.open(&head(&[]));
+    let _ = send.finish();
+    assert_eq!(raw.closed(), code::NO_ERROR);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! h3 keeps a frame until it is whole, however long it says it is, reads on while nobody takes what it has, looks through all
 //! that it keeps for each piece that comes, and takes a body that is cut off within a frame for one that has ended. So it gets
 //! frames of a bounded length, whole, and only those that mean something to it: unknown ones are dropped here (RFC 9114
-//! section 9). Of data it gets no more than it can hand on at once; see `Watch` in `transport`.
+//! section 9). Of data it gets no more than it can hand on at once; see `Watch` in `transport`. Heads and trailers that are
+//! malformed it does not get at all; see `qpack`.
 
 use std::collections::VecDeque;
 
@@ -11,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use h3::error::Code;
 use smallvec::SmallVec;
 
+use super::qpack;
 use crate::http::flood::Flood;
 
 /// Bytes that a frame on a control stream may have. The largest that anybody needs is SETTINGS.
@@ -40,6 +42,12 @@ pub enum Violation {
     /// Nothing but frames that lead to nothing.
     #[error("too many frames that lead to nothing")]
     Flood,
+    /// A head, or trailers, that are none.
+    #[error("a field section is malformed")]
+    Malformed,
+    /// What should be one of these, and is no field section.
+    #[error("a field section cannot be decoded")]
+    Undecodable,
 }
 
 impl Violation {
@@ -47,6 +55,8 @@ impl Violation {
     pub fn code(self) -> Code {
         match self {
             Violation::Truncated => Code::H3_FRAME_ERROR,
+            Violation::Malformed => Code::H3_MESSAGE_ERROR,
+            Violation::Undecodable => Code::QPACK_DECOMPRESSION_FAILED,
             _ => Code::H3_EXCESSIVE_LOAD,
         }
     }
@@ -72,6 +82,8 @@ enum Frame {
     Data,
     /// Passed on when it is whole.
     Whole,
+    /// The same; it is a head, or trailers.
+    Fields,
     /// Dropped.
     Skipped,
 }
@@ -81,6 +93,8 @@ enum Frame {
 pub struct Framing {
     kind: Kind,
     max_head: u64,
+    /// A head has come.
+    has_head: bool,
     /// What has come of a frame's header, or of the stream's type.
     header: SmallVec<[u8; 16]>,
     frame: Frame,
@@ -98,6 +112,7 @@ impl Framing {
         Framing {
             kind: Kind::Request,
             max_head,
+            has_head: false,
             header: SmallVec::new(),
             frame: Frame::Skipped,
             left: 0,
@@ -149,14 +164,17 @@ impl Framing {
                     }
                     data += here as u64;
                 }
-                Frame::Whole if begins && !early && self.left == 0 => self.ready.push_back(chunk.slice(start..end)),
-                Frame::Whole => {
+                Frame::Whole | Frame::Fields if begins && !early && self.left == 0 => {
+                    self.pass(chunk.slice(start..end))?;
+                }
+                Frame::Whole | Frame::Fields => {
                     if begins {
                         self.held.extend_from_slice(&self.header);
                     }
                     self.held.extend_from_slice(&chunk[at..end]);
                     if self.left == 0 {
-                        self.ready.push_back(self.held.split().freeze());
+                        let frame = self.held.split().freeze();
+                        self.pass(frame)?;
                     }
                 }
             }
@@ -164,6 +182,20 @@ impl Framing {
             at = end;
         }
         Ok(data)
+    }
+
+    /// A whole frame may be passed on, unless it is a head or trailers that are malformed.
+    fn pass(&mut self, frame: Bytes) -> Result<(), Violation> {
+        if self.frame == Frame::Fields {
+            let section = varint(&frame).and_then(|(_, rest)| varint(rest)).map_or(&[][..], |(_, section)| section);
+            // h3 may take what this does not, so it gets nothing else.
+            if !qpack::is_sound(section, self.has_head).ok_or(Violation::Undecodable)? {
+                return Err(Violation::Malformed);
+            }
+            self.has_head = true;
+        }
+        self.ready.push_back(frame);
+        Ok(())
     }
 
     /// The stream has ended.
@@ -205,7 +237,7 @@ impl Framing {
             // On a control stream it is an error, which h3 has a word for.
             DATA => Frame::Data,
             HEADERS if self.kind == Kind::Request && length > self.max_head => return Err(Violation::HeadTooLarge),
-            HEADERS if self.kind == Kind::Request => Frame::Whole,
+            HEADERS if self.kind == Kind::Request => Frame::Fields,
             kind if !KNOWN.contains(&kind) => Frame::Skipped,
             _ if length > MAX_CONTROL => return Err(Violation::FrameTooLarge),
             _ => Frame::Whole,

@@ -70,9 +70,22 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<Watch>, resolver: Requ
         };
         // A connection that is closed takes with it what its client has not got yet.
         if finished {
-            watch.over().await;
+            let idle = connection.handle.site().config.timeouts.idle.bound();
+            delivered(connection, &watch, idle).await;
         }
     });
+}
+
+/// Waits until the client has all of a response, or seems not to want it: for `idle` the connection has sent nothing of any.
+/// quinn takes more than the client's window has room for.
+async fn delivered(connection: &Connection, watch: &Watch, idle: Option<Duration>) {
+    let mut sent = connection.ledger.frames_sent();
+    while let Err(_elapsed) = timeout(idle.unwrap_or(Duration::MAX), watch.over()).await {
+        let before = std::mem::replace(&mut sent, connection.ledger.frames_sent());
+        if before == sent {
+            return;
+        }
+    }
 }
 
 /// Whether a response has been sent to its end.
@@ -99,7 +112,7 @@ async fn serve(
             return false;
         }
         Ok(Err(error)) => {
-            if matches!(error, StreamError::StreamError { .. }) {
+            if watch.malformed.get() || matches!(error, StreamError::StreamError { .. }) {
                 tracing::debug!(peer = %info.peer, %error, "a malformed request");
                 refused(0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_REQUEST);
             }

@@ -83,6 +83,11 @@ impl Ledger {
         self.refused.set(self.next.get());
     }
 
+    /// Frames that have carried anything of any response.
+    pub(super) fn frames_sent(&self) -> u64 {
+        self.quic.stats().frame_tx.stream
+    }
+
     /// Why the connection must end.
     pub(super) fn violation(&self) -> Option<Violation> {
         self.violation.get()
@@ -104,6 +109,8 @@ pub(super) struct Watch {
     pub(super) unread: Cell<u64>,
     /// The head was too large, which the client has been told.
     pub(super) head_too_large: Cell<bool>,
+    /// The head, or the trailers, were malformed: the stream is reset, and says so.
+    pub(super) malformed: Cell<bool>,
     /// A response is being made. If its stream is dropped before its end, that is no end of the response.
     pub(super) answering: Cell<bool>,
     stopped: RefCell<Stopped>,
@@ -192,6 +199,7 @@ impl quic::Connection<Bytes> for Transport {
             let watch = Rc::new(Watch {
                 unread: Cell::new(0),
                 head_too_large: Cell::new(false),
+                malformed: Cell::new(false),
                 answering: Cell::new(false),
                 stopped: RefCell::new(Box::pin(send.stopped())),
             });
@@ -273,7 +281,7 @@ impl Drop for Sender {
     fn drop(&mut self) {
         // quinn would end it as if it were whole.
         if !self.ended && self.watch.as_ref().is_some_and(|watch| watch.answering.get()) {
-            let _ = self.stream.reset(code(Code::H3_REQUEST_CANCELLED.value()));
+            quic::SendStream::reset(self, Code::H3_REQUEST_CANCELLED.value());
         }
     }
 }
@@ -308,7 +316,8 @@ impl quic::SendStream<Bytes> for Sender {
 
     fn reset(&mut self, with: u64) {
         self.ended = true;
-        let _ = self.stream.reset(code(with));
+        let malformed = self.watch.as_ref().is_some_and(|watch| watch.malformed.get());
+        let _ = self.stream.reset(code(if malformed { Code::H3_MESSAGE_ERROR.value() } else { with }));
     }
 
     fn send_id(&self) -> StreamId {
@@ -356,6 +365,11 @@ impl Receiver {
                 (Ok(_), None) => {}
                 (Err(error @ Violation::HeadTooLarge), Some(watch)) => {
                     watch.head_too_large.set(true);
+                    return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
+                }
+                (Err(error @ Violation::Malformed), Some(watch)) => {
+                    watch.malformed.set(true);
+                    quic::RecvStream::stop_sending(self, error.code().value());
                     return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
                 }
                 (Err(error), _) => return Poll::Ready(Err(self.ledger.violated(error))),
@@ -430,6 +444,9 @@ impl quic::RecvStream for Both {
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
         let piece = self.recv.poll_piece(cx);
+        if self.recv.watch.as_ref().is_some_and(|watch| watch.malformed.get()) && !self.send.ended {
+            quic::SendStream::reset(&mut self.send, Code::H3_MESSAGE_ERROR.value());
+        }
         if self.recv.watch.as_ref().is_some_and(|watch| watch.head_too_large.get()) && !self.send.ended {
             // h3 will not answer what it has not seen.
             let _ = Pin::new(&mut self.send.stream).poll_write(cx, &HEAD_TOO_LARGE);

@@ -2,7 +2,7 @@
 
 use super::{
     super::model::{Down, Row, Up, Version, Ways},
-    H1, H2, H2_ENDS, STREAMS,
+    H1, H2, STREAMS,
 };
 
 const LARGE: usize = 200_000;
@@ -104,13 +104,11 @@ pub fn rows() -> Vec<Row> {
         Row::new("trailers with NUL")
             .post(&[b"hello"])
             .trailers(&[("x-sum", "1\x002")])
-            .want(Up::NotWhole, Down::Refused)
-            .pending(Ways::From(H2), H2_ENDS),
+            .want(Up::NotWhole, Down::Refused),
         Row::new("trailers with a pseudo-field")
             .post(&[b"hello"])
             .trailers(&[(":path", "/other")])
-            .want(Up::NotWhole, Down::Refused)
-            .pending(Ways::From(STREAMS), "h2 and h3 drop pseudo-fields of trailers"),
+            .want(Up::NotWhole, Down::Refused),
         Row::new("a body that is expected at once").post(&[b"hello"]).length("5").with(&[("expect", "100-continue")]),
         Row::new("a body that waits for 100")
             .post(&[b"hello"])

@@ -2,7 +2,7 @@
 
 use super::{
     super::model::{Down, Row, Up, Ways},
-    H1, H2, H2_ENDS, H3, H3_TAKES,
+    H1,
 };
 
 const PSEUDO: [(&str, &str); 4] =
@@ -43,29 +43,21 @@ pub fn rows() -> Vec<Row> {
             same.1,
             "white space around a value is not part of it in HTTP/1.1 (RFC 9112 section 5)",
         ),
-        Row::new("NUL in a value").with(&[("x-a", "1\x002")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("CR in a value").with(&[("x-a", "1\r2")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("LF in a value").with(&[("x-a", "1\nx-b: 2")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("a control byte in a value").with(&[("x-a", "1\x012")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("a space in a name").with(&[("x a", "1")]).refused().pending(Ways::From(H2), H2_ENDS),
+        Row::new("NUL in a value").with(&[("x-a", "1\x002")]).refused(),
+        Row::new("CR in a value").with(&[("x-a", "1\r2")]).refused(),
+        Row::new("LF in a value").with(&[("x-a", "1\nx-b: 2")]).refused(),
+        Row::new("a control byte in a value").with(&[("x-a", "1\x012")]).refused(),
+        Row::new("a space in a name").with(&[("x a", "1")]).refused(),
         Row::new("a quote in a name").with(&[("x\"a", "1")]).refused(),
-        Row::new("an empty name").with(&[("", "1")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("a colon in a name")
-            .with(&[("x:a", "1")])
-            .refused()
-            .but(
-                Ways::From(H1),
-                Up::Whole(|request| request.fields = vec![("x".to_owned(), "a: 1".to_owned())]),
-                same.1,
-                "the first colon ends a name in HTTP/1.1",
-            )
-            .pending(Ways::From(H2), H2_ENDS),
-        Row::new("a name beyond ASCII").with(&[("x-\u{e9}", "1")]).refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("a name with capitals")
-            .with(&[("X-A", "1")])
-            .refused()
-            .but(Ways::From(H1), same.0, same.1, case)
-            .pending(Ways::From(H2), H2_ENDS),
+        Row::new("an empty name").with(&[("", "1")]).refused(),
+        Row::new("a colon in a name").with(&[("x:a", "1")]).refused().but(
+            Ways::From(H1),
+            Up::Whole(|request| request.fields = vec![("x".to_owned(), "a: 1".to_owned())]),
+            same.1,
+            "the first colon ends a name in HTTP/1.1",
+        ),
+        Row::new("a name beyond ASCII").with(&[("x-\u{e9}", "1")]).refused(),
+        Row::new("a name with capitals").with(&[("X-A", "1")]).refused().but(Ways::From(H1), same.0, same.1, case),
         Row::new("a name with an underscore").with(&[("x_a", "1")]).arrives(dropped),
         Row::new("connection").with(&[("connection", "x-a"), ("x-a", "1")]).refused().but(
             Ways::From(H1),
@@ -160,8 +152,8 @@ pub fn rows() -> Vec<Row> {
         Row::new("OPTIONS").method("OPTIONS").target("/a"),
         Row::new("an unknown method").method("PURGE"),
         Row::new("a method with a hyphen").method("M-SEARCH"),
-        Row::new("a method that is none").method("G(T").refused().pending(Ways::From(H2), H2_ENDS),
-        Row::new("a method with a space").method("GE T").refused().pending(Ways::From(H2), H2_ENDS),
+        Row::new("a method that is none").method("G(T").refused(),
+        Row::new("a method with a space").method("GE T").refused(),
         Row::new("a method in small letters").method("get").want(Up::Nothing, Down::Own(400, "bad_method")),
         Row::new("CONNECT")
             .method("CONNECT")
@@ -178,30 +170,12 @@ pub fn rows() -> Vec<Row> {
         Row::new("a path that names the host")
             .pseudo(&[&without(":path")[..], &[(":path", "http://web.test/a")]].concat())
             .refused(),
-        Row::new("two paths")
-            .pseudo(&[&PSEUDO[..], &[(":path", "/other")]].concat())
-            .refused()
-            .pending(Ways::From(H3), H3_TAKES),
-        Row::new("two methods")
-            .pseudo(&[&PSEUDO[..], &[(":method", "GET")]].concat())
-            .refused()
-            .pending(Ways::From(H3), H3_TAKES),
-        Row::new("two authorities")
-            .pseudo(&[&PSEUDO[..], &[(":authority", "other.test")]].concat())
-            .refused()
-            .pending(Ways::From(H3), H3_TAKES),
-        Row::new("an unknown pseudo-field")
-            .pseudo(&[&PSEUDO[..], &[(":other", "1")]].concat())
-            .refused()
-            .pending(Ways::From(H2), H2_ENDS),
-        Row::new("a pseudo-field of responses")
-            .pseudo(&[&PSEUDO[..], &[(":status", "200")]].concat())
-            .refused()
-            .pending(Ways::From(H3), H3_TAKES),
-        Row::new("a pseudo-field after a field")
-            .pseudo(&[&[("x-a", "1")], &PSEUDO[..]].concat())
-            .refused()
-            .pending(Ways::From(H3), H3_TAKES),
+        Row::new("two paths").pseudo(&[&PSEUDO[..], &[(":path", "/other")]].concat()).refused(),
+        Row::new("two methods").pseudo(&[&PSEUDO[..], &[(":method", "GET")]].concat()).refused(),
+        Row::new("two authorities").pseudo(&[&PSEUDO[..], &[(":authority", "other.test")]].concat()).refused(),
+        Row::new("an unknown pseudo-field").pseudo(&[&PSEUDO[..], &[(":other", "1")]].concat()).refused(),
+        Row::new("a pseudo-field of responses").pseudo(&[&PSEUDO[..], &[(":status", "200")]].concat()).refused(),
+        Row::new("a pseudo-field after a field").pseudo(&[&[("x-a", "1")], &PSEUDO[..]].concat()).refused(),
         Row::new("an unknown scheme").pseudo(&[&without(":scheme")[..], &[(":scheme", "ftp")]].concat()),
         Row::new("a protocol without CONNECT").pseudo(&[&PSEUDO[..], &[(":protocol", "websocket")]].concat()).refused(),
     ];

@@ -52,7 +52,8 @@ pub fn check(input: &[u8]) -> Outcome {
 fn frames_of_http_3() {
     let words: &[&[u8]] = &[
         b"\x00\x05hello",
-        b"\x01\x04head",
+        b"\x01\x05\0\0\xd1\xd7\xc1",
+        b"\x01\x03\0\0\xdd",
         b"\x00\x00",
         b"\x21\x03abc",
         b"\x04\x00",

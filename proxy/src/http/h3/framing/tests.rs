@@ -20,6 +20,11 @@ fn passed(mut framing: Framing, sent: &[u8], size: usize) -> Result<(Vec<Bytes>,
 
 const UNKNOWN: u8 = 0x21;
 
+/// `GET`, `https`, `/`.
+const HEAD: &[u8] = b"\0\0\xd1\xd7\xc1";
+/// `accept: */*`.
+const TRAILERS: &[u8] = b"\0\0\xdd";
+
 #[test]
 fn numbers_are_read_as_they_are_written() {
     // RFC 9000 appendix A.1.
@@ -38,16 +43,16 @@ fn numbers_are_read_as_they_are_written() {
 fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
     let sent = [
         frame(UNKNOWN, b"grease"),
-        frame(1, b"head"),
+        frame(1, HEAD),
         frame(0, b"hello "),
         frame(UNKNOWN, b""),
         frame(0, b""),
         frame(0, b"world"),
-        frame(1, b"trailers"),
+        frame(1, TRAILERS),
         frame(UNKNOWN, &[7; 3000]),
     ]
     .concat();
-    let wanted = [frame(1, b"head"), frame(0, b"hello "), frame(0, b"world"), frame(1, b"trailers")];
+    let wanted = [frame(1, HEAD), frame(0, b"hello "), frame(0, b"world"), frame(1, TRAILERS)];
     for size in 1..sent.len() {
         let (pieces, data) = passed(Framing::request(8), &sent, size).unwrap();
         assert_eq!((pieces.concat(), data), (wanted.concat(), 11), "in pieces of {size}");
@@ -60,17 +65,30 @@ fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
 fn a_head_over_the_bound_is_not_waited_for() {
     let start = &frame(1, &[0; 9])[..3];
     assert_eq!(passed(Framing::request(8), start, 9), Err(Violation::HeadTooLarge));
-    assert_eq!(passed(Framing::request(9), &frame(1, &[0; 9]), 4).unwrap().0.concat(), frame(1, &[0; 9]));
+    let head = frame(1, &[HEAD, &[0xdd; 4]].concat());
+    assert_eq!(passed(Framing::request(9), &head, 4).unwrap().0.concat(), head);
     // The longest that can be said.
     let longest = [&[1][..], &[0xff; 8]].concat();
     assert_eq!(passed(Framing::request(u64::MAX >> 3), &longest, 9), Err(Violation::HeadTooLarge));
 }
 
 #[test]
+fn field_sections_that_are_none_are_not_passed_on() {
+    for size in 1..9 {
+        let passed = |sent: &[Vec<u8>]| passed(Framing::request(8), &sent.concat(), size);
+        let (head, trailers) = (frame(1, HEAD), frame(1, TRAILERS));
+        assert!(passed(&[head.clone(), trailers.clone()]).is_ok());
+        assert_eq!(passed(&[trailers]), Err(Violation::Malformed));
+        assert_eq!(passed(&[head.clone(), head.clone()]), Err(Violation::Malformed));
+        assert_eq!(passed(&[head, frame(1, b"none")]), Err(Violation::Undecodable));
+    }
+}
+
+#[test]
 fn a_stream_ends_between_frames() {
-    let whole = [frame(1, b"head"), frame(0, b"body")].concat();
+    let whole = [frame(1, HEAD), frame(0, b"body")].concat();
     for end in 0..=whole.len() {
-        let may_end = [0, 7, whole.len()].contains(&end);
+        let may_end = [0, 8, whole.len()].contains(&end);
         assert_eq!(passed(Framing::request(8), &whole[..end], 3).is_ok(), may_end, "after {end}");
     }
 }
