@@ -1,7 +1,10 @@
 //! The frames of HTTP/3, before h3 sees them.
 
 use bytes::Bytes;
-use tollgate::http::h3::framing::{Flood, Framing, Violation};
+use tollgate::http::{
+    flood::Flood,
+    h3::framing::{Framing, Violation},
+};
 
 use crate::{Outcome, cuts};
 
