@@ -335,7 +335,14 @@ async fn attempt(
             Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client)).await,
             _ => {
                 let on_behalf_of = Some(stream.client.ip());
-                let way = Way { client, new: *anew, uploads: upload.is_unfinished(), alone: *alone, on_behalf_of };
+                let way = Way {
+                    client,
+                    new: *anew,
+                    uploads: upload.is_unfinished(),
+                    trailers: upload.has_filtered_trailers(),
+                    alone: *alone,
+                    on_behalf_of,
+                };
                 site.pools.send(cluster, endpoint, way, &head, upload.body()).await
             }
         }

@@ -162,6 +162,14 @@ impl Upload {
         self.ended.get()
     }
 
+    /// Whether filters have let trailers through, or have added some.
+    pub(super) fn has_filtered_trailers(&self) -> bool {
+        self.filtered
+            && (self.source.borrow().flow.has_trailers()
+                || self.ahead.borrow().has_trailers()
+                || matches!(self.kept.borrow().frames.last(), Some(Sent::Trailers(_))))
+    }
+
     /// Whether its client has still something to send.
     pub(super) fn is_unfinished(&self) -> bool {
         !self.empty && self.stream.times.request_end.get().is_none()

@@ -104,6 +104,11 @@ impl Weight {
         Weight { head: head.list_size(), trailers: !bodiless && head.get(&TRAILER).is_some() }
     }
 
+    /// The same, and the body has trailers, if that is known.
+    pub(super) fn with_trailers(self, known: bool) -> Weight {
+        Weight { trailers: self.trailers || known, ..self }
+    }
+
     /// Whether it shares a connection with no other request. `max_head`: the longest head that the endpoint says it takes.
     pub(super) fn is_alone(self, max_head: Option<u32>) -> bool {
         self.trailers || (self.head > LONG && max_head.is_none())

@@ -68,6 +68,8 @@ pub struct Way {
     pub new: bool,
     /// Its body has not all come yet: it waits behind those that are there as a whole.
     pub uploads: bool,
+    /// Its body ends with trailers, whether its head says so or not.
+    pub trailers: bool,
     /// It shares the connection with no other request: it may make the upstream end it.
     pub alone: bool,
     /// For whom it is: a client that holds more than its share waits behind others.
@@ -146,7 +148,7 @@ where
         let pool = self.cluster(cluster);
         let slot = pool.slot(endpoint, way.client.filter(|_| cluster.proxy_protocol.is_some()));
         let weight = cluster.may_speak_h2().then(|| head.show(|head| Weight::of(head, body.is_end_stream())));
-        let weight = weight.unwrap_or_default();
+        let weight = weight.unwrap_or_default().with_trailers(way.trailers);
         if let Some(refused) = weight.refused(slot.max_head.get()) {
             return Err(Failure::unsent(refused, body));
         }
