@@ -26,10 +26,12 @@ fn what_is_for_the_next_hop_goes_no_further() {
             ("TE", "gzip;q=0.5, trailers"),
         ],
     );
-    for gone in ["connection", "x-private", "x-other", "keep-alive", "proxy-connection", "upgrade"] {
+    for gone in ["x-private", "x-other", "keep-alive", "proxy-connection", "upgrade"] {
         assert_eq!(request.field(gone), None, "{gone}");
     }
     assert_eq!((request.field("te"), request.field("x-kept")), (Some("trailers"), Some("1")));
+    // The proxy's own word about its own TE (RFC 9110 section 10.1.4).
+    assert_eq!(request.field("connection"), Some("te"));
 }
 
 #[test]
