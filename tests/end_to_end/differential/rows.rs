@@ -11,11 +11,7 @@ mod replies;
 use super::model::{Row, Version};
 
 const H1: &[Version] = &[Version::H1];
-const H2: &[Version] = &[Version::H2];
 const STREAMS: &[Version] = &[Version::H2, Version::H3];
-
-/// Why some rows wait.
-const NO_INTERIM: &str = "interim answers are not passed on (RFC 9110 section 15.2)";
 
 /// All of them.
 pub fn all() -> Vec<Row> {

@@ -2,10 +2,8 @@
 
 use super::{
     super::model::{Down, How, Point, Row, Up, Version, Ways},
-    H1, NO_INTERIM,
+    H1,
 };
-
-const ANY: Ways = Ways::From(&[Version::H1, Version::H2, Version::H3]);
 
 pub fn rows() -> Vec<Row> {
     let large = vec![b'y'; 200_000];
@@ -178,14 +176,14 @@ pub fn rows() -> Vec<Row> {
             .gets(|reply| reply.trailers.truncate(1)),
     ];
     let interim = vec![
-        Row::new("103").interim(103, &[("link", "</a>")], 1).pending(ANY, NO_INTERIM),
-        Row::new("103 twice").interim(103, &[("link", "</a>")], 2).pending(ANY, NO_INTERIM),
-        Row::new("102").interim(102, &[], 1).pending(ANY, NO_INTERIM),
+        Row::new("103").interim(103, &[("link", "</a>")], 1),
+        Row::new("103 twice").interim(103, &[("link", "</a>")], 2),
+        Row::new("102").interim(102, &[], 1),
         Row::new("100 that nobody waits for")
             .post(&[b"hello"])
             .interim(100, &[], 1)
             .gets(|reply| reply.interim.clear()),
-        Row::new("103 and an error").interim(103, &[], 1).answer(404, &[], Some(&[b"no"])).pending(ANY, NO_INTERIM),
+        Row::new("103 and an error").interim(103, &[], 1).answer(404, &[], Some(&[b"no"])),
         Row::new("too many interim answers")
             .interim(103, &[], 40)
             .want(Up::Whole(|_| {}), Down::Own(502, "too_many_interim_responses")),
