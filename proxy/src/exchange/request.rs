@@ -72,7 +72,8 @@ impl HeadTooLarge {
     pub fn mark(parts: &mut Parts, fields: usize, site: &Site) {
         let uri = &parts.uri;
         let target = uri.authority().map_or(0, |host| host.as_str().len()) + uri.path().len();
-        let target = target + uri.query().map_or(0, str::len);
+        // With what the four pseudo-fields count for beside these (RFC 9113 section 6.5.2).
+        let target = target + uri.query().map_or(0, str::len) + 4 * 32 + ":method:scheme:authority:path".len();
         if (fields + target) as u64 > site.config.limits.header_bytes.0 {
             parts.extensions.insert(HeadTooLarge);
         }
