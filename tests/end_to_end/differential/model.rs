@@ -54,6 +54,7 @@ pub enum Ways {
     From(&'static [Version]),
     To(Version),
     Held,
+    HeldTo(Version),
 }
 
 impl fmt::Display for Ways {
@@ -62,6 +63,7 @@ impl fmt::Display for Ways {
             Ways::From(clients) => write!(f, "from {clients:?}"),
             Ways::To(upstream) => write!(f, "to {upstream:?}"),
             Ways::Held => write!(f, "where bodies are held"),
+            Ways::HeldTo(upstream) => write!(f, "to {upstream:?}, where bodies are held"),
         }
     }
 }
@@ -72,6 +74,7 @@ impl Ways {
             Ways::From(clients) => clients.contains(&way.client),
             Ways::To(upstream) => way.upstream == upstream,
             Ways::Held => way.held,
+            Ways::HeldTo(upstream) => way.held && way.upstream == upstream,
         }
     }
 }
