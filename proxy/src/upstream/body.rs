@@ -87,6 +87,14 @@ pub enum Broken {
     Cut,
 }
 
+/// What lives as long as a response's stream, and is told how that has ended. If it is told nothing, the stream is reset.
+pub(super) trait Keeps: 'static {
+    /// The response is here to its end.
+    fn ended(&self);
+    /// The upstream has ended it before.
+    fn broken(&self);
+}
+
 /// A body over HTTP/1.1.
 pub(super) struct LinkBody {
     pub(super) decoder: Decoder,
@@ -139,7 +147,7 @@ enum Origin {
         /// Bytes that trailers may have.
         max_head: usize,
         /// What ends with the stream.
-        _keeps: Box<dyn std::any::Any>,
+        keeps: Box<dyn Keeps>,
     },
     /// There is none: the protocol is switched.
     Switching(Option<Switching>),
@@ -152,13 +160,8 @@ impl PooledBody {
     }
 
     /// `ended`: of a request with a body. Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
-    pub(super) fn of_stream(
-        incoming: Incoming,
-        ended: Option<Ended>,
-        max_head: usize,
-        keeps: Box<dyn std::any::Any>,
-    ) -> Self {
-        PooledBody(Origin::Stream { incoming, ended, max_head, _keeps: keeps })
+    pub(super) fn of_stream(incoming: Incoming, ended: Option<Ended>, max_head: usize, keeps: Box<dyn Keeps>) -> Self {
+        PooledBody(Origin::Stream { incoming, ended, max_head, keeps })
     }
 
     pub(super) fn switching(upstream: Switching) -> Self {
@@ -181,8 +184,12 @@ impl Body for PooledBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut self.0 {
             Origin::Link(body) => body.poll_frame(cx),
-            Origin::Stream { incoming, ended, max_head, .. } => {
-                let frame = match ready!(incoming.poll_frame(cx)) {
+            Origin::Stream { incoming, ended, max_head, keeps } => {
+                let frame = ready!(incoming.poll_frame(cx));
+                if matches!(frame, Some(Err(_))) {
+                    keeps.broken();
+                }
+                let frame = match frame {
                     // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
                     // proxies also end broken ones in this way.
                     Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
@@ -211,6 +218,16 @@ impl Body for PooledBody {
             Origin::Link(body) => body.decoder.size_hint(),
             Origin::Stream { incoming, .. } => incoming.size_hint(),
             Origin::Switching(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl Drop for PooledBody {
+    fn drop(&mut self) {
+        if let Origin::Stream { incoming, keeps, .. } = &self.0
+            && incoming.is_end_stream()
+        {
+            keeps.ended();
         }
     }
 }

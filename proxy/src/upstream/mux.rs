@@ -1,7 +1,6 @@
 //! One HTTP/2 connection of a worker to an endpoint, and a request's stream on it.
 
 use std::{
-    any::Any,
     cell::{Cell, OnceCell, RefCell},
     error::Error,
     future::poll_fn,
@@ -35,7 +34,7 @@ use tokio::{
 };
 
 use super::{
-    body::{Held, PooledBody},
+    body::{Held, Keeps, PooledBody},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     pool::Head,
     reason::{Unchosen, lost},
@@ -53,6 +52,12 @@ use crate::{
 
 /// Bytes of a request's body that wait in a stream for the upstream to take them.
 const SEND_BUFFER: usize = 128 << 10;
+
+/// How many of its streams the proxy resets before a connection takes no new ones. Servers end connections on which too much is
+/// reset, with all the streams on them: Envoy from 250 resets before an answer on, others from 500 or 1000 of any kind. Clients
+/// decide what is reset, so it must not come that far on a connection that many of them share. With as many streams as a
+/// connection has by default, it gets twice as many resets at most.
+const MOST_RESETS: u32 = 100;
 
 /// Bytes of a frame's header (RFC 9113 section 4.1).
 const FRAME_HEADER: u64 = 9;
@@ -125,6 +130,8 @@ impl Weight {
 struct State {
     /// Streams now.
     active: Cell<u32>,
+    /// Streams that were reset from here.
+    resets: Cell<u32>,
     /// Streams at one time, as the upstream has it and the configuration wants it.
     most: Cell<u32>,
     /// Bytes received.
@@ -208,6 +215,7 @@ where
         let most = config.max_concurrent_streams.min(slot.streams.get());
         let state = Rc::new(State {
             active: Cell::new(0),
+            resets: Cell::new(0),
             most: Cell::new(most),
             received: Cell::new(0),
             begun: Cell::new(0),
@@ -359,11 +367,12 @@ where
             Err(kind) => return Err(Failure::unsent(kind, body)),
         };
         number.set(stream.stream_id().as_u32());
+        place.1.set(true);
         mux.state.begun.set(number.get());
         let mut awaited = Awaited { response, interim: 0, max_head: mux.max_head };
         if switches {
             let response = poll_fn(|cx| awaited.poll(head, failure, cx)).await;
-            let response = response.map_err(|kind| Failure { kind, body: None })?;
+            let response = response.map_err(|kind| place.failed(kind))?;
             return Ok(switched(response, stream, key, place));
         }
         let ended = (!bodiless).then(|| mux.state.ends.watch(stream.stream_id().as_u32()));
@@ -379,10 +388,10 @@ where
             }
             awaited.poll(head, failure, cx)
         });
-        let response = response.await.map_err(|kind| Failure { kind, body: None })?;
+        let response = response.await.map_err(|kind| place.failed(kind))?;
         let max_head = mux.max_head;
         if let Some(kind) = wrong(response.headers(), max_head) {
-            return Err(Failure { kind, body: None });
+            return Err(place.failed(kind));
         }
         // A client may well read nothing of the response before it has sent everything.
         let upload = upload.map(Uploading::begin);
@@ -413,6 +422,12 @@ where
             sent.map(drop)
         }));
         Uploading { sending, task: task.abort_handle() }
+    }
+}
+
+impl<B> Uploading<B> {
+    fn goes_on(&self) -> bool {
+        self.sending.try_borrow().is_ok_and(|sending| sending.is_some())
     }
 }
 
@@ -474,7 +489,7 @@ fn with_body(
     response: Response<RecvStream>,
     ended: Option<Ended>,
     max_head: usize,
-    keeps: impl Any,
+    keeps: impl Keeps,
 ) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
     let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
@@ -503,6 +518,11 @@ fn switched<B: 'static>(
 }
 
 impl<B> Mux<B> {
+    /// Whether so much has been reset on it that it should take no new streams.
+    pub(super) fn is_worn(&self) -> bool {
+        self.state.resets.get() >= MOST_RESETS
+    }
+
     pub(super) fn has_room(&self, requests: u32) -> bool {
         // An upstream that allows none for a while is asked one at a time: the request waits in the connection then.
         self.state.active.get() < self.state.most.get().max(1) && (requests == 0 || self.served.get() < requests)
@@ -530,9 +550,11 @@ impl<B> Mux<B> {
         self.state.active.get() == 0
     }
 
-    /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none).
+    /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none). A worn one may, as
+    /// long as it has streams: see [`Slot::enter`].
     pub(super) fn is_useful(&self, requests: u32) -> bool {
-        !self.under.alone && !self.is_closed() && (requests == 0 || self.served.get() < requests)
+        let ends = self.under.alone || self.is_closed() || (self.is_worn() && self.is_idle());
+        !ends && (requests == 0 || self.served.get() < requests)
     }
 
     /// A stream's place, if there is one.
@@ -546,7 +568,7 @@ impl<B> Mux<B> {
         }
         self.served.set(self.served.get().saturating_add(1));
         self.seen_idle.set(None);
-        Some(Place(Rc::clone(self)))
+        Some(Place(Rc::clone(self), Cell::new(false)))
     }
 
     /// Counts it as a connection without a request, which it is at first.
@@ -563,13 +585,40 @@ impl<B> Drop for Mux<B> {
     }
 }
 
-/// A stream's place on a connection.
-pub(super) struct Place<B>(Rc<Mux<B>>);
+/// A stream's place on a connection, and whether the stream is reset when this is dropped.
+pub(super) struct Place<B>(Rc<Mux<B>>, Cell<bool>);
 
 impl<B> Place<B> {
     /// The address of the connection's end here.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.0.under.local
+    }
+
+    /// There is no response. Unless that is because of the request, it is the upstream that has to answer for it.
+    fn failed(&self, kind: FailureKind) -> Failure<B> {
+        self.1.set(matches!(kind, FailureKind::RequestBody { .. }));
+        Failure { kind, body: None }
+    }
+}
+
+impl<B: 'static> Keeps for Place<B> {
+    fn ended(&self) {
+        self.1.set(false);
+    }
+
+    fn broken(&self) {
+        self.1.set(false);
+    }
+}
+
+impl<B: 'static> Keeps for (Option<Uploading<B>>, Place<B>) {
+    fn ended(&self) {
+        // What is left of the request will not be sent: its stream is reset.
+        self.1.1.set(self.0.as_ref().is_some_and(Uploading::goes_on));
+    }
+
+    fn broken(&self) {
+        self.1.broken();
     }
 }
 
@@ -577,6 +626,7 @@ impl<B> Drop for Place<B> {
     fn drop(&mut self) {
         let mux = &self.0;
         mux.state.active.set(mux.state.active.get() - 1);
+        mux.state.resets.set(mux.state.resets.get().saturating_add(self.1.get().into()));
         if mux.is_idle() {
             mux.count_idle();
         }

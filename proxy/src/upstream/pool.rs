@@ -160,7 +160,7 @@ where
                 _ if way.new => None,
                 false => slot.checkout().map(Carrier::Link),
                 true if way.alone => None,
-                true => slot.enter(cluster.limits.requests_per_connection).map(Carrier::Stream),
+                true => slot.enter(cluster.limits.requests_per_connection, pool.is_full()).map(Carrier::Stream),
             };
             let carrier = match there {
                 Some(carrier) => carrier,
@@ -256,7 +256,7 @@ where
             let alone = h2 && way.alone;
             if h2
                 && !(new || alone)
-                && let Some(place) = slot.enter(cluster.limits.requests_per_connection)
+                && let Some(place) = slot.enter(cluster.limits.requests_per_connection, pool.is_full())
             {
                 return Ok(Carrier::Stream(place));
             }
@@ -285,7 +285,8 @@ where
             // While it waited, others may have opened a connection, or have begun to.
             if h2
                 && !alone
-                && (slot.opening.borrow().is_some() || (!new && slot.has_room(cluster.limits.requests_per_connection)))
+                && (slot.opening.borrow().is_some()
+                    || (!new && slot.has_room(cluster.limits.requests_per_connection, false)))
             {
                 continue;
             }

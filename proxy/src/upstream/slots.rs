@@ -233,13 +233,20 @@ impl<B> ClusterPool<B> {
             match timeout(LOOK, &mut granted).await {
                 Ok(granted) => return granted.map_err(|_| FailureKind::Overflow),
                 // The endpoint may allow more streams now.
-                Err(_) if !alone && slot.has_room(limits.requests_per_connection) => return Ok(Grant::Room),
+                Err(_) if !alone && slot.has_room(limits.requests_per_connection, self.is_full()) => {
+                    return Ok(Grant::Room);
+                }
                 Err(_) => {
                     self.serve();
                     self.make_room();
                 }
             }
         }
+    }
+
+    /// Whether there may be no further connection. Then one on which much has been reset is better than none.
+    pub(super) fn is_full(&self) -> bool {
+        self.stats.connections.load(Relaxed) >= self.cluster.borrow().limits.connections
     }
 
     /// Ends responses that wait for their clients, if requests wait for their places.
@@ -405,15 +412,21 @@ impl<B> Slot<B> {
         }
     }
 
-    /// A stream's place on one of the HTTP/2 connections.
-    pub(super) fn enter(&self, requests: u32) -> Option<Place<B>> {
+    /// A stream's place on one of the HTTP/2 connections: on one on which much has been reset only if that may be (`worn`), and
+    /// no other has room.
+    pub(super) fn enter(&self, requests: u32, worn: bool) -> Option<Place<B>> {
         let muxes = self.muxes.borrow();
-        muxes.iter().filter(|mux| !mux.is_closed()).find_map(|mux| mux.enter(requests))
+        let enter = |worn| {
+            let mut open = muxes.iter().filter(|mux| mux.is_worn() == worn && !mux.is_closed());
+            open.find_map(|mux| mux.enter(requests))
+        };
+        enter(false).or_else(|| worn.then(|| enter(true)).flatten())
     }
 
     /// Whether one of the HTTP/2 connections takes another stream.
-    pub(super) fn has_room(&self, requests: u32) -> bool {
-        self.muxes.borrow().iter().any(|mux| !mux.is_closed() && mux.has_room(requests))
+    pub(super) fn has_room(&self, requests: u32, worn: bool) -> bool {
+        let muxes = self.muxes.borrow();
+        muxes.iter().any(|mux| (worn || !mux.is_worn()) && !mux.is_closed() && mux.has_room(requests))
     }
 
     /// Takes a new HTTP/2 connection in.

@@ -1,11 +1,14 @@
 //! What one request does to a connection that others share with it: they do not pay for it.
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, mpsc},
+};
 
 use super::upstream::{config, connects, speaking};
 use crate::harness::{
     H2, Proxy, Upstream,
-    frames::{code, setting},
+    frames::{code, kind, setting},
     wait_until,
 };
 
@@ -179,4 +182,106 @@ fn the_reason_for_a_goaway_is_the_last_stream_that_it_names() {
     let statuses = [get, poison, later].map(|stream| client.response(stream).status());
     assert_eq!(statuses, [200, 502, 200]);
     assert_eq!(["/get", "/poison", "/later"].map(|path| was_asked(&seen, path)), [2, 1, 2]);
+}
+
+/// What an upstream has seen of requests that were taken back.
+#[derive(Default)]
+struct Taken {
+    /// Requests that may be taken back.
+    asked: usize,
+    /// Resets on each connection.
+    resets: BTreeMap<usize, usize>,
+}
+
+/// Answers requests at once, but `/long` never, and `/held` only when as much has been reset on its connection as may be.
+fn counting() -> (Upstream, Arc<Mutex<Taken>>) {
+    let taken = Arc::<Mutex<Taken>>::default();
+    let noted = taken.clone();
+    let upstream = speaking(&[], move |h2, nth| {
+        let mut held = Vec::new();
+        while let Ok(frame) = h2.read() {
+            let mut noted = noted.lock().unwrap();
+            if frame.kind == kind::RST_STREAM {
+                *noted.resets.entry(nth).or_default() += 1;
+            }
+            while let Some((stream, request)) = h2.taken(|message| message.ended) {
+                match request.field(":path") {
+                    Some("/long") => noted.asked += 1,
+                    Some("/held") => held.push(stream),
+                    _ => h2.answer(stream, 200, b"fine"),
+                }
+            }
+            if noted.resets.get(&nth).is_some_and(|resets| *resets >= 100) {
+                held.drain(..).for_each(|stream| h2.answer(stream, 200, b"fine"));
+            }
+        }
+    });
+    (upstream, taken)
+}
+
+/// Asks for much and takes it back, so many times 50.
+fn take_back(proxy: &Proxy, taken: &Mutex<Taken>, times: usize) {
+    for _ in 0..times {
+        // None of them does too much of it.
+        let mut client = proxy.h2();
+        let before = taken.lock().unwrap().asked;
+        let streams: Vec<_> = (0..50).map(|_| client.request("GET", "/long", &[], true)).collect();
+        wait_until("all to have come", || taken.lock().unwrap().asked == before + 50);
+        streams.iter().for_each(|stream| client.reset(*stream, code::CANCEL));
+        client.ping();
+    }
+}
+
+/// Servers end connections on which too much is reset, whoever is on them: Envoy from 250 resets on.
+#[test]
+fn no_connection_gets_more_resets_than_an_upstream_bears() {
+    let (upstream, taken) = counting();
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    let held = client.request("POST", "/held", &[], true);
+    take_back(&proxy, &taken, 20);
+    assert_eq!(client.response(held).text(), "fine", "it was on the first of the connections");
+    assert_eq!(client.get("/").text(), "fine");
+    wait_until("all to be reset", || taken.lock().unwrap().resets.values().sum::<usize>() == 1000);
+    let resets = taken.lock().unwrap().resets.clone();
+    assert!(resets.values().all(|count| *count <= 200), "{resets:?}");
+    assert!((5..=11).contains(&upstream.connections()), "{} connections", upstream.connections());
+    // Those that take no new streams have ended.
+    proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 1.0);
+}
+
+/// Then one on which much has been reset is better than none, and ends as soon as it can.
+#[test]
+fn resets_leave_nobody_without_a_connection_where_there_may_be_no_other() {
+    let (upstream, taken) = counting();
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
+    let mut client = proxy.h2();
+    let long = client.request("GET", "/long", &[], true);
+    wait_until("it to have come", || taken.lock().unwrap().asked == 1);
+    take_back(&proxy, &taken, 4);
+    assert_eq!((proxy.get("/").text(), upstream.connections()), ("fine", 1));
+    client.reset(long, code::CANCEL);
+    proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 0.0);
+    assert_eq!((proxy.get("/").text(), upstream.connections()), ("fine", 2));
+}
+
+/// What has had its answer counts as none, and neither does what the upstream resets itself.
+#[test]
+fn a_connection_without_resets_from_here_lasts() {
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            match request.field(":path") {
+                Some("/reset") => h2.reset(stream, code::INTERNAL_ERROR),
+                _ => h2.answer(stream, 200, if request.body.is_empty() { b"" } else { b"fine" }),
+            }
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.client();
+    for _ in 0..150 {
+        assert_eq!(client.get("/").text(), "");
+        assert_eq!(client.request("POST", "/", &[], b"body").text(), "fine");
+        assert_eq!(client.request("POST", "/reset", &[], b"body").status(), 502);
+    }
+    assert_eq!(upstream.connections(), 1);
 }
