@@ -115,6 +115,26 @@ fn unescaped(quoted: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
+/// A cookie's value in the form in which all its readers' spellings of it are one. Many decode percent escapes (Express, PHP, Rack), some
+/// of them take `+` for a blank, others decode nothing. So `%61+b`, `a%20b` and `a%2Bb` all become `a b`: values that a reader tells
+/// apart may become one, but never does one value become two.
+pub fn undisguised(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    if !value.iter().any(|b| matches!(b, b'%' | b'+')) {
+        return value;
+    }
+    let digit = |at: usize| value.get(at).and_then(|b| char::from(*b).to_digit(16));
+    let (mut bytes, mut at) = (Vec::with_capacity(value.len()), 0);
+    while let Some(&byte) = value.get(at) {
+        let (byte, taken) = match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => ((high << 4 | low) as u8, 3),
+            _ => (byte, 1),
+        };
+        bytes.push(if byte == b'+' { b' ' } else { byte });
+        at += taken;
+    }
+    bytes.into()
+}
+
 /// What a header must be like: its name and at most one of the others; the name alone is `present: true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -406,6 +426,26 @@ mod tests {
             assert!(cookies(header.as_bytes()).eq([(&b"a"[..], value.as_bytes().into())]), "{header}");
         }
         assert_eq!(cookies(b"").count(), 0);
+    }
+
+    #[test]
+    fn all_encodings_of_a_value_are_one() {
+        for (value, plain) in [
+            ("%61dmin", "admin"),
+            ("%61%64%6D%69%6e", "admin"),
+            ("a+b", "a b"),
+            ("a%20b", "a b"),
+            ("a%2Bb", "a b"),
+            ("100%", "100%"),
+            ("%6", "%6"),
+            ("%zz%61", "%zza"),
+            ("%2561", "%61"),
+            ("%+1", "% 1"),
+            ("", ""),
+        ] {
+            assert_eq!(undisguised(value.as_bytes().into()), plain.as_bytes(), "{value}");
+        }
+        assert!(matches!(undisguised(b"admin"[..].into()), Cow::Borrowed(b"admin")));
     }
 
     #[test]

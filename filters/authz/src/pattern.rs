@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use tollgate_sdk::matching::{Cookie, cookies, host_mistake};
+use tollgate_sdk::matching::{Cookie, cookies, host_mistake, undisguised};
 
 /// A set of patterns.
 #[derive(Debug, Default)]
@@ -51,12 +51,21 @@ impl Patterns {
         Ok(())
     }
 
-    /// Adds a pattern of cookies. One of a whole cookie is for every spelling of it, whichever it is written in.
+    /// Adds a pattern of cookies. One of a whole cookie is for every spelling of it, whichever it is written in; one of a part of a
+    /// cookie for every encoding.
     pub(crate) fn add_cookie(&mut self, pattern: &str) -> Result<(), String> {
         self.add(pattern)?;
         if !pattern.contains(['*', ';', ',']) {
-            self.exact.extend(cookies(pattern.as_bytes()).map(|cookie| spelled(cookie).into_boxed_slice()));
+            let spellings = cookies(pattern.as_bytes()).flat_map(|cookie| [spelled(cookie.clone()), plain(cookie)]);
+            self.exact.extend(spellings.map(Vec::into_boxed_slice));
         }
+        let parts = match (pattern.starts_with('*'), pattern.ends_with('*')) {
+            (true, false) => &mut self.suffixes,
+            (false, true) => &mut self.prefixes,
+            _ => return Ok(()),
+        };
+        let encoded = parts.last().map(|text| undisguised(text[..].into()).into_owned().into_boxed_slice());
+        parts.extend(encoded);
         Ok(())
     }
 
@@ -83,7 +92,8 @@ impl Patterns {
         let ends = |b: &u8| *b == b',' || (*b == b';' && cut == Cut::Cookies);
         self.matches(value)
             || value.split(ends).any(|part| self.matches(part.trim_ascii()))
-            || (cut == Cut::Cookies && cookies(value).any(|cookie| self.matches(&spelled(cookie))))
+            || (cut == Cut::Cookies
+                && cookies(value).any(|cookie| self.matches(&spelled(cookie.clone())) || self.matches(&plain(cookie))))
     }
 
     fn compare(&self, pattern: &[u8], value: &[u8]) -> Ordering {
@@ -100,13 +110,18 @@ fn spelled((name, value): Cookie) -> Vec<u8> {
     [name, b"=", &value].concat()
 }
 
+/// A cookie as patterns are compared with it, however its value has been encoded.
+fn plain((name, value): Cookie) -> Vec<u8> {
+    spelled((name, undisguised(value)))
+}
+
 /// Where the parts of a header's value end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// At commas (RFC 9110 section 5.6.1).
     Commas,
     /// At semicolons, too (RFC 6265 section 4.2.1): several `Cookie` fields are joined by them. Each cookie also counts as
-    /// [`cookies`] reads it.
+    /// [`cookies`] reads it, and with its value decoded.
     Cookies,
 }
 

@@ -5,7 +5,10 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use tollgate_sdk::{matching::cookies, prelude::*};
+use tollgate_sdk::{
+    matching::{cookies, undisguised},
+    prelude::*,
+};
 
 use crate::config::{KeyPart, LimitConfig, OnMissingKey, Whose};
 
@@ -180,12 +183,12 @@ enum Found<'a> {
     Several,
 }
 
-/// The value of the cookie of this name.
+/// The value of the cookie of this name, however it is encoded: another encoding must not make a bucket of its own.
 fn cookie<'a>(header: &'a [u8], name: &[u8]) -> Found<'a> {
     let mut values = cookies(header).filter(|(other, _)| *other == name).map(|(_, value)| value);
     match (values.next(), values.next()) {
         (None, _) => Found::None,
-        (Some(value), None) => Found::One(value),
+        (Some(value), None) => Found::One(undisguised(value)),
         _ => Found::Several,
     }
 }
@@ -196,12 +199,13 @@ mod tests {
 
     #[test]
     fn cookies_are_found_by_their_whole_name() {
-        let cookies = b"xid=1; id=2;id=3 ;empty=; quoted=\"a=b\"";
+        let cookies = b"xid=1; id=2;id=3 ;empty=; quoted=\"a=b\"; encoded=%61%2B+";
         for (name, value) in [
             ("id", Found::Several),
             ("xid", Found::One(b"1"[..].into())),
             ("empty", Found::One(b""[..].into())),
             ("quoted", Found::One(b"a=b"[..].into())),
+            ("encoded", Found::One(b"a  "[..].into())),
             ("i", Found::None),
             ("d", Found::None),
         ] {
