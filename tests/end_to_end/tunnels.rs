@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::harness::{
     Client, Config, H2, Proxy, Secure, Upstream, Wire,
-    frames::{code, setting},
+    frames::{Frame, code, kind, setting},
     wait_until,
 };
 
@@ -197,6 +197,40 @@ fn a_reset_passes_a_stream_to_the_upstream_both_ways() {
     assert_eq!(client.wire.read_exact(4).unwrap(), b"pong");
     client.wire.reset();
     assert_eq!(was_reset.recv().unwrap(), Some(code::CANCEL));
+}
+
+/// Last words, and a reset that comes at once.
+fn last_words(stream: u32) -> Vec<u8> {
+    let words = Frame::bytes(kind::DATA, 0, stream, b"last words");
+    [words, Frame::bytes(kind::RST_STREAM, 0, stream, &code::CANCEL.to_be_bytes())].concat()
+}
+
+#[test]
+fn what_came_before_a_reset_arrives_between_streams_too() {
+    let (seen, saw) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let upstream = by_h2(&[(setting::ENABLE_CONNECT_PROTOCOL, 1)], move |h2, stream| {
+        h2.headers(stream, &[(":status", "200")], false);
+        let message = h2.wait(stream, "something", |message| !message.body.is_empty() || message.reset.is_some());
+        if message.body == b"bang" {
+            return h2.raw(last_words(stream));
+        }
+        let message = h2.response(stream);
+        seen.lock().unwrap().send((message.body, message.reset)).unwrap();
+    });
+    let proxy = to_h2(&upstream);
+    for by_upstream in [false, true] {
+        let mut client = proxy.h2();
+        let stream = opened(&mut client, &WEBSOCKET);
+        if by_upstream {
+            client.data(stream, b"bang", false);
+            let message = client.response(stream);
+            assert_eq!((message.body, message.reset), (b"last words".to_vec(), Some(code::CANCEL)));
+        } else {
+            client.raw(last_words(stream));
+            assert_eq!(saw.recv().unwrap(), (b"last words".to_vec(), Some(code::CANCEL)));
+        }
+    }
 }
 
 /// RFC 8441 section 3.

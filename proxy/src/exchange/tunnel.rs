@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 use tollgate_abi::fast::flag;
 
 use super::{dispatch::Guards, ending::Ending, reply::Fault};
@@ -163,18 +166,26 @@ impl Tunnel {
         let Directions { forth, back, client_broke, upstream_broke, .. } = directions;
         upstream.aborts = client_broke.is_some();
         stream.flag(flags);
+        let (broke, client_aborts) = (client_broke.is_some() || upstream_broke.is_some(), upstream_broke.is_some());
         if let Some(error) = upstream_broke {
-            client.abort();
             stream.flag(flag::UPSTREAM_TERMINATED);
             guards.broken(&stream, &Broken::Connection(error), back.received());
         } else if let Some(error) = client_broke {
             stream.flag(flag::DOWNSTREAM_TERMINATED);
             stream.downstream_failed(tls::explain(&error, Peer::Client).1);
         }
-        let mut state = stream.state.borrow_mut();
-        state.bytes[Direction::Request as usize] += forth.received();
-        state.bytes[Direction::Response as usize] += back.received();
-        drop(state);
+        {
+            let bytes = &mut stream.state.borrow_mut().bytes;
+            bytes[Direction::Request as usize] += forth.received();
+            bytes[Direction::Response as usize] += back.received();
+        }
         ending.complete();
+        if broke {
+            // h2 throws away what waits to be sent on a stream that is reset. Its connection gets a turn to send it first.
+            yield_now().await;
+        }
+        if client_aborts {
+            client.abort();
+        }
     }
 }
