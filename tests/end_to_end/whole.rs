@@ -362,3 +362,26 @@ fn trailers_about_the_connection_do_not_break_an_answer_over_http_2() {
     assert_eq!((response.text(), response.ended, response.reset), ("hi", true, None));
     assert_eq!((response.trailer("x-sum"), response.trailer("connection")), (Some("1"), None));
 }
+
+/// A section of no fields is allowed, but some clients cannot read it.
+#[test]
+fn trailers_of_which_nothing_is_left_are_not_sent() {
+    for trailer in ["Content-Length: 5", "Connection: close", "Transfer-Encoding: chunked"] {
+        let upstream = Upstream::canned(format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n{trailer}\r\n\r\n"
+        ));
+        let proxy = Proxy::start(Config::to(&upstream));
+        let response = proxy.h2().get("/");
+        assert_eq!((response.text(), response.ended, response.blocks.len()), ("hi", true, 1), "{trailer}");
+    }
+}
+
+/// RFC 9110 section 8.6.
+#[test]
+fn an_answer_that_cannot_have_a_body_says_no_length() {
+    let upstream = Upstream::canned("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
+    let proxy = Proxy::start(Config::to(&upstream));
+    assert_eq!(proxy.request("GET", "/", &[], b"").field("content-length"), None);
+    let response = proxy.h2().get("/");
+    assert_eq!((response.status(), response.field("content-length"), response.ended), (204, None, true));
+}

@@ -72,10 +72,13 @@ impl Source {
         let frame = match &mut self.origin {
             Origin::Upstream(body) => {
                 let mut frame = ready!(Pin::new(body).poll_frame(cx));
-                if let Some(Ok(frame)) = &mut frame
-                    && let Some(trailers) = frame.trailers_mut()
+                if let Some(Ok(part)) = &mut frame
+                    && let Some(trailers) = part.trailers_mut()
                 {
                     clean_trailers(trailers, false, true);
+                    if trailers.is_empty() {
+                        frame = None;
+                    }
                 }
                 frame.map(|frame| frame.map_err(BodyError::Upstream))
             }
@@ -559,7 +562,7 @@ impl ResponseBody {
             BodyError::Length => Fault::FilterLength,
             BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => Fault::FilterFailed,
             BodyError::Closed => Fault::FilterClosed,
-            BodyError::Upstream(Broken::TooLong(_)) => Fault::Protocol,
+            BodyError::Upstream(Broken::Malformed(_) | Broken::TooLong(_)) => Fault::Protocol,
             _ => Fault::Reset,
         };
         stream.flag(fault.flags());

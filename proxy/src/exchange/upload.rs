@@ -400,13 +400,16 @@ impl Upload {
             return Poll::Pending;
         };
         self.stream.touch();
-        if let Some(Ok(frame)) = &mut frame
-            && let Some(trailers) = frame.trailers_mut()
+        if let Some(Ok(part)) = &mut frame
+            && let Some(trailers) = part.trailers_mut()
         {
             if measure(trailers).is_some_and(|size| size as u64 > self.max_trailers) {
                 return Poll::Ready(Some(Err(BodyError::Downstream(Box::new(LongTrailers)))));
             }
             clean_trailers(trailers, true, self.keeps_underscores);
+            if trailers.is_empty() {
+                frame = None;
+            }
         }
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
         let bytes = data.map_or(0, Bytes::len);

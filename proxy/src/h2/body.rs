@@ -9,10 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, header::CONTENT_LENGTH};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{Window, measure, remove_of_connection};
+use super::{Window, content_length, measure, remove_of_connection};
 
 /// A body that comes. What is read of it is room for more at once.
 pub struct Incoming {
@@ -30,8 +30,8 @@ pub struct Incoming {
 impl Incoming {
     /// What follows a head with these fields.
     pub fn new(stream: RecvStream, fields: &HeaderMap) -> Incoming {
-        let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Incoming { stream, left: length, data_over: false, trailers: 0, window: None }
+        let left = content_length(fields).ok().flatten();
+        Incoming { stream, left, data_over: false, trailers: 0, window: None }
     }
 
     /// The same on a connection whose window is watched.
@@ -163,14 +163,15 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                     self.stream.reserve_capacity(data.len().min(1));
                     self.held = Some((data, last));
                 }
-                Err(_) if !self.trailers => {
-                    return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Cut::Stream));
-                }
                 Err(frame) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();
                     // Filters may have set some.
                     remove_of_connection(&mut trailers);
-                    return Poll::Ready(self.stream.send_trailers(trailers).map_err(Cut::Stream));
+                    let sent = match self.trailers && !trailers.is_empty() {
+                        true => self.stream.send_trailers(trailers),
+                        false => self.stream.send_data(Bytes::new(), true),
+                    };
+                    return Poll::Ready(sent.map_err(Cut::Stream));
                 }
             }
         }

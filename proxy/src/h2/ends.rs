@@ -1,10 +1,11 @@
-//! Which streams the peer has ended with END_STREAM.
+//! Which streams the peer has ended with END_STREAM, and with what.
 //!
 //! A server that has answered early may reset the stream without an error, to have the rest of the request not sent (RFC 9113
-//! section 8.1). To h2 a stream is reset then, whether its answer was whole or not. So the frames themselves are looked at.
+//! section 8.1). To h2 a stream is reset then, whether its answer was whole or not. And h2 drops pseudo-header fields from trailers,
+//! which have none (section 8.1). So the frames themselves are looked at.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -25,16 +26,30 @@ pub struct Ends(Rc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    streams: RefCell<FxHashMap<u32, Rc<Cell<bool>>>>,
+    streams: RefCell<FxHashMap<u32, End>>,
     said: Said,
+}
+
+/// What is known of a stream's end.
+#[derive(Debug, Default, Clone, Copy)]
+struct End {
+    has_come: bool,
+    /// A head or trailers with pseudo-header fields have END_STREAM.
+    has_pseudo: bool,
 }
 
 impl Ends {
     /// Watches a stream that has begun just now.
     pub fn watch(&self, stream: u32) -> Ended {
-        let ended = Rc::<Cell<bool>>::default();
-        self.0.streams.borrow_mut().insert(stream, ended.clone());
-        Ended { ends: self.clone(), stream, ended }
+        self.0.streams.borrow_mut().insert(stream, End::default());
+        Ended { ends: self.clone(), stream }
+    }
+
+    /// Pseudo-header fields have come in the frames that end a stream.
+    pub(super) fn note_pseudo(&self, stream: u32) {
+        if let Some(end) = self.0.streams.borrow_mut().get_mut(&stream) {
+            end.has_pseudo = true;
+        }
     }
 
     /// What the peer has said of the connection.
@@ -48,13 +63,21 @@ impl Ends {
 pub struct Ended {
     ends: Ends,
     stream: u32,
-    ended: Rc<Cell<bool>>,
 }
 
 impl Ended {
+    fn end(&self) -> End {
+        self.ends.0.streams.borrow().get(&self.stream).copied().unwrap_or_default()
+    }
+
     /// Whether it was.
     pub fn get(&self) -> bool {
-        self.ended.get()
+        self.end().has_come
+    }
+
+    /// Whether the head or the trailers that have ended it have pseudo-header fields.
+    pub fn has_pseudo(&self) -> bool {
+        self.end().has_pseudo
     }
 }
 
@@ -85,13 +108,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        let (ends, said) = (me.ends.0.streams.borrow(), &me.ends.0.said);
+        let (mut ends, said) = (me.ends.0.streams.borrow_mut(), &me.ends.0.said);
         me.scanner.scan_all(&buf.filled()[before..], |seen| {
             if let Seen::Frame(frame) = seen
                 && frame.ends_stream
-                && let Some(ended) = ends.get(&frame.stream)
+                && let Some(end) = ends.get_mut(&frame.stream)
             {
-                ended.set(true);
+                end.has_come = true;
             }
             me.reader.note(seen, said);
         });

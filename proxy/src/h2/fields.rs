@@ -3,10 +3,12 @@
 
 use http::{
     HeaderMap, HeaderName,
-    header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
 };
 
-/// Fields about the connection, which HTTP/2 has not (RFC 9113 section 8.2.2).
+use crate::h1::violation::{Violation, length};
+
+/// Fields about the connection, which HTTP/2 and HTTP/3 have not (RFC 9113 section 8.2.2, RFC 9114 section 4.2).
 static OF_CONNECTION: [HeaderName; 5] = [
     CONNECTION,
     UPGRADE,
@@ -18,6 +20,11 @@ static OF_CONNECTION: [HeaderName; 5] = [
 /// What counts for each field beside its name and its value (RFC 9113 section 6.5.2).
 const PER_FIELD: usize = 32;
 
+/// Whether there are fields about the connection, which make a message malformed. h2 looks at that itself, and h3 does not.
+pub fn has_of_connection(fields: &HeaderMap) -> bool {
+    fields.keys().any(|name| OF_CONNECTION.contains(name)) || fields.get_all(TE).iter().any(|te| te != "trailers")
+}
+
 /// Removes fields about the connection, which h2 would not send.
 pub fn remove_of_connection(fields: &mut HeaderMap) {
     if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
@@ -25,6 +32,17 @@ pub fn remove_of_connection(fields: &mut HeaderMap) {
     }
     if fields.get(TE).is_some_and(|te| te != "trailers") {
         fields.remove(TE);
+    }
+}
+
+/// How long the body is by its head, if that says so. As over HTTP/1.1 it says so once (RFC 9110 section 8.6); h2 takes the same
+/// length twice, and h3 takes anything.
+pub fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Violation> {
+    let mut values = fields.get_all(CONTENT_LENGTH).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => length(value.as_bytes()).map(Some),
+        (Some(_), Some(_)) => Err(Violation::ContentLength),
     }
 }
 
@@ -74,6 +92,26 @@ mod tests {
             (" ", true),
         ] {
             assert_eq!(malformed(b"x", value.as_bytes()), Some(expected), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_says_one_length() {
+        for (values, expected) in [
+            (&[][..], Some(None)),
+            (&["0"], Some(Some(0))),
+            (&["5"], Some(Some(5))),
+            (&["5", "5"], None),
+            (&["5", "6"], None),
+            (&["5, 5"], None),
+            (&["+5"], None),
+            (&[""], None),
+            (&["18446744073709551616"], None),
+        ] {
+            let values = values.iter().map(|value| (CONTENT_LENGTH, HeaderValue::from_static(value)));
+            let mut fields = HeaderMap::new();
+            values.for_each(|(name, value)| _ = fields.append(name, value));
+            assert_eq!(content_length(&fields).ok(), expected, "{fields:?}");
         }
     }
 

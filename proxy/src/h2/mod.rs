@@ -22,7 +22,7 @@ mod window;
 pub use self::{
     body::{Cut, Incoming, Sending, reset_reason},
     ends::{Ended, Ends, Watched},
-    fields::{measure, remove_of_connection},
+    fields::{content_length, has_of_connection, measure, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
     said::Said,

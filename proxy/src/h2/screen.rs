@@ -16,7 +16,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hpack;
+use super::{Ends, hpack};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
@@ -83,9 +83,9 @@ impl<T> Screened<T> {
         Screened { stream, screen }
     }
 
-    /// Of a server, whose heads may have so many bytes.
-    pub fn of_server(stream: T, max_head: usize) -> Self {
-        Screened { stream, screen: Screen::new(max_head) }
+    /// Of a server, whose heads may have so many bytes. `ends` is told of those that end their streams and have pseudo-header fields.
+    pub fn of_server(stream: T, max_head: usize, ends: Ends) -> Self {
+        Screened { stream, screen: Screen { ends: Some(ends), ..Screen::new(max_head) } }
     }
 
     /// The stream alone.
@@ -100,6 +100,8 @@ struct Screen {
     /// Bytes of a head, at most; what is longer is left to h2.
     max_head: usize,
     malformed: Malformed,
+    /// Of a server.
+    ends: Option<Ends>,
     /// Bytes that pass before the next frame begins.
     skip: usize,
     /// The client's last stream: another head on it, or on one before it, is trailers. Of a server's that cannot be seen.
@@ -187,6 +189,11 @@ impl Screen {
             match Head::read(bytes, frame, self.max_head) {
                 Some(Some(head)) => {
                     self.latest = self.latest.map(|latest| latest.max(frame.stream));
+                    if let Some(ends) = self.ends.as_ref().filter(|_| frame.flags & END_STREAM != 0)
+                        && hpack::has_pseudo(&head.block)
+                    {
+                        ends.note_pseudo(frame.stream);
+                    }
                     return head.screened(frame, in_trailers, &self.malformed);
                 }
                 Some(None) => return Next::Partial,

@@ -4,10 +4,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{self, Entry, GetAll},
 };
 use tollgate_abi::spelling::position;
+
+use super::date;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -188,6 +190,22 @@ pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> Listed {
     listed
 }
 
+/// Makes a response's head one that HTTP/2 and HTTP/3 can say, whatever an upstream or a filter has put there. `is_tunnel`: what follows
+/// is no body.
+pub fn finish_head(head: &mut Response<()>, is_tunnel: bool) {
+    let has_length = !is_tunnel && head.status() != StatusCode::NO_CONTENT;
+    let fields = head.headers_mut();
+    remove_hop_by_hop(fields, Present::of(fields));
+    if !has_length {
+        // RFC 9110 section 8.6.
+        fields.remove(header::CONTENT_LENGTH);
+    } else if fields.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        let first = fields[header::CONTENT_LENGTH].clone();
+        fields.insert(header::CONTENT_LENGTH, first);
+    }
+    fields.entry(header::DATE).or_insert_with(date::now);
+}
+
 /// Whether trailers are welcome: `TE: trailers` (RFC 9110 section 10.1.4).
 pub(super) fn wants_trailers(fields: &HeaderMap) -> bool {
     fields.get_all(header::TE).iter().any(|value| {
@@ -346,6 +364,26 @@ mod tests {
         let present = Present::of(&map);
         remove_hop_by_hop(&mut map, present);
         assert_eq!(map, fields(&[("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn a_head_says_one_length_at_most_and_none_where_there_is_no_body() {
+        for (status, is_tunnel, lengths, expected) in [
+            (200, false, &["5"][..], Some("5")),
+            (200, false, &["5", "6"], Some("5")),
+            (200, false, &[], None),
+            (304, false, &["5"], Some("5")),
+            (204, false, &["5"], None),
+            (200, true, &["0"], None),
+        ] {
+            let mut head = Response::builder().status(status).body(()).unwrap();
+            for length in lengths {
+                head.headers_mut().append("content-length", HeaderValue::from_static(length));
+            }
+            finish_head(&mut head, is_tunnel);
+            let said: Vec<_> = head.headers().get_all("content-length").iter().collect();
+            assert_eq!(said, Vec::from_iter(expected), "{status} {lengths:?}");
+        }
     }
 
     /// CVE-2025-48865: a client must not hide from filters what they go by, nor from upstreams what filters say.

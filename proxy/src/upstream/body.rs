@@ -79,6 +79,9 @@ pub enum Broken {
     /// It is not framed as it should be.
     #[error("the body's framing is broken")]
     Framing(#[source] h1::Violation),
+    /// It, or its trailers, break HTTP/2. Whoever gets it is told nothing of that code.
+    #[error("the response is malformed")]
+    Malformed(h2::Error),
     /// Its trailers are longer than those of any response may be.
     #[error("the response's trailers are longer than {0} bytes")]
     TooLong(usize),
@@ -142,8 +145,8 @@ enum Origin {
     /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
     Stream {
         incoming: Incoming,
-        /// Whether the response was ended, if the request had a body. To one without there is no early answer.
-        ended: Option<Ended>,
+        /// Whether the response was ended, and with what.
+        ended: Ended,
         /// Bytes that trailers may have.
         max_head: usize,
         /// What ends with the stream.
@@ -159,8 +162,8 @@ impl PooledBody {
         PooledBody(Origin::Link(body))
     }
 
-    /// `ended`: of a request with a body. Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
-    pub(super) fn of_stream(incoming: Incoming, ended: Option<Ended>, max_head: usize, keeps: Box<dyn Keeps>) -> Self {
+    /// Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
+    pub(super) fn of_stream(incoming: Incoming, ended: Ended, max_head: usize, keeps: Box<dyn Keeps>) -> Self {
         PooledBody(Origin::Stream { incoming, ended, max_head, keeps })
     }
 
@@ -175,6 +178,11 @@ impl PooledBody {
             _ => None,
         }
     }
+}
+
+/// Whether it is this side that has found it wrong.
+fn is_malformed(error: &h2::Error) -> bool {
+    error.reason() == Some(h2::Reason::PROTOCOL_ERROR) && !error.is_remote()
 }
 
 impl Body for PooledBody {
@@ -193,10 +201,13 @@ impl Body for PooledBody {
                     // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
                     // proxies also end broken ones in this way.
                     Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
-                        let whole = ended.as_ref().is_some_and(Ended::get);
-                        (!whole).then_some(Err(Broken::Cut))
+                        (!ended.get()).then_some(Err(Broken::Cut))
+                    }
+                    Some(Ok(frame)) if frame.is_trailers() && ended.has_pseudo() => {
+                        Some(Err(Broken::Malformed(h2::Reason::PROTOCOL_ERROR.into())))
                     }
                     Some(Ok(_)) if incoming.trailers_size() > *max_head => Some(Err(Broken::TooLong(*max_head))),
+                    Some(Err(error)) if is_malformed(&error) => Some(Err(Broken::Malformed(error))),
                     frame => frame.map(|frame| frame.map_err(Broken::Http2)),
                 };
                 Poll::Ready(frame)

@@ -44,7 +44,8 @@ use crate::{
     config::model,
     h1::encoder,
     h2::{
-        Cut, Ended, Ends, Incoming, Io, KeepAlive, Screened, Sending, Tunnel, Watched, measure, remove_of_connection,
+        Cut, Ended, Ends, Incoming, Io, KeepAlive, Screened, Sending, Tunnel, Watched, content_length, measure,
+        remove_of_connection,
     },
     net::{FirstBytes, Looks, Transport},
     tls,
@@ -225,8 +226,10 @@ where
             end: OnceCell::new(),
             ends: Ends::default(),
         });
-        let (io, turns) =
-            Io::new(Watched::new(Screened::of_server(stream, max_head.saturating_mul(LENIENCE)), state.ends.clone()));
+        let (io, turns) = Io::new(Watched::new(
+            Screened::of_server(stream, max_head.saturating_mul(LENIENCE), state.ends.clone()),
+            state.ends.clone(),
+        ));
         let (sender, mut connection) = {
             let handshake = builder(&config, max_head).initial_max_send_streams(most as usize).handshake(io);
             let mut handshake = pin!(handshake);
@@ -369,13 +372,13 @@ where
         number.set(stream.stream_id().as_u32());
         place.1.set(true);
         mux.state.begun.set(number.get());
+        let ended = mux.state.ends.watch(number.get());
         let mut awaited = Awaited { response, interim: 0, max_head: mux.max_head };
         if switches {
             let response = poll_fn(|cx| awaited.poll(head, failure, cx)).await;
             let response = response.map_err(|kind| place.failed(kind))?;
-            return Ok(switched(response, stream, key, place));
+            return Ok(switched(response, stream, key, ended, place));
         }
-        let ended = (!bodiless).then(|| mux.state.ends.watch(stream.stream_id().as_u32()));
         let mut upload = (!bodiless).then(|| Sending::new(body, stream).with_trailers(weight.trailers));
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut upload
@@ -390,9 +393,6 @@ where
         });
         let response = response.await.map_err(|kind| place.failed(kind))?;
         let max_head = mux.max_head;
-        if let Some(kind) = wrong(response.headers(), max_head) {
-            return Err(place.failed(kind));
-        }
         // A client may well read nothing of the response before it has sent everything.
         let upload = upload.map(Uploading::begin);
         Ok(with_body(response, ended, max_head, (upload, place)))
@@ -442,7 +442,7 @@ impl<B> Drop for Uploading<B> {
 
 /// What is wrong with the fields of a head, if anything is.
 fn wrong(fields: &HeaderMap, max_head: usize) -> Option<FailureKind> {
-    let source = match measure(fields) {
+    let source = match measure(fields).filter(|_| content_length(fields).is_ok()) {
         Some(size) if size <= max_head => return None,
         Some(_) => ProtocolError::TooLong(max_head),
         None => ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None),
@@ -480,17 +480,18 @@ impl Awaited {
             }
             head.interim(interim.into_parts().0);
         }
-        Pin::new(&mut self.response).poll(cx).map_err(failure)
+        Pin::new(&mut self.response).poll(cx).map(|response| {
+            let response = response.map_err(failure)?;
+            match wrong(response.headers(), self.max_head) {
+                None => Ok(response),
+                Some(kind) => Err(kind),
+            }
+        })
     }
 }
 
 /// A response, with the body that follows it.
-fn with_body(
-    response: Response<RecvStream>,
-    ended: Option<Ended>,
-    max_head: usize,
-    keeps: impl Keeps,
-) -> Response<PooledBody> {
+fn with_body(response: Response<RecvStream>, ended: Ended, max_head: usize, keeps: impl Keeps) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
     let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
     Response::from_parts(parts, body)
@@ -501,11 +502,12 @@ fn switched<B: 'static>(
     response: Response<RecvStream>,
     send: SendStream<Bytes>,
     key: Option<HeaderValue>,
+    ended: Ended,
     place: Place<B>,
 ) -> Response<PooledBody> {
     if !response.status().is_success() {
         let max_head = place.0.max_head;
-        return with_body(response, None, max_head, place);
+        return with_body(response, ended, max_head, place);
     }
     let (mut parts, receive) = response.into_parts();
     parts.status = StatusCode::SWITCHING_PROTOCOLS;

@@ -181,7 +181,7 @@ impl Broken {
     /// What to say of the endpoint whose response ended early, after so many bytes of its body.
     pub fn reason(&self, bytes: u64) -> (Trouble, String) {
         let (trouble, why) = match self {
-            Broken::Http2(error) => lost_h2(error),
+            Broken::Http2(error) | Broken::Malformed(error) => lost_h2(error),
             Broken::Connection(error) => lost(error),
             Broken::Framing(violation) => (Trouble::Protocol, violation.to_string()),
             Broken::TooLong(_) => (Trouble::Protocol, self.to_string()),

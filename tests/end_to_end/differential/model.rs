@@ -475,6 +475,8 @@ impl Got {
     /// What came of blocks of fields and a body, in a version that has streams.
     pub fn of(blocks: Vec<Fields>, body: Vec<u8>, ended: bool, alone: bool, method: &str) -> Got {
         let mut response = Response { body, ..Response::default() };
+        // Not everybody can read one.
+        let is_empty = blocks.iter().any(Fields::is_empty);
         for block in blocks {
             let status = block.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
             match status {
@@ -487,7 +489,7 @@ impl Got {
         let fits = method == "HEAD"
             || response.status == 304
             || length.is_none_or(|(_, length)| *length == response.body.len().to_string());
-        match ended && fits && response.status != 0 {
+        match ended && fits && !is_empty && response.status != 0 {
             true => Got::Whole(response),
             false => Got::Broken { status: Some(response.status).filter(|status| *status != 0), alone },
         }

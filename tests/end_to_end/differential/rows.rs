@@ -11,7 +11,6 @@ mod replies;
 use super::model::{Row, Version};
 
 const H1: &[Version] = &[Version::H1];
-const STREAMS: &[Version] = &[Version::H2, Version::H3];
 
 /// All of them.
 pub fn all() -> Vec<Row> {

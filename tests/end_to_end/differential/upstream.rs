@@ -229,8 +229,10 @@ fn serve_h2(wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
             said = Some(say_h2(&mut h2, stream, reply));
         }
         let message = until_over(&mut h2, stream);
-        let trailers = message.blocks.get(1).cloned().unwrap_or_default();
-        seen.end(row, message.body, trailers, message.ended);
+        let trailers = message.blocks.get(1).cloned();
+        // Not everybody can read a block of no fields.
+        let whole = message.ended && trailers.as_ref().is_none_or(|trailers| !trailers.is_empty());
+        seen.end(row, message.body, trailers.unwrap_or_default(), whole);
         if !message.ended {
             continue;
         }

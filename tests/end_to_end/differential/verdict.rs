@@ -131,6 +131,7 @@ fn is_the_answer(request: &Request, wanted: &Reply, got: &Response) -> bool {
         && end_to_end(&got.fields) == end_to_end(&wanted.fields)
         && end_to_end(&got.trailers) == end_to_end(&wanted.trailers)
         && (!bodiless || length(&got.fields) == length(&wanted.fields))
+        && got.interim.iter().all(|(_, fields)| length(fields).is_none())
 }
 
 fn short(text: &str) -> String {

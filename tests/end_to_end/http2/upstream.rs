@@ -438,6 +438,37 @@ fn a_malformed_response_costs_no_other_stream() {
     assert_eq!(connects(&proxy), 1.0);
 }
 
+/// h2 drops such fields and says nothing (RFC 9113 section 8.1).
+#[test]
+fn trailers_of_a_response_have_no_pseudo_headers() {
+    let cases: &[&[(&str, &str)]] =
+        &[&[(":status", "500"), ("x-sum", "1")], &[(":status", "200")], &[("x-sum", "1"), (":path", "/other")]];
+    let upstream = speaking(&[], |h2, _| {
+        while let Ok((stream, request)) = h2.next_request() {
+            let nth = request.field(":path").and_then(|path| path[1..].parse::<usize>().ok());
+            let Some(trailers) = nth.map(|nth| cases[nth]) else {
+                // No trailers: a head that ends its stream.
+                h2.headers(stream, &[(":status", "204")], true);
+                continue;
+            };
+            h2.headers(stream, &[(":status", "200")], false);
+            h2.data(stream, b"body", false);
+            h2.headers(stream, trailers, true);
+        }
+    });
+    let proxy = Proxy::start(config(&upstream, ""));
+    let mut client = proxy.h2();
+    for (nth, trailers) in cases.iter().enumerate() {
+        let path = format!("/{nth}");
+        let response = client.get(&path);
+        assert!(response.reset.is_some() && !response.ended, "{trailers:?}: {response:?}");
+        let entry = proxy.entry_for(&path);
+        assert_eq!((&entry["flags"], &entry["details"]), (&"UPE".into(), &"upstream_protocol_error".into()), "{entry}");
+        assert_eq!(client.get("/none").status(), 204, "the connection goes on");
+    }
+    assert_eq!(connects(&proxy), 1.0);
+}
+
 #[test]
 fn a_head_that_is_too_large_is_answered_with_502() {
     let upstream = speaking(&[], |h2, _| {

@@ -136,6 +136,21 @@ pub fn is_fine(mut block: &[u8], in_trailers: bool) -> Option<bool> {
     Some(all)
 }
 
+/// Whether a block has a pseudo-header field, as far as can be seen without the dynamic table.
+pub fn has_pseudo(mut block: &[u8]) -> bool {
+    while let Some(line) = Line::read(&mut block) {
+        let is_pseudo = match line {
+            Line::Resize => false,
+            Line::Indexed(index) => PSEUDO.contains(&index),
+            Line::Literal { name, .. } => name.read().flatten().is_some_and(|name| name != Name::Field),
+        };
+        if is_pseudo {
+            return true;
+        }
+    }
+    false
+}
+
 /// Gives `each` the instructions of a block, with fields that h2 takes for those that it does not. None: as [`is_fine`].
 pub fn replaced(mut block: &[u8], in_trailers: bool, mut each: impl FnMut(&[u8])) -> Option<()> {
     while !block.is_empty() {

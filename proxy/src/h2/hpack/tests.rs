@@ -158,3 +158,19 @@ fn each_form_of_a_bad_field_is_replaced() {
         assert_eq!((is_fine(broken, false), replace(broken, false)), (None, None), "{broken:x?}");
     }
 }
+
+#[test]
+fn pseudo_headers_are_found_wherever_they_stand() {
+    let literal = |name: &[u8], value: &[u8]| [&[0][..], &plain(name), &plain(value)].concat();
+    let field = literal(b"x", b"1");
+    // `:status: 200`, the same by its name's index, and spelled out.
+    for pseudo in [vec![0x88], [&[0x08][..], &plain(b"299")].concat(), literal(b":path", b"/")] {
+        for block in [pseudo.clone(), [&field[..], &pseudo].concat(), [&pseudo[..], &field].concat()] {
+            assert!(has_pseudo(&block), "{block:x?}");
+        }
+    }
+    // `accept-charset`, the size of the table, what is no block.
+    for block in [vec![], field.clone(), [&[0x8f, 0x20][..], &field].concat(), vec![0, 0x85]] {
+        assert!(!has_pseudo(&block), "{block:x?}");
+    }
+}

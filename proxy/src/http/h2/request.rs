@@ -6,21 +6,15 @@ use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, ext::Protocol, server::SendResponse};
-use http::{Method, Request, Response, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 
 use super::{Connection, streams::Place};
 use crate::{
     chain::stream::Progress,
     exchange::{self, Answer, Closed, HeadTooLarge},
-    h2::{Incoming, Sending, Tunnel, measure},
-    http::{
-        body::Body,
-        date,
-        expect::expects_continue,
-        fields::{Present, remove_hop_by_hop},
-        flood::Cut,
-    },
+    h2::{Incoming, Sending, Tunnel, content_length, measure},
+    http::{body::Body, expect::expects_continue, fields::finish_head, flood::Cut},
     observe::detail,
     upstream::MOST_INTERIM,
 };
@@ -44,6 +38,10 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
         connection.malformed.take();
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     };
+    if content_length(&parts.headers).is_err() {
+        connection.log_malformed(detail::BAD_CONTENT_LENGTH);
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
     HeadTooLarge::mark(&mut parts, size, &site);
     let connects = parts.method == Method::CONNECT;
     if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
@@ -124,16 +122,15 @@ fn send_head(
     };
     let (parts, body) = response.into_parts();
     let mut head = Response::from_parts(parts, ());
-    let fields = head.headers_mut();
-    // A filter may have set some of them.
-    remove_hop_by_hop(fields, Present::of(fields));
-    fields.entry(header::DATE).or_insert_with(date::now);
     let tunnel = tunnel.zip(received);
+    finish_head(&mut head, tunnel.is_some());
     let over = body.is_end_stream() && tunnel.is_none();
-    if tunnel.is_some() {
-        fields.remove(header::CONTENT_LENGTH);
-    } else if !over && let Some(length) = body.size_hint().exact() {
-        fields.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    if !over
+        && tunnel.is_none()
+        && head.status() != StatusCode::NO_CONTENT
+        && let Some(length) = body.size_hint().exact()
+    {
+        head.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     match (respond.send_response(head, over), tunnel) {
         (Ok(_), _) if over => Rest::Nothing,

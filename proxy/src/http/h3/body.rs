@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 
 use super::transport::{Receiver, Watch};
 use crate::{
-    h2::measure,
+    h2::{has_of_connection, measure},
     http::body::{Body, BodyError},
 };
 
@@ -85,7 +85,7 @@ impl Incoming {
                     match trailers {
                         _ if self.left.is_some_and(|left| left > 0) => break Err(wrong_length()),
                         Ok(None) => return Poll::Ready(None),
-                        Ok(Some(trailers)) if measure(&trailers).is_none() => {
+                        Ok(Some(trailers)) if measure(&trailers).is_none() || has_of_connection(&trailers) => {
                             break Err(BodyError::Downstream(Box::new(Malformed)));
                         }
                         Ok(Some(trailers)) => break Ok(Frame::trailers(trailers)),

@@ -10,7 +10,7 @@ use h3::{
     error::{Code, StreamError},
     server::{RequestResolver, RequestStream},
 };
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::{Instant, timeout, timeout_at};
 use tollgate_abi::fast::flag;
@@ -24,15 +24,8 @@ use super::{
 use crate::{
     chain::stream::Progress,
     exchange::{self, HeadTooLarge},
-    h2::measure,
-    http::{
-        body::Body,
-        connection::log_refusal,
-        date,
-        expect::expects_continue,
-        fields::{Present, remove_hop_by_hop},
-        flood::Cut,
-    },
+    h2::{content_length, has_of_connection, measure, remove_of_connection},
+    http::{body::Body, connection::log_refusal, expect::expects_continue, fields::finish_head, flood::Cut},
     observe::{Detail, detail},
     upstream::MOST_INTERIM,
 };
@@ -183,7 +176,7 @@ async fn serve(
     };
     match (answer.tunnel, recv) {
         (Some(tunnel), Some(recv)) => {
-            let head = head(answer.response.map(drop));
+            let head = head(answer.response.map(drop), true);
             match unless_stalled(&progress, idle, send.send_response(head)).await {
                 Some(Ok(())) => tunnel::run(tunnel, send, recv, idle).await,
                 _ => false,
@@ -195,35 +188,19 @@ async fn serve(
 
 /// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told, and that of the fields.
 fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
-    let present = Present::of(fields);
-    if present.connection
-        || present.upgrade
-        || present.others_of_hop
-        || fields.get_all(header::TE).iter().any(|te| te != "trailers")
-    {
+    if has_of_connection(fields) {
         return Err(detail::CONNECTION_FIELDS);
     }
     let size = measure(fields).ok_or(detail::MALFORMED_FIELD)?;
-    let mut length = None;
-    for value in fields.get_all(header::CONTENT_LENGTH) {
-        let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
-        let value = value.and_then(|value| value.parse::<u64>().ok()).ok_or(detail::BAD_CONTENT_LENGTH)?;
-        if length.is_some_and(|length| length != value) {
-            return Err(detail::BAD_CONTENT_LENGTH);
-        }
-        length = Some(value);
-    }
+    let length = content_length(fields).map_err(|_| detail::BAD_CONTENT_LENGTH)?;
     Ok((length, size))
 }
 
 /// A response's head as it is sent.
-fn head(response: Response<()>) -> Response<()> {
+fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
     let mut head = response;
     *head.version_mut() = http::Version::HTTP_3;
-    let fields = head.headers_mut();
-    // A filter may have set some of them.
-    remove_hop_by_hop(fields, Present::of(fields));
-    fields.entry(header::DATE).or_insert_with(date::now);
+    finish_head(&mut head, is_tunnel);
     head
 }
 
@@ -231,7 +208,7 @@ fn head(response: Response<()>) -> Response<()> {
 async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress, idle: Option<Duration>) -> bool {
     let (parts, body) = response.into_parts();
     let mut body = pin!(body);
-    let head = head(Response::from_parts(parts, ()));
+    let head = head(Response::from_parts(parts, ()), false);
     let mut sent = unless_stalled(progress, idle, send.send_response(head)).await;
     while matches!(sent, Some(Ok(()))) {
         let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
@@ -251,7 +228,13 @@ async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress,
                 }
             }
             Err(frame) => {
-                let trailers = frame.into_trailers().unwrap_or_default();
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                // Filters may have set some.
+                remove_of_connection(&mut trailers);
+                if trailers.is_empty() {
+                    // Some clients cannot read a section of no fields.
+                    continue;
+                }
                 sent = unless_stalled(progress, idle, send.send_trailers(trailers)).await;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{
     super::model::{Down, Row, Up, Version, Ways},
-    H1, STREAMS,
+    H1,
 };
 
 const LARGE: usize = 200_000;
@@ -25,12 +25,8 @@ pub fn rows() -> Vec<Row> {
         Row::new("DELETE with a body").method("DELETE").body(&[b"hello"]).length("5"),
         Row::new("PUT with a body of unknown length").method("PUT").body(&[b"hello"]),
         Row::new("OPTIONS with a body").method("OPTIONS").body(&[b"hello"]).length("5"),
-        Row::new("one length twice")
-            .post(&[b"hello"])
-            .length("5")
-            .length("5")
-            .refused()
-            .pending(Ways::From(STREAMS), "it is taken, and passed on twice (RFC 9110 section 8.6)"),
+        Row::new("one length twice").post(&[b"hello"]).length("5").length("5").refused(),
+        Row::new("one length twice and no body").length("0").length("0").refused(),
         Row::new("a list of one length").post(&[b"hello"]).length("5, 5").refused(),
         Row::new("two lengths").post(&[b"hello"]).length("5").length("6").refused(),
         Row::new("a length with a sign").post(&[b"hello"]).length("+5").refused(),
@@ -102,6 +98,22 @@ pub fn rows() -> Vec<Row> {
             .with(&[("trailer", "x-sum")])
             .trailers(&[("x-sum", "1"), ("content-length", "9"), ("authorization", "x"), ("host", "other")])
             .arrives(|request| request.trailers.truncate(1)),
+        Row::new("trailers of which none may be passed on")
+            .post(&[b"hello"])
+            .with(&[("te", "trailers"), ("trailer", "x-sum")])
+            .trailers(&[("content-length", "9"), ("host", "other")])
+            .arrives(|request| request.trailers.clear()),
+        Row::new("trailers about the connection")
+            .post(&[b"hello"])
+            .with(&[("trailer", "x-sum")])
+            .trailers(&[("x-sum", "1"), ("keep-alive", "5")])
+            .want(Up::NotWhole, Down::Refused)
+            .but(
+                Ways::From(H1),
+                Up::Whole(|request| request.trailers.truncate(1)),
+                Down::Whole(|_| {}),
+                "a field about the connection, which HTTP/1.1 has and which goes no further",
+            ),
         Row::new("trailers with a name that is none")
             .post(&[b"hello"])
             .trailers(&[("x\"sum", "1")])

@@ -28,6 +28,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("a large answer of unknown length").answer(200, &[], Some(&[&large, &large])),
         Row::new("an answer in many small pieces").answer(200, &[], Some(&[&b"x"[..]; 300])),
         Row::new("204").answer(204, &[], None),
+        Row::new("204 with a length")
+            .answer(204, &[("content-length", "5"), ("etag", "\"a\"")], None)
+            .gets(|reply| reply.fields.retain(|(name, _)| name != "content-length")),
         Row::new("205").answer(205, &[("content-length", "0")], None),
         no_length(Row::new("304 with a length").answer(304, &[("content-length", "5"), ("etag", "\"a\"")], None)),
         no_length(Row::new("HEAD with a length").method("HEAD").answer(200, &[("content-length", "70000")], None)),
@@ -123,6 +126,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("two lengths of an answer")
             .answer(200, &[("content-length", "2"), ("content-length", "3")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
+        Row::new("one length of an answer twice")
+            .answer(200, &[("content-length", "2"), ("content-length", "2")], Some(&[b"ok"]))
+            .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
         Row::new("a length of an answer that is none")
             .answer(200, &[("content-length", "two")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
@@ -174,10 +180,30 @@ pub fn rows() -> Vec<Row> {
                     vec![("x-sum".to_owned(), "1".to_owned()), ("content-length".to_owned(), "2".to_owned())];
             })
             .gets(|reply| reply.trailers.truncate(1)),
+        Row::new("an answer's trailers of which none may be passed on")
+            .with(&[("te", "trailers")])
+            .answer(200, &[], Some(&[b"ok"]))
+            .reply(|reply| reply.trailers = vec![("content-length".to_owned(), "2".to_owned())])
+            .gets(|reply| reply.trailers.clear()),
+        Row::new("an answer's trailers that begin with a pseudo-field")
+            .with(&[("te", "trailers")])
+            .answer(200, &[], Some(&[b"ok"]))
+            .reply(|reply| {
+                reply.trailers = vec![(":status".to_owned(), "500".to_owned()), ("x-sum".to_owned(), "1".to_owned())];
+            })
+            .want(Up::Whole(|_| {}), Down::Failed),
+        Row::new("an answer's trailers that end with a pseudo-field")
+            .with(&[("te", "trailers")])
+            .answer(200, &[], Some(&[b"ok"]))
+            .reply(|reply| {
+                reply.trailers = vec![("x-sum".to_owned(), "1".to_owned()), (":path".to_owned(), "/other".to_owned())];
+            })
+            .want(Up::Whole(|_| {}), Down::Failed),
     ];
     let interim = vec![
         Row::new("103").interim(103, &[("link", "</a>")], 1),
         Row::new("103 twice").interim(103, &[("link", "</a>")], 2),
+        Row::new("103 with a length").interim(103, &[("link", "</a>"), ("content-length", "5")], 1),
         Row::new("102").interim(102, &[], 1),
         Row::new("100 that nobody waits for")
             .post(&[b"hello"])
