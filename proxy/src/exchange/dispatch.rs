@@ -1,6 +1,6 @@
 //! Sends a request to an upstream: which endpoint, within what time, how often.
 
-use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, Response, Version, header, response};
 use smallvec::SmallVec;
@@ -392,6 +392,10 @@ async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upl
     .await
 }
 
+/// How often a request is sent again that was on connections which their upstreams end, and which have not looked at it. An upstream
+/// whose connections are for few requests each ends several at once when it is busy.
+const UNPROCESSED: u32 = 3;
+
 /// The tries of one request.
 struct Tries<'p> {
     policy: Option<&'p RetryPolicy>,
@@ -402,6 +406,8 @@ struct Tries<'p> {
     detours: u32,
     /// The one repetition that HTTP allows without asking anyone.
     repeated: bool,
+    /// How often upstreams have said that they have not looked at it.
+    unprocessed: u32,
     /// The next try needs a new connection.
     anew: bool,
     /// And one that no other request uses.
@@ -423,13 +429,11 @@ enum Reason {
     /// There was no connection: another endpoint may have one.
     Connect,
     /// The upstream has closed a connection that was idle until now, or for the sake of another request: not this one's fault, and no
-    /// retry by any policy (RFC 9112 section 9.3.1). Or it has said that it has done nothing of the request, which it need not have got.
-    Stale {
-        /// Other idle connections may be closed as well.
-        sent: bool,
-        /// It may be this one's fault after all.
-        alone: bool,
-    },
+    /// retry by any policy (RFC 9112 section 9.3.1). Other idle connections may be closed as well. `alone`: it may be this one's fault
+    /// after all.
+    Stale { alone: bool },
+    /// The upstream has said that it has done nothing of the request, or has not got it.
+    Unprocessed,
 }
 
 impl<'p> Tries<'p> {
@@ -442,6 +446,7 @@ impl<'p> Tries<'p> {
             tried: Vec::new(),
             detours: RetryPolicy::detours(policy),
             repeated: false,
+            unprocessed: 0,
             anew: false,
             alone: false,
             budget: None,
@@ -463,13 +468,16 @@ impl<'p> Tries<'p> {
         Some(match missed {
             Missed::Failed(FailureKind::Connect(_)) => Reason::Connect,
             // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
-            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, .. }) if !self.repeated => {
-                Reason::Stale { sent: false, alone: false }
+            // Who refuses single streams has enough to do: once.
+            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, source, .. })
+                if self.unprocessed == 0 || (self.unprocessed < UNPROCESSED && is_go_away(source)) =>
+            {
+                Reason::Unprocessed
             }
             Missed::Failed(FailureKind::Reset { again: again @ (Repeat::Anew | Repeat::Alone), .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
-                Reason::Stale { sent: true, alone: *again == Repeat::Alone }
+                Reason::Stale { alone: *again == Repeat::Alone }
             }
             Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
             | Missed::TimedOut(Bound::PerTry) => {
@@ -494,10 +502,16 @@ impl<'p> Tries<'p> {
         }
         (self.anew, self.alone) = (false, false);
         let wanted = match reason {
-            Reason::Stale { sent, alone } => {
-                self.alone = alone;
-                // An HTTP/2 connection that takes no streams is not among those that are used.
-                (self.repeated, self.anew) = (true, sent || cluster.protocol == ClusterProtocol::H1);
+            Reason::Stale { .. } | Reason::Unprocessed => {
+                match reason {
+                    Reason::Stale { alone } => (self.repeated, self.anew, self.alone) = (true, true, alone),
+                    _ => {
+                        self.unprocessed += 1;
+                        // An HTTP/2 connection that takes no streams is not among those that are used. But another one may be about to
+                        // end as well.
+                        self.anew = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
+                    }
+                }
                 stream.state.borrow_mut().failures = None;
                 self.tried.push(failed.clone());
                 let endpoint = cluster.pick(selected.balance, &self.tried)?;
@@ -533,6 +547,11 @@ impl<'p> Tries<'p> {
         let endpoint = cluster.pick(selected.balance, &self.tried)?;
         Some(Again { wait: self.backoff.next_wait(), endpoint })
     }
+}
+
+/// Whether an HTTP/2 connection has ended in good order.
+fn is_go_away(error: &io::Error) -> bool {
+    error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_go_away)
 }
 
 /// RFC 9110 section 9.2.2.

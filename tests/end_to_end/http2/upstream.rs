@@ -194,6 +194,26 @@ fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
     assert_eq!(upstream.connections(), 2);
 }
 
+/// Each of these connections ends before it has looked at anything.
+#[test]
+fn a_request_outlasts_several_connections_that_end() {
+    for (ending, expected) in [(3, 200), (100, 502)] {
+        let upstream = speaking(&[], move |h2, nth| {
+            while let Ok((stream, _)) = h2.next_request() {
+                if nth < ending {
+                    h2.goaway(0, code::NO_ERROR);
+                    let _ = h2.read_to_end();
+                    return;
+                }
+                h2.answer(stream, 200, b"done");
+            }
+        });
+        let proxy = Proxy::start(config(&upstream, ""));
+        assert_eq!(proxy.request("POST", "/a", &[], b"body").status(), expected);
+        assert_eq!(proxy.entry_for("/a")["attempts"], 4);
+    }
+}
+
 #[test]
 fn a_refused_stream_is_tried_again_whatever_its_method() {
     let refused = Arc::new(AtomicUsize::new(0));
