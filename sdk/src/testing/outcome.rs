@@ -229,6 +229,8 @@ impl<F: Filter> Drop for Outcome<'_, F> {
             h.end(self.context);
         });
         // Its end may have let others go on.
-        settle(self.dispatcher);
+        if with(|h| !h.streams.is_empty()) {
+            settle(self.dispatcher);
+        }
     }
 }
