@@ -235,6 +235,13 @@ impl Reloader {
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
+        // Not before: a configuration that is given up would reset who has connected to its sockets.
+        for (index, address, socket) in sockets.iter().flat_map(|sockets| &sockets.streams) {
+            let config = &snapshot.listeners[*index].config;
+            if let Err(e) = socket.listen(socket::backlog(&config.socket)) {
+                tracing::error!(listener = config.name, "cannot listen on {address}: {e}");
+            }
+        }
         let mut waiting = Vec::new();
         sockets.resize_with(self.workers.len(), Sockets::default);
         for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {

@@ -256,7 +256,7 @@ impl Foundry {
                 }
             }
         }
-        // Last: from here on connections may wait on them.
+        // Last: unix sockets have connections from here on.
         let sockets = match extent {
             Extent::Full(claim) if wrong.is_empty() => self.sockets(&loaded, previous, &listeners, claim, &mut wrong),
             _ => Vec::new(),
@@ -422,7 +422,7 @@ impl Foundry {
                     let opened = sockets[0].streams.iter().map(|(_, address, _)| address);
                     let claim =
                         if overlapped(address, held.iter().copied().chain(opened)) { Claim::Shared } else { claim };
-                    match socket::listen(address, &config.socket, self.workers, claim) {
+                    match socket::open(address, &config.socket, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
                             .zip(new)

@@ -29,17 +29,25 @@ pub enum Claim {
     Shared,
 }
 
-/// Opens `count` sockets on an address. Port 0 gives all of them the same port.
+/// Opens `count` sockets on an address and listens. See [`open`].
+pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
+    let sockets = open(address, options, count, claim)?;
+    sockets.iter().try_for_each(|socket| socket.listen(backlog(options)))?;
+    Ok(sockets)
+}
+
+/// Opens `count` sockets on an address. Port 0 gives all of them the same port. Those of TCP do not listen yet: if they are given up
+/// again, nobody has connected to them.
 ///
 /// Fails with `AddrInUse` if anybody listens there that must not.
-pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
+pub fn open(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
     match address {
-        Address::Inet(address) => listen_inet(*address, options, count, claim),
+        Address::Inet(address) => open_inet(*address, options, count, claim),
         Address::Unix(path) => listen_unix(path, options, count, claim),
     }
 }
 
-fn listen_inet(
+fn open_inet(
     address: SocketAddr,
     options: &SocketOptions,
     count: usize,
@@ -53,7 +61,6 @@ fn listen_inet(
     }
     for _ in 0..count {
         let socket = bind(address, options, true)?;
-        socket.listen(backlog(options))?;
         socket.set_nonblocking(true)?;
         let listener: std::net::TcpListener = socket.into();
         address = listener.local_addr()?;
@@ -122,7 +129,8 @@ fn keep_alive(idle: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(idle).with_interval(idle.min(KEEP_ALIVE_INTERVAL))
 }
 
-fn backlog(options: &SocketOptions) -> i32 {
+/// How many connections may wait on a socket.
+pub fn backlog(options: &SocketOptions) -> i32 {
     options.backlog.try_into().unwrap_or(i32::MAX)
 }
 

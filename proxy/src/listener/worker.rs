@@ -14,7 +14,8 @@ use std::{
 use tokio::{
     runtime::LocalOptions,
     sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
 };
 
 #[cfg(feature = "http3")]
@@ -120,7 +121,7 @@ struct Listening {
     socket: Rc<Listener>,
     handle: Rc<Handle>,
     tcp: Rc<connection::TcpRules>,
-    accept: AbortHandle,
+    accept: JoinHandle<()>,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
     #[cfg(feature = "http3")]
@@ -199,8 +200,12 @@ impl Worker {
         while let Some(command) = inbox.recv().await {
             match command {
                 Command::Apply(delivery, done) => {
-                    self.apply(*delivery);
-                    let _ = done.send(());
+                    let closing = self.apply(*delivery);
+                    // The next configuration may have these addresses again.
+                    tokio::task::spawn_local(async move {
+                        closed(closing).await;
+                        let _ = done.send(());
+                    });
                 }
                 Command::Adopt(machine, instance) => {
                     self.supply.charge(instance.made_in);
@@ -215,7 +220,8 @@ impl Worker {
         }
     }
 
-    fn apply(&self, delivery: Delivery) {
+    /// Goes by another snapshot. Returns the sockets that it has no more, which are being closed.
+    fn apply(&self, delivery: Delivery) -> Vec<JoinHandle<()>> {
         let Delivery { snapshot, instances, sockets } = delivery;
         let site = wasm::Site { upstream: self.pools.clone(), supply: self.supply.clone() };
         let vms = snapshot.machines.iter().zip(instances);
@@ -259,12 +265,12 @@ impl Worker {
                 kept.insert(address.clone(), there);
             }
         }
-        for (_, gone) in std::mem::replace(&mut *listening, kept) {
-            gone.end();
-        }
+        let gone = std::mem::replace(&mut *listening, kept);
+        let closing = gone.into_values().map(Listening::end).collect();
         // Requests under way hold what they began with.
         *self.vms.borrow_mut() = vms;
         self.pools.retain(snapshot.clusters.values());
+        closing
     }
 
     /// A listener's rules, as this worker has them.
@@ -297,7 +303,7 @@ impl Worker {
         let (stop, stopped) = watch::channel(false);
         let all = (self.connections.clone(), self.clients.clone());
         let accept = accept(socket.clone(), handle.clone(), tcp.clone(), shared.clone(), all, stopped);
-        let accept = tokio::task::spawn_local(accept).abort_handle();
+        let accept = tokio::task::spawn_local(accept);
         Listening {
             name,
             socket,
@@ -333,17 +339,20 @@ impl Worker {
     }
 
     fn drain(&self, done: oneshot::Sender<()>) {
-        for (_, listening) in self.listening.borrow_mut().drain() {
-            listening.end();
-        }
-        *self.connections.waiting.borrow_mut() = Some(done);
+        let closing = self.listening.borrow_mut().drain().map(|(_, listening)| listening.end()).collect();
         let connections = self.connections.clone();
         tokio::task::spawn_local(async move {
-            // What the kernel has accepted already is taken first; see `accept`.
-            tokio::task::yield_now().await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            closed(closing).await;
+            *connections.waiting.borrow_mut() = Some(done);
             connections.check();
         });
+    }
+}
+
+/// Waits until sockets are closed, and all connections on them are accepted.
+async fn closed(closing: Vec<JoinHandle<()>>) {
+    for socket in closing {
+        let _ = socket.await;
     }
 }
 
@@ -368,13 +377,13 @@ fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Op
 }
 
 impl Listening {
-    /// Takes no more connections, and lets those there are end.
-    fn end(self) {
+    /// Takes no more connections, and lets those there are end. Its socket is closed when the task is over.
+    fn end(self) -> JoinHandle<()> {
         let _ = self.stop.send(true);
         self.handle.drain();
         #[cfg(feature = "http3")]
         self.quic.into_iter().for_each(Quic::end);
-        drop((self.accept, self.shared));
+        self.accept
     }
 
     /// Gives its sockets to another listener, and lets its connections end. Those of HTTP/3, which have no other socket, go on under
@@ -408,7 +417,12 @@ fn scarce() -> Refused {
     Refused::new(Refusal::Descriptors, why)
 }
 
-/// Accepts connections until it is stopped; then takes those that the kernel has accepted already, and closes the socket.
+/// How long a socket that is to be closed waits for handshakes that have begun, which the system would reset: a round trip to clients
+/// that are not very far away. Where a successor shares the address, connections that come in this time may be a second late.
+const HANDSHAKES: Duration = Duration::from_millis(100);
+
+/// Accepts connections until it is stopped; then leaves new ones to other sockets, takes those that are on their way here, and closes
+/// the socket.
 async fn accept(
     socket: Rc<Listener>,
     handle: Rc<Handle>,
@@ -447,13 +461,25 @@ async fn accept(
         });
         crowded
     };
+    let mut closes = None;
     loop {
-        let stop = async {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
+        let over = async {
+            match closes {
+                None => _ = stopped.wait_for(|stopped| *stopped).await,
+                Some(at) => sleep_until(at).await,
+            }
         };
         tokio::select! {
             biased;
-            () = stop => break,
+            () = over => {
+                if closes.is_some() {
+                    break;
+                }
+                if let Err(e) = socket.leave_to_others() {
+                    tracing::debug!("connections are on their way to a socket that is to be closed: {e}");
+                }
+                closes = Some(Instant::now() + HANDSHAKES);
+            }
             accepted = socket.accept() => match accepted {
                 // They leave in their own turns, which come before that of another client.
                 Ok((stream, peer)) => if begin(stream, peer) {

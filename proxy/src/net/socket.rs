@@ -4,7 +4,7 @@ use std::{
     ffi::c_int,
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::ioctl::{Getter, Opcode, ioctl};
-use socket2::{SockFilter, SockRef};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -150,13 +150,27 @@ fn next<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
     }
 }
 
-/// A listening socket that belongs to no runtime yet.
+/// A socket to listen on that belongs to no runtime yet.
 #[derive(Debug)]
 pub enum ListenSocket {
     /// TCP.
     Tcp(std::net::TcpListener),
     /// A unix socket, with its file, which goes first when this is dropped.
     Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
+}
+
+impl ListenSocket {
+    /// Takes connections from now on, of which `backlog` may wait.
+    ///
+    /// # Errors
+    /// As `listen(2)`.
+    pub fn listen(&self, backlog: i32) -> io::Result<()> {
+        match self {
+            ListenSocket::Tcp(socket) => SockRef::from(socket).listen(backlog),
+            // It has listened since there is its file.
+            ListenSocket::Unix(..) => Ok(()),
+        }
+    }
 }
 
 /// A listening socket of a worker.
@@ -181,33 +195,32 @@ impl TryFrom<ListenSocket> for Listener {
     }
 }
 
-/// Lets no SYN pass (RFC 9293 section 3.1: flags are in the header's 14th byte), in the language of Linux's socket filters. Connections
-/// that are accepted have the filter of their listening socket; it is nothing to them.
-fn no_more_connections() -> [SockFilter; 5] {
-    const LOAD_BYTE: u16 = 0x30;
-    const AND: u16 = 0x54;
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    [
-        SockFilter::new(LOAD_BYTE, 0, 0, 13),
-        // SYN and ACK.
-        SockFilter::new(AND, 0, 0, 0x12),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 1, 0x02),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ]
-}
-
 impl Listener {
-    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them. Who comes just now is
-    /// not answered, and asks again: then another socket with this address may be there.
+    /// Leaves new connections to other sockets, be it one with a wider address; if there is none, they are refused. Handshakes that
+    /// have begun still end here. Sockets that share this one's address (SO_REUSEPORT) still share connections with it: until they
+    /// leave them to others as well, or this one is closed, clients that come to this one get no answer, and ask again after a second.
+    ///
+    /// # Errors
+    /// The system refuses (before Linux 5.7).
+    #[expect(unsafe_code, reason = "no safe wrapper has this option on Linux")]
+    pub fn leave_to_others(&self) -> io::Result<()> {
+        // Of a unix socket there is but one, and its connections have no handshakes.
+        let Listener::Tcp(socket) = self else { return Ok(()) };
+        // The system gives a socket only what comes by its interface; nothing comes by one that does not exist.
+        let interface = c_int::MAX;
+        let (value, size) = ((&raw const interface).cast(), size_of_val(&interface) as libc::socklen_t);
+        // SAFETY: the value is an `int` that outlives the call, and `size` is its size (socket(7)).
+        let failed =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, value, size) };
+        if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them.
     pub fn close(self) -> Vec<(Socket, SocketAddr)> {
         // The system is asked, not the runtime, which may not have heard yet that somebody waits.
         match self {
             Listener::Tcp(socket) => {
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
-                // Without it, somebody who comes between the last look and the end is reset.
-                let _ = SockRef::from(&socket).attach_filter(&no_more_connections());
                 let waiting = std::iter::from_fn(|| next(|| socket.accept()));
                 let adopt = |(stream, peer): (std::net::TcpStream, _)| {
                     stream.set_nonblocking(true).ok()?;

@@ -100,6 +100,24 @@ fn a_listeners_address_gets_wider_and_narrower_and_no_client_notices() {
     load.end();
 }
 
+/// The sockets that go wait for handshakes that have begun; who has the configuration in force must not meet them.
+#[test]
+fn an_address_that_has_just_been_removed_may_come_back_at_once() {
+    let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
+    let one = "{name: one, address: '@main@', cluster: a}";
+    let two = "{name: two, address: '@other@', addresses: ['unix:two.sock'], cluster: b}";
+    let (alone, both) = (config(one, &a, &b), config(&format!("{one}, {two}"), &a, &b));
+    let mut proxy = Proxy::start(both.clone());
+    let other = proxy.address("other");
+    for _ in 0..3 {
+        proxy.change_config(alone.clone());
+        let refused = std::net::TcpStream::connect(other).expect_err("nobody listens");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        proxy.change_config(both.clone());
+        assert_eq!(Client::connect(other).get("/").text(), "b");
+    }
+}
+
 #[test]
 fn a_unix_socket_passes_from_one_listener_to_another() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));

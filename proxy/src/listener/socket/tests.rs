@@ -3,6 +3,7 @@
 
 use std::{net::IpAddr, os::unix::net as unix, process::Command};
 
+use socket2::SockFilter;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -73,6 +74,49 @@ async fn who_has_connected_before_a_socket_closes_is_taken() {
     let clients: Vec<_> = (0..3).map(|_| unix::UnixStream::connect(&path).unwrap()).collect();
     assert_eq!(unix.close().len(), clients.len());
     assert!(!path.exists());
+}
+
+/// Clients whose answers to SYNs are lost at first, so that their handshakes are under way when the socket is to be closed.
+#[tokio::test]
+async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_others() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    let options = SocketOptions::default();
+    for (narrow, wide) in [("127.0.0.1", "0.0.0.0"), ("[::1]", "[::]")] {
+        let Ok(mut narrow) = listen_on(&format!("{narrow}:0"), &options) else {
+            skip("handshakes", &format!("there is no {narrow}"));
+            continue;
+        };
+        let narrow = narrow.remove(0);
+        let there = address(&narrow);
+        let narrow = net::Listener::try_from(narrow).unwrap();
+        let slow = Socket::new(Domain::for_address(there), Type::STREAM, None).unwrap();
+        slow.attach_filter(&[DROP_ALL]).unwrap();
+        slow.set_nonblocking(true).unwrap();
+        slow.connect(&there.into()).expect_err("it is under way");
+        let connect = || std::net::TcpStream::connect(there);
+        let connected = connect().unwrap();
+
+        narrow.leave_to_others().unwrap();
+        assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let wide = format!("{wide}:{}", there.port()).parse().unwrap();
+        let wide = listen(&wide, &options, 1, Claim::Shared).unwrap().remove(0);
+        let wide = net::Listener::try_from(wide).unwrap();
+        let new = connect().unwrap();
+        // The system answers once more after a second.
+        slow.detach_filter().unwrap();
+        let accept = async |socket: &net::Listener| {
+            tokio::time::timeout(Duration::from_secs(30), socket.accept()).await.expect("somebody comes").unwrap()
+        };
+        assert_eq!(accept(&narrow).await.1, connected.local_addr().unwrap());
+        assert_eq!(accept(&wide).await.1, new.local_addr().unwrap());
+        let mut slow = TcpStream::from_std(slow.into()).unwrap();
+        let (mut accepted, peer) = accept(&narrow).await;
+        assert_eq!(peer, slow.local_addr().unwrap());
+        accepted.write_all(b"x").await.unwrap();
+        assert_eq!(slow.read_u8().await.unwrap(), b'x');
+        assert!(narrow.close().is_empty());
+    }
 }
 
 #[cfg(feature = "http3")]
