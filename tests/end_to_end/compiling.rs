@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use rustix::process::Pid;
+
 use crate::{
     guest,
     harness::{Config, Proxy, Signal, Upstream, wait_for, wait_until},
@@ -186,7 +188,7 @@ fn everything_goes_on_while_a_module_compiles() {
 #[test]
 fn of_changes_that_wait_for_a_compiler_the_newest_wins() {
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).top("compile: {time: 2s}");
+    let config = Config::to(&upstream);
     let (mut proxy, compiler) = compiling(&config, &[]);
     for n in 1..=5 {
         proxy.put_config(config.clone().listener(&format!("via: version-{n}")));
@@ -194,7 +196,9 @@ fn of_changes_that_wait_for_a_compiler_the_newest_wins() {
         proxy.signal(Signal::HUP);
     }
     assert!(runs(compiler), "all of them came while it was at work");
-    proxy.wait_for_output("more processor time than `compile.time` allows (2s)");
+    // Its own end would take minutes on a busy machine, to whose other processes it gives way.
+    rustix::process::kill_process(Pid::from_raw(compiler.cast_signed()).expect("a process"), Signal::KILL)
+        .expect("it is there");
     wait_until("the newest", || proxy.get("/").field("via") == Some("1.1 version-5"));
     assert_eq!(proxy.version(), 2, "one load was enough for all of them");
 }

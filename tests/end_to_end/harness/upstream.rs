@@ -1,7 +1,7 @@
 //! An upstream that does as a test tells it, and remembers the requests that it got.
 
 use std::{
-    fmt,
+    fmt, mem,
     net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex,
@@ -9,6 +9,8 @@ use std::{
     },
     thread,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::{
     wait_until,
@@ -135,9 +137,13 @@ impl Upstream {
         })
     }
 
-    /// An address at which nobody listens.
+    /// An address at which nobody listens, as long as the tests run: a socket that does not listen has it.
     pub fn refusing() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port")
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        let address = socket.local_addr().expect("its address").as_socket().expect("an IP address");
+        mem::forget(socket);
+        address
     }
 
     /// The requests so far.
