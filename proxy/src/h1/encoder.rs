@@ -15,6 +15,7 @@ use http::{
 use http_body::SizeHint;
 
 use super::{Outbox, violation::length};
+use crate::h2::hpack::huffman;
 
 /// How a body is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,14 +191,26 @@ impl<'a> RequestHead<'a> {
 
     /// How much it counts for in HTTP/2 (RFC 9113 section 6.5.2): each field, pseudo-fields included, its bytes and 32 more.
     pub fn list_size(&self) -> usize {
+        self.size(<[u8]>::len)
+    }
+
+    /// The same with texts as long as they may be on the way: the Huffman code has up to 30 bits for a byte.
+    pub fn coded_size(&self) -> usize {
+        self.size(|text| text.len().max(huffman::length(text)))
+    }
+
+    /// The same with texts that are so long.
+    fn size(&self, length: impl Fn(&[u8]) -> usize) -> usize {
         const FIELD: usize = 32;
-        let field = |name: &HeaderName, value: &HeaderValue| name.as_str().len() + value.len() + FIELD;
+        let field = |name: &HeaderName, value: &HeaderValue| {
+            length(name.as_str().as_bytes()) + length(value.as_bytes()) + FIELD
+        };
         // The host is a pseudo-field there.
         let own = self.fields.iter().filter(|(name, _)| **name != HOST && !self.is_replaced(name));
         let replaced = self.replaced.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
         let pseudo = ":method:scheme:authority:path".len() + "https".len() + 4 * FIELD;
         let host = self.host.or_else(|| self.fields.get(HOST).map(HeaderValue::as_bytes));
-        let said = self.method.as_str().len() + self.target.len() + host.map_or(0, <[u8]>::len);
+        let said = self.method.as_str().len() + length(self.target) + host.map_or(0, &length);
         own.chain(replaced).map(|(name, value)| field(name, value)).sum::<usize>() + pseudo + said
     }
 

@@ -92,7 +92,7 @@ pub(super) struct Under {
     pub(super) alone: bool,
 }
 
-/// A head that counts for more may make an upstream end the connection that it comes on, unless the upstream has said that it takes as
+/// A head that is longer on the way may make an upstream end the connection that it comes on, unless the upstream has said that it takes as
 /// much: nginx does that for a field of more than 8 KiB, with which a head counts for more than this.
 const LONG: usize = 8 << 10;
 
@@ -101,13 +101,18 @@ const LONG: usize = 8 << 10;
 pub(super) struct Weight {
     /// What its head counts for.
     head: usize,
+    /// How long it may be on the way.
+    coded: usize,
     /// It has trailers, and says so.
     trailers: bool,
 }
 
 impl Weight {
     pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> Weight {
-        Weight { head: head.list_size(), trailers: !bodiless && head.get(&TRAILER).is_some() }
+        let size = head.list_size();
+        // No text gets four times as long.
+        let coded = if size > LONG / 4 { head.coded_size() } else { size };
+        Weight { head: size, coded, trailers: !bodiless && head.get(&TRAILER).is_some() }
     }
 
     /// The same, and the body has trailers, if that is known.
@@ -117,7 +122,7 @@ impl Weight {
 
     /// Whether it shares a connection with no other request. `max_head`: the longest head that the endpoint says it takes.
     pub(super) fn is_alone(self, max_head: Option<u32>) -> bool {
-        self.trailers || (self.head > LONG && max_head.is_none())
+        self.trailers || self.coded > max_head.map_or(LONG, |most| most as usize)
     }
 
     /// Why it is not sent to an endpoint that has said this.

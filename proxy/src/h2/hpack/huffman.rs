@@ -28,6 +28,12 @@ const LENGTHS: [u8; END + 1] = [
     30,
 ];
 
+/// Bytes of a text in this code.
+pub fn length(plain: &[u8]) -> usize {
+    let bits: usize = plain.iter().map(|byte| usize::from(LENGTHS[usize::from(*byte)])).sum();
+    bits.div_ceil(8)
+}
+
 const SHORTEST: usize = 5;
 const LONGEST: usize = 30;
 
@@ -183,6 +189,7 @@ pub(in crate::h2) mod tests {
                 (0..length).map(|_| if round % 2 == 0 { random.u8(..) } else { random.u8(32..127) }).collect();
             let coded = encode(&plain);
             assert_eq!(decoded(&coded).as_ref(), Some(&plain), "{coded:x?}");
+            assert_eq!(super::length(&plain), coded.len());
             assert_eq!(HuffmanDecoder::new().decode(&coded).unwrap(), plain);
             let odd = plain.iter().any(|byte| !matches!(byte, b'\t' | b' '..=b'~'));
             assert!(may_be_odd(&coded) || !odd, "{plain:x?}");
