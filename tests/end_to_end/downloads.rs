@@ -1,7 +1,12 @@
 //! Clients that do not read their responses hold no more than their share of an upstream once others need it; who reads slowly gets
 //! everything.
 
-use std::{io::Read, thread, time::Duration};
+use std::{
+    io::Read,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
 
 use crate::harness::{
     Client, Config, H2, Proxy, Upstream, answer,
@@ -55,6 +60,48 @@ fn unread_1(proxy: &Proxy, from: &str) -> Client {
     client
 }
 
+/// Asks for much, takes nothing, and asks again at once for whatever it loses.
+fn insist(proxy: &Proxy, from: &str, count: usize, over: &AtomicBool) {
+    let (mut client, mut streams) = unread(proxy, from, count);
+    client.window(0, 1 << 24);
+    // Ends in any case, should the test have failed.
+    for _ in 0..1000 {
+        client.ping();
+        for stream in &mut streams {
+            let seen = client.so_far(*stream);
+            let refused = seen.head().is_some() && seen.status() != 200;
+            if refused && !seen.ended {
+                client.window(*stream, 1 << 16);
+            }
+            if refused || seen.reset.is_some() {
+                *stream = client.request("GET", "/long", &[("x-forwarded-for", from)], true);
+            }
+        }
+        if over.load(Relaxed) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A client that takes nothing for longer than would be held against somebody who holds more, and everything then. How much it gets.
+fn reads_slowly(proxy: &Proxy) -> usize {
+    let mut client = proxy.client();
+    client.send_request("GET", "/slow", &[("X-Forwarded-For", "192.0.2.200")], b"");
+    thread::sleep(Duration::from_secs(4));
+    let mut all = 0;
+    let mut part = vec![0; MIB / 4];
+    let head = client.wire.read_head().expect("a head");
+    assert_eq!(head.status(), 200);
+    while all < 8 * MIB {
+        let read = client.wire.read_some(&mut part).expect("the rest of it");
+        assert!(read > 0, "it was cut off after {all}");
+        all += read;
+        thread::sleep(Duration::from_millis(20));
+    }
+    all
+}
+
 fn of_cluster(proxy: &Proxy, name: &str) -> f64 {
     proxy.metrics().sum(&format!("tollgate_cluster_{name}"), &[("cluster", "web")])
 }
@@ -79,23 +126,7 @@ fn downloads_that_nobody_reads_make_room_for_others_and_slow_readers_get_everyth
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 12}"));
     thread::scope(|scope| {
-        // It takes nothing for longer than would be held against somebody who holds more.
-        let slow = scope.spawn(|| {
-            let mut client = proxy.client();
-            client.send_request("GET", "/slow", &[("X-Forwarded-For", "192.0.2.200")], b"");
-            thread::sleep(Duration::from_secs(4));
-            let mut all = 0;
-            let mut part = vec![0; MIB / 4];
-            let head = client.wire.read_head().expect("a head");
-            assert_eq!(head.status(), 200);
-            while all < 8 * MIB {
-                let read = client.wire.read_some(&mut part).expect("the rest of it");
-                assert!(read > 0, "it was cut off after {all}");
-                all += read;
-                thread::sleep(Duration::from_millis(20));
-            }
-            all
-        });
+        let slow = scope.spawn(|| reads_slowly(&proxy));
         upstream.wait_for_requests(1);
         let mut held: Vec<_> = (0..4).map(|_| unread(&proxy, "203.0.113.1", 25)).collect();
         wait_until("all places to be taken", || of_cluster(&proxy, "connections") >= 12.0);
@@ -112,6 +143,33 @@ fn downloads_that_nobody_reads_make_room_for_others_and_slow_readers_get_everyth
     wait_until("nothing to be left of it", || {
         of_cluster(&proxy, "requests_active") == 0.0 && of_cluster(&proxy, "downloads_waiting") == 0.0
     });
+}
+
+/// Neither the places that come free nor the queue for them are for whoever asks most, on whichever worker.
+#[test]
+fn a_client_that_asks_again_for_all_it_loses_keeps_nobody_out() {
+    let upstream = upstream();
+    let proxy = Proxy::start(to(&upstream, "workers: 2", "limits: {connections: 8, pending: 40}"));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| reads_slowly(&proxy));
+        upstream.wait_for_requests(1);
+        for _ in 0..4 {
+            scope.spawn(|| insist(&proxy, "203.0.113.1", 25, &over));
+        }
+        wait_until("the queue to be full", || of_cluster(&proxy, "requests_pending") >= 40.0);
+        // Each by another connection, which may have another worker.
+        let others = (0..12).map(|n| {
+            thread::sleep(Duration::from_millis(300));
+            let from = format!("192.0.2.{n}");
+            proxy.client().request("GET", "/", &[("X-Forwarded-For", &from)], b"").status()
+        });
+        let answered: Vec<_> = others.collect();
+        over.store(true, Relaxed);
+        assert_eq!(answered, [200; 12]);
+        assert!(slow.join().expect("the slow reader") >= 8 * MIB);
+    });
+    assert_evicted(&proxy);
 }
 
 #[test]

@@ -155,6 +155,8 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// Gauge: of these, requests that wait behind the others.
     pub(super) pending_behind: AtomicU64,
+    /// Gauge: of these again, requests of clients that are over their shares.
+    pub(super) pending_over: AtomicU64,
     /// Total: requests refused because too many waited for a connection.
     pub pending_overflows: AtomicU64,
     /// Gauge: unfinished uploads and tunnels that have a connection or wait for one.
@@ -372,12 +374,12 @@ impl Cluster {
         (part(places, all), part(places, each))
     }
 
-    /// Whether a client holds more than its share, as far as is known. Where nothing waits for its client, that is a load and a
-    /// comparison.
+    /// Whether a client holds more than its share, or waits for more, as far as is known. Where nothing waits for anybody, that is two
+    /// loads.
     pub(super) fn is_over_share(&self, client: Option<IpAddr>) -> bool {
-        let Some(client) = client.filter(|_| self.stats.downloads.load(Relaxed) > 0) else { return false };
-        let held = self.stats.shares.lock().of(Client::of(client));
-        held.sum() > self.shares_now().1
+        let any = self.stats.downloads.load(Relaxed) > 0 || self.stats.pending.load(Relaxed) > 0;
+        let Some(client) = client.filter(|_| any) else { return false };
+        self.stats.shares.lock().of(Client::of(client)).is_over(self.shares_now().1)
     }
 
     /// Logs, once a minute at most, why a request of which there is no line in the access log could not even be sent.

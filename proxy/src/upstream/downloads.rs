@@ -25,8 +25,12 @@ use super::{
 };
 use crate::net::Client;
 
-/// How long a client must have taken nothing for its response to count as one that waits for it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a client must have taken nothing for its response to end for another client's request.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long if all that wait are of clients over their shares: mostly those who do not read. So their responses have mostly waited long
+/// enough to end at once when somebody else comes.
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The least time between two looks, so that many waiting requests do not make many looks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -82,9 +86,9 @@ impl Downloads {
     }
 
     /// Looks which responses wait for their clients, tells the other workers, and ends as many as there are requests that wait for
-    /// their places: `wanted` here, and those for which other workers can end none. How many here are about to end; `None`: it was
-    /// looked just now.
-    pub(super) fn look(&self, cluster: &Cluster, wanted: usize) -> Option<usize> {
+    /// their places: `wanted` here, and those for which other workers can end none. Their clients have taken nothing for `patience`,
+    /// or for a second if other workers need places. How many here are about to end; `None`: it was looked just now.
+    pub(super) fn look(&self, cluster: &Cluster, wanted: usize, patience: Duration) -> Option<usize> {
         let now = Instant::now();
         if self.looked.get().is_some_and(|looked| now - looked < PAUSE) {
             return None;
@@ -95,9 +99,7 @@ impl Downloads {
         for (key, entry) in self.under_way.borrow().iter() {
             if entry.leaves {
                 leaving += 1;
-            } else if let Some(since) = entry.receiver.waits_since()
-                && since + PATIENCE <= now
-            {
+            } else if let Some(since) = entry.receiver.waits_since() {
                 waiting.push(Waiting { since, key, client: entry.client, uploads: entry.receiver.is_uploading() });
             }
         }
@@ -107,9 +109,13 @@ impl Downloads {
             self.tell(stats, &mut table, &waiting);
             table.lacking.remove(&self.worker);
             let elsewhere = table.lacking.values().sum::<usize>();
+            let patience = if elsewhere > 0 { PATIENCE } else { patience };
             let ended = match (wanted + elsewhere).saturating_sub(leaving) {
                 0 => Vec::new(),
-                missing => self.choose(cluster, &mut table, waiting, missing),
+                missing => {
+                    waiting.retain(|waiting| waiting.since + patience <= now);
+                    self.choose(cluster, &mut table, waiting, missing)
+                }
             };
             leaving += ended.len();
             let mut spare = leaving.saturating_sub(wanted);
@@ -118,7 +124,7 @@ impl Downloads {
                 (spare, *lacking) = (spare - given, *lacking - given);
                 *lacking > 0
             });
-            if wanted > leaving {
+            if wanted > leaving && patience == PATIENCE {
                 table.lacking.insert(self.worker, wanted - leaving);
             }
             ended
@@ -258,7 +264,7 @@ mod tests {
 
     async fn look(downloads: &Downloads, cluster: &Cluster, wanted: usize) -> usize {
         tokio::time::advance(PAUSE).await;
-        downloads.look(cluster, wanted).expect("the last look was long ago")
+        downloads.look(cluster, wanted, PATIENCE).expect("the last look was long ago")
     }
 
     #[tokio::test(start_paused = true)]

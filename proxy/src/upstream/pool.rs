@@ -28,7 +28,7 @@ use super::{
     cluster::{Cluster, Endpoint},
     connect,
     direct::count,
-    downloads::{Download, Receiver},
+    downloads::{Download, PATIENCE, Receiver},
     failure::{Failure, FailureKind},
     link::Link,
     mux::{Mux, Place, Under, Weight},
@@ -72,7 +72,7 @@ pub struct Way {
     pub trailers: bool,
     /// It shares the connection with no other request: it may make the upstream end it.
     pub alone: bool,
-    /// For whom it is: a client that holds more than its share waits behind others.
+    /// For whom it is: a client that holds more than its share, or waits for more, waits behind others.
     pub on_behalf_of: Option<IpAddr>,
 }
 
@@ -159,7 +159,7 @@ where
             let there = match speaks_h2(cluster, &slot) {
                 _ if way.new => None,
                 false => slot.checkout().map(Carrier::Link),
-                true if way.alone => None,
+                true if way.alone || pool.keeps_room(&slot, way.on_behalf_of) => None,
                 true => slot.enter(cluster.limits.requests_per_connection, pool.is_full()).map(Carrier::Stream),
             };
             let carrier = match there {
@@ -244,18 +244,21 @@ where
 
     /// When the cluster has as many requests as it may: ends responses that wait for their clients. Whether any does.
     pub fn make_room(&self, cluster: &Arc<Cluster>) -> bool {
-        self.cluster(cluster).downloads.look(cluster, BATCH).is_some_and(|leaving| leaving > 0)
+        self.cluster(cluster).downloads.look(cluster, BATCH, PATIENCE).is_some_and(|leaving| leaving > 0)
     }
 
     /// A connection, or a stream of one, when there is none at once.
     async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>, way: Way) -> Result<Carrier<B>, FailureKind> {
         let mut new = way.new;
+        // What it has waited for is its own.
+        let mut waited = false;
         loop {
             let cluster = pool.cluster();
             let h2 = speaks_h2(&cluster, slot);
             let alone = h2 && way.alone;
             if h2
                 && !(new || alone)
+                && (waited || !pool.keeps_room(slot, way.on_behalf_of))
                 && let Some(place) = slot.enter(cluster.limits.requests_per_connection, pool.is_full())
             {
                 return Ok(Carrier::Stream(place));
@@ -269,10 +272,10 @@ where
                 }
                 continue;
             }
-            let behind = way.uploads || cluster.is_over_share(way.on_behalf_of);
-            let permit = match pool.acquire(slot, Wish { behind, alone }).await? {
+            let wish = Wish { uploads: way.uploads, client: way.on_behalf_of, alone };
+            let permit = match pool.acquire(slot, wish).await? {
                 Grant::Room => {
-                    new = false;
+                    (new, waited) = (false, true);
                     continue;
                 }
                 Grant::Permit(permit) => permit,

@@ -8,6 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    net::IpAddr,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -24,11 +25,12 @@ use tokio::{
 
 use super::{
     cluster::{Cluster, Endpoint, Stats},
-    downloads::Downloads,
+    downloads::{Downloads, LONG_PATIENCE, PATIENCE},
     failure::FailureKind,
     link::{Lease, Link},
     mux::{Mux, Place},
     reason::OpenError,
+    uploads::InQueue,
 };
 use crate::net::proxy_protocol::Addresses;
 
@@ -101,9 +103,10 @@ pub(super) enum Grant<B> {
 /// How a request waits for a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Wish {
-    /// Its body has not all come, or its client holds more than its share: it waits behind all others, and only if there is room
-    /// for more of them.
-    pub(super) behind: bool,
+    /// Its body has not all come: it waits behind those that are there as a whole, and only if there is room for more of them.
+    pub(super) uploads: bool,
+    /// For whom it is: a client over its share waits behind all others, and leaves its place in a full queue to them.
+    pub(super) client: Option<IpAddr>,
     /// It shares no connection: room on one is nothing to it.
     pub(super) alone: bool,
 }
@@ -122,8 +125,14 @@ struct Queued<'a, B> {
     id: u64,
 }
 
-/// The bit of a waiter's id that unfinished uploads have, and requests of clients that hold more than their share.
-const BEHIND: u64 = 1 << 63;
+/// The bit of a waiter's id that requests of clients over their shares have.
+const OVER: u64 = 1 << 63;
+
+/// The bit that unfinished uploads have.
+const UPLOAD: u64 = 1 << 62;
+
+/// Who waits behind others.
+const BEHIND: u64 = OVER | UPLOAD;
 
 /// How often a request that waits looks whether another worker has given back a place, or could.
 const LOOK: Duration = Duration::from_millis(250);
@@ -204,7 +213,9 @@ impl<B> ClusterPool<B> {
 
     /// The way to a connection when none is idle: the right to open one, or one that another request has left.
     pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>, wish: Wish) -> Result<Grant<B>, FailureKind> {
-        let Wish { behind, alone } = wish;
+        let Wish { uploads, client, alone } = wish;
+        let over = self.cluster.borrow().is_over_share(client);
+        let behind = uploads || over;
         // Another worker may have given back a place since: first to those who wait longer.
         self.serve();
         if self.waiters.borrow().is_empty()
@@ -214,20 +225,25 @@ impl<B> ClusterPool<B> {
             return Ok(Grant::Permit(permit));
         }
         let limits = self.cluster.borrow().limits;
-        let limit = if behind { limits.pending_uploads } else { limits.pending };
-        let Some(_pending) = Counted::try_new(&self.stats.pending, limit) else {
+        let limit = if uploads { limits.pending_uploads } else { limits.pending };
+        // Those over their shares make room for one that is not.
+        let beside = if over { 0 } else { self.stats.pending_over.load(Relaxed) };
+        let Some(_pending) = Counted::try_new(&self.stats.pending, limit + beside) else {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
             return Err(FailureKind::Overflow);
         };
         let _behind = behind.then(|| Counted::new(&self.stats.pending_behind));
+        let _in_queue = InQueue::enter(&self.stats, client, over);
         let (grant, mut granted) = oneshot::channel();
-        let id = self.next_waiter.replace(self.next_waiter.get() + 1) | if behind { BEHIND } else { 0 };
+        let rank = if over { OVER } else { 0 } | if uploads { UPLOAD } else { 0 };
+        let id = self.next_waiter.replace(self.next_waiter.get() + 1) | rank;
         {
             let mut waiters = self.waiters.borrow_mut();
             let at = waiters.partition_point(|waiter| waiter.id < id);
             waiters.insert(at, Waiter { id, alone, slot: Rc::clone(slot), grant });
         }
         let _queued = Queued { pool: self, id };
+        self.displace();
         self.make_room();
         loop {
             match timeout(LOOK, &mut granted).await {
@@ -237,6 +253,7 @@ impl<B> ClusterPool<B> {
                     return Ok(Grant::Room);
                 }
                 Err(_) => {
+                    self.displace();
                     self.serve();
                     self.make_room();
                 }
@@ -249,10 +266,37 @@ impl<B> ClusterPool<B> {
         self.stats.connections.load(Relaxed) >= self.cluster.borrow().limits.connections
     }
 
-    /// Ends responses that wait for their clients, if requests wait for their places.
+    /// Refuses the newest request of a client over its share if more wait than may. Those that have come on another worker are
+    /// refused there, when one that waits there looks.
+    fn displace(&self) {
+        if self.stats.pending.load(Relaxed) <= self.cluster.borrow().limits.pending {
+            return;
+        }
+        let displaced = {
+            let mut waiters = self.waiters.borrow_mut();
+            waiters.pop_back_if(|waiter| waiter.id & OVER != 0)
+        };
+        if displaced.is_some() {
+            self.stats.pending_overflows.fetch_add(1, Relaxed);
+        }
+        // That nothing comes any more tells it so.
+        drop(displaced);
+    }
+
+    /// Ends responses that wait for their clients, if requests wait for their places: first for those of clients within their shares.
     fn make_room(&self) {
-        let wanted = self.waiters.borrow().len();
-        self.downloads.look(&self.cluster(), wanted);
+        let (all, within) = {
+            let waiters = self.waiters.borrow();
+            (waiters.len(), waiters.partition_point(|waiter| waiter.id & OVER == 0))
+        };
+        let (wanted, patience) = if within > 0 { (within, PATIENCE) } else { (all, LONG_PATIENCE) };
+        self.downloads.look(&self.cluster(), wanted, patience);
+    }
+
+    /// Whether another stream to this endpoint is for those who wait, and not for one that comes now for `client`.
+    pub(super) fn keeps_room(&self, slot: &Rc<Slot<B>>, client: Option<IpAddr>) -> bool {
+        let awaited = self.waiters.borrow().iter().any(|waiter| !waiter.alone && Rc::ptr_eq(&waiter.slot, slot));
+        awaited && self.cluster.borrow().is_over_share(client)
     }
 
     /// Whether the first that waits must leave what comes free to another worker's.

@@ -35,11 +35,21 @@ pub(super) struct Held {
     uploads: u64,
     /// Responses that wait for the client, as the workers have last told.
     downloads: u64,
+    /// Requests that wait for a place.
+    waiting: u64,
+    /// Of these, those that wait behind others because the client was over its share.
+    behind: u64,
 }
 
 impl Held {
     pub(super) fn sum(self) -> u64 {
         self.uploads + self.downloads
+    }
+
+    /// Whether a client with all this waits behind others. It stays so until none of its requests does, or its later requests would
+    /// overtake its earlier ones.
+    pub(super) fn is_over(self, share: u64) -> bool {
+        self.behind > 0 || self.waiting > share || (self.downloads > 0 && self.sum() > share)
     }
 }
 
@@ -58,6 +68,41 @@ pub enum Crowded {
 pub struct ClientPlace {
     stats: Arc<Stats>,
     client: Client,
+}
+
+/// A client's request in the queue for a place, until this is dropped.
+#[must_use = "it leaves the queue when this is dropped"]
+pub(super) struct InQueue<'s> {
+    stats: &'s Stats,
+    client: Option<Client>,
+    /// Its client is over its share.
+    over: bool,
+}
+
+impl<'s> InQueue<'s> {
+    pub(super) fn enter(stats: &'s Stats, client: Option<IpAddr>, over: bool) -> Self {
+        let client = client.map(Client::of);
+        if let Some(client) = client {
+            stats.shares.lock().change(client, |held| {
+                held.waiting += 1;
+                held.behind += u64::from(over);
+            });
+        }
+        stats.pending_over.fetch_add(over.into(), Relaxed);
+        InQueue { stats, client, over }
+    }
+}
+
+impl Drop for InQueue<'_> {
+    fn drop(&mut self) {
+        self.stats.pending_over.fetch_sub(self.over.into(), Relaxed);
+        if let Some(client) = self.client {
+            self.stats.shares.lock().change(client, |held| {
+                held.waiting -= 1;
+                held.behind -= u64::from(self.over);
+            });
+        }
+    }
 }
 
 impl Shares {
