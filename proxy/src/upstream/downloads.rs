@@ -25,6 +25,9 @@ use super::{
 };
 use crate::net::Client;
 
+/// How long a client must have taken nothing for its response to count as one that waits for it: whoever reads is mostly quicker.
+const NOTICED: Duration = Duration::from_millis(100);
+
 /// How long a client must have taken nothing for its response to end for another client's request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -99,7 +102,9 @@ impl Downloads {
         for (key, entry) in self.under_way.borrow().iter() {
             if entry.leaves {
                 leaving += 1;
-            } else if let Some(since) = entry.receiver.waits_since() {
+            } else if let Some(since) = entry.receiver.waits_since()
+                && since + NOTICED <= now
+            {
                 waiting.push(Waiting { since, key, client: entry.client, uploads: entry.receiver.is_uploading() });
             }
         }
