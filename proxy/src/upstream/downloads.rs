@@ -151,7 +151,7 @@ impl Downloads {
     }
 
     /// Chooses up to `missing` responses that end: those that have waited longest, first of clients that hold more than their
-    /// shares, then of all, if all together hold too much.
+    /// shares, then, if there are none, of all, if all together hold too much.
     fn choose(&self, cluster: &Cluster, table: &mut Table, mut waiting: Vec<Waiting>, missing: usize) -> Vec<usize> {
         waiting.sort_unstable_by_key(|waiting| waiting.since);
         let (all, each) = cluster.shares_now();
@@ -159,6 +159,10 @@ impl Downloads {
         let mut told = self.told.borrow_mut();
         let mut ended = Vec::new();
         for of_one in [true, false] {
+            // While some hold more than their shares, nobody else makes room: theirs will soon have waited long enough.
+            if !of_one && table.is_any_over(each) {
+                break;
+            }
             waiting.retain(|&Waiting { key, client, uploads, .. }| {
                 let over = match of_one {
                     true => table.of(client).sum() > each,

@@ -135,6 +135,11 @@ impl Table {
         }
     }
 
+    /// Whether any client holds more than this.
+    pub(super) fn is_any_over(&self, share: u64) -> bool {
+        self.clients.values().any(|held| held.sum() > share)
+    }
+
     /// So many more of a client's responses wait for it.
     pub(super) fn wait(&mut self, client: Client, count: u64) {
         self.change(client, |held| held.downloads += count);
