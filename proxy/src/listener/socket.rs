@@ -10,7 +10,8 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
@@ -28,6 +29,13 @@ pub enum Claim {
     /// One of ours may, with the same user. It is about to end.
     Shared,
 }
+
+/// How long a socket that is to be closed waits for handshakes that have begun, which the system would reset: a round trip to clients
+/// that are not very far away. Where a successor shares the address, connections that come in this time may be a second late.
+pub const HANDSHAKES: Duration = Duration::from_millis(100);
+
+/// How long an address that is in use is asked for again: a process that ends closes its sockets a little later ([`HANDSHAKES`]).
+const IN_USE: Duration = Duration::from_millis(500);
 
 /// Opens `count` sockets on an address and listens. See [`open`].
 pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
@@ -56,8 +64,7 @@ fn open_inet(
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
     if claim == Claim::Sole {
-        // Without SO_REUSEPORT it fails if anybody else is there.
-        drop(bind(address, options, false)?);
+        drop(bind_alone(address, options)?);
     }
     for _ in 0..count {
         let socket = bind(address, options, true)?;
@@ -67,6 +74,19 @@ fn open_inet(
         sockets.push(ListenSocket::Tcp(listener));
     }
     Ok(sockets)
+}
+
+/// Fails if anybody else is there and stays.
+fn bind_alone(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    let end = Instant::now() + IN_USE;
+    loop {
+        match bind(address, options, false) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn bind(address: SocketAddr, options: &SocketOptions, share: bool) -> io::Result<Socket> {

@@ -24,7 +24,7 @@ use super::{
     clients::Clients,
     connection,
     overload::Refusals,
-    socket::{ConnectionPlace, ListenerShared},
+    socket::{ConnectionPlace, HANDSHAKES, ListenerShared},
 };
 use crate::{
     chain::{
@@ -416,10 +416,6 @@ fn scarce() -> Refused {
     let why = "there are no more file descriptors for clients, and no connection is idle (`ulimit -n`)".to_owned();
     Refused::new(Refusal::Descriptors, why)
 }
-
-/// How long a socket that is to be closed waits for handshakes that have begun, which the system would reset: a round trip to clients
-/// that are not very far away. Where a successor shares the address, connections that come in this time may be a second late.
-const HANDSHAKES: Duration = Duration::from_millis(100);
 
 /// Accepts connections until it is stopped; then leaves new ones to other sockets, takes those that are on their way here, and closes
 /// the socket.
