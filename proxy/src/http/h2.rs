@@ -43,6 +43,9 @@ const SEND_BUFFER: usize = 64 << 10;
 /// Streams of a connection that break HTTP/2, at most: as h2 has it.
 const STREAM_ERRORS: usize = 1024;
 
+/// Streams of a connection that may be reset before they are taken note of, as h2 has it.
+const UNSEEN_RESETS: usize = 20;
+
 /// How often streams are looked at, at least.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -232,8 +235,11 @@ fn builder(config: &Listener) -> server::Builder {
         .max_header_list_size(longest_head(config))
         .max_send_buffer_size(SEND_BUFFER);
     if config.trusted_hops > 0 {
-        // h2 counts them over the connection's whole life. A proxy in front may send what many clients do wrong.
-        builder.max_local_error_reset_streams(Some(STREAM_ERRORS * SHARED as usize));
+        // A proxy in front may send what many clients do wrong, and take back at once what many of them do. h2 counts the former over
+        // the connection's whole life, the latter whenever this worker is too busy to see a request before its reset.
+        builder
+            .max_local_error_reset_streams(Some(STREAM_ERRORS * SHARED as usize))
+            .max_pending_accept_reset_streams(UNSEEN_RESETS * SHARED as usize);
     }
     if !config.upgrades.is_empty() {
         builder.enable_connect_protocol();

@@ -41,7 +41,25 @@ fn rapid_reset() {
     });
 }
 
-/// The same without RST_STREAM: the client breaks its streams so that the proxy resets them (CVE-2025-8671).
+/// A proxy in front takes back at once what many clients do, and its connection carries the requests of others.
+#[test]
+fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
+    let upstream = Upstream::saying("hello");
+    let config = Config::new().listener("cluster: web\ntrusted_hops: 1").cluster("web", &[&upstream], "");
+    let proxy = Proxy::start(config);
+    let mut client = proxy.h2();
+    let block = encode(&head("GET", "/", &[]));
+    let mut bytes = Vec::new();
+    for _ in 0..150 {
+        let stream = client.next_stream();
+        bytes.extend(Frame::bytes(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS, stream, &block));
+        bytes.extend(Frame::bytes(kind::RST_STREAM, 0, stream, &code::CANCEL.to_be_bytes()));
+    }
+    client.raw(bytes);
+    assert_eq!(client.get("/").text(), "hello");
+}
+
+/// Rapid reset without RST_STREAM: the client breaks its streams so that the proxy resets them (CVE-2025-8671).
 #[test]
 fn resets_that_the_client_makes_the_proxy_send() {
     let upstream = Upstream::silent();
