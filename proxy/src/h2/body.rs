@@ -120,23 +120,41 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
 
     /// Sends what can be sent. Ready when h2 has all of it, or no more of it is wanted.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
-        if let Poll::Ready(sent) = self.poll_send(cx) {
+        self.poll_noting(cx, || {})
+    }
+
+    /// The same, and calls `moved` when the peer has made room for data that waited for it.
+    pub fn poll_noting(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), Cut>> {
+        if let Poll::Ready(sent) = self.poll_send(cx, moved) {
             return Poll::Ready(sent);
         }
         self.stream.poll_reset(cx).map(|reset| Err(Cut::Stream(reset.map_or_else(|error| error, h2::Error::from))))
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), Cut>> {
+        // What the body gives in this turn has not waited.
+        let mut moved = self.held.is_some().then_some(moved);
         loop {
-            if let Some((data, last)) = self.held.take() {
+            if let Some((mut data, last)) = self.held.take() {
                 // An end without data needs no room.
-                let room = if data.is_empty() { Poll::Ready(Ok(())) } else { poll_room(&mut self.stream, cx) };
-                match room {
+                let room = if data.is_empty() { Poll::Ready(Ok(0)) } else { poll_room(&mut self.stream, cx) };
+                let room = match room {
                     Poll::Pending => {
                         self.held = Some((data, last));
                         return Poll::Pending;
                     }
                     Poll::Ready(room) => room.map_err(Cut::Stream)?,
+                };
+                if let Some(moved) = moved.take() {
+                    moved();
+                }
+                // h2 does not tell how much has gone out of what it was given. So it gets no more than the peer has room for, except
+                // for the last part, after which nobody waits.
+                if room < data.len() && !last {
+                    let part = data.split_to(room);
+                    self.held = Some((data, last));
+                    self.stream.send_data(part, false).map_err(Cut::Stream)?;
+                    continue;
                 }
                 self.stream.send_data(data, last).map_err(Cut::Stream)?;
                 if last {
@@ -159,8 +177,8 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                         continue;
                     }
                     // Not before there is something to send: what one stream reserves of the connection's window, the others
-                    // cannot use.
-                    self.stream.reserve_capacity(data.len().min(1));
+                    // cannot use. And all that it needs: with less, streams that share a window send it byte by byte.
+                    self.stream.reserve_capacity(data.len());
                     self.held = Some((data, last));
                 }
                 Err(frame) => {
@@ -178,16 +196,19 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
     }
 }
 
-/// Waits until the peer takes something of what has been reserved.
-pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-    while stream.capacity() == 0 {
+/// Waits until the peer takes something of what has been reserved. How many bytes it takes.
+pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+    loop {
+        match stream.capacity() {
+            0 => {}
+            room => return Poll::Ready(Ok(room)),
+        }
         match ready!(stream.poll_capacity(cx)) {
             Some(room) => room?,
             // The stream is over.
             None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
         };
     }
-    Poll::Ready(Ok(()))
 }
 
 /// What a peer is told of a body that has failed: what another peer has said, if it was one. But that nothing of a request was

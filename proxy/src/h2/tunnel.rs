@@ -72,10 +72,12 @@ impl AsyncWrite for Tunnel {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.send.reserve_capacity(1);
-        ready!(poll_room(&mut self.send, cx)).map_err(broken)?;
-        self.send.send_data(Bytes::copy_from_slice(bytes), false).map_err(broken)?;
-        Poll::Ready(Ok(bytes.len()))
+        self.send.reserve_capacity(bytes.len());
+        let room = ready!(poll_room(&mut self.send, cx)).map_err(broken)?;
+        // What the peer has no room for has not moved.
+        let part = &bytes[..room.min(bytes.len())];
+        self.send.send_data(Bytes::copy_from_slice(part), false).map_err(broken)?;
+        Poll::Ready(Ok(part.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,5 +1,7 @@
 //! Streams that become something else: `CONNECT`, and extended `CONNECT` (RFC 8441).
 
+use std::{thread::sleep, time::Duration};
+
 use crate::harness::{
     Config, H2, Proxy, Upstream,
     frames::{code, setting},
@@ -95,6 +97,27 @@ fn what_is_not_offered_is_refused() {
     assert_eq!(client.so_far(stream).status(), 501);
     assert_eq!(client.get("/").status(), 200);
     assert_eq!(upstream.requests().len(), 1);
+}
+
+/// As for a body: what the client makes room for has moved, and not what the tunnel has taken from the upstream.
+#[test]
+fn a_tunnel_whose_client_reads_little_by_little_is_not_idle() {
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.send(vec![b'x'; 64 << 10]);
+        connection.wait_for_end();
+    });
+    let proxy = Proxy::start(Config::to(&upstream).listener("connect: true\ntimeouts: {idle: 1s}"));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
+    client.generous = false;
+    let stream = connect(&mut client, &[]);
+    for step in 0..40 {
+        let room = 1 + step * 100;
+        let so_far =
+            client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
+        assert_eq!((so_far.body.len(), so_far.ended, so_far.reset), (room, false, None));
+        sleep(Duration::from_millis(100));
+        client.window(stream, 100);
+    }
 }
 
 /// What the upstream answers instead of switching is the answer.

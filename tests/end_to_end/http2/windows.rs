@@ -1,10 +1,10 @@
 //! Who does not read holds up nobody else, and not for ever.
 
-use std::sync::mpsc;
+use std::{sync::mpsc, thread::sleep, time::Duration};
 
 use crate::harness::{
     Config, H2, Proxy, Upstream, answer,
-    frames::{code, kind, setting},
+    frames::{code, flag, kind, setting},
     wait_until,
 };
 
@@ -56,6 +56,51 @@ fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
     let stream = client.request("GET", "/again", &[], true);
     client.window(stream, 1000);
     assert_eq!(client.response(stream).text(), "hello");
+}
+
+/// A client that takes a little at a time moves its stream, long before it has taken all of what the upstream sent at once.
+#[test]
+fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
+    let upstream = upstream();
+    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
+    client.generous = false;
+    client.window(0, 1 << 30);
+    let stream = client.request("GET", "/large", &[], true);
+    for step in 0..50 {
+        let room = 1 + step * 100;
+        let so_far =
+            client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
+        assert_eq!((so_far.body.len(), so_far.reset), (room, None));
+        sleep(Duration::from_millis(100));
+        client.window(stream, 100);
+    }
+    // Only when it stops is it idle.
+    assert!(client.response(stream).reset.is_some());
+    assert_eq!(proxy.entry_for("/large")["flags"], "SI");
+}
+
+/// Streams that share a window that is too small for all of them take turns, each with as much as it can get.
+#[test]
+fn streams_that_share_a_window_do_not_send_byte_by_byte() {
+    const LONG: usize = 500_000;
+    let upstream = Upstream::saying(&"x".repeat(LONG));
+    let proxy = Proxy::start(Config::to(&upstream));
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 30_000)]);
+    let streams: Vec<u32> = (0..4).map(|_| client.request("GET", "/", &[], true)).collect();
+    let (mut ended, mut frames, mut short) = (0, 0, 0);
+    while ended < streams.len() {
+        let frame = client.read().expect("the responses");
+        if frame.kind == kind::DATA {
+            frames += 1;
+            short += usize::from(frame.payload.len() == 1);
+            ended += usize::from(frame.flags & flag::END_STREAM != 0);
+        }
+    }
+    for stream in streams {
+        assert_eq!(client.so_far(stream).body.len(), LONG);
+    }
+    assert!(short * 20 < frames, "{short} of {frames} frames of data have one byte");
 }
 
 /// The same for a client that gives no window to its connection as a whole.

@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -186,6 +187,23 @@ fn a_client_that_does_not_fetch_a_response_does_not_hold_its_connection() {
     let (mut send, _recv) = raw.open(&head(&[]));
     let _ = send.finish();
     assert_eq!(raw.closed(), code::NO_ERROR);
+}
+
+/// A client that takes a little at a time moves its stream, long before it has taken a whole frame.
+#[test]
+fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
+    let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 1_000_000]));
+    let site = Site::to(&upstream, "timeouts: {idle: 1s}");
+    let raw = Raw::connect_with_window(&site, 1000);
+    let (mut send, mut recv) = raw.open(&head(&[]));
+    let _ = send.finish();
+    for _ in 0..60 {
+        raw.read(&mut recv, 200);
+        sleep(Duration::from_millis(50));
+    }
+    // Only when it stops is it idle.
+    site.proxy.wait_for_metric("tollgate_requests_active", &[], 0.0);
+    assert_eq!(site.proxy.entry(|_| true)["flags"], "SI");
 }
 
 #[test]

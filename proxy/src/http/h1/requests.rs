@@ -4,6 +4,7 @@ use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
 use http::{Method, Request};
 use http_body::Body as _;
+use tokio::time::Instant;
 
 use super::line::Line;
 use crate::{
@@ -176,7 +177,13 @@ async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Enc
                 // Its end is settled before the client can know of it.
                 body = Body::Empty;
             }
-            match line.poll_flush(cx) {
+            let blocked = line.blocked_since.get();
+            let flushed = line.poll_flush(cx);
+            if blocked.is_some() && line.blocked_since.get() != blocked {
+                // The client takes it, however long ago the upstream sent it.
+                progress.active.set(Instant::now());
+            }
+            match flushed {
                 Poll::Ready(Ok(())) if over => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if waits => break,
                 Poll::Ready(Ok(())) => {}

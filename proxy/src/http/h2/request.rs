@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, ext::Protocol, server::SendResponse};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
+use tokio::time::Instant;
 
 use super::{Connection, streams::Place};
 use crate::{
@@ -98,7 +99,7 @@ async fn serve(
             // If it is cut, the exchange has said why. Dropped before its end, it resets the stream.
             let _ = poll_fn(|cx| match progress.evicted.get() {
                 true => Poll::Ready(Ok(())),
-                false => sending.poll(cx),
+                false => sending.poll_noting(cx, || progress.active.set(Instant::now())),
             })
             .await;
         }

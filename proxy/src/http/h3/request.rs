@@ -128,7 +128,7 @@ async fn serve(
             refused(400, flag::DOWNSTREAM_PROTOCOL, why);
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = StatusCode::BAD_REQUEST;
-            return respond(&mut send, response, &progress, idle).await;
+            return respond(&mut send, response, watch, &progress, idle).await;
         }
     };
     let mut request = request;
@@ -162,7 +162,7 @@ async fn serve(
         .await;
         for interim in interims {
             // If it does not get through, nothing else will.
-            let _ = unless_stalled(&progress, idle, send.send_response(interim)).await;
+            let _ = unless_stalled(watch, &progress, idle, send.send_response(interim)).await;
         }
         if let Some(answer) = answer.take() {
             break answer;
@@ -177,12 +177,12 @@ async fn serve(
     match (answer.tunnel, recv) {
         (Some(tunnel), Some(recv)) => {
             let head = head(answer.response.map(drop), true);
-            match unless_stalled(&progress, idle, send.send_response(head)).await {
+            match unless_stalled(watch, &progress, idle, send.send_response(head)).await {
                 Some(Ok(())) => tunnel::run(tunnel, send, recv, idle).await,
                 _ => false,
             }
         }
-        _ => respond(&mut send, answer.response, &progress, idle).await,
+        _ => respond(&mut send, answer.response, watch, &progress, idle).await,
     }
 }
 
@@ -205,11 +205,17 @@ fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
 }
 
 /// Sends a response. Whether that has come to an end.
-async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress, idle: Option<Duration>) -> bool {
+async fn respond(
+    send: &mut Send,
+    response: Response<Body>,
+    watch: &Watch,
+    progress: &Progress,
+    idle: Option<Duration>,
+) -> bool {
     let (parts, body) = response.into_parts();
     let mut body = pin!(body);
     let head = head(Response::from_parts(parts, ()), false);
-    let mut sent = unless_stalled(progress, idle, send.send_response(head)).await;
+    let mut sent = unless_stalled(watch, progress, idle, send.send_response(head)).await;
     while matches!(sent, Some(Ok(()))) {
         let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
             return send.finish().await.is_ok();
@@ -223,7 +229,7 @@ async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress,
             Ok(mut data) => {
                 while !data.is_empty() && matches!(sent, Some(Ok(()))) {
                     let part = data.split_to(data.len().min(FRAME));
-                    sent = unless_stalled(progress, idle, send.send_data(part)).await;
+                    sent = unless_stalled(watch, progress, idle, send.send_data(part)).await;
                     progress.active.set(Instant::now());
                 }
             }
@@ -235,7 +241,7 @@ async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress,
                     // Some clients cannot read a section of no fields.
                     continue;
                 }
-                sent = unless_stalled(progress, idle, send.send_trailers(trailers)).await;
+                sent = unless_stalled(watch, progress, idle, send.send_trailers(trailers)).await;
             }
         }
     }
@@ -245,11 +251,22 @@ async fn respond(send: &mut Send, response: Response<Body>, progress: &Progress,
 
 /// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over, or others need its
 /// place.
-async fn unless_stalled<T>(progress: &Progress, idle: Option<Duration>, sending: impl Future<Output = T>) -> Option<T> {
+async fn unless_stalled<T>(
+    watch: &Watch,
+    progress: &Progress,
+    idle: Option<Duration>,
+    sending: impl Future<Output = T>,
+) -> Option<T> {
     let mut sending = pin!(sending);
     let mut sending = poll_fn(|cx| match progress.evicted.get() {
         true => Poll::Ready(None),
-        false => sending.as_mut().poll(cx).map(Some),
+        false => {
+            let sent = sending.as_mut().poll(cx);
+            if sent.is_pending() && watch.moved.take() {
+                progress.active.set(Instant::now());
+            }
+            sent.map(Some)
+        }
     });
     let bound = || idle.map(|idle| progress.active.get() + idle).into_iter().chain(progress.due.get()).min();
     while let Some(until) = bound() {

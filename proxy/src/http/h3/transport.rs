@@ -113,6 +113,8 @@ pub(super) struct Watch {
     pub(super) malformed: Cell<bool>,
     /// A response is being made. If its stream is dropped before its end, that is no end of the response.
     pub(super) answering: Cell<bool>,
+    /// Something of what is sent has been taken since this was last looked at.
+    pub(super) moved: Cell<bool>,
     stopped: RefCell<Stopped>,
 }
 
@@ -201,6 +203,7 @@ impl quic::Connection<Bytes> for Transport {
                 head_too_large: Cell::new(false),
                 malformed: Cell::new(false),
                 answering: Cell::new(false),
+                moved: Cell::new(false),
                 stopped: RefCell::new(Box::pin(send.stopped())),
             });
             self.ledger.latest.set(Some(watch.clone()));
@@ -298,6 +301,9 @@ impl quic::SendStream<Bytes> for Sender {
                     quinn::WriteError::ConnectionLost(error) => lost(error),
                     error => StreamErrorIncoming::Unknown(Box::new(error)),
                 })?);
+                if let Some(watch) = &self.watch {
+                    watch.moved.set(true);
+                }
             }
         }
         self.writing = None;
