@@ -30,7 +30,7 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe,
     upstream::{
-        ActiveGuard, Again as Repeat, Backoff, Broken, ClientPlace, Cluster, Endpoint, Failure, FailureKind, Head,
+        ActiveGuard, Again as Repeat, Backoff, Broken, Cluster, Endpoint, Failure, FailureKind, Head, Holding,
         PooledBody, ProtocolError, RequestGuard, Trouble, Waited, Way,
     },
 };
@@ -40,7 +40,7 @@ pub(super) struct Guards {
     request: RequestGuard,
     endpoint: ActiveGuard,
     /// A tunnel's place among those that clients hold.
-    _tunnel: Option<Box<ClientPlace>>,
+    _tunnel: Option<Box<Holding>>,
 }
 
 impl Guards {
@@ -79,7 +79,10 @@ pub(super) async fn run(
     if upload.is_unfinished() {
         upload.hold(hold()?);
     }
-    let tunnel = switch.map(|_| hold().map(Box::new)).transpose()?;
+    let tunnel = switch.map(|_| Box::<Holding>::default());
+    if let Some(tunnel) = &tunnel {
+        tunnel.begin(hold()?);
+    }
     let request_guard = match cluster.try_request() {
         Some(guard) => guard,
         None if site.pools.make_room(cluster) => cluster.replace_request(),
@@ -121,7 +124,8 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
-        let aim = Aim { cluster, endpoint: active.endpoint(), switch, anew: tries.anew, alone: tries.alone };
+        let place = tunnel.as_deref().unwrap_or(upload.place());
+        let aim = Aim { cluster, endpoint: active.endpoint(), switch, place, anew: tries.anew, alone: tries.alone };
         let result = attempt(site, stream, aim, upload, &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_response(response, stream),
@@ -207,6 +211,7 @@ fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
         FailureKind::Protocol { .. } => Fault::Protocol,
         FailureKind::RequestBody { .. } => Fault::BadBody,
         FailureKind::Overflow => Fault::Overflow,
+        FailureKind::Crowded(crowded) => Fault::Crowded(*crowded),
         FailureKind::Target => Fault::Target,
         FailureKind::HeadTooLong { .. } => Fault::UpstreamHead,
         _ => Fault::Reset,
@@ -305,6 +310,8 @@ struct Aim<'a> {
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
     switch: Option<&'a Switch>,
+    /// Its place among unfinished uploads and tunnels, if it has one.
+    place: &'a Holding,
     /// Only by a connection that is opened for it: one that has been idle has just turned out to be closed.
     anew: bool,
     /// Only by a connection that no other request uses.
@@ -319,7 +326,7 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, Missed> {
-    let Aim { cluster, endpoint, switch, anew, alone } = &aim;
+    let Aim { cluster, endpoint, switch, place, anew, alone } = &aim;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
@@ -332,13 +339,14 @@ async fn attempt(
         match switch {
             // Nothing is said to the endpoint: it is the client that will speak to it.
             // Boxed, so that requests which are none do not carry the space for this.
-            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client)).await,
+            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client, place)).await,
             _ => {
                 let on_behalf_of = Some(stream.client.ip());
                 let way = Way {
                     client,
                     new: *anew,
                     uploads: upload.is_unfinished(),
+                    place: Some(place),
                     trailers: upload.has_filtered_trailers(),
                     alone: *alone,
                     on_behalf_of,

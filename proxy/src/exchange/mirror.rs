@@ -19,7 +19,7 @@ use super::{Site, upload::Upload};
 use crate::{
     chain::RequestHead,
     http::body::{Body, BodyError},
-    upstream::{Cluster, Failure, Pools, Way},
+    upstream::{Cluster, Failure, Holding, Pools, Way},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
@@ -75,10 +75,13 @@ impl http_body::Body for Copy {
 
 /// Sends a copy of the request.
 pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload, client: IpAddr) {
-    let place = match upload.is_unfinished().then(|| cluster.try_hold(client)).transpose() {
-        Ok(place) => place,
-        Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
-    };
+    let place = Holding::default();
+    if upload.is_unfinished() {
+        match cluster.try_hold(client) {
+            Ok(held) => place.begin(held),
+            Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
+        }
+    }
     let body = match upload.is_empty() {
         true => Body::Empty,
         false => {
@@ -89,22 +92,28 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, 
     };
     let (pools, cluster) = (site.pools.clone(), cluster.clone());
     tokio::task::spawn_local(async move {
-        let _place = place;
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
-        let sent = tokio::time::timeout(limit, send(&pools, &cluster, &head, body)).await;
+        let sent = tokio::time::timeout(limit, send(&pools, &cluster, &place, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
             tracing::debug!(cluster = &*cluster.name, "a mirrored request had no response");
         }
     });
 }
 
-async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>, head: &RequestHead, body: Body) -> Option<()> {
+async fn send(
+    pools: &Pools<Body>,
+    cluster: &Arc<Cluster>,
+    place: &Holding,
+    head: &RequestHead,
+    body: Body,
+) -> Option<()> {
     let _under_way = cluster.try_request()?;
     let endpoint = cluster.pick(None, &[])?.start();
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
     let failed = |failure: Failure<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let mut body = pools.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed).ok()?.into_body();
+    let way = Way { place: Some(place), ..Way::default() };
+    let mut body = pools.send(cluster, endpoint, way, head, body).await.map_err(failed).ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -33,7 +33,7 @@ use crate::{
         fields::clean_trailers,
     },
     net::poll_timer,
-    upstream::{ClientPlace, reason::chain_of},
+    upstream::{ClientPlace, Holding, reason::chain_of},
 };
 
 /// What a part of a kept body counts for at least: it takes memory however short it is.
@@ -72,7 +72,7 @@ pub(super) struct Upload {
     /// Bytes that it may have.
     limit: Option<u64>,
     /// Its place among the unfinished uploads to the cluster.
-    place: Cell<Option<ClientPlace>>,
+    place: Holding,
 }
 
 struct Source {
@@ -143,7 +143,7 @@ impl Upload {
             tee: RefCell::new(None),
             pace: paced.then(|| Rc::new(Pace::new(limits.body_rate.0, grace))),
             limit: Some(limits.request_body.0).filter(|limit| *limit > 0),
-            place: Cell::new(None),
+            place: Holding::default(),
         })
     }
 
@@ -179,8 +179,13 @@ impl Upload {
     pub(super) fn hold(&self, place: ClientPlace) {
         if self.is_unfinished() {
             self.stream.progress.uploads.set(true);
-            self.place.set(Some(place));
+            self.place.begin(place);
         }
+    }
+
+    /// That place.
+    pub(super) fn place(&self) -> &Holding {
+        &self.place
     }
 
     /// How fast it must come.
@@ -423,7 +428,7 @@ impl Upload {
     fn request_ended(&self) {
         if self.stream.times.request_end.get().is_none() {
             self.stream.times.request_end.set(Some(Instant::now()));
-            self.place.take();
+            self.place.end();
             self.stream.progress.uploads.set(false);
             // The time for the response begins now.
             self.stream.wake();

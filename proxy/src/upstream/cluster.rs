@@ -78,14 +78,10 @@ pub struct Limits {
     pub pending: u64,
     /// Requests under way.
     pub requests: u64,
+    /// Streams at one time on a connection, as configured.
+    streams: u64,
     /// Of the places for requests that connections, streams and `requests` come to, those that unfinished uploads and tunnels may
-    /// hold.
-    pub uploads: u64,
-    /// And those of one client.
-    pub uploads_per_client: u64,
-    /// All these places.
-    places: u64,
-    /// The same two parts, in percent.
+    /// hold, and those of one client, in percent.
     percent: (u32, u32),
     /// How many requests may wait for a connection for an unfinished upload to wait, too.
     pub pending_uploads: u64,
@@ -93,6 +89,17 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// Requests on one connection before it is closed; 0: no bound.
     pub requests_per_connection: u32,
+}
+
+/// What clients may hold of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    /// Requests.
+    pub(super) requests: u64,
+    /// Connections.
+    pub(super) connections: u64,
+    /// Streams that each connection has.
+    pub(super) streams: u64,
 }
 
 /// One address that serves a cluster, with what is under way there. The same for all workers and over reloads.
@@ -105,6 +112,8 @@ pub struct Endpoint {
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connect_failures: AtomicU64,
+    /// Streams at one time on an HTTP/2 connection, as it has last allowed them; more than a `u32` if it has not yet.
+    streams: AtomicU64,
     /// What its health checks have found; true without any.
     pub(super) healthy: AtomicBool,
     /// Why the last check failed; none if it did not.
@@ -190,14 +199,11 @@ impl Limits {
         // Whether an endpoint chooses HTTP/2 is not known here.
         let streams =
             if config.protocol == model::ClusterProtocol::H2 { config.http2.max_concurrent_streams } else { 1 };
-        let places = u64::from(requests).min(u64::from(connections) * u64::from(streams));
         Limits {
             connections: connections.into(),
             pending: pending.into(),
             requests: requests.into(),
-            uploads: part(places, uploads),
-            uploads_per_client: part(places, uploads_per_client),
-            places,
+            streams: streams.into(),
             percent: (uploads, uploads_per_client),
             pending_uploads: part(pending.into(), uploads),
             idle_timeout: config.limits.idle_timeout.bound(),
@@ -365,11 +371,35 @@ impl Cluster {
         RequestGuard(Arc::clone(self))
     }
 
+    /// Streams that each connection has: as many as are configured, or as the endpoint allows that allows fewest.
+    fn streams(&self) -> u64 {
+        let used = self.members.iter().filter(|member| member.weight > 0);
+        let allowed = used.filter_map(|member| member.endpoint.streams()).map(u64::from);
+        allowed.fold(self.limits.streams, u64::min).max(1)
+    }
+
+    /// Places for requests, at most.
+    fn places(&self) -> u64 {
+        self.limits.requests.min(self.limits.connections * self.streams())
+    }
+
+    /// How much all clients together, and each of them, may hold by unfinished uploads and tunnels.
+    pub(super) fn upload_shares(&self) -> (Share, Share) {
+        let (places, streams) = (self.places(), self.streams());
+        let share = |percent| Share {
+            requests: part(places, percent),
+            connections: part(self.limits.connections, percent),
+            streams,
+        };
+        let (all, each) = self.limits.percent;
+        (share(all), share(each))
+    }
+
     /// How much all clients together, and each of them, may hold by responses that wait for them, while there is no place for others:
-    /// a part of the places that there are. These may be fewer than the configuration allows for, if upstreams take fewer streams.
+    /// a part of the places that are taken.
     pub(super) fn shares_now(&self) -> (u64, u64) {
         let held = self.stats.active.load(Relaxed).saturating_sub(self.stats.pending.load(Relaxed));
-        let places = held.min(self.limits.places).max(1);
+        let places = held.min(self.places()).max(1);
         let (all, each) = self.limits.percent;
         (part(places, all), part(places, each))
     }
@@ -419,6 +449,7 @@ impl Endpoint {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
+            streams: AtomicU64::new(u64::MAX),
             healthy: AtomicBool::new(true),
             check_error: ArcSwapOption::empty(),
             last_error: ArcSwapOption::empty(),
@@ -446,6 +477,19 @@ impl Endpoint {
     /// Connections that are open or being opened.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
+    }
+
+    /// Streams at one time on an HTTP/2 connection, as it has last allowed them, if it has been connected to.
+    pub(super) fn streams(&self) -> Option<u32> {
+        u32::try_from(self.streams.load(Relaxed)).ok()
+    }
+
+    /// It allows so many streams.
+    pub(super) fn allow_streams(&self, streams: u32) {
+        // It is written only when it changes, as all workers read it.
+        if self.streams() != Some(streams) {
+            self.streams.store(streams.into(), Relaxed);
+        }
     }
 
     /// What its health checks have found; true without any.

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, sync::Arc};
 
-use super::reason::OpenError;
+use super::{reason::OpenError, uploads::Crowded};
 use crate::{h1::HeadError, net::FirstBytes};
 
 /// A request that got no response.
@@ -65,6 +65,9 @@ pub enum FailureKind {
     /// The cluster has as many connections as it may, and as many requests waiting for one.
     #[error("too many requests wait for a connection")]
     Overflow,
+    /// It is an unfinished upload or a tunnel, and those hold as many of the connections as they may.
+    #[error("too many unfinished uploads and tunnels hold connections")]
+    Crowded(Crowded),
 }
 
 /// How a request may be sent again whose connection has ended.

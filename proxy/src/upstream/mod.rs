@@ -37,5 +37,5 @@ pub use self::{
     health::Checks,
     pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},
-    uploads::{ClientPlace, Crowded},
+    uploads::{ClientPlace, Crowded, Holding},
 };

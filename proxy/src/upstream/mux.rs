@@ -185,6 +185,9 @@ impl State {
 /// bound, h2 drops the fields that are too many and says nothing; beyond some more, it ends the connection and all its streams.
 const LENIENCE: usize = 16;
 
+/// Streams at one time that an endpoint is taken to allow that has not said: none should allow fewer (RFC 9113 section 6.5.2).
+const USUAL_STREAMS: u32 = 100;
+
 /// Whether a connection that begins like this, of which so much has come, has its settings: they are the first frame (RFC 9113
 /// section 3.4).
 fn has_settings(first: &[u8], received: u64) -> bool {
@@ -218,7 +221,7 @@ where
         let config = pool.cluster().http2.clone();
         let slot = Rc::clone(&permit.slot);
         // Until its settings have come, it is taken to allow as much as the connection before.
-        let most = config.max_concurrent_streams.min(slot.streams.get());
+        let most = config.max_concurrent_streams.min(slot.endpoint.streams().unwrap_or(USUAL_STREAMS));
         let state = Rc::new(State {
             active: Cell::new(0),
             resets: Cell::new(0),
@@ -270,8 +273,8 @@ where
                     }
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
-                    slot_of_task.streams.set(theirs);
                     if shared.ends.said().has_settings() {
+                        slot_of_task.endpoint.allow_streams(theirs);
                         slot_of_task.max_head.set(shared.ends.said().max_head());
                     }
                     shared.received.set(turns.received());

@@ -34,6 +34,7 @@ use super::{
     mux::{Mux, Place, Under, Weight},
     reason::OpenError,
     slots::{ClusterPool, Grant, Opening, Permit, Slot, Wish},
+    uploads::Holding,
 };
 use crate::{
     config::model::ClusterProtocol,
@@ -61,13 +62,15 @@ pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
 
 /// By which connections a request may go.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Way {
+pub struct Way<'a> {
     /// Whom endpoints are told of, if they are told of clients.
     pub client: Option<Addresses>,
     /// Only by one that is opened for it, or is being opened.
     pub new: bool,
     /// Its body has not all come yet: it waits behind those that are there as a whole.
     pub uploads: bool,
+    /// Its place among unfinished uploads and tunnels.
+    pub place: Option<&'a Holding>,
     /// Its body ends with trailers, whether its head says so or not.
     pub trailers: bool,
     /// It shares the connection with no other request: it may make the upstream end it.
@@ -141,7 +144,7 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        way: Way,
+        way: Way<'_>,
         head: &impl Head,
         mut body: B,
     ) -> Result<Response<PooledBody>, Failure<B>> {
@@ -200,8 +203,8 @@ where
         }
     }
 
-    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us. The response is
-    /// a 200, and the connection is in its body.
+    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us and has a `place` among
+    /// tunnels. The response is a 200, and the connection is in its body.
     ///
     /// # Errors
     ///
@@ -211,9 +214,11 @@ where
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         client: Option<Addresses>,
+        place: &Holding,
     ) -> Result<Response<PooledBody>, Failure<B>> {
         let failure = |kind| Failure { kind, body: None };
         let pool = self.cluster(cluster);
+        place.confirm(cluster, true).map_err(|crowded| failure(FailureKind::Crowded(crowded)))?;
         let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
@@ -226,6 +231,8 @@ where
                 Grant::Room => continue,
             }
         };
+        // Over HTTP/1.1 all connections are as good as this one.
+        let permit = if speaks_h2(cluster, &slot) { permit.for_one() } else { permit };
         self.0.start_sweeping();
         let opened = connect::open(cluster, endpoint, slot.client, false).await;
         let opened = count(cluster, endpoint, opened).map_err(|error| failure(FailureKind::Connect(Arc::new(error))));
@@ -248,7 +255,12 @@ where
     }
 
     /// A connection, or a stream of one, when there is none at once.
-    async fn obtain(&self, pool: &Rc<ClusterPool<B>>, slot: &Rc<Slot<B>>, way: Way) -> Result<Carrier<B>, FailureKind> {
+    async fn obtain(
+        &self,
+        pool: &Rc<ClusterPool<B>>,
+        slot: &Rc<Slot<B>>,
+        way: Way<'_>,
+    ) -> Result<Carrier<B>, FailureKind> {
         let mut new = way.new;
         // What it has waited for is its own.
         let mut waited = false;
@@ -272,6 +284,7 @@ where
                 }
                 continue;
             }
+            way.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(FailureKind::Crowded)?;
             let wish = Wish { uploads: way.uploads, client: way.on_behalf_of, alone };
             let permit = match pool.acquire(slot, wish).await? {
                 Grant::Room => {
@@ -285,6 +298,7 @@ where
                     dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
                 },
             };
+            let permit = if alone { permit.for_one() } else { permit };
             // While it waited, others may have opened a connection, or have begun to.
             if h2
                 && !alone

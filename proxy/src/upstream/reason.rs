@@ -158,7 +158,8 @@ impl FailureKind {
             FailureKind::RequestBody { .. }
             | FailureKind::Target
             | FailureKind::HeadTooLong { .. }
-            | FailureKind::Overflow => return None,
+            | FailureKind::Overflow
+            | FailureKind::Crowded(_) => return None,
         })
     }
 

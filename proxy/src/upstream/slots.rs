@@ -49,6 +49,8 @@ pub(super) struct ClusterPool<B> {
     next_waiter: Cell<u64>,
     /// Connections of this worker, over all endpoints.
     connections: Cell<usize>,
+    /// Of these, HTTP/2 connections and tunnels that one request has to itself.
+    alone: Cell<usize>,
     pub(super) downloads: Rc<Downloads>,
 }
 
@@ -66,8 +68,6 @@ pub(super) struct Slot<B> {
     pub(super) opening: RefCell<Option<Rc<Opening>>>,
     /// The endpoint has chosen HTTP/2, if it was asked.
     pub(super) speaks_h2: Cell<bool>,
-    /// Streams at one time on an HTTP/2 connection, as the endpoint has last allowed it: what a new one begins with.
-    pub(super) streams: Cell<u32>,
     /// The longest head of a request over HTTP/2, as the endpoint has last said it.
     pub(super) max_head: Cell<Option<u32>>,
     connections: Cell<usize>,
@@ -88,6 +88,7 @@ pub(super) struct Opening {
 pub(super) struct Permit<B> {
     pool: Weak<ClusterPool<B>>,
     pub(super) slot: Rc<Slot<B>>,
+    alone: bool,
 }
 
 /// What a waiting request is given.
@@ -149,6 +150,7 @@ impl<B> ClusterPool<B> {
             waiters: RefCell::default(),
             next_waiter: Cell::new(0),
             connections: Cell::new(0),
+            alone: Cell::new(0),
             downloads: Downloads::new(),
         })
     }
@@ -183,8 +185,6 @@ impl<B> ClusterPool<B> {
                 muxes: RefCell::default(),
                 opening: RefCell::default(),
                 speaks_h2: Cell::new(false),
-                // No endpoint should allow fewer (RFC 9113 section 6.5.2).
-                streams: Cell::new(100),
                 max_head: Cell::new(None),
                 connections: Cell::new(0),
                 retired: Cell::new(false),
@@ -194,21 +194,36 @@ impl<B> ClusterPool<B> {
     }
 
     /// A place for a new connection to `slot`'s endpoint, taken from an idle connection to another one if need be.
-    fn try_permit(self: &Rc<Self>, slot: &Rc<Slot<B>>) -> Option<Permit<B>> {
+    fn try_permit(self: &Rc<Self>, slot: &Rc<Slot<B>>, alone: bool) -> Option<Permit<B>> {
         let limit = self.cluster.borrow().limits.connections;
-        // One is allowed in any case: a worker without any would have nothing that could come free for its requests.
-        if self.stats.connections.fetch_add(1, Relaxed) < limit || self.connections.get() == 0 {
+        let before = self.stats.connections.fetch_add(1, Relaxed);
+        if before < limit || self.is_owed(alone) {
             self.connections.set(self.connections.get() + 1);
             slot.count(1);
-            return Some(Permit { pool: Rc::downgrade(self), slot: Rc::clone(slot) });
+            return Some(Permit { pool: Rc::downgrade(self), slot: Rc::clone(slot), alone: false });
         }
         self.stats.connections.fetch_sub(1, Relaxed);
+        // Whoever has one to itself does not get the one that was opened beyond the limit because of others like it.
+        if alone && before > limit && self.alone.get() > 0 && self.shared() < 2 {
+            return None;
+        }
         let spare = self.slots.borrow().values().find_map(|slot| slot.take_oldest());
         if let Some(spare) = spare {
             return spare.close_for_permit().map(|permit| permit.move_to(slot));
         }
         let spare = self.slots.borrow().values().find_map(|slot| slot.take_idle_mux())?;
         spare.close_for_permit().map(|permit| permit.move_to(slot))
+    }
+
+    /// Connections that more than one request can use.
+    fn shared(&self) -> usize {
+        self.connections.get() - self.alone.get()
+    }
+
+    /// Whether a request may have a new connection in any case: a worker with none that its requests can use would have nothing that
+    /// could come free for them.
+    fn is_owed(&self, alone: bool) -> bool {
+        self.connections.get() == 0 || (!alone && self.shared() == 0)
     }
 
     /// The way to a connection when none is idle: the right to open one, or one that another request has left.
@@ -218,9 +233,9 @@ impl<B> ClusterPool<B> {
         let behind = uploads || over;
         // Another worker may have given back a place since: first to those who wait longer.
         self.serve();
-        if self.waiters.borrow().is_empty()
-            && !(behind && self.stats.whole_wait())
-            && let Some(permit) = self.try_permit(slot)
+        let first = self.waiters.borrow().is_empty() && !(behind && self.stats.whole_wait());
+        if (first || (!alone && self.shared() == 0))
+            && let Some(permit) = self.try_permit(slot, alone)
         {
             return Ok(Grant::Permit(permit));
         }
@@ -307,13 +322,22 @@ impl<B> ClusterPool<B> {
     /// Lets those who wait go on, as far as there are places for them.
     fn serve(self: &Rc<Self>) {
         loop {
-            let Some(slot) = self.waiters.borrow().front().map(|w| Rc::clone(&w.slot)) else { return };
-            // A worker without any connection has nothing that others could use.
-            if self.connections.get() > 0 && self.yields() {
-                return;
-            }
-            let Some(permit) = self.try_permit(&slot) else { return };
-            self.grant_to(0, Grant::Permit(permit));
+            let (index, slot, alone) = {
+                let waiters = self.waiters.borrow();
+                let owed = match self.shared() {
+                    0 => waiters.iter().position(|waiter| self.is_owed(waiter.alone)),
+                    _ => None,
+                };
+                // A worker that is owed one has nothing that others could use.
+                if owed.is_none() && self.yields() {
+                    return;
+                }
+                let index = owed.unwrap_or(0);
+                let Some(waiter) = waiters.get(index) else { return };
+                (index, Rc::clone(&waiter.slot), waiter.alone)
+            };
+            let Some(permit) = self.try_permit(&slot, alone) else { return };
+            self.grant_to(index, Grant::Permit(permit));
         }
     }
 
@@ -551,6 +575,18 @@ impl<B> Slot<B> {
 }
 
 impl<B> Permit<B> {
+    /// The same place for a connection that one request has to itself.
+    pub(super) fn for_one(mut self) -> Self {
+        if let Some(pool) = self.pool.upgrade()
+            && !std::mem::replace(&mut self.alone, true)
+        {
+            pool.alone.set(pool.alone.get() + 1);
+            // It may have been the last that others could use.
+            pool.serve();
+        }
+        self
+    }
+
     /// The same place for a connection to another endpoint.
     fn move_to(mut self, slot: &Rc<Slot<B>>) -> Self {
         self.slot.count(-1);
@@ -566,6 +602,7 @@ impl<B> Drop for Permit<B> {
         self.slot.stats.connections.fetch_sub(1, Relaxed);
         if let Some(pool) = self.pool.upgrade() {
             pool.connections.set(pool.connections.get() - 1);
+            pool.alone.set(pool.alone.get() - usize::from(self.alone));
             pool.serve();
         }
     }

@@ -5,15 +5,19 @@
 //! is who waits for a connection as well as who has one, over all workers. Only tunnels, and uploads that have not ended when they
 //! are sent on, come here, so the lock is nobody else's concern.
 //!
+//! Over HTTP/2 each of them takes a stream, of which a connection has as many as the endpoints allow. One that shares its connection
+//! with no other request takes all of them.
+//!
 //! Responses that wait for their clients count within the same shares, but are only looked at when places run out (`downloads`).
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
-use super::{Cluster, Stats, cluster::Limits};
+use super::{Cluster, Stats, cluster::Share};
 use crate::net::Client;
 
 /// What clients hold of a cluster.
@@ -24,6 +28,8 @@ pub(super) struct Shares(Mutex<Table>);
 #[derive(Debug, Default)]
 pub(super) struct Table {
     clients: HashMap<Client, Held>,
+    /// Unfinished uploads and tunnels that have a connection to themselves.
+    alone: u64,
     /// By worker: requests that wait there for a place, and for which no response of that worker can end.
     pub(super) lacking: HashMap<u64, usize>,
 }
@@ -33,6 +39,8 @@ pub(super) struct Table {
 pub(super) struct Held {
     /// Unfinished uploads and tunnels.
     uploads: u64,
+    /// Of these, those that have a connection to themselves.
+    alone: u64,
     /// Responses that wait for the client, as the workers have last told.
     downloads: u64,
     /// Requests that wait for a place.
@@ -51,6 +59,11 @@ impl Held {
     pub(super) fn is_over(self, share: u64) -> bool {
         self.behind > 0 || self.waiting > share || (self.downloads > 0 && self.sum() > share)
     }
+
+    fn fits(self, share: Share) -> bool {
+        let streams = self.uploads - self.alone + self.alone * share.streams;
+        self.uploads <= share.requests && streams <= share.connections * share.streams
+    }
 }
 
 /// Why an upload or a tunnel may not go on.
@@ -68,6 +81,41 @@ pub enum Crowded {
 pub struct ClientPlace {
     stats: Arc<Stats>,
     client: Client,
+    alone: bool,
+}
+
+/// The place of one request, for as long as it needs one.
+#[derive(Debug, Default)]
+pub struct Holding(RefCell<Option<ClientPlace>>);
+
+impl Holding {
+    /// Holds this one.
+    pub fn begin(&self, place: ClientPlace) {
+        *self.0.borrow_mut() = Some(place);
+    }
+
+    /// Gives it back.
+    pub fn end(&self) {
+        self.0.borrow_mut().take();
+    }
+
+    /// Makes sure that it is still within the shares, now that the request takes another connection, `alone` or not. That was not
+    /// known when the place was taken, nor, perhaps, how many streams the endpoints allow.
+    ///
+    /// # Errors
+    /// It is not, which is counted, and the place is given back.
+    pub(super) fn confirm(&self, cluster: &Cluster, alone: bool) -> Result<(), Crowded> {
+        let mut place = self.0.borrow_mut();
+        let Some(held) = place.as_mut() else { return Ok(()) };
+        let confirmed = cluster.change_held(held.client, |total| {
+            total.alone = total.alone + u64::from(alone) - u64::from(held.alone);
+        });
+        match confirmed {
+            Ok(()) => held.alone = alone,
+            Err(_) => *place = None,
+        }
+        confirmed
+    }
 }
 
 /// A client's request in the queue for a place, until this is dropped.
@@ -157,23 +205,33 @@ impl Cluster {
     /// # Errors
     /// There is none left, which is counted.
     pub fn try_hold(&self, client: IpAddr) -> Result<ClientPlace, Crowded> {
-        let (stats, client) = (self.stats(), Client::of(client));
-        let Limits { uploads, uploads_per_client, .. } = self.limits;
+        let client = Client::of(client);
+        self.change_held(client, |held| held.uploads += 1)?;
+        Ok(ClientPlace { stats: Arc::clone(self.stats()), client, alone: false })
+    }
+
+    /// Changes what a client, and all of them together, hold by uploads and tunnels, if that is within their shares then.
+    fn change_held(&self, client: Client, change: impl Fn(&mut Held)) -> Result<(), Crowded> {
+        let (all, each) = self.upload_shares();
+        let stats = self.stats();
         let mut shares = stats.shares.lock();
-        let crowded = if shares.of(client).uploads >= uploads_per_client {
-            Some(Crowded::Client)
-        } else {
-            // Written under the lock only.
-            (stats.uploads.load(Relaxed) >= uploads).then_some(Crowded::All)
+        // Written under the lock only.
+        let mut total = Held { uploads: stats.uploads.load(Relaxed), alone: shares.alone, ..Held::default() };
+        let mut held = shares.of(client);
+        change(&mut total);
+        change(&mut held);
+        let crowded = match (held.fits(each), total.fits(all)) {
+            (false, _) => Crowded::Client,
+            (_, false) => Crowded::All,
+            _ => {
+                shares.change(client, change);
+                shares.alone = total.alone;
+                stats.uploads.store(total.uploads, Relaxed);
+                return Ok(());
+            }
         };
-        if let Some(crowded) = crowded {
-            stats.upload_overflows.fetch_add(1, Relaxed);
-            return Err(crowded);
-        }
-        shares.change(client, |held| held.uploads += 1);
-        stats.uploads.fetch_add(1, Relaxed);
-        drop(shares);
-        Ok(ClientPlace { stats: Arc::clone(stats), client })
+        stats.upload_overflows.fetch_add(1, Relaxed);
+        Err(crowded)
     }
 }
 
@@ -181,7 +239,11 @@ impl Drop for ClientPlace {
     fn drop(&mut self) {
         let mut shares = self.stats.shares.lock();
         self.stats.uploads.fetch_sub(1, Relaxed);
-        shares.change(self.client, |held| held.uploads -= 1);
+        shares.alone -= u64::from(self.alone);
+        shares.change(self.client, |held| {
+            held.uploads -= 1;
+            held.alone -= u64::from(self.alone);
+        });
     }
 }
 
@@ -226,10 +288,67 @@ mod tests {
     #[test]
     fn the_smallest_cluster_takes_an_upload() {
         for (connections, all, each) in [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 3, 1), (5, 4, 2), (1024, 768, 256)] {
-            let limits = cluster(serde_json::json!({"connections": connections})).limits;
-            assert_eq!((limits.uploads, limits.uploads_per_client), (all, each), "{connections}");
+            let cluster = cluster(serde_json::json!({"connections": connections}));
+            assert_eq!(requests(&cluster), (all, each), "{connections}");
         }
-        let limits = cluster(serde_json::json!({"pending": 2, "uploads": 100, "uploads_per_client": 1})).limits;
-        assert_eq!((limits.uploads, limits.uploads_per_client, limits.pending_uploads), (1024, 11, 2));
+        let cluster = cluster(serde_json::json!({"pending": 2, "uploads": 100, "uploads_per_client": 1}));
+        assert_eq!((requests(&cluster), cluster.limits.pending_uploads), ((1024, 11), 2));
+    }
+
+    fn requests(cluster: &Cluster) -> (u64, u64) {
+        let (all, each) = cluster.upload_shares();
+        (all.requests, each.requests)
+    }
+
+    /// A cluster that speaks HTTP/2 to two endpoints, by 8 connections with 10 streams.
+    fn h2() -> Arc<Cluster> {
+        let config = serde_json::json!({
+            "name": "c", "endpoints": [{"address": "127.0.0.1:1"}, {"address": "127.0.0.1:2"}], "protocol": "h2",
+            "http2": {"max_concurrent_streams": 10}, "limits": {"connections": 8},
+        });
+        Cluster::new(&serde_json::from_value(config).unwrap(), None)
+    }
+
+    fn held(cluster: &Cluster, client: &str) -> Holding {
+        let holding = Holding::default();
+        holding.begin(hold(cluster, client).unwrap());
+        holding
+    }
+
+    #[test]
+    fn one_that_goes_alone_counts_for_a_whole_connection() {
+        let cluster = h2();
+        let mut alone: Vec<_> = (0..6).map(|n| held(&cluster, &format!("192.0.2.{}", n / 2))).collect();
+        for holding in &alone {
+            assert_eq!(holding.confirm(&cluster, true), Ok(()));
+            assert_eq!(holding.confirm(&cluster, true), Ok(()), "it counts once");
+        }
+        assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), Crowded::Client);
+        assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), Crowded::All);
+        alone.pop();
+        let (stream, other) = (held(&cluster, "192.0.2.8"), held(&cluster, "192.0.2.9"));
+        assert_eq!(other.confirm(&cluster, true), Err(Crowded::All), "a stream is taken of the last connection");
+        drop(stream);
+        alone.push(held(&cluster, "192.0.2.9"));
+        assert_eq!(alone[5].confirm(&cluster, true), Ok(()));
+        drop(alone);
+        assert!(cluster.stats().shares.lock().clients.is_empty());
+        assert_eq!((cluster.stats().uploads.load(Relaxed), cluster.stats().shares.lock().alone), (0, 0));
+    }
+
+    #[test]
+    fn shares_are_parts_of_what_endpoints_allow() {
+        let cluster = h2();
+        assert_eq!(requests(&cluster), (60, 20));
+        let held: Vec<_> = (0..9).map(|_| held(&cluster, "192.0.2.1")).collect();
+        cluster.members[0].endpoint.allow_streams(100);
+        assert_eq!(requests(&cluster), (60, 20));
+        cluster.members[1].endpoint.allow_streams(4);
+        assert_eq!(requests(&cluster), (24, 8));
+        // One that needs a connection now has none of the places that there are.
+        assert_eq!(held[0].confirm(&cluster, false), Err(Crowded::Client));
+        assert_eq!(held[1].confirm(&cluster, false), Ok(()), "another has left");
+        cluster.members[1].endpoint.allow_streams(0);
+        assert_eq!(requests(&cluster), (6, 2), "it will take some again");
     }
 }

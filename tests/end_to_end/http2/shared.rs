@@ -301,3 +301,114 @@ fn a_connection_without_resets_from_here_lasts() {
     }
     assert_eq!(upstream.connections(), 1);
 }
+
+/// Answers what is there as a whole, and waits for the rest of what is not.
+fn patient(settings: &'static [(u16, u32)]) -> Upstream {
+    speaking(settings, |h2, _| {
+        while let Ok((stream, _)) = h2.next_request() {
+            h2.answer(stream, 200, b"fine");
+        }
+    })
+}
+
+/// Begins an upload that does not go on.
+fn begin(client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)]) -> u32 {
+    let stream = client.request("POST", path, &[&[("x-forwarded-for", from)], fields].concat(), false);
+    client.data(stream, b"x", false);
+    stream
+}
+
+fn assert_refused(proxy: &Proxy, client: &mut H2, stream: u32, path: &str, details: &str) {
+    assert_eq!(client.response(stream).status(), 503);
+    let entry = proxy.entry_for(path);
+    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &details.into()));
+}
+
+fn wait_for_uploads(proxy: &Proxy, count: f64) {
+    proxy.wait_for_metric("tollgate_cluster_uploads", &[("cluster", "web")], count);
+}
+
+/// The fields of a request that has a connection to itself.
+const ALONE: [(&str, &str); 1] = [("trailer", "x-sum")];
+
+/// There are hundreds of streams, but few connections.
+#[test]
+fn uploads_that_have_a_connection_each_leave_some_to_others() {
+    let upstream = patient(&[]);
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 4}").listener("trusted_hops: 1"));
+    let mut client = proxy.h2();
+    assert_eq!(client.get("/").text(), "fine");
+    let held = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|from| begin(&mut client, "/held", from, &ALONE));
+    wait_until("each to have a connection", || connects(&proxy) == 4.0);
+    for (from, fields) in [("192.0.2.1", &ALONE[..]), ("192.0.2.1", &[])] {
+        let over = begin(&mut client, "/client", from, fields);
+        assert_refused(&proxy, &mut client, over, "/client", "client_uploads_overflow");
+    }
+    let over = begin(&mut client, "/all", "192.0.2.4", &ALONE);
+    assert_refused(&proxy, &mut client, over, "/all", "uploads_overflow");
+    assert_eq!((client.get("/").text(), connects(&proxy)), ("fine", 4.0));
+    // One that has ended leaves its connection to another.
+    client.headers(held[0], &[("x-sum", "7")], true);
+    assert_eq!(client.response(held[0]).text(), "fine");
+    wait_for_uploads(&proxy, 2.0);
+    begin(&mut client, "/next", "192.0.2.4", &ALONE);
+    wait_until("the next to have one", || connects(&proxy) == 5.0);
+}
+
+#[test]
+fn tunnels_of_tcp_count_for_whole_connections() {
+    let upstream = patient(&[]);
+    let options = "limits: {connections: 4}";
+    let proxy = Proxy::start(config(&upstream, options).listener("connect: true\ntrusted_hops: 1"));
+    let mut client = proxy.h2();
+    let mut connect = |from: &str| {
+        let head = [(":method", "CONNECT"), (":authority", "test:443"), ("x-forwarded-for", from)];
+        let stream = client.open(&head, false);
+        client.wait(stream, "a head", |message| !message.blocks.is_empty());
+        client.so_far(stream).status()
+    };
+    let statuses = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(&mut connect);
+    assert_eq!(statuses, [200, 503, 200, 200, 503]);
+    assert_eq!(proxy.get("/").text(), "fine");
+}
+
+/// Where there may be no further connection, an upload that needs one to itself gets the one that others have used. These are never
+/// left with none.
+#[test]
+fn an_upload_that_has_the_only_connection_keeps_nobody_out() {
+    let upstream = patient(&[]);
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
+    let mut client = proxy.h2();
+    assert_eq!(client.get("/").text(), "fine");
+    let held = begin(&mut client, "/held", "192.0.2.1", &ALONE);
+    wait_until("it to have a connection", || connects(&proxy) == 2.0);
+    proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 1.0);
+    for _ in 0..3 {
+        assert_eq!(client.get("/").text(), "fine");
+    }
+    // Nor do they get more than one by that, and whoever needs one to itself waits.
+    let long = "v".repeat(8100);
+    let waits = client.request("GET", "/longish", &[("x-long", &long)], true);
+    proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
+    assert_eq!((client.get("/").text(), connects(&proxy)), ("fine", 3.0));
+    client.headers(held, &[("x-sum", "7")], true);
+    assert_eq!([held, waits].map(|stream| client.response(stream).status()), [200, 200]);
+}
+
+/// Not of those that are configured.
+#[test]
+fn uploads_hold_a_part_of_the_streams_that_the_upstream_allows() {
+    let upstream = patient(&[(setting::MAX_CONCURRENT_STREAMS, 2)]);
+    let proxy = Proxy::start(config(&upstream, "limits: {connections: 4}").listener("trusted_hops: 1"));
+    let mut client = proxy.h2();
+    assert_eq!(client.get("/").text(), "fine");
+    for from in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        let _held = [(); 2].map(|()| begin(&mut client, "/held", from, &[]));
+    }
+    wait_for_uploads(&proxy, 6.0);
+    let over = begin(&mut client, "/client", "192.0.2.1", &[]);
+    assert_refused(&proxy, &mut client, over, "/client", "client_uploads_overflow");
+    let over = begin(&mut client, "/all", "192.0.2.4", &[]);
+    assert_refused(&proxy, &mut client, over, "/all", "uploads_overflow");
+    assert_eq!(client.get("/").text(), "fine");
+}

@@ -137,8 +137,8 @@ pub struct ClusterLimits {
     #[schemars(range(min = 1))]
     pub requests: u32,
     /// Unfinished uploads and tunnels at one time, in percent of the places that there are for requests (`connections`, with
-    /// `protocol: h2` as many times `http2.max_concurrent_streams`, and at most `requests`): requests whose bodies have not all
-    /// come, upgrades and `CONNECT`. Further ones are answered with 503 (flag `UO`).
+    /// `protocol: h2` as many times `http2.max_concurrent_streams` or what endpoints allow, and at most `requests`): requests whose
+    /// bodies have not all come, upgrades and `CONNECT`. Further ones are answered with 503 (flag `UO`).
     #[schemars(range(min = 1, max = 100))]
     pub uploads: u32,
     /// The same for one client (an IPv6 /64 counts as one).

@@ -223,10 +223,10 @@ fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
             limits.connections = 2;
             limits.idle_timeout = units::Duration::secs(1);
         });
-        let (here, there) = (pools(), pools());
-        let first = here.tunnel(&cluster, endpoint(&cluster, 0), None).await.unwrap();
-        let other = there.tunnel(&cluster, endpoint(&cluster, 0), None).await.unwrap();
-        let mut second = Box::pin(here.tunnel(&cluster, endpoint(&cluster, 0), None));
+        let (here, there, place) = (pools(), pools(), Holding::default());
+        let first = here.tunnel(&cluster, endpoint(&cluster, 0), None, &place).await.unwrap();
+        let other = there.tunnel(&cluster, endpoint(&cluster, 0), None, &place).await.unwrap();
+        let mut second = Box::pin(here.tunnel(&cluster, endpoint(&cluster, 0), None, &place));
         assert!(waits(&mut second).await);
         drop(other);
         second.await.unwrap();
