@@ -85,7 +85,8 @@ impl<T> Screened<T> {
 
     /// Of a server, whose heads may have so many bytes. `ends` is told of those that end their streams and have pseudo-header fields.
     pub fn of_server(stream: T, max_head: usize, ends: Ends) -> Self {
-        Screened { stream, screen: Screen { ends: Some(ends), ..Screen::new(max_head) } }
+        let screen = Screen { ends: Some(ends), opening: Some(Opening::new()), ..Screen::new(max_head) };
+        Screened { stream, screen }
     }
 
     /// The stream alone.
@@ -93,6 +94,9 @@ impl<T> Screened<T> {
         self.stream
     }
 }
+
+/// What has come of a frame's header.
+type Opening = smallvec::SmallVec<[u8; HEADER]>;
 
 /// What is known of the frames so far.
 #[derive(Default)]
@@ -102,6 +106,9 @@ struct Screen {
     malformed: Malformed,
     /// Of a server.
     ends: Option<Ends>,
+    /// Of a server, until the header of its first frame has come. That is SETTINGS (RFC 9113 section 3.4), or the server speaks
+    /// something else, of which there may be no more than a few bytes: they pass at once, for others to say what they are.
+    opening: Option<Opening>,
     /// Bytes that pass before the next frame begins.
     skip: usize,
     /// The client's last stream: another head on it, or on one before it, is trailers. Of a server's that cannot be seen.
@@ -130,7 +137,7 @@ impl Screen {
 
     /// Of what has come, how much may pass as it is. The rest is held.
     fn pass(&mut self, bytes: &[u8]) -> usize {
-        let mut at = 0;
+        let mut at = self.open(bytes);
         while at < bytes.len() {
             let skipped = self.skip.min(bytes.len() - at);
             self.skip -= skipped;
@@ -150,6 +157,18 @@ impl Screen {
             }
         }
         at
+    }
+
+    /// How much of what has come is of the first frame's header.
+    fn open(&mut self, bytes: &[u8]) -> usize {
+        let Some(header) = &mut self.opening else { return 0 };
+        let count = bytes.len().min(HEADER - header.len());
+        header.extend_from_slice(&bytes[..count]);
+        if let Some(frame) = Frame::read(header) {
+            self.skip = frame.length as usize;
+            self.opening = None;
+        }
+        count
     }
 
     /// What has come follows what is held.
