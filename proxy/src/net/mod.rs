@@ -6,6 +6,7 @@ pub mod descriptors;
 mod first_bytes;
 pub mod io;
 mod linger;
+mod pass_writes;
 pub mod proxy_protocol;
 pub mod socket;
 mod socket_file;
@@ -13,6 +14,7 @@ pub mod stream;
 mod timer;
 pub mod transport;
 
+pub(crate) use self::pass_writes::pass_writes;
 pub use self::{
     carry::{Broke, Carry},
     client::Client,

@@ -18,7 +18,7 @@ use super::link::Carrier;
 use crate::{
     h1::{self, Decoder},
     h2::{Ended, Incoming},
-    net::Transport,
+    net::{Transport, pass_writes},
 };
 
 /// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
@@ -43,19 +43,7 @@ impl<T: AsyncRead + Unpin, K: Unpin> AsyncRead for Held<T, K> {
     }
 }
 
-impl<T: AsyncWrite + Unpin, K: Unpin> AsyncWrite for Held<T, K> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+pass_writes!([T: AsyncWrite + Unpin, K: Unpin] Held<T, K>, stream);
 
 impl<T: Transport, K: Unpin> Transport for Held<T, K> {
     fn plain(&self) -> Option<&TcpStream> {

@@ -16,14 +16,15 @@ use bytes::{Bytes, BytesMut};
 use h3::{error::Code, server::RequestStream};
 use http_body::Body as _;
 use tokio::{
-    io::{
-        AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split,
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split},
     time::timeout,
 };
 
 use super::{body::Incoming, transport::Sender};
-use crate::{exchange::Tunnel, net::Transport};
+use crate::{
+    exchange::Tunnel,
+    net::{Transport, pass_writes},
+};
 
 /// Bytes that wait in the pipe, each way.
 const PIPE: usize = 64 << 10;
@@ -52,19 +53,7 @@ impl AsyncRead for Near {
     }
 }
 
-impl AsyncWrite for Near {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_shutdown(cx)
-    }
-}
+pass_writes!([] Near, pipe);
 
 impl Transport for Near {
     fn abort(&self) {

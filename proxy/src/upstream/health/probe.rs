@@ -22,7 +22,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
@@ -33,7 +33,7 @@ use crate::{
         model::{Check, HealthCheck},
         units::Address,
     },
-    net::{FirstBytes, Looks, Stream, TokioIo},
+    net::{FirstBytes, Looks, Stream, TokioIo, pass_writes},
     upstream::{
         Cluster, Endpoint, OpenError, Trouble,
         connect::{self, Version},
@@ -230,19 +230,7 @@ impl AsyncRead for Noting {
     }
 }
 
-impl AsyncWrite for Noting {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+pass_writes!([] Noting, stream);
 
 /// Runs what hyper wants to run on this thread.
 #[derive(Clone)]
