@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -19,6 +19,7 @@ use super::{
     frames::{Scanner, Seen},
     said::{Reader, Said},
 };
+use crate::net::pass_writes;
 
 /// The streams of a connection about which somebody wants to know.
 #[derive(Debug, Default, Clone)]
@@ -111,7 +112,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let (mut ends, said) = (me.ends.0.streams.borrow_mut(), &me.ends.0.said);
         me.scanner.scan_all(&buf.filled()[before..], |seen| {
             if let Seen::Frame(frame) = seen
-                && frame.ends_stream
+                && frame.ends_stream()
                 && let Some(end) = ends.get_mut(&frame.stream)
             {
                 end.has_come = true;
@@ -122,28 +123,4 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-}
+pass_writes!([T: AsyncWrite + Unpin] Watched<T>, stream);

@@ -1,7 +1,10 @@
 //! An eye on the frames that a peer sends, beside h2.
 
+/// Bytes with which a client begins (RFC 9113 section 3.4).
+pub const PREFACE: usize = 24;
+
 /// A frame's header (RFC 9113 section 4.1).
-const HEADER: usize = 9;
+pub(super) const HEADER: usize = 9;
 
 /// The frame types that matter here (RFC 9113 section 6).
 pub const DATA: u8 = 0;
@@ -13,21 +16,37 @@ pub const SETTINGS: u8 = 4;
 pub const GOAWAY: u8 = 7;
 /// See [`DATA`].
 pub const WINDOW_UPDATE: u8 = 8;
+/// See [`DATA`].
+pub const CONTINUATION: u8 = 9;
 
 /// The flag that ends a stream, on [`DATA`] and [`HEADERS`].
-const END_STREAM: u8 = 1;
+pub(super) const END_STREAM: u8 = 1;
 
 /// What a frame's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// Its type.
     pub kind: u8,
+    /// What they say depends on its type.
+    pub flags: u8,
     /// Bytes of its payload.
     pub length: u32,
     /// Its stream.
     pub stream: u32,
-    /// It is the stream's last one in this direction.
-    pub ends_stream: bool,
+}
+
+impl Frame {
+    /// Reads the header that these bytes begin with, if all of it is there.
+    pub fn read(bytes: &[u8]) -> Option<Frame> {
+        let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HEADER>()?;
+        let length = u32::from_be_bytes([0, a, b, c]);
+        Some(Frame { kind, flags, length, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) })
+    }
+
+    /// Whether it is its stream's last one in this direction.
+    pub fn ends_stream(&self) -> bool {
+        self.flags & END_STREAM != 0 && matches!(self.kind, DATA | HEADERS)
+    }
 }
 
 /// What is found in what a peer sends.
@@ -77,19 +96,10 @@ impl Scanner {
             self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
             self.filled += taken;
             bytes = &bytes[taken..];
-            if self.filled < HEADER {
-                return;
-            }
-            let [a, b, c, kind, flags, stream @ ..] = self.header;
-            let length = u32::from_be_bytes([0, a, b, c]);
-            each(Seen::Frame(Frame {
-                kind,
-                length,
-                stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
-                ends_stream: flags & END_STREAM != 0 && matches!(kind, DATA | HEADERS),
-            }));
+            let Some(frame) = Frame::read(&self.header[..self.filled]) else { return };
+            each(Seen::Frame(frame));
             self.begun = true;
-            (self.filled, self.skip) = (0, length as usize);
+            (self.filled, self.skip) = (0, frame.length as usize);
         }
     }
 }
@@ -105,17 +115,12 @@ mod tests {
 
     #[test]
     fn frames_are_found_however_they_are_cut() {
-        const PREFACE: usize = 24;
         let all = [(6, 1, 8), (HEADERS, 4, 30), (HEADERS, 5, 0), (DATA, 0, 5), (DATA, 1, 0), (DATA, 1, 700)];
         let bytes = all.iter().map(|(kind, flags, payload)| frame(*kind, *flags, *payload));
         let bytes = [vec![b'x'; PREFACE], bytes.collect::<Vec<_>>().concat()].concat();
-        let expected = all.map(|(kind, flags, payload)| Frame {
-            kind,
-            length: payload as u32,
-            stream: 3,
-            // An answer to a ping ends nothing.
-            ends_stream: kind != 6 && flags & 1 == 1,
-        });
+        let expected = all.map(|(kind, flags, payload)| Frame { kind, flags, length: payload as u32, stream: 3 });
+        // An answer to a ping ends nothing.
+        assert_eq!(expected.map(|frame| frame.ends_stream()), [false, false, true, false, true, true]);
         for step in 1..bytes.len() {
             let (mut scanner, mut found) = (Scanner::after(PREFACE), Vec::new());
             bytes.chunks(step).for_each(|part| scanner.scan(part, |frame| found.push(frame)));

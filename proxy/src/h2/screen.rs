@@ -7,7 +7,7 @@
 use std::{
     borrow::Cow,
     cell::Cell,
-    io::{self, IoSlice},
+    io,
     mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
@@ -16,13 +16,12 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Ends, hpack};
-
-/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
-const PREFACE: usize = 24;
-
-/// A frame's header (RFC 9113 section 4.1).
-const HEADER: usize = 9;
+use super::{
+    Ends,
+    frames::{CONTINUATION, END_STREAM, Frame, HEADER, HEADERS, PREFACE},
+    hpack,
+};
+use crate::net::pass_writes;
 
 /// Bytes of a frame's payload, at most. Neither side says that it takes more.
 const FRAME: usize = 16_384;
@@ -30,32 +29,10 @@ const FRAME: usize = 16_384;
 /// Frames of one head that are looked at together, at most.
 const FRAMES: usize = 64;
 
-/// The frame types that matter here (RFC 9113 section 6).
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-
-// Their flags.
-const END_STREAM: u8 = 1;
+// The flags of heads (RFC 9113 sections 6.2 and 6.10).
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
-
-/// What a frame's header says.
-#[derive(Clone, Copy)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    length: u32,
-    stream: u32,
-}
-
-impl Frame {
-    fn read(bytes: &[u8]) -> Option<Frame> {
-        let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HEADER>()?;
-        let length = u32::from_be_bytes([0, a, b, c]);
-        Some(Frame { kind, flags, length, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) })
-    }
-}
 
 /// How many heads were changed, since their messages are malformed, and nobody has told of it.
 #[derive(Debug, Default, Clone)]
@@ -387,31 +364,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Screened<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Screened<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-}
+pass_writes!([T: AsyncWrite + Unpin] Screened<T>, stream);
 
 #[cfg(test)]
 mod tests;

@@ -16,13 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     h2::{
         Widening, Window,
-        frames::{DATA, Frame, HEADERS, Scanner},
+        frames::{DATA, Frame, HEADERS, PREFACE, Scanner},
     },
     http::flood::Flood,
 };
-
-/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
-const PREFACE: usize = 24;
 
 /// A connection whose frames are counted.
 pub(super) struct Frames<T> {
