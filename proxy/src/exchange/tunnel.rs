@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     task::yield_now,
     time::{Instant, sleep_until},
 };
@@ -48,16 +49,52 @@ impl Drop for Upstream {
     }
 }
 
-/// Both directions.
+/// One of the two ways, with the side that sends on it.
+#[derive(Default)]
+struct Way {
+    carry: Carry,
+    is_over: bool,
+    /// Why the side has not come to a clean end.
+    broke: Option<io::Error>,
+}
+
+impl Way {
+    /// Carries what can be carried now. `back` is the receiver's own way.
+    fn poll(
+        &mut self,
+        back: &mut Way,
+        sender: &mut (impl AsyncRead + Unpin),
+        receiver: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) {
+        if self.is_over {
+            return;
+        }
+        let Poll::Ready(carried) = self.carry.poll(sender, receiver, cx) else { return };
+        self.is_over = true;
+        match carried {
+            Ok(()) => {}
+            Err(Broke::Sender(error)) => {
+                // Nobody is there to read what comes back.
+                back.is_over = true;
+                self.broke.get_or_insert(error);
+            }
+            // Who has ended its side may close all of it: that is no abort.
+            Err(Broke::Receiver(_)) if back.carry.has_ended() => {}
+            Err(Broke::Receiver(error)) => {
+                // What it has sent before is still delivered, and what then looks like an end is none.
+                back.carry.cut();
+                back.broke.get_or_insert(error);
+            }
+        }
+    }
+}
+
+/// Both ways: the client sends forth, the upstream back.
 #[derive(Default)]
 struct Directions {
-    forth: Carry,
-    back: Carry,
-    is_forth_over: bool,
-    is_back_over: bool,
-    /// Why a side has not come to a clean end.
-    client_broke: Option<io::Error>,
-    upstream_broke: Option<io::Error>,
+    forth: Way,
+    back: Way,
 }
 
 impl Directions {
@@ -68,49 +105,15 @@ impl Directions {
         upstream: &mut Box<dyn Transport>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        if !self.is_forth_over
-            && let Poll::Ready(carried) = self.forth.poll(client, upstream, cx)
-        {
-            self.is_forth_over = true;
-            match carried {
-                Ok(()) => {}
-                Err(Broke::Sender(error)) => {
-                    // Nobody is there to read what comes back.
-                    self.is_back_over = true;
-                    self.client_broke.get_or_insert(error);
-                }
-                // Who has ended its side may close all of it: that is no abort.
-                Err(Broke::Receiver(_)) if self.back.has_ended() => {}
-                Err(Broke::Receiver(error)) => {
-                    // What it has sent before is still delivered, and what then looks like an end is none.
-                    self.back.cut();
-                    self.upstream_broke.get_or_insert(error);
-                }
-            }
-        }
-        if !self.is_back_over
-            && let Poll::Ready(carried) = self.back.poll(upstream, client, cx)
-        {
-            self.is_back_over = true;
-            match carried {
-                Ok(()) => {}
-                Err(Broke::Sender(error)) => {
-                    self.is_forth_over = true;
-                    self.upstream_broke.get_or_insert(error);
-                }
-                Err(Broke::Receiver(_)) if self.forth.has_ended() => {}
-                Err(Broke::Receiver(error)) => {
-                    self.forth.cut();
-                    self.client_broke.get_or_insert(error);
-                }
-            }
-        }
-        if self.is_forth_over && self.is_back_over { Poll::Ready(()) } else { Poll::Pending }
+        let Directions { forth, back } = self;
+        forth.poll(back, client, upstream, cx);
+        back.poll(forth, upstream, client, cx);
+        if forth.is_over && back.is_over { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// What has moved so far, either way.
     fn moved(&self) -> u64 {
-        self.forth.received() + self.forth.sent() + self.back.received() + self.back.sent()
+        [&self.forth, &self.back].into_iter().map(|way| way.carry.received() + way.carry.sent()).sum()
     }
 }
 
@@ -163,7 +166,8 @@ impl Tunnel {
         })
         .await;
         drop(counted);
-        let Directions { forth, back, client_broke, upstream_broke, .. } = directions;
+        let (forth, back) = (directions.forth.carry, directions.back.carry);
+        let (client_broke, upstream_broke) = (directions.forth.broke, directions.back.broke);
         upstream.aborts = client_broke.is_some();
         stream.flag(flags);
         let (broke, client_aborts) = (client_broke.is_some() || upstream_broke.is_some(), upstream_broke.is_some());
