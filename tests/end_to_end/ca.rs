@@ -411,24 +411,32 @@ fn a_certificate_that_still_holds_is_used_without_asking() {
     assert!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]) > 0.0);
 }
 
+/// What a proxy has got from its authority.
+const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
+
+/// A proxy that is `WEB`, and takes those whom the authority knows.
+fn inner(ca: &Proxy, upstream: &Upstream) -> Config {
+    Config::to(upstream)
+        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 12s"))
+        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"))
+}
+
+/// A proxy before it that asks for `san`, with more options of the cluster.
+fn outer(ca: &Proxy, inner: &Proxy, san: &str, options: &str) -> Config {
+    let options = format!("{options}tls: {{ca: [run/ca.pem], sans: ['{san}'], certificate: {OWN}}}");
+    let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
+    Config::new().top(&section).listener("cluster: inner").cluster("inner", &[inner.address("main")], &options)
+}
+
 #[test]
 fn two_proxies_with_certificates_trust_each_other() {
-    const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
     let folder = Folder::new();
     let ca = folder.serve("");
     let token = folder.token("spiffe://mesh.local/*", "1h");
     let files = [("token", token.as_bytes())];
     let upstream = Upstream::saying("through both");
-    let inner = Config::to(&upstream)
-        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 12s"))
-        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
-    let inner = Proxy::start_with(inner, &files);
-    let outer = |san: &str| {
-        let tls = format!("tls: {{ca: [run/ca.pem], sans: ['{san}'], certificate: {OWN}}}");
-        let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
-        let config = Config::new().top(&section).listener("cluster: inner");
-        Proxy::start_with(config.cluster("inner", &[inner.address("main")], &tls), &files)
-    };
+    let inner = Proxy::start_with(inner(&ca, &upstream), &files);
+    let outer = |san: &str| Proxy::start_with(outer(&ca, &inner, san, ""), &files);
     let wrong = outer("spiffe://mesh.local/ns/default/sa/db");
     assert_eq!(wrong.get("/").status(), 503, "it is another one that answers");
     let right = outer(WEB);

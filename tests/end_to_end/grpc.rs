@@ -7,7 +7,7 @@ use crate::{
     guest,
     harness::{
         Client, Config, Message, Proxy, Upstream, answer,
-        frames::{code, encode, flag, head, kind},
+        frames::{code, head},
     },
     whole::{speaking, to_h2},
 };
@@ -220,16 +220,7 @@ fn with_trailers_of(bytes: usize) -> Upstream {
             let value = "v".repeat(bytes);
             h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
             h2.data(stream, b"\0\0\0\0\x01m", false);
-            let block = encode(&[("grpc-status", "0"), ("x-large-bin", &value)]);
-            let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
-            for (n, part) in parts.iter().enumerate() {
-                let (first, last) = (n == 0, n + 1 == parts.len());
-                let end = if last { flag::END_HEADERS } else { 0 };
-                match first {
-                    true => h2.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
-                    false => h2.send(kind::CONTINUATION, end, stream, part),
-                }
-            }
+            h2.headers(stream, &[("grpc-status", "0"), ("x-large-bin", &value)], true);
             if let Some(waits) = waits.take() {
                 h2.headers(waits, &[(":status", "200"), ("grpc-status", "0")], true);
             }
@@ -268,12 +259,7 @@ fn trailers_that_are_too_long_fail_their_call_alone() {
 fn a_head_that_is_too_long_is_not_asked_for_again() {
     let upstream = speaking(|h2| {
         while let Ok((stream, _)) = h2.next_request() {
-            let block = encode(&[(":status", "200"), ("x-large", &"v".repeat(70_000))]);
-            let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
-            h2.send(kind::HEADERS, flag::END_STREAM, stream, parts[0]);
-            for (n, part) in parts.iter().enumerate().skip(1) {
-                h2.send(kind::CONTINUATION, if n + 1 == parts.len() { flag::END_HEADERS } else { 0 }, stream, part);
-            }
+            h2.headers(stream, &[(":status", "200"), ("x-large", &"v".repeat(70_000))], true);
         }
     });
     let proxy = Proxy::start(to_h2(&upstream));
@@ -347,16 +333,8 @@ fn too_much_metadata_is_answered_as_a_call() {
         let names: Vec<String> = (0..count).map(|n| format!("x-{n}")).collect();
         let mut fields = GRPC.to_vec();
         fields.extend(names.iter().map(|name| (name.as_str(), value)));
-        let block = encode(&head("POST", path, &fields));
         let stream = client.next_stream();
-        let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
-        for (n, part) in parts.iter().enumerate() {
-            let end = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
-            match n {
-                0 => client.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
-                _ => client.send(kind::CONTINUATION, end, stream, part),
-            }
-        }
+        client.headers(stream, &head("POST", path, &fields), true);
         client.response(stream)
     };
     assert_eq!(ask("/a.B/Some", 120, "v").field("grpc-status"), Some("0"), "not more than calls may have");

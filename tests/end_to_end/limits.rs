@@ -2,11 +2,7 @@
 
 use std::{net::TcpStream, thread};
 
-use crate::harness::{
-    Client, Config, Proxy, Upstream, Wire, answer,
-    frames::{encode, flag, kind},
-    wait_for, wasm,
-};
+use crate::harness::{Client, Config, Proxy, Upstream, Wire, answer, wait_for, wasm};
 
 /// A filter that holds a body back until its end has come. `phase` is `request` or `response`.
 fn holding(phase: &str) -> Vec<u8> {
@@ -251,15 +247,7 @@ fn trailers_that_are_too_long_are_no_part_of_a_request() {
     for (path, length, status) in [("/short", 15_000, 200), ("/long", 17_000, 400), ("/longer", 40_000, 400)] {
         let stream = client.request("POST", path, &[("trailer", "x-large")], false);
         client.data(stream, b"hello", false);
-        let block = encode(&[("x-large", &"v".repeat(length))]);
-        let parts: Vec<&[u8]> = block.chunks(16 << 10).collect();
-        for (n, part) in parts.iter().enumerate() {
-            let end = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
-            match n {
-                0 => client.send(kind::HEADERS, flag::END_STREAM | end, stream, part),
-                _ => client.send(kind::CONTINUATION, end, stream, part),
-            }
-        }
+        client.headers(stream, &[("x-large", &"v".repeat(length))], true);
         assert_eq!(client.response(stream).status(), status, "{path}");
         if status == 400 {
             let entry = proxy.entry_for(path);

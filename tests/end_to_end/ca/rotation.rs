@@ -11,8 +11,8 @@ use std::{
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
 use serde_json::json;
 
-use super::{Folder, WEB, held, request_for, sign, workload, workload_section};
-use crate::harness::{Client, Config, Proxy, Signal, Upstream, wait_until};
+use super::{Folder, WEB, held, inner, outer, request_for, sign, workload};
+use crate::harness::{Client, Proxy, Signal, Upstream, wait_until};
 
 /// How many roots a proxy trusts, by its folder.
 fn roots(proxy: &Proxy) -> usize {
@@ -39,23 +39,15 @@ fn restart(proxy: &mut Proxy) {
 
 #[test]
 fn a_root_follows_another_and_no_handshake_fails() {
-    const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
     let folder = Folder::new();
     let ca = folder.serve("");
     let token = folder.token("spiffe://mesh.local/*", "1h");
     let files = [("token", token.as_bytes())];
     let upstream = Upstream::saying("through both");
-    let inner = Config::to(&upstream)
-        .top(&workload_section(ca.address("admin"), WEB, ", ttl: 12s"))
-        .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"));
-    let mut inner = Proxy::start_with(inner, &files);
+    let mut inner = Proxy::start_with(inner(&ca, &upstream), &files);
     // A handshake for each request.
-    let options = format!(
-        "limits: {{requests_per_connection: 1}}\ntls: {{ca: [run/ca.pem], sans: ['{WEB}'], certificate: {OWN}}}"
-    );
-    let section = workload_section(ca.address("admin"), "spiffe://mesh.local/edge", ", ttl: 12s");
-    let outer = Config::new().top(&section).listener("cluster: inner");
-    let mut outer = Proxy::start_with(outer.cluster("inner", &[inner.address("main")], &options), &files);
+    let outer = outer(&ca, &inner, WEB, "limits: {requests_per_connection: 1}\n");
+    let mut outer = Proxy::start_with(outer, &files);
     let first = folder.read("ca/ca.pem");
 
     let (over, answered, address) = (AtomicBool::new(false), AtomicUsize::new(0), outer.address("main"));

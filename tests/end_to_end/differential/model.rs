@@ -209,8 +209,6 @@ pub enum Kind {
     Inexpressible,
     /// Something else is right there.
     Otherwise(Want),
-    /// It is wrong there, as is known.
-    Pending,
 }
 
 /// One message, and what should come of it.
@@ -415,12 +413,6 @@ impl Row {
     pub fn but(self, ways: Ways, up: Up, down: Down, why: &'static str) -> Row {
         let want = Row::new("").want(up, down).want;
         self.except(ways, Kind::Otherwise(want), why)
-    }
-
-    /// It is wrong there, as is known.
-    #[allow(dead_code, reason = "there is no such row while nothing is known to be wrong")]
-    pub fn pending(self, ways: Ways, why: &'static str) -> Row {
-        self.except(ways, Kind::Pending, why)
     }
 
     /// What differs in a way. The first one counts.
