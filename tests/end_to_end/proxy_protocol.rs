@@ -1,6 +1,14 @@
 //! What comes before the first request: the PROXY protocol.
 
-use crate::harness::{Config, Proxy, Upstream};
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::{Mutex, mpsc},
+};
+
+use crate::harness::{Config, DEADLINE, Proxy, Secure, Upstream, answer};
+
+const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n";
 
 const TRUSTING: &str = "proxy_protocol: {trusted: [127.0.0.1]}";
 
@@ -13,7 +21,7 @@ fn a_proxy_that_is_trusted_says_who_the_client_is() {
     let proxy = Proxy::start(Config::to(&upstream).listener(TRUSTING));
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
     for (header, client) in [
-        (&b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n"[..], "192.0.2.7"),
+        (V1, "192.0.2.7"),
         (b"PROXY TCP6 2001:db8::7 2001:db8::1 1000 80\r\n", "2001:db8::7"),
         (V2, "192.0.2.7"),
         (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
@@ -55,7 +63,7 @@ fn who_is_not_trusted_sends_garbage() {
     let proxy = Proxy::start(Config::to(&upstream).listener("proxy_protocol: {trusted: [192.0.2.0/24]}"));
     assert_eq!(proxy.get("/").status(), 200);
     let mut connection = proxy.client();
-    connection.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    connection.send([V1, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
     assert_eq!(connection.read().status(), 400);
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -73,11 +81,83 @@ fn a_header_need_not_be_there_if_it_is_not_required() {
     assert_eq!(clients, [Some("127.0.0.1".to_owned()), Some("192.0.2.7".to_owned())]);
 }
 
-/// A connection that begins with one header carries nobody else's requests, wherever they were sent to.
+/// Filters allow and limit by the address that was said, and the log shows it.
 #[test]
-fn an_endpoint_is_told_of_both_ends_of_each_client() {
-    let (told, was_told) = std::sync::mpsc::channel();
-    let told = std::sync::Mutex::new(told);
+fn filters_and_the_log_go_by_what_was_said() {
+    let upstream = Upstream::saying("ok");
+    let policy = "config: {policies: [{name: p, action: deny, rules: [{from: [{source: {ip_blocks: [192.0.2.7]}}]}]}]}";
+    let limit = "config: {limits: [{name: l, key: [source: true], requests: 1, per: 24h}]}";
+    let config = Config::to(&upstream).listener(TRUSTING).filter("access", "builtin:authz", policy);
+    let proxy = Proxy::start(config.filter("limits", "builtin:ratelimit", limit));
+    for (path, client, status) in
+        [("/a", "192.0.2.7", 403), ("/b", "192.0.2.8", 200), ("/c", "192.0.2.8", 429), ("/d", "192.0.2.9", 200)]
+    {
+        let mut connection = proxy.client();
+        connection.send(format!("PROXY TCP4 {client} 192.0.2.1 1000 80\r\n"));
+        assert_eq!(connection.get(path).status(), status, "{path}");
+        let entry = proxy.entry_for(path);
+        assert_eq!((&entry["peer"], &entry["client"]), (&format!("{client}:1000").into(), &client.into()));
+    }
+}
+
+/// The header comes before the handshake. From who is not trusted it is none: it breaks the handshake, and under TLS the request.
+#[test]
+fn under_tls_it_comes_before_the_handshake_and_only_from_those_who_are_trusted() {
+    let upstream = Upstream::replying(|_| answer(200, &[], ""));
+    let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
+    const NONE: &[u8] = b"";
+    for (rules, rows) in [
+        (
+            "trusted: [127.0.0.1]",
+            &[
+                (V1, Ok("192.0.2.7")),
+                (V2, Ok("192.0.2.7")),
+                (NONE, Err("proxy_protocol")),
+                (b"PROXY TCP4 192.0.2.7\r\n", Err("proxy_protocol")),
+            ][..],
+        ),
+        ("trusted: [127.0.0.1], required: false", &[(V2, Ok("192.0.2.7")), (NONE, Ok("127.0.0.1"))]),
+        ("trusted: [192.0.2.0/24]", &[(NONE, Ok("127.0.0.1")), (V1, Err("handshake")), (V2, Err("handshake"))]),
+    ] {
+        let tls = "tls: {certificates: [{certificate: server.pem, key: server.key}]}";
+        let listener = format!("proxy_protocol: {{{rules}}}\n{tls}");
+        let proxy = Proxy::start_with(Config::to(&upstream).listener(&listener), &files);
+        let connect = |header: &[u8]| {
+            let mut socket = TcpStream::connect(proxy.address("main")).expect("a connection");
+            socket.write_all(header).expect("it can be sent");
+            Secure::over(socket, &[pair.cert.der().clone()], None)
+        };
+        let mut refusals = 0.0;
+        for (header, expected) in rows {
+            let before = upstream.requests().len();
+            let status = connect(header).get("");
+            match expected {
+                Ok(client) => {
+                    assert_eq!(status.expect("a response"), 200);
+                    let told = upstream.requests().pop().expect("a request");
+                    assert_eq!(told.field("x-forwarded-for"), Some(*client), "{rules} {}", header.escape_ascii());
+                }
+                Err(reason) => {
+                    status.expect_err("no response");
+                    refusals += 1.0;
+                    proxy.wait_for_metric("tollgate_connections_refused_total", &[("reason", reason)], refusals);
+                    assert_eq!(upstream.requests().len(), before);
+                }
+            }
+        }
+        let first = rows.iter().find_map(|(header, expected)| expected.is_ok().then_some(*header)).expect("a row");
+        let mut late = connect(first);
+        late.send([V1, b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n"].concat()).expect("it can be sent");
+        assert_eq!(late.read_exact(12).expect("a response"), b"HTTP/1.1 400", "{rules}");
+    }
+}
+
+/// Says which header a connection of its has begun with, for each request.
+fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
+    let (told, was_told) = mpsc::channel();
+    let told = Mutex::new(told);
     let upstream = Upstream::scripted(move |mut connection| {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
@@ -87,19 +167,37 @@ fn an_endpoint_is_told_of_both_ends_of_each_client() {
         let line = String::from_utf8(line).unwrap();
         while connection.request().is_some() {
             told.lock().unwrap().send(line.clone()).unwrap();
-            connection.send(crate::harness::answer(200, &[], "ok"));
+            connection.send(answer(200, &[], "ok"));
         }
     });
-    let config = Config::new().top("workers: 1").listener("cluster: web").listener(TRUSTING);
-    let proxy = Proxy::start(config.cluster("web", &[&upstream], "proxy_protocol: v1"));
-    let header = |to: &str| format!("PROXY TCP4 192.0.2.7 {to} 1000 80\r\n");
-    for to in ["192.0.2.1", "192.0.2.2", "192.0.2.1"] {
+    (upstream, was_told)
+}
+
+/// A connection that begins with one header carries nobody else's requests, wherever they were sent to, nor copies of them.
+#[test]
+fn an_endpoint_is_told_of_both_ends_of_each_client() {
+    let ((upstream, was_told), (mirror, was_copied)) = (reading_headers(), reading_headers());
+    let route = "config: {routes: [{cluster: web, mirror: {cluster: copies}}]}";
+    let config = Config::new().top("workers: 1").listener(TRUSTING).filter("routes", "builtin:router", route);
+    let config = config.cluster("web", &[&upstream], "proxy_protocol: v1");
+    let proxy = Proxy::start(config.cluster("copies", &[&mirror], "proxy_protocol: v1"));
+    let header = |ends: &str| format!("PROXY TCP4 {ends} 80\r\n");
+    let clients = [
+        "192.0.2.7 192.0.2.1 1000",
+        "192.0.2.7 192.0.2.2 1000",
+        "192.0.2.8 192.0.2.1 1000",
+        "192.0.2.7 192.0.2.1 1001",
+        // The first one again.
+        "192.0.2.7 192.0.2.1 1000",
+    ];
+    for ends in clients {
         let mut client = proxy.client();
-        client.send(header(to));
+        client.send(header(ends));
         for _ in 0..2 {
             assert_eq!(client.get("/").status(), 200);
-            assert_eq!(was_told.recv().unwrap(), header(to));
+            assert_eq!(was_told.recv_timeout(DEADLINE).unwrap(), header(ends));
+            assert_eq!(was_copied.recv_timeout(DEADLINE).unwrap(), header(ends));
         }
     }
-    assert_eq!(upstream.connections(), 2, "the third client is the first one again");
+    assert_eq!(upstream.connections(), clients.len() - 1);
 }

@@ -111,7 +111,7 @@ pub(super) async fn run(
         let head = Outgoing::new(site, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
-        mirror::start(site, cluster, head, upload, stream.client.ip());
+        mirror::start(site, stream, cluster, head, upload);
     }
 
     let mut tries = Tries::new(policy);

@@ -2,7 +2,6 @@
 //! mirror that cannot keep up loses its copy.
 
 use std::{
-    net::IpAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -17,8 +16,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{Site, upload::Upload};
 use crate::{
-    chain::RequestHead,
+    chain::{RequestHead, Stream},
     http::body::{Body, BodyError},
+    net::proxy_protocol::Addresses,
     upstream::{Cluster, Failure, Holding, Pools, Way},
 };
 
@@ -73,11 +73,11 @@ impl http_body::Body for Copy {
     }
 }
 
-/// Sends a copy of the request.
-pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload, client: IpAddr) {
+/// Sends a copy of a stream's request.
+pub(super) fn start(site: &Rc<Site>, stream: &Stream, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload) {
     let place = Holding::default();
     if upload.is_unfinished() {
-        match cluster.try_hold(client) {
+        match cluster.try_hold(stream.client.ip()) {
             Ok(held) => place.begin(held),
             Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
         }
@@ -91,9 +91,10 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, 
         }
     };
     let (pools, cluster) = (site.pools.clone(), cluster.clone());
+    let client = Addresses::new(stream.connection.peer, stream.connection.local);
     tokio::task::spawn_local(async move {
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
-        let sent = tokio::time::timeout(limit, send(&pools, &cluster, &place, &head, body)).await;
+        let sent = tokio::time::timeout(limit, send(&pools, &cluster, client, &place, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
             tracing::debug!(cluster = &*cluster.name, "a mirrored request had no response");
         }
@@ -103,6 +104,7 @@ pub(super) fn start(site: &Rc<Site>, cluster: &Arc<Cluster>, head: RequestHead, 
 async fn send(
     pools: &Pools<Body>,
     cluster: &Arc<Cluster>,
+    client: Addresses,
     place: &Holding,
     head: &RequestHead,
     body: Body,
@@ -112,7 +114,7 @@ async fn send(
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
     let failed = |failure: Failure<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let way = Way { place: Some(place), ..Way::default() };
+    let way = Way { client: Some(client), place: Some(place), ..Way::default() };
     let mut body = pools.send(cluster, endpoint, way, head, body).await.map_err(failed).ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {

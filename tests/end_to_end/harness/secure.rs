@@ -23,6 +23,15 @@ impl Secure {
         trusted: &[CertificateDer<'static>],
         shown: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
     ) -> Secure {
+        Secure::over(TcpStream::connect(address).expect("the proxy accepts connections"), trusted, shown)
+    }
+
+    /// The same on a connection on which something has been sent already.
+    pub fn over(
+        socket: TcpStream,
+        trusted: &[CertificateDer<'static>],
+        shown: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> Secure {
         let mut roots = RootCertStore::empty();
         trusted.iter().for_each(|certificate| roots.add(certificate.clone()).expect("a root"));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -36,7 +45,6 @@ impl Secure {
         };
         let name = "web.test".try_into().expect("a name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let socket = TcpStream::connect(address).expect("the proxy accepts connections");
         socket.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
         Secure(StreamOwned::new(connection, socket))
     }
