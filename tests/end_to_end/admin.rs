@@ -321,12 +321,14 @@ fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
     };
     proxy.wait_for_output("ready workers");
     let paths = ["/", "/live", "/ready", "/metrics", "/config", "/filters", "/clusters", "/log", "/none"];
-    for (method, path) in paths.map(|path| ("GET", path)).into_iter().chain([("POST", "/reload"), ("POST", "/log")]) {
+    let changes = ["/reload", "/log", "/yield"].map(|path| ("POST", path));
+    for (method, path) in paths.map(|path| ("GET", path)).into_iter().chain(changes) {
         for wrong in [None, Some(""), Some(second), Some("a-token-that-is-lon")] {
             let answer = asked(&proxy, wrong, method, path);
             assert_eq!((answer.status(), answer.field("www-authenticate")), (401, Some("Bearer")), "{path} {wrong:?}");
         }
     }
+    assert_eq!(asked(&proxy, None, "GET", "/ca/root").status(), 404, "an authority goes by tokens of its own");
     assert_eq!(asked(&proxy, Some(first), "GET", "/config").status(), 200);
     assert!(!asked(&proxy, Some(first), "GET", "/config").text().contains(first));
     for path in ["/live", "/ready", "/metrics"] {

@@ -181,6 +181,7 @@ fn everything_goes_on_while_a_module_compiles() {
         proxy.request("GET", "/", &[("x-trap", "1")], b"");
         wait_until("another instance", || proxy.get("/").status() == 200);
     }
+    proxy.asks_all_workers();
     assert!(runs(compiler), "nothing of this has waited for it");
     assert_eq!(proxy.version(), 1);
 }

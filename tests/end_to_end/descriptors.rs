@@ -1,10 +1,14 @@
 //! File descriptors are used up by whoever connects; what operators, probes and upstreams need is not.
 
 use std::{
+    fs,
     net::TcpStream,
     sync::{Mutex, mpsc},
     thread,
+    time::{Duration, Instant},
 };
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::harness::{Config, Proxy, Upstream, Wire, answer, wait_until};
 
@@ -71,6 +75,46 @@ fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
     drop(slow);
     drop(done);
     wait_until("room", || proxy.get("/").status() == 200);
+}
+
+/// The limit is lowered from outside, so that not even the last ones are left.
+#[test]
+fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/slow" {
+            let _ = wait.lock().unwrap().recv();
+        }
+        answer(200, &[], "ok")
+    });
+    let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
+    let mut busy = proxy.client();
+    busy.send_request("GET", "/slow", &[], b"");
+    upstream.wait_for_requests(1);
+    let pid = Pid::from_raw(proxy.pid().cast_signed());
+    let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let allow =
+        |most| prlimit(pid, Resource::Nofile, Rlimit { current: most, maximum: hard }).expect("a limit").current;
+    let before = allow(Some(3));
+    let mut waiting = proxy.client();
+    waiting.send_request("GET", "/", &[], b"");
+    proxy.wait_for_output("cannot accept a connection: Too many open files");
+    // It is tried again from time to time, and not all the time.
+    let spent = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).expect("it runs");
+        let ticks = stat.rsplit(") ").next().expect("its state").split(' ').skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<u64>().expect("a number")).sum::<u64>() * 10
+    };
+    let (from, began) = (spent(), Instant::now());
+    thread::sleep(Duration::from_secs(1));
+    let (spent, passed) = (u128::from(spent() - from), began.elapsed().as_millis());
+    assert!(spent < passed / 2, "{spent} ms of the processor's in {passed} ms");
+    go.send(()).expect("it waits");
+    assert_eq!(busy.read().status(), 200);
+    allow(before);
+    assert_eq!(waiting.read().status(), 200);
+    assert_eq!(proxy.get("/").status(), 200);
 }
 
 #[test]

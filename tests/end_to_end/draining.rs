@@ -276,6 +276,8 @@ fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
     let mut proxy = Proxy::start_with(config.clone(), files);
     proxy.put_config(config.filter("slow", "slow.wasm", "limits: {call_time: 1h}"));
     wait_until("loading to begin", || is_loading(&proxy));
+    proxy.asks_all_workers();
+    assert!(is_loading(&proxy), "nothing of this has waited for it");
     // The spare instance takes the first one's place; others must be made now.
     assert_eq!(proxy.request("GET", "/", &[("x-trap", "1")], b"").status(), 503);
     wait_until("other spares", || proxy.filter("weak")["spares"] == 3);

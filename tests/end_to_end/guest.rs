@@ -39,6 +39,7 @@ const PRELUDE: &str = r#"
     (import "env" "proxy_grpc_close" (func $grpc_close (param i32) (result i32)))
     (import "env" "proxy_increment_metric" (func $increment_metric (param i32 i64) (result i32)))
     (import "env" "proxy_get_status" (func $get_status (param i32 i32 i32) (result i32)))
+    (import "tollgate_v1" "now" (func $now (result i64)))
     (import "tollgate_v1" "header_intern" (func $intern (param i32 i32) (result i32)))
     (import "tollgate_v1" "header_get_many" (func $get_many (param i32 i32 i32 i32 i32 i32) (result i32)))
     (import "tollgate_v1" "header_add" (func $header_add (param i32 i32 i32 i32) (result i32)))

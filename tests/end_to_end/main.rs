@@ -24,6 +24,7 @@ mod descriptors;
 mod differential;
 mod downloads;
 mod draining;
+mod early_data;
 mod failure_reasons;
 mod fields;
 mod filters;

@@ -1,12 +1,15 @@
 //! Connections to upstreams: used again when that is safe, and never when something is left on them.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering::SeqCst},
-    mpsc,
+use std::{
+    fs,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
 };
 
-use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
+use crate::harness::{Config, Proxy, Upstream, answer, pki::Authority, wait_until};
 
 /// One worker, so that there is one pool.
 fn one_pool(upstream: &Upstream, options: &str) -> Proxy {
@@ -214,4 +217,56 @@ fn connections_to_what_is_no_longer_configured_are_closed() {
         count("tollgate_cluster_connections") == new.connections() as f64
     });
     assert_eq!(old.requests().len(), 1);
+}
+
+/// A kept connection was verified by the rules of its time. What those rules would not allow now, nobody is sent to by way of it.
+#[test]
+fn connections_made_by_other_rules_of_tls_are_not_used_again() {
+    const BASE: &str = "ca: [ca.pem], sni: web.test, certificate: {certificate: one.pem, key: one.key}";
+    let (ours, others) = (Authority::with(&["web.test", "one.test", "two.test"]), Authority::with(&[]));
+    let file = |authority: &Authority, name: &str| fs::read(authority.path(name)).expect("a file");
+    let upstream = Upstream::replying(|_| answer(200, &[], "ok"));
+    let tls = ours.tls(&["web.test"], &format!("client_certificates: request, client_ca: {}", ours.path("ca.pem")));
+    let behind = Proxy::start(Config::to(&upstream).listener(&tls).listener("forwarded_client_cert: set"));
+    let (ours_pem, others_pem) = (file(&ours, "ca.pem"), file(&others, "ca.pem"));
+    let [one, two] =
+        ["one.test", "two.test"].map(|name| [file(&ours, &format!("{name}.pem")), file(&ours, &format!("{name}.key"))]);
+    for protocol in ["h1", "h2"] {
+        let config = |tls: &str, more: &str| {
+            let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\n{more}");
+            let endpoint = behind.address("main");
+            Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[endpoint], &cluster)
+        };
+        let files = [("ca.pem", &ours_pem), ("others.pem", &others_pem), ("one.pem", &one[0]), ("one.key", &one[1])];
+        let files = files.map(|(name, content)| (name, &content[..]));
+        let mut proxy = Proxy::start_with(config(BASE, ""), &files);
+        proxy.put("list.crl", ours.crl(1));
+        // What is changed, and the client as whom the upstream sees the proxy then, if it sees it.
+        let rows: [(&str, &str, &[(&str, &[u8])], Option<&str>); 8] = [
+            (BASE, BASE, &[], Some("one.test")),
+            (BASE, "ca: [others.pem], sni: web.test", &[], None),
+            (BASE, BASE, &[("ca.pem", &others_pem)], None),
+            (BASE, "ca: [ca.pem], sni: other.test", &[], None),
+            (BASE, "ca: [ca.pem], sni: web.test, sans: ['spiffe://mesh/web']", &[], None),
+            (BASE, "ca: [ca.pem], sni: web.test, crl: [list.crl]", &[], None),
+            ("insecure: true, sni: other.test", "ca: [ca.pem], sni: other.test", &[], None),
+            (BASE, BASE, &[("one.pem", &two[0]), ("one.key", &two[1])], Some("two.test")),
+        ];
+        for (row, (before, after, changed, seen)) in rows.into_iter().enumerate() {
+            files.iter().for_each(|(name, content)| proxy.put(name, content));
+            proxy.change_config(config(before, ""));
+            assert_eq!(proxy.get("/before").status(), 200, "{protocol} {row}");
+            let (requests, connections) =
+                (upstream.requests().len(), behind.metrics().sum("tollgate_connections_total", &[]));
+            changed.iter().for_each(|(name, content)| proxy.put(name, content));
+            proxy.change_config(config(after, "connect_timeout: 6s"));
+            let status = proxy.get("/after").status();
+            let told = upstream.requests().split_off(requests).pop();
+            let client =
+                told.and_then(|told| Some(told.field("x-forwarded-client-cert")?.rsplit_once("DNS=")?.1.to_owned()));
+            assert_eq!((status, client.as_deref()), (if seen.is_some() { 200 } else { 503 }, seen), "{protocol} {row}");
+            let new = behind.metrics().sum("tollgate_connections_total", &[]) - connections;
+            assert_eq!(new > 0.0, row > 0, "{protocol} {row}: {new} new connections");
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! Whatever an upstream does wrong, the client gets one status, the access log one flag and the reason, and it is counted.
 
 use std::{
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::{Mutex, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -141,8 +143,14 @@ fn a_cluster_that_does_not_exist_is_a_mistake_of_the_configuration() {
 fn a_response_that_ends_midway_ends_midway_for_the_client() {
     let length = "Content-Length: 10\r\n\r\nhello";
     let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
-    for (name, head, chunks) in [("length", length, false), ("chunks", chunked, true)] {
-        for reset in [false, true] {
+    // Without either, an end is one, but a reset is none.
+    let rows = [
+        ("length", length, false, &[false, true][..]),
+        ("chunks", chunked, true, &[false, true]),
+        ("end", "\r\nhello", true, &[true]),
+    ];
+    for (name, head, chunks, resets) in rows {
+        for reset in resets.iter().copied() {
             let (go, wait) = mpsc::channel::<()>();
             let wait = Mutex::new(wait);
             let upstream = Upstream::scripted(move |mut connection| {
@@ -166,6 +174,43 @@ fn a_response_that_ends_midway_ends_midway_for_the_client() {
             let entry = proxy.entry_for("/half");
             assert_eq!((&entry["status"], &entry["flags"]), (&200.into(), &"UC".into()), "{name}: {entry}");
         }
+    }
+}
+
+/// Without a length, only close_notify tells a response that is whole from one that somebody on the way has cut (RFC 9112
+/// section 9.8).
+#[test]
+fn a_response_without_a_length_ends_with_close_notify_under_tls() {
+    let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let tls = tls.with_no_client_auth().with_single_cert(vec![pair.cert.der().clone()], key);
+    let tls = Arc::new(tls.expect("a pair"));
+    for notify in [true, false] {
+        let tls = tls.clone();
+        let upstream = Upstream::scripted(move |connection| {
+            let socket = connection.wire.socket().try_clone().expect("a socket");
+            let mut stream = StreamOwned::new(ServerConnection::new(tls.clone()).expect("a server"), socket);
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a request");
+                request.extend(byte);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhello").expect("it can be sent");
+            if notify {
+                stream.conn.send_close_notify();
+            }
+            stream.flush().expect("it can be sent");
+        });
+        let proxy = Proxy::start(Config::to_with(&upstream, "tls: {insecure: true}"));
+        let mut client = proxy.client();
+        client.send_request("GET", "/cut", &[("Connection", "close")], b"");
+        let all = client.wire.read_to_end();
+        assert_eq!(all.ends_with(b"0\r\n\r\n"), notify, "{}", all.escape_ascii());
+        let flags = if notify { Value::Null } else { "UC".into() };
+        assert_eq!(proxy.entry_for("/cut")["flags"], flags, "{notify}");
     }
 }
 

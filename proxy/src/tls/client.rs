@@ -122,7 +122,7 @@ fn server_name(section: &ClusterTls, cluster: &str) -> Option<ServerName<'static
 }
 
 /// Whom to trust.
-fn verifying(
+pub(super) fn verifying(
     section: &ClusterTls,
     loader: &mut Loader<'_>,
 ) -> Result<(Arc<RootCertStore>, Vec<RevocationList>), Vec<Problem>> {
@@ -136,7 +136,8 @@ fn verifying(
     }
 }
 
-fn verifier(
+/// What decides about the certificates of endpoints.
+pub(super) fn verifier(
     section: &ClusterTls,
     roots: Arc<RootCertStore>,
     lists: Vec<RevocationList>,

@@ -109,8 +109,13 @@ impl ServerTls {
 
     /// What is known of a connection whose handshake, by this acceptor, is over. With an error, it must be closed.
     pub fn connection(&self, connection: &ServerConnection) -> Result<ConnectionTls, PeerError> {
+        self.connection_at(connection, unix(SystemTime::now()))
+    }
+
+    /// The same at another time.
+    pub(super) fn connection_at(&self, connection: &ServerConnection, now: i64) -> Result<ConnectionTls, PeerError> {
         if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
-            self.is_still_good(connection.peer_certificates().unwrap_or_default(), unix(SystemTime::now()))?;
+            self.is_still_good(connection.peer_certificates().unwrap_or_default(), now)?;
         }
         ConnectionTls::of_server(connection, self.local(connection.server_name()))
     }
@@ -148,15 +153,15 @@ impl ServerTls {
 }
 
 /// What is asked of clients.
-struct Clients {
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
+pub(super) struct Clients {
+    pub(super) verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// The same, as a number to compare.
     rules: [u8; 32],
     lists: Vec<Dated>,
 }
 
 impl Clients {
-    fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<Clients, Vec<Problem>> {
+    pub(super) fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<Clients, Vec<Problem>> {
         let ListenerTls { client_certificates: asked, client_ca, crl, trust_domains, .. } = section;
         if *asked == ClientCertificates::None {
             return Ok(Clients { verifier: None, rules: [0; 32], lists: Vec::new() });

@@ -2,15 +2,22 @@
 //! they cost is bounded.
 
 use std::{
+    fs,
     net::Ipv4Addr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
     time::{Duration, Instant},
+};
+
+use rustix::{
+    process::{Pid, setpriority_process},
+    thread::{CpuSet, sched_getcpu, sched_setaffinity},
 };
 
 use super::crowd::{HOLDING, one_instance, one_instance_with};
 use crate::{
     guest,
-    harness::{Client, Config, Message, Proxy, Upstream, wait_until},
+    harness::{Client, Config, DEADLINE, Message, Proxy, Upstream, wait_until},
 };
 
 /// A filter that takes about 100 ms to configure; like that of [`HOLDING`] otherwise.
@@ -115,6 +122,42 @@ fn a_call_that_returns_too_late_from_host_functions_fails() {
 #[test]
 fn a_call_that_returns_too_late_from_one_operation_fails() {
     poison(&FILL.repeat(8), "call_time: 5ms", "timeout");
+}
+
+/// Beside somebody who wants all of its processor, the worker comes to about a seventieth of it.
+#[test]
+fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
+    // Longer than it may take, by the clock on the wall.
+    let module = guest::filter(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (local $end i64)
+            (local.set $end (i64.add (call $now) (i64.const 900000000)))
+            (loop $on (br_if $on (i64.lt_s (call $now) (local.get $end))))
+            (i32.const 0))"#,
+    );
+    let upstream = Upstream::saying("hello");
+    let config = Config::to(&upstream).top("workers: 1").filter("slow", "slow.wasm", "limits: {call_time: 300ms}");
+    let proxy = Proxy::start_with(config, &[("slow.wasm", &module)]);
+    let threads = fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("its threads").flatten();
+    let worker = threads.map(|thread| thread.path());
+    let mut worker =
+        worker.filter(|path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "tollgate-0\n"));
+    let worker = worker.next().and_then(|path| path.file_name()?.to_str()?.parse().ok()).and_then(Pid::from_raw);
+    let mut processor = CpuSet::new();
+    processor.set(sched_getcpu());
+    sched_setaffinity(worker, &processor).expect("it can be bound to a processor");
+    setpriority_process(worker, 19).expect("it can be made to give way");
+    let (over, end) = (AtomicBool::new(false), Instant::now() + DEADLINE);
+    let status = thread::scope(|scope| {
+        scope.spawn(|| {
+            sched_setaffinity(None, &processor).expect("this one, too");
+            while !over.load(Ordering::Relaxed) && Instant::now() < end {}
+        });
+        let status = proxy.get("/").status();
+        over.store(true, Ordering::Relaxed);
+        status
+    });
+    assert_eq!((status, proxy.filter("slow")["traps"].as_u64()), (200, Some(0)));
 }
 
 #[test]

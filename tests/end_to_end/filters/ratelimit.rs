@@ -77,6 +77,7 @@ fn a_client_cannot_make_itself_another_one() {
     assert_eq!([ask(&proxy, "192.0.2.1"), ask(&proxy, "192.0.2.2")], [200, 429]);
     let proxy = limited(&upstream, "trusted_hops: 1", config);
     assert_eq!([ask(&proxy, "192.0.2.1"), ask(&proxy, "192.0.2.2"), ask(&proxy, "192.0.2.1")], [200, 200, 429]);
+    assert_eq!([ask(&proxy, "unknown"), ask(&proxy, "_hidden")], [200, 429], "who is not known is one client");
 }
 
 /// A limit that refuses costs the others nothing.

@@ -190,6 +190,15 @@ impl Proxy {
         self.request("GET", target, &[], b"")
     }
 
+    /// Asks on so many connections at once that each worker has some of them, and waits for all answers.
+    pub fn asks_all_workers(&self) {
+        let mut clients: Vec<_> = (0..16).map(|_| self.client()).collect();
+        for _ in 0..10 {
+            clients.iter_mut().for_each(|client| client.send_request("GET", "/", &[], b""));
+            clients.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
+        }
+    }
+
     /// A request to the admin listener.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> Message {
         self.ask_admin("admin", method, path, &[("Host", "localhost")], body)

@@ -316,6 +316,9 @@ fn a_file_is_rotated_by_opening_it_again() {
     say("/3");
     wait_for("the third line", || fs::read(&path).unwrap() == b"/3\n");
     assert_eq!(fs::read(&old).unwrap(), b"/1\n/2\n");
+    for file in [&path, &old] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o007, 0, "others have no business in it");
+    }
 
     // Where it cannot be opened again, the old file goes on.
     let gone = dir.0.with_extension("gone");

@@ -1,6 +1,14 @@
 //! Who is taken, and who is not.
 
+use std::{collections::BTreeMap, time::Duration};
+
+use rustls::pki_types::UnixTime;
+
 use super::{
+    super::{
+        client::{verifier, verifying},
+        server::Clients,
+    },
     pki::{Ca, Dir, Leaf},
     *,
 };
@@ -138,6 +146,45 @@ async fn revoked_servers_are_refused() {
     world.cluster.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[&revoked], 2099))];
     world.meet().await.unwrap();
     assert!(world.meet_with(&revoked).await.client.contains("Revoked"));
+}
+
+/// A list is not believed when its time is over, and as soon as there is one, each issuer must have one.
+#[test]
+fn lists_are_of_today_and_complete() {
+    let mut world = world();
+    let clients = world.asking(ClientCertificates::Require);
+    let leaf = |ca: &Ca| ca.leaf(&["web.test", "spiffe://mesh/web"]).der;
+    let (server, client, stranger) = (leaf(&world.ca), leaf(&clients), Ca::new("stranger"));
+    let name = ServerName::try_from("web.test").unwrap();
+    for (complete, year, expected) in
+        [(true, 2085, ""), (true, 2091, "ExpiredRevocationList"), (false, 2085, "UnknownRevocationStatus")]
+    {
+        let list = |ca: &Ca| {
+            let ca = if complete { ca } else { &stranger };
+            vec![world.dir.write("list.pem", &ca.crl(&[], 2090))]
+        };
+        let now = u64::try_from(rcgen::date_time_ymd(year, 1, 2).unix_timestamp()).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        let check = |by: &str, result: Result<(), rustls::Error>| {
+            let said = result.err().map(|e| format!("{e:?}")).unwrap_or_default();
+            assert!(
+                said.contains(expected) && said.is_empty() == expected.is_empty(),
+                "{by} {complete} {year}: {said}"
+            );
+        };
+        for sans in [vec![], vec!["web.test".to_owned()]] {
+            let cluster = ClusterTls { crl: list(&world.ca), sans, ..world.cluster.clone() };
+            let (roots, lists) = load(|loader| verifying(&cluster, loader)).unwrap();
+            let verifier = verifier(&cluster, roots, lists).unwrap();
+            check("cluster", verifier.verify_server_cert(&server, &[], &name, &[], now).map(drop));
+        }
+        let ca = world.listener.client_ca.clone();
+        for domains in [BTreeMap::new(), BTreeMap::from([("mesh".to_owned(), ca.clone())])] {
+            let listener = ListenerTls { crl: list(&clients), trust_domains: domains, ..world.listener.clone() };
+            let clients = load(|loader| Clients::load(&listener, loader)).unwrap();
+            check("listener", clients.verifier.unwrap().verify_client_cert(&client, &[], now).map(drop));
+        }
+    }
 }
 
 #[tokio::test]

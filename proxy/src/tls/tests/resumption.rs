@@ -165,11 +165,15 @@ async fn quic_has_sessions_of_its_own() {
     let ticket = server.config().ticketer.encrypt(b"a session").unwrap();
     assert!(server.config().ticketer.decrypt(&ticket).is_some());
     assert!(quic.ticketer.decrypt(&ticket).is_none());
+    // And none where clients show certificates: nobody looks at theirs once more.
+    let listener = ListenerTls { client_certificates: ClientCertificates::Require, ..world.listener };
+    let quic = try_server(&listener, None).unwrap().quic_config(&[b"h3"]);
+    assert!(!quic.ticketer.enabled() && !quic.session_storage.put(b"name".to_vec(), b"session".to_vec()));
 }
 
 /// After its chain or the lists have ended, a session could not begin, so it is not resumed either.
-#[test]
-fn what_a_session_was_verified_by_must_not_be_over() {
+#[tokio::test]
+async fn what_a_session_was_verified_by_must_not_be_over() {
     let mut world = world();
     world.listener.client_certificates = ClientCertificates::Require;
     world.listener.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[], 2090))];
@@ -188,5 +192,13 @@ fn what_a_session_was_verified_by_must_not_be_over() {
     ] {
         let said = server.is_still_good(chain, now).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{now}: {said}");
+    }
+    let client = client(&world.cluster);
+    assert_eq!(kind(&server, &client).await, FULL);
+    for (now, refused) in [(year(2089), false), (year(2091), true)] {
+        let know = |connection: &_| server.connection_at(connection, now).map_err(|e| e.to_string());
+        let name = ServerName::try_from("web.test").unwrap();
+        let failed = raw(server.config().clone(), client.config().clone(), name, know).await.err();
+        assert_eq!(failed.is_some_and(|failed| failed.server.contains("a revocation list")), refused);
     }
 }

@@ -328,6 +328,15 @@ mod tests {
     }
 
     #[test]
+    fn what_filters_cannot_set_is_what_the_contract_says() {
+        let contract = include_str!("../../../../abi/SPEC.md");
+        let said = contract.split_once("the host's own are not set: ").and_then(|(_, rest)| rest.split_once("That is"));
+        let mut said: Vec<_> = said.unwrap().0.split('`').skip(1).step_by(2).collect();
+        said.sort_unstable();
+        assert_eq!(said, OWNED);
+    }
+
+    #[test]
     fn a_connection_has_the_properties_that_it_has_in_envoy() {
         let ca = Ca::new("ca");
         let local = Identity::parse(&ca.leaf(&["web.test", "spiffe://mesh/web"]).der).unwrap();
