@@ -272,8 +272,9 @@ pub fn forwarded(
         Some(lines) => {
             client = of_trusted(&lines, trusted_hops).and_then(parse_address).unwrap_or(UNKNOWN_CLIENT);
             let mut all = Vec::new();
-            for line in lines.iter().chain([peer_value]) {
-                if !all.is_empty() {
+            for (nth, line) in lines.iter().chain([peer_value]).enumerate() {
+                // Also after an empty line, so that whoever counts from the right finds the same element as here.
+                if nth > 0 {
                     all.extend_from_slice(b", ");
                 }
                 all.extend_from_slice(line.as_bytes());
@@ -473,8 +474,7 @@ mod tests {
                 hops,
             );
             assert_eq!(origin.client.to_string(), client, "{hops} {said}");
-            let passed_on = if said.is_empty() { "10.0.0.1".into() } else { format!("{said}, 10.0.0.1") };
-            assert_eq!(map[X_FORWARDED_FOR], passed_on.as_str());
+            assert_eq!(map[X_FORWARDED_FOR], format!("{said}, 10.0.0.1").as_str());
             assert_eq!(origin.request_id, "kept");
         }
     }
