@@ -25,6 +25,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod h1;
 pub mod h2;
 pub mod net;

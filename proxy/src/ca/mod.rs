@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod command;
 pub mod files;
+pub mod request;
 pub mod rotation;
 pub mod service;
 pub mod spiffe;
@@ -14,7 +15,6 @@ pub mod token;
 pub mod workload;
 
 mod certificate;
-mod request;
 
 use std::path::{Path, PathBuf};
 

@@ -15,7 +15,7 @@ mod mirror;
 mod pace;
 mod refusal;
 mod reply;
-mod request;
+pub(crate) mod request;
 mod response;
 mod site;
 mod switch;

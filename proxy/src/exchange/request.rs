@@ -24,7 +24,7 @@ use crate::{
 
 /// The one host that a request is for (RFC 9112 section 3.2), in its one spelling: of its target if that is absolute, else of
 /// `Host`.
-fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
+pub(crate) fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
     let host = match fields.entry(header::HOST) {
         Entry::Vacant(_) => None,
         Entry::Occupied(host) if host.iter().nth(1).is_none() => Some(host.remove()),

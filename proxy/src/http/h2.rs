@@ -4,7 +4,7 @@
 //! While its client gives no window, nothing polls a response's body, so nobody would notice that its time is over: the
 //! connection looks at its streams from time to time, and ends those that do not move.
 
-mod flood;
+pub(crate) mod flood;
 mod request;
 mod streams;
 

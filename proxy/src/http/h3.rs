@@ -3,7 +3,7 @@
 
 mod body;
 pub mod framing;
-mod qpack;
+pub mod qpack;
 mod request;
 mod transport;
 mod tunnel;

@@ -38,7 +38,7 @@ pub fn apply(fields: &mut HeaderMap, policy: ForwardedClientCert, tls: Option<&C
 }
 
 /// The element for a client.
-pub(super) fn element(peer: &Identity, local: Option<&Identity>) -> HeaderValue {
+pub(crate) fn element(peer: &Identity, local: Option<&Identity>) -> HeaderValue {
     let mut out = String::with_capacity(256 + peer.url_encoded_pem().len());
     for uri in local.iter().flat_map(|local| &local.uri_sans) {
         put(&mut out, "By", uri);

@@ -210,7 +210,7 @@ async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: Unbounde
     }
 }
 
-type End = (u32, String);
+pub(crate) type End = (u32, String);
 
 /// Sends the call and tells of what comes back. None: nobody listens any more.
 async fn exchange(
@@ -314,7 +314,7 @@ fn message_of(fields: &HeaderMap) -> String {
 }
 
 /// The next whole message.
-fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End> {
+pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End> {
     let Some((header, _)) = pending.split_at_checked(HEADER) else { return Ok(None) };
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if header[0] != 0 {

@@ -1,4 +1,4 @@
-//! Runs a target: on its corpus, on mutations that are the same each time, on mutations that are not.
+//! Runs a target: on inputs that have failed once, on its corpus, on mutations that are the same each time, on mutations that are not.
 
 use std::{
     cell::Cell,
@@ -12,7 +12,7 @@ use std::{
 
 use fastrand::Rng;
 
-use crate::{Outcome, mutate::Mutator};
+use crate::{Outcome, Target, mutate::Mutator};
 
 /// Mutations that are the same each time.
 const FIXED: u32 = 5000;
@@ -23,67 +23,67 @@ const MOST_KEPT: usize = 4096;
 /// Tries to make an input smaller that fails.
 const SHRINKING: u32 = 2000;
 
-/// A target.
-pub struct Target {
-    /// Its name, and that of its folder in `corpus`.
-    pub name: &'static str,
-    /// What its inputs are made of.
-    pub words: &'static [&'static [u8]],
-    /// Longest input.
-    pub max_len: usize,
-    /// Panics if an input shows something that must not be.
-    pub check: fn(&[u8]) -> Outcome,
+/// Runs a target. Panics with the least input found for which it fails, and the seed that led to it.
+pub fn run(name: &str, target: &Target) {
+    let driver = Driver { name, target };
+    for input in driver.files("regressions") {
+        driver.check(&input, None);
+    }
+    let mut inputs = driver.files("corpus");
+    assert!(!inputs.is_empty(), "corpus/{name} is empty");
+    let given = inputs.len();
+    let mut seen = HashSet::new();
+    for input in &inputs {
+        seen.insert(driver.check(input, None));
+    }
+    let mut one = |mutator: &mut Mutator<'_>, inputs: &mut Vec<Vec<u8>>, seed| {
+        let input = mutator.next(inputs, given);
+        if seen.insert(driver.check(&input, seed)) && inputs.len() < MOST_KEPT {
+            inputs.push(input);
+        }
+    };
+    let mut mutator = Mutator::new(Rng::with_seed(Outcome::of(name).number()), target.words, target.max_len);
+    for _ in 0..FIXED {
+        one(&mut mutator, &mut inputs, None);
+    }
+    let seed = number("TOLLGATE_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("{name}: TOLLGATE_FUZZ_SEED={seed}");
+    let end = Instant::now() + Duration::from_secs(number("TOLLGATE_FUZZ_SECONDS").unwrap_or(1));
+    let mut mutator = Mutator::new(Rng::with_seed(seed), target.words, target.max_len);
+    while Instant::now() < end {
+        one(&mut mutator, &mut inputs, Some(seed));
+    }
 }
 
-impl Target {
-    /// Runs it. Panics with the least input found for which it fails.
-    pub fn run(&self) {
-        let mut inputs = self.corpus();
-        let given = inputs.len();
-        let mut seen = HashSet::new();
-        for input in &inputs {
-            seen.insert(self.check(input));
-        }
-        let mut one = |mutator: &mut Mutator<'_>, inputs: &mut Vec<Vec<u8>>| {
-            let input = mutator.next(inputs, given);
-            if seen.insert(self.check(&input)) && inputs.len() < MOST_KEPT {
-                inputs.push(input);
-            }
-        };
-        let mut mutator = Mutator::new(Rng::with_seed(Outcome::of(self.name).number()), self.words, self.max_len);
-        for _ in 0..FIXED {
-            one(&mut mutator, &mut inputs);
-        }
-        let end = Instant::now() + seconds();
-        let mut mutator = Mutator::new(Rng::new(), self.words, self.max_len);
-        while Instant::now() < end {
-            one(&mut mutator, &mut inputs);
-        }
-    }
+struct Driver<'t> {
+    name: &'t str,
+    target: &'t Target,
+}
 
-    fn corpus(&self) -> Vec<Vec<u8>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(self.name);
-        let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-        let mut files: Vec<_> = entries.map(|entry| entry.expect("a file of the corpus").path()).collect();
-        assert!(!files.is_empty(), "{} is empty", folder.display());
-        // The fixed mutations are the same everywhere.
+impl Driver<'_> {
+    /// The inputs in the tree, in the same order everywhere.
+    fn files(&self, folder: &str) -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(self.name);
+        let Ok(entries) = fs::read_dir(&folder) else { return Vec::new() };
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
         files.sort();
         files.iter().map(|file| fs::read(file).expect("a readable file")).collect()
     }
 
-    fn check(&self, input: &[u8]) -> Outcome {
-        match self.try_check(input) {
-            Ok(outcome) => outcome,
-            Err(why) => {
-                let least = quietly(|| self.shrink(input.to_vec()));
-                let bytes = least.escape_ascii();
-                panic!("{}: {why}\nwith an input like this, which belongs into the corpus:\nb\"{bytes}\"", self.name);
-            }
-        }
+    /// `seed`: what led to the input, if it is not the same each time.
+    fn check(&self, input: &[u8], seed: Option<u64>) -> Outcome {
+        self.try_check(input).unwrap_or_else(|why| {
+            let least = quietly(|| self.shrink(input.to_vec()));
+            let (name, bytes) = (self.name, least.escape_ascii());
+            let seed = seed.map(|seed| format!(" (TOLLGATE_FUZZ_SEED={seed})")).unwrap_or_default();
+            panic!(
+                "{name}: {why}{seed}\nwith an input like this, which belongs into regressions/{name}:\nb\"{bytes}\""
+            );
+        })
     }
 
     fn try_check(&self, input: &[u8]) -> Result<Outcome, String> {
-        panic::catch_unwind(AssertUnwindSafe(|| (self.check)(input))).map_err(|panic| {
+        panic::catch_unwind(AssertUnwindSafe(|| (self.target.check)(input))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
         })
@@ -111,9 +111,10 @@ impl Target {
     }
 }
 
-fn seconds() -> Duration {
-    let text = std::env::var("TOLLGATE_FUZZ_SECONDS").unwrap_or_else(|_| "2".to_owned());
-    Duration::from_secs(text.parse().expect("TOLLGATE_FUZZ_SECONDS is a whole number of seconds"))
+/// A whole number from the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, and not `{text}`")))
 }
 
 thread_local! {
@@ -144,7 +145,6 @@ mod tests {
     #[test]
     fn a_fault_is_found_behind_a_signature_and_shown_small() {
         let target = Target {
-            name: "sniff",
             words: &[b"X-Fault"],
             max_len: 4096,
             check: |input| {
@@ -153,7 +153,7 @@ mod tests {
                 Outcome::of(head)
             },
         };
-        let shown = quietly(|| panic::catch_unwind(AssertUnwindSafe(|| target.run()))).unwrap_err();
+        let shown = quietly(|| panic::catch_unwind(AssertUnwindSafe(|| run("sniff", &target)))).unwrap_err();
         let shown = shown.downcast_ref::<String>().unwrap();
         assert!(shown.contains("sniff: the fault") && shown.ends_with("b\"GET /X-Fault\""), "{shown}");
     }

@@ -1,27 +1,97 @@
 //! Everything that reads what peers and filters send, under inputs that nobody has thought of.
 //!
 //! Each of [`targets`] has a function that takes any bytes and asserts what must hold of them: not only that nothing panics,
-//! but that what is written is read again, that cutting the input anywhere changes nothing, that nobody waits for ever. Its
-//! test runs it on the files in `corpus/NAME`, on a fixed number of mutations of them, which are the same each time, and then
-//! on others for `TOLLGATE_FUZZ_SECONDS` (2 by default):
+//! but that what is written is read again, that cutting the input anywhere changes nothing, that another parser agrees, that
+//! nobody waits for ever.
+//!
+//! # In CI
+//!
+//! `cargo test -p fuzz` runs each target on the inputs in `regressions/NAME`, on those in `corpus/NAME`, on a fixed number of
+//! mutations of these, and then on random ones for `TOLLGATE_FUZZ_SECONDS` (1 by default). A failure shows its input, made smaller, and
+//! the seed; `TOLLGATE_FUZZ_SEED` has the same random inputs again:
 //!
 //! ```console
-//! $ TOLLGATE_FUZZ_SECONDS=600 cargo test -p fuzz --release client_hello
+//! $ TOLLGATE_FUZZ_SECONDS=60 TOLLGATE_FUZZ_SEED=7 cargo test -p fuzz --release client_hello
 //! ```
 //!
-//! An input that fails is made smaller and shown; as a file in the corpus it will be tried for ever.
+//! # Guided by coverage
 //!
-//! The driver is our own. cargo-fuzz needs a nightly compiler; bolero, on a stable one, makes up its inputs from nothing, and
-//! chance does not write the twelve bytes of a signature. Ours changes inputs that are already good, and keeps those whose
-//! outcome is new. The targets are plain functions, so either of the others can run them as they are.
+//! `tests/fuzz/run.sh NAME SECONDS` runs the same function under libFuzzer, which keeps each input that reaches new code. Half of its
+//! mutations are ours. The pinned compiler can instrument the workspace's crates, so no nightly one is needed; there is no
+//! AddressSanitizer then, which has little to find in a workspace that denies `unsafe` but for a few places.
+//!
+//! An input that fails becomes a file in `regressions/NAME`, named after what it has found. To take over what a long run has
+//! found, without what adds nothing:
+//!
+//! ```console
+//! $ TOLLGATE_FUZZ_TARGET=NAME target/debug/guided -merge=1 tests/fuzz/corpus/NAME target/fuzz/corpus/NAME
+//! ```
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 #[cfg(test)]
 mod driver;
-#[cfg(test)]
-mod mutate;
+pub mod mutate;
 pub mod targets;
+
+/// A parser under test.
+pub struct Target {
+    /// What its inputs are made of.
+    pub words: &'static [&'static [u8]],
+    /// Longest input.
+    pub max_len: usize,
+    /// Panics if an input shows something that must not be.
+    pub check: fn(&[u8]) -> Outcome,
+}
+
+/// A peer whose bytes come in these pieces, one at a time. What is written to it is lost.
+pub struct Pieces<'a> {
+    left: VecDeque<&'a [u8]>,
+    stays: bool,
+}
+
+impl<'a> Pieces<'a> {
+    /// Whether it `stays` after them, and says no more.
+    pub fn new(pieces: &[&'a [u8]], stays: bool) -> Self {
+        Pieces { left: pieces.iter().copied().filter(|piece| !piece.is_empty()).collect(), stays }
+    }
+}
+
+impl AsyncRead for Pieces<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(piece) = self.left.pop_front() else {
+            return if self.stays { Poll::Pending } else { Poll::Ready(Ok(())) };
+        };
+        let (now, later) = piece.split_at(buffer.remaining().min(piece.len()));
+        buffer.put_slice(now);
+        if !later.is_empty() {
+            self.left.push_front(later);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
 
 /// What became of an input. Of two inputs with the same outcome, one is worth keeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

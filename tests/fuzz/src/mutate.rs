@@ -23,13 +23,18 @@ impl<'a> Mutator<'a> {
         let random = &mut self.random;
         let from = if random.bool() { &inputs[..given] } else { inputs };
         let mut input = random.choice(from).cloned().unwrap_or_default();
+        self.mutate(&mut input, inputs);
+        input
+    }
+
+    /// Changes an input; `others` are where pieces may come from.
+    pub fn mutate(&mut self, input: &mut Vec<u8>, others: &[Vec<u8>]) {
         // One change mostly, many now and then.
-        let changes = 1 << random.u32(..5).min(random.u32(..5));
+        let changes = 1 << self.random.u32(..5).min(self.random.u32(..5));
         for _ in 0..changes {
-            self.change(&mut input, inputs);
+            self.change(input, others);
         }
         input.truncate(self.max_len);
-        input
     }
 
     fn change(&mut self, input: &mut Vec<u8>, inputs: &[Vec<u8>]) {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A connection whose frames are counted.
-pub(super) struct Frames<T> {
+pub(crate) struct Frames<T> {
     stream: T,
     scanner: Scanner,
     flood: Rc<Flood>,
@@ -31,7 +31,7 @@ pub(super) struct Frames<T> {
 }
 
 impl<T> Frames<T> {
-    pub(super) fn new(stream: T, flood: Rc<Flood>, window: Rc<Window>) -> Self {
+    pub(crate) fn new(stream: T, flood: Rc<Flood>, window: Rc<Window>) -> Self {
         Frames { stream, scanner: Scanner::after(PREFACE), flood, widening: Widening::default(), window }
     }
 

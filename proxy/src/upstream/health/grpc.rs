@@ -10,10 +10,10 @@ pub(super) const SERVING: u64 = 1;
 /// A message that breaks its format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the answer is no HealthCheckResponse")]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 /// A `HealthCheckRequest` (field 1: the service's name) in its frame.
-pub(super) fn request(service: &str) -> Vec<u8> {
+pub(crate) fn request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     // Fields that are empty are left out.
     if !service.is_empty() {
@@ -27,7 +27,7 @@ pub(super) fn request(service: &str) -> Vec<u8> {
 }
 
 /// The status in a `HealthCheckResponse` (field 1) in its frame. Fields that are not known are passed over.
-pub(super) fn status(body: &[u8]) -> Result<u64, Malformed> {
+pub(crate) fn status(body: &[u8]) -> Result<u64, Malformed> {
     let (frame, rest) = body.split_first_chunk::<5>().ok_or(Malformed)?;
     let [compressed, length @ ..] = *frame;
     let length = usize::try_from(u32::from_be_bytes(length)).map_err(|_| Malformed)?;

@@ -3,7 +3,7 @@
 //! They run on the control thread, one task for each endpoint. What they find is in the [`Endpoint`], which workers and later
 //! snapshots share, so that a reload forgets nothing.
 
-mod grpc;
+pub(crate) mod grpc;
 mod probe;
 
 use std::{

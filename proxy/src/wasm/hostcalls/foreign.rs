@@ -55,7 +55,7 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
 
 /// The key and the value of Envoy's `SetEnvoyFilterStateArguments`: fields 1 and 2, both of bytes. How long it lives (field 3)
 /// is not asked: here it is always as long as the stream.
-fn key_and_value(mut message: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn key_and_value(mut message: &[u8]) -> Option<(&[u8], &[u8])> {
     fn varint(message: &mut &[u8]) -> Option<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

@@ -6,7 +6,7 @@
 mod buffers;
 mod callouts;
 mod fast;
-mod foreign;
+pub(crate) mod foreign;
 mod grpc;
 mod guest;
 mod headers;
@@ -17,7 +17,7 @@ mod shared;
 mod stored;
 mod streams;
 mod system;
-mod wasi;
+pub(crate) mod wasi;
 
 use tollgate_abi::{fast as fast_lane, proxy_wasm};
 use wasmtime::Linker;

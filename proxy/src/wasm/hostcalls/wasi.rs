@@ -144,6 +144,17 @@ fn environ_get(caller: &mut Caller<'_, Host>, mut environ: i32, mut data: i32) -
 
 fn fd_write(caller: &mut Caller<'_, Host>, level: i32, iovs: i32, len: i32, out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
+    let (text, total) = gathered(memory, iovs, len)?;
+    write_u32(memory, out, total as u32)?;
+    let line = text.strip_suffix(b"\n").unwrap_or(&text);
+    if !line.is_empty() {
+        write_log(host, level, line)?;
+    }
+    Ok(())
+}
+
+/// What is logged of the pieces of the guest's memory that a list there names, and how long all of them are.
+pub(crate) fn gathered(memory: &[u8], iovs: i32, len: i32) -> Result<(Vec<u8>, usize), Status> {
     let (mut text, mut total) = (Vec::new(), 0);
     for iov in slice(memory, iovs, len.wrapping_mul(8))?.as_chunks::<8>().0 {
         let word = |at: usize| i32::from_le_bytes([iov[at], iov[at + 1], iov[at + 2], iov[at + 3]]);
@@ -156,10 +167,5 @@ fn fd_write(caller: &mut Caller<'_, Host>, level: i32, iovs: i32, len: i32, out:
         // No more is logged.
         text.extend_from_slice(&piece[..piece.len().min(LONGEST - text.len())]);
     }
-    write_u32(memory, out, total as u32)?;
-    let line = text.strip_suffix(b"\n").unwrap_or(&text);
-    if !line.is_empty() {
-        write_log(host, level, line)?;
-    }
-    Ok(())
+    Ok((text, total))
 }

@@ -6,10 +6,10 @@ use tollgate::listener::{
     sniff::{Sniffed, sniff},
 };
 
-use crate::{Outcome, asked_again};
+use crate::{Outcome, Target, asked_again};
 
 /// The answer comes in time, stays, does not depend on records, and is what rustls reads.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let hello = asked_again(input, &Hello::NeedMore, MAX_HELLO, client_hello);
     if let Hello::Client(asked) = &hello {
         assert_eq!(sniff(input), Sniffed::Tls);
@@ -76,10 +76,8 @@ fn asks_for_nothing_else(message: &[u8], name: &str) -> bool {
     message.windows(extension.len()).any(|window| window.eq_ignore_ascii_case(&extension))
 }
 
-#[cfg(test)]
-#[test]
-fn the_message_of_a_tls_client() {
-    let words: &[&[u8]] = &[
+pub(super) const TARGET: Target = Target {
+    words: &[
         b"\x16\x03\x01",
         b"\x01\0",
         b"\0\0\0\x0e\0\x0c\0\0\x09a.example",
@@ -90,6 +88,7 @@ fn the_message_of_a_tls_client() {
         b".",
         b"xn--",
         b"\xfe\x0d",
-    ];
-    crate::driver::Target { name: "client_hello", words, max_len: MAX_HELLO + 64, check }.run();
-}
+    ],
+    max_len: MAX_HELLO + 64,
+    check,
+};

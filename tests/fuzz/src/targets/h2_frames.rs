@@ -1,31 +1,14 @@
 //! The frames of HTTP/2, before h2 sees them, and the heads in them.
 
 use std::{
-    io,
-    pin::{Pin, pin},
+    pin::pin,
     task::{Context, Poll, Waker},
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
 use tollgate::h2::{Malformed, Screened, hpack};
 
-use crate::{Outcome, cuts};
-
-/// Gives these pieces, one at a time.
-struct Pieces<'a>(&'a [&'a [u8]]);
-
-impl AsyncRead for Pieces<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while let [piece, rest @ ..] = self.0 {
-            self.0 = rest;
-            if !piece.is_empty() {
-                buffer.put_slice(piece);
-                break;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
+use crate::{Outcome, Pieces, Target, cuts};
 
 /// What a client's frames come after.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,7 +16,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What comes through of what a client sends in these pieces after the preface, and how many heads were changed.
 fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     let (malformed, pieces) = (Malformed::default(), [&[PREFACE], pieces].concat());
-    let mut screened = pin!(Screened::of_client(Pieces(&pieces), 300, malformed.clone()));
+    let mut screened = pin!(Screened::of_client(Pieces::new(&pieces, false), 300, malformed.clone()));
     let (mut all, mut space) = (Vec::new(), [0; 4096]);
     loop {
         let mut buffer = ReadBuf::new(&mut space);
@@ -50,7 +33,7 @@ fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
 
 /// It does not matter where it is cut, what comes through would come through again, and a block is fine once its fields are
 /// replaced.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let (all, malformed) = passed(&[input]);
     for cut in cuts(input) {
         let (before, after) = input.split_at(cut);
@@ -74,10 +57,8 @@ pub fn check(input: &[u8]) -> Outcome {
     Outcome::of((malformed, format!("{outcomes:?}")))
 }
 
-#[cfg(test)]
-#[test]
-fn frames_of_http_2() {
-    let words: &[&[u8]] = &[
+pub(super) const TARGET: Target = Target {
+    words: &[
         b"\0\0\x03\x01\x05\0\0\0\x01\x82\x84\x86",
         b"\0\0\x06\x01\x04\0\0\0\x03\0\x01x\x02a\x1f",
         b"\0\0\0\x01\0\0\0\0\x01",
@@ -89,6 +70,7 @@ fn frames_of_http_2() {
         b"\x44\x81\x63",
         b"\x3f\xe1\x1f",
         b"\xbe",
-    ];
-    crate::driver::Target { name: "h2_frames", words, max_len: 600, check }.run();
-}
+    ],
+    max_len: 600,
+    check,
+};

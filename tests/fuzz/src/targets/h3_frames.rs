@@ -6,7 +6,7 @@ use tollgate::http::{
     h3::framing::{Framing, Violation},
 };
 
-use crate::{Outcome, cuts};
+use crate::{Outcome, Target, cuts};
 
 /// The bound on heads.
 const MAX_HEAD: u64 = 200;
@@ -29,7 +29,7 @@ fn passed(mut framing: Framing, pieces: &[&[u8]]) -> (Vec<u8>, u64, Result<(), V
 }
 
 /// It does not matter where the stream is cut, nothing is made up, and what is passed on would be passed on again.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let kinds: [fn() -> Framing; 2] = [|| Framing::request(MAX_HEAD), Framing::one_way];
     let mut outcomes = Vec::new();
     for framing in kinds {
@@ -50,10 +50,8 @@ pub fn check(input: &[u8]) -> Outcome {
     Outcome::of(format!("{outcomes:?}"))
 }
 
-#[cfg(test)]
-#[test]
-fn frames_of_http_3() {
-    let words: &[&[u8]] = &[
+pub(super) const TARGET: Target = Target {
+    words: &[
         b"\x00\x05hello",
         b"\x01\x05\0\0\xd1\xd7\xc1",
         b"\x01\x03\0\0\xdd",
@@ -63,6 +61,7 @@ fn frames_of_http_3() {
         b"\x40\x54",
         b"\x41\x00",
         b"\xc0\0\0\0\0\0\0\x01",
-    ];
-    crate::driver::Target { name: "h3_frames", words, max_len: 600, check }.run();
-}
+    ],
+    max_len: 600,
+    check,
+};

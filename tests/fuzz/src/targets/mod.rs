@@ -1,12 +1,82 @@
-//! What is tested: one file for each.
+//! What is tested: one file for each, or for several that are alike.
 
-pub mod client_hello;
-pub mod documents;
-pub mod h1;
-pub mod h2_frames;
-pub mod h3_frames;
-pub mod pairs;
-pub mod path;
-pub mod properties;
-pub mod proxy_protocol;
-pub mod sniff;
+use crate::Target;
+
+mod authority;
+mod certificates;
+mod client_hello;
+mod config;
+mod csr;
+mod documents;
+mod filter_state;
+mod filters;
+mod flood;
+mod forwarded;
+mod grpc;
+mod grpc_web;
+mod h1;
+mod h1_responses;
+mod h2_frames;
+mod h2_heads;
+mod h3_frames;
+mod h3_heads;
+mod iovecs;
+mod join_token;
+mod pairs;
+mod path;
+mod properties;
+mod proxy_protocol;
+mod sniff;
+mod spiffe;
+
+/// Lists the targets, and makes a test of each.
+macro_rules! targets {
+    ($($name:ident: $target:path,)*) => {
+        /// All of them, each with its name, which is that of its folders in `corpus` and `regressions`.
+        pub const ALL: &[(&str, Target)] = &[$((stringify!($name), $target)),*];
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+
+            $(
+                #[test]
+                fn $name() {
+                    crate::driver::run(stringify!($name), &$target);
+                }
+            )*
+        }
+    };
+}
+
+targets! {
+    authority: authority::TARGET,
+    authz: filters::AUTHZ,
+    certificates: certificates::TARGET,
+    client_hello: client_hello::TARGET,
+    config: config::TARGET,
+    csr: csr::TARGET,
+    documents: documents::TARGET,
+    fault: filters::FAULT,
+    filter_state: filter_state::TARGET,
+    flood: flood::TARGET,
+    forwarded: forwarded::TARGET,
+    grpc: grpc::TARGET,
+    grpc_web: grpc_web::TARGET,
+    h1: h1::TARGET,
+    h1_responses: h1_responses::TARGET,
+    h2_frames: h2_frames::TARGET,
+    h2_heads: h2_heads::TARGET,
+    h3_frames: h3_frames::TARGET,
+    h3_heads: h3_heads::TARGET,
+    iovecs: iovecs::TARGET,
+    join_token: join_token::TARGET,
+    pairs: pairs::TARGET,
+    path: path::TARGET,
+    properties: properties::TARGET,
+    proxy_protocol: proxy_protocol::TARGET,
+    ratelimit: filters::RATELIMIT,
+    router: filters::ROUTER,
+    sniff: sniff::TARGET,
+    spiffe: spiffe::TARGET,
+}

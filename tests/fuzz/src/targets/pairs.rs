@@ -2,10 +2,10 @@
 
 use tollgate_abi::pairs::{MAX_BYTES, MAX_PAIRS, decode, encode, encoded_len};
 
-use crate::{Outcome, cuts};
+use crate::{Outcome, Target, cuts};
 
 /// What is read is what was written, byte for byte; nothing of it is left out.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let decoded = decode(input);
     let empty = |bytes: &[u8]| bytes.len() <= 4 && bytes.iter().all(|b| *b == 0);
     if let Ok(pairs) = &decoded {
@@ -27,10 +27,8 @@ pub fn check(input: &[u8]) -> Outcome {
     Outcome::of((decoded.map(|pairs| pairs.len()).map_err(|e| format!("{e:?}")), input.len().min(200)))
 }
 
-#[cfg(test)]
-#[test]
-fn header_maps() {
-    let words: &[&[u8]] =
-        &[b"\0", b"\0\0\0\0", b"\x01\0\0\0", b"\x05\0\0\0", b":path\0", b"a\0", b"\n", b"\xff\xff\xff\xff"];
-    crate::driver::Target { name: "pairs", words, max_len: 4096, check }.run();
-}
+pub(super) const TARGET: Target = Target {
+    words: &[b"\0", b"\0\0\0\0", b"\x01\0\0\0", b"\x05\0\0\0", b":path\0", b"a\0", b"\n", b"\xff\xff\xff\xff"],
+    max_len: 4096,
+    check,
+};

@@ -2,10 +2,10 @@
 
 use tollgate_abi::spelling::{self, BadPath, EscapedSlashes, Parameters, PathRules, compared};
 
-use crate::Outcome;
+use crate::{Outcome, Target};
 
 /// A path that is in its one spelling stays, and none has more than one.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let mut outcomes = Vec::new();
     for merge_slashes in [true, false] {
         for escaped_slashes in [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode] {
@@ -53,10 +53,8 @@ fn one_spelling(input: &[u8], path: &[u8], rules: &PathRules) {
     assert_eq!(compared(&form), form);
 }
 
-#[cfg(test)]
-#[test]
-fn paths() {
-    let words: &[&[u8]] = &[
+pub(super) const TARGET: Target = Target {
+    words: &[
         b"/",
         b"//",
         b"/.",
@@ -79,6 +77,7 @@ fn paths() {
         b"%40",
         b"\xc3\xa9",
         b"{",
-    ];
-    crate::driver::Target { name: "path", words, max_len: 300, check }.run();
-}
+    ],
+    max_len: 300,
+    check,
+};

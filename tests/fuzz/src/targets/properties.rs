@@ -5,10 +5,10 @@ use tollgate_abi::{
     value::{Value, kind},
 };
 
-use crate::Outcome;
+use crate::{Outcome, Target};
 
 /// A path is what its segments make, however it ends; a value is written as it was read.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let path = Path::decode(input);
     let written = input.strip_suffix(b"\0").unwrap_or(input);
     let segments = written.split(|byte| *byte == 0).count();
@@ -33,10 +33,17 @@ pub fn check(input: &[u8]) -> Outcome {
     Outcome::of((segments.min(MAX_SEGMENTS + 1), path.is_some(), value, input.len().min(64)))
 }
 
-#[cfg(test)]
-#[test]
-fn paths_of_properties_and_typed_values() {
-    let words: &[&[u8]] =
-        &[b"\0", b"request", b"metadata\0filter_metadata\0", b"filter_state\0", b"\xff", b"\x02", b"\x03", b"\x04\x01"];
-    crate::driver::Target { name: "properties", words, max_len: 512, check }.run();
-}
+pub(super) const TARGET: Target = Target {
+    words: &[
+        b"\0",
+        b"request",
+        b"metadata\0filter_metadata\0",
+        b"filter_state\0",
+        b"\xff",
+        b"\x02",
+        b"\x03",
+        b"\x04\x01",
+    ],
+    max_len: 512,
+    check,
+};

@@ -7,10 +7,10 @@ use tollgate::{
     net::proxy_protocol::{Addresses, Header, MAX_HEADER, Parsed, encode, parse},
 };
 
-use crate::{Outcome, asked_again};
+use crate::{Outcome, Target, asked_again};
 
 /// The answer comes in time and stays; a header is read to its end and no further; what is written is read again.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let parsed = asked_again(input, &Parsed::NeedMore, MAX_HEADER, parse);
     if let Parsed::Header(header) = parsed {
         assert!(header.length <= input.len() && header.length <= MAX_HEADER);
@@ -66,10 +66,8 @@ fn address(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
     Some((SocketAddr::new(ip, u16::from_be_bytes(*port)), rest))
 }
 
-#[cfg(test)]
-#[test]
-fn the_proxy_protocol() {
-    let words: &[&[u8]] = &[
+pub(super) const TARGET: Target = Target {
+    words: &[
         b"PROXY ",
         b"TCP4 ",
         b"TCP6 ",
@@ -89,6 +87,7 @@ fn the_proxy_protocol() {
         b"\x03\0\x04",
         b"\x05\0\x01u",
         b"\x20\0\x05\x01\0\0\0\0",
-    ];
-    crate::driver::Target { name: "proxy_protocol", words, max_len: MAX_HEADER + 64, check }.run();
-}
+    ],
+    max_len: MAX_HEADER + 64,
+    check,
+};

@@ -2,10 +2,10 @@
 
 use tollgate::listener::sniff::{MAX_SNIFFED, Sniffed, sniff};
 
-use crate::{Outcome, asked_again};
+use crate::{Outcome, Target, asked_again};
 
 /// The answer comes in time, stays, and does not turn away what hyper would read.
-pub fn check(input: &[u8]) -> Outcome {
+fn check(input: &[u8]) -> Outcome {
     let sniffed = asked_again(input, &Sniffed::NeedMore, MAX_SNIFFED, sniff);
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Request::new(&mut fields);
@@ -18,10 +18,8 @@ pub fn check(input: &[u8]) -> Outcome {
     Outcome::of((format!("{sniffed:?}"), input.len().min(MAX_SNIFFED) / 8))
 }
 
-#[cfg(test)]
-#[test]
-fn what_a_connection_speaks() {
-    let words: &[&[u8]] =
-        &[b"GET ", b" HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n", b"\x16\x03", b"/", b"\r\n"];
-    crate::driver::Target { name: "sniff", words, max_len: 600, check }.run();
-}
+pub(super) const TARGET: Target = Target {
+    words: &[b"GET ", b" HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n", b"\x16\x03", b"/", b"\r\n"],
+    max_len: 600,
+    check,
+};
