@@ -14,6 +14,7 @@ mod bounds;
 mod ca;
 mod call_times;
 mod charges;
+mod checks;
 mod compiling;
 mod containment;
 mod cut_off;

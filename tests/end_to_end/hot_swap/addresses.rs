@@ -9,7 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::harness::{Client, Proxy, Upstream, free_address, wait_until};
+use crate::harness::{Client, Proxy, Upstream, free_address, not_run, wait_until};
 
 /// Clients that connect anew for each request.
 struct Connecting {
@@ -145,8 +145,7 @@ fn all_addresses_of_both_families_stand_beside_each_other() {
     let (v4, v6) =
         ([SocketAddr::from(([127, 0, 0, 1], port)); 2], SocketAddr::new("::1".parse().expect("an address"), port));
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("SKIPPED: there is no IPv6 here");
-        return;
+        return not_run::for_want_of("IPv6", "::1 cannot be listened on");
     }
     let get = |address| Client::connect(address).get("/").text().to_owned();
     let mut proxy = Proxy::start(both.clone());

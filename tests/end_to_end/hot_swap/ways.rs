@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::telling;
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream, wait_until},
+    harness::{Config, Proxy, Upstream, not_run, wait_until},
 };
 
 /// Longer than files have to be quiet, and longer than they are waited for while they are not.
@@ -265,9 +265,7 @@ fn with_few_watches(config: impl Into<String>, script: &str) -> Option<Proxy> {
         .args(["--user", "--map-root-user", "sh", "-c", "echo 5 > /proc/sys/user/max_inotify_watches"])
         .output();
     if !can.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!(
-            "SKIPPED: no user namespace can be made here ({can:?}), so what is done without inotify was not tested"
-        );
+        not_run::for_want_of("namespaces", &format!("`unshare`: {can:?}"));
         return None;
     }
     Some(Proxy::start_wrapped(config, &wrapper))

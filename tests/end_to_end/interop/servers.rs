@@ -161,7 +161,7 @@ pub(super) fn nginx_stream(nginx: &std::path::Path, dir: &std::path::Path, strea
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     let built_in = run(nginx, &["-V"]).err.contains("--with-stream ");
     if !built_in && !std::path::Path::new(module).exists() {
-        crate::harness::peer::skip("nginx's stream module", "tests/interop/setup.sh");
+        crate::harness::not_run::missing("nginx's stream module", "tests/interop/setup.sh");
         return None;
     }
     let load = if built_in { String::new() } else { format!("load_module {module};\n") };

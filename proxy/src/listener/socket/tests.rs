@@ -8,6 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
+#[path = "../../../../tests/end_to_end/harness/not_run.rs"]
+mod not_run;
+
 fn address(socket: &ListenSocket) -> SocketAddr {
     match socket {
         ListenSocket::Tcp(socket) => socket.local_addr().unwrap(),
@@ -17,11 +20,6 @@ fn address(socket: &ListenSocket) -> SocketAddr {
 
 fn listen_on(address: &str, options: &SocketOptions) -> io::Result<Vec<ListenSocket>> {
     listen(&address.parse().unwrap(), options, 1, Claim::Sole)
-}
-
-/// Said where nobody overlooks it.
-fn skip(test: &str, why: &str) {
-    eprintln!("\n!!! SKIPPED: {test}: {why}\n");
 }
 
 #[test]
@@ -84,7 +82,7 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
     let options = SocketOptions::default();
     for (narrow, wide) in [("127.0.0.1", "0.0.0.0"), ("[::1]", "[::]")] {
         let Ok(mut narrow) = listen_on(&format!("{narrow}:0"), &options) else {
-            skip("handshakes", &format!("there is no {narrow}"));
+            not_run::for_want_of("IPv6", &format!("there is no {narrow}"));
             continue;
         };
         let narrow = narrow.remove(0);
@@ -221,7 +219,7 @@ fn a_transparent_socket_may_have_any_address() {
             Ok(sockets) => assert_eq!(address(&sockets[0]).ip(), foreign.parse::<SocketAddr>().unwrap().ip()),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 assert!(e.to_string().contains("CAP_NET_ADMIN"), "{e}");
-                return skip("a_transparent_socket_may_have_any_address", "needs CAP_NET_ADMIN");
+                return not_run::for_want_of("CAP_NET_ADMIN", "no socket can be transparent");
             }
             // A machine without IPv6.
             Err(_) if refused.kind() != io::ErrorKind::AddrNotAvailable => {}
@@ -269,8 +267,8 @@ fn a_redirected_connection_knows_where_it_was_going() {
             let passed = output.status.success() && said(&output.stdout).contains("1 passed");
             assert!(passed, "{}\n{}", said(&output.stdout), said(&output.stderr));
         }
-        Ok(output) => skip("a_redirected_connection_knows_where_it_was_going", said(&output.stderr).trim()),
-        Err(e) => skip("a_redirected_connection_knows_where_it_was_going", &format!("`unshare`: {e}")),
+        Ok(output) => not_run::for_want_of("network namespaces with iptables", said(&output.stderr).trim()),
+        Err(e) => not_run::for_want_of("network namespaces with iptables", &format!("`unshare`: {e}")),
     }
 }
 

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Counts what came of the tests: tests/summary.sh LOG NOT_RUN, where LOG is what `cargo test` has written, and NOT_RUN has a line for each
+# test that ended early because something was missing: what, a tab, and the test. `cargo test` takes these for passed.
+set -eu
+awk -F '\t' '
+    FILENAME == ARGV[1] { if (split($0, word, " ") && /^test result:/) { passed += word[4]; failed += word[6]; ignored += word[8] }; next }
+    !seen[$1, $2]++ { wanted[$1]++ }
+    !test[$2]++ { not_run++ }
+    END {
+        for (what in wanted) list = list (list ? ", " : " for want of: ") what " (" wanted[what] ")"
+        printf "%d passed, %d failed, %d ignored, %d not run%s\n", passed - not_run, failed, ignored, not_run, list
+    }' "$1" "$2"
