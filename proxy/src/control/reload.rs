@@ -86,7 +86,8 @@ impl Reloader {
     /// Makes changes until there is nobody who could want one.
     pub(super) async fn run(mut self) {
         loop {
-            let patience = self.patience;
+            // When a file that somebody is writing to now is whole, the watcher tells of it.
+            let patience = self.patience.filter(|_| !self.watcher.is_written_to());
             let first = tokio::select! {
                 () = self.watcher.changed() => None,
                 // The other half has not come.
@@ -163,6 +164,11 @@ impl Reloader {
     /// read while somebody wrote to them, and will be read again when that is over.
     async fn load(&mut self, cause: &'static str) -> Option<Result<Load, String>> {
         self.watcher.hear();
+        // Somebody has begun to write since the watcher told of the change: it tells of this one as well, when it is over.
+        if cause == BY_FILE && self.watcher.is_written_to() && self.given_up < MOST_GIVEN_UP {
+            self.given_up += 1;
+            return None;
+        }
         let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
         let before = previous.clone();
         let work = move || load_change(&foundry, &path, before.as_deref());

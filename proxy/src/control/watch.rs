@@ -194,6 +194,11 @@ impl Watcher {
         happened
     }
 
+    /// Whether somebody is writing to a file.
+    pub fn is_written_to(&self) -> bool {
+        !self.unclosed.is_empty()
+    }
+
     /// Whether something has changed and can be read.
     fn is_settled(&mut self) -> bool {
         if self.inotify.is_none() {

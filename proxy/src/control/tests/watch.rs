@@ -36,8 +36,10 @@ async fn a_file_that_is_written_to_is_told_of_when_it_is_closed() {
     assert!(!is_told(&mut watcher).await);
     file.write_all(b" and half").unwrap();
     assert!(!is_told(&mut watcher).await);
+    assert!(watcher.is_written_to(), "whoever is about to read it is told not to");
     drop(file);
     assert!(is_told(&mut watcher).await);
+    assert!(!watcher.is_written_to());
     assert!(!is_told(&mut watcher).await, "once");
 }
 
