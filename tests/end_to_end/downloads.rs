@@ -178,6 +178,7 @@ fn no_download_ends_while_there_are_places() {
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 5}"));
     let mut held: Vec<_> = (0..4).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
     upstream.wait_for_requests(4);
+    // Longer than one may wait for its client while others have no place.
     thread::sleep(Duration::from_millis(1500));
     others_are_answered(&proxy, 20);
     assert_eq!(of_cluster(&proxy, "downloads_evicted_total"), 0.0);
@@ -252,6 +253,7 @@ fn requests_that_would_be_too_many_take_their_places_too() {
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 100, requests: 8}"));
     let _held: Vec<_> = (0..8).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
     upstream.wait_for_requests(8);
+    // As above: before that, none would be ended.
     thread::sleep(Duration::from_millis(1500));
     others_are_answered(&proxy, 1);
     assert_evicted(&proxy);

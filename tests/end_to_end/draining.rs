@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Signal, Upstream, answer, wait_until},
+    harness::{Config, Proxy, Signal, Upstream, answer, not_run, wait_until},
 };
 
 /// For so long at least, an idle connection is kept after SIGTERM, for a request that may be on its way.
@@ -33,9 +33,11 @@ fn load(proxy: &Proxy, name: usize) -> Seen {
     for n in 0.. {
         let target = format!("/{name}/{n}");
         let request = format!("POST {target} HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody");
+        let now = Instant::now();
         let sent = client.wire.send(request);
+        // From before the last one was sent until this one is: however long this thread is kept waiting, it is not less.
         seen.in_time = before.elapsed() < GRACE;
-        before = Instant::now();
+        before = now;
         match sent.and_then(|()| client.wire.read_response("POST")) {
             Ok(response) => {
                 assert_eq!((response.status(), response.text()), (200, target.as_str()));
@@ -334,7 +336,7 @@ fn the_first_process_of_a_container_hears_signals() {
         command
     };
     if !namespace(&["true"]).status().is_ok_and(|status| status.success()) {
-        return eprintln!("SKIPPED: no namespace for processes is to be had");
+        return not_run::for_want_of("namespaces", "`unshare` fails");
     }
     std::fs::write(proxy.dir().join("other.yaml"), "admin: false\nlisteners: [{name: a, address: 'unix:a.sock'}]")
         .expect("a file");

@@ -64,7 +64,7 @@ fn a_slow_reader_that_pings_gets_all_answers_of_a_connection_that_is_old() {
 #[test]
 fn a_slow_reader_that_pings_gets_all_answers_of_a_proxy_that_ends() {
     let upstream = large();
-    let mut proxy = Proxy::start(Config::to(&upstream));
+    let mut proxy = Proxy::start(Config::to(&upstream).top("drain_timeout: 1h"));
     let (whole, promised) = read_slowly(&mut proxy, Duration::from_millis(20), |proxy| proxy.signal(Signal::TERM));
     assert_eq!((whole, promised), (MANY, MANY));
     assert_eq!(proxy.wait_exit().code(), Some(0));
@@ -173,12 +173,10 @@ fn an_answer_that_breaks_off_is_reset_for_a_client_of_http_1_0() {
 #[test]
 fn a_client_that_never_closes_does_not_hold_up_the_end() {
     let upstream = large();
-    let mut proxy = Proxy::start(Config::to(&upstream).top("drain_timeout: 60s"));
+    let mut proxy = Proxy::start(Config::to(&upstream).top("drain_timeout: 1h"));
     let mut clients: Vec<_> = (0..3).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
     proxy.signal(Signal::TERM);
-    let begun = std::time::Instant::now();
     assert_eq!(proxy.wait_exit().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(30), "far from the drain timeout");
     wait_until("the connections to be closed", || clients.iter_mut().all(|client| client.wire.is_closed()));
 }

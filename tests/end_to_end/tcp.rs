@@ -4,11 +4,11 @@ mod around;
 mod filters;
 mod third_party;
 
-use std::{fs, io::Write, net::TcpListener, thread, time::Duration};
+use std::{fs, io::Write, thread, time::Duration};
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Signal, Upstream, Wire, wait_until},
+    harness::{Config, Proxy, Signal, Upstream, Wire, in_time, wait_until},
 };
 
 /// An upstream that sends back what it gets, and ends when its client has.
@@ -34,12 +34,6 @@ fn connect(proxy: &Proxy) -> Wire {
 fn echoes(wire: &mut Wire, text: &str) {
     wire.send(text).expect("the proxy reads");
     assert_eq!(wire.read_exact(text.len()).expect("an echo"), text.as_bytes());
-}
-
-/// An address where nobody listens.
-fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").to_string()
 }
 
 #[test]
@@ -173,9 +167,9 @@ fn what_cannot_be_connected_is_closed_and_flagged() {
     let silent = echo();
     let place = "limits: {connections: 1}";
     for (clusters, flags, details) in [
-        (Config::new().listener("cluster: web").cluster("web", &[nobody()], ""), "UF", "connect_failure"),
+        (Config::new().listener("cluster: web").cluster("web", &[Upstream::refusing()], ""), "UF", "connect_failure"),
         (
-            Config::new().listener("cluster: web").cluster("web", &[nobody()], "retry: {attempts: 2}"),
+            Config::new().listener("cluster: web").cluster("web", &[Upstream::refusing()], "retry: {attempts: 2}"),
             "UF,URX",
             "connect_failure",
         ),
@@ -197,17 +191,18 @@ fn what_cannot_be_connected_is_closed_and_flagged() {
 #[test]
 fn idle_and_old_connections_are_closed() {
     let upstream = echo();
-    let proxy = Proxy::start(to(&upstream).listener("timeouts: {idle: 200ms}"));
-    let mut wire = connect(&proxy);
-    echoes(&mut wire, "awake");
-    assert!(wire.is_closed());
-    assert_eq!(proxy.entry(|entry| entry["details"] == "idle_timeout")["flags"], "SI");
+    in_time(|ms| {
+        let proxy = Proxy::start(to(&upstream).listener(&format!("timeouts: {{idle: {ms}ms}}")));
+        let mut wire = connect(&proxy);
+        let echo = wire.send("awake").and_then(|()| wire.read_exact(5));
+        assert!(wire.is_closed());
+        assert_eq!(proxy.entry(|entry| entry["details"] == "idle_timeout")["flags"], "SI");
+        echo.is_ok().then_some(())
+    });
 
     let proxy = Proxy::start(to(&upstream).listener("timeouts: {connection_age: 300ms}"));
     let mut wire = connect(&proxy);
-    while wire.send("x").and_then(|()| wire.read_exact(1)).is_ok() {
-        thread::sleep(Duration::from_millis(10));
-    }
+    while wire.send("x").and_then(|()| wire.read_exact(1)).is_ok() {}
     assert_eq!(proxy.entry(|entry| entry["details"] == "connection_age")["flags"], "DT");
 }
 
@@ -223,13 +218,13 @@ fn clusters_share_connections_by_weight() {
             .cluster("b", &[&upstreams[1]], "")
             .cluster("c", &[&upstreams[2]], ""),
     );
-    for _ in 0..100 {
+    for _ in 0..400 {
         echoes(&mut connect(&proxy), "x");
     }
     let counts = upstreams.map(|u| u.connections());
-    assert_eq!((counts[0] + counts[1], counts[2]), (100, 0));
-    // Less than this has a chance of one in a billion.
-    assert!(counts[0] > 60 && counts[1] > 0, "{counts:?}");
+    assert_eq!((counts[0] + counts[1], counts[2]), (400, 0));
+    // 360 and 40, give or take eight standard deviations of 6.
+    assert!((312..400).contains(&counts[0]), "{counts:?}");
 }
 
 #[test]
@@ -319,7 +314,7 @@ fn a_mistake_is_shown_at_its_place() {
         ("protocol: tcp\ntcp: {clusters: [{cluster: web, weight: 0}]}", "the weights of all clusters are 0"),
         ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "server name"),
     ] {
-        let config = Config::new().listener(listener).cluster("web", &[nobody()], "");
+        let config = Config::new().listener(listener).cluster("web", &[Upstream::refusing()], "");
         let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} was taken") };
         assert!(output.contains(said), "{output}");
     }

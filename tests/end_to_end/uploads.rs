@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, frames::code, wait_until};
+use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, frames::code, in_time, wait_until};
 
 /// More than is read ahead of a body.
 const LONG: usize = 1 << 20;
@@ -265,6 +265,7 @@ fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
     client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     assert_eq!(client.wire.read_head().expect("a response").status(), 200);
     assert_eq!(client.wire.read_exact(8).expect("a part of it"), b"3\r\nABC\r\n");
+    // Longer than its grace.
     std::thread::sleep(Duration::from_secs(2));
     client.send("3\r\ndef\r\n0\r\n\r\n");
     assert_eq!(client.wire.read_exact(13).expect("the rest of it"), b"3\r\nDEF\r\n0\r\n\r\n");
@@ -300,25 +301,33 @@ fn a_body_that_comes_too_slowly_ends_with_408() {
 /// A slow upload that is fast enough goes on for as long as it takes, and an upstream's pace is not its client's.
 #[test]
 fn a_body_that_comes_fast_enough_comes_through() {
-    let upstream = Upstream::scripted(|mut connection| {
-        while let Some(mut request) = connection.head() {
-            if request.target() == "/slowly-read" {
-                std::thread::sleep(Duration::from_secs(2));
+    in_time(|ms| {
+        let grace = Duration::from_millis(ms.into());
+        let upstream = Upstream::scripted(move |mut connection| {
+            while let Some(mut request) = connection.head() {
+                if request.target() == "/slowly-read" {
+                    std::thread::sleep(grace * 2);
+                }
+                if connection.wire.read_body(&mut request, false).is_err() {
+                    return;
+                }
+                connection.send(answer(200, &[], request.body.len().to_string()));
             }
-            connection.wire.read_body(&mut request, false).expect("a body");
-            connection.send(answer(200, &[], request.body.len().to_string()));
+        });
+        let rate = 4_000_000 / ms; // A tenth of how fast it comes.
+        let options = format!("limits: {{body_rate: {rate}}}\ntimeouts: {{body_grace: {ms}ms}}");
+        let proxy = Proxy::start(to(&upstream, "connections: 8").listener(&options));
+        let mut client = upload(&proxy, "/slow", "192.0.2.1", 80_001);
+        // Twice as long as the grace.
+        for _ in 0..40 {
+            std::thread::sleep(grace / 20);
+            client.wire.send([b'x'; 2000]).ok()?;
         }
+        let large = 32 << 20;
+        let is_whole = client.wire.read_response("POST").ok()?.text() == "80001";
+        let slowly_read = || proxy.request("POST", "/slowly-read", &[], &vec![b'x'; large]).text() == large.to_string();
+        (is_whole && slowly_read()).then_some(())
     });
-    let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 4KiB}\ntimeouts: {body_grace: 1s}");
-    let proxy = Proxy::start(config);
-    let mut client = upload(&proxy, "/slow", "192.0.2.1", 80_001);
-    for _ in 0..40 {
-        std::thread::sleep(Duration::from_millis(50));
-        client.send([b'x'; 2000]);
-    }
-    assert_eq!(client.read().text(), "80001");
-    let large = 32 << 20;
-    assert_eq!(proxy.request("POST", "/slowly-read", &[], &vec![b'x'; large]).text(), large.to_string());
 }
 
 /// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot send then.
@@ -356,6 +365,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     assert_eq!(client.window_of(held), 0);
     let stream = client.request("POST", "/short", &[("content-length", "10")], false);
     let idle = client.request("POST", "/idle", &[("content-length", "10")], false);
+    // Longer than their grace.
     std::thread::sleep(Duration::from_secs(2));
     client.ping();
     assert!(client.so_far(stream).blocks.is_empty(), "{:?}", client.so_far(stream));
@@ -384,6 +394,7 @@ fn a_call_may_say_nothing_for_long() {
     let fields = [("content-type", "application/grpc"), ("te", "trailers")];
     let stream = client.request("POST", "/a.B/C", &fields, false);
     client.data(stream, b"\0\0\0\0\0", false);
+    // Longer than its grace.
     std::thread::sleep(Duration::from_secs(1));
     client.data(stream, b"\0\0\0\0\0", true);
     assert_eq!(client.response(stream).field("grpc-status"), Some("0"));

@@ -237,6 +237,7 @@ fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
     let parts: Vec<Vec<u8>> = (0..50_u8).map(|n| vec![n; 100]).collect();
     for part in &parts {
         client.data(stream, part, false);
+        // So that not all of them come together.
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     client.send(kind::DATA, flag::END_STREAM, stream, b"");

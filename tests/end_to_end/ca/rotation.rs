@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
-use serde_json::json;
-
-use super::{Folder, WEB, held, inner, outer, request_for, sign, workload};
+use super::{Folder, WEB, held, inner, late_authority, outer, request_for, sign, workload};
 use crate::harness::{Client, Proxy, Signal, Upstream, wait_until};
 
 /// How many roots a proxy trusts, by its folder.
@@ -44,9 +41,9 @@ fn a_root_follows_another_and_no_handshake_fails() {
     let token = folder.token("spiffe://mesh.local/*", "1h");
     let files = [("token", token.as_bytes())];
     let upstream = Upstream::saying("through both");
-    let mut inner = Proxy::start_with(inner(&ca, &upstream), &files);
+    let mut inner = Proxy::start_with(inner(ca.address("admin"), &upstream), &files);
     // A handshake for each request.
-    let outer = outer(&ca, &inner, WEB, "limits: {requests_per_connection: 1}\n");
+    let outer = outer(ca.address("admin"), &inner, WEB, "limits: {requests_per_connection: 1}\n");
     let mut outer = Proxy::start_with(outer, &files);
     let first = folder.read("ca/ca.pem");
 
@@ -124,7 +121,7 @@ fn a_root_is_not_replaced_under_a_proxy_that_signs() {
     assert_eq!(folder.read("ca/ca.pem"), root);
     // Whatever is done to the folder, what is signed and what is trusted go together.
     let token = folder.token(WEB, "1h");
-    let signed = || -> serde_json::Value { super::json(&sign(&ca, Some(&token), "", &request_for(WEB))) };
+    let signed = || -> serde_json::Value { super::read_json(&sign(&ca, Some(&token), "", &request_for(WEB))) };
     let other = Folder::new();
     for name in ["ca.pem", "ca.key"] {
         fs::copy(other.path("ca").join(name), folder.path("ca").join(name)).expect("it can be written");
@@ -162,26 +159,7 @@ fn the_steps_are_told_and_refused_out_of_turn() {
 /// With an authority whose clock is far behind, each new certificate is due for renewal when it comes.
 #[test]
 fn an_authority_with_a_late_clock_is_not_asked_all_the_time() {
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.subject_alt_names = vec![SanType::URI("spiffe://mesh.local".try_into().expect("ASCII"))];
-    let root = params.self_signed(&key).expect("a root").pem();
-    let issuer = Issuer::new(params, key);
-    let answer = move |body: &[u8]| {
-        let request = std::str::from_utf8(body).expect("PEM");
-        let mut request = CertificateSigningRequestParams::from_pem(request).expect("a request");
-        // Nine tenths of its life are over.
-        let now = std::time::SystemTime::now();
-        request.params.not_before = (now - Duration::from_secs(54 * 60)).into();
-        request.params.not_after = (now + Duration::from_secs(6 * 60)).into();
-        let certificate = request.signed_by(&issuer).expect("a certificate").pem();
-        json!({"certificate": certificate, "root": root}).to_string()
-    };
-    let ca = Upstream::replying(move |request| match request.target() {
-        "/ca/root" => crate::harness::answer(404, &[], ""),
-        _ => crate::harness::answer(200, &[], answer(&request.body)),
-    });
+    let (ca, _) = late_authority(None);
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
     // The first one is due at once. The one after that is not for five minutes.
     let renewals = || web.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]);

@@ -4,13 +4,17 @@
 //! folder is the process's working directory, so files in it need no path.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -401,13 +405,17 @@ fn filled_in(config: &str, addresses: &mut BTreeMap<String, SocketAddr>) -> Stri
     text
 }
 
-/// An address that nobody uses: the kernel chooses the port. It is free again when this returns; the same one is not
-/// given away twice.
+/// An address that nobody uses, on a port that the kernel gives to nobody by itself: its own begin at 32768, and one of those could be
+/// another's before the program that it is for has it. The same one is not given away twice.
 pub fn free_address() -> SocketAddr {
-    static GIVEN: Mutex<Option<HashSet<SocketAddr>>> = Mutex::new(None);
+    const PORTS: Range<u32> = 10_000..30_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
     loop {
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a port");
-        if GIVEN.lock().unwrap().get_or_insert_default().insert(address) {
+        // Processes that run at the same time begin at different places.
+        let nth = std::process::id().wrapping_mul(997).wrapping_add(GIVEN.fetch_add(1, Relaxed));
+        let port = PORTS.start + nth % PORTS.len() as u32;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
             return address;
         }
     }

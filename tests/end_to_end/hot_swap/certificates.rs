@@ -64,6 +64,7 @@ fn a_pair_is_taken_when_it_is_whole() {
             let mut file = File::create(proxy.dir().join(name)).expect("a file");
             for part in [&text[..text.len() / 2], &text[text.len() / 2..]] {
                 file.write_all(part.as_bytes()).expect("it can be written");
+                // Longer than files have to be quiet.
                 thread::sleep(Duration::from_millis(400));
             }
         }
@@ -74,6 +75,8 @@ fn a_pair_is_taken_when_it_is_whole() {
     assert_eq!(refused(), 0.0);
     proxy.put("server.key", &texts(3)[1]);
     proxy.wait_for_output("was refused, and nothing has changed");
+    // It is counted after that is said.
+    proxy.wait_for_metric("tollgate_config_reloads_total", &[("result", "refused")], 1.0);
     assert_eq!((refused(), proxy.version()), (1.0, 3));
     proxy.put("server.pem", &texts(3)[0]);
     wait_until("the pair", || proxy.version() == 4);

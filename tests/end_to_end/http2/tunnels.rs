@@ -5,6 +5,7 @@ use std::{thread::sleep, time::Duration};
 use crate::harness::{
     Config, H2, Proxy, Upstream,
     frames::{code, setting},
+    in_time,
 };
 
 /// Gives back what it gets; for an upgrade, after a 101.
@@ -106,18 +107,26 @@ fn a_tunnel_whose_client_reads_little_by_little_is_not_idle() {
         connection.send(vec![b'x'; 64 << 10]);
         connection.wait_for_end();
     });
-    let proxy = Proxy::start(Config::to(&upstream).listener("connect: true\ntimeouts: {idle: 1s}"));
-    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
-    client.generous = false;
-    let stream = connect(&mut client, &[]);
-    for step in 0..40 {
-        let room = 1 + step * 100;
-        let so_far =
-            client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
-        assert_eq!((so_far.body.len(), so_far.ended, so_far.reset), (room, false, None));
-        sleep(Duration::from_millis(100));
-        client.window(stream, 100);
-    }
+    in_time(|ms| {
+        let config = Config::to(&upstream).listener(&format!("connect: true\ntimeouts: {{idle: {ms}ms}}"));
+        let proxy = Proxy::start(config);
+        let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
+        client.generous = false;
+        let stream = connect(&mut client, &[]);
+        // Half as long again as it may be idle.
+        for step in 0..15 {
+            let room = 1 + step * 100;
+            let so_far =
+                client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
+            if so_far.ended || so_far.reset.is_some() {
+                return None;
+            }
+            assert_eq!(so_far.body.len(), room);
+            sleep(Duration::from_millis(ms.into()) / 10);
+            client.window(stream, 100);
+        }
+        Some(())
+    });
 }
 
 /// What the upstream answers instead of switching is the answer.

@@ -5,7 +5,7 @@ use std::{sync::mpsc, thread::sleep, time::Duration};
 use crate::harness::{
     Config, H2, Proxy, Upstream, answer,
     frames::{code, flag, kind, setting},
-    wait_until,
+    in_time, wait_until,
 };
 
 const MIB: usize = 1 << 20;
@@ -62,22 +62,29 @@ fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
 #[test]
 fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
     let upstream = upstream();
-    let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
-    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
-    client.generous = false;
-    client.window(0, 1 << 30);
-    let stream = client.request("GET", "/large", &[], true);
-    for step in 0..50 {
-        let room = 1 + step * 100;
-        let so_far =
-            client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
-        assert_eq!((so_far.body.len(), so_far.reset), (room, None));
-        sleep(Duration::from_millis(100));
-        client.window(stream, 100);
-    }
-    // Only when it stops is it idle.
-    assert!(client.response(stream).reset.is_some());
-    assert_eq!(proxy.entry_for("/large")["flags"], "SI");
+    in_time(|ms| {
+        let proxy = Proxy::start(Config::to(&upstream).listener(&format!("timeouts: {{idle: {ms}ms}}")));
+        let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
+        client.generous = false;
+        client.window(0, 1 << 30);
+        let stream = client.request("GET", "/large", &[], true);
+        // Half as long again as it may be idle.
+        for step in 0..15 {
+            let room = 1 + step * 100;
+            let so_far =
+                client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
+            if so_far.reset.is_some() {
+                return None;
+            }
+            assert_eq!(so_far.body.len(), room);
+            sleep(Duration::from_millis(ms.into()) / 10);
+            client.window(stream, 100);
+        }
+        // Only when it stops is it idle.
+        assert!(client.response(stream).reset.is_some());
+        assert_eq!(proxy.entry_for("/large")["flags"], "SI");
+        Some(())
+    });
 }
 
 /// Streams that share a window that is too small for all of them take turns, each with as much as it can get.

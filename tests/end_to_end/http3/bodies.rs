@@ -116,7 +116,7 @@ fn a_response_that_breaks_off_does_not_look_whole() {
 #[test]
 fn a_response_that_flows_takes_as_long_as_it_takes() {
     needs!("aioquic");
-    let upstream = crate::response_heads::flowing();
+    let upstream = crate::response_heads::flowing(1500);
     let config = crate::harness::Config::to_with(&upstream, "response_head_timeout: 500ms").listener(super::TLS);
     let site = Site::start(config);
     let response = site.connect().request("a", json!({ "path": "/a" }));

@@ -201,12 +201,16 @@ impl Raw {
         let _ = self.runtime.block_on(async { timeout(DEADLINE, send.write_all(bytes)).await });
     }
 
-    /// Reads as many bytes as this.
-    pub fn read(&self, recv: &mut RecvStream, count: usize) -> Vec<u8> {
+    /// Reads as many bytes as this, unless the stream is reset.
+    pub fn try_read(&self, recv: &mut RecvStream, count: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; count];
         let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_exact(&mut bytes)).await });
-        read.expect("bytes in time").expect("bytes");
-        bytes
+        read.expect("bytes in time").ok().map(|()| bytes)
+    }
+
+    /// Reads as many bytes as this.
+    pub fn read(&self, recv: &mut RecvStream, count: usize) -> Vec<u8> {
+        self.try_read(recv, count).expect("bytes")
     }
 
     /// Waits for a stream's end.

@@ -36,7 +36,7 @@ fn a_service_that_says_no_or_nothing_keeps_clients_out() {
         let config = to(&upstream)
             .filter("third", "third.wasm", &format!("config: {{ask: {ask}}}"))
             .cluster("service", &[&service], "")
-            .cluster("nobody", &[super::nobody()], "");
+            .cluster("nobody", &[crate::harness::Upstream::refusing()], "");
         let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
         let mut wire = connect(&proxy);
         // What it sends early does not get it in.

@@ -119,12 +119,11 @@ fn bodies_and_trailers_go_past_filters_that_do_not_look() {
 
 #[test]
 fn a_delay_holds_nobody_up() {
-    let started = Instant::now();
+    // Whoever waited for one of these hours would not get to the end.
     let report = report("slow, routes", &format!("{ROUTER}{DELAY}"), &["-n", "600"]);
     assert_eq!(report.endings, [EndingReport::Held { filter: "slow".into(), count: 600 }]);
     assert!(report.notes[0].starts_with("100.0% of the requests were held"), "{:?}", report.notes);
     assert!(report.filters[1].phases.is_empty() && report.text(false).contains("never called"));
-    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

@@ -93,9 +93,20 @@ fn a_body_dropped_early_closes_the_connection() {
 #[test]
 fn a_request_dropped_while_it_waits_closes_the_connection() {
     run(async {
-        let server = server(|_| Reply::Hang("")).await;
+        let asked = Rc::new(Cell::new(false));
+        let server = server({
+            let asked = Rc::clone(&asked);
+            move |_| {
+                asked.set(true);
+                Reply::Hang("")
+            }
+        })
+        .await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
-        assert!(timeout(Duration::from_millis(50), send(&pools, &cluster)).await.is_err());
+        tokio::select! {
+            _ = send(&pools, &cluster) => panic!("there is no answer"),
+            () = until("the server is asked", || asked.get()) => {}
+        }
         assert_eq!(gauges(&cluster), (0, 0));
         until("the server sees it closed", || server.accepted.get() == 1 && server.open.get() == 0).await;
     });
@@ -106,16 +117,31 @@ fn idle_connections_are_closed_after_their_time_and_not_before() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let (pools, cluster) =
-            (pools(), cluster(&[server.address], |limits| limits.idle_timeout = units::Duration::millis(500)));
+            (pools(), cluster(&[server.address], |limits| limits.idle_timeout = units::Duration::secs(10)));
+        // Time stands still but for these steps, and while something is asked, which takes no ten seconds.
+        let pass = async |seconds: u64| {
+            for _ in 0..seconds {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                tokio::task::yield_now().await;
+            }
+        };
         get(&pools, &cluster).await;
-        sleep(Duration::from_millis(300)).await;
+        tokio::time::pause();
+        pass(6).await;
         assert_eq!(gauges(&cluster), (1, 1));
+        tokio::time::resume();
         get(&pools, &cluster).await;
-        sleep(Duration::from_millis(300)).await;
+        tokio::time::pause();
+        pass(6).await;
         assert_eq!(gauges(&cluster), (1, 1), "its time begins again with each use");
-        until("it is closed", || gauges(&cluster) == (0, 0) && server.open.get() == 0).await;
+        pass(6).await;
+        assert_eq!(gauges(&cluster), (0, 0));
+        until("the server sees it closed", || server.open.get() == 0).await;
+        tokio::time::resume();
         get(&pools, &cluster).await;
-        until("the sweep has begun again", || gauges(&cluster) == (0, 0)).await;
+        tokio::time::pause();
+        pass(12).await;
+        assert_eq!(gauges(&cluster), (0, 0), "the sweep has begun again");
         assert_eq!(server.accepted.get(), 2);
     });
 }
@@ -161,6 +187,7 @@ fn a_connection_that_is_closed_and_not_yet_noticed_is_replaced_unseen() {
             // The close comes while this thread is busy; at the next turn the request is polled before the connection.
             turns.wait();
             turns.wait();
+            // Time for it to arrive. (If this is too little, nothing fails.)
             std::thread::sleep(Duration::from_millis(10));
             tokio::task::yield_now().await;
             assert_eq!(gauges(&cluster), (1, 1), "the test does not test what it should");
@@ -217,7 +244,7 @@ fn a_reset_says_whether_a_retry_is_safe() {
 #[test]
 fn a_refused_connection_gives_the_request_back() {
     run(async {
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_socket, address) = refusing();
         let (pools, cluster) = (pools(), cluster(&[address], |_| {}));
         let failure = send(&pools, &cluster).await.unwrap_err();
         assert!(matches!(failure.kind, FailureKind::Connect(ref error) if !error.timeout), "{failure:?}");
@@ -231,10 +258,8 @@ fn a_refused_connection_gives_the_request_back() {
 fn connecting_is_bounded_in_time() {
     run(async {
         // A listener whose queue is full drops what else comes.
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let (socket, address) = refusing();
         socket.listen(0).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
         let _fill: Vec<_> = (0..4)
             .map(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(20)))
             .take_while(Result::is_ok)
