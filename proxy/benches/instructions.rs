@@ -114,7 +114,7 @@ fn compare() -> anyhow::Result<()> {
     if by != compiler {
         let mismatch =
             format!("the baseline is of {by}, and this is {compiler}, so they cannot be compared:\n  {wrong}");
-        ensure!(env::var_os("CI").is_none(), "{mismatch}");
+        ensure!(env::var_os("TOLLGATE_REQUIRE_TOOLS").is_none(), "{mismatch}");
         println!("skipped: {mismatch}");
         return Ok(());
     }
