@@ -1,5 +1,6 @@
-//! A load generator of our own, for the one thing that the others do not do: a TLS connection for each request, none of
-//! which resumes an earlier one (wrk and h2load do, whenever a server lets them).
+//! A load generator of our own, for the two things that the others do not do over TLS: an open loop, whose times count from when a
+//! request was due and whose requests are spread evenly, and a connection for each request, none of which resumes an earlier one
+//! (wrk and h2load do, whenever a server lets them).
 //!
 //! It is this same program, started again as `peers connect` on the load generator's processor; it writes a line of JSON.
 
@@ -24,7 +25,7 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Connects with TLS for each request.
+/// Requests over TLS.
 #[derive(Debug, Parser)]
 pub struct ConnectArgs {
     #[arg(long)]
@@ -33,12 +34,18 @@ pub struct ConnectArgs {
     pub path: String,
     #[arg(long)]
     pub seconds: u64,
+    /// For how many milliseconds before that there are requests that count nowhere
+    #[arg(long, default_value_t = 0)]
+    pub warm_up: u64,
     /// Requests that are under way at a time, at most
     #[arg(long)]
     pub connections: u32,
     /// Requests a second; else as many as there can be
     #[arg(long)]
     pub rate: Option<u32>,
+    /// Connections carry one request after another, not one each
+    #[arg(long)]
+    pub keep: bool,
 }
 
 /// What has come of it; times in microseconds, from when a request was due.
@@ -53,14 +60,15 @@ pub struct Connected {
 pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let config = client()?;
     let begun = Instant::now();
-    let end = begun + Duration::from_secs(args.seconds);
+    let counted = begun + Duration::from_millis(args.warm_up);
+    let end = counted + Duration::from_secs(args.seconds);
     let workers: Vec<_> = (0..args.connections)
         .map(|n| {
-            let (config, target) = (config.clone(), (args.port, args.path.clone()));
+            let client = Client { config: config.clone(), port: args.port, path: args.path.clone(), keep: args.keep };
             // Each has its share of the rate, and they take turns.
             let pace = args.rate.map(|rate| Duration::from_secs(1) * args.connections / rate);
             let first = pace.map_or(begun, |pace| begun + pace * n / args.connections);
-            thread::spawn(move || work(&config, &target, first, pace, end))
+            thread::spawn(move || client.work(first, counted, pace, end))
         })
         .collect();
     let mut all = Connected::default();
@@ -69,57 +77,108 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         all.errors += part.errors;
         all.times.extend(part.times);
     }
-    all.seconds = begun.elapsed().as_secs_f64();
+    all.seconds = counted.elapsed().as_secs_f64();
     println!("{}", serde_json::to_string(&all)?);
     Ok(())
 }
 
-fn work(
-    config: &Arc<ClientConfig>,
-    (port, path): &(u16, String),
-    first: Instant,
-    pace: Option<Duration>,
-    end: Instant,
-) -> Connected {
-    let mut connected = Connected::default();
-    let mut due = first;
-    while due < end {
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        match request(config, *port, path) {
-            Ok(()) => connected.times.push(due.elapsed().as_micros() as u32),
-            Err(_) => connected.errors += 1,
-        }
-        due = pace.map_or_else(Instant::now, |pace| due + pace);
-    }
-    connected
+type Stream = StreamOwned<ClientConnection, TcpStream>;
+
+struct Client {
+    config: Arc<ClientConfig>,
+    port: u16,
+    path: String,
+    keep: bool,
 }
 
-/// A request on a connection of its own.
-fn request(config: &Arc<ClientConfig>, port: u16, path: &str) -> io::Result<()> {
-    let longest = Duration::from_secs(5);
-    let socket = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), longest)?;
-    socket.set_nodelay(true)?;
-    socket.set_read_timeout(Some(longest))?;
-    let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    let session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
-    let mut stream = StreamOwned::new(session, socket);
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: peers/1.0\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes())?;
+impl Client {
+    fn work(&self, first: Instant, counted: Instant, pace: Option<Duration>, end: Instant) -> Connected {
+        let mut connected = Connected::default();
+        let mut kept = None;
+        let mut due = first;
+        while due < end {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let done = self.request(&mut kept);
+            if due >= counted {
+                match done {
+                    Ok(()) => connected.times.push(due.elapsed().as_micros() as u32),
+                    Err(_) => connected.errors += 1,
+                }
+            }
+            due = pace.map_or_else(Instant::now, |pace| due + pace);
+        }
+        connected
+    }
+
+    /// A request on the connection that is kept, or on a new one.
+    fn request(&self, kept: &mut Option<Stream>) -> io::Result<()> {
+        let mut stream = kept.take().map_or_else(|| self.connect(), Ok)?;
+        let (path, close) = (&self.path, if self.keep { "" } else { "Connection: close\r\n" });
+        let head =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: peers/1.0\r\nAccept: */*\r\n{close}\r\n");
+        stream.write_all(head.as_bytes())?;
+        let answer = if self.keep { read_one(&mut stream)? } else { read_all(&mut stream)? };
+        if !answer.starts_with(b"HTTP/1.1 200") {
+            return Err(io::Error::other("not answered with 200"));
+        }
+        *kept = Some(stream).filter(|_| self.keep);
+        Ok(())
+    }
+
+    fn connect(&self) -> io::Result<Stream> {
+        let longest = Duration::from_secs(5);
+        let socket = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], self.port)), longest)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(longest))?;
+        let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
+        let session = ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?;
+        Ok(StreamOwned::new(session, socket))
+    }
+}
+
+/// Until the connection ends.
+fn read_all(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut answer = Vec::with_capacity(1024);
     match stream.read_to_end(&mut answer) {
-        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
-        _ => {}
+        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
+        _ => Ok(answer),
     }
-    if answer.starts_with(b"HTTP/1.1 200") { Ok(()) } else { Err(io::Error::other("not answered with 200")) }
 }
 
-/// As clients are by default, but that nothing is resumed, and any certificate is good.
+/// One response, whose length its head says.
+fn read_one(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::with_capacity(1024);
+    let mut part = [0; 4096];
+    loop {
+        if let Some(length) = whole(&answer)? {
+            return if answer.len() == length { Ok(answer) } else { Err(io::Error::other("more than one response")) };
+        }
+        match stream.read(&mut part)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => answer.extend_from_slice(&part[..n]),
+        }
+    }
+}
+
+/// How long the response is, once all of it is there.
+fn whole(answer: &[u8]) -> io::Result<Option<usize>> {
+    let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    let length = head + length.ok_or_else(|| io::Error::other("a response without a length"))?;
+    Ok((answer.len() >= length).then_some(length))
+}
+
+/// One that offers exactly what `tls::PINNED` says, resumes nothing, and takes any certificate.
 fn client() -> anyhow::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let builder = builder.context("TLS")?.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
+    let provider = Arc::new(CryptoProvider {
+        cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![aws_lc_rs::kx_group::X25519],
+        ..aws_lc_rs::default_provider()
+    });
+    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).context("TLS")?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
     let mut config = builder.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
@@ -161,5 +220,20 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn responses_are_read_to_their_ends() {
+        let one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
+        let halves = |at: usize| read_one(&mut one[..at].chain(&one[at..]));
+        assert!((0..one.len()).all(|at| halves(at).unwrap() == one));
+        assert!(read_one(&mut &one[..one.len() - 1]).is_err());
+        assert!(read_one(&mut [one, &one[..]].concat().as_slice()).is_err(), "two at once");
+        assert!(read_one(&mut &b"HTTP/1.1 200 OK\r\n\r\n"[..]).is_err());
     }
 }

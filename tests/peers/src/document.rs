@@ -1,68 +1,164 @@
-//! What is shown of the results: the part of docs/performance.md between two marker comments, and the plots. The text around it is
-//! written by people and stays.
+//! What is shown of the results: the figures in README.md, docs/performance.md and docs/operating.md (see `figures`), and the plots.
+//! The text around them is written by people and stays.
 
 use std::{fmt::Write, fs, path::Path};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::{
+    figures::{self, in_table, in_text, number},
     machine::Made,
     plot::{Bar, chart},
     rate::Pace,
     results::{Measured, Results, Row},
     rounds::ATTEMPTS,
-    scenario::{Column, Scenario},
-    stats::{median, spread},
-    targets,
+    scenario::{Column, Scenario, Work},
+    summary,
+    targets::{self, Verdict},
 };
 
-const BEGIN: &str = "<!-- peers: begin -->";
-const END: &str = "<!-- peers: end -->";
+/// Where figures are, from the folder of documents.
+const DOCUMENTS: [&str; 3] = ["performance.md", "operating.md", "../README.md"];
 
-/// Writes the plots, and the part between the markers.
+/// A proxy that is less busy than this, in percent, has not shown the most that it carries.
+const SATURATED: f64 = 95.0;
+
+/// Writes the plots, and the figures in the documents.
 pub fn write(docs: &Path, scenarios: &[Scenario], results: &Results) -> anyhow::Result<()> {
-    let file = docs.join("performance.md");
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let text = replace(&text, &body(scenarios, results)).with_context(|| format!("in {}", file.display()))?;
+    for name in DOCUMENTS {
+        let file = docs.join(name);
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = filled(&text, scenarios, results).with_context(|| format!("in {}", file.display()))?;
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     for (scenario, measured) in both(scenarios, results) {
         let plot = docs.join("performance").join(format!("{}.svg", scenario.name));
         fs::write(&plot, picture(scenario, measured)).with_context(|| format!("cannot write {}", plot.display()))?;
     }
-    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+    Ok(())
 }
 
 fn both<'a>(scenarios: &'a [Scenario], results: &'a Results) -> impl Iterator<Item = (&'a Scenario, &'a Measured)> {
     scenarios.iter().filter_map(|scenario| Some((scenario, results.scenarios.get(scenario.name)?)))
 }
 
-/// The text with something else between the markers.
-fn replace(text: &str, body: &str) -> anyhow::Result<String> {
-    let (before, rest) = text.split_once(BEGIN).with_context(|| format!("there is no {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("there is no {END} after {BEGIN}"))?;
-    Ok(format!("{before}{BEGIN}\n{body}\n{END}{after}"))
+fn filled(text: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Result<String> {
+    figures::fill(text, |key| figure(key, scenarios, results))
 }
 
-fn body(scenarios: &[Scenario], results: &Results) -> String {
-    let mut text = String::from("\n## Targets\n\n| | target | measured | |\n|---|---|---|---|\n");
+/// What stands for a key: a section, or a figure of a row (`SCENARIO / ROW / FIGURE`), its ratio to that of another row (`/ ROW`
+/// behind that), or how it grows with each copy of a filter (`SCENARIO / slope / PROGRAM`).
+fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Result<String> {
+    let parts: Vec<&str> = key.split(" / ").collect();
+    let named =
+        |name| scenarios.iter().find(|s| s.name == name).with_context(|| format!("there is no scenario {name}"));
+    let text = match parts[..] {
+        ["targets"] => targets(results),
+        ["summary"] => summary::table(scenarios, results),
+        ["counts"] => summary::counts(scenarios, results),
+        ["conditions"] => conditions(scenarios, results),
+        ["scenarios"] => both(scenarios, results).map(|(scenario, measured)| section(scenario, measured)).collect(),
+        ["output", name] => {
+            let output = results.outputs.get(name).context("there is no such output")?;
+            let (by, text) = (&output.by, output.lines.join("\n"));
+            format!("\n```console\n$ {by}\n{text}\n```\n\n*{}, commit {}.*\n", output.date, output.commit)
+        }
+        ["record", name] => {
+            let record = results.outputs.get(name).context("there is no such record")?;
+            format!("\n{}\n\n*{}, commit {}: {}.*\n", record.lines.join("\n"), record.date, record.commit, record.by)
+        }
+        [scenario, "slope", program] => {
+            let main = &named(scenario)?.columns[0];
+            let slope = results.scenarios.get(scenario).and_then(|measured| measured.slope(main.key, program));
+            slope.map_or_else(not_measured, |slope| in_text(slope, main.unit, 2))
+        }
+        [name, row, key, ref base @ ..] if base.len() <= 1 => {
+            let scenario = named(name)?;
+            for label in [row].iter().chain(base) {
+                scenario.subject(label).with_context(|| format!("there is no row {label}"))?;
+            }
+            let column = scenario.column(key).with_context(|| format!("there is no figure {key}"))?;
+            let measured = results.scenarios.get(name);
+            match base {
+                [] => measured
+                    .and_then(|m| m.row(row)?.figure(key))
+                    .map_or_else(not_measured, |figure| in_text(figure, column.unit, column.decimals)),
+                [base, ..] => measured.and_then(|m| m.ratio(key, row, base)).map_or_else(not_measured, figures::ratio),
+            }
+        }
+        _ => bail!("nobody knows what this is"),
+    };
+    Ok(text)
+}
+
+fn not_measured() -> String {
+    "(not measured)".into()
+}
+
+fn targets(results: &Results) -> String {
+    let mut text = String::from("\n| | target | measured | |\n|---|---|---|---|\n");
     for target in targets::ALL {
         let (what, unit, limit) = (target.what, target.unit, target.limit);
-        let (figure, verdict) = match target.measured(results) {
-            Some(figure) => (format!("{figure:.2} {unit}"), if figure <= limit { "met" } else { "**missed**" }),
-            None => ("–".into(), "not measured"),
+        let figure = target.measured(results).map_or("–".into(), |figure| in_text(figure, unit, 2));
+        let verdict = match target.verdict(results) {
+            Verdict::Met => "met".to_owned(),
+            Verdict::Missed => "**missed**".to_owned(),
+            Verdict::Open => "open".to_owned(),
+            Verdict::Lost(lost, rounds) => format!("open: {lost} of {rounds} rounds failed"),
+            Verdict::NotMeasured => "not measured".to_owned(),
         };
-        text += &format!("| {what} | ≤ {limit} {unit} | {} | {verdict} |\n", figure.trim_end());
-    }
-    for (scenario, measured) in both(scenarios, results) {
-        let (title, name, about) = (scenario.title, scenario.name, about(scenario, measured.pace.as_ref()));
-        text += &format!("\n## {title}\n\n`{name}`: {about}\n\n![{title}](performance/{name}.svg)\n\n");
-        text += &table(scenario, measured);
-        if scenario.slope {
-            text += &slopes(scenario, measured);
-        }
-        text += &lost(measured);
-        text += &format!("\n{}\n", made(&measured.made));
+        text += &format!("| {what} | ≤ {} | {figure} | {verdict} |\n", format!("{limit} {unit}").trim_end());
     }
     text
+}
+
+/// What was the same for all. If it changes, that shows beside the scenarios that are older.
+fn conditions(scenarios: &[Scenario], results: &Results) -> String {
+    let Some(made) = newest(scenarios, results) else { return format!("\n{}\n", not_measured()) };
+    let mut text = String::from("\n| | |\n|---|---|\n");
+    let versions: Vec<_> = made.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let machine = format!("{} processors ({}), {}", made.processors, made.processor, made.kernel);
+    for (name, value) in [("machine", &machine), ("versions", &versions.join(", "))] {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
+    text.extend(made.conditions.iter().map(|(name, value)| format!("| {name} | {value} |\n")));
+    let others: Vec<_> = both(scenarios, results)
+        .filter(|(_, measured)| {
+            let conditions = |made: &Made| {
+                let machine = (made.processors, made.processor.clone(), made.kernel.clone());
+                (made.conditions.clone(), made.versions.clone(), machine)
+            };
+            conditions(&measured.made) != conditions(made)
+        })
+        .map(|(scenario, _)| format!("`{}`", scenario.name))
+        .collect();
+    if !others.is_empty() {
+        let _ = write!(text, "\nOthers held, or none were recorded, for {}.\n", others.join(", "));
+    }
+    text
+}
+
+/// What the scenario that was measured last was made with.
+fn newest<'a>(scenarios: &'a [Scenario], results: &'a Results) -> Option<&'a Made> {
+    both(scenarios, results).map(|(_, measured)| &measured.made).max_by_key(|made| &made.date)
+}
+
+fn section(scenario: &Scenario, measured: &Measured) -> String {
+    let (title, name, about) = (scenario.title, scenario.name, about(scenario, measured.pace.as_ref()));
+    let mut text = format!("\n## {title}\n\n`{name}`: {about}\n\n![{title}](performance/{name}.svg)\n\n");
+    if !scenario.open.is_empty() {
+        text += "Closed loop, as much as the connections carry:\n\n";
+    }
+    text += &closed_table(scenario, measured);
+    if !scenario.open.is_empty() {
+        let rate =
+            measured.pace.as_ref().map_or(String::new(), |pace| format!(", {} a second", number(pace.rate.into(), 0)));
+        text += &format!("\nOpen loop{rate}:\n\n{}", open_table(scenario, measured));
+    }
+    if scenario.slope {
+        text += &slopes(scenario, measured);
+    }
+    text + &failed(measured) + &format!("\n{}\n", made(scenario, measured))
 }
 
 /// What a scenario is about, with the rate that it was measured at. Without one, what the rate is going to be.
@@ -77,126 +173,181 @@ pub fn about(scenario: &Scenario, pace: Option<&Pace>) -> String {
     scenario.about.replace("{rate}", &rate).replace("{share}", &share)
 }
 
-/// A row for each proxy: medians over the rounds, for the first column with the least and the greatest.
-fn table(scenario: &Scenario, measured: &Measured) -> String {
+/// A row for each proxy: the main figure and its ratios with their spread, medians of the others.
+fn closed_table(scenario: &Scenario, measured: &Measured) -> String {
     let (main, others) = scenario.columns.split_first().expect("a scenario shows something");
     let mut head = format!("| | {} |", main.label);
     head.extend(scenario.against.iter().map(|base| format!(" to {base} |")));
     head.extend(others.iter().map(|column| format!(" {} |", column.label)));
     let rule = "---:|".repeat(scenario.against.len() + scenario.columns.len());
     let mut text = format!("{head}\n|---|{rule}\n");
+    let mut unsaturated = false;
     for row in &measured.rows {
-        let cell = |column: &Column| row.median(column.key).map_or("–".into(), |m| number(m, column.decimals));
-        let range = spread(&row.values(main.key))
-            .map(|(low, high)| format!(" ({}–{})", number(low, main.decimals), number(high, main.decimals)));
-        let _ = write!(text, "| {} | {}{} |", row.label, cell(main), range.unwrap_or_default());
+        let figure = row.figure(main.key);
+        let of = figures::of_rounds(figure.map_or(0, |figure| figure.rounds), measured.rounds());
+        let figure = figure.map_or("–".into(), |figure| in_table(figure, main));
+        let _ = write!(text, "| {} | {figure}{of} |", row.label);
         for base in scenario.against {
-            let ratio =
-                measured.ratio(main.key, &row.label, base).map_or("–".into(), |ratio| format!("{ratio:.2} ×"));
-            let _ = write!(text, " {ratio} |");
+            let ratio = || measured.ratio(main.key, &row.label, base).map_or("–".into(), figures::ratio);
+            let _ = write!(text, " {} |", if row.label == *base { "1 ×".into() } else { ratio() });
         }
-        text.extend(others.iter().map(|column| format!(" {} |", cell(column))));
+        for column in others {
+            let median = row.figure(column.key).map(|figure| figure.middle);
+            let idle = column.key == "busy" && median.is_some_and(|busy| busy.round() < SATURATED);
+            unsaturated |= idle;
+            let cell = median.map_or("–".into(), |median| number(median, column.decimals));
+            let _ = write!(text, " {cell}{} |", if idle { " †" } else { "" });
+        }
+        text.push('\n');
+    }
+    if unsaturated {
+        text += "\n† Not saturated: the load generator or the backend is what was slowest, so its requests/s are not the most \
+                 that it carries.\n";
+    }
+    text
+}
+
+/// The same with the spread of everything.
+fn open_table(scenario: &Scenario, measured: &Measured) -> String {
+    let mut text = String::from("| |");
+    text.extend(scenario.open.iter().map(|column| format!(" {} |", column.label)));
+    text += &format!("\n|---|{}\n", "---:|".repeat(scenario.open.len()));
+    for row in &measured.rows {
+        let cell = |column: &Column| row.figure(column.key).map_or("–".into(), |figure| in_table(figure, column));
+        let _ = write!(text, "| {} |", row.label);
+        text.extend(scenario.open.iter().map(|column| format!(" {} |", cell(column))));
         text.push('\n');
     }
     text
 }
 
-/// Which rounds the medians are without, and why.
-fn lost(measured: &Measured) -> String {
-    let mut lines: Vec<String> = Vec::new();
-    for row in &measured.rows {
-        let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
-        for (number, reason) in row.lost() {
-            // What a program has written follows in further lines, for results.json only.
-            let reason = reason.lines().next().unwrap_or_default();
-            match reasons.iter_mut().find(|(known, _)| *known == reason) {
-                Some((_, numbers)) => numbers.push(number.to_string()),
-                None => reasons.push((reason, vec![number.to_string()])),
-            }
+/// Which rounds the figures are without, and which were tried more than once; and why.
+fn failed(measured: &Measured) -> String {
+    let lost = |row: &Row| row.lost().map(|(round, why)| (round, why.to_owned())).collect::<Vec<_>>();
+    let repeated = |row: &Row| row.repeated.iter().map(|r| (r.round, r.why.clone())).collect::<Vec<_>>();
+    let mut text = String::new();
+    let headings: [(String, &dyn Fn(&Row) -> Vec<(usize, String)>); 2] = [
+        (format!("Lost after {ATTEMPTS} attempts each, and in none of these figures"), &lost),
+        ("Failed and tried again".into(), &repeated),
+    ];
+    for (heading, failures) in headings {
+        let lines: String = measured.rows.iter().map(|row| reasons(&row.label, &failures(row))).collect();
+        if !lines.is_empty() {
+            text += &format!("\n{heading}:\n\n{lines}");
         }
-        lines.extend(reasons.iter().map(|(reason, numbers)| {
-            let rounds = if numbers.len() == 1 { "round" } else { "rounds" };
-            format!("* {}, {rounds} {}: {reason}\n", row.label, numbers.join(", "))
-        }));
     }
-    if lines.is_empty() {
-        return String::new();
+    text
+}
+
+/// A line for each reason, with its rounds.
+fn reasons(label: &str, failures: &[(usize, String)]) -> String {
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for (round, why) in failures {
+        // What a program has written follows in further lines, for results.json only.
+        let why = why.lines().next().unwrap_or_default();
+        let round = if *round == 0 { "calibration".into() } else { round.to_string() };
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, rounds)) => rounds.push(round),
+            None => reasons.push((why, vec![round])),
+        }
     }
-    format!("\nLost after {ATTEMPTS} attempts each, and in none of these figures:\n\n{}", lines.concat())
+    let line = |(why, rounds): &(&str, Vec<String>)| {
+        let word = if rounds.len() == 1 { "round" } else { "rounds" };
+        format!("* {label}, {word} {}: {why}\n", rounds.join(", "))
+    };
+    reasons.iter().map(line).collect()
 }
 
 /// What one more costs.
 fn slopes(scenario: &Scenario, measured: &Measured) -> String {
-    let key = scenario.columns[0].key;
-    let line = |program: &str| {
-        let (slope, (low, high)) = (measured.slope(key, program)?, spread(&measured.slopes(key, program))?);
-        Some(format!("{program} **{slope:.2} µs** ({low:.2}–{high:.2})"))
-    };
+    let main = &scenario.columns[0];
+    let line =
+        |program: &str| Some(format!("{program} **{}**", in_text(measured.slope(main.key, program)?, main.unit, 2)));
     let lines: Vec<_> = ["Tollgate", "Envoy"].into_iter().filter_map(line).collect();
     if lines.is_empty() {
         String::new()
     } else {
-        format!("\nEach filter (the slope from 1 to 8): {}.\n", lines.join(", "))
+        format!("\nEach filter in traffic (the slope over all numbers of copies): {}.\n", lines.join(", "))
     }
 }
 
 fn picture(scenario: &Scenario, measured: &Measured) -> String {
     let column = &scenario.columns[0];
     let bar = |row: &Row| {
-        let values = row.values(column.key);
+        let figure = row.figure(column.key)?;
         let ours = row.label.starts_with("Tollgate") || row.label == "a swap every second";
-        Some(Bar { label: row.label.clone(), value: median(&values)?, spread: spread(&values)?, ours })
+        Some(Bar { label: row.label.clone(), value: figure.middle, spread: (figure.low, figure.high), ours })
     };
     let bars: Vec<_> = measured.rows.iter().filter_map(bar).collect();
     chart(scenario.title, column.label, column.decimals, &bars)
 }
 
-fn made(made: &Made) -> String {
-    let versions: Vec<_> = made.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    format!(
-        "*{} rounds of {} s, {}, commit {}; {} processors ({}), {}; {}.*",
-        made.rounds,
-        made.seconds,
-        made.date,
-        made.commit,
-        made.processors,
-        made.processor,
-        made.kernel,
-        versions.join(", ")
-    )
-}
-
-/// With a comma for each thousand.
-fn number(value: f64, decimals: usize) -> String {
-    let text = format!("{value:.decimals$}");
-    let (whole, fraction) = text.split_once('.').map_or((&*text, String::new()), |(w, f)| (w, format!(".{f}")));
-    let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
-    let mut grouped = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            grouped.push(',');
+/// How often and how long, by what, when, of which commit.
+fn made(scenario: &Scenario, measured: &Measured) -> String {
+    let made = &measured.made;
+    let most = |key: &str| {
+        let figures = measured.rows.iter().filter_map(|row| row.figure(key));
+        figures.map(|figure| figure.high).reduce(f64::max).map(|most| number(most, 0))
+    };
+    let open = most("paced_seconds").map_or(String::new(), |open| format!("{open} s"));
+    let each = match scenario.work {
+        Work::Requests { .. } | Work::Half if open.is_empty() => String::new(),
+        Work::Requests { .. } | Work::Half => {
+            format!(", each 1 s of warm-up, {} s in a closed loop, {open} in an open one", made.seconds)
         }
-        grouped.push(digit);
-    }
-    format!("{sign}{grouped}{fraction}")
+        Work::Idle => format!(", each with {} connections", most("connections").unwrap_or_default()),
+        Work::Swap { .. } if open.is_empty() => String::new(),
+        Work::Swap { .. } => format!(", each {open} in an open loop"),
+        Work::Chain => ", each about 2 s".into(),
+    };
+    let by = if measured.generators.is_empty() { String::new() } else { format!("; {}", measured.generators) };
+    let disturbed: f64 = measured.rows.iter().flat_map(|row| row.values("disturbed")).sum();
+    let disturbed = match disturbed as u64 {
+        0 => String::new(),
+        n => {
+            format!("; {n} runs passed over because other processes took more of the machine than beside the one shown")
+        }
+    };
+    format!("*{} rounds{each}{by}{disturbed}; {}, commit {}.*", measured.rounds(), made.date, made.commit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{results::tests::row, scenarios};
+    use crate::{
+        results::{Repeated, tests::row},
+        scenarios,
+    };
 
-    /// The page is what the committed results make; `tests/peers/run.sh --write` makes it.
+    fn docs() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
+    }
+
+    /// `cargo run -p peers -- --write` makes them so.
     #[test]
-    fn the_committed_page_is_that_of_the_committed_results() {
-        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-        let results = Results::read(&docs.join("performance/results.json")).unwrap();
-        let page = fs::read_to_string(docs.join("performance.md")).unwrap();
-        let written = replace(&page, &body(&scenarios::all(), &results)).unwrap();
-        for (line, expected) in page.lines().zip(written.lines()) {
-            assert_eq!(line, expected);
+    fn figures_in_the_documents_are_those_of_the_committed_results() {
+        let results = Results::read(&docs().join("performance/results.json")).unwrap();
+        for name in DOCUMENTS {
+            let text = fs::read_to_string(docs().join(name)).unwrap();
+            let written = filled(&text, &scenarios::all(), &results).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            for (line, expected) in text.lines().zip(written.lines()) {
+                assert_eq!(line, expected, "{name}");
+            }
+            assert_eq!(text.len(), written.len(), "{name}");
+            assert!(text.contains("<!-- figure: "), "{name} has no figure");
         }
-        assert_eq!(page.len(), written.len());
+    }
+
+    /// What was set or done, not measured.
+    const SETTINGS: [&str; 5] = ["of 1 MiB", "at most 5,500 requests/s", "tenth", "10,000 requests", "2 %"];
+
+    #[test]
+    fn no_figure_in_the_documents_is_written_by_hand() {
+        for name in ["performance.md", "../README.md"] {
+            let text = fs::read_to_string(docs().join(name)).unwrap();
+            let found = figures::tests::unmarked(&text, &SETTINGS);
+            assert!(found.is_empty(), "{name}: mark these, or leave them out:\n{}", found.join("\n"));
+        }
     }
 
     #[test]
@@ -207,53 +358,63 @@ mod tests {
         let text = about(named("bare"), Some(&pace));
         assert!(text.ends_with("Latencies at 3,900 requests/s, half of what the slowest (Envoy) carried."), "{text}");
         let fixed = about(named("grpc"), Some(&Pace { rate: 3000, carried: [].into() }));
-        assert!(fixed.ends_with("Latencies at 3,000 calls/s, from when a call is sent."), "{fixed}");
+        assert!(fixed.contains("Latencies at 3,000 calls/s, from when a call was sent"), "{fixed}");
         let before = about(named("large"), None);
         assert!(before.ends_with("Latencies at up to 200 requests/s, half of what the slowest carries."), "{before}");
     }
 
     #[test]
-    fn lost_rounds_are_named_with_their_reasons() {
-        let rows = vec![row("nginx", 0, &[Some(1.0); 3]), row("Envoy", 0, &[None, Some(1.0), None])];
-        let text = lost(&Measured { rows, ..Default::default() });
-        let expected =
-            "\nLost after 3 attempts each, and in none of these figures:\n\n* Envoy, rounds 1, 3: it fell behind\n";
+    fn failures_are_named_with_their_reasons() {
+        let mut rows = vec![row("nginx", 0, &[Some(1.0); 3]), row("Envoy", 0, &[None, Some(1.0), None])];
+        rows[0].repeated = [0, 2, 2].map(|round| Repeated { round, why: "slow\nlog".into() }).into();
+        let text = failed(&Measured { rows, ..Default::default() });
+        let expected = "\nLost after 3 attempts each, and in none of these figures:\n\n* Envoy, rounds 1, 3: it fell behind\n\
+            \nFailed and tried again:\n\n* nginx, rounds calibration, 2, 2: slow\n";
         assert_eq!(text, expected);
-        assert_eq!(lost(&Measured { rows: vec![row("nginx", 0, &[Some(1.0)])], ..Default::default() }), "");
+        assert_eq!(failed(&Measured { rows: vec![row("nginx", 0, &[Some(1.0)])], ..Default::default() }), "");
     }
 
-    #[test]
-    fn only_what_is_between_the_markers_changes() {
-        let text = format!("# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n");
-        let new = replace(&text, "new").unwrap();
-        assert_eq!(new, format!("# Title\n\n{BEGIN}\nnew\n{END}\n\nmore\n"));
-        assert_eq!(replace(&new, "new").unwrap(), new);
-        assert!(replace("no markers", "x").unwrap_err().to_string().contains(BEGIN));
-        assert!(replace(&format!("{END}{BEGIN}"), "x").is_err());
-    }
-
-    #[test]
-    fn numbers() {
-        assert_eq!(number(999.4, 0), "999");
-        assert_eq!(number(1234567.0, 0), "1,234,567");
-        assert_eq!(number(-1234.56, 1), "-1,234.6");
+    fn results(mut rows: Vec<Row>) -> Results {
+        for (round, busy) in rows[0].runs.iter_mut().zip([60.0, 70.0, 96.0]) {
+            if let crate::results::Round::Measured(run) = round {
+                run.insert("busy".into(), busy);
+            }
+        }
+        let scenarios = [("bare".into(), Measured { rows, ..Default::default() })].into();
+        Results { scenarios, ..Default::default() }
     }
 
     #[test]
     fn the_document() {
-        let rows = vec![
+        let results = results(vec![
             row("nginx", 0, &[Some(16.0), Some(15.0), Some(17.0)]),
             row("Tollgate", 0, &[Some(8.0), Some(30.0), None]),
             row("HAProxy", 0, &[None]),
-        ];
-        let results = Results { scenarios: [("bare".into(), Measured { rows, ..Default::default() })].into() };
-        let text = body(&scenarios::all(), &results);
-        assert!(text.contains("| nginx | 16.0 (15.0–17.0) | 1.00 × | – |"), "{text}");
-        assert!(text.contains("| Tollgate | 19.0 (8.0–30.0) | 1.25 × | – |"), "{text}");
-        assert!(text.contains("| HAProxy | – | – |"), "{text}");
+        ]);
+        let scenarios = scenarios::all();
+        let text = figure("scenarios", &scenarios, &results).unwrap();
+        assert!(text.contains("| nginx | 16.0 (15.0–17.0) | 1 × | – |"), "{text}");
+        assert!(text.contains("| Tollgate | 19.0 (8.0–30.0), 2 of 3 rounds | 1.25 × (0.50–2.00) | – |"), "{text}");
+        assert!(text.contains("| HAProxy | –, 0 of 3 rounds | – |"), "{text}");
+        assert!(text.contains("| 70 † |") && text.contains("† Not saturated"), "{text}");
         assert!(text.contains("\n* Tollgate, round 3: it fell behind\n* HAProxy, round 1: "), "{text}");
-        assert!(text.contains("| ≤ 1 × | 1.25 × | **missed** |"), "{text}");
-        assert!(text.contains("not measured") && text.contains("](performance/bare.svg)"), "{text}");
-        assert!(!text.contains("wasm.svg"), "only what there is: {text}");
+        assert!(text.contains("](performance/bare.svg)") && !text.contains("wasm.svg"), "only what there is: {text}");
+        let targets = figure("targets", &scenarios, &results).unwrap();
+        assert!(targets.contains("| ≤ 1 × | 1.25 × (0.50–2.00) | open: 1 of 3 rounds failed |"), "{targets}");
+        assert!(targets.contains("not measured"), "{targets}");
+    }
+
+    #[test]
+    fn figures_in_sentences() {
+        let results = results(vec![row("nginx", 0, &[Some(16.0)]), row("Tollgate", 0, &[Some(8.0)])]);
+        let scenarios = scenarios::all();
+        let text = |key: &str| figure(key, &scenarios, &results).map_err(|e| e.to_string());
+        assert_eq!(text("bare / Tollgate / cpu_us"), Ok("8.0 µs (8.0–8.0)".into()));
+        assert_eq!(text("bare / Tollgate / cpu_us / nginx"), Ok("0.50 × (0.50–0.50)".into()));
+        assert_eq!(text("bare / Envoy / cpu_us"), Ok("(not measured)".into()));
+        assert_eq!(text("wasm / slope / Envoy"), Ok("(not measured)".into()));
+        for unknown in ["x", "bare / x / cpu_us", "bare / Envoy / x", "bare / Envoy / cpu_us / x", "output / x"] {
+            assert!(text(unknown).is_err(), "{unknown}");
+        }
     }
 }

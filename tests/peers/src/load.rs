@@ -1,6 +1,7 @@
-//! The load generators. Which one it is goes by what is spoken: wrk and, at a fixed rate, `tollgate bench load` (which counts
-//! times from the moment that each request was due) for HTTP/1.1; h2load for everything with TLS or HTTP/2, but for
-//! connections that live for one request, which are made here (`connect`).
+//! The load generators. In a closed loop (each connection sends as soon as it can) they are wrk for HTTP/1.1 and h2load for HTTP/2;
+//! in an open loop (so many requests a second) `tollgate bench load` for HTTP/1.1 and `connect` of this program with TLS, which both
+//! count times from the moment that each request was due, and h2load for HTTP/2, which does not. TLS connections that live for one
+//! request are `connect`'s in either loop.
 
 use std::{ffi::OsString, fs, path::Path, time::Duration};
 
@@ -11,6 +12,7 @@ use crate::{
     connect::Connected,
     process,
     scenario::{Spoken, TLS_H1},
+    tls,
     tools::Tools,
 };
 
@@ -56,13 +58,18 @@ pub struct Paced {
     pub p999: f64,
     pub errors: u64,
     pub achieved: f64,
+    /// Of how many requests these times are.
+    pub samples: usize,
 }
+
+/// How long requests come at a rate before they count, in milliseconds.
+pub const WARM_UP: u64 = 500;
 
 impl Load<'_> {
     /// As much as the connections carry.
     pub fn saturate(&self, seconds: u64) -> anyhow::Result<Saturated> {
         if self.close && self.spoken == TLS_H1 {
-            let connected = self.connect(seconds, None)?;
+            let connected = self.connect(&self.connections(), seconds)?;
             let (requests, errors) = (connected.times.len() as f64, connected.errors);
             return Ok(Saturated { requests, seconds: connected.seconds, errors });
         }
@@ -70,7 +77,8 @@ impl Load<'_> {
             let text = self.h2load(&[format!("-D{seconds}")], seconds)?;
             return parse_h2load(&text).with_context(|| unexpected("h2load", &text));
         }
-        let mut command: Vec<OsString> = vec![self.tools.wrk.clone().into()];
+        let pinned = format!("OPENSSL_CONF={}", self.folder.join("openssl.cnf").display());
+        let mut command: Vec<OsString> = vec!["env".into(), pinned.into(), self.tools.wrk.clone().into()];
         command.extend(["-t1", "-c"].map(Into::into));
         command.extend([CONNECTIONS.to_string(), format!("-d{seconds}s"), "--timeout=5s".into()].map(Into::into));
         command.extend(self.rest());
@@ -80,17 +88,24 @@ impl Load<'_> {
 
     /// So many requests each second.
     pub fn pace(&self, rate: u32, seconds: u64) -> anyhow::Result<Paced> {
-        if self.close && self.spoken == TLS_H1 {
-            let mut connected = self.connect(seconds, Some(rate))?;
+        if self.spoken.h2 {
+            return self.pace_h2load(rate, seconds);
+        }
+        if self.spoken.tls {
+            let mut flags = self.connections();
+            flags.extend([format!("--rate={rate}"), format!("--warm-up={WARM_UP}")]);
+            let mut connected = self.connect(&flags, seconds)?;
             let (errors, achieved) = (connected.errors, connected.times.len() as f64 / seconds as f64);
             return paced(&mut connected.times, errors, achieved);
         }
-        if self.spoken.tls || self.spoken.h2 {
-            return self.pace_h2load(rate, seconds);
-        }
         let mut command: Vec<OsString> = vec![self.tools.tollgate.clone().into()];
-        command.extend(["bench", "load", "--json", "--expect-status", "200", "--warmup", "500ms"].map(Into::into));
-        let numbers = [format!("--rate={rate}"), format!("--duration={seconds}s"), format!("-c{CONNECTIONS}")];
+        command.extend(["bench", "load", "--json", "--expect-status", "200"].map(Into::into));
+        let numbers = [
+            format!("--warmup={WARM_UP}ms"),
+            format!("--rate={rate}"),
+            format!("--duration={seconds}s"),
+            format!("-c{CONNECTIONS}"),
+        ];
         command.extend(numbers.map(Into::into));
         command.extend(self.rest());
         let text = self.output(&command, seconds)?;
@@ -106,16 +121,36 @@ impl Load<'_> {
         }
     }
 
+    /// Which programs make this load, for the page.
+    pub fn generators(close: bool, spoken: Spoken) -> &'static str {
+        match (close && spoken == TLS_H1, spoken.h2, spoken.tls) {
+            (true, ..) => "`peers connect` in both loops",
+            (_, true, _) => "h2load in both loops",
+            (_, _, true) => "wrk in the closed loop, `peers connect` in the open one",
+            _ => "wrk in the closed loop, `tollgate bench load` in the open one",
+        }
+    }
+
     /// Whether the proxy answers already.
     pub fn answers(&self) -> bool {
         match self.spoken.tls || self.spoken.h2 {
             false => process::answers(self.port, self.path),
-            true => self.h2load(&["-n1".into(), "-c1".into()], 1).is_ok_and(|text| {
+            true => self.one().is_ok_and(|text| {
                 // A gRPC call that fails has the status 200 too, but no message.
                 let message = format!("({GRPC_MESSAGE}) data");
                 text.contains("status codes: 1 2xx") && (!self.spoken.grpc || text.contains(&message))
             }),
         }
+    }
+
+    /// Fails if TLS is not spoken with what it should.
+    pub fn check_tls(&self) -> anyhow::Result<()> {
+        if self.spoken.tls { tls::check(&self.one()?) } else { Ok(()) }
+    }
+
+    /// One request by h2load.
+    fn one(&self) -> anyhow::Result<String> {
+        self.h2load(&["-n1".into(), "-c1".into()], 1)
     }
 
     /// With its own log of each request, which says more than its summary.
@@ -125,7 +160,7 @@ impl Load<'_> {
         let each = f64::from(rate) / if self.spoken.h2 { H2_CONNECTIONS } else { CONNECTIONS } as f64;
         let log_file = format!("--log-file={}", log.display());
         // Handshakes are over before anything counts.
-        let flags = [format!("-D{seconds}"), "--warm-up-time=500ms".into(), format!("--rps={each}"), log_file];
+        let flags = [format!("-D{seconds}"), format!("--warm-up-time={WARM_UP}ms"), format!("--rps={each}"), log_file];
         let text = self.h2load(&flags, seconds)?;
         let seen = parse_h2load(&text).with_context(|| unexpected("h2load", &text))?;
         let log = fs::read_to_string(&log).context("h2load has written no log")?;
@@ -144,20 +179,30 @@ impl Load<'_> {
             command.extend(["-d".into(), self.folder.join("grpc/message").into_os_string()]);
             command.extend(["-H", "content-type: application/grpc", "-H", "te: trailers"].map(Into::into));
         }
+        if self.spoken.tls {
+            command.extend(tls::H2LOAD.map(Into::into));
+        }
         // Later ones win.
         command.extend(flags.iter().map(Into::into));
         command.extend(self.rest());
         self.output(&command, seconds)
     }
 
+    /// Which connections `connect` makes.
+    fn connections(&self) -> Vec<String> {
+        let mut flags = vec![format!("--connections={}", self.at_a_time())];
+        if !self.close {
+            flags.push("--keep".into());
+        }
+        flags
+    }
+
     /// By this program itself.
-    fn connect(&self, seconds: u64, rate: Option<u32>) -> anyhow::Result<Connected> {
+    fn connect(&self, flags: &[String], seconds: u64) -> anyhow::Result<Connected> {
         let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), "connect".into()];
         let (port, path) = (format!("--port={}", self.port), format!("--path={}", self.path));
-        command.extend(
-            [port, path, format!("--seconds={seconds}"), format!("--connections={HANDSHAKES}")].map(Into::into),
-        );
-        command.extend(rate.map(|rate| format!("--rate={rate}").into()));
+        command.extend([port, path, format!("--seconds={seconds}")].map(Into::into));
+        command.extend(flags.iter().map(Into::into));
         Ok(serde_json::from_str(&self.output(&command, seconds)?)?)
     }
 
@@ -185,7 +230,8 @@ fn paced(times: &mut [u32], errors: u64, achieved: f64) -> anyhow::Result<Paced>
     ensure!(!times.is_empty(), "no requests at all");
     times.sort_unstable();
     let quantile = |q: f64| f64::from(times[((times.len() as f64 * q).ceil() as usize).clamp(1, times.len()) - 1]);
-    Ok(Paced { p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), errors, achieved })
+    let samples = times.len();
+    Ok(Paced { p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), errors, achieved, samples })
 }
 
 /// A time as wrk and h2load write it, in seconds.
@@ -246,8 +292,9 @@ fn parse_paced(text: &str) -> anyhow::Result<Paced> {
         p999: number("/latency_us/p99.9")?,
         errors: number("/errors/total")? as u64,
         achieved: number("/achieved_rate")?,
+        samples: number("/requests")? as usize,
     };
-    ensure!(number("/requests")? > 0.0, "no requests at all");
+    ensure!(paced.samples > 0, "no requests at all");
     Ok(paced)
 }
 
@@ -277,7 +324,7 @@ mod tests {
         assert!(parse_h2load("failed to connect").is_err());
         let mut times = parse_h2load_log("1795\t200\t182\n1796\t200\t82\n").unwrap();
         assert_eq!(times, [182, 82]);
-        let expected = Paced { p50: 82.0, p99: 182.0, p999: 182.0, errors: 0, achieved: 2.0 };
+        let expected = Paced { p50: 82.0, p99: 182.0, p999: 182.0, errors: 0, achieved: 2.0, samples: 2 };
         assert_eq!(paced(&mut times, 0, 2.0).unwrap(), expected);
         assert!(parse_h2load_log("1795\n").is_err());
     }
@@ -286,7 +333,7 @@ mod tests {
     fn output_of_bench_load() {
         let text = r#"{"requests": 9, "errors": {"total": 2}, "achieved_rate": 99.5,
             "latency_us": {"p50": 100, "p99": 200, "p99.9": 300}}"#;
-        let expected = Paced { p50: 100.0, p99: 200.0, p999: 300.0, errors: 2, achieved: 99.5 };
+        let expected = Paced { p50: 100.0, p99: 200.0, p999: 300.0, errors: 2, achieved: 99.5, samples: 9 };
         assert_eq!(parse_paced(text).unwrap(), expected);
         assert_eq!(parse_paced("{}").unwrap_err().to_string(), "no /latency_us/p50");
     }

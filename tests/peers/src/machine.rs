@@ -5,6 +5,8 @@ use std::{fs, process::Command};
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
+use crate::{load::CONNECTIONS, tls};
+
 /// Written beside each scenario's results.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Made {
@@ -13,14 +15,17 @@ pub struct Made {
     pub processor: String,
     pub processors: usize,
     pub kernel: String,
-    pub rounds: u32,
+    /// Of each closed loop.
     pub seconds: u64,
     /// Programs with their versions.
     pub versions: Vec<(String, String)>,
+    /// What else was the same for all proxies, by its name.
+    #[serde(default)]
+    pub conditions: Vec<(String, String)>,
 }
 
 impl Made {
-    pub fn now(commit: Option<&str>, rounds: u32, seconds: u64, versions: Vec<(String, String)>) -> Made {
+    pub fn now(commit: Option<&str>, seconds: u64, versions: Vec<(String, String)>, places: &Places) -> Made {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Made {
@@ -29,11 +34,44 @@ impl Made {
             processor: model.map_or("unknown", |(_, name)| name).to_owned(),
             processors: available().len(),
             kernel: said(&["uname", "-sr"]),
-            rounds,
             seconds,
             versions,
+            conditions: conditions(places),
         }
     }
+}
+
+/// What the templates, the load generators and the places make the same for all.
+fn conditions(places: &Places) -> Vec<(String, String)> {
+    let Places { proxy, backend, load } = places;
+    let tls = tls::PINNED.map(|line| line.split(": ").nth(1).unwrap_or_default()).join(", ");
+    [
+        ("workers", "one in each proxy, where its label says no other number".to_owned()),
+        ("processors", format!("{proxy} for the proxy, {load} for the load generator, {backend} for the backend")),
+        (
+            "connections",
+            format!(
+                "{CONNECTIONS} over HTTP/1.1, 8 with 32 streams each over HTTP/2, 16 at a time where each carries one request"
+            ),
+        ),
+        ("keep-alive", "for longer than a run and for any number of requests, to the client and to the backend".into()),
+        (
+            "TLS",
+            format!(
+                "{tls}: all that any client offers, so that hybrid groups are not measured; seen to be negotiated before \
+                 each run; a certificate of ECDSA P-256"
+            ),
+        ),
+        (
+            "metrics",
+            "kept by all and served on a port of their own, which nobody asks meanwhile: Tollgate's and Envoy's admin \
+             listeners, HAProxy's prometheus-exporter, nginx's stub_status, which has the fewest by far"
+                .into(),
+        ),
+        ("access log", "none".into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 fn git_commit() -> String {

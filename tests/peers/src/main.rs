@@ -4,6 +4,7 @@
 mod args;
 mod connect;
 mod document;
+mod figures;
 mod load;
 mod machine;
 mod plot;
@@ -15,6 +16,7 @@ mod run;
 mod scenario;
 mod scenarios;
 mod stats;
+mod summary;
 mod swap;
 mod targets;
 mod template;
@@ -31,6 +33,7 @@ use args::Args;
 use machine::{Made, Places};
 use results::{Measured, Results, Row};
 use run::Bench;
+use scenario::Work;
 use tools::Tools;
 
 fn main() -> ExitCode {
@@ -64,21 +67,27 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     let file = folder.join("results.json");
     let mut results = Results::read(&file)?;
     if args.write {
+        results.write(&file)?;
         return document::write(&args.docs, &scenarios, &results);
     }
 
     let (rounds, seconds) = args.extent();
     let tools = Tools::find(args)?;
-    let made = Made::now(args.commit.as_deref(), rounds, seconds, tools.versions());
+    let places = Places::of(1)?;
+    say_places(&places);
+    let made = Made::now(args.commit.as_deref(), seconds, tools.versions(), &places);
     let bench = Bench::new(tools, &args.work, seconds, args.smoke)?;
-    say_places()?;
     let mut outcome = Outcome::default();
     let mut patience = Duration::from_secs(if args.smoke { 0 } else { args.patience });
     for scenario in scenarios.iter().filter(|s| args.scenarios.is_empty() || args.scenarios.iter().any(|n| n == s.name))
     {
         let (pace, rows) = rounds::measure(&bench, scenario, rounds.min(scenario.work.most_rounds()), &mut patience);
-        let measured = Measured { made: made.clone(), pace, rows };
+        let generators = scenario.work.generators(&scenario.subjects).to_owned();
+        let measured = Measured { made: made.clone(), pace, generators, rows };
         outcome.add(scenario.name, &measured);
+        if scenario.work == Work::Chain {
+            results.outputs.insert("chain".into(), bench.quick_start_chain(&made)?);
+        }
         // What was measured earlier is worth more than nothing.
         if args.keeps() && measured.rows.iter().any(Row::measured) {
             results.scenarios.insert(scenario.name.into(), measured);
@@ -123,13 +132,11 @@ impl Outcome {
     }
 }
 
-fn say_places() -> anyhow::Result<()> {
-    let places = Places::of(1)?;
+fn say_places(places: &Places) {
     eprintln!("processors: proxy {}, load generator {}, backend {}", places.proxy, places.load, places.backend);
     if places.proxy == places.load {
         eprintln!("!!! There is only one processor: the load generator slows down what it measures.");
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,11 +6,28 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::Made, rate::Pace, stats};
+use crate::{
+    machine::Made,
+    rate::Pace,
+    stats::{self, Figure},
+};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
     pub scenarios: BTreeMap<String, Measured>,
+    /// What commands have written that the documents show, by a name.
+    #[serde(default)]
+    pub outputs: BTreeMap<String, Output>,
+}
+
+/// What a command has written.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Output {
+    pub commit: String,
+    pub date: String,
+    /// The command, without what differs from one machine to another; or what else it comes from.
+    pub by: String,
+    pub lines: Vec<String>,
 }
 
 /// What a scenario has shown.
@@ -20,6 +37,9 @@ pub struct Measured {
     /// The rate of its latencies, where all proxies get the same.
     #[serde(default)]
     pub pace: Option<Pace>,
+    /// Which programs made the load.
+    #[serde(default)]
+    pub generators: String,
     pub rows: Vec<Row>,
 }
 
@@ -31,6 +51,17 @@ pub struct Row {
     pub number: usize,
     /// One for each round.
     pub runs: Vec<Round>,
+    /// The attempts that failed before one succeeded.
+    #[serde(default)]
+    pub repeated: Vec<Repeated>,
+}
+
+/// An attempt that failed, after which the round was tried again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Repeated {
+    /// From 1; 0 is the calibration.
+    pub round: usize,
+    pub why: String,
 }
 
 /// What has come of a proxy's turn.
@@ -65,16 +96,25 @@ impl Results {
             let made = serde_json::to_string(&measured.made)?;
             let pace = measured.pace.as_ref().map(serde_json::to_string).transpose()?;
             let pace = pace.map_or_else(String::new, |pace| format!(", \"pace\": {pace}"));
-            text += &format!("{comma}\"{name}\": {{\"made\": {made}{pace}, \"rows\": [\n");
+            let generators = serde_json::to_string(&measured.generators)?;
+            text +=
+                &format!("{comma}\"{name}\": {{\"made\": {made}{pace}, \"generators\": {generators}, \"rows\": [\n");
             for (i, row) in measured.rows.iter().enumerate() {
                 let runs: Vec<_> = row.runs.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
                 let (comma, label) = (if i == 0 { "" } else { ",\n" }, serde_json::to_string(&row.label)?);
                 let runs = runs.join(",\n  ");
-                text += &format!("{comma} {{\"label\": {label}, \"number\": {}, \"runs\": [\n  {runs}]}}", row.number);
+                let repeated = match row.repeated.is_empty() {
+                    true => String::new(),
+                    false => format!(",\n  \"repeated\": {}", serde_json::to_string(&row.repeated)?),
+                };
+                text += &format!(
+                    "{comma} {{\"label\": {label}, \"number\": {}, \"runs\": [\n  {runs}]{repeated}}}",
+                    row.number
+                );
             }
             text += "]}";
         }
-        text += "}}\n";
+        text += &format!("}},\n\"outputs\": {}}}\n", serde_json::to_string_pretty(&self.outputs)?);
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 }
@@ -90,28 +130,30 @@ impl Measured {
         measured > 0 && measured >= self.rows.len().min(2)
     }
 
-    /// How a figure of one row relates to that of another: the median over the rounds of what both have.
-    pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<f64> {
+    /// How a figure of one row relates to that of another, in the rounds that both have.
+    pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<Figure> {
         let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
-        let ratio = |(run, base): (&Round, &Round)| Some(run.figure(key)? / base.figure(key)?);
-        stats::median(&pairs.filter_map(ratio).collect::<Vec<_>>())
+        let ratio = |(run, base): (&Round, &Round)| {
+            let base = base.figure(key).filter(|base| *base > 0.0)?;
+            Some(run.figure(key)? / base)
+        };
+        stats::figure(&pairs.filter_map(ratio).collect::<Vec<_>>())
     }
 
-    /// How a figure's median grows with the number of the rows whose labels begin so. Rows without a number do not count.
-    pub fn slope(&self, key: &str, program: &str) -> Option<f64> {
-        self.slope_of(program, |row| row.median(key))
+    /// How a figure grows with the number of the rows that are called `PROGRAM, NUMBER`: the slope of each round.
+    pub fn slope(&self, key: &str, program: &str) -> Option<Figure> {
+        let rows: Vec<_> = self.rows.iter().filter(|row| row.label == format!("{program}, {}", row.number)).collect();
+        let slope = |round: usize| {
+            let point = |row: &&Row| Some((row.number as f64, row.runs.get(round)?.figure(key)?));
+            // All of them or none: a line through fewer points is another one.
+            stats::slope(&rows.iter().map(point).collect::<Option<Vec<_>>>()?)
+        };
+        stats::figure(&(0..self.rounds()).filter_map(slope).collect::<Vec<_>>())
     }
 
-    /// The same for each round by itself, to see how far they are apart.
-    pub fn slopes(&self, key: &str, program: &str) -> Vec<f64> {
-        let rounds = self.rows.iter().map(|row| row.runs.len()).max().unwrap_or(0);
-        let figure = |row: &Row, round: usize| row.runs.get(round)?.figure(key);
-        (0..rounds).filter_map(|round| self.slope_of(program, |row| figure(row, round))).collect()
-    }
-
-    fn slope_of(&self, program: &str, figure: impl Fn(&Row) -> Option<f64>) -> Option<f64> {
-        let rows = self.rows.iter().filter(|row| row.number > 0 && row.label.starts_with(program));
-        stats::slope(&rows.filter_map(|row| Some((row.number as f64, figure(row)?))).collect::<Vec<_>>())
+    /// How many there were, of which a row may have lost some.
+    pub fn rounds(&self) -> usize {
+        self.rows.iter().map(|row| row.runs.len()).max().unwrap_or(0)
     }
 }
 
@@ -143,8 +185,8 @@ impl Row {
         })
     }
 
-    pub fn median(&self, key: &str) -> Option<f64> {
-        stats::median(&self.values(key))
+    pub fn figure(&self, key: &str) -> Option<Figure> {
+        stats::figure(&self.values(key))
     }
 }
 
@@ -158,7 +200,7 @@ pub mod tests {
             Some(cpu) => Round::Measured(Run::from([("cpu_us".to_owned(), cpu), ("rate".to_owned(), 1e6 / cpu)])),
             None => Round::Lost { lost: "it fell behind\nand more".into() },
         };
-        Row { label: label.into(), number, runs: cpu.iter().map(run).collect() }
+        Row { label: label.into(), number, runs: cpu.iter().map(run).collect(), repeated: Vec::new() }
     }
 
     #[test]
@@ -173,32 +215,34 @@ pub mod tests {
     fn ratios_are_of_the_same_round() {
         let rows = vec![row("a", 0, &[Some(10.0), Some(20.0), None]), row("b", 0, &[Some(5.0), Some(10.0), Some(1.0)])];
         let measured = Measured { rows, ..Default::default() };
-        assert_eq!(measured.ratio("cpu_us", "b", "a"), Some(0.5));
+        assert_eq!(measured.ratio("cpu_us", "b", "a"), Some(Figure { middle: 0.5, low: 0.5, high: 0.5, rounds: 2 }));
         assert_eq!(measured.ratio("cpu_us", "c", "a"), None);
         assert_eq!(measured.ratio("other", "b", "a"), None);
     }
 
     #[test]
-    fn slopes_of_medians_and_of_each_round() {
+    fn slopes_are_of_each_round_that_has_all_points() {
         let rows = vec![
-            row("T, 0", 0, &[Some(100.0), Some(100.0)]),
-            row("T, 1", 1, &[Some(10.0), Some(10.0)]),
-            row("T, 2", 2, &[Some(11.0), Some(12.0)]),
-            row("E, 2", 2, &[Some(99.0), Some(99.0)]),
+            row("T, 0", 0, &[Some(10.0), Some(10.0), None]),
+            row("T, 2", 2, &[Some(12.0), Some(14.0), Some(90.0)]),
+            row("T, 2 in one VM", 2, &[Some(99.0), Some(99.0), Some(99.0)]),
+            row("E, 2", 2, &[Some(99.0), Some(99.0), Some(99.0)]),
         ];
         let measured = Measured { rows, ..Default::default() };
-        assert_eq!(measured.slopes("cpu_us", "T"), [1.0, 2.0]);
-        assert_eq!(measured.slope("cpu_us", "T"), Some(1.5));
+        assert_eq!(measured.slope("cpu_us", "T"), Some(Figure { middle: 1.5, low: 1.0, high: 2.0, rounds: 2 }));
         assert_eq!(measured.slope("cpu_us", "E"), None, "one point is no line");
     }
 
     #[test]
     fn what_is_written_can_be_read() {
         let pace = Some(Pace { rate: 1200, carried: [("c".into(), 2500.0)].into() });
-        let rows = vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])];
+        let mut rows = vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])];
+        rows[0].repeated.push(Repeated { round: 1, why: "it fell\nbehind".into() });
         let measured = Measured { rows, pace, ..Default::default() };
-        let results =
-            Results { scenarios: BTreeMap::from([("x".into(), measured), ("y".into(), Measured::default())]) };
+        let results = Results {
+            scenarios: BTreeMap::from([("x".into(), measured), ("y".into(), Measured::default())]),
+            outputs: [("o".into(), Output { lines: vec!["\"a\"".into()], ..Default::default() })].into(),
+        };
         let file = std::env::temp_dir().join(format!("peers-results-{}.json", std::process::id()));
         results.write(&file).unwrap();
         let read = Results::read(&file).unwrap();

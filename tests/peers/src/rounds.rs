@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     rate::Pace,
-    results::{Round, Row, Run},
+    results::{Repeated, Round, Row, Run},
     scenario::{Column, Scenario, Subject, Work},
     usage::Others,
 };
@@ -46,19 +46,19 @@ pub fn measure(
             Some(why) => eprintln!("!!! {} is left out: {why}.", subject.label),
         }
     }
-    let row = |subject: &&Subject| Row { label: subject.label.clone(), number: subject.repeat, runs: Vec::new() };
+    let row = |subject: &&Subject| Row { label: subject.label.clone(), number: subject.repeat, ..Row::default() };
     let mut rows: Vec<Row> = subjects.iter().map(row).collect();
-    let (pace, failed) = calibrate(bench, scenario.work, &subjects, patience);
+    let (pace, failed) = calibrate(bench, scenario.work, &subjects, &mut rows, patience);
     if let Some(pace) = &pace {
         eprintln!("rate: {} a second{}", pace.rate, pace.clause());
     }
     for round in 1..=rounds {
         for (subject, row) in subjects.iter().zip(&mut rows) {
             let label = &subject.label;
+            let run = || bench.run(subject, scenario.work, pace.as_ref().map(|p| p.rate));
             let run = match failed.get(label) {
                 Some(why) => Err(why.clone()),
-                None => patient(label, patience, || bench.run(subject, scenario.work, pace.as_ref().map(|p| p.rate)))
-                    .map_err(|e| format!("{e:#}")),
+                None => patient(label, patience, &mut noted(row, round as usize), run).map_err(|e| format!("{e:#}")),
             };
             row.runs.push(match run {
                 Ok(figures) => {
@@ -80,14 +80,15 @@ fn calibrate(
     bench: &impl Measure,
     work: Work,
     subjects: &[&Subject],
+    rows: &mut [Row],
     patience: &mut Duration,
 ) -> (Option<Pace>, BTreeMap<String, String>) {
     let (mut carried, mut failed) = (BTreeMap::new(), BTreeMap::new());
     let Some(most) = work.most() else { return (None, failed) };
     // What swaps cost is the question, so the rate is of what goes without.
-    for subject in subjects.iter().filter(|subject| !subject.swaps) {
+    for (subject, row) in subjects.iter().zip(rows).filter(|(subject, _)| !subject.swaps) {
         wait_for_quiet(patience);
-        match attempts(&subject.label, || bench.carries(subject, work)) {
+        match attempts(&subject.label, &mut noted(row, 0), || bench.carries(subject, work)) {
             Ok(rate) => drop(carried.insert(subject.label.clone(), rate.round())),
             Err(e) => {
                 eprintln!("!!! {} cannot be saturated: {e:#}", subject.label);
@@ -104,19 +105,36 @@ fn calibrate(
     (pace, failed)
 }
 
-/// Tries until it succeeds, or has failed so often that it is not going to.
-fn attempts<T>(label: &str, attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// Tries until it succeeds, or has failed so often that it is not going to. `note` is told of each failure that is not the last.
+fn attempts<T>(
+    label: &str,
+    note: &mut impl FnMut(String),
+    attempt: impl Fn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     for _ in 1..ATTEMPTS {
         match attempt() {
-            Err(e) => eprintln!("    {label} again: {e:#}"),
+            Err(e) => {
+                eprintln!("    {label} again: {e:#}");
+                note(format!("{e:#}"));
+            }
             done => return done,
         }
     }
     attempt()
 }
 
+/// Notes in a row what is going to be tried again.
+fn noted(row: &mut Row, round: usize) -> impl FnMut(String) {
+    move |why| row.repeated.push(Repeated { round, why })
+}
+
 /// Measures when the machine is quiet, and again if it was not, as long as there is patience for it.
-fn patient(label: &str, patience: &mut Duration, run: impl Fn() -> anyhow::Result<Run>) -> anyhow::Result<Run> {
+fn patient(
+    label: &str,
+    patience: &mut Duration,
+    note: &mut impl FnMut(String),
+    run: impl Fn() -> anyhow::Result<Run>,
+) -> anyhow::Result<Run> {
     let watched = || {
         let others = Others::watch();
         let mut run = run()?;
@@ -124,17 +142,22 @@ fn patient(label: &str, patience: &mut Duration, run: impl Fn() -> anyhow::Resul
         Ok(run)
     };
     wait_for_quiet(patience);
-    let mut best = attempts(label, watched)?;
+    let (mut best, mut disturbed) = (attempts(label, note, watched)?, 0);
     while best["others"] > DISTURBED && !patience.is_zero() {
         eprintln!("    {label} again: others took {:.1} processors", best["others"]);
         wait_for_quiet(patience);
         let begun = Instant::now();
         // What has been measured already counts, whatever comes of this.
-        let Ok(again) = attempts(label, watched) else { break };
+        let Ok(again) = attempts(label, note, watched) else { break };
+        disturbed += 1;
         *patience = patience.saturating_sub(begun.elapsed());
         if again["others"] < best["others"] {
             best = again;
         }
+    }
+    // How many were passed over for a quieter one: not for what they showed.
+    if disturbed > 0 {
+        best.insert("disturbed".into(), disturbed.into());
     }
     Ok(best)
 }
@@ -168,7 +191,7 @@ mod tests {
     use super::*;
     use crate::scenario::Program;
 
-    const COLUMNS: &[Column] = &[Column { key: "cpu_us", label: "CPU", decimals: 1 }];
+    const COLUMNS: &[Column] = &[Column { key: "cpu_us", label: "CPU", unit: "µs", decimals: 1 }];
 
     /// Proxies that carry so much; one that carries nothing does not start. The next runs fail as often as is said.
     #[derive(Default)]
@@ -202,7 +225,17 @@ mod tests {
 
     fn scenario(work: Work, labels: &[&str]) -> Scenario {
         let subjects = labels.iter().map(|label| Subject::new(label, Program::Nginx, "")).collect();
-        Scenario { name: "x", title: "X", about: "", work, subjects, columns: COLUMNS, against: &[], slope: false }
+        Scenario {
+            name: "x",
+            title: "X",
+            about: "",
+            work,
+            subjects,
+            columns: COLUMNS,
+            open: &[],
+            against: &[],
+            slope: false,
+        }
     }
 
     /// Nothing waits, however busy the machine is.
@@ -245,6 +278,8 @@ mod tests {
         assert_eq!(pace, None, "each has a rate of its own");
         assert_eq!(lost(&rows), [("a", vec![""])]);
         assert_eq!(bench.tried.borrow().len(), ATTEMPTS as usize);
+        let why = |left: u32| Repeated { round: 1, why: format!("fell behind, {left} more failures to come") };
+        assert_eq!(rows[0].repeated, [why(1), why(0)], "what was tried again stays visible");
     }
 
     #[test]

@@ -16,10 +16,10 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use crate::{
-    load::{GRPC_MESSAGE, Load, Saturated},
-    machine::Places,
+    load::{GRPC_MESSAGE, Load, Paced, Saturated},
+    machine::{Made, Places},
     process::{self, Server, free_port},
-    results::Run,
+    results::{Output, Run},
     rounds::Measure,
     scenario::{Program, Subject, Work},
     swap,
@@ -40,6 +40,12 @@ const MOST_FAILED: f64 = 0.005;
 
 /// The share of a rate that has to be kept for latencies at that rate to count.
 const KEPT: f64 = 0.97;
+
+/// The fewest requests whose p99.9 says something: ten are above it.
+const TAIL: usize = 10_000;
+
+/// How many seconds of an open loop are worth it to reach that.
+const LONGEST: u64 = 2;
 
 /// Requests a second that are enough where nothing is measured.
 const SMOKE_RATE: u32 = 64;
@@ -89,7 +95,7 @@ impl Bench {
         fs::write(folder.join("large/1MiB"), vec![b'x'; 1 << 20])?;
         let length = (GRPC_MESSAGE - 5) as u8;
         fs::write(folder.join("grpc/message"), [&[0, 0, 0, 0, length][..], &[b'x'; GRPC_MESSAGE - 5]].concat())?;
-        tls::write_certificate(&folder)?;
+        tls::write_files(&folder)?;
         let files = raise_limit()?;
         Ok(Bench { tools, folder, files, seconds, smoke })
     }
@@ -146,6 +152,7 @@ impl Bench {
             close: matches!(work, Work::Requests { close: true, .. }),
         };
         let server = self.start(subject, &places, config, &load)?;
+        load.check_tls()?;
         then(&Proxy { server, load, admin, modules })
     }
 
@@ -192,8 +199,11 @@ impl Bench {
             ),
         ];
         let config = self.folder.join(file);
+        // HAProxy's for many routes.
+        let routes: String = (1..=subject.repeat).map(|i| format!("/service-{i}/ backend\n")).collect();
+        fs::write(self.folder.join("routes.map"), routes)?;
         let values = Values { names: &names, flags: subject.spoken.flags(), repeat: subject.repeat };
-        fs::write(&config, expand(subject.template, &values)?)?;
+        fs::write(&config, expand(&subject.template, &values)?)?;
         Ok(config)
     }
 
@@ -233,6 +243,19 @@ impl Bench {
         ])
     }
 
+    /// What `bench chain` says of the configuration of the quick start, for README.md.
+    pub fn quick_start_chain(&self, made: &Made) -> anyhow::Result<Output> {
+        let command =
+            [self.tools.tollgate.as_os_str(), "bench".as_ref(), "chain".as_ref(), "examples/quickstart.yaml".as_ref()];
+        let text = process::output(&command.map(Into::into), &Places::of(1)?.proxy, &self.folder, CHAIN)?;
+        Ok(Output {
+            commit: made.commit.clone(),
+            date: made.date.clone(),
+            by: "target/release/tollgate bench chain examples/quickstart.yaml".into(),
+            lines: text.trim_end().lines().map(str::to_owned).collect(),
+        })
+    }
+
     /// The rate at which nothing is to be learned but whether it works.
     fn capped(&self, rate: u32) -> u32 {
         if self.smoke { rate.min(SMOKE_RATE) } else { rate }
@@ -249,17 +272,19 @@ impl Bench {
         let rss = usage::resident_kib(pid);
         let rate = rate.unwrap_or((saturated.requests / saturated.seconds / 2.0) as u32);
         let rate = self.capped(rate.max(1));
-        let paced = load.pace(rate, self.seconds)?;
+        let open = open_seconds(rate, self.seconds);
+        let (paced, paced_busy) = busy(pid, || load.pace(rate, open))?;
         ensure!(paced.errors == 0, "{} requests failed at {rate} a second", paced.errors);
         // What is under way at the end has not been answered, which counts at low rates.
-        let answered = paced.achieved * self.seconds as f64 + load.at_a_time() as f64;
+        let answered = paced.achieved * open as f64 + load.at_a_time() as f64;
         ensure!(
-            self.smoke || answered > f64::from(rate) * self.seconds as f64 * KEPT,
+            self.smoke || answered > f64::from(rate) * open as f64 * KEPT,
             "it fell behind: of {rate} requests a second {:.0} were answered",
             paced.achieved
         );
         let each = |cpu: f64| cpu * 1e6 / saturated.requests;
-        Ok(vec![
+        let mut figures = latencies(&paced);
+        figures.extend([
             ("cpu_us", each(cpu.total())),
             ("user_us", each(cpu.user)),
             ("system_us", each(cpu.system)),
@@ -267,19 +292,20 @@ impl Bench {
             ("failed", saturated.errors as f64),
             ("busy", cpu.total() / seconds * 100.0),
             ("paced", rate.into()),
-            ("p50", paced.p50),
-            ("p99", paced.p99),
-            ("p999", paced.p999),
+            ("paced_seconds", open as f64),
+            ("paced_busy", paced_busy),
             ("rss_mib", rss / 1024.0),
-        ])
+        ]);
+        Ok(figures)
     }
 
     fn idle(&self, proxy: &Proxy) -> anyhow::Result<Figures> {
         let load = proxy.load;
-        let rss = || usage::resident_kib(proxy.server.pid());
+        let pid = proxy.server.pid();
+        let rss = || usage::resident_kib(pid);
         // What starting has needed for a moment only is given back.
         thread::sleep(SETTLE);
-        let start = rss();
+        let (start, files) = (rss(), usage::resident_file_kib(pid));
         load.saturate(1)?;
         thread::sleep(SETTLE);
         let busy = rss();
@@ -295,6 +321,7 @@ impl Bench {
             ("each_kib", (idle - busy) / count as f64),
             ("connections", count as f64),
             ("start_mib", start / 1024.0),
+            ("file_mib", files / 1024.0),
             ("load_mib", busy / 1024.0),
             ("idle_mib", idle / 1024.0),
         ])
@@ -305,14 +332,15 @@ impl Bench {
         let over = AtomicBool::new(false);
         let rate = self.capped(rate);
         let before = swap::version(proxy.admin)?;
+        let seconds = self.seconds.max(if self.smoke { 3 } else { SWAPS });
         let (paced, replaced) = thread::scope(|scope| {
             let replaced = file.map(|file| scope.spawn(|| swap::replace_every_second(file, &over)));
-            let paced = proxy.load.pace(rate, self.seconds.max(if self.smoke { 3 } else { SWAPS }));
+            let paced = busy(proxy.server.pid(), || proxy.load.pace(rate, seconds));
             over.store(true, Ordering::Relaxed);
             let replaced = replaced.map(|thread| thread.join().expect("it does not panic"));
             (paced, replaced.unwrap_or(Ok(0)))
         });
-        let (paced, replaced) = (paced?, replaced?);
+        let ((paced, paced_busy), replaced) = (paced?, replaced?);
         thread::sleep(Duration::from_secs(1));
         let (begun, mut swaps) = (Instant::now(), swap::version(proxy.admin)? - before);
         // Files may be replaced faster than they are compiled, but not forever.
@@ -321,15 +349,39 @@ impl Bench {
             thread::sleep(Duration::from_millis(100));
             swaps = swap::version(proxy.admin)? - before;
         }
-        Ok(vec![
-            ("p50", paced.p50),
-            ("p99", paced.p99),
-            ("p999", paced.p999),
+        let mut figures = latencies(&paced);
+        figures.extend([
             ("paced", rate.into()),
+            ("paced_seconds", seconds as f64),
+            ("paced_busy", paced_busy),
             ("errors", paced.errors as f64),
             ("swaps", swaps as f64),
-        ])
+        ]);
+        Ok(figures)
     }
+}
+
+/// How long an open loop at this rate is: longer than a closed one only if that makes its p99.9 worth something.
+fn open_seconds(rate: u32, seconds: u64) -> u64 {
+    let enough = |seconds: &u64| u64::from(rate) * seconds >= TAIL as u64;
+    (seconds..=LONGEST).find(enough).unwrap_or(seconds)
+}
+
+/// What has been seen in an open loop. The p99.9 is left out if there were too few requests for it.
+fn latencies(paced: &Paced) -> Figures {
+    let mut figures = vec![("p50", paced.p50), ("p99", paced.p99), ("samples", paced.samples as f64)];
+    if paced.samples >= TAIL {
+        figures.push(("p999", paced.p999));
+    }
+    figures
+}
+
+/// Does something, and says which share of it the process has been busy, in percent.
+fn busy<T>(pid: u32, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, f64)> {
+    let (before, begun) = (usage::cpu(pid), Instant::now());
+    let done = work()?;
+    let share = (usage::cpu(pid) - before).total() / begun.elapsed().as_secs_f64();
+    Ok((done, share * 100.0))
 }
 
 impl Measure for Bench {
@@ -343,9 +395,8 @@ impl Measure for Bench {
 
     fn carries(&self, subject: &Subject, work: Work) -> anyhow::Result<f64> {
         self.with_proxy(subject, work, |proxy| {
-            // The better of two: the first one opens connections to the backend, and other processes may disturb either.
-            let loads = [proxy.load.saturate(1)?, saturate(&proxy.load, 1)?];
-            Ok(loads.map(|load| load.requests / load.seconds).into_iter().fold(0.0, f64::max))
+            let load = saturate(&proxy.load, 1)?;
+            Ok(load.requests / load.seconds)
         })
     }
 
@@ -398,4 +449,24 @@ fn idle_connection(port: u16, path: &str) -> anyhow::Result<TcpStream> {
     }
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "not answered with 200");
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_loops_are_longer_only_for_tails_that_they_reach() {
+        assert_eq!(open_seconds(5500, 1), 2);
+        assert_eq!(open_seconds(25_000, 1), 1);
+        assert_eq!(open_seconds(4000, 1), 1);
+        assert_eq!(open_seconds(4000, 3), 3);
+    }
+
+    #[test]
+    fn a_tail_of_few_requests_is_no_figure() {
+        let paced = |samples| Paced { p50: 1.0, p99: 2.0, p999: 3.0, errors: 0, achieved: 9.0, samples };
+        let has = |samples| latencies(&paced(samples)).iter().any(|(key, _)| *key == "p999");
+        assert!(has(TAIL) && !has(TAIL - 1));
+    }
 }

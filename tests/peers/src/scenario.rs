@@ -1,5 +1,9 @@
 //! What a scenario is: a question, the proxies that it is put to, and what is shown of their answers. `scenarios` has them all.
 
+use std::borrow::Cow;
+
+use crate::load::Load;
+
 /// A question, and the proxies that it is put to in turn.
 #[derive(Debug)]
 pub struct Scenario {
@@ -11,6 +15,8 @@ pub struct Scenario {
     pub subjects: Vec<Subject>,
     /// The first one is the main one: plotted, shown with its spread, and compared.
     pub columns: &'static [Column],
+    /// What is taken at a rate, with its spread.
+    pub open: &'static [Column],
     /// Labels of subjects that the others are divided by.
     pub against: &'static [&'static str],
     /// Whether the main figure's growth with the subjects' numbers is shown.
@@ -32,10 +38,41 @@ pub enum Work {
     Chain,
 }
 
+impl Scenario {
+    pub fn subject(&self, label: &str) -> Option<&Subject> {
+        self.subjects.iter().find(|subject| subject.label == label)
+    }
+
+    pub fn column(&self, key: &str) -> Option<&'static Column> {
+        self.columns.iter().chain(self.open).find(|column| column.key == key)
+    }
+
+    /// Each peer with what of ours does the same: `(ours, peer)`.
+    pub fn pairs(&self) -> Vec<(&Subject, &Subject)> {
+        let ours = |peer: &Subject| {
+            let same = || peer.label.replacen(peer.program.name(), Program::Tollgate.name(), 1);
+            self.subject(&peer.beside.map_or_else(same, str::to_owned))
+        };
+        let peers = self.subjects.iter().filter(|subject| subject.program != Program::Tollgate);
+        peers.filter_map(|peer| Some((ours(peer)?, peer))).collect()
+    }
+}
+
 impl Work {
     /// More rounds would say nothing new: memory is the same each time.
     pub fn most_rounds(self) -> u32 {
         if self == Work::Idle { 2 } else { u32::MAX }
+    }
+
+    /// Which programs make the load, for the page.
+    pub fn generators(self, subjects: &[Subject]) -> &'static str {
+        let spoken = subjects.first().map(|subject| subject.spoken).unwrap_or_default();
+        match self {
+            Work::Idle | Work::Chain => "",
+            Work::Swap { .. } => "`tollgate bench load`",
+            Work::Requests { close, .. } => Load::generators(close, spoken),
+            Work::Half => Load::generators(false, spoken),
+        }
     }
 
     /// Requests a second that are enough on any machine, where all proxies get the same rate.
@@ -80,12 +117,24 @@ pub enum Program {
     Tollgate,
 }
 
+impl Program {
+    /// How labels begin.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::Nginx => "nginx",
+            Program::Haproxy => "HAProxy",
+            Program::Envoy => "Envoy",
+            Program::Tollgate => "Tollgate",
+        }
+    }
+}
+
 /// A proxy in one configuration.
 #[derive(Debug, Clone)]
 pub struct Subject {
     pub label: String,
     pub program: Program,
-    pub template: &'static str,
+    pub template: Cow<'static, str>,
     /// How often the repeated part of the template comes.
     pub repeat: usize,
     pub workers: usize,
@@ -95,6 +144,8 @@ pub struct Subject {
     pub modules: &'static [&'static str],
     /// Whether its filter is replaced meanwhile.
     pub swaps: bool,
+    /// Of a peer: the label of ours that does the same, if it is not called the same but for the program's name.
+    pub beside: Option<&'static str>,
 }
 
 /// A figure of each run.
@@ -102,6 +153,8 @@ pub struct Subject {
 pub struct Column {
     pub key: &'static str,
     pub label: &'static str,
+    /// As it stands behind the figure in a sentence.
+    pub unit: &'static str,
     pub decimals: usize,
 }
 
@@ -110,14 +163,19 @@ impl Subject {
         Subject {
             label: label.to_owned(),
             program,
-            template,
+            template: template.into(),
             repeat: 0,
             workers: 1,
             path: "/items/42".to_owned(),
             spoken: PLAIN,
             modules: &[],
             swaps: false,
+            beside: None,
         }
+    }
+
+    pub fn beside(self, ours: &'static str) -> Subject {
+        Subject { beside: Some(ours), ..self }
     }
 
     pub fn repeat(self, repeat: usize) -> Subject {

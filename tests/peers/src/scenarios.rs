@@ -5,63 +5,76 @@ use crate::{
     scenario::{Column, GRPC, Program, Scenario, Subject, TLS_H1, TLS_H2, Work},
 };
 
-const fn column(key: &'static str, label: &'static str, decimals: usize) -> Column {
-    Column { key, label, decimals }
+const fn column(key: &'static str, label: &'static str, unit: &'static str, decimals: usize) -> Column {
+    Column { key, label, unit, decimals }
 }
 
-const REQUESTS: &[Column] = &[
-    column("cpu_us", "CPU µs/request", 1),
-    column("user_us", "user", 1),
-    column("system_us", "system", 1),
-    column("rate", "requests/s", 0),
-    column("busy", "busy %", 0),
-    column("p50", "p50 µs", 0),
-    column("p99", "p99 µs", 0),
-    column("p999", "p99.9 µs", 0),
-    column("rss_mib", "RSS MiB", 1),
+const CPU: Column = column("cpu_us", "CPU µs/request", "µs", 1);
+const P50: Column = column("p50", "p50 µs", "µs", 0);
+const P99: Column = column("p99", "p99 µs", "µs", 0);
+/// Only of runs with enough requests: see `run::TAIL`.
+const P999: Column = column("p999", "p99.9 µs", "µs", 0);
+const BUSY: Column = column("busy", "busy %", "%", 0);
+const RSS: Column = column("rss_mib", "RSS MiB", "MiB", 1);
+const SAMPLES: Column = column("samples", "requests", "", 0);
+
+/// The closed loop: as much as the connections carry.
+const CLOSED: &[Column] = &[
+    CPU,
+    column("user_us", "user", "µs", 1),
+    column("system_us", "system", "µs", 1),
+    column("rate", "requests/s", "requests/s", 0),
+    BUSY,
+    RSS,
 ];
 
-/// At half of the highest rate.
+/// The open loop: at a rate.
+const OPEN: &[Column] = &[P50, P99, P999, SAMPLES, column("paced_busy", "busy %", "%", 0)];
+
+/// At half of what each carried.
 const HALF: &[Column] = &[
-    column("p99", "p99 µs", 0),
-    column("p50", "p50 µs", 0),
-    column("p999", "p99.9 µs", 0),
-    column("paced", "at requests/s", 0),
-    column("cpu_us", "CPU µs/request at the most", 1),
+    P99,
+    P50,
+    P999,
+    column("paced", "at requests/s", "requests/s", 0),
+    SAMPLES,
+    column("paced_busy", "busy %", "%", 0),
+    column("busy", "busy % in the closed loop", "%", 0),
 ];
 
 const CHAIN: &[Column] = &[
-    column("chain_us", "µs/request, median", 2),
-    column("mean_us", "mean", 2),
-    column("p99_us", "p99", 2),
-    column("calls_us", "calls summed up", 2),
+    column("chain_us", "µs/request, median", "µs", 2),
+    column("mean_us", "mean", "µs", 2),
+    column("p99_us", "p99", "µs", 2),
+    column("calls_us", "calls summed up", "µs", 2),
 ];
 
 const BODIES: &[Column] = &[
-    column("cpu_us", "CPU µs/MiB", 0),
-    column("user_us", "user", 0),
-    column("system_us", "system", 0),
-    column("rate", "MiB/s", 0),
-    column("busy", "busy %", 0),
-    column("p50", "p50 µs", 0),
-    column("p99", "p99 µs", 0),
-    column("rss_mib", "RSS MiB", 1),
+    column("cpu_us", "CPU µs/MiB", "µs", 0),
+    column("user_us", "user", "µs", 0),
+    column("system_us", "system", "µs", 0),
+    column("rate", "MiB/s", "MiB/s", 0),
+    BUSY,
+    RSS,
 ];
 
 const IDLE: &[Column] = &[
-    column("each_kib", "KiB/connection", 1),
-    column("connections", "connections", 0),
-    column("start_mib", "RSS MiB at the start", 1),
-    column("load_mib", "after load", 1),
-    column("idle_mib", "with the connections", 1),
+    column("each_kib", "KiB/connection", "KiB", 1),
+    column("connections", "connections", "", 0),
+    column("start_mib", "RSS MiB at the start", "MiB", 1),
+    column("file_mib", "of it pages of files", "MiB", 1),
+    column("load_mib", "after load", "MiB", 1),
+    column("idle_mib", "with the connections", "MiB", 1),
 ];
 
 const SWAP: &[Column] = &[
-    column("p99", "p99 µs", 0),
-    column("p50", "p50 µs", 0),
-    column("p999", "p99.9 µs", 0),
-    column("errors", "errors", 0),
-    column("swaps", "swaps", 0),
+    P99,
+    P50,
+    P999,
+    column("errors", "errors", "", 0),
+    SAMPLES,
+    column("swaps", "swaps", "", 0),
+    column("paced_busy", "busy %", "%", 0),
 ];
 
 const NGINX: &str = include_str!("../configs/nginx.conf");
@@ -103,14 +116,17 @@ pub fn all() -> Vec<Scenario> {
             title: "A request, no filters",
             about: "HTTP/1.1 on both sides, connections kept alive, a body of 64 bytes. Of itself, Tollgate tells the upstream \
                     where a request comes from and gives it an id (`X-Forwarded-For`, `-Proto` and `-Host`, `X-Request-Id`), \
-                    and Envoy does about the same; nginx does none of it, but in the row that says so. Latencies at {rate} \
-                    requests/s{share}.",
-            work: requests(5000),
+                    and Envoy does about the same; nginx and HAProxy do none of it, but nginx in the row that says so. \
+                    Latencies at {rate} requests/s{share}.",
+            work: requests(5500),
             subjects: bare()
                 .into_iter()
-                .chain([Subject::new("nginx, with the same fields", Program::Nginx, NGINX).repeat(1)])
+                .chain([Subject::new("nginx, with the same fields", Program::Nginx, NGINX)
+                    .repeat(1)
+                    .beside("Tollgate")])
                 .collect(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "nginx, with the same fields", "Envoy"],
             slope: false,
         },
@@ -119,18 +135,22 @@ pub fn all() -> Vec<Scenario> {
             title: "Four filters",
             about: "Fault injection, authorization, a rate limit and routes: Tollgate's WebAssembly filters and Envoy's \
                     native ones, configured for the same work, and Tollgate's in Envoy's V8, compiled for any \
-                    Proxy-Wasm host. Beside them the proxies without. Latencies at {rate} \
-                    requests/s{share}.",
-            work: requests(5000),
+                    Proxy-Wasm host, each in a virtual machine of its own, as they are in Tollgate. Beside them the \
+                    proxies without. Latencies at {rate} requests/s{share}.",
+            work: requests(5500),
             subjects: vec![
                 Subject::new("nginx, bare", Program::Nginx, NGINX),
-                Subject::new("Envoy, 4 native filters", Program::Envoy, include_str!("../configs/envoy-filters.yaml")),
+                Subject::new("Envoy, bare", Program::Envoy, ENVOY),
+                Subject::new("Envoy, 4 native filters", Program::Envoy, include_str!("../configs/envoy-filters.yaml"))
+                    .beside("Tollgate, 4 filters"),
                 Subject::new("Envoy, the same 4 in V8", Program::Envoy, include_str!("../configs/envoy-portable.yaml"))
-                    .modules(PORTABLE),
+                    .modules(PORTABLE)
+                    .beside("Tollgate, 4 filters"),
                 Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE),
                 with_filters(),
             ],
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx, bare", "Envoy, 4 native filters", "Envoy, the same 4 in V8"],
             slope: false,
         },
@@ -147,39 +167,44 @@ pub fn all() -> Vec<Scenario> {
                 Subject::new("Tollgate, the same by our SDK", Program::Tollgate, TOLLGATE_MODULE).modules(OURS),
             ],
             columns: CHAIN,
+            open: &[],
             against: &[],
             slope: false,
         },
         Scenario {
             name: "half",
-            title: "Half of what it can carry",
-            about: "Latencies at half of the rate at which each is saturated: what filters add to the slowest requests of a \
-                    proxy that is well used.",
+            title: "Half of what it carried",
+            about: "Latencies, in an open loop, at half of what each run carried in a closed loop just before: what filters add to the \
+                    slowest requests of a proxy that is well used. The rates differ, so only the shares of each proxy's own are alike.",
             work: Work::Half,
             subjects: vec![Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE), with_filters()],
             columns: HALF,
+            open: &[],
             against: &["Tollgate, bare"],
             slope: false,
         },
         Scenario {
             name: "wasm",
             title: "The same Proxy-Wasm filter, once and more often",
-            about: "examples/filters/third-party, which reads three headers, sets two and adds one, and counts. Envoy runs \
-                    it in V8. Latencies at {rate} requests/s{share}.",
+            about: "examples/filters/third-party, which reads three headers, sets two and adds one, and counts: none, one, \
+                    four, eight of it. Envoy runs it in V8. Each copy has a virtual machine of its own in both, but in the \
+                    row that says so; that is what Envoy does if nobody gives them different names (`vm_id`), and it is cheaper \
+                    there. Latencies at {rate} requests/s{share}.",
             work: requests(4000),
             subjects: wasm(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &[],
             slope: true,
         },
         Scenario {
             name: "tls",
             title: "TLS, HTTP/1.1",
-            about: "As the first one, with TLS to the client: kept connections, ECDSA P-256. Latencies at {rate} requests/s{share}, \
-                    from when a request is sent.",
-            work: requests(5000),
+            about: "As the first one, with TLS to the client: kept connections. Latencies at {rate} requests/s{share}.",
+            work: requests(5500),
             subjects: encrypted(TLS_H1).collect(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "Envoy"],
             slope: false,
         },
@@ -187,10 +212,11 @@ pub fn all() -> Vec<Scenario> {
             name: "tls-h2",
             title: "TLS, HTTP/2",
             about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at {rate} \
-                    requests/s{share}, from when a request is sent.",
-            work: requests(5000),
+                    requests/s{share}, from when a request was sent: h2load sends what is due every 10 ms, in bursts.",
+            work: requests(5500),
             subjects: encrypted(TLS_H2).chain([with_filters().spoken(TLS_H2)]).collect(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "HAProxy", "Envoy"],
             slope: false,
         },
@@ -198,10 +224,11 @@ pub fn all() -> Vec<Scenario> {
             name: "grpc",
             title: "gRPC, unary calls",
             about: "HTTP/2 without TLS on both sides, 8 connections with 32 streams each, messages of 64 bytes. Latencies at \
-                    {rate} calls/s{share}, from when a call is sent.",
+                    {rate} calls/s{share}, from when a call was sent: h2load sends what is due every 10 ms, in bursts.",
             work: requests(3000),
             subjects: encrypted(GRPC).collect(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "Envoy"],
             slope: false,
         },
@@ -211,18 +238,20 @@ pub fn all() -> Vec<Scenario> {
             about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at {rate} requests/s{share}.",
             work: Work::Requests { most: 2000, close: true },
             subjects: bare(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "Envoy"],
             slope: false,
         },
         Scenario {
             name: "handshakes",
             title: "A TLS connection for each request",
-            about: "A full handshake each time (TLS 1.3, ECDSA P-256), nothing is resumed; connections to the backend are \
+            about: "A full handshake each time, nothing is resumed; connections to the backend are \
                     kept. Latencies at {rate} requests/s{share}, the handshake included.",
             work: Work::Requests { most: 300, close: true },
             subjects: encrypted(TLS_H1).collect(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &["nginx", "Envoy"],
             slope: false,
         },
@@ -233,6 +262,7 @@ pub fn all() -> Vec<Scenario> {
             work: requests(200),
             subjects: bare().into_iter().map(|s| s.at("/large/1MiB")).collect(),
             columns: BODIES,
+            open: OPEN,
             against: &["HAProxy", "nginx"],
             slope: false,
         },
@@ -243,27 +273,31 @@ pub fn all() -> Vec<Scenario> {
             work: Work::Idle,
             subjects: idle(),
             columns: IDLE,
+            open: &[],
             against: &[],
             slope: false,
         },
         Scenario {
             name: "routes",
             title: "Many routes",
-            about: "Prefix routes, and a request for the one in the middle. Latencies at {rate} requests/s{share}.",
+            about: "Prefix routes, and a request for the one in the middle: Tollgate's router, Envoy's routes, nginx's locations, a map of \
+                    HAProxy's. Latencies at {rate} requests/s{share}.",
             work: requests(1000),
             subjects: routes(),
-            columns: REQUESTS,
-            against: &["Tollgate, 10 routes"],
+            columns: CLOSED,
+            open: OPEN,
+            against: &["Tollgate, 10 routes", "nginx, 10 routes"],
             slope: false,
         },
         Scenario {
             name: "swap",
             title: "A filter replaced every second",
-            about: "One Proxy-Wasm filter, whose file becomes another module every second, at {rate} requests/s{share}. The \
-                    compiler has to work on the worker's own processor.",
-            work: Work::Swap { most: 5000 },
+            about: "One Proxy-Wasm filter, whose file becomes another module every second, in an open loop at {rate} \
+                    requests/s{share}. The compiler has to work on the worker's own processor.",
+            work: Work::Swap { most: 5500 },
             subjects: swap(),
             columns: SWAP,
+            open: &[],
             against: &["no swaps"],
             slope: false,
         },
@@ -271,15 +305,20 @@ pub fn all() -> Vec<Scenario> {
             name: "workers",
             title: "More workers",
             about: "As the first one, with 1 to as many workers as there are processors. The load generator and the backend \
-                    take their time from the same processors where no others are left. Latencies at {rate} requests/s{share}.",
-            work: requests(5000),
+                    take their time from the same processors where no others are left, so more than one worker shows what \
+                    they cost, not what they carry. Latencies at {rate} requests/s{share}.",
+            work: requests(5500),
             subjects: workers(),
-            columns: REQUESTS,
+            columns: CLOSED,
+            open: OPEN,
             against: &[],
             slope: false,
         },
     ]
 }
+
+/// Of a filter, for the slope.
+const COPIES: [usize; 4] = [0, 1, 4, 8];
 
 fn wasm() -> Vec<Subject> {
     let programs = [
@@ -289,12 +328,17 @@ fn wasm() -> Vec<Subject> {
     let subject = |(name, program, template), copies| {
         Subject::new(&format!("{name}, {copies}"), program, template).repeat(copies).modules(THIRD_PARTY)
     };
-    programs.into_iter().flat_map(|p| [1, 8].map(|copies| subject(p, copies))).collect()
+    let mut shared = subject(programs[1], 8).beside("Tollgate, 8");
+    shared.label = "Envoy, 8 in one VM".into();
+    shared.template = shared.template.replace("vm_id: copy-{{i}}", "vm_id: one").into();
+    programs.into_iter().flat_map(|p| COPIES.map(|copies| subject(p, copies))).chain([shared]).collect()
 }
 
 fn routes() -> Vec<Subject> {
     let programs = [
         ("Tollgate", Program::Tollgate, include_str!("../configs/tollgate-routes.yaml")),
+        ("nginx", Program::Nginx, include_str!("../configs/nginx-routes.conf")),
+        ("HAProxy", Program::Haproxy, include_str!("../configs/haproxy-routes.cfg")),
         ("Envoy", Program::Envoy, include_str!("../configs/envoy-routes.yaml")),
     ];
     let subject = |(name, program, template), n: usize| {
@@ -306,8 +350,8 @@ fn routes() -> Vec<Subject> {
 
 fn idle() -> Vec<Subject> {
     let mut subjects = bare();
-    subjects.push(Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS));
     if Places::most_workers() >= 2 {
+        subjects.push(Subject::new("Tollgate, 2 workers", Program::Tollgate, TOLLGATE).workers(2));
         subjects.push(Subject::new("Tollgate, 4 filters, 2 workers", Program::Tollgate, FILTERS).workers(2));
     }
     subjects

@@ -12,11 +12,22 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// The least and the greatest value.
-pub fn spread(values: &[f64]) -> Option<(f64, f64)> {
-    let least = values.iter().copied().min_by(f64::total_cmp)?;
-    let greatest = values.iter().copied().max_by(f64::total_cmp)?;
-    Some((least, greatest))
+/// What the rounds say together: their median, and the least and the greatest of them. Of five rounds that disturb each other in no
+/// way, the true median lies between these two in 94 of 100 cases (1 - 2 / 2⁵).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    pub middle: f64,
+    pub low: f64,
+    pub high: f64,
+    /// How many rounds have it.
+    pub rounds: usize,
+}
+
+/// `None` of nothing.
+pub fn figure(values: &[f64]) -> Option<Figure> {
+    let low = values.iter().copied().min_by(f64::total_cmp)?;
+    let high = values.iter().copied().max_by(f64::total_cmp)?;
+    Some(Figure { middle: median(values)?, low, high, rounds: values.len() })
 }
 
 /// How much y grows for each x, by least squares. `None` without two different x.
@@ -42,9 +53,9 @@ mod tests {
     }
 
     #[test]
-    fn spreads() {
-        assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[2.0, -1.0, 5.0]), Some((-1.0, 5.0)));
+    fn figures() {
+        assert_eq!(figure(&[]), None);
+        assert_eq!(figure(&[2.0, -1.0, 5.0]), Some(Figure { middle: 2.0, low: -1.0, high: 5.0, rounds: 3 }));
     }
 
     #[test]

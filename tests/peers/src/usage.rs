@@ -71,15 +71,21 @@ pub fn cpu(pid: u32) -> Cpu {
 
 /// The resident memory of a process and its descendants, in KiB.
 pub fn resident_kib(pid: u32) -> f64 {
-    tree(pid)
-        .iter()
-        .filter_map(|(pid, _)| fs::read_to_string(format!("/proc/{pid}/status")).ok())
-        .map(|s| rss(&s))
-        .sum()
+    memory(pid, "VmRSS:")
 }
 
-fn rss(status: &str) -> f64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+/// What of it are pages of files, such as the executable's.
+pub fn resident_file_kib(pid: u32) -> f64 {
+    memory(pid, "RssFile:")
+}
+
+fn memory(pid: u32, name: &str) -> f64 {
+    let statuses = tree(pid).into_iter().filter_map(|(pid, _)| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    statuses.map(|status| kib(&status, name)).sum()
+}
+
+fn kib(status: &str, name: &str) -> f64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
 
@@ -135,8 +141,8 @@ mod tests {
 
     #[test]
     fn other_lines() {
-        assert_eq!(rss("Name:\tx\nVmRSS:\t    1234 kB\n"), 1234.0);
-        assert_eq!(rss("Name:\tkthread\n"), 0.0);
+        assert_eq!(kib("Name:\tx\nVmRSS:\t    1234 kB\nRssFile:\t 12 kB\n", "RssFile:"), 12.0);
+        assert_eq!(kib("Name:\tkthread\n", "VmRSS:"), 0.0);
         assert_eq!(parse_busy("cpu  1 2 4 1000 2000 8 16 32 5 5\ncpu0 1"), Some(63.0));
     }
 

@@ -1,0 +1,170 @@
+//! All scenarios that have peers, side by side, by one rule: each of Tollgate's rows with each peer that does the same, and all
+//! measures that both have. Nothing is chosen by what came out.
+
+use std::fmt::Write;
+
+use crate::{figures, results::Results, scenario::Scenario, stats::Figure};
+
+/// What is compared: a title, and the figures that it may be, of which a scenario has one at most.
+const MEASURES: [(&str, &[&str]); 5] = [
+    ("CPU", &["cpu_us"]),
+    ("p50", &["p50"]),
+    ("p99", &["p99"]),
+    ("memory", &["rss_mib", "start_mib"]),
+    ("memory of an idle connection", &["each_kib"]),
+];
+
+/// One measure of ours and of a peer.
+struct Comparison {
+    title: &'static str,
+    ratio: Figure,
+    rounds: usize,
+}
+
+/// What the rounds say together.
+#[derive(PartialEq, Clone, Copy)]
+enum Outcome {
+    Less,
+    More,
+    Either,
+}
+
+impl Comparison {
+    fn outcome(&self) -> Outcome {
+        match self.ratio {
+            Figure { high, .. } if high < 1.0 => Outcome::Less,
+            Figure { low, .. } if low > 1.0 => Outcome::More,
+            _ => Outcome::Either,
+        }
+    }
+
+    fn text(&self) -> String {
+        figures::ratio(self.ratio) + &figures::of_rounds(self.ratio.rounds, self.rounds)
+    }
+}
+
+/// The comparisons of each pair, in the scenarios' order: the scenario, ours, the peer, and for each measure what there is.
+fn all<'a>(
+    scenarios: &'a [Scenario],
+    results: &Results,
+) -> Vec<(&'a Scenario, String, [Option<Comparison>; MEASURES.len()])> {
+    let mut all = Vec::new();
+    for scenario in scenarios {
+        let Some(measured) = results.scenarios.get(scenario.name) else { continue };
+        for (ours, peer) in scenario.pairs() {
+            if measured.row(&ours.label).is_none() || measured.row(&peer.label).is_none() {
+                continue;
+            }
+            let compare = |(title, keys): (&'static str, &[&str])| {
+                let has = |key: &&&str| scenario.column(key).is_some();
+                let ratio = measured.ratio(keys.iter().find(has)?, &ours.label, &peer.label)?;
+                Some(Comparison { title, ratio, rounds: measured.rounds() })
+            };
+            let ours = if ours.label == "Tollgate" { String::new() } else { format!("{} to ", ours.label) };
+            all.push((scenario, format!("{ours}{}", peer.label), MEASURES.map(compare)));
+        }
+    }
+    all
+}
+
+/// The table of all of them.
+pub fn table(scenarios: &[Scenario], results: &Results) -> String {
+    let mut text = String::from("\n| | Tollgate to |");
+    text.extend(MEASURES.iter().map(|(title, _)| format!(" {title} |")));
+    text += "\n|---|---|";
+    text += &"---:|".repeat(MEASURES.len());
+    text.push('\n');
+    let mut last = "";
+    for (scenario, pair, comparisons) in all(scenarios, results) {
+        let title = if last == scenario.name { "" } else { scenario.title };
+        last = scenario.name;
+        let _ = write!(text, "| {title} | {pair} |");
+        for comparison in comparisons {
+            let cell = comparison.map_or_else(String::new, |comparison| match comparison.outcome() {
+                Outcome::Less => comparison.text(),
+                Outcome::More => format!("**{}**", comparison.text()),
+                Outcome::Either => format!("*{}*", comparison.text()),
+            });
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// How many comparisons came out which way, and all that came out against us.
+pub fn counts(scenarios: &[Scenario], results: &Results) -> String {
+    let all = all(scenarios, results);
+    let mut text = String::from(
+        "\n| Tollgate takes | less in all rounds | more in all rounds | less in some, more in others |\n|---|---:|---:|---:|\n",
+    );
+    let mut more = String::new();
+    for (title, _) in MEASURES {
+        let of_this = all.iter().flat_map(|(scenario, pair, comparisons)| {
+            let found = comparisons.iter().flatten().filter(move |comparison| comparison.title == title);
+            found.map(move |comparison| (*scenario, pair, comparison))
+        });
+        let of_this: Vec<_> = of_this.collect();
+        let count = |outcome| of_this.iter().filter(|(.., comparison)| comparison.outcome() == outcome).count();
+        let [less, worse, either] = [Outcome::Less, Outcome::More, Outcome::Either].map(count);
+        let _ = writeln!(text, "| {title} | {less} | {worse} | {either} |");
+        let against = of_this.iter().filter(|(.., comparison)| comparison.outcome() == Outcome::More);
+        let mut last = "";
+        for (scenario, pair, comparison) in against {
+            let before = match last {
+                "" => format!("\n* More {title}: *{}* ", scenario.title),
+                name if name == scenario.name => ", ".into(),
+                _ => format!("; *{}* ", scenario.title),
+            };
+            last = scenario.name;
+            let _ = write!(more, "{before}{pair} {}", comparison.text());
+        }
+        if !last.is_empty() {
+            more.push('.');
+        }
+    }
+    if more.is_empty() { text } else { format!("{text}{more}\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        results::{Measured, tests::row},
+        scenarios,
+    };
+
+    #[test]
+    fn what_is_dearer_is_shown_as_well_as_what_is_cheaper() {
+        let rows = vec![
+            row("nginx", 0, &[Some(10.0), Some(10.0), Some(10.0)]),
+            row("HAProxy", 0, &[Some(10.0), Some(10.0), None]),
+            row("Envoy", 0, &[Some(20.0), Some(22.0), Some(21.0)]),
+            row("Tollgate", 0, &[Some(11.0), Some(12.0), Some(11.0)]),
+            row("nginx, with the same fields", 1, &[Some(11.5), Some(11.5), Some(11.5)]),
+        ];
+        let scenarios = scenarios::all();
+        let measured = Measured { rows, ..Default::default() };
+        let results = Results { scenarios: [("bare".into(), measured)].into(), ..Default::default() };
+        let table = table(&scenarios, &results);
+        assert!(table.contains("| nginx | **1.10 × (1.10–1.20)** |"), "{table}");
+        assert!(table.contains("| HAProxy | **1.15 × (1.10–1.20), 2 of 3 rounds** |"), "{table}");
+        assert!(table.contains("| Envoy | 0.55 × (0.52–0.55) |"), "{table}");
+        assert!(table.contains("| nginx, with the same fields | *0.96 × (0.96–1.04)* |"), "{table}");
+        let counts = counts(&scenarios, &results);
+        assert!(counts.contains("| CPU | 1 | 2 | 1 |\n| p50 | 0 | 0 | 0 |"), "{counts}");
+        assert!(
+            counts.contains("* More CPU: *A request, no filters* nginx 1.10 × (1.10–1.20), HAProxy 1.15 ×"),
+            "{counts}"
+        );
+    }
+
+    /// Who is not beside anything of ours is in no comparison.
+    #[test]
+    fn all_peers_are_compared() {
+        for scenario in scenarios::all() {
+            let peers = scenario.subjects.iter().filter(|s| s.program != crate::scenario::Program::Tollgate).count();
+            assert_eq!(scenario.pairs().len(), peers, "{}", scenario.name);
+        }
+    }
+}
