@@ -314,3 +314,15 @@ impl Take {
         Take { remaining: at(0), reset_ms: at(4), retry_ms: at(8) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taking_is_three_little_endian_numbers() {
+        let take = Take { remaining: 0x0403_0201, reset_ms: 0x0807_0605, retry_ms: 0x0c0b_0a09 };
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        assert_eq!((take.to_bytes(), Take::from_bytes(bytes)), (bytes, take));
+    }
+}

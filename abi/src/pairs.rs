@@ -102,6 +102,23 @@ mod tests {
     }
 
     #[test]
+    fn bounds_are_what_is_just_let_through() {
+        let with_value = |len: usize| {
+            let (value, mut bytes) = (std::vec![b'v'; len], Vec::new());
+            encode([(&b"n"[..], &value[..])], &mut bytes);
+            decode(&bytes).map(|pairs| pairs.len())
+        };
+        let most = MAX_BYTES - encoded_len([(&b"n"[..], &b""[..])]);
+        assert_eq!((with_value(most), with_value(most + 1)), (Ok(1), Err(Malformed::TooLarge)));
+        let of_pairs = |count: usize| {
+            let mut bytes = Vec::new();
+            encode(core::iter::repeat_n((&b"n"[..], &b""[..]), count), &mut bytes);
+            decode(&bytes).map(|pairs| pairs.len())
+        };
+        assert_eq!((of_pairs(MAX_PAIRS), of_pairs(MAX_PAIRS + 1)), (Ok(MAX_PAIRS), Err(Malformed::TooLarge)));
+    }
+
+    #[test]
     fn no_truncation_or_bit_flip_panics() {
         let map: &[(&[u8], &[u8])] = &[(b"a", b"b"), (b"cc", b"dd")];
         let mut bytes = Vec::new();

@@ -54,5 +54,7 @@ mod tests {
         assert_eq!(segments(b"\xff"), None);
         assert_eq!(segments(b"1\x002\x003\x004\x005\x006\x007\x008").map(|s| s.len()), Some(MAX_SEGMENTS));
         assert_eq!(segments(b"1\x002\x003\x004\x005\x006\x007\x008\x009"), None);
+        let long = [b'a'; MAX_BYTES + 1];
+        assert_eq!((Path::decode(&long[1..]).map(|path| path.count), Path::decode(&long)), (Some(1), None));
     }
 }

@@ -435,6 +435,13 @@ mod tests {
     }
 
     #[test]
+    fn a_path_in_its_spelling_is_not_copied() {
+        for text in ["/", "/a/b.c;d/e", "/a./b..c/-_~!$&'()*+,=:@"] {
+            assert!(matches!(path(text.as_bytes(), &PathRules::default()), Ok(Cow::Borrowed(_))), "{text}");
+        }
+    }
+
+    #[test]
     fn options_decide_about_slashes() {
         assert_eq!(with("//a", false, EscapedSlashes::Keep).unwrap(), "//a");
         assert_eq!(with("/a%2f..%2fb", true, EscapedSlashes::Decode).unwrap(), "/b");
@@ -479,6 +486,7 @@ mod tests {
             ("/%00", BadPath::Nul),
         ] {
             assert_eq!(with(path, true, EscapedSlashes::Keep), Err(error), "{path}");
+            assert!(std::string::ToString::to_string(&error).starts_with("the path "));
         }
     }
 

@@ -267,7 +267,6 @@ fn path(pattern: &str) -> Option<String> {
         return Some(format!("`{pattern}`: templates are not known here; write `/text*` or `*text`"));
     }
     let (text, extent, stars) = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        _ if pattern == "*" => return None,
         (Some(text), _) => (text, Extent::End, ("*", "")),
         (None, Some(text)) => (text, Extent::Beginning, ("", "*")),
         (None, None) => (pattern, Extent::Whole, ("", "")),

@@ -27,7 +27,6 @@ impl Patterns {
     pub(crate) fn add(&mut self, pattern: &str) -> Result<(), String> {
         let (head, tail) = (pattern.strip_prefix('*'), pattern.strip_suffix('*'));
         let text = match (head, tail) {
-            _ if pattern == "*" => "",
             (Some(suffix), _) => suffix,
             (None, Some(prefix)) => prefix,
             (None, None) => pattern,
@@ -273,6 +272,10 @@ mod tests {
             hosts.finish();
             assert_eq!(hosts.matches(authority.as_bytes(), || 80), expected, "{pattern} {authority}");
         }
+        let mut hosts = Hosts::new();
+        ["b.test", "c.test", "a.test"].iter().for_each(|host| hosts.add(host).unwrap());
+        hosts.finish();
+        assert!(["a.test", "b.test", "c.test"].iter().all(|host| hosts.matches(host.as_bytes(), || 80)));
     }
 
     #[test]
@@ -293,7 +296,7 @@ mod tests {
             let error = Hosts::new().add(wrong).unwrap_err();
             assert_eq!(error.replace("`.example.com`", "`*.example.com`"), message);
         }
-        for wrong in ["a:", "a:b", "a:8*", "a:123456"] {
+        for wrong in ["a:", "a:b", "a:+8", "a:8*", "a:123456"] {
             assert!(Hosts::new().add(wrong).unwrap_err().contains("has no port behind its colon"), "{wrong}");
         }
     }

@@ -51,9 +51,9 @@ fn of_form() {
 
 #[test]
 fn of_names() {
-    let found = mistakes(
-        json!({"principal_header": "x y", "policies": [{"name": ""}, {"name": "p"}, {"name": "p"}, {"name": "a\nb"}]}),
-    );
+    let (longest, too_long) = ("p".repeat(128), "p".repeat(129));
+    let names = ["", "p", "p", "a\nb", &longest, &too_long].map(|name| json!({"name": name}));
+    let found = mistakes(json!({"principal_header": "x y", "policies": names}));
     assert_eq!(
         found,
         [
@@ -61,6 +61,7 @@ fn of_names() {
             "policies[0].name: a name has 1 to 128 bytes and no control characters",
             "policies[2].name: another policy is called `p` too",
             "policies[3].name: a name has 1 to 128 bytes and no control characters",
+            "policies[5].name: a name has 1 to 128 bytes and no control characters",
         ]
     );
 }
@@ -214,6 +215,7 @@ fn of_patterns_that_nothing_can_match() {
         {"key": "request.headers[:path]", "values": ["/x"]},
         {"key": "request.headers[Host]", "values": ["x"]},
         {"key": "request.headers[:host]", "values": ["x"]},
+        {"key": "request.headers[:method]", "values": ["GET"]},
     ]}));
     let (to, when) = ("policies[0].rules[0].to[0].operation", "policies[0].rules[0].when");
     let asks = |list: &str| format!("is not asked about here: write `{list}` in `to: [{{operation: …}}]`");
@@ -235,6 +237,7 @@ fn of_patterns_that_nothing_can_match() {
             format!("{when}[0].key: `:path` {}", asks("paths")),
             format!("{when}[1].key: `Host` {}", asks("hosts")),
             format!("{when}[2].key: no request has a `:host`: write `:authority`"),
+            format!("{when}[3].key: `:method` {}", asks("methods")),
         ]
     );
 }

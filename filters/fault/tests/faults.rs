@@ -77,6 +77,10 @@ fn delays_of_random_length_stay_within_their_bounds() {
     for (delay, least, most) in [
         (json!({"uniform": {"min": "10ms", "max": "20ms"}, "percent": 100}), 10, 20),
         (json!({"exponential": {"mean": "10ms", "max": "40ms"}, "percent": 100}), 0, 40),
+        // The longest that can be had.
+        (json!({"fixed": "1h", "percent": 100}), 3_600_000, 3_600_000),
+        (json!({"uniform": {"min": "1h", "max": "1h"}, "percent": 100}), 3_600_000, 3_600_000),
+        (json!({"exponential": {"mean": "1h", "max": "1h"}, "percent": 100}), 0, 3_600_000),
     ] {
         let host = host(json!({"delay": delay}));
         for _ in 0..200 {
@@ -122,12 +126,13 @@ fn requests_may_ask_if_they_are_let() {
     let both = json!({"headers": {"delay": {"max": "2s", "percent": 100}, "abort": {"percent": 100}}});
     let only_delay = json!({"headers": {"delay": {}}});
     type Case<'a> = (&'a Value, &'a [(&'a str, &'a str)], Option<Duration>, Option<u16>);
-    let table: [Case<'_>; 14] = [
+    let table: [Case<'_>; 15] = [
         (&both, &[], None, None),
         (&both, &[(DELAY, "250")], ms(250), None),
         (&both, &[(DELAY, "9999")], ms(2000), None),
         (&both, &[(DELAY, "0")], None, None),
         (&both, &[(DELAY, "-1")], None, None),
+        (&both, &[(DELAY, "+1")], None, None),
         (&both, &[(DELAY, "soon"), (ABORT, "abc")], None, None),
         (&both, &[(DELAY, "250"), (DELAY_PERCENT, "0")], None, None),
         (&both, &[(ABORT, "418")], None, Some(418)),

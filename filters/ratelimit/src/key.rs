@@ -218,8 +218,10 @@ mod tests {
         let key = |parts: &[Option<&str>]| {
             let mut out = Vec::new();
             for part in parts {
-                if !put_some(&mut out, part.map(str::as_bytes)) {
-                    out.extend_from_slice(&MISSING.to_le_bytes());
+                match part {
+                    Some("several") => assert!(put_several(&mut out)),
+                    _ if put_some(&mut out, part.map(str::as_bytes)) => {}
+                    _ => out.extend_from_slice(&MISSING.to_le_bytes()),
                 }
             }
             out
@@ -230,6 +232,8 @@ mod tests {
             key(&[Some(""), Some("abc")]),
             key(&[None, Some("abc")]),
             key(&[Some("abc"), None]),
+            key(&[Some("several"), Some("abc")]),
+            key(&[Some("abc"), Some("several")]),
         ];
         for (i, one) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|other| other != one), "{one:?}");

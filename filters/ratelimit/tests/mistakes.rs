@@ -55,6 +55,8 @@ fn of_meaning() {
             {"name": "c", "requests": 4294967295u32, "per": "1s", "ipv6_prefix": 64, "max_keys": 5},
             {"name": "d", "requests": 1, "per": "1s", "key": [{"source": true}], "ipv6_prefix": 129},
             {"name": "e", "requests": 1, "per": "1s", "match": {"path": {"exact": "x"}, "methods": ["get"]}},
+            {"name": "f", "requests": 0, "per": "1s", "burst": 5},
+            {"name": "g", "requests": 1, "per": "8760h"},
         ],
     }));
     let expected = [
@@ -76,6 +78,7 @@ fn of_meaning() {
         "limits[5].ipv6_prefix: 129 is not a prefix's length: write 1 to 128",
         "limits[6].match.path.exact: a path begins with `/`: write `/x`",
         "limits[6].match.methods[0]: no method is spelled like `get`: write `GET`",
+        "limits[7].requests: 0 is out of range: write 1 to 2147483647",
         "status: 200 is not the status of an error: write 400 to 599, such as 429",
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);

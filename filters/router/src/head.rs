@@ -162,3 +162,17 @@ impl HeaderCache {
         self.bytes.get(start as usize..end as usize)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_taken_from_the_request_that_had_the_same_number() {
+        let values = vec![Cached { request: 0, span: None }, Cached { request: 1, span: None }];
+        let (bytes, buffer) = (Vec::new(), Buffer::new());
+        let mut cache = HeaderCache { names: Vec::new(), values, bytes, buffer, request: u32::MAX };
+        cache.begin();
+        assert!(cache.values.iter().all(|value| value.request != cache.request));
+    }
+}

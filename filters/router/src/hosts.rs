@@ -184,6 +184,9 @@ mod tests {
         let (mistakes, mut all) = (Mistakes::default(), Hosts::default());
         all.add("*", 3, &Place::root(&mistakes));
         assert_eq!(["", "A.example:80", "[::1]"].map(|host| all.find(host.as_bytes(), || "80")), [Some(3); 3]);
-        assert_eq!(hosts.find(&[b'.'; 4000], || "80"), Some(0));
+        assert_eq!([[b'.'; 4000], [b'A'; 4000]].map(|long| hosts.find(&long, || "80")), [Some(0); 2]);
+        let mut short = Hosts::default();
+        short.add("*.b.c", 1, &Place::root(&mistakes));
+        assert_eq!(["a.b.c", "b.c", "a.b.cd"].map(|host| short.find(host.as_bytes(), || "80")), [Some(1), None, None]);
     }
 }

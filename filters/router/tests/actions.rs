@@ -3,6 +3,7 @@
 use router::Router;
 use serde_json::{Value, json};
 use tollgate_sdk::{
+    Reply,
     doc::{self, RetryOn},
     testing::{Outcome, TestHost},
 };
@@ -101,6 +102,8 @@ fn prefixes_are_rewritten() {
         (json!({"prefix": "/"}), "/v2", vec![("/", "/v2/"), ("/x", "/v2/x")]),
         (json!({"prefix": "/"}), "/", vec![("/", "/"), ("/x", "/x")]),
         (json!({"exact": "/a/b"}), "/c/", vec![("/a/b", "/c/"), ("/a/b?q", "/c/?q")]),
+        // What is taken off is as long as it was written.
+        (json!({"prefix": "/a@b"}), "/c", vec![("/a%40b/d?%40", "/c/d?%40"), ("/a@b/d", "/c/d")]),
     ] {
         let rule = json!({"match": {"path": path}, "cluster": "c", "prefix_rewrite": with});
         let host = host(rule.clone());
@@ -120,6 +123,8 @@ fn paths_are_rewritten_by_patterns() {
         ("x(y)?", r"[\1\0]\\", "/x/xy", "/%5Bx%5D%5C/%5Byxy%5D%5C"),
         ("none", "x", "/a?none", "/a?none"),
         ("^/a/", "", "/a/b", "/b"),
+        // A server, and no path.
+        ("^", "/x", "*", "*"),
         // No dot segment comes out of it.
         ("_", "", "/und/_._./admin", "/admin"),
         ("_", "", "/a/_./b", "/a/b"),
@@ -166,7 +171,7 @@ fn options_are_handed_to_the_host() {
 
 #[test]
 fn options_have_defaults() {
-    let route = route(json!({"cluster": "c", "retry": {}, "mirror": {"cluster": "shadow"}}));
+    let route = route(json!({"cluster": "c", "retry": {"per_try_timeout": "0s"}, "mirror": {"cluster": "shadow"}}));
     let on = vec![RetryOn::ConnectFailure, RetryOn::Reset];
     assert_eq!(route.retry, Some(doc::Retry { on, attempts: 1, per_try_timeout_ms: None, backoff_ms: 25 }));
     assert_eq!(route.mirror.unwrap().per_million, 1_000_000);
@@ -227,13 +232,21 @@ fn a_redirect_of_the_asterisk_does_not_change_the_host() {
 
 #[test]
 fn responses() {
-    let host = host(json!({"respond": {"status": 503, "body": "later", "headers": {"Retry-After": "60"}}}));
-    let outcome = host.request("GET", "/").send();
+    let plain = host(json!({"respond": {"status": 503, "body": "later", "headers": {"Retry-After": "60"}}}));
+    let outcome = plain.request("GET", "/").send();
     assert_eq!((outcome.status(), outcome.details()), (Some(503), Some("direct_response")));
     assert_eq!(outcome.reply_body(), Some(&b"later"[..]));
     assert_eq!(outcome.reply_header("retry-after"), Some("60"));
     assert_eq!(outcome.reply_header("content-type"), Some("text/plain; charset=utf-8"));
     assert!(!outcome.continued() && outcome.selected().is_none() && outcome.flags().is_empty());
+    let json = json!({"status": 200, "body": "{}", "headers": {"content-type": "application/json"}});
+    for (respond, reply) in [
+        (json!({"status": 200}), Reply::new(200)),
+        (json, Reply::new(200).header("content-type", "application/json").body("{}")),
+    ] {
+        let reply = reply.details("direct_response");
+        assert_eq!(host(json!({"respond": respond})).request("GET", "/").send().reply(), Some(&reply));
+    }
 }
 
 #[test]

@@ -126,7 +126,9 @@ fn redirects() {
     let host = redirect(json!({"host": "a:1"}));
     wrong(host, "redirect.host", "`a:1` is not a host's name (the port is given with `port`)");
     wrong(redirect(json!({"port": 0})), "redirect.port", "must be 1 to 65535");
-    wrong(redirect(json!({"path": "x"})), "redirect.path", "a path begins with `/`, and has no spaces");
+    for path in ["x", "/a b", "/a\tb"] {
+        wrong(redirect(json!({"path": path})), "redirect.path", "a path begins with `/`, and has no spaces");
+    }
     let both = redirect(json!({"path": "/", "prefix_rewrite": "/"}));
     wrong(both, "redirect", "give only one of `path`, `prefix_rewrite`");
     let needs = "needs `match.path.exact` or `match.path.prefix`, which it replaces";
@@ -199,6 +201,9 @@ fn options() {
     wrong(rewrite("(a)", r"\2"), "regex_rewrite.substitution", "there is no group 2: the pattern has 1");
     let backslash = "after a backslash there must be a digit or another backslash";
     wrong(rewrite("a", r"\x"), "regex_rewrite.substitution", backslash);
+    for substitution in ["a b", "a\tb", "a?b", "a#b"] {
+        wrong(rewrite("a", substitution), "regex_rewrite.substitution", query);
+    }
     wrong(option("host_rewrite", json!("a/b")), "host_rewrite", "`a/b` is not a host");
     let time = "`1 parsec` is not a time; write a number with a unit (us, ms, s, m, h), such as 250ms";
     wrong(option("timeout", json!("1 parsec")), "timeout", time);

@@ -191,6 +191,85 @@ impl Selected {
 mod tests {
     use super::*;
 
+    /// The document with these weights of the clusters `0`, `1` and so on, and the route that comes of it.
+    fn route(weights: &[u32], change: impl FnOnce(&mut doc::Route)) -> Arc<Route> {
+        let names = || (0..weights.len()).map(|n| n.to_string());
+        let cluster = |name: &String| serde_json::from_value(serde_json::json!({"name": name})).unwrap();
+        let clusters = names().map(|name| (name.clone(), Cluster::new(&cluster(&name), None))).collect();
+        let weighted = names().zip(weights).map(|(cluster, weight)| doc::WeightedCluster { cluster, weight: *weight });
+        let mut doc = doc::Route { clusters: weighted.collect(), ..doc::Route::default() };
+        change(&mut doc);
+        Arc::new(Route::new(doc, &clusters).unwrap())
+    }
+
+    #[test]
+    fn a_prefix_is_replaced_with_one_slash_behind_it() {
+        for (strip, with, path, expected) in [
+            (4, "/v2", "/api", "/v2"),
+            (4, "/v2", "/api/x?q", "/v2/x?q"),
+            (4, "/v2", "/api?q", "/v2?q"),
+            (5, "/v2", "/api/x", "/v2/x"),
+            (5, "/v2/", "/api/x", "/v2/x"),
+            (4, "/", "/api/x?/q", "/x?/q"),
+            (4, "/", "/api?q", "/?q"),
+            (1, "/", "/x", "/x"),
+            (9, "/v2", "/api?query", "/v2?query"),
+        ] {
+            let route = route(&[1], |doc| doc.prefix = Some(doc::PrefixRewrite { strip, with: with.into() }));
+            let (authority, fields) = (Bytes::from_static(b"a"), http::HeaderMap::new());
+            let mut head =
+                RequestHead { method: http::Method::GET, path: path.into(), authority, scheme: "http", fields };
+            route.rewrite(&mut head);
+            assert_eq!(head.path, expected, "{strip} {with} {path}");
+        }
+    }
+
+    #[test]
+    fn a_hash_chooses_by_the_weights_if_it_was_given() {
+        let route_of = |weights: &[u32]| route(weights, |_| {});
+        for (weights, chosen) in [(&[1, 0, 3][..], [0, 2, 2, 2, 0, 2, 2, 2]), (&[2, 2], [0, 0, 1, 1, 0, 0, 1, 1])] {
+            let route = route_of(weights);
+            for (hash, name) in (0..).zip(chosen) {
+                let selected = Selected::new(&route, fast::hash::SPLIT, hash, 7);
+                assert_eq!(
+                    (&*selected.cluster.name, selected.balance),
+                    (&*name.to_string(), None),
+                    "{weights:?} {hash}"
+                );
+            }
+        }
+        let route = route_of(&[1, 1]);
+        assert_eq!(Selected::new(&route, fast::hash::BALANCE, 0, 7).balance, Some(7));
+        let by_chance = || (0..100).map(|_| Selected::new(&route, 0, 0, 7).cluster.name.clone());
+        assert!(by_chance().any(|name| &*name == "1"));
+    }
+
+    #[test]
+    fn a_time_of_zero_is_no_bound() {
+        for (ms, expected) in [(None, None), (Some(0), Some(None)), (Some(5), Some(Some(Duration::from_millis(5))))] {
+            let route = route(&[1], |doc| (doc.timeout_ms, doc.idle_timeout_ms) = (ms, ms));
+            assert_eq!((route.timeout, route.idle_timeout), (expected, expected));
+        }
+    }
+
+    #[test]
+    fn who_retries_for_connecting_asks_every_endpoint() {
+        use doc::RetryOn::{ConnectFailure, Reset, ServerError};
+        assert_eq!(RetryPolicy::detours(None), 1);
+        for (on, attempts, expected) in [
+            (vec![ConnectFailure], 1, u32::MAX),
+            (vec![Reset, ServerError], 1, u32::MAX),
+            (vec![Reset], 1, 1),
+            (vec![], 1, 1),
+            (vec![ConnectFailure], 0, 0),
+        ] {
+            let route = route(&[1], |doc| {
+                doc.retry = Some(doc::Retry { on, attempts, per_try_timeout_ms: None, backoff_ms: 0 })
+            });
+            assert_eq!(RetryPolicy::detours(route.retry.as_ref()), expected, "{:?}", route.retry);
+        }
+    }
+
     #[test]
     fn rewrites_are_hosts_and_paths_and_nothing_else() {
         for good in ["a", "a.example:8080", "[::1]:80", "10.0.0.1"] {

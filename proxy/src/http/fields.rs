@@ -21,7 +21,7 @@ const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded
 
 /// Which fields a head has that something must be done about. Most have one or two of them, and one walk over the names costs
 /// less than looking each of these up.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Present {
     /// `Connection`.
     pub connection: bool,
@@ -339,8 +339,8 @@ mod tests {
 
     const PEER: &str = "10.0.0.1:5";
 
-    fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let pair = |(n, v): &(&'static str, &str)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap());
+    fn fields(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(n, v): &(&str, &str)| (n.parse::<HeaderName>().unwrap(), HeaderValue::from_str(v).unwrap());
         let mut map = HeaderMap::new();
         pairs.iter().map(pair).for_each(|(n, v)| {
             map.append(n, v);
@@ -365,6 +365,63 @@ mod tests {
         let present = Present::of(&map);
         remove_hop_by_hop(&mut map, present);
         assert_eq!(map, fields(&[("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn each_field_that_needs_something_done_is_found() {
+        let none = Present::default();
+        for (name, present) in [
+            ("connection", Present { connection: true, ..none }),
+            ("te", Present { te: true, ..none }),
+            ("upgrade", Present { upgrade: true, ..none }),
+            ("keep-alive", Present { others_of_hop: true, ..none }),
+            ("proxy-connection", Present { others_of_hop: true, ..none }),
+            ("transfer-encoding", Present { others_of_hop: true, ..none }),
+            ("expect", Present { expect: true, ..none }),
+            ("x-forwarded-client-cert", Present { client_cert: true, ..none }),
+            ("x_kept", Present { underscores: true, ..none }),
+            ("x-kept", none),
+        ] {
+            let mut map = fields(&[(name, "x")]);
+            assert_eq!(Present::of(&map), present, "{name}");
+            remove_hop_by_hop(&mut map, present);
+            let stays = !present.connection && !present.te && !present.upgrade && !present.others_of_hop;
+            assert_eq!(map.contains_key(name), stays, "{name}");
+        }
+        let mut map = fields(&[("x-kept", "1"), ("x_one", "2"), ("_", "3")]);
+        remove_underscores(&mut map);
+        assert_eq!(map, fields(&[("x-kept", "1")]));
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_in_a_head() {
+        let framing = "connection content-length host te trailer transfer-encoding upgrade keep-alive proxy-connection";
+        let word = "authorization proxy-authorization cookie expect forwarded via x-request-id x-forwarded-for \
+                    x-forwarded-client-cert";
+        let others = "grpc-status x-forwarded etag";
+        for (names, in_requests, in_responses) in
+            [(framing, false, false), (word, false, true), ("x_y", false, true), (others, true, true)]
+        {
+            for name in names.split_whitespace() {
+                for (of_request, stays) in [(true, in_requests), (false, in_responses)] {
+                    let mut trailers = fields(&[(name, "1"), ("x-sum", "2")]);
+                    clean_trailers(&mut trailers, of_request, false);
+                    assert_eq!(trailers.contains_key(name), stays, "{name} {of_request}");
+                    assert!(trailers.contains_key("x-sum"));
+                }
+            }
+        }
+        let mut trailers = fields(&[("x_y", "1")]);
+        clean_trailers(&mut trailers, true, true);
+        assert_eq!(trailers.len(), 1, "where names may have a `_`");
+    }
+
+    #[test]
+    fn each_proxy_adds_itself_to_via() {
+        let mut map = fields(&[("via", "1.1 a")]);
+        add_via(&mut map, Some(&value("2 b")));
+        add_via(&mut map, None);
+        assert_eq!(map, fields(&[("via", "1.1 a"), ("via", "2 b")]));
     }
 
     #[test]
@@ -476,6 +533,25 @@ mod tests {
             assert_eq!(origin.client.to_string(), client, "{hops} {said}");
             assert_eq!(map[X_FORWARDED_FOR], format!("{said}, 10.0.0.1").as_str());
             assert_eq!(origin.request_id, "kept");
+        }
+    }
+
+    #[test]
+    fn what_trusted_proxies_say_stays() {
+        for (hops, said, host, expected) in [
+            (0, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "https")][..], "h", ("http", "http", Some("h"))),
+            (0, &[("x-forwarded-host", "a")], "", ("http", "http", None)),
+            (1, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "HTTPS")], "h", ("https", "HTTPS", Some("a"))),
+            (1, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "ws")], "", ("http", "ws", Some("a"))),
+            (2, &[("x-forwarded-proto", "https, http")], "h", ("https", "https, http", Some("h"))),
+            (1, &[], "", ("http", "http", None)),
+        ] {
+            let mut map = fields(said);
+            let host = Bytes::copy_from_slice(host.as_bytes());
+            let origin = forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &host, "http", hops);
+            let text = |name| map.get(name).map(|value| value.to_str().unwrap());
+            let found = (origin.scheme, text(X_FORWARDED_PROTO).unwrap(), text(X_FORWARDED_HOST));
+            assert_eq!(found, expected, "{hops} {said:?}");
         }
     }
 

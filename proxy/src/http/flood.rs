@@ -163,6 +163,10 @@ mod tests {
             let resets = Resets::new(shared);
             reset(&resets, most);
             assert!(!resets.are_too_many());
+            // In this time as much flows out as comes.
+            advance(Duration::from_secs(1)).await;
+            reset(&resets, most / RESETS.most * RESETS.each_second);
+            assert!(!resets.are_too_many());
             reset(&resets, 1);
             assert!(resets.are_too_many());
         }
@@ -202,7 +206,8 @@ mod tests {
         (0..FRAMES.most).for_each(|_| flood.idle());
         assert!(!flood.is_one());
         flood.head();
-        (0..HEAD).for_each(|_| flood.idle());
+        flood.data(3 * 1024 + 1, false);
+        (0..HEAD + 3).for_each(|_| flood.idle());
         assert!(!flood.is_one());
         flood.idle();
         assert!(flood.is_one());

@@ -237,6 +237,20 @@ mod tests {
     }
 
     #[test]
+    fn resets_mean_grpc_statuses() {
+        for (reset, code) in [
+            (h2::Reason::REFUSED_STREAM, Code::Unavailable),
+            (h2::Reason::CANCEL, Code::Cancelled),
+            (h2::Reason::ENHANCE_YOUR_CALM, Code::ResourceExhausted),
+            (h2::Reason::INADEQUATE_SECURITY, Code::PermissionDenied),
+            (h2::Reason::NO_ERROR, Code::Internal),
+            (h2::Reason::STREAM_CLOSED, Code::Internal),
+        ] {
+            assert_eq!(Code::of_reset(reset), code, "{reset}");
+        }
+    }
+
+    #[test]
     fn http_statuses_mean_grpc_statuses() {
         for (http, code) in [
             (400, "INTERNAL"),

@@ -194,6 +194,15 @@ mod tests {
         })
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn time_goes_by_and_begins_a_year_after_0() {
+        let ticks = |seconds: u64| seconds * 1_000_000_000 * TICKS_PER_NANO;
+        let before = now();
+        assert!(before >= ticks(365 * 86_400));
+        tokio::time::advance(std::time::Duration::from_secs(2)).await;
+        assert_eq!(now() - before, ticks(2));
+    }
+
     #[test]
     fn four_threads_get_exactly_what_is_there() {
         assert_eq!(taken_by_four_threads(&bucket(10_000, 0), |_| Vec::new()), 10_000);
