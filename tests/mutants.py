@@ -174,8 +174,12 @@ def run(test, mutant, names, seconds):
         return False
 
 
-def reached(tests):
-    """For each function the tests that reach it, by executable."""
+def module(mutant):
+    return mutant["file"].split("/src/")[1].removesuffix(".rs").removesuffix("/mod").replace("/", "::")
+
+
+def reached(functions, tests):
+    """For each function the tests that reach it, by executable. What runs on a thread of its own belongs to all of its module."""
     found = collections.defaultdict(lambda: collections.defaultdict(set))
     for test in tests:
         listed = subprocess.run([test[0], "--list"], stdout=subprocess.PIPE, text=True).stdout
@@ -185,16 +189,15 @@ def reached(tests):
             sys.exit(f"{test[0]} fails with no mutant")
         for line in open(COVER):
             function, name = line.rstrip("\n").split(" ", 1)
-            # What runs on a thread of its own belongs to any of them.
-            found[int(function)][test] |= {name} & known
+            own = module(functions[int(function) - 1][0])
+            found[int(function)][test] |= {name} if name in known else {k for k in known if k.startswith(own)}
     return found
 
 
 def survives(mutant, tests):
     for test, names in tests.items():
         # Those of its own module first: they notice the most.
-        own = mutant["file"].split("/src/")[1].removesuffix(".rs").removesuffix("/mod").replace("/", "::")
-        names = sorted(names, key=lambda name: (not name.startswith(own), name))
+        names = sorted(names, key=lambda name: (not name.startswith(module(mutant)), name))
         for some in (names[:20], names[20:100], names[100:]):
             if some and not run(test, mutant["id"], some, 30):
                 return False
@@ -205,7 +208,7 @@ def main(prefixes):
     if not prefixes:
         sys.exit(__doc__)
     functions, tests = build(*mutants(prefixes))
-    reach = reached(tests)
+    reach = reached(functions, tests)
     scores = collections.defaultdict(collections.Counter)
     for number, group in enumerate(functions, 1):
         for mutant in group:

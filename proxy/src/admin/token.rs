@@ -147,7 +147,11 @@ mod tests {
         std::fs::write(&file, "another-token-0123").unwrap();
         assert_eq!(ask(Some(&format!("Bearer {right}"))).await, Err(401), "it has changed");
         assert_eq!(ask(Some("Bearer another-token-0123")).await, Ok(()));
-        for unusable in ["", "\n", "short", "two lines 0123456789\nabcdef"] {
+        let longest = "x".repeat(LONGEST as usize);
+        std::fs::write(&file, &longest).unwrap();
+        assert_eq!(ask(Some(&format!("Bearer {longest}"))).await, Ok(()));
+        assert_eq!(token.field(), format!("Authorization: Bearer {longest}\r\n"));
+        for unusable in [&format!("{longest}x")[..], "", "\n", "short", "two lines 0123456789\nabcdef"] {
             std::fs::write(&file, unusable).unwrap();
             assert_eq!(ask(Some(&format!("Bearer {unusable}").replace('\n', ""))).await, Err(503), "{unusable:?}");
         }

@@ -308,6 +308,42 @@ mod tests {
     }
 
     #[test]
+    fn bounds_are_what_is_just_let_through() {
+        let chunk = |more: usize| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(MAX_LINE - 2 + more));
+        let line = |more: usize| format!("0\r\na:{}\r\n\r\n", "b".repeat(MAX_LINE - 2 + more));
+        let last = |more: usize| format!("a:{}\r\n", "b".repeat(1020 + more));
+        let lines = |more: usize| format!("0\r\n{}{}\r\n", last(0).repeat(MAX_TRAILERS / 1024 - 1), last(more));
+        let cases: [(&dyn Fn(usize) -> String, Violation); 3] =
+            [(&chunk, Violation::ChunkSize), (&line, Violation::Trailers), (&lines, Violation::Trailers)];
+        for (input, violation) in cases {
+            for step in [1, 100, 100_000] {
+                let result = |more| decode(Decoder::chunked(), input(more).as_bytes(), step).map(|_| ());
+                assert_eq!((result(0), result(1)), (Ok(()), Err(violation)), "in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_decoder_tells_what_is_still_to_come() {
+        let within = |decoder: Decoder, input: &str| {
+            let mut decoder = decoder;
+            decoder.decode(&mut BytesMut::from(input)).unwrap();
+            decoder
+        };
+        for (decoder, ends_with_connection, expects, exact) in [
+            (Decoder::length(0), false, 0, Some(0)),
+            (Decoder::length(5), false, 5, Some(5)),
+            (within(Decoder::length(5), "he"), false, 3, Some(3)),
+            (within(Decoder::chunked(), "5\r\nhe"), false, 3, None),
+            (Decoder::chunked(), false, 0, None),
+            (Decoder::until_close(), true, 0, None),
+        ] {
+            let told = (decoder.ends_with_connection(), decoder.expects(), decoder.size_hint().exact());
+            assert_eq!(told, (ends_with_connection, expects, exact));
+        }
+    }
+
+    #[test]
     fn nothing_grows_without_bound() {
         for (input, expected) in [
             ("1".repeat(5000), Violation::ChunkSize),

@@ -445,6 +445,10 @@ mod tests {
         assert_eq!(head.list_size(), pseudo + 3 * 32 + host + fields);
         let replaced = [(HeaderName::from_static("x-two"), Some(HeaderValue::from_static("four")))];
         assert_eq!(RequestHead { replaced: &replaced, ..head }.list_size(), pseudo + 3 * 32 + host + fields + 2);
+        // The Huffman code has 26 bits for this byte.
+        let replaced = [(HeaderName::from_static("x-two"), HeaderValue::from_bytes(&[0xff; 8]).ok())];
+        let head = RequestHead { replaced: &replaced, ..head };
+        assert_eq!(head.coded_size(), head.list_size() + 26 - 8);
     }
 
     #[test]
@@ -511,7 +515,9 @@ mod tests {
             (all.len(), &all["host"], &all["a"], &all["content-length"]),
             (5, &"host".parse().unwrap(), &"x".parse().unwrap(), &"4".parse().unwrap())
         );
-        assert!(head.get(&HeaderName::from_static("b")).is_none() && !all.contains_key("b"));
+        let sent = ["a", "b", "c"].map(|name| head.get(&HeaderName::from_static(name)).map(HeaderValue::as_bytes));
+        assert_eq!(sent, [Some(&b"x"[..]), None, Some(b"3")]);
+        assert!(!all.contains_key("b"));
     }
 
     #[test]
@@ -558,7 +564,13 @@ mod tests {
     #[test]
     fn what_filters_say_of_the_connection_is_not_sent() {
         let response = |connection: &str| {
-            let fields = [("connection", connection), ("keep-alive", "5"), ("proxy-connection", "x"), ("x", "1")];
+            let fields = [
+                ("connection", connection),
+                ("keep-alive", "5"),
+                ("proxy-connection", "x"),
+                ("x", "1"),
+                ("transfer-encoding", "chunked"),
+            ];
             fields.iter().fold(Response::builder(), |r, (name, value)| r.header(*name, *value)).body(()).unwrap()
         };
         let none = SizeHint::with_exact(0);
@@ -572,6 +584,29 @@ mod tests {
             let expected = format!("HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 0\r\n{sent}\r\n");
             assert_eq!((text, persists), (expected, goes_on), "{said}");
         }
+    }
+
+    #[test]
+    fn a_response_has_one_date_and_what_agrees_to_switch_says_so() {
+        let given = "Tue, 01 Jan 2030 00:00:00 GMT";
+        let switches = Client { switches: true, ..CLIENT };
+        for (status, client, fields, dates) in [
+            (200, CLIENT, &[("x", "1")][..], 1),
+            (404, CLIENT, &[("date", given)], 1),
+            (101, switches, &[("connection", "upgrade"), ("keep-alive", "5")], 0),
+        ] {
+            let response = fields.iter().fold(Response::builder().status(status), |r, (n, v)| r.header(*n, *v));
+            let mut out = Outbox::default();
+            super::response(&response.body(()).unwrap().into_parts().0, &SizeHint::default(), true, client, &mut out);
+            let text = text(&mut out);
+            let said: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("date: ")).collect();
+            assert_eq!(said.len(), dates, "{text}");
+            assert!(said.iter().all(|date| httpdate::parse_http_date(date).is_ok()), "{text}");
+            assert!(fields.iter().all(|(name, value)| text.contains(&format!("{name}: {value}\r\n"))), "{text}");
+        }
+        let mut out = Outbox::default();
+        interim(&Response::builder().status(103).header("link", "</a>").body(()).unwrap(), &mut out);
+        assert_eq!(text(&mut out), "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     }
 
     #[test]

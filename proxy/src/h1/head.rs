@@ -327,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn options_may_be_asked_of_a_whole_server() {
+        for (line, path) in [
+            ("OPTIONS *", "*"),
+            ("OPTIONS http://a.test:80", "*"),
+            ("OPTIONS http://a.test/", "/"),
+            ("OPTIONS http://a.test?q", "/?q"),
+            ("GET http://a.test", "/"),
+        ] {
+            let head = read_request(&format!("{line} HTTP/1.1\r\nHost: a.test\r\n\r\n"), 50).unwrap().unwrap().0;
+            assert_eq!(head.parts.uri.path_and_query().unwrap(), path, "{line}");
+        }
+    }
+
+    #[test]
     fn a_client_waits_for_a_word_only_in_http_11() {
         for (version, expected) in [("1.1", true), ("1.0", false)] {
             let input = format!("POST / HTTP/{version}\r\nContent-Length: 1\r\nExpect: 100-Continue\r\n\r\n");
@@ -365,6 +379,7 @@ mod tests {
             ("{}Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", Some(Violation::BothLengths)),
             ("{}Transfer-Encoding: gzip, chunked\r\n\r\n", Some(Violation::TransferEncoding)),
             ("{}Transfer-Encoding: xchunked\r\n\r\n", Some(Violation::TransferEncoding)),
+            ("{}Transfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\n", Some(Violation::TransferEncoding)),
             ("{}Transfer-Encoding:\r\n\r\n", Some(Violation::TransferEncoding)),
             ("{}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::TransferEncoding)),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::TransferEncoding)),
@@ -402,6 +417,13 @@ mod tests {
             request(&mut inbox, length, &many).map(|request| request.parts.headers.len())
         };
         assert_eq!((parse(300), parse(301)), (Ok(300), Err(HeadError::TooManyFields)));
+        let of_target = |len: usize| {
+            let mut inbox = BytesMut::from(&*format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(len - 1)));
+            let length = inbox.len();
+            request(&mut inbox, length, &many).map(|_| ())
+        };
+        let (allowed, refused) = (Ok(()), Err(HeadError::TargetTooLong));
+        assert_eq!([0, 1, 2].map(|more| of_target(MAX_TARGET + more)), [allowed, refused, refused]);
     }
 
     #[test]
@@ -421,6 +443,7 @@ mod tests {
     fn a_response_is_framed_as_its_request_and_status_want() {
         for (input, head_only, expected) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(5))),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(5))),
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true, Some(Decoder::length(0))),
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(0))),
             ("HTTP/1.1 204 No Content\r\n\r\n", false, Some(Decoder::length(0))),

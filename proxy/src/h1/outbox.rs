@@ -186,7 +186,7 @@ mod tests {
             assert_eq!(outbox.len(), expected.len());
             while !outbox.is_empty() {
                 match outbox.poll_write(Pin::new(&mut narrow), &mut cx) {
-                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Ok(_)) => assert_eq!(outbox.len(), expected.len() - narrow.1.len()),
                     Poll::Ready(Err(error)) => {
                         assert_eq!((step, error.kind()), (0, io::ErrorKind::WriteZero));
                         break;

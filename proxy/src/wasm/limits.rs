@@ -58,5 +58,8 @@ mod tests {
         });
         assert!((40..=100).contains(&most.load(Ordering::Relaxed)));
         assert_eq!(limit.held.load(Ordering::Relaxed), 0);
+        let place = limit.acquire(1).unwrap();
+        assert!(limit.acquire(1).is_none());
+        assert!(place.is_of(&limit) && !place.is_of(&Arc::default()));
     }
 }

@@ -222,6 +222,7 @@ mod tests {
         assert_eq!(set(&data, &long, b"", Expected::Any), Err(NotChanged::Full));
         assert_eq!((data.get(&long), data.delete(&long, Expected::Any).err()), (None, Some(NotChanged::NotFound)));
         set(&data, &long[1..], b"", Expected::Any).unwrap();
+        assert!(data.get(&long[1..]).is_some() && data.delete(&long[1..], Expected::Any).is_ok());
     }
 
     #[test]
