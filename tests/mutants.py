@@ -112,7 +112,7 @@ def put(name, new):
 
 def cargo(*arguments):
     """The messages of a cargo that builds in the copy. Mutants make warnings."""
-    env = dict(os.environ, RUSTFLAGS="--cap-lints=warn", CARGO_PROFILE_DEV_DEBUG="0")
+    env = dict(os.environ, RUSTFLAGS="--cap-lints=warn", CARGO_PROFILE_DEV_DEBUG="0", CARGO_PROFILE_DEV_OPT_LEVEL="1")
     command = ["cargo", *arguments, "--message-format=json"]
     done = subprocess.run(command, cwd=TREE, env=env, stdout=subprocess.PIPE, text=True)
     return done.returncode, [json.loads(line) for line in done.stdout.split("\n") if line.startswith("{")]
