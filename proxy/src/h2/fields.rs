@@ -72,6 +72,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_the_connection_is_known_and_removed() {
+        for (name, value, about) in [
+            ("connection", "x", true),
+            ("upgrade", "x", true),
+            ("transfer-encoding", "chunked", true),
+            ("keep-alive", "5", true),
+            ("proxy-connection", "x", true),
+            ("te", "gzip", true),
+            ("te", "trailers", false),
+            ("x", "1", false),
+        ] {
+            let value = HeaderValue::from_static(value);
+            let mut fields = HeaderMap::from_iter([(HeaderName::from_static(name), value)]);
+            assert_eq!(has_of_connection(&fields), about, "{name} {fields:?}");
+            remove_of_connection(&mut fields);
+            assert_eq!(fields.is_empty(), about, "{name} {fields:?}");
+        }
+    }
+
+    #[test]
     fn a_name_is_a_token_in_lower_case() {
         for byte in 0..=u8::MAX {
             let token = byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);

@@ -75,6 +75,40 @@ async fn a_head_is_one_frame_whatever_it_was() {
 }
 
 #[tokio::test]
+async fn what_is_no_head_or_too_long_is_left_to_h2() {
+    let bad = literal("x-b", b"\x1f");
+    let filled = |size: usize| [&vec![0x88; size - bad.len()][..], &bad].concat();
+    for (kind, stream) in [(CONTINUATION, 3), (0, 1)] {
+        let sent = [frame(HEADERS, 0, 1, &bad), frame(kind, END_HEADERS, stream, b"")].concat();
+        for step in [1, 7, sent.len()] {
+            assert_eq!(through(&sent, step).await, (sent.clone(), 0), "{kind} {stream} in steps of {step}");
+        }
+    }
+    let frames = |more: usize| {
+        let between = frame(CONTINUATION, 0, 1, b"").repeat(FRAMES - 2 + more);
+        [frame(HEADERS, 0, 1, &bad), between, frame(CONTINUATION, END_HEADERS, 1, b"")].concat()
+    };
+    let long_frame = |more: usize| frame(HEADERS, END_HEADERS, 1, &filled(FRAME + more));
+    let long_head = |more: usize| {
+        let (whole, most) = (HEADER + FRAME, 100_000 + FRAME);
+        let first = [frame(HEADERS, 0, 1, &filled(FRAME)), frame(CONTINUATION, 0, 1, &[0x88; FRAME]).repeat(6)];
+        let last = frame(CONTINUATION, END_HEADERS, 1, &vec![0x88; most - 7 * whole - HEADER + more]);
+        [first.concat(), last].concat()
+    };
+    let cases: [&dyn Fn(usize) -> Vec<u8>; 3] = [&frames, &long_frame, &long_head];
+    for sent in cases {
+        assert_eq!(through(&sent(0), 5000).await.1, 1);
+        assert!(through(&sent(1), 5000).await == (sent(1), 0));
+    }
+}
+
+#[test]
+fn a_malformed_head_is_told_of_once() {
+    let malformed = Malformed(Rc::new(Cell::new(2)));
+    assert_eq!([(); 4].map(|()| malformed.take()), [true, true, false, false]);
+}
+
+#[tokio::test]
 async fn a_long_head_is_cut_between_fields() {
     let field = literal("x-a", &[b'v'; 100]);
     let long = [literal("x-b", b""), vec![]].concat();
