@@ -40,7 +40,10 @@ fn names_are_written_as_openssl_does() {
     name.push(DnType::CustomDnType(vec![1, 2, 840, 113549, 1, 9, 1]), "a@b.test");
     name.push(DnType::CommonName, DnValue::BmpString("ü\n".try_into().unwrap()));
     params.distinguished_name = name;
+    params.serial_number = Some(vec![0x80, 0x00, 0x01].into());
     let identity = Identity::parse(&Ca::new("ca").sign(params).der).unwrap();
+    // Its leading zero is none of the number.
+    assert_eq!(&*identity.serial, "800001");
     assert_eq!(
         &*identity.subject,
         "CN=\\C3\\BC\\0A,emailAddress=a@b.test,1.2.3.4=#0C0178,OU=\\ spaces\\ ,\

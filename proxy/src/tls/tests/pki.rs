@@ -83,7 +83,7 @@ impl Ca {
     }
 
     pub(crate) fn sign_with(&self, mut params: CertificateParams, key: KeyPair) -> Leaf {
-        let serial = SerialNumber::from(fastrand::u64(1..));
+        let serial = params.serial_number.take().unwrap_or_else(|| SerialNumber::from(fastrand::u64(1..)));
         params.serial_number = Some(serial.clone());
         let certificate = params.signed_by(&key, &self.0).unwrap();
         Leaf { pem: certificate.pem(), der: certificate.der().clone(), key, serial }
