@@ -337,4 +337,21 @@ async fn a_partners_authority_does_not_speak_for_us() {
     ] {
         assert_eq!(lets_in(ca, names).await, expected, "{names:?}");
     }
+    let nobody = client(&ClusterTls { ca: file("ours.pem", &ours), ..ClusterTls::default() });
+    for (client_certificates, expected) in [(ClientCertificates::Require, false), (ClientCertificates::Request, true)] {
+        let server = super::server(&ListenerTls { client_certificates, ..section.clone() });
+        assert_eq!(meet(&server, &nobody).await.is_ok(), expected, "{client_certificates:?}");
+    }
+    // No set is left out because its file is broken.
+    let domains = [("ours".to_owned(), vec![dir.write("broken.pem", "x")])].into();
+    assert!(try_server(&ListenerTls { trust_domains: domains, ..section }, None).is_err());
+}
+
+#[test]
+fn a_client_certificate_that_is_broken_is_not_left_out() {
+    let world = world();
+    let broken = world.dir.write("broken.pem", "x");
+    let files = CertificateFiles { certificate: broken.clone(), key: broken };
+    let cluster = ClusterTls { certificate: Some(files), ..world.cluster.clone() };
+    assert!(load(|loader| ClientTls::load(&cluster, "web.test", &[], loader, None)).is_err());
 }

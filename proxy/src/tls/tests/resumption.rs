@@ -196,7 +196,10 @@ async fn what_a_session_was_verified_by_must_not_be_over() {
     let client = client(&world.cluster);
     assert_eq!(kind(&server, &client).await, FULL);
     for (now, refused) in [(year(2089), false), (year(2091), true)] {
-        let know = |connection: &_| server.connection_at(connection, now).map_err(|e| e.to_string());
+        let know = |connection: &rustls::ServerConnection| {
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Resumed));
+            server.connection_at(connection, now).map_err(|e| e.to_string())
+        };
         let name = ServerName::try_from("web.test").unwrap();
         let failed = raw(server.config().clone(), client.config().clone(), name, know).await.err();
         assert_eq!(failed.is_some_and(|failed| failed.server.contains("a revocation list")), refused);
