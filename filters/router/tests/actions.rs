@@ -37,6 +37,8 @@ fn a_cluster() {
     };
     assert_eq!(route(json!({"cluster": "c"})), expected);
     assert_eq!(route(json!({"cluster": "c", "name": "start"})).name, "v/start");
+    let host = host(json!({"cluster": "c"}));
+    assert_eq!(upstream_path(&host.request("GET", "/a%40b?%40").send()), "/a%40b?%40", "as it was written");
 }
 
 #[test]
