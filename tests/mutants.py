@@ -41,7 +41,8 @@ def mutants(prefixes):
     packages = set()
     for prefix in prefixes:
         parts = prefix.split("/")
-        packages |= set(os.listdir(f"{ROOT}/filters")) if parts == ["filters"] else {names.get(parts[0], parts[-1] if len(parts) < 2 else parts[1])}
+        every = set(os.listdir(f"{ROOT}/filters"))
+        packages |= {names[parts[0]]} if parts[0] in names else every & set(parts) or every
     command = ["cargo", "mutants", "--list", "--json"] + [a for p in sorted(packages) for a in ("-p", p)]
     found = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     by_file = collections.defaultdict(list)
@@ -136,7 +137,8 @@ def culprits(messages):
 
 def build(packages, by_file):
     """The tests, with all mutants that compile: each is an executable and the folder of its package."""
-    bad, selected = set(), [a for p in packages for a in ("-p", p)] + (["--lib"] if "tollgate" in packages else ["--lib", "--tests"])
+    bad, selected = set(), [a for p in packages for a in ("-p", p)]
+    selected += ["--lib"] if "tollgate" in packages else ["--lib", "--tests"]
     while True:
         copy()
         functions, crates = [], set()
@@ -165,7 +167,8 @@ def run(test, mutant, names, seconds):
     env = dict(os.environ, MUTANT=str(mutant), COVER=COVER, CARGO_MANIFEST_DIR=folder, RUST_BACKTRACE="0")
     # A mutant may loop, and take memory in each round.
     command = ["prlimit", "--data=4000000000", executable, "--quiet", *(["--exact", *names] if names else [])]
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, env=env, **quiet)
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:
