@@ -66,6 +66,16 @@ fn who_is_not_trusted_sends_garbage() {
     connection.send([V1, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
     assert_eq!(connection.read().status(), 400);
     assert_eq!(upstream.requests().len(), 1);
+    // Where nothing is looked into, it is the client's first bytes.
+    let upstream = Upstream::scripted(|mut connection| {
+        let first = connection.wire.read_exact(V1.len()).unwrap_or_default();
+        connection.send(first);
+    });
+    let proxy =
+        Proxy::start(Config::to(&upstream).listener("protocol: tcp\nproxy_protocol: {trusted: [192.0.2.0/24]}"));
+    let mut connection = proxy.client();
+    connection.send(V1);
+    assert_eq!(connection.wire.read_to_end(), V1);
 }
 
 #[test]

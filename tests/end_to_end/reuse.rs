@@ -219,6 +219,9 @@ fn connections_to_what_is_no_longer_configured_are_closed() {
     assert_eq!(old.requests().len(), 1);
 }
 
+/// Files by their names.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
 /// A kept connection was verified by the rules of its time. What those rules would not allow now, nobody is sent to by way of it.
 #[test]
 fn connections_made_by_other_rules_of_tls_are_not_used_again() {
@@ -242,7 +245,7 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
         let mut proxy = Proxy::start_with(config(BASE, ""), &files);
         proxy.put("list.crl", ours.crl(1));
         // What is changed, and the client as whom the upstream sees the proxy then, if it sees it.
-        let rows: [(&str, &str, &[(&str, &[u8])], Option<&str>); 8] = [
+        let rows: [(&str, &str, Files<'_>, Option<&str>); 8] = [
             (BASE, BASE, &[], Some("one.test")),
             (BASE, "ca: [others.pem], sni: web.test", &[], None),
             (BASE, BASE, &[("ca.pem", &others_pem)], None),

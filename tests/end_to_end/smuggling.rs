@@ -1,6 +1,9 @@
 //! Messages that two parsers could read in two ways are refused, before an upstream sees any of them.
 
-use crate::harness::{Config, Proxy, Upstream};
+use crate::{
+    guest,
+    harness::{Config, Proxy, Upstream},
+};
 
 const NEXT: &str = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -243,5 +246,43 @@ fn an_upstreams_ambiguous_response_is_not_passed_on() {
         let proxy = Proxy::start(Config::to(&upstream));
         assert_eq!(proxy.get("/").status(), 502, "{name}");
         assert_eq!(proxy.entry_for("/")["details"], "upstream_protocol_error", "{name}");
+    }
+}
+
+/// What a filter says of framing is not sent, wherever it says it: messages have the framing of their bodies.
+#[test]
+fn a_filters_fields_change_no_framing() {
+    const SAID: [(&str, &str); 2] = [("transfer-encoding", "chunked"), ("x-kept", "1")];
+    let target = [(":method", "POST"), (":path", "/asked"), (":authority", "calls")];
+    let long = [("content-length", "99")];
+    let asked = guest::pairs(&[&target[..], &long, &[("upgrade", "websocket")], &SAID].concat());
+    let replied = guest::pairs(&[&long[..], &SAID].concat());
+    let add = |map: u8| -> String {
+        let add = |(name, value)| format!("(drop (call $add_header (i32.const {map}) %\"{name}\" %\"{value}\"))\n");
+        SAID.map(add).concat()
+    };
+    let (nothing, to_request, to_response) = ("(i32.const 0) (i32.const 0)", add(0), add(2));
+    let module = guest::filter(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (if (call $has (i32.const 0) %"x-reply") (then
+                (drop (call $reply (i32.const 200) {nothing} %"hello" %"{replied}" (i32.const -1)))
+                (return (i32.const 1))))
+            {to_request}
+            (drop (call $call %"calls" %"{asked}" %"hello" {nothing} (i32.const 0) (i32.const 24)))
+            (i32.const 0))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) {to_response} (i32.const 0))"#
+    ));
+    let (upstream, calls) = (Upstream::saying("hello"), Upstream::saying(""));
+    let config = Config::to(&upstream).cluster("calls", &[&calls], "").filter("f", "f.wasm", "");
+    let proxy = Proxy::start_with(config, &[("f.wasm", &module)]);
+    let mut client = proxy.client();
+    let response = client.request("POST", "/", &[], b"hello");
+    let reply = client.request("GET", "/", &[("x-reply", "1")], b"");
+    let (request, call) = (upstream.only_request(), calls.wait_for_requests(1).remove(0));
+    for (name, message) in [("request", request), ("call", call), ("response", response), ("reply", reply)] {
+        let framing = ["content-length", "transfer-encoding", "upgrade"];
+        let framing = framing.map(|name| message.all(name).join(" and "));
+        assert_eq!(framing, ["5", "", ""], "{name}: {message:?}");
+        assert_eq!((message.text(), message.all("x-kept").is_empty()), ("hello", false), "{name}: {message:?}");
     }
 }
