@@ -156,8 +156,17 @@ impl Proxy {
 
     /// The memory that it holds, in KiB.
     pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most memory that it has ever held, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, which: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(which)).expect("its memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
@@ -239,10 +248,11 @@ impl Proxy {
         Metrics::parse(self.admin("GET", "/metrics", "").text())
     }
 
-    /// Waits until the sum of a metric's series with these labels is at least this much.
+    /// Waits until the sum of a metric's series with these labels is at least this much; or none, if this is 0.
     pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], least: f64) {
         wait_for(&format!("{name} {labels:?} to be {least}"), || {
-            (self.metrics().sum(name, labels) >= least).then_some(())
+            let now = self.metrics().sum(name, labels);
+            (if least == 0.0 { now == 0.0 } else { now >= least }).then_some(())
         });
     }
 

@@ -222,6 +222,17 @@ impl Wire {
     }
 }
 
+impl Wire {
+    /// The response to a request of this method, or `None` if the other side ends the connection before it is whole.
+    pub fn whole_response(&mut self, method: &str) -> Option<Message> {
+        match self.read_response(method) {
+            Ok(response) => Some(response),
+            Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => None,
+            Err(e) => panic!("neither a response nor the end of the connection: {e}"),
+        }
+    }
+}
+
 fn is_timeout(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
