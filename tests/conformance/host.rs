@@ -2,10 +2,13 @@
 //! request. `README.md` says the same to those who write modules.
 
 use std::{
+    cell::Cell,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use super::{
     harness::{Client, DEADLINE, H2, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
@@ -31,6 +34,8 @@ pub struct Host {
     pub proxy: Proxy,
     web: Upstream,
     _others: [Upstream; 2],
+    /// How many lines the access log had before the case.
+    logged: Cell<usize>,
 }
 
 /// A verdict as the module tells it.
@@ -82,7 +87,12 @@ clusters:
 ",
             Upstream::refusing()
         );
-        Host { proxy: Proxy::start_with(config, &[("module.wasm", module)]), web, _others: [tcp, grpc] }
+        Host {
+            proxy: Proxy::start_with(config, &[("module.wasm", module)]),
+            web,
+            _others: [tcp, grpc],
+            logged: Cell::default(),
+        }
     }
 
     /// Asks something by a header; the response.
@@ -92,6 +102,7 @@ clusters:
 
     /// Runs a case, which the module knows as `number`; what the client has got.
     pub fn run(&self, case: &Case, number: &str) -> Option<Message> {
+        self.logged.set(self.proxy.entries().len());
         if case.is_tcp() {
             self.ask("x-arm", number);
             self.connect(&case.id());
@@ -154,7 +165,12 @@ clusters:
                 return Ok(());
             }
             "access" => {
-                self.proxy.entry(|entry| entry[what].to_string().contains(value));
+                let told = || self.proxy.entries().split_off(self.logged.get());
+                let said = |entry: Value| match &entry[what] {
+                    Value::String(text) => text == value,
+                    other => other.to_string().contains(value),
+                };
+                wait_until(&format!("{what} {value} in the access log"), || told().into_iter().any(said));
                 return Ok(());
             }
             "client" if value == "closed" => return if got.is_none() { Ok(()) } else { wrong("a response") },
@@ -190,7 +206,7 @@ fn some_or_none(values: &[&str]) -> String {
 
 /// The response; none if the connection is closed instead, or breaks off.
 fn read(mut client: Client) -> Option<Message> {
-    client.wire.read_response("GET").ok()
+    client.wire.whole_response("GET")
 }
 
 /// Says something when it has got something, and ends when the client has.
