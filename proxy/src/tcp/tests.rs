@@ -184,7 +184,10 @@ fn a_receiver_that_does_not_read_stops_its_sender() {
             };
             let (sent, accepted) = tokio::join!(sent, listener.accept());
             assert!(sent < MOST, "{splices}: nothing held it back");
-            drop(accepted);
+            // What was taken was taken to be passed on.
+            let (mut got, mut socket) = (Vec::new(), accepted.unwrap().0);
+            socket.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got.len(), sent, "{splices}");
         }
     });
 }

@@ -245,6 +245,7 @@ fn a_filter_that_fails_is_passed_by_or_ends_the_connection() {
 
         let mut w = World::new(vec![("a", phases, fails(super::super::OnFailure::Deny))]);
         let opened = w.flow.advance(&w.stream);
+        assert_eq!(opened.is_err(), phases == phase::NEW_CONNECTION);
         assert!(opened.is_err() || w.flow.data(&w.stream, Downstream, "x".into(), false).is_err());
     }
 }

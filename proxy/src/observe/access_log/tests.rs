@@ -159,10 +159,11 @@ fn json_has_every_field() {
     let mut e = Entry { flags: flag::RATE_LIMITED | flag::BODY_TOO_LARGE, ..entry() };
     e.timings.total = 5;
     let value = json(&e);
-    assert_eq!(
-        value.as_object().unwrap().keys().collect::<Vec<_>>(),
-        FIELDS.iter().map(|f| f.name).collect::<Vec<_>>()
-    );
+    let expected = "start request_id listener peer client method authority path upstream_path protocol status grpc_status flags \
+        details upstream_failure downstream_failure request_bytes response_bytes duration_ms request_received_ms \
+        chain_request_ms upstream_connect_ms upstream_first_byte_ms upstream_ms route cluster endpoint attempts \
+        user_agent referer fields";
+    assert_eq!(value.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>().join(" "), expected);
     assert_eq!(value["start"], "2009-02-13T23:31:30.120Z");
     assert_eq!(value["flags"], "RL,OM");
     assert_eq!(value["duration_ms"], 0.005);
