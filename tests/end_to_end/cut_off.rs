@@ -3,7 +3,7 @@
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream, answer, wait_until},
+    harness::{Config, Proxy, Upstream, answer, frames::code, wait_until},
     hot_swap::Gate,
 };
 
@@ -92,7 +92,7 @@ fn a_response_over_http2_is_reset() {
         let stream = client.request("GET", "/", &[], true);
         client.wait(stream, "a part", |m| m.body == b"hello");
         gate.open();
-        assert!(client.response(stream).reset.is_some());
+        assert_eq!(client.response(stream).reset, Some(code::INTERNAL_ERROR));
         client.ping();
     });
 }
@@ -118,7 +118,7 @@ fn a_websocket_over_http2_is_reset() {
         let stream = client.open(&[&head[..], &[(":path", "/chat")]].concat(), false);
         client.wait(stream, "a part", |m| m.body == b"hello");
         gate.open();
-        assert!(client.response(stream).reset.is_some());
+        assert_eq!(client.response(stream).reset, Some(code::CANCEL));
         client.ping();
     });
 }
@@ -131,6 +131,6 @@ fn a_tunnel_is_reset() {
         client.wait(stream, "a head", |m| !m.blocks.is_empty());
         wait_until("the tunnel", || proxy.metrics().sum("tollgate_tunnels_active", &[]) == 1.0);
         gate.open();
-        assert!(client.response(stream).reset.is_some());
+        assert_eq!(client.response(stream).reset, Some(code::CANCEL));
     });
 }

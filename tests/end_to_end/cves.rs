@@ -45,7 +45,9 @@ fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
         let config = Config::to(&upstream).listener(&format!("path: {{parameters: {parameters}}}"));
         let proxy = Proxy::start(config.filter("access", "builtin:authz", &deny("{paths: [/admin]}")));
         assert_eq!(status(&proxy, "GET", "/admin;x=1", "test", &[]), expected, "{parameters}");
-        assert!(upstream.requests().iter().all(|request| request.target() == seen), "{parameters}");
+        let targets: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
+        // Once over each version.
+        assert_eq!(targets, vec![seen; if expected == 200 { 2 } else { 0 }], "{parameters}");
     }
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("path: {parameters: strip}"));
@@ -58,8 +60,7 @@ fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
 fn cve_2021_32779_fragments() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{paths: [\"*/admin\"]}")));
-    let answer = proxy.request("GET", "/admin#x", &[], b"").status();
-    assert!(answer == 403 || answer == 400, "{answer}");
+    assert_eq!(proxy.get("/admin#x").status(), 403);
     assert!(upstream.requests().is_empty());
 }
 

@@ -150,7 +150,7 @@ fn heads_and_bodies_for_the_admin_listener_have_their_time() {
     thread::scope(|scope| {
         scope.spawn(move || assert_eq!(body.read_response("POST").map(|r| r.status()).ok(), Some(408)));
         // hyper closes without a word.
-        scope.spawn(move || assert!(head.read_response("GET").is_err()));
+        scope.spawn(move || assert!(head.is_closed()));
     });
     let large = format!("POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{}", "x".repeat(5000));
     assert_eq!(open(&large).read_response("POST").map(|r| r.status()).ok(), Some(413));

@@ -82,7 +82,7 @@ fn it_asks() {
     assert_eq!((response.status(), response.text()), (403, "the service says no\n"));
     assert_eq!(response.field("x-third-party"), Some("third"), "its own answers come past it as well");
     assert_eq!(upstream.requests().len(), 1);
-    assert!(proxy.entry(|entry| entry["status"] == 403)["flags"].to_string().contains("LR"));
+    assert_eq!(proxy.entry(|entry| entry["status"] == 403)["flags"], "LR");
 }
 
 #[test]
@@ -161,8 +161,7 @@ fn a_client_that_goes_away_while_it_waits() {
     });
     assert_eq!(proxy.filter("third")["traps"], 0);
     assert_eq!(upstream.requests().len(), 1, "what nobody waits for is not sent on");
-    let flags = &proxy.entry_for("/gone")["flags"];
-    assert!(flags.to_string().contains("DC"), "{flags}");
+    assert_eq!(proxy.entry_for("/gone")["flags"], "DC");
 }
 
 #[test]

@@ -80,6 +80,8 @@ fn only_clients_with_a_right_certificate_are_let_in() {
     for shown in [None, Some(&pairs.stranger)] {
         pairs.connect(&proxy, shown).get("").expect_err("no response");
     }
+    // For what they showed, and not because nothing came of it.
+    proxy.wait_for_metric("tollgate_connections_refused_total", &[("reason", "handshake")], 2.0);
     assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get(FORGED).expect("a response"), 200);
     let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
     assert!(told.starts_with("By=x;URI=spiffe://mesh/admin,By=spiffe://mesh/web.test;Hash="), "{told}");

@@ -65,7 +65,7 @@ fn requests_that_the_filter_holds() {
         assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
         if policy == "deny" {
             assert_eq!(proxy.filter("boom")["failed_streams"], 4);
-            assert!(proxy.entry_for("/held")["flags"].to_string().contains("FF"));
+            assert_eq!(proxy.entry_for("/held")["flags"], "LR,FF");
             assert_eq!(proxy.entry_for("/held")["details"], "filter_failed");
         }
     }
@@ -114,7 +114,9 @@ fn a_body_that_a_failed_filter_holds_is_not_let_out() {
         (func (export "proxy_on_response_body") (param i32 i32 i32) (result i32)
             (i32.eqz (local.get 2)))"#,
     );
-    for framing in ["content-length: 12\r\n\r\nsecret", "transfer-encoding: chunked\r\n\r\n6\r\nsecret\r\n"] {
+    for (framing, flags) in
+        [("content-length: 12\r\n\r\nsecret", "LR,FF"), ("transfer-encoding: chunked\r\n\r\n6\r\nsecret\r\n", "FF")]
+    {
         let gate = Gate::default();
         let shut = gate.clone();
         let upstream = Upstream::scripted(move |mut connection| {
@@ -133,7 +135,7 @@ fn a_body_that_a_failed_filter_holds_is_not_let_out() {
         gate.open();
         let said = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
         assert!(!said.contains("secret"), "{framing:?}: {said:?}");
-        assert!(proxy.entry_for("/held")["flags"].to_string().contains("FF"));
+        assert_eq!(proxy.entry_for("/held")["flags"], flags, "{framing:?}");
     }
 }
 
@@ -173,21 +175,20 @@ fn a_part_of_a_body_that_a_failed_filter_holds_is_not_let_out() {
     gates[1].open();
     let said = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
     assert!(!said.contains("secret") && !said.contains("0\r\n\r\n"), "{said:?}");
-    assert!(proxy.entry_for("/held")["flags"].to_string().contains("FF"));
+    assert_eq!(proxy.entry_for("/held")["flags"], "FF");
 }
 
 #[test]
 fn a_body_in_whose_middle_the_filter_fails_is_not_whole() {
-    let upstreams = [
-        "content-length: 7\r\n\r\nwelcome",
-        "transfer-encoding: chunked\r\n\r\n7\r\nwelcome\r\n0\r\n\r\n",
-        "connection: close\r\n\r\nwelcome",
-    ]
-    .map(|rest| Upstream::canned(format!("HTTP/1.1 200 OK\r\n{rest}")));
-    for upstream in &upstreams {
-        let proxy = one_instance(upstream, "deny", &failing_in("proxy_on_response_body", "unreachable"));
-        let outcome = ask(&mut proxy.client(), "/", true);
-        assert!(matches!(outcome, Outcome::Broken | Outcome::Status(503)), "{outcome:?}");
+    for (rest, outcome) in [
+        // The head waits for the first part, to tell the truth about the length.
+        ("content-length: 7\r\n\r\nwelcome", Outcome::Status(503)),
+        ("transfer-encoding: chunked\r\n\r\n7\r\nwelcome\r\n0\r\n\r\n", Outcome::Broken),
+        ("connection: close\r\n\r\nwelcome", Outcome::Broken),
+    ] {
+        let upstream = Upstream::canned(format!("HTTP/1.1 200 OK\r\n{rest}"));
+        let proxy = one_instance(&upstream, "deny", &failing_in("proxy_on_response_body", "unreachable"));
+        assert_eq!(ask(&mut proxy.client(), "/", true), outcome, "{rest}");
     }
 }
 
@@ -348,6 +349,7 @@ fn a_slow_filter_holds_up_no_more_than_its_time() {
         }
     });
     let metrics = proxy.metrics();
-    assert!(metrics.sum("tollgate_filter_traps_total", &[("reason", "timeout")]) >= 1.0);
+    // The first instance and the spare. Who finds neither, nor a new one, is let past.
+    assert!(metrics.sum("tollgate_filter_traps_total", &[("reason", "timeout")]) >= 2.0);
     assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 165.0);
 }
