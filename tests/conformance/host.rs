@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    harness::{Client, DEADLINE, H2, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
+    harness::{Client, DEADLINE, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
     script::{Case, Check},
 };
 
@@ -221,18 +221,14 @@ fn welcoming() -> Upstream {
 
 /// Gives back each message of a call as it came, or fails.
 fn grpc() -> Upstream {
-    Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        h2.window(0, 1 << 30);
-        while let Ok((stream, request)) = h2.next_request() {
-            let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];
-            h2.headers(stream, &head, false);
-            if request.field(":path") == Some("/test.Echo/Fail") {
-                h2.headers(stream, &[("grpc-status", "7"), ("grpc-message", "denied")], true);
-                continue;
-            }
-            h2.data(stream, &request.body, false);
-            h2.headers(stream, &[("grpc-status", "0"), ("x-trailing", "2")], true);
+    Upstream::replying_by_h2(|h2, stream, request| {
+        let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];
+        h2.headers(stream, &head, false);
+        if request.field(":path") == Some("/test.Echo/Fail") {
+            h2.headers(stream, &[("grpc-status", "7"), ("grpc-message", "denied")], true);
+            return;
         }
+        h2.data(stream, &request.body, false);
+        h2.headers(stream, &[("grpc-status", "0"), ("x-trailing", "2")], true);
     })
 }

@@ -7,7 +7,7 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-use crate::harness::{Config, Metrics, Proxy, Signal, Upstream, wait_until};
+use crate::harness::{Config, Metrics, Proxy, Signal, Upstream};
 
 #[test]
 fn health_is_told() {
@@ -154,7 +154,7 @@ fn requests_under_way_are_counted() {
     let active = |proxy: &Proxy| proxy.metrics().sum("tollgate_requests_active", &[("listener", "main")]);
     assert_eq!(active(&proxy), 3.0);
     clients.clear();
-    wait_until("no request to be under way", || active(&proxy) == 0.0);
+    proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
 }
 
 #[test]

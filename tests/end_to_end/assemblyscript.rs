@@ -2,7 +2,7 @@
 //! sources are in `tests/conformance/assemblyscript`, whose `setup.sh` compiles them.
 
 use crate::{
-    harness::{Config, Message, Proxy, Upstream, answer, peer, wait_until},
+    harness::{Config, Message, Proxy, Upstream, answer, peer},
     hot_swap::Gate,
 };
 
@@ -139,9 +139,7 @@ fn verify_when_the_client_goes_while_it_waits() {
     client.wire.reset();
     proxy.entry_for("/gone");
     gate.open();
-    wait_until("the answer to be through", || {
-        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "decisions")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "decisions")]);
     assert_eq!(proxy.request("GET", "/", &[("authorization", "good all")], b"").status(), 200);
     assert_eq!(proxy.filter("verify")["traps"], 0);
     assert_eq!(upstream.requests().len(), 1);
@@ -160,7 +158,7 @@ fn meter_counts_over_all_workers() {
     proxy.wait_for_output("/nothing was answered with 200");
     // A tick publishes what all workers have added up.
     proxy.wait_for_metric("wasmcustom_meter_bytes", &[], 210_000.0);
-    wait_until("all to be over", || proxy.metrics().sum("wasmcustom_meter_active", &[]) == 0.0);
+    proxy.wait_for_zero("wasmcustom_meter_active", &[]);
     let metrics = proxy.metrics();
     assert_eq!(metrics.sum("wasmcustom_meter_bytes", &[]), 210_000.0);
     assert_eq!(metrics.sum("wasmcustom_meter_requests", &[]), 21.0);

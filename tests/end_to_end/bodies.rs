@@ -6,7 +6,7 @@ mod stopped;
 
 use crate::{
     guest,
-    harness::{Config, H2, Message, Proxy, Upstream, answer},
+    harness::{Config, Message, Proxy, Upstream, answer},
     hot_swap::Gate,
 };
 
@@ -285,13 +285,9 @@ fn adding_trailers() -> Vec<u8> {
 #[test]
 fn trailers_are_added_to_messages_that_have_none() {
     // HTTP/2 on both sides; over HTTP/1.1 the conformance suite does it.
-    let upstream = Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        h2.window(0, 1 << 30);
-        while let Ok((stream, request)) = h2.next_request() {
-            let seen = ["x-added", "x-saw"].map(|name| request.trailer(name).unwrap_or("none").to_owned());
-            h2.answer(stream, 200, format!("{} {}", request.text(), seen.join(" ")).as_bytes());
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        let seen = ["x-added", "x-saw"].map(|name| request.trailer(name).unwrap_or("none").to_owned());
+        h2.answer(stream, 200, format!("{} {}", request.text(), seen.join(" ")).as_bytes());
     });
     let seeing = guest::filter(
         r#"(func (export "proxy_on_request_trailers") (param i32 i32) (result i32)

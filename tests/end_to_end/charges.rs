@@ -20,9 +20,8 @@ impl Beside {
         let config = config
             .top("workers: 1")
             .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
-            .filter("good", "good.wasm", "");
-        let plain = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, chain: [good]}\n";
-        let config = String::from(config).replace("listeners:\n", plain).replace("[hostile, good]", "[hostile]");
+            .unchained("good", "good.wasm", "")
+            .beside("plain", "cluster: web\nchain: [good]");
         let files: [(&str, &[u8]); 2] = [("hostile.wasm", hostile), ("good.wasm", &guest::version("good"))];
         Beside { proxy: Proxy::start_with(config, &files) }
     }
@@ -280,14 +279,12 @@ fn queues_are_bounded_and_those_of_others_go_on() {
             (i32.const 0))"#,
     );
     let upstream = Upstream::saying("hello");
-    let listeners = "listeners:\n  - {name: mailbox, address: '@mailbox@', cluster: web, chain: [writer]}\n";
     let config = Config::to(&upstream)
         .top("workers: 1")
         .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
-        .filter("good", "reader.wasm", "vm_id: mail")
-        .filter("writer", "writer.wasm", "");
-    let config =
-        String::from(config).replace("listeners:\n", listeners).replace("[hostile, good, writer]", "[hostile]");
+        .unchained("good", "reader.wasm", "vm_id: mail")
+        .unchained("writer", "writer.wasm", "")
+        .beside("mailbox", "cluster: web\nchain: [writer]");
     let proxy =
         Proxy::start_with(config, &[("hostile.wasm", &hostile), ("reader.wasm", &reader), ("writer.wasm", &writer)]);
     for path in ["/first", "/second", "/third"] {

@@ -224,9 +224,7 @@ fn on_several_workers_too() {
 /// There the places are streams, and the upstream may allow fewer than is configured.
 #[test]
 fn streams_of_an_http_2_upstream_too() {
-    let upstream = Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[(setting::MAX_CONCURRENT_STREAMS, 4)]) else { return };
-        h2.window(0, 1 << 30);
+    let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 4)], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {
             match request.field(":path") {
                 Some("/long") => {

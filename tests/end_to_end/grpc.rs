@@ -9,7 +9,7 @@ use crate::{
         Client, Config, Message, Proxy, Upstream, answer,
         frames::{code, head},
     },
-    whole::{speaking, to_h2},
+    whole::to_h2,
 };
 
 pub(crate) const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -210,7 +210,7 @@ fn calls_are_counted_by_method() {
 /// An upstream that answers `/a.B/Large` with trailers of so many bytes when a call of `/a.B/Waits` is under way, which it answers
 /// then.
 fn with_trailers_of(bytes: usize) -> Upstream {
-    speaking(move |h2| {
+    Upstream::by_h2(move |h2| {
         let mut waits = None;
         while let Ok((stream, request)) = h2.next_request() {
             if request.field(":path") == Some("/a.B/Waits") {
@@ -257,10 +257,8 @@ fn trailers_that_are_too_long_fail_their_call_alone() {
 /// The server has done what was asked for: asking again could do it twice.
 #[test]
 fn a_head_that_is_too_long_is_not_asked_for_again() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200"), ("x-large", &"v".repeat(70_000))], true);
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.headers(stream, &[(":status", "200"), ("x-large", &"v".repeat(70_000))], true);
     });
     let proxy = Proxy::start(to_h2(&upstream));
     assert_eq!(proxy.request("POST", "/long", &[], b"x").status(), 502);
@@ -281,12 +279,10 @@ fn a_call_that_is_cut_off_is_logged_as_its_client_sees_it() {
         // The client might ask again, as if nothing had been done.
         (code::REFUSED_STREAM, code::INTERNAL_ERROR, 13),
     ] {
-        let upstream = speaking(move |h2| {
-            while let Ok((stream, _)) = h2.next_request() {
-                h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
-                h2.data(stream, b"\0\0\0\0\x01m", false);
-                h2.reset(stream, sent);
-            }
+        let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
+            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+            h2.data(stream, b"\0\0\0\0\x01m", false);
+            h2.reset(stream, sent);
         });
         let proxy = Proxy::start(to_h2(&upstream));
         let mut client = proxy.h2();
@@ -304,10 +300,8 @@ fn a_call_that_stalls_is_logged_with_its_bound() {
     for (timeouts, flag, details) in
         [("{idle: 500ms}", "SI", "stream_idle_timeout"), ("{stream_age: 500ms}", "UT", "stream_age")]
     {
-        let upstream = speaking(|h2| {
-            while let Ok((stream, _)) = h2.next_request() {
-                h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
-            }
+        let upstream = Upstream::replying_by_h2(|h2, stream, _| {
+            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
         });
         let proxy = Proxy::start(to_h2(&upstream).listener(&format!("timeouts: {timeouts}")));
         let mut client = proxy.h2();
@@ -322,10 +316,8 @@ fn a_call_that_stalls_is_logged_with_its_bound() {
 /// A call whose metadata is too much is told so as a call.
 #[test]
 fn too_much_metadata_is_answered_as_a_call() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
     });
     let proxy = Proxy::start(to_h2(&upstream));
     let mut client = proxy.h2();

@@ -61,15 +61,6 @@ fn unary(cluster: &str, timeout: u32) -> Vec<u8> {
     ))
 }
 
-/// An upstream that speaks gRPC, in whatever way.
-fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
-    Upstream::scripted(move |connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        h2.window(0, 1 << 30);
-        serve(&mut h2);
-    })
-}
-
 /// The head of an answer, its message, and its end with a status.
 fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
     h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
@@ -89,11 +80,9 @@ fn proxy(upstream: &Upstream, module: &[u8]) -> Proxy {
 fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
     let (seen, saw) = mpsc::channel();
     let seen = std::sync::Mutex::new(seen);
-    let upstream = speaking(move |h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            seen.lock().unwrap().send(request).unwrap();
-            answer(h2, stream, &[b"pong"], "0");
-        }
+    let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
+        seen.lock().unwrap().send(request).unwrap();
+        answer(h2, stream, &[b"pong"], "0");
     });
     let proxy = proxy(&upstream, &unary("calls", 2000));
     assert_eq!(proxy.get("/").text(), "pong0");
@@ -110,27 +99,19 @@ fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
 
 #[test]
 fn a_call_that_fails_ends_with_its_status() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            match request.field("x-token") {
-                Some("t") => answer(h2, stream, &[], "7"),
-                _ => h2.reset(stream, code::CANCEL),
-            }
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| match request.field("x-token") {
+        Some("t") => answer(h2, stream, &[], "7"),
+        _ => h2.reset(stream, code::CANCEL),
     });
     assert_eq!(proxy(&upstream, &unary("calls", 0)).get("/").text(), "7");
 
-    let nothing_but_a_head = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "5")], true);
-        }
+    let nothing_but_a_head = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "5")], true);
     });
     assert_eq!(proxy(&nothing_but_a_head, &unary("calls", 0)).get("/").text(), "5");
 
-    let no_grpc = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.answer(stream, 404, b"");
-        }
+    let no_grpc = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.answer(stream, 404, b"");
     });
     // 12, as a digit after `9`.
     assert_eq!(proxy(&no_grpc, &unary("calls", 0)).get("/").text(), "<");
@@ -138,14 +119,14 @@ fn a_call_that_fails_ends_with_its_status() {
 
 #[test]
 fn a_call_has_its_time() {
-    let upstream = speaking(|h2| while h2.next_request().is_ok() {});
+    let upstream = Upstream::by_h2(|h2| while h2.next_request().is_ok() {});
     assert_eq!(proxy(&upstream, &unary("calls", 100)).get("/").text(), "4");
 }
 
 /// Whoever always has something to read must look at the clock as well.
 #[test]
 fn a_call_has_its_time_however_many_messages_come() {
-    let upstream = speaking(|h2| {
+    let upstream = Upstream::by_h2(|h2| {
         let Ok((stream, _)) = h2.next_request() else { return };
         answer_head(h2, stream);
         let messages = framed(&[b'x'; 100]).repeat(100);
@@ -164,17 +145,15 @@ fn a_call_has_its_time_however_many_messages_come() {
 
 #[test]
 fn a_call_to_nobody_is_refused_at_once() {
-    let upstream = speaking(|h2| while h2.next_request().is_ok() {});
+    let upstream = Upstream::by_h2(|h2| while h2.next_request().is_ok() {});
     assert_eq!(proxy(&upstream, &unary("nobody", 100)).get("/").text(), "9");
 }
 
 #[test]
 fn a_stream_carries_messages_both_ways() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            assert_eq!(request.body, [framed(b"one"), framed(b"two")].concat());
-            answer(h2, stream, &[b"three", b"four"], "0");
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        assert_eq!(request.body, [framed(b"one"), framed(b"two")].concat());
+        answer(h2, stream, &[b"three", b"four"], "0");
     });
     let module = calling(
         r#"(drop (call $grpc_stream %"calls" %"a.B" %"Talk" METADATA (global.get $out)))
@@ -189,11 +168,9 @@ fn a_stream_carries_messages_both_ways() {
 
 #[test]
 fn a_stream_that_is_closed_has_no_more_messages_from_here() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            assert!(request.body.is_empty());
-            answer(h2, stream, &[b"so"], "0");
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        assert!(request.body.is_empty());
+        answer(h2, stream, &[b"so"], "0");
     });
     let module = calling(
         r#"(drop (call $grpc_stream %"calls" %"a.B" %"Talk" METADATA (global.get $out)))
@@ -206,7 +183,7 @@ fn a_stream_that_is_closed_has_no_more_messages_from_here() {
 fn a_call_that_is_cancelled_is_heard_of_no_more() {
     let (reset, was_reset) = mpsc::channel();
     let reset = std::sync::Mutex::new(reset);
-    let upstream = speaking(move |h2| {
+    let upstream = Upstream::by_h2(move |h2| {
         let (stream, _) = h2.next_head().unwrap();
         answer_head(h2, stream);
         let frame = h2.read_until("the stream's reset", |frame| frame.kind == kind::RST_STREAM);

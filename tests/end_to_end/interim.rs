@@ -1,6 +1,6 @@
 //! Interim responses (RFC 9110 section 15.2): those of upstreams reach clients of every version that knows them.
 
-use crate::harness::{Client, Config, H2, Message, Proxy, Upstream, answer};
+use crate::harness::{Client, Config, Message, Proxy, Upstream, answer};
 
 /// Two hints, one of them with fields that are none of the client's business, and then the response.
 const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\nX-Hop: 1\r\n\
@@ -13,14 +13,11 @@ fn hinting() -> Upstream {
 
 /// The same by HTTP/2.
 fn hinting_by_h2() -> Upstream {
-    Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        while let Ok((stream, _)) = h2.next_request() {
-            for link in ["</a.css>; rel=preload", "</b.css>; rel=preload"] {
-                h2.headers(stream, &[(":status", "103"), ("link", link)], false);
-            }
-            h2.answer(stream, 200, b"hello");
+    Upstream::replying_by_h2(|h2, stream, _| {
+        for link in ["</a.css>; rel=preload", "</b.css>; rel=preload"] {
+            h2.headers(stream, &[(":status", "103"), ("link", link)], false);
         }
+        h2.answer(stream, 200, b"hello");
     })
 }
 

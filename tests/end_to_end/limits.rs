@@ -2,22 +2,10 @@
 
 use std::{net::TcpStream, thread};
 
-use crate::harness::{Client, Config, Proxy, Upstream, Wire, answer, wait_for, wasm};
-
-/// A filter that holds a body back until its end has come. `phase` is `request` or `response`.
-fn holding(phase: &str) -> Vec<u8> {
-    wasm::from_text(&format!(
-        r#"(module
-            (memory (export "memory") 2)
-            (func (export "proxy_abi_version_0_2_1"))
-            (func (export "malloc") (param i32) (result i32) i32.const 4096)
-            (func (export "proxy_on_context_create") (param i32 i32))
-            (func (export "proxy_on_vm_start") (param i32 i32) (result i32) i32.const 1)
-            (func (export "proxy_on_configure") (param i32 i32) (result i32) i32.const 1)
-            ;; 1 is to pause; the third parameter says whether this is the end.
-            (func (export "proxy_on_{phase}_body") (param i32 i32 i32) (result i32) local.get 2 i32.eqz))"#
-    ))
-}
+use crate::{
+    guest::holding,
+    harness::{Client, Config, Proxy, Upstream, Wire, answer, wait_for},
+};
 
 #[test]
 fn a_head_that_is_too_long_gets_431() {
@@ -76,7 +64,7 @@ fn a_head_without_an_end_gets_431_at_the_bound() {
 fn a_request_body_that_a_filter_holds_is_bounded() {
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
-    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("request"))]);
+    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding(&["request"]))]);
     let body = vec![b'x'; (64 << 10) + 1];
     assert_eq!(proxy.request("POST", "/small", &[], &body[1..]).status(), 200);
     assert_eq!(upstream.only_request().body.len(), 64 << 10);
@@ -94,7 +82,7 @@ fn a_response_body_that_a_filter_holds_is_bounded() {
         answer(200, &[], vec![b'x'; size])
     });
     let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
-    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding("response"))]);
+    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding(&["response"]))]);
     let small = proxy.get("/small");
     assert_eq!((small.status(), small.body.len()), (200, 64 << 10));
 

@@ -52,7 +52,7 @@ fn what_becomes_of_a_copy_is_not_felt() {
     let garbage = Upstream::canned("nonsense\r\n\r\n");
     let mirrors = [Upstream::refusing().to_string(), silent.to_string(), resetting.to_string(), garbage.to_string()];
     for mirror in mirrors {
-        let proxy = mirroring(&upstream, &mirror, 100.0);
+        let proxy = mirroring(&upstream, &mirror, 100.0).leaving_things_behind();
         let mut client = proxy.client();
         for _ in 0..20 {
             let response = client.request("POST", "/old", &[], b"body");
@@ -80,7 +80,7 @@ fn a_large_body_does_not_wait_for_its_copy() {
         // Kept open, and not read.
         std::thread::sleep(crate::harness::DEADLINE);
     });
-    let proxy = mirroring(&upstream, &unread.to_string(), 100.0);
+    let proxy = mirroring(&upstream, &unread.to_string(), 100.0).leaving_things_behind();
     let body = vec![b'x'; 64 << 20];
     assert_eq!(proxy.request("POST", "/old", &[], &body).text(), body.len().to_string());
     unread.wait_for_requests(1);

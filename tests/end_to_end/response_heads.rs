@@ -2,10 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use crate::{
-    harness::{Config, Proxy, Upstream, answer, in_time},
-    whole::speaking,
-};
+use crate::harness::{Config, Proxy, Upstream, answer, in_time};
 
 /// What an upstream is given for the head of its response.
 const LIMIT: &str = "response_head_timeout: 500ms";
@@ -64,11 +61,9 @@ fn a_response_that_flows_takes_as_long_as_it_takes() {
 #[test]
 fn a_head_that_does_not_come_in_time_is_504() {
     let upstream = late();
-    let h2 = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            thread::sleep(LONGER);
-            h2.answer(stream, 200, b"late");
-        }
+    let h2 = Upstream::replying_by_h2(|h2, stream, _| {
+        thread::sleep(LONGER);
+        h2.answer(stream, 200, b"late");
     });
     for config in [to(&upstream, LIMIT), Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}"))] {
         let proxy = Proxy::start(config);
@@ -173,12 +168,10 @@ fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
 #[test]
 fn calls_are_exempt_where_there_can_be_calls() {
     let call = [("content-type", "application/grpc"), ("te", "trailers")];
-    let server = speaking(|h2| {
-        while let Ok((stream, _)) = h2.next_request() {
-            thread::sleep(LONGER);
-            let fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")];
-            h2.headers(stream, &fields, true);
-        }
+    let server = Upstream::replying_by_h2(|h2, stream, _| {
+        thread::sleep(LONGER);
+        let fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")];
+        h2.headers(stream, &fields, true);
     });
     let proxy = Proxy::start(Config::to_with(&server, &format!("protocol: h2\n{LIMIT}")));
     let mut client = proxy.h2();
@@ -200,9 +193,14 @@ fn a_mirror_is_bounded_by_itself() {
         let (upstream, mirror, limit) = (flowing(ms * 3), Upstream::silent(), format!("response_head_timeout: {ms}ms"));
         let route = "config: {routes: [{cluster: web, mirror: {cluster: copy}}]}";
         let config = Config::new().filter("routes", "builtin:router", route);
-        let proxy = Proxy::start(config.cluster("web", &[&upstream], &limit).cluster("copy", &[&mirror], &limit));
+        let proxy = Proxy::start(config.cluster("web", &[&upstream], &limit).cluster(
+            "copy",
+            &[&mirror],
+            "request_timeout: 1s",
+        ));
         let is_whole = proxy.get("/").text() == "xxxxxxxxxx";
         mirror.wait_for_requests(1);
+        proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "copy")]);
         is_whole.then_some(())
     });
 }
@@ -210,11 +208,9 @@ fn a_mirror_is_bounded_by_itself() {
 /// Streams of HTTP/2 share a connection.
 #[test]
 fn a_late_head_costs_the_other_streams_nothing() {
-    let h2 = speaking(|h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            if request.field(":path") != Some("/late") {
-                h2.answer(stream, 200, b"ok");
-            }
+    let h2 = Upstream::replying_by_h2(|h2, stream, request| {
+        if request.field(":path") != Some("/late") {
+            h2.answer(stream, 200, b"ok");
         }
     });
     let proxy = Proxy::start(Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}")).top("workers: 1"));

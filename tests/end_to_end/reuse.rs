@@ -193,9 +193,7 @@ fn an_idle_connection_is_closed_after_its_time() {
     let upstream = Upstream::saying("ok");
     let proxy = one_pool(&upstream, "limits: {idle_timeout: 300ms}");
     assert_eq!(proxy.get("/").status(), 200);
-    wait_until("the idle connection to be closed", || {
-        proxy.metrics().sum("tollgate_cluster_connections", &[("cluster", "web")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_cluster_connections", &[("cluster", "web")]);
     assert_eq!(proxy.get("/").status(), 200);
 }
 

@@ -1,7 +1,6 @@
 //! Bodies of any size pass in bounded memory, and whoever does not read makes the other side wait.
 
 use std::{
-    fs,
     io::ErrorKind,
     net::TcpStream,
     sync::{
@@ -18,7 +17,7 @@ const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 /// What the proxy may need for one body, on top of what it has when idle. A body that it kept would be far above.
-const LEEWAY: usize = 64 * MIB;
+const LEEWAY_KIB: u64 = 64 << 10;
 
 /// More than all buffers on the way can hold, those of the system included.
 const IN_FLIGHT: usize = 128 * MIB;
@@ -63,17 +62,9 @@ fn read_body(wire: &mut Wire, size: usize) {
     assert_eq!(seen, size);
 }
 
-/// The most memory that the process has had so far, in bytes.
-fn peak_memory(proxy: &Proxy) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
-    kib << 10
-}
-
-fn assert_bounded(proxy: &Proxy, before: usize) {
-    let more = peak_memory(proxy) - before;
-    assert!(more < LEEWAY, "{} MiB more than before", more / MIB);
+fn assert_bounded(proxy: &Proxy, before: u64) {
+    let more = proxy.peak_kib() - before;
+    assert!(more < LEEWAY_KIB, "{more} KiB more than before");
 }
 
 #[test]
@@ -84,7 +75,7 @@ fn a_response_of_a_gibibyte_passes_in_bounded_memory() {
         let _ = write_body(&mut connection.wire, GIB);
     });
     let proxy = unhurried(&upstream, "");
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send_request("GET", "/", &[], b"");
     let head = client.wire.read_head().expect("a response");
@@ -102,7 +93,7 @@ fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
         connection.send(answer(200, &[], "all of it"));
     });
     let proxy = unhurried(&upstream, "");
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
     write_body(&mut client.wire, GIB).expect("the proxy reads on");
@@ -121,7 +112,7 @@ fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
         connection.send(answer(200, &[], "all of it"));
     });
     let proxy = unhurried(&upstream, "retry: {on: [5xx], attempts: 3}");
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
     write_body(&mut client.wire, size).expect("the proxy reads on");
@@ -157,7 +148,7 @@ fn a_client_that_does_not_read_makes_the_upstream_wait() {
         barrier.wait();
     });
     let proxy = unhurried(&upstream, "");
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send_request("GET", "/", &[], b"");
     stuck.wait();
@@ -179,7 +170,7 @@ fn an_upstream_that_does_not_read_makes_the_client_wait() {
         theirs.wait();
     });
     let proxy = unhurried(&upstream, "");
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
     upstream.wait_for_requests(1);

@@ -107,13 +107,8 @@ fn a_large_transfer_needs_little_memory() {
             (0..SIZE / piece.len()).for_each(|_| connection.send(&piece));
         });
         let proxy = Proxy::start_with(config(&upstream), &[("pass.wasm", &filter)]);
-        let peak = || {
-            let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("its status");
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
-            line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
-        };
         let mut wire = connect(&proxy);
-        let before = peak();
+        let before = proxy.peak_kib();
         // The first bytes are left waiting until nothing more can be on its way.
         let moved = || proxy.metrics().sum("tollgate_tcp_bytes_total", &[("direction", "sent")]) as usize;
         let mut last = 0;
@@ -130,8 +125,8 @@ fn a_large_transfer_needs_little_memory() {
             got += n;
         }
         assert_eq!(got, SIZE);
-        let grown = peak() - before;
-        assert!(grown < 32 << 20, "{grown} bytes more");
+        let grown = proxy.peak_kib() - before;
+        assert!(grown < 32 << 10, "{grown} KiB more");
     }
 }
 
@@ -278,7 +273,7 @@ fn many_connections_end_without_leaving_anything_behind() {
     let proxy = Proxy::start(to(&upstream));
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("its files").count();
     echoes(&mut connect(&proxy), "warm");
-    wait_until("the first to end", || proxy.metrics().sum("tollgate_tcp_connections_active", &[]) == 0.0);
+    proxy.wait_for_zero("tollgate_tcp_connections_active", &[]);
     let before = descriptors();
     thread::scope(|scope| {
         for nth in 0..8 {
@@ -300,7 +295,7 @@ fn many_connections_end_without_leaving_anything_behind() {
             });
         }
     });
-    wait_until("all to end", || proxy.metrics().sum("tollgate_tcp_connections_active", &[]) == 0.0);
+    proxy.wait_for_zero("tollgate_tcp_connections_active", &[]);
     // A few pipes are kept for each worker.
     wait_until("all to be closed", || descriptors() <= before + 32);
     assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 201.0);

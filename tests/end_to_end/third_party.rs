@@ -114,9 +114,7 @@ fn the_service_is_silent() {
     proxy.wait_for_output("the service does not answer");
     assert!(upstream.requests().is_empty());
     assert_eq!(proxy.get("/").status(), 200);
-    wait_until("its place to be free", || {
-        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "verifier")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "verifier")]);
 }
 
 #[test]
@@ -156,9 +154,7 @@ fn a_client_that_goes_away_while_it_waits() {
     // The answers come to requests that are gone.
     gate.open();
     assert_eq!(ask(&proxy, "good").status(), 200);
-    wait_until("the answers to be through", || {
-        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "verifier")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "verifier")]);
     assert_eq!(proxy.filter("third")["traps"], 0);
     assert_eq!(upstream.requests().len(), 1, "what nobody waits for is not sent on");
     assert_eq!(proxy.entry_for("/gone")["flags"], "DC");

@@ -161,10 +161,9 @@ fn a_clean_end_is_a_clean_end_for_the_other_side() {
 
 /// An upstream that speaks HTTP/2, with these settings.
 fn by_h2(settings: &'static [(u16, u32)], serve: impl Fn(&mut H2, u32) + Send + Sync + 'static) -> Upstream {
-    Upstream::scripted(move |connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, settings) else { return };
+    Upstream::by_h2_with(settings, move |h2, _| {
         while let Ok((stream, _)) = h2.next_head() {
-            serve(&mut h2, stream);
+            serve(h2, stream);
         }
     })
 }

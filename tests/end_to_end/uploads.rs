@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Client, Config, H2, Proxy, Upstream, answer, frames::code, in_time, wait_until};
+use crate::harness::{Client, Config, Proxy, Upstream, answer, frames::code, in_time, wait_until};
 
 /// More than is read ahead of a body.
 const LONG: usize = 1 << 20;
@@ -293,9 +293,7 @@ fn a_body_that_comes_too_slowly_ends_with_408() {
         assert_eq!(client.response(stream).status(), 408);
         assert_eq!(proxy.entry_for(path)["details"], "request_body_too_slow");
     }
-    wait_until("the upstream's connections to be let go", || {
-        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
 }
 
 /// A slow upload that is fast enough goes on for as long as it takes, and an upstream's pace is not its client's.
@@ -333,10 +331,8 @@ fn a_body_that_comes_fast_enough_comes_through() {
 /// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot send then.
 #[test]
 fn a_body_that_may_not_come_is_not_too_slow() {
-    let upstream = Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
+    let upstream = Upstream::by_h2(|h2| {
         h2.generous = false;
-        h2.window(0, 1 << 30);
         while let Ok((stream, request)) = h2.next_request() {
             let length = request.body.len().to_string();
             h2.answer(stream, 200, length.as_bytes());
@@ -382,11 +378,8 @@ fn a_body_that_may_not_come_is_not_too_slow() {
 
 #[test]
 fn a_call_may_say_nothing_for_long() {
-    let upstream = Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
     });
     let config = Config::new().listener("cluster: web\nlimits: {body_rate: 1MiB}\ntimeouts: {body_grace: 100ms}");
     let proxy = Proxy::start(config.cluster("web", &[&upstream], "protocol: h2"));

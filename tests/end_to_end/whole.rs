@@ -12,15 +12,6 @@ use crate::{
     },
 };
 
-/// An upstream that speaks HTTP/2.
-pub(crate) fn speaking(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
-    Upstream::scripted(move |connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        h2.window(0, 1 << 30);
-        serve(&mut h2);
-    })
-}
-
 pub(crate) fn to_h2(upstream: &Upstream) -> Config {
     Config::to_with(upstream, "protocol: h2").top("workers: 1")
 }
@@ -52,13 +43,11 @@ fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
     ];
     for (what, end) in ends {
         for length in [None, Some("1000")] {
-            let upstream = speaking(move |h2| {
-                while let Ok((stream, _)) = h2.next_request() {
-                    let head = [(":status", "200")].into_iter().chain(length.map(|length| ("content-length", length)));
-                    h2.headers(stream, &head.collect::<Vec<_>>(), false);
-                    h2.data(stream, b"half of it", false);
-                    end(h2, stream);
-                }
+            let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
+                let head = [(":status", "200")].into_iter().chain(length.map(|length| ("content-length", length)));
+                h2.headers(stream, &head.collect::<Vec<_>>(), false);
+                h2.data(stream, b"half of it", false);
+                end(h2, stream);
             });
             let proxy = Proxy::start(to_h2(&upstream));
             assert_eq!(over_h1(&proxy), None, "{what}, {length:?}, HTTP/1.1");
@@ -72,7 +61,7 @@ fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
 /// An early answer that has ended is whole, whatever its server says of the rest of the request.
 #[test]
 fn an_early_answer_that_has_ended_is_whole_though_its_stream_is_reset() {
-    let upstream = speaking(|h2| {
+    let upstream = Upstream::by_h2(|h2| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.headers(stream, &[(":status", "413")], false);
             h2.data(stream, b"too much", true);
@@ -108,7 +97,7 @@ fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on
     });
     let (seen, saw) = mpsc::channel();
     let seen = Mutex::new(seen);
-    let h2 = speaking(move |h2| {
+    let h2 = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
             let request = h2.wait(stream, "its end", |message| message.ended || message.reset.is_some());
             let _ = seen.lock().unwrap().send(request.ended);
@@ -166,11 +155,9 @@ fn target(path: &str) -> Vec<u8> {
 
 #[test]
 fn a_target_is_sent_as_it_is_or_not_at_all() {
-    let upstream = speaking(|h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let path = request.field(":path").unwrap_or_default().to_owned();
-            h2.answer(stream, 200, path.as_bytes());
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        let path = request.field(":path").unwrap_or_default().to_owned();
+        h2.answer(stream, 200, path.as_bytes());
     });
     for path in ["/fine?a=b", "/x<y>", "/x`y", "/x?a|b", "/x#y"] {
         let module = target(path);
@@ -191,7 +178,7 @@ fn a_target_is_sent_as_it_is_or_not_at_all() {
 fn early(status: &'static str) -> (Upstream, mpsc::Receiver<Message>) {
     let (seen, saw) = mpsc::channel();
     let seen = Mutex::new(seen);
-    let upstream = speaking(move |h2| {
+    let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.headers(stream, &[(":status", status)], true);
             let message = h2.wait(stream, "the end", |message| message.ended || message.reset.is_some());
@@ -220,7 +207,7 @@ fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
     let (seen, saw) = mpsc::channel();
     let seen = Mutex::new(seen);
     let tries = std::sync::atomic::AtomicUsize::new(0);
-    let upstream = speaking(move |h2| {
+    let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
             if tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
                 h2.headers(stream, &[(":status", "503")], true);
@@ -316,12 +303,10 @@ fn trailers_carry_no_word_that_belongs_into_a_head() {
         [("connection", "close"), ("keep-alive", "5"), ("transfer-encoding", "chunked"), ("upgrade", "x")];
     let (seen, saw) = mpsc::channel();
     let seen = Mutex::new(seen);
-    let h2 = speaking(move |h2| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let trailers = request.blocks.get(1).cloned().unwrap_or_default();
-            let _ = seen.lock().unwrap().send(trailers);
-            h2.answer(stream, 200, b"x");
-        }
+    let h2 = Upstream::replying_by_h2(move |h2, stream, request| {
+        let trailers = request.blocks.get(1).cloned().unwrap_or_default();
+        let _ = seen.lock().unwrap().send(trailers);
+        h2.answer(stream, 200, b"x");
     });
     let h1 = Upstream::replying(|_| answer(200, &[], "x"));
     for (upstream, to_h1) in [(&h1, true), (&h2, false)] {

@@ -309,9 +309,7 @@ fn a_response_body_over_the_bound() {
         let entry = proxy.entry_for("/large");
         assert_eq!(entry["details"], "response_body_too_large");
         assert_eq!(entry["flags"], "OM");
-        wait_until("its connection to be given up", || {
-            proxy.metrics().sum("tollgate_cluster_requests_active", &[]) == 0.0
-        });
+        proxy.wait_for_zero("tollgate_cluster_requests_active", &[]);
         assert_eq!(proxy.get("/small").status(), 200);
     }
 }

@@ -64,10 +64,8 @@ fn poison(proxy: &Proxy, seconds: u64) -> u32 {
 fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let seconds = seconds();
     let upstream = Upstream::saying("hello");
-    let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web}\n";
-    let config = Config::to(&upstream).listener("trusted_hops: 1");
+    let config = Config::to(&upstream).listener("trusted_hops: 1").beside("plain", "cluster: web");
     let config = config.filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
-    let config = String::from(config).replace("listeners:\n", listener);
     let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
     let before = seen(load(&proxy, "main", 1000, seconds / 3));
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));

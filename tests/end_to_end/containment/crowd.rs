@@ -34,10 +34,10 @@ pub(super) fn one_instance(upstream: &Upstream, policy: &str, module: &[u8]) -> 
 
 /// The same, with keys beside `listeners`.
 pub(super) fn one_instance_with(top: &str, upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
-    let listener = "listeners:\n  - {name: plain, address: '@plain@', cluster: web, access_log: {to: access.log}}\n";
     let config = Config::to(upstream).top("workers: 1").top(top).listener("trusted_hops: 1");
     let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
-    Proxy::start_with(String::from(config).replace("listeners:\n", listener), &[("boom.wasm", module)])
+    let config = config.beside("plain", "cluster: web\naccess_log: {to: access.log}");
+    Proxy::start_with(config, &[("boom.wasm", module)])
 }
 
 /// Waits until so many requests of a listener are under way.

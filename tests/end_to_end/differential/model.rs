@@ -1,19 +1,9 @@
 //! The vocabulary of the table: what a client sends, what an upstream answers, what is right, and by which ways.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
-use crate::harness::frames::Fields;
-
-/// How long a client waits for a word before it sends its body all the same.
-pub const PATIENCE: Duration = Duration::from_secs(1);
-
-/// A version of HTTP on one side of the proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    H1,
-    H2,
-    H3,
-}
+pub use crate::harness::exchange::{Point, Request, Version};
+use crate::harness::{exchange::owned, frames::Fields};
 
 /// How a message travels.
 #[derive(Debug, Clone, Copy)]
@@ -79,25 +69,6 @@ impl Ways {
     }
 }
 
-/// Where a message stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Point {
-    /// Before its first byte.
-    Start,
-    /// Within the head.
-    Head,
-    /// Between head and body.
-    Body,
-    /// After the first piece of the body.
-    Piece,
-    /// After the body, before what ends the message: the last chunk, END_STREAM, FIN, or trailers.
-    End,
-    /// Within the trailers.
-    Trailers,
-    /// After its end.
-    After,
-}
-
 /// How an upstream stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
@@ -109,28 +80,6 @@ pub enum How {
     Goaway,
     /// It says no more and keeps the connection open.
     Silence,
-}
-
-/// What a client sends.
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    pub target: String,
-    pub host: Option<String>,
-    pub fields: Fields,
-    /// In pieces: chunks, or frames. None: the head ends the message.
-    pub body: Option<Vec<Vec<u8>>>,
-    pub trailers: Fields,
-    /// The client goes away here: it resets the stream or the connection.
-    pub cut: Option<Point>,
-    /// It does not: it only ends the connection in its direction, and listens on. HTTP/1.1 only.
-    pub half: bool,
-    /// The body waits for an interim answer.
-    pub waits: bool,
-    /// Takes the place of method, target and host in HTTP/2 and HTTP/3.
-    pub pseudo: Option<Fields>,
-    /// Takes the place of everything after the field `x-row` in HTTP/1.1.
-    pub raw: Option<String>,
 }
 
 /// What an upstream answers.
@@ -223,23 +172,10 @@ pub struct Row {
 impl Row {
     /// `GET /`, answered with 200 and a short body.
     pub fn new(name: &'static str) -> Row {
-        let request = Request {
-            method: "GET".to_owned(),
-            target: "/".to_owned(),
-            host: Some("web.test".to_owned()),
-            fields: Fields::new(),
-            body: None,
-            trailers: Fields::new(),
-            cut: None,
-            half: false,
-            waits: false,
-            pseudo: None,
-            raw: None,
-        };
         let reply = Reply {
             interim: Vec::new(),
             status: 200,
-            fields: fields(&[("content-length", "2")]),
+            fields: owned(&[("content-length", "2")]),
             body: Some(vec![b"ok".to_vec()]),
             trailers: Fields::new(),
             cut: None,
@@ -248,7 +184,7 @@ impl Row {
             raw: None,
         };
         let want = Want { up: Up::Whole(|_| {}), down: Down::Whole(|_| {}), flags: Flags::None };
-        Row { name, request, reply, want, exceptions: Vec::new() }
+        Row { name, request: Request::get("/"), reply, want, exceptions: Vec::new() }
     }
 
     pub fn method(mut self, method: &str) -> Row {
@@ -268,7 +204,7 @@ impl Row {
 
     /// Adds fields to the request.
     pub fn with(mut self, more: &[(&str, &str)]) -> Row {
-        self.request.fields.extend(fields(more));
+        self.request.fields.extend(owned(more));
         self
     }
 
@@ -295,7 +231,7 @@ impl Row {
     }
 
     pub fn trailers(mut self, trailers: &[(&str, &str)]) -> Row {
-        self.request.trailers = fields(trailers);
+        self.request.trailers = owned(trailers);
         self
     }
 
@@ -315,13 +251,13 @@ impl Row {
 
     /// Only HTTP/2 and HTTP/3 have pseudo-fields.
     pub fn pseudo(mut self, all: &[(&str, &str)]) -> Row {
-        self.request.pseudo = Some(fields(all));
+        self.request.pseudo = Some(owned(all));
         self.not_from(&[Version::H1], "HTTP/1.1 has no pseudo-fields")
     }
 
     /// Pseudo-fields for what other versions say with a request line.
     pub fn spelt(mut self, all: &[(&str, &str)]) -> Row {
-        self.request.pseudo = Some(fields(all));
+        self.request.pseudo = Some(owned(all));
         self
     }
 
@@ -334,7 +270,7 @@ impl Row {
     /// The answer's status, fields and body.
     pub fn answer(mut self, status: u16, more: &[(&str, &str)], pieces: Option<&[&[u8]]>) -> Row {
         self.reply.status = status;
-        self.reply.fields = fields(more);
+        self.reply.fields = owned(more);
         self.reply.body = pieces.map(|pieces| pieces.iter().map(|piece| piece.to_vec()).collect());
         self
     }
@@ -346,7 +282,7 @@ impl Row {
     }
 
     pub fn interim(mut self, status: u16, more: &[(&str, &str)], times: usize) -> Row {
-        self.reply.interim.extend((0..times).map(|_| (status, fields(more))));
+        self.reply.interim.extend((0..times).map(|_| (status, owned(more))));
         self
     }
 
@@ -418,74 +354,5 @@ impl Row {
     /// What differs in a way. The first one counts.
     pub fn exception(&self, way: Way) -> Option<&Exception> {
         self.exceptions.iter().find(|exception| exception.ways.include(way))
-    }
-}
-
-pub fn fields(list: &[(&str, &str)]) -> Fields {
-    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
-/// The fields of HTTP/2 and HTTP/3 for a request.
-pub fn head(request: &Request, scheme: &str, row: usize) -> Fields {
-    let mut all = request.pseudo.clone().unwrap_or_else(|| {
-        let mut usual = fields(&[(":method", &request.method), (":scheme", scheme)]);
-        usual.extend(request.host.iter().map(|host| (":authority".to_owned(), host.clone())));
-        usual.push((":path".to_owned(), request.target.clone()));
-        usual
-    });
-    all.push(("x-row".to_owned(), row.to_string()));
-    all.extend(request.fields.iter().cloned());
-    all
-}
-
-/// Borrowed, as encoders want them.
-pub fn borrowed(fields: &Fields) -> Vec<(&str, &str)> {
-    fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
-}
-
-/// A response as a client got it.
-#[derive(Debug, Default)]
-pub struct Response {
-    pub interim: Vec<(u16, Fields)>,
-    pub status: u16,
-    pub fields: Fields,
-    pub body: Vec<u8>,
-    pub trailers: Fields,
-}
-
-/// What a client got.
-#[derive(Debug)]
-pub enum Got {
-    Whole(Response),
-    /// It broke off; `alone`: the connection goes on.
-    Broken {
-        status: Option<u16>,
-        alone: bool,
-    },
-    Left,
-}
-
-impl Got {
-    /// What came of blocks of fields and a body, in a version that has streams.
-    pub fn of(blocks: Vec<Fields>, body: Vec<u8>, ended: bool, alone: bool, method: &str) -> Got {
-        let mut response = Response { body, ..Response::default() };
-        // Not everybody can read one.
-        let is_empty = blocks.iter().any(Fields::is_empty);
-        for block in blocks {
-            let status = block.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
-            match status {
-                Some(status @ 100..=199) => response.interim.push((status, block)),
-                Some(status) => (response.status, response.fields) = (status, block),
-                None => response.trailers = block,
-            }
-        }
-        let length = response.fields.iter().find(|(name, _)| name == "content-length");
-        let fits = method == "HEAD"
-            || response.status == 304
-            || length.is_none_or(|(_, length)| *length == response.body.len().to_string());
-        match ended && fits && !is_empty && response.status != 0 {
-            true => Got::Whole(response),
-            false => Got::Broken { status: Some(response.status).filter(|status| *status != 0), alone },
-        }
     }
 }

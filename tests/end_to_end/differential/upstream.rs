@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    h1::lower,
-    model::{How, Point, Reply, Request, Row, Version, borrowed},
-};
+use super::model::{How, Point, Reply, Request, Row, Version};
 use crate::harness::{
     DEADLINE, H2, Upstream, Wire,
+    exchange::{borrowed, lower},
     frames::{Fields, Message, code, encode, kind, setting},
 };
 

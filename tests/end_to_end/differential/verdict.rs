@@ -1,10 +1,13 @@
 //! Compares what came of a message with what is right.
 
 use super::{
-    model::{Down, Flags, Got, Reply, Request, Response, Row, Up, Want},
+    model::{Down, Flags, Reply, Request, Row, Up, Want},
     upstream::Arrival,
 };
-use crate::harness::frames::Fields;
+use crate::harness::{
+    exchange::{End, Outcome, Response},
+    frames::Fields,
+};
 
 /// What the access log has of an exchange.
 #[derive(Debug, Clone)]
@@ -45,7 +48,7 @@ fn end_to_end(fields: &Fields) -> Fields {
 }
 
 /// What is wrong, if anything.
-pub fn judge(row: &Row, want: &Want, got: &Got, arrivals: &[Arrival], log: Option<&Logged>) -> Result<(), String> {
+pub fn judge(row: &Row, want: &Want, got: &Outcome, arrivals: &[Arrival], log: Option<&Logged>) -> Result<(), String> {
     let upstream = judge_upstream(&row.request, want.up, arrivals);
     let client = judge_client(row, want.down, got, log);
     let flags = match (want.flags, log) {
@@ -58,7 +61,7 @@ pub fn judge(row: &Row, want: &Want, got: &Got, arrivals: &[Arrival], log: Optio
         (_, log) => Err(format!("the log has {log:?}")),
     };
     let status = match (got, log) {
-        (Got::Whole(response), Some(log)) if log.status != response.status.to_string() => {
+        (Outcome::Whole(response), Some(log)) if log.status != response.status.to_string() => {
             Err(format!("the client got {}, the log has {log:?}", response.status))
         }
         _ => Ok(()),
@@ -95,21 +98,22 @@ fn judge_upstream(sent: &Request, want: Up, arrivals: &[Arrival]) -> Result<(), 
     if right { Ok(()) } else { Err(told()) }
 }
 
-fn judge_client(row: &Row, want: Down, got: &Got, log: Option<&Logged>) -> Result<(), String> {
+fn judge_client(row: &Row, want: Down, got: &Outcome, log: Option<&Logged>) -> Result<(), String> {
     let right = match (want, got) {
-        (Down::Left, Got::Left) => true,
-        (Down::Whole(change), Got::Whole(response)) => {
+        (Down::Left, Outcome::Left) => true,
+        (Down::Whole(change), Outcome::Whole(response)) => {
             let mut wanted = row.reply.clone();
             change(&mut wanted);
             is_the_answer(&row.request, &wanted, response)
         }
-        (Down::Refused, Got::Whole(response)) => response.status == 400,
-        (Down::Refused, Got::Broken { status: None, alone }) => *alone,
-        (Down::Own(status, details), Got::Whole(response)) => {
+        (Down::Refused, Outcome::Whole(response)) => response.status == 400,
+        // PROTOCOL_ERROR and H3_MESSAGE_ERROR: the request is malformed, and the connection is not.
+        (Down::Refused, Outcome::Broken { status: None, end }) => matches!(end, End::Closed | End::Reset(1 | 0x10e)),
+        (Down::Own(status, details), Outcome::Whole(response)) => {
             response.status == status && log.is_none_or(|log| log.details == details)
         }
-        (Down::Failed, Got::Whole(response)) => response.status >= 500,
-        (Down::Failed, Got::Broken { alone, .. }) => *alone,
+        (Down::Failed, Outcome::Whole(response)) => response.status >= 500,
+        (Down::Failed, Outcome::Broken { end, .. }) => end.is_alone(),
         _ => false,
     };
     if right { Ok(()) } else { Err(format!("the client got {}, logged {log:?}", short(&format!("{got:?}")))) }

@@ -11,10 +11,9 @@ use rustls::{
     pki_types::PrivateKeyDer,
     version::{TLS12, TLS13},
 };
-use serde_json::Value;
 
 use super::pair::{self, Issuer, Pair};
-use crate::harness::{Config, DEADLINE, Proxy, Upstream};
+use crate::harness::{Config, DEADLINE, Entry, Proxy, Upstream};
 
 /// A client of TLS.
 struct Client<'a> {
@@ -66,7 +65,7 @@ fn proxy(issuer: &Issuer, options: &str) -> (Proxy, Upstream) {
 }
 
 /// One client was turned away: its line, with the reason, the count and the warning.
-fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, reason: &str, parts: &[&str]) -> Value {
+fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, reason: &str, parts: &[&str]) -> Entry {
     let entry = proxy.entry(|entry| entry["details"] == details);
     let why = entry["downstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
     parts.iter().for_each(|part| assert!(why.contains(part), "{name}: no {part:?} in {why:?}"));

@@ -181,7 +181,7 @@ fn plain_http_to_a_tls_port_is_recognised_by_its_answer() {
 
 #[test]
 fn another_version_of_http_is_recognised_by_its_first_bytes() {
-    let http1 = Upstream::canned(answer(400, &[], "no"));
+    let http1 = Upstream::canned(answer(400, &[], "no")).allow_malformed();
     let parts = ["expected HTTP/2 (`protocol`)", "48 54 54 50 2f 31", "it speaks HTTP/1.1; set `protocol: h1`"];
     assert_reason("HTTP/1.1", &proxy(&http1, "protocol: h2", &[]), "upstream_protocol_error", "protocol", &parts);
     let settings = Frame::bytes(kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]);
@@ -189,7 +189,7 @@ fn another_version_of_http_is_recognised_by_its_first_bytes() {
     let parts = ["expected HTTP/1.1 (`protocol`)", "first bytes 00 00 06 04", "it speaks HTTP/2; set `protocol: h2`"];
     assert_reason("HTTP/2", &proxy(&http2, "", &[]), "upstream_protocol_error", "protocol", &parts);
     for options in ["", "protocol: h2"] {
-        let junk = Upstream::canned("220 mail.example ESMTP\r\n".repeat(5));
+        let junk = Upstream::canned("220 mail.example ESMTP\r\n".repeat(5)).allow_malformed();
         let parts = ["first bytes 32 32 30 20", "(\"220 mail.example"];
         assert_reason("SMTP", &proxy(&junk, options, &[]), "upstream_protocol_error", "protocol", &parts);
     }

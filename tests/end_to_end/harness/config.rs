@@ -1,5 +1,5 @@
-//! Builds the configuration of most tests: one listener, some filters in a chain, some clusters. A test that needs another
-//! shape writes the YAML itself.
+//! Builds the configuration of most tests: a listener with some filters in a chain, others beside it, some clusters. A test that
+//! needs another shape writes the YAML itself.
 
 use std::fmt::{Display, Write};
 
@@ -10,6 +10,7 @@ use std::fmt::{Display, Write};
 pub struct Config {
     top: String,
     listener: String,
+    others: String,
     chain: Vec<String>,
     filters: String,
     clusters: String,
@@ -43,9 +44,36 @@ impl Config {
         self
     }
 
-    /// Adds a filter, and puts it at the end of the chain. `options` are those beside `name` and `wasm`, such as `config:`.
+    /// Adds a listener with these options beside `main`, at the address that `@NAME@` stands for unless they have another.
+    pub fn beside(mut self, name: &str, options: &str) -> Config {
+        let _ = writeln!(self.others, "  - name: {name}");
+        if !options.contains("address:") {
+            let _ = writeln!(self.others, "    address: '@{name}@'");
+        }
+        self.others += &indented(options, 4);
+        self
+    }
+
+    /// Adds a listener like `main` as it is by now, with these options as well.
+    pub fn again(self, name: &str, options: &str) -> Config {
+        let log = "access_log: {to: access.log}";
+        let same = format!(
+            "{log}\nchain: [{}]\n{}{}",
+            self.chain.join(", "),
+            indented(&self.listener, 0),
+            indented(options, 0)
+        );
+        self.beside(name, &same)
+    }
+
+    /// Adds a filter, and puts it at the end of the chain of `main`. `options` are those beside `name` and `wasm`, such as `config:`.
     pub fn filter(mut self, name: &str, wasm: &str, options: &str) -> Config {
         self.chain.push(name.to_owned());
+        self.unchained(name, wasm, options)
+    }
+
+    /// Adds a filter for the chains of other listeners.
+    pub fn unchained(mut self, name: &str, wasm: &str, options: &str) -> Config {
         let _ = write!(self.filters, "  - name: {name}\n    wasm: {wasm}\n{}", indented(options, 4));
         self
     }
@@ -64,13 +92,13 @@ impl Config {
 
 impl From<Config> for String {
     fn from(config: Config) -> String {
-        let Config { top, listener, chain, filters, clusters } = config;
+        let Config { top, listener, others, chain, filters, clusters } = config;
         let section = |name: &str, items: String| match items.is_empty() {
             true => String::new(),
             false => format!("{name}:\n{items}"),
         };
         let main = "  - name: main\n    address: '@main@'\n    access_log: {to: access.log}\n";
-        let listeners = format!("{main}    chain: [{}]\n{listener}", chain.join(", "));
+        let listeners = format!("{main}    chain: [{}]\n{listener}{others}", chain.join(", "));
         [top, section("listeners", listeners), section("filters", filters), section("clusters", clusters)].concat()
     }
 }

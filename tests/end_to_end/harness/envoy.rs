@@ -5,10 +5,7 @@ use std::{fs, net::SocketAddr, path::Path};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{
-    Client,
-    peer::{Peer, port},
-};
+use super::{Client, peer::Peer, reserve};
 
 /// A line of its access log, with what filters say of a request.
 const LOG: &str = "%REQ(:PATH)% %RESPONSE_CODE% flags=%FILTER_STATE(wasm.tollgate_flags:PLAIN)% \
@@ -91,7 +88,7 @@ impl Site {
     /// Starts it, with two workers, and waits until it takes connections.
     pub fn start(self, program: &Path) -> Envoy {
         let Site { mut filters, clusters, dir, routed } = self;
-        let (dir, address) = (dir.expect("it is not started yet"), port());
+        let (dir, address) = (dir.expect("it is not started yet"), reserve());
         filters.push(json!({
             "name": "router",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
@@ -114,7 +111,7 @@ impl Site {
         });
         let listener = json!({
             "name": "main",
-            "address": socket(address),
+            "address": socket(*address),
             "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
         });
         let config = json!({"static_resources": {"listeners": [listener], "clusters": clusters}});

@@ -37,8 +37,17 @@ impl Metrics {
 
     /// The sum of all series of this name that have these labels; 0 if there are none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.with(name, labels).sum()
+    }
+
+    /// Whether there is a series of this name that has these labels.
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.with(name, labels).next().is_some()
+    }
+
+    fn with(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
         let wanted = |has: &BTreeMap<String, String>| labels.iter().all(|(n, v)| has.get(*n).is_some_and(|is| is == v));
-        self.series.iter().filter(|(n, l, _)| n == name && wanted(l)).map(|(.., value)| value).sum()
+        self.series.iter().filter(move |(n, l, _)| n == name && wanted(l)).map(|(.., value)| *value)
     }
 
     /// The names and labels of all series.

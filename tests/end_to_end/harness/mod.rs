@@ -3,14 +3,21 @@
 
 mod client;
 mod config;
+mod entry;
 pub mod envoy;
+pub mod exchange;
 pub mod frames;
+pub mod guest;
 mod metrics;
 pub mod not_run;
 pub mod peer;
 pub mod pki;
+mod ports;
 mod proxy;
+#[cfg(feature = "http3")]
+pub mod quic;
 mod secure;
+mod settled;
 mod upstream;
 pub mod wasm;
 mod wire;
@@ -23,9 +30,11 @@ use std::{
 pub use self::{
     client::Client,
     config::Config,
+    entry::Entry,
     frames::H2,
     metrics::Metrics,
-    proxy::{Proxy, Signal, free_address, tollgate},
+    ports::reserve,
+    proxy::{Proxy, Signal, tollgate},
     secure::Secure,
     upstream::{Upstream, answer},
     wire::{Message, Wire},

@@ -11,7 +11,11 @@ use std::{
     thread,
 };
 
-use super::{not_run, proxy::free_address, wait_for, wait_until};
+use super::{
+    not_run,
+    ports::{Reserved, reserve},
+    wait_for, wait_until,
+};
 
 /// The folder of the scripts.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/interop");
@@ -59,11 +63,6 @@ macro_rules! needs {
     };
 }
 pub(crate) use needs;
-
-/// An address on a free port.
-pub fn port() -> SocketAddr {
-    free_address()
-}
 
 /// What a client has said.
 #[derive(Debug)]
@@ -116,17 +115,18 @@ pub fn script(python: &Path, name: &str, args: &[&str]) -> Said {
 pub struct Peer {
     /// Where it listens, if it is a server.
     pub address: SocketAddr,
+    _reserved: Reserved,
     child: Child,
     output: Arc<Mutex<String>>,
 }
 
 impl Peer {
-    /// Starts a program; `{address}` and `{port}` in its arguments are those of a free port.
+    /// Starts a program; `{address}` and `{port}` in its arguments are those of a port reserved for it.
     pub fn start(program: &Path, args: &[&str]) -> Peer {
-        Peer::start_at(port(), program, args)
+        Peer::start_at(reserve(), program, args)
     }
 
-    fn start_at(address: SocketAddr, program: &Path, args: &[&str]) -> Peer {
+    fn start_at(address: Reserved, program: &Path, args: &[&str]) -> Peer {
         let filled =
             |arg: &&str| arg.replace("{address}", &address.to_string()).replace("{port}", &address.port().to_string());
         let mut child = Command::new(program)
@@ -139,16 +139,16 @@ impl Peer {
         let output = Arc::new(Mutex::new(String::new()));
         capture(child.stdout.take(), &output);
         capture(child.stderr.take(), &output);
-        Peer { address, child, output }
+        Peer { address: *address, _reserved: address, child, output }
     }
 
     /// Starts a server, and waits until it takes connections.
     pub fn serve(program: &Path, args: &[&str]) -> Peer {
-        Peer::serve_at(port(), program, args)
+        Peer::serve_at(reserve(), program, args)
     }
 
     /// The same for one that is told elsewhere where to listen.
-    pub fn serve_at(address: SocketAddr, program: &Path, args: &[&str]) -> Peer {
+    pub fn serve_at(address: Reserved, program: &Path, args: &[&str]) -> Peer {
         let mut peer = Peer::start_at(address, program, args);
         wait_until("a server to be ready", || {
             let ended = peer.child.try_wait().expect("it is our child");

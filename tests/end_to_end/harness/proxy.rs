@@ -7,16 +7,12 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read},
-    net::{SocketAddr, TcpListener, TcpStream},
-    ops::Range,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use rustix::process::Signal;
@@ -25,22 +21,26 @@ use tempfile::TempDir;
 
 use super::{
     client::Client,
+    entry::Entry,
     frames::H2,
     metrics::Metrics,
-    wait_for,
+    ports::{Reserved, reserve},
+    settled, wait_for, wait_until,
     wire::{Message, Wire},
 };
 
 /// When nothing more has come for so long, what has been logged is there.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// A running proxy; it is killed when dropped, and if that is because the test has failed, its log is shown.
+/// A running proxy. It is killed when dropped. If that is because the test has failed, its log is shown; if not, it fails the test
+/// when it has panicked, or when something is still under way that no client waits for.
 pub struct Proxy {
     child: Child,
     dir: Arc<TempDir>,
-    addresses: BTreeMap<String, SocketAddr>,
+    addresses: BTreeMap<String, Reserved>,
     output: Arc<Mutex<String>>,
     readers: Vec<thread::JoinHandle<()>>,
+    leaves: bool,
 }
 
 impl Proxy {
@@ -88,7 +88,7 @@ impl Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let mut command = command(&dir, &[]);
         let child = command.stdout(output()).stderr(output()).spawn().expect("the proxy can be run");
-        let mut proxy = Proxy { child, dir, addresses, output: Arc::default(), readers: Vec::new() };
+        let mut proxy = Proxy { child, dir, addresses, output: Arc::default(), readers: Vec::new(), leaves: false };
         wait_for("the proxy to be ready", || proxy.is_ready().then_some(()));
         assert!(!proxy.has_ended());
         proxy
@@ -124,17 +124,17 @@ impl Proxy {
         Proxy::spawn(self.dir.clone(), self.addresses.clone(), options)
     }
 
-    fn spawn(dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>, options: &[&str]) -> Proxy {
+    fn spawn(dir: Arc<TempDir>, addresses: BTreeMap<String, Reserved>, options: &[&str]) -> Proxy {
         let command = command(&dir, options);
         Proxy::of(command, dir, addresses)
     }
 
-    fn of(mut command: Command, dir: Arc<TempDir>, addresses: BTreeMap<String, SocketAddr>) -> Proxy {
+    fn of(mut command: Command, dir: Arc<TempDir>, addresses: BTreeMap<String, Reserved>) -> Proxy {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the proxy can be run");
         let output = Arc::new(Mutex::new(String::new()));
         let readers = vec![capture(child.stdout.take(), &output), capture(child.stderr.take(), &output)];
-        Proxy { child, dir, addresses, output, readers }
+        Proxy { child, dir, addresses, output, readers, leaves: false }
     }
 
     /// All that it has written, when it has ended.
@@ -146,7 +146,7 @@ impl Proxy {
 
     /// The address that a word between at signs stands for.
     pub fn address(&self, name: &str) -> SocketAddr {
-        self.addresses[name]
+        *self.addresses[name]
     }
 
     /// The process's id.
@@ -168,6 +168,12 @@ impl Proxy {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(which)).expect("its memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// The same, of which something stays under way when the test ends: a mirrored request, say, that nobody ever answers.
+    pub fn leaving_things_behind(mut self) -> Proxy {
+        self.leaves = true;
+        self
     }
 
     /// The folder of its configuration.
@@ -256,6 +262,15 @@ impl Proxy {
         });
     }
 
+    /// Waits until all of a metric's series with these labels are zero. There must be some.
+    pub fn wait_for_zero(&self, name: &str, labels: &[(&str, &str)]) {
+        wait_until(&format!("{name} {labels:?} to be 0"), || {
+            let metrics = self.metrics();
+            assert!(metrics.has(name, labels), "there is no {name} {labels:?}");
+            metrics.sum(name, labels) == 0.0
+        });
+    }
+
     /// Whether `/ready` says so.
     pub fn is_ready(&self) -> bool {
         let Ok(stream) = TcpStream::connect(self.address("admin")) else { return false };
@@ -300,12 +315,12 @@ impl Proxy {
     }
 
     /// Waits for the first line of the access log that is as wanted.
-    pub fn entry(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        wait_for("a line in the access log", || self.entries().into_iter().find(|entry| wanted(entry)))
+    pub fn entry(&self, wanted: impl Fn(&Value) -> bool) -> Entry {
+        wait_for("a line in the access log", || self.entries().into_iter().find(|entry| wanted(entry)).map(Entry))
     }
 
     /// Waits for the first line of the access log for this path.
-    pub fn entry_for(&self, path: &str) -> Value {
+    pub fn entry_for(&self, path: &str) -> Entry {
         self.entry(|entry| entry["path"] == path)
     }
 
@@ -347,18 +362,42 @@ impl Proxy {
     }
 }
 
+impl Proxy {
+    /// What must not be when the test is over.
+    fn left_behind(&mut self) -> Option<String> {
+        if self.leaves || thread::panicking() || !matches!(self.child.try_wait(), Ok(None)) {
+            return None;
+        }
+        let addresses = self.addresses.iter().map(|(name, reserved)| (name.clone(), **reserved)).collect();
+        let config = fs::read_to_string(self.dir().join("config.yaml")).unwrap_or_default();
+        settled::left_behind(&addresses, config.contains("http3: true"))
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
+        let left = self.left_behind();
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if thread::panicking() {
-            eprintln!("--- the proxy's log:\n{}---", self.written());
+        let end = Instant::now() + SETTLED;
+        // A process that it has started may have its output open for a little longer.
+        while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let written = self.written();
+        let panic = settled::panic_in(&written);
+        if thread::panicking() || left.is_some() || panic.is_some() {
+            eprintln!("--- the proxy's log:\n{written}---");
+        }
+        if !thread::panicking() {
+            assert_eq!(panic, None, "the proxy has panicked");
+            assert_eq!(left, None, "the proxy has no clients, and still has something under way");
         }
     }
 }
 
 /// A folder with the configuration and these files, and what words between at signs stand for.
-fn prepared(config: &str, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, SocketAddr>) {
+fn prepared(config: &str, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, Reserved>) {
     let dir = TempDir::new().expect("a folder");
     for (name, content) in files {
         fs::write(dir.path().join(name), content).expect("a file can be written");
@@ -403,30 +442,14 @@ fn capture(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>
 }
 
 /// The configuration with addresses for the words between at signs, and an admin listener.
-fn filled_in(config: &str, addresses: &mut BTreeMap<String, SocketAddr>) -> String {
+fn filled_in(config: &str, addresses: &mut BTreeMap<String, Reserved>) -> String {
     let admin = if config.contains("admin:") { "" } else { "admin: {address: '@admin@'}\n" };
     let workers = if config.contains("workers:") { "" } else { "workers: 2\n" };
     let mut text = format!("{admin}{workers}{config}");
     while let Some((before, rest)) = text.split_once('@') {
         let (name, after) = rest.split_once('@').expect("a second at sign");
-        let address = *addresses.entry(name.to_owned()).or_insert_with(free_address);
+        let address = addresses.entry(name.to_owned()).or_insert_with(reserve);
         text = format!("{before}{address}{after}");
     }
     text
-}
-
-/// An address that nobody uses, on a port that the kernel gives to nobody by itself: its own begin at 32768, and one of those could be
-/// another's before the program that it is for has it. The same one is not given away twice.
-pub fn free_address() -> SocketAddr {
-    const PORTS: Range<u32> = 10_000..30_000;
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    loop {
-        // Processes that run at the same time begin at different places.
-        let nth = std::process::id().wrapping_mul(997).wrapping_add(GIVEN.fetch_add(1, Relaxed));
-        let port = PORTS.start + nth % PORTS.len() as u32;
-        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! An upstream that does as a test tells it, and remembers the requests that it got.
 
 use std::{
-    fmt, mem,
+    fmt, io, mem,
     net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex,
@@ -10,14 +10,13 @@ use std::{
     thread,
 };
 
-use socket2::{Domain, Socket, Type};
-
 use super::{
-    wait_until,
+    frames::{self, H2},
+    reserve, wait_until,
     wire::{Message, Wire},
 };
 
-/// A server on a port of its own; it ends with the test.
+/// A server on a port of its own; it ends with the test, and fails it if a malformed request has come.
 pub struct Upstream {
     /// Where it listens.
     pub address: SocketAddr,
@@ -29,6 +28,8 @@ struct Shared {
     requests: Mutex<Vec<Message>>,
     connections: AtomicUsize,
     over: AtomicBool,
+    malformed: Mutex<Vec<String>>,
+    allows_malformed: AtomicBool,
 }
 
 /// One connection to an upstream.
@@ -41,16 +42,14 @@ pub struct Answers {
 impl Answers {
     /// The next request, recorded; `None` when the connection ends.
     pub fn request(&mut self) -> Option<Message> {
-        let request = self.wire.read_request().ok()?;
-        self.record(&request);
-        Some(request)
+        let request = self.wire.read_request();
+        self.record(request)
     }
 
     /// The head of the next request, recorded; the body is left unread.
     pub fn head(&mut self) -> Option<Message> {
-        let head = self.wire.read_head().ok()?;
-        self.record(&head);
-        Some(head)
+        let head = self.wire.read_request_head();
+        self.record(head)
     }
 
     /// Sends bytes; whether the proxy is still there is not asked.
@@ -63,8 +62,19 @@ impl Answers {
         let _ = self.wire.read_to_end();
     }
 
-    fn record(&self, request: &Message) {
-        self.shared.requests.lock().unwrap().push(request.clone());
+    fn record(&self, read: io::Result<Message>) -> Option<Message> {
+        match read {
+            Ok(request) => {
+                self.shared.requests.lock().unwrap().push(request.clone());
+                Some(request)
+            }
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.shared.malformed.lock().unwrap().push(error.to_string());
+                }
+                None
+            }
+        }
     }
 }
 
@@ -94,6 +104,35 @@ impl Upstream {
             }
         });
         Upstream { address, shared }
+    }
+
+    /// One that speaks HTTP/2, with these settings; `serve` gets each connection, and its number from 0 on.
+    pub fn by_h2_with(
+        settings: &'static [(u16, u32)],
+        serve: impl Fn(&mut H2, usize) + Send + Sync + 'static,
+    ) -> Upstream {
+        let connections = AtomicUsize::new(0);
+        Upstream::scripted(move |connection| {
+            let nth = connections.fetch_add(1, Ordering::SeqCst);
+            // Somebody may only look whether the port is open.
+            let Ok(mut h2) = H2::accept(connection.wire, settings) else { return };
+            h2.window(0, 1 << 30);
+            serve(&mut h2, nth);
+        })
+    }
+
+    /// The same with usual settings.
+    pub fn by_h2(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
+        Upstream::by_h2_with(&[], move |h2, _| serve(h2))
+    }
+
+    /// The same; `reply` answers each request when it is there as a whole.
+    pub fn replying_by_h2(reply: impl Fn(&mut H2, u32, frames::Message) + Send + Sync + 'static) -> Upstream {
+        Upstream::by_h2(move |h2| {
+            while let Ok((stream, request)) = h2.next_request() {
+                reply(h2, stream, request);
+            }
+        })
     }
 
     /// Answers each request, with keep-alive, by the bytes that `reply` makes of it (see [`answer`]).
@@ -139,16 +178,26 @@ impl Upstream {
 
     /// An address at which nobody listens, as long as the tests run: a socket that does not listen has it.
     pub fn refusing() -> SocketAddr {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
-        let address = socket.local_addr().expect("its address").as_socket().expect("an IP address");
-        mem::forget(socket);
+        let reserved = reserve();
+        let address = *reserved;
+        mem::forget(reserved);
         address
+    }
+
+    /// What comes need not be HTTP/1.1.
+    pub fn allow_malformed(self) -> Upstream {
+        self.shared.allows_malformed.store(true, Ordering::SeqCst);
+        self
     }
 
     /// The requests so far.
     pub fn requests(&self) -> Vec<Message> {
         self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// The requests since the last time that this was called.
+    pub fn take_requests(&self) -> Vec<Message> {
+        mem::take(&mut self.shared.requests.lock().unwrap())
     }
 
     /// The only request so far.
@@ -175,6 +224,10 @@ impl Drop for Upstream {
         self.shared.over.store(true, Ordering::SeqCst);
         // Wakes the thread that accepts, and so frees the port.
         let _ = std::net::TcpStream::connect(self.address);
+        let malformed = self.shared.malformed.lock().unwrap();
+        if !thread::panicking() && !self.shared.allows_malformed.load(Ordering::SeqCst) {
+            assert!(malformed.is_empty(), "malformed requests have reached the upstream: {malformed:?}");
+        }
     }
 }
 

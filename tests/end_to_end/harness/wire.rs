@@ -62,6 +62,31 @@ impl Message {
     fn is_chunked(&self) -> bool {
         self.field("transfer-encoding").is_some_and(|v| v == "chunked")
     }
+
+    /// What is wrong with the head of a request that a proxy has sent, if anything (RFC 9112 sections 3, 5 and 6).
+    fn mistake(&self) -> Option<String> {
+        let is_token = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        };
+        let words: Vec<&str> = self.start.split(' ').collect();
+        let is_start = matches!(words[..], [method, target, "HTTP/1.1"]
+            if is_token(method) && !target.is_empty() && target.bytes().all(|b| b.is_ascii_graphic()));
+        if !is_start {
+            return Some(self.start.clone());
+        }
+        let is_value = |value: &str| value.chars().all(|c| c == '\t' || !c.is_ascii_control());
+        if let Some(field) = self.fields.iter().find(|(name, value)| !is_token(name) || !is_value(value)) {
+            return Some(format!("{field:?}"));
+        }
+        let (host, length, encoding) = (self.all("host"), self.all("content-length"), self.all("transfer-encoding"));
+        let is_length = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let framed = match (&length[..], &encoding[..]) {
+            ([], [] | ["chunked"]) => true,
+            ([length], []) => is_length(length),
+            _ => false,
+        };
+        (host.len() != 1 || !framed).then(|| format!("{:?}", self.fields))
+    }
 }
 
 /// A connection, with what has been read ahead.
@@ -205,9 +230,15 @@ impl Wire {
         Ok(())
     }
 
-    /// The next request. `UnexpectedEof` if the connection ends instead.
+    /// The head of the next request. `UnexpectedEof` if the connection ends instead, `InvalidData` if it is wrong.
+    pub fn read_request_head(&mut self) -> io::Result<Message> {
+        let head = self.read_head()?;
+        head.mistake().map_or(Ok(head), |mistake| Err(malformed(&mistake)))
+    }
+
+    /// The next request.
     pub fn read_request(&mut self) -> io::Result<Message> {
-        let mut request = self.read_head()?;
+        let mut request = self.read_request_head()?;
         self.read_body(&mut request, false)?;
         Ok(request)
     }

@@ -9,7 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::harness::{Client, Proxy, Upstream, free_address, not_run, wait_until};
+use crate::harness::{Client, Proxy, Upstream, not_run, reserve, wait_until};
 
 /// Clients that connect anew for each request.
 struct Connecting {
@@ -137,7 +137,8 @@ fn a_unix_socket_passes_from_one_listener_to_another() {
 #[test]
 fn all_addresses_of_both_families_stand_beside_each_other() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
-    let port = free_address().port();
+    let reserved = reserve();
+    let port = reserved.port();
     let four = format!("{{name: four, address: '0.0.0.0:{port}', cluster: a}}");
     let six = format!("{{name: six, address: '[::]:{port}', cluster: b}}");
     let both = config(&format!("{four}, {six}"), &a, &b);

@@ -11,8 +11,8 @@ use crate::{
 #[test]
 fn listeners_come_and_go() {
     let upstream = Upstream::saying("hello");
-    let one = || String::from(Config::to(&upstream));
-    let two = || one().replace("listeners:\n", "listeners:\n  - {name: more, address: '@more@', cluster: web}\n");
+    let one = || Config::to(&upstream);
+    let two = || one().beside("more", "cluster: web");
     let mut proxy = Proxy::start(one());
     let load = Load::start(&proxy, |response| response.text().to_owned());
     for _ in 0..5 {
@@ -40,8 +40,8 @@ fn a_request_under_way_outlives_its_listener() {
         answer(200, &[], "slow")
     });
     let main = Upstream::saying("main");
-    let one = || String::from(Config::to(&main).cluster("slow", &[&upstream], ""));
-    let two = || one().replace("listeners:\n", "listeners:\n  - {name: more, address: '@more@', cluster: slow}\n");
+    let one = || Config::to(&main).cluster("slow", &[&upstream], "");
+    let two = || one().beside("more", "cluster: slow");
     let mut proxy = Proxy::start(two());
     let mut client = Client::connect(proxy.address("more"));
     client.send_request("GET", "/", &[], b"");

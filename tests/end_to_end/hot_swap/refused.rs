@@ -163,8 +163,7 @@ fn an_address_that_is_taken() {
     let address = taken.local_addr().expect("an address");
     refused(
         |proxy, upstream| {
-            let more = format!("listeners:\n  - {{name: more, address: '{address}', cluster: web}}\n");
-            proxy.put_config(String::from(good(upstream)).replace("listeners:\n", &more));
+            proxy.put_config(good(upstream).beside("more", &format!("address: '{address}'\ncluster: web")));
         },
         &format!("cannot listen on {address}"),
     );

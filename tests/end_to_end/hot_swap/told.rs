@@ -70,20 +70,18 @@ fn a_listener_that_never_ran_leaves_no_figures() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
     // What is wrong with it is found last.
-    let more = format!("listeners:\n  - {{name: more, address: '{}', cluster: web}}\n", proxy.address("admin"));
-    proxy.put_config(String::from(Config::to(&upstream)).replace("listeners:\n", &more));
+    proxy.put_config(Config::to(&upstream).beside("more", "address: '@admin@'\ncluster: web"));
     proxy.wait_for_output("is already the address of the admin listener");
     assert!(!has_figures(&proxy));
     let wrong = guest::filter(r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 0))"#);
     fs::write(proxy.dir().join("wrong.wasm"), wrong).expect("a file");
-    let more = more.replace(&proxy.address("admin").to_string(), "127.0.0.1:0");
     let refused = Config::to(&upstream).filter("wrong", "wrong.wasm", "");
-    let refused = String::from(refused).replace("listeners:\n", &more);
+    let refused = refused.beside("more", "address: 127.0.0.1:0\ncluster: web");
     proxy.put_config(refused.clone());
     proxy.wait_for_output("filter `wrong` cannot be set up");
     assert!(!has_figures(&proxy));
     // The same again: nothing is said, and nothing is left. (If the proxy has not looked by then, nothing is missed.)
-    proxy.put_config(format!("{refused}# once more\n"));
+    proxy.put_config(refused.top("# once more"));
     thread::sleep(Duration::from_millis(600));
     assert!(!has_figures(&proxy));
 }

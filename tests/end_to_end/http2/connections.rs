@@ -222,7 +222,5 @@ fn connections_are_counted_until_they_end() {
     clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
     assert_eq!(proxy.metrics().sum("tollgate_connections_active", &[("listener", "main")]), 5.0);
     drop(clients);
-    crate::harness::wait_until("their end", || {
-        proxy.metrics().sum("tollgate_connections_active", &[("listener", "main")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_connections_active", &[("listener", "main")]);
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, mpsc},
 };
 
-use super::upstream::{config, connects, speaking};
+use super::upstream::{config, connects};
 use crate::harness::{
     H2, Proxy, Upstream,
     frames::{code, kind, setting},
@@ -17,7 +17,7 @@ use crate::harness::{
 fn fragile() -> (Upstream, mpsc::Sender<()>) {
     let (go, told) = mpsc::channel();
     let told = Mutex::new(told);
-    let upstream = speaking(&[], move |h2, _| {
+    let upstream = Upstream::by_h2_with(&[], move |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {
             // It has 19 bits for each backslash.
             let length = |value: &str| value.len().max(value.matches('\\').count() * 19 / 8);
@@ -111,7 +111,7 @@ fn a_request_with_trailers_goes_by_a_connection_of_its_own() {
 
 #[test]
 fn a_head_that_is_longer_than_the_upstream_says_is_answered_with_431() {
-    let upstream = speaking(&[(setting::MAX_HEADER_LIST_SIZE, 16_384)], |h2, _| {
+    let upstream = Upstream::by_h2_with(&[(setting::MAX_HEADER_LIST_SIZE, 16_384)], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {
             let length = request.field("x-long").map_or(0, str::len);
             h2.answer(stream, 200, length.to_string().as_bytes());
@@ -143,7 +143,7 @@ fn was_asked(seen: &Seen, path: &str) -> usize {
 fn ending_at(last: &'static str, ends: impl Fn(&mut H2, &[(u32, String)]) + Send + Sync + 'static) -> (Upstream, Seen) {
     let seen = Seen::default();
     let noted = seen.clone();
-    let upstream = speaking(&[], move |h2, nth| {
+    let upstream = Upstream::by_h2_with(&[], move |h2, nth| {
         let mut here = Vec::new();
         while let Ok((stream, request)) = h2.next_request() {
             let path = request.field(":path").unwrap_or_default().to_owned();
@@ -213,7 +213,7 @@ struct Taken {
 fn counting() -> (Upstream, Arc<Mutex<Taken>>) {
     let taken = Arc::<Mutex<Taken>>::default();
     let noted = taken.clone();
-    let upstream = speaking(&[], move |h2, nth| {
+    let upstream = Upstream::by_h2_with(&[], move |h2, nth| {
         let mut held = Vec::new();
         while let Ok(frame) = h2.read() {
             let mut noted = noted.lock().unwrap();
@@ -284,13 +284,9 @@ fn resets_leave_nobody_without_a_connection_where_there_may_be_no_other() {
 /// What has had its answer counts as none, and neither does what the upstream resets itself.
 #[test]
 fn a_connection_without_resets_from_here_lasts() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            match request.field(":path") {
-                Some("/reset") => h2.reset(stream, code::INTERNAL_ERROR),
-                _ => h2.answer(stream, 200, if request.body.is_empty() { b"" } else { b"fine" }),
-            }
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| match request.field(":path") {
+        Some("/reset") => h2.reset(stream, code::INTERNAL_ERROR),
+        _ => h2.answer(stream, 200, if request.body.is_empty() { b"" } else { b"fine" }),
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.client();
@@ -304,7 +300,7 @@ fn a_connection_without_resets_from_here_lasts() {
 
 /// Answers what is there as a whole, and waits for the rest of what is not.
 fn patient(settings: &'static [(u16, u32)]) -> Upstream {
-    speaking(settings, |h2, _| {
+    Upstream::by_h2_with(settings, |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
             h2.answer(stream, 200, b"fine");
         }

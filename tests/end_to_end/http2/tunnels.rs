@@ -147,7 +147,5 @@ fn a_tunnel_whose_client_resets_it_is_closed() {
     let stream = connect(&mut client, &[]);
     proxy.wait_for_metric("tollgate_tunnels_active", &[("listener", "main")], 1.0);
     client.reset(stream, code::CANCEL);
-    crate::harness::wait_until("its end", || {
-        proxy.metrics().sum("tollgate_tunnels_active", &[("listener", "main")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_tunnels_active", &[("listener", "main")]);
 }

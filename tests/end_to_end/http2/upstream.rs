@@ -9,31 +9,14 @@ use std::sync::{
 use crate::harness::{
     Config, H2, Proxy, Upstream, answer,
     frames::{code, flag, kind, setting},
-    in_time, wait_until,
+    in_time,
 };
-
-/// An upstream that speaks HTTP/2; `serve` is told the connection's number, from 0 on.
-pub(super) fn speaking(
-    settings: &'static [(u16, u32)],
-    serve: impl Fn(&mut H2, usize) + Send + Sync + 'static,
-) -> Upstream {
-    let connections = AtomicUsize::new(0);
-    Upstream::scripted(move |connection| {
-        let nth = connections.fetch_add(1, Ordering::SeqCst);
-        // Somebody who only looks whether the port is open.
-        let Ok(mut h2) = H2::accept(connection.wire, settings) else { return };
-        h2.window(0, 1 << 30);
-        serve(&mut h2, nth);
-    })
-}
 
 /// Answers each request with its path.
 fn echoing() -> Upstream {
-    speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let path = request.field(":path").unwrap_or_default().to_owned();
-            h2.answer(stream, 200, path.as_bytes());
-        }
+    Upstream::replying_by_h2(|h2, stream, request| {
+        let path = request.field(":path").unwrap_or_default().to_owned();
+        h2.answer(stream, 200, path.as_bytes());
     })
 }
 
@@ -51,11 +34,9 @@ pub(super) fn connects(proxy: &Proxy) -> f64 {
 fn requests_have_the_form_of_http_2_and_share_a_connection() {
     let (seen, saw) = mpsc::channel();
     let seen = std::sync::Mutex::new(seen);
-    let upstream = speaking(&[], move |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            seen.lock().unwrap().send(request).unwrap();
-            h2.answer(stream, 200, b"hello");
-        }
+    let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
+        seen.lock().unwrap().send(request).unwrap();
+        h2.answer(stream, 200, b"hello");
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let response =
@@ -74,63 +55,11 @@ fn requests_have_the_form_of_http_2_and_share_a_connection() {
 }
 
 #[test]
-fn a_malformed_response_is_none() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let (name, value) = match request.field(":path") {
-                Some("/before") => ("x-a", " 1"),
-                Some("/after") => ("x-a", "1\t"),
-                Some("/name") => ("x\"a", "1"),
-                _ => ("x-a", "1"),
-            };
-            h2.headers(stream, &[(":status", "200"), (name, value)], true);
-        }
-    });
-    let proxy = Proxy::start(config(&upstream, ""));
-    for path in ["/before", "/after", "/name"] {
-        assert_eq!(proxy.get(path).status(), 502, "{path}");
-        assert_eq!(proxy.entry_for(path)["details"], "upstream_protocol_error");
-    }
-    assert_eq!(proxy.get("/").status(), 200);
-    assert_eq!(connects(&proxy), 1.0);
-}
-
-#[test]
-fn trailers_pass_both_ways_without_http_1_in_between() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let trailer = request.trailer("x-up").unwrap_or("none").to_owned();
-            h2.headers(stream, &[(":status", "200")], false);
-            h2.data(stream, b"body", false);
-            h2.headers(stream, &[("x-down", &trailer)], true);
-        }
-    });
-    let proxy = Proxy::start(config(&upstream, ""));
-    let mut client = proxy.h2();
-    let stream = client.request("POST", "/", &[("te", "trailers"), ("trailer", "x-up")], false);
-    client.data(stream, b"x", false);
-    client.headers(stream, &[("x-up", "7")], true);
-    let response = client.response(stream);
-    assert_eq!((response.text(), response.trailer("x-down")), ("body", Some("7")));
-    // A response that is nothing but trailers has one block.
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200"), ("grpc-status", "5")], true);
-        }
-    });
-    let proxy = Proxy::start(config(&upstream, ""));
-    let response = proxy.h2().get("/");
-    assert_eq!((response.field("grpc-status"), response.blocks.len(), response.text()), (Some("5"), 1, ""));
-}
-
-#[test]
 fn interim_responses_are_bounded() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let count = if request.field(":path") == Some("/storm") { 1000 } else { 32 };
-            (0..count).for_each(|_| h2.headers(stream, &[(":status", "103"), ("link", "</a>")], false));
-            h2.answer(stream, 200, b"hello");
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        let count = if request.field(":path") == Some("/storm") { 1000 } else { 32 };
+        (0..count).for_each(|_| h2.headers(stream, &[(":status", "103"), ("link", "</a>")], false));
+        h2.answer(stream, 200, b"hello");
     });
     let proxy = Proxy::start(config(&upstream, ""));
     assert_eq!(proxy.get("/few").text(), "hello");
@@ -141,32 +70,10 @@ fn interim_responses_are_bounded() {
     assert_eq!(connects(&proxy), 1.0);
 }
 
-#[test]
-fn interim_responses_and_those_without_a_body_are_understood() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            match (request.field(":method").unwrap(), request.field(":path").unwrap()) {
-                ("HEAD", _) => h2.headers(stream, &[(":status", "200"), ("content-length", "5")], true),
-                (_, "/204") => h2.headers(stream, &[(":status", "204")], true),
-                _ => {
-                    h2.headers(stream, &[(":status", "103"), ("link", "</a>")], false);
-                    h2.answer(stream, 200, b"hello");
-                }
-            }
-        }
-    });
-    let proxy = Proxy::start(config(&upstream, ""));
-    let mut client = proxy.client();
-    let head = client.request("HEAD", "/", &[], b"");
-    assert_eq!((head.status(), head.field("content-length")), (200, Some("5")));
-    assert_eq!(client.get("/204").status(), 204);
-    assert_eq!(client.get("/").text(), "hello");
-}
-
 /// A GOAWAY says which streams are processed; the others are done elsewhere, whatever their method (RFC 9113 section 6.8).
 #[test]
 fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
-    let upstream = speaking(&[], |h2, nth| {
+    let upstream = Upstream::by_h2_with(&[], |h2, nth| {
         if nth > 0 {
             while let Ok((stream, _)) = h2.next_request() {
                 h2.answer(stream, 200, b"second");
@@ -198,7 +105,7 @@ fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
 #[test]
 fn a_request_outlasts_several_connections_that_end() {
     for (ending, expected) in [(3, 200), (100, 502)] {
-        let upstream = speaking(&[], move |h2, nth| {
+        let upstream = Upstream::by_h2_with(&[], move |h2, nth| {
             while let Ok((stream, _)) = h2.next_request() {
                 if nth < ending {
                     h2.goaway(0, code::NO_ERROR);
@@ -218,13 +125,9 @@ fn a_request_outlasts_several_connections_that_end() {
 fn a_refused_stream_is_tried_again_whatever_its_method() {
     let refused = Arc::new(AtomicUsize::new(0));
     let counted = refused.clone();
-    let upstream = speaking(&[], move |h2, _| {
-        while let Ok((stream, _)) = h2.next_request() {
-            match counted.fetch_add(1, Ordering::SeqCst) {
-                0 => h2.reset(stream, code::REFUSED_STREAM),
-                _ => h2.answer(stream, 200, b"taken"),
-            }
-        }
+    let upstream = Upstream::replying_by_h2(move |h2, stream, _| match counted.fetch_add(1, Ordering::SeqCst) {
+        0 => h2.reset(stream, code::REFUSED_STREAM),
+        _ => h2.answer(stream, 200, b"taken"),
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let response = proxy.request("POST", "/", &[], b"body");
@@ -235,10 +138,8 @@ fn a_refused_stream_is_tried_again_whatever_its_method() {
 /// Only the upstream knows whether it has done something of it.
 #[test]
 fn a_stream_that_is_reset_for_another_reason_is_not_sent_again_by_itself() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.reset(stream, code::INTERNAL_ERROR);
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, _| {
+        h2.reset(stream, code::INTERNAL_ERROR);
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let response = proxy.request("POST", "/reset", &[], b"body");
@@ -256,7 +157,7 @@ fn a_stream_that_is_reset_for_another_reason_is_not_sent_again_by_itself() {
 fn an_upstreams_bound_on_streams_is_kept() {
     let refused = Arc::new(AtomicUsize::new(0));
     let seen = refused.clone();
-    let upstream = speaking(&[(setting::MAX_CONCURRENT_STREAMS, 2)], move |h2, _| {
+    let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 2)], move |h2, _| {
         let mut open = Vec::new();
         loop {
             let Ok((stream, _)) = h2.next_request() else { return };
@@ -288,7 +189,7 @@ fn an_upstreams_bound_on_streams_is_kept() {
 /// One connection is all there may be: requests wait for a place on it.
 #[test]
 fn requests_wait_when_all_places_of_all_connections_are_taken() {
-    let upstream = speaking(&[(setting::MAX_CONCURRENT_STREAMS, 1)], |h2, _| {
+    let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 1)], |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
             h2.answer(stream, 200, b"done");
         }
@@ -310,13 +211,11 @@ type Deed = fn(&mut H2, u32);
 fn breaks_off(how: Deed) -> (Upstream, mpsc::Sender<()>) {
     let (go, told) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
-    let upstream = speaking(&[], move |h2, _| {
-        while let Ok((stream, _)) = h2.next_request() {
-            h2.headers(stream, &[(":status", "200")], false);
-            h2.data(stream, b"half of it", false);
-            told.lock().unwrap().recv().unwrap();
-            how(h2, stream);
-        }
+    let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
+        h2.headers(stream, &[(":status", "200")], false);
+        h2.data(stream, b"half of it", false);
+        told.lock().unwrap().recv().unwrap();
+        how(h2, stream);
     });
     (upstream, go)
 }
@@ -359,13 +258,11 @@ fn a_response_of_another_length_than_said_is_broken_for_the_client_too() {
     for body in ["four", "seven77"] {
         let (go, told) = mpsc::channel();
         let told = std::sync::Mutex::new(told);
-        let upstream = speaking(&[], move |h2, _| {
-            while let Ok((stream, _)) = h2.next_request() {
-                h2.headers(stream, &[(":status", "200"), ("content-length", "5")], false);
-                // With the head it would be no response at all.
-                told.lock().unwrap().recv().unwrap();
-                h2.data(stream, body.as_bytes(), true);
-            }
+        let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
+            h2.headers(stream, &[(":status", "200"), ("content-length", "5")], false);
+            // With the head it would be no response at all.
+            told.lock().unwrap().recv().unwrap();
+            h2.data(stream, body.as_bytes(), true);
         });
         let proxy = Proxy::start(config(&upstream, ""));
         let mut client = proxy.h2();
@@ -402,13 +299,9 @@ fn responses_that_break_http_2_are_answered_with_502() {
     let mut failures = Vec::new();
     for (what, evil) in cases {
         let evil = *evil;
-        let upstream = speaking(&[], move |h2, _| {
-            while let Ok((stream, request)) = h2.next_request() {
-                match request.field(":path") {
-                    Some("/evil") => evil(h2, stream),
-                    _ => h2.answer(stream, 200, b"fine"),
-                }
-            }
+        let upstream = Upstream::replying_by_h2(move |h2, stream, request| match request.field(":path") {
+            Some("/evil") => evil(h2, stream),
+            _ => h2.answer(stream, 200, b"fine"),
         });
         let proxy = Proxy::start(config(&upstream, ""));
         let status = proxy.get("/evil").status();
@@ -434,7 +327,7 @@ fn a_malformed_response_costs_no_other_stream() {
         ("/status", ":status", "abc"),
         ("/connection", "connection", "close"),
     ];
-    let upstream = speaking(&[], |h2, _| {
+    let upstream = Upstream::by_h2_with(&[], |h2, _| {
         let mut held = None;
         while let Ok((stream, request)) = h2.next_head() {
             match request.field(":path").unwrap_or_default() {
@@ -479,18 +372,16 @@ fn a_malformed_response_costs_no_other_stream() {
 fn trailers_of_a_response_have_no_pseudo_headers() {
     let cases: &[&[(&str, &str)]] =
         &[&[(":status", "500"), ("x-sum", "1")], &[(":status", "200")], &[("x-sum", "1"), (":path", "/other")]];
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            let nth = request.field(":path").and_then(|path| path[1..].parse::<usize>().ok());
-            let Some(trailers) = nth.map(|nth| cases[nth]) else {
-                // No trailers: a head that ends its stream.
-                h2.headers(stream, &[(":status", "204")], true);
-                continue;
-            };
-            h2.headers(stream, &[(":status", "200")], false);
-            h2.data(stream, b"body", false);
-            h2.headers(stream, trailers, true);
-        }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        let nth = request.field(":path").and_then(|path| path[1..].parse::<usize>().ok());
+        let Some(trailers) = nth.map(|nth| cases[nth]) else {
+            // No trailers: a head that ends its stream.
+            h2.headers(stream, &[(":status", "204")], true);
+            return;
+        };
+        h2.headers(stream, &[(":status", "200")], false);
+        h2.data(stream, b"body", false);
+        h2.headers(stream, trailers, true);
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -507,18 +398,16 @@ fn trailers_of_a_response_have_no_pseudo_headers() {
 
 #[test]
 fn a_head_that_is_too_large_is_answered_with_502() {
-    let upstream = speaking(&[], |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            if request.field(":path") != Some("/large") {
-                h2.answer(stream, 200, b"fine");
-                continue;
-            }
-            let block = crate::harness::frames::encode(&[(":status", "200"), ("x-large", &"v".repeat(100_000))]);
-            let parts: Vec<_> = block.chunks(16_000).collect();
-            for (n, part) in parts.iter().enumerate() {
-                let last = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
-                h2.send(if n == 0 { kind::HEADERS } else { kind::CONTINUATION }, last, stream, part);
-            }
+    let upstream = Upstream::replying_by_h2(|h2, stream, request| {
+        if request.field(":path") != Some("/large") {
+            h2.answer(stream, 200, b"fine");
+            return;
+        }
+        let block = crate::harness::frames::encode(&[(":status", "200"), ("x-large", &"v".repeat(100_000))]);
+        let parts: Vec<_> = block.chunks(16_000).collect();
+        for (n, part) in parts.iter().enumerate() {
+            let last = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
+            h2.send(if n == 0 { kind::HEADERS } else { kind::CONTINUATION }, last, stream, part);
         }
     });
     let proxy = Proxy::start(config(&upstream, ""));
@@ -530,7 +419,7 @@ fn a_head_that_is_too_large_is_answered_with_502() {
 #[test]
 fn a_connection_whose_pings_are_not_answered_is_given_up() {
     in_time(|ms| {
-        let upstream = speaking(&[], |h2, nth| {
+        let upstream = Upstream::by_h2_with(&[], |h2, nth| {
             h2.answers_pings = nth > 0;
             while let Ok((stream, request)) = h2.next_request() {
                 if nth > 0 || request.field(":path") != Some("/dead") {
@@ -551,7 +440,7 @@ fn a_connection_whose_pings_are_not_answered_is_given_up() {
 
 #[test]
 fn an_upstream_that_closes_its_idle_connection_is_not_noticed() {
-    let upstream = speaking(&[], |h2, _| {
+    let upstream = Upstream::by_h2_with(&[], |h2, _| {
         if let Ok((stream, _)) = h2.next_request() {
             h2.answer(stream, 200, b"fine");
             h2.goaway(stream, code::NO_ERROR);
@@ -562,9 +451,7 @@ fn an_upstream_that_closes_its_idle_connection_is_not_noticed() {
         assert_eq!(proxy.request("POST", "/", &[], b"body").text(), "fine");
         // Until the proxy knows, it could be used again, and be found closed with the request on it.
         proxy.wait_for_metric("tollgate_cluster_connects_total", &[("cluster", "web")], f64::from(n));
-        wait_until("the connection's end", || {
-            proxy.metrics().sum("tollgate_cluster_connections", &[("cluster", "web")]) == 0.0
-        });
+        proxy.wait_for_zero("tollgate_cluster_connections", &[("cluster", "web")]);
     }
 }
 
@@ -572,7 +459,7 @@ fn an_upstream_that_closes_its_idle_connection_is_not_noticed() {
 fn an_upload_goes_at_the_upstreams_pace() {
     let (go, told) = mpsc::channel::<()>();
     let told = std::sync::Mutex::new(told);
-    let upstream = speaking(&[(setting::INITIAL_WINDOW_SIZE, 10)], move |h2, _| {
+    let upstream = Upstream::by_h2_with(&[(setting::INITIAL_WINDOW_SIZE, 10)], move |h2, _| {
         while let Ok((stream, request)) = h2.next_head() {
             if request.field(":path") == Some("/slow") {
                 h2.generous = false;
@@ -604,7 +491,7 @@ fn an_upload_goes_at_the_upstreams_pace() {
 /// An answer to an upload that is not read, and the words that no more of it is wanted (RFC 9113 section 8.1).
 #[test]
 fn an_early_answer_and_a_reset_without_an_error_are_a_whole_response() {
-    let upstream = speaking(&[], |h2, _| {
+    let upstream = Upstream::by_h2_with(&[], |h2, _| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.answer(stream, 403, b"no");
             h2.reset(stream, code::NO_ERROR);
@@ -624,16 +511,14 @@ fn an_early_answer_and_a_reset_without_an_error_are_a_whole_response() {
 fn what_a_client_cancels_is_cancelled_at_the_upstream() {
     let (seen, saw) = mpsc::channel();
     let seen = std::sync::Mutex::new(seen);
-    let upstream = speaking(&[], move |h2, _| {
-        while let Ok((stream, request)) = h2.next_request() {
-            if request.field(":path") == Some("/held") {
-                seen.lock().unwrap().send(None).unwrap();
-                let reset = h2.wait(stream, "a reset", |m| m.reset.is_some()).reset.unwrap();
-                seen.lock().unwrap().send(Some(reset)).unwrap();
-                continue;
-            }
-            h2.answer(stream, 200, b"fine");
+    let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
+        if request.field(":path") == Some("/held") {
+            seen.lock().unwrap().send(None).unwrap();
+            let reset = h2.wait(stream, "a reset", |m| m.reset.is_some()).reset.unwrap();
+            seen.lock().unwrap().send(Some(reset)).unwrap();
+            return;
         }
+        h2.answer(stream, 200, b"fine");
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -665,7 +550,7 @@ fn another_protocol_for_the_same_endpoints_opens_other_connections() {
             }
             return;
         }
-        while connection.request().is_some() {
+        while connection.wire.read_head().is_ok() {
             connection.send(answer(200, &[], "one"));
         }
     });
@@ -692,7 +577,7 @@ fn a_bound_on_requests_for_each_connection_is_kept() {
 
 #[test]
 fn an_upstream_that_does_not_speak_it_is_answered_with_502() {
-    let upstream = Upstream::canned(answer(400, &[], "what?"));
+    let upstream = Upstream::canned(answer(400, &[], "what?")).allow_malformed();
     let proxy = Proxy::start(config(&upstream, ""));
     assert_eq!(proxy.get("/fails").status(), 502);
     assert_eq!(proxy.entry_for("/fails")["flags"], "UPE");

@@ -5,7 +5,7 @@ use std::{sync::mpsc, thread::sleep, time::Duration};
 use crate::harness::{
     Config, H2, Proxy, Upstream, answer,
     frames::{code, flag, kind, setting},
-    in_time, wait_until,
+    in_time,
 };
 
 const MIB: usize = 1 << 20;
@@ -48,10 +48,8 @@ fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
     }
     let entry = proxy.entry_for("/large");
     assert_eq!(entry["flags"], "SI", "{entry}");
-    proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 0.0);
-    wait_until("the upstream's connections to be let go", || {
-        proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
+    proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
     // The connection is as good as before.
     let stream = client.request("GET", "/again", &[], true);
     client.window(stream, 1000);

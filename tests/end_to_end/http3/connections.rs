@@ -9,7 +9,7 @@ use rcgen::CertifiedKey;
 use serde_json::json;
 
 use super::{Site, TLS, client::H3, code, pair};
-use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, free_address, peer::needs, wait_until};
+use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, peer::needs, reserve, wait_until};
 
 #[test]
 fn changes_under_load_lose_nothing() {
@@ -178,7 +178,8 @@ fn it_is_turned_off_and_on_beside_the_others() {
 fn all_addresses_of_both_families_stand_beside_each_other() {
     needs!("aioquic");
     let (a, b) = (Upstream::saying("four"), Upstream::saying("six"));
-    let port = free_address().port();
+    let reserved = reserve();
+    let port = reserved.port();
     let both = [("four", "0.0.0.0", &a), ("six", "[::]", &b)];
     let config = |listeners: &[(&str, &str, &Upstream)]| {
         let tls = "http3: true, tls: {certificates: [{certificate: server.pem, key: server.key}]}";

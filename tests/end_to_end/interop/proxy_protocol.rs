@@ -32,7 +32,7 @@ fn haproxy_sends_both_versions() {
         let proxy = proxy(&upstream);
         let dir = TempDir::new().expect("a folder");
         let file = dir.path().join("haproxy.cfg");
-        let address = crate::harness::peer::port();
+        let address = crate::harness::reserve();
         let config = format!(
             "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
              listen main\n bind {address}\n server tollgate {} {option}\n",

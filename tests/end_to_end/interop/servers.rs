@@ -96,7 +96,7 @@ fn nghttpd_gives_uploads_back() {
 
 /// nginx with these options in its `server` block.
 pub(super) fn nginx(nginx: &std::path::Path, dir: &std::path::Path, http: &str, server: &str) -> Peer {
-    let address = crate::harness::peer::port();
+    let address = crate::harness::reserve();
     let root = dir.to_str().expect("a path");
     let config = format!(
         "daemon off; master_process off; pid {root}/nginx.pid; error_log stderr;\n\
@@ -165,7 +165,7 @@ pub(super) fn nginx_stream(nginx: &std::path::Path, dir: &std::path::Path, strea
         return None;
     }
     let load = if built_in { String::new() } else { format!("load_module {module};\n") };
-    let address = crate::harness::peer::port();
+    let address = crate::harness::reserve();
     let root = dir.to_str().expect("a path");
     let stream = stream.replace("{address}", &address.to_string());
     let config = format!(

@@ -25,10 +25,8 @@ fn over_http_1() {
     script(&python, "websocket_client", &[&[&*url(&proxy, "ws")], &CASES[..]].concat()).well();
     let entry = proxy.entry(|entry| entry["path"] == "/chat?room=1");
     assert_eq!((&entry["status"], &entry["cluster"]), (&101.into(), &"web".into()), "{entry}");
-    proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 0.0);
-    crate::harness::wait_until("all tunnels to have ended", || {
-        proxy.metrics().sum("tollgate_tunnels_active", &[("listener", "main")]) == 0.0
-    });
+    proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
+    proxy.wait_for_zero("tollgate_tunnels_active", &[("listener", "main")]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Site;
-use crate::harness::{H2, Upstream, answer, peer::needs};
+use crate::harness::{Upstream, answer, peer::needs};
 
 #[test]
 fn hello_marks_responses() {
@@ -139,22 +139,18 @@ fn body_transform_changes_bodies_however_they_come() {
 
 /// A server that says of `up` that it is serving, of `down` that it is not, and of others that it does not know them.
 fn health() -> Upstream {
-    Upstream::scripted(|connection| {
-        let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
-        h2.window(0, 1 << 30);
-        while let Ok((stream, request)) = h2.next_request() {
-            let watched = request.field(":path") == Some("/grpc.health.v1.Health/Watch");
-            let (message, status): (&[u8], _) = match request.body.get(7..) {
-                Some(b"up") => (&[0, 0, 0, 0, 2, 8, 1], "0"),
-                Some(b"down") => (&[0, 0, 0, 0, 2, 8, 2], "0"),
-                _ => (&[], "5"),
-            };
-            h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
-            h2.data(stream, message, false);
-            // A watch lasts until the filter ends it.
-            if !watched || status != "0" {
-                h2.headers(stream, &[("grpc-status", status), ("grpc-message", "who is that")], true);
-            }
+    Upstream::replying_by_h2(|h2, stream, request| {
+        let watched = request.field(":path") == Some("/grpc.health.v1.Health/Watch");
+        let (message, status): (&[u8], _) = match request.body.get(7..) {
+            Some(b"up") => (&[0, 0, 0, 0, 2, 8, 1], "0"),
+            Some(b"down") => (&[0, 0, 0, 0, 2, 8, 2], "0"),
+            _ => (&[], "5"),
+        };
+        h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+        h2.data(stream, message, false);
+        // A watch lasts until the filter ends it.
+        if !watched || status != "0" {
+            h2.headers(stream, &[("grpc-status", status), ("grpc-message", "who is that")], true);
         }
     })
 }

@@ -7,33 +7,39 @@ use quinn::{RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
-use super::{
-    model::{Got, PATIENCE, Point, Request, borrowed, head},
-    upstream::Seen,
+use super::super::{
+    DEADLINE,
+    frames::Fields,
+    quic::{CONTROL, Raw, frame, section},
 };
-use crate::{
-    harness::{DEADLINE, frames::Fields},
-    http3::raw::{CONTROL, Raw, frame, section},
-};
+use super::{End, Outcome, PATIENCE, Point, Request, Speaker, Version, borrowed};
 
-pub struct Client {
+/// The client.
+pub struct SpeakerH3 {
     address: SocketAddr,
     certificate: CertificateDer<'static>,
     connection: Option<(Raw, SendStream)>,
 }
 
-impl Client {
-    pub fn new(address: SocketAddr, certificate: CertificateDer<'static>) -> Client {
-        Client { address, certificate, connection: None }
+impl SpeakerH3 {
+    /// To who has this certificate for `web.test`.
+    pub fn new(address: SocketAddr, certificate: CertificateDer<'static>) -> SpeakerH3 {
+        SpeakerH3 { address, certificate, connection: None }
+    }
+}
+
+impl Speaker for SpeakerH3 {
+    fn version(&self) -> Version {
+        Version::H3
     }
 
-    pub fn exchange(&mut self, request: &Request, row: usize, seen: &Seen) -> Got {
+    fn exchange_until(&mut self, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
         let (raw, control) = self.connection.take().unwrap_or_else(|| {
             let raw = Raw::connect_to(self.address, &self.certificate, quinn::TransportConfig::default());
             let control = raw.one_way(&CONTROL);
             (raw, control)
         });
-        let got = exchange(&raw, request, row, seen);
+        let got = exchange(&raw, request, leave);
         if raw.is_open() {
             self.connection = Some((raw, control));
         }
@@ -41,10 +47,12 @@ impl Client {
     }
 }
 
-fn exchange(raw: &Raw, request: &Request, row: usize, seen: &Seen) -> Got {
-    let fields = head(request, "https", row);
+fn exchange(raw: &Raw, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
+    let fields = request.head("https");
     let head = frame(1, &section(&borrowed(&fields)));
-    let Some((mut send, mut recv)) = raw.try_open(b"") else { return Got::Broken { status: None, alone: false } };
+    let Some((mut send, mut recv)) = raw.try_open(b"") else {
+        return Outcome::Broken { status: None, end: End::Connection(raw.close_code()) };
+    };
     let mut received = Received::default();
     if request.cut == Some(Point::Head) {
         raw.write(&mut send, &head[..head.len() / 2]);
@@ -69,13 +77,18 @@ fn exchange(raw: &Raw, request: &Request, row: usize, seen: &Seen) -> Got {
         }
     }
     if request.cut.is_some() {
-        seen.wait_before_leaving(row, request);
+        leave();
         raw.cancel(&mut send, &mut recv);
-        return Got::Left;
+        return Outcome::Left;
     }
     received.all(raw, &mut recv);
-    let alone = raw.is_open();
-    Got::of(received.blocks, received.body, received.finished, alone, &request.method)
+    let end = match received.reset {
+        _ if received.finished => None,
+        _ if !raw.is_open() => Some(End::Connection(raw.close_code())),
+        Some(code) => Some(End::Reset(code)),
+        None => Some(End::Unfit),
+    };
+    Outcome::of(received.blocks, received.body, end, &request.method)
 }
 
 /// What has come on a stream.
@@ -85,6 +98,7 @@ struct Received {
     blocks: Vec<Fields>,
     body: Vec<u8>,
     finished: bool,
+    reset: Option<u64>,
 }
 
 impl Received {
@@ -102,7 +116,12 @@ impl Received {
                 self.finished = self.bytes.is_empty();
                 return false;
             }
-            Err(_) => return false,
+            Err(error) => {
+                if let quinn::ReadError::Reset(code) = error {
+                    self.reset = Some(code.into_inner());
+                }
+                return false;
+            }
         }
         while let Some((kind, payload, length)) = whole_frame(&self.bytes) {
             match kind {

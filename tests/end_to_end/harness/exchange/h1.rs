@@ -5,42 +5,53 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use super::{
-    model::{Got, Point, Request, Response},
-    upstream::Seen,
-};
-use crate::harness::{Message, Wire, frames::Fields};
+use super::super::{Message, Wire, frames::Fields};
+use super::{End, Outcome, Point, Request, Response, Speaker, Version};
 
-pub fn exchange(address: SocketAddr, request: &Request, row: usize, seen: &Seen) -> Got {
-    let mut wire = Wire::new(TcpStream::connect(address).expect("the proxy accepts connections"));
-    let mut interim = Vec::new();
-    // A proxy that has had enough closes, which is seen when reading.
-    let sent = send(&mut wire, request, row, &mut interim);
-    if sent.is_ok() && request.half {
-        wire.finish();
-    } else if sent.is_ok() && request.cut.is_some() {
-        seen.wait_before_leaving(row, request);
-        wire.reset();
-        return Got::Left;
-    }
-    match receive(&mut wire, &request.method, &mut interim) {
-        Ok(head) => Got::Whole(Response {
-            interim,
-            status: head.status(),
-            fields: lower(head.fields),
-            body: head.body,
-            trailers: lower(head.trailers),
-        }),
-        Err((status, _)) => Got::Broken { status, alone: true },
+/// The client.
+pub struct SpeakerH1(SocketAddr);
+
+impl SpeakerH1 {
+    pub fn new(address: SocketAddr) -> SpeakerH1 {
+        SpeakerH1(address)
     }
 }
 
-fn send(wire: &mut Wire, request: &Request, row: usize, interim: &mut Vec<(u16, Fields)>) -> io::Result<()> {
+impl Speaker for SpeakerH1 {
+    fn version(&self) -> Version {
+        Version::H1
+    }
+
+    fn exchange_until(&mut self, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
+        let mut wire = Wire::new(TcpStream::connect(self.0).expect("the proxy accepts connections"));
+        let mut interim = Vec::new();
+        // A proxy that has had enough closes, which is seen when reading.
+        let sent = send(&mut wire, request, &mut interim);
+        if sent.is_ok() && request.half {
+            wire.finish();
+        } else if sent.is_ok() && request.cut.is_some() {
+            leave();
+            wire.reset();
+            return Outcome::Left;
+        }
+        match receive(&mut wire, &request.method, &mut interim) {
+            Ok(head) => Outcome::Whole(Response {
+                interim,
+                status: head.status(),
+                fields: lower(head.fields),
+                body: head.body,
+                trailers: lower(head.trailers),
+            }),
+            Err((status, _)) => Outcome::Broken { status, end: End::Closed },
+        }
+    }
+}
+
+fn send(wire: &mut Wire, request: &Request, interim: &mut Vec<(u16, Fields)>) -> io::Result<()> {
     let mut head = format!("{} {} HTTP/1.1\r\n", request.method, request.target);
     if let Some(host) = &request.host {
         head += &format!("Host: {host}\r\n");
     }
-    head += &format!("x-row: {row}\r\n");
     if let Some(rest) = &request.raw {
         return wire.send(head + rest);
     }

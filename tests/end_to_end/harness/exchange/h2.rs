@@ -2,33 +2,37 @@
 
 use std::net::SocketAddr;
 
-use super::{
-    model::{Got, PATIENCE, Point, Request, borrowed, head},
-    upstream::Seen,
-};
-use crate::harness::{
+use super::super::{
     DEADLINE, H2,
     frames::{code, encode, kind},
 };
+use super::{End, Outcome, PATIENCE, Point, Request, Speaker, Version, borrowed};
 
-pub struct Client {
+/// The client.
+pub struct SpeakerH2 {
     address: SocketAddr,
     connection: Option<H2>,
 }
 
-impl Client {
-    pub fn new(address: SocketAddr) -> Client {
-        Client { address, connection: None }
+impl SpeakerH2 {
+    pub fn new(address: SocketAddr) -> SpeakerH2 {
+        SpeakerH2 { address, connection: None }
+    }
+}
+
+impl Speaker for SpeakerH2 {
+    fn version(&self) -> Version {
+        Version::H2
     }
 
-    pub fn exchange(&mut self, request: &Request, row: usize, seen: &Seen) -> Got {
+    fn exchange_until(&mut self, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
         let mut h2 = self.connection.take().unwrap_or_else(|| H2::connect(self.address));
         let stream = h2.next_stream();
-        let fields = head(request, "http", row);
+        let fields = request.head("http");
         if request.cut == Some(Point::Head) {
             // Without END_HEADERS.
             h2.send(kind::HEADERS, 0, stream, &encode(&borrowed(&fields)));
-            return Got::Left;
+            return Outcome::Left;
         }
         h2.headers(stream, &borrowed(&fields), request.body.is_none());
         if request.waits {
@@ -36,28 +40,33 @@ impl Client {
             while h2.so_far(stream).blocks.is_empty() && h2.read().is_ok() {}
             h2.wire.socket().set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
         }
-        let mut alone = send(&mut h2, stream, request).is_some();
+        let mut goes_on = send(&mut h2, stream, request).is_some();
         if let Some(point) = request.cut {
             if point != Point::Trailers {
                 h2.ping();
             }
-            seen.wait_before_leaving(row, request);
+            leave();
             if point != Point::Trailers {
                 h2.reset(stream, code::CANCEL);
                 self.connection = Some(h2);
             }
-            return Got::Left;
+            return Outcome::Left;
         }
         let over = |h2: &H2| h2.so_far(stream).ended || h2.so_far(stream).reset.is_some();
-        while alone && !over(&h2) {
-            alone = h2.read().is_ok();
+        while goes_on && !over(&h2) {
+            goes_on = h2.read().is_ok();
         }
-        alone &= h2.goaways.is_empty();
         let message = h2.so_far(stream);
-        if alone {
+        let end = match (h2.goaways.last(), message.reset) {
+            _ if message.ended => None,
+            (Some(goaway), _) => Some(End::Connection(Some(goaway.code().into()))),
+            (None, Some(code)) => Some(End::Reset(code.into())),
+            (None, None) => Some(End::Connection(None)),
+        };
+        if goes_on && h2.goaways.is_empty() {
             self.connection = Some(h2);
         }
-        Got::of(message.blocks, message.body, message.ended, alone, &request.method)
+        Outcome::of(message.blocks, message.body, end, &request.method)
     }
 }
 

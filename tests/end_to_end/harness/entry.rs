@@ -1,0 +1,40 @@
+//! A line of the access log, and what tests expect of it.
+
+use std::{fmt, ops::Deref};
+
+use serde_json::Value;
+
+/// A line.
+#[derive(Debug, Clone)]
+pub struct Entry(pub Value);
+
+impl Entry {
+    /// Asserts its status (`()` for none) and its flags (`""` for none).
+    #[track_caller]
+    pub fn expect(self, status: impl Into<Value>, flags: &str) -> Entry {
+        let flags = if flags.is_empty() { Value::Null } else { flags.into() };
+        assert_eq!((&self["status"], &self["flags"]), (&status.into(), &flags), "{:#}", self.0);
+        self
+    }
+
+    /// Asserts its details as well.
+    #[track_caller]
+    pub fn because(self, details: &str) -> Entry {
+        assert_eq!(self["details"], details, "{:#}", self.0);
+        self
+    }
+}
+
+impl Deref for Entry {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.0
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,66 @@
+//! What must be left of a proxy when its test is over: no panic in its log, and, once its clients are gone, nothing under way.
+
+use std::{collections::BTreeMap, fs, io, net::SocketAddr, net::TcpStream, thread, time::Duration, time::Instant};
+
+use super::{DEADLINE, Metrics, wire::Wire};
+
+/// Gauges that go back to zero when the last client has gone.
+const PASSING: &[&str] = &[
+    "tollgate_connections_active",
+    "tollgate_requests_active",
+    "tollgate_tunnels_active",
+    "tollgate_tcp_connections_active",
+    "tollgate_cluster_requests_active",
+    "tollgate_cluster_requests_pending",
+    "tollgate_cluster_uploads",
+    "tollgate_cluster_downloads_waiting",
+];
+
+/// The first line that a panic of the proxy itself has written. A filter's panic is a trap, which is logged in other words.
+pub fn panic_in(output: &str) -> Option<&str> {
+    output.lines().find(|line| line.starts_with("thread '") && line.contains(" panicked at "))
+}
+
+/// Waits until nothing is under way; what is, if that never happens. A proxy that still has clients, or that nobody can ask, is
+/// not waited for.
+pub fn left_behind(addresses: &BTreeMap<String, SocketAddr>, http3: bool) -> Option<String> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let metrics = scrape(*addresses.get("admin")?).ok()?;
+        let left: Vec<_> =
+            PASSING.iter().map(|name| (*name, metrics.sum(name, &[]))).filter(|(_, n)| *n != 0.0).collect();
+        // Clients that speak QUIC are in no table, and need not say that they go.
+        let may_have_clients = http3 && metrics.sum(PASSING[0], &[]) > 0.0;
+        if left.is_empty() || may_have_clients || has_clients(addresses) {
+            return None;
+        }
+        if Instant::now() > end {
+            return Some(format!("{left:?}"));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn scrape(admin: SocketAddr) -> io::Result<Metrics> {
+    let mut wire = Wire::new(TcpStream::connect(admin)?);
+    wire.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let response = wire.read_response("GET")?;
+    match response.status() {
+        200 => Ok(Metrics::parse(response.text())),
+        _ => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+/// Whether somebody has an open connection to one of these addresses.
+fn has_clients(addresses: &BTreeMap<String, SocketAddr>) -> bool {
+    const ESTABLISHED: &str = "01";
+    let ends: Vec<String> = addresses.values().map(|address| format!(":{:04X}", address.port())).collect();
+    let is_client = |line: &str| {
+        let mut words = line.split_whitespace().skip(2);
+        let (remote, state) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        state == ESTABLISHED && ends.iter().any(|end| remote.ends_with(end.as_str()))
+    };
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .any(|table| fs::read_to_string(table).unwrap_or_default().lines().any(is_client))
+}
