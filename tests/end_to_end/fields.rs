@@ -1,31 +1,46 @@
 //! Header fields that a proxy takes away, and those that it adds: hop-by-hop fields, `Via`, `X-Forwarded-*`, `X-Request-Id`.
 
-use crate::harness::{Config, Message, Proxy, Upstream, answer};
+use std::collections::HashSet;
 
-/// The request that reaches the upstream when a client sends these fields.
-fn forwarded(listener: &str, fields: &[(&str, &str)]) -> Message {
+use crate::harness::{
+    Config, Message, Proxy, Upstream, answer,
+    exchange::{Everywhere, Outcome, Request, Version},
+    wait_until,
+};
+
+/// Looks at the requests that reach the upstream when clients of each version send these fields to `web.test`.
+fn forwarded(listener: &str, fields: &[(&str, &str)], look: impl Fn(Version, &Message)) {
     let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start(Config::to(&upstream).listener(listener));
-    assert_eq!(proxy.request("GET", "/", fields, b"").status(), 200);
-    upstream.only_request()
+    let proxy = Everywhere::start(Config::to(&upstream).listener(listener));
+    proxy.each(&Request::get("/").with(fields), |version, outcome| {
+        assert_eq!(outcome.status(), 200, "{version:?}");
+        look(version, &upstream.take_requests()[0]);
+    });
 }
 
+/// What `X-Forwarded-Proto` says of a version's listener in a proxy of [`Everywhere`].
+fn scheme(version: Version) -> Option<&'static str> {
+    Some(if version == Version::H3 { "https" } else { "http" })
+}
+
+/// In HTTP/1.1. The other versions have no such fields, and refuse them.
 #[test]
 fn what_is_for_the_next_hop_goes_no_further() {
-    let request = forwarded(
-        "",
-        &[
-            ("Connection", "keep-alive, X-Private"),
-            ("Connection", "x-other"),
-            ("X-Private", "1"),
-            ("X-Other", "1"),
-            ("X-Kept", "1"),
-            ("Keep-Alive", "timeout=5"),
-            ("Proxy-Connection", "keep-alive"),
-            ("Upgrade", "h2c"),
-            ("TE", "gzip;q=0.5, trailers"),
-        ],
-    );
+    let upstream = Upstream::saying("ok");
+    let proxy = Proxy::start(Config::to(&upstream));
+    let fields = [
+        ("Connection", "keep-alive, X-Private"),
+        ("Connection", "x-other"),
+        ("X-Private", "1"),
+        ("X-Other", "1"),
+        ("X-Kept", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Upgrade", "h2c"),
+        ("TE", "gzip;q=0.5, trailers"),
+    ];
+    assert_eq!(proxy.request("GET", "/", &fields, b"").status(), 200);
+    let request = upstream.only_request();
     for gone in ["x-private", "x-other", "keep-alive", "proxy-connection", "upgrade"] {
         assert_eq!(request.field(gone), None, "{gone}");
     }
@@ -67,55 +82,66 @@ fn the_upstreams_connection_fields_are_its_own() {
 }
 
 #[test]
-fn values_pass_as_they_are() {
-    let request = forwarded("", &[("X-Latin", "caf\u{e9}"), ("X-Twice", "1"), ("X-Twice", "2"), ("X-Empty", "")]);
-    // The harness sends UTF-8 and reads Latin-1.
-    assert_eq!(request.field("x-latin"), Some("caf\u{c3}\u{a9}"));
-    assert_eq!((request.all("x-twice"), request.all("x-empty")), (vec!["1", "2"], vec![""]));
-}
-
-#[test]
 fn via_names_the_proxy_in_both_directions() {
     let upstream = Upstream::replying(|_| answer(200, &["Via: 1.1 inner"], "ok"));
-    let proxy = Proxy::start(Config::to(&upstream));
-    let response = proxy.request("GET", "/", &[("Via", "1.0 outer")], b"");
-    assert_eq!(response.all("via"), ["1.1 inner", "1.1 tollgate"]);
-    assert_eq!(upstream.only_request().all("via"), ["1.0 outer", "1.1 tollgate"]);
-
-    assert_eq!(forwarded("via: edge", &[]).all("via"), ["1.1 edge"]);
-    assert!(forwarded("via: ''", &[]).all("via").is_empty());
+    let proxy = Everywhere::start(Config::to(&upstream));
+    proxy.each(&Request::get("/").with(&[("via", "1.0 outer")]), |version, outcome| {
+        let Outcome::Whole(response) = outcome else { panic!("{outcome:?}") };
+        let via = response.fields.iter().filter(|(name, _)| name == "via").map(|(_, value)| value.as_str());
+        assert_eq!(via.collect::<Vec<_>>(), ["1.1 inner", "1.1 tollgate"], "{version:?}");
+        let received = match version {
+            Version::H1 => "1.1 tollgate",
+            Version::H2 => "2 tollgate",
+            Version::H3 => "3 tollgate",
+        };
+        assert_eq!(upstream.take_requests()[0].all("via"), ["1.0 outer", received]);
+    });
+    forwarded("via: edge", &[], |_, request| assert!(request.field("via").is_some_and(|via| via.ends_with(" edge"))));
+    forwarded("via: ''", &[], |_, request| assert_eq!(request.field("via"), None));
 }
 
+/// What clients say about others, and about themselves.
 const SAID: &[(&str, &str)] = &[
-    ("X-Forwarded-For", "192.0.2.1, 192.0.2.2"),
-    ("X-Forwarded-Proto", "https"),
-    ("X-Forwarded-Host", "shop.example"),
-    ("X-Request-Id", "mine"),
+    ("x-forwarded-for", "192.0.2.1, 192.0.2.2"),
+    ("x-forwarded-proto", "ftp"),
+    ("x-forwarded-host", "shop.example"),
+    ("x-forwarded-client-cert", "URI=spiffe://mesh.local/admin"),
+    ("x-request-id", "mine"),
 ];
 
 #[test]
 fn a_client_that_is_not_trusted_cannot_speak_for_others() {
-    let request = forwarded("trusted_hops: 0", SAID);
-    assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
-    assert_eq!(request.field("x-forwarded-host"), Some("test"));
-    let id = request.field("x-request-id").expect("a request id");
-    assert!(id != "mine" && id.len() == 36, "{id}");
+    forwarded("trusted_hops: 0", SAID, |version, request| {
+        assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"), "{version:?}");
+        assert_eq!(request.field("x-forwarded-proto"), scheme(version), "{version:?}");
+        assert_eq!(request.field("x-forwarded-host"), Some("web.test"), "{version:?}");
+        assert_eq!(request.field("x-forwarded-client-cert"), None, "{version:?}");
+        let id = request.field("x-request-id").expect("a request id");
+        assert!(id != "mine" && id.len() == 36, "{version:?}: {id}");
+    });
 }
 
 #[test]
 fn the_client_is_as_many_hops_away_as_are_trusted() {
     for (hops, client) in [(1, "192.0.2.2"), (2, "192.0.2.1"), (3, "192.0.2.1")] {
         let upstream = Upstream::saying("ok");
-        let proxy = Proxy::start(Config::to(&upstream).listener(&format!("trusted_hops: {hops}")));
-        assert_eq!(proxy.request("GET", "/hops", SAID, b"").status(), 200);
-        let request = upstream.only_request();
-        assert_eq!(request.field("x-forwarded-for"), Some("192.0.2.1, 192.0.2.2, 127.0.0.1"));
-        assert_eq!(request.field("x-forwarded-proto"), Some("https"));
-        assert_eq!(request.field("x-forwarded-host"), Some("shop.example"));
-        assert_eq!(request.field("x-request-id"), Some("mine"));
-        let entry = proxy.entry_for("/hops");
-        assert_eq!((&entry["client"], &entry["request_id"]), (&client.into(), &"mine".into()), "{hops} hops");
+        let proxy = Everywhere::start(Config::to(&upstream).listener(&format!("trusted_hops: {hops}")));
+        let said: Vec<_> =
+            SAID.iter().map(|field| if field.1 == "ftp" { (field.0, "https") } else { *field }).collect();
+        proxy.each(&Request::get("/hops").with(&said), |version, outcome| {
+            assert_eq!(outcome.status(), 200, "{version:?}");
+            let request = upstream.take_requests().remove(0);
+            assert_eq!(request.field("x-forwarded-for"), Some("192.0.2.1, 192.0.2.2, 127.0.0.1"), "{version:?}");
+            assert_eq!(request.field("x-forwarded-proto"), Some("https"), "{version:?}");
+            assert_eq!(request.field("x-forwarded-host"), Some("shop.example"), "{version:?}");
+            assert_eq!(request.field("x-request-id"), Some("mine"), "{version:?}");
+            // Nobody has shown a certificate.
+            assert_eq!(request.field("x-forwarded-client-cert"), None, "{version:?}");
+        });
+        wait_until("a line for each version", || proxy.entries().len() == 3);
+        for entry in proxy.entries() {
+            assert_eq!((&entry["client"], &entry["request_id"]), (&client.into(), &"mine".into()), "{entry}");
+        }
     }
 }
 
@@ -125,58 +151,59 @@ fn no_client_passes_for_the_proxy_in_front() {
     let allow =
         "config: {policies: [{name: p, rules: [{from: [{source: {remote_ip_blocks: [127.0.0.0/8, '::/0']}}]}]}]}";
     let upstream = Upstream::saying("ok");
-    let proxy =
-        Proxy::start(Config::to(&upstream).listener("trusted_hops: 1").filter("access", "builtin:authz", allow));
-    let told = |said: &[&str], path: &str| {
-        let fields: Vec<_> = said.iter().map(|said| ("X-Forwarded-For", *said)).collect();
-        let status = proxy.request("GET", path, &fields, b"").status();
-        (status, proxy.entry_for(path)["client"].as_str().map(str::to_owned))
-    };
-    let client = || Some("203.0.113.9".to_owned());
-    for (nth, (said, expected)) in [
-        (&["203.0.113.9"][..], (403, client())),
-        (&["\u{ff}, 203.0.113.9"], (403, client())),
-        (&["\u{ff}", "203.0.113.9"], (403, client())),
-        (&["127.0.0.1, 203.0.113.9"], (403, client())),
-        (&["127.0.0.1, \"203.0.113.9:80\""], (403, client())),
-        (&["127.0.0.1, \u{ff}"], (403, None)),
-        (&["127.0.0.1", "unknown"], (403, None)),
-        (&["127.0.0.1,"], (403, None)),
-        (&["127.0.0.1, "], (403, None)),
-        (&[""], (403, None)),
-        (&["203.0.113.9, 127.0.0.1"], (200, Some("127.0.0.1".to_owned()))),
+    let trusting = Config::to(&upstream).listener("trusted_hops: 1");
+    let proxy = Everywhere::start(trusting.filter("access", "builtin:authz", allow));
+    let client = || Some("203.0.113.9");
+    for (nth, (said, status, client)) in [
+        (&["203.0.113.9"][..], 403, client()),
+        (&["\u{ff}, 203.0.113.9"], 403, client()),
+        (&["\u{ff}", "203.0.113.9"], 403, client()),
+        (&["127.0.0.1, 203.0.113.9"], 403, client()),
+        (&["127.0.0.1, \"203.0.113.9:80\""], 403, client()),
+        (&["127.0.0.1, \u{ff}"], 403, None),
+        (&["127.0.0.1", "unknown"], 403, None),
+        (&["127.0.0.1,"], 403, None),
+        (&["127.0.0.1, ,"], 403, None),
+        (&[""], 403, None),
+        (&["203.0.113.9, 127.0.0.1"], 200, Some("127.0.0.1")),
         // The peer speaks for itself.
-        (&[], (200, Some("127.0.0.1".to_owned()))),
+        (&[], 200, Some("127.0.0.1")),
     ]
     .into_iter()
     .enumerate()
     {
-        assert_eq!(told(said, &format!("/{nth}")), expected, "{said:?}");
+        let fields: Vec<_> = said.iter().map(|said| ("x-forwarded-for", *said)).collect();
+        let path = format!("/{nth}");
+        assert_eq!(proxy.status(&Request::get(&path).with(&fields)), status, "{said:?}");
+        let lines = || proxy.entries().into_iter().filter(|entry| entry["path"] == *path).collect::<Vec<_>>();
+        wait_until("a line for each version", || lines().len() == 3);
+        lines().iter().for_each(|entry| assert_eq!(entry["client"].as_str(), client, "{said:?}: {entry}"));
     }
-    let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
-    proxy.request("GET", "/", &[("X-Forwarded-For", "\u{ff}"), ("X-Forwarded-For", "203.0.113.9")], b"");
     // The harness sends UTF-8 and reads Latin-1.
-    let last = upstream.requests().pop().expect("a request");
-    assert_eq!(last.field("x-forwarded-for"), Some("\u{c3}\u{bf}, 203.0.113.9, 127.0.0.1"));
+    let fields = [("x-forwarded-for", "\u{ff}"), ("x-forwarded-for", "203.0.113.9")];
+    forwarded("trusted_hops: 1", &fields, |version, request| {
+        assert_eq!(request.field("x-forwarded-for"), Some("\u{c3}\u{bf}, 203.0.113.9, 127.0.0.1"), "{version:?}");
+    });
 }
 
 #[test]
 fn what_a_trusted_proxy_does_not_say_is_added() {
-    let request = forwarded("trusted_hops: 1", &[]);
-    assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!((request.field("x-forwarded-proto"), request.field("x-forwarded-host")), (Some("http"), Some("test")));
-    assert_eq!(request.field("x-request-id").map(str::len), Some(36));
+    forwarded("trusted_hops: 1", &[], |version, request| {
+        assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"), "{version:?}");
+        assert_eq!(request.field("x-forwarded-proto"), scheme(version), "{version:?}");
+        assert_eq!(request.field("x-forwarded-host"), Some("web.test"), "{version:?}");
+        assert_eq!(request.field("x-request-id").map(str::len), Some(36), "{version:?}");
+    });
 }
 
 #[test]
 fn each_request_has_an_id_of_its_own() {
     let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.client();
-    for _ in 0..20 {
-        client.get("/");
+    let proxy = Everywhere::start(Config::to(&upstream));
+    for _ in 0..10 {
+        assert_eq!(proxy.status(&Request::get("/")), 200);
     }
-    let ids: std::collections::HashSet<String> =
-        upstream.requests().iter().map(|r| r.field("x-request-id").expect("an id").to_owned()).collect();
-    assert_eq!(ids.len(), 20);
+    let requests = upstream.requests();
+    let ids: HashSet<_> = requests.iter().map(|request| request.field("x-request-id").expect("an id")).collect();
+    assert_eq!(ids.len(), requests.len());
 }

@@ -25,138 +25,31 @@ fn a_request_passes_and_is_http_1_at_the_upstream() {
     );
 }
 
-#[test]
-fn cookies_are_joined_for_those_behind_the_proxy() {
-    let upstream = Upstream::saying("");
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.h2();
-    let stream = client.request("GET", "/", &[("cookie", "a=1"), ("x-other", "1"), ("cookie", "b=2; c=3")], true);
-    assert_eq!(client.response(stream).status(), 200);
-    assert_eq!(upstream.only_request().field("cookie"), Some("a=1; b=2; c=3"));
-}
-
-#[test]
-fn trailers_pass_both_ways() {
-    let upstream = Upstream::replying(|_| {
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Down: 1\r\n\r\n".to_vec()
-    });
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.h2();
-    let stream = client.request("POST", "/", &[("te", "trailers"), ("trailer", "x-up")], false);
-    client.data(stream, b"cd", false);
-    client.headers(stream, &[("x-up", "2")], true);
-    let response = client.response(stream);
-    assert_eq!((response.text(), response.trailer("x-down")), ("ab", Some("1")));
-    let request = upstream.only_request();
-    assert_eq!((request.text(), request.field("te")), ("cd", Some("trailers")));
-    assert_eq!(
-        request.trailers.iter().map(|(n, v)| (n.to_lowercase(), v.clone())).collect::<Vec<_>>(),
-        [("x-up".into(), "2".into())]
-    );
-}
-
-#[test]
-fn a_response_to_head_and_those_without_a_body_end_with_their_heads() {
-    let upstream = Upstream::replying(|request| match (request.method(), request.target()) {
-        ("HEAD", _) => b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".to_vec(),
-        (_, "/204") => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
-        (_, "/304") => b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec(),
-        _ => answer(200, &[], "hello"),
-    });
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.h2();
-    let stream = client.request("HEAD", "/", &[], true);
-    let response = client.response(stream);
-    assert_eq!((response.status(), response.field("content-length"), response.text()), (200, Some("5"), ""));
-    assert_eq!(client.get("/204").status(), 204);
-    assert_eq!(client.get("/304").field("etag"), Some("\"a\""));
-    assert_eq!(client.get("/").text(), "hello", "the connection can be used on");
-}
-
-/// Interim responses of an upstream end at the proxy, as with HTTP/1.1.
-#[test]
-fn an_interim_response_does_not_disturb() {
-    let upstream = Upstream::replying(|_| {
-        [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".to_vec(), answer(200, &[], "hello")].concat()
-    });
-    let proxy = Proxy::start(Config::to(&upstream));
-    let response = proxy.h2().get("/");
-    assert_eq!((response.status(), response.text()), (200, "hello"));
-}
-
-/// RFC 9110 section 10.1.1.
-#[test]
-fn who_expects_100_gets_it() {
-    let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.h2();
-    let stream = client.request("POST", "/", &[("expect", "100-continue"), ("content-length", "4")], false);
-    let message = client.wait(stream, "a word", |message| !message.blocks.is_empty());
-    assert_eq!(message.blocks[0][0], (":status".to_owned(), "100".to_owned()));
-    client.data(stream, b"body", true);
-    let message = client.response(stream);
-    assert_eq!((message.text(), message.blocks.len()), ("body", 2));
-    // Who does not wait for it, and who has no body, need not be told.
-    let expecting = [("expect", "100-continue")];
-    let stream = client.request("GET", "/", &expecting, true);
-    assert_eq!(client.response(stream).blocks.len(), 1);
-}
-
 /// A field that is spelled out.
 fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&[0, name.len() as u8], name, &[value.len() as u8], value].concat()
 }
 
 /// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1): another one on the connection goes on all the time.
+/// These are what the table of all versions cannot say, in bytes that are no text and in tables of fields.
 #[test]
 fn malformed_requests_are_refused_and_the_connection_goes_on() {
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let proxy = Proxy::start(Config::to(&upstream));
     let right = head("GET", "/malformed", &[]);
     let without = |name: &str| encode(&right.iter().copied().filter(|(n, _)| *n != name).collect::<Vec<_>>());
-    let with = |name: &str, value: &[u8]| [encode(&right), literal(name.as_bytes(), value)].concat();
     let instead = |name: &str, value: &[u8]| [without(name), literal(name.as_bytes(), value)].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("no method", without(":method")),
-        ("no path", without(":path")),
-        ("no scheme", without(":scheme")),
-        ("an empty path", instead(":path", b"")),
         ("a byte in a path that is no text", instead(":path", b"/\xe9")),
         ("an authority that is no text", instead(":authority", b"a\xff")),
         ("a scheme that is no text", instead(":scheme", b"http\xff")),
-        ("a method with a space", instead(":method", b"G T")),
-        ("an empty method", instead(":method", b"")),
-        ("two paths", with(":path", b"/other")),
-        ("two authorities", with(":authority", b"other")),
-        ("an unknown pseudo-field", with(":what", b"x")),
-        ("a response's pseudo-field", with(":status", b"200")),
-        ("a pseudo-field that no response has either", with(":status", b"abc")),
-        ("a pseudo-field after a field", [literal(b"x-a", b"1"), encode(&right)].concat()),
-        ("a name in upper case", with("X-Upper", b"1")),
-        ("a name with a space", with("x y", b"1")),
-        ("an empty name", with("", b"1")),
-        ("connection", with("connection", b"close")),
-        ("keep-alive", with("keep-alive", b"5")),
-        ("proxy-connection", with("proxy-connection", b"close")),
-        ("transfer-encoding", with("transfer-encoding", b"chunked")),
-        ("upgrade", with("upgrade", b"websocket")),
-        ("te other than trailers", with("te", b"gzip")),
-        ("a line break in a value", with("x-a", b"b\r\nx-c: d")),
-        ("a NUL in a value", with("x-a", b"b\0c")),
-        ("a control character in a value", with("x-a", b"a\x1f")),
-        ("a DEL in a value", with("x-a", b"\x7f")),
         ("a DEL in a value whose name is in the static table", [encode(&right), vec![0x0f, 4, 1, 0x7f]].concat()),
-        ("a blank before a value", with("x-a", b" b")),
-        ("a tab after a value", with("x-a", b"b\t")),
-        ("a name with a quotation mark", with("x\"y", b"1")),
-        ("a protocol without CONNECT", with(":protocol", b"websocket")),
         ("a field that is kept in the table", [encode(&right), vec![0x40, 1, b'x', 1, 0x1f]].concat()),
         ("the same from the table", [encode(&right), vec![0x80 | 62]].concat()),
         ("another value that DEL is in", [encode(&right), vec![0x0f, 47, 2, b'a', 0x7f]].concat()),
     ];
     let mut client = proxy.h2();
     let other = client.request("POST", "/other", &[], false);
-    let count = cases.len();
     let mut failures = Vec::new();
     for (what, block) in cases {
         let stream = client.next_stream();
@@ -170,9 +63,6 @@ fn malformed_requests_are_refused_and_the_connection_goes_on() {
     client.data(other, b"hello", true);
     assert_eq!(client.response(other).text(), "hello");
     assert_eq!(upstream.only_request().target(), "/other");
-    // What h2 resets by itself nobody hears of, but the rest is counted.
-    let flagged = proxy.metrics().sum("tollgate_response_flags_total", &[("flag", "DPE")]);
-    assert!(flagged >= (count / 2) as f64, "{flagged}");
 }
 
 /// Heads whose frames end within a field, or between two of them.
@@ -201,39 +91,6 @@ fn a_malformed_head_in_several_frames_is_refused_and_the_connection_goes_on() {
     }
     assert_eq!(client.get("/").text(), "hello");
     assert_eq!(upstream.requests().len(), 1);
-}
-
-/// As many as a browser may have: the bound on fields is none on cookies, whose bytes count.
-#[test]
-fn crumbs_of_a_cookie_are_one_field() {
-    let upstream = Upstream::saying("");
-    let proxy = Proxy::start(Config::to(&upstream).listener("limits: {headers: 10}"));
-    let crumbs: Vec<String> = (0..90).map(|n| format!("name{n}=value")).collect();
-    let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
-    let mut client = proxy.h2();
-    let stream = client.request("GET", "/", &fields, true);
-    assert_eq!(client.response(stream).status(), 200);
-    assert_eq!(upstream.only_request().field("cookie"), Some(&*crumbs.join("; ")));
-    let more: Vec<_> =
-        ["x-1", "x-2", "x-3", "x-4", "x-5", "x-6", "x-7", "x-8", "x-9", "x-10"].map(|n| (n, "1")).to_vec();
-    let stream = client.request("GET", "/many", &[&fields[..], &more].concat(), true);
-    assert_eq!(client.response(stream).status(), 431);
-}
-
-#[test]
-fn a_malformed_trailer_does_not_reach_the_upstream() {
-    let upstream = Upstream::saying("");
-    let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = proxy.h2();
-    let cases =
-        [("x-up", " 2"), ("x-up", "2 "), ("x\"up", "2"), ("x-up", "\x1f"), ("X-Up", "2"), (":path", "/"), ("", "")];
-    for (name, value) in cases {
-        let stream = client.request("POST", "/", &[], false);
-        client.data(stream, b"body", false);
-        client.headers(stream, &[(name, value)], true);
-        assert_eq!(client.response(stream).status(), 400, "{name:?}: {value:?}");
-    }
-    assert!(upstream.requests().iter().all(|request| request.trailers.is_empty()));
 }
 
 #[test]

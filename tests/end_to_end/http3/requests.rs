@@ -140,32 +140,6 @@ fn a_request_that_is_taken_back_is_given_up() {
     assert_eq!(client.request("c", json!({ "head": [[":method", "GET"]] }))["reset"], code::MESSAGE_ERROR);
 }
 
-#[test]
-fn who_waits_for_a_word_before_sending_gets_it() {
-    needs!("aioquic");
-    let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
-    let site = Site::to(&upstream, "");
-    let mut client = site.connect();
-    let fields = json!([["expect", "100-continue"], ["content-length", "5"]]);
-    client.send("a", json!({ "method": "POST", "fields": fields, "open": true }));
-    client.wait(|said| said["id"] == "a" && said["interim"] == 100);
-    client.tell(json!({ "do": "data", "id": "a", "body": "hello", "end": true }));
-    let response = client.end("a");
-    assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("hello")), "{response}");
-}
-
-#[test]
-fn early_hints_come_before_the_response() {
-    needs!("aioquic");
-    let upstream = Upstream::replying(|_| {
-        let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\nX: 1\r\n\r\n".repeat(2);
-        [hint, answer(200, &[], "hello")].concat()
-    });
-    let site = Site::to(&upstream, "");
-    let response = site.connect().request("a", json!({}));
-    assert_eq!((&response["interim"], &response["body"]), (&json!([103, 103]), &json!("hello")), "{response}");
-}
-
 /// RFC 9114 section 4.4.
 #[test]
 fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
@@ -288,31 +262,6 @@ fn a_head_that_is_too_large_is_answered_431() {
     assert_eq!(client.request("e", json!({}))["status"], 200);
     assert_eq!(upstream.requests().len(), 1);
     assert_eq!(site.proxy.metrics().sum("tollgate_requests_total", &[("class", "4xx")]), 4.0);
-}
-
-/// Over HTTP/3 as over the others: one spelling, or none.
-#[test]
-fn a_request_has_one_spelling() {
-    needs!("aioquic");
-    let upstream = Upstream::saying("ok");
-    let deny = "config: {policies: [{name: p, action: deny, rules: [
-        {to: [{operation: {paths: [\"/caf%C3%A9*\", /admin*]}}]}, {to: [{operation: {hosts: [secret.test]}}]}]}]}";
-    let site = Site::start(Config::to(&upstream).listener(super::TLS).filter("access", "builtin:authz", deny));
-    let mut client = site.connect();
-    for (nth, (method, path, fields, expected)) in [
-        ("GET", "/%61dmin", json!([]), 403),
-        ("GET", "/x/..;/admin", json!([]), 400),
-        ("GET", "/caf%c3%a9", json!([]), 403),
-        ("get", "/", json!([]), 400),
-        ("GET", "/", json!([["x_user", "a"]]), 200),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let response = client.request(&nth.to_string(), json!({ "method": method, "path": path, "fields": fields }));
-        assert_eq!(response["status"], expected, "{method} {path}: {response}");
-    }
-    assert_eq!(upstream.only_request().field("x_user"), None);
 }
 
 #[test]

@@ -7,6 +7,11 @@ use super::{
 
 const LARGE: usize = 200_000;
 
+/// A `POST` whose trailer nobody may pass on.
+fn bad_trailer(name: &'static str, trailer: (&str, &str)) -> Row {
+    Row::new(name).post(&[b"hello"]).trailers(&[trailer]).want(Up::NotWhole, Down::Refused)
+}
+
 pub fn rows() -> Vec<Row> {
     let large = vec![b'x'; LARGE];
     vec![
@@ -114,18 +119,13 @@ pub fn rows() -> Vec<Row> {
                 Down::Whole(|_| {}),
                 "a field about the connection, which HTTP/1.1 has and which goes no further",
             ),
-        Row::new("trailers with a name that is none")
-            .post(&[b"hello"])
-            .trailers(&[("x\"sum", "1")])
-            .want(Up::NotWhole, Down::Refused),
-        Row::new("trailers with NUL")
-            .post(&[b"hello"])
-            .trailers(&[("x-sum", "1\x002")])
-            .want(Up::NotWhole, Down::Refused),
-        Row::new("trailers with a pseudo-field")
-            .post(&[b"hello"])
-            .trailers(&[(":path", "/other")])
-            .want(Up::NotWhole, Down::Refused),
+        bad_trailer("trailers with a name that is none", ("x\"sum", "1")),
+        bad_trailer("trailers with an empty name", ("", "1")),
+        bad_trailer("trailers with NUL", ("x-sum", "1\x002")),
+        bad_trailer("trailers with LF", ("x-sum", "1\n2")),
+        bad_trailer("trailers with a control byte", ("x-sum", "\x1f")),
+        bad_trailer("trailers with a pseudo-field", (":path", "/other")),
+        bad_trailer("trailers with a status", (":status", "200")),
         Row::new("a body that is expected at once").post(&[b"hello"]).length("5").with(&[("expect", "100-continue")]),
         Row::new("a body that waits for 100")
             .post(&[b"hello"])

@@ -20,6 +20,8 @@ pub fn rows() -> Vec<Row> {
     let hop = "a field about the connection, which HTTP/1.1 has and which goes no further";
     let many: Vec<(String, String)> = (0..60).map(|n| (format!("x-{n}"), "1".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let crumbs: Vec<String> = (0..90).map(|n| format!("name{n}=value")).collect();
+    let crumbs: Vec<(&str, &str)> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
     let long = "x".repeat(100_000);
     let long_path = format!("/{}", "x".repeat(5000));
     let fields = vec![
@@ -36,8 +38,21 @@ pub fn rows() -> Vec<Row> {
                 same.1,
                 "HTTP/1.1 does not split cookies (RFC 6265 section 5.4); what comes all the same stays as it is",
             ),
+        Row::new("more crumbs of a cookie than there may be fields")
+            .with(&crumbs)
+            .arrives(|request| {
+                let all: Vec<_> = request.fields.drain(..).map(|(_, crumb)| crumb).collect();
+                request.fields.push(("cookie".to_owned(), all.join("; ")));
+            })
+            .but(Ways::From(H1), Up::Nothing, Down::Own(431, "too_many_fields"), "there each is a field of its own"),
         Row::new("a long value").with(&[("x-a", &"v".repeat(4000))]),
         Row::new("blanks around a value").with(&[("x-a", " 1 ")]).refused().but(
+            Ways::From(H1),
+            Up::Whole(|request| request.fields[0].1 = "1".to_owned()),
+            same.1,
+            "white space around a value is not part of it in HTTP/1.1 (RFC 9112 section 5)",
+        ),
+        Row::new("a tab after a value").with(&[("x-a", "1\t")]).refused().but(
             Ways::From(H1),
             Up::Whole(|request| request.fields[0].1 = "1".to_owned()),
             same.1,
@@ -47,6 +62,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("CR in a value").with(&[("x-a", "1\r2")]).refused(),
         Row::new("LF in a value").with(&[("x-a", "1\nx-b: 2")]).refused(),
         Row::new("a control byte in a value").with(&[("x-a", "1\x012")]).refused(),
+        Row::new("DEL in a value").with(&[("x-a", "\x7f")]).refused(),
         Row::new("a space in a name").with(&[("x a", "1")]).refused(),
         Row::new("a quote in a name").with(&[("x\"a", "1")]).refused(),
         Row::new("an empty name").with(&[("", "1")]).refused(),
@@ -78,6 +94,10 @@ pub fn rows() -> Vec<Row> {
             hop,
         ),
         Row::new("upgrade").with(&[("upgrade", "h2c")]).refused().but(Ways::From(H1), Up::Whole(dropped), same.1, hop),
+        Row::new("transfer-encoding")
+            .with(&[("transfer-encoding", "chunked")])
+            .refused()
+            .not_from(H1, "there it says how the body ends"),
         Row::new("te: trailers").with(&[("te", "trailers")]),
         Row::new("te: gzip").with(&[("te", "gzip")]).refused().but(Ways::From(H1), same.0, same.1, hop),
         Row::new("more fields than allowed").with(&many).want(Up::Nothing, Down::Own(431, "too_many_fields")),
@@ -105,6 +125,10 @@ pub fn rows() -> Vec<Row> {
         Row::new("no host").host(None).refused(),
         Row::new("an empty host").host(Some("")).refused(),
         Row::new("a host with a space").host(Some("a b")).refused(),
+        Row::new("a host with a tab").host(Some("a\tb")).refused(),
+        Row::new("CR in a host").host(Some("web.test\rx")).refused(),
+        Row::new("LF in a host").host(Some("web.test\nx-b: 2")).refused(),
+        Row::new("NUL in a host").host(Some("web.test\0")).refused(),
         Row::new("a host with a user").host(Some("user@web.test")).refused(),
         Row::new("a host with a path").host(Some("web.test/a")).refused(),
         Row::new("two hosts in one").host(Some("web.test, other.test")).refused(),
@@ -139,6 +163,15 @@ pub fn rows() -> Vec<Row> {
         Row::new("NUL in a path").target("/a\0b").refused(),
         Row::new("a fragment").target("/a#b").arrives(|request| request.target = "/a".to_owned()),
         Row::new("a space in a path").target("/a b").refused(),
+        Row::new("a tab in a path").target("/a\tb").refused(),
+        Row::new("CR in a path").target("/a\rb").refused(),
+        Row::new("LF in a path").target("/a\nb").refused(),
+        Row::new("another request in a path")
+            .target("/a HTTP/1.1\r\nhost: b\r\n\r\nGET /c")
+            .refused()
+            .not_from(H1, "there it is another request"),
+        Row::new("a space in a query").target("/a?b c").refused(),
+        Row::new("LF in a query").target("/a?b\nc").refused(),
         Row::new("a control byte in a path").target("/a\x01b").refused(),
         Row::new("a path without a slash").target("a").refused(),
         Row::new("no path at all").target("").refused(),
@@ -154,6 +187,11 @@ pub fn rows() -> Vec<Row> {
         Row::new("a method with a hyphen").method("M-SEARCH"),
         Row::new("a method that is none").method("G(T").refused(),
         Row::new("a method with a space").method("GE T").refused(),
+        Row::new("a method with a tab").method("GE\tT").refused(),
+        Row::new("CR in a method").method("GET\rX").refused(),
+        Row::new("LF in a method").method("GET\nX").refused(),
+        Row::new("NUL in a method").method("GET\0").refused(),
+        Row::new("an empty method").method("").refused(),
         Row::new("a method in small letters").method("get").want(Up::Nothing, Down::Own(400, "bad_method")),
         Row::new("CONNECT")
             .method("CONNECT")
@@ -171,11 +209,23 @@ pub fn rows() -> Vec<Row> {
             .pseudo(&[&without(":path")[..], &[(":path", "http://web.test/a")]].concat())
             .refused(),
         Row::new("two paths").pseudo(&[&PSEUDO[..], &[(":path", "/other")]].concat()).refused(),
+        Row::new("the same path twice").pseudo(&[&PSEUDO[..], &[(":path", "/")]].concat()).refused(),
+        Row::new("two schemes").pseudo(&[&PSEUDO[..], &[(":scheme", "https")]].concat()).refused(),
         Row::new("two methods").pseudo(&[&PSEUDO[..], &[(":method", "GET")]].concat()).refused(),
         Row::new("two authorities").pseudo(&[&PSEUDO[..], &[(":authority", "other.test")]].concat()).refused(),
         Row::new("an unknown pseudo-field").pseudo(&[&PSEUDO[..], &[(":other", "1")]].concat()).refused(),
         Row::new("a pseudo-field of responses").pseudo(&[&PSEUDO[..], &[(":status", "200")]].concat()).refused(),
         Row::new("a pseudo-field after a field").pseudo(&[&[("x-a", "1")], &PSEUDO[..]].concat()).refused(),
+        Row::new("a path after a field")
+            .pseudo(&[&without(":path")[..], &[("x-a", "1"), (":path", "/")]].concat())
+            .refused(),
+        Row::new("no pseudo-field").pseudo(&[]).refused(),
+        Row::new("CONNECT with a path")
+            .pseudo(&[(":method", "CONNECT"), (":authority", "web.test:80"), (":path", "/")])
+            .refused(),
+        Row::new("CONNECT with a scheme")
+            .pseudo(&[(":method", "CONNECT"), (":authority", "web.test:80"), (":scheme", "https")])
+            .refused(),
         Row::new("an unknown scheme").pseudo(&[&without(":scheme")[..], &[(":scheme", "ftp")]].concat()),
         Row::new("a protocol without CONNECT").pseudo(&[&PSEUDO[..], &[(":protocol", "websocket")]].concat()).refused(),
     ];
