@@ -42,14 +42,26 @@ pub struct Answers {
 impl Answers {
     /// The next request, recorded; `None` when the connection ends.
     pub fn request(&mut self) -> Option<Message> {
-        let request = self.wire.read_request();
-        self.record(request)
+        let mut read = self.read_head();
+        if let Ok(request) = &mut read
+            && let Err(error) = self.wire.read_body(request, false)
+        {
+            read = Err(error);
+        }
+        self.record(read)
     }
 
     /// The head of the next request, recorded; the body is left unread.
     pub fn head(&mut self) -> Option<Message> {
-        let head = self.wire.read_request_head();
+        let head = self.read_head();
         self.record(head)
+    }
+
+    fn read_head(&mut self) -> io::Result<Message> {
+        match self.shared.allows_malformed.load(Ordering::SeqCst) {
+            true => self.wire.read_head(),
+            false => self.wire.read_request_head(),
+        }
     }
 
     /// Sends bytes; whether the proxy is still there is not asked.

@@ -236,13 +236,6 @@ impl Wire {
         head.mistake().map_or(Ok(head), |mistake| Err(malformed(&mistake)))
     }
 
-    /// The next request.
-    pub fn read_request(&mut self) -> io::Result<Message> {
-        let mut request = self.read_request_head()?;
-        self.read_body(&mut request, false)?;
-        Ok(request)
-    }
-
     /// The response to a request of this method; a provisional one (100) counts.
     pub fn read_response(&mut self, method: &str) -> io::Result<Message> {
         let mut response = self.read_head()?;
