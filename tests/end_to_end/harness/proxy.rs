@@ -370,7 +370,8 @@ impl Proxy {
         }
         let addresses = self.addresses.iter().map(|(name, reserved)| (name.clone(), **reserved)).collect();
         let config = fs::read_to_string(self.dir().join("config.yaml")).unwrap_or_default();
-        settled::left_behind(&addresses, config.contains("http3: true"))
+        let unseen = config.contains("http3: true") || config.contains("unix:");
+        settled::left_behind(&addresses, unseen)
     }
 }
 

@@ -23,14 +23,14 @@ pub fn panic_in(output: &str) -> Option<&str> {
 
 /// Waits until nothing is under way; what is, if that never happens. A proxy that still has clients, or that nobody can ask, is
 /// not waited for.
-pub fn left_behind(addresses: &BTreeMap<String, SocketAddr>, http3: bool) -> Option<String> {
+pub fn left_behind(addresses: &BTreeMap<String, SocketAddr>, unseen: bool) -> Option<String> {
     let end = Instant::now() + DEADLINE;
     loop {
         let metrics = scrape(*addresses.get("admin")?).ok()?;
         let left: Vec<_> =
             PASSING.iter().map(|name| (*name, metrics.sum(name, &[]))).filter(|(_, n)| *n != 0.0).collect();
-        // Clients that speak QUIC are in no table, and need not say that they go.
-        let may_have_clients = http3 && metrics.sum(PASSING[0], &[]) > 0.0;
+        // Clients over QUIC and Unix sockets are not in the tables that are looked at.
+        let may_have_clients = unseen && metrics.sum(PASSING[0], &[]) > 0.0;
         if left.is_empty() || may_have_clients || has_clients(addresses) {
             return None;
         }
