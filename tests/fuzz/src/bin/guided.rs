@@ -19,7 +19,7 @@ fuzz_target!(|input: &[u8]| {
 
 // Half of the changes are ours, which know the target's words; the others libFuzzer's, which know what was compared with what.
 fuzz_mutator!(|input: &mut [u8], len: usize, max_len: usize, seed: u32| {
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         return fuzzer_mutate(input, len, max_len);
     }
     let random = fastrand::Rng::with_seed(seed.into());

@@ -15,8 +15,8 @@ fn check(input: &[u8]) -> Outcome {
     assert_eq!(identity.sha256.len(), 64);
     assert!(!identity.serial.is_empty() && identity.serial.len().is_multiple_of(2));
     assert!(identity.uri_sans.iter().chain(&identity.dns_sans).all(|name| printable(name)), "{identity:?}");
-    let known = [&identity.subject].into_iter().chain(&identity.uri_sans).chain(&identity.dns_sans);
-    assert!(known.into_iter().any(|name| **name == *identity.principal()));
+    let mut known = [&identity.subject].into_iter().chain(&identity.uri_sans).chain(&identity.dns_sans);
+    assert!(known.any(|name| **name == *identity.principal()));
     // Escapes included, a name is at most three times as long as it is in the certificate, and its attributes' names beside it.
     assert!(identity.subject.len() <= 24 * input.len());
     let element = forwarded_client_cert(&identity);

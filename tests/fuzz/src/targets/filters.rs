@@ -98,7 +98,7 @@ fn authz(config: &Value, requests: &[Request<'_>], came: &[Came]) {
     // A policy more that denies lets nobody in.
     let mut stricter = config.clone();
     if let Some(policies) = stricter.get_mut("policies").and_then(Value::as_array_mut) {
-        let name = format!("{}", policies.len()).repeat(40);
+        let name = policies.len().to_string().repeat(40);
         let operation = json!({"methods": ["GET"]});
         policies.push(json!({"name": name, "action": "deny", "rules": [{"to": [{"operation": operation}]}]}));
         let stricter = send::<Authz>(&stricter, requests).expect("each of its policies is one");

@@ -45,7 +45,7 @@ fn check(input: &[u8]) -> Outcome {
         }
         Err(TokenError::Forged) => assert!(text.len() > 4096 || end_of(&text).is_none()),
     }
-    let kind = inside.as_ref().map(|_| ()).map_err(|error| std::mem::discriminant(error));
+    let kind = inside.as_ref().map(|_| ()).map_err(std::mem::discriminant);
     Outcome::of((opened, format!("{kind:?}"), input.len().min(256) / 8))
 }
 
