@@ -14,6 +14,8 @@ fn check(input: &[u8]) -> Outcome {
         assert_eq!(filter_state(&[input, b"\x18\x02\x22\x03abc"].concat()), read);
         assert_eq!(filter_state(&[input, &message(b"k", b"v")].concat()), Some((&b"k"[..], &b"v"[..])));
     }
+    let (key, value) = input.split_at(input.len() / 2);
+    assert_eq!(filter_state(&message(key, value)), (!key.is_empty()).then_some((key, value)));
     // No end of a field is taken for one that it is not.
     for cut in cuts(input) {
         if let Some((key, value)) = filter_state(&input[..cut]) {

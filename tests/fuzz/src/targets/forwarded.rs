@@ -60,9 +60,10 @@ fn fields(lines: &[u8]) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n').take(20) {
         let at = line.iter().position(|byte| *byte == b':').unwrap_or(0);
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(&line[..at]), HeaderValue::from_bytes(line[at..].trim_ascii_start()))
-        {
+        if let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(&line[..at]),
+            HeaderValue::from_bytes(line.get(at + 1..).unwrap_or_default().trim_ascii()),
+        ) {
             fields.append(name, value);
         }
     }
