@@ -86,7 +86,11 @@ fn compare(args: &Args) -> anyhow::Result<()> {
         let measured = Measured { made: made.clone(), pace, generators, rows };
         outcome.add(scenario.name, &measured);
         if scenario.work == Work::Chain {
-            results.outputs.insert("chain".into(), bench.quick_start_chain(&made)?);
+            // What was there before is good enough to go on with.
+            match bench.quick_start_chain(&made) {
+                Ok(output) => drop(results.outputs.insert("chain".into(), output)),
+                Err(e) => eprintln!("!!! README.md keeps its output of `bench chain`: {e:#}"),
+            }
         }
         // What was measured earlier is worth more than nothing.
         if args.keeps() && measured.rows.iter().any(Row::measured) {

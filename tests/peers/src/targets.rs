@@ -44,11 +44,14 @@ impl Target {
         let lost = rounds - figure.rounds;
         // Fewer say nothing about the next one. Memory is the same each time, so it is taken twice.
         let enough = if self.scenario == "idle" { 2 } else { 3 };
-        match () {
-            () if lost > 0 => Verdict::Lost(lost, rounds),
-            () if figure.low > self.limit => Verdict::Missed,
-            () if figure.high <= self.limit && rounds >= enough => Verdict::Met,
-            () => Verdict::Open,
+        if lost > 0 {
+            Verdict::Lost(lost, rounds)
+        } else if figure.low > self.limit {
+            Verdict::Missed
+        } else if figure.high <= self.limit && rounds >= enough {
+            Verdict::Met
+        } else {
+            Verdict::Open
         }
     }
 }
