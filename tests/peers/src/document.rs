@@ -223,29 +223,23 @@ fn open_table(scenario: &Scenario, measured: &Measured) -> String {
 
 /// Which rounds the figures are without, and which were tried more than once; and why.
 fn failed(measured: &Measured) -> String {
-    let lost = |row: &Row| row.lost().map(|(round, why)| (round, why.to_owned())).collect::<Vec<_>>();
-    let repeated = |row: &Row| row.repeated.iter().map(|r| (r.round, r.why.clone())).collect::<Vec<_>>();
-    let mut text = String::new();
-    let headings: [(String, &dyn Fn(&Row) -> Vec<(usize, String)>); 2] = [
-        (format!("Lost after {ATTEMPTS} attempts each, and in none of these figures"), &lost),
-        ("Failed and tried again".into(), &repeated),
-    ];
-    for (heading, failures) in headings {
-        let lines: String = measured.rows.iter().map(|row| reasons(&row.label, &failures(row))).collect();
-        if !lines.is_empty() {
-            text += &format!("\n{heading}:\n\n{lines}");
-        }
-    }
-    text
+    let part = |heading: &str, lines: String| {
+        if lines.is_empty() { lines } else { format!("\n{heading}:\n\n{lines}") }
+    };
+    let lost = measured.rows.iter().map(|row| reasons(&row.label, row.lost())).collect();
+    let repeated = |row: &Row| reasons(&row.label, row.repeated.iter().map(|r| (r.round, r.why.as_str())));
+    let repeated = measured.rows.iter().map(repeated).collect();
+    part(&format!("Lost after {ATTEMPTS} attempts each, and in none of these figures"), lost)
+        + &part("Failed and tried again", repeated)
 }
 
 /// A line for each reason, with its rounds.
-fn reasons(label: &str, failures: &[(usize, String)]) -> String {
+fn reasons<'a>(label: &str, failures: impl Iterator<Item = (usize, &'a str)>) -> String {
     let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for (round, why) in failures {
         // What a program has written follows in further lines, for results.json only.
         let why = why.lines().next().unwrap_or_default();
-        let round = if *round == 0 { "calibration".into() } else { round.to_string() };
+        let round = if round == 0 { "calibration".into() } else { round.to_string() };
         match reasons.iter_mut().find(|(known, _)| *known == why) {
             Some((_, rounds)) => rounds.push(round),
             None => reasons.push((why, vec![round])),
