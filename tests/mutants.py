@@ -9,11 +9,14 @@ for each change, which takes days for the proxy. So here all of them go into one
 in which each function has a body for each of its mutants and chooses by the environment. A mutant meets the tests that reach its
 function, as long as it takes until one fails. Ends with what no test has noticed, and a score for each file.
 """
-import collections, json, os, re, signal, subprocess, sys
+import collections, concurrent.futures, hashlib, json, os, re, signal, subprocess, sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TREE = os.path.join(ROOT, "target/mutants")
+BAD = os.path.join(TREE, "bad.json")
 COVER = os.path.join(TREE, "cover")
+# Mutants make warnings, and what only lints refuse is a mutant all the same.
+LINTS = "#![allow(warnings, arithmetic_overflow, unconditional_panic)]"
 SWITCH = r"""
 #[doc(hidden)]
 pub fn mutant(function: u32) -> u32 {
@@ -112,8 +115,9 @@ def put(name, new):
 
 
 def cargo(*arguments):
-    """The messages of a cargo that builds in the copy. Mutants make warnings."""
-    env = dict(os.environ, RUSTFLAGS="--cap-lints=warn", CARGO_PROFILE_DEV_DEBUG="0", CARGO_PROFILE_DEV_OPT_LEVEL="1")
+    """The messages of a cargo that builds in the copy. Dependencies are those of ordinary builds."""
+    settings = dict(TARGET_DIR=f"{ROOT}/target", INCREMENTAL="0", PROFILE_DEV_DEBUG="0", PROFILE_DEV_OPT_LEVEL="1")
+    env = dict(os.environ, **{f"CARGO_{name}": value for name, value in settings.items()})
     command = ["cargo", *arguments, "--message-format=json"]
     done = subprocess.run(command, cwd=TREE, env=env, stdout=subprocess.PIPE, text=True)
     return done.returncode, [json.loads(line) for line in done.stdout.split("\n") if line.startswith("{")]
@@ -137,8 +141,14 @@ def culprits(messages):
 
 def build(packages, by_file):
     """The tests, with all mutants that compile: each is an executable and the folder of its package."""
-    bad, selected = set(), [a for p in packages for a in ("-p", p)]
+    selected = [a for p in packages for a in ("-p", p)]
     selected += ["--lib"] if "tollgate" in packages else ["--lib", "--tests"]
+    # What has not compiled in a file that is still the same does not compile now.
+    known = set(json.load(open(BAD))) if os.path.exists(BAD) else set()
+    texts = {name: hashlib.sha256(open(f"{ROOT}/{name}", "rb").read()).hexdigest() for name in by_file}
+    key = lambda mutant: f"{texts[mutant['file']]} {mutant['name']}"
+    every = [mutant for found in by_file.values() for mutant in found]
+    bad = {mutant["id"] for mutant in every if key(mutant) in known}
     while True:
         copy()
         functions, crates = [], set()
@@ -148,7 +158,7 @@ def build(packages, by_file):
             crates.add(name.split("/src/")[0])
         for crate in crates:
             library = f"{TREE}/{crate}/src/lib.rs"
-            put(f"{crate}/src/lib.rs", (open(library).read() + SWITCH).encode())
+            put(f"{crate}/src/lib.rs", (LINTS + open(library).read() + SWITCH).encode())
         status, messages = cargo("test", "--no-run", *selected)
         if status == 0:
             break
@@ -156,6 +166,9 @@ def build(packages, by_file):
         if not new:
             sys.exit("".join(others) or "the build has failed")
         bad |= new
+        known |= {key(mutant) for mutant in every if mutant["id"] in new}
+        with open(BAD, "w") as file:
+            json.dump(sorted(known), file)
         print(f"{len(bad)} mutants do not compile", flush=True)
     tests = [m for m in messages if m["reason"] == "compiler-artifact" and m["executable"] and m["profile"]["test"]]
     return functions, [(t["executable"], os.path.dirname(t["manifest_path"])) for t in tests]
@@ -212,14 +225,21 @@ def main(prefixes):
         sys.exit(__doc__)
     functions, tests = build(*mutants(prefixes))
     reach = reached(functions, tests)
+
+    def judge(mutant):
+        tests = reach[mutant["function"]]
+        if not survives(mutant, tests):
+            mutant["fate"] = "caught"
+        else:
+            print("missed" if tests else "never reached", mutant["name"], flush=True)
+
+    everything = [mutant for group in functions for mutant in group]
+    # More than there are processors: a mutant that makes a test wait costs time, and no work.
+    with concurrent.futures.ThreadPoolExecutor(2 * os.cpu_count()) as pool:
+        list(pool.map(judge, [m for m in everything if m["fate"] == "missed"]))
     scores = collections.defaultdict(collections.Counter)
-    for number, group in enumerate(functions, 1):
-        for mutant in group:
-            if mutant["fate"] == "missed" and not survives(mutant, reach[number]):
-                mutant["fate"] = "caught"
-            if mutant["fate"] == "missed":
-                print("missed" if reach[number] else "never reached", mutant["name"], flush=True)
-            scores[mutant["file"]][mutant["fate"]] += 1
+    for mutant in everything:
+        scores[mutant["file"]][mutant["fate"]] += 1
     for name, score in sorted(scores.items()):
         print(f"{score['caught']:5} of {score['caught'] + score['missed']:5} caught, {score['unviable']} do not compile: {name}")
     caught, missed = (sum(score[fate] for score in scores.values()) for fate in ("caught", "missed"))
