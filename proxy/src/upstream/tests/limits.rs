@@ -236,3 +236,104 @@ fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
         drop(first);
     });
 }
+
+/// A client and whether its request's body is still on its way.
+type Who = (Option<&'static str>, bool);
+
+const A: Option<&str> = Some("192.0.2.1");
+const B: Option<&str> = Some("192.0.2.2");
+
+async fn ask(
+    pools: &Pools<Body>,
+    cluster: &Arc<Cluster>,
+    (client, uploads): Who,
+) -> Result<Response<PooledBody>, FailureKind> {
+    let way = Way { uploads, on_behalf_of: client.map(|client| client.parse().unwrap()), ..Way::default() };
+    let (head, body) = request("GET", "").into_parts();
+    pools.send(cluster, endpoint(cluster, 0), way, &head, body).await.map_err(|failure| failure.kind)
+}
+
+/// A request that waits.
+async fn queue<'a>(
+    pools: &'a Pools<Body>,
+    cluster: &'a Arc<Cluster>,
+    who: Who,
+) -> Pin<Box<impl Future<Output = Result<Response<PooledBody>, FailureKind>> + use<'a>>> {
+    let mut request = Box::pin(ask(pools, cluster, who));
+    assert!(waits(&mut request).await);
+    request
+}
+
+/// How many wait, how many of these behind others, and how many because their clients are over their shares.
+fn waiting(cluster: &Cluster) -> [u64; 3] {
+    let stats = cluster.stats();
+    [&stats.pending, &stats.pending_behind, &stats.pending_over].map(|gauge| gauge.load(Relaxed))
+}
+
+/// With one connection, a client's share is one request that waits: one that comes when two do is over it.
+#[test]
+fn unfinished_uploads_and_clients_over_their_shares_wait_behind_others() {
+    run(async {
+        let server = server(|_| Reply::Send(OK)).await;
+        let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 100)));
+        let held = send(&pools, &cluster).await.unwrap();
+        let order = RefCell::new(Vec::new());
+        // Each with the place in which it goes on.
+        let come =
+            [(0, A, false), (3, None, true), (1, A, false), (5, A, false), (6, A, true), (2, B, false), (4, B, true)];
+        let mut all = Vec::new();
+        for (place, client, uploads) in come {
+            let request = queue(&pools, &cluster, (client, uploads)).await;
+            let order = &order;
+            all.push(async move {
+                text(request.await.unwrap()).await;
+                order.borrow_mut().push(place);
+            });
+        }
+        assert_eq!(waiting(&cluster), [7, 4, 2]);
+        text(held).await;
+        futures_util::future::join_all(all).await;
+        assert_eq!(*order.borrow(), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!((server.accepted.get(), waiting(&cluster)), (1, [0; 3]));
+    });
+}
+
+#[test]
+fn a_full_queue_leaves_its_places_to_those_who_go_first() {
+    run(async {
+        let server = server(|_| Reply::Hang("")).await;
+        let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 4)));
+        let refused = async |who| matches!(ask(&pools, &cluster, who).await, Err(FailureKind::Overflow));
+        let mut first = Box::pin(send(&pools, &cluster));
+        assert!(waits(&mut first).await);
+        let mut waiters = Vec::new();
+        for client in [A, A, B] {
+            waiters.push(queue(&pools, &cluster, (client, false)).await);
+        }
+        assert!(refused((None, true)).await, "three quarters are for uploads");
+        let over = queue(&pools, &cluster, (A, false)).await;
+        assert!(refused((A, false)).await);
+        waiters.push(queue(&pools, &cluster, (B, false)).await);
+        assert!(matches!(over.await, Err(FailureKind::Overflow)), "its place is another's");
+        assert!(refused((None, false)).await);
+        assert_eq!((waiting(&cluster), cluster.stats().pending_overflows.load(Relaxed)), ([4, 0, 0], 4));
+    });
+}
+
+#[test]
+fn what_comes_free_goes_to_those_who_go_first_on_whichever_worker() {
+    run(async {
+        let server = server(|_| Reply::Send(OK)).await;
+        let cluster = cluster(&[server.address], few(3, 10));
+        let (here, there) = (pools(), pools());
+        let held = (send(&here, &cluster).await.unwrap(), send(&here, &cluster).await.unwrap());
+        let others = send(&there, &cluster).await.unwrap();
+        let mut upload = queue(&here, &cluster, (None, true)).await;
+        let whole = queue(&there, &cluster, (None, false)).await;
+        text(held.0).await;
+        assert!(waits(&mut upload).await, "another worker's request goes before it");
+        assert_eq!(text(whole.await.unwrap()).await, "hello");
+        assert_eq!(text(upload.await.unwrap()).await, "hello");
+        drop((held.1, others));
+    });
+}

@@ -2,6 +2,7 @@
 
 mod limits;
 mod pool;
+mod streams;
 
 use std::{
     cell::Cell,

@@ -1,0 +1,148 @@
+//! Connections of HTTP/2: how many streams of them there are, who waits for one, and who has one to itself.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::Semaphore;
+
+use super::{super::*, *};
+
+/// A server that answers as many requests as it is told to.
+struct Streams {
+    address: SocketAddr,
+    accepted: Rc<Cell<usize>>,
+    open: Rc<Cell<usize>>,
+    asked: Rc<Cell<usize>>,
+    answers: Rc<Semaphore>,
+}
+
+async fn streams() -> Streams {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (accepted, open, asked) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let answers = Rc::new(Semaphore::new(0));
+    let server = Streams {
+        address,
+        accepted: Rc::clone(&accepted),
+        open: Rc::clone(&open),
+        asked: Rc::clone(&asked),
+        answers: Rc::clone(&answers),
+    };
+    spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            accepted.set(accepted.get() + 1);
+            open.set(open.get() + 1);
+            let (open, asked, answers) = (Rc::clone(&open), Rc::clone(&asked), Rc::clone(&answers));
+            spawn_local(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    asked.set(asked.get() + 1);
+                    let answers = Rc::clone(&answers);
+                    spawn_local(async move {
+                        answers.acquire().await.unwrap().forget();
+                        let mut body = respond.send_response(Response::new(()), false).unwrap();
+                        body.send_data(Bytes::from("hello"), true).unwrap();
+                    });
+                }
+                open.set(open.get() - 1);
+            });
+        }
+    });
+    server
+}
+
+/// A cluster that speaks HTTP/2, by so many connections of two streams.
+fn by_h2(addresses: &[SocketAddr], connections: u32) -> Arc<Cluster> {
+    let mut config = config(addresses);
+    config.protocol = model::ClusterProtocol::H2;
+    config.http2.max_concurrent_streams = 2;
+    config.limits.connections = connections;
+    config.limits.idle_timeout = units::Duration::secs(10);
+    Cluster::new(&config, None)
+}
+
+/// Connections, those without a stream, and who waits.
+fn gauges(cluster: &Cluster) -> [u64; 3] {
+    let stats = cluster.stats();
+    [&stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed))
+}
+
+/// A whole exchange in a task of its own.
+fn ask(pools: &Pools<Body>, cluster: &Arc<Cluster>, at: usize, alone: bool) -> tokio::task::JoinHandle<()> {
+    let (pools, cluster) = (pools.clone(), Arc::clone(cluster));
+    spawn_local(async move {
+        let (head, body) = request("GET", "").into_parts();
+        let way = Way { alone, ..Way::default() };
+        let response = pools.send(&cluster, endpoint(&cluster, at), way, &head, body).await.unwrap();
+        assert_eq!(text(response).await, "hello");
+    })
+}
+
+#[test]
+fn requests_share_a_connection_and_wait_for_its_streams() {
+    run(async {
+        let server = streams().await;
+        let (pools, cluster) = (pools(), by_h2(&[server.address], 1));
+        let all: Vec<_> = (0..5).map(|_| ask(&pools, &cluster, 0, false)).collect();
+        for asked in 2..=5 {
+            until("two have streams", || server.asked.get() == asked && gauges(&cluster)[2] == 5 - asked as u64).await;
+            server.answers.add_permits(1);
+        }
+        server.answers.add_permits(1);
+        for one in all {
+            one.await.unwrap();
+        }
+        assert_eq!((server.accepted.get(), gauges(&cluster)), (1, [1, 1, 0]));
+        tokio::time::pause();
+        for (seconds, left) in [(6, [1, 1, 0]), (6, [0, 0, 0])] {
+            for _ in 0..seconds {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(gauges(&cluster), left, "it is closed after its time, and not before");
+        }
+        until("the server sees it closed", || server.open.get() == 0).await;
+    });
+}
+
+#[test]
+fn what_has_a_connection_to_itself_leaves_one_to_others() {
+    run(async {
+        let server = streams().await;
+        let (pools, cluster) = (pools(), by_h2(&[server.address], 1));
+        let first = ask(&pools, &cluster, 0, true);
+        until("it is asked", || server.asked.get() == 1).await;
+        let shared = ask(&pools, &cluster, 0, false);
+        until("a worker may have one that its requests can share", || server.asked.get() == 2).await;
+        assert_eq!((server.accepted.get(), gauges(&cluster)), (2, [2, 0, 0]));
+        let second = ask(&pools, &cluster, 0, true);
+        until("it waits", || gauges(&cluster) == [2, 0, 1]).await;
+        let beside = ask(&pools, &cluster, 0, false);
+        until("what may share is not held up", || server.asked.get() == 3).await;
+        server.answers.add_permits(3);
+        for one in [first, shared, beside] {
+            one.await.unwrap();
+        }
+        until("the place of the idle one is taken", || server.asked.get() == 4).await;
+        assert_eq!(gauges(&cluster), [1, 0, 0]);
+        server.answers.add_permits(1);
+        second.await.unwrap();
+        until("all is given back", || gauges(&cluster) == [0; 3] && server.open.get() == 0).await;
+    });
+}
+
+#[test]
+fn an_idle_one_makes_room_for_another_endpoint() {
+    run(async {
+        let (a, b) = (streams().await, streams().await);
+        let (pools, cluster) = (pools(), by_h2(&[a.address, b.address], 1));
+        a.answers.add_permits(10);
+        b.answers.add_permits(10);
+        for at in [0, 1, 1, 0] {
+            ask(&pools, &cluster, at, false).await.unwrap();
+            assert_eq!((endpoint(&cluster, at).connections(), endpoint(&cluster, 1 - at).connections()), (1, 0));
+            assert_eq!(gauges(&cluster), [1, 1, 0]);
+        }
+        pools.retain([&Cluster::new(&config(&[b.address]), Some(&cluster))]);
+        assert_eq!(gauges(&cluster), [0; 3], "what is spoken has changed");
+    });
+}
