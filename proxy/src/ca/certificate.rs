@@ -156,3 +156,36 @@ pub fn alternative_names<'e>(extension: &'e ParsedExtension<'e>) -> Vec<String> 
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, Issuer, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    /// What a root of this name says of itself.
+    fn named(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.not_before = date_time_ymd(1969, 12, 31);
+        params
+    }
+
+    #[test]
+    fn who_has_signed_has_the_name_and_the_key() {
+        let [one, other] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        let leaf = CertificateParams::default().signed_by(&other, &Issuer::new(named("root"), &one)).unwrap().pem();
+        for (name, key, expected) in [("root", &one, true), ("root", &other, false), ("another", &one, false)] {
+            let root = named(name).self_signed(key).unwrap().pem();
+            assert_eq!(is_signed_by(&leaf, &root), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_and_times_are_those_of_the_certificate() {
+        let root = named("a\nb").self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let facts = Facts::of(root.der()).unwrap();
+        assert_eq!(facts.subject, "CN=a?b");
+        assert_eq!(facts.not_before + Duration::from_secs(86_400), SystemTime::UNIX_EPOCH);
+    }
+}

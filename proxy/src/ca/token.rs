@@ -78,9 +78,7 @@ impl Scope {
     pub fn allows(&self, id: &SpiffeId) -> bool {
         match self {
             Scope::One(one) => one == id,
-            Scope::Below(above) => {
-                id.as_str().strip_prefix(above.as_str()).is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'))
-            }
+            Scope::Below(above) => id.as_str().strip_prefix(above.as_str()).is_some_and(|rest| rest.starts_with('/')),
         }
     }
 

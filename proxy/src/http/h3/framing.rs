@@ -145,7 +145,8 @@ impl Framing {
             if begins {
                 let Some(next) = self.read_header(&chunk[at..], flood)? else { break };
                 at += next;
-                if self.kind == Kind::Opaque || self.header.is_empty() {
+                // That was the stream's type.
+                if self.header.is_empty() {
                     continue;
                 }
             }
