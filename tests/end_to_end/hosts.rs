@@ -73,6 +73,21 @@ fn an_upgrade_to_something_else_is_no_answer() {
     }
 }
 
+/// Nobody can tell where a body ends and another protocol begins, and HTTP/1.0 has no upgrades.
+#[test]
+fn an_upgrade_that_cannot_be_one_is_a_request_like_any_other() {
+    let upstream = Upstream::saying("x");
+    let proxy = Proxy::start(Config::to(&upstream));
+    for (version, fields, body) in [("1.1", "Content-Length: 5\r\n", "hello"), ("1.0", "", "")] {
+        let mut client = proxy.client();
+        let upgrade = "Connection: upgrade\r\nUpgrade: websocket";
+        client.send(format!("GET / HTTP/{version}\r\nHost: test\r\n{upgrade}\r\n{fields}\r\n{body}"));
+        assert_eq!(client.read().status(), 200);
+        let request = upstream.requests().pop().expect("a request");
+        assert_eq!((request.field("upgrade"), &*request.body), (None, body.as_bytes()), "{version}");
+    }
+}
+
 /// RFC 9112 section 3.2.4: without a path, it asks about the server, and not about `/`.
 #[test]
 fn options_of_a_whole_server_stay_so() {
