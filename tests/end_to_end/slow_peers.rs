@@ -37,22 +37,42 @@ fn a_client_that_does_not_read_is_left_when_the_requests_time_is_over() {
     unread("", "request_timeout: 2s", "UT");
 }
 
+/// Amid an upload nothing moves any more, since one side has stopped: the upstream, or the client.
 #[test]
-fn an_upstream_that_does_not_read_is_left_when_nothing_has_moved_for_too_long() {
-    let upstream = Upstream::scripted(|mut connection| {
-        connection.head();
-        // Kept open, and not read.
-        std::thread::sleep(crate::harness::DEADLINE);
-    });
-    let config = Config::new().listener("cluster: web\ntimeouts: {idle: 1s}");
-    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
-    let mut client = proxy.client();
-    client.send(format!("POST /unread HTTP/1.1\r\nHost: test\r\nContent-Length: {LONG}\r\n\r\n"));
-    // It is cut off in the middle.
+fn whoever_stops_an_upload_is_to_blame() {
     let block = vec![b'x'; 1 << 20];
-    let _ = (0..LONG / block.len()).all(|_| client.wire.send(&block).is_ok());
-    let entry = proxy.entry_for("/unread");
-    assert_eq!((&entry["status"], &entry["flags"]), (&408.into(), &"DT".into()), "{entry}");
+    for (reads, status, flag) in [(false, 504, "SI"), (true, 408, "DT")] {
+        let upstream = Upstream::scripted(move |mut connection| {
+            let Some(mut request) = connection.head() else { return };
+            match reads {
+                true => _ = connection.wire.read_body(&mut request, false),
+                // Kept open, and not read.
+                false => std::thread::sleep(crate::harness::DEADLINE),
+            }
+        });
+        let config = Config::new().listener("cluster: web\ntimeouts: {idle: 1s}");
+        let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+        let blocks = if reads { 2 } else { LONG / block.len() };
+        let mut client = proxy.client();
+        client.send(format!("POST /http1 HTTP/1.1\r\nHost: test\r\nContent-Length: {LONG}\r\n\r\n"));
+        // It is cut off in the middle.
+        let _ = (0..blocks).all(|_| client.wire.send(&block).is_ok());
+        let mut client = proxy.h2();
+        let stream = client.request("POST", "/http2", &[("content-length", &LONG.to_string())], false);
+        let mut left = blocks * block.len();
+        while client.so_far(stream).blocks.is_empty() {
+            match client.data_within(stream, &block[..block.len().min(left)]) {
+                0 => _ = client.read().expect("a window, or an answer"),
+                sent => left -= sent,
+            }
+        }
+        for path in ["/http1", "/http2"] {
+            let entry = proxy.entry_for(path);
+            assert_eq!((&entry["status"], &entry["flags"]), (&status.into(), &flag.into()), "{entry}");
+            let why = entry["upstream_failure"].as_str().unwrap_or_default();
+            assert_eq!(why.contains("`timeouts.idle`"), !reads, "{entry}");
+        }
+    }
 }
 
 /// A body that trickles in is not idle, and one that trickles out neither.

@@ -32,8 +32,9 @@ pub(super) enum Bound {
 }
 
 impl Bound {
-    /// What the request is answered with, unless its response has begun. `request_ended`: its last byte has been read.
-    pub(super) fn fault(self, request_ended: bool) -> Fault {
+    /// What the request is answered with, unless its response has begun. `awaits_client`: more of its body is waited for, so
+    /// it is the client that is late; otherwise it is the upstream.
+    pub(super) fn fault(self, awaits_client: bool) -> Fault {
         match self {
             Bound::Head => Fault::HeadTimeout,
             Bound::Total => Fault::Timeout,
@@ -41,18 +42,18 @@ impl Bound {
             Bound::Age => Fault::StreamAge,
             Bound::PerTry => Fault::PerTryTimeout,
             Bound::Pace => Fault::SlowUpload,
-            Bound::Idle if request_ended => Fault::Idle,
-            Bound::Idle => Fault::SlowBody,
+            Bound::Idle if awaits_client => Fault::SlowBody,
+            Bound::Idle => Fault::Idle,
         }
     }
 
-    /// What it is called where it is set, if an upstream that does not answer has let it pass.
-    pub(super) fn of_upstream(self, request_ended: bool) -> Option<&'static str> {
+    /// What it is called where it is set, if an upstream that does not answer, or does not take the request's body, has let it pass.
+    pub(super) fn of_upstream(self, awaits_client: bool) -> Option<&'static str> {
         match self {
             Bound::Head => Some("`response_head_timeout`"),
             Bound::Total => Some("`request_timeout` or the route's `timeout`"),
             Bound::PerTry => Some("`per_try_timeout`"),
-            Bound::Idle if request_ended => Some("`timeouts.idle`"),
+            Bound::Idle if !awaits_client => Some("`timeouts.idle`"),
             // The client's own wish, the listener's, or the client's fault.
             Bound::Call | Bound::Age | Bound::Pace | Bound::Idle => None,
         }

@@ -158,7 +158,7 @@ pub(super) async fn run(
                 Ok(FromUpstream { parts, body, deadline, guards })
             }
             Err(Missed::Interrupted(stop)) => Err(stop),
-            Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.has_ended()))),
+            Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.awaits_client()))),
             Err(Missed::Failed(kind)) => {
                 if kind.is_stale()
                     && let Some(failures) = &stream.state.borrow().failures
@@ -184,7 +184,7 @@ fn explain(stream: &Stream, aim: &Aim<'_>, missed: &Missed, upload: &Upload, aft
             None => return,
         },
         Missed::TimedOut(bound) => {
-            let Some(bound) = bound.of_upstream(upload.has_ended()) else { return };
+            let Some(bound) = bound.of_upstream(upload.awaits_client()) else { return };
             (Trouble::Timeout, format!("no response within {after:.1?} ({bound})"))
         }
         Missed::Interrupted(_) => return,
@@ -395,7 +395,7 @@ async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upl
     let mut sleep = pin!(tokio::time::sleep(wait));
     poll_fn(|cx| match sleep.as_mut().poll(cx) {
         Poll::Ready(()) => Poll::Ready(Ok(())),
-        Poll::Pending => deadline.poll(cx).map(|passed| Err(passed.fault(upload.has_ended()).into_stop(stream, 0))),
+        Poll::Pending => deadline.poll(cx).map(|passed| Err(passed.fault(upload.awaits_client()).into_stop(stream, 0))),
     })
     .await
 }

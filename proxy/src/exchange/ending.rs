@@ -74,7 +74,7 @@ impl Ending {
             _ if progress.evicted.get() => Some(Fault::Evicted),
             _ if !progress.stalled.get() => None,
             // A client that reads, but too slowly, has moved something.
-            Some(bound) => Some(bound.fault(true)),
+            Some(bound) => Some(bound.fault(false)),
             None => Some(Fault::Idle),
         }
     }

@@ -202,7 +202,7 @@ fn check(stream: &Stream, upload: &Upload, passed: Option<Bound>, seen: usize) -
         Some(Outcome::Closed) => return Err(Stop::Closed),
         Some(Outcome::Done) | None => {}
     }
-    match upload.fault().or_else(|| Some(passed?.fault(upload.has_ended()))) {
+    match upload.fault().or_else(|| Some(passed?.fault(upload.awaits_client()))) {
         Some(fault) => Err(fault.into_stop(stream, seen)),
         None => Ok(()),
     }
@@ -249,7 +249,7 @@ async fn request_filters(stream: &Rc<Stream>, upload: &Rc<Upload>, deadline: &mu
                 }
                 Err(match passed {
                     Bound::Idle => Fault::FilterStalled,
-                    passed => passed.fault(upload.has_ended()),
+                    passed => passed.fault(upload.awaits_client()),
                 })
             });
         }

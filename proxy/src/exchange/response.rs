@@ -296,7 +296,7 @@ impl Pending<'_> {
                     flow.stalled(stream);
                 }
                 return match passed {
-                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(true))),
+                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(false))),
                     // Another response of the proxy's own would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
@@ -513,7 +513,7 @@ impl ResponseBody {
                 }
                 Poll::Pending => {
                     let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
-                    let reply = |passed: Bound| passed.fault(true).reply(self.ending.stream());
+                    let reply = |passed: Bound| passed.fault(false).reply(self.ending.stream());
                     return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
             }
@@ -557,7 +557,7 @@ impl ResponseBody {
         let stream = self.ending.stream();
         note_broken(stream, self.guards.as_ref(), error);
         let fault = match error {
-            BodyError::Timeout => self.passed.map_or(Fault::Idle, |bound| bound.fault(true)),
+            BodyError::Timeout => self.passed.map_or(Fault::Idle, |bound| bound.fault(false)),
             BodyError::Filter(stopped) => response_fault(*stopped),
             BodyError::Length => Fault::FilterLength,
             BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => Fault::FilterFailed,

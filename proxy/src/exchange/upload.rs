@@ -67,6 +67,8 @@ pub(super) struct Upload {
     /// The length that the head of the try under way has promised.
     promised: Cell<Option<u64>>,
     tee: RefCell<Option<Tee>>,
+    /// When it was last read there was nothing, and its client could have sent something.
+    awaits_client: Cell<bool>,
     /// How fast it must come, if that is bounded.
     pace: Option<Rc<Pace>>,
     /// Bytes that it may have.
@@ -141,6 +143,7 @@ impl Upload {
             ended: Cell::new(empty),
             promised: Cell::new(None),
             tee: RefCell::new(None),
+            awaits_client: Cell::new(false),
             pace: paced.then(|| Rc::new(Pace::new(limits.body_rate.0, grace))),
             limit: Some(limits.request_body.0).filter(|limit| *limit > 0),
             place: Holding::default(),
@@ -157,9 +160,9 @@ impl Upload {
         self.filtered
     }
 
-    /// Whether the last byte has been read.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.get()
+    /// Whether its client is to send more of it now. It is not while what has come waits for the upstream, or a filter.
+    pub(super) fn awaits_client(&self) -> bool {
+        self.awaits_client.get()
     }
 
     /// Whether filters have let trailers through, or have added some.
@@ -398,12 +401,15 @@ impl Upload {
             return Poll::Ready(Some(Err(BodyError::TooLong)));
         }
         let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+            // What others on its connection have sent, and nobody reads, may leave it no room.
+            let awaits = incoming.may_come(cx);
+            self.awaits_client.set(awaits);
             if let Some(pace) = &self.pace {
-                // What others on its connection have sent, and nobody reads, may leave it no room.
-                if incoming.may_come(cx) { pace.waits() } else { pace.rests() }
+                if awaits { pace.waits() } else { pace.rests() }
             }
             return Poll::Pending;
         };
+        self.awaits_client.set(false);
         self.stream.touch();
         if let Some(Ok(part)) = &mut frame
             && let Some(trailers) = part.trailers_mut()
