@@ -163,8 +163,8 @@ fn taken(state: &mut State) -> Option<Outcome> {
     if state.closed {
         return Some(Outcome::Closed);
     }
-    let reply = state.reply.take()?;
+    let (reply, flag) = state.reply.take()?;
     // Not before: what comes too late answers nothing.
-    state.flags |= flag::LOCAL_REPLY;
+    state.flags |= flag;
     Some(Outcome::Reply(reply))
 }

@@ -295,8 +295,8 @@ pub struct State {
     pub buffers: [Option<Buffer>; 2],
     /// Where the request goes.
     pub route: Option<Selected>,
-    /// A response that a filter wants to be sent.
-    pub reply: Option<LocalReply>,
+    /// A response that a filter wants to be sent, or that is due to a filter's failure, and the flag that says which.
+    pub reply: Option<(LocalReply, u32)>,
     /// A filter wants the stream to be ended without a response.
     pub closed: bool,
     /// Fields for whatever response there will be.
@@ -517,9 +517,9 @@ impl Stream {
         self.wake();
     }
 
-    /// Answers the request, unless the response has begun to be sent, and wakes who waits for that.
-    pub fn reply(&self, reply: LocalReply) {
-        self.state.borrow_mut().reply.get_or_insert(reply);
+    /// Answers the request, unless the response has begun to be sent, and wakes who waits for that. `flag`: why.
+    pub fn reply(&self, reply: LocalReply, flag: u32) {
+        self.state.borrow_mut().reply.get_or_insert((reply, flag));
         self.wake();
     }
 

@@ -138,7 +138,7 @@ impl Subject {
         match self {
             Subject::Http(stream) => {
                 stream.flag(flag::FILTER_FAILED);
-                stream.reply(failed_reply());
+                stream.reply(failed_reply(), flag::FILTER_FAILED);
             }
             Subject::Tcp(stream) => stream.close(flag::FILTER_FAILED, detail::FILTER_FAILED),
         }

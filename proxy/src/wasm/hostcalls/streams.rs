@@ -9,6 +9,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use tollgate_abi::{
+    fast::flag,
     pairs,
     proxy_wasm::{MODULE, Status, stream},
 };
@@ -139,7 +140,7 @@ fn reply(
         }
     };
     current::with_subject(|subject, _| match subject {
-        Subject::Http(stream) => stream.reply(reply),
+        Subject::Http(stream) => stream.reply(reply, flag::LOCAL_REPLY),
         // There is nothing to be answered, but that it shall not go on is clear.
         Subject::Tcp(_) => subject.close(),
     });
