@@ -230,14 +230,15 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
     let [one, two] =
         ["one.test", "two.test"].map(|name| [file(&ours, &format!("{name}.pem")), file(&ours, &format!("{name}.key"))]);
     for protocol in ["h1", "h2"] {
-        let config = |tls: &str, more: &str| {
-            let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\n{more}");
+        // The time for connecting is longer than the test waits for anything; `more` changes it, and nothing about TLS.
+        let config = |tls: &str, more: u32| {
+            let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\nconnect_timeout: {}s", 100 + more);
             let endpoint = behind.address("main");
             Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[endpoint], &cluster)
         };
         let files = [("ca.pem", &ours_pem), ("others.pem", &others_pem), ("one.pem", &one[0]), ("one.key", &one[1])];
         let files = files.map(|(name, content)| (name, &content[..]));
-        let mut proxy = Proxy::start_with(config(BASE, ""), &files);
+        let mut proxy = Proxy::start_with(config(BASE, 0), &files);
         proxy.put("list.crl", ours.crl(1));
         // What is changed, and the client as whom the upstream sees the proxy then, if it sees it.
         let rows: [(&str, &str, Files<'_>, Option<&str>); 8] = [
@@ -252,12 +253,12 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
         ];
         for (row, (before, after, changed, seen)) in rows.into_iter().enumerate() {
             files.iter().for_each(|(name, content)| proxy.put(name, content));
-            proxy.change_config(config(before, ""));
+            proxy.change_config(config(before, 0));
             assert_eq!(proxy.get("/before").status(), 200, "{protocol} {row}");
             let (requests, connections) =
                 (upstream.requests().len(), behind.metrics().sum("tollgate_connections_total", &[]));
             changed.iter().for_each(|(name, content)| proxy.put(name, content));
-            proxy.change_config(config(after, "connect_timeout: 6s"));
+            proxy.change_config(config(after, 1));
             let status = proxy.get("/after").status();
             let told = upstream.requests().split_off(requests).pop();
             let client =

@@ -67,8 +67,7 @@ fn whoever_stops_an_upload_is_to_blame() {
             }
         }
         for path in ["/http1", "/http2"] {
-            let entry = proxy.entry_for(path);
-            assert_eq!((&entry["status"], &entry["flags"]), (&status.into(), &flag.into()), "{entry}");
+            let entry = proxy.entry_for(path).expect(status, flag);
             let why = entry["upstream_failure"].as_str().unwrap_or_default();
             assert_eq!(why.contains("`timeouts.idle`"), !reads, "{entry}");
         }

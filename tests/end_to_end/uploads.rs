@@ -2,7 +2,11 @@
 //! a part of what there is, and come at a rate.
 
 use std::{
-    sync::{Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -331,8 +335,13 @@ fn a_body_that_comes_fast_enough_comes_through() {
 /// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot send then.
 #[test]
 fn a_body_that_may_not_come_is_not_too_slow() {
-    let upstream = Upstream::by_h2(|h2| {
+    let is_full = Arc::new(AtomicBool::new(false));
+    let full = is_full.clone();
+    let upstream = Upstream::by_h2(move |h2| {
         h2.generous = false;
+        let Ok((held, _)) = h2.next_head() else { return };
+        h2.wait(held, "all that it has a window for", |m| m.body.len() == 65_535);
+        full.store(true, Ordering::SeqCst);
         while let Ok((stream, request)) = h2.next_request() {
             let length = request.body.len().to_string();
             h2.answer(stream, 200, length.as_bytes());
@@ -351,7 +360,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     while quiet < 5 {
         match client.data_within(held, &body) {
             0 => {
-                quiet += 1;
+                quiet += usize::from(is_full.load(Ordering::SeqCst));
                 std::thread::sleep(Duration::from_millis(50));
                 client.ping();
             }

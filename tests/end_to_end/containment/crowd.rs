@@ -5,7 +5,7 @@ use std::thread;
 
 use super::{
     Outcome, ask, failing_in,
-    poison::{costly, use_up},
+    poison::{costly, without_instance},
     upstream,
 };
 use crate::{
@@ -207,7 +207,7 @@ fn the_request_after_the_first_failure_meets_a_spare_instance() {
 fn requests_while_there_is_no_instance() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");
-        let proxy = one_instance(&upstream, policy, &costly());
+        let proxy = one_instance(&upstream, policy, &costly(1));
         // There is one spare, and another one takes a while.
         let mut client = proxy.client();
         let boom = "GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\n";
@@ -270,8 +270,7 @@ fn memory_that_a_filter_takes_is_told() {
 #[test]
 fn a_failed_filter_can_be_replaced() {
     let upstream = Upstream::saying("hello");
-    let proxy = one_instance(&upstream, "deny", &costly());
-    use_up(&proxy);
+    let proxy = without_instance(&upstream, "deny");
     // It would have to wait, but the new module does not.
     proxy.put("boom.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);
@@ -320,8 +319,7 @@ fn a_filter_that_does_not_come_back() {
 #[test]
 fn a_proxy_with_a_filter_that_is_not_there_stops_in_good_order() {
     let upstream = Upstream::saying("hello");
-    let mut proxy = one_instance(&upstream, "bypass", &costly());
-    use_up(&proxy);
+    let mut proxy = without_instance(&upstream, "bypass");
     proxy.request("GET", "/last", &[], b"");
     proxy.signal(Signal::TERM);
     assert!(proxy.wait_exit().success());

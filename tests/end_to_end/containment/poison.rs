@@ -20,13 +20,13 @@ use crate::{
     harness::{Client, Config, DEADLINE, Message, Proxy, Upstream, wait_until},
 };
 
-/// A filter that takes about 100 ms to configure; like that of [`HOLDING`] otherwise.
-pub(super) fn costly() -> Vec<u8> {
+/// A filter that takes this many times 50 to 100 ms to configure; like that of [`HOLDING`] otherwise.
+pub(super) fn costly(times: u32) -> Vec<u8> {
     guest::filter(&format!(
         r#"{HOLDING}
         (func (export "proxy_on_configure") (param i32 i32) (result i32)
             (local $n i32)
-            (local.set $n (i32.const 100000000))
+            (local.set $n (i32.const {times}00000000))
             (loop $on (br_if $on (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
             (i32.const 1))"#
     ))
@@ -42,13 +42,16 @@ fn new_client() -> String {
     Ipv4Addr::from_bits(0x0a00_0000 + LAST.fetch_add(1, Ordering::Relaxed)).to_string()
 }
 
-/// Lets a filter that is [`costly`] fail until its worker may make no more instances of it.
-pub(super) fn use_up(proxy: &Proxy) {
-    let mut client = proxy.client();
-    wait_until("the budget to be used up", || {
-        from_anew(&mut client);
-        proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
-    });
+/// A proxy whose only worker has no instance of its filter for a while: a call has overrun its time. Half of that goes by the
+/// processor's clock, and is more than what such calls may take after a rest (1 s). So one of them is enough, however little of a
+/// processor the worker gets.
+pub(super) fn without_instance(upstream: &Upstream, policy: &str) -> Proxy {
+    let options = format!("{policy}\nlimits: {{call_time: 2200ms}}");
+    let proxy = one_instance(upstream, &options, &poisoned_by("(loop $on (br $on))"));
+    assert_eq!(from_anew(&mut proxy.client()).status(), if policy == "deny" { 503 } else { 200 });
+    let exhausted = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]);
+    assert_eq!(exhausted, 1.0);
+    proxy
 }
 
 /// A filter that does this for requests with `x-boom`, and marks the responses of the others.
@@ -163,20 +166,27 @@ fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
 #[test]
 fn a_filter_that_takes_long_to_make_is_made_within_the_budget() {
     let said = "filter `boom` has had no instance on any worker for over a second, or only now and then\n";
-    out_of_budget("", 200, &format!("ready\ndegraded: {said}"));
     let strict = "admin: {address: '@admin@', unready_without_filters: true}";
-    out_of_budget(strict, 503, &format!("not ready: {said}"));
+    thread::scope(|scope| {
+        scope.spawn(|| out_of_budget("", 200, &format!("ready\ndegraded: {said}")));
+        scope.spawn(|| out_of_budget(strict, 503, &format!("not ready: {said}")));
+    });
 }
 
 /// `top`: more of the configuration. The others: what `/ready` answers while there is no instance.
 fn out_of_budget(top: &str, status: u16, said: &str) {
     let upstream = Upstream::saying("hello");
-    let proxy = one_instance_with(top, &upstream, "deny", &costly());
-    use_up(&proxy);
+    // Each instance costs more than may be spent after a rest (250 ms). So one of them uses the budget up, also on a machine that
+    // gives the proxy less than the tenth of a processor which the budget is.
+    let proxy = one_instance_with(top, &upstream, "deny\nlimits: {call_time: 200ms}", &costly(6));
+    let mut client = proxy.client();
+    wait_until("the budget to be used up", || {
+        from_anew(&mut client);
+        proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
+    });
     proxy.wait_for_output("would spend more than a tenth of its time on making instances");
     // A listener without the filter is not concerned; readiness says what is missing.
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-    let mut client = proxy.client();
     wait_until("readiness to say so", || {
         from_anew(&mut client);
         let ready = proxy.admin("GET", "/ready", "");
@@ -192,15 +202,8 @@ fn out_of_budget(top: &str, status: u16, said: &str) {
 #[test]
 fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
     let upstream = Upstream::saying("hello");
-    // Half of a call's time goes by the processor's clock. It is more than what such calls may take after a rest (1 s), so one of
-    // them is enough, however little of a processor the worker gets.
-    let options = "deny\nlimits: {call_time: 2200ms}";
-    let proxy = one_instance(&upstream, options, &poisoned_by("(loop $on (br $on))"));
-    let (mut boom, mut plain) = (proxy.client(), Client::connect(proxy.address("plain")));
-    assert_eq!(from_anew(&mut boom).status(), 503);
-    assert_eq!(plain.get("/").status(), 200);
-    let exhausted = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]);
-    assert_eq!(exhausted, 1.0);
+    let proxy = without_instance(&upstream, "deny");
+    assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
     proxy.wait_for_output("its calls overrun their time so often");
     // It comes back by itself.
     wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
@@ -212,7 +215,7 @@ fn a_worker_without_an_instance_is_told_of() {
         let upstream = Upstream::saying("hello");
         let config = Config::to(&upstream).top(&format!("workers: {workers}")).listener("trusted_hops: 1");
         let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
-        let proxy = Proxy::start_with(config, &[("boom.wasm", &costly())]);
+        let proxy = Proxy::start_with(config, &[("boom.wasm", &costly(1))]);
         // All on one connection, and so on one worker.
         let mut client = proxy.client();
         let told = match workers {
