@@ -225,12 +225,14 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
     let file = |authority: &Authority, name: &str| fs::read(authority.path(name)).expect("a file");
     let upstream = Upstream::replying(|_| answer(200, &[], "ok"));
     let tls = ours.tls(&["web.test"], &format!("client_certificates: request, client_ca: {}", ours.path("ca.pem")));
-    let behind = Proxy::start(Config::to(&upstream).listener(&tls).listener("forwarded_client_cert: set"));
+    let behind = Proxy::start(
+        Config::to(&upstream).listener(&tls).listener("forwarded_client_cert: set\ntimeouts: {handshake: 100s}"),
+    );
     let (ours_pem, others_pem) = (file(&ours, "ca.pem"), file(&others, "ca.pem"));
     let [one, two] =
         ["one.test", "two.test"].map(|name| [file(&ours, &format!("{name}.pem")), file(&ours, &format!("{name}.key"))]);
     for protocol in ["h1", "h2"] {
-        // The time for connecting is longer than the test waits for anything; `more` changes it, and nothing about TLS.
+        // Nobody gives up connecting while the test waits for it; `more` changes that time, and nothing about TLS.
         let config = |tls: &str, more: u32| {
             let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\nconnect_timeout: {}s", 100 + more);
             let endpoint = behind.address("main");

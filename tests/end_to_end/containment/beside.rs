@@ -112,7 +112,7 @@ fn a_poison_request_each_100_ms() {
         measure("memory", &poisoned_by(eat), "", true),
         measure("long host calls", &poisoned_by(&copy.repeat(6000)), "", true),
         measure("one long operation", &poisoned_by(&FILL.repeat(40)), "", true),
-        measure("trap, 100 ms to configure", &costly(1), "", false),
+        measure("trap, 100 ms to configure", &costly(), "", false),
     ];
     println!(
         "| kind | poison | failures | without an instance | others | of them failed | before: p50 / p99 / max, ms | during |"

@@ -207,7 +207,7 @@ fn the_request_after_the_first_failure_meets_a_spare_instance() {
 fn requests_while_there_is_no_instance() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");
-        let proxy = one_instance(&upstream, policy, &costly(1));
+        let proxy = one_instance(&upstream, policy, &costly());
         // There is one spare, and another one takes a while.
         let mut client = proxy.client();
         let boom = "GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\n";

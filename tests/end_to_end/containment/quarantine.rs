@@ -99,7 +99,7 @@ fn streams_of_clients_in_quarantine_share_their_fate() {
 #[test]
 fn a_client_that_uses_up_the_budget_is_denied_and_nobody_else() {
     let upstream = Upstream::saying("hello");
-    let proxy = one_instance(&upstream, "deny", &costly(1));
+    let proxy = one_instance(&upstream, "deny", &costly());
     let (mut poisoner, mut innocent) = (proxy.client(), proxy.client());
     wait_until("an instance apart", || {
         from(&mut poisoner, POISONER, "/", true);
