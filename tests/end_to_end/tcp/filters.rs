@@ -184,7 +184,7 @@ fn a_connection_waits_for_an_answer() {
 #[test]
 fn held_data_comes_again_with_what_follows() {
     for side in ["downstream", "upstream"] {
-        let hold = "(i32.lt_u (local.get $size) (i32.const 5))";
+        let hold = "(i32.lt_u (local.get $size) (select (i32.const 0) (i32.const 5) (local.get $end)))";
         let upstream = echo();
         let proxy = start(&upstream, &data(side, hold), "");
         let mut wire = connect(&proxy);
