@@ -421,8 +421,8 @@ impl<B> ClusterPool<B> {
         self.slots.borrow_mut().retain(|_, slot| {
             slot.take_expired(now, timeout, &mut expired);
             slot.take_expired_muxes(now, timeout, &mut expired_muxes);
-            // A request that has found the slot, but no connection yet, owns it too.
-            slot.connections.get() > 0 || Rc::strong_count(slot) > 1
+            // Each connection owns it, and so does a request that has found it, but no connection yet.
+            Rc::strong_count(slot) > 1
         });
         drop((expired, expired_muxes));
         self.serve();

@@ -215,6 +215,7 @@ fn threads_share_a_cluster_and_give_everything_back() {
     let stats = cluster.stats();
     let gauges = [&stats.active, &stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed));
     assert_eq!((gauges, stats.requests.load(Relaxed)), ([0; 4], 1200));
+    assert_eq!(endpoint(&cluster, 0).connections(), 0);
 }
 
 /// A place that another worker gives back is found by the sweep, also of a worker that has had nothing but tunnels.

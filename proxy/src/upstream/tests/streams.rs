@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{super::*, *};
 
@@ -13,28 +13,36 @@ struct Streams {
     open: Rc<Cell<usize>>,
     asked: Rc<Cell<usize>>,
     answers: Rc<Semaphore>,
+    closes: Rc<Notify>,
 }
 
 async fn streams() -> Streams {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (accepted, open, asked) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-    let answers = Rc::new(Semaphore::new(0));
+    let (answers, closes) = (Rc::new(Semaphore::new(0)), Rc::new(Notify::new()));
     let server = Streams {
         address,
         accepted: Rc::clone(&accepted),
         open: Rc::clone(&open),
         asked: Rc::clone(&asked),
         answers: Rc::clone(&answers),
+        closes: Rc::clone(&closes),
     };
     spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
             accepted.set(accepted.get() + 1);
             open.set(open.get() + 1);
             let (open, asked, answers) = (Rc::clone(&open), Rc::clone(&asked), Rc::clone(&answers));
+            let closes = Rc::clone(&closes);
             spawn_local(async move {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                loop {
+                    let accepted = tokio::select! {
+                        accepted = connection.accept() => accepted,
+                        () = closes.notified() => None,
+                    };
+                    let Some(Ok((_, mut respond))) = accepted else { break };
                     asked.set(asked.get() + 1);
                     let answers = Rc::clone(&answers);
                     spawn_local(async move {
@@ -43,6 +51,7 @@ async fn streams() -> Streams {
                         body.send_data(Bytes::from("hello"), true).unwrap();
                     });
                 }
+                drop(connection);
                 open.set(open.get() - 1);
             });
         }
@@ -50,13 +59,13 @@ async fn streams() -> Streams {
     server
 }
 
-/// A cluster that speaks HTTP/2, by so many connections of two streams.
-fn by_h2(addresses: &[SocketAddr], connections: u32) -> Arc<Cluster> {
+/// A cluster that speaks HTTP/2, by so many connections of two streams, which may be idle for so many seconds (0: for ever).
+fn by_h2(addresses: &[SocketAddr], connections: u32, idle: u64) -> Arc<Cluster> {
     let mut config = config(addresses);
     config.protocol = model::ClusterProtocol::H2;
     config.http2.max_concurrent_streams = 2;
     config.limits.connections = connections;
-    config.limits.idle_timeout = units::Duration::secs(10);
+    config.limits.idle_timeout = units::Duration::secs(idle);
     Cluster::new(&config, None)
 }
 
@@ -81,7 +90,7 @@ fn ask(pools: &Pools<Body>, cluster: &Arc<Cluster>, at: usize, alone: bool) -> t
 fn requests_share_a_connection_and_wait_for_its_streams() {
     run(async {
         let server = streams().await;
-        let (pools, cluster) = (pools(), by_h2(&[server.address], 1));
+        let (pools, cluster) = (pools(), by_h2(&[server.address], 1, 10));
         let all: Vec<_> = (0..5).map(|_| ask(&pools, &cluster, 0, false)).collect();
         for asked in 2..=5 {
             until("two have streams", || server.asked.get() == asked && gauges(&cluster)[2] == 5 - asked as u64).await;
@@ -108,7 +117,7 @@ fn requests_share_a_connection_and_wait_for_its_streams() {
 fn what_has_a_connection_to_itself_leaves_one_to_others() {
     run(async {
         let server = streams().await;
-        let (pools, cluster) = (pools(), by_h2(&[server.address], 1));
+        let (pools, cluster) = (pools(), by_h2(&[server.address], 1, 0));
         let first = ask(&pools, &cluster, 0, true);
         until("it is asked", || server.asked.get() == 1).await;
         let shared = ask(&pools, &cluster, 0, false);
@@ -131,10 +140,26 @@ fn what_has_a_connection_to_itself_leaves_one_to_others() {
 }
 
 #[test]
+fn one_that_ends_while_it_is_idle_gives_its_place_back() {
+    run(async {
+        let server = streams().await;
+        let (pools, cluster) = (pools(), by_h2(&[server.address], 1, 0));
+        server.answers.add_permits(2);
+        ask(&pools, &cluster, 0, false).await.unwrap();
+        assert_eq!(gauges(&cluster), [1, 1, 0]);
+        server.closes.notify_waiters();
+        until("it is forgotten", || gauges(&cluster) == [0; 3]).await;
+        assert_eq!(endpoint(&cluster, 0).connections(), 0);
+        ask(&pools, &cluster, 0, false).await.unwrap();
+        assert_eq!(server.accepted.get(), 2);
+    });
+}
+
+#[test]
 fn an_idle_one_makes_room_for_another_endpoint() {
     run(async {
         let (a, b) = (streams().await, streams().await);
-        let (pools, cluster) = (pools(), by_h2(&[a.address, b.address], 1));
+        let (pools, cluster) = (pools(), by_h2(&[a.address, b.address], 1, 0));
         a.answers.add_permits(10);
         b.answers.add_permits(10);
         for at in [0, 1, 1, 0] {
