@@ -308,10 +308,25 @@ impl H2 {
         self.open(&head(method, path, fields), end)
     }
 
+    /// A whole request, and its response.
+    pub fn exchange(&mut self, method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
+        let stream = self.request(method, path, fields, body.is_empty());
+        if !body.is_empty() {
+            self.data(stream, body, true);
+        }
+        self.response(stream)
+    }
+
     /// `GET`, and its response.
     pub fn get(&mut self, path: &str) -> Message {
-        let stream = self.request("GET", path, &[], true);
-        self.response(stream)
+        self.exchange("GET", path, &[], b"")
+    }
+
+    /// Begins a `POST`: its head, and a part of its body.
+    pub fn begin(&mut self, path: &str, fields: &[(&str, &str)], part: &[u8]) -> u32 {
+        let stream = self.request("POST", path, fields, false);
+        self.data(stream, part, false);
+        stream
     }
 
     /// The next frame; those that every peer must answer are answered. `UnexpectedEof` if the connection ends instead.

@@ -23,6 +23,7 @@ pub mod wasm;
 mod wire;
 
 use std::{
+    sync::{Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -65,4 +66,11 @@ pub fn in_time<T>(attempt: impl Fn(u32) -> Option<T>) -> T {
 /// Waits until something is so.
 pub fn wait_until(what: &str, mut look: impl FnMut() -> bool) {
     wait_for(what, || look().then_some(()));
+}
+
+/// Holds an upstream up: each call of the function lasts until something is sent for it, or the sender is gone.
+pub fn turnstile() -> (mpsc::Sender<()>, impl Fn() + Send + Sync) {
+    let (go, told) = mpsc::channel();
+    let told = Mutex::new(told);
+    (go, move || _ = told.lock().unwrap().recv())
 }

@@ -9,7 +9,35 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
     KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
+
+/// A certificate for `web.test` that has signed itself.
+pub struct SelfSigned {
+    pub pem: String,
+    pub key: String,
+    der: CertificateDer<'static>,
+}
+
+impl SelfSigned {
+    pub fn new() -> SelfSigned {
+        let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
+        SelfSigned { pem: pair.cert.pem(), key: pair.signing_key.serialize_pem(), der: pair.cert.der().clone() }
+    }
+
+    /// What clients trust.
+    pub fn der(&self) -> CertificateDer<'static> {
+        self.der.clone()
+    }
+
+    /// The files that [`TLS`] names.
+    pub fn files(&self) -> [(&str, &[u8]); 2] {
+        [("server.pem", self.pem.as_bytes()), ("server.key", self.key.as_bytes())]
+    }
+}
+
+/// YAML for a listener that shows it.
+pub const TLS: &str = "tls: {certificates: [{certificate: server.pem, key: server.key}]}";
 
 /// An authority. In its folder are `ca.pem`, and `NAME.pem` and `NAME.key` of those who have a certificate.
 pub struct Authority {

@@ -156,6 +156,19 @@ impl Upstream {
         })
     }
 
+    /// Notes each request's head, does this with it, and answers with the length of the body when all of that is there.
+    pub fn reading(then: impl Fn(&Message) + Send + Sync + 'static) -> Upstream {
+        Upstream::scripted(move |mut connection| {
+            while let Some(mut request) = connection.head() {
+                then(&request);
+                if connection.wire.read_body(&mut request, false).is_err() {
+                    return;
+                }
+                connection.send(answer(200, &[], request.body.len().to_string()));
+            }
+        })
+    }
+
     /// Answers each request with 200 and this body.
     pub fn saying(body: &str) -> Upstream {
         let bytes = answer(200, &[], body);

@@ -3,7 +3,10 @@
 use std::{cell::RefCell, ops::Deref};
 
 use super::{super::Proxy, Outcome, Request, Speaker, SpeakerH1, SpeakerH2, Version};
-use crate::harness::Config;
+use crate::harness::{
+    Config,
+    pki::{SelfSigned, TLS},
+};
 
 /// The proxy, and a client of each version. `main` speaks HTTP/1.1 and HTTP/2; `secure` is the same under TLS, and speaks HTTP/3.
 pub struct Everywhere {
@@ -14,18 +17,15 @@ pub struct Everywhere {
 impl Everywhere {
     /// Starts it with the listener `main` of this configuration.
     pub fn start(config: Config) -> Everywhere {
-        let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
-        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        let pair = SelfSigned::new();
         let http3 = if cfg!(feature = "http3") { "http3: true" } else { "" };
-        let tls = format!("{http3}\ntls: {{certificates: [{{certificate: server.pem, key: server.key}}]}}");
-        let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
-        let proxy = Proxy::start_with(config.again("secure", &tls), &files);
+        let proxy = Proxy::start_with(config.again("secure", &format!("{http3}\n{TLS}")), &pair.files());
         let main = proxy.address("main");
         let speakers: Vec<Box<dyn Speaker>> = vec![
             Box::new(SpeakerH1::new(main)),
             Box::new(SpeakerH2::new(main)),
             #[cfg(feature = "http3")]
-            Box::new(super::SpeakerH3::new(proxy.address("secure"), pair.cert.der().clone())),
+            Box::new(super::SpeakerH3::new(proxy.address("secure"), pair.der())),
         ];
         Everywhere { speakers: RefCell::new(speakers), proxy }
     }
