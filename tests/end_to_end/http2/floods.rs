@@ -8,12 +8,12 @@ use crate::harness::{
 /// More than any of these attacks may cost, and less than any of them sends or asks for in vain.
 const ALLOWED_KIB: u64 = 32 << 10;
 
-/// Lets a client do its worst until it is cut off; the others do not notice.
-fn attack(reason: &str, evil: impl FnOnce(&mut H2)) {
-    let upstream = Upstream::saying("hello");
-    let proxy = Proxy::start(Config::to(&upstream));
+/// Lets a client do its worst until it is cut off for this reason. The memory stays where it was, and so does another client,
+/// which is given back.
+fn cut_off(upstream: &Upstream, reason: &str, evil: impl FnOnce(&mut H2)) -> (Proxy, H2) {
+    let proxy = Proxy::start(Config::to(upstream));
     let mut other = proxy.h2();
-    assert_eq!(other.get("/").status(), 200);
+    other.ping();
     let before = proxy.peak_kib();
     let mut client = proxy.h2();
     evil(&mut client);
@@ -21,21 +21,35 @@ fn attack(reason: &str, evil: impl FnOnce(&mut H2)) {
     proxy.refused_one(reason);
     let grown = proxy.peak_kib() - before;
     assert!(grown < ALLOWED_KIB, "{grown} KiB more");
-    assert_eq!(other.get("/").text(), "hello");
-    assert_eq!(proxy.h2().get("/").text(), "hello");
+    other.ping();
+    (proxy, other)
+}
+
+fn attack(evil: impl FnOnce(&mut H2)) {
+    let upstream = Upstream::saying("hello");
+    let (proxy, other) = cut_off(&upstream, "flood", evil);
+    for mut client in [other, proxy.h2()] {
+        assert_eq!(client.get("/").text(), "hello");
+    }
+}
+
+/// So many requests, and after the head of each a frame on its stream.
+fn requests(client: &mut H2, count: usize, flags: u8, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let block = encode(&head("POST", "/", &[]));
+    let one = |stream| [Frame::bytes(kind::HEADERS, flags, stream, &block), Frame::bytes(kind, 0, stream, payload)];
+    (0..count).flat_map(|_| one(client.next_stream()).concat()).collect()
+}
+
+/// Requests that are taken back at once.
+fn taken_back(client: &mut H2, count: usize) -> Vec<u8> {
+    requests(client, count, flag::END_STREAM | flag::END_HEADERS, kind::RST_STREAM, &code::CANCEL.to_be_bytes())
 }
 
 #[test]
 fn rapid_reset() {
-    attack("flood", |client| {
-        let block = encode(&head("GET", "/", &[]));
+    attack(|client| {
         for _ in 0..200 {
-            let mut bytes = Vec::new();
-            for _ in 0..100 {
-                let stream = client.next_stream();
-                bytes.extend(Frame::bytes(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS, stream, &block));
-                bytes.extend(Frame::bytes(kind::RST_STREAM, 0, stream, &code::CANCEL.to_be_bytes()));
-            }
+            let bytes = taken_back(client, 100);
             client.raw(bytes);
         }
     });
@@ -45,16 +59,9 @@ fn rapid_reset() {
 #[test]
 fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
     let upstream = Upstream::saying("hello");
-    let config = Config::new().listener("cluster: web\ntrusted_hops: 1").cluster("web", &[&upstream], "");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
     let mut client = proxy.h2();
-    let block = encode(&head("GET", "/", &[]));
-    let mut bytes = Vec::new();
-    for _ in 0..150 {
-        let stream = client.next_stream();
-        bytes.extend(Frame::bytes(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS, stream, &block));
-        bytes.extend(Frame::bytes(kind::RST_STREAM, 0, stream, &code::CANCEL.to_be_bytes()));
-    }
+    let bytes = taken_back(&mut client, 150);
     client.raw(bytes);
     assert_eq!(client.get("/").text(), "hello");
 }
@@ -63,76 +70,38 @@ fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
 #[test]
 fn resets_that_the_client_makes_the_proxy_send() {
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(Config::to(&upstream));
-    let before = proxy.peak_kib();
-    let mut client = proxy.h2();
-    let block = encode(&head("POST", "/", &[]));
-    for _ in 0..200 {
-        let mut bytes = Vec::new();
-        for _ in 0..100 {
-            let stream = client.next_stream();
-            bytes.extend(Frame::bytes(kind::HEADERS, flag::END_HEADERS, stream, &block));
-            bytes.extend(Frame::bytes(kind::WINDOW_UPDATE, 0, stream, &[0; 4]));
+    cut_off(&upstream, "flood", |client| {
+        for _ in 0..200 {
+            let bytes = requests(client, 100, flag::END_HEADERS, kind::WINDOW_UPDATE, &[0; 4]);
+            client.raw(bytes);
         }
-        client.raw(bytes);
-    }
-    client.read_to_end();
-    let labels = [("listener", "main")];
-    proxy.wait_for_metric("tollgate_connections_refused_total", &labels, 1.0);
-    let grown = proxy.peak_kib() - before;
-    assert!(grown < ALLOWED_KIB, "{grown} KiB more");
+    });
     let connections = upstream.connections();
     assert!(connections < 5000, "{connections} requests of a flood have reached the upstream");
 }
 
-fn many(bytes: &[u8]) -> Vec<u8> {
-    bytes.repeat(40_000)
-}
-
+/// Frames that lead to nothing, on the connection or on the stream of a request.
 #[test]
-fn pings() {
-    attack("flood", |client| client.raw(many(&Frame::bytes(kind::PING, 0, 0, &[0; 8]))));
-}
-
-#[test]
-fn settings() {
-    attack("flood", |client| client.raw(many(&Frame::bytes(kind::SETTINGS, 0, 0, b""))));
-}
-
-#[test]
-fn priorities() {
-    attack("flood", |client| client.raw(many(&Frame::bytes(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]))));
-}
-
-#[test]
-fn window_updates() {
-    attack("flood", |client| {
-        let stream = client.request("POST", "/", &[], false);
-        client.raw(Frame::bytes(kind::WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes()).repeat(40_000));
-    });
-}
-
-#[test]
-fn frames_of_unknown_types() {
-    attack("flood", |client| client.raw(many(&Frame::bytes(0xee, 0, 0, b"x"))));
-}
-
-#[test]
-fn empty_data() {
-    attack("flood", |client| {
-        let stream = client.request("POST", "/", &[], false);
-        client.raw(many(&Frame::bytes(kind::DATA, 0, stream, b"")));
-    });
-}
-
-/// A byte now and then does not make them worth anything.
-#[test]
-fn pings_with_a_byte_in_between() {
-    attack("flood", |client| {
-        let stream = client.request("POST", "/", &[], false);
-        let pings = Frame::bytes(kind::PING, 0, 0, &[0; 8]).repeat(95);
-        client.raw([pings, Frame::bytes(kind::DATA, 0, stream, b"x")].concat().repeat(400));
-    });
+fn frames_that_bring_nothing() {
+    let ping = Frame::bytes(kind::PING, 0, 0, &[0; 8]);
+    let data = |payload: &[u8]| Frame::bytes(kind::DATA, 0, 1, payload);
+    for (what, has_request, frames, times) in [
+        ("pings", false, ping.clone(), 40_000),
+        ("settings", false, Frame::bytes(kind::SETTINGS, 0, 0, b""), 40_000),
+        ("priorities", false, Frame::bytes(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]), 40_000),
+        ("unknown types", false, Frame::bytes(0xee, 0, 0, b"x"), 40_000),
+        ("windows", true, Frame::bytes(kind::WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()), 40_000),
+        ("empty data", true, data(b""), 40_000),
+        ("pings with a byte now and then", true, [ping.repeat(95), data(b"x")].concat(), 400),
+    ] {
+        eprintln!("{what}");
+        attack(|client| {
+            if has_request {
+                assert_eq!(client.request("POST", "/", &[], false), 1);
+            }
+            client.raw(frames.repeat(times));
+        });
+    }
 }
 
 /// Pings whose answers are not read: they must not be heaped up (CVE-2019-9512).
@@ -141,10 +110,9 @@ fn pings_that_nobody_reads_the_answers_of() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let before = proxy.peak_kib();
-    let client = proxy.h2();
+    let mut client = proxy.h2();
     client.wire.socket().set_nonblocking(true).unwrap();
     let bytes = Frame::bytes(kind::PING, 0, 0, &[0; 8]).repeat(1000);
-    let mut client = client;
     // As much as the proxy takes, or until it has had enough.
     for _ in 0..4000 {
         if client.wire.send(&bytes).is_err_and(|e| e.kind() != std::io::ErrorKind::WouldBlock) {
@@ -159,7 +127,7 @@ fn pings_that_nobody_reads_the_answers_of() {
 /// A head without an end (CVE-2024-27316).
 #[test]
 fn continuations() {
-    attack("flood", |client| {
+    attack(|client| {
         let stream = client.next_stream();
         client.send(kind::HEADERS, flag::END_STREAM, stream, &encode(&head("GET", "/", &[])));
         let value = "v".repeat(8000);
@@ -178,7 +146,7 @@ fn empty_continuations() {
     let mut client = proxy.h2();
     let stream = client.next_stream();
     client.send(kind::HEADERS, flag::END_STREAM, stream, &encode(&head("GET", "/", &[])));
-    client.raw(many(&Frame::bytes(kind::CONTINUATION, 0, stream, b"")));
+    client.raw(Frame::bytes(kind::CONTINUATION, 0, stream, b"").repeat(40_000));
     client.read_to_end();
     proxy.wait_for_metric("tollgate_connections_refused_total", &[("listener", "main")], 1.0);
     assert!(upstream.requests().is_empty());
@@ -190,14 +158,10 @@ fn a_head_that_is_too_large_is_answered_with_431() {
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 16KiB}"));
     let mut client = proxy.h2();
     let value = "v".repeat(4000);
-    let fields: Vec<_> = ["x-a", "x-b", "x-c", "x-d", "x-e"].map(|name| (name, value.as_str())).to_vec();
-    let block = encode(&head("GET", "/large", &fields));
-    let stream = client.next_stream();
-    client.send(kind::HEADERS, flag::END_STREAM, stream, &block[..10_000]);
-    client.send(kind::CONTINUATION, flag::END_HEADERS, stream, &block[10_000..]);
-    let response = client.response(stream);
+    let fields = ["x-a", "x-b", "x-c", "x-d", "x-e"].map(|name| (name, value.as_str()));
+    let response = client.exchange("GET", "/large", &fields, b"");
     assert_eq!((response.status(), response.text()), (431, "Request Header Fields Too Large"));
-    assert_eq!(proxy.entry_for("/large")["details"], "head_too_large");
+    proxy.entry_for("/large").expect(431, "DPE").because("head_too_large");
     assert_eq!(client.get("/").text(), "hello", "the connection can be used on");
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -214,15 +178,7 @@ fn heads_of_several_times_the_bound_end_nothing_but_their_stream() {
         {
             let value = "v".repeat(field);
             let fields = vec![("x-a", value.as_str()); tenths * bound / 10 / field + 1];
-            let block = encode(&head("GET", "/large", &fields));
-            let parts: Vec<_> = block.chunks(16 << 10).collect();
-            let stream = client.next_stream();
-            for (n, part) in parts.iter().enumerate() {
-                let (kind, end) = if n == 0 { (kind::HEADERS, flag::END_STREAM) } else { (kind::CONTINUATION, 0) };
-                let last = if n + 1 == parts.len() { flag::END_HEADERS } else { 0 };
-                client.send(kind, end | last, stream, part);
-            }
-            let response = client.response(stream);
+            let response = client.exchange("GET", "/large", &fields, b"");
             assert_eq!(response.status(), 431, "{name}, {tenths} tenths, {field}");
             assert_eq!(client.get("/").text(), "hello");
         }
@@ -236,9 +192,8 @@ fn too_many_fields_are_answered_with_431() {
     let mut client = proxy.h2();
     let names: Vec<String> = (0..250).map(|n| format!("x-{n}")).collect();
     let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
-    let stream = client.request("GET", "/many", &fields, true);
-    assert_eq!(client.response(stream).status(), 431);
-    assert_eq!(proxy.entry_for("/many")["details"], "too_many_fields");
+    assert_eq!(client.exchange("GET", "/many", &fields, b"").status(), 431);
+    proxy.entry_for("/many").expect(431, "DPE").because("too_many_fields");
     assert!(upstream.requests().is_empty());
 }
 

@@ -9,15 +9,14 @@ use super::upstream::{config, connects};
 use crate::harness::{
     H2, Proxy, Upstream,
     frames::{code, kind, setting},
-    wait_until,
+    turnstile, wait_until,
 };
 
 /// Ends the connection as nginx does when a head has a field of more than 8 KiB, or a request has trailers; answers what came before
 /// only when it is told to.
 fn fragile() -> (Upstream, mpsc::Sender<()>) {
-    let (go, told) = mpsc::channel();
-    let told = Mutex::new(told);
-    let upstream = Upstream::by_h2_with(&[], move |h2, _| {
+    let (go, wait) = turnstile();
+    let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, request)) = h2.next_request() {
             // It has 19 bits for each backslash.
             let length = |value: &str| value.len().max(value.matches('\\').count() * 19 / 8);
@@ -26,7 +25,7 @@ fn fragile() -> (Upstream, mpsc::Sender<()>) {
                 return h2.goaway(stream, code::ENHANCE_YOUR_CALM);
             }
             if request.field(":path") == Some("/held") {
-                told.lock().unwrap().recv().expect("the test tells");
+                wait();
             }
             h2.answer(stream, 200, b"fine");
         }
@@ -95,8 +94,7 @@ fn a_request_with_trailers_goes_by_a_connection_of_its_own() {
     wait_until("the connection to be shared", || connects(&proxy) == 1.0);
     let mut other = proxy.h2();
     let post = |client: &mut H2, path: &str, fields: &[(&str, &str)]| {
-        let stream = client.request("POST", path, fields, false);
-        client.data(stream, b"body", false);
+        let stream = client.begin(path, fields, b"body");
         client.headers(stream, &[("x-sum", "7")], true);
         client.response(stream).status()
     };
@@ -122,8 +120,7 @@ fn a_head_that_is_longer_than_the_upstream_says_is_answered_with_431() {
     // Also when nothing is known of the upstream yet.
     for path in ["/first", "/second"] {
         assert_eq!(proxy.request("GET", path, &[("X-Long", &long)], b"").status(), 431);
-        let entry = proxy.entry_for(path);
-        assert_eq!((&entry["flags"], &entry["details"]), (&"UPE".into(), &"upstream_head_limit".into()));
+        proxy.entry_for(path).expect(431, "UPE").because("upstream_head_limit");
     }
     for length in [0, 10_000, 15_000] {
         let response = proxy.request("GET", "/", &[("X-Long", &long[..length])], b"");
@@ -309,15 +306,14 @@ fn patient(settings: &'static [(u16, u32)]) -> Upstream {
 
 /// Begins an upload that does not go on.
 fn begin(client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)]) -> u32 {
-    let stream = client.request("POST", path, &[&[("x-forwarded-for", from)], fields].concat(), false);
-    client.data(stream, b"x", false);
-    stream
+    client.begin(path, &[&[("x-forwarded-for", from)], fields].concat(), b"x")
 }
 
-fn assert_refused(proxy: &Proxy, client: &mut H2, stream: u32, path: &str, details: &str) {
+/// The same, which is refused.
+fn begin_in_vain(proxy: &Proxy, client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)], details: &str) {
+    let stream = begin(client, path, from, fields);
     assert_eq!(client.response(stream).status(), 503);
-    let entry = proxy.entry_for(path);
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &details.into()));
+    proxy.entry_for(path).expect(503, "UO").because(details);
 }
 
 fn wait_for_uploads(proxy: &Proxy, count: f64) {
@@ -337,11 +333,9 @@ fn uploads_that_have_a_connection_each_leave_some_to_others() {
     let held = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|from| begin(&mut client, "/held", from, &ALONE));
     wait_until("each to have a connection", || connects(&proxy) == 4.0);
     for (from, fields) in [("192.0.2.1", &ALONE[..]), ("192.0.2.1", &[])] {
-        let over = begin(&mut client, "/client", from, fields);
-        assert_refused(&proxy, &mut client, over, "/client", "client_uploads_overflow");
+        begin_in_vain(&proxy, &mut client, "/client", from, fields, "client_uploads_overflow");
     }
-    let over = begin(&mut client, "/all", "192.0.2.4", &ALONE);
-    assert_refused(&proxy, &mut client, over, "/all", "uploads_overflow");
+    begin_in_vain(&proxy, &mut client, "/all", "192.0.2.4", &ALONE, "uploads_overflow");
     assert_eq!((client.get("/").text(), connects(&proxy)), ("fine", 4.0));
     // One that has ended leaves its connection to another.
     client.headers(held[0], &[("x-sum", "7")], true);
@@ -354,14 +348,13 @@ fn uploads_that_have_a_connection_each_leave_some_to_others() {
 #[test]
 fn tunnels_of_tcp_count_for_whole_connections() {
     let upstream = patient(&[]);
-    let options = "limits: {connections: 4}";
-    let proxy = Proxy::start(config(&upstream, options).listener("connect: true\ntrusted_hops: 1"));
+    let config = config(&upstream, "limits: {connections: 4}").listener("connect: true\ntrusted_hops: 1");
+    let proxy = Proxy::start(config);
     let mut client = proxy.h2();
     let mut connect = |from: &str| {
         let head = [(":method", "CONNECT"), (":authority", "test:443"), ("x-forwarded-for", from)];
         let stream = client.open(&head, false);
-        client.wait(stream, "a head", |message| !message.blocks.is_empty());
-        client.so_far(stream).status()
+        client.wait(stream, "a head", |message| !message.blocks.is_empty()).status()
     };
     let statuses = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(&mut connect);
     assert_eq!(statuses, [200, 503, 200, 200, 503]);
@@ -402,9 +395,7 @@ fn uploads_hold_a_part_of_the_streams_that_the_upstream_allows() {
         let _held = [(); 2].map(|()| begin(&mut client, "/held", from, &[]));
     }
     wait_for_uploads(&proxy, 6.0);
-    let over = begin(&mut client, "/client", "192.0.2.1", &[]);
-    assert_refused(&proxy, &mut client, over, "/client", "client_uploads_overflow");
-    let over = begin(&mut client, "/all", "192.0.2.4", &[]);
-    assert_refused(&proxy, &mut client, over, "/all", "uploads_overflow");
+    begin_in_vain(&proxy, &mut client, "/client", "192.0.2.1", &[], "client_uploads_overflow");
+    begin_in_vain(&proxy, &mut client, "/all", "192.0.2.4", &[], "uploads_overflow");
     assert_eq!(client.get("/").text(), "fine");
 }

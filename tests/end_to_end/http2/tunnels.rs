@@ -1,9 +1,8 @@
 //! Streams that become something else: `CONNECT`, and extended `CONNECT` (RFC 8441).
 
-use std::{thread::sleep, time::Duration};
-
+use super::windows::{reads_little_by_little, stingy};
 use crate::harness::{
-    Config, H2, Proxy, Upstream,
+    Config, H2, Proxy, Upstream, answer,
     frames::{code, setting},
     in_time,
 };
@@ -109,29 +108,16 @@ fn a_tunnel_whose_client_reads_little_by_little_is_not_idle() {
     in_time(|ms| {
         let config = Config::to(&upstream).listener(&format!("connect: true\ntimeouts: {{idle: {ms}ms}}"));
         let proxy = Proxy::start(config);
-        let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
-        client.generous = false;
+        let mut client = stingy(&proxy, 1);
         let stream = connect(&mut client, &[]);
-        // Half as long again as it may be idle.
-        for step in 0..15 {
-            let room = 1 + step * 100;
-            let so_far =
-                client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
-            if so_far.ended || so_far.reset.is_some() {
-                return None;
-            }
-            assert_eq!(so_far.body.len(), room);
-            sleep(Duration::from_millis(ms.into()) / 10);
-            client.window(stream, 100);
-        }
-        Some(())
+        reads_little_by_little(&mut client, stream, ms)
     });
 }
 
 /// What the upstream answers instead of switching is the answer.
 #[test]
 fn an_upstream_may_say_no() {
-    let upstream = Upstream::replying(|_| crate::harness::answer(403, &[], "no"));
+    let upstream = Upstream::replying(|_| answer(403, &[], "no"));
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
     let stream = connect(&mut client, &WEBSOCKET);

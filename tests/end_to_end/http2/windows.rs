@@ -1,11 +1,11 @@
 //! Who does not read holds up nobody else, and not for ever.
 
-use std::{sync::mpsc, thread::sleep, time::Duration};
+use std::{thread::sleep, time::Duration};
 
 use crate::harness::{
     Config, H2, Proxy, Upstream, answer,
     frames::{code, flag, kind, setting},
-    in_time,
+    in_time, turnstile,
 };
 
 const MIB: usize = 1 << 20;
@@ -29,14 +29,36 @@ fn upstream() -> Upstream {
     })
 }
 
+/// A client that gives its streams so much room at first, and none by itself later.
+pub(super) fn stingy(proxy: &Proxy, room: u32) -> H2 {
+    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, room)]);
+    client.generous = false;
+    client.window(0, 1 << 30);
+    client
+}
+
+/// Takes a little of a stream that had room for one byte at a time, for half as long again as it may be idle. None: it has ended.
+pub(super) fn reads_little_by_little(client: &mut H2, stream: u32, idle_ms: u32) -> Option<()> {
+    for step in 0..15 {
+        let room = 1 + step * 100;
+        let so_far =
+            client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
+        if so_far.ended || so_far.reset.is_some() {
+            return None;
+        }
+        assert_eq!(so_far.body.len(), room);
+        sleep(Duration::from_millis(idle_ms.into()) / 10);
+        client.window(stream, 100);
+    }
+    Some(())
+}
+
 /// The streams of a client that gives tiny windows end after `timeouts.idle`; those beside them are served.
 #[test]
 fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
-    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
-    client.generous = false;
-    client.window(0, 1 << 30);
+    let mut client = stingy(&proxy, 1);
     let stalled: Vec<u32> = (0..10).map(|_| client.request("GET", "/large", &[], true)).collect();
     let fine = client.request("GET", "/fine", &[], true);
     client.window(fine, 1000);
@@ -46,8 +68,7 @@ fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
         assert_eq!((response.status(), response.text(), response.ended), (200, "x", false));
         assert_eq!(response.reset, Some(code::CANCEL));
     }
-    let entry = proxy.entry_for("/large");
-    assert_eq!(entry["flags"], "SI", "{entry}");
+    proxy.entry_for("/large").expect(200, "SI");
     proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
     proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
     // The connection is as good as before.
@@ -62,25 +83,12 @@ fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
     let upstream = upstream();
     in_time(|ms| {
         let proxy = Proxy::start(Config::to(&upstream).listener(&format!("timeouts: {{idle: {ms}ms}}")));
-        let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1)]);
-        client.generous = false;
-        client.window(0, 1 << 30);
+        let mut client = stingy(&proxy, 1);
         let stream = client.request("GET", "/large", &[], true);
-        // Half as long again as it may be idle.
-        for step in 0..15 {
-            let room = 1 + step * 100;
-            let so_far =
-                client.wait(stream, "what its window allows", |m| m.body.len() == room || m.ended || m.reset.is_some());
-            if so_far.reset.is_some() {
-                return None;
-            }
-            assert_eq!(so_far.body.len(), room);
-            sleep(Duration::from_millis(ms.into()) / 10);
-            client.window(stream, 100);
-        }
+        reads_little_by_little(&mut client, stream, ms)?;
         // Only when it stops is it idle.
         assert_eq!(client.response(stream).reset, Some(code::CANCEL));
-        assert_eq!(proxy.entry_for("/large")["flags"], "SI");
+        proxy.entry_for("/large").expect(200, "SI");
         Some(())
     });
 }
@@ -131,9 +139,7 @@ fn a_connection_without_a_window_does_not_hold_its_streams_for_ever() {
 fn who_reads_slowly_stalls_that_stream_only_and_takes_no_memory() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1000)]);
-    client.generous = false;
-    client.window(0, 1 << 30);
+    let mut client = stingy(&proxy, 1000);
     let before = proxy.peak_kib();
     let slow: Vec<u32> = (0..20).map(|_| client.request("GET", "/large", &[], true)).collect();
     for stream in &slow {
@@ -149,27 +155,14 @@ fn who_reads_slowly_stalls_that_stream_only_and_takes_no_memory() {
     client.wait(slow[0], "more", |m| m.body.len() == 6000);
 }
 
-/// Reads heads at once, and bodies only when it is told to.
-fn slow_reader() -> (Upstream, mpsc::Sender<()>) {
-    let (go, told) = mpsc::channel::<()>();
-    let told = std::sync::Mutex::new(told);
-    let upstream = Upstream::scripted(move |mut connection| {
-        while let Some(mut request) = connection.head() {
-            if request.target() == "/slow" && told.lock().unwrap().recv().is_err() {
-                return;
-            }
-            if connection.wire.read_body(&mut request, false).is_err() {
-                return;
-            }
-            connection.send(answer(200, &[], request.body.len().to_string()));
-        }
-    });
-    (upstream, go)
-}
-
 #[test]
 fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
-    let (upstream, go) = slow_reader();
+    let (go, wait) = turnstile();
+    let upstream = Upstream::reading(move |request| {
+        if request.target() == "/slow" {
+            wait();
+        }
+    });
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
     client.ping();
@@ -197,16 +190,9 @@ fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
     assert_eq!(client.response(slow).text(), body.len().to_string());
 }
 
-/// What is not read of an upload that was answered early must be given back to the connection, or it starves.
-#[test]
-fn uploads_that_are_answered_early_leave_the_connections_window_as_it_was() {
-    let upstream = Upstream::scripted(|mut connection| {
-        if connection.head().is_some() {
-            connection.send(answer(403, &["connection: close"], "no"));
-            connection.wait_for_end();
-        }
-    });
-    let proxy = Proxy::start(Config::to(&upstream).listener("http2: {stream_window: 256KiB, connection_window: 1MiB}"));
+/// Sends fifty uploads that get this status before they are sent, as far as windows allow it. What is not read of them must be given
+/// back to the connection, or it starves.
+fn uploads_in_vain(proxy: &Proxy, status: u16) {
     let mut client = proxy.h2();
     client.ping();
     let body = vec![b'x'; 200_000];
@@ -221,32 +207,28 @@ fn uploads_that_are_answered_early_leave_the_connections_window_as_it_was() {
                 sent => rest = &rest[sent..],
             }
         }
-        assert_eq!(client.response(stream).status(), 403, "{n}");
+        assert_eq!(client.response(stream).status(), status, "{n}");
         client.reset(stream, code::CANCEL);
     }
+}
+
+const NARROW: &str = "http2: {stream_window: 256KiB, connection_window: 1MiB}";
+
+#[test]
+fn uploads_that_are_answered_early_leave_the_connections_window_as_it_was() {
+    let upstream = Upstream::scripted(|mut connection| {
+        if connection.head().is_some() {
+            connection.send(answer(403, &["connection: close"], "no"));
+            connection.wait_for_end();
+        }
+    });
+    uploads_in_vain(&Proxy::start(Config::to(&upstream).listener(NARROW)), 403);
 }
 
 /// The same when the proxy has no upstream for it at all.
 #[test]
 fn uploads_that_are_refused_leave_the_connections_window_as_it_was() {
-    let proxy = Proxy::start(
-        Config::to(Upstream::refusing()).listener("http2: {stream_window: 256KiB, connection_window: 1MiB}"),
-    );
-    let mut client = proxy.h2();
-    client.ping();
-    let body = vec![b'x'; 200_000];
-    for n in 0..50 {
-        let stream = client.request("POST", "/refused", &[], false);
-        let mut rest = &body[..];
-        while !rest.is_empty() && client.so_far(stream).reset.is_none() {
-            match client.data_within(stream, rest) {
-                0 if client.so_far(stream).ended => break,
-                0 => _ = client.read().unwrap_or_else(|e| panic!("{e}: no window for upload {n}")),
-                sent => rest = &rest[sent..],
-            }
-        }
-        assert_eq!(client.response(stream).status(), 503, "{n}");
-    }
+    uploads_in_vain(&Proxy::start(Config::to(Upstream::refusing()).listener(NARROW)), 503);
 }
 
 #[test]
@@ -254,11 +236,9 @@ fn an_upload_that_stops_ends_with_408() {
     let upstream = Upstream::saying("");
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
     let mut client = proxy.h2();
-    let stream = client.request("POST", "/stops", &[("content-length", "100")], false);
-    client.data(stream, b"some", false);
-    let response = client.response(stream);
-    assert_eq!(response.status(), 408);
-    assert_eq!(proxy.entry_for("/stops")["flags"], "DT");
+    let stream = client.begin("/stops", &[("content-length", "100")], b"some");
+    assert_eq!(client.response(stream).status(), 408);
+    proxy.entry_for("/stops").expect(408, "DT");
     assert_eq!(client.get("/").status(), 200, "the connection can be used on");
 }
 
