@@ -8,8 +8,14 @@ use std::{
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Signal, Upstream, answer, not_run, wait_until},
+    harness::{Client, Config, Proxy, Signal, Upstream, answer, not_run, turnstile, wait_until},
 };
+
+/// Sends it a signal, and waits until it takes no more connections.
+fn drain(proxy: &Proxy, signal: Signal) {
+    proxy.signal(signal);
+    wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+}
 
 /// For so long at least, an idle connection is kept after SIGTERM, for a request that may be on its way.
 const GRACE: Duration = Duration::from_millis(400);
@@ -62,14 +68,8 @@ fn sigterm_under_load_loses_no_request() {
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
     let mut proxy = Proxy::start(Config::to(&upstream));
     let clients: Vec<Seen> = thread::scope(|scope| {
-        let clients: Vec<_> = (0..8)
-            .map(|name| {
-                scope.spawn({
-                    let proxy = &proxy;
-                    move || load(proxy, name)
-                })
-            })
-            .collect();
+        let running = &proxy;
+        let clients: Vec<_> = (0..8).map(|name| scope.spawn(move || load(running, name))).collect();
         // In the middle of it.
         upstream.wait_for_requests(400);
         proxy.signal(Signal::TERM);
@@ -91,10 +91,9 @@ fn sigterm_under_load_loses_no_request() {
 
 #[test]
 fn a_request_under_way_is_finished() {
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
+    let (go, wait) = turnstile();
     let upstream = Upstream::replying(move |_| {
-        let _ = wait.lock().unwrap().recv();
+        wait();
         answer(200, &[], "finished")
     });
     let mut proxy = Proxy::start(Config::to(&upstream));
@@ -102,8 +101,7 @@ fn a_request_under_way_is_finished() {
     client.send_request("GET", "/", &[], b"");
     upstream.wait_for_requests(1);
     let idle = proxy.client();
-    proxy.signal(Signal::TERM);
-    wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+    drain(&proxy, Signal::TERM);
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     wait_until("new connections to be refused", || std::net::TcpStream::connect(proxy.address("main")).is_err());
     go.send(()).expect("the upstream is there");
@@ -116,13 +114,12 @@ fn a_request_under_way_is_finished() {
 
 #[test]
 fn bodies_under_way_are_finished() {
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
+    let (go, wait) = turnstile();
     let upstream = Upstream::scripted(move |mut connection| match connection.request() {
         Some(request) if request.method() == "POST" => connection.send(answer(200, &[], &request.body)),
         Some(_) => {
             connection.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ndown");
-            let _ = wait.lock().unwrap().recv();
+            wait();
             connection.send("load");
         }
         None => {}
@@ -133,8 +130,7 @@ fn bodies_under_way_are_finished() {
     down.send_request("GET", "/", &[], b"");
     let mut response = down.wire.read_head().expect("a response");
     proxy.wait_for_metric("tollgate_requests_active", &[], 2.0);
-    proxy.signal(Signal::TERM);
-    wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+    drain(&proxy, Signal::TERM);
     up.send("load");
     assert_eq!(up.read().text(), "upload");
     go.send(()).expect("the upstream is there");
@@ -144,22 +140,27 @@ fn bodies_under_way_are_finished() {
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
 
-#[test]
-fn a_request_that_hangs_is_waited_for_only_so_long() {
-    let upstream = Upstream::silent();
-    let config = Config::new().top("drain_timeout: 1s").listener("cluster: web");
-    let mut proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+/// A proxy with this `drain_timeout`, and a client whose request nobody answers.
+fn hanging(upstream: &Upstream, drain_timeout: &str) -> (Proxy, Client) {
+    let config = Config::to_with(upstream, "request_timeout: 0s").top(&format!("drain_timeout: {drain_timeout}"));
+    let proxy = Proxy::start(config);
     let mut client = proxy.client();
     client.send_request("GET", "/hangs", &[], b"");
     upstream.wait_for_requests(1);
+    (proxy, client)
+}
+
+#[test]
+fn a_request_that_hangs_is_waited_for_only_so_long() {
+    let upstream = Upstream::silent();
+    let (mut proxy, mut client) = hanging(&upstream, "1s");
     proxy.signal(Signal::TERM);
     // Without the bound it would wait for the listener's idle timeout: five minutes.
     assert_eq!(proxy.wait_exit().code(), Some(0));
     assert!(client.wire.is_closed());
     assert!(proxy.output().contains("the drain timeout is over"), "{}", proxy.output());
-    let entry = proxy.entry_for("/hangs");
-    let logged = (&entry["status"], &entry["flags"], &entry["details"]);
-    assert_eq!(logged, (&serde_json::Value::Null, &"UT".into(), &"shutdown".into()), "its client has not gone away");
+    // Its client has not gone away.
+    proxy.entry_for("/hangs").expect((), "UT").because("shutdown");
 }
 
 #[test]
@@ -177,13 +178,8 @@ fn sigint_and_sigquit_end_it_too() {
 fn a_second_signal_ends_the_draining() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::INT), (Signal::QUIT, Signal::TERM)] {
         let upstream = Upstream::silent();
-        let config = Config::new().top("drain_timeout: 1h").listener("cluster: web");
-        let mut proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
-        let mut client = proxy.client();
-        client.send_request("GET", "/hangs", &[], b"");
-        upstream.wait_for_requests(1);
-        proxy.signal(first);
-        wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
+        let (mut proxy, mut client) = hanging(&upstream, "1h");
+        drain(&proxy, first);
         // Neither of these ends it.
         proxy.signal(Signal::HUP);
         proxy.signal(Signal::USR1);
@@ -197,18 +193,24 @@ fn a_second_signal_ends_the_draining() {
     }
 }
 
+/// Renames the access log as logrotate does it, and sends a signal, upon which there is a new one.
+fn rotate(proxy: &Proxy, signal: Signal) {
+    proxy.get("/first");
+    proxy.entry_for("/first");
+    std::fs::rename(proxy.dir().join("access.log"), proxy.dir().join("access.log.1")).expect("a file can be renamed");
+    proxy.signal(signal);
+    wait_until("the log to be there again", || proxy.dir().join("access.log").exists());
+    proxy.get("/second");
+    proxy.entry_for("/second");
+    assert_eq!(proxy.entries().len(), 1);
+}
+
 #[test]
 fn sigusr1_opens_the_logs_anew_and_does_nothing_else() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
-    proxy.get("/first");
-    proxy.entry_for("/first");
-    std::fs::rename(proxy.dir().join("access.log"), proxy.dir().join("access.log.1")).expect("a file can be renamed");
-    proxy.signal(Signal::USR1);
+    rotate(&proxy, Signal::USR1);
     proxy.wait_for_output("access logs were opened again");
-    proxy.get("/second");
-    proxy.entry_for("/second");
-    assert_eq!(proxy.entries().len(), 1);
     assert_eq!(proxy.config()["last_attempt"]["cause"], "start", "nothing was read again");
 }
 
@@ -293,23 +295,12 @@ fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
 #[test]
 fn sighup_reloads_and_opens_the_logs_anew() {
     let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start(Config::to(&upstream));
-    proxy.get("/first");
-    proxy.entry_for("/first");
-    // As logrotate does it.
-    std::fs::rename(proxy.dir().join("access.log"), proxy.dir().join("access.log.1")).expect("a file can be renamed");
-    proxy.signal(Signal::HUP);
-    wait_until("the log to be there again", || proxy.dir().join("access.log").exists());
-    proxy.get("/second");
-    proxy.entry_for("/second");
-    assert_eq!(proxy.entries().len(), 1);
+    let mut proxy = Proxy::start(Config::to(&upstream));
+    rotate(&proxy, Signal::HUP);
     wait_until("the reload", || proxy.config()["last_attempt"]["cause"] == "SIGHUP");
     assert_eq!(proxy.version(), 1, "nothing has changed");
 
-    let config: String = Config::to(&upstream).listener("via: new").into();
-    let text = std::fs::read_to_string(proxy.dir().join("config.yaml")).expect("a configuration");
-    assert!(!text.contains("via") && config.contains("via"));
-    proxy.put("config.yaml", text.replace("cluster: web", "cluster: web\n    via: new"));
+    proxy.put_config(Config::to(&upstream).listener("via: new"));
     proxy.signal(Signal::HUP);
     wait_until("the new configuration", || proxy.get("/").field("via") == Some("1.1 new"));
 }

@@ -1,16 +1,12 @@
 //! Tunnels (upgrades and `CONNECT`) end as their sides end them: an end stays an end, and an abort an abort, in whichever version of
 //! HTTP either side speaks. Streams of HTTP/2 as tunnels are in `http2/tunnels.rs`.
 
-use std::{
-    io::ErrorKind,
-    sync::{Mutex, mpsc},
-};
-
-use rustls::pki_types::CertificateDer;
+use std::{io::ErrorKind, sync::mpsc};
 
 use crate::harness::{
     Client, Config, H2, Proxy, Secure, Upstream, Wire,
     frames::{Frame, code, kind, setting},
+    pki::{SelfSigned, TLS},
     wait_until,
 };
 
@@ -31,7 +27,6 @@ type Seen = (Vec<u8>, Option<ErrorKind>);
 /// Gives back four bytes, then waits for the end and tells of it.
 fn watching(upgrades: bool) -> (Upstream, mpsc::Receiver<Seen>) {
     let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
     let upstream = Upstream::scripted(move |mut connection| {
         if upgrades {
             connection.request();
@@ -47,7 +42,7 @@ fn watching(upgrades: bool) -> (Upstream, mpsc::Receiver<Seen>) {
                 Err(error) => break Some(error.kind()),
             }
         };
-        seen.lock().unwrap().send((all, end)).unwrap();
+        seen.send((all, end)).unwrap();
     });
     (upstream, saw)
 }
@@ -65,18 +60,20 @@ fn resetting(upgrades: bool) -> Upstream {
     })
 }
 
-/// A client whose upgrade was answered with a 101.
-fn upgraded(proxy: &Proxy) -> Client {
+/// A client whose upgrade was answered with a 101, and which has sent four bytes.
+fn upgraded(proxy: &Proxy, first: &str) -> Client {
     let mut client = proxy.client();
     client.send(UPGRADE);
     assert_eq!(client.read().status(), 101);
+    client.send(first);
     client
 }
 
-fn opened(client: &mut H2, head: &[(&str, &str)]) -> u32 {
+/// The same on a stream.
+fn opened(client: &mut H2, head: &[(&str, &str)], first: &str) -> u32 {
     let stream = client.open(head, false);
-    client.wait(stream, "a head", |m| !m.blocks.is_empty());
-    assert_eq!(client.so_far(stream).status(), 200);
+    assert_eq!(client.wait(stream, "a head", |m| !m.blocks.is_empty()).status(), 200);
+    client.data(stream, first.as_bytes(), false);
     stream
 }
 
@@ -84,24 +81,18 @@ fn is_reset(wire: &mut Wire) -> bool {
     wire.read_some(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
-fn flags(proxy: &Proxy, path: &str) -> serde_json::Value {
-    proxy.entry_for(path)["flags"].clone()
-}
-
 #[test]
 fn a_clients_reset_is_a_reset_for_the_upstream_and_what_came_before_arrives() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = upgraded(&proxy);
-    client.send("ping");
+    let mut client = upgraded(&proxy, "ping");
     assert_eq!(client.wire.read_exact(4).unwrap(), b"ping");
     client.wire.reset();
     assert_eq!(saw.recv().unwrap(), (Vec::new(), Some(ErrorKind::ConnectionReset)));
-    assert_eq!(flags(&proxy, "/chat"), "DC");
+    proxy.entry_for("/chat").expect(101, "DC");
 
     let mut client = proxy.h2();
-    let stream = opened(&mut client, &WEBSOCKET);
-    client.data(stream, b"ping", false);
+    let stream = opened(&mut client, &WEBSOCKET, "ping");
     client.wait(stream, "an echo", |message| message.body == b"ping");
     client.data(stream, b"last words", false);
     client.reset(stream, code::CANCEL);
@@ -114,35 +105,31 @@ fn an_end_before_a_reset_is_an_end() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
-    let stream = opened(&mut client, &WEBSOCKET);
-    client.data(stream, b"ping", false);
+    let stream = opened(&mut client, &WEBSOCKET, "ping");
     client.wait(stream, "an echo", |message| message.body == b"ping");
     client.data(stream, b"going away", true);
     client.reset(stream, code::CANCEL);
     assert_eq!(saw.recv().unwrap(), (b"going away".to_vec(), None));
-    assert!(flags(&proxy, "/chat").is_null());
+    proxy.entry_for("/chat").expect(200, "");
 }
 
 #[test]
 fn an_upstreams_reset_is_a_reset_for_the_client() {
     let upstream = resetting(true);
     let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = upgraded(&proxy);
-    client.send("ping");
+    let mut client = upgraded(&proxy, "ping");
     assert!(is_reset(&mut client.wire));
-    let entry = proxy.entry_for("/chat");
-    assert_eq!((&entry["flags"], entry["upstream_failure"].is_string()), (&"UC".into(), true), "{entry}");
+    let entry = proxy.entry_for("/chat").expect(101, "UC");
+    assert!(entry["upstream_failure"].is_string(), "{entry}");
 
     let mut client = proxy.h2();
-    let stream = opened(&mut client, &WEBSOCKET);
-    client.data(stream, b"ping", false);
+    let stream = opened(&mut client, &WEBSOCKET, "ping");
     assert_eq!(client.response(stream).reset, Some(code::CANCEL));
 
     let upstream = resetting(false);
     let proxy = Proxy::start(Config::to(&upstream).listener("connect: true"));
     let mut client = proxy.h2();
-    let stream = opened(&mut client, &[(":method", "CONNECT"), (":authority", "test:443")]);
-    client.data(stream, b"ping", false);
+    let stream = opened(&mut client, &[(":method", "CONNECT"), (":authority", "test:443")], "ping");
     assert_eq!(client.response(stream).reset, Some(code::CONNECT_ERROR));
 }
 
@@ -150,13 +137,12 @@ fn an_upstreams_reset_is_a_reset_for_the_client() {
 fn a_clean_end_is_a_clean_end_for_the_other_side() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
-    let mut client = upgraded(&proxy);
-    client.send("ping");
+    let mut client = upgraded(&proxy, "ping");
     assert_eq!(client.wire.read_exact(4).unwrap(), b"ping");
     client.wire.finish();
     assert_eq!(saw.recv().unwrap(), (Vec::new(), None));
     assert_eq!(client.wire.read_to_end(), b"");
-    assert!(flags(&proxy, "/chat").is_null());
+    proxy.entry_for("/chat").expect(101, "");
 }
 
 /// An upstream that speaks HTTP/2, with these settings.
@@ -169,13 +155,12 @@ fn by_h2(settings: &'static [(u16, u32)], serve: impl Fn(&mut H2, u32) + Send + 
 }
 
 fn to_h2(upstream: &Upstream) -> Proxy {
-    Proxy::start(Config::new().listener("cluster: web").cluster("web", &[upstream], "protocol: h2"))
+    Proxy::start(Config::to_with(upstream, "protocol: h2"))
 }
 
 #[test]
 fn a_reset_passes_a_stream_to_the_upstream_both_ways() {
     let (reset, was_reset) = mpsc::channel();
-    let reset = Mutex::new(reset);
     let upstream = by_h2(&[(setting::ENABLE_CONNECT_PROTOCOL, 1)], move |h2, stream| {
         h2.headers(stream, &[(":status", "200")], false);
         let message = h2.wait(stream, "four bytes", |message| message.body.len() == 4);
@@ -183,16 +168,14 @@ fn a_reset_passes_a_stream_to_the_upstream_both_ways() {
             return h2.reset(stream, code::CANCEL);
         }
         h2.data(stream, b"pong", false);
-        reset.lock().unwrap().send(h2.response(stream).reset).unwrap();
+        reset.send(h2.response(stream).reset).unwrap();
     });
     let proxy = to_h2(&upstream);
-    let mut client = upgraded(&proxy);
-    client.send("bang");
+    let mut client = upgraded(&proxy, "bang");
     assert!(is_reset(&mut client.wire));
-    assert_eq!(flags(&proxy, "/chat"), "UC");
+    proxy.entry_for("/chat").expect(101, "UC");
 
-    let mut client = upgraded(&proxy);
-    client.send("ping");
+    let mut client = upgraded(&proxy, "ping");
     assert_eq!(client.wire.read_exact(4).unwrap(), b"pong");
     client.wire.reset();
     assert_eq!(was_reset.recv().unwrap(), Some(code::CANCEL));
@@ -207,7 +190,6 @@ fn last_words(stream: u32) -> Vec<u8> {
 #[test]
 fn what_came_before_a_reset_arrives_between_streams_too() {
     let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
     let upstream = by_h2(&[(setting::ENABLE_CONNECT_PROTOCOL, 1)], move |h2, stream| {
         h2.headers(stream, &[(":status", "200")], false);
         let message = h2.wait(stream, "something", |message| !message.body.is_empty() || message.reset.is_some());
@@ -215,17 +197,17 @@ fn what_came_before_a_reset_arrives_between_streams_too() {
             return h2.raw(last_words(stream));
         }
         let message = h2.response(stream);
-        seen.lock().unwrap().send((message.body, message.reset)).unwrap();
+        seen.send((message.body, message.reset)).unwrap();
     });
     let proxy = to_h2(&upstream);
     for by_upstream in [false, true] {
         let mut client = proxy.h2();
-        let stream = opened(&mut client, &WEBSOCKET);
         if by_upstream {
-            client.data(stream, b"bang", false);
+            let stream = opened(&mut client, &WEBSOCKET, "bang");
             let message = client.response(stream);
             assert_eq!((message.body, message.reset), (b"last words".to_vec(), Some(code::CANCEL)));
         } else {
+            let stream = opened(&mut client, &WEBSOCKET, "");
             client.raw(last_words(stream));
             assert_eq!(saw.recv().unwrap(), (b"last words".to_vec(), Some(code::CANCEL)));
         }
@@ -244,31 +226,21 @@ fn an_upgrade_is_not_asked_for_where_the_upstream_does_not_allow_it() {
     let mut client = proxy.client();
     client.send(UPGRADE);
     assert_eq!(client.read().status(), 502);
-    let entry = proxy.entry_for("/chat");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UPE".into(), &"upstream_protocol_error".into()), "{entry}");
+    let entry = proxy.entry_for("/chat").expect(502, "UPE").because("upstream_protocol_error");
     assert!(entry["upstream_failure"].as_str().unwrap().contains("SETTINGS_ENABLE_CONNECT_PROTOCOL"), "{entry}");
     assert_eq!(proxy.get("/").text(), "hello", "the connection is none the worse for it");
 }
 
-/// A proxy whose listener has TLS, and its certificate.
-fn secure(config: Config) -> (Proxy, CertificateDer<'static>) {
-    let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
-    let (pem, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-    let config = config.listener("tls: {certificates: [{certificate: server.pem, key: server.key}]}");
-    let files = [("server.pem", pem.as_bytes()), ("server.key", key.as_bytes())];
-    (Proxy::start_with(config, &files), pair.cert.der().clone())
-}
-
 /// Browsers and many libraries close the socket without the close_notify, or at once after it.
-#[test]
-fn a_close_under_tls_is_no_failure() {
-    let (upstream, saw) = watching(true);
-    let (proxy, certificate) = secure(Config::to(&upstream));
+fn a_close_is_no_failure(begin: &str, protocol: &str) {
+    let (upstream, saw) = watching(!begin.is_empty());
+    let pair = SelfSigned::new();
+    let proxy = Proxy::start_with(Config::to(&upstream).listener(TLS).listener(protocol), &pair.files());
     for notifies in [false, true] {
-        let mut client = Secure::connect(proxy.address("main"), std::slice::from_ref(&certificate), None);
-        client.send(UPGRADE).unwrap();
+        let mut client = Secure::connect(proxy.address("main"), &[pair.der()], None);
+        client.send(begin).unwrap();
         let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
+        while !begin.is_empty() && !head.ends_with(b"\r\n\r\n") {
             head.extend(client.read_exact(1).unwrap());
         }
         client.send("ping").unwrap();
@@ -285,21 +257,11 @@ fn a_close_under_tls_is_no_failure() {
 }
 
 #[test]
+fn a_close_under_tls_is_no_failure() {
+    a_close_is_no_failure(UPGRADE, "");
+}
+
+#[test]
 fn a_close_of_a_tcp_connection_under_tls_is_no_failure() {
-    let (upstream, saw) = watching(false);
-    let (proxy, certificate) =
-        secure(Config::new().listener("protocol: tcp\ncluster: web").cluster("web", &[&upstream], ""));
-    for notifies in [false, true] {
-        let mut client = Secure::connect(proxy.address("main"), std::slice::from_ref(&certificate), None);
-        client.send("ping").unwrap();
-        assert_eq!(client.read_exact(4).unwrap(), b"ping");
-        client.send("X").unwrap();
-        if notifies {
-            client.close().unwrap();
-        }
-        drop(client);
-        assert_eq!(saw.recv().unwrap(), (b"X".to_vec(), None), "{notifies}");
-    }
-    wait_until("two lines", || proxy.entries().len() == 2);
-    assert!(proxy.entries().iter().all(|entry| entry["flags"].is_null()), "{:?}", proxy.entries());
+    a_close_is_no_failure("", "protocol: tcp");
 }

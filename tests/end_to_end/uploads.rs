@@ -3,34 +3,30 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    thread::sleep,
     time::Duration,
 };
 
-use crate::harness::{Client, Config, Proxy, Upstream, answer, frames::code, in_time, wait_until};
+use crate::{
+    grpc::GRPC,
+    guest,
+    harness::{Client, Config, DEADLINE, Proxy, Upstream, answer, frames::code, in_time, turnstile, wait_until},
+};
 
 /// More than is read ahead of a body.
 const LONG: usize = 1 << 20;
 
 /// One worker, since each may always have a connection.
 fn to(upstream: &Upstream, limits: &str) -> Config {
-    let config = Config::new().top("workers: 1").listener("cluster: web\ntrusted_hops: 1");
-    config.cluster("web", &[upstream], &format!("limits: {{{limits}}}"))
+    Config::to_with(upstream, &format!("limits: {{{limits}}}")).top("workers: 1").listener("trusted_hops: 1")
 }
 
-/// An upstream that notes heads as they come, and answers when there is a whole request.
 fn reading() -> Upstream {
-    Upstream::scripted(|mut connection| {
-        while let Some(mut request) = connection.head() {
-            if connection.wire.read_body(&mut request, false).is_err() {
-                return;
-            }
-            connection.send(answer(200, &[], request.body.len().to_string()));
-        }
-    })
+    Upstream::reading(|_| {})
 }
 
 /// A client that has begun to send a body, and sends no more of it.
@@ -48,8 +44,7 @@ fn uploads(proxy: &Proxy) -> f64 {
 
 fn assert_refused(proxy: &Proxy, client: &mut Client, path: &str, details: &str) {
     assert_eq!(client.read().status(), 503);
-    let entry = proxy.entry_for(path);
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &details.into()));
+    proxy.entry_for(path).expect(503, "UO").because(details);
 }
 
 #[test]
@@ -83,17 +78,10 @@ fn a_request_without_a_body_never_waits_behind_uploads() {
 /// Also while everything is taken: whoever is there as a whole goes before whoever is not.
 #[test]
 fn uploads_wait_behind_all_others() {
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::scripted(move |mut connection| {
-        while let Some(mut request) = connection.head() {
-            if request.method() == "GET" {
-                let _ = wait.lock().unwrap().recv();
-            }
-            if connection.wire.read_body(&mut request, false).is_err() {
-                return;
-            }
-            connection.send(answer(200, &[], "ok"));
+    let (go, wait) = turnstile();
+    let upstream = Upstream::reading(move |request| {
+        if request.method() == "GET" {
+            wait();
         }
     });
     let proxy = Proxy::start(to(&upstream, "connections: 1, pending: 4"));
@@ -134,43 +122,9 @@ fn a_client_holds_only_its_share() {
     }
 }
 
-/// What a client holds by HTTP/2 counts, on how many connections ever; and so do calls, and tunnels.
-#[test]
-fn streams_and_tunnels_count_for_their_client() {
-    let upstream = Upstream::scripted(|mut connection| {
-        let Some(request) = connection.head() else { return };
-        if request.field("upgrade").is_some() {
-            connection.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
-        }
-        connection.wait_for_end();
-    });
-    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "limits: {connections: 12}");
-    let proxy = Proxy::start(config);
-    let mut client = proxy.h2();
-    let grpc = client.request("POST", "/a.B/C", &[("content-type", "application/grpc"), ("te", "trailers")], false);
-    client.data(grpc, b"\0\0\0\0\0", false);
-    let stream = client.request("POST", "/stream", &[], false);
-    client.data(stream, b"x", false);
-    let mut tunnel = proxy.client();
-    tunnel.send("GET /chat HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
-    assert_eq!(tunnel.read().status(), 101);
-    upstream.wait_for_requests(3);
-    let over = client.request("POST", "/over", &[], false);
-    client.data(over, b"x", false);
-    let response = client.response(over);
-    assert_eq!(response.status(), 503);
-    assert_eq!(proxy.entry_for("/over")["details"], "client_uploads_overflow");
-    drop(tunnel);
-    proxy.entry(|entry| entry["status"] == 101);
-    let next = client.request("POST", "/next", &[], false);
-    client.data(next, b"x", false);
-    wait_until("the tunnel's place to be taken", || uploads(&proxy) == 3.0);
-}
-
-/// Whoever has switched to another protocol holds a connection just the same, from however many addresses.
-#[test]
-fn tunnels_hold_no_more_than_uploads() {
-    let upstream = Upstream::scripted(|mut connection| {
+/// An upstream that allows upgrades, and reads the bodies of other requests.
+fn switching() -> Upstream {
+    Upstream::scripted(|mut connection| {
         while let Some(mut request) = connection.head() {
             if request.field("upgrade").is_some() {
                 connection
@@ -182,7 +136,34 @@ fn tunnels_hold_no_more_than_uploads() {
             }
             connection.send(answer(200, &[], "ok"));
         }
-    });
+    })
+}
+
+/// What a client holds by HTTP/2 counts, on how many connections ever; and so do calls, and tunnels.
+#[test]
+fn streams_and_tunnels_count_for_their_client() {
+    let upstream = switching();
+    let proxy = Proxy::start(Config::to_with(&upstream, "limits: {connections: 12}"));
+    let mut client = proxy.h2();
+    client.begin("/a.B/C", &GRPC, b"\0\0\0\0\0");
+    client.begin("/stream", &[], b"x");
+    let mut tunnel = proxy.client();
+    tunnel.send("GET /chat HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(tunnel.read().status(), 101);
+    upstream.wait_for_requests(3);
+    let over = client.begin("/over", &[], b"x");
+    assert_eq!(client.response(over).status(), 503);
+    proxy.entry_for("/over").expect(503, "UO").because("client_uploads_overflow");
+    drop(tunnel);
+    proxy.entry(|entry| entry["status"] == 101);
+    client.begin("/next", &[], b"x");
+    wait_until("the tunnel's place to be taken", || uploads(&proxy) == 3.0);
+}
+
+/// Whoever has switched to another protocol holds a connection just the same, from however many addresses.
+#[test]
+fn tunnels_hold_no_more_than_uploads() {
+    let upstream = switching();
     let proxy = Proxy::start(to(&upstream, "connections: 8"));
     let tunnel = |path: &str, from: u32| {
         let mut client = proxy.client();
@@ -220,15 +201,12 @@ fn a_short_body_is_there_before_an_upstream_is_asked() {
     }
     // By HTTP/2, with a length and without one.
     let mut client = proxy.h2();
-    let stream = client.request("POST", "/length", &[("content-length", "10")], false);
-    client.data(stream, b"x", false);
+    let stream = client.begin("/length", &[("content-length", "10")], b"x");
     proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 1.0);
     assert_eq!(upstream.requests().len(), 21);
     client.data(stream, b"123456789", true);
     assert_eq!(client.response(stream).text(), "10");
-    let stream = client.request("POST", "/unknown", &[], false);
-    client.data(stream, b"0123456789", true);
-    assert_eq!(client.response(stream).text(), "10");
+    assert_eq!(client.exchange("POST", "/unknown", &[], b"0123456789").text(), "10");
     // Trailers are a part of it.
     let chunked = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Sum")];
     assert_eq!(proxy.request("POST", "/", &chunked, b"3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n").status(), 200);
@@ -237,15 +215,13 @@ fn a_short_body_is_there_before_an_upstream_is_asked() {
 /// Over HTTP/1.1 a body with a length has none.
 #[test]
 fn trailers_that_were_read_ahead_are_not_lost() {
-    let looks = crate::guest::filter(
-        r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#,
-    );
+    let looks =
+        guest::filter(r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#);
     let upstream = Upstream::saying("ok");
     let config = to(&upstream, "connections: 4").filter("looks", "looks.wasm", "");
     let proxy = Proxy::start_with(config, &[("looks.wasm", &looks)]);
     let mut client = proxy.h2();
-    let stream = client.request("POST", "/", &[("content-length", "3"), ("trailer", "x-sum")], false);
-    client.data(stream, b"abc", false);
+    let stream = client.begin("/", &[("content-length", "3"), ("trailer", "x-sum")], b"abc");
     client.headers(stream, &[("x-sum", "7")], true);
     assert_eq!(client.response(stream).status(), 200);
     let request = upstream.only_request();
@@ -270,7 +246,7 @@ fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
     assert_eq!(client.wire.read_head().expect("a response").status(), 200);
     assert_eq!(client.wire.read_exact(8).expect("a part of it"), b"3\r\nABC\r\n");
     // Longer than its grace.
-    std::thread::sleep(Duration::from_secs(2));
+    sleep(Duration::from_secs(2));
     client.send("3\r\ndef\r\n0\r\n\r\n");
     assert_eq!(client.wire.read_exact(13).expect("the rest of it"), b"3\r\nDEF\r\n0\r\n\r\n");
 }
@@ -287,15 +263,13 @@ fn a_body_that_comes_too_slowly_ends_with_408() {
         let mut client = upload(&proxy, path, "192.0.2.1", length);
         assert_eq!(client.read().status(), 408);
         assert!(client.wire.is_closed());
-        let entry = proxy.entry_for(path);
-        assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_too_slow".into()));
+        proxy.entry_for(path).expect(408, "DT").because("request_body_too_slow");
     }
     let mut client = proxy.h2();
     for path in ["/a", "/b"] {
-        let stream = client.request("POST", path, &[], false);
-        client.data(stream, b"x", false);
+        let stream = client.begin(path, &[], b"x");
         assert_eq!(client.response(stream).status(), 408);
-        assert_eq!(proxy.entry_for(path)["details"], "request_body_too_slow");
+        proxy.entry_for(path).expect(408, "DT").because("request_body_too_slow");
     }
     proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
 }
@@ -305,15 +279,9 @@ fn a_body_that_comes_too_slowly_ends_with_408() {
 fn a_body_that_comes_fast_enough_comes_through() {
     in_time(|ms| {
         let grace = Duration::from_millis(ms.into());
-        let upstream = Upstream::scripted(move |mut connection| {
-            while let Some(mut request) = connection.head() {
-                if request.target() == "/slowly-read" {
-                    std::thread::sleep(grace * 2);
-                }
-                if connection.wire.read_body(&mut request, false).is_err() {
-                    return;
-                }
-                connection.send(answer(200, &[], request.body.len().to_string()));
+        let upstream = Upstream::reading(move |request| {
+            if request.target() == "/slowly-read" {
+                sleep(grace * 2);
             }
         });
         let rate = 4_000_000 / ms; // A tenth of how fast it comes.
@@ -322,7 +290,7 @@ fn a_body_that_comes_fast_enough_comes_through() {
         let mut client = upload(&proxy, "/slow", "192.0.2.1", 80_001);
         // Twice as long as the grace.
         for _ in 0..40 {
-            std::thread::sleep(grace / 20);
+            sleep(grace / 20);
             client.wire.send([b'x'; 2000]).ok()?;
         }
         let large = 32 << 20;
@@ -347,10 +315,9 @@ fn a_body_that_may_not_come_is_not_too_slow() {
             h2.answer(stream, 200, length.as_bytes());
         }
     });
-    let listener = "cluster: web\nlimits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}\n\
+    let listener = "limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}\n\
                     http2: {stream_window: 128KiB, connection_window: 128KiB}";
-    let config = Config::new().listener(listener).cluster("web", &[&upstream], "protocol: h2");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to_with(&upstream, "protocol: h2").listener(listener));
     let mut client = proxy.h2();
     client.ping();
     // The upstream gives it no window, so the rest waits here.
@@ -361,7 +328,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
         match client.data_within(held, &body) {
             0 => {
                 quiet += usize::from(is_full.load(Ordering::SeqCst));
-                std::thread::sleep(Duration::from_millis(50));
+                sleep(Duration::from_millis(50));
                 client.ping();
             }
             _ => quiet = 0,
@@ -371,7 +338,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     let stream = client.request("POST", "/short", &[("content-length", "10")], false);
     let idle = client.request("POST", "/idle", &[("content-length", "10")], false);
     // Longer than their grace.
-    std::thread::sleep(Duration::from_secs(2));
+    sleep(Duration::from_secs(2));
     client.ping();
     assert!(client.so_far(stream).blocks.is_empty(), "{:?}", client.so_far(stream));
     client.reset(held, code::CANCEL);
@@ -382,7 +349,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     assert_eq!(client.response(stream).text(), "10");
     // Now it could.
     assert_eq!(client.response(idle).status(), 408);
-    assert_eq!(proxy.entry_for("/idle")["details"], "request_body_too_slow");
+    proxy.entry_for("/idle").expect(408, "DT").because("request_body_too_slow");
 }
 
 #[test]
@@ -390,14 +357,12 @@ fn a_call_may_say_nothing_for_long() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| {
         h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
     });
-    let config = Config::new().listener("cluster: web\nlimits: {body_rate: 1MiB}\ntimeouts: {body_grace: 100ms}");
-    let proxy = Proxy::start(config.cluster("web", &[&upstream], "protocol: h2"));
+    let config = Config::to_with(&upstream, "protocol: h2");
+    let proxy = Proxy::start(config.listener("limits: {body_rate: 1MiB}\ntimeouts: {body_grace: 100ms}"));
     let mut client = proxy.h2();
-    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
-    let stream = client.request("POST", "/a.B/C", &fields, false);
-    client.data(stream, b"\0\0\0\0\0", false);
+    let stream = client.begin("/a.B/C", &GRPC, b"\0\0\0\0\0");
     // Longer than its grace.
-    std::thread::sleep(Duration::from_secs(1));
+    sleep(Duration::from_secs(1));
     client.data(stream, b"\0\0\0\0\0", true);
     assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
 }
@@ -413,18 +378,14 @@ fn a_call_to_a_cluster_without_http_2_comes_at_a_rate() {
         "POST /a.B/C HTTP/1.1\r\nHost: test\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
     );
     assert_eq!(client.read().field("grpc-status"), Some("4"));
-    let entry = proxy.entry_for("/a.B/C");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_too_slow".into()));
+    proxy.entry_for("/a.B/C").expect(200, "DT").because("request_body_too_slow");
 }
 
 #[test]
 fn a_request_body_may_be_so_long_and_no_longer() {
     let upstream = reading();
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {request_body: 1000}"));
-    let over = |path: &str| {
-        let entry = proxy.entry_for(path);
-        assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"request_body_limit".into()), "{path}");
-    };
+    let over = |path: &str| _ = proxy.entry_for(path).expect(413, "OM").because("request_body_limit");
     assert_eq!(proxy.request("POST", "/", &[], &[b'x'; 1000]).text(), "1000");
     assert_eq!(proxy.request("POST", "/declared", &[], &[b'x'; 1001]).status(), 413);
     over("/declared");
@@ -440,9 +401,7 @@ fn a_request_body_may_be_so_long_and_no_longer() {
     over("/chunks");
     let mut client = proxy.h2();
     for (path, fields) in [("/h2", &[("content-length", "1001")][..]), ("/h2-unknown", &[])] {
-        let stream = client.request("POST", path, fields, false);
-        client.data(stream, &[b'x'; 1001], true);
-        assert_eq!(client.response(stream).status(), 413);
+        assert_eq!(client.exchange("POST", path, fields, &[b'x'; 1001]).status(), 413);
         over(path);
     }
     assert_eq!(client.get("/").text(), "0", "the connection is none the worse for it");
@@ -453,9 +412,8 @@ fn a_request_body_may_be_so_long_and_no_longer() {
 #[test]
 fn a_long_body_is_cut_off_midway() {
     let (ended, ends) = mpsc::channel();
-    let ended = Mutex::new(ended);
     let upstream = Upstream::scripted(move |mut connection| {
-        ended.lock().unwrap().send(connection.request().is_some()).expect("the test waits");
+        ended.send(connection.request().is_some()).expect("the test waits");
     });
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {request_body: 1MiB}"));
     let mut client = proxy.client();
@@ -464,6 +422,6 @@ fn a_long_body_is_cut_off_midway() {
     // It need not take all of this.
     let _ = (0..17).all(|_| client.wire.send(&chunk).is_ok());
     assert_eq!(client.read().status(), 413);
-    assert!(!ends.recv_timeout(crate::harness::DEADLINE).expect("the upstream's end"));
-    assert_eq!(proxy.entry_for("/long")["details"], "request_body_limit");
+    assert!(!ends.recv_timeout(DEADLINE).expect("the upstream's end"));
+    proxy.entry_for("/long").expect(413, "OM").because("request_body_limit");
 }

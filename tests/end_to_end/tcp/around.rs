@@ -1,11 +1,18 @@
 //! What is around the bytes: TLS on either side or passed through, the PROXY protocol, HTTP on the same port.
 
-use std::{fmt::Write, sync::Arc};
+use std::{fs, io::Write, sync::Arc, thread};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use super::{connect, echo, echoes, to};
-use crate::harness::{Config, Proxy, Upstream};
+use super::{connect, echo, echoes, logged, to_three};
+use crate::{
+    guest,
+    harness::{
+        Client, Config, Entry, Proxy, Upstream,
+        pki::{SelfSigned, TLS},
+        wait_for,
+    },
+};
 
 /// What a client that asks for a name sends first.
 fn client_hello(name: &str) -> Vec<u8> {
@@ -20,16 +27,8 @@ fn client_hello(name: &str) -> Vec<u8> {
 #[test]
 fn tls_is_passed_through_by_the_name_that_it_asks_for() {
     let upstreams = [echo(), echo(), echo()];
-    let proxy = Proxy::start(
-        Config::new()
-            .listener(
-                "protocol: tcp\ncluster: c\n\
-                 tcp: {sni: [{names: [one.example], cluster: a}, {names: ['*.example'], cluster: b}]}",
-            )
-            .cluster("a", &[&upstreams[0]], "")
-            .cluster("b", &[&upstreams[1]], "")
-            .cluster("c", &[&upstreams[2]], ""),
-    );
+    let names = "tcp: {sni: [{names: [one.example], cluster: a}, {names: ['*.example'], cluster: b}]}";
+    let proxy = Proxy::start(to_three(&upstreams, names).listener("cluster: c"));
     for (name, cluster) in [("one.example", "a"), ("Two.Example", "b"), ("x.y.example", "b"), ("other.test", "c")] {
         let hello = client_hello(name);
         let mut wire = connect(&proxy);
@@ -48,14 +47,15 @@ fn tls_is_passed_through_by_the_name_that_it_asks_for() {
     assert_eq!(upstreams.map(|u| u.connections()), [1, 2, 2]);
 }
 
+/// Requests go to one cluster, and everything else to another.
+fn auto(web: &Upstream, raw: &Upstream) -> Config {
+    Config::to(web).listener("protocol: auto\ntcp: {clusters: [{cluster: raw}]}").cluster("raw", &[raw], "")
+}
+
 #[test]
 fn one_port_takes_requests_and_everything_else() {
     let (web, raw) = (Upstream::saying("a page"), echo());
-    let proxy = Proxy::start(Config::to(&web).listener("protocol: auto\ntcp: {clusters: [{cluster: raw}]}").cluster(
-        "raw",
-        &[&raw],
-        "",
-    ));
+    let proxy = Proxy::start(auto(&web, &raw));
     assert_eq!(proxy.get("/").text(), "a page");
     let mut wire = connect(&proxy);
     echoes(&mut wire, "\0\x01binary");
@@ -69,14 +69,11 @@ fn one_port_takes_requests_and_everything_else() {
 fn what_some_server_would_read_as_a_request_is_one() {
     let (web, raw) = (Upstream::saying("a page"), echo());
     let deny = "config: {policies: [{name: p, action: deny, rules: [{to: [{operation: {paths: [/admin*]}}]}]}]}";
-    let config = Config::to(&web).filter("access", "builtin:authz", deny);
-    let config = config.listener("protocol: auto\ntcp: {clusters: [{cluster: raw}]}").cluster("raw", &[&raw], "");
-    let proxy = Proxy::start(config);
-    let method = "M".repeat(40);
+    let proxy = Proxy::start(auto(&web, &raw).filter("access", "builtin:authz", deny));
     for (line, status) in [
         ("GET /admin HTTP/1.1", 403),
         ("\r\nGET /admin HTTP/1.1", 403),
-        (&format!("{method} /admin HTTP/1.1"), 403),
+        (&format!("{} /admin HTTP/1.1", "M".repeat(40)), 403),
         (&format!("{} /admin HTTP/1.1", "M".repeat(300)), 403),
         ("GET  /admin HTTP/1.1", 400),
         ("GET\t/admin HTTP/1.1", 400),
@@ -110,9 +107,8 @@ fn connections_that_would_go_past_filters_for_requests_are_no_configuration() {
 #[test]
 fn requests_that_would_go_past_filters_for_connections_are_no_configuration() {
     let upstream = Upstream::saying("");
-    let module = crate::guest::filter(
-        r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) (i32.const 0))"#,
-    );
+    let module =
+        guest::filter(r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) (i32.const 0))"#);
     let to =
         |protocol: &str| Config::to(&upstream).listener(&format!("protocol: {protocol}")).filter("f", "f.wasm", "");
     let error = Proxy::try_start(to("auto"), &[("f.wasm", &module)]).err().expect("refused");
@@ -129,68 +125,48 @@ fn requests_that_would_go_past_filters_for_connections_are_no_configuration() {
 #[test]
 fn an_endpoint_is_told_of_the_client() {
     let upstream = echo();
-    let config =
-        Config::new().listener("protocol: tcp\ncluster: web").cluster("web", &[&upstream], "proxy_protocol: v1");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to_with(&upstream, "proxy_protocol: v1").listener("protocol: tcp"));
     let mut wire = connect(&proxy);
     let (client, front) = (wire.socket().local_addr().expect("an address"), proxy.address("main"));
-    let mut line = String::new();
-    let _ = write!(line, "PROXY TCP4 {} {} {} {}\r\n", client.ip(), front.ip(), client.port(), front.port());
+    let sent = format!("PROXY TCP4 {} {} {} {}\r\nx", client.ip(), front.ip(), client.port(), front.port());
     wire.send("x").expect("the proxy reads");
-    line.push('x');
-    assert_eq!(wire.read_exact(line.len()).expect("an echo of all that was sent"), line.as_bytes());
-    let entry = |wire: crate::harness::Wire| {
-        wire.finish();
-        proxy.entry(|entry| entry["protocol"] == "TCP")
-    };
-    assert_eq!(entry(wire)["request_bytes"], 1);
+    assert_eq!(wire.read_exact(sent.len()).expect("an echo of all that was sent"), sent.as_bytes());
+    wire.finish();
+    assert_eq!(logged(&proxy)["request_bytes"], 1);
 }
 
 #[test]
 fn tls_begins_and_ends_at_the_proxy() {
-    let certificate = rcgen::generate_simple_self_signed(["inner.test".to_owned()]).expect("a certificate");
-    let (pem, key) = (certificate.cert.pem(), certificate.signing_key.serialize_pem());
-    let upstream = echo();
-    let config = String::from(to(&upstream))
-        .replace("cluster: web", "cluster: inner")
-        .replace(
-            "listeners:\n",
-            "listeners:\n  - name: inner\n    address: '@inner@'\n    protocol: tcp\n    cluster: web\n    \
-             tls: {certificates: [{certificate: inner.pem, key: inner.key}]}\n    access_log: {to: inner.log}\n",
-        )
-        .replace(
-            "clusters:\n",
-            "clusters:\n  - name: inner\n    endpoints: [{address: '@inner@'}]\n    \
-             tls: {sni: inner.test, ca: [inner.pem]}\n",
-        );
-    let proxy = Proxy::start_with(config, &[("inner.pem", pem.as_bytes()), ("inner.key", key.as_bytes())]);
+    let (pair, upstream) = (SelfSigned::new(), echo());
+    let config = Config::new()
+        .listener("protocol: tcp\ncluster: inner")
+        .beside("inner", &format!("protocol: tcp\ncluster: web\naccess_log: {{to: inner.log}}\n{TLS}"))
+        .cluster("inner", &["@inner@"], "tls: {sni: web.test, ca: [server.pem]}")
+        .cluster("web", &[&upstream], "");
+    let proxy = Proxy::start_with(config, &pair.files());
     let mut wire = connect(&proxy);
     for size in [5, 50_000, 300_000] {
         let mut writing = wire.socket().try_clone().expect("a second handle");
         let text = "x".repeat(size);
-        std::thread::scope(|scope| {
-            scope.spawn(|| std::io::Write::write_all(&mut writing, text.as_bytes()).expect("the proxy reads"));
+        thread::scope(|scope| {
+            scope.spawn(|| writing.write_all(text.as_bytes()).expect("the proxy reads"));
             assert_eq!(wire.read_exact(size).expect("an echo"), text.as_bytes());
         });
     }
     // An end is passed on under TLS as well, and the other direction goes on.
     wire.finish();
     assert_eq!(wire.read_to_end(), b"");
-    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
-    assert_eq!(
-        (&entry["cluster"], &entry["request_bytes"], &entry["response_bytes"]),
-        (&"inner".into(), &350_005.into(), &350_005.into())
-    );
-    assert!(entry["flags"].is_null(), "{entry}");
-    let inner = crate::harness::wait_for("the other line", || {
-        let text = std::fs::read_to_string(proxy.dir().join("inner.log")).ok()?;
-        text.ends_with('\n').then(|| serde_json::from_str::<serde_json::Value>(&text).expect("JSON"))
+    let entry = logged(&proxy).expect((), "");
+    assert_eq!((&entry["cluster"], &entry["response_bytes"]), (&"inner".into(), &350_005.into()));
+    let inner = wait_for("the other line", || {
+        let text = fs::read_to_string(proxy.dir().join("inner.log")).ok()?;
+        text.ends_with('\n').then(|| Entry(serde_json::from_str(&text).expect("JSON")).expect((), ""))
     });
-    assert_eq!((&inner["authority"], &inner["request_bytes"]), (&"inner.test".into(), &350_005.into()));
-    assert!(inner["flags"].is_null(), "{inner}");
+    assert_eq!(inner["authority"], "web.test");
+    assert_eq!((&entry["request_bytes"], &inner["request_bytes"]), (&350_005.into(), &350_005.into()));
 
     // A client that does not speak TLS gets nowhere.
-    let mut plain = crate::harness::Client::connect(proxy.address("inner")).wire;
+    let mut plain = Client::connect(proxy.address("inner")).wire;
     let _ = plain.send("hello, is this TLS? it does not look like it at all");
     assert!(!plain.read_to_end().starts_with(b"hello"));
 }

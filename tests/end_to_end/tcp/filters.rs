@@ -1,9 +1,19 @@
 //! Filters of TCP connections: what they see, hold, change and end, and what becomes of connections when they fail.
 
-use super::{connect, echo, echoes, to};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
+    thread::sleep,
+    time::Duration,
+};
+
+use super::{connect, echo, echoes, ended, logged, to};
 use crate::{
     guest,
-    harness::{Proxy, Upstream, answer, in_time, wait_until},
+    harness::{DEADLINE, Proxy, Upstream, Wire, answer, in_time, wait_until},
 };
 
 /// A callback that answers with an action.
@@ -19,51 +29,53 @@ fn data(side: &str, code: &str) -> String {
     )
 }
 
+/// A callback that puts a word in the place of so many bytes at the beginning of each piece of a side's data.
+fn put(side: &str, count: u8, word: &str) -> String {
+    let code = format!(
+        r#"(if (local.get $size) (then
+            (drop (call $set_buffer %{side}_data (i32.const 0) (i32.const {count}) %"{word}"))))
+        %continue"#
+    );
+    data(side, &code)
+}
+
 fn start(upstream: &Upstream, code: &str, options: &str) -> Proxy {
     Proxy::start_with(to(upstream).filter("f", "f.wasm", options), &[("f.wasm", &guest::filter(code))])
 }
 
 /// Lets a paused downstream side go on.
-const RESUME: &str = "(drop (call $resume (i32.const 2)))";
+const RESUME: &str = "(drop (call $resume %downstream))";
 
-const CONTINUE: &str = "(i32.const 0)";
-
-const PAUSE: &str = "(i32.const 1)";
+/// Closes the connection.
+const CLOSE: &str = "(drop (call $close %downstream)) %pause";
 
 #[test]
 fn a_filter_that_looks_at_everything_changes_nothing() {
-    let look = "(drop (call $get_buffer (i32.const 2) (i32.const 0) (local.get $size) (i32.const 16) (i32.const 20)))
+    let look =
+        "(drop (call $get_buffer %downstream_data (i32.const 0) (local.get $size) (i32.const 16) (i32.const 20)))
         (i32.const 0)";
     let upstream = echo();
     let proxy =
-        start(&upstream, &[new_connection(CONTINUE), data("downstream", look), data("upstream", look)].concat(), "");
+        start(&upstream, &[new_connection("%continue"), data("downstream", look), data("upstream", look)].concat(), "");
     let mut wire = connect(&proxy);
     for size in [1, 1000, 60_000] {
         echoes(&mut wire, &"x".repeat(size));
     }
     wire.finish();
     assert_eq!(wire.read_to_end(), b"");
-    assert!(proxy.entry(|entry| entry["protocol"] == "TCP")["flags"].is_null());
+    logged(&proxy).expect((), "");
     assert_eq!(proxy.filter("f")["traps"], 0);
 }
 
 #[test]
 fn a_filter_changes_both_directions() {
-    let replace = |side: &str, buffer: u8, word: &str| {
-        let code = format!(
-            r#"(if (local.get $size) (then
-                (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 1) %"{word}"))))
-            (i32.const 0)"#
-        );
-        data(side, &code)
-    };
     let upstream = echo();
-    let proxy = start(&upstream, &[replace("downstream", 2, "<1>"), replace("upstream", 3, "<2>")].concat(), "");
+    let proxy = start(&upstream, &[put("downstream", 1, "<1>"), put("upstream", 1, "<2>")].concat(), "");
     let mut wire = connect(&proxy);
     wire.send("xyz").expect("the proxy reads");
     assert_eq!(wire.read_exact(7).expect("an answer"), b"<2>1>yz");
     wire.finish();
-    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+    let entry = logged(&proxy);
     assert_eq!((&entry["request_bytes"], &entry["response_bytes"]), (&3.into(), &7.into()));
     let metrics = proxy.metrics();
     assert_eq!(metrics.sum("tollgate_upstream_tcp_bytes_total", &[("direction", "sent")]), 5.0);
@@ -71,17 +83,7 @@ fn a_filter_changes_both_directions() {
 
 #[test]
 fn two_filters_see_each_others_work_in_order() {
-    let mark = |mark: &str| {
-        let add = |side, buffer| {
-            let code = format!(
-                r#"(if (local.get $size) (then
-                    (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 0) %"{mark}"))))
-                (i32.const 0)"#
-            );
-            data(side, &code)
-        };
-        guest::filter(&[add("downstream", 2), add("upstream", 3)].concat())
-    };
+    let mark = |mark| guest::filter(&[put("downstream", 0, mark), put("upstream", 0, mark)].concat());
     let upstream = echo();
     let config = to(&upstream).filter("one", "one.wasm", "").filter("two", "two.wasm", "");
     let proxy = Proxy::start_with(config, &[("one.wasm", &mark("1")), ("two.wasm", &mark("2"))]);
@@ -93,21 +95,15 @@ fn two_filters_see_each_others_work_in_order() {
 #[test]
 fn a_refused_connection_reaches_no_upstream() {
     let upstream = echo();
-    let refuse = format!("(drop (call $close (i32.const 2))) {PAUSE}");
-    let proxy = start(&upstream, &new_connection(&refuse), "");
+    let proxy = start(&upstream, &new_connection(CLOSE), "");
     assert!(connect(&proxy).is_closed());
-    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"LR".into(), &"closed_by_filter".into()));
-    assert!(entry["cluster"].is_null());
+    assert!(ended(&proxy, "LR", "closed_by_filter")["cluster"].is_null());
     assert_eq!(upstream.connections(), 0);
 }
 
 #[test]
 fn a_filter_says_goodbye() {
-    let goodbye = format!(
-        r#"(drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) %"go away"))
-        (drop (call $close (i32.const 2))) {PAUSE}"#
-    );
+    let goodbye = format!(r#"(drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) %"go away")) {CLOSE}"#);
     let upstream = echo();
     for code in [new_connection(&goodbye), data("downstream", &goodbye)] {
         let proxy = start(&upstream, &code, "");
@@ -122,8 +118,7 @@ fn a_filter_says_goodbye() {
 fn who_reads_slowly_and_goes_on_talking_gets_the_goodbye_whole() {
     const LENGTH: usize = 900_000;
     let goodbye = format!(
-        "(drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const {LENGTH})))
-        (drop (call $close (i32.const 2))) {PAUSE}"
+        "(drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) (i32.const 0) (i32.const {LENGTH}))) {CLOSE}"
     );
     let upstream = echo();
     let proxy = start(&upstream, &data("downstream", &goodbye), "");
@@ -132,18 +127,17 @@ fn who_reads_slowly_and_goes_on_talking_gets_the_goodbye_whole() {
     for _ in 0..100 {
         wire.read_exact(LENGTH / 100).expect("a part of it");
         wire.send("but").expect("the proxy reads");
-        std::thread::sleep(std::time::Duration::from_millis(40));
+        sleep(Duration::from_millis(40));
     }
-    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
-    assert_eq!(entry["details"], "closed_by_filter");
+    logged(&proxy).because("closed_by_filter");
 }
 
 #[test]
 fn a_connection_waits_for_a_timer() {
     let code = [
-        new_connection(&format!("(drop (call $timer (i64.const 50000) (i64.const 0))) {PAUSE}")),
+        new_connection(&format!("(drop (call $timer (i64.const 50000) (i64.const 0))) %pause")),
         format!(r#"(func (export "tollgate_on_timer") (param i32 i64) {RESUME})"#),
-        data("downstream", CONTINUE),
+        data("downstream", "%continue"),
     ];
     let upstream = echo();
     let proxy = start(&upstream, &code.concat(), "");
@@ -158,25 +152,22 @@ fn a_connection_waits_for_an_answer() {
         "(global $asking (mut i32) (i32.const 0))".to_owned(),
         new_connection(&format!(
             r#"(global.set $asking (local.get $context))
-            (drop (call $call %"auth" %"{question}" {nothing} {nothing} (i32.const 60000) (i32.const 24))) {PAUSE}"#
+            (drop (call $call %"auth" %"{question}" {nothing} {nothing} (i32.const 60000) (i32.const 24))) %pause"#
         )),
         format!(
             r#"(func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
                 (drop (call $become (global.get $asking)))
-                (if (call $has (i32.const 6) %"x-no") (then (drop (call $close (i32.const 2)))) (else {RESUME})))"#
+                (if (call $has %call_headers %"x-no") (then (drop (call $close %downstream))) (else {RESUME})))"#
         ),
     ];
-    let (upstream, allowed) = (echo(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)));
+    let (upstream, allowed) = (echo(), Arc::new(AtomicBool::new(true)));
     let may = allowed.clone();
-    let auth = Upstream::replying(move |_| match may.load(std::sync::atomic::Ordering::SeqCst) {
-        true => answer(200, &[], ""),
-        false => answer(200, &["x-no: 1"], ""),
-    });
+    let auth = Upstream::replying(move |_| answer(200, if may.load(SeqCst) { &[] } else { &["x-no: 1"] }, ""));
     let config = to(&upstream).filter("f", "f.wasm", "").cluster("auth", &[&auth], "");
     let proxy = Proxy::start_with(config, &[("f.wasm", &guest::filter(&code.concat()))]);
     echoes(&mut connect(&proxy), "let in");
     assert_eq!((auth.requests().len(), upstream.connections()), (1, 1));
-    allowed.store(false, std::sync::atomic::Ordering::SeqCst);
+    allowed.store(false, SeqCst);
     assert!(connect(&proxy).is_closed());
     assert_eq!((auth.requests().len(), upstream.connections()), (2, 1));
 }
@@ -188,18 +179,10 @@ fn held_data_comes_again_with_what_follows() {
         let upstream = echo();
         let proxy = start(&upstream, &data(side, hold), "");
         let mut wire = connect(&proxy);
-        for part in ["ab", "c", "de"] {
+        for (part, so_far) in [("ab", 2.0), ("c", 3.0), ("de", 5.0)] {
             wire.send(part).expect("the proxy reads");
             // So that they come one after the other.
-            let received = [("direction", "received")];
-            let so_far = if part == "ab" {
-                2.0
-            } else if part == "c" {
-                3.0
-            } else {
-                5.0
-            };
-            proxy.wait_for_metric("tollgate_tcp_bytes_total", &received, so_far);
+            proxy.wait_for_metric("tollgate_tcp_bytes_total", &[("direction", "received")], so_far);
         }
         assert_eq!(wire.read_exact(5).expect("all of it"), b"abcde", "{side}");
     }
@@ -208,7 +191,7 @@ fn held_data_comes_again_with_what_follows() {
 #[test]
 fn a_sender_waits_for_a_filter_that_holds_enough() {
     let upstream = echo();
-    let filter = guest::filter(&data("downstream", PAUSE));
+    let filter = guest::filter(&data("downstream", "%pause"));
     in_time(|ms| {
         let options = format!("limits: {{buffered_body: 100KiB}}\ntimeouts: {{idle: {ms}ms}}");
         let config = to(&upstream).listener(&options).filter("f", "f.wasm", "");
@@ -217,35 +200,33 @@ fn a_sender_waits_for_a_filter_that_holds_enough() {
         let piece = vec![1; 1 << 20];
         let sent = (0..64).take_while(|_| wire.send(&piece).is_ok()).count();
         assert!(sent < 64, "it took everything");
-        let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
+        let entry = logged(&proxy);
         let taken = entry["request_bytes"].as_u64().expect("a number");
         assert!(taken <= 256 << 10, "{taken}");
-        let is_enough = taken >= 100 << 10;
-        assert!(
-            !is_enough || (&entry["flags"], &entry["details"]) == (&"SI".into(), &"filter_stalled".into()),
-            "{entry}"
-        );
-        is_enough.then_some(())
+        (taken >= 100 << 10).then(|| _ = entry.expect((), "SI").because("filter_stalled"))
     });
 }
 
 #[test]
 fn a_filter_is_told_of_each_end_once() {
     let say = |export: &str, params: &str, word: &str| {
-        format!(r#"(func (export "{export}") (param {params}) (drop (call $log (i32.const 2) %"{word}")))"#)
+        format!(r#"(func (export "{export}") (param {params}) (drop (call $log %info %"{word}")))"#)
+    };
+    // Who has closed it stands in the text, as a digit.
+    let says_who = |export: &str, word: &str| {
+        format!(
+            r#"(func (export "{export}") (param i32 i32)
+                (i32.store8 (i32.const 512) (i32.add (i32.const 48) (local.get 1)))
+                (drop (call $log %info %"{word}"))
+                (drop (call $log %info (i32.const 512) (i32.const 1))))"#
+        )
     };
     let code = [
-        new_connection(CONTINUE),
+        new_connection("%continue"),
         say("proxy_on_context_create", "i32 i32", "create"),
-        // 48 is `0`: who has closed it stands in the text.
-        r#"(func (export "proxy_on_upstream_connection_close") (param i32 i32)
-            (i32.store8 (i32.const 512) (i32.add (i32.const 48) (local.get 1)))
-            (drop (call $log (i32.const 2) %"upstream closed by")) (drop (call $log (i32.const 2) (i32.const 512) (i32.const 1))))
-        (func (export "proxy_on_downstream_connection_close") (param i32 i32)
-            (i32.store8 (i32.const 512) (i32.add (i32.const 48) (local.get 1)))
-            (drop (call $log (i32.const 2) %"client closed by")) (drop (call $log (i32.const 2) (i32.const 512) (i32.const 1))))"#
-            .to_owned(),
-        r#"(func (export "proxy_on_done") (param i32) (result i32) (drop (call $log (i32.const 2) %"done")) (i32.const 1))"#
+        says_who("proxy_on_upstream_connection_close", "upstream closed by"),
+        says_who("proxy_on_downstream_connection_close", "client closed by"),
+        r#"(func (export "proxy_on_done") (param i32) (result i32) (drop (call $log %info %"done")) (i32.const 1))"#
             .to_owned(),
         say("proxy_on_log", "i32", "log"),
         say("proxy_on_delete", "i32", "delete"),
@@ -273,17 +254,10 @@ fn a_filter_is_told_of_each_end_once() {
 
 #[test]
 fn old_connections_keep_their_filter_and_new_ones_get_the_new_one() {
-    let version = |version: &str| {
-        let code = format!(
-            r#"(if (local.get $size) (then
-                (drop (call $set_buffer (i32.const 2) (i32.const 0) (i32.const 0) %"{version}"))))
-            (i32.const 0)"#
-        );
-        guest::filter(&data("downstream", &code))
-    };
+    let version = |version| guest::filter(&put("downstream", 0, version));
     let upstream = echo();
     let proxy = Proxy::start_with(to(&upstream).filter("f", "f.wasm", ""), &[("f.wasm", &version("1"))]);
-    let say = |wire: &mut crate::harness::Wire| {
+    let say = |wire: &mut Wire| {
         wire.send("x").expect("the proxy reads");
         String::from_utf8(wire.read_exact(2).expect("an answer")).expect("text")
     };
@@ -312,13 +286,13 @@ fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
             r#"(func (export "proxy_on_context_create") (param $id i32) (param i32)
             (if (i32.gt_u (local.get $id) (i32.const 1)) (then (unreachable))))"#
                 .to_owned()
-                + &new_connection(CONTINUE),
+                + &new_connection("%continue"),
         ),
         ("close", r#"(func (export "proxy_on_downstream_connection_close") (param i32 i32) (unreachable))"#.to_owned()),
         (
             "done",
             r#"(func (export "proxy_on_done") (param i32) (result i32) (unreachable))"#.to_owned()
-                + &new_connection(CONTINUE),
+                + &new_connection("%continue"),
         ),
     ];
     let upstream = echo();
@@ -336,8 +310,7 @@ fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
                     assert!(wire.is_closed());
                 } else {
                     assert!(wire.is_closed(), "{name} {policy}");
-                    let entry = proxy.entry(|entry| entry["details"] == "filter_failed");
-                    assert_eq!(entry["flags"], "FF");
+                    ended(&proxy, "FF", "filter_failed");
                 }
             }
             // The client may see the end before the filter is told of it.
@@ -352,9 +325,9 @@ fn a_failure_reaches_the_connections_that_the_instance_holds() {
     // The one that says `!` fails; others are held.
     let code = data(
         "downstream",
-        r#"(drop (call $get_buffer (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 20)))
+        r#"(drop (call $get_buffer %downstream_data (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 20)))
         (if (i32.eq (i32.load8_u (i32.load (i32.const 16))) (i32.const 33)) (then (unreachable)))
-        (i32.const 1)"#,
+        %pause"#,
     );
     let upstream = echo();
     for policy in ["deny", "bypass"] {
@@ -383,13 +356,13 @@ fn a_failure_reaches_the_connections_that_the_instance_holds() {
 #[test]
 fn a_filter_adds_bytes_when_it_likes() {
     let code = [
-        new_connection(&format!("(drop (call $timer (i64.const 20000) (i64.const 0))) {CONTINUE}")),
+        new_connection(&format!("(drop (call $timer (i64.const 20000) (i64.const 0))) %continue")),
         r#"(func (export "tollgate_on_timer") (param i32 i64)
-            (drop (call $set_buffer (i32.const 3) (i32.const 0) (i32.const 0) %"are you there?"))
-            (drop (call $set_buffer (i32.const 2) (i32.const 0) (i32.const 0) %"he is")))"#
+            (drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) %"are you there?"))
+            (drop (call $set_buffer %downstream_data (i32.const 0) (i32.const 0) %"he is")))"#
             .to_owned(),
     ];
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
         tell.send(connection.wire.read_exact(5).expect("some words")).expect("somebody listens");
         connection.wait_for_end();
@@ -397,7 +370,7 @@ fn a_filter_adds_bytes_when_it_likes() {
     let proxy = start(&upstream, &code.concat(), "");
     let mut wire = connect(&proxy);
     assert_eq!(wire.read_exact(14).expect("a question"), b"are you there?");
-    assert_eq!(told.recv_timeout(crate::harness::DEADLINE).expect("words"), b"he is");
+    assert_eq!(told.recv_timeout(DEADLINE).expect("words"), b"he is");
     // What is moved by the kernel comes after that as before.
     wire.send("still").expect("the proxy reads");
     proxy.wait_for_metric("tollgate_upstream_tcp_bytes_total", &[("direction", "sent")], 10.0);
@@ -406,7 +379,7 @@ fn a_filter_adds_bytes_when_it_likes() {
 #[test]
 fn a_filter_that_runs_too_long_is_stopped() {
     let upstream = echo();
-    let code = data("downstream", "(loop $for_ever (br $for_ever)) (i32.const 0)");
+    let code = data("downstream", "(loop $for_ever (br $for_ever)) %continue");
     let proxy = start(&upstream, &code, "limits: {call_time: 20ms}");
     let mut wire = connect(&proxy);
     wire.send("x").expect("the proxy reads");

@@ -1,7 +1,13 @@
 //! The example filters of TCP connections as they are shipped.
 
-use super::{connect, echo, echoes, to};
-use crate::harness::{Proxy, Upstream, answer, wait_until, wasm};
+use super::{connect, echo, echoes, logged, to};
+use crate::harness::{Config, Proxy, Upstream, answer, wait_until, wasm};
+
+/// All connections pass the example filter, with this configuration.
+fn start(config: Config, options: &str) -> Proxy {
+    let config = config.filter("third", "third.wasm", &format!("config: {{{options}}}"));
+    Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))])
+}
 
 #[test]
 fn a_filter_of_the_standard_asks_holds_and_changes() {
@@ -14,9 +20,7 @@ fn a_filter_of_the_standard_asks_holds_and_changes() {
         let local = question.target().starts_with("/may?127.0.0.1:");
         answer(if local { 200 } else { 403 }, &[], "")
     });
-    let config =
-        to(&upstream).filter("third", "third.wasm", "config: {ask: service}").cluster("service", &[&service], "");
-    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+    let proxy = start(to(&upstream).cluster("service", &[&service], ""), "ask: service");
     let mut wire = connect(&proxy);
     wire.send("HEL").expect("the proxy reads");
     wire.send("LO\nrest").expect("the proxy reads");
@@ -33,16 +37,13 @@ fn a_filter_of_the_standard_asks_holds_and_changes() {
 fn a_service_that_says_no_or_nothing_keeps_clients_out() {
     let (upstream, service) = (echo(), Upstream::replying(|_| answer(403, &[], "")));
     for ask in ["service", "nobody"] {
-        let config = to(&upstream)
-            .filter("third", "third.wasm", &format!("config: {{ask: {ask}}}"))
-            .cluster("service", &[&service], "")
-            .cluster("nobody", &[crate::harness::Upstream::refusing()], "");
-        let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+        let config = to(&upstream).cluster("service", &[&service], "").cluster("nobody", &[Upstream::refusing()], "");
+        let proxy = start(config, &format!("ask: {ask}"));
         let mut wire = connect(&proxy);
         // What it sends early does not get it in.
         let _ = wire.send("let me in");
         assert!(wire.is_closed());
-        assert_eq!(proxy.entry(|entry| entry["protocol"] == "TCP")["details"], "closed_by_filter");
+        logged(&proxy).expect((), "LR").because("closed_by_filter");
     }
     assert_eq!(upstream.connections(), 0);
 }
@@ -50,15 +51,13 @@ fn a_service_that_says_no_or_nothing_keeps_clients_out() {
 #[test]
 fn a_filter_of_the_standard_chooses_the_cluster() {
     let (listeners, chosen) = (echo(), echo());
-    let config =
-        to(&listeners).filter("third", "third.wasm", "config: {cluster: chosen}").cluster("chosen", &[&chosen], "");
-    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party-tcp"))]);
+    let proxy = start(to(&listeners).cluster("chosen", &[&chosen], ""), "cluster: chosen");
     let mut wire = connect(&proxy);
     wire.send("hello\n").expect("the proxy reads");
     assert_eq!(wire.read_exact(6).expect("an answer"), b"HELLO\n");
     wire.finish();
     assert!(wire.is_closed());
-    assert_eq!(proxy.entry(|entry| entry["protocol"] == "TCP")["cluster"], "chosen");
+    assert_eq!(logged(&proxy)["cluster"], "chosen");
     assert_eq!((listeners.connections(), chosen.connections()), (0, 1));
 }
 
@@ -75,8 +74,8 @@ fn a_token_opens_the_way() {
     echoes(&mut wire, "hello");
     wire.finish();
     assert!(wire.is_closed());
-    let entry = proxy.entry(|entry| entry["protocol"] == "TCP");
-    assert_eq!((&entry["fields"]["user"], &entry["flags"]), (&"ann".into(), &().into()));
+    let entry = logged(&proxy).expect((), "");
+    assert_eq!(entry["fields"]["user"], "ann");
     assert_eq!(entry["request_bytes"], "TOKEN open-sesame\r\nhello".len());
 
     let mut wire = connect(&proxy);
