@@ -10,21 +10,18 @@ use crate::{
     hot_swap::Gate,
 };
 
-/// Both directions: the callback's word, the number of the buffer and of the map of headers.
-const DIRECTIONS: [(&str, u8, u8); 2] = [("request", 0, 0), ("response", 1, 2)];
+/// This code for requests and for responses, whose word stands for `MESSAGE` in it.
+fn for_both(code: &str) -> String {
+    ["request", "response"].map(|message| code.replace("MESSAGE", message)).concat()
+}
 
-/// A filter with this code for both directions' bodies. In it: `(local.get $size)`, `(local.get $end)`, `BUFFER`, `HEADERS`.
-/// It returns what the callback returns.
+/// The same for their bodies. In it: `(local.get $size)`, `(local.get $end)`, `BUFFER`. It returns what the callback returns.
 fn both(code: &str) -> String {
-    let callback = |(name, buffer, headers): (&str, u8, u8)| {
-        let code = code.replace("BUFFER", &format!("(i32.const {buffer})"));
-        let code = code.replace("HEADERS", &format!("(i32.const {headers})"));
-        format!(
-            r#"(func (export "proxy_on_{name}_body")
-                (param $context i32) (param $size i32) (param $end i32) (result i32) {code})"#
-        )
-    };
-    DIRECTIONS.map(callback).concat()
+    let code = code.replace("BUFFER", "%MESSAGE_body");
+    for_both(&format!(
+        r#"(func (export "proxy_on_MESSAGE_body")
+            (param $context i32) (param $size i32) (param $end i32) (result i32) {code})"#
+    ))
 }
 
 /// Makes capitals of each part, where it stands.
@@ -167,19 +164,17 @@ fn a_whole_body_gets_a_beginning_a_middle_and_an_end() {
 #[test]
 fn something_is_added_at_the_end() {
     // As the standard wants it, the filter takes the length away, because it lets parts out before it knows.
-    let heads = DIRECTIONS.map(|(name, _, headers)| {
-        format!(
-            r#"(func (export "proxy_on_{name}_headers") (param i32 i32 i32) (result i32)
-                (drop (call $remove_header (i32.const {headers}) %"content-length"))
-                (i32.const 0))"#
-        )
-    });
+    let heads = for_both(
+        r#"(func (export "proxy_on_MESSAGE_headers") (param i32 i32 i32) (result i32)
+            (drop (call $remove_header %MESSAGE_headers %"content-length"))
+            %continue)"#,
+    );
     let code = r#"
         (if (local.get $end)
             (then (drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"!"))))
         (i32.const 0)"#;
     let upstream = in_parts("good ", "evening");
-    let proxy = with(&upstream, &guest::filter(&(heads.concat() + &both(code))), "", "");
+    let proxy = with(&upstream, &guest::filter(&(heads + &both(code))), "", "");
     assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways("hello world!", "good evening!"));
 }
 
@@ -277,7 +272,7 @@ fn messages_without_a_body_have_none() {
 fn adding_trailers() -> Vec<u8> {
     guest::filter(&both(
         r#"(if (local.get $end)
-            (then (drop (call $add_header (i32.add HEADERS (i32.const 1)) %"x-added" %"1"))))
+            (then (drop (call $add_header %MESSAGE_trailers %"x-added" %"1"))))
         (i32.const 0)"#,
     ))
 }
@@ -289,16 +284,12 @@ fn trailers_are_added_to_messages_that_have_none() {
         let seen = ["x-added", "x-saw"].map(|name| request.trailer(name).unwrap_or("none").to_owned());
         h2.answer(stream, 200, format!("{} {}", request.text(), seen.join(" ")).as_bytes());
     });
-    let seeing = guest::filter(
-        r#"(func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
-            (drop (call $add_header (i32.const 1) %"x-saw" %"it")) (i32.const 0))
-        (func (export "proxy_on_response_trailers") (param i32 i32) (result i32)
-            (drop (call $add_header (i32.const 3) %"x-saw" %"it")) (i32.const 0))"#,
-    );
+    let seeing = guest::filter(&for_both(
+        r#"(func (export "proxy_on_MESSAGE_trailers") (param i32 i32) (result i32)
+            (drop (call $add_header %MESSAGE_trailers %"x-saw" %"it")) %continue)"#,
+    ));
     // Those after the one that adds them see them, in both directions.
-    let config = Config::new()
-        .listener("cluster: web")
-        .cluster("web", &[&upstream], "protocol: h2")
+    let config = Config::to_with(&upstream, "protocol: h2")
         .filter("first", "adding.wasm", "")
         .filter("seeing", "seeing.wasm", "")
         .filter("last", "adding.wasm", "");

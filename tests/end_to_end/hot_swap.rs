@@ -11,6 +11,7 @@ mod ways;
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +24,7 @@ use crate::{
     harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until, wasm},
 };
 
-/// Clients that send one request after the other, each on one connection, until they are told to end.
+/// Clients that send one request after the other until they are told to end.
 struct Load {
     over: Arc<AtomicBool>,
     /// For each client, how often it has met each version.
@@ -33,24 +34,47 @@ struct Load {
 
 const CLIENTS: usize = 4;
 
+/// What [`Load::connecting`] meets.
+const ANY: &str = "an answer";
+
 impl Load {
-    /// `version` says which version a response is of; it panics if the response is not as it should be.
+    /// Clients that have a connection each. `version` says which version a response is of; it panics if the response is not as it
+    /// should be.
     fn start(proxy: &Proxy, version: fn(&Message) -> String) -> Load {
+        Load::by(&[proxy.address("main"); CLIENTS], |address| {
+            let mut client = Client::connect(address);
+            move || {
+                let response = client.get("/");
+                assert_eq!(response.status(), 200, "{response:?}");
+                version(&response)
+            }
+        })
+    }
+
+    /// A client of each of these addresses, which connects anew for each request.
+    fn connecting(addresses: &[SocketAddr]) -> Load {
+        Load::by(addresses, |address| {
+            move || {
+                let response = Client::connect(address).request("GET", "/", &[("Connection", "close")], b"");
+                assert_eq!(response.status(), 200, "{response:?}");
+                ANY.to_owned()
+            }
+        })
+    }
+
+    fn by<A: FnMut() -> String + Send + 'static>(addresses: &[SocketAddr], ask: impl Fn(SocketAddr) -> A) -> Load {
         let over = Arc::new(AtomicBool::new(false));
-        let seen = Arc::new(Mutex::new(vec![BTreeMap::new(); CLIENTS]));
-        let address = proxy.address("main");
-        let client = |nth: usize| {
-            let (over, seen) = (over.clone(), seen.clone());
+        let seen = Arc::new(Mutex::new(vec![BTreeMap::new(); addresses.len()]));
+        let client = |(nth, address): (usize, &SocketAddr)| {
+            let (over, seen, mut ask) = (over.clone(), seen.clone(), ask(*address));
             thread::spawn(move || {
-                let mut client = Client::connect(address);
                 while !over.load(Ordering::Relaxed) {
-                    let response = client.get("/");
-                    assert_eq!(response.status(), 200, "{response:?}");
-                    *seen.lock().unwrap()[nth].entry(version(&response)).or_insert(0) += 1;
+                    let version = ask();
+                    *seen.lock().unwrap()[nth].entry(version).or_insert(0) += 1;
                 }
             })
         };
-        let clients = (0..CLIENTS).map(client).collect();
+        let clients = addresses.iter().enumerate().map(client).collect();
         Load { over, seen, clients }
     }
 
@@ -72,6 +96,16 @@ impl Load {
         let all: BTreeMap<_, _> = seen.iter().flatten().collect();
         all.into_keys().cloned().collect()
     }
+}
+
+/// All requests pass a filter `marker`.
+fn with_marker(upstream: &Upstream) -> Config {
+    Config::to(upstream).filter("marker", "marker.wasm", "")
+}
+
+/// A proxy whose filter `marker` is this module.
+fn marked(upstream: &Upstream, module: &[u8]) -> Proxy {
+    Proxy::start_with(with_marker(upstream), &[("marker.wasm", module)])
 }
 
 /// An upstream that says which version of a filter its request has passed.
@@ -113,8 +147,7 @@ fn no_failures(proxy: &Proxy) {
 #[test]
 fn a_module_is_swapped_under_load() {
     let upstream = telling();
-    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
-    let proxy = Proxy::start_with(config, &[("marker.wasm", &guest::version("v1"))]);
+    let proxy = marked(&upstream, &guest::version("v1"));
     let load = Load::start(&proxy, version);
     load.meet("v1");
     let before = proxy.filter("marker");
@@ -130,9 +163,8 @@ fn a_module_is_swapped_under_load() {
 #[test]
 fn a_module_is_swapped_to_and_fro() {
     let upstream = telling();
-    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
     let versions = [guest::version("v0"), guest::version("v1")];
-    let proxy = Proxy::start_with(config, &[("marker.wasm", &versions[0])]);
+    let proxy = marked(&upstream, &versions[0]);
     let load = Load::start(&proxy, version);
     for round in 1..=10 {
         proxy.put("marker.wasm", &versions[round % 2]);
@@ -193,16 +225,13 @@ fn the_configuration_is_swapped_under_load() {
 fn what_is_under_way_ends_as_it_began() {
     let gate = Gate::default();
     let shut = gate.clone();
-    let upstream = Upstream::scripted(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.target() == "/slow" {
-                shut.wait();
-            }
-            connection.send(answer(200, &[], request.field("x-version").unwrap_or("none")));
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/slow" {
+            shut.wait();
         }
+        answer(200, &[], request.field("x-version").unwrap_or("none"))
     });
-    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
-    let proxy = Proxy::start_with(config, &[("marker.wasm", &guest::version("v1"))]);
+    let proxy = marked(&upstream, &guest::version("v1"));
     let mut slow = proxy.client();
     slow.send_request("GET", "/slow", &[], b"");
     upstream.wait_for_requests(1);
@@ -219,12 +248,12 @@ fn what_is_under_way_ends_as_it_began() {
 fn signing(version: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
-            (drop (call $remove_header (i32.const 2) %"content-length"))
-            (i32.const 0))
+            (drop (call $remove_header %response_headers %"content-length"))
+            %continue)
         (func (export "proxy_on_response_body") (param $context i32) (param $size i32) (param $end i32) (result i32)
             (if (local.get $end)
-                (then (drop (call $set_buffer (i32.const 1) (local.get $size) (i32.const 0) %"{version}"))))
-            (i32.const 0))"#
+                (then (drop (call $set_buffer %response_body (local.get $size) (i32.const 0) %"{version}"))))
+            %continue)"#
     ))
 }
 
@@ -241,13 +270,12 @@ fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
             connection.send("second");
         }
     });
-    let config = Config::to(&upstream).filter("signer", "signer.wasm", "");
-    let proxy = Proxy::start_with(config, &[("signer.wasm", &signing(" v1"))]);
+    let proxy = marked(&upstream, &signing(" v1"));
     let mut slow = proxy.client();
     slow.send_request("GET", "/slow", &[], b"");
     let mut response = slow.wire.read_head().expect("a head");
     assert_eq!(response.status(), 200);
-    proxy.put("signer.wasm", signing(" v2"));
+    proxy.put("marker.wasm", signing(" v2"));
     wait_until("the new version", || proxy.get("/fast").text() == "first second v2");
     gate.open();
     slow.wire.read_body(&mut response, true).expect("a body");
@@ -298,8 +326,7 @@ fn an_old_filter_that_fails_at_its_end() {
             (i32.const 1))
         (func (export "proxy_on_delete") (param i32) (if (i32.eq (local.get 0) (i32.const 1)) (then unreachable)))"#,
     );
-    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
-    let mut proxy = Proxy::start_with(config, &[("marker.wasm", &dying)]);
+    let mut proxy = marked(&upstream, &dying);
     assert_eq!(proxy.get("/").text(), "none");
     proxy.put("marker.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);
@@ -352,11 +379,10 @@ fn counting(name: &str) -> Vec<u8> {
 #[test]
 fn shared_data_outlives_modules() {
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("counter", "counter.wasm", "");
-    let proxy = Proxy::start_with(config, &[("counter.wasm", &counting("x-old"))]);
+    let proxy = marked(&upstream, &counting("x-old"));
     proxy.get("/");
     proxy.get("/");
-    proxy.put("counter.wasm", counting("x-new"));
+    proxy.put("marker.wasm", counting("x-new"));
     assert_eq!(proxy.reload().0, 200);
     proxy.get("/");
     let requests = upstream.requests();
@@ -367,9 +393,8 @@ fn shared_data_outlives_modules() {
 #[test]
 fn a_touched_file_changes_nothing() {
     let upstream = telling();
-    let config = Config::to(&upstream).filter("marker", "marker.wasm", "");
     let module = guest::version("v1");
-    let proxy = Proxy::start_with(config, &[("marker.wasm", &module)]);
+    let proxy = marked(&upstream, &module);
     proxy.put("marker.wasm", &module);
     let text = fs::read(proxy.dir().join("config.yaml")).expect("the configuration");
     proxy.put("config.yaml", text);

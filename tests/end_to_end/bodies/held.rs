@@ -1,7 +1,7 @@
 //! Filters that hold heads and bodies back: in the two ways in which the standard is understood, up to a bound, with trailers
 //! behind them.
 
-use super::{at_the_end, with};
+use super::{at_the_end, for_both, with};
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream, answer, wait_until},
@@ -10,20 +10,17 @@ use crate::{
 
 /// Holds the request's head until it has seen the body, and then tells its length in the head; the same for responses.
 fn holding_heads() -> Vec<u8> {
-    let direction = |name: &str, buffer: u8, map: u8| {
-        format!(
-            r#"(func (export "proxy_on_{name}_headers") (param i32 i32) (param $end i32) (result i32)
-                (i32.eqz (local.get $end)))
-            (func (export "proxy_on_{name}_body") (param i32) (param $size i32) (param $end i32) (result i32)
-                (if (i32.eqz (local.get $end)) (then (return (i32.const 1))))
-                ;; One digit: how often there are ten bytes.
-                (i32.store8 (i32.const 40) (i32.add (i32.const 48) (i32.div_u (local.get $size) (i32.const 10))))
-                (drop (call $add_header (i32.const {map}) %"x-tens" (i32.const 40) (i32.const 1)))
-                (drop (call $set_buffer (i32.const {buffer}) (local.get $size) (i32.const 0) %"!"))
-                (i32.const 0))"#
-        )
-    };
-    guest::filter(&(direction("request", 0, 0) + &direction("response", 1, 2)))
+    guest::filter(&for_both(
+        r#"(func (export "proxy_on_MESSAGE_headers") (param i32 i32) (param $end i32) (result i32)
+            (i32.eqz (local.get $end)))
+        (func (export "proxy_on_MESSAGE_body") (param i32) (param $size i32) (param $end i32) (result i32)
+            (if (i32.eqz (local.get $end)) (then (return %pause)))
+            ;; One digit: how often there are ten bytes.
+            (i32.store8 (i32.const 40) (i32.add (i32.const 48) (i32.div_u (local.get $size) (i32.const 10))))
+            (drop (call $add_header %MESSAGE_headers %"x-tens" (i32.const 40) (i32.const 1)))
+            (drop (call $set_buffer %MESSAGE_body (local.get $size) (i32.const 0) %"!"))
+            %continue)"#,
+    ))
 }
 
 #[test]
@@ -99,9 +96,7 @@ fn without_holding_heads_nothing_is_delivered() {
     let response = proxy.request("POST", "/stalled", &[], b"0123456789");
     assert_eq!(response.status(), 504);
     assert!(upstream.requests().is_empty());
-    let entry = proxy.entry_for("/stalled");
-    assert_eq!(entry["details"], "filter_stalled");
-    assert_eq!(entry["flags"], "SI");
+    proxy.entry_for("/stalled").expect(504, "SI").because("filter_stalled");
     assert!(!proxy.output().contains("a body"));
     // The log says what is missing, once.
     assert_eq!(proxy.request("POST", "/stalled-too", &[], b"0123456789").status(), 504);
@@ -119,7 +114,7 @@ fn a_response_of_its_own_is_not_held_for_ever() {
     let mut client = proxy.client();
     client.send_request("GET", "/held", &[], b"");
     assert!(client.wire.is_closed());
-    assert_eq!(proxy.entry_for("/held")["flags"], "UF,SI");
+    proxy.entry_for("/held").expect(503, "UF,SI");
 }
 
 /// A filter that sees heads after one that holds them.
@@ -153,14 +148,11 @@ fn what_is_held_is_let_go_from_outside() {
     let module = guest::filter(
         r#"(global $context (mut i32) (i32.const 0))
         (global $ticks (mut i32) (i32.const 0))
-        (func (export "proxy_on_request_body") (param i32 i32) (param $end i32) (result i32)
+        (func $held (export "proxy_on_request_body") (export "proxy_on_response_body")
+            (param i32 i32) (param $end i32) (result i32)
             (global.set $context (local.get 0))
             (if (local.get $end) (then (drop (call $tick (i32.const 5)))))
-            (i32.const 1))
-        (func (export "proxy_on_response_body") (param i32 i32) (param $end i32) (result i32)
-            (global.set $context (local.get 0))
-            (if (local.get $end) (then (drop (call $tick (i32.const 5)))))
-            (i32.const 1))
+            %pause)
         (func (export "proxy_on_tick") (param i32)
             (drop (call $become (global.get $context)))
             (drop (call $resume (i32.const 0)))
@@ -183,20 +175,17 @@ fn what_is_held_is_let_go_from_outside() {
 #[test]
 fn trailers_come_after_the_body_that_is_held() {
     // It holds the body until the trailers, and tells there how much it holds.
-    let direction = |name: &str, buffer: u8, map: u8| {
-        format!(
-            r#"(func (export "proxy_on_{name}_body") (param i32 i32 i32) (result i32)
-                (i32.eqz (local.get 2)))
-            (func (export "proxy_on_{name}_trailers") (param i32 i32) (result i32)
-                (drop (call $get_buffer (i32.const {buffer}) (i32.const 0) (i32.const 100)
-                    (global.get $out) (global.get $out_len)))
-                (drop (call $add_header (i32.const {map}) %"x-body"
-                    (i32.load (global.get $out)) (i32.load (global.get $out_len))))
-                (drop (call $remove_header (i32.const {map}) %"x-gone"))
-                (i32.const 0))"#
-        )
-    };
-    let module = guest::filter(&(direction("request", 0, 1) + &direction("response", 1, 3)));
+    let module = guest::filter(&for_both(
+        r#"(func (export "proxy_on_MESSAGE_body") (param i32 i32 i32) (result i32)
+            (i32.eqz (local.get 2)))
+        (func (export "proxy_on_MESSAGE_trailers") (param i32 i32) (result i32)
+            (drop (call $get_buffer %MESSAGE_body (i32.const 0) (i32.const 100)
+                (global.get $out) (global.get $out_len)))
+            (drop (call $add_header %MESSAGE_trailers %"x-body"
+                (i32.load (global.get $out)) (i32.load (global.get $out_len))))
+            (drop (call $remove_header %MESSAGE_trailers %"x-gone"))
+            %continue)"#,
+    ));
     let declared = "trailer: x-end, x-body, x-gone\r\ntransfer-encoding: chunked\r\n\r\n";
     let body = "5\r\nhello\r\n5\r\nworld\r\n0\r\nx-end: yes\r\nx-gone: no\r\n\r\n";
     let upstream = Upstream::replying(move |_| format!("HTTP/1.1 200 OK\r\n{declared}{body}").into());
@@ -253,9 +242,7 @@ fn a_request_body_over_the_bound() {
         wait_until("the filter to hold a part", || calls() > before);
         client.send([b'x'; 4000]);
         assert_eq!(client.read().status(), 413, "{options}");
-        let entry = proxy.entry_for("/large");
-        assert_eq!(entry["details"], "request_body_too_large");
-        assert_eq!(entry["flags"], "OM");
+        proxy.entry_for("/large").expect(413, "OM").because("request_body_too_large");
         assert_eq!(upstream.requests().len(), 1, "nothing of it goes on");
         assert_eq!(proxy.get("/").status(), 200);
     }
@@ -272,8 +259,7 @@ fn what_filters_hold_of_all_bodies_is_bounded() {
     // It need not take all of this.
     let _ = (0..300).all(|_| client.wire.send(&part).is_ok());
     assert_eq!(client.read().status(), 503);
-    let entry = proxy.entry_for("/large");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"held_bodies_overflow".into()));
+    proxy.entry_for("/large").expect(503, "OM").because("held_bodies_overflow");
     assert_eq!(proxy.request("POST", "/", &[], &part).status(), 200, "what was held is given back");
 }
 
@@ -306,9 +292,7 @@ fn a_response_body_over_the_bound() {
         gate.open();
         let response = client.read();
         assert_eq!(response.status(), 500, "{options}: {response:?}");
-        let entry = proxy.entry_for("/large");
-        assert_eq!(entry["details"], "response_body_too_large");
-        assert_eq!(entry["flags"], "OM");
+        proxy.entry_for("/large").expect(500, "OM").because("response_body_too_large");
         proxy.wait_for_zero("tollgate_cluster_requests_active", &[]);
         assert_eq!(proxy.get("/small").status(), 200);
     }
@@ -334,7 +318,7 @@ fn a_chunked_response_over_the_bound_is_not_whole() {
     gate.open();
     let said = client.wire.read_to_end();
     assert!(said.starts_with(b"HTTP/1.1 200 ") && !said.ends_with(b"0\r\n\r\n"), "{}", said.escape_ascii());
-    assert_eq!(proxy.entry_for("/large")["flags"], "OM");
+    proxy.entry_for("/large").expect(200, "OM");
 }
 
 #[test]
@@ -363,16 +347,14 @@ fn a_filter_cannot_make_bodies_grow_without_bound() {
 fn hasty() -> Vec<u8> {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
     let nothing = "(i32.const 0) (i32.const 0)";
-    let body = |name: &str, buffer: u8| {
-        format!(
-            r#"(func (export "proxy_on_{name}_body") (param i32) (param $size i32) (param $end i32) (result i32)
-                (if (i32.eqz (local.get $end)) (then (return (i32.const 1))))
-                (if (i32.eq (local.get $size) (i32.const 10))
-                    (then (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 10) %"whole")))
-                    (else (drop (call $set_buffer (i32.const {buffer}) (i32.const 0) (i32.const 10) %"parts"))))
-                (i32.const 0))"#
-        )
-    };
+    let bodies = for_both(
+        r#"(func (export "proxy_on_MESSAGE_body") (param i32) (param $size i32) (param $end i32) (result i32)
+            (if (i32.eqz (local.get $end)) (then (return %pause)))
+            (if (i32.eq (local.get $size) (i32.const 10))
+                (then (drop (call $set_buffer %MESSAGE_body (i32.const 0) (i32.const 10) %"whole")))
+                (else (drop (call $set_buffer %MESSAGE_body (i32.const 0) (i32.const 10) %"parts"))))
+            %continue)"#,
+    );
     guest::filter(&format!(
         r#"(global $context (mut i32) (i32.const 0))
         (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -391,9 +373,7 @@ fn hasty() -> Vec<u8> {
             (i32.const 1))
         (func (export "tollgate_on_timer") (param i32 i64)
             (drop (call $reply (i32.const 403) %"refused" {nothing} {nothing} (i32.const -1))))
-        {request} {response}"#,
-        request = body("request", 0),
-        response = body("response", 1),
+        {bodies}"#
     ))
 }
 

@@ -42,8 +42,7 @@ fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
 
         let mut client = proxy.h2();
         for (method, target) in [("HEAD", "/"), ("GET", "/304")] {
-            let stream = client.request(method, target, &[], true);
-            let response = client.response(stream);
+            let response = client.exchange(method, target, &[], b"");
             assert_eq!(response.field("content-length"), head, "HTTP/2, {method} {target}: {response:?}");
         }
     }

@@ -1,11 +1,9 @@
 //! Filters that end a message while its body is under way: by an answer of their own, or by closing.
 
-use std::sync::{Mutex, mpsc};
-
 use super::{both, with};
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream, answer},
+    harness::{Config, Proxy, Upstream, answer, turnstile},
 };
 
 /// Answers 403 at the part that begins with `!`, and then returns `action`.
@@ -30,9 +28,7 @@ fn a_request_is_refused_for_its_body() {
         let response = client.request("POST", "/loud", &[], b"!!!");
         assert_eq!((response.status(), response.text()), (403, "be quiet"), "{action}");
         assert_eq!(upstream.requests().len(), 1);
-        let entry = proxy.entry_for("/loud");
-        assert_eq!(entry["details"], "no_shouting");
-        assert_eq!(entry["flags"], "LR");
+        proxy.entry_for("/loud").expect(403, "LR").because("no_shouting");
         assert_eq!(proxy.get("/").status(), 200);
     }
 }
@@ -68,7 +64,7 @@ fn a_response_is_replaced_for_its_body() {
         assert_eq!(client.get("/").text(), "hello");
         let response = client.get("/loud");
         assert_eq!((response.status(), response.text()), (403, "be quiet"), "{action}");
-        assert_eq!(proxy.entry_for("/loud")["flags"], "LR");
+        proxy.entry_for("/loud").expect(403, "LR");
         assert_eq!(proxy.get("/").text(), "hello");
     }
 }
@@ -76,12 +72,11 @@ fn a_response_is_replaced_for_its_body() {
 #[test]
 fn a_response_breaks_off_at_a_later_part_of_its_body() {
     for action in [0, 1] {
-        let (go, wait) = mpsc::channel::<()>();
-        let wait = Mutex::new(wait);
+        let (go, wait) = turnstile();
         let upstream = Upstream::scripted(move |mut connection| {
             connection.request();
             connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
-            let _ = wait.lock().unwrap().recv();
+            wait();
             connection.send("3\r\n!!!\r\n0\r\n\r\n");
         });
         let proxy = with(&upstream, &refusing(action), "", "");
@@ -91,7 +86,7 @@ fn a_response_breaks_off_at_a_later_part_of_its_body() {
         assert_eq!(client.wire.read_exact(10).expect("the first part"), b"5\r\nhello\r\n");
         go.send(()).expect("the upstream is there");
         assert_eq!(client.wire.read_to_end(), b"", "{action}");
-        assert_eq!(proxy.entry_for("/loud")["flags"], "LR");
+        proxy.entry_for("/loud").expect(200, "LR");
     }
 }
 
@@ -99,12 +94,15 @@ fn a_response_breaks_off_at_a_later_part_of_its_body() {
 fn a_filter_that_holds_a_response_body_for_ever_is_given_up() {
     let upstream = Upstream::saying("hello");
     // If the time is over before there is a response, the filter holds the proxy's own, until that is idle.
-    let config = Config::to_with(&upstream, "request_timeout: 300ms").listener("timeouts: {idle: 2s}");
-    let config = config.filter("body", "body.wasm", "");
+    let config = Config::to_with(&upstream, "request_timeout: 300ms").listener("timeouts: {idle: 2s}").filter(
+        "body",
+        "body.wasm",
+        "",
+    );
     let module =
         guest::filter(r#"(func (export "proxy_on_response_body") (param i32 i32 i32) (result i32) (i32.const 1))"#);
     let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);
     assert_eq!(proxy.get("/held").status(), 504);
-    assert_eq!(proxy.entry_for("/held")["flags"], "UT");
+    proxy.entry_for("/held").expect(504, "UT");
     assert!(proxy.filter("body")["calls"].as_u64() < Some(100), "it is not called again and again");
 }

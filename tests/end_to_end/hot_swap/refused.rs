@@ -2,20 +2,16 @@
 
 use serde_json::Value;
 
-use super::{telling, version};
+use super::{marked, telling, version, with_marker};
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream, wasm},
 };
 
-fn good(upstream: &Upstream) -> Config {
-    Config::to(upstream).filter("marker", "marker.wasm", "")
-}
-
 /// A proxy that is offered something that it cannot use, and then something that it can.
-fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
+fn refused(reason: &str, spoil: impl FnOnce(&mut Proxy, &Upstream)) {
     let upstream = telling();
-    let mut proxy = Proxy::start_with(good(&upstream), &[("marker.wasm", &guest::version("v1"))]);
+    let mut proxy = marked(&upstream, &guest::version("v1"));
     spoil(&mut proxy, &upstream);
 
     let (status, said) = proxy.reload();
@@ -35,7 +31,7 @@ fn refused(spoil: impl FnOnce(&mut Proxy, &Upstream), reason: &str) {
     assert_eq!(version(&proxy.get("/")), "v1");
 
     proxy.put("marker.wasm", guest::version("v2"));
-    proxy.change_config(good(&upstream));
+    proxy.change_config(with_marker(&upstream));
     assert_eq!(version(&proxy.get("/")), "v2");
     let metrics = proxy.metrics();
     assert_eq!(metrics.sum("tollgate_config_last_reload_successful", &[]), 1.0);
@@ -49,11 +45,15 @@ fn a_variable_in_the_wrong_place_is_named_and_what_it_holds_is_not_told() {
     const SECRET: &str = env!("CARGO_MANIFEST_DIR");
     let policy = |when: &str| format!("config: {{policies: [{{name: p, action: deny, rules: [{{when: [{when}]}}]}}]}}");
     let upstream = telling();
-    let mut proxy = Proxy::start_with(good(&upstream), &[("marker.wasm", &guest::version("v1"))]);
+    let mut proxy = marked(&upstream, &guest::version("v1"));
     for config in [
         Config::new().listener("cluster: '${CARGO_MANIFEST_DIR}'"),
-        good(&upstream).filter("more", "'${CARGO_MANIFEST_DIR}/none.wasm'", ""),
-        good(&upstream).filter("access", "builtin:authz", &policy("{key: '${CARGO_MANIFEST_DIR}', values: [a]}")),
+        with_marker(&upstream).filter("more", "'${CARGO_MANIFEST_DIR}/none.wasm'", ""),
+        with_marker(&upstream).filter(
+            "access",
+            "builtin:authz",
+            &policy("{key: '${CARGO_MANIFEST_DIR}', values: [a]}"),
+        ),
     ] {
         proxy.put_config(config);
         let (status, said) = proxy.reload();
@@ -68,45 +68,29 @@ fn a_variable_in_the_wrong_place_is_named_and_what_it_holds_is_not_told() {
 }
 
 #[test]
-fn text_that_is_not_yaml() {
-    refused(|proxy, _| proxy.put_config("listeners: [{name: main, address: '@main@'\n"), "flow");
+fn configurations_that_cannot_be_used() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let too_few = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
+    type Change<'a> = &'a dyn Fn(Config) -> String;
+    let cases: &[(&str, Change)] = &[
+        ("flow", &|_| "listeners: [{name: main, address: '@main@'\n".to_owned()),
+        ("`inof` is not a log level", &|good| good.top("log: {level: inof}").into()),
+        ("there is no file `missing.wasm`", &|good| good.filter("more", "missing.wasm", "").into()),
+        ("`makrer`", &|good| String::from(good).replace("chain: [marker]", "chain: [marker, makrer]")),
+        (&format!("cannot listen on {address}"), &|good| {
+            good.beside("more", &format!("address: '{address}'\ncluster: web")).into()
+        }),
+        ("0 is out of range: write 1 to 2147483647", &|good| good.filter("few", "builtin:ratelimit", too_few).into()),
+    ];
+    for (reason, change) in cases {
+        refused(reason, |proxy, upstream| proxy.put_config(change(with_marker(upstream))));
+    }
 }
 
 #[test]
-fn a_log_level_that_does_not_exist() {
-    refused(|proxy, upstream| proxy.put_config(good(upstream).top("log: {level: inof}")), "`inof` is not a log level");
-}
-
-#[test]
-fn a_filter_that_is_not_defined() {
-    refused(
-        |proxy, upstream| proxy.put_config(good(upstream).filter("more", "missing.wasm", "")),
-        "there is no file `missing.wasm`",
-    );
-    refused(
-        |proxy, upstream| {
-            let text = String::from(good(upstream)).replace("chain: [marker]", "chain: [marker, makrer]");
-            proxy.put_config(text);
-        },
-        "`makrer`",
-    );
-}
-
-#[test]
-fn a_module_that_is_no_module() {
-    refused(|proxy, _| proxy.put("marker.wasm", "#!/bin/sh\necho hello\n"), "is not a WebAssembly module");
-    refused(|proxy, _| proxy.put("marker.wasm", ""), "is not a WebAssembly module");
-}
-
-#[test]
-fn a_module_that_is_gone() {
-    let remove = |proxy: &mut Proxy, _: &Upstream| std::fs::remove_file(proxy.dir().join("marker.wasm")).unwrap();
-    refused(remove, "there is no file `marker.wasm`");
-}
-
-#[test]
-fn a_module_that_needs_more_than_there_is() {
-    let module = wasm::from_text(
+fn modules_that_cannot_be_used() {
+    let lacking = wasm::from_text(
         r#"(module
             (import "env" "proxy_launch" (func (param i32) (result i32)))
             (import "wasi_snapshot_preview1" "sock_open" (func (param i32) (result i32)))
@@ -114,68 +98,31 @@ fn a_module_that_needs_more_than_there_is() {
             (func (export "proxy_abi_version_0_2_1"))
             (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
     );
-    refused(|proxy, _| proxy.put("marker.wasm", module), "`env.proxy_launch`, `wasi_snapshot_preview1.sock_open`");
-}
-
-#[test]
-fn a_module_that_is_no_filter() {
-    let module = wasm::from_text(r#"(module (memory (export "memory") 1))"#);
-    refused(|proxy, _| proxy.put("marker.wasm", module), "is not a Proxy-Wasm filter");
-}
-
-#[test]
-fn a_filter_that_refuses_to_be_configured() {
-    let module = guest::filter(
-        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
-            (drop (call $log (i32.const 4) %"not on a Friday"))
-            (i32.const 0))"#,
-    );
-    refused(
-        |proxy, _| proxy.put("marker.wasm", module),
-        "filter `marker` cannot be set up: it returned false from `proxy_on_configure`; it logged: not on a Friday",
-    );
-}
-
-#[test]
-fn a_filter_that_refuses_to_start() {
-    let module = guest::filter(r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 0))"#);
-    refused(|proxy, _| proxy.put("marker.wasm", module), "it returned false from `proxy_on_vm_start`");
-}
-
-#[test]
-fn a_filter_that_fails_while_it_is_configured() {
-    let configuring = |code: &str| {
-        guest::filter(&format!("(func (export \"proxy_on_configure\") (param i32 i32) (result i32) {code})"))
+    let on = |callback: &str, code: &str| {
+        guest::filter(&format!("(func (export \"{callback}\") (param i32 i32) (result i32) {code})"))
     };
-    refused(
-        |proxy, _| proxy.put("marker.wasm", configuring("unreachable")),
-        "it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`",
-    );
-    refused(
-        |proxy, _| proxy.put("marker.wasm", configuring("(loop $forever (br $forever)) (i32.const 1)")),
-        "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`",
-    );
-}
-
-#[test]
-fn an_address_that_is_taken() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = taken.local_addr().expect("an address");
-    refused(
-        |proxy, upstream| {
-            proxy.put_config(good(upstream).beside("more", &format!("address: '{address}'\ncluster: web")));
-        },
-        &format!("cannot listen on {address}"),
-    );
-}
-
-#[test]
-fn a_standard_filter_that_refuses_its_configuration() {
-    let options = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
-    refused(
-        |proxy, upstream| proxy.put_config(good(upstream).filter("few", "builtin:ratelimit", options)),
-        "0 is out of range: write 1 to 2147483647",
-    );
+    let cases = [
+        ("is not a WebAssembly module", b"#!/bin/sh\necho hello\n".to_vec()),
+        ("is not a WebAssembly module", Vec::new()),
+        ("is not a Proxy-Wasm filter", wasm::from_text(r#"(module (memory (export "memory") 1))"#)),
+        ("`env.proxy_launch`, `wasi_snapshot_preview1.sock_open`", lacking),
+        (
+            "filter `marker` cannot be set up: it returned false from `proxy_on_configure`; it logged: not on a Friday",
+            on("proxy_on_configure", r#"(drop (call $log %error %"not on a Friday")) (i32.const 0)"#),
+        ),
+        ("it returned false from `proxy_on_vm_start`", on("proxy_on_vm_start", "(i32.const 0)")),
+        ("it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`", on("proxy_on_configure", "unreachable")),
+        (
+            "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`",
+            on("proxy_on_configure", "(loop $forever (br $forever)) (i32.const 1)"),
+        ),
+    ];
+    for (reason, module) in cases {
+        refused(reason, |proxy, _| proxy.put("marker.wasm", module));
+    }
+    refused("there is no file `marker.wasm`", |proxy, _| {
+        std::fs::remove_file(proxy.dir().join("marker.wasm")).expect("it is there");
+    });
 }
 
 /// A proxy whose new configuration is refused, because of another filter's module.
@@ -232,7 +179,7 @@ fn a_refused_configuration_adds_nothing_to_metrics_that_are_there() {
             (i32.ne (local.get $size) (i32.const 3)))"#,
     );
     let upstream = telling();
-    let config = |config: &str| good(&upstream).top("workers: 1").filter("counts", "counts.wasm", config);
+    let config = |config: &str| with_marker(&upstream).top("workers: 1").filter("counts", "counts.wasm", config);
     let files: [(&str, &[u8]); 2] = [("marker.wasm", &guest::version("v1")), ("counts.wasm", &module)];
     let mut proxy = Proxy::start_with(config("config: good"), &files);
     let before = proxy.metrics().sum("wasmcustom_configured", &[]);

@@ -2,6 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
+use super::{marked, with_marker};
 use crate::{
     guest,
     harness::{Config, Proxy, Signal, Upstream},
@@ -15,8 +16,8 @@ fn wait_for_changes(proxy: &Proxy, changes: &str) {
 #[test]
 fn what_has_changed_is_named() {
     let upstream = Upstream::saying("ok");
-    let one = || Config::to(&upstream).filter("marker", "marker.wasm", "");
-    let mut proxy = Proxy::start_with(one(), &[("marker.wasm", &guest::version("v1"))]);
+    let one = || with_marker(&upstream);
+    let mut proxy = marked(&upstream, &guest::version("v1"));
     proxy.wait_for_output("ready workers=");
     let ready = proxy.output();
     assert!(ready.contains(&format!("admin=\"http://{}\"", proxy.address("admin"))), "{ready}");

@@ -36,9 +36,13 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(proxy: Proxy, name: &'static str, kind: Kind) -> Watched {
+    /// One that is in its second version by now: the file was put there after the start, for a configuration that names it.
+    fn added(mut proxy: Proxy, name: &'static str, kind: Kind, config: Config) -> Watched {
         let folder = proxy.dir().join("live");
-        Watched { proxy, folder, name, kind, versions: 1 }
+        fs::create_dir(&folder).expect("a folder");
+        write(&folder.join(name), &kind(2));
+        proxy.change_config(config);
+        Watched { proxy, folder, name, kind, versions: 2 }
     }
 
     fn file(&self) -> PathBuf {
@@ -197,8 +201,8 @@ fn the_configuration() {
     fs::create_dir(proxy.dir().join("live")).expect("a folder");
     fs::write(proxy.dir().join("live/config.yaml"), text).expect("a file");
     turn(&proxy.dir().join("config.yaml"), "live/config.yaml");
-    let watched = Watched::new(proxy, "config.yaml", kind);
-    all_ways(watched);
+    let folder = proxy.dir().join("live");
+    all_ways(Watched { proxy, folder, name: "config.yaml", kind, versions: 1 });
 }
 
 #[test]
@@ -210,14 +214,8 @@ fn a_module() {
         let section = [&[0, more.len() as u8 + 1, more.len() as u8], more.as_bytes()].concat();
         [guest::version(&format!("v{n}")), section]
     };
-    let proxy = Proxy::start(Config::to(&upstream));
-    let folder = proxy.dir().join("live");
-    fs::create_dir(&folder).expect("a folder");
-    write(&folder.join("marker.wasm"), &kind(2));
-    let mut watched = Watched::new(proxy, "marker.wasm", kind);
-    watched.versions = 2;
-    watched.proxy.change_config(Config::to(&upstream).filter("marker", "live/marker.wasm", ""));
-    all_ways(watched);
+    let config = Config::to(&upstream).filter("marker", "live/marker.wasm", "");
+    all_ways(Watched::added(Proxy::start(Config::to(&upstream)), "marker.wasm", kind, config));
 }
 
 fn authority(name: &str) -> Vec<u8> {
@@ -231,14 +229,8 @@ fn authority(name: &str) -> Vec<u8> {
 fn authorities() {
     let upstream = Upstream::saying("hello");
     let kind: Kind = |_| [authority("first.test"), authority("second.test")];
-    let proxy = Proxy::start(Config::to(&upstream));
-    let folder = proxy.dir().join("live");
-    fs::create_dir(&folder).expect("a folder");
-    write(&folder.join("ca.pem"), &kind(2));
-    let mut watched = Watched::new(proxy, "ca.pem", kind);
-    watched.versions = 2;
-    watched.proxy.change_config(Config::to_with(&upstream, "tls: {ca: [live/ca.pem]}"));
-    all_ways(watched);
+    let config = Config::to_with(&upstream, "tls: {ca: [live/ca.pem]}");
+    all_ways(Watched::added(Proxy::start(Config::to(&upstream)), "ca.pem", kind, config));
 }
 
 #[test]
