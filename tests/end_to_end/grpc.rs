@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::{
     guest,
-    harness::{
-        Client, Config, Message, Proxy, Upstream, answer,
-        frames::{code, head},
-    },
+    harness::{Client, Config, Entry, Message, Proxy, Upstream, answer, frames::code},
     whole::to_h2,
 };
 
@@ -43,24 +40,29 @@ fn told(response: &Message) -> (u32, &str) {
     (status.parse().expect("a number"), response.field("grpc-message").unwrap_or_default())
 }
 
+/// Waits for the line of a call that got no success, and gives it.
+#[track_caller]
+fn failed(proxy: &Proxy, path: &str, flags: &str, details: &str, grpc_status: u32) -> Entry {
+    let entry = proxy.entry_for(path).expect(200, flags).because(details);
+    assert_eq!(entry["grpc_status"], grpc_status, "{entry}");
+    entry
+}
+
 #[test]
 fn what_the_proxy_answers_is_a_grpc_status() {
     let proxy = Proxy::start(Config::new());
     assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (12, "Not Found (route_not_found)"));
-    let entry = proxy.entry_for("/a.B/C");
-    assert_eq!((&entry["status"], &entry["grpc_status"]), (&200.into(), &12.into()));
-    assert_eq!((&entry["flags"], &entry["details"]), (&"NR".into(), &"route_not_found".into()));
+    failed(&proxy, "/a.B/C", "NR", "route_not_found", 12);
     let plain = proxy.request("POST", "/plain", &[("content-type", "application/grpc-like")], b"");
     assert_eq!((plain.status(), plain.text()), (404, "Not Found"));
     assert!(proxy.entry_for("/plain")["grpc_status"].is_null());
 
     let proxy = Proxy::start(Config::to(Upstream::refusing()));
     assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (14, "Service Unavailable (connect_failure)"));
-    assert_eq!(proxy.entry_for("/a.B/C")["flags"], "UF");
+    failed(&proxy, "/a.B/C", "UF", "connect_failure", 14);
 
     let upstream = Upstream::silent();
-    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "request_timeout: 100ms");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 100ms"));
     assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (4, "Gateway Timeout (response_timeout)"));
 }
 
@@ -85,11 +87,7 @@ fn what_a_filter_answers_is_a_grpc_status() {
         let mut client = proxy.client();
         let response = call(&mut client, "/a.B/C");
         assert_eq!((told(&response), response.field("x-own")), ((expected, "not 100%25"), Some("1")));
-        let entry = proxy.entry_for("/a.B/C");
-        assert_eq!(
-            (&entry["grpc_status"], &entry["details"], &entry["flags"]),
-            (&expected.into(), &"why".into(), &"LR".into())
-        );
+        failed(&proxy, "/a.B/C", "LR", "why", expected);
         assert_eq!(client.get("/plain").status(), 403);
     }
 }
@@ -108,8 +106,7 @@ fn the_status_is_logged_wherever_it_stands() {
         [("/s/Head", 200, 9), ("/s/Whole", 200, 3), ("/s/Http", 503, 14), ("/s/None", 200, 2)]
     {
         assert_eq!(call(&mut client, path).status(), status, "upstreams' responses stay as they are");
-        let entry = proxy.entry_for(path);
-        assert_eq!((&entry["status"], &entry["grpc_status"]), (&status.into(), &grpc_status.into()), "{path}");
+        assert_eq!(proxy.entry_for(path).expect(status, "")["grpc_status"], grpc_status, "{path}");
     }
     client.get("/s/Head?not=grpc");
     assert!(proxy.entry_for("/s/Head?not=grpc")["grpc_status"].is_null());
@@ -148,15 +145,13 @@ fn a_status_is_tried_again_if_that_was_asked_for() {
         let turn = AtomicUsize::new(0);
         let upstream =
             Upstream::replying(move |_| if turn.fetch_add(1, SeqCst) == 0 { first.clone() } else { head_only(0) });
-        let options = format!("retry: {{on: [{on}], backoff: 0s}}");
-        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], &options));
+        let proxy = Proxy::start(Config::to_with(&upstream, &format!("retry: {{on: [{on}], backoff: 0s}}")));
         let response = call(&mut proxy.client(), "/a.B/C");
         assert_eq!(upstream.requests().len(), tries, "{on}: {response:?}");
     }
     // To others it is a field like any other.
     let upstream = Upstream::replying(|_| head_only(14));
-    let options = "retry: {on: [grpc_unavailable]}";
-    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], options));
+    let proxy = Proxy::start(Config::to_with(&upstream, "retry: {on: [grpc_unavailable]}"));
     proxy.get("/");
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -194,10 +189,8 @@ fn calls_are_counted_by_method() {
     count(&proxy, "Drop", "NOT_FOUND", 1.0);
     count(&proxy, "other", "UNIMPLEMENTED", 2.0);
     let metrics = proxy.metrics();
-    assert_eq!(
-        metrics.sum("tollgate_grpc_request_duration_seconds_count", &[("service", "shop.Cart"), ("method", "Add")]),
-        2.0
-    );
+    let labels = [("service", "shop.Cart"), ("method", "Add")];
+    assert_eq!(metrics.sum("tollgate_grpc_request_duration_seconds_count", &labels), 2.0);
     assert_eq!(metrics.sum("tollgate_grpc_requests_total", &[]), 5.0);
     // They go on over a change, and go away with their listener.
     proxy.change_config(Config::to(&upstream).top("drain_timeout: 1s"));
@@ -236,19 +229,16 @@ fn trailers_that_are_too_long_fail_their_call_alone() {
         let proxy = Proxy::start(to_h2(&upstream));
         let mut client = proxy.h2();
         let waits = client.request("POST", "/a.B/Waits", &GRPC, true);
-        let large = client.request("POST", "/a.B/Large", &GRPC, true);
-        let response = client.response(large);
+        let response = client.exchange("POST", "/a.B/Large", &GRPC, b"");
         let told = response.trailer("grpc-status");
         assert_eq!((response.reset.is_none(), told), (fits, fits.then_some("0")), "{bytes}");
         assert_eq!(client.response(waits).field("grpc-status"), Some("0"), "{bytes}");
-        let entry = proxy.entry_for("/a.B/Large");
         if fits {
-            assert!(entry["flags"].is_null(), "{entry}");
+            proxy.entry_for("/a.B/Large").expect(200, "");
             continue;
         }
         assert_eq!(response.reset, Some(code::INTERNAL_ERROR));
-        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
-        assert_eq!(logged, (&"UPE".into(), &"upstream_protocol_error".into(), &13.into()), "{entry}");
+        let entry = failed(&proxy, "/a.B/Large", "UPE", "upstream_protocol_error", 13);
         let why = entry["upstream_failure"].as_str().unwrap_or_default();
         assert!(why.contains("trailers are longer than 65536 bytes"), "{why}");
     }
@@ -262,9 +252,8 @@ fn a_head_that_is_too_long_is_not_asked_for_again() {
     });
     let proxy = Proxy::start(to_h2(&upstream));
     assert_eq!(proxy.request("POST", "/long", &[], b"x").status(), 502);
-    let entry = proxy.entry_for("/long");
-    let logged = (&entry["flags"], &entry["details"], &entry["attempts"]);
-    assert_eq!(logged, (&"UPE".into(), &"upstream_protocol_error".into(), &1.into()), "{entry}");
+    let entry = proxy.entry_for("/long").expect(502, "UPE").because("upstream_protocol_error");
+    assert_eq!(entry["attempts"], 1);
     let why = entry["upstream_failure"].as_str().unwrap_or_default();
     assert!(why.contains("its head is longer than 65536 bytes"), "{why}");
 }
@@ -286,11 +275,8 @@ fn a_call_that_is_cut_off_is_logged_as_its_client_sees_it() {
         });
         let proxy = Proxy::start(to_h2(&upstream));
         let mut client = proxy.h2();
-        let stream = client.request("POST", "/a.B/C", &GRPC, true);
-        assert_eq!(client.response(stream).reset, Some(passed_on));
-        let entry = proxy.entry_for("/a.B/C");
-        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
-        assert_eq!(logged, (&"UC".into(), &"upstream_reset".into(), &told.into()), "{entry}");
+        assert_eq!(client.exchange("POST", "/a.B/C", &GRPC, b"").reset, Some(passed_on));
+        failed(&proxy, "/a.B/C", "UC", "upstream_reset", told);
     }
 }
 
@@ -305,11 +291,8 @@ fn a_call_that_stalls_is_logged_with_its_bound() {
         });
         let proxy = Proxy::start(to_h2(&upstream).listener(&format!("timeouts: {timeouts}")));
         let mut client = proxy.h2();
-        let stream = client.request("POST", "/a.B/C", &GRPC, true);
-        assert_eq!(client.response(stream).trailer("grpc-status"), Some("4"));
-        let entry = proxy.entry_for("/a.B/C");
-        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
-        assert_eq!(logged, (&flag.into(), &details.into(), &4.into()), "{entry}");
+        assert_eq!(client.exchange("POST", "/a.B/C", &GRPC, b"").trailer("grpc-status"), Some("4"));
+        failed(&proxy, "/a.B/C", flag, details, 4);
     }
 }
 
@@ -325,9 +308,7 @@ fn too_much_metadata_is_answered_as_a_call() {
         let names: Vec<String> = (0..count).map(|n| format!("x-{n}")).collect();
         let mut fields = GRPC.to_vec();
         fields.extend(names.iter().map(|name| (name.as_str(), value)));
-        let stream = client.next_stream();
-        client.headers(stream, &head("POST", path, &fields), true);
-        client.response(stream)
+        client.exchange("POST", path, &fields, b"")
     };
     assert_eq!(ask("/a.B/Some", 120, "v").field("grpc-status"), Some("0"), "not more than calls may have");
     for (path, count, value, details) in [
@@ -338,9 +319,7 @@ fn too_much_metadata_is_answered_as_a_call() {
         assert_eq!((response.status(), response.field("grpc-status")), (200, Some("8")), "{path}");
         let message = format!("Request Header Fields Too Large ({details})");
         assert_eq!(response.field("grpc-message"), Some(&*message));
-        let entry = proxy.entry_for(path);
-        let logged = (&entry["flags"], &entry["details"], &entry["grpc_status"]);
-        assert_eq!(logged, (&"DPE".into(), &details.into(), &8.into()), "{entry}");
+        failed(&proxy, path, "DPE", details, 8);
     }
     assert_eq!(ask("/a.B/After", 1, "v").field("grpc-status"), Some("0"), "the connection is none the worse for it");
 }

@@ -6,7 +6,7 @@ use crate::{
     guest::{filter, pairs},
     harness::{
         Config, H2, Proxy, Upstream,
-        frames::{code, flag, kind},
+        frames::{code, kind},
     },
 };
 
@@ -61,9 +61,13 @@ fn unary(cluster: &str, timeout: u32) -> Vec<u8> {
     ))
 }
 
+fn answer_head(h2: &mut H2, stream: u32) {
+    h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+}
+
 /// The head of an answer, its message, and its end with a status.
 fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
-    h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
+    answer_head(h2, stream);
     for message in messages {
         h2.data(stream, &framed(message), false);
     }
@@ -71,56 +75,55 @@ fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
 }
 
 fn proxy(upstream: &Upstream, module: &[u8]) -> Proxy {
-    let config =
-        Config::new().top("workers: 1").listener("cluster: calls").cluster("calls", &[upstream], "protocol: h2");
+    let config = Config::new().top("workers: 1").cluster("calls", &[upstream], "protocol: h2");
     Proxy::start_with(config.filter("caller", "caller.wasm", ""), &[("caller.wasm", module)])
 }
 
 #[test]
 fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
     let (seen, saw) = mpsc::channel();
-    let seen = std::sync::Mutex::new(seen);
     let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
-        seen.lock().unwrap().send(request).unwrap();
+        seen.send(request).unwrap();
         answer(h2, stream, &[b"pong"], "0");
     });
     let proxy = proxy(&upstream, &unary("calls", 2000));
     assert_eq!(proxy.get("/").text(), "pong0");
     let request = saw.recv().unwrap();
-    let field = |name| request.field(name).unwrap_or_default().to_owned();
-    assert_eq!(
-        (field(":method"), field(":path"), field(":authority")),
-        ("POST".into(), "/a.B/Check".into(), "calls".into())
-    );
-    assert_eq!((field("content-type"), field("te")), ("application/grpc".into(), "trailers".into()));
-    assert_eq!((field("x-token"), field("grpc-timeout")), ("t".into(), "2000000u".into()));
+    for (name, value) in [
+        (":method", "POST"),
+        (":path", "/a.B/Check"),
+        (":authority", "calls"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("x-token", "t"),
+        ("grpc-timeout", "2000000u"),
+    ] {
+        assert_eq!(request.field(name), Some(value), "{name}");
+    }
     assert_eq!(request.body, framed(b"ping"));
 }
 
 #[test]
 fn a_call_that_fails_ends_with_its_status() {
-    let upstream = Upstream::replying_by_h2(|h2, stream, request| match request.field("x-token") {
+    let refusing = Upstream::replying_by_h2(|h2, stream, request| match request.field("x-token") {
         Some("t") => answer(h2, stream, &[], "7"),
         _ => h2.reset(stream, code::CANCEL),
     });
-    assert_eq!(proxy(&upstream, &unary("calls", 0)).get("/").text(), "7");
-
     let nothing_but_a_head = Upstream::replying_by_h2(|h2, stream, _| {
         h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "5")], true);
     });
-    assert_eq!(proxy(&nothing_but_a_head, &unary("calls", 0)).get("/").text(), "5");
-
-    let no_grpc = Upstream::replying_by_h2(|h2, stream, _| {
-        h2.answer(stream, 404, b"");
-    });
-    // 12, as a digit after `9`.
-    assert_eq!(proxy(&no_grpc, &unary("calls", 0)).get("/").text(), "<");
-}
-
-#[test]
-fn a_call_has_its_time() {
-    let upstream = Upstream::by_h2(|h2| while h2.next_request().is_ok() {});
-    assert_eq!(proxy(&upstream, &unary("calls", 100)).get("/").text(), "4");
+    let no_grpc = Upstream::replying_by_h2(|h2, stream, _| h2.answer(stream, 404, b""));
+    let silent = Upstream::by_h2(|h2| while h2.next_request().is_ok() {});
+    for (upstream, cluster, timeout, status) in [
+        (refusing, "calls", 0, "7"),
+        (nothing_but_a_head, "calls", 0, "5"),
+        // 12, as a digit after `9`.
+        (no_grpc, "calls", 0, "<"),
+        (silent, "calls", 100, "4"),
+        (Upstream::silent(), "nobody", 100, "9"),
+    ] {
+        assert_eq!(proxy(&upstream, &unary(cluster, timeout)).get("/").text(), status);
+    }
 }
 
 /// Whoever always has something to read must look at the clock as well.
@@ -141,12 +144,6 @@ fn a_call_has_its_time_however_many_messages_come() {
         }
     });
     assert_eq!(proxy(&upstream, &unary("calls", 300)).get("/").text(), "4");
-}
-
-#[test]
-fn a_call_to_nobody_is_refused_at_once() {
-    let upstream = Upstream::by_h2(|h2| while h2.next_request().is_ok() {});
-    assert_eq!(proxy(&upstream, &unary("nobody", 100)).get("/").text(), "9");
 }
 
 #[test]
@@ -182,12 +179,11 @@ fn a_stream_that_is_closed_has_no_more_messages_from_here() {
 #[test]
 fn a_call_that_is_cancelled_is_heard_of_no_more() {
     let (reset, was_reset) = mpsc::channel();
-    let reset = std::sync::Mutex::new(reset);
     let upstream = Upstream::by_h2(move |h2| {
         let (stream, _) = h2.next_head().unwrap();
         answer_head(h2, stream);
         let frame = h2.read_until("the stream's reset", |frame| frame.kind == kind::RST_STREAM);
-        reset.lock().unwrap().send(frame.code()).unwrap();
+        reset.send(frame.code()).unwrap();
     });
     // Cancelled when its head has come; a second time there is none.
     let module = filter(
@@ -207,13 +203,4 @@ fn a_call_that_is_cancelled_is_heard_of_no_more() {
     let proxy = proxy(&upstream, &module);
     assert_eq!(proxy.get("/").text(), "cancelled");
     assert_eq!(was_reset.recv().unwrap(), code::CANCEL);
-}
-
-fn answer_head(h2: &mut H2, stream: u32) {
-    h2.send(
-        kind::HEADERS,
-        flag::END_HEADERS,
-        stream,
-        &crate::harness::frames::encode(&[(":status", "200"), ("content-type", "application/grpc")]),
-    );
 }

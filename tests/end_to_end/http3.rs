@@ -7,10 +7,11 @@ pub(crate) mod raw;
 mod requests;
 mod wrong;
 
-use rcgen::{CertifiedKey, KeyPair};
-
 use self::client::H3;
-use crate::harness::{Config, Proxy, Upstream};
+use crate::harness::{
+    Config, Proxy, Upstream,
+    pki::{self, SelfSigned},
+};
 
 /// Codes of RFC 9114 section 8.1.
 mod code {
@@ -26,30 +27,30 @@ mod code {
 /// A proxy whose listener speaks HTTP/3 too.
 pub(crate) struct Site {
     proxy: Proxy,
-    pair: CertifiedKey<KeyPair>,
+    pair: SelfSigned,
 }
 
-/// A certificate for `web.test` that has signed itself.
-fn pair() -> CertifiedKey<KeyPair> {
-    rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate")
+/// A listener that speaks it.
+fn tls() -> String {
+    format!("http3: true\n{}", pki::TLS)
 }
-
-const TLS: &str = "
-http3: true
-tls: {certificates: [{certificate: server.pem, key: server.key}]}";
 
 impl Site {
     /// To an upstream, with these options of the listener.
     fn to(upstream: &Upstream, listener: &str) -> Site {
-        Site::start(Config::to(upstream).listener(TLS).listener(listener))
+        Site::start(Config::to(upstream).listener(listener))
     }
 
-    /// With a configuration that has [`TLS`].
+    /// With a configuration for `main`.
     fn start(config: Config) -> Site {
-        let pair = pair();
-        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-        let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
-        Site { proxy: Proxy::start_with(config, &files), pair }
+        Site::start_with(config, &[])
+    }
+
+    /// The same, and files beside it.
+    fn start_with(config: Config, more: &[(&str, &[u8])]) -> Site {
+        let pair = SelfSigned::new();
+        let proxy = Proxy::start_with(config.listener(&tls()), &[&pair.files()[..], more].concat());
+        Site { proxy, pair }
     }
 
     fn connect(&self) -> H3 {

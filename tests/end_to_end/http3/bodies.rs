@@ -3,7 +3,10 @@
 use serde_json::json;
 
 use super::{Site, code};
-use crate::harness::{Upstream, answer, peer::needs};
+use crate::{
+    harness::{Config, Upstream, answer, peer::needs},
+    response_heads::flowing,
+};
 
 #[test]
 fn large_bodies_go_both_ways() {
@@ -27,7 +30,10 @@ fn trailers_go_both_ways() {
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
     for (id, body) in [("a", "up"), ("b", "")] {
-        let response = client.request(id, json!({ "method": "POST", "fields": [["trailer", "x-check"]], "body": body, "trailers": [["x-check", "9"]] }));
+        let trailers = json!([["x-check", "9"]]);
+        let request =
+            json!({ "method": "POST", "fields": [["trailer", "x-check"]], "body": body, "trailers": trailers });
+        let response = client.request(id, request);
         assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("hello")), "{response}");
         assert_eq!(response["trailers"], json!([["x-sum", "7"]]));
     }
@@ -39,13 +45,18 @@ fn trailers_go_both_ways() {
 /// More than what waits anywhere on the way.
 const LARGE: usize = 32 << 20;
 
+/// Answers `/large` with that much, and others with a word.
+fn large() -> Upstream {
+    Upstream::replying(|request| match request.target() {
+        "/large" => answer(200, &[], vec![b'x'; LARGE]),
+        _ => answer(200, &[], "small"),
+    })
+}
+
 #[test]
 fn who_does_not_read_one_response_gets_the_others() {
     needs!("aioquic");
-    let upstream = Upstream::replying(|request| match request.target() {
-        "/large" => answer(200, &[], vec![b'x'; LARGE]),
-        _ => answer(200, &[], "small"),
-    });
+    let upstream = large();
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
     client.send("large", json!({ "path": "/large", "paused": true }));
@@ -61,21 +72,13 @@ fn who_does_not_read_one_response_gets_the_others() {
 #[test]
 fn who_reads_nothing_for_too_long_is_cut_off() {
     needs!("aioquic");
-    let upstream = Upstream::replying(|request| match request.target() {
-        "/a" => answer(200, &[], vec![b'x'; LARGE]),
-        _ => answer(200, &[], ""),
-    });
+    let upstream = large();
     for (listener, cluster, flag) in [("timeouts: {idle: 1s}", "", "SI"), ("", "request_timeout: 2s", "UT")] {
-        let config = crate::harness::Config::new()
-            .listener(super::TLS)
-            .listener(listener)
-            .listener("cluster: web")
-            .cluster("web", &[&upstream], cluster);
-        let site = Site::start(config);
+        let site = Site::start(Config::to_with(&upstream, cluster).listener(listener));
         let mut client = site.connect();
-        client.send("a", json!({ "path": "/a", "paused": true }));
+        client.send("a", json!({ "path": "/large", "paused": true }));
         assert_eq!(client.end("a")["reset"], code::REQUEST_CANCELLED);
-        assert_eq!(site.proxy.entry_for("/a")["flags"], flag);
+        site.proxy.entry_for("/large").expect(200, flag);
         // The connection is none the worse for it.
         assert_eq!(client.request("b", json!({ "path": "/b" }))["status"], 200);
     }
@@ -85,19 +88,15 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
 #[test]
 fn a_response_that_is_not_read_makes_room_for_others() {
     needs!("aioquic");
-    let upstream = Upstream::replying(|request| match request.target() {
-        "/large" => answer(200, &[], vec![b'x'; LARGE]),
-        _ => answer(200, &[], "small"),
-    });
-    let config = crate::harness::Config::new().top("workers: 1").listener(super::TLS).listener("cluster: web");
-    let site = Site::start(config.cluster("web", &[&upstream], "request_timeout: 0s\nlimits: {connections: 4}"));
+    let upstream = large();
+    let config = Config::to_with(&upstream, "request_timeout: 0s\nlimits: {connections: 4}").top("workers: 1");
+    let site = Site::start(config);
     let mut client = site.connect();
     let held = ["1", "2", "3", "4"];
     held.iter().for_each(|id| client.send(id, json!({ "path": "/large", "paused": true })));
     upstream.wait_for_requests(4);
     assert_eq!(client.request("small", json!({ "path": "/small" }))["body"], "small");
-    let entry = site.proxy.entry_for("/large");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &"download_evicted".into()));
+    site.proxy.entry_for("/large").expect(200, "UO").because("download_evicted");
     client.wait(|said| held.iter().any(|id| said["id"] == *id) && said["reset"] == code::REQUEST_CANCELLED);
 }
 
@@ -109,16 +108,15 @@ fn a_response_that_breaks_off_does_not_look_whole() {
     let mut client = site.connect();
     let response = client.request("a", json!({ "path": "/a" }));
     assert!(response["reset"].is_number(), "{response}");
-    assert_eq!(site.proxy.entry_for("/a")["flags"], "UC");
+    site.proxy.entry_for("/a").expect(200, "UC");
 }
 
 /// By default nothing but the head of a response has a time.
 #[test]
 fn a_response_that_flows_takes_as_long_as_it_takes() {
     needs!("aioquic");
-    let upstream = crate::response_heads::flowing(1500);
-    let config = crate::harness::Config::to_with(&upstream, "response_head_timeout: 500ms").listener(super::TLS);
-    let site = Site::start(config);
+    let upstream = flowing(1500);
+    let site = Site::start(Config::to_with(&upstream, "response_head_timeout: 500ms"));
     let response = site.connect().request("a", json!({ "path": "/a" }));
     assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("xxxxxxxxxx")), "{response}");
 }
@@ -135,7 +133,7 @@ fn an_early_answer_comes_before_the_word_to_stop() {
         let response = client.request(id, json!({ "method": "POST", "path": id, "size": size, "fields": fields }));
         assert_eq!((&response["status"], &response["reset"]), (&json!(413), &json!(null)), "{id} {response}");
         assert_eq!(response["stopped"], json!(null), "{id} {response}");
-        assert_eq!(site.proxy.entry_for(id)["details"], "request_body_limit");
+        site.proxy.entry_for(id).expect(413, "OM").because("request_body_limit");
     }
     assert_eq!(client.request("d", json!({ "path": "/d" }))["status"], 200);
 }

@@ -1,21 +1,19 @@
 //! Connections: their ends, their certificates, and changes of the configuration while there are some.
 
-use std::{
-    net::UdpSocket,
-    sync::{Mutex, mpsc},
-};
+use std::net::{SocketAddr, UdpSocket};
 
-use rcgen::CertifiedKey;
 use serde_json::json;
 
-use super::{Site, TLS, client::H3, code, pair};
-use crate::harness::{Config, Proxy, Secure, Signal, Upstream, answer, peer::needs, reserve, wait_until};
+use super::{Site, client::H3, code, tls};
+use crate::harness::{
+    Config, Proxy, Secure, Signal, Upstream, answer, peer::needs, pki::SelfSigned, reserve, turnstile, wait_until,
+};
 
 #[test]
 fn changes_under_load_lose_nothing() {
     needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
-    let config = |n: usize| Config::to(&upstream).listener(TLS).listener(&format!("via: 'proxy-{n}'"));
+    let config = |n: usize| Config::to(&upstream).listener(&format!("via: 'proxy-{n}'"));
     let mut site = Site::start(config(0));
     let mut clients: Vec<H3> = (0..3).map(|_| site.connect()).collect();
     for client in &mut clients {
@@ -24,7 +22,7 @@ fn changes_under_load_lose_nothing() {
     for n in 1..8 {
         let before = upstream.requests().len();
         upstream.wait_for_requests(before + 20);
-        site.proxy.change_config(config(n));
+        site.proxy.change_config(config(n).listener(&tls()));
     }
     clients.iter_mut().for_each(|client| client.tell(json!({ "do": "stop" })));
     let mut answered = 0;
@@ -42,15 +40,12 @@ fn changes_under_load_lose_nothing() {
 #[test]
 fn sigterm_lets_requests_end() {
     needs!("aioquic");
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::scripted(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.target() == "/slow" {
-                let _ = wait.lock().expect("the only one that waits").recv();
-            }
-            connection.send(answer(200, &[], "done"));
+    let (go, wait) = turnstile();
+    let upstream = Upstream::replying(move |request| {
+        if request.target() == "/slow" {
+            wait();
         }
+        answer(200, &[], "done")
     });
     let mut site = Site::to(&upstream, "");
     let (mut busy, mut idle) = (site.connect(), site.connect());
@@ -98,9 +93,9 @@ fn a_new_certificate_is_for_new_connections() {
     let site = Site::to(&upstream, "");
     let mut old = site.connect();
     assert_eq!(old.request("a", json!({}))["status"], 200);
-    let new = pair();
-    site.proxy.put("server.key", new.signing_key.serialize_pem());
-    site.proxy.put("server.pem", new.cert.pem());
+    let new = SelfSigned::new();
+    site.proxy.put("server.key", new.key);
+    site.proxy.put("server.pem", new.pem);
     wait_until("the new certificate", || site.proxy.version() > 1);
     let mut latest = site.connect();
     assert_ne!(latest.shown, old.shown);
@@ -121,14 +116,10 @@ tls:
   client_certificates: require
   client_ca: [client.pem]",
     );
-    let [server, friend, stranger] = [pair(), pair(), pair()];
-    let texts: Vec<(String, String)> = [("server", &server), ("client", &friend), ("stranger", &stranger)]
-        .into_iter()
-        .flat_map(|(name, pair): (&str, &CertifiedKey<_>)| {
-            [(format!("{name}.pem"), pair.cert.pem()), (format!("{name}.key"), pair.signing_key.serialize_pem())]
-        })
-        .collect();
-    let files: Vec<(&str, &[u8])> = texts.iter().map(|(name, text)| (&**name, text.as_bytes())).collect();
+    let [server, friend, stranger] = [(); 3].map(|()| SelfSigned::new());
+    let mut files = server.files().to_vec();
+    files.extend([("client.pem", friend.pem.as_bytes()), ("client.key", friend.key.as_bytes())]);
+    files.extend([("stranger.pem", stranger.pem.as_bytes()), ("stranger.key", stranger.key.as_bytes())]);
     let proxy = Proxy::start_with(config, &files);
     let connect = |shown: Option<&str>| {
         let file = |name: &str| proxy.dir().join(name);
@@ -154,11 +145,11 @@ tls:
 fn it_is_turned_off_and_on_beside_the_others() {
     needs!("aioquic");
     let upstream = Upstream::saying("");
-    let with = |http3: bool| Config::to(&upstream).listener(&TLS.replace("true", &http3.to_string()));
-    let mut site = Site::start(with(true));
+    let with = |http3: bool| Config::to(&upstream).listener(&tls().replace("true", &http3.to_string()));
+    let mut site = Site::to(&upstream, "");
     let address = site.proxy.address("main");
     let is_free = || UdpSocket::bind(address).is_ok();
-    let mut tcp = Secure::connect(address, &[site.pair.cert.der().clone()], None);
+    let mut tcp = Secure::connect(address, &[site.pair.der()], None);
     let mut udp = site.connect();
     assert!(!is_free());
     assert_eq!((udp.request("a", json!({}))["status"].as_u64(), tcp.get("").ok()), (Some(200), Some(200)));
@@ -180,24 +171,14 @@ fn all_addresses_of_both_families_stand_beside_each_other() {
     let (a, b) = (Upstream::saying("four"), Upstream::saying("six"));
     let reserved = reserve();
     let port = reserved.port();
-    let both = [("four", "0.0.0.0", &a), ("six", "[::]", &b)];
-    let config = |listeners: &[(&str, &str, &Upstream)]| {
-        let tls = "http3: true, tls: {certificates: [{certificate: server.pem, key: server.key}]}";
-        let listener = |(name, ip, _): &(&str, &str, &Upstream)| {
-            format!("  - {{name: {name}, address: '{ip}:{port}', cluster: {name}, {tls}}}\n")
-        };
-        let cluster = |(name, _, upstream): &(&str, &str, &Upstream)| {
-            format!("  - {{name: {name}, endpoints: [{{address: '{upstream}'}}]}}\n")
-        };
-        let all = |one: &dyn Fn(&(&str, &str, &Upstream)) -> String| listeners.iter().map(one).collect::<String>();
-        format!("listeners:\n{}clusters:\n{}", all(&listener), all(&cluster))
-    };
-    let pair = pair();
-    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-    let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
-    let proxy = Proxy::start_with(config(&both), &files);
+    let six = format!("address: '[::]:{port}'\ncluster: six\n{}", tls());
+    let four = format!("address: '0.0.0.0:{port}'\ncluster: four\n{}", tls());
+    let alone = Config::new().beside("six", &six).cluster("four", &[&a], "").cluster("six", &[&b], "");
+    let both = alone.clone().beside("four", &four);
+    let pair = SelfSigned::new();
+    let proxy = Proxy::start_with(both.clone(), &pair.files());
     let text = |proxy: &Proxy, ip: &str| {
-        let address = std::net::SocketAddr::new(ip.parse().expect("an address"), port);
+        let address = SocketAddr::new(ip.parse().expect("an address"), port);
         let answer = H3::connect(address, &proxy.dir().join("server.pem")).request("a", json!({}));
         answer["body"].as_str().map(str::to_owned)
     };
@@ -206,9 +187,9 @@ fn all_addresses_of_both_families_stand_beside_each_other() {
         assert_eq!(text(&proxy, "::1").as_deref(), Some("six"));
     }
     drop(proxy);
-    let mut proxy = Proxy::start_with(config(&both[1..]), &files);
+    let mut proxy = Proxy::start_with(alone, &pair.files());
     assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("six"), "it has both while it is alone");
-    proxy.put_config(config(&both));
+    proxy.put_config(both);
     let (status, said) = proxy.reload();
     assert_eq!(status, 422);
     assert!(said.to_string().contains("clients' connections there would be lost"), "{said}");

@@ -21,7 +21,7 @@ impl Beginners {
         let (runtime, end) = runtime();
         let guard = runtime.enter();
         let endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
-        let config = config(site.pair.cert.der(), TransportConfig::default());
+        let config = config(&site.pair.der(), TransportConfig::default());
         let begin = |_| endpoint.connect_with(config.clone(), relay, "web.test").expect("a start");
         let all = (0..count).map(begin).collect();
         drop(guard);
@@ -50,6 +50,6 @@ impl Raw {
     }
 
     fn connect_with(site: &Site, transport: TransportConfig) -> Raw {
-        Raw::connect_to(site.proxy.address("main"), site.pair.cert.der(), transport)
+        Raw::connect_to(site.proxy.address("main"), &site.pair.der(), transport)
     }
 }

@@ -1,17 +1,24 @@
 //! What becomes of requests.
 
+use std::{io::ErrorKind, sync::mpsc};
+
 use serde_json::{Value, json};
 
 use super::{
-    Site, TLS,
+    Site,
     client::field,
-    code, pair,
+    code,
     raw::{End, Raw, frame, section},
 };
 use crate::{
     bodies::length,
     cut_off,
-    harness::{Config, Proxy, Secure, Upstream, answer, peer::needs, wait_until},
+    harness::{
+        Config, Proxy, Secure, Upstream, answer,
+        peer::needs,
+        pki::{SelfSigned, TLS},
+        wait_until,
+    },
     hot_swap::Gate,
 };
 
@@ -36,8 +43,7 @@ fn a_request_is_as_any_other() {
         (request.field("x-forwarded-proto"), request.field("x-forwarded-for")),
         (Some("https"), Some("127.0.0.1"))
     );
-    let entry = site.proxy.entry_for("/x/../a?q");
-    assert_eq!((&entry["protocol"], &entry["status"], &entry["flags"]), (&json!("HTTP/3"), &json!(201), &json!(null)));
+    assert_eq!(site.proxy.entry_for("/x/../a?q").expect(201, "")["protocol"], "HTTP/3");
     for (method, length) in [("HEAD", 0), ("GET", 5), ("DELETE", 5)] {
         let response = client.request(method, json!({ "method": method, "path": "/b" }));
         assert_eq!((&response["status"], &response["length"]), (&json!(201), &json!(length)), "{response}");
@@ -51,12 +57,9 @@ fn a_request_is_as_any_other() {
 #[test]
 fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
     needs!("aioquic");
-    let (pair, upstream, module) = (pair(), length::upstream(), length::longer());
-    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-    let files: [(&str, &[u8]); 3] =
-        [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes()), ("body.wasm", &module)];
-    let config = Config::to(&upstream).listener(TLS).filter("body", "body.wasm", "");
-    let site = Site { proxy: Proxy::start_with(config, &files), pair };
+    let upstream = length::upstream();
+    let config = Config::to(&upstream).filter("body", "body.wasm", "");
+    let site = Site::start_with(config, &[("body.wasm", &length::longer())]);
     let mut client = site.connect();
     for (method, path) in [("HEAD", "/"), ("GET", "/304")] {
         let response = client.request(path, json!({ "method": method, "path": path }));
@@ -86,7 +89,6 @@ fn the_standard_filters_see_no_difference() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let config = Config::new()
-        .listener(TLS)
         .filter(
             "faults",
             "builtin:fault",
@@ -131,20 +133,19 @@ fn a_request_that_is_taken_back_is_given_up() {
     client.send("a", json!({ "path": "/a" }));
     upstream.wait_for_requests(1);
     client.tell(json!({ "do": "cancel", "id": "a", "reset": false }));
-    assert_eq!(site.proxy.entry_for("/a")["flags"], "DC");
+    site.proxy.entry_for("/a").expect((), "DC");
     // In the middle of a body.
     client.send("b", json!({ "method": "POST", "path": "/b", "body": "some", "open": true }));
     site.proxy.wait_for_metric("tollgate_requests_active", &[], 1.0);
     client.tell(json!({ "do": "cancel", "id": "b" }));
-    assert_eq!(site.proxy.entry_for("/b")["flags"], "DC");
+    site.proxy.entry_for("/b").expect((), "DC");
     assert_eq!(client.request("c", json!({ "head": [[":method", "GET"]] }))["reset"], code::MESSAGE_ERROR);
 }
 
 /// RFC 9114 section 4.4.
 #[test]
 fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
-    let (seen, saw) = std::sync::mpsc::channel();
-    let seen = std::sync::Mutex::new(seen);
+    let (seen, saw) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
         let Ok(word) = connection.wire.read_exact(4) else { return };
         if word == b"bang" {
@@ -159,7 +160,7 @@ fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
                 Err(error) => break Some(error.kind()),
             }
         };
-        seen.lock().unwrap().send(end).unwrap();
+        seen.send(end).unwrap();
     });
     let site = Site::to(&upstream, "connect: true");
     let head = frame(1, &section(&[(":method", "CONNECT"), (":authority", "web.test:443")]));
@@ -180,7 +181,7 @@ fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
             true => raw.cancel(&mut send, &mut recv),
             false => _ = send.reset(0x10c_u32.into()),
         }
-        assert_eq!(saw.recv().unwrap(), Some(std::io::ErrorKind::ConnectionReset), "{stops}");
+        assert_eq!(saw.recv().unwrap(), Some(ErrorKind::ConnectionReset), "{stops}");
     }
 }
 
@@ -231,17 +232,14 @@ fn other_clients_are_told_of_it() {
     let site = Site::to(&own, "");
     let address = site.proxy.address("main");
     let alt_svc = |head: String| head.lines().find_map(|line| line.strip_prefix("alt-svc: ").map(str::to_owned));
-    let mut client = Secure::connect(address, &[site.pair.cert.der().clone()], None);
+    let mut client = Secure::connect(address, &[site.pair.der()], None);
     let wanted = format!("h3=\":{}\"; ma=86400", address.port());
     assert_eq!(alt_svc(client.ask("/").expect("a response")), Some(wanted));
     assert_eq!(alt_svc(client.ask("/own").expect("a response")).as_deref(), Some("clear"));
     // In the clear there is nothing to be told of.
-    let plain = Site::start(Config::to(&own).listener(
-        "
-http3: true
-tls: {mode: permissive, certificates: [{certificate: server.pem, key: server.key}]}",
-    ));
-    assert_eq!(plain.proxy.get("/").field("alt-svc"), None);
+    let config = Config::to(&own).listener("http3: true").listener(&TLS.replace("tls: {", "tls: {mode: permissive, "));
+    let plain = Proxy::start_with(config, &SelfSigned::new().files());
+    assert_eq!(plain.get("/").field("alt-svc"), None);
 }
 
 #[test]
@@ -269,19 +267,14 @@ fn a_response_that_a_filter_cuts_off_is_reset() {
     needs!("aioquic");
     for end in cut_off::ENDS {
         let gate = Gate::default();
-        let (upstream, calls, module) = (cut_off::endless(), cut_off::asked(&gate), cut_off::ending(end));
-        let pair = pair();
-        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-        let files: [(&str, &[u8]); 3] =
-            [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes()), ("ending.wasm", &module)];
-        let config = cut_off::config(&upstream, &calls).listener(TLS);
-        let site = Site { proxy: Proxy::start_with(config, &files), pair };
+        let (upstream, calls) = (cut_off::endless(), cut_off::asked(&gate));
+        let config = cut_off::config(&upstream, &calls);
+        let site = Site::start_with(config, &[("ending.wasm", &cut_off::ending(end))]);
         let mut client = site.connect();
         client.send("a", json!({ "path": "/" }));
         client.wait(|said| said["id"] == "a" && said["began"] == 200);
         gate.open();
         assert!(client.end("a")["reset"].is_number(), "{end}");
-        let entry = site.proxy.entry_for("/");
-        assert_eq!((&entry["flags"], &entry["details"]), (&json!("LR"), &json!("closed_by_filter")));
+        site.proxy.entry_for("/").expect(200, "LR").because("closed_by_filter");
     }
 }

@@ -3,15 +3,19 @@
 use super::{four_filters, needs};
 use crate::harness::{Config, Proxy, Upstream, answer, peer::run, pki::Authority, wait_until};
 
+/// The line that begins so.
+fn line<'s>(said: &'s str, begin: &str) -> &'s str {
+    said.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{said}"))
+}
+
 /// Runs it; all requests must have succeeded.
 fn h2load(tool: &std::path::Path, proxy: &Proxy, requests: usize, args: &[&str]) {
     let url = format!("https://{}/", proxy.address("main"));
     let requests = requests.to_string();
     let said = run(tool, &[&["-n", &requests], args, &[&url]].concat()).well();
-    let line = |begin: &str| said.lines().find(|l| l.starts_with(begin)).unwrap_or_else(|| panic!("{said}")).to_owned();
     let done = format!("{requests} succeeded, 0 failed, 0 errored, 0 timeout");
-    assert!(line("requests:").contains(&done), "{said}");
-    assert!(line("status codes:").contains(&format!("{requests} 2xx")), "{said}");
+    assert!(line(&said, "requests:").contains(&done), "{said}");
+    assert!(line(&said, "status codes:").contains(&format!("{requests} 2xx")), "{said}");
 }
 
 fn config(upstream: &Upstream, authority: &Authority, more: &str) -> Config {
@@ -36,20 +40,16 @@ fn nothing_is_lost_when_filters_and_certificates_change() {
     let h2load = needs!("h2load");
     let (upstream, authority) = (Upstream::replying(|_| answer(200, &[], "hello")), Authority::with(&["web.test"]));
     let mut proxy = Proxy::start(config(&upstream, &authority, ""));
-    let address = proxy.address("main");
+    let url = format!("https://{}/", proxy.address("main"));
     let before = proxy.version();
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             // Connections that live through all of it, and such as meet a certificate in the middle.
-            let url = format!("https://{address}/");
             let long = run(&h2load, &["-D", "6", "-c", "4", "-m", "8", &url]).well();
-            let line = long.lines().find(|l| l.starts_with("requests:")).unwrap_or_else(|| panic!("{long}"));
-            assert!(line.contains(" 0 failed, 0 errored, 0 timeout"), "{long}");
-            let codes = long.lines().find(|l| l.starts_with("status codes:")).unwrap_or_else(|| panic!("{long}"));
-            assert!(codes.contains("0 3xx, 0 4xx, 0 5xx"), "{long}");
+            assert!(line(&long, "requests:").contains(" 0 failed, 0 errored, 0 timeout"), "{long}");
+            assert!(line(&long, "status codes:").contains("0 3xx, 0 4xx, 0 5xx"), "{long}");
         });
         let short = scope.spawn(|| {
-            let url = format!("https://{address}/");
             for _ in 0..30 {
                 let said = run(&h2load, &["-n", "20", "-c", "4", "-m", "2", &url]).well();
                 assert!(said.contains("20 succeeded, 0 failed"), "{said}");

@@ -1,23 +1,45 @@
 //! openssl's client: versions, names, certificates of clients, sessions.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use super::{needs, upstream};
+use super::upstream;
 use crate::harness::{
     Config, Proxy, Upstream,
-    peer::{Said, run_with},
+    peer::{Said, run_with, tool},
     pki::Authority,
 };
 
-fn connect(openssl: &Path, proxy: &Proxy, authority: &Authority, args: &[&str]) -> Said {
-    let (address, ca) = (proxy.address("main").to_string(), authority.path("ca.pem"));
-    let common = ["s_client", "-connect", &address, "-CAfile", &ca, "-verify_return_error", "-ign_eof"];
-    let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
-    run_with(openssl, &[&common[..], args].concat(), request)
+/// What runs against a proxy whose certificates are of an authority.
+struct Client {
+    openssl: PathBuf,
+    authority: Authority,
+    upstream: Upstream,
 }
 
-fn proxy(upstream: &Upstream, tls: &str) -> Proxy {
-    Proxy::start(Config::to(upstream).listener(tls))
+impl Client {
+    /// An authority that has signed for these names. None: openssl is not here.
+    fn new(names: &[&str]) -> Option<Client> {
+        Some(Client { openssl: tool("openssl")?, authority: Authority::with(names), upstream: upstream() })
+    }
+
+    /// A proxy with certificates for these names, and further options of `tls`.
+    fn proxy(&self, names: &[&str], options: &str) -> Proxy {
+        Proxy::start(Config::to(&self.upstream).listener(&self.authority.tls(names, options)))
+    }
+
+    /// Only connects.
+    fn shake_hands(&self, proxy: &Proxy, args: &[&str]) -> Said {
+        let address = proxy.address("main").to_string();
+        run_with(&self.openssl, &[&["s_client", "-connect", &address][..], args].concat(), b"")
+    }
+
+    /// Verifies the certificate as well, and sends a request.
+    fn connect(&self, proxy: &Proxy, args: &[&str]) -> Said {
+        let (address, ca) = (proxy.address("main").to_string(), self.authority.path("ca.pem"));
+        let common = ["s_client", "-connect", &address, "-CAfile", &ca, "-verify_return_error", "-ign_eof"];
+        let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
+        run_with(&self.openssl, &[&common[..], args].concat(), request)
+    }
 }
 
 fn served(said: &Said) -> bool {
@@ -26,13 +48,9 @@ fn served(said: &Said) -> bool {
 
 #[test]
 fn the_protocol_is_agreed_on() {
-    let openssl = needs!("openssl");
-    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
-    let proxy = proxy(&upstream, &authority.tls(&["web.test"], ""));
-    let alpn = |list: &str| {
-        let args = ["s_client", "-connect", &proxy.address("main").to_string(), "-alpn", list];
-        run_with(&openssl, &args, b"").out
-    };
+    let Some(client) = Client::new(&["web.test"]) else { return };
+    let proxy = client.proxy(&["web.test"], "");
+    let alpn = |list: &str| client.shake_hands(&proxy, &["-alpn", list]).out;
     for (list, chosen) in [("h2,http/1.1", "h2"), ("http/1.1,h2", "h2"), ("http/1.1", "http/1.1"), ("other,h2", "h2")] {
         let said = alpn(list);
         assert!(said.contains(&format!("ALPN protocol: {chosen}")), "{list}: {said}");
@@ -40,15 +58,14 @@ fn the_protocol_is_agreed_on() {
     // Nothing in common ends the handshake (RFC 7301 section 3.2); without ALPN it is HTTP/1.1.
     assert!(!alpn("other").contains("ALPN protocol"));
     proxy.refused_one("handshake");
-    assert!(served(&connect(&openssl, &proxy, &authority, &["-servername", "web.test"])));
+    assert!(served(&client.connect(&proxy, &["-servername", "web.test"])));
 }
 
 #[test]
 fn the_certificate_goes_by_the_name() {
-    let openssl = needs!("openssl");
     let names = ["first.test", "web.test", "*.wild.test", "exact.wild.test"];
-    let (upstream, authority) = (upstream(), Authority::with(&names));
-    let proxy = proxy(&upstream, &authority.tls(&names, ""));
+    let Some(client) = Client::new(&names) else { return };
+    let proxy = client.proxy(&names, "");
     let cases = [
         ("web.test", "web.test"),
         ("WEB.test", "web.test"),
@@ -58,31 +75,29 @@ fn the_certificate_goes_by_the_name() {
         ("unknown.test", "first.test"),
     ];
     for (asked, shown) in cases {
-        let said = connect(&openssl, &proxy, &authority, &["-servername", asked]);
+        let said = client.connect(&proxy, &["-servername", asked]);
         assert!(said.out.contains(&format!("subject=CN = {shown}\n")), "{asked}: {said:?}");
         assert!(served(&said));
     }
-    let said = connect(&openssl, &proxy, &authority, &["-noservername"]);
+    let said = client.connect(&proxy, &["-noservername"]);
     assert!(said.out.contains("subject=CN = first.test\n"), "{said:?}");
 }
 
 #[test]
 fn versions_are_those_that_are_allowed() {
-    let openssl = needs!("openssl");
-    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
-    let both = proxy(&upstream, &authority.tls(&["web.test"], ""));
+    let Some(client) = Client::new(&["web.test"]) else { return };
+    let both = client.proxy(&["web.test"], "");
     for (option, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-        let said = connect(&openssl, &both, &authority, &[option]);
+        let said = client.connect(&both, &[option]);
         assert!(served(&said) && said.out.contains(name), "{said:?}");
     }
     // Old versions need openssl's consent as well.
-    let old = connect(&openssl, &both, &authority, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    let old = client.connect(&both, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     assert!(!served(&old), "{old:?}");
     both.refused_one("handshake");
-    let new = proxy(&upstream, &authority.tls(&["web.test"], "min_version: '1.3'"));
-    assert!(!served(&connect(&openssl, &new, &authority, &["-tls1_2"])));
-    assert!(served(&connect(&openssl, &new, &authority, &["-tls1_3"])));
-    let address = both.address("main").to_string();
+    let new = client.proxy(&["web.test"], "min_version: '1.3'");
+    assert!(!served(&client.connect(&new, &["-tls1_2"])));
+    assert!(served(&client.connect(&new, &["-tls1_3"])));
     // All of them fit the certificate; of the first it is known that it is taken.
     for (suite, chosen) in [
         ("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"),
@@ -90,34 +105,30 @@ fn versions_are_those_that_are_allowed() {
         ("ECDHE-ECDSA-AES256-SHA384", "(NONE)"),
         ("ECDHE-ECDSA-NULL-SHA:@SECLEVEL=0", "(NONE)"),
     ] {
-        let said = run_with(&openssl, &["s_client", "-connect", &address, "-tls1_2", "-cipher", suite], b"");
+        let said = client.shake_hands(&both, &["-tls1_2", "-cipher", suite]);
         assert!(said.out.contains(&format!("Cipher is {chosen}")), "{suite}: {said:?}");
     }
 }
 
 #[test]
 fn sessions_are_resumed() {
-    let openssl = needs!("openssl");
-    let (upstream, authority) = (upstream(), Authority::with(&["web.test"]));
-    let proxy = proxy(&upstream, &authority.tls(&["web.test"], ""));
-    let session = authority.path("session");
+    let Some(client) = Client::new(&["web.test"]) else { return };
+    let proxy = client.proxy(&["web.test"], "");
+    let session = client.authority.path("session");
     for version in ["-tls1_2", "-tls1_3"] {
-        let said = connect(&openssl, &proxy, &authority, &[version, "-sess_out", &session]);
+        let said = client.connect(&proxy, &[version, "-sess_out", &session]);
         assert!(served(&said) && said.out.contains("New, TLS"), "{said:?}");
-        let said = connect(&openssl, &proxy, &authority, &[version, "-sess_in", &session]);
+        let said = client.connect(&proxy, &[version, "-sess_in", &session]);
         assert!(served(&said) && said.out.contains("Reused, TLS"), "{version}: {said:?}");
     }
-    let address = proxy.address("main").to_string();
-    let said = run_with(&openssl, &["s_client", "-connect", &address, "-tls1_2", "-reconnect"], b"");
+    let said = client.shake_hands(&proxy, &["-tls1_2", "-reconnect"]);
     assert!(said.out.matches("Reused, TLSv1.2").count() == 5, "{said:?}");
 }
 
 #[test]
 fn clients_show_their_certificates() {
-    let openssl = needs!("openssl");
-    let upstream = upstream();
-    let authority = Authority::with(&["web.test", "client.test", "revoked.test"]);
-    let stranger = Authority::with(&["client.test"]);
+    let Some(client) = Client::new(&["web.test", "client.test", "revoked.test"]) else { return };
+    let (authority, stranger) = (&client.authority, Authority::with(&["client.test"]));
     std::fs::write(authority.dir().join("list.crl"), authority.crl(3)).expect("a file can be written");
     let ca = format!("client_ca: [{}], crl: [{}]", authority.path("ca.pem"), authority.path("list.crl"));
     let shown = |by: &Authority, name: &str| {
@@ -132,15 +143,15 @@ fn clients_show_their_certificates() {
             "none" => String::new(),
             _ => format!("client_certificates: {mode}, {ca}"),
         };
-        let proxy = proxy(&upstream, &authority.tls(&["web.test"], &options));
+        let proxy = client.proxy(&["web.test"], &options);
         for version in ["-tls1_2", "-tls1_3"] {
             let with = |pair: [String; 4]| {
                 let pair = pair.each_ref().map(String::as_str);
-                served(&connect(&openssl, &proxy, &authority, &[&[version], &pair[..]].concat()))
+                served(&client.connect(&proxy, &[&[version], &pair[..]].concat()))
             };
-            assert_eq!(served(&connect(&openssl, &proxy, &authority, &[version])), nobody, "{mode} {version}: nobody");
-            assert_eq!(with(shown(&authority, "client.test")), known, "{mode} {version}: known");
-            assert_eq!(with(shown(&authority, "revoked.test")), revoked, "{mode} {version}: revoked");
+            assert_eq!(served(&client.connect(&proxy, &[version])), nobody, "{mode} {version}: nobody");
+            assert_eq!(with(shown(authority, "client.test")), known, "{mode} {version}: known");
+            assert_eq!(with(shown(authority, "revoked.test")), revoked, "{mode} {version}: revoked");
             assert_eq!(with(shown(&stranger, "client.test")), unknown, "{mode} {version}: unknown");
         }
         let failed = [nobody, known, revoked, unknown].iter().filter(|served| !**served).count() * 2;

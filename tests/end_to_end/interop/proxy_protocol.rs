@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 
 use super::{needs, servers};
-use crate::harness::{Config, Proxy, Upstream, answer, peer::Peer, wait_for};
+use crate::harness::{Config, H2, Proxy, Upstream, Wire, answer, peer::Peer, reserve};
 
 fn upstream() -> Upstream {
     Upstream::replying(|request| answer(200, &[], request.field("x-forwarded-for").unwrap_or("nobody")))
@@ -19,7 +19,7 @@ fn asks_from_elsewhere(address: std::net::SocketAddr) -> String {
     let from: std::net::SocketAddr = "127.0.0.9:0".parse().unwrap();
     socket.bind(&from.into()).expect("an address of the loopback");
     socket.connect(&address.into()).expect("it accepts connections");
-    let mut wire = crate::harness::Wire::new(socket.into());
+    let mut wire = Wire::new(socket.into());
     wire.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("it reads");
     wire.read_response("GET").expect("a response").text().to_owned()
 }
@@ -32,7 +32,7 @@ fn haproxy_sends_both_versions() {
         let proxy = proxy(&upstream);
         let dir = TempDir::new().expect("a folder");
         let file = dir.path().join("haproxy.cfg");
-        let address = crate::harness::reserve();
+        let address = reserve();
         let config = format!(
             "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
              listen main\n bind {address}\n server tollgate {} {option}\n",
@@ -41,10 +41,10 @@ fn haproxy_sends_both_versions() {
         std::fs::write(&file, config).expect("a file can be written");
         let front = Peer::serve_at(address, &haproxy, &["-db", "-f", file.to_str().expect("a path")]);
         assert_eq!(asks_from_elsewhere(front.address), "127.0.0.9", "{option}");
-        let entry = wait_for("a line", || proxy.entries().into_iter().find(|e| e["status"] == 200));
+        let entry = proxy.entry(|entry| entry["status"] == 200);
         assert_eq!(entry["client"].as_str().map(|c| c.starts_with("127.0.0.9")), Some(true), "{entry}");
         // HTTP/2 behind it as well.
-        let mut client = crate::harness::H2::connect(front.address);
+        let mut client = H2::connect(front.address);
         assert_eq!(client.get("/").text(), "127.0.0.1", "{option}");
     }
     // Without it, nobody who must send it is let in.
@@ -77,8 +77,7 @@ fn nginx_reads_what_the_proxy_sends() {
         let server = "listen {address} proxy_protocol; location / { return 200 $proxy_protocol_addr; }";
         // It is not asked before: a connection without the header is an error to it.
         let back = servers::nginx(&program, dir.path(), "", server);
-        let options = format!("proxy_protocol: {version}");
-        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[back.address], &options));
+        let proxy = Proxy::start(Config::to_with(back.address, &format!("proxy_protocol: {version}")));
         assert_eq!(asks_from_elsewhere(proxy.address("main")), "127.0.0.9", "{version}");
     }
 }

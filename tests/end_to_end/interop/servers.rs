@@ -1,14 +1,15 @@
 //! nghttpd and nginx as upstreams.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
 use super::{large, needs};
 use crate::harness::{
-    Config, Proxy,
+    Config, Message, Proxy, not_run,
     peer::{Peer, run},
     pki::Authority,
+    reserve,
 };
 
 fn documents() -> TempDir {
@@ -19,12 +20,12 @@ fn documents() -> TempDir {
 }
 
 fn config(server: &Peer, options: &str) -> Config {
-    Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[server.address], options)
+    Config::to_with(server.address, options).top("workers: 1")
 }
 
 /// Small and large responses, many at once, on one connection.
 fn serves(proxy: &Proxy, version: &str) {
-    let via = |m: &crate::harness::Message| m.field("via").unwrap_or_default().to_owned();
+    let via = |m: &Message| m.field("via").unwrap_or_default().to_owned();
     let response = proxy.get("/index.html");
     assert_eq!((response.status(), response.text()), (200, "hello"));
     assert_eq!(via(&response), format!("{version} tollgate"));
@@ -36,8 +37,8 @@ fn serves(proxy: &Proxy, version: &str) {
         assert_eq!(client.response(stream).text(), "hello");
     }
     assert!(client.response(whole).body == large(), "another body");
-    let head = client.request("HEAD", "/large", &[], true);
-    assert_eq!(client.response(head).field("content-length"), Some(large().len().to_string().as_str()));
+    let head = client.exchange("HEAD", "/large", &[], b"");
+    assert_eq!(head.field("content-length"), Some(large().len().to_string().as_str()));
     if version == "2" {
         let connects = proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]);
         assert_eq!(connects, 1.0);
@@ -71,7 +72,7 @@ fn nghttpd_with_tls_and_trailers() {
     for tls in wrong {
         let proxy = Proxy::start(config(&server, &format!("protocol: h2\n{tls}")));
         assert_eq!(proxy.get("/").status(), 503);
-        assert_eq!(proxy.entry_for("/")["flags"], "UF");
+        proxy.entry_for("/").expect(503, "UF");
     }
 }
 
@@ -94,21 +95,39 @@ fn nghttpd_gives_uploads_back() {
     }
 }
 
-/// nginx with these options in its `server` block.
-pub(super) fn nginx(nginx: &std::path::Path, dir: &std::path::Path, http: &str, server: &str) -> Peer {
-    let address = crate::harness::reserve();
-    let root = dir.to_str().expect("a path");
+/// nginx with this at the beginning of its configuration and that at the end, where `{address}` is where it listens.
+fn nginx_with(nginx: &Path, dir: &Path, begin: &str, sections: &str) -> Peer {
+    let (address, root) = (reserve(), dir.to_str().expect("a path"));
+    let sections = sections.replace("{address}", &address.to_string());
     let config = format!(
-        "daemon off; master_process off; pid {root}/nginx.pid; error_log stderr;\n\
-         events {{}}\n\
-         http {{\n access_log off; root {root};\n\
-         client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;\n\
-         uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5; client_max_body_size 0;\n\
-         {http}\n server {{ {} }}\n}}\n",
-        server.replace("{address}", &address.to_string())
+        "{begin}daemon off; master_process off; pid {root}/nginx.pid; error_log stderr;\nevents {{}}\n{sections}\n"
     );
     fs::write(dir.join("nginx.conf"), config).expect("a file can be written");
     Peer::serve_at(address, nginx, &["-p", root, "-e", "stderr", "-c", &format!("{root}/nginx.conf")])
+}
+
+/// nginx with these options in its `http` and `server` blocks.
+pub(super) fn nginx(nginx: &Path, dir: &Path, http: &str, server: &str) -> Peer {
+    let root = dir.display();
+    let sections = format!(
+        "http {{\n access_log off; root {root};\n\
+         client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;\n\
+         uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5; client_max_body_size 0;\n\
+         {http}\n server {{ {server} }}\n}}"
+    );
+    nginx_with(nginx, dir, "", &sections)
+}
+
+/// nginx with a `stream` block; none if it has no such module.
+pub(super) fn nginx_stream(nginx: &Path, dir: &Path, stream: &str) -> Option<Peer> {
+    let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    let built_in = run(nginx, &["-V"]).err.contains("--with-stream ");
+    if !built_in && !Path::new(module).exists() {
+        not_run::missing("nginx's stream module", "tests/interop/setup.sh");
+        return None;
+    }
+    let load = if built_in { String::new() } else { format!("load_module {module};\n") };
+    Some(nginx_with(nginx, dir, &load, stream))
 }
 
 #[test]
@@ -143,34 +162,10 @@ fn nginx_closes_connections_and_nothing_is_lost() {
     let proxy = Proxy::start(config(&server, "protocol: h2"));
     let mut client = proxy.h2();
     for _ in 0..40 {
-        let streams: Vec<u32> = (0..20)
-            .map(|_| {
-                let stream = client.request("PUT", "/index.html", &[], false);
-                client.data(stream, b"body", true);
-                stream
-            })
-            .collect();
+        let streams = [(); 20].map(|()| client.request("PUT", "/index.html", &[], false));
+        streams.iter().for_each(|stream| client.data(*stream, b"body", true));
         // A file cannot be put, but nginx has said so.
         streams.into_iter().for_each(|stream| assert_eq!(client.response(stream).status(), 405));
     }
     assert!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]) > 5.0);
-}
-
-/// nginx with a `stream` block; none if it has no such module.
-pub(super) fn nginx_stream(nginx: &std::path::Path, dir: &std::path::Path, stream: &str) -> Option<Peer> {
-    let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-    let built_in = run(nginx, &["-V"]).err.contains("--with-stream ");
-    if !built_in && !std::path::Path::new(module).exists() {
-        crate::harness::not_run::missing("nginx's stream module", "tests/interop/setup.sh");
-        return None;
-    }
-    let load = if built_in { String::new() } else { format!("load_module {module};\n") };
-    let address = crate::harness::reserve();
-    let root = dir.to_str().expect("a path");
-    let stream = stream.replace("{address}", &address.to_string());
-    let config = format!(
-        "{load}daemon off; master_process off; pid {root}/nginx.pid; error_log stderr;\nevents {{}}\n{stream}\n"
-    );
-    fs::write(dir.join("nginx.conf"), config).expect("a file can be written");
-    Some(Peer::serve_at(address, nginx, &["-p", root, "-e", "stderr", "-c", &format!("{root}/nginx.conf")]))
 }

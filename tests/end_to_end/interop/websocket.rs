@@ -1,16 +1,21 @@
 //! WebSockets, by the Python library `websockets`, and over HTTP/2 by `h2`.
 
-use super::needs;
+use std::path::PathBuf;
+
 use crate::harness::{
     Config, Proxy, Signal,
-    peer::{Peer, script},
+    peer::{Peer, script, tool},
     pki::Authority,
 };
 
 const CASES: [&str; 5] = ["echo", "handshake", "pings", "closes", "breaks"];
 
-fn proxy(server: &Peer, listener: &str, cluster: &str) -> Proxy {
-    Proxy::start(Config::to_with(server.address, cluster).listener(listener))
+/// Python for the client, a server, and a proxy in front of it with these options of its listener. None: Python is not here.
+fn start(listener: &str) -> Option<(PathBuf, Peer, Proxy)> {
+    let python = tool("python")?;
+    let server = Peer::server(&python, "websocket_server", &[]);
+    let proxy = Proxy::start(Config::to(server.address).listener(listener));
+    Some((python, server, proxy))
 }
 
 fn url(proxy: &Proxy, scheme: &str) -> String {
@@ -19,21 +24,18 @@ fn url(proxy: &Proxy, scheme: &str) -> String {
 
 #[test]
 fn over_http_1() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let proxy = proxy(&server, "", "");
+    let Some((python, _server, proxy)) = start("") else { return };
     script(&python, "websocket_client", &[&[&*url(&proxy, "ws")], &CASES[..]].concat()).well();
-    let entry = proxy.entry(|entry| entry["path"] == "/chat?room=1");
-    assert_eq!((&entry["status"], &entry["cluster"]), (&101.into(), &"web".into()), "{entry}");
+    assert_eq!(proxy.entry_for("/chat?room=1")["cluster"], "web");
+    assert_eq!(proxy.entry_for("/chat?room=1")["status"], 101);
     proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
     proxy.wait_for_zero("tollgate_tunnels_active", &[("listener", "main")]);
 }
 
 #[test]
 fn over_tls() {
-    let python = needs!("python");
-    let (server, authority) = (Peer::server(&python, "websocket_server", &[]), Authority::with(&["web.test"]));
-    let proxy = proxy(&server, &authority.tls(&["web.test"], ""), "");
+    let authority = Authority::with(&["web.test"]);
+    let Some((python, _server, proxy)) = start(&authority.tls(&["web.test"], "")) else { return };
     let (url, ca) = (url(&proxy, "wss"), authority.path("ca.pem"));
     let args = [&[&*url, "--ca", &ca], &CASES[..]].concat();
     script(&python, "websocket_client", &args).well();
@@ -42,51 +44,39 @@ fn over_tls() {
 /// RFC 8441 on the client's side, HTTP/1.1 on the upstream's.
 #[test]
 fn over_http_2() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let proxy = proxy(&server, "", "");
+    let Some((python, _server, proxy)) = start("") else { return };
     script(&python, "websocket_over_h2", &[&proxy.address("main").to_string()]).well();
 }
 
 /// RFC 8441 between two proxies, and with the client.
 #[test]
 fn over_http_2_to_the_upstream() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let inner = proxy(&server, "", "");
+    let Some((python, _server, inner)) = start("") else { return };
     let outer = Proxy::start(Config::to_with(inner.address("main"), "protocol: h2"));
     script(&python, "websocket_client", &[&[&*url(&outer, "ws")], &CASES[..]].concat()).well();
     script(&python, "websocket_over_h2", &[&outer.address("main").to_string()]).well();
-    assert_eq!(inner.entry(|e| e["path"] == "/chat?room=1")["protocol"], "HTTP/2");
+    assert_eq!(inner.entry_for("/chat?room=1")["protocol"], "HTTP/2");
 }
 
 #[test]
 fn an_idle_one_is_ended() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let proxy = proxy(&server, "timeouts: {idle: 1s}", "");
+    let Some((python, _server, proxy)) = start("timeouts: {idle: 1s}") else { return };
     script(&python, "websocket_client", &[&url(&proxy, "ws"), "idle"]).well();
     assert_eq!(proxy.entry(|e| e["status"] == 101)["flags"], "SI");
 }
 
 #[test]
 fn filters_decide_about_it() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let proxy = Proxy::start(Config::to_with(server.address, "").filter(
-        "access",
-        "builtin:authz",
-        "config: {policies: [{name: no-chat, action: deny, rules: [{to: [{operation: {paths: [/chat]}}]}]}]}",
-    ));
+    let Some((python, server, _)) = start("") else { return };
+    let deny = "config: {policies: [{name: no-chat, action: deny, rules: [{to: [{operation: {paths: [/chat]}}]}]}]}";
+    let proxy = Proxy::start(Config::to(server.address).filter("access", "builtin:authz", deny));
     script(&python, "websocket_client", &[&url(&proxy, "ws"), "refused"]).well();
 }
 
 /// Ending, the proxy waits for it as for any request.
 #[test]
 fn it_goes_on_while_the_proxy_drains() {
-    let python = needs!("python");
-    let server = Peer::server(&python, "websocket_server", &[]);
-    let mut proxy = proxy(&server, "", "");
+    let Some((python, _server, mut proxy)) = start("") else { return };
     let mut client = Peer::script(&python, "websocket_client", &[&url(&proxy, "ws"), "stays"]);
     client.wait_for("begun");
     proxy.signal(Signal::TERM);
