@@ -110,7 +110,7 @@ fn an_end_before_a_reset_is_an_end() {
     client.data(stream, b"going away", true);
     client.reset(stream, code::CANCEL);
     assert_eq!(saw.recv().unwrap(), (b"going away".to_vec(), None));
-    proxy.entry_for("/chat").expect(200, "");
+    proxy.entry_for("/chat").expect(101, "");
 }
 
 #[test]

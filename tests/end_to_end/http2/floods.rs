@@ -8,9 +8,8 @@ use crate::harness::{
 /// More than any of these attacks may cost, and less than any of them sends or asks for in vain.
 const ALLOWED_KIB: u64 = 32 << 10;
 
-/// Lets a client do its worst until it is cut off for this reason. The memory stays where it was, and so does another client,
-/// which is given back.
-fn cut_off(upstream: &Upstream, reason: &str, evil: impl FnOnce(&mut H2)) -> (Proxy, H2) {
+/// Lets a client do its worst until it is cut off. The memory stays where it was, and so does another client, which is given back.
+fn cut_off(upstream: &Upstream, evil: impl FnOnce(&mut H2)) -> (Proxy, H2) {
     let proxy = Proxy::start(Config::to(upstream));
     let mut other = proxy.h2();
     other.ping();
@@ -18,7 +17,7 @@ fn cut_off(upstream: &Upstream, reason: &str, evil: impl FnOnce(&mut H2)) -> (Pr
     let mut client = proxy.h2();
     evil(&mut client);
     client.read_to_end();
-    proxy.refused_one(reason);
+    proxy.wait_for_metric("tollgate_connections_refused_total", &[("listener", "main")], 1.0);
     let grown = proxy.peak_kib() - before;
     assert!(grown < ALLOWED_KIB, "{grown} KiB more");
     other.ping();
@@ -27,7 +26,8 @@ fn cut_off(upstream: &Upstream, reason: &str, evil: impl FnOnce(&mut H2)) -> (Pr
 
 fn attack(evil: impl FnOnce(&mut H2)) {
     let upstream = Upstream::saying("hello");
-    let (proxy, other) = cut_off(&upstream, "flood", evil);
+    let (proxy, other) = cut_off(&upstream, evil);
+    proxy.refused_one("flood");
     for mut client in [other, proxy.h2()] {
         assert_eq!(client.get("/").text(), "hello");
     }
@@ -70,7 +70,7 @@ fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
 #[test]
 fn resets_that_the_client_makes_the_proxy_send() {
     let upstream = Upstream::silent();
-    cut_off(&upstream, "flood", |client| {
+    cut_off(&upstream, |client| {
         for _ in 0..200 {
             let bytes = requests(client, 100, flag::END_HEADERS, kind::WINDOW_UPDATE, &[0; 4]);
             client.raw(bytes);
