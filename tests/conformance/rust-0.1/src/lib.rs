@@ -1,171 +1,17 @@
 //! The conformance suite's module with the 0.1 line of the `proxy-wasm` crate, which is for ABI 0.1.0; the cases are in `../../rust`.
 #![cfg(target_family = "wasm")]
 
+#[macro_use]
+mod sdk;
+#[path = "../../rust/contexts.rs"]
+mod contexts;
 #[path = "../../rust/mod.rs"]
 mod run;
-mod sdk;
-
-use proxy_wasm::{
-    hostcalls as host,
-    traits::{Context, HttpContext, RootContext, StreamContext},
-    types::{Action, ContextType, PeerType},
-};
-use run::{At, Run};
 
 /// Where modules of this line begin.
 // SAFETY: no other function of this name is linked, and it touches nothing but the crate's own table.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() {
-    proxy_wasm::set_root_context(|_| Box::new(Root));
-}
-
-struct Root;
-
-impl Context for Root {}
-
-impl RootContext for Root {
-    fn on_vm_start(&mut self, size: usize) -> bool {
-        let is = size == 6 && self.get_configuration() == Some(b"the vm".to_vec());
-        run::judge("proxy_on_vm_start/ok", if is { Ok(()) } else { Err(format!("{size} bytes")) });
-        true
-    }
-
-    fn on_configure(&mut self, size: usize) -> bool {
-        let is = size == 10 && self.get_configuration() == Some(b"the plugin".to_vec());
-        for case in ["proxy_on_configure/ok", "proxy_get_configuration/ok"] {
-            run::judge(case, if is { Ok(()) } else { Err(format!("{size} bytes")) });
-        }
-        true
-    }
-
-    fn on_tick(&mut self) {
-        run::root(At::Tick);
-    }
-
-    fn on_queue_ready(&mut self, queue: u32) {
-        run::root(At::QueueReady { queue });
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        // One module for both: a connection has no request.
-        let is_http = host::get_property(vec!["request", "method"]).unwrap().is_some();
-        Some(if is_http { ContextType::HttpContext } else { ContextType::StreamContext })
-    }
-
-    fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream { context, ..Stream::default() }))
-    }
-
-    fn create_stream_context(&self, context: u32) -> Option<Box<dyn StreamContext>> {
-        Some(Box::new(Stream { context, ..Stream::default() }))
-    }
-}
-
-/// A request or a connection.
-#[derive(Default)]
-struct Stream {
-    context: u32,
-    seen: &'static str,
-    run: Option<Run>,
-}
-
-impl Stream {
-    fn at(&mut self, at: At) -> Action {
-        self.run.as_mut().map_or(Action::Continue, |run| run.at(at))
-    }
-}
-
-impl Context for Stream {
-    fn on_http_call_response(&mut self, call: u32, headers: usize, body: usize, trailers: usize) {
-        self.at(At::HttpCall { call, headers, body, trailers });
-    }
-
-    fn on_grpc_call_response(&mut self, call: u32, status: u32, size: usize) {
-        self.at(At::GrpcCall { call, status, size });
-    }
-
-    fn on_grpc_stream_initial_metadata(&mut self, call: u32, count: u32) {
-        self.at(At::GrpcInitial { call, count });
-    }
-
-    fn on_grpc_stream_message(&mut self, call: u32, size: usize) {
-        self.at(At::GrpcMessage { call, size });
-    }
-
-    fn on_grpc_stream_trailing_metadata(&mut self, call: u32, count: u32) {
-        self.at(At::GrpcTrailing { call, count });
-    }
-
-    fn on_grpc_stream_close(&mut self, call: u32, status: u32) {
-        self.at(At::GrpcClose { call, status });
-    }
-
-    fn on_done(&mut self) -> bool {
-        self.at(At::Done);
-        true
-    }
-}
-
-impl HttpContext for Stream {
-    fn on_http_request_headers(&mut self, count: usize) -> Action {
-        if run::asked(&include_str!("../cases.txt").lines().collect::<Vec<_>>()) {
-            return Action::Pause;
-        }
-        self.run = run::begin(self.context);
-        self.at(At::RequestHeaders { count, end: None })
-    }
-
-    fn on_http_request_body(&mut self, size: usize, _: bool) -> Action {
-        if size > 0 { self.at(At::RequestBody { size }) } else { Action::Continue }
-    }
-
-    fn on_http_request_trailers(&mut self, count: usize) -> Action {
-        self.at(At::RequestTrailers { count })
-    }
-
-    fn on_http_response_headers(&mut self, count: usize) -> Action {
-        self.at(At::ResponseHeaders { count, end: None })
-    }
-
-    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
-        if size > 0 { self.at(At::ResponseBody { size }) } else { Action::Continue }
-    }
-
-    fn on_http_response_trailers(&mut self, count: usize) -> Action {
-        self.at(At::ResponseTrailers { count })
-    }
-
-    fn on_log(&mut self) {
-        self.at(At::Log);
-    }
-}
-
-impl StreamContext for Stream {
-    fn on_new_connection(&mut self) -> Action {
-        self.seen = "new";
-        Action::Continue
-    }
-
-    fn on_downstream_data(&mut self, size: usize, _: bool) -> Action {
-        if size == 0 {
-            return Action::Continue;
-        }
-        if self.run.is_none() {
-            self.run = run::begin_tcp(self.context, self.seen);
-        }
-        self.at(At::Downstream { size })
-    }
-
-    fn on_upstream_data(&mut self, size: usize, _: bool) -> Action {
-        if size > 0 { self.at(At::Upstream { size }) } else { Action::Continue }
-    }
-
-    fn on_downstream_close(&mut self, _: PeerType) {
-        self.at(At::DownstreamClose);
-    }
-
-    fn on_upstream_close(&mut self, _: PeerType) {
-        self.at(At::UpstreamClose);
-    }
+    proxy_wasm::set_root_context(|_| Box::new(contexts::Root));
 }

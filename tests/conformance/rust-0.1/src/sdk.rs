@@ -1,6 +1,34 @@
 //! What the crate's 0.1 line has, and the other has not.
 
-use proxy_wasm::{hostcalls as host, types::MapType};
+use proxy_wasm::{
+    hostcalls as host,
+    traits::RootContext,
+    types::{Bytes, MapType},
+};
+
+/// The cases that are about the plugin's configuration.
+pub const CONFIGURING: &[&str] = &["proxy_on_configure/ok", "proxy_get_configuration/ok"];
+
+pub fn vm_configuration(root: &impl RootContext) -> Option<Bytes> {
+    root.get_configuration()
+}
+
+pub fn plugin_configuration(root: &impl RootContext) -> Option<Bytes> {
+    root.get_configuration()
+}
+
+/// The callbacks of `HttpContext` that the lines declare differently.
+macro_rules! heads {
+    () => {
+        fn on_http_request_headers(&mut self, count: usize) -> Action {
+            self.request(count, None)
+        }
+
+        fn on_http_response_headers(&mut self, count: usize) -> Action {
+            self.at(At::ResponseHeaders { count, end: None })
+        }
+    };
+}
 
 /// There is no function for this yet.
 pub fn remove(map: MapType, name: &str) {

@@ -2,8 +2,33 @@
 
 use proxy_wasm::{
     hostcalls as host,
-    types::{GrpcStatusCode, LogLevel, MapType, Status},
+    traits::RootContext,
+    types::{Bytes, GrpcStatusCode, LogLevel, MapType, Status},
 };
+
+/// The cases that are about the plugin's configuration.
+pub const CONFIGURING: &[&str] = &["proxy_on_configure/ok"];
+
+pub fn vm_configuration(root: &impl RootContext) -> Option<Bytes> {
+    root.get_vm_configuration()
+}
+
+pub fn plugin_configuration(root: &impl RootContext) -> Option<Bytes> {
+    root.get_plugin_configuration()
+}
+
+/// The callbacks of `HttpContext` that the lines declare differently.
+macro_rules! heads {
+    () => {
+        fn on_http_request_headers(&mut self, count: usize, end: bool) -> Action {
+            self.request(count, Some(end))
+        }
+
+        fn on_http_response_headers(&mut self, count: usize, end: bool) -> Action {
+            self.at(At::ResponseHeaders { count, end: Some(end) })
+        }
+    };
+}
 
 pub fn remove(map: MapType, name: &str) {
     host::remove_map_value(map, name).unwrap();
