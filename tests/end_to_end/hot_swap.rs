@@ -19,6 +19,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+pub use crate::harness::Gate;
 use crate::{
     guest,
     harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until, wasm},
@@ -118,22 +119,6 @@ fn version(response: &Message) -> String {
     let version = response.field("x-version").expect("exactly one version of the filter has seen the response");
     assert_eq!(version, response.text(), "request and response met different versions");
     version.to_owned()
-}
-
-/// Holds upstreams up until a test opens it.
-#[derive(Clone, Default)]
-pub struct Gate(Arc<AtomicBool>);
-
-impl Gate {
-    /// Lets everybody through from now on.
-    pub fn open(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Waits for it to be opened.
-    pub fn wait(&self) {
-        wait_until("the gate to open", || self.0.load(Ordering::Relaxed));
-    }
 }
 
 fn no_failures(proxy: &Proxy) {

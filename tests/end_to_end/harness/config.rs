@@ -10,10 +10,38 @@ use std::fmt::{Display, Write};
 pub struct Config {
     top: String,
     listener: String,
+    log: Option<String>,
     others: String,
     chain: Vec<String>,
     filters: String,
     clusters: String,
+    modules: Vec<(String, Vec<u8>)>,
+}
+
+/// A configuration's text, and the files beside it.
+#[derive(Clone)]
+pub struct Setup {
+    pub text: String,
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl From<&str> for Setup {
+    fn from(text: &str) -> Setup {
+        text.to_owned().into()
+    }
+}
+
+impl From<String> for Setup {
+    fn from(text: String) -> Setup {
+        Setup { text, files: Vec::new() }
+    }
+}
+
+impl From<Config> for Setup {
+    fn from(mut config: Config) -> Setup {
+        let files = std::mem::take(&mut config.modules);
+        Setup { text: config.into(), files }
+    }
 }
 
 impl Config {
@@ -44,6 +72,12 @@ impl Config {
         self
     }
 
+    /// Has the listener log in this way (`access_log`).
+    pub fn log(mut self, options: &str) -> Config {
+        self.log = Some(options.to_owned());
+        self
+    }
+
     /// Adds a listener with these options beside `main`, at the address that `@NAME@` stands for unless they have another.
     pub fn beside(mut self, name: &str, options: &str) -> Config {
         let _ = writeln!(self.others, "  - name: {name}");
@@ -56,9 +90,9 @@ impl Config {
 
     /// Adds a listener like `main` as it is by now, with these options as well.
     pub fn again(self, name: &str, options: &str) -> Config {
-        let log = "access_log: {to: access.log}";
         let same = format!(
-            "{log}\nchain: [{}]\n{}{}",
+            "access_log: {}\nchain: [{}]\n{}{}",
+            self.access_log(),
             self.chain.join(", "),
             indented(&self.listener, 0),
             indented(options, 0)
@@ -70,6 +104,18 @@ impl Config {
     pub fn filter(mut self, name: &str, wasm: &str, options: &str) -> Config {
         self.chain.push(name.to_owned());
         self.unchained(name, wasm, options)
+    }
+
+    /// The same for a filter of this module.
+    pub fn module(mut self, name: &str, module: &[u8], options: &str) -> Config {
+        let file = format!("{name}.wasm");
+        self.modules.push((file.clone(), module.to_vec()));
+        self.filter(name, &file, options)
+    }
+
+    /// Adds a router with these routes for all hosts, in flow style.
+    pub fn routes(self, routes: &str) -> Config {
+        self.filter("routes", "builtin:router", &format!("config: {{routes: [{routes}]}}"))
     }
 
     /// Adds a filter for the chains of other listeners.
@@ -90,14 +136,21 @@ impl Config {
     }
 }
 
+impl Config {
+    fn access_log(&self) -> &str {
+        self.log.as_deref().unwrap_or("{to: access.log}")
+    }
+}
+
 impl From<Config> for String {
     fn from(config: Config) -> String {
-        let Config { top, listener, others, chain, filters, clusters } = config;
+        assert!(config.modules.is_empty(), "a text has no files beside it");
+        let main = format!("  - name: main\n    address: '@main@'\n    access_log: {}\n", config.access_log());
+        let Config { top, listener, others, chain, filters, clusters, .. } = config;
         let section = |name: &str, items: String| match items.is_empty() {
             true => String::new(),
             false => format!("{name}:\n{items}"),
         };
-        let main = "  - name: main\n    address: '@main@'\n    access_log: {to: access.log}\n";
         let listeners = format!("{main}    chain: [{}]\n{listener}{others}", chain.join(", "));
         [top, section("listeners", listeners), section("filters", filters), section("clusters", clusters)].concat()
     }

@@ -17,6 +17,13 @@ impl Entry {
         self
     }
 
+    /// Asserts its flags only.
+    #[track_caller]
+    pub fn flagged(self, flags: &str) -> Entry {
+        assert_eq!(self["flags"], flags, "{:#}", self.0);
+        self
+    }
+
     /// Asserts its details as well.
     #[track_caller]
     pub fn because(self, details: &str) -> Entry {

@@ -129,12 +129,16 @@ pub fn import(module: &str, function: &Function, name: &str) -> String {
     format!("(import \"{module}\" \"{}\" (func ${name} (param{params}) {result}))\n", function.name)
 }
 
-/// Imports of all host functions of Proxy-Wasm and of Tollgate's own.
-fn imports() -> String {
+/// All host functions of Proxy-Wasm and of Tollgate's own, with the modules that they are in.
+pub fn hostcalls() -> impl Iterator<Item = (&'static str, &'static Function)> {
     let standard = proxy_wasm::HOSTCALLS.iter().map(|function| (proxy_wasm::MODULE, function));
-    let all = standard.chain(fast::HOSTCALLS.iter().map(|function| (fast::MODULE, function)));
+    standard.chain(fast::HOSTCALLS.iter().map(|function| (fast::MODULE, function)))
+}
+
+/// Imports of all of them.
+fn imports() -> String {
     let name = |long: &'static str| SHORT.iter().find(|(_, of)| *of == long).map_or(long, |(short, _)| *short);
-    all.map(|(module, function)| import(module, function, name(function.name))).collect()
+    hostcalls().map(|(module, function)| import(module, function, name(function.name))).collect()
 }
 
 /// A filter of this code, with the prelude's functions; with an allocator, unless it has its own.
@@ -229,6 +233,31 @@ pub fn saying(code: &str) -> Vec<u8> {
             (call $tell)
             (i32.const 0))"#
     ))
+}
+
+/// Code for [`saying`]: does something until it is answered with something else than `fine`, or so often, and notes how often that was
+/// and the answer. `(name)` stands for the address and the length of another name each time; the line then begins here.
+pub fn until_not(fine: i32, times: u32, what: &str) -> String {
+    let (name, anew) = match what.contains("(name)") {
+        true => {
+            ("(global.set $at (i32.const 4096)) (call $digits (global.get $n))", "(global.set $at (i32.const 8192))")
+        }
+        false => ("", ""),
+    };
+    let what = what.replace("(name)", "(i32.const 4096) (i32.sub (global.get $at) (i32.const 4096))");
+    format!(
+        r#"(global.set $n (i32.const 0))
+        (block $full
+            (loop $more
+                (br_if $full (i32.ge_u (global.get $n) (i32.const {times})))
+                {name}
+                (br_if $full (i32.ne (call $noted {what}) (i32.const {fine})))
+                (global.set $n (i32.add (global.get $n) (i32.const 1)))
+                (br $more)))
+        {anew}
+        (call $answer (global.get $n))
+        (call $answer (global.get $answered))"#
+    )
 }
 
 /// A map of headers as host functions want it; as a text, which it is as long as it is short.

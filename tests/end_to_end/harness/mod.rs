@@ -7,6 +7,7 @@ mod entry;
 pub mod envoy;
 pub mod exchange;
 pub mod frames;
+mod gate;
 pub mod guest;
 mod metrics;
 pub mod not_run;
@@ -30,12 +31,13 @@ use std::{
 
 pub use self::{
     client::Client,
-    config::Config,
+    config::{Config, Setup},
     entry::Entry,
     frames::H2,
+    gate::Gate,
     metrics::Metrics,
     ports::reserve,
-    proxy::{Proxy, Signal, tollgate},
+    proxy::{Proxy, Signal, run_in, tollgate},
     secure::Secure,
     upstream::{Upstream, answer},
     wire::{Message, Wire},
@@ -61,6 +63,14 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// that does the wrong thing does it however long the timer is.
 pub fn in_time<T>(attempt: impl Fn(u32) -> Option<T>) -> T {
     [500, 2_000, 8_000, 32_000].into_iter().find_map(attempt).expect("not even half a minute is enough")
+}
+
+/// What threads of upstreams tell a test, and where it hears that.
+pub fn telling<T: Send>() -> (impl Fn(T) + Send + Sync, mpsc::Receiver<T>) {
+    let (tell, told) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    // At the end of a test nobody listens.
+    (move |what| _ = tell.lock().unwrap().send(what), told)
 }
 
 /// Waits until something is so.

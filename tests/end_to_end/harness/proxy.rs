@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 use super::{
     client::Client,
+    config::Setup,
     entry::Entry,
     frames::H2,
     metrics::Metrics,
@@ -45,17 +46,17 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts it, and waits until it is ready.
-    pub fn start(config: impl Into<String>) -> Proxy {
+    pub fn start(config: impl Into<Setup>) -> Proxy {
         Proxy::start_with(config, &[])
     }
 
     /// The same, with files beside the configuration (filters, say).
-    pub fn start_with(config: impl Into<String>, files: &[(&str, &[u8])]) -> Proxy {
+    pub fn start_with(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Proxy {
         Proxy::try_start(config, files).unwrap_or_else(|output| panic!("the proxy did not start:\n{output}"))
     }
 
     /// The same; what it wrote if it ends instead.
-    pub fn try_start(config: impl Into<String>, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
+    pub fn try_start(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
         let config = config.into();
         let mut tries = 0;
         loop {
@@ -68,8 +69,8 @@ impl Proxy {
         }
     }
 
-    fn launch(config: &str, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
-        let mut proxy = Proxy::begin(config, files);
+    fn launch(config: &Setup, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
+        let mut proxy = Proxy::begin(config.clone(), files);
         let ended = wait_for("the proxy to be ready", || match proxy.has_ended() {
             true => Some(true),
             false => proxy.is_ready().then_some(false),
@@ -78,13 +79,13 @@ impl Proxy {
     }
 
     /// Starts it, and waits for nothing.
-    pub fn begin(config: impl Into<String>, files: &[(&str, &[u8])]) -> Proxy {
+    pub fn begin(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), files);
         Proxy::spawn(dir, addresses, &[])
     }
 
     /// Starts it with this for its standard output and error, which nobody reads here, and waits until it is ready.
-    pub fn start_unheard(config: impl Into<String>, output: impl Fn() -> Stdio) -> Proxy {
+    pub fn start_unheard(config: impl Into<Setup>, output: impl Fn() -> Stdio) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let mut command = command(&dir, &[]);
         let child = command.stdout(output()).stderr(output()).spawn().expect("the proxy can be run");
@@ -95,12 +96,12 @@ impl Proxy {
     }
 
     /// Starts it with so many file descriptors, and waits until it is ready.
-    pub fn start_with_descriptors(config: impl Into<String>, most: u32) -> Proxy {
+    pub fn start_with_descriptors(config: impl Into<Setup>, most: u32) -> Proxy {
         Proxy::start_wrapped(config, &["sh", "-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")])
     }
 
     /// Starts it by another command, which gets the proxy's own as its last arguments, and waits until it is ready.
-    pub fn start_wrapped(config: impl Into<String>, wrapper: &[&str]) -> Proxy {
+    pub fn start_wrapped(config: impl Into<Setup>, wrapper: &[&str]) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let inner = command(&dir, &[]);
         let mut wrapped = Command::new(wrapper[0]);
@@ -112,7 +113,7 @@ impl Proxy {
     }
 
     /// Starts another executable, without an environment, and waits for nothing.
-    pub fn begin_as(executable: &Path, config: impl Into<String>) -> Proxy {
+    pub fn begin_as(executable: &Path, config: impl Into<Setup>) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let mut bare = Command::new(executable);
         bare.args(command(&dir, &[]).get_args()).current_dir(dir.path()).env_clear();
@@ -293,13 +294,20 @@ impl Proxy {
     }
 
     /// Puts another configuration in the place of the old one; words between at signs stand for what they stood for.
-    pub fn put_config(&mut self, config: impl Into<String>) {
-        let text = filled_in(&config.into(), &mut self.addresses);
+    pub fn put_config(&mut self, config: impl Into<Setup>) {
+        let Setup { text, files } = config.into();
+        for (name, content) in files {
+            // What is there already is no event.
+            if fs::read(self.dir().join(&name)).ok().as_ref() != Some(&content) {
+                self.put(&name, content);
+            }
+        }
+        let text = filled_in(&text, &mut self.addresses);
         self.put("config.yaml", text);
     }
 
     /// The same, and waits until it is in force.
-    pub fn change_config(&mut self, config: impl Into<String>) {
+    pub fn change_config(&mut self, config: impl Into<Setup>) {
         self.put_config(config);
         // Whoever was first, this or the proxy that looked by itself: afterwards it is in force.
         let (status, said) = self.reload();
@@ -398,13 +406,14 @@ impl Drop for Proxy {
 }
 
 /// A folder with the configuration and these files, and what words between at signs stand for.
-fn prepared(config: &str, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, Reserved>) {
+fn prepared(setup: &Setup, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, Reserved>) {
     let dir = TempDir::new().expect("a folder");
-    for (name, content) in files {
+    let own = setup.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
+    for (name, content) in own.chain(files.iter().copied()) {
         fs::write(dir.path().join(name), content).expect("a file can be written");
     }
     let mut addresses = BTreeMap::new();
-    fs::write(dir.path().join("config.yaml"), filled_in(config, &mut addresses)).expect("a file can be written");
+    fs::write(dir.path().join("config.yaml"), filled_in(&setup.text, &mut addresses)).expect("a file can be written");
     (Arc::new(dir), addresses)
 }
 
@@ -423,6 +432,14 @@ fn command(dir: &TempDir, options: &[&str]) -> Command {
         .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
         .stdin(Stdio::null());
     command
+}
+
+/// Runs `tollgate` in a folder to its end, with nothing else in its environment: whether it ended well, and what it said.
+pub fn run_in(dir: &Path, args: &[&str], env: &[(&str, &Path)]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(args).current_dir(dir).env_clear().envs(env.iter().copied());
+    let output = command.output().expect("the binary can be run");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The executable: the one that was built with the tests, or the one that `TOLLGATE` names, such as a release build.

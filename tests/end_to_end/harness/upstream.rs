@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     frames::{self, H2},
+    gate::Gate,
     reserve, wait_until,
     wire::{Message, Wire},
 };
@@ -166,6 +167,21 @@ impl Upstream {
                 }
                 connection.send(answer(200, &[], request.body.len().to_string()));
             }
+        })
+    }
+
+    /// The same; requests for targets that begin like this are answered when the gate is open.
+    pub fn held(
+        gate: &Gate,
+        target: &'static str,
+        reply: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Upstream {
+        let gate = gate.clone();
+        Upstream::replying(move |request| {
+            if request.target().starts_with(target) {
+                gate.wait();
+            }
+            reply(request)
         })
     }
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::telling;
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream, not_run, wait_until},
+    harness::{Config, Proxy, Setup, Upstream, not_run, wait_until},
 };
 
 /// Longer than files have to be quiet, and longer than they are waited for while they are not.
@@ -250,7 +250,7 @@ fn a_file_that_is_never_closed_is_taken_in_the_end() {
 }
 
 /// A namespace in which a user may have few watches; `$0` and what follows is the proxy.
-fn with_few_watches(config: impl Into<String>, script: &str) -> Option<Proxy> {
+fn with_few_watches(config: impl Into<Setup>, script: &str) -> Option<Proxy> {
     let begin = format!("{script} && exec \"$0\" \"$@\"");
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", &begin];
     let can = std::process::Command::new(wrapper[0])
