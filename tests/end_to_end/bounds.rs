@@ -5,34 +5,19 @@ use crate::{
     harness::{Config, Proxy, Upstream, wait_until},
 };
 
-/// What a filter is answered that does this until it is no longer answered with 0: how often that was, and the answer. The
-/// text `(name)` stands for the address and the length of another name each time.
+/// A proxy whose filter does this when a request comes.
+fn doing(upstream: &Upstream, code: &str) -> Proxy {
+    let config =
+        Config::to(upstream).top("workers: 1").module("greedy", &guest::saying(code), "limits: {call_time: 30s}");
+    Proxy::start(config.cluster("calls", &[Upstream::refusing()], "protocol: h2"))
+}
+
+/// How often a filter may do this until it is no longer answered with 0, and the answer: see [`guest::until_not`].
 fn until_full(what: &str) -> (u32, u32) {
-    let what = what.replace("(name)", "(i32.const 4096) (i32.sub (global.get $at) (i32.const 4096))");
-    let code = format!(
-        r#"(global.set $n (i32.const 0))
-        (block $full
-            (loop $more
-                (br_if $full (i32.ge_u (global.get $n) (i32.const 1000000)))
-                (global.set $at (i32.const 4096))
-                (call $digits (global.get $n))
-                (br_if $full (call $noted {what}))
-                (global.set $n (i32.add (global.get $n) (i32.const 1)))
-                (br $more)))
-        (global.set $at (i32.const 8192))
-        (call $answer (global.get $n))
-        (call $answer (global.get $answered))"#
-    );
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream)
-        .top("workers: 1")
-        .filter("greedy", "greedy.wasm", "limits: {call_time: 30s}")
-        .cluster("calls", &[Upstream::refusing()], "protocol: h2");
-    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(&code))]);
+    let proxy = doing(&upstream, &guest::until_not(0, 1_000_000, what));
     // What is full stays so, and is told again; the proxy serves as before.
-    for _ in 0..2 {
-        assert_eq!(proxy.get("/").status(), 200);
-    }
+    (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
     assert_eq!(proxy.filter("greedy")["traps"], 0);
     let requests = upstream.wait_for_requests(2);
     let said = requests[0].field("x-said").expect("what it was answered");
@@ -51,8 +36,7 @@ fn what_a_host_function_takes_in_one_piece() {
         (call $answer (call $get_shared {memory} (i32.const 65537) (i32.const 16) (i32.const 20) (i32.const 24)))"#
     );
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("greedy", "greedy.wasm", "limits: {call_time: 5s}");
-    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(&code))]);
+    let proxy = doing(&upstream, &code);
     assert_eq!(proxy.get("/").status(), 200);
     assert_eq!(upstream.only_request().field("x-said"), Some("0 2 1 2"), "BadArgument; NotFound");
 }
@@ -114,8 +98,7 @@ fn lines_in_the_log() {
             (global.set $n (i32.add (global.get $n) (i32.const 1)))
             (br_if $more (i32.lt_u (global.get $n) (i32.const 20000))))"#;
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("greedy", "greedy.wasm", "limits: {call_time: 30s}");
-    let proxy = Proxy::start_with(config, &[("greedy.wasm", &guest::saying(code))]);
+    let proxy = doing(&upstream, code);
     assert_eq!(proxy.get("/").status(), 200);
     // How many were dropped is said in the next second in which it speaks.
     wait_until("the number of lines that were dropped", || {

@@ -2,42 +2,51 @@
 //! stays within their budget, and the filter beside them goes on being served.
 
 use crate::{
-    guest::{self, pairs},
-    harness::{Client, Config, Proxy, Upstream, answer, wait_until},
+    guest::{self, pairs, until_not},
+    harness::{Client, Config, Message, Proxy, Upstream, answer, wait_until},
+    queues::{reader, writer},
 };
 
 const MIB: f64 = 1_048_576.0;
 
 /// A proxy with a hostile filter on the listener `main`, whose budget is 4 MiB, and a well-behaved one on the listener
-/// `plain`.
+/// `plain`. Nobody is behind its cluster `calls`.
 struct Beside {
     proxy: Proxy,
+    upstream: Upstream,
 }
 
 impl Beside {
-    /// `config`: what else there is, with the cluster `web`.
-    fn with(config: Config, hostile: &[u8]) -> Beside {
-        let config = config
+    fn of(hostile: &[u8]) -> Beside {
+        Beside::before(Upstream::saying("hello"), hostile)
+    }
+
+    fn before(upstream: Upstream, hostile: &[u8]) -> Beside {
+        let config = Config::to(&upstream)
             .top("workers: 1")
-            .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
+            .module("hostile", hostile, "limits: {host_memory: 4MiB, call_time: 60s}")
             .unchained("good", "good.wasm", "")
-            .beside("plain", "cluster: web\nchain: [good]");
-        let files: [(&str, &[u8]); 2] = [("hostile.wasm", hostile), ("good.wasm", &guest::version("good"))];
-        Beside { proxy: Proxy::start_with(config, &files) }
+            .beside("plain", "cluster: web\nchain: [good]")
+            .cluster("calls", &[Upstream::refusing()], "protocol: h2");
+        let proxy = Proxy::start_with(config, &[("good.wasm", &guest::version("good"))]);
+        Beside { proxy, upstream }
     }
 
     /// One that does this when a request comes.
-    fn doing(upstream: &Upstream, code: &str) -> Beside {
-        Beside::with(Config::to(upstream), &guest::saying(code))
+    fn doing(code: &str) -> Beside {
+        Beside::of(&guest::saying(code))
+    }
+
+    /// A request that the hostile filter is to let pass.
+    fn passes(&self) {
+        assert_eq!(self.proxy.get("/").status(), 200);
     }
 
     /// What the hostile filter was answered, in a request of its own.
-    fn said(&self, upstream: &Upstream) -> Vec<i64> {
-        let before = upstream.requests().len();
-        assert_eq!(self.proxy.get("/").status(), 200);
-        let requests = upstream.wait_for_requests(before + 1);
-        let said = requests[before].field("x-said").expect("what it was answered").to_owned();
-        said.split(' ').map(|number| number.parse().expect("a number")).collect()
+    fn said(&self) -> Vec<i64> {
+        let before = self.upstream.requests().len();
+        self.passes();
+        numbers(&self.upstream.wait_for_requests(before + 1)[before])
     }
 
     /// What is kept for a filter.
@@ -65,19 +74,10 @@ impl Beside {
     }
 }
 
-/// Does something until it is answered with something else than `fine`, or so often, and notes how often that was and the answer.
-fn until_not(fine: i32, times: u32, what: &str) -> String {
-    format!(
-        r#"(global.set $n (i32.const 0))
-        (block $full
-            (loop $more
-                (br_if $full (i32.ge_u (global.get $n) (i32.const {times})))
-                (br_if $full (i32.ne (call $noted {what}) (i32.const {fine})))
-                (global.set $n (i32.add (global.get $n) (i32.const 1)))
-                (br $more)))
-        (call $answer (global.get $n))
-        (call $answer (global.get $answered))"#
-    )
+/// What a filter made by [`guest::saying`] was answered in this request.
+fn numbers(request: &Message) -> Vec<i64> {
+    let said = request.field("x-said").expect("what it was answered");
+    said.split(' ').map(|number| number.parse().expect("a number")).collect()
 }
 
 #[test]
@@ -98,9 +98,8 @@ fn one_header_that_is_asked_for_many_times_is_joined_once() {
         (call $answer (i32.load (i32.const 66052)))
         (call $answer (i32.load (i32.const 66552)))
         (call $answer (i32.load (i32.const 66556)))"#;
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::doing(&upstream, code);
-    assert_eq!(beside.said(&upstream), [1198, 0, 1198, 0, 1198]);
+    let beside = Beside::doing(code);
+    assert_eq!(beside.said(), [1198, 0, 1198, 0, 1198]);
     beside.is_well();
 }
 
@@ -117,9 +116,8 @@ fn complaints_are_short_however_long_what_is_wrong_is() {
         (drop (call $foreign %"set_envoy_filter_state" {long} (i32.const 0) (i32.const 0)))
         (call $answer (i32.const 0))"#
     );
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::doing(&upstream, &code);
-    (0..20).for_each(|_| assert_eq!(beside.said(&upstream), [0]));
+    let beside = Beside::doing(&code);
+    (0..20).for_each(|_| assert_eq!(beside.said(), [0]));
     beside.proxy.wait_for_output("not changed");
     let output = beside.proxy.output();
     let complaints = || output.lines().filter(|line| line.contains("filter=\"hostile\""));
@@ -142,9 +140,8 @@ fn a_local_response_is_bounded_and_still_ends_the_request() {
                 (i32.const 0))"#
         ))
     };
-    let upstream = Upstream::saying("hello");
     let long = "(i32.const 65536) (i32.const 900000)";
-    let beside = Beside::with(Config::to(&upstream), &reply(long, long));
+    let beside = Beside::of(&reply(long, long));
     let response = beside.proxy.get("/whole");
     assert_eq!((response.status(), response.body.len()), (403, 900_000));
     let details = beside.proxy.entry_for("/whole")["details"].as_str().expect("details").to_owned();
@@ -152,13 +149,13 @@ fn a_local_response_is_bounded_and_still_ends_the_request() {
     beside.forgets();
     beside.is_well();
 
-    let beside = Beside::with(Config::to(&upstream), &reply(r#"%"no""#, "(i32.const 65536) (i32.const 6000000)"));
+    let beside = Beside::of(&reply(r#"%"no""#, "(i32.const 65536) (i32.const 6000000)"));
     let response = beside.proxy.get("/large");
     assert_eq!((response.status(), response.text()), (500, ""));
     assert_eq!(beside.proxy.entry_for("/large")["details"], "filter_reply_too_large");
     beside.is_well();
-    let targets: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
-    assert!(!targets.contains(&"/large".into()), "what it wanted to refuse went no further: {targets:?}");
+    let passed = beside.upstream.requests().iter().any(|request| request.target() == "/large");
+    assert!(!passed, "what it wanted to refuse went no further");
 }
 
 #[test]
@@ -170,8 +167,7 @@ fn timers_that_are_set_when_a_stream_has_ended_are_none() {
         (func (export "proxy_on_log") (param i32) {set})
         (func (export "proxy_on_delete") (param i32) {set})"#
     ));
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::with(Config::to(&upstream), &hostile);
+    let beside = Beside::of(&hostile);
     let mut client = beside.proxy.client();
     (0..200).for_each(|_| assert_eq!(client.get("/").status(), 200));
     beside.forgets();
@@ -181,9 +177,8 @@ fn timers_that_are_set_when_a_stream_has_ended_are_none() {
 #[test]
 fn timers_are_bounded_for_each_stream_and_go_with_it() {
     let set = until_not(0, 1000, "(call $timer (i64.const 86400000000) (i64.const 0))");
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::doing(&upstream, &set);
-    (0..50).for_each(|_| assert_eq!(beside.said(&upstream), [16, 10]));
+    let beside = Beside::doing(&set);
+    (0..50).for_each(|_| assert_eq!(beside.said(), [16, 10]));
     beside.forgets();
     beside.is_well();
 }
@@ -203,11 +198,9 @@ fn grpc_calls_cost_something_even_if_they_say_nothing() {
         (cancelled, 900, 1024, 10 | 1),
         (format!("{one}{closed}"), 1_000_000, 1_000_000, 0),
     ] {
-        let upstream = Upstream::saying("hello");
-        let config = Config::to(&upstream).cluster("calls", &[Upstream::refusing()], "protocol: h2");
-        let beside = Beside::with(config, &guest::saying(&code));
+        let beside = Beside::doing(&code);
         for _ in 0..3 {
-            let said = beside.said(&upstream);
+            let said = beside.said();
             assert!((least..=most).contains(&said[0]) && said[1] == answer, "{said:?}");
         }
         beside.is_well();
@@ -242,12 +235,11 @@ fn buckets_are_bounded_before_they_are_made() {
             (i32.const 0))
         {data}"#
     ));
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::with(Config::to(&upstream), &hostile);
-    assert_eq!(beside.proxy.get("/").status(), 200);
+    let beside = Beside::of(&hostile);
+    beside.passes();
     // 77 stands for 0: too many keys in all, a name that is too long, one that fits, and then no more.
     let said: Vec<i64> =
-        upstream.only_request().field("x-said").expect("answers").bytes().map(|b| i64::from(b) - 77).collect();
+        beside.upstream.only_request().field("x-said").expect("answers").bytes().map(|b| i64::from(b) - 77).collect();
     assert_eq!(said, [-10, -2, 0, -10]);
     beside.is_well();
 }
@@ -262,31 +254,14 @@ fn queues_are_bounded_and_those_of_others_go_on() {
         (if vm.is_empty() { open } else { find }) + &until_not(0, 1000, send)
     };
     let hostile = guest::saying(&(fill("a", "") + &fill("b", "") + &fill("q", "mail")));
-    let reader = guest::filter(
-        r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
-            (i32.eqz (call $register_queue %"q" (i32.const 24))))
-        (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
-            (drop (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
-            (if (i32.lt_u (i32.load (global.get $out_len)) (i32.const 100)) (then
-                (drop (call $log (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
-    );
-    let writer = guest::filter(
-        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
-            (drop (call $resolve_queue %"mail" %"q" (i32.const 24)))
-            (drop (call $get_header (i32.const 0) %":path" (global.get $out) (global.get $out_len)))
-            (if (call $enqueue (i32.load (i32.const 24)) (i32.load (global.get $out)) (i32.load (global.get $out_len)))
-                (then (drop (call $reply (i32.const 503) %"full" %"" %"" (i32.const -1)))))
-            (i32.const 0))"#,
-    );
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream)
         .top("workers: 1")
-        .filter("hostile", "hostile.wasm", "limits: {host_memory: 4MiB, call_time: 60s}")
+        .module("hostile", &hostile, "limits: {host_memory: 4MiB, call_time: 60s}")
         .unchained("good", "reader.wasm", "vm_id: mail")
         .unchained("writer", "writer.wasm", "")
         .beside("mailbox", "cluster: web\nchain: [writer]");
-    let proxy =
-        Proxy::start_with(config, &[("hostile.wasm", &hostile), ("reader.wasm", &reader), ("writer.wasm", &writer)]);
+    let proxy = Proxy::start_with(config, &[("reader.wasm", &reader()), ("writer.wasm", &writer())]);
     for path in ["/first", "/second", "/third"] {
         assert_eq!(proxy.get("/").status(), 200);
         let mut writer = Client::connect(proxy.address("mailbox"));
@@ -294,10 +269,8 @@ fn queues_are_bounded_and_those_of_others_go_on() {
         wait_until("room in the queue", || writer.get(path).status() == 200);
         proxy.wait_for_output(path);
     }
-    let said = upstream.requests()[0].field("x-said").expect("answers").to_owned();
-    let said: Vec<i64> = said.split(' ').map(|number| number.parse().expect("a number")).collect();
     // 4 MiB of its budget: 15 messages of a quarter of one, then nothing for any other queue.
-    assert_eq!(said, [15, 1, 0, 1, 0, 1]);
+    assert_eq!(numbers(&upstream.requests()[0]), [15, 1, 0, 1, 0, 1]);
     let kept = proxy.filter("hostile")["host_memory_bytes"].as_f64().expect("a number");
     assert!(kept <= 4.0 * MIB, "{kept}");
 }
@@ -314,8 +287,8 @@ fn messages_of_others_cannot_be_taken() {
             (i32.eqz (call $register_queue %"q" (i32.const 24))))"#,
     );
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("owner", "owner.wasm", "vm_id: mail").filter("thief", "thief.wasm", "");
-    let proxy = Proxy::start_with(config, &[("owner.wasm", &owner), ("thief.wasm", &thief)]);
+    let config = Config::to(&upstream).module("owner", &owner, "vm_id: mail").module("thief", &thief, "");
+    let proxy = Proxy::start(config);
     assert_eq!(proxy.get("/").status(), 200);
     assert_eq!(upstream.only_request().field("x-said"), Some("0 0 1"));
 }
@@ -332,13 +305,12 @@ fn a_worker_does_other_things_between_messages() {
             (drop (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
             (drop (call $enqueue (local.get $queue) %"again")))"#,
     );
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::with(Config::to(&upstream), &endless);
-    assert_eq!(beside.proxy.get("/").status(), 200);
+    let beside = Beside::of(&endless);
+    beside.passes();
     let calls = || beside.proxy.filter("hostile")["calls"].as_u64();
     wait_until("many messages to be told", || calls() > Some(1000));
     beside.is_well();
-    assert_eq!(beside.proxy.get("/").status(), 200);
+    beside.passes();
 }
 
 #[test]
@@ -359,15 +331,13 @@ fn heads_that_a_filter_makes_grow_are_bounded() {
         // What takes another's place costs nothing more.
         ("(call $header_set (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))", 100_000, 100_000),
     ] {
-        let upstream = Upstream::replying(|_| answer(200, &[], "hello"));
-        let beside = Beside::doing(&upstream, &(add(call) + forget));
+        let beside = Beside::doing(&(add(call) + forget));
         let mut client = beside.proxy.client();
         client.send_request("GET", "/", &[], b"");
         let response = client.read();
         // With fields for whatever response there will be, the response is what is large.
         assert!(call.contains("i32.const 100)") || response.status() == 200);
-        let said = upstream.wait_for_requests(1)[0].field("x-said").expect("answers").to_owned();
-        let said: Vec<i64> = said.split(' ').map(|number| number.parse().expect("a number")).collect();
+        let said = numbers(&beside.upstream.wait_for_requests(1)[0]);
         assert!((least..=most).contains(&said[0]), "{call}: {said:?}");
         beside.is_well();
         beside.forgets();
@@ -385,9 +355,8 @@ fn pseudo_headers_are_bounded() {
         (memory.fill (i32.const 65536) (i32.const 65) (i32.const 70000))
         (call $answer (call $header_set (i32.const 0) (i32.const 1) (i32.const 65536) (i32.const 70000)))
         (call $answer (call $header_set (i32.const 0) (i32.const 2) (i32.const 65536) (i32.const 70000)))"#;
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::doing(&upstream, code);
-    assert_eq!(beside.said(&upstream), [2, 2, 2]);
+    let beside = Beside::doing(code);
+    assert_eq!(beside.said(), [2, 2, 2]);
     beside.is_well();
 }
 
@@ -412,8 +381,8 @@ fn answers_to_calls_are_charged() {
         "/large" => answer(200, &[], vec![b'x'; 1 << 20]),
         _ => answer(200, &[], "hello"),
     });
-    let beside = Beside::with(Config::to(&upstream), &hostile);
-    assert_eq!(beside.proxy.get("/").status(), 200);
+    let beside = Beside::before(upstream, &hostile);
+    beside.passes();
     let said = |what: &str| beside.proxy.output().lines().filter(|line| line.contains(what)).count();
     wait_until("all answers", || {
         assert!(beside.kept("hostile") <= 4.0 * MIB);
@@ -440,9 +409,8 @@ fn places_of_a_stream_are_bounded() {
             (if (i32.ne (call $acquire (i32.const 0)) (i32.const -10)) (then unreachable))
             (i32.const 0))"#,
     );
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::with(Config::to(&upstream), &hostile);
-    (0..3).for_each(|_| assert_eq!(beside.proxy.get("/").status(), 200));
+    let beside = Beside::of(&hostile);
+    (0..3).for_each(|_| beside.passes());
     beside.is_well();
 }
 
@@ -467,21 +435,16 @@ fn tables_are_charged() {
             (if (i32.ne (global.get $n) (i32.const 262)) (then unreachable))
             (i32.const 0))"#
     ));
-    let upstream = Upstream::saying("hello");
-    let beside = Beside::with(Config::to(&upstream), &hostile);
-    (0..3).for_each(|_| assert_eq!(beside.proxy.get("/").status(), 200));
+    let beside = Beside::of(&hostile);
+    (0..3).for_each(|_| beside.passes());
     assert!(beside.kept("hostile") > 3.9 * MIB);
     beside.is_well();
 }
 
 #[test]
 fn one_filter_leaves_room_for_the_metrics_of_others_and_its_own_go_with_it() {
-    let define = r#"(global.set $at (i32.const 4096)) (call $digits (global.get $n))
-        (call $define_metric (i32.const 0)
-            (i32.const 4096) (i32.sub (global.get $at) (i32.const 4096)) (i32.const 24))"#;
-    let define = until_not(0, 20_000, define);
-    let hostile =
-        guest::saying(&define.replacen("(call $answer", "(global.set $at (i32.const 8192)) (call $answer", 1));
+    let define = until_not(0, 20_000, "(call $define_metric (i32.const 0) (name) (i32.const 24))");
+    let hostile = guest::saying(&define);
     let modest = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (if (call $define_metric (i32.const 0) %"modest" (i32.const 24)) (then unreachable))
@@ -490,15 +453,13 @@ fn one_filter_leaves_room_for_the_metrics_of_others_and_its_own_go_with_it() {
     );
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1");
-    let both = config.clone().filter("hostile", "hostile.wasm", "limits: {call_time: 60s}");
-    let both = both.filter("modest", "modest.wasm", "");
-    let mut proxy = Proxy::start_with(both, &[("hostile.wasm", &hostile), ("modest.wasm", &modest)]);
+    let both = config.clone().module("hostile", &hostile, "limits: {call_time: 60s}").module("modest", &modest, "");
+    let mut proxy = Proxy::start(both);
     assert_eq!(proxy.get("/").status(), 200);
     assert_eq!(upstream.only_request().field("x-said"), Some("5000 10"));
     let custom = proxy.metrics().names().filter(|(name, _)| name.starts_with("wasmcustom_")).count();
     assert_eq!(custom, 5001);
-    let alone = config.filter("modest", "modest.wasm", "");
-    proxy.change_config(alone);
+    proxy.change_config(config.module("modest", &modest, ""));
     wait_until("the metrics to be gone", || {
         let metrics = proxy.metrics();
         let mut names = metrics.names().map(|(name, _)| name).filter(|name| name.starts_with("wasmcustom_"));
@@ -517,8 +478,8 @@ fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
     );
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1");
-    let with = || config.clone().filter("keeper", "keeper.wasm", "vm_id: shared");
-    let mut proxy = Proxy::start_with(with(), &[("keeper.wasm", &keeper)]);
+    let with = || config.clone().module("keeper", &keeper, "vm_id: shared");
+    let mut proxy = Proxy::start(with());
     (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
     // Over a swap it stays, if the filter does.
     proxy.change_config(with().filter("another", "keeper.wasm", ""));
@@ -565,9 +526,9 @@ fn a_refused_configuration_has_written_nothing() {
     );
     let upstream = Upstream::saying("hello");
     let config = |options: &str| {
-        Config::to(&upstream).top("workers: 1").filter("writer", "writer.wasm", &format!("vm_id: shared\n{options}"))
+        Config::to(&upstream).top("workers: 1").module("writer", &module, &format!("vm_id: shared\n{options}"))
     };
-    let mut proxy = Proxy::start_with(config(""), &[("writer.wasm", &module)]);
+    let mut proxy = Proxy::start(config(""));
     assert_eq!(proxy.get("/").status(), 200);
     proxy.put_config(config("config: refuse"));
     let (status, said) = proxy.reload();
@@ -650,9 +611,7 @@ fn what_the_neighbour_waits() {
         times[times.len() * 99 / 100]
     };
     for (what, code) in rows {
-        let upstream = Upstream::saying("hello");
-        let config = Config::to(&upstream).cluster("calls", &[Upstream::refusing()], "protocol: h2");
-        let beside = Beside::with(config, &guest::saying(&format!("{code} (call $answer (i32.const 0))")));
+        let beside = Beside::doing(&format!("{code} (call $answer (i32.const 0))"));
         let mut client = Client::connect(beside.proxy.address("plain"));
         let (before, over) = (wait(&mut client), AtomicBool::new(false));
         let during = thread::scope(|scope| {

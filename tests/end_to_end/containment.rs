@@ -113,24 +113,18 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
     let upstream = upstream();
     let policies = ["deny", "bypass"];
     let all = || CALLBACKS.iter().flat_map(|(callback, denied)| policies.map(|policy| (*callback, policy, *denied)));
-    let (mut listeners, mut filters) = (String::new(), String::new());
+    let mut config = Config::to(&upstream);
     for (callback, policy, _) in all() {
         let name = format!("{callback}-{policy}");
-        listeners += &format!(
-            "  - {{name: {name}, address: '@{name}@', chain: [{name}], cluster: web, access_log: {{to: access.log}}}}\n"
-        );
-        filters +=
-            &format!("  - {{name: {name}, wasm: {callback}.wasm, on_failure: {policy}, limits: {{{limits}}}}}\n");
+        let options = format!("on_failure: {policy}\nlimits: {{{limits}}}");
+        config = config.unchained(&name, &format!("{callback}.wasm"), &options);
+        config = config.beside(&name, &format!("chain: [{name}]\ncluster: web\naccess_log: {{to: access.log}}"));
     }
-    let config = format!(
-        "listeners:\n  - {{name: plain, address: '@plain@', cluster: web}}\n{listeners}filters:\n{filters}\
-         clusters:\n  - {{name: web, endpoints: [{{address: '{upstream}'}}]}}\n"
-    );
     let modules: Vec<_> =
         CALLBACKS.iter().map(|(callback, _)| (format!("{callback}.wasm"), failing_in(callback, what))).collect();
     let files: Vec<_> = modules.iter().map(|(name, module)| (name.as_str(), module.as_slice())).collect();
     let mut proxy = Proxy::start_with(config, &files);
-    let mut plain = Client::connect(proxy.address("plain"));
+    let mut plain = proxy.client();
 
     for (callback, policy, denied) in all() {
         let name = format!("{callback}-{policy}");
@@ -138,7 +132,7 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
         assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &before, false), Outcome::Status(200), "{name}");
         let denied = if policy == "deny" { denied } else { Outcome::Status(200) };
         assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &failing, true), denied, "{name}");
-        assert_eq!(ask(&mut plain, "/", true), Outcome::Status(200), "others go on, after {name}");
+        assert_eq!(ask(&mut plain, "/plain", true), Outcome::Status(200), "others go on, after {name}");
 
         // One failure, one new instance; in it, all is well.
         wait_until(&format!("another instance of {name}"), || {
@@ -209,8 +203,7 @@ fn a_filter_that_only_logs() {
     let module = guest::filter(
         r#"(func (export "proxy_on_log") (param i32) (drop (call $log (i32.const 3) %"there was a request")))"#,
     );
-    let config = Config::to(&upstream).filter("logger", "logger.wasm", "");
-    let proxy = Proxy::start_with(config, &[("logger.wasm", &module)]);
+    let proxy = Proxy::start(Config::to(&upstream).module("logger", &module, ""));
     assert_eq!(ask(&mut proxy.client(), "/", false), Outcome::Status(200));
     proxy.wait_for_output("there was a request");
 }
@@ -219,8 +212,7 @@ fn a_filter_that_only_logs() {
 fn a_stream_that_has_ended_is_not_counted_as_failed() {
     for callback in ["proxy_on_done", "proxy_on_log", "proxy_on_delete"] {
         let upstream = upstream();
-        let config = Config::to(&upstream).filter("boom", "boom.wasm", "");
-        let proxy = Proxy::start_with(config, &[("boom.wasm", &failing_in(callback, "unreachable"))]);
+        let proxy = Proxy::start(Config::to(&upstream).module("boom", &failing_in(callback, "unreachable"), ""));
         assert_eq!(ask(&mut proxy.client(), "/", true), Outcome::Status(200));
         proxy.wait_for_metric("tollgate_filter_traps_total", &[("filter", "boom")], 1.0);
         assert_eq!(proxy.filter("boom")["failed_streams"], 0, "{callback}");
@@ -232,9 +224,7 @@ fn all_at_once() {
     // Requests that fail and requests that do not, through the same filter, from several clients.
     let upstream = upstream();
     let module = failing_in("proxy_on_request_headers", "unreachable");
-    let options = "on_failure: bypass";
-    let config = Config::to(&upstream).filter("boom", "boom.wasm", options);
-    let mut proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
+    let mut proxy = Proxy::start(Config::to(&upstream).module("boom", &module, "on_failure: bypass"));
     thread::scope(|scope| {
         for nth in 0..4 {
             let proxy = &proxy;

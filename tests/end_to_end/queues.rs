@@ -5,20 +5,20 @@ use crate::{
     harness::{Config, Proxy, Upstream, wait_until},
 };
 
-/// A filter that is told of messages in the queue `q` of the VM `mail`, and says each in the log.
-fn reader() -> Vec<u8> {
+/// A filter that is told of messages in the queue `q` of the VM `mail`, and says each in the log that is short.
+pub fn reader() -> Vec<u8> {
     guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (i32.eqz (call $register_queue %"q" (i32.const 24))))
         (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
-            (if (i32.eqz (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)))
-                (then (drop (call $log
-                    (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
+            (if (call $dequeue (local.get $queue) (global.get $out) (global.get $out_len)) (then (return)))
+            (if (i32.lt_u (i32.load (global.get $out_len)) (i32.const 100)) (then
+                (drop (call $log (i32.const 2) (i32.load (global.get $out)) (i32.load (global.get $out_len)))))))"#,
     )
 }
 
 /// A filter that sends the path of each request, and answers 503 if it cannot.
-fn writer() -> Vec<u8> {
+pub fn writer() -> Vec<u8> {
     guest::filter(
         r#"(func $deliver (result i32)
             (if (call $resolve_queue %"mail" %"q" (i32.const 24)) (then (return (i32.const 1))))
@@ -55,8 +55,7 @@ fn every_message_is_told_once() {
 #[test]
 fn a_queue_that_nobody_has_registered() {
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("sender", "writer.wasm", "");
-    let proxy = Proxy::start_with(config, &[("writer.wasm", &writer())]);
+    let proxy = Proxy::start(Config::to(&upstream).module("sender", &writer(), ""));
     assert_eq!(proxy.get("/").status(), 503);
     assert!(upstream.requests().is_empty());
 }

@@ -65,8 +65,8 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let seconds = seconds();
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).listener("trusted_hops: 1").beside("plain", "cluster: web");
-    let config = config.filter("boom", "boom.wasm", &format!("limits: {{{limits}}}"));
-    let proxy = Proxy::start_with(config, &[("boom.wasm", module)]);
+    let config = config.module("boom", module, &format!("limits: {{{limits}}}"));
+    let proxy = Proxy::start(config);
     let before = seen(load(&proxy, "main", 1000, seconds / 3));
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
     let sent = poison(&proxy, seconds);
@@ -131,8 +131,8 @@ fn requests_that_take_long_beside_a_poison_request_each_100_ms() {
         }
         answer(200, &[], "hello")
     });
-    let config = Config::to(&upstream).listener("trusted_hops: 1").filter("boom", "boom.wasm", "");
-    let proxy = Proxy::start_with(config, &[("boom.wasm", &poisoned_by("unreachable"))]);
+    let config = Config::to(&upstream).listener("trusted_hops: 1").module("boom", &poisoned_by("unreachable"), "");
+    let proxy = Proxy::start(config);
     let start = Instant::now();
     let (sent, failed) = thread::scope(|scope| {
         let others = (0..seconds() as u32 * 10).map(|nth| {

@@ -78,8 +78,8 @@ fn poison(what: &str, limits: &str, reason: &str) {
     let module = poisoned_by(what);
     let options = format!("limits: {{{limits}}}");
     let config = Config::to(&upstream).top("workers: 1").listener("trusted_hops: 1");
-    let config = config.filter("boom", "boom.wasm", &options);
-    let proxy = Proxy::start_with(config, &[("boom.wasm", &module)]);
+    let config = config.module("boom", &module, &options);
+    let proxy = Proxy::start(config);
     let mut client = proxy.client();
     for round in 0..ROUNDS {
         // Both in one write: there is no time to make an instance in between.
@@ -139,8 +139,8 @@ fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
             (i32.const 0))"#,
     );
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).top("workers: 1").filter("slow", "slow.wasm", "limits: {call_time: 300ms}");
-    let proxy = Proxy::start_with(config, &[("slow.wasm", &module)]);
+    let config = Config::to(&upstream).top("workers: 1").module("slow", &module, "limits: {call_time: 300ms}");
+    let proxy = Proxy::start(config);
     let threads = fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("its threads").flatten();
     let worker = threads.map(|thread| thread.path());
     let mut worker =
@@ -165,12 +165,15 @@ fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
     assert_eq!((status, proxy.filter("slow")["traps"].as_u64()), (200, Some(0)));
 }
 
+/// What `/ready` says of a filter that is not there.
+pub(super) const MISSING: &str =
+    "filter `boom` has had no instance on any worker for over a second, or only now and then\n";
+
 #[test]
 fn a_filter_that_takes_long_to_make_is_made_within_the_budget() {
-    let said = "filter `boom` has had no instance on any worker for over a second, or only now and then\n";
-    out_of_budget("", 200, &format!("ready\ndegraded: {said}"));
+    out_of_budget("", 200, &format!("ready\ndegraded: {MISSING}"));
     let strict = "admin: {address: '@admin@', unready_without_filters: true}";
-    out_of_budget(strict, 503, &format!("not ready: {said}"));
+    out_of_budget(strict, 503, &format!("not ready: {MISSING}"));
 }
 
 /// `top`: more of the configuration. The others: what `/ready` answers while there is no instance.
@@ -212,16 +215,12 @@ fn a_worker_without_an_instance_is_told_of() {
     for (policy, workers) in [("deny", 2), ("bypass", 1)] {
         let upstream = Upstream::saying("hello");
         let config = Config::to(&upstream).top(&format!("workers: {workers}")).listener("trusted_hops: 1");
-        let config = config.filter("boom", "boom.wasm", &format!("on_failure: {policy}"));
-        let proxy = Proxy::start_with(config, &[("boom.wasm", &costly())]);
+        let config = config.module("boom", &costly(), &format!("on_failure: {policy}"));
+        let proxy = Proxy::start(config);
         // All on one connection, and so on one worker.
         let mut client = proxy.client();
-        let told = match workers {
-            1 => {
-                "ready\ndegraded: filter `boom` has had no instance on any worker for over a second, or only now and then\n"
-            }
-            _ => "ready\ndegraded: filter `boom` has no instance on 1 of 2 workers\n",
-        };
+        let told = if workers == 1 { MISSING } else { "filter `boom` has no instance on 1 of 2 workers\n" };
+        let told = format!("ready\ndegraded: {told}");
         wait_until("readiness to say so", || {
             from_anew(&mut client);
             let ready = proxy.admin("GET", "/ready", "");

@@ -1,13 +1,12 @@
 //! Clients whose requests make a filter fail again and again: from the first failures on they fail alone.
 
 use super::{
-    crowd::{HOLDING, one_instance},
+    crowd::{holding, one_instance},
     poison::{costly, from_anew},
 };
 use crate::{
     guest,
-    harness::{Client, Message, Proxy, Upstream, answer, wait_until},
-    hot_swap::Gate,
+    harness::{Client, Gate, Message, Proxy, Upstream, answer, wait_until},
 };
 
 /// A request of a client at this address, as the proxy in front says.
@@ -27,14 +26,8 @@ fn quarantine(proxy: &Proxy, client: &mut Client) {
 }
 
 /// An upstream that answers what is slow only when the gate is open.
-fn slow(gate: &Gate) -> Upstream {
-    let shut = gate.clone();
-    Upstream::replying(move |request| {
-        if request.target().starts_with("/slow") {
-            shut.wait();
-        }
-        answer(200, &[], "hello")
-    })
+pub(super) fn slow(gate: &Gate) -> Upstream {
+    Upstream::held(gate, "/slow", |_| answer(200, &[], "hello"))
 }
 
 /// Requests under way from many clients, in the filter's instance.
@@ -54,7 +47,7 @@ fn innocents(proxy: &Proxy, upstream: &Upstream) -> Vec<Client> {
 fn a_client_that_poisons_again_and_again_fails_alone() {
     let gate = Gate::default();
     let upstream = slow(&gate);
-    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let proxy = one_instance(&upstream, "deny", &holding());
     let mut poisoner = proxy.client();
     quarantine(&proxy, &mut poisoner);
     let mut innocents = innocents(&proxy, &upstream);
@@ -83,7 +76,7 @@ fn a_client_that_poisons_again_and_again_fails_alone() {
 fn streams_of_clients_in_quarantine_share_their_fate() {
     let gate = Gate::default();
     let upstream = slow(&gate);
-    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let proxy = one_instance(&upstream, "deny", &holding());
     let mut poisoner = proxy.client();
     quarantine(&proxy, &mut poisoner);
     let mut beside = proxy.client();
@@ -144,7 +137,7 @@ fn whoever_makes_a_filter_fail_by_an_answer_is_known() {
 #[test]
 fn clients_that_poison_once_are_not_worth_an_instance() {
     let upstream = Upstream::saying("hello");
-    let proxy = one_instance(&upstream, "deny", &guest::filter(HOLDING));
+    let proxy = one_instance(&upstream, "deny", &holding());
     let mut client = proxy.client();
     for _ in 0..5 {
         assert_eq!(from_anew(&mut client).status(), 503);

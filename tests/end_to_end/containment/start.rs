@@ -5,18 +5,13 @@ use crate::{
     harness::{Config, Proxy, Upstream, wasm},
 };
 
-/// What a proxy says that does not start with this filter.
+/// A proxy does not start with this filter, and says why and where.
 fn refused(module: &[u8], options: &str, reason: &str) {
-    let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("bad", "bad.wasm", options);
-    match Proxy::try_start(config, &[("bad.wasm", module)]) {
-        Ok(_) => panic!("it has started"),
-        Err(said) => {
-            assert!(said.contains(reason), "{said}");
-            assert!(said.contains("config.yaml:1"), "it says where: {said}");
-            assert!(!said.contains("panicked"), "{said}");
-        }
-    }
+    let config = Config::to(Upstream::refusing()).module("bad", module, options);
+    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it has started: {reason}") };
+    assert!(said.contains(reason), "{said}");
+    assert!(said.contains("config.yaml:1"), "it says where: {said}");
+    assert!(!said.contains("panicked"), "{said}");
 }
 
 fn configuring(code: &str) -> Vec<u8> {
@@ -27,91 +22,58 @@ fn configuring(code: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_trap_while_it_is_configured() {
-    refused(
-        &configuring("unreachable"),
-        "config: {some: thing}",
-        "filter `bad` cannot be set up: it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`",
-    );
-}
-
-#[test]
-fn configuring_without_end() {
-    let module = configuring("(loop $forever (br $forever))");
-    refused(
-        &module,
-        "limits: {call_time: 5ms}",
-        "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`",
-    );
-}
-
-#[test]
-fn recursion_without_end() {
-    let module = configuring("(drop (call $recurse (i32.const 0)))");
-    refused(&module, "", "it failed in `proxy_on_configure`: it used up its stack");
+fn failures_while_it_is_configured() {
+    let trap = "filter `bad` cannot be set up: it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`";
+    refused(&configuring("unreachable"), "config: {some: thing}", trap);
+    let late = "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`";
+    refused(&configuring("(loop $forever (br $forever))"), "limits: {call_time: 5ms}", late);
+    let stack = "it failed in `proxy_on_configure`: it used up its stack";
+    refused(&configuring("(drop (call $recurse (i32.const 0)))"), "", stack);
 }
 
 #[test]
 fn a_trap_at_every_other_beginning() {
-    let export = |name: &str, params: &str, result: &str| {
-        guest::filter(&format!("(func (export \"{name}\") {params} {result} unreachable)"))
-    };
-    let ask = ("(param i32 i32)", "(result i32)");
-    refused(&export("_initialize", "", ""), "", "it failed in `_initialize`: wasm trap");
-    refused(&export("_start", "", ""), "", "it failed in `_start`: wasm trap");
-    refused(&export("proxy_on_vm_start", ask.0, ask.1), "", "it failed in `proxy_on_vm_start`: wasm trap");
-    refused(&export("proxy_on_context_create", ask.0, ""), "", "it failed in `proxy_on_context_create`: wasm trap");
+    for (export, types) in [
+        ("_initialize", ""),
+        ("_start", ""),
+        ("proxy_on_vm_start", "(param i32 i32) (result i32)"),
+        ("proxy_on_context_create", "(param i32 i32)"),
+    ] {
+        let module = guest::filter(&format!("(func (export \"{export}\") {types} unreachable)"));
+        refused(&module, "", &format!("it failed in `{export}`: wasm trap"));
+    }
     refused(&guest::filter("(func $s unreachable) (start $s)"), "", "it failed in `start`: wasm trap");
+    let endless = guest::filter("(func $s (loop $forever (br $forever))) (start $s)");
+    let late = "it failed in `start`: it took longer than 20 times its `call_time`";
+    refused(&endless, "limits: {call_time: 5ms}", late);
 }
 
 #[test]
-fn a_start_without_end() {
-    let module = guest::filter("(func $s (loop $forever (br $forever))) (start $s)");
-    refused(&module, "limits: {call_time: 5ms}", "it failed in `start`: it took longer than 20 times its `call_time`");
-}
-
-#[test]
-fn more_memory_than_it_may_have() {
-    let module = guest::filter("");
-    refused(&module, "limits: {memory: 64KiB}", "memory");
-}
-
-#[test]
-fn a_table_larger_than_any() {
+fn modules_that_cannot_be_instantiated() {
+    refused(&guest::filter(""), "limits: {memory: 64KiB}", "memory");
     refused(&guest::filter("(table 1000000000 funcref)"), "", "table");
-}
-
-#[test]
-fn data_outside_of_its_memory() {
     refused(&guest::filter("(data (i32.const -1) \"x\")"), "", "out of bounds");
 }
 
 #[test]
 fn callbacks_of_wrong_types() {
-    let module = guest::filter(r#"(func (export "proxy_on_log") (param i64))"#);
-    refused(&module, "", "exports `proxy_on_log` with a wrong type; it must be `proxy_on_log(context: i32)`");
+    let log = guest::filter(r#"(func (export "proxy_on_log") (param i64))"#);
+    refused(&log, "", "exports `proxy_on_log` with a wrong type; it must be `proxy_on_log(context: i32)`");
+    let malloc = guest::filter(r#"(func (export "malloc") (param i64) (result i32) (i32.const 0))"#);
+    refused(&malloc, "", "malloc");
 }
 
 #[test]
-fn an_allocator_of_a_wrong_type() {
-    let module = guest::filter(r#"(func (export "malloc") (param i64) (result i32) (i32.const 0))"#);
-    refused(&module, "", "malloc");
-}
-
-#[test]
-fn a_memory_that_is_imported() {
-    let module = wasm::from_text(
-        r#"(module (import "env" "memory" (memory 1)) (export "memory" (memory 0))
-            (func (export "proxy_abi_version_0_2_1"))
-            (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
-    );
-    refused(&module, "", "`env.memory`");
-}
-
-#[test]
-fn no_memory_and_no_allocator() {
-    let module = |code: &str| wasm::from_text(&format!("(module (func (export \"proxy_abi_version_0_2_1\")) {code})"));
-    let allocator = r#"(func (export "malloc") (param i32) (result i32) (i32.const 0))"#;
-    refused(&module(allocator), "", "bad.wasm exports no `memory`");
-    refused(&module("(memory (export \"memory\") 1)"), "", "bad.wasm exports neither `malloc` nor");
+fn memories_and_allocators_that_are_missing() {
+    const MEMORY: &str = r#"(memory (export "memory") 1)"#;
+    const IMPORTED: &str = r#"(import "env" "memory" (memory 1)) (export "memory" (memory 0))"#;
+    const ALLOCATOR: &str = r#"(func (export "malloc") (param i32) (result i32) (i32.const 0))"#;
+    for (memory, allocator, reason) in [
+        (IMPORTED, ALLOCATOR, "`env.memory`"),
+        ("", ALLOCATOR, "bad.wasm exports no `memory`"),
+        (MEMORY, "", "bad.wasm exports neither `malloc` nor"),
+    ] {
+        let marker = r#"(func (export "proxy_abi_version_0_2_1"))"#;
+        refused(&wasm::from_text(&format!("(module {memory} {marker} {allocator})")), "", reason);
+    }
 }
