@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    harness::{Client, DEADLINE, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
+    harness::{Client, Config, DEADLINE, Message, Proxy, Upstream, Wire, answer, wait_for, wait_until},
     script::{Case, Check},
 };
 
@@ -61,39 +61,25 @@ impl Host {
             _ => ANSWER.into(),
         });
         let (tcp, grpc) = (welcoming(), grpc());
-        let second = match tcp_too {
-            true => "  - {name: tcp, address: '@tcp@', chain: [conformance], cluster: tcp, protocol: tcp}\n",
-            false => "",
-        };
-        let config = format!(
-            "workers: 1
-listeners:
-  - {{name: main, address: '@main@', chain: [conformance], cluster: web, access_log: {{to: access.log}}}}
-{second}filters:
-  - name: conformance
-    wasm: module.wasm
-    root_id: conformance
-    vm_id: conformance
-    vm_config: the vm
-    config: the plugin
-    env: {{CONFORMANCE: 'yes'}}
-    limits: {{call_time: 5s}}
-clusters:
-  - {{name: web, endpoints: [{{address: '{web}'}}]}}
-  - {{name: tcp, endpoints: [{{address: '{tcp}'}}]}}
-  - {{name: tcp-other, endpoints: [{{address: '{tcp}'}}]}}
-  - {{name: grpc, endpoints: [{{address: '{grpc}'}}], protocol: h2}}
-  - {{name: nowhere, endpoints: [{{address: '{}'}}]}}
-",
-            Upstream::refusing()
-        );
-        Host {
-            // Some cases call a server that never answers, with the longest timeout that there is.
-            proxy: Proxy::start_with(config, &[("module.wasm", module)]).leaving_things_behind(),
-            web,
-            _others: [tcp, grpc],
-            logged: Cell::default(),
+        let options = "
+            root_id: conformance
+            vm_id: conformance
+            vm_config: the vm
+            config: the plugin
+            env: {CONFORMANCE: 'yes'}
+            limits: {call_time: 5s}";
+        let mut config = Config::to(&web).top("workers: 1").module("conformance", module, options);
+        if tcp_too {
+            config = config.beside("tcp", "chain: [conformance]\ncluster: tcp\nprotocol: tcp");
         }
+        let config = config
+            .cluster("tcp", &[&tcp], "")
+            .cluster("tcp-other", &[&tcp], "")
+            .cluster("grpc", &[&grpc], "protocol: h2")
+            .cluster("nowhere", &[Upstream::refusing()], "");
+        // Some cases call a server that never answers, with the longest timeout that there is.
+        let proxy = Proxy::start(config).leaving_things_behind();
+        Host { proxy, web, _others: [tcp, grpc], logged: Cell::default() }
     }
 
     /// Asks something by a header; the response.

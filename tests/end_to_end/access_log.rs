@@ -1,19 +1,33 @@
 //! One line for each request, whatever a client puts into it.
 
-use std::fs;
+use std::{fs, os::fd::OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use tempfile::TempDir;
 
 use crate::harness::{Config, Proxy, Signal, Upstream, answer, wait_for};
+
+/// A proxy that logs in this way, in front of an upstream.
+fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
+    Proxy::start(Config::to(upstream).log(access_log))
+}
+
+/// A FIFO in a folder, and its reader.
+fn fifo() -> (TempDir, String, OwnedFd) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a FIFO");
+    let reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a reader");
+    let path = path.display().to_string();
+    (dir, path, reader)
+}
 
 /// A reader that has stopped reading costs lines; how many is known, also of those that wait at the end.
 #[test]
 fn lines_that_nobody_read_by_the_end_are_counted() {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("fifo");
-    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a FIFO");
-    let _reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a reader");
+    let (_dir, path, _reader) = fifo();
     let upstream = Upstream::saying("ok");
-    let mut proxy = logging(&upstream, &format!("{{to: {}, format: '%path%'}}", path.display()));
+    let mut proxy = logging(&upstream, &format!("{{to: {path}, format: '%path%'}}"));
     let mut client = proxy.client();
     let long = format!("/{}", "x".repeat(2000));
     // More than the pipe holds, and less than may wait.
@@ -25,14 +39,6 @@ fn lines_that_nobody_read_by_the_end_are_counted() {
         said.lines().find(|line| line.contains("lines of access logs were lost")).unwrap_or_else(|| panic!("{said}"));
     let lost: u32 = line.rsplit_once("lines=").and_then(|(_, n)| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
     assert!((60..=90).contains(&lost), "a pipe holds 64 KiB: {lost}");
-}
-
-/// A proxy that logs in this way, in front of an upstream.
-fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
-    Proxy::start(format!(
-        "listeners: [{{name: main, address: '@main@', cluster: web, access_log: {access_log}}}]\n\
-         clusters: [{{name: web, endpoints: [{{address: '{upstream}'}}]}}]\n"
-    ))
 }
 
 #[test]
@@ -107,21 +113,16 @@ fn nothing_is_lost_under_load() {
 
 #[test]
 fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("fifo");
-    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a FIFO");
-    let reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a reader");
+    let (_dir, path, reader) = fifo();
     let upstream = Upstream::saying("ok");
-    let mut proxy = logging(&upstream, &format!("{{to: {}}}", path.display()));
+    let mut proxy = logging(&upstream, &format!("{{to: {path}}}"));
     drop(reader);
     proxy.signal(Signal::HUP);
     proxy.wait_for_output("nobody reads from this FIFO");
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     assert_eq!(proxy.get("/").status(), 200);
     // A change that brings another log of this kind is refused, and the next one is heard.
-    proxy
-        .put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {}}}}}]", path.display()));
+    proxy.put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {path}}}}}]"));
     let (status, said) = proxy.reload();
     assert_eq!(status, 422, "{said}");
     assert!(said.to_string().contains("nobody reads from this FIFO"), "{said}");
@@ -137,9 +138,7 @@ fn an_answer_that_comes_too_late_is_none() {
             (drop (call $reply (i32.const 403) %"why" %"no" (i32.const 0) (i32.const 0) (i32.const -1))))"#,
     );
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).filter("late", "late.wasm", "");
-    let proxy = Proxy::start_with(config, &[("late.wasm", &answers)]);
+    let proxy = Proxy::start(Config::to(&upstream).module("late", &answers, ""));
     assert_eq!(proxy.get("/").text(), "ok");
-    let entry = proxy.entry_for("/");
-    assert_eq!((&entry["flags"], &entry["status"]), (&serde_json::Value::Null, &200.into()), "{entry}");
+    proxy.entry_for("/").expect(200, "");
 }

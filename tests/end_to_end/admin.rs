@@ -74,8 +74,7 @@ fn what_is_not_there_is_told() {
 #[test]
 fn metrics_are_valid_and_move() {
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).filter("access", "builtin:authz", "config: {policies: []}");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", "config: {policies: []}"));
     let response = proxy.admin("GET", "/metrics", "");
     assert!(response.field("content-type").is_some_and(|v| v.starts_with("text/plain; version=0.0.4")));
     let before = Metrics::parse(response.text());
@@ -260,19 +259,13 @@ fn what_environment_variables_hold_is_not_shown() {
     // One that is there everywhere.
     let secret = std::env::var("PATH").expect("a path");
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).filter(
-        "routes",
-        "builtin:router",
-        "config:
-      virtual_hosts:
-        - {name: v, domains: ['*'], routes: [{respond: {status: 200, headers: {x-secret: 'a ${PATH}'}}}]}",
-    );
+    let config = Config::to(&upstream).routes("{respond: {status: 200, headers: {x-secret: 'a ${PATH}'}}}");
     let proxy = Proxy::start(config.listener("via: ${NONE_SUCH:-edge}"));
     assert_eq!(proxy.get("/").field("x-secret"), Some(&*format!("a {secret}")));
     let shown = proxy.admin("GET", "/config", "");
     assert!(!shown.text().contains(&secret), "{}", shown.text());
     let config = &proxy.config()["config"];
-    let route = &config["filters"][0]["config"]["virtual_hosts"][0]["routes"][0];
+    let route = &config["filters"][0]["config"]["routes"][0];
     assert_eq!(route["respond"]["headers"]["x-secret"], "a ${PATH}");
     assert_eq!(config["listeners"][0]["via"], "${NONE_SUCH:-edge}");
 }

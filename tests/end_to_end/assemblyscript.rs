@@ -1,10 +1,7 @@
 //! Filters written with AssemblyScript's SDK (`@solo-io/proxy-runtime`, from npm), which knows nothing of Tollgate. Their
 //! sources are in `tests/conformance/assemblyscript`, whose `setup.sh` compiles them.
 
-use crate::{
-    harness::{Config, Message, Proxy, Upstream, answer, peer},
-    hot_swap::Gate,
-};
+use crate::harness::{Config, Gate, Message, Proxy, Upstream, answer, peer};
 
 /// A proxy with one of the filters, and its configuration, lines of text.
 fn start(upstream: &Upstream, filter: &str, lines: &[&str], more: impl FnOnce(Config) -> Config) -> Option<Proxy> {
@@ -126,11 +123,7 @@ fn verify_when_nobody_answers() {
 #[test]
 fn verify_when_the_client_goes_while_it_waits() {
     let gate = Gate::default();
-    let shut = gate.clone();
-    let service = Upstream::replying(move |question| {
-        shut.wait();
-        decide(question)
-    });
+    let service = Upstream::held(&gate, "/", decide);
     let upstream = Upstream::saying("in");
     let Some(proxy) = start(&upstream, "verify", &VERIFY, |c| c.cluster("decisions", &[&service], "")) else { return };
     let mut client = proxy.client();

@@ -64,6 +64,22 @@ fn tollgate(dir: &Path, arguments: &[&str]) -> Output {
         .expect("the binary can be run")
 }
 
+/// What `tollgate check --json` says of a file: how it ends, and its diagnostics.
+fn check(dir: &Path, name: &str) -> (Option<i32>, Vec<Value>) {
+    let output = tollgate(dir, &["check", "--json", name]);
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(text(&output.stderr), "", "{name}");
+    assert_eq!(said["ok"], output.status.success(), "{name}");
+    (output.status.code(), said["diagnostics"].as_array().expect("a list").clone())
+}
+
+/// The same for a file with this text, in a folder with the usual modules.
+fn check_text(name: &str, text: &str) -> (Option<i32>, Vec<Value>) {
+    let dir = workplace();
+    fs::write(dir.path().join(name), text).expect("a file");
+    check(dir.path(), name)
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
 }
@@ -95,11 +111,8 @@ fn the_same_is_said_to_machines() {
     for file in files() {
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
         fs::copy(&file, dir.path().join(name)).expect("a copy");
-        let output = tollgate(dir.path(), &["check", "--json", name]);
-        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), String::new()), "{name}");
-        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        assert_eq!(said["ok"], false);
-        let diagnostics = said["diagnostics"].as_array().expect("a list");
+        let (status, diagnostics) = check(dir.path(), name);
+        assert_eq!(status, Some(1), "{name}");
         let for_people = text(&tollgate(dir.path(), &["check", name]).stderr);
         let count = for_people.lines().filter(|line| line.starts_with("error: ")).count();
         assert_eq!(diagnostics.iter().filter(|d| d["severity"] == "error").count(), count, "{name}");
@@ -138,9 +151,7 @@ fn good_files_are_good() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(text(&output.stdout), "ok: examples/quickstart.yaml: 1 listener, 4 filters, 3 clusters\n");
     assert_eq!(text(&output.stderr), "");
-    let output = tollgate(&root, &["check", "--json", "examples/quickstart.yaml"]);
-    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!((&said["ok"], &said["diagnostics"]), (&true.into(), &Value::Array(Vec::new())));
+    assert_eq!(check(&root, "examples/quickstart.yaml"), (Some(0), Vec::new()));
 }
 
 #[test]
@@ -153,9 +164,7 @@ fn what_is_odd_is_a_warning() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(text(&output.stdout), "ok: odd.yaml: 1 listener, 0 filters, 1 cluster\n");
     assert!(text(&output.stderr).starts_with("warning: `per_try_timeout` (2s) is longer"), "{output:?}");
-    let output = tollgate(dir.path(), &["check", "--json", "odd.yaml"]);
-    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!((&said["ok"], &said["diagnostics"][0]["severity"]), (&true.into(), &"warning".into()));
+    assert_eq!(check(dir.path(), "odd.yaml").1[0]["severity"], "warning");
 }
 
 #[test]
@@ -184,11 +193,9 @@ clusters:
     fs::write(dir.path().join("odd.yaml"), config).expect("a file");
     let naming = guest::filter("(data (i32.const 60000) \"in-the-module\")");
     fs::write(dir.path().join("naming.wasm"), naming).expect("a module");
-    let output = tollgate(dir.path(), &["check", "--json", "odd.yaml"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let told: Vec<_> = said["diagnostics"].as_array().expect("a list").iter().collect();
-    assert!(told.iter().all(|one| one["severity"] == "warning"), "{said:#}");
+    let (status, told) = check(dir.path(), "odd.yaml");
+    assert_eq!(status, Some(0), "{told:?}");
+    assert!(told.iter().all(|one| one["severity"] == "warning"), "{told:?}");
     let told: Vec<_> = told.iter().map(|one| (one["line"].as_u64(), one["message"].as_str())).collect();
     let expected = [
         (2, "listener `nowhere` has neither `chain` nor `cluster`: all requests get 404"),
@@ -201,7 +208,6 @@ clusters:
 
 #[test]
 fn a_variable_is_what_its_place_wants_in_a_filters_configuration_too() {
-    let dir = workplace();
     let json = r#"{
         "workers": "${NOT_SET_ANYWHERE:-2}",
         "listeners": [{"name": "main", "address": "127.0.0.1:8080", "chain": "limits", "cluster": "web"}],
@@ -211,12 +217,10 @@ fn a_variable_is_what_its_place_wants_in_a_filters_configuration_too() {
         }}],
         "clusters": [{"name": "web", "endpoints": "127.0.0.1:9001"}]
     }"#;
-    fs::write(dir.path().join("typed.json"), json).expect("a file");
-    let output = tollgate(dir.path(), &["check", "typed.json"]);
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
-    fs::write(dir.path().join("typed.json"), json.replace("-7}\", \"per", "-x}\", \"per")).expect("a file");
-    let output = tollgate(dir.path(), &["check", "typed.json"]);
-    assert!(text(&output.stderr).starts_with("error: expected a whole number, found a string"), "{output:?}");
+    assert_eq!(check_text("typed.json", json), (Some(0), Vec::new()));
+    let (_, wrong) = check_text("typed.json", &json.replace("-7}\", \"per", "-x}\", \"per"));
+    let first = wrong[0]["message"].as_str();
+    assert!(first.is_some_and(|m| m.starts_with("expected a whole number, found a string")), "{wrong:?}");
 }
 
 #[test]
@@ -323,7 +327,6 @@ fn the_schema_knows_short_forms_and_variables() {
 /// A filter's configuration is read by serde, whose words mean nothing to who writes YAML.
 #[test]
 fn mistakes_in_a_filters_configuration_say_what_to_write() {
-    let dir = workplace();
     for (wasm, config, message, help) in [
         (
             "authz",
@@ -342,10 +345,7 @@ fn mistakes_in_a_filters_configuration_say_what_to_write() {
             "listeners: [{{name: a, address: '127.0.0.1:8080', chain: [f]}}]\n\
              filters: [{{name: f, wasm: 'builtin:{wasm}', config: {config}}}]\n"
         );
-        fs::write(dir.path().join("x.yaml"), file).expect("a file");
-        let output = tollgate(dir.path(), &["check", "--json", "x.yaml"]);
-        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let first = &said["diagnostics"][0];
-        assert_eq!((&first["message"], &first["help"]), (&message.into(), &help.into()), "{said:#}");
+        let (_, told) = check_text("x.yaml", &file);
+        assert_eq!((&told[0]["message"], &told[0]["help"]), (&message.into(), &help.into()), "{told:?}");
     }
 }

@@ -4,11 +4,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Condvar, Mutex},
     thread,
 };
 
-use crate::harness::{Config, Proxy, Upstream, answer};
+use crate::harness::{Config, Gate, Proxy, Upstream, answer, wait_until};
 
 const NONE: &[&str] = &[];
 
@@ -63,30 +62,10 @@ fn random_keeps_weights_roughly() {
     assert_share(shares(&proxy, 600)["0"], 600, 2.0 / 3.0);
 }
 
-/// A door that is shut at first.
-#[derive(Default)]
-struct Door(Mutex<bool>, Condvar);
-
-impl Door {
-    fn pass(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
-    }
-
-    fn open(&self) {
-        *self.0.lock().unwrap() = true;
-        self.1.notify_all();
-    }
-}
-
 #[test]
 fn least_request_prefers_the_endpoint_with_less_to_do() {
-    let doors = [Arc::new(Door::default()), Arc::new(Door::default())];
-    let [busy, idle] = doors.clone().map(|door| {
-        Upstream::replying(move |_| {
-            door.pass();
-            answer(200, &[], "ok")
-        })
-    });
+    let doors = [Gate::default(), Gate::default()];
+    let [busy, idle] = doors.each_ref().map(|door| Upstream::held(door, "/", |_| answer(200, &[], "ok")));
     let proxy = weighted(&[(&busy, 1), (&idle, 1)], "balancer: least_request");
     let mut held: Vec<_> = (0..10).map(|_| proxy.client()).collect();
     for (n, client) in held.iter_mut().enumerate() {
@@ -96,7 +75,7 @@ fn least_request_prefers_the_endpoint_with_less_to_do() {
     // One after the other, they were shared out evenly.
     assert_eq!((busy.wait_for_requests(5).len(), idle.wait_for_requests(5).len()), (5, 5));
     doors[1].open();
-    crate::harness::wait_until("the idle endpoint to be so", || {
+    wait_until("the idle endpoint to be so", || {
         proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 5.0
     });
     for _ in 0..50 {
@@ -108,9 +87,7 @@ fn least_request_prefers_the_endpoint_with_less_to_do() {
 }
 
 fn routed(route: &str, clusters: &[(&str, &[Upstream], &str)]) -> Proxy {
-    let config = format!("config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [{route}]}}]}}");
-    let config = Config::new().filter("routes", "builtin:router", &config);
-    Proxy::start(clusters.iter().fold(config, |config, (name, endpoints, options)| {
+    Proxy::start(clusters.iter().fold(Config::new().routes(route), |config, (name, endpoints, options)| {
         config.cluster(name, &endpoints.iter().collect::<Vec<_>>(), options)
     }))
 }
@@ -129,14 +106,9 @@ fn a_hash_key_stays_with_its_endpoint() {
     let used: HashSet<_> = places.iter().collect();
     assert!(used.len() >= 4, "60 keys are spread over the endpoints: {places:?}");
     // Without its endpoint, a key moves; the others stay.
-    let config = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
-        {cluster: web, hash_key: {header: x-user}}]}]}";
     let left: Vec<_> = upstreams.iter().skip(1).collect();
-    proxy.change_config(Config::new().filter("routes", "builtin:router", config).cluster(
-        "web",
-        &left,
-        "balancer: hash",
-    ));
+    let route = "{cluster: web, hash_key: {header: x-user}}";
+    proxy.change_config(Config::new().routes(route).cluster("web", &left, "balancer: hash"));
     for (key, place) in places.iter().enumerate() {
         let now = ask(&proxy, key);
         assert!(if place == "0" { now != "0" } else { now == *place }, "user-{key} went from {place} to {now}");

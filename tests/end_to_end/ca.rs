@@ -67,9 +67,9 @@ impl Folder {
         self.run(&["token", "--spiffe", scope, "--ttl", ttl]).trim().to_owned()
     }
 
-    /// A proxy that signs.
+    /// A proxy that signs, and has no listener.
     fn serve(&self, options: &str) -> Proxy {
-        Proxy::start(Config::new().top(&self.admin(options)))
+        Proxy::start(self.admin(options))
     }
 
     fn admin(&self, options: &str) -> String {
@@ -91,6 +91,11 @@ fn request_for(id: &str) -> String {
     params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
     let key = KeyPair::generate().expect("a key");
     params.serialize_request(&key).and_then(|request| request.pem()).expect("a request")
+}
+
+/// How many renewals have come to this.
+fn renewals(proxy: &Proxy, result: &str) -> f64 {
+    proxy.metrics().sum("tollgate_workload_renewals_total", &[("result", result)])
 }
 
 fn sign(ca: &Proxy, token: Option<&str>, query: &str, request: &str) -> Message {
@@ -128,19 +133,20 @@ fn verify(certificate: &str, root: &str, name: Option<&str>) -> Result<(), webpk
     }
 }
 
+/// A certificate names `WEB` alone, and is for this key.
+fn assert_is_of_web(certificate: &str, key: &str) {
+    let certificate = der(certificate);
+    let uris: Vec<_> = webpki::EndEntityCert::try_from(&certificate).expect("it").valid_uri_names().collect();
+    assert_eq!(uris, [WEB]);
+    let key = KeyPair::from_pem(key).expect("a key");
+    assert_eq!(key.subject_public_key_info(), parsed(&certificate).public_key().raw);
+}
+
 /// A certificate and its key, as whoever finds the folder reads them.
 fn held(dir: &Path) -> (String, String) {
     let dir = fs::canonicalize(dir.join("..data")).expect("a folder");
     let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the file is there");
     (read("workload.pem"), read("workload.key"))
-}
-
-#[test]
-fn an_authority_needs_no_listener() {
-    let folder = Folder::new();
-    let proxy = Proxy::start(folder.admin(""));
-    let root = proxy.admin("GET", "/ca/root", "");
-    assert_eq!((root.status(), root.text()), (200, folder.read("ca/ca.pem").as_str()));
 }
 
 #[test]
@@ -153,11 +159,7 @@ fn webpki_accepts_what_was_signed_by_hand() {
     }
     let other = verify(&leaf, &root, Some("other.local"));
     assert!(matches!(other, Err(webpki::Error::CertNotValidForName(_))), "{other:?}");
-    let leaf = der(&leaf);
-    let uris: Vec<_> = webpki::EndEntityCert::try_from(&leaf).expect("a certificate").valid_uri_names().collect();
-    assert_eq!(uris, [WEB]);
-    let key = KeyPair::from_pem(&folder.read("web.key")).expect("a key");
-    assert_eq!(key.subject_public_key_info(), parsed(&leaf).public_key().raw);
+    assert_is_of_web(&leaf, &folder.read("web.key"));
     for file in ["web.key", "ca/ca.key", "ca/token.key"] {
         let mode = fs::metadata(folder.path(file)).expect("the file is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
@@ -254,14 +256,10 @@ fn a_proxy_signs_for_another() {
     let (certificate, key) = held(&run);
     verify(&certificate, root.text(), None).expect("its certificate is good");
     assert_eq!(fs::read_to_string(run.join("ca.pem")).expect("the root"), root.text());
-    let certificate = der(&certificate);
-    let uris: Vec<_> = webpki::EndEntityCert::try_from(&certificate).expect("it").valid_uri_names().collect();
-    assert_eq!(uris, [WEB]);
-    let key = KeyPair::from_pem(&key).expect("a key");
-    assert_eq!(key.subject_public_key_info(), parsed(&certificate).public_key().raw);
+    assert_is_of_web(&certificate, &key);
     let mode = fs::metadata(run.join("workload.key")).expect("the key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let end = parsed(&certificate).validity().not_after.timestamp() as f64;
+    let end = parsed(&der(&certificate)).validity().not_after.timestamp() as f64;
     let metrics = web.metrics();
     assert_eq!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]), end);
     assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[("result", "success")]), 1.0);
@@ -322,7 +320,7 @@ fn a_renewal_that_fails_is_told_and_tried_again() {
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
     web.wait_for_output(r#"certificate is not renewed yet: the certificate authority refuses: "who is that?" (401"#);
     web.wait_for_metric("tollgate_workload_renewals_total", &[("result", "success")], 2.0);
-    assert_eq!(web.metrics().sum("tollgate_workload_renewals_total", &[("result", "failure")]), 1.0);
+    assert_eq!(renewals(&web, "failure"), 1.0);
 }
 
 #[test]
@@ -395,7 +393,7 @@ fn an_authority_that_comes_later_is_waited_for() {
     let web = Proxy::start_with(workload(way.address, ""), &[("token", token.as_bytes())]);
     verify(&held(&web.dir().join("run")).0, &folder.read("ca/ca.pem"), None).expect("its certificate is good");
     assert!(web.output().contains("does not answer"), "{}", web.output());
-    assert_eq!(web.metrics().sum("tollgate_workload_renewals_total", &[("result", "failure")]), 2.0);
+    assert_eq!(renewals(&web, "failure"), 2.0);
 }
 
 /// Carries bytes in both directions until both have ended.
@@ -470,7 +468,7 @@ fn two_proxies_with_certificates_trust_each_other() {
     for proxy in [&inner, &right] {
         wait_until("the new certificate to be in force", || proxy.version() == 2);
         assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
-        assert_eq!(proxy.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]), 2.0);
+        assert_eq!(renewals(&proxy, "success"), 2.0);
     }
     through();
 }

@@ -37,6 +37,6 @@ fn a_body_without_end() {
     });
     let upstream = Upstream::saying("");
     let config = Config::to(&upstream).top("workers: 1").cluster("calls", &[&calls], "");
-    let proxy = Proxy::start_with(config.filter("calls", "calls.wasm", ""), &[("calls.wasm", &calling())]);
+    let proxy = Proxy::start(config.module("calls", &calling(), ""));
     assert_eq!(proxy.get("/").text(), "4", "the time is over");
 }

@@ -7,7 +7,6 @@ use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::PermissionsExt},
     path::PathBuf,
-    process::Command,
     thread,
 };
 
@@ -15,7 +14,7 @@ use rustix::process::Pid;
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Signal, Upstream, wait_for, wait_until},
+    harness::{Config, Proxy, Signal, Upstream, run_in, wait_for, wait_until},
 };
 
 /// A module that takes a compiler far longer than any test: what one function takes grows with its blocks and its variables.
@@ -70,14 +69,8 @@ fn check(module: &[u8], settings: &str) -> (bool, String) {
     fs::write(dir.path().join("f.wasm"), module).expect("a file");
     let config = String::from(Config::to("127.0.0.1:1").top(settings).filter("f", "f.wasm", ""));
     fs::write(dir.path().join("config.yaml"), config.replace("@main@", "127.0.0.1:1")).expect("a file");
-    let check = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-        .args(["check", "config.yaml"])
-        .current_dir(dir.path())
-        // No folder for a cache, and nothing else either.
-        .env_clear()
-        .output()
-        .expect("the binary can be run");
-    (check.status.success(), String::from_utf8_lossy(&check.stderr).into_owned())
+    // Without a folder for a cache.
+    run_in(dir.path(), &["check", "config.yaml"], &[])
 }
 
 #[test]
@@ -120,10 +113,8 @@ fn the_least_memory_that_can_be_set_is_enough_for_what_is_built_in() {
         filters:\n  - {name: a, wasm: 'builtin:authz', config: {rules: []}}\n  - {name: f, wasm: 'builtin:fault', config: {}}\n  \
         - {name: l, wasm: 'builtin:ratelimit', config: {}}\n  - {name: r, wasm: 'builtin:router', config: {}}\n";
     fs::write(dir.path().join("config.yaml"), text).expect("a file");
-    let mut check = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-    let check =
-        check.args(["check", "config.yaml"]).current_dir(dir.path()).env_clear().output().expect("it can be run");
-    assert!(!String::from_utf8_lossy(&check.stderr).contains("was not compiled"), "{check:?}");
+    let (_, said) = run_in(dir.path(), &["check", "config.yaml"], &[]);
+    assert!(!said.contains("was not compiled"), "{said}");
 }
 
 #[test]

@@ -3,8 +3,7 @@
 
 use crate::{
     guest,
-    harness::{Config, Proxy, Upstream, answer, frames::code, wait_until},
-    hot_swap::Gate,
+    harness::{Config, Gate, Proxy, Upstream, answer, frames::code, wait_until},
 };
 
 /// What a filter does to a stream to end it.
@@ -25,15 +24,6 @@ pub fn ending(end: &str) -> Vec<u8> {
             (drop (call $become (global.get $context)))
             (drop {end}))"#
     ))
-}
-
-/// An upstream that answers when the gate is open.
-pub fn asked(gate: &Gate) -> Upstream {
-    let shut = gate.clone();
-    Upstream::replying(move |_| {
-        shut.wait();
-        answer(200, &[], "")
-    })
 }
 
 /// An upstream that begins to answer, however it is asked, and does not end.
@@ -63,11 +53,10 @@ pub fn config(upstream: &Upstream, calls: &Upstream) -> Config {
 fn each(run: impl Fn(&Proxy, &Gate)) {
     for end in ENDS {
         let gate = Gate::default();
-        let (upstream, calls) = (endless(), asked(&gate));
+        let (upstream, calls) = (endless(), Upstream::held(&gate, "/", |_| answer(200, &[], "")));
         let proxy = Proxy::start_with(config(&upstream, &calls), &[("ending.wasm", &ending(end))]);
         run(&proxy, &gate);
-        let entry = proxy.entry(|_| true);
-        assert_eq!((&entry["flags"], &entry["details"]), (&"LR".into(), &"closed_by_filter".into()), "{entry}");
+        proxy.entry(|_| true).flagged("LR").because("closed_by_filter");
     }
 }
 

@@ -6,8 +6,11 @@ use crate::harness::{
     exchange::{Everywhere, Request},
 };
 
-fn deny(operation: &str) -> String {
-    format!("config: {{policies: [{{name: p, action: deny, rules: [{{to: [{{operation: {operation}}}]}}]}}]}}")
+/// Denies what is so.
+fn denying(config: Config, operation: &str) -> Everywhere {
+    let rules = format!("[{{to: [{{operation: {operation}}}]}}]");
+    let policies = format!("config: {{policies: [{{name: p, action: deny, rules: {rules}}}]}}");
+    Everywhere::start(config.filter("access", "builtin:authz", &policies))
 }
 
 /// The status that a request gets, which is the same in each version.
@@ -23,7 +26,7 @@ fn status(proxy: &Everywhere, method: &str, target: &str, host: &str, fields: &[
 #[test]
 fn cve_2026_73551_dot_segments_with_parameters() {
     let upstream = Upstream::saying("ok");
-    let proxy = Everywhere::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{paths: [/admin*]}")));
+    let proxy = denying(Config::to(&upstream), "{paths: [/admin*]}");
     for target in ["/public/..;/admin", "/public/..;x=1/admin", "/.;x/admin", "/%2e%2e;/admin", "/;x/admin", "/;/admin"]
     {
         assert_eq!(status(&proxy, "GET", target, "test", &[]), 400, "{target}");
@@ -41,7 +44,7 @@ fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
     for (parameters, expected, seen) in [("keep", 200, "/admin;x=1"), ("strip", 403, ""), ("reject", 400, "")] {
         let upstream = Upstream::saying("ok");
         let config = Config::to(&upstream).listener(&format!("path: {{parameters: {parameters}}}"));
-        let proxy = Everywhere::start(config.filter("access", "builtin:authz", &deny("{paths: [/admin]}")));
+        let proxy = denying(config, "{paths: [/admin]}");
         assert_eq!(status(&proxy, "GET", "/admin;x=1", "test", &[]), expected, "{parameters}");
         let targets: Vec<_> = upstream.requests().iter().map(|request| request.target().to_owned()).collect();
         // Once over each version.
@@ -57,8 +60,7 @@ fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
 #[test]
 fn cve_2021_32779_fragments() {
     let upstream = Upstream::saying("ok");
-    let proxy =
-        Everywhere::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{paths: [\"*/admin\"]}")));
+    let proxy = denying(Config::to(&upstream), "{paths: ['*/admin']}");
     assert_eq!(status(&proxy, "GET", "/admin#x", "test", &[]), 403);
     assert!(upstream.requests().is_empty());
 }
@@ -67,8 +69,7 @@ fn cve_2021_32779_fragments() {
 #[test]
 fn cve_2021_39155_the_case_of_a_host() {
     let upstream = Upstream::saying("ok");
-    let hosts = deny("{hosts: [\"admin.example\", \"*.secret.example:8443\"]}");
-    let proxy = Everywhere::start(Config::to(&upstream).filter("access", "builtin:authz", &hosts));
+    let proxy = denying(Config::to(&upstream), "{hosts: [admin.example, '*.secret.example:8443']}");
     for host in [
         "admin.example",
         "ADMIN.example",
@@ -139,7 +140,7 @@ fn cve_2025_48865_connection_removes_nothing_that_a_filter_writes() {
             (i32.const 0))"#,
     );
     let upstream = Upstream::saying("ok");
-    let proxy = Proxy::start_with(Config::to(&upstream).filter("tier", "tier.wasm", ""), &[("tier.wasm", &tier)]);
+    let proxy = Proxy::start(Config::to(&upstream).module("tier", &tier, ""));
     for value in ["free", "paid", ""] {
         let fields = [("X-Tier", value), ("X-More", "filter"), ("Connection", "x-tier, x-more")];
         assert_eq!(proxy.request("GET", "/", &fields, b"").status(), 200);
@@ -174,15 +175,9 @@ fn cve_2026_26308_several_fields_of_a_name() {
 /// Envoy: bytes above 0x7f in a value made a regular expression fail, and the condition with it.
 #[test]
 fn cve_2026_73552_bytes_that_are_no_text() {
-    let routes = "config:
-      virtual_hosts:
-        - name: v
-          domains: ['*']
-          routes:
-            - {match: {headers: [{name: x-a, regex: '.*evil.*'}]}, respond: {status: 403}}
-            - {cluster: web}";
     let upstream = Upstream::saying("ok");
-    let proxy = Everywhere::start(Config::to(&upstream).filter("routes", "builtin:router", routes));
+    let evil = "{match: {headers: [{name: x-a, regex: '.*evil.*'}]}, respond: {status: 403}}, {cluster: web}";
+    let proxy = Everywhere::start(Config::to(&upstream).routes(evil));
     assert_eq!(status(&proxy, "GET", "/", "test", &[("X-A", "\u{ff}evil\u{fe}")]), 403);
 }
 
@@ -190,8 +185,7 @@ fn cve_2026_73552_bytes_that_are_no_text() {
 #[test]
 fn cve_2021_31920_spellings_of_a_path() {
     let upstream = Upstream::saying("ok");
-    let paths = deny("{paths: [\"/caf%C3%A9*\", \"/a:b\", \"/x%7By\"]}");
-    let proxy = Everywhere::start(Config::to(&upstream).filter("access", "builtin:authz", &paths));
+    let proxy = denying(Config::to(&upstream), "{paths: ['/caf%C3%A9*', '/a:b', '/x%7By']}");
     for target in ["/caf%C3%A9", "/caf%c3%a9/x", "/café", "/a:b", "/a%3Ab", "/%61%3a%62", "/x%7By", "/x%7by", "/x{y"] {
         assert_eq!(status(&proxy, "GET", target, "test", &[]), 403, "{target}");
     }
@@ -203,8 +197,7 @@ fn cve_2021_31920_spellings_of_a_path() {
 #[test]
 fn a_method_has_one_spelling() {
     let upstream = Upstream::saying("ok");
-    let proxy =
-        Everywhere::start(Config::to(&upstream).filter("access", "builtin:authz", &deny("{methods: [DELETE]}")));
+    let proxy = denying(Config::to(&upstream), "{methods: [DELETE]}");
     for (method, expected) in [("DELETE", 403), ("delete", 400), ("Delete", 400), ("deletE", 400), ("PURGE", 200)] {
         assert_eq!(status(&proxy, method, &format!("/{method}"), "test", &[]), expected, "{method}");
     }

@@ -15,10 +15,6 @@ fn call(proxy: &Proxy, timeout: &str) -> Message {
     proxy.request("POST", "/a.B/C", &fields, b"\0\0\0\0\0")
 }
 
-fn to(upstream: &Upstream, cluster: &str) -> Config {
-    Config::new().listener("cluster: web").cluster("web", &[upstream], cluster)
-}
-
 fn assert_exceeded(proxy: &Proxy, response: &Message, details: &str) {
     assert_eq!((response.status(), response.field("grpc-status")), (200, Some("4")), "{response:?}");
     let entry = proxy.entry_for("/a.B/C");
@@ -29,7 +25,7 @@ fn assert_exceeded(proxy: &Proxy, response: &Message, details: &str) {
 #[test]
 fn a_call_ends_with_its_time() {
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(to(&upstream, "request_timeout: 0s"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 0s"));
     // On a busy machine its time may be over before it is sent on.
     wait_until("a call to reach the upstream", || {
         assert_exceeded(&proxy, &call(&proxy, "200m"), "grpc_deadline");
@@ -42,7 +38,7 @@ fn a_call_ends_with_its_time() {
 fn time_in_filters_counts() {
     let upstream = Upstream::saying("too late");
     let delays = "config: {delay: {fixed: 1h, percent: 100}}";
-    let proxy = Proxy::start(to(&upstream, "").filter("delays", "builtin:fault", delays));
+    let proxy = Proxy::start(Config::to_with(&upstream, "").filter("delays", "builtin:fault", delays));
     let response = call(&proxy, "200m");
     assert_eq!(response.field("grpc-status"), Some("4"));
     assert_eq!(proxy.entry_for("/a.B/C")["details"], "grpc_deadline");
@@ -59,22 +55,18 @@ fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
         })
     };
     let upstream = slow();
-    let proxy = Proxy::start(to(&upstream, "request_timeout: 100ms"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 100ms"));
     assert_eq!(call(&proxy, "60S").field("grpc-status"), Some("0"));
 
-    let route = |options: &str| {
-        format!("config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [{{cluster: web, {options}}}]}}]}}")
-    };
     let upstream = slow();
-    let config = to(&upstream, "request_timeout: 0s").filter("routes", "builtin:router", &route("timeout: 100ms"));
-    let proxy = Proxy::start(config);
+    let config = Config::to_with(&upstream, "request_timeout: 0s");
+    let proxy = Proxy::start(config.routes("{cluster: web, timeout: 100ms}"));
     assert_exceeded(&proxy, &call(&proxy, "60S"), "response_timeout");
 
     // Whoever does not believe clients takes it away.
     let upstream = slow();
-    let removes = route("request_headers: {remove: [grpc-timeout]}");
-    let config = to(&upstream, "request_timeout: 100ms").filter("routes", "builtin:router", &removes);
-    let proxy = Proxy::start(config);
+    let config = Config::to_with(&upstream, "request_timeout: 100ms");
+    let proxy = Proxy::start(config.routes("{cluster: web, request_headers: {remove: [grpc-timeout]}}"));
     assert_exceeded(&proxy, &call(&proxy, "60S"), "response_timeout");
     assert_eq!(upstream.only_request().field("grpc-timeout"), None);
 }
@@ -83,7 +75,7 @@ fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
 #[test]
 fn only_a_post_is_a_call() {
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(to(&upstream, "request_timeout: 200ms").listener("grpc_web: true"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 200ms").listener("grpc_web: true"));
     for (method, media_type) in
         [("GET", "application/grpc"), ("PUT", "application/grpc+proto"), ("GET", "application/grpc-web")]
     {
@@ -98,13 +90,13 @@ fn only_a_post_is_a_call() {
 #[test]
 fn a_client_may_ask_for_so_long_and_no_longer() {
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(to(&upstream, "max_grpc_timeout: 300ms"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "max_grpc_timeout: 300ms"));
     assert_exceeded(&proxy, &call(&proxy, "99999999H"), "grpc_deadline");
     assert!(left(&upstream.only_request()) <= 300_000, "the upstream is told the time that there is");
 
     let upstream = Upstream::replying(|_| head_only(0));
     let told = |cluster: &str| {
-        call(&Proxy::start(to(&upstream, cluster)), "99999999H");
+        call(&Proxy::start(Config::to_with(&upstream, cluster)), "99999999H");
         upstream.requests().pop().and_then(|request| request.field("grpc-timeout").map(str::to_owned))
     };
     assert_eq!(told("max_grpc_timeout: 0s").as_deref(), Some("99999998H"));
@@ -126,7 +118,7 @@ fn each_try_is_told_how_much_is_left() {
     let turn = AtomicUsize::new(0);
     let upstream = Upstream::replying(move |_| head_only(if turn.fetch_add(1, SeqCst) < 2 { 14 } else { 0 }));
     let options = "retry: {on: [grpc_unavailable], attempts: 2, backoff: 1ms}";
-    let proxy = Proxy::start(to(&upstream, options));
+    let proxy = Proxy::start(Config::to_with(&upstream, options));
     assert_eq!(call(&proxy, "60S").field("grpc-status"), Some("0"));
     let requests = upstream.requests();
     let told: Vec<u64> = requests.iter().map(left).collect();
@@ -134,7 +126,7 @@ fn each_try_is_told_how_much_is_left() {
     assert!(told[0] < 60_000_000 && told[0] > told[1] && told[1] > told[2], "{told:?}");
 
     let upstream = Upstream::replying(|_| head_only(0));
-    let proxy = Proxy::start(to(&upstream, "retry: {on: [reset], per_try_timeout: 20s}"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "retry: {on: [reset], per_try_timeout: 20s}"));
     call(&proxy, "60S");
     assert!(
         left(&upstream.only_request()) > 20_000_000,
@@ -145,7 +137,7 @@ fn each_try_is_told_how_much_is_left() {
 #[test]
 fn what_is_no_timeout_is_not_touched() {
     let upstream = Upstream::replying(|_| head_only(0));
-    let proxy = Proxy::start(to(&upstream, ""));
+    let proxy = Proxy::start(Config::to_with(&upstream, ""));
     for value in ["soon", "5", "123456789S"] {
         call(&proxy, value);
         assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some(value));
@@ -167,7 +159,7 @@ fn for_streams_that_take_too_long(ask: impl Fn(&Proxy, (&str, &str)) -> bool) {
             );
             connection.wait_for_end();
         });
-        let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener(listener));
+        let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 0s").listener(listener));
         let has_begun = ask(&proxy, field);
         let entry = proxy.entry_for("/a.B/C");
         let logged = (&entry["status"], &entry["grpc_status"], &entry["flags"]);
@@ -219,7 +211,7 @@ fn a_body_without_end_ends_with_its_time() {
             let block = vec![b'x'; 1 << 20];
             while connection.wire.send(&block).is_ok() {}
         });
-        let proxy = Proxy::start(to(&upstream, &cluster).listener(&listener));
+        let proxy = Proxy::start(Config::to_with(&upstream, &cluster).listener(&listener));
         let mut client = proxy.client();
         client.send_request("GET", "/endless", &[], b"");
         let mut block = vec![0; 1 << 20];
@@ -236,11 +228,11 @@ fn a_body_without_end_ends_with_its_time() {
 #[test]
 fn a_stream_gets_only_so_old() {
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(to(&upstream, "request_timeout: 0s").listener("timeouts: {stream_age: 300ms}"));
+    let proxy =
+        Proxy::start(Config::to_with(&upstream, "request_timeout: 0s").listener("timeouts: {stream_age: 300ms}"));
     let response = proxy.get("/old");
     assert_eq!(response.status(), 504);
-    let entry = proxy.entry_for("/old");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"stream_age".into()));
+    proxy.entry_for("/old").flagged("UT").because("stream_age");
     // Also while its client still sends.
     let mut client = proxy.client();
     client.send("POST /sending HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nbeginning");
@@ -258,8 +250,9 @@ fn a_body_that_filters_wait_for_has_its_bounds() {
         [("{stream_age: 300ms}", 504, "stream_age"), ("{idle: 300ms}", 408, "request_body_timeout")]
     {
         let upstream = Upstream::replying(|_| answer(200, &[], "ok"));
-        let config = to(&upstream, "").listener(&format!("timeouts: {timeouts}")).filter("looks", "looks.wasm", "");
-        let proxy = Proxy::start_with(config, &[("looks.wasm", &looks)]);
+        let config =
+            Config::to_with(&upstream, "").listener(&format!("timeouts: {timeouts}")).module("looks", &looks, "");
+        let proxy = Proxy::start(config);
         let mut client = proxy.client();
         client.send("POST /waits HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n");
         assert_eq!(client.read().status(), status, "{timeouts}");

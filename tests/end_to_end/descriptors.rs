@@ -3,14 +3,13 @@
 use std::{
     fs,
     net::TcpStream,
-    sync::{Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::harness::{Config, Proxy, Upstream, Wire, answer, wait_until};
+use crate::harness::{Config, Gate, Proxy, Upstream, Wire, answer, wait_until};
 
 /// With 256 descriptors, clients may use those below 160.
 const FEW: u32 = 256;
@@ -38,14 +37,8 @@ fn clients_that_are_idle_make_room_for_others() {
 
 #[test]
 fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
-    let (done, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::replying(move |request| {
-        if request.target() == "/slow" {
-            let _ = wait.lock().unwrap().recv();
-        }
-        answer(200, &[], "ok")
-    });
+    let gate = Gate::default();
+    let upstream = Upstream::held(&gate, "/slow", |_| answer(200, &[], "ok"));
     let top = "workers: 1\nadmin: {address: '@admin@', probes: {address: '@probes@'}}";
     // One upstream connection for all that wait: it is clients that use descriptors up here.
     let config = Config::to_with(&upstream, "limits: {connections: 1, pending: 1000, requests: 1000}").top(top);
@@ -73,21 +66,15 @@ fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
     }
     assert_eq!(proxy.reload().0, 200);
     drop(slow);
-    drop(done);
+    gate.open();
     wait_until("room", || proxy.get("/").status() == 200);
 }
 
 /// The limit is lowered from outside, so that not even the last ones are left.
 #[test]
 fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::replying(move |request| {
-        if request.target() == "/slow" {
-            let _ = wait.lock().unwrap().recv();
-        }
-        answer(200, &[], "ok")
-    });
+    let gate = Gate::default();
+    let upstream = Upstream::held(&gate, "/slow", |_| answer(200, &[], "ok"));
     let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
     let mut busy = proxy.client();
     busy.send_request("GET", "/slow", &[], b"");
@@ -110,7 +97,7 @@ fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
     thread::sleep(Duration::from_secs(1));
     let (spent, passed) = (u128::from(spent() - from), began.elapsed().as_millis());
     assert!(spent < passed / 2, "{spent} ms of the processor's in {passed} ms");
-    go.send(()).expect("it waits");
+    gate.open();
     assert_eq!(busy.read().status(), 200);
     allow(before);
     assert_eq!(waiting.read().status(), 200);

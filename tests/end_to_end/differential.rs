@@ -26,32 +26,29 @@ use self::{
 use crate::{
     guest,
     harness::{
-        Proxy, Upstream,
+        Config, Proxy, Upstream,
         exchange::{Outcome, Speaker, SpeakerH1, SpeakerH2, SpeakerH3},
         wait_until,
     },
 };
 
 /// A listener, a cluster and a log for each way.
-fn config(upstreams: &[(Way, Upstream)]) -> String {
-    let (mut listeners, mut clusters) = (String::new(), String::new());
+fn config(upstreams: &[(Way, Upstream)]) -> Config {
+    const LOG: &str = "format: '%req(x-row)% %status% %flags% %details%'";
+    let mut config = Config::new().unchained("holder", "holder.wasm", "");
     for (way, upstream) in upstreams {
         let name = way.name();
         let chain = if way.held { "[holder]" } else { "[]" };
         let tls = match way.client {
-            Version::H3 => ", http3: true, tls: {certificates: [{certificate: server.pem, key: server.key}]}",
+            Version::H3 => "http3: true\ntls: {certificates: [{certificate: server.pem, key: server.key}]}\n",
             _ => "",
         };
-        let protocol = if way.upstream == Version::H2 { "h2" } else { "h1" };
-        let _ = writeln!(
-            listeners,
-            "  - {{name: {name}, address: '@{name}@', cluster: {name}, chain: {chain}{tls}, limits: {{headers: 50}}, \
-             access_log: {{to: {name}.log, format: '%req(x-row)% %status% %flags% %details%'}}}}"
-        );
-        let _ =
-            writeln!(clusters, "  - {{name: {name}, protocol: {protocol}, endpoints: [{{address: '{upstream}'}}]}}");
+        let log = format!("access_log: {{to: {name}.log, {LOG}}}");
+        let options = format!("cluster: {name}\nchain: {chain}\nlimits: {{headers: 50}}\n{tls}{log}");
+        let protocol = if way.upstream == Version::H2 { "protocol: h2" } else { "protocol: h1" };
+        config = config.beside(&name, &options).cluster(&name, &[upstream], protocol);
     }
-    format!("listeners:\n{listeners}filters:\n  - {{name: holder, wasm: holder.wasm}}\nclusters:\n{clusters}")
+    config
 }
 
 /// Sends all rows by one way, those that it can say.

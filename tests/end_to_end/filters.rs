@@ -19,11 +19,7 @@ fn filters_decide_in_the_order_of_the_chain() {
             "config: {policies: [{name: none, action: deny, rules: [{to: [{operation: {paths: [/secret]}}]}]}]}",
         )
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: few, requests: 1, per: 24h, burst: 2}]}")
-        .filter(
-            "routes",
-            "builtin:router",
-            "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [{cluster: web}]}]}",
-        )
+        .routes("{cluster: web}")
         .cluster("web", &[&upstream], "");
     let proxy = Proxy::start(config);
     let statuses: Vec<_> = ["/secret", "/", "/secret", "/", "/", "/secret"].map(|path| proxy.get(path).status()).into();
@@ -39,12 +35,8 @@ fn filters_decide_in_the_order_of_the_chain() {
 fn a_filters_response_header_is_added_to_any_response() {
     let config = Config::new()
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: few, requests: 9, per: 24h}]}")
-        .filter(
-            "routes",
-            "builtin:router",
-            "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [
-                {match: {path: {exact: /teapot}}, respond: {status: 418}},
-                {match: {path: {exact: /down}}, cluster: down}]}]}",
+        .routes(
+            "{match: {path: {exact: /teapot}}, respond: {status: 418}}, {match: {path: {exact: /down}}, cluster: down}",
         )
         .cluster("down", &[Upstream::refusing()], "");
     let proxy = Proxy::start(config);

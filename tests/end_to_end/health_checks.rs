@@ -127,7 +127,7 @@ fn a_port_that_is_closed_is_noticed() {
 #[test]
 fn clusters_are_shown() {
     let upstream = Upstream::saying("ok");
-    let config = Config::new().listener("cluster: web").cluster("web", &[upstream.address], "");
+    let config = Config::to_with(upstream.address, "");
     let proxy = Proxy::start(config.cluster("another", &[Upstream::refusing()], ""));
     proxy.get("/");
     let shown: Value = serde_json::from_slice(&proxy.admin("GET", "/clusters", "").body).expect("JSON");

@@ -1,19 +1,16 @@
 //! What requests and responses say of hosts, ports and protocols: taken as the standards want it, or refused.
 
-use std::sync::{Mutex, mpsc};
-
 use crate::{
-    harness::{Config, Proxy, Upstream},
+    harness::{Config, Proxy, Upstream, telling},
     whole::to_h2,
 };
 
 /// HTTP/1.0 need not name a host: the upstream is told its own, as by nginx.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {
-    let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
+    let (seen, saw) = telling();
     let h2 = Upstream::replying_by_h2(move |h2, stream, request| {
-        let _ = seen.lock().unwrap().send(request);
+        seen(request);
         h2.answer(stream, 200, b"x");
     });
     let h1 = Upstream::saying("x");
@@ -28,8 +25,7 @@ fn a_request_without_a_host_is_for_its_endpoint() {
     let request = saw.recv().expect("a request");
     assert_eq!((request.field(":authority"), request.field("x-forwarded-host")), (Some(&*h2.to_string()), None));
 
-    let rule = "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [{redirect: {scheme: https}}]}]}";
-    let proxy = Proxy::start(Config::new().filter("router", "builtin:router", rule));
+    let proxy = Proxy::start(Config::new().routes("{redirect: {scheme: https}}"));
     let mut client = proxy.client();
     client.send("GET /x HTTP/1.0\r\n\r\n");
     assert_eq!(client.read().status(), 400, "there is nowhere to send it");

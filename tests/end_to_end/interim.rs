@@ -37,8 +37,7 @@ fn hints_of(client: &mut Client) -> (Vec<Message>, Message) {
 fn early_hints_reach_clients_in_their_order() {
     for (upstream, protocol, via) in [(hinting(), "h1", "1.1 tollgate"), (hinting_by_h2(), "h2", "2 tollgate")] {
         let options = format!("protocol: {protocol}");
-        let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], &options);
-        let proxy = Proxy::start(config);
+        let proxy = Proxy::start(Config::to_with(&upstream, &options));
         let mut client = proxy.client();
         for _ in 0..2 {
             let (hints, response) = hints_of(&mut client);
@@ -116,6 +115,7 @@ fn a_client_is_told_to_go_on_once() {
     assert_eq!(client.read().text(), "body");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nmore");
     assert_eq!(client.read().text(), "more");
+    assert!(upstream.requests().iter().all(|request| request.field("expect").is_none()), "it has been done");
 }
 
 /// What the client has seen of a try that came to nothing does not keep it from being tried again.

@@ -20,8 +20,7 @@ fn a_head_that_is_too_long_gets_431() {
     assert_eq!(response.field("content-type"), Some("text/plain"));
     assert!(client.wire.is_closed());
     assert_eq!(proxy.get(&format!("/{long}")).status(), 431, "the request line counts");
-    let entry = proxy.entry(|entry| entry["status"] == 431);
-    assert_eq!((&entry["flags"], &entry["details"]), (&"DPE".into(), &"head_too_large".into()));
+    proxy.entry(|entry| entry["status"] == 431).flagged("DPE").because("head_too_large");
     assert_eq!(upstream.requests().len(), 1);
 }
 
@@ -63,15 +62,15 @@ fn a_head_without_an_end_gets_431_at_the_bound() {
 #[test]
 fn a_request_body_that_a_filter_holds_is_bounded() {
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
-    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding(&["request"]))]);
+    let config =
+        Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").module("holds", &holding(&["request"]), "");
+    let proxy = Proxy::start(config);
     let body = vec![b'x'; (64 << 10) + 1];
     assert_eq!(proxy.request("POST", "/small", &[], &body[1..]).status(), 200);
     assert_eq!(upstream.only_request().body.len(), 64 << 10);
 
     assert_eq!(proxy.request("POST", "/large", &[], &body).status(), 413);
-    let entry = proxy.entry_for("/large");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"request_body_too_large".into()));
+    proxy.entry_for("/large").flagged("OM").because("request_body_too_large");
     assert_eq!(upstream.requests().len(), 1);
 }
 
@@ -81,14 +80,14 @@ fn a_response_body_that_a_filter_holds_is_bounded() {
         let size = if request.target() == "/small" { 64 << 10 } else { (64 << 10) + 1 };
         answer(200, &[], vec![b'x'; size])
     });
-    let config = Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").filter("holds", "holds.wasm", "");
-    let proxy = Proxy::start_with(config, &[("holds.wasm", &holding(&["response"]))]);
+    let config =
+        Config::to(&upstream).listener("limits: {buffered_body: 64KiB}").module("holds", &holding(&["response"]), "");
+    let proxy = Proxy::start(config);
     let small = proxy.get("/small");
     assert_eq!((small.status(), small.body.len()), (200, 64 << 10));
 
     assert_eq!(proxy.get("/large").status(), 500);
-    let entry = proxy.entry_for("/large");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"OM".into(), &"response_body_too_large".into()));
+    proxy.entry_for("/large").flagged("OM").because("response_body_too_large");
 }
 
 /// Whether a new connection is let in; if so, the connection, which has carried a request. If not, it is told.
@@ -157,8 +156,7 @@ fn a_head_that_takes_too_long_gets_408() {
     client.send("GET / HTTP/1.1\r\nHost: te");
     assert_eq!(client.read().status(), 408);
     assert!(client.wire.is_closed());
-    let entry = proxy.entry(|entry| entry["status"] == 408);
-    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"header_read_timeout".into()));
+    proxy.entry(|entry| entry["status"] == 408).flagged("DT").because("header_read_timeout");
     assert!(upstream.requests().is_empty());
 }
 
@@ -213,8 +211,7 @@ fn a_body_that_does_not_come_gets_408() {
     client.send("POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc");
     assert_eq!(client.read().status(), 408);
     assert!(client.wire.is_closed(), "what comes next would be the rest of the body");
-    let entry = proxy.entry_for("/slow");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"DT".into(), &"request_body_timeout".into()));
+    proxy.entry_for("/slow").flagged("DT").because("request_body_timeout");
 }
 
 #[test]
@@ -223,8 +220,7 @@ fn an_upstream_that_says_nothing_gets_504() {
     let config = Config::new().listener("cluster: web\ntimeouts: {idle: 500ms}");
     let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
     assert_eq!(proxy.get("/silent").status(), 504);
-    let entry = proxy.entry_for("/silent");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"SI".into(), &"stream_idle_timeout".into()));
+    proxy.entry_for("/silent").flagged("SI").because("stream_idle_timeout");
 }
 
 /// Crate h2 would drop the fields that are too many, and nobody would be told.

@@ -4,12 +4,8 @@ use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
 
 /// A proxy whose only route mirrors to an endpoint.
 fn mirroring(upstream: &Upstream, mirror: &str, percent: f64) -> Proxy {
-    let routes = format!(
-        "config: {{virtual_hosts: [{{name: a, domains: ['*'], routes: [
-            {{cluster: web, prefix_rewrite: /new, match: {{path: {{prefix: /old}}}},
-              mirror: {{cluster: shadow, percent: {percent}}}}}]}}]}}"
-    );
-    let config = Config::new().filter("routes", "builtin:router", &routes);
+    let old = "cluster: web, prefix_rewrite: /new, match: {path: {prefix: /old}}";
+    let config = Config::new().routes(&format!("{{{old}, mirror: {{cluster: shadow, percent: {percent}}}}}"));
     Proxy::start(config.cluster("web", &[upstream], "").cluster("shadow", &[mirror], ""))
 }
 

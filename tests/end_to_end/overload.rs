@@ -26,14 +26,12 @@ fn on_demand() -> (Upstream, mpsc::Sender<()>) {
 #[test]
 fn requests_over_a_clusters_bound_get_503() {
     let (upstream, answer_one) = on_demand();
-    let config = Config::new().listener("cluster: web").cluster("web", &[&upstream], "limits: {requests: 2}");
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to_with(&upstream, "limits: {requests: 2}"));
     let mut inside: Vec<_> = (0..2).map(|_| proxy.client()).collect();
     inside.iter_mut().for_each(|client| client.send_request("GET", "/in", &[], b""));
     upstream.wait_for_requests(2);
     assert_eq!(proxy.get("/over").status(), 503);
-    let entry = proxy.entry_for("/over");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UO".into(), &"overflow".into()));
+    proxy.entry_for("/over").flagged("UO").because("overflow");
     assert_eq!(proxy.metrics().sum("tollgate_cluster_request_overflows_total", &[("cluster", "web")]), 1.0);
     (0..2).for_each(|_| answer_one.send(()).expect("the upstream is there"));
     inside.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
@@ -43,9 +41,8 @@ fn requests_over_a_clusters_bound_get_503() {
 #[test]
 fn requests_wait_for_a_connection_up_to_a_bound() {
     let (upstream, answer_one) = on_demand();
-    let limits = "limits: {connections: 1, pending: 1}";
     // One worker: each may always have a connection.
-    let config = Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[&upstream], limits);
+    let config = Config::to_with(&upstream, "limits: {connections: 1, pending: 1}").top("workers: 1");
     let proxy = Proxy::start(config);
     let mut first = proxy.client();
     first.send_request("GET", "/first", &[], b"");
@@ -70,9 +67,8 @@ fn pending(proxy: &Proxy) -> f64 {
 #[test]
 fn a_request_that_waits_can_give_up() {
     let (upstream, answer_one) = on_demand();
-    let routes = "config: {virtual_hosts: [{name: all, domains: ['*'], routes: [
-        {match: {path: {exact: /hurry}}, cluster: web, timeout: 300ms}, {cluster: web}]}]}";
-    let config = Config::new().top("workers: 1").filter("routes", "builtin:router", routes);
+    let routes = "{match: {path: {exact: /hurry}}, cluster: web, timeout: 300ms}, {cluster: web}";
+    let config = Config::new().top("workers: 1").routes(routes);
     let proxy = Proxy::start(config.cluster("web", &[&upstream], "limits: {connections: 1}\nrequest_timeout: 0s"));
     let mut first = proxy.client();
     first.send_request("GET", "/first", &[], b"");
@@ -107,8 +103,7 @@ fn all_that_wait_are_served() {
         theirs.fetch_sub(1, SeqCst);
         answer(200, &[], "ok")
     });
-    let options = "limits: {connections: 3}\nrequest_timeout: 0s";
-    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], options));
+    let proxy = Proxy::start(Config::to_with(&upstream, "limits: {connections: 3}\nrequest_timeout: 0s"));
     thread::scope(|scope| {
         for _ in 0..20 {
             scope.spawn(|| {

@@ -78,9 +78,9 @@ fn talkative(upstream: &Upstream) -> Config {
 fn nobody_reads_standard_error_and_traffic_goes_on() {
     let upstream = Upstream::saying("ok");
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
-    let access = "access_log: {to: stdout, format: '%path% %req(x-fill)%'}";
-    let config = String::from(talkative(&upstream)).replace("access_log: {to: access.log}", access);
-    let mut proxy = Proxy::start_unheard(config, || writer.try_clone().expect("a descriptor").into());
+    let access = "{to: stdout, format: '%path% %req(x-fill)%'}";
+    let mut proxy =
+        Proxy::start_unheard(talkative(&upstream).log(access), || writer.try_clone().expect("a descriptor").into());
     drop(writer);
     let (path, fill) = (format!("/{}", "x".repeat(3000)), "y".repeat(4000));
     let mut client = proxy.client();

@@ -1,12 +1,8 @@
 //! What comes before the first request: the PROXY protocol.
 
-use std::{
-    io::Write,
-    net::TcpStream,
-    sync::{Mutex, mpsc},
-};
+use std::{io::Write, net::TcpStream, sync::mpsc};
 
-use crate::harness::{Config, DEADLINE, Proxy, Secure, Upstream, answer};
+use crate::harness::{Config, DEADLINE, Proxy, Secure, Upstream, answer, telling};
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n";
 
@@ -166,8 +162,7 @@ fn under_tls_it_comes_before_the_handshake_and_only_from_those_who_are_trusted()
 
 /// Says which header a connection of its has begun with, for each request.
 fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
-    let (told, was_told) = mpsc::channel();
-    let told = Mutex::new(told);
+    let (told, was_told) = telling();
     let upstream = Upstream::scripted(move |mut connection| {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
@@ -176,7 +171,7 @@ fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
         }
         let line = String::from_utf8(line).unwrap();
         while connection.request().is_some() {
-            told.lock().unwrap().send(line.clone()).unwrap();
+            told(line.clone());
             connection.send(answer(200, &[], "ok"));
         }
     });
@@ -187,8 +182,7 @@ fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
 #[test]
 fn an_endpoint_is_told_of_both_ends_of_each_client() {
     let ((upstream, was_told), (mirror, was_copied)) = (reading_headers(), reading_headers());
-    let route = "config: {routes: [{cluster: web, mirror: {cluster: copies}}]}";
-    let config = Config::new().top("workers: 1").listener(TRUSTING).filter("routes", "builtin:router", route);
+    let config = Config::new().top("workers: 1").listener(TRUSTING).routes("{cluster: web, mirror: {cluster: copies}}");
     let config = config.cluster("web", &[&upstream], "proxy_protocol: v1");
     let proxy = Proxy::start(config.cluster("copies", &[&mirror], "proxy_protocol: v1"));
     let header = |ends: &str| format!("PROXY TCP4 {ends} 80\r\n");

@@ -30,13 +30,8 @@ fn late() -> Upstream {
     })
 }
 
-fn to(upstream: &Upstream, options: &str) -> Config {
-    Config::to_with(upstream, options)
-}
-
 fn assert_late(proxy: &Proxy, path: &str) {
-    let entry = proxy.entry_for(path);
-    assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"response_head_timeout".into()), "{entry}");
+    let entry = proxy.entry_for(path).flagged("UT").because("response_head_timeout");
     let why = entry["upstream_failure"].as_str().unwrap_or_default();
     assert!(why.contains("no response within") && why.contains("response_head_timeout"), "{why}");
 }
@@ -45,7 +40,7 @@ fn assert_late(proxy: &Proxy, path: &str) {
 fn a_response_that_flows_takes_as_long_as_it_takes() {
     in_time(|ms| {
         let upstream = flowing(ms * 3);
-        let proxy = Proxy::start(to(&upstream, &format!("response_head_timeout: {ms}ms")));
+        let proxy = Proxy::start(Config::to_with(&upstream, &format!("response_head_timeout: {ms}ms")));
         let (one, two) = (proxy.get("/one"), proxy.h2().get("/two"));
         if one.status() == 504 || two.status() == 504 {
             return None;
@@ -65,7 +60,7 @@ fn a_head_that_does_not_come_in_time_is_504() {
         thread::sleep(LONGER);
         h2.answer(stream, 200, b"late");
     });
-    for config in [to(&upstream, LIMIT), Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}"))] {
+    for config in [Config::to_with(&upstream, LIMIT), Config::to_with(&h2, &format!("protocol: h2\n{LIMIT}"))] {
         let proxy = Proxy::start(config);
         assert_eq!(proxy.get("/one").status(), 504);
         assert_late(&proxy, "/one");
@@ -82,7 +77,7 @@ fn an_interim_response_is_no_head() {
         connection.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
         connection.wait_for_end();
     });
-    let proxy = Proxy::start(to(&upstream, LIMIT));
+    let proxy = Proxy::start(Config::to_with(&upstream, LIMIT));
     assert_eq!(proxy.get("/").status(), 504);
     assert_late(&proxy, "/");
 }
@@ -93,7 +88,8 @@ fn the_time_begins_when_the_request_has_ended() {
     let upstream = Upstream::saying("ok");
     in_time(|ms| {
         // It has a connection from the first byte on.
-        let config = to(&upstream, &format!("response_head_timeout: {ms}ms")).listener("limits: {read_ahead: 0}");
+        let config =
+            Config::to_with(&upstream, &format!("response_head_timeout: {ms}ms")).listener("limits: {read_ahead: 0}");
         let proxy = Proxy::start(config);
         let mut client = proxy.client();
         client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n");
@@ -112,12 +108,11 @@ fn it_bounds_all_tries() {
         let upstream = Upstream::silent();
         let (limit, each) = (format!("response_head_timeout: {ms}ms"), ms * 2 / 5);
         let retry = format!("retry: {{on: [reset], attempts: 10, per_try_timeout: {each}ms, backoff: 1ms}}");
-        let proxy = Proxy::start(to(&upstream, &format!("{limit}\n{retry}")));
+        let proxy = Proxy::start(Config::to_with(&upstream, &format!("{limit}\n{retry}")));
         assert_eq!(proxy.get("/").status(), 504);
         let tries = upstream.requests().len();
         assert!(tries <= 4, "{tries}");
-        let entry = proxy.entry_for("/");
-        assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"response_head_timeout".into()), "{entry}");
+        let entry = proxy.entry_for("/").flagged("UT").because("response_head_timeout");
         // If the time of a try is over as well when the proxy looks, it may name that.
         let why = entry["upstream_failure"].as_str().unwrap_or_default();
         (tries > 1 && why.contains("response_head_timeout")).then_some(())
@@ -128,13 +123,11 @@ fn it_bounds_all_tries() {
 #[test]
 fn another_bound_takes_its_place() {
     let upstream = late();
-    let route = "config: {routes: [{cluster: web, timeout: 0s}]}";
-    let proxy =
-        Proxy::start(Config::new().filter("routes", "builtin:router", route).cluster("web", &[&upstream], LIMIT));
+    let proxy = Proxy::start(Config::new().routes("{cluster: web, timeout: 0s}").cluster("web", &[&upstream], LIMIT));
     assert_eq!(proxy.get("/").text(), "late", "a route's");
 
     let silent = Upstream::silent();
-    let proxy = Proxy::start(to(&silent, &format!("{LIMIT}\nrequest_timeout: 1h")));
+    let proxy = Proxy::start(Config::to_with(&silent, &format!("{LIMIT}\nrequest_timeout: 1h")));
     assert_eq!(proxy.get("/both").status(), 504, "unless both are said");
     assert_late(&proxy, "/both");
 }
@@ -144,7 +137,7 @@ fn another_bound_takes_its_place() {
 fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
     in_time(|ms| {
         let upstream = flowing(ms * 3);
-        let proxy = Proxy::start(to(&upstream, &format!("request_timeout: {ms}ms")));
+        let proxy = Proxy::start(Config::to_with(&upstream, &format!("request_timeout: {ms}ms")));
         let mut client = proxy.client();
         client.send_request("GET", "/cut", &[], b"");
         let cut = client.wire.whole_response("GET");
@@ -152,8 +145,7 @@ fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
         let stream = client.request("GET", "/reset", &[], true);
         let reset = client.response(stream);
         for path in ["/cut", "/reset"] {
-            let entry = proxy.entry_for(path);
-            assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &"response_timeout".into()), "{entry}");
+            let entry = proxy.entry_for(path).flagged("UT").because("response_timeout");
             if entry["status"] == 504 {
                 return None;
             }
@@ -179,7 +171,7 @@ fn calls_are_exempt_where_there_can_be_calls() {
     assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
 
     let upstream = Upstream::silent();
-    let proxy = Proxy::start(to(&upstream, LIMIT));
+    let proxy = Proxy::start(Config::to_with(&upstream, LIMIT));
     let response = proxy.request("POST", "/a.B/C", &call, b"");
     assert_eq!(response.field("grpc-status"), Some("4"));
     assert_eq!(response.field("grpc-message"), Some("Gateway Timeout (response_head_timeout)"));
@@ -191,13 +183,9 @@ fn calls_are_exempt_where_there_can_be_calls() {
 fn a_mirror_is_bounded_by_itself() {
     in_time(|ms| {
         let (upstream, mirror, limit) = (flowing(ms * 3), Upstream::silent(), format!("response_head_timeout: {ms}ms"));
-        let route = "config: {routes: [{cluster: web, mirror: {cluster: copy}}]}";
-        let config = Config::new().filter("routes", "builtin:router", route);
-        let proxy = Proxy::start(config.cluster("web", &[&upstream], &limit).cluster(
-            "copy",
-            &[&mirror],
-            "request_timeout: 1s",
-        ));
+        let config = Config::new().routes("{cluster: web, mirror: {cluster: copy}}");
+        let config = config.cluster("web", &[&upstream], &limit).cluster("copy", &[&mirror], "request_timeout: 1s");
+        let proxy = Proxy::start(config);
         let is_whole = proxy.get("/").text() == "xxxxxxxxxx";
         mirror.wait_for_requests(1);
         proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "copy")]);

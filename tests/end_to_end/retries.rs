@@ -1,12 +1,8 @@
 //! Failed requests are tried again as configured: for the right reasons, not too often, and only if that changes nothing.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering::SeqCst},
-    mpsc,
-};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use crate::harness::{Config, Proxy, Upstream, answer};
+use crate::harness::{Config, Gate, Proxy, Upstream, answer};
 
 /// Says these statuses one after the other, then 200. 0 resets the connection.
 fn saying_in_turn(statuses: &'static [u16]) -> Upstream {
@@ -22,8 +18,7 @@ fn saying_in_turn(statuses: &'static [u16]) -> Upstream {
 }
 
 fn with_retry(upstream: &Upstream, retry: &str) -> Proxy {
-    let options = format!("retry: {retry}");
-    Proxy::start(Config::new().listener("cluster: web").cluster("web", &[upstream], &options))
+    Proxy::start(Config::to_with(upstream, &format!("retry: {retry}")))
 }
 
 #[test]
@@ -117,8 +112,7 @@ fn an_endpoint_that_takes_no_connection_costs_no_request() {
         ("retry: {on: [connect_failure], attempts: 1, backoff: 1ms}", 3, "UF,URX"),
         ("retry: {attempts: 0}", 1, "UF"),
     ] {
-        let config = Config::new().listener("cluster: web").cluster("web", &[dead(), dead()], options);
-        let proxy = Proxy::start(config);
+        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[dead(), dead()], options));
         assert_eq!(proxy.get("/").status(), 503);
         let entry = proxy.entry_for("/");
         assert_eq!((&entry["attempts"], &entry["flags"]), (&tries.into(), &flags.into()), "{options}");
@@ -185,17 +179,17 @@ fn a_try_that_takes_too_long_is_followed_by_another() {
 #[test]
 fn retries_are_bounded_by_their_budget() {
     // The second request that comes is the first one's retry; it is held while the test looks.
-    let (go, wait) = mpsc::channel::<()>();
-    let (turn, wait) = (AtomicUsize::new(0), Mutex::new(wait));
+    let (turn, gate) = (AtomicUsize::new(0), Gate::default());
+    let shut = gate.clone();
     let upstream = Upstream::replying(move |_| match turn.fetch_add(1, SeqCst) {
         1 => {
-            let _ = wait.lock().unwrap().recv();
+            shut.wait();
             answer(200, &[], "held")
         }
         _ => answer(503, &[], ""),
     });
     let options = "retry: {on: [5xx], backoff: 0s}\nretry_budget: {percent: 0, min_concurrent: 1}";
-    let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[&upstream], options));
+    let proxy = Proxy::start(Config::to_with(&upstream, options));
     let mut first = proxy.client();
     first.send_request("GET", "/first", &[], b"");
     upstream.wait_for_requests(2);
@@ -203,21 +197,18 @@ fn retries_are_bounded_by_their_budget() {
     let entry = proxy.entry_for("/second");
     assert_eq!((&entry["attempts"], &entry["flags"]), (&1.into(), &"URX".into()));
     assert_eq!(proxy.metrics().sum("tollgate_cluster_retry_overflows_total", &[("cluster", "web")]), 1.0);
-    go.send(()).expect("the upstream is there");
+    gate.open();
     assert_eq!(first.read().text(), "held");
 }
 
 #[test]
 fn a_route_can_have_retries_of_its_own() {
-    let upstream = saying_in_turn(&[503, 503]);
-    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
+    let upstream = saying_in_turn(&[503, 503, 503]);
+    let routes = "
         {match: {path: {prefix: /again}}, cluster: web, retry: {on: [gateway_error], attempts: 2, backoff: 1ms}},
-        {cluster: web}]}]}";
-    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", routes).cluster("web", &[&upstream], ""));
-    assert_eq!(proxy.get("/again").status(), 200);
-    assert_eq!(upstream.requests().len(), 3);
-
-    let upstream = saying_in_turn(&[503]);
-    let proxy = Proxy::start(Config::new().filter("routes", "builtin:router", routes).cluster("web", &[&upstream], ""));
+        {cluster: web}";
+    let proxy = Proxy::start(Config::new().routes(routes).cluster("web", &[&upstream], ""));
     assert_eq!(proxy.get("/once").status(), 503);
+    assert_eq!(proxy.get("/again").status(), 200);
+    assert_eq!(upstream.requests().len(), 4);
 }

@@ -2,18 +2,14 @@
 
 use std::{
     fs,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-        mpsc,
-    },
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
-use crate::harness::{Config, Proxy, Upstream, answer, pki::Authority, wait_until};
+use crate::harness::{Config, Gate, Proxy, Upstream, answer, pki::Authority, telling, wait_until};
 
 /// One worker, so that there is one pool.
 fn one_pool(upstream: &Upstream, options: &str) -> Proxy {
-    Proxy::start(Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[upstream], options))
+    Proxy::start(Config::to_with(upstream, options).top("workers: 1"))
 }
 
 /// Answers the first request of each connection, and ends the connection when the second one has come.
@@ -118,12 +114,10 @@ fn a_connection_with_an_unfinished_upload_is_not_used_again() {
 /// What was announced and did not come must not look whole.
 #[test]
 fn an_upload_that_breaks_off_is_never_whole() {
-    let (ended, ends) = mpsc::channel();
-    let ended = Mutex::new(ended);
+    let (ended, ends) = telling();
     let upstream = Upstream::scripted(move |mut connection| {
         // Records nothing, since the request is not whole.
-        let whole = connection.request().is_some();
-        ended.lock().unwrap().send(whole).expect("the test waits");
+        ended(connection.request().is_some());
     });
     let proxy = one_pool(&upstream, "");
     for (name, sent) in [
@@ -152,15 +146,15 @@ fn a_response_too_many_is_nobodys() {
         ("a body after 304", "GET", "", "HTTP/1.1 304 Not Modified\r\n\r\n"),
         ("two responses in chunks", "GET", "", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
     ] {
-        let (go, wait) = mpsc::channel::<()>();
-        let (turn, wait) = (AtomicUsize::new(0), Mutex::new(wait));
+        let (turn, gate) = (AtomicUsize::new(0), Gate::default());
+        let shut = gate.clone();
         let upstream = Upstream::scripted(move |mut connection| {
             while connection.request().is_some() {
                 if turn.fetch_add(1, SeqCst) > 0 {
                     connection.send(answer(200, &[], "sound"));
                     continue;
                 }
-                let _ = wait.lock().unwrap().recv();
+                shut.wait();
                 connection.send(format!("{response}{extra}"));
             }
         });
@@ -171,7 +165,7 @@ fn a_response_too_many_is_nobodys() {
         upstream.wait_for_requests(1);
         other.send_request("GET", "/", &[], b"");
         proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
-        go.send(()).expect("the upstream is there");
+        gate.open();
         assert_eq!([one.read_for(method).text(), other.read().text()], [body, "sound"], "{name}");
         assert_eq!(proxy.get("/").text(), "sound", "{name}");
     }
@@ -235,8 +229,7 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
         // Nobody gives up connecting while the test waits for it; `more` changes that time, and nothing about TLS.
         let config = |tls: &str, more: u32| {
             let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\nconnect_timeout: {}s", 100 + more);
-            let endpoint = behind.address("main");
-            Config::new().top("workers: 1").listener("cluster: web").cluster("web", &[endpoint], &cluster)
+            Config::to_with(behind.address("main"), &cluster).top("workers: 1")
         };
         let files = [("ca.pem", &ours_pem), ("others.pem", &others_pem), ("one.pem", &one[0]), ("one.key", &one[1])];
         let files = files.map(|(name, content)| (name, &content[..]));

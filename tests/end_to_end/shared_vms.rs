@@ -34,9 +34,13 @@ fn counter() -> Vec<u8> {
 
 /// Two of a module, with options for each, and one worker.
 fn two(upstream: &Upstream, module: &[u8], one: &str, other: &str) -> Proxy {
-    let config = Config::to(upstream).top("workers: 1");
-    let config = config.filter("one", "module.wasm", one).filter("two", "module.wasm", other);
-    Proxy::start_with(config, &[("module.wasm", module)])
+    try_two(Config::to(upstream), module, one, other).unwrap_or_else(|said| panic!("{said}"))
+}
+
+/// The same in front of whatever is configured, or what the proxy says if it does not start.
+fn try_two(config: Config, module: &[u8], one: &str, other: &str) -> Result<Proxy, String> {
+    let config = config.top("workers: 1").filter("one", "module.wasm", one).filter("two", "module.wasm", other);
+    Proxy::try_start(config, &[("module.wasm", module)])
 }
 
 /// What the filters of [`counter`] say of a request.
@@ -77,8 +81,8 @@ fn whatever_differs_makes_two() {
     // Other code.
     let module = [counter(), b"\x00\x05\x04note".to_vec()].concat();
     let config = Config::to(&upstream).top("workers: 1");
-    let config = config.filter("one", "one.wasm", "vm_id: together").filter("two", "two.wasm", "vm_id: together");
-    let proxy = Proxy::start_with(config, &[("one.wasm", &counter()), ("two.wasm", &module)]);
+    let config = config.module("one", &counter(), "vm_id: together").module("two", &module, "vm_id: together");
+    let proxy = Proxy::start(config);
     assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/1/1"]);
 }
 
@@ -175,12 +179,8 @@ fn filters_of_released_sdks_share_one() {
 #[test]
 fn a_filter_is_named_that_refuses_its_configuration() {
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("one", "module.wasm", "vm_id: together\nconfig: {greeting: one}").filter(
-        "two",
-        "module.wasm",
-        "vm_id: together\nconfig: {greting: two}",
-    );
-    let Err(said) = Proxy::try_start(config, &[("module.wasm", &wasm::example("hello"))]) else {
+    let (one, other) = ("vm_id: together\nconfig: {greeting: one}", "vm_id: together\nconfig: {greting: two}");
+    let Err(said) = try_two(Config::to(&upstream), &wasm::example("hello"), one, other) else {
         panic!("it has started")
     };
     assert!(said.contains("config: {greting: two}") && said.contains("unknown field `greting`"), "{said}");
@@ -243,9 +243,8 @@ fn a_guest_is_never_called_while_it_is_in_a_call() {
     // A body's text comes before its headers.
     let module = guest::filter(&code.concat().replace(r#"%"" %"answered""#, r#"%"answered" %"""#));
     let (upstream, questions) = (Upstream::saying("hello"), Upstream::saying("yes"));
-    let config = Config::to(&upstream).top("workers: 1").cluster("questions", &[&questions], "");
-    let config = config.filter("one", "module.wasm", "vm_id: together").filter("two", "module.wasm", "vm_id: together");
-    let proxy = Proxy::start_with(config, &[("module.wasm", &module)]);
+    let config = Config::to(&upstream).cluster("questions", &[&questions], "");
+    let proxy = try_two(config, &module, "vm_id: together", "vm_id: together").expect("it starts");
     let response = proxy.get("/");
     assert_eq!((response.status(), response.text()), (200, "answered"));
     assert_eq!(response.all("x-passed"), ["yes", "yes"], "the answer of the second passes both");

@@ -17,12 +17,10 @@ fn endless() -> Upstream {
 /// The client has asked, and does not read what comes: the response is cut off, for the reason that this flag stands for.
 fn unread(listener: &str, cluster: &str, flag: &str) {
     let upstream = endless();
-    let config = Config::new().listener("cluster: web").listener(listener).cluster("web", &[&upstream], cluster);
-    let proxy = Proxy::start(config);
+    let proxy = Proxy::start(Config::to_with(&upstream, cluster).listener(listener));
     let mut client = proxy.client();
     client.send_request("GET", "/unread", &[], b"");
-    let entry = proxy.entry_for("/unread");
-    assert_eq!((&entry["status"], &entry["flags"]), (&200.into(), &flag.into()), "{entry}");
+    let entry = proxy.entry_for("/unread").expect(200, flag);
     assert!(entry["response_bytes"].as_u64() < Some(LONG as u64), "{entry}");
     drop(client);
 }
@@ -85,8 +83,8 @@ fn what_moves_slowly_is_not_idle() {
             connection.send("x");
         }
     });
-    let config = Config::new().listener("cluster: web\ntimeouts: {idle: 3s}");
-    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+    let config = Config::to_with(&upstream, "request_timeout: 0s");
+    let proxy = Proxy::start(config.listener("timeouts: {idle: 3s}"));
     assert_eq!(proxy.get("/").body.len(), 20, "four seconds in all");
 }
 
@@ -97,8 +95,7 @@ fn a_slow_client_is_nobody_elses_business() {
         let size = if request.target() == "/large" { LONG / 4 } else { 2 };
         answer(200, &[], vec![b'x'; size])
     });
-    let config = Config::new().top("workers: 1").listener("cluster: web");
-    let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
+    let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 0s").top("workers: 1"));
     let mut slow: Vec<_> = (0..4).map(|_| proxy.client()).collect();
     slow.iter_mut().for_each(|client| client.send_request("GET", "/large", &[], b""));
     upstream.wait_for_requests(4);

@@ -273,8 +273,7 @@ fn a_filters_fields_change_no_framing() {
         (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) {to_response} (i32.const 0))"#
     ));
     let (upstream, calls) = (Upstream::saying("hello"), Upstream::saying(""));
-    let config = Config::to(&upstream).cluster("calls", &[&calls], "").filter("f", "f.wasm", "");
-    let proxy = Proxy::start_with(config, &[("f.wasm", &module)]);
+    let proxy = Proxy::start(Config::to(&upstream).cluster("calls", &[&calls], "").module("f", &module, ""));
     let mut client = proxy.client();
     let response = client.request("POST", "/", &[], b"hello");
     let reply = client.request("GET", "/", &[("x-reply", "1")], b"");

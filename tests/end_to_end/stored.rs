@@ -9,9 +9,8 @@ use crate::{
 fn said(first: &str, second: &str) -> (Proxy, Message) {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1");
-    let config = config.filter("first", "first.wasm", "").filter("second", "second.wasm", "");
-    let proxy =
-        Proxy::start_with(config, &[("first.wasm", &guest::saying(first)), ("second.wasm", &guest::saying(second))]);
+    let config = config.module("first", &guest::saying(first), "").module("second", &guest::saying(second), "");
+    let proxy = Proxy::start(config);
     assert_eq!(proxy.get("/asked?x").status(), 200);
     (proxy, upstream.only_request())
 }
@@ -124,9 +123,8 @@ fn the_access_log_shows_it() {
         r#"(call $answer (call $metadata_set %"auth" %"user" (i32.const 0) %"ann"))
            (call $answer (call $set_property %"color" %"blue"))"#,
     );
-    let yaml: String = Config::to(&upstream).filter("f", "f.wasm", "").into();
     let format = "{to: access.log, format: \"%path% %metadata(auth:user)% %state(wasm.color)%\"}";
-    let proxy = Proxy::start_with(yaml.replace("{to: access.log}", format), &[("f.wasm", &module)]);
+    let proxy = Proxy::start(Config::to(&upstream).module("f", &module, "").log(format));
     assert_eq!(proxy.get("/shown").status(), 200);
     let log = proxy.dir().join("access.log");
     wait_until("the line", || std::fs::read_to_string(&log).is_ok_and(|text| text == "/shown ann blue\n"));
@@ -141,8 +139,7 @@ fn nothing_of_a_stream_is_left_to_the_next() {
            (call $answer (call $state_set %"k" %"v"))
            (call $answer (call $metadata_set %"s" %"k" (i32.const 0) %"v"))"#,
     );
-    let config = Config::to(&upstream).top("workers: 1").filter("f", "f.wasm", "");
-    let proxy = Proxy::start_with(config, &[("f.wasm", &module)]);
+    let proxy = Proxy::start(Config::to(&upstream).top("workers: 1").module("f", &module, ""));
     for _ in 0..2 {
         assert_eq!(proxy.get("/").status(), 200);
     }

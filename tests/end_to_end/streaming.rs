@@ -35,7 +35,7 @@ fn block() -> Vec<u8> {
 /// A proxy that gives a response as much time as a busy machine may need for it.
 fn unhurried(upstream: &Upstream, options: &str) -> Proxy {
     let options = format!("request_timeout: 0s\n{options}");
-    Proxy::start(Config::new().listener("cluster: web").cluster("web", &[upstream], &options))
+    Proxy::start(Config::to_with(upstream, &options))
 }
 
 /// Writes a body of repeated blocks.
@@ -85,39 +85,32 @@ fn a_response_of_a_gibibyte_passes_in_bounded_memory() {
     assert_eq!(proxy.entry_for("/")["response_bytes"], GIB);
 }
 
-#[test]
-fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
-    let upstream = Upstream::scripted(|mut connection| {
-        connection.head();
-        read_body(&mut connection.wire, GIB);
-        connection.send(answer(200, &[], "all of it"));
-    });
-    let proxy = unhurried(&upstream, "");
-    let before = proxy.peak_kib();
-    let mut client = proxy.client();
-    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {GIB}\r\n\r\n"));
-    write_body(&mut client.wire, GIB).expect("the proxy reads on");
-    assert_eq!(client.read().text(), "all of it");
-    assert_bounded(&proxy, before);
-    assert_eq!(proxy.entry_for("/")["request_bytes"], GIB);
-}
-
-/// The retry policy asks to keep bodies; what is too long for that must not be kept.
-#[test]
-fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
-    let size = GIB / 4;
+/// An upload of this size passes in bounded memory.
+fn upload(size: usize, options: &str) {
     let upstream = Upstream::scripted(move |mut connection| {
         connection.head();
         read_body(&mut connection.wire, size);
         connection.send(answer(200, &[], "all of it"));
     });
-    let proxy = unhurried(&upstream, "retry: {on: [5xx], attempts: 3}");
+    let proxy = unhurried(&upstream, options);
     let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
     write_body(&mut client.wire, size).expect("the proxy reads on");
     assert_eq!(client.read().text(), "all of it");
     assert_bounded(&proxy, before);
+    assert_eq!(proxy.entry_for("/")["request_bytes"], size);
+}
+
+#[test]
+fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
+    upload(GIB, "");
+}
+
+/// The retry policy asks to keep bodies; what is too long for that must not be kept.
+#[test]
+fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
+    upload(GIB / 4, "retry: {on: [5xx], attempts: 3}");
 }
 
 /// Writes blocks until the other side has not taken any for a while, and counts what it took.

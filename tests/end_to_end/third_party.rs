@@ -5,22 +5,21 @@ mod audit;
 mod body;
 mod variants;
 
-use std::thread;
+use std::{fmt::Display, thread};
 
-use crate::{
-    harness::{Client, Config, Message, Proxy, Upstream, answer, wait_until, wasm},
-    hot_swap::Gate,
-};
+use crate::harness::{Client, Config, Gate, Message, Proxy, Upstream, answer, wait_until, wasm};
 
-/// `verify`: the options of the question that it asks for requests with `x-token`.
-fn start(upstream: &Upstream, verifier: &str, verify: &str) -> Proxy {
-    let options = format!(
-        "config:
-           tag: third
-           verify: {{header: x-token, cluster: verifier, path: /verify, {verify}}}"
-    );
-    let config = Config::to(upstream).filter("third", "third.wasm", &options).cluster("verifier", &[verifier], "");
-    Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party"))])
+/// With a verifier that is given a minute.
+fn verified(upstream: &Upstream, verifier: &Upstream) -> Proxy {
+    start(upstream, verifier, 60_000)
+}
+
+/// The verifier is asked about requests with `x-token`.
+fn start(upstream: &Upstream, verifier: impl Display, timeout_ms: u32) -> Proxy {
+    let verify = format!("{{header: x-token, cluster: verifier, path: /verify, timeout_ms: {timeout_ms}}}");
+    let options = format!("config: {{tag: third, verify: {verify}}}");
+    let config = Config::to(upstream).module("third", &wasm::example("third-party"), &options);
+    Proxy::start(config.cluster("verifier", &[verifier], ""))
 }
 
 /// A verifier that likes only tokens that begin with `good`.
@@ -38,7 +37,7 @@ fn ask(proxy: &Proxy, token: &str) -> Message {
 #[test]
 fn it_sees_and_marks() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     let response = proxy.request("POST", "/a?b=c", &[("user-agent", "test/1"), ("x-verified", "forged")], b"body");
     assert_eq!((response.status(), response.text()), (200, "hello"));
     assert_eq!(response.field("x-third-party"), Some("third"));
@@ -56,7 +55,7 @@ fn it_sees_and_marks() {
 #[test]
 fn it_gets_values_that_are_no_text() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     let mut client = proxy.client();
     client.send(b"GET / HTTP/1.1\r\nhost: test\r\nuser-agent: caf\xe9\r\n\r\n");
     assert_eq!(client.read().status(), 200);
@@ -69,7 +68,7 @@ fn it_gets_values_that_are_no_text() {
 #[test]
 fn it_asks() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     let response = ask(&proxy, "good-1");
     assert_eq!((response.status(), response.field("x-third-party")), (200, Some("third")));
     assert_eq!(upstream.only_request().field("x-verified"), Some("yes"));
@@ -88,13 +87,9 @@ fn it_asks() {
 #[test]
 fn a_request_with_a_body_waits_for_the_answer() {
     let gate = Gate::default();
-    let shut = gate.clone();
-    let verifier = Upstream::replying(move |_| {
-        shut.wait();
-        answer(200, &["x-trace: 1"], "yes")
-    });
+    let verifier = Upstream::held(&gate, "/", |_| answer(200, &["x-trace: 1"], "yes"));
     let upstream = Upstream::saying("hello");
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     let body = vec![b'x'; 300_000];
     let mut client = proxy.client();
     client.send_request("POST", "/asked", &[("x-token", "good")], &body);
@@ -108,7 +103,7 @@ fn a_request_with_a_body_waits_for_the_answer() {
 #[test]
 fn the_service_is_silent() {
     let (upstream, verifier) = (Upstream::saying("hello"), Upstream::silent());
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 100");
+    let proxy = start(&upstream, &verifier, 100);
     let response = ask(&proxy, "good");
     assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
     proxy.wait_for_output("the service does not answer");
@@ -125,7 +120,7 @@ fn the_service_is_not_there_or_breaks_off() {
     let babbling = Upstream::canned("what?\r\n\r\n");
     let refusing = Upstream::refusing();
     for address in [refusing, resetting.address, broken.address, babbling.address] {
-        let proxy = start(&upstream, &address.to_string(), "timeout_ms: 60000");
+        let proxy = start(&upstream, address, 60_000);
         let response = ask(&proxy, "good");
         assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
         assert_eq!(proxy.filter("third")["traps"], 0);
@@ -136,13 +131,9 @@ fn the_service_is_not_there_or_breaks_off() {
 #[test]
 fn a_client_that_goes_away_while_it_waits() {
     let gate = Gate::default();
-    let shut = gate.clone();
-    let verifier = Upstream::replying(move |_| {
-        shut.wait();
-        answer(200, &[], "")
-    });
+    let verifier = Upstream::held(&gate, "/", |_| answer(200, &[], ""));
     let upstream = Upstream::saying("hello");
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     let active = || proxy.metrics().sum("tollgate_requests_active", &[("listener", "main")]);
     let mut clients: Vec<Client> = (0..4).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| client.send_request("GET", "/gone", &[("x-token", "good")], b""));
@@ -169,7 +160,7 @@ fn many_at_once() {
         answer(if token.starts_with("good") { 200 } else { 403 }, &[], "")
     });
     let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-token").unwrap_or_default()));
-    let proxy = start(&upstream, &verifier.to_string(), "timeout_ms: 60000");
+    let proxy = verified(&upstream, &verifier);
     thread::scope(|scope| {
         for nth in 0..32 {
             let proxy = &proxy;
@@ -192,10 +183,8 @@ fn many_at_once() {
 #[test]
 fn its_configuration_is_checked() {
     let upstream = Upstream::saying("hello");
-    let config = Config::to(&upstream).filter("third", "third.wasm", "config: {tga: x}");
-    let Err(said) = Proxy::try_start(config, &[("third.wasm", &wasm::example("third-party"))]) else {
-        panic!("it has started")
-    };
+    let config = Config::to(&upstream).module("third", &wasm::example("third-party"), "config: {tga: x}");
+    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it has started") };
     assert!(said.contains("it logged: the configuration is wrong: unknown field `tga`"), "{said}");
 }
 
@@ -203,8 +192,8 @@ fn its_configuration_is_checked() {
 fn a_cluster_that_does_not_exist() {
     let upstream = Upstream::saying("hello");
     let options = "config: {verify: {header: x-token, cluster: nowhere, path: /, timeout_ms: 100}}";
-    let config = Config::to(&upstream).filter("third", "third.wasm", options);
-    let proxy = Proxy::start_with(config, &[("third.wasm", &wasm::example("third-party"))]);
+    let config = Config::to(&upstream).module("third", &wasm::example("third-party"), options);
+    let proxy = Proxy::start(config);
     let response = ask(&proxy, "good");
     assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
     proxy.wait_for_output("cannot ask cluster nowhere");
@@ -215,8 +204,8 @@ fn a_cluster_that_does_not_exist() {
 fn the_first_filter_to_read() {
     let upstream = Upstream::saying("world");
     let hello = wasm::example("hello");
-    let with = |options: &str| Config::to(&upstream).filter("hello", "hello.wasm", options);
-    let mut proxy = Proxy::start_with(with(""), &[("hello.wasm", &hello)]);
+    let with = |options: &str| Config::to(&upstream).module("hello", &hello, options);
+    let mut proxy = Proxy::start(with(""));
     let response = proxy.get("/");
     assert_eq!((response.field("x-hello"), response.text()), (Some("hello from a filter"), "world"));
     proxy.change_config(with("config: {greeting: good evening}"));

@@ -32,12 +32,8 @@ fn a_unix_sockets_file_is_there_as_long_as_its_listener() {
 fn a_sockets_permissions_are_changed_where_it_is() {
     use std::{fs, os::unix::fs::PermissionsExt};
     let upstream = Upstream::saying("ok");
-    let config = |mode: &str| {
-        let listener = "name: main, address: '@main@', addresses: ['unix:a.sock'], cluster: web";
-        format!(
-            "listeners: [{{{listener}, socket: {{mode: '{mode}'}}}}]\nclusters: [{{name: web, endpoints: [{{address: '{upstream}'}}]}}]\n"
-        )
-    };
+    let config =
+        |mode: &str| Config::to(&upstream).listener(&format!("addresses: ['unix:a.sock']\nsocket: {{mode: '{mode}'}}"));
     let mut proxy = Proxy::start(config("600"));
     let path = proxy.dir().join("a.sock");
     let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;

@@ -3,24 +3,15 @@
 use std::{
     net::TcpStream,
     os::unix::net::UnixStream,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
-use crate::harness::{Client, Config, Proxy, Signal, Upstream, answer, wait_until};
+use crate::harness::{Client, Config, Gate, Proxy, Signal, Upstream, answer, wait_until};
 
 /// An upstream that answers `/slow` only when it is told to, and everything else at once.
-fn upstream(go: &Arc<AtomicBool>) -> Upstream {
-    let go = go.clone();
-    Upstream::replying(move |request| {
-        if request.target() == "/slow" {
-            wait_until("the slow request to be let through", || go.load(Ordering::Relaxed));
-        }
-        answer(200, &[], request.target())
-    })
+fn upstream(go: &Gate) -> Upstream {
+    Upstream::held(go, "/slow", |request| answer(200, &[], request.target()))
 }
 
 /// Starts a successor and waits until it says that it is ready.
@@ -32,7 +23,7 @@ fn successor(proxy: &Proxy) -> Proxy {
 
 #[test]
 fn a_successor_takes_over_under_load_and_no_request_fails() {
-    let go = Arc::new(AtomicBool::new(false));
+    let go = Gate::default();
     let upstream = upstream(&go);
     let mut old = Proxy::start(Config::to(&upstream));
     let mut slow = old.client();
@@ -71,7 +62,7 @@ fn a_successor_takes_over_under_load_and_no_request_fails() {
         next.wait_for_output("admin listener on");
         wait_until("the new process to answer", || next.is_ready());
         more(200);
-        go.store(true, Ordering::Relaxed);
+        go.open();
         assert_eq!(slow.read().text(), "/slow", "what the old one has begun it finishes");
         assert_eq!(old.wait_exit().code(), Some(0));
         more(200);
@@ -97,7 +88,7 @@ fn a_unix_socket_changes_hands() {
 
 #[test]
 fn while_it_drains_the_admin_listener_answers_until_somebody_needs_its_address() {
-    let go = Arc::new(AtomicBool::new(false));
+    let go = Gate::default();
     let upstream = upstream(&go);
     let mut old = Proxy::start(Config::to(&upstream));
     assert_eq!(old.admin("POST", "/yield", "").status(), 409, "it has not been told to end");
@@ -114,7 +105,7 @@ fn while_it_drains_the_admin_listener_answers_until_somebody_needs_its_address()
     wait_until("the new process to be ready", || next.is_ready());
     assert_eq!(next.get("/quick").text(), "/quick");
     assert!(!old.has_ended());
-    go.store(true, Ordering::Relaxed);
+    go.open();
     assert_eq!(slow.read().text(), "/slow");
     assert_eq!(old.wait_exit().code(), Some(0));
     assert!(next.is_ready());

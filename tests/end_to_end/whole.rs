@@ -1,14 +1,21 @@
 //! What is whole is passed on as whole, and what is not as broken: answers that end early, lengths that filters get wrong,
 //! targets that cannot be said, uploads whose exchange is over.
 
-use std::sync::{Mutex, mpsc};
+use std::{
+    sync::{
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use crate::{
     guest,
     harness::{
-        Config, H2, Proxy, Upstream, answer,
+        Config, DEADLINE, H2, Proxy, Upstream, answer,
         frames::{Message, code, flag, kind},
-        wait_until,
+        telling, wait_until,
     },
 };
 
@@ -32,6 +39,12 @@ fn over_h2(proxy: &Proxy) -> Option<Vec<u8>> {
     (response.ended && response.reset.is_none()).then_some(response.body)
 }
 
+/// There is a line for each of two requests, with these flags.
+fn assert_logged_twice(proxy: &Proxy, flags: &str) {
+    wait_until("two lines", || proxy.entries().len() == 2);
+    assert!(proxy.entries().iter().all(|entry| entry["flags"] == flags), "{:?}", proxy.entries());
+}
+
 /// A reset without an error, or a GOAWAY, says nothing of an answer that has not ended (RFC 9113 section 8.1).
 #[test]
 fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
@@ -50,10 +63,8 @@ fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
                 end(h2, stream);
             });
             let proxy = Proxy::start(to_h2(&upstream));
-            assert_eq!(over_h1(&proxy), None, "{what}, {length:?}, HTTP/1.1");
-            assert_eq!(over_h2(&proxy), None, "{what}, {length:?}, HTTP/2");
-            wait_until("two lines", || proxy.entries().len() == 2);
-            assert!(proxy.entries().iter().all(|entry| entry["flags"] == "UC"), "{:?}", proxy.entries());
+            assert_eq!([over_h1(&proxy), over_h2(&proxy)], [None, None], "{what}, {length:?}");
+            assert_logged_twice(&proxy, "UC");
         }
     }
 }
@@ -95,12 +106,11 @@ fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on
     let chunked = Upstream::replying(|_| {
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec()
     });
-    let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
+    let (seen, saw) = telling();
     let h2 = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
             let request = h2.wait(stream, "its end", |message| message.ended || message.reset.is_some());
-            let _ = seen.lock().unwrap().send(request.ended);
+            seen(request.ended);
             h2.answer(stream, 200, b"hello");
         }
     });
@@ -112,17 +122,13 @@ fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on
             ("response", to_h2(&h2)),
             ("response", Config::to(&chunked)),
         ] {
-            let proxy = Proxy::start_with(
-                config.filter("length", "length.wasm", ""),
-                &[("length.wasm", &wrong_length(direction, length))],
-            );
+            let proxy = Proxy::start(config.module("length", &wrong_length(direction, length), ""));
             let what = format!("{direction}, {length}");
             let is_wrong = |message: Option<Vec<u8>>| message.is_none_or(|body| body != b"hello");
             assert!(is_wrong(over_h1(&proxy)), "{what}, HTTP/1.1");
             assert!(is_wrong(over_h2(&proxy)), "{what}, HTTP/2");
-            wait_until("two lines", || proxy.entries().len() == 2);
+            assert_logged_twice(&proxy, "FF");
             for entry in proxy.entries() {
-                assert_eq!(entry["flags"], "FF", "{what}: {entry}");
                 assert!(direction == "response" || entry["status"] == 500, "{what}: {entry}");
             }
         }
@@ -135,14 +141,11 @@ fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on
 /// A promise of a body where there is none.
 #[test]
 fn a_length_of_a_filters_for_no_body_is_cut_too() {
-    let upstream = Upstream::replying(|_| b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let upstream = Upstream::saying("");
     let module = wrong_length("response", "50");
-    let proxy =
-        Proxy::start_with(Config::to(&upstream).filter("length", "length.wasm", ""), &[("length.wasm", &module)]);
-    assert_eq!(over_h1(&proxy), None);
-    assert_eq!(over_h2(&proxy), None);
-    wait_until("two lines", || proxy.entries().len() == 2);
-    assert!(proxy.entries().iter().all(|entry| entry["flags"] == "FF"), "{:?}", proxy.entries());
+    let proxy = Proxy::start(Config::to(&upstream).module("length", &module, ""));
+    assert_eq!([over_h1(&proxy), over_h2(&proxy)], [None, None]);
+    assert_logged_twice(&proxy, "FF");
 }
 
 /// A filter that asks for something else.
@@ -161,8 +164,7 @@ fn a_target_is_sent_as_it_is_or_not_at_all() {
     });
     for path in ["/fine?a=b", "/x<y>", "/x`y", "/x?a|b", "/x#y"] {
         let module = target(path);
-        let config = to_h2(&upstream).filter("target", "target.wasm", "");
-        let proxy = Proxy::start_with(config, &[("target.wasm", &module)]);
+        let proxy = Proxy::start(to_h2(&upstream).module("target", &module, ""));
         let response = proxy.request("DELETE", "/", &[], b"");
         match response.status() {
             200 => assert_eq!(response.text(), path),
@@ -176,13 +178,12 @@ fn a_target_is_sent_as_it_is_or_not_at_all() {
 
 /// An upstream that answers before it has read the request, and what it sees of the end of the stream.
 fn early(status: &'static str) -> (Upstream, mpsc::Receiver<Message>) {
-    let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
+    let (seen, saw) = telling();
     let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.headers(stream, &[(":status", status)], true);
             let message = h2.wait(stream, "the end", |message| message.ended || message.reset.is_some());
-            let _ = seen.lock().unwrap().send(message);
+            seen(message);
         }
     });
     (upstream, saw)
@@ -196,7 +197,7 @@ fn an_upload_ends_with_its_exchange_and_its_stream_is_reset() {
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nhello");
     let response = client.read_for("POST");
     assert_eq!((response.status(), response.field("connection")), (200, Some("close")));
-    let upload = saw.recv_timeout(crate::harness::DEADLINE).expect("the stream ends");
+    let upload = saw.recv_timeout(DEADLINE).expect("the stream ends");
     assert_eq!(upload.reset, Some(code::CANCEL), "the client has sent no more, and nobody waits for it");
     proxy.wait_for_metric("tollgate_cluster_requests_active", &[("cluster", "web")], 0.0);
 }
@@ -204,17 +205,16 @@ fn an_upload_ends_with_its_exchange_and_its_stream_is_reset() {
 /// Two tries never read from one client.
 #[test]
 fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
-    let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
-    let tries = std::sync::atomic::AtomicUsize::new(0);
+    let (seen, saw) = telling();
+    let tries = AtomicUsize::new(0);
     let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
-            if tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+            if tries.fetch_add(1, SeqCst) == 0 {
                 h2.headers(stream, &[(":status", "503")], true);
                 continue;
             }
             let message = h2.wait(stream, "the end", |message| message.ended || message.reset.is_some());
-            let _ = seen.lock().unwrap().send(message);
+            seen(message);
             h2.answer(stream, 200, b"done");
         }
     });
@@ -226,11 +226,11 @@ fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
     for part in &parts {
         client.data(stream, part, false);
         // So that not all of them come together.
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
     client.send(kind::DATA, flag::END_STREAM, stream, b"");
     assert_eq!(client.response(stream).status(), 200);
-    let body = saw.recv_timeout(crate::harness::DEADLINE).expect("a second try").body;
+    let body = saw.recv_timeout(DEADLINE).expect("a second try").body;
     assert_eq!(body, parts.concat());
 }
 
@@ -301,17 +301,15 @@ fn trailers_carry_no_word_that_belongs_into_a_head() {
     ];
     let of_connection =
         [("connection", "close"), ("keep-alive", "5"), ("transfer-encoding", "chunked"), ("upgrade", "x")];
-    let (seen, saw) = mpsc::channel();
-    let seen = Mutex::new(seen);
+    let (seen, saw) = telling();
     let h2 = Upstream::replying_by_h2(move |h2, stream, request| {
         let trailers = request.blocks.get(1).cloned().unwrap_or_default();
-        let _ = seen.lock().unwrap().send(trailers);
+        seen(trailers);
         h2.answer(stream, 200, b"x");
     });
     let h1 = Upstream::replying(|_| answer(200, &[], "x"));
     for (upstream, to_h1) in [(&h1, true), (&h2, false)] {
-        let config = if to_h1 { Config::to(upstream) } else { to_h2(upstream) };
-        let proxy = Proxy::start(config);
+        let proxy = Proxy::start(if to_h1 { Config::to(upstream) } else { to_h2(upstream) });
         let all: String =
             misplaced.iter().chain(&of_connection).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let names: Vec<&str> = misplaced.iter().chain(&of_connection).map(|(name, _)| *name).collect();

@@ -63,15 +63,15 @@ fn a_root_follows_another_and_no_handshake_fails() {
                 answered.load(Ordering::Relaxed) > before + 20
             });
         };
-        let mut restart_both = || {
-            for proxy in [&mut inner, &mut outer] {
+        let restart_both = |proxies: [&mut Proxy; 2]| {
+            for proxy in proxies {
                 restart(proxy);
                 more();
             }
         };
         more();
         folder.run(&["rotate", "prepare"]);
-        restart_both();
+        restart_both([&mut inner, &mut outer]);
         for proxy in [&inner, &outer] {
             wait_until("both roots to be known", || roots(proxy) == 2);
             in_force(proxy);
@@ -81,13 +81,7 @@ fn a_root_follows_another_and_no_handshake_fails() {
         folder.run(&["rotate", "switch", "--now"]);
         let both = folder.read("ca/ca.pem");
         let second = both.strip_prefix(&first).expect("the old one is still there");
-        let mut restart_both = || {
-            for proxy in [&mut inner, &mut outer] {
-                restart(proxy);
-                more();
-            }
-        };
-        restart_both();
+        restart_both([&mut inner, &mut outer]);
         for proxy in [&inner, &outer] {
             wait_until("a certificate of the new root", || is_signed_by(proxy, second));
             in_force(proxy);
@@ -99,10 +93,7 @@ fn a_root_follows_another_and_no_handshake_fails() {
             wait_until("the old root to be forgotten", || roots(proxy) == 1);
             in_force(proxy);
         }
-        for proxy in [&mut inner, &mut outer] {
-            restart(proxy);
-            more();
-        }
+        restart_both([&mut inner, &mut outer]);
         over.store(true, Ordering::Relaxed);
         client.join().expect("no request fails");
     });

@@ -4,14 +4,13 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::{Command, Output},
 };
 
 use tempfile::TempDir;
 
 use crate::{
     guest,
-    harness::{Config, Proxy},
+    harness::{Config, Proxy, run_in},
 };
 
 /// A folder with a configuration, whose cache is in the folder `cache`.
@@ -25,10 +24,7 @@ fn workplace() -> TempDir {
 }
 
 fn tollgate(command: &str, dir: &Path) -> (bool, String) {
-    let mut tollgate = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-    let Output { status, stderr, .. } =
-        tollgate.args([command, "config.yaml"]).current_dir(dir).env_clear().output().expect("it can be run");
-    (status.success(), String::from_utf8_lossy(&stderr).into_owned())
+    run_in(dir, &[command, "config.yaml"], &[])
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -85,15 +81,8 @@ fn a_usual_folder_that_others_can_write_to_is_a_warning_and_is_not_used() {
     fs::write(dir.path().join("f.wasm"), guest::version("right")).expect("a file");
     let config = String::from(Config::to("127.0.0.1:1").filter("f", "f.wasm", "")).replace("@main@", "127.0.0.1:1");
     fs::write(dir.path().join("config.yaml"), config).expect("a file");
-    let check = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-        .args(["check", "config.yaml"])
-        .current_dir(dir.path())
-        .env_clear()
-        .env("XDG_CACHE_HOME", home.path())
-        .output()
-        .expect("it can be run");
-    let said = String::from_utf8_lossy(&check.stderr);
-    assert!(check.status.success(), "{said}");
+    let (fine, said) = run_in(dir.path(), &["check", "config.yaml"], &[("XDG_CACHE_HOME", home.path())]);
+    assert!(fine, "{said}");
     assert!(said.contains("warning: compiled filters are not kept: others than its owner can write to"), "{said}");
     assert!(!cache.join("modules").exists());
 }

@@ -25,8 +25,8 @@ fn calling(timeout: u32) -> Vec<u8> {
 /// A proxy whose filter calls an endpoint, or nobody.
 fn proxy(auth: &[String], timeout: u32) -> (Proxy, Upstream) {
     let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).filter("caller", "caller.wasm", "").cluster("auth", auth, "");
-    (Proxy::start_with(config, &[("caller.wasm", &calling(timeout))]), upstream)
+    let config = Config::to(&upstream).module("caller", &calling(timeout), "").cluster("auth", auth, "");
+    (Proxy::start(config), upstream)
 }
 
 fn last_error(proxy: &Proxy, cluster: &str) -> Value {
@@ -67,10 +67,8 @@ fn a_call_that_could_not_be_sent_is_in_the_log() {
 
 #[test]
 fn a_mirror_that_cannot_be_reached_is_told() {
-    let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
-        {cluster: web, mirror: {cluster: shadow, percent: 100}}]}]}";
     let upstream = Upstream::saying("ok");
-    let config = Config::new().filter("routes", "builtin:router", routes);
+    let config = Config::new().routes("{cluster: web, mirror: {cluster: shadow, percent: 100}}");
     let config = config.cluster("web", &[&upstream], "").cluster("shadow", &[Upstream::refusing()], "");
     let proxy = Proxy::start(config);
     assert_eq!(proxy.get("/").text(), "ok");

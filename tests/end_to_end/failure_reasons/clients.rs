@@ -1,6 +1,7 @@
 //! Clients that a listener turns away: each leaves a line, a count, and a warning.
 
 use std::{
+    fmt::Display,
     io::{Read, Write},
     net::TcpStream,
     sync::Arc,
@@ -54,34 +55,40 @@ impl<'a> Client<'a> {
     }
 }
 
-/// A listener with TLS and these options of it.
-fn proxy(issuer: &Issuer, options: &str) -> (Proxy, Upstream) {
-    let server = pair::signed(issuer, "server");
-    let upstream = Upstream::saying("ok");
-    let tls = format!("tls: {{certificates: [{{certificate: s.pem, key: s.key}}], {options}}}");
-    let files = [("s.pem", server.cert.pem()), ("s.key", server.signing_key.serialize_pem()), ("ca.pem", issuer.pem())];
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
-    (Proxy::start_with(Config::to(&upstream).listener(&tls), &files), upstream)
+/// A listener with TLS and these options of it; nobody is behind it.
+fn proxy(issuer: &Issuer, options: &str) -> Proxy {
+    behind(Upstream::refusing(), issuer, options, "")
 }
 
-/// One client was turned away: its line, with the reason, the count and the warning.
-fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, reason: &str, parts: &[&str]) -> Entry {
+/// The same with an upstream, and more options of the listener.
+fn behind(upstream: impl Display, issuer: &Issuer, options: &str, listener: &str) -> Proxy {
+    let server = pair::signed(issuer, "server");
+    let tls = format!("tls: {{certificates: [{{certificate: s.pem, key: s.key}}], {options}}}\n{listener}");
+    let files = [("s.pem", server.cert.pem()), ("s.key", server.signing_key.serialize_pem()), ("ca.pem", issuer.pem())];
+    Proxy::start_with(
+        Config::to(upstream).listener(&tls),
+        &files.each_ref().map(|(name, text)| (*name, text.as_bytes())),
+    )
+}
+
+/// One client was turned away: its line, with the reason, and the warning.
+fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, parts: &[&str]) -> Entry {
     let entry = proxy.entry(|entry| entry["details"] == details);
     let why = entry["downstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
     parts.iter().for_each(|part| assert!(why.contains(part), "{name}: no {part:?} in {why:?}"));
     proxy.wait_for_output(&format!("a client was turned away: {why}"));
-    if details == "tls_handshake_failed" {
-        assert_eq!((&entry["protocol"], &entry["flags"]), (&"TLS".into(), &"DPE".into()), "{name}: {entry}");
-        let metric = "tollgate_tls_handshake_failures_total";
-        assert_eq!(proxy.metrics().sum(metric, &[("listener", "main"), ("reason", reason)]), 1.0, "{name}");
-        assert_eq!(proxy.metrics().sum(metric, &[]), 1.0, "{name}");
-        assert_eq!(
-            proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "handshake")]),
-            1.0,
-            "{name}"
-        );
-    }
     entry
+}
+
+/// One handshake has failed: the same, and the counts.
+fn assert_failed(name: &str, proxy: &Proxy, reason: &str, parts: &[&str]) {
+    let entry = assert_turned_away(name, proxy, "tls_handshake_failed", parts);
+    assert_eq!((&entry["protocol"], &entry["flags"]), (&"TLS".into(), &"DPE".into()), "{name}: {entry}");
+    let sum = |metric: &str, labels: &[(&str, &str)]| proxy.metrics().sum(metric, labels);
+    let metric = "tollgate_tls_handshake_failures_total";
+    assert_eq!(sum(metric, &[("listener", "main"), ("reason", reason)]), 1.0, "{name}");
+    assert_eq!(sum(metric, &[]), 1.0, "{name}");
+    assert_eq!(sum("tollgate_connections_refused_total", &[("reason", "handshake")]), 1.0, "{name}");
 }
 
 #[test]
@@ -94,9 +101,9 @@ fn a_certificate_that_is_missing_or_wrong_is_told() {
         ("expired", Some(&old), "expired", &["the certificate \"CN=c\" expired on 2020-01-01T00:00:00Z"]),
     ] {
         for version in [&[&TLS13][..], &[&TLS12]] {
-            let (proxy, _upstream) = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
+            let proxy = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
             assert_eq!(Client { shows, versions: version, ..Client::new(&ours) }.ask(&proxy), "", "{name}");
-            assert_turned_away(name, &proxy, "tls_handshake_failed", reason, parts);
+            assert_failed(name, &proxy, reason, parts);
         }
     }
 }
@@ -112,9 +119,9 @@ fn a_certificate_without_a_subject_is_called_by_another_name() {
         ("expired", &old, "expired", "the certificate \"spiffe://t/w\" expired on 2020-01-01T00:00:00Z"),
         ("nameless", &nameless, "expired", "the certificate (its subject is empty) expired on 2020-01-01T00:00:00Z"),
     ] {
-        let (proxy, _upstream) = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
+        let proxy = proxy(&ours, "client_certificates: require, client_ca: [ca.pem]");
         assert_eq!(Client { shows: Some(shows), ..Client::new(&ours) }.ask(&proxy), "", "{name}");
-        assert_turned_away(name, &proxy, "tls_handshake_failed", reason, &[part]);
+        assert_failed(name, &proxy, reason, &[part]);
     }
 }
 
@@ -122,10 +129,10 @@ fn a_certificate_without_a_subject_is_called_by_another_name() {
 fn a_stranger_to_a_trust_domain_is_told_of_those() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let stranger = pair::signed(&theirs, "c");
-    let (proxy, _upstream) = proxy(&ours, "client_certificates: require, trust_domains: {t: [ca.pem]}");
+    let proxy = proxy(&ours, "client_certificates: require, trust_domains: {t: [ca.pem]}");
     Client { shows: Some(&stranger), ..Client::new(&ours) }.ask(&proxy);
     let parts = ["it is not among those of its trust domain in `tls.trust_domains`"];
-    assert_turned_away("a stranger's", &proxy, "tls_handshake_failed", "unknown_issuer", &parts);
+    assert_failed("a stranger's", &proxy, "unknown_issuer", &parts);
 }
 
 #[test]
@@ -137,33 +144,33 @@ fn a_client_of_an_old_version_is_told_that() {
         body.extend([7; 32]);
         body.extend([0, 0, 2, 0xc0, 0x13, 1, 0]);
         let hello = [&[1, 0, 0, body.len() as u8][..], &body].concat();
-        let (proxy, _upstream) = proxy(&ours, "");
+        let proxy = proxy(&ours, "");
         let mut client = proxy.client();
         client.send([&[22, 3, 1, 0, hello.len() as u8][..], &hello].concat());
         client.wire.read_to_end();
-        assert_turned_away(name, &proxy, "tls_handshake_failed", "version", &["`min_version`", name]);
+        assert_failed(name, &proxy, "version", &["`min_version`", name]);
     }
 }
 
 #[test]
 fn a_client_with_nothing_in_common_is_told() {
     let ours = pair::issuer("ours");
-    let (versions, _upstream) = proxy(&ours, "min_version: '1.3'");
+    let versions = proxy(&ours, "min_version: '1.3'");
     Client { versions: &[&TLS12], ..Client::new(&ours) }.ask(&versions);
-    assert_turned_away("versions", &versions, "tls_handshake_failed", "version", &["`min_version`"]);
-    let (alpn, _upstream) = proxy(&ours, "");
+    assert_failed("versions", &versions, "version", &["`min_version`"]);
+    let alpn = proxy(&ours, "");
     Client { alpn: &["acme-tls/1", "imap"], ..Client::new(&ours) }.ask(&alpn);
     let parts = ["the client offers acme-tls/1, imap by ALPN, and the listener speaks h2, http/1.1"];
-    assert_turned_away("ALPN", &alpn, "tls_handshake_failed", "alpn", &parts);
+    assert_failed("ALPN", &alpn, "alpn", &parts);
 }
 
 #[test]
 fn a_client_that_does_not_want_us_is_told() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
-    let (proxy, _upstream) = proxy(&ours, "");
+    let proxy = proxy(&ours, "");
     Client::new(&theirs).ask(&proxy);
     let parts = ["alert unknown_ca: it does not trust the issuer of the listener's certificate"];
-    assert_turned_away("an alert", &proxy, "tls_handshake_failed", "alert", &parts);
+    assert_failed("an alert", &proxy, "alert", &parts);
 }
 
 #[test]
@@ -173,26 +180,24 @@ fn what_is_no_tls_on_a_port_with_tls_is_shown() {
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain_http", ["speaks HTTP without TLS", "first bytes 47 45 54 20"]),
         ("EHLO mail.example\r\n", "not_tls", ["speaks no TLS", "(\"EHLO mail.exampl\")"]),
     ] {
-        let (proxy, _upstream) = proxy(&ours, "");
+        let proxy = proxy(&ours, "");
         let mut client = proxy.client();
         client.send(sent);
         client.wire.read_to_end();
-        assert_turned_away(sent, &proxy, "tls_handshake_failed", reason, &parts);
+        assert_failed(sent, &proxy, reason, &parts);
     }
 }
 
 #[test]
 fn tls_on_a_plain_port_is_called_that() {
-    let (upstream, ours) = (Upstream::saying("ok"), pair::issuer("ours"));
-    let proxy = Proxy::start(Config::to(&upstream));
+    let ours = pair::issuer("ours");
+    let proxy = Proxy::start(Config::to(Upstream::refusing()));
     Client::new(&ours).ask(&proxy);
-    let entry = proxy.entry(|entry| entry["details"] == "tls_on_plain_port");
-    assert_eq!((&entry["status"], &entry["flags"]), (&400.into(), &"DPE".into()), "{entry}");
     let why = "the client speaks TLS, and the listener has no `tls` section";
+    let entry = assert_turned_away("TLS", &proxy, "tls_on_plain_port", &[why]).expect(400, "DPE");
     assert_eq!(entry["downstream_failure"], why);
-    proxy.wait_for_output(&format!("a client was turned away: {why}"));
     // A listener that speaks nothing but HTTP/2 has no answer to that.
-    let proxy = Proxy::start(Config::to(&upstream).listener("protocol: http2"));
+    let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("protocol: http2"));
     Client::new(&ours).ask(&proxy);
     proxy.wait_for_output(&format!("a client was turned away: {why}"));
     proxy.refused_one("http2");
@@ -201,7 +206,8 @@ fn tls_on_a_plain_port_is_called_that() {
 #[test]
 fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_not() {
     let ours = pair::issuer("ours");
-    let (site, _upstream) = proxy(&ours, "");
+    let upstream = Upstream::saying("ok");
+    let site = behind(&upstream, &ours, "", "");
     // Somebody looks whether the port is open.
     (0..3).for_each(|_| drop(site.client()));
     assert!(Client::new(&ours).ask(&site).starts_with("HTTP/1.1 200 "));
@@ -209,30 +215,24 @@ fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_no
     assert_eq!(site.entries().len(), 1, "{:?}", site.entries());
     assert_eq!(site.metrics().sum("tollgate_tls_handshake_failures_total", &[]), 0.0);
     assert!(!site.output().contains("turned away"), "{}", site.output());
-    let upstream = Upstream::saying("ok");
-    let tls = "timeouts: {handshake: 300ms}\ntls: {certificates: [{certificate: s.pem, key: s.key}]}";
-    let server = pair::signed(&ours, "server");
-    let files = [("s.pem", server.cert.pem()), ("s.key", server.signing_key.serialize_pem())];
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
-    let proxy = Proxy::start_with(Config::to(&upstream).listener(tls), &files);
+    let proxy = behind(&upstream, &ours, "", "timeouts: {handshake: 300ms}");
     let mut client = proxy.client();
     client.send([0x16, 3, 1]);
     client.wire.read_to_end();
     let parts = ["the TLS handshake was not over within 300ms (`timeouts.handshake`)"];
-    let entry = assert_turned_away("silence", &proxy, "handshake_timeout", "timeout", &parts);
+    let entry = assert_turned_away("silence", &proxy, "handshake_timeout", &parts);
     assert_eq!(entry["flags"], "DT");
 }
 
 #[test]
 fn a_header_of_the_proxy_protocol_that_is_missing_is_told() {
-    let upstream = Upstream::saying("ok");
-    let config = Config::to(&upstream).listener("proxy_protocol: {trusted: [127.0.0.1/32], required: true}");
-    let proxy = Proxy::start(config);
+    let required = "proxy_protocol: {trusted: [127.0.0.1/32], required: true}";
+    let proxy = Proxy::start(Config::to(Upstream::refusing()).listener(required));
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     client.wire.read_to_end();
     let parts = ["no header of the PROXY protocol, which is `required`", "first bytes 47 45 54"];
-    assert_turned_away("missing", &proxy, "proxy_protocol_error", "", &parts);
+    assert_turned_away("missing", &proxy, "proxy_protocol_error", &parts);
 }
 
 #[test]
@@ -242,8 +242,6 @@ fn a_request_body_that_breaks_off_names_how() {
     let mut client = proxy.client();
     client.send("POST /body HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
     assert_eq!(client.read().status(), 400);
-    let entry = proxy.entry_for("/body");
-    assert_eq!(entry["details"], "bad_request_body");
-    let why = entry["downstream_failure"].as_str().expect("a reason");
-    assert_eq!(why, "the request's body: a chunk's size cannot be read");
+    let entry = proxy.entry_for("/body").because("bad_request_body");
+    assert_eq!(entry["downstream_failure"], "the request's body: a chunk's size cannot be read");
 }

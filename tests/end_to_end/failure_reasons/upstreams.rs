@@ -225,22 +225,24 @@ fn connections_that_are_not_made_name_the_systems_error_and_the_step() {
     let refusing = Upstream::refusing();
     let parts = ["connecting: Connection refused (os error 111), after "];
     assert_reason("refused", &proxy(refusing, "", &[]), "connect_failure", "connect", &parts);
-    let missing = Config::new().listener("cluster: web").cluster("web", &["unix:/nowhere/at/all.sock"], "");
     let parts = ["connecting: No such file or directory (os error 2), after "];
-    assert_reason("no socket", &Proxy::start(missing), "connect_failure", "connect", &parts);
+    let missing = proxy("unix:/nowhere/at/all.sock", "", &[]);
+    assert_reason("no socket", &missing, "connect_failure", "connect", &parts);
 }
 
 #[test]
 fn a_connection_that_ends_early_names_how_and_when() {
-    let resetting = Upstream::resetting();
-    let parts = ["Connection reset by peer (os error 104), before a response, after "];
-    assert_reason("reset", &proxy(&resetting, "", &[]), "upstream_reset", "reset", &parts);
-    let closing = Upstream::canned("");
-    let parts = ["the endpoint closed the connection, before a response, after "];
-    assert_reason("closed", &proxy(&closing, "", &[]), "upstream_reset", "reset", &parts);
-    let in_the_head = Upstream::canned("HTTP/1.1 200 OK\r\nContent-");
-    let parts = ["the endpoint closed the connection, in the middle of the response's head, after "];
-    assert_reason("in the head", &proxy(&in_the_head, "", &[]), "upstream_reset", "reset", &parts);
+    for (name, upstream, part) in [
+        ("reset", Upstream::resetting(), "Connection reset by peer (os error 104), before a response, after "),
+        ("closed", Upstream::canned(""), "the endpoint closed the connection, before a response, after "),
+        (
+            "in the head",
+            Upstream::canned("HTTP/1.1 200 OK\r\nContent-"),
+            "the endpoint closed the connection, in the middle of the response's head, after ",
+        ),
+    ] {
+        assert_reason(name, &proxy(&upstream, "", &[]), "upstream_reset", "reset", &[part]);
+    }
     let silent = Upstream::silent();
     let parts = ["no response within ", "(`request_timeout` or the route's `timeout`)"];
     let options = "request_timeout: 300ms";

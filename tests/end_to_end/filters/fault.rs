@@ -29,8 +29,7 @@ fn a_request_is_aborted() {
     assert_eq!((response.status(), response.text()), (503, "fault filter abort"));
     assert_eq!(proxy.get("/apix").status(), 200);
     assert_eq!(upstream.requests().len(), 1);
-    let entry = proxy.entry_for("/api/x");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"FI,LR".into(), &"fault_filter_abort".into()));
+    proxy.entry_for("/api/x").flagged("FI,LR").because("fault_filter_abort");
 }
 
 #[test]

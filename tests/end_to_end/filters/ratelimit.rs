@@ -29,8 +29,7 @@ fn over_the_limit_there_is_429() {
     let wait: u32 = response.field("retry-after").and_then(|v| v.parse().ok()).expect("seconds");
     assert!((3000..=3600).contains(&wait), "one an hour: {wait}");
     assert_eq!(response.field("ratelimit"), Some(format!("\"few\";r=0;t={wait}").as_str()));
-    let entry = proxy.entry_for("/over");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"RL,LR".into(), &"rate_limited[few]".into()));
+    proxy.entry_for("/over").flagged("RL,LR").because("rate_limited[few]");
     assert_eq!(upstream.requests().len(), 2);
     let metrics = proxy.metrics();
     let counted = |name: &str| metrics.sum(&format!("wasmcustom_ratelimit_{name}_total"), &[]);

@@ -46,8 +46,7 @@ fn the_most_specific_host_wins() {
         let response = get(&mut client, "/", &[("Host", asked)]);
         assert_eq!((response.status(), response.text()), (404, "Not Found"), "{asked}");
     }
-    let entry = proxy.entry(|entry| entry["authority"] == "other.org");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"NR,LR".into(), &"route_not_found".into()));
+    proxy.entry(|entry| entry["authority"] == "other.org").flagged("NR,LR").because("route_not_found");
 }
 
 #[test]
@@ -231,8 +230,7 @@ fn a_routes_time_is_its_own() {
 fn without_a_route_there_is_404() {
     let proxy = Proxy::start(Config::new());
     assert_eq!(proxy.get("/none").status(), 404);
-    let entry = proxy.entry_for("/none");
-    assert_eq!((&entry["flags"], &entry["details"]), (&"NR".into(), &"route_not_found".into()));
+    proxy.entry_for("/none").flagged("NR").because("route_not_found");
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn a_response_that_a_filter_cuts_off_is_reset() {
     needs!("aioquic");
     for end in cut_off::ENDS {
         let gate = Gate::default();
-        let (upstream, calls) = (cut_off::endless(), cut_off::asked(&gate));
+        let (upstream, calls) = (cut_off::endless(), Upstream::held(&gate, "/", |_| answer(200, &[], "")));
         let config = cut_off::config(&upstream, &calls);
         let site = Site::start_with(config, &[("ending.wasm", &cut_off::ending(end))]);
         let mut client = site.connect();

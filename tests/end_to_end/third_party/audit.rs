@@ -6,9 +6,9 @@ use crate::harness::{Config, Proxy, Upstream, answer, wait_for, wasm};
 
 fn start(upstream: &Upstream, collector: &Upstream) -> Proxy {
     let config = Config::to(upstream)
-        .filter("audit", "audit.wasm", "config: {collector: collector, period_ms: 20}")
+        .module("audit", &wasm::example("third-party-audit"), "config: {collector: collector, period_ms: 20}")
         .cluster("collector", &[collector], "");
-    Proxy::start_with(config, &[("audit.wasm", &wasm::example("third-party-audit"))])
+    Proxy::start(config)
 }
 
 #[test]

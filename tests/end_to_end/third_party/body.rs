@@ -3,8 +3,8 @@
 use crate::harness::{Config, Proxy, Upstream, answer, wasm};
 
 fn start(upstream: &Upstream, options: &str) -> Proxy {
-    let config = Config::to(upstream).filter("bodies", "bodies.wasm", options);
-    Proxy::start_with(config, &[("bodies.wasm", &wasm::example("third-party-body"))])
+    let config = Config::to(upstream).module("bodies", &wasm::example("third-party-body"), options);
+    Proxy::start(config)
 }
 
 #[test]

@@ -4,8 +4,8 @@ use crate::harness::{Config, Proxy, Upstream, wasm};
 
 fn start(upstream: &Upstream, percent: u32) -> Proxy {
     let options = format!("config: {{cookie: seen, percent: {percent}, moved: [/old/, 'https://new.test/']}}");
-    let config = Config::to(upstream).filter("variants", "variants.wasm", &options);
-    Proxy::start_with(config, &[("variants.wasm", &wasm::example("third-party-variants"))])
+    let config = Config::to(upstream).module("variants", &wasm::example("third-party-variants"), &options);
+    Proxy::start(config)
 }
 
 #[test]
