@@ -468,7 +468,7 @@ fn two_proxies_with_certificates_trust_each_other() {
     for proxy in [&inner, &right] {
         wait_until("the new certificate to be in force", || proxy.version() == 2);
         assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
-        assert_eq!(renewals(&proxy, "success"), 2.0);
+        assert_eq!(renewals(proxy, "success"), 2.0);
     }
     through();
 }

@@ -135,7 +135,7 @@ fn who_reads_slowly_and_goes_on_talking_gets_the_goodbye_whole() {
 #[test]
 fn a_connection_waits_for_a_timer() {
     let code = [
-        new_connection(&format!("(drop (call $timer (i64.const 50000) (i64.const 0))) %pause")),
+        new_connection("(drop (call $timer (i64.const 50000) (i64.const 0))) %pause"),
         format!(r#"(func (export "tollgate_on_timer") (param i32 i64) {RESUME})"#),
         data("downstream", "%continue"),
     ];
@@ -356,7 +356,7 @@ fn a_failure_reaches_the_connections_that_the_instance_holds() {
 #[test]
 fn a_filter_adds_bytes_when_it_likes() {
     let code = [
-        new_connection(&format!("(drop (call $timer (i64.const 20000) (i64.const 0))) %continue")),
+        new_connection("(drop (call $timer (i64.const 20000) (i64.const 0))) %continue"),
         r#"(func (export "tollgate_on_timer") (param i32 i64)
             (drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) %"are you there?"))
             (drop (call $set_buffer %downstream_data (i32.const 0) (i32.const 0) %"he is")))"#
