@@ -132,96 +132,83 @@ const REQUESTS: [&[u8]; 6] = [
     b"*",
 ];
 
-pub(super) const AUTHZ: Target = Target {
-    words: &[
-        REQUESTS[0],
-        REQUESTS[1],
-        REQUESTS[2],
-        REQUESTS[3],
-        REQUESTS[4],
-        REQUESTS[5],
-        b"\"action\":\"deny\"",
-        b"\"dry_run\":true",
-        b"\"principal_header\":\"x\"",
-        b"\"paths\":[\"/a*\"]",
-        b"\"not_hosts\":[\"*.example:8080\"]",
-        b"\"not_methods\":[\"GET\"]",
-        b"\"ip_blocks\":[\"192.0.2.0/24\"]",
-        b"\"principals\":[\"*\"]",
-        b"{\"key\":\"request.headers[cookie]\",\"values\":[\"a=b\"]}",
-        b"{\"key\":\"source.ip\",\"not_values\":[\"::/0\"]}",
-    ],
-    max_len: 2000,
-    check: |input| check::<Authz>(input, authz),
-};
+/// A filter's target: its type, what checks it, and its own words beside those of requests.
+macro_rules! target {
+    ($filter:ty, $checked:expr, $($word:expr),+ $(,)?) => {
+        Target {
+            words: &[
+                REQUESTS[0], REQUESTS[1], REQUESTS[2], REQUESTS[3], REQUESTS[4], REQUESTS[5], $($word),+
+            ],
+            max_len: 2000,
+            check: |input| check::<$filter>(input, $checked),
+        }
+    };
+}
 
-pub(super) const FAULT: Target = Target {
-    words: &[
-        REQUESTS[0],
-        REQUESTS[1],
-        REQUESTS[3],
-        b"x-envoy-fault-delay-request: 5\n",
-        b"x-envoy-fault-abort-request: 503\n",
-        b"x-envoy-fault-abort-request-percentage: 50\n",
-        b"\"headers\":true",
-        b"\"abort\":{\"status\":503,\"percent\":100}",
-        b"\"delay\":{\"fixed\":\"1s\",\"percent\":100}",
-        b"\"uniform\":{\"min\":\"1ms\",\"max\":\"1h\"}",
-        b"\"exponential\":{\"mean\":\"1s\",\"max\":\"10s\"}",
-        b"\"max_active\":1",
-        b"\"match\":{\"path\":{\"prefix\":\"/a\"}}",
-        b"0.0001",
-        b"1e300",
-        b"18446744073709551615s",
-    ],
-    max_len: 2000,
-    check: |input| check::<Fault>(input, fault),
-};
+pub(super) const AUTHZ: Target = target!(
+    Authz,
+    authz,
+    b"\"action\":\"deny\"",
+    b"\"dry_run\":true",
+    b"\"principal_header\":\"x\"",
+    b"\"paths\":[\"/a*\"]",
+    b"\"not_hosts\":[\"*.example:8080\"]",
+    b"\"not_methods\":[\"GET\"]",
+    b"\"ip_blocks\":[\"192.0.2.0/24\"]",
+    b"\"principals\":[\"*\"]",
+    b"{\"key\":\"request.headers[cookie]\",\"values\":[\"a=b\"]}",
+    b"{\"key\":\"source.ip\",\"not_values\":[\"::/0\"]}",
+);
 
-pub(super) const RATELIMIT: Target = Target {
-    words: &[
-        REQUESTS[0],
-        REQUESTS[1],
-        REQUESTS[2],
-        REQUESTS[3],
-        b"\"dry_run\":true",
-        b"\"status\":503",
-        b"\"headers\":\"off\"",
-        b"\"burst\":1",
-        b"\"requests\":2147483647",
-        b"\"per\":\"1ms\"",
-        b"\"per\":\"8760h\"",
-        b"\"max_keys\":1",
-        b"\"on_missing_key\":\"shared\"",
-        b"\"ipv6_prefix\":128",
-        b"{\"source\":true}",
-        b"{\"header\":\"x\"}",
-        b"{\"cookie\":\"a\"}",
-    ],
-    max_len: 2000,
-    check: |input| check::<Ratelimit>(input, ratelimit),
-};
+pub(super) const FAULT: Target = target!(
+    Fault,
+    fault,
+    b"x-envoy-fault-delay-request: 5\n",
+    b"x-envoy-fault-abort-request: 503\n",
+    b"x-envoy-fault-abort-request-percentage: 50\n",
+    b"\"headers\":true",
+    b"\"abort\":{\"status\":503,\"percent\":100}",
+    b"\"delay\":{\"fixed\":\"1s\",\"percent\":100}",
+    b"\"uniform\":{\"min\":\"1ms\",\"max\":\"1h\"}",
+    b"\"exponential\":{\"mean\":\"1s\",\"max\":\"10s\"}",
+    b"\"max_active\":1",
+    b"\"match\":{\"path\":{\"prefix\":\"/a\"}}",
+    b"0.0001",
+    b"1e300",
+    b"18446744073709551615s",
+);
 
-pub(super) const ROUTER: Target = Target {
-    words: &[
-        REQUESTS[0],
-        REQUESTS[1],
-        REQUESTS[2],
-        REQUESTS[3],
-        REQUESTS[4],
-        b"\"cluster\":\"a\"",
-        b"\"path\":{\"regex\":\"/(a|b)+\"}",
-        b"\"prefix_rewrite\":\"/x\"",
-        b"\"regex_rewrite\":{\"pattern\":\"a(.)\",\"substitution\":\"\\\\1\"}",
-        b"\"redirect\":{\"host\":\"b\",\"status\":308}",
-        b"\"respond\":{\"status\":204}",
-        b"\"headers\":[{\"name\":\"x\",\"invert\":true}]",
-        b"\"query\":[{\"name\":\"c\",\"exact\":\"d\"}]",
-        b"\"split\":{\"clusters\":[{\"cluster\":\"a\",\"weight\":1}],\"sticky\":{\"cookie\":\"a\"}}",
-        b"\"timeout\":\"1s\"",
-        b"(?i)",
-        b"{1000}",
-    ],
-    max_len: 2000,
-    check: |input| check::<Router>(input, router),
-};
+pub(super) const RATELIMIT: Target = target!(
+    Ratelimit,
+    ratelimit,
+    b"\"dry_run\":true",
+    b"\"status\":503",
+    b"\"headers\":\"off\"",
+    b"\"burst\":1",
+    b"\"requests\":2147483647",
+    b"\"per\":\"1ms\"",
+    b"\"per\":\"8760h\"",
+    b"\"max_keys\":1",
+    b"\"on_missing_key\":\"shared\"",
+    b"\"ipv6_prefix\":128",
+    b"{\"source\":true}",
+    b"{\"header\":\"x\"}",
+    b"{\"cookie\":\"a\"}",
+);
+
+pub(super) const ROUTER: Target = target!(
+    Router,
+    router,
+    b"\"cluster\":\"a\"",
+    b"\"path\":{\"regex\":\"/(a|b)+\"}",
+    b"\"prefix_rewrite\":\"/x\"",
+    b"\"regex_rewrite\":{\"pattern\":\"a(.)\",\"substitution\":\"\\\\1\"}",
+    b"\"redirect\":{\"host\":\"b\",\"status\":308}",
+    b"\"respond\":{\"status\":204}",
+    b"\"headers\":[{\"name\":\"x\",\"invert\":true}]",
+    b"\"query\":[{\"name\":\"c\",\"exact\":\"d\"}]",
+    b"\"split\":{\"clusters\":[{\"cluster\":\"a\",\"weight\":1}],\"sticky\":{\"cookie\":\"a\"}}",
+    b"\"timeout\":\"1s\"",
+    b"(?i)",
+    b"{1000}",
+);
