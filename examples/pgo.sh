@@ -37,7 +37,7 @@ build() { # FLAGS
     RUSTFLAGS="${RUSTFLAGS-} $1" cargo build --profile "$profile" -p tollgate --target "$host" --target-dir "$2"
 }
 
-cargo filters -q -p third-party
+cargo filter third-party -q
 echo "== with counters"
 rm -rf "$folder/raw"
 mkdir -p "$folder/raw"

@@ -1,5 +1,6 @@
-//! Builds the standard filters to WebAssembly, so that the binary can carry them, and lists the sources of the SDK, which it
-//! carries for `tollgate new`.
+//! Builds the built-in filters to WebAssembly, so that the binary can carry them, and lists the sources of the SDK, which it
+//! carries for `tollgate new`. The folder `filters/` is the only list of the built-in filters: everything else follows from
+//! what this makes of it (see `src/builtins.rs`).
 //!
 //! They are compiled by a cargo of their own in a target folder of their own: the outer cargo holds the lock of its folder
 //! while this runs. The same folder is used by `cargo filters`, so nothing is compiled twice.
@@ -12,7 +13,6 @@ use std::{
     process::{Command, exit},
 };
 
-const FILTERS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
 const TARGET: &str = "wasm32-unknown-unknown";
 
 fn var(name: &str) -> PathBuf {
@@ -29,13 +29,14 @@ fn main() {
     for folder in ["abi", "sdk", "filters", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(folder).display());
     }
+    let filters = filters(&root.join("filters"));
     let target_dir = root.join("target/filters");
     let mut cargo = Command::new(var("CARGO"));
     cargo
         .current_dir(&root)
         .args(["build", "--profile", "filter", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
-    cargo.args(FILTERS.iter().flat_map(|name| ["--package", name]));
+    cargo.args(filters.iter().flat_map(|name| ["--package", name]));
     // What the outer cargo has set is for its own target.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -54,20 +55,35 @@ fn main() {
         )),
         Err(e) => fail(&format!("cargo could not be run for the standard filters: {e}")),
     }
-    let mut table =
-        String::from("/// The standard filters, as WebAssembly.\npub const BUILTINS: &[(&str, &[u8])] = &[\n");
-    for name in FILTERS {
-        let wasm = target_dir.join(TARGET).join("filter").join(format!("{name}.wasm"));
+    let mut modules = String::new();
+    for name in &filters {
+        let wasm = target_dir.join(TARGET).join("filter").join(format!("{}.wasm", name.replace('-', "_")));
         let copy = var("OUT_DIR").join(format!("{name}.wasm"));
         // A copy, so that what is embedded does not change under a build that is under way.
         if let Err(e) = fs::copy(&wasm, &copy) {
             fail(&format!("{}: {e}", wasm.display()));
         }
-        let _ = writeln!(table, "    ({name:?}, include_bytes!({:?})),", absolute(&copy));
+        let _ = writeln!(modules, "    include_bytes!({:?}),", absolute(&copy));
     }
-    table.push_str("];\n");
+    let table = format!(
+        "/// The names of the built-in filters.\npub const NAMES: &[&str] = &{filters:?};\n\n\
+         /// Their modules.\nconst MODULES: &[&[u8]] = &[\n{modules}];\n"
+    );
     write("builtins.rs", &table);
+    // For the documentation of the configuration's field `wasm`.
+    let others: Vec<String> = filters[1..].iter().map(|name| format!("`{name}`")).collect();
+    println!("cargo::rustc-env=BUILTIN_FILTERS=`builtin:{}` (also {})", filters[0], others.join(", "));
     write("sources.rs", &sources(&root));
+}
+
+/// The names of the filters in a folder: of each package in it, as the workspace's `filters/*` finds them. The router comes
+/// first, since nearly every configuration has one.
+fn filters(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|e| fail(&format!("{}: {e}", folder.display())));
+    let packages = entries.flatten().filter(|entry| entry.path().join("Cargo.toml").is_file());
+    let mut names: Vec<String> = packages.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_by_key(|name| (name != "router", name.clone()));
+    names
 }
 
 fn write(name: &str, text: &str) {

@@ -20,6 +20,7 @@ pub mod upstream;
 pub mod admin;
 pub mod alloc;
 pub mod bench;
+pub mod builtins;
 pub mod ca;
 pub mod cli;
 pub mod config;

@@ -11,14 +11,13 @@ use std::{
     process::Command,
 };
 
+use tollgate::builtins;
+
 /// Clusters that filter blocks may name.
 const CLUSTERS: [&str; 5] = ["web", "api", "api-next", "recorder", "auth"];
 
 /// Fewer whole configurations than this mean that blocks are no longer found.
 const LEAST_CONFIGS: usize = 3;
-
-/// All filters that are built in; each has a block of its own at least.
-const FILTERS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
 
 struct Block {
     /// Where it stands: a file and the line of its fence.
@@ -125,7 +124,7 @@ fn configurations_in_the_documentation_are_accepted() {
     fs::remove_dir_all(&dir).unwrap();
     assert!(wrong.is_empty(), "blocks that `tollgate check` refuses:\n\n{wrong}");
     assert!(configs >= LEAST_CONFIGS, "only {configs} whole configurations were found");
-    for filter in FILTERS {
+    for filter in builtins::NAMES {
         assert!(filters.iter().any(|f| f == filter), "no block was found for the filter `{filter}`");
     }
 }
@@ -185,7 +184,7 @@ fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table() {
     let listed = in_first_cells(&text);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = vec![root.join("sdk/src/reply.rs")];
-    for filter in FILTERS {
+    for filter in builtins::NAMES {
         let sources = fs::read_dir(root.join("filters").join(filter).join("src")).expect("a filter's code");
         files.extend(sources.map(|entry| entry.expect("a file").path()));
     }

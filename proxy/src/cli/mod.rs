@@ -7,7 +7,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    bench, ca, config,
+    bench, builtins, ca, config,
     control::server,
     observe::{
         log::{colours, stderr},
@@ -150,7 +150,7 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
 fn version() -> String {
     let http3 = if cfg!(feature = "http3") { "http3" } else { "none" };
     let (version, arch, os) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);
-    format!("tollgate {version}\ntarget   {arch}-{os}\nfeatures {http3}\nfilters  {}", config::BUILTINS.join(", "))
+    format!("tollgate {version}\ntarget   {arch}-{os}\nfeatures {http3}\nfilters  {}", builtins::NAMES.join(", "))
 }
 
 #[cfg(test)]

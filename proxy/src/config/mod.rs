@@ -39,6 +39,5 @@ pub use self::{
     model::Config,
     node::{Key, Node, Span, Text, Value},
     schema::schema,
-    semantics::BUILTINS,
     source::{Location, Position, Source},
 };

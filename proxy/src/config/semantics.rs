@@ -18,9 +18,7 @@ use super::{
     units::{Address, ByteSize, Duration, ServerName},
     workload,
 };
-
-/// The filters that are a part of Tollgate, for `wasm: builtin:...`.
-pub const BUILTINS: [&str; 4] = ["router", "authz", "fault", "ratelimit"];
+use crate::builtins;
 
 /// Checks a tree.
 pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagnostic>) {
@@ -369,10 +367,10 @@ fn server_names(listener: &Node, problems: &mut Vec<Diagnostic>) {
 /// The module of a filter is one of ours, or a file.
 fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
     let Some(wasm) = node.as_str() else { return };
-    if let Some(name) = wasm.strip_prefix("builtin:") {
-        if !BUILTINS.contains(&name) {
-            let all = || format!("the filters that are built in are {}", list(&BUILTINS));
-            let help = did_you_mean(name, &BUILTINS).unwrap_or_else(all);
+    if let Some(name) = builtins::name(wasm) {
+        if !builtins::NAMES.contains(&name) {
+            let all = || format!("the filters that are built in are {}", list(builtins::NAMES));
+            let help = did_you_mean(name, builtins::NAMES).unwrap_or_else(all);
             let message = format!("there is no filter `{}` built in", clip(name));
             problems.push(Diagnostic::error(node.span, message).help(help));
         }
@@ -395,7 +393,8 @@ fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("there is no file `{}`", path.display()),
         Err(error) => format!("cannot read `{}`: {error}", path.display()),
     };
-    let help = BUILTINS.contains(&wasm).then(|| format!("for the filter that is built in, write `builtin:{wasm}`"));
+    let help =
+        builtins::NAMES.contains(&wasm).then(|| format!("for the filter that is built in, write `builtin:{wasm}`"));
     problems.push(Diagnostic::error(source.first_line(node.span), message).help(help));
 }
 

@@ -5,7 +5,6 @@
 //! [`watch`] notices changed files; [`rebuild`] replaces filters that failed; [`status`] is what the admin listener shows;
 //! [`trial`] is what `tollgate check` looks at beyond making a snapshot.
 
-pub mod builtins;
 pub mod certificates;
 pub mod changes;
 mod configure;

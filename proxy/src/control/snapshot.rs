@@ -6,6 +6,7 @@ use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc, time::SystemTi
 use tollgate_abi::fast::phase;
 
 use crate::{
+    builtins,
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostic, Diagnostics, Loaded, Node, Source, model, model::Protocol, units::Address},
     exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
@@ -19,7 +20,6 @@ use crate::{
 };
 
 use super::{
-    builtins,
     certificates::{self, Certificates},
     configure::configured,
     unused,
@@ -106,12 +106,9 @@ pub fn files(source: &Source) -> Vec<PathBuf> {
 
 fn modules(source: &Source) -> Vec<PathBuf> {
     let filters = source.root().get("filters").map_or(&[][..], Node::items).iter();
-    let modules = filters.filter_map(|f| f.get("wasm")?.as_str()).filter(|wasm| !wasm.starts_with(BUILTIN));
+    let modules = filters.filter_map(|f| f.get("wasm")?.as_str()).filter(|wasm| builtins::name(wasm).is_none());
     modules.map(|wasm| source.resolve(wasm)).collect()
 }
-
-/// How a standard filter is named in place of a file.
-pub(super) const BUILTIN: &str = "builtin:";
 
 /// What a worker's listener is made from.
 pub struct ListenerParts {
@@ -313,9 +310,9 @@ impl Foundry {
     ) -> Result<Plugin, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
         let read;
-        let (source, bytes): (String, &[u8]) = match filter.wasm.strip_prefix(BUILTIN) {
+        let (source, bytes): (String, &[u8]) = match builtins::name(&filter.wasm) {
             Some(name) => {
-                let bytes = builtins::get(name);
+                let bytes = builtins::module(name);
                 let bytes = bytes.ok_or_else(|| (format!("there is no standard filter `{name}`"), None))?;
                 (filter.wasm.clone(), bytes)
             }

@@ -3,8 +3,8 @@
 
 use serde_json::Value as Json;
 
-use super::snapshot::BUILTIN;
 use crate::{
+    builtins,
     config::{
         Diagnostic, Loaded,
         model::{Filter, Listener, Protocol},
@@ -49,7 +49,7 @@ pub(super) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
 }
 
 fn is_builtin(filter: &Filter) -> bool {
-    filter.wasm.starts_with(BUILTIN)
+    builtins::name(&filter.wasm).is_some()
 }
 
 fn leads_to(listener: &Listener, cluster: &str) -> bool {

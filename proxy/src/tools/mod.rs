@@ -11,23 +11,20 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::{
+    builtins,
     chain::route::Clusters,
     config::model::{self, Compile},
-    control::builtins,
     observe::plain,
     upstream::Cluster,
     wasm::{Code, Compiler, Engine},
 };
 
-/// How a standard filter is named in place of a file.
-const BUILTIN: &str = "builtin:";
-
 /// The bytes of a module: a file's, or those of a standard filter.
 fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
-    match name.strip_prefix(BUILTIN) {
+    match builtins::name(name) {
         Some(builtin) => {
-            let known = || builtins::BUILTINS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            let bytes = builtins::get(builtin);
+            let known = || builtins::NAMES.join(", ");
+            let bytes = builtins::module(builtin);
             let bytes =
                 bytes.with_context(|| format!("there is no standard filter `{builtin}`; there are {}", known()))?;
             Ok(bytes.to_vec())
@@ -46,7 +43,7 @@ fn engine() -> anyhow::Result<Arc<Engine>> {
 /// What a module is called where nobody says otherwise: its file's name without `.wasm`.
 fn module_name(name: &str) -> String {
     let stem = || Path::new(name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    name.strip_prefix(BUILTIN).map(str::to_owned).or_else(stem).unwrap_or_else(|| name.to_owned())
+    builtins::name(name).map(str::to_owned).or_else(stem).unwrap_or_else(|| name.to_owned())
 }
 
 /// Clusters of these names, for a filter that runs without a network.

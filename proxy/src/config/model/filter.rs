@@ -14,7 +14,7 @@ pub struct Filter {
     /// Its name: what chains, logs and metrics call it.
     #[schemars(length(min = 1))]
     pub name: String,
-    /// The module: `builtin:router` (also `authz`, `fault`, `ratelimit`), or a file, relative to this one.
+    #[doc = concat!("The module: ", env!("BUILTIN_FILTERS"), ", or a file, relative to this one.")]
     pub wasm: String,
     /// Handed to the filter: as JSON if it is a map, a list, a number or a boolean, as it stands if it is a string.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]

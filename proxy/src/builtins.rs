@@ -1,0 +1,35 @@
+//! The built-in filters, which the binary carries: one per folder of `filters/`. `build.rs` finds and compiles them.
+
+// `NAMES`, and in the same order `MODULES`.
+include!(concat!(env!("OUT_DIR"), "/builtins.rs"));
+
+/// What marks the name of a built-in filter where the configuration could also name a file.
+const PREFIX: &str = "builtin:";
+
+/// The name of a built-in filter, or `None` for the path of a file.
+pub fn name(wasm: &str) -> Option<&str> {
+    wasm.strip_prefix(PREFIX)
+}
+
+/// The compiled module of a built-in filter.
+pub fn module(name: &str) -> Option<&'static [u8]> {
+    NAMES.iter().position(|known| *known == name).map(|i| MODULES[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_folder_of_filters_is_built_in() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../filters");
+        let folders = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap());
+        let folders = folders.filter(|entry| entry.file_type().unwrap().is_dir());
+        let mut folders: Vec<_> = folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
+        let mut names = NAMES.to_vec();
+        folders.sort();
+        names.sort();
+        assert_eq!(names, folders);
+        assert!(names.iter().all(|name| module(name).is_some_and(|module| module.starts_with(b"\0asm"))));
+    }
+}
