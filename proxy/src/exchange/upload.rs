@@ -246,7 +246,7 @@ impl Upload {
         self.promised.set(length);
     }
 
-    /// The body for a try. `first`: nothing has been read by another one, so nothing need be kept to make it whole.
+    /// The body for one try: first what earlier tries have read, then the rest.
     pub(super) fn body(self: &Rc<Self>) -> Body {
         if self.empty {
             Body::Empty

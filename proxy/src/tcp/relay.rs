@@ -1,6 +1,6 @@
 //! Moves bytes between a client and an upstream, past the filters.
 //!
-//! A connection is one task; both directions ([`way`]) are polled by it, one after the other.
+//! A connection is one task; both directions ([`way`](super::way)) are polled by it, one after the other.
 
 use std::{
     future::{Future, poll_fn},

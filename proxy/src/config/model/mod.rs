@@ -1,8 +1,8 @@
 //! The configuration as the user writes it: plain serde types, one for each section of the file.
 //!
 //! The JSON Schema that `tollgate schema` prints, and that every file is checked against, is derived from these types, so
-//! a field's doc comment here *is* its documentation. Nothing on the data path reads them: `resolve` turns them into a
-//! snapshot first.
+//! a field's doc comment here *is* its documentation. The control plane builds a snapshot from
+//! them, which it hands to the workers.
 
 use std::path::PathBuf;
 

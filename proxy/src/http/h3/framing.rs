@@ -1,4 +1,4 @@
-//! An eye on the frames that a client sends, before h3 sees them: the same that `guard` is for HTTP/1.1.
+//! Checks the frames that a client sends before h3 sees them.
 //!
 //! h3 keeps a frame until it is whole, however long it says it is, reads on while nobody takes what it has, looks through all
 //! that it keeps for each piece that comes, and takes a body that is cut off within a frame for one that has ended. So it gets
