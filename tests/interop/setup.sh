@@ -1,8 +1,8 @@
 #!/bin/sh
 # Looks for the clients and servers that the tests in tests/end_to_end/interop/ hold the proxy against, and brings those here that
-# need no installation: a Python environment and Envoy, in target/interop/. With TOLLGATE_INSTALL=1, as root, it installs the
-# programs that are missing from Debian. Whatever cannot be had is said, and its tests do not run; with TOLLGATE_REQUIRE_TOOLS=1 it
-# is an error.
+# need no installation: a Python environment and Envoy, in target/interop/. With --install, as root, it installs the programs that
+# are missing, with apt-get (Debian, Ubuntu). Reports whatever is still missing, whose tests do not run; with
+# TOLLGATE_REQUIRE_TOOLS=1 that is an error.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -27,11 +27,11 @@ absent() {
     [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -e '--with-stream ' || echo nginx-stream
 }
 
-if [ -n "$(absent)" ] && [ "${TOLLGATE_INSTALL:-}" = 1 ]; then
+if [ -n "$(absent)" ] && [ "${1-}" = --install ]; then
     tests/quiet-install.sh $PACKAGES || echo "*** interop: apt-get has failed" >&2
 fi
 for program in $(absent); do
-    without "$program" "not installed; TOLLGATE_INSTALL=1 installs it, as root, with apt-get"
+    without "$program" "not installed; --install installs it, as root, with apt-get"
 done
 
 if command -v python3 >/dev/null && ! cmp -s tests/interop/requirements.txt "$venv/requirements.txt"; then
