@@ -72,11 +72,15 @@ logs=target/quickstart/logs
 mkdir -p "$logs"
 rm -f "$logs"/*.log
 
-# Waits until the log of something that was started says that it runs. The proxy compiles its filters first.
-started() { # NAME PID TEXT
+# Waits until a URL answers 200, and what was started for it runs. The proxy compiles its filters first.
+started() { # NAME PID URL
     for _ in $(seq 1200); do
-        ! grep -qs "$3" "$logs/$1.log" || return 0
+        answer=no
+        ! "$bin/tollgate" bench load "$3" --connections 1 --rate 100 --warmup 0s --duration 10ms \
+            --expect-status 200 --fail-on-error >/dev/null 2>&1 || answer=yes
+        # Afterwards: it may be another program that answers at this address.
         kill -0 "$2" 2>/dev/null || break
+        [ $answer = no ] || return 0
         sleep 0.1
     done
     echo "error: $1 did not start:" >&2
@@ -88,12 +92,12 @@ say "== starting three upstreams and the proxy (their logs are in $logs/)"
 for n in 1 2 3; do
     "$bin/demo-upstream" --name "upstream-$n" --listen "127.0.0.1:900$n" >"$logs/upstream-$n.log" 2>&1 &
     children="$! $children"
-    started "upstream-$n" "$!" "listens on"
+    started "upstream-$n" "$!" "http://127.0.0.1:900$n/"
 done
 "$bin/tollgate" run examples/quickstart.yaml >"$logs/access.log" 2>"$logs/tollgate.log" &
 proxy=$!
 children="$proxy $children"
-started tollgate "$proxy" " ready "
+started tollgate "$proxy" http://127.0.0.1:9901/ready
 
 if [ "$mode" = --check ]; then
     say "== load for 5 s, with a filter replaced every second"
