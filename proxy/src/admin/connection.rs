@@ -27,7 +27,7 @@ use tokio::{task::spawn_local, time::timeout};
 use crate::{
     listener::clients::Clients,
     net::{Listener, Socket, TokioIo, descriptors},
-    observe::Seldom,
+    observe::{Seldom, target},
 };
 
 /// How long a request's head may take, and how long a connection may wait for the next one.
@@ -84,7 +84,10 @@ impl Connections {
                 Some(Err(e)) => {
                     self.clients.close_idle();
                     if let Some(left_out) = self.unaccepted.may_warn() {
-                        tracing::warn!(left_out, "{}: cannot accept a connection: {e}", self.name);
+                        tracing::warn!(
+                            target: target::ADMIN,
+                            left_out, "{}: cannot accept a connection: {e}", self.name
+                        );
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

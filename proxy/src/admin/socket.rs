@@ -23,6 +23,7 @@ use crate::{
     },
     listener::socket::{self, Claim},
     net::{ListenSocket, Listener, Socket as Stream},
+    observe::target,
 };
 
 /// Nobody but the proxy's user: there is no other authentication.
@@ -81,13 +82,16 @@ pub async fn listen_later(admin: Admin, state: Rc<State>) {
     for tries in 1_u64.. {
         match listen(&admin, state.token.as_ref()).await {
             Ok(socket) => {
-                tracing::info!("admin listener on {}", admin.url());
+                tracing::info!(target: target::ADMIN, "admin listener on {}", admin.url());
                 if let Err(e) = state.serve(socket) {
-                    tracing::error!("admin: {e}");
+                    tracing::error!(target: target::ADMIN, "admin: {e}");
                 }
                 return;
             }
-            Err(e) if tries == 100 => tracing::warn!("there is no admin listener yet: {}: {e}", admin.address),
+            Err(e) if tries == 100 => tracing::warn!(
+                target: target::ADMIN,
+                "there is no admin listener yet: {}: {e}", admin.address
+            ),
             Err(_) => {}
         }
         sleep(Duration::from_millis(50)).await;

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use crate::{
     config::{Diagnostic, Loaded},
     files,
-    observe::Seldom,
+    observe::{Seldom, target},
 };
 
 /// Fewer characters can be guessed.
@@ -69,7 +69,10 @@ impl Token {
         let token = tokio::task::spawn_blocking(move || read(&file)).await;
         let token = token.unwrap_or_else(|e| Err(io::Error::other(e).into())).map_err(|error| {
             if let Some(left_out) = self.unread.may_warn() {
-                tracing::error!(file = %self.file.display(), left_out, "the admin listener's token cannot be used: {error}");
+                tracing::error!(
+                    target: target::ADMIN,
+                    file = %self.file.display(), left_out, "the admin listener's token cannot be used: {error}"
+                );
             }
             (StatusCode::SERVICE_UNAVAILABLE, "the token of this listener cannot be read; the log says why\n")
         })?;

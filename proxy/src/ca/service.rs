@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{Diagnostic, Diagnostics, Loaded, units},
-    observe::{Counter, MetricError, Registry, access_log::timestamp, shard},
+    observe::{Counter, MetricError, Registry, access_log::timestamp, shard, target},
 };
 
 /// Bytes of a request for a certificate that are read.
@@ -128,6 +128,7 @@ impl Service {
         let (Some(config), Some(authority)) = (&loaded.config.admin.ca, authority(loaded)) else { return Ok(None) };
         let authority = authority.map_err(|wrong| Diagnostics::new(loaded.source.clone(), vec![wrong]))?;
         tracing::info!(
+            target: target::CA,
             trust_domain = %authority.trust_domain(),
             not_after = timestamp::text(authority.not_after()),
             "the admin listener is a certificate authority"
@@ -140,7 +141,7 @@ impl Service {
         let claim = File::open(&dir)?;
         // A file system that knows no locks protects from nothing, and hinders nobody.
         if let Err(error) = claim.try_lock_shared() {
-            tracing::debug!("the authority's folder is not locked: {error}");
+            tracing::debug!(target: target::CA, "the authority's folder is not locked: {error}");
         }
         let refused = |reason| {
             let help = "Certificates that were refused to workloads, by reason.";
@@ -175,6 +176,7 @@ impl Service {
         let signing = authority.signing();
         if *self.signing.borrow() != signing.fingerprint {
             tracing::info!(
+                target: target::CA,
                 subject = signing.subject,
                 not_after = timestamp::text(signing.not_after),
                 "another root signs"
@@ -204,6 +206,7 @@ impl Service {
                 let not_after = timestamp::text(facts.not_after);
                 self.issued.inc(shard());
                 tracing::info!(
+                    target: target::CA,
                     spiffe = facts.uri(), serial = facts.serial, not_after, token, %peer, "a certificate was signed"
                 );
                 (StatusCode::OK, answer(&issued, &roots))
@@ -257,6 +260,7 @@ impl Service {
             return;
         }
         tracing::warn!(
+            target: target::CA,
             reason = refusal.reason(), %peer, not_logged_before = logged.unsaid, "a certificate was refused: {refusal}"
         );
         *logged = Logged { last: Some(Instant::now()), unsaid: 0 };

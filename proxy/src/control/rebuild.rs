@@ -6,6 +6,7 @@ use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::{
     listener::worker::{Command, Rebuild},
+    observe::target,
     wasm::{Order, processor_time},
 };
 
@@ -44,10 +45,10 @@ pub async fn rebuild(rebuild: Rebuild, commands: WeakUnboundedSender<Command>) {
                 used = took;
                 let message = format!("it could not be set up again: {e}");
                 let plugin = &machine.plugins()[e.filter];
-                tracing::error!(target: "tollgate::filter", filter = plugin.identity.name, "{message}");
+                tracing::error!(target: target::FILTER, filter = plugin.identity.name, "{message}");
                 plugin.last_error.store(Some(Arc::new(message)));
             }
-            Err(e) => tracing::error!("setting up a filter failed: {e}"),
+            Err(e) => tracing::error!(target: target::FILTER, "setting up a filter failed: {e}"),
         }
         pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(60));
         wait = pause.max(used * SHARE);

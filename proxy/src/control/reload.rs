@@ -32,7 +32,7 @@ use crate::{
         socket::{self, Claim},
         worker::{Command, Delivery},
     },
-    observe::log::LogHandle,
+    observe::{log::LogHandle, target},
     upstream::Checks,
 };
 
@@ -119,11 +119,14 @@ impl Reloader {
             Ok(Load { made: Ok(Some((made, different))), .. }) => self.replace(made, &different, cause).await,
             Ok(Load { made: Ok(None), .. }) => {
                 if before.is_some() {
-                    tracing::info!(cause, "the configuration in force is what the files say again");
+                    tracing::info!(
+                        target: target::CONFIG,
+                        cause, "the configuration in force is what the files say again"
+                    );
                 } else if cause == BY_FILE {
                     return None;
                 } else {
-                    tracing::info!(cause, "the configuration is unchanged");
+                    tracing::info!(target: target::CONFIG, cause, "the configuration is unchanged");
                 }
                 AttemptResult::Unchanged
             }
@@ -135,13 +138,16 @@ impl Reloader {
                     let end = patience.unwrap_or_else(|| Instant::now() + PATIENCE);
                     if Instant::now() < end {
                         let said = wrong.iter().map(|wrong| wrong.message.as_str()).collect::<Vec<_>>().join("; ");
-                        tracing::info!("the other half of a change is waited for: {said}");
+                        tracing::info!(target: target::CONFIG, "the other half of a change is waited for: {said}");
                         (self.patience, self.refusal) = (Some(end), before);
                         return None;
                     }
                 }
                 if !(is_known && cause == BY_FILE) {
-                    tracing::error!("the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end());
+                    tracing::error!(
+                        target: target::CONFIG,
+                        "the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end()
+                    );
                 }
                 self.refusal = Some(text);
                 // Files are looked at for many reasons; what is wrong with them is said once.
@@ -152,7 +158,7 @@ impl Reloader {
             }
             Err(e) => {
                 self.forget_trial();
-                tracing::error!(cause, "loading the configuration failed: {e}");
+                tracing::error!(target: target::CONFIG, cause, "loading the configuration failed: {e}");
                 self.refusal = Some(e.clone());
                 AttemptResult::Refused(e.clone(), serde_json::Value::String(e))
             }
@@ -203,18 +209,24 @@ impl Reloader {
     /// Puts a snapshot in the place of the one in force, and says what that means.
     async fn replace(&mut self, made: Made, different: &str, cause: &'static str) -> AttemptResult {
         let Snapshot { loaded, warnings, .. } = &*made.snapshot;
-        loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!("{}", w.message));
+        loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let old = self.status.current.load_full();
         if let Some(old) = &old {
             let said = changes::restarts(&self.running, &old.loaded.config, &made.snapshot.loaded.config);
-            said.iter().for_each(|warning| tracing::warn!("{warning}"));
+            said.iter().for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
         }
         let new = self.apply(made).await;
         if let Some(old) = &old {
             for (name, path, mode) in changes::permissions(&old.loaded.config, &new.loaded.config) {
                 match socket::set_mode(path, mode) {
-                    Ok(()) => tracing::info!("listener `{name}`: {} has the permissions {mode}", path.display()),
-                    Err(e) => tracing::warn!("listener `{name}`: {} keeps its permissions: {e}", path.display()),
+                    Ok(()) => tracing::info!(
+                        target: target::LISTENER,
+                        "listener `{name}`: {} has the permissions {mode}", path.display()
+                    ),
+                    Err(e) => tracing::warn!(
+                        target: target::LISTENER,
+                        "listener `{name}`: {} keeps its permissions: {e}", path.display()
+                    ),
                 }
             }
         }
@@ -222,16 +234,22 @@ impl Reloader {
             let (before, now) = (changes::places(&old.loaded.config), changes::places(&new.loaded.config));
             for (name, address, text) in &now {
                 if !before.iter().any(|(n, a, _)| n == name && a == address) {
-                    tracing::info!("listener `{name}` on {text}");
+                    tracing::info!(target: target::LISTENER, "listener `{name}` on {text}");
                 }
             }
             for (name, address, text) in &before {
                 if !now.iter().any(|(n, a, _)| n == name && a == address) {
-                    tracing::info!("listener `{name}` no longer on {text}: connections that are open are drained");
+                    tracing::info!(
+                        target: target::LISTENER,
+                        "listener `{name}` no longer on {text}: connections that are open are drained"
+                    );
                 }
             }
         }
-        tracing::info!(cause, version = new.version, hash = new.hash, changes = different, "configuration in force");
+        tracing::info!(
+            target: target::CONFIG,
+            cause, version = new.version, hash = new.hash, changes = different, "configuration in force"
+        );
         AttemptResult::Applied(new.version)
     }
 
@@ -245,7 +263,7 @@ impl Reloader {
         for (index, address, socket) in sockets.iter().flat_map(|sockets| &sockets.streams) {
             let config = &snapshot.listeners[*index].config;
             if let Err(e) = socket.listen(socket::backlog(&config.socket)) {
-                tracing::error!(listener = config.name, "cannot listen on {address}: {e}");
+                tracing::error!(target: target::LISTENER, listener = config.name, "cannot listen on {address}: {e}");
             }
         }
         let mut waiting = Vec::new();
@@ -262,7 +280,7 @@ impl Reloader {
             let _ = applied.await;
         }
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
-            tracing::warn!("the log's level stays as it is: {e}");
+            tracing::warn!(target: target::LOG, "the log's level stays as it is: {e}");
         }
         self.checks.apply(snapshot.configured_clusters());
         self.status.current.store(Some(snapshot.clone()));

@@ -34,7 +34,7 @@ use crate::{
         worker::{self, Command, Rebuild, WorkerHandle},
     },
     net::descriptors,
-    observe::{access_log::Format, log},
+    observe::{access_log::Format, log, target},
     upstream::Checks,
     wasm::compiler::{Cache, Compiler},
 };
@@ -149,11 +149,11 @@ impl Server {
         let log = log::init(&loaded.config.log, options.log_level.as_deref())?;
         let (bound, raised) = descriptors::raise();
         if let Err(e) = raised {
-            tracing::warn!("the limit of open files stays as it is: {e}");
+            tracing::warn!(target: target::PROCESS, "the limit of open files stays as it is: {e}");
         }
         if bound.now > bound.before {
             let (before, now, for_clients) = (bound.before, bound.now, bound.for_clients());
-            tracing::info!(before, now, for_clients, "the limit of open files was raised");
+            tracing::info!(target: target::PROCESS, before, now, for_clients, "the limit of open files was raised");
         }
         let running = loaded.config.clone();
         let count = running.workers.count();
@@ -162,7 +162,7 @@ impl Server {
             Some(wrong) if wrong.severity == Severity::Error => {
                 return Err(Diagnostics::new(loaded.source.clone(), vec![wrong]).into());
             }
-            wrong => wrong.iter().for_each(|w| tracing::warn!("{}", w.message)),
+            wrong => wrong.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message)),
         }
         let foundry = Arc::new(Foundry::new(count, compiler)?);
         let status = Rc::new(Status::new(&foundry.registry)?);
@@ -213,7 +213,7 @@ impl Server {
         let (asked, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
         let workers = workers.context("a worker cannot start")?;
-        made.snapshot.warnings.iter().for_each(|w| tracing::warn!("{}", w.message));
+        made.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let mut reloader = Reloader {
             path: options.file,
             running,
@@ -252,7 +252,7 @@ impl Server {
                 _ = daily.tick() => {
                     let current = self.status.current.load_full();
                     let soon = current.iter().flat_map(|snapshot| certificates::expiring(snapshot, SystemTime::now()));
-                    soon.for_each(|warning| tracing::warn!("{warning}"));
+                    soon.for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
                 }
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
@@ -269,11 +269,17 @@ impl Server {
                 if let Err(mpsc::error::TrySendError::Closed(_)) =
                     self.changes.try_send(Change { cause: "SIGHUP", done: None })
                 {
-                    tracing::info!("SIGHUP: the process is stopping, so the configuration is not read again");
+                    tracing::info!(
+                        target: target::CONFIG,
+                        "SIGHUP: the process is stopping, so the configuration is not read again"
+                    );
                 }
             }
             Request::Reopen => self.reopen_logs(),
-            Request::Nothing(signal) => tracing::info!("{signal} does nothing here; a successor takes over by itself"),
+            Request::Nothing(signal) => tracing::info!(
+                target: target::PROCESS,
+                "{signal} does nothing here; a successor takes over by itself"
+            ),
             Request::Stop(_) => {}
         }
     }
@@ -283,9 +289,9 @@ impl Server {
         let foundry = self.foundry.clone();
         tokio::task::spawn_blocking(move || {
             let failed = foundry.log_writer.reopen();
-            failed.iter().for_each(|e| tracing::error!("{e}"));
+            failed.iter().for_each(|e| tracing::error!(target: target::ACCESS_LOG, "{e}"));
             if failed.is_empty() {
-                tracing::info!("access logs were opened again");
+                tracing::info!(target: target::ACCESS_LOG, "access logs were opened again");
             }
         });
     }
@@ -302,7 +308,7 @@ impl Server {
         self.reloader.abort();
         self.foundry.engine.end_compiling();
         let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
-        tracing::info!(signal, ?timeout, "stopping: no more connections are taken");
+        tracing::info!(target: target::PROCESS, signal, ?timeout, "stopping: no more connections are taken");
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
@@ -321,12 +327,18 @@ impl Server {
             tokio::select! {
                 () = &mut all => break,
                 () = &mut end => {
-                    tracing::warn!("the drain timeout is over; connections that are left are cut");
+                    tracing::warn!(
+                        target: target::PROCESS,
+                        "the drain timeout is over; connections that are left are cut"
+                    );
                     break;
                 }
                 request = signals.next() => match request {
                     Request::Stop(signal) => {
-                        tracing::warn!("{signal} while draining; connections that are left are cut");
+                        tracing::warn!(
+                            target: target::PROCESS,
+                            "{signal} while draining; connections that are left are cut"
+                        );
                         break;
                     }
                     other => self.hear(other),
@@ -342,11 +354,14 @@ impl Server {
         });
         // A worker that is stuck must not keep the process alive.
         match tokio::time::timeout(Duration::from_secs(3), ended).await {
-            Ok(Ok(lines @ 1..)) => tracing::warn!(lines, "lines of access logs were lost: nobody read them in time"),
+            Ok(Ok(lines @ 1..)) => tracing::warn!(
+                target: target::ACCESS_LOG,
+                lines, "lines of access logs were lost: nobody read them in time"
+            ),
             Ok(_) => {}
-            Err(_) => tracing::warn!("a worker is stuck: lines of access logs may be lost"),
+            Err(_) => tracing::warn!(target: target::ACCESS_LOG, "a worker is stuck: lines of access logs may be lost"),
         }
-        tracing::info!("stopped");
+        tracing::info!(target: target::PROCESS, "stopped");
     }
 }
 
@@ -354,7 +369,7 @@ impl Server {
 fn say_ready(snapshot: &Snapshot, workers: usize) {
     let config = &snapshot.loaded.config;
     for (name, _, place) in changes::places(config) {
-        tracing::info!("listener `{name}` on {place}");
+        tracing::info!(target: target::LISTENER, "listener `{name}` on {place}");
     }
-    tracing::info!(workers, admin = config.admin.url(), hash = snapshot.hash, "ready");
+    tracing::info!(target: target::PROCESS, workers, admin = config.admin.url(), hash = snapshot.hash, "ready");
 }

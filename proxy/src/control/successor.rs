@@ -4,6 +4,8 @@
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::observe::target;
+
 /// The process whose place this one takes.
 #[derive(Debug)]
 pub(super) struct Predecessor(Pid);
@@ -29,8 +31,8 @@ impl Predecessor {
     pub(super) fn end(self) {
         let id = self.0.as_raw_nonzero();
         match kill_process(self.0, Signal::TERM) {
-            Ok(()) => tracing::info!("process {id} was told to drain: this one has its place"),
-            Err(e) => tracing::warn!("process {id} could not be told to drain: {e}"),
+            Ok(()) => tracing::info!(target: target::PROCESS, "process {id} was told to drain: this one has its place"),
+            Err(e) => tracing::warn!(target: target::PROCESS, "process {id} could not be told to drain: {e}"),
         }
     }
 }

@@ -36,6 +36,8 @@ use tokio::{
 
 use self::way::{Step, Ways};
 
+use crate::observe::target;
+
 mod way;
 
 /// Files are often changed in several steps; they are looked at when there has been no change for this long.
@@ -220,6 +222,7 @@ impl Watcher {
         for path in std::mem::take(&mut self.unclosed).into_keys() {
             let path = path.display();
             tracing::warn!(
+                target: target::CONFIG,
                 "`{path}` was written to and not seen to be closed; it is taken as it is now. A file that is renamed into its \
                  place is taken at once, and never in part"
             );
@@ -318,8 +321,11 @@ impl Watcher {
             return;
         }
         match &trouble {
-            Some(trouble) => tracing::warn!("{trouble}; files are looked at once a second instead"),
-            None => tracing::info!("all files are watched again"),
+            Some(trouble) => tracing::warn!(
+                target: target::CONFIG,
+                "{trouble}; files are looked at once a second instead"
+            ),
+            None => tracing::info!(target: target::CONFIG, "all files are watched again"),
         }
         self.trouble.store(trouble.map(Arc::new));
     }

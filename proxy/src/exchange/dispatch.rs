@@ -28,7 +28,7 @@ use crate::{
         grpc::TIMEOUT,
     },
     net::proxy_protocol::Addresses,
-    observe,
+    observe::{self, target},
     upstream::{
         ActiveGuard, Again as Repeat, Backoff, Broken, Cluster, Endpoint, Failure, FailureKind, Head, Holding,
         PooledBody, ProtocolError, RequestGuard, Trouble, Waited, Way,
@@ -195,7 +195,10 @@ fn explain(stream: &Stream, aim: &Aim<'_>, missed: &Missed, upload: &Upload, aft
     {
         why += "; a gRPC server speaks HTTP/2: set `protocol: h2`";
     }
-    tracing::debug!(cluster = &*cluster.name, endpoint = %endpoint.address, "no response: {why}");
+    tracing::debug!(
+        target: target::UPSTREAM,
+        cluster = &*cluster.name, endpoint = %endpoint.address, "no response: {why}"
+    );
     if !matches!(missed, Missed::Failed(kind) if kind.is_stale()) {
         endpoint.note_failure(&cluster.name, trouble, &why);
     }

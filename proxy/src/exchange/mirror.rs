@@ -19,6 +19,7 @@ use crate::{
     chain::{RequestHead, Stream},
     http::body::{Body, BodyError},
     net::proxy_protocol::Addresses,
+    observe::target,
     upstream::{Cluster, Failure, Holding, Pools, Way},
 };
 
@@ -79,7 +80,12 @@ pub(super) fn start(site: &Rc<Site>, stream: &Stream, cluster: &Arc<Cluster>, he
     if upload.is_unfinished() {
         match cluster.try_hold(stream.client.ip()) {
             Ok(held) => place.begin(held),
-            Err(crowded) => return tracing::debug!(cluster = &*cluster.name, ?crowded, "an upload was not mirrored"),
+            Err(crowded) => {
+                return tracing::debug!(
+                    target: target::UPSTREAM,
+                    cluster = &*cluster.name, ?crowded, "an upload was not mirrored"
+                );
+            }
         }
     }
     let body = match upload.is_empty() {
@@ -96,7 +102,7 @@ pub(super) fn start(site: &Rc<Site>, stream: &Stream, cluster: &Arc<Cluster>, he
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
         let sent = tokio::time::timeout(limit, send(&pools, &cluster, client, &place, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
-            tracing::debug!(cluster = &*cluster.name, "a mirrored request had no response");
+            tracing::debug!(target: target::UPSTREAM, cluster = &*cluster.name, "a mirrored request had no response");
         }
     });
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tollgate_abi::fast::flag;
 
 use crate::{
-    observe::{Detail, Seldom, detail},
+    observe::{Detail, Seldom, detail, target},
     tls::Cause,
 };
 
@@ -104,7 +104,10 @@ impl Warned {
             None => (&self.refusals[refused.refusal as usize], Refusal::ALL[refused.refusal as usize].1),
         };
         if let Some(left_out) = seldom.may_warn() {
-            tracing::warn!(listener, %peer, reason, left_out, "a client was turned away: {}", refused.why);
+            tracing::warn!(
+                target: target::DOWNSTREAM,
+                listener, %peer, reason, left_out, "a client was turned away: {}", refused.why
+            );
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     exchange::{Refusal, Refused},
     h2::{Io, KeepAlive, Malformed, Screened, Turns, Window},
     net::{Stream, is_tls, linger, poll_timer},
-    observe::{Detail, detail},
+    observe::{Detail, detail, target},
 };
 
 /// Bytes of a response that wait in a stream for its client to take them.
@@ -98,7 +98,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
         Ok(refusal) => refusal.map(Refused::from),
         Err(_) if flood.is_one() => Some(Refusal::Flood.into()),
         Err(error) => {
-            tracing::debug!(peer = %connection.info.peer, %error, "connection ended");
+            tracing::debug!(target: target::DOWNSTREAM, peer = %connection.info.peer, %error, "connection ended");
             let why = match connection.info.tls {
                 None if is_tls(turns.first().as_slice()) => SPEAKS_TLS.to_owned(),
                 _ => format!("HTTP/2: {error}"),
@@ -171,7 +171,7 @@ impl Connection {
                 return Poll::Ready(Ok(Some(Refusal::Flood)));
             }
             if pings.as_mut().is_some_and(|pings| pings.poll(turns.received(), true, cx).is_ready()) {
-                tracing::debug!(peer = %info.peer, "the client does not answer");
+                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "the client does not answer");
                 http.abrupt_shutdown(Reason::NO_ERROR);
                 let _ = turns.turn(cx, |cx| http.poll_closed(cx))?;
                 return Poll::Ready(Ok(None));

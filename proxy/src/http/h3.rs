@@ -23,7 +23,7 @@ use super::{
     connection::{Handle, LENIENCE},
     flood::Resets,
 };
-use crate::{chain::stream::ConnectionInfo, exchange::Refusal};
+use crate::{chain::stream::ConnectionInfo, exchange::Refusal, observe::target};
 
 /// The name of what is spoken (RFC 9114 section 3.1).
 pub const ALPN: &[u8] = b"h3";
@@ -168,7 +168,7 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
             () = timer => {}
         }
         if let Some(violation) = ledger.violation() {
-            tracing::debug!(peer = %info.peer, "HTTP/3: {violation}");
+            tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "HTTP/3: {violation}");
             return Some(refusal(violation));
         }
         if shared.resets.are_too_many() {
@@ -185,7 +185,7 @@ fn refusal(violation: Violation) -> Refusal {
 
 /// Whether the client broke the protocol, rather than the connection.
 fn blame(info: &ConnectionInfo, ledger: &Ledger, error: &ConnectionError) -> Option<Refusal> {
-    tracing::debug!(peer = %info.peer, %error, "connection ended");
+    tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "connection ended");
     // What h3 has found, and not an end that we have made ourselves.
     let found = matches!(error, ConnectionError::Local { .. }) && !error.is_h3_no_error();
     ledger.violation().map(refusal).or(found.then_some(Refusal::Http3))

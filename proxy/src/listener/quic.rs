@@ -20,6 +20,7 @@ use crate::{
     config::model::Listener,
     exchange::{Refusal, Refused, Site},
     http::{connection::Handle, h3},
+    observe::target,
     tls::{Cause, ConnectionTls, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
 };
 
@@ -83,7 +84,10 @@ impl Quic {
     pub fn set_site(&self, site: Rc<Site>) {
         match server_config(&site, &self.token_key) {
             Ok(config) => self.endpoint.set_server_config(Some(config)),
-            Err(e) => tracing::error!(listener = &*site.name, "HTTP/3 keeps its certificates: {e}"),
+            Err(e) => tracing::error!(
+                target: target::LISTENER,
+                listener = &*site.name, "HTTP/3 keeps its certificates: {e}"
+            ),
         }
         self.handle.set_site(site);
     }

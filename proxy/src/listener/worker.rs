@@ -39,7 +39,7 @@ use crate::{
         Listener, Socket,
         descriptors::{self, Taker},
     },
-    observe::{self, Gauge, Seldom, Shard, set_shard},
+    observe::{self, Gauge, Seldom, Shard, set_shard, target},
     tcp::{Routes, TcpSite},
     upstream::{PoolOptions, Pools},
     wasm::{self, Instance, Machine, Order, Supply, Vm, WasmFilter},
@@ -254,7 +254,10 @@ impl Worker {
                             self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
                         }
                         Err(e) => {
-                            tracing::error!(listener = name, "cannot accept connections: {e}");
+                            tracing::error!(
+                                target: target::LISTENER,
+                                listener = name, "cannot accept connections: {e}"
+                            );
                             continue;
                         }
                     },
@@ -328,7 +331,13 @@ impl Worker {
             (None, Some(socket)) => {
                 let connections = self.connections.clone();
                 let new = Quic::listen(socket, site.clone(), listening.shared.clone(), connections);
-                new.map_err(|e| tracing::error!(listener = &*site.name, "cannot speak HTTP/3: {e}")).ok()
+                new.map_err(|e| {
+                    tracing::error!(
+                        target: target::LISTENER,
+                        listener = &*site.name, "cannot speak HTTP/3: {e}"
+                    )
+                })
+                .ok()
             }
             (before, _) => {
                 before.into_iter().for_each(Quic::end);
@@ -472,7 +481,10 @@ async fn accept(
                     break;
                 }
                 if let Err(e) = socket.leave_to_others() {
-                    tracing::debug!("connections are on their way to a socket that is to be closed: {e}");
+                    tracing::debug!(
+                        target: target::LISTENER,
+                        "connections are on their way to a socket that is to be closed: {e}"
+                    );
                 }
                 closes = Some(Instant::now() + HANDSHAKES);
             }
@@ -486,7 +498,7 @@ async fn accept(
                         clients.close_idle();
                     }
                     if let Some(left_out) = unaccepted.may_warn() {
-                        tracing::warn!(left_out, "cannot accept a connection: {e}");
+                        tracing::warn!(target: target::LISTENER, left_out, "cannot accept a connection: {e}");
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

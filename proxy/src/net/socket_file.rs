@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::observe::target;
+
 /// The file of a listening unix socket; dropping this removes it, unless another one has taken its place.
 ///
 /// It must be dropped before the socket is closed. As long as that is open, nobody takes the path for one that was left over, so
@@ -35,7 +37,7 @@ impl Drop for SocketFile {
         if id(&self.path).is_ok_and(|there| there == self.id)
             && let Err(e) = fs::remove_file(&self.path)
         {
-            tracing::warn!("cannot remove {}: {e}", self.path.display());
+            tracing::warn!(target: target::LISTENER, "cannot remove {}: {e}", self.path.display());
         }
     }
 }

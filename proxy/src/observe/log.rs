@@ -23,7 +23,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::plain;
+use super::{plain, target};
 use crate::config::model::{Log, LogFormat};
 
 const DEFAULT: &str = "info";
@@ -66,7 +66,7 @@ impl LogError {
         match self {
             LogError::Level { suggestion: Some(level), .. } => Some(format!("did you mean `{level}`?")),
             LogError::Level { .. } => Some(format!("the levels are {}", LEVELS.join(", "))),
-            LogError::Filter { .. } => Some("write a level, or levels by module: info,tollgate::wasm=debug".to_owned()),
+            LogError::Filter { .. } => Some("write a level, or levels by target: info,tollgate::wasm=debug".to_owned()),
             LogError::Given(error) => error.help(),
             LogError::Twice | LogError::Gone => None,
         }
@@ -122,7 +122,7 @@ pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
 /// Logs a line; writes it to standard error as it is if there is no log yet.
 pub fn say_in_any_case(line: &str) {
     match tracing::dispatcher::has_been_set() {
-        true => tracing::info!("{line}"),
+        true => tracing::info!(target: target::PROCESS, "{line}"),
         false => stderr::say(&format!("{line}\n")),
     }
 }

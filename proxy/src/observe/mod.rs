@@ -9,6 +9,7 @@ pub mod log;
 pub mod metrics;
 pub mod plain;
 mod seldom;
+pub mod target;
 
 pub use self::{
     access_log::{AccessLog, Entry, LogWriter},

@@ -18,6 +18,7 @@ use crate::{
         stored::CLUSTER_STATE,
     },
     net::{Stream, proxy_protocol::Addresses},
+    observe::target,
     upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
 };
 
@@ -78,7 +79,10 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             }
             Err(error) => error,
         };
-        tracing::debug!(cluster = &*cluster.name, endpoint = %target.address, %error, "no connection");
+        tracing::debug!(
+            target: target::UPSTREAM,
+            cluster = &*cluster.name, endpoint = %target.address, %error, "no connection"
+        );
         target.note_failure(&cluster.name, error.trouble, &error.to_string());
         stream.failed(Side::Upstream, error.to_string());
         tried.push(target.clone());

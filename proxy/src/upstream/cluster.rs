@@ -21,7 +21,7 @@ use arc_swap::ArcSwapOption;
 use crate::{
     config::{model, units::Address},
     net::Client,
-    observe::Seldom,
+    observe::{Seldom, target},
     tls::ClientTls,
 };
 
@@ -416,7 +416,10 @@ impl Cluster {
     #[cold]
     pub fn note_unsent(&self, why: &str) {
         if let Some(left_out) = self.stats.warned_unsent.may_warn() {
-            tracing::warn!(cluster = &*self.name, left_out, "a filter's call was not sent: {why}");
+            tracing::warn!(
+                target: target::UPSTREAM,
+                cluster = &*self.name, left_out, "a filter's call was not sent: {why}"
+            );
         }
     }
 
@@ -513,7 +516,7 @@ impl Endpoint {
         self.remember(trouble, text);
         if let Some(left_out) = self.warned[trouble as usize].may_warn() {
             let (endpoint, kind) = (&self.address, trouble.name());
-            tracing::warn!(cluster, %endpoint, kind, left_out, "an endpoint failed: {text}");
+            tracing::warn!(target: target::UPSTREAM, cluster, %endpoint, kind, left_out, "an endpoint failed: {text}");
         }
     }
 

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     h1::{self, Encoder, Wire, encoder, head},
     net::{FirstBytes, Prefixed, Transport},
+    observe::target,
 };
 
 /// How much of a request's body waits for the socket before more of it is asked for, in bytes.
@@ -111,7 +112,10 @@ where
             if !link.idle.get() || !link.has_ended(cx) {
                 return Poll::Pending;
             }
-            tracing::debug!(address = %link.slot.endpoint.address, "an idle upstream connection ended");
+            tracing::debug!(
+                target: target::UPSTREAM,
+                address = %link.slot.endpoint.address, "an idle upstream connection ended"
+            );
             link.slot.forget(&Rc::downgrade(&link));
             Poll::Ready(())
         })

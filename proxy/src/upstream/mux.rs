@@ -48,6 +48,7 @@ use crate::{
         remove_of_connection,
     },
     net::{FirstBytes, Looks, Transport},
+    observe::target,
     tls,
 };
 
@@ -286,7 +287,10 @@ where
                     silent.map(|()| Err(io::ErrorKind::TimedOut.into()))
                 });
                 if let Err(error) = ended.await {
-                    tracing::debug!(address = %slot_of_task.endpoint.address, %error, "upstream connection ended");
+                    tracing::debug!(
+                        target: target::UPSTREAM,
+                        address = %slot_of_task.endpoint.address, %error, "upstream connection ended"
+                    );
                     // Before its streams' tasks come to see that it has ended.
                     let _ = shared.end.set(error);
                 }

@@ -24,6 +24,7 @@ use super::{
     plugin::{Plugin, TrapKind},
     presence::Presence,
 };
+use crate::observe::target;
 
 /// Configuring a filter may take this many times as long as a call.
 const CONFIGURE_FACTOR: u32 = 20;
@@ -196,7 +197,10 @@ impl Machine {
             }
         }
         store.data_mut().phase = Phase::Running;
-        tracing::debug!(filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready");
+        tracing::debug!(
+            target: target::WASM,
+            filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready"
+        );
         Ok((store, exports))
     }
 

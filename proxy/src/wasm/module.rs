@@ -11,7 +11,7 @@ use super::{
     host::Host,
     hostcalls,
 };
-use crate::{config::model::Compile, files};
+use crate::{config::model::Compile, files, observe::target};
 
 /// Compiled code, ready to be instantiated.
 pub struct Code {
@@ -139,7 +139,10 @@ impl Code {
             .linker()
             .instantiate_pre(&module)
             .map_err(|e| vec![LoadError::Imports(source.into(), one_line(&format!("{e:#}")))])?;
-        tracing::debug!(source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled");
+        tracing::debug!(
+            target: target::WASM,
+            source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled"
+        );
         Ok(Arc::new(Code { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
     }
 

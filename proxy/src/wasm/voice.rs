@@ -12,6 +12,8 @@ use std::{
 
 use tracing::Level;
 
+use crate::observe::target;
+
 /// Lines of one filter in one second, over all workers; more are dropped, and how many is said.
 const PER_SECOND: u32 = 1000;
 
@@ -41,9 +43,9 @@ impl Voice {
             ($($name:ident)*) => {
                 match level {
                     $(Level::$name => {
-                        if tracing::enabled!(target: "tollgate::filter", Level::$name) && self.may_speak(filter) {
+                        if tracing::enabled!(target: target::FILTER, Level::$name) && self.may_speak(filter) {
                             let line = Line::of(line);
-                            tracing::event!(target: "tollgate::filter", Level::$name, filter, "{line}");
+                            tracing::event!(target: target::FILTER, Level::$name, filter, "{line}");
                         }
                     })*
                 }
@@ -58,7 +60,10 @@ impl Voice {
             self.said.store(0, Relaxed);
             let dropped = self.dropped.swap(0, Relaxed);
             if dropped > 0 {
-                tracing::warn!(target: "tollgate::filter", filter, "{dropped} lines were dropped: more than {PER_SECOND} in a second");
+                tracing::warn!(
+                    target: target::FILTER,
+                    filter, "{dropped} lines were dropped: more than {PER_SECOND} in a second"
+                );
             }
         }
         let speaks = self.said.fetch_add(1, Relaxed) < PER_SECOND;

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{Diagnostic, Diagnostics, Loaded, model},
-    observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard},
+    observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard, target},
 };
 
 /// How long the first certificate may take.
@@ -84,11 +84,17 @@ impl Agent {
     pub async fn start(self) -> anyhow::Result<()> {
         let held = match self.store.read(&self.config.spiffe) {
             Ok(held) => {
-                tracing::info!(dir = %self.store.dir().display(), "the workload's certificate still holds");
+                tracing::info!(
+                    target: target::CA,
+                    dir = %self.store.dir().display(), "the workload's certificate still holds"
+                );
                 held
             }
             Err(why) => {
-                tracing::info!(ca = %self.config.ca, "a certificate for this workload is asked for: {why}");
+                tracing::info!(
+                    target: target::CA,
+                    ca = %self.config.ca, "a certificate for this workload is asked for: {why}"
+                );
                 let failed = || format!("there is no certificate for the workload `{}`", self.config.spiffe);
                 self.first().await.with_context(failed)?
             }
@@ -109,7 +115,7 @@ impl Agent {
             if failure.is_final() {
                 return Err(failure.into());
             }
-            tracing::warn!(ca = %self.config.ca, "{failure}; trying again");
+            tracing::warn!(target: target::CA, ca = %self.config.ca, "{failure}; trying again");
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(anyhow::Error::new(failure)
@@ -128,6 +134,7 @@ impl Agent {
                 && end < due
             {
                 tracing::warn!(
+                    target: target::CA,
                     token = %self.token.display(), ended = timestamp::text(end), renewal = timestamp::text(due),
                     "the join token ends before the workload's certificate is renewed: put a new one in its place"
                 );
@@ -142,10 +149,12 @@ impl Agent {
                 match self.get().await {
                     Ok(new) => break new,
                     Err(failure) if held.facts.is_valid_at(SystemTime::now()) => tracing::warn!(
+                        target: target::CA,
                         not_after = timestamp::text(held.facts.not_after),
                         "the workload's certificate is not renewed yet: {failure}"
                     ),
                     Err(failure) => tracing::error!(
+                        target: target::CA,
                         not_after = timestamp::text(held.facts.not_after),
                         "the workload's certificate has ended, and there is no new one: {failure}"
                     ),
@@ -169,12 +178,15 @@ impl Agent {
             }
             let new = Held::new(held.chain.clone(), held.key.clone(), roots).map_err(Failure::Answer)?;
             self.store.put(&new).map_err(Failure::Store)?;
-            tracing::info!(ca = %self.config.ca, "the certificate authority trusts other roots than before");
+            tracing::info!(
+                target: target::CA,
+                ca = %self.config.ca, "the certificate authority trusts other roots than before"
+            );
             *held = new;
             Ok::<_, Failure>(())
         };
         if let Err(failure) = learnt.await {
-            tracing::debug!("which roots are trusted is not known: {failure}");
+            tracing::debug!(target: target::CA, "which roots are trusted is not known: {failure}");
         }
     }
 
@@ -184,7 +196,7 @@ impl Agent {
             let held = ask::ask(&self.config, &self.token()?).await?;
             let before = self.store.put(&held).map_err(Failure::Store)?;
             if before.is_some_and(|before| !certificate::have_one_in_common(&before, &held.root)) {
-                tracing::warn!("the certificate authority has another root than before");
+                tracing::warn!(target: target::CA, "the certificate authority has another root than before");
             }
             Ok(held)
         };
@@ -203,6 +215,7 @@ impl Agent {
         let seconds = held.facts.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         self.not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         tracing::info!(
+            target: target::CA,
             spiffe = %self.config.spiffe, serial = held.facts.serial, not_after = timestamp::text(held.facts.not_after),
             "the workload's certificate"
         );

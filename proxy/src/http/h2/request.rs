@@ -16,7 +16,7 @@ use crate::{
     exchange::{self, Answer, Closed, HeadTooLarge},
     h2::{Incoming, Sending, Tunnel, content_length, measure},
     http::{body::Body, expect::expects_continue, fields::finish_head, flood::Cut},
-    observe::detail,
+    observe::{detail, target},
     upstream::MOST_INTERIM,
 };
 
@@ -140,7 +140,7 @@ fn send_head(
         }
         (Ok(send), None) => Rest::Body(Box::new(Sending::new(body, send))),
         (Err(error), _) => {
-            tracing::debug!(%error, "no response");
+            tracing::debug!(target: target::DOWNSTREAM, %error, "no response");
             respond.send_reset(Reason::INTERNAL_ERROR);
             Rest::Nothing
         }

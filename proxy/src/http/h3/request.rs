@@ -26,7 +26,7 @@ use crate::{
     exchange::{self, HeadTooLarge},
     h2::{content_length, has_of_connection, measure, remove_of_connection},
     http::{body::Body, connection::log_refusal, expect::expects_continue, fields::finish_head, flood::Cut},
-    observe::{Detail, detail},
+    observe::{Detail, detail, target},
     upstream::MOST_INTERIM,
 };
 
@@ -106,7 +106,7 @@ async fn serve(
         }
         Ok(Err(error)) => {
             if watch.malformed.get() || matches!(error, StreamError::StreamError { .. }) {
-                tracing::debug!(peer = %info.peer, %error, "a malformed request");
+                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "a malformed request");
                 refused(0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_REQUEST);
             }
             return false;

@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::lock;
+use crate::observe::target;
 
 /// Only its owner and group may read a log: addresses and paths are personal data.
 const MODE: u32 = 0o640;
@@ -83,12 +84,12 @@ impl Sink {
         match result {
             Ok(()) if output.failing => {
                 output.failing = false;
-                tracing::info!(to = self.name, "the access log can be written again");
+                tracing::info!(target: target::ACCESS_LOG, to = self.name, "the access log can be written again");
             }
             // Once, not for each buffer.
             Err(error) if !output.failing => {
                 output.failing = true;
-                tracing::error!(to = self.name, %error, "the access log cannot be written");
+                tracing::error!(target: target::ACCESS_LOG, to = self.name, %error, "the access log cannot be written");
             }
             _ => {}
         }

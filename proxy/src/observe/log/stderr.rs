@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use crate::observe::{Kind, MetricError, Registry, access_log::write_all};
+use crate::observe::{Kind, MetricError, Registry, access_log::write_all, target};
 
 /// Bytes that may wait to be written.
 const ROOM: usize = 1 << 20;
@@ -140,6 +140,7 @@ impl Queue {
             let lost = self.overflowed.load(Relaxed) + self.failed.load(Relaxed);
             if failed == 0 && lost > told {
                 tracing::warn!(
+                    target: target::LOG,
                     lines = lost - told,
                     "lines of this log were lost: nobody read it, or it could not be written"
                 );

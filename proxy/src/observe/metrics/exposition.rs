@@ -12,6 +12,7 @@ use super::{
     Kind, Registry,
     registry::{Family, Labels, Series, Source},
 };
+use crate::observe::target;
 
 /// The content type of what [`Registry::render`] gives.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -48,7 +49,7 @@ impl Registry {
             let whole = text.len();
             if let Err(error) = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text) {
                 text.truncate(whole);
-                tracing::warn!(metric = family.name(), %error, "a metric could not be shown");
+                tracing::warn!(target: target::ADMIN, metric = family.name(), %error, "a metric could not be shown");
             }
         }
         text

@@ -16,6 +16,8 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt},
 };
 
+use crate::observe::target;
+
 /// Lines as `LEVEL message`.
 #[derive(Debug, Clone, Default)]
 pub struct Logs(Arc<Mutex<Vec<String>>>);
@@ -24,7 +26,7 @@ impl Logs {
     /// Catches the lines of this thread for as long as the guard lives.
     pub fn catch() -> (Logs, DefaultGuard) {
         let logs = Logs::default();
-        let only = Targets::new().with_target("tollgate::filter", tracing::Level::TRACE);
+        let only = Targets::new().with_target(target::FILTER, tracing::Level::TRACE);
         let subscriber = tracing_subscriber::registry().with(logs.clone().with_filter(only));
         (logs, tracing::subscriber::set_default(subscriber))
     }

@@ -17,7 +17,7 @@ use crate::{
     config::model::{self, Listener},
     control::snapshot::Foundry,
     exchange,
-    observe::Registry,
+    observe::{Registry, target},
     tools::clusters,
     upstream::{PoolOptions, Pools},
     wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Order, Plugin, Shared, Supply, Vm},
@@ -68,7 +68,7 @@ impl World {
                 match (vm.get().and_then(Weak::upgrade), machine.instantiate()) {
                     (Some(vm), Ok(instance)) => vm.deliver(instance),
                     (_, Err(e)) => {
-                        tracing::error!(target: "tollgate::filter", "another instance could not be made: {e}")
+                        tracing::error!(target: target::FILTER, "another instance could not be made: {e}")
                     }
                     (None, Ok(_)) => {}
                 }

@@ -21,7 +21,7 @@ use tokio::{
 use super::{Cluster, Endpoint, cluster::Selection};
 use crate::{
     config::model,
-    observe::{Counter, Registry, shard},
+    observe::{Counter, Registry, shard, target},
 };
 
 /// The checks of all clusters.
@@ -153,13 +153,20 @@ impl Check {
         let (healthy, all) = cluster.health();
         let (name, endpoint) = (&*cluster.name, &self.endpoint.address);
         match result {
-            Ok(()) => tracing::info!(cluster = name, %endpoint, "healthy again; {healthy} of {all} are"),
+            Ok(()) => tracing::info!(
+                target: target::UPSTREAM,
+                cluster = name, %endpoint, "healthy again; {healthy} of {all} are"
+            ),
             Err(error) => {
-                tracing::warn!(cluster = name, %endpoint, "unhealthy: {error}; {healthy} of {all} are healthy")
+                tracing::warn!(
+                    target: target::UPSTREAM,
+                    cluster = name, %endpoint, "unhealthy: {error}; {healthy} of {all} are healthy"
+                )
             }
         }
         if selection == Selection::Panic {
             tracing::warn!(
+                target: target::UPSTREAM,
                 cluster = name,
                 "less than {} % of the endpoints are healthy: all of them are used",
                 self.config.panic_threshold

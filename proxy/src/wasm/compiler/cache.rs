@@ -25,6 +25,8 @@ use rustix::{
     process::geteuid,
 };
 
+use crate::observe::target;
+
 /// The folder of the entries, in that which the configuration names.
 const FOLDER: &str = "modules";
 
@@ -160,7 +162,10 @@ impl Cache {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => {
                 let path = self.path.join(key.to_string());
-                tracing::warn!("{} is not used, and the filter is compiled anew: {e}", path.display());
+                tracing::warn!(
+                    target: target::WASM,
+                    "{} is not used, and the filter is compiled anew: {e}", path.display()
+                );
                 None
             }
         }
@@ -192,7 +197,7 @@ impl Cache {
     pub(super) fn put(&self, key: &Key, code: &[u8]) {
         let put = self.write(key, code).and_then(|()| self.clear());
         if let Err(e) = put {
-            tracing::warn!("a compiled filter is not kept in {}: {e}", self.path.display());
+            tracing::warn!(target: target::WASM, "a compiled filter is not kept in {}: {e}", self.path.display());
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Tenant, Vm};
 use crate::{
     net::Client,
-    observe::Gauge,
+    observe::{Gauge, target},
     wasm::{
         instance::Instance,
         subject::Subject,
@@ -107,7 +107,7 @@ impl Vm {
     /// Begins to serve suspects apart, as soon as there is an instance for them.
     fn open(&self) -> Rc<Vm> {
         tracing::info!(
-            target: "tollgate::filter",
+            target: target::FILTER,
             filter = self.machine.names(),
             "clients whose requests have made it fail get an instance of their own"
         );

@@ -14,7 +14,7 @@ use std::{
 use super::{Supply, Tenant, Vm};
 use crate::{
     chain::OnFailure,
-    observe,
+    observe::{self, target},
     wasm::{
         clock,
         contexts::StreamContext,
@@ -94,7 +94,7 @@ impl Vm {
             };
             let left_out = (left_out > 0).then_some(left_out);
             tracing::error!(
-                target: "tollgate::filter",
+                target: target::FILTER,
                 filter = name,
                 kind = kind.name(),
                 client,
@@ -174,7 +174,7 @@ impl Vm {
         plugin.figures.over_budget.inc(observe::shard());
         if let Some(left_out) = plugin.said_over_budget.may_warn() {
             tracing::warn!(
-                target: "tollgate::filter",
+                target: target::FILTER,
                 filter = plugin.identity.name,
                 concerns = self.is_apart().then_some("clients in quarantine"),
                 left_out,
