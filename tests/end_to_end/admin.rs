@@ -25,7 +25,7 @@ fn a_unix_socket_is_for_its_user_alone() {
         let config =
             format!("admin: {{address: 'unix:admin.sock'{mode}}}\nlisteners: [{{name: main, address: '@main@'}}]");
         let mut proxy = Proxy::begin(config, &[]);
-        proxy.wait_for_output("ready workers=");
+        proxy.wait_for_ready_line();
         let path = proxy.dir().join("admin.sock");
         assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, expected);
         assert!(proxy.output().contains("admin=\"unix:admin.sock\""), "{}", proxy.output());
@@ -312,7 +312,7 @@ fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
         let fields: Vec<_> = value.iter().map(|value| ("Authorization", value.as_str())).collect();
         proxy.ask_admin("admin", method, path, &[&[("Host", "localhost")][..], &fields].concat(), "")
     };
-    proxy.wait_for_output("ready workers");
+    proxy.wait_for_ready_line();
     let paths = ["/", "/live", "/ready", "/metrics", "/config", "/filters", "/clusters", "/log", "/none"];
     let changes = ["/reload", "/log", "/yield"].map(|path| ("POST", path));
     for (method, path) in paths.map(|path| ("GET", path)).into_iter().chain(changes) {

@@ -24,13 +24,13 @@ use x509_parser::{certificate::X509Certificate, parse_x509_certificate};
 
 use crate::harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, peer::needs, wait_until};
 
-const WEB: &str = "spiffe://mesh.local/ns/default/sa/web";
+pub(crate) const WEB: &str = "spiffe://mesh.local/ns/default/sa/web";
 
 /// An authority's folder, and files that were made with it.
-struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    fn new() -> Folder {
+    pub(crate) fn new() -> Folder {
         let folder = Folder(TempDir::new().expect("a folder"));
         folder.run(&["init"]);
         folder
@@ -63,7 +63,7 @@ impl Folder {
         String::from_utf8(output.stderr).expect("a text")
     }
 
-    fn token(&self, scope: &str, ttl: &str) -> String {
+    pub(crate) fn token(&self, scope: &str, ttl: &str) -> String {
         self.run(&["token", "--spiffe", scope, "--ttl", ttl]).trim().to_owned()
     }
 
@@ -72,13 +72,13 @@ impl Folder {
         Proxy::start(self.admin(options))
     }
 
-    fn admin(&self, options: &str) -> String {
+    pub(crate) fn admin(&self, options: &str) -> String {
         format!("admin: {{address: '@admin@', ca: {{dir: '{}'{options}}}}}", self.path("ca").display())
     }
 }
 
 /// A proxy's configuration with a certificate of its own, in its folder `run`.
-fn workload(ca: SocketAddr, options: &str) -> Config {
+pub(crate) fn workload(ca: SocketAddr, options: &str) -> Config {
     Config::new().top(&workload_section(ca, WEB, options))
 }
 

@@ -31,6 +31,7 @@ mod failure_reasons;
 mod fields;
 mod filters;
 mod forwarding;
+mod golden;
 mod grpc;
 mod grpc_calls;
 mod grpc_web;

@@ -17,7 +17,7 @@ fn upstream(go: &Gate) -> Upstream {
 /// Starts a successor and waits until it says that it is ready.
 fn successor(proxy: &Proxy) -> Proxy {
     let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
-    next.wait_for_output("ready workers=");
+    next.wait_for_ready_line();
     next
 }
 

@@ -114,7 +114,7 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tollgate", &mut io::stdout());
+            clap_complete::generate(shell, &mut command(), "tollgate", &mut io::stdout());
             Ok(())
         }
         Command::New(args) => tools::new::run(&args),
@@ -125,6 +125,11 @@ pub fn main() -> ExitCode {
         Command::Bench { what: Bench::Load(args) } => bench::load::run(*args),
     };
     exit(UNUSABLE, result.map(|()| ExitCode::SUCCESS))
+}
+
+/// The command line's commands and options.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// What mistakes in a configuration come to.
@@ -159,10 +164,10 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound_and_every_shell_has_its_completions() {
-        Cli::command().debug_assert();
+        command().debug_assert();
         for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
             let mut out = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "tollgate", &mut out);
+            clap_complete::generate(*shell, &mut command(), "tollgate", &mut out);
             assert!(String::from_utf8_lossy(&out).contains("completions"), "{shell}");
         }
     }

@@ -30,7 +30,7 @@ fn in_force(proxy: &Proxy) {
 /// Another process takes a proxy's place.
 fn restart(proxy: &mut Proxy) {
     let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
-    next.wait_for_output("ready workers=");
+    next.wait_for_ready_line();
     mem::replace(proxy, next).wait_exit();
 }
 

@@ -353,6 +353,12 @@ impl Proxy {
         wait_for(&format!("{text:?} in the log"), || self.written().contains(text).then_some(()));
     }
 
+    /// Waits until it has logged that it is ready, where [`Proxy::is_ready`] cannot tell: another process answers at the same
+    /// address, or the admin listener wants a token, or it is a unix socket.
+    pub fn wait_for_ready_line(&self) {
+        self.wait_for_output("ready workers=");
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);

@@ -18,7 +18,7 @@ fn what_has_changed_is_named() {
     let upstream = Upstream::saying("ok");
     let one = || with_marker(&upstream);
     let mut proxy = marked(&upstream, &guest::version("v1"));
-    proxy.wait_for_output("ready workers=");
+    proxy.wait_for_ready_line();
     let ready = proxy.output();
     assert!(ready.contains(&format!("admin=\"http://{}\"", proxy.address("admin"))), "{ready}");
 

@@ -1,0 +1,94 @@
+//! What users rely on and only a running proxy shows, compared with golden texts in `proxy/tests/golden`: metrics with types and
+//! labels, and the shapes of the JSON that the admin listener and `tollgate bench load` give.
+
+#[path = "../../proxy/tests/golden/compare.rs"]
+mod compare;
+
+use std::{collections::BTreeSet, fmt::Write, process::Command};
+
+use self::compare::{compare, shape};
+use crate::{
+    ca::{Folder, WEB, workload},
+    grpc::{GRPC, whole},
+    harness::{Config, Message, Proxy, Upstream, answer, pki::Authority, wait_until},
+};
+
+/// A proxy with what there are metrics and answers of the admin listener for, after some traffic.
+fn busy(upstream: &Upstream, folder: &Folder, authority: &Authority) -> Proxy {
+    std::fs::write(authority.dir().join("list.crl"), authority.crl(9)).expect("a file can be written");
+    let clients = format!(
+        "client_certificates: request, client_ca: [{}], crl: [{}]",
+        authority.path("ca.pem"),
+        authority.path("list.crl")
+    );
+    let checked = "health_check: {check: {tcp: {}}, interval: 20ms, timeout: 20s}\nretry: {attempts: 2}";
+    let config = Config::new()
+        .top(&folder.admin(""))
+        .filter("limits", "builtin:ratelimit", "config: {limits: [{name: a, requests: 100, per: 1s}]}")
+        .filter("faults", "builtin:fault", "")
+        .routes("{cluster: web}")
+        .cluster("web", &[upstream], checked)
+        .beside("secure", &format!("cluster: web\n{}", authority.tls(&["web.test"], &clients)))
+        .beside("raw", "protocol: tcp\ncluster: web");
+    let proxy = Proxy::start(config);
+    assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(proxy.request("POST", "/a.B/C", &GRPC, b"\0\0\0\0\0").status(), 200);
+    wait_until("a health check", || proxy.metrics().has("tollgate_cluster_health_checks_total", &[]));
+    wait_until("a gRPC call to be counted", || proxy.metrics().has("tollgate_grpc_requests_total", &[]));
+    proxy
+}
+
+fn upstream() -> Upstream {
+    Upstream::replying(|request| match request.field("content-type") {
+        Some("application/grpc") => whole(0),
+        _ => answer(200, &[], "ok"),
+    })
+}
+
+/// `name type {labels}` of each family.
+fn families(proxies: &[&Proxy]) -> String {
+    let mut lines = BTreeSet::new();
+    for proxy in proxies {
+        let metrics = proxy.metrics();
+        for (name, labels) in metrics.names() {
+            let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let family = of_histogram.filter(|name| metrics.types.contains_key(*name)).unwrap_or(name);
+            let labels: Vec<&str> = labels.keys().map(String::as_str).filter(|label| *label != "le").collect();
+            lines.insert(format!("{family} {} {{{}}}\n", metrics.types[family], labels.join(",")));
+        }
+    }
+    lines.into_iter().collect()
+}
+
+fn shape_of(answer: &Message) -> String {
+    shape(&serde_json::from_slice(&answer.body).expect("the admin listener gives JSON"))
+}
+
+#[test]
+fn metrics_and_answers_of_the_admin_listener_and_reports_of_load() {
+    let (upstream, folder, authority) = (upstream(), Folder::new(), Authority::with(&["web.test"]));
+    let mut proxy = busy(&upstream, &folder, &authority);
+    let token = folder.token(WEB, "1h");
+    let own = Proxy::start_with(workload(proxy.address("admin"), ""), &[("token", token.as_bytes())]);
+    compare("metrics.txt", &families(&[&proxy, &own]));
+
+    let mut text = String::new();
+    for path in ["/", "/config", "/clusters", "/filters"] {
+        let _ = write!(text, "GET {path}\n{}\n", shape_of(&proxy.admin("GET", path, "")));
+    }
+    let _ = write!(text, "POST /reload: unchanged\n{}\n", shape_of(&proxy.admin("POST", "/reload", "")));
+    proxy.put_config("drain_timeout: 1s\nlistenrs: []\n");
+    let refused = proxy.admin("POST", "/reload", "");
+    assert_eq!(refused.status(), 422);
+    let _ = write!(text, "POST /reload: refused\n{}\n", shape_of(&refused));
+    let _ = write!(text, "GET /config: .last_attempt after a refusal\n{}", shape(&proxy.config()["last_attempt"]));
+    compare("admin.txt", &text);
+
+    let url = format!("http://{}/", proxy.address("main"));
+    let options = ["--rate", "200", "--warmup", "0s", "--duration", "50ms", "--connections", "1", "--json"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let output = command.args(["bench", "load", &url, "--tally-header", "content-length"]).args(options).output();
+    let output = output.expect("tollgate can be run");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    compare("load.txt", &shape(&report));
+}
