@@ -4,7 +4,7 @@
 #[path = "../../proxy/tests/golden/compare.rs"]
 mod compare;
 
-use std::{collections::BTreeSet, fmt::Write, process::Command};
+use std::{collections::BTreeSet, fmt::Write, fs, process::Command};
 
 use self::compare::{compare, shape};
 use crate::{
@@ -14,20 +14,29 @@ use crate::{
 };
 
 /// A proxy with what there are metrics and answers of the admin listener for, after some traffic.
-fn busy(upstream: &Upstream, folder: &Folder, authority: &Authority) -> Proxy {
-    std::fs::write(authority.dir().join("list.crl"), authority.crl(9)).expect("a file can be written");
-    let clients = format!(
-        "client_certificates: request, client_ca: [{}], crl: [{}]",
-        authority.path("ca.pem"),
-        authority.path("list.crl")
-    );
+struct Busy {
+    proxy: Proxy,
+    folder: Folder,
+    _authority: Authority,
+    _upstream: Upstream,
+}
+
+fn busy() -> Busy {
+    let upstream = Upstream::replying(|request| match request.field("content-type") {
+        Some("application/grpc") => whole(0),
+        _ => answer(200, &[], "ok"),
+    });
+    let (folder, authority) = (Folder::new(), Authority::with(&["web.test"]));
+    fs::write(authority.dir().join("list.crl"), authority.crl(9)).expect("a file can be written");
+    let (ca, crl) = (authority.path("ca.pem"), authority.path("list.crl"));
+    let clients = format!("client_certificates: request, client_ca: [{ca}], crl: [{crl}]");
     let checked = "health_check: {check: {tcp: {}}, interval: 20ms, timeout: 20s}\nretry: {attempts: 2}";
     let config = Config::new()
         .top(&folder.admin(""))
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: a, requests: 100, per: 1s}]}")
         .filter("faults", "builtin:fault", "")
         .routes("{cluster: web}")
-        .cluster("web", &[upstream], checked)
+        .cluster("web", &[&upstream], checked)
         .beside("secure", &format!("cluster: web\n{}", authority.tls(&["web.test"], &clients)))
         .beside("raw", "protocol: tcp\ncluster: web");
     let proxy = Proxy::start(config);
@@ -35,14 +44,7 @@ fn busy(upstream: &Upstream, folder: &Folder, authority: &Authority) -> Proxy {
     assert_eq!(proxy.request("POST", "/a.B/C", &GRPC, b"\0\0\0\0\0").status(), 200);
     wait_until("a health check", || proxy.metrics().has("tollgate_cluster_health_checks_total", &[]));
     wait_until("a gRPC call to be counted", || proxy.metrics().has("tollgate_grpc_requests_total", &[]));
-    proxy
-}
-
-fn upstream() -> Upstream {
-    Upstream::replying(|request| match request.field("content-type") {
-        Some("application/grpc") => whole(0),
-        _ => answer(200, &[], "ok"),
-    })
+    Busy { proxy, folder, _authority: authority, _upstream: upstream }
 }
 
 /// `name type {labels}` of each family.
@@ -65,26 +67,34 @@ fn shape_of(answer: &Message) -> String {
 }
 
 #[test]
-fn metrics_and_answers_of_the_admin_listener_and_reports_of_load() {
-    let (upstream, folder, authority) = (upstream(), Folder::new(), Authority::with(&["web.test"]));
-    let mut proxy = busy(&upstream, &folder, &authority);
-    let token = folder.token(WEB, "1h");
-    let own = Proxy::start_with(workload(proxy.address("admin"), ""), &[("token", token.as_bytes())]);
-    compare("metrics.txt", &families(&[&proxy, &own]));
+fn metrics_have_their_types_and_labels() {
+    let busy = busy();
+    let token = busy.folder.token(WEB, "1h");
+    let own = Proxy::start_with(workload(busy.proxy.address("admin"), ""), &[("token", token.as_bytes())]);
+    compare("metrics.txt", &families(&[&busy.proxy, &own]));
+}
 
+#[test]
+fn answers_of_the_admin_listener_have_their_shapes() {
+    let mut busy = busy();
     let mut text = String::new();
     for path in ["/", "/config", "/clusters", "/filters"] {
-        let _ = write!(text, "GET {path}\n{}\n", shape_of(&proxy.admin("GET", path, "")));
+        let _ = write!(text, "GET {path}\n{}\n", shape_of(&busy.proxy.admin("GET", path, "")));
     }
-    let _ = write!(text, "POST /reload: unchanged\n{}\n", shape_of(&proxy.admin("POST", "/reload", "")));
-    proxy.put_config("drain_timeout: 1s\nlistenrs: []\n");
-    let refused = proxy.admin("POST", "/reload", "");
+    let _ = write!(text, "POST /reload: unchanged\n{}\n", shape_of(&busy.proxy.admin("POST", "/reload", "")));
+    busy.proxy.put_config("drain_timeout: 1s\nlistenrs: []\n");
+    let refused = busy.proxy.admin("POST", "/reload", "");
     assert_eq!(refused.status(), 422);
     let _ = write!(text, "POST /reload: refused\n{}\n", shape_of(&refused));
-    let _ = write!(text, "GET /config: .last_attempt after a refusal\n{}", shape(&proxy.config()["last_attempt"]));
+    let last = &busy.proxy.config()["last_attempt"];
+    let _ = write!(text, "GET /config: .last_attempt after a refusal\n{}", shape(last));
     compare("admin.txt", &text);
+}
 
-    let url = format!("http://{}/", proxy.address("main"));
+#[test]
+fn the_report_of_a_load_has_its_shape() {
+    let upstream = Upstream::saying("ok");
+    let url = format!("http://{}/", upstream.address);
     let options = ["--rate", "200", "--warmup", "0s", "--duration", "50ms", "--connections", "1", "--json"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     let output = command.args(["bench", "load", &url, "--tally-header", "content-length"]).args(options).output();
