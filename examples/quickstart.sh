@@ -72,15 +72,17 @@ logs=target/quickstart/logs
 mkdir -p "$logs"
 rm -f "$logs"/*.log
 
-# Waits until a URL answers 200, and what was started for it runs. The proxy compiles its filters first.
+# Whether a URL answers 200.
+answers() {
+    "$bin/tollgate" bench load "$1" --connections 1 --rate 100 --warmup 0s --duration 10ms --expect-status 200 \
+        --fail-on-error >/dev/null 2>&1
+}
+
+# Waits until a URL answers from something that was started. The proxy compiles its filters first.
 started() { # NAME PID URL
     for _ in $(seq 1200); do
-        answer=no
-        ! "$bin/tollgate" bench load "$3" --connections 1 --rate 100 --warmup 0s --duration 10ms \
-            --expect-status 200 --fail-on-error >/dev/null 2>&1 || answer=yes
-        # Afterwards: it may be another program that answers at this address.
         kill -0 "$2" 2>/dev/null || break
-        [ $answer = no ] || return 0
+        ! answers "$3" || return 0
         sleep 0.1
     done
     echo "error: $1 did not start:" >&2
@@ -88,6 +90,9 @@ started() { # NAME PID URL
     exit 1
 }
 
+for port in 9001 9002 9003 9901; do
+    ! answers "http://127.0.0.1:$port/" || { echo "error: another program answers at port $port" >&2; exit 1; }
+done
 say "== starting three upstreams and the proxy (their logs are in $logs/)"
 for n in 1 2 3; do
     "$bin/demo-upstream" --name "upstream-$n" --listen "127.0.0.1:900$n" >"$logs/upstream-$n.log" 2>&1 &
