@@ -1,7 +1,11 @@
 //! The public paths of a crate, read from its sources: each path that other crates can name, with signature, fields, variants
 //! and implemented traits. Re-exports are followed, so it is of no interest where an item is defined.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use quote::ToTokens;
 use syn::{Attribute, Generics, ImplItem, Item, ItemImpl, ItemUse, TraitItem, Type, UseTree, Visibility};
@@ -10,8 +14,10 @@ use syn::{Attribute, Generics, ImplItem, Item, ItemImpl, ItemUse, TraitItem, Typ
 pub fn paths(src: &Path) -> String {
     let file = read(&src.join("lib.rs"));
     let root = Module::load(file, src, &[]);
-    let mut walk = Walk { root: &root, lines: BTreeSet::new() };
+    let mut walk = Walk { root: &root, lines: BTreeSet::new(), found: BTreeMap::new() };
     walk.module(&root, "");
+    let found = std::mem::take(&mut walk.found);
+    found.iter().for_each(|((module, name), paths)| walk.describe(module, name, paths));
     walk.lines.into_iter().map(|line| line + "\n").collect()
 }
 
@@ -69,6 +75,8 @@ fn read(file: &Path) -> Vec<Item> {
 struct Walk<'m> {
     root: &'m Module,
     lines: BTreeSet<String>,
+    /// The paths of each item, by its module and name.
+    found: BTreeMap<(&'m [String], String), BTreeSet<String>>,
 }
 
 impl<'m> Walk<'m> {
@@ -125,7 +133,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// What a module has under a name, shown under a path.
+    /// What a module has under a name, under a path.
     fn item(&mut self, module: &'m Module, name: &str, path: &str) {
         for item in module.items.iter().filter(|item| provides(item, name)) {
             match item {
@@ -138,6 +146,18 @@ impl<'m> Walk<'m> {
                     let found = leaves(import).into_iter().find(|(_, leaf)| leaf == name);
                     found.into_iter().for_each(|(target, _)| self.import(module, &target, path));
                 }
+                _ => _ = self.found.entry((&module.path, name.to_owned())).or_default().insert(path.to_owned()),
+            }
+        }
+    }
+
+    /// Shows an item under the shortest of its paths.
+    fn describe(&mut self, module: &[String], name: &str, paths: &BTreeSet<String>) {
+        let path = paths.iter().min_by_key(|path| path.len()).expect("a path");
+        paths.iter().filter(|other| *other != path).for_each(|other| self.line(format!("{other} = {path}")));
+        let module = self.root.at(module).expect("its module");
+        for item in module.items.iter().filter(|item| provides(item, name)) {
+            match item {
                 Item::Fn(f) => self.line(format!("{path}: {}", text(&f.sig))),
                 Item::Const(c) => self.line(format!("{path}: const {}", text(&c.ty))),
                 Item::Type(t) => self.line(format!("{path}: type {}", text(&t.ty))),
