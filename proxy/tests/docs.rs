@@ -151,6 +151,17 @@ fn in_first_cells(text: &str) -> Vec<&str> {
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
 }
 
+/// What stands in the first cells of the tables with this head.
+fn in_tables<'t>(text: &'t str, head: &str) -> Vec<&'t str> {
+    let tables = text.split(head).skip(1);
+    tables.flat_map(|rest| in_first_cells(rest.split("\n\n").next().unwrap_or_default())).collect()
+}
+
+/// The part of a listed detail that is always the same: `rate_limited` of `rate_limited[NAME]`.
+fn constant(listed: &str) -> &str {
+    listed.split(|c: char| c == '[' || c.is_ascii_uppercase()).next().unwrap_or_default()
+}
+
 /// All string literals of the proxy's own code, unit tests included.
 fn literals() -> Vec<String> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -179,28 +190,35 @@ fn every_detail_that_the_proxy_writes_is_in_the_table() {
 }
 
 #[test]
-fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table() {
+fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table_and_every_one_in_it_is_written() {
     let text = operating();
-    let listed = in_first_cells(&text);
+    let listed = in_tables(&text, "| details | |\n");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = vec![root.join("sdk/src/reply.rs")];
     for filter in builtins::NAMES {
         let sources = fs::read_dir(root.join("filters").join(filter).join("src")).expect("a filter's code");
         files.extend(sources.map(|entry| entry.expect("a file").path()));
     }
-    let mut count = 0;
+    let mut known: Vec<String> = tollgate::observe::detail::ALL.iter().map(|detail| detail.text().to_owned()).collect();
+    let count = known.len();
     for file in files {
         let code = fs::read_to_string(&file).expect("a file of code");
         // `.details("word")`, `details: format!("word[…]")`, and the words for calls that failed.
-        let given = ["details(\"", "details: format!(\"", "(503, \"", "(504, \""];
+        let given = ["details(\"", "details: format!(\"", "(503, \"", "(504, \"", "details = String::from(\""];
         for word in given.iter().flat_map(|before| code.split(before).skip(1)) {
             let word = word.split(['"', '[']).next().unwrap_or_default();
-            count += 1;
-            let known = listed.iter().any(|listed| listed.split('[').next() == Some(word));
+            known.push(word.to_owned());
+            let known = listed.iter().any(|listed| constant(listed) == word);
             assert!(known, "docs/operating.md has no row for `{word}` of {}", file.display());
         }
     }
-    assert!(count > 10, "only {count} were found");
+    assert!(known.len() > count + 10, "only {} were found", known.len() - count);
+    for listed in listed {
+        assert!(
+            known.iter().any(|known| known == constant(listed)),
+            "nobody writes `{listed}`, which docs/operating.md has"
+        );
+    }
 }
 
 #[test]
@@ -225,12 +243,28 @@ fn every_metric_is_in_a_table_and_every_one_in_a_table_exists() {
 }
 
 #[test]
-fn every_field_of_the_access_log_is_in_the_table() {
+fn every_field_of_the_access_log_is_in_the_table_and_every_one_in_it_exists() {
     let text = operating();
-    let listed = in_first_cells(&text);
+    let listed = in_tables(&text, "| field | |\n");
     for field in tollgate::observe::access_log::FIELDS {
         assert!(listed.contains(&field.name), "docs/operating.md has no row for the field `{}`", field.name);
     }
+    for name in listed.into_iter().filter(|name| !name.starts_with('%')) {
+        let mut known = tollgate::observe::access_log::FIELDS.iter();
+        assert!(known.any(|field| field.name == name), "there is no field `{name}`, which docs/operating.md has");
+    }
+}
+
+#[test]
+fn every_target_of_the_log_is_in_the_table_and_every_one_in_it_exists() {
+    let text = operating();
+    let mut listed = in_tables(&text, "| target | what it logs |\n");
+    listed.retain(|target| target.starts_with("tollgate::"));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/observe/target.rs");
+    let code = fs::read_to_string(file).expect("a file of code");
+    let known: Vec<&str> =
+        code.lines().filter(|line| line.starts_with("pub const ")).filter_map(|line| line.split('"').nth(1)).collect();
+    assert_eq!(listed, known, "the table in docs/operating.md, and observe/target.rs");
 }
 
 /// The script takes two builds, so this is all of it that is run here.
