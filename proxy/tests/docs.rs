@@ -194,7 +194,7 @@ fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table_and_every_on
     let text = operating();
     let listed = in_tables(&text, "| details | |\n");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files = vec![root.join("sdk/src/reply.rs")];
+    let mut files = vec![root.join("sdk/src/message/reply.rs")];
     for filter in builtins::NAMES {
         let sources = fs::read_dir(root.join("filters").join(filter).join("src")).expect("a filter's code");
         files.extend(sources.map(|entry| entry.expect("a file").path()));

@@ -1,5 +1,8 @@
 //! What is wrong with a filter's configuration, and where.
 
+pub mod matching;
+pub(crate) mod setup;
+
 use std::{
     any::{Any, TypeId},
     fmt,

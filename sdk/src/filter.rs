@@ -1,15 +1,21 @@
 //! The trait that a filter implements, and what its callbacks answer.
 
-use std::{rc::Rc, time::Duration};
+mod asks;
+pub(crate) mod async_filter;
+#[doc(hidden)]
+pub mod dispatch;
+mod export;
+
+use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
-use tollgate_abi::fast::phase;
 
 use crate::{
-    Answer, Body, CallError, ConfigError, GrpcError, Queue, Reply, Request, Response, Setup,
-    call::Asked,
-    dispatch::{Event, RootEvent},
+    Answer, Body, CallError, ConfigError, GrpcError, Queue, Request, Response, Setup, message::flow::Flow,
+    sys::types::Phases,
 };
+
+use self::dispatch::{Event, RootEvent};
 
 /// A filter: made once from its configuration, and then asked about every stream (a request and its response).
 ///
@@ -98,80 +104,4 @@ pub trait Filter: Sized + 'static {
     /// Something has happened that belongs to no stream.
     #[doc(hidden)]
     fn drive_root(self: &Rc<Self>, _root: u32, _event: RootEvent) {}
-}
-
-/// What becomes of the stream after a callback.
-#[derive(Debug)]
-pub enum Flow {
-    /// It goes on.
-    Continue,
-    /// It is held. In a body callback: until there is more of the body.
-    Pause,
-    /// It is held for this long, without holding a thread, then [`Filter::on_timer`] is called with the token. In request
-    /// and response header callbacks only.
-    Wait(Duration, u32),
-    /// It is held until the answer to a call comes; see [`Call::ask`](crate::Call::ask) and
-    /// [`GrpcCall::ask`](crate::GrpcCall::ask). In request and response header callbacks, and in those for timers and answers.
-    Ask(Asked),
-    /// The request is answered with this; no upstream sees it (or, in a response callback: this replaces the response).
-    Respond(Box<Reply>),
-}
-
-/// A set of callbacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Phases(u32);
-
-impl Phases {
-    /// [`Filter::on_request`].
-    pub const REQUEST_HEADERS: Phases = Phases(phase::REQUEST_HEADERS);
-    /// [`Filter::on_request_body`].
-    pub const REQUEST_BODY: Phases = Phases(phase::REQUEST_BODY);
-    /// [`Filter::on_response`].
-    pub const RESPONSE_HEADERS: Phases = Phases(phase::RESPONSE_HEADERS);
-    /// [`Filter::on_response_body`].
-    pub const RESPONSE_BODY: Phases = Phases(phase::RESPONSE_BODY);
-    /// [`Filter::on_end`].
-    pub const END: Phases = Phases(phase::LOG);
-    /// [`Filter::on_answer`] and [`Filter::on_grpc_answer`]. The host makes these for whoever calls; without this, the module
-    /// has no code for them.
-    pub const ANSWERS: Phases = Phases(1 << 31);
-
-    /// Both sets.
-    pub const fn and(self, other: Phases) -> Phases {
-        Phases(self.0 | other.0)
-    }
-
-    /// Whether one of these callbacks is among them.
-    pub(crate) const fn has(self, other: Phases) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// The bits for the host.
-    pub(crate) const fn bits(self) -> u32 {
-        // A body may end with trailers instead of a last part.
-        const TRAILERS: u32 = phase::REQUEST_TRAILERS / phase::REQUEST_BODY;
-        let host = self.0 & !Phases::ANSWERS.0;
-        host | ((host & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) * TRAILERS)
-    }
-
-    /// These, and the heads of the bodies among them.
-    pub(crate) const fn with_heads(self) -> Phases {
-        const BODY: u32 = phase::REQUEST_BODY / phase::REQUEST_HEADERS;
-        Phases(self.0 | ((self.0 & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) / BODY))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bodies_bring_what_belongs_to_them() {
-        let both = Phases::REQUEST_BODY.and(Phases::RESPONSE_BODY);
-        let trailers = phase::REQUEST_TRAILERS | phase::RESPONSE_TRAILERS;
-        assert_eq!(both.bits(), both.0 | trailers);
-        assert_eq!(both.with_heads(), both.and(Phases::REQUEST_HEADERS).and(Phases::RESPONSE_HEADERS));
-        assert_eq!(Phases::REQUEST_HEADERS.with_heads().bits(), phase::REQUEST_HEADERS);
-        assert_eq!(Phases::REQUEST_HEADERS.and(Phases::ANSWERS).bits(), phase::REQUEST_HEADERS);
-    }
 }

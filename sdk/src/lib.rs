@@ -49,57 +49,52 @@
 //! Features: `portable` (off) makes modules for any host of Proxy-Wasm (see `docs/filters.md`). `log` and `tracing` (off) bring the macros of the crates of these names to the proxy's log. `talc` (on) is the
 //! module's allocator.
 
-mod asks;
-mod async_filter;
-mod body;
-mod call;
 mod config;
-#[doc(hidden)]
-pub mod dispatch;
-mod executor;
-mod export;
 mod filter;
-pub mod grpc;
-mod incoming;
+mod futures;
 mod log;
-#[cfg(feature = "log")]
-mod log_crate;
-pub mod matching;
 mod message;
-mod metrics;
-mod reply;
 mod resources;
-mod setup;
-pub mod shared;
-mod sleep;
-pub mod stored;
 mod sys;
 mod table;
 #[doc(hidden)]
 pub mod tcp;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
-#[cfg(feature = "tracing")]
-mod tracing_crate;
 pub mod units;
 
-pub use async_filter::AsyncFilter;
-pub use body::Body;
-pub use call::{Answer, Asked, Call, CallError, Sent};
-pub use config::ConfigError;
-pub use filter::{Filter, Flow, Phases};
-pub use grpc::{GrpcCall, GrpcError, GrpcSent, GrpcStream};
-pub use incoming::{Incoming, Late, TooLarge};
-pub use log::{Level, log};
-pub use message::{Buffer, Name, Request, Response, Source};
-pub use metrics::{Counter, Gauge, Histogram};
-pub use reply::Reply;
-pub use resources::{Bucket, Limit, RouteId, Selection, Taken, now, random, random_bytes, unix_time};
-pub use setup::{Mistakes, Setup};
-pub use shared::Queue;
-pub use sleep::{Sleep, sleep};
-pub use stored::{Metadata, StoreError};
-pub use tcp::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases};
+pub use self::{
+    config::{
+        ConfigError, matching,
+        setup::{Mistakes, Setup},
+    },
+    filter::{Filter, async_filter::AsyncFilter},
+    futures::{
+        call::{Answer, Call, Sent},
+        grpc::{self, GrpcCall, GrpcSent, GrpcStream},
+        incoming::Incoming,
+        sleep::{Sleep, sleep},
+    },
+    log::{Level, log},
+    message::{
+        Buffer, Request, Response, Source,
+        body::{Body, Late, TooLarge},
+        flow::{Asked, Flow},
+        reply::Reply,
+    },
+    resources::{
+        Bucket, Limit, RouteId, Selection, Taken,
+        metrics::{Counter, Gauge, Histogram},
+        now, random, random_bytes,
+        shared::{self, Queue},
+        stored::{self, Metadata, StoreError},
+        unix_time,
+    },
+    sys::types::{CallError, GrpcError, Name, Phases},
+    tcp::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases},
+};
+#[doc(hidden)]
+pub use filter::dispatch;
 pub use tollgate_abi::{doc, fast::Take, fast::flag, value::Value};
 
 #[cfg(all(target_arch = "wasm32", feature = "talc"))]

@@ -1,5 +1,10 @@
 //! Logging into the proxy's log.
 
+#[cfg(feature = "log")]
+pub(crate) mod log_crate;
+#[cfg(feature = "tracing")]
+pub(crate) mod tracing_crate;
+
 use tollgate_abi::proxy_wasm::log_level;
 
 use crate::sys;

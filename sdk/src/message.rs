@@ -1,5 +1,9 @@
 //! Requests and responses as a filter sees them: handles to what the host holds, read into a buffer that is used again.
 
+pub(crate) mod body;
+pub(crate) mod flow;
+pub(crate) mod reply;
+
 use std::{
     cell::{Cell, RefCell},
     mem::ManuallyDrop,
@@ -8,12 +12,11 @@ use std::{
 
 use tollgate_abi::{fast, proxy_wasm::map};
 
-use crate::{resources::RouteId, resources::Selection, sys, table::borrow};
-
-/// A header's name, known to the host by a number. Made by [`Setup::name`](crate::Setup::name).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct Name(pub(crate) u32);
+use crate::{
+    resources::{RouteId, Selection},
+    sys::{self, types::Name},
+    table::borrow,
+};
 
 /// Memory that header values are read into. Make one for each callback with `Buffer::new()`: once something is read, it
 /// comes from a pool (of at most 64), so nothing is allocated once the filter is warm.

@@ -1,6 +1,10 @@
 //! What a filter defines when it is configured, and uses by a small handle for each request: routes, buckets, limits. And
 //! time and chance.
 
+pub(crate) mod metrics;
+pub mod shared;
+pub mod stored;
+
 use std::time::Duration;
 
 use tollgate_abi::fast::Take;

@@ -97,7 +97,7 @@ impl<'m> Walk<'m> {
                 Item::Macro(m) if m.attrs.iter().any(|a| a.path().is_ident("macro_export")) => {
                     self.line(format!("{}!", m.ident.as_ref().map(ToString::to_string).unwrap_or_default()));
                 }
-                Item::Use(import) if is_public(&import.vis) => {
+                Item::Use(import) if is_public(&import.vis) && !is_hidden(&import.attrs) => {
                     for (path, name) in leaves(import) {
                         self.import(module, &path, &format!("{prefix}{name}"));
                     }

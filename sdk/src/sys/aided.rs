@@ -1,7 +1,7 @@
 //! What the module need not do itself, because the host does it: these are the places where `portable` does something.
 
-use super::Due;
-use crate::{dispatch::Half, doc};
+use super::{Due, types::Half};
+use crate::doc;
 
 /// A callback begins that acts on this context.
 #[inline]

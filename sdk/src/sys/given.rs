@@ -34,7 +34,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::dispatch::allocate;
+    use crate::filter::dispatch::allocate;
 
     thread_local! {
         /// Where memory of this layout is expected to be freed, and whether it was, with which layout.

@@ -3,7 +3,8 @@
 
 use tollgate_abi::proxy_wasm::Status;
 
-use crate::grpc::{GrpcError, code};
+use super::types::GrpcError;
+use crate::sys::code;
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {

@@ -12,11 +12,12 @@ mod grpc;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 // Natively it is there for its own tests only.
+pub mod code;
 #[cfg(any(test, all(target_arch = "wasm32", feature = "portable")))]
 mod portable;
 #[cfg(target_arch = "wasm32")]
 mod standard;
-mod waker;
+pub(crate) mod types;
 #[cfg(all(target_arch = "wasm32", not(feature = "portable")))]
 mod wasm;
 
@@ -26,7 +27,7 @@ pub(crate) use aided::*;
 pub(crate) use native::*;
 #[cfg(all(target_arch = "wasm32", feature = "portable"))]
 pub(crate) use portable::*;
-pub(crate) use waker::waker;
+
 #[cfg(all(target_arch = "wasm32", not(feature = "portable")))]
 pub(crate) use wasm::*;
 #[cfg(target_arch = "wasm32")]

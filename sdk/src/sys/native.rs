@@ -2,11 +2,12 @@
 
 use tollgate_abi::{fast::Take, proxy_wasm::Status};
 
-use super::Span;
+use super::{
+    Span,
+    types::{GrpcError, Name},
+};
 use crate::{
     CallError,
-    grpc::GrpcError,
-    message::Name,
     testing::{grpc, host::with, services},
 };
 

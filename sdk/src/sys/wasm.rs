@@ -5,9 +5,9 @@
 
 use tollgate_abi::fast::Take;
 
-use super::Span;
 pub(crate) use super::standard::set_host_tick as set_tick_period;
-use crate::{doc, message::Name};
+use super::{Span, types::Name};
+use crate::doc;
 
 macro_rules! extern_block {
     ($( $(#[$doc:meta])* fn $name:ident($($param:ident: $ty:ident),* $(,)?) -> $ret:ident; )*) => {

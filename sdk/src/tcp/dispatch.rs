@@ -10,8 +10,7 @@ use tollgate_abi::{
 use super::{ClosedBy, Connection, Data, TcpFilter, TcpFlow, TcpPhases};
 use crate::{
     ConfigError, Queue, Setup, config,
-    dispatch::micros,
-    sys::{self, Due},
+    sys::{self, Due, types::micros},
     table::{Table, borrow},
 };
 

@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use tollgate_abi::pairs;
 
 use super::host::{Event, Headers, Host, with};
-use crate::grpc::{GrpcError, code};
+use crate::{sys::code, sys::types::GrpcError};
 
 /// A gRPC call that the filter has begun.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,11 @@ use super::{
     stores::{Buckets, Metric, SharedQueue, SharedValue},
     stream::{Message, Part, Stage, Stream},
 };
-use crate::{CallError, ConfigError, dispatch::Half, doc, message::Name, tcp::dispatch::Side};
+use crate::{
+    CallError, ConfigError, doc,
+    sys::types::{Half, Name},
+    tcp::dispatch::Side,
+};
 
 pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
@@ -45,7 +49,7 @@ pub(crate) fn log(level: i32, message: &str) {
 }
 
 pub(super) fn reset(host: Host) {
-    crate::executor::reset();
+    crate::futures::executor::reset();
     HOST.with(|slot| *slot.borrow_mut() = Some(host));
 }
 

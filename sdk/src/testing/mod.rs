@@ -25,7 +25,8 @@ use std::{
 
 use crate::{
     ConfigError, Filter, GrpcError,
-    dispatch::{Dispatcher, Half},
+    filter::dispatch::Dispatcher,
+    sys::types::Half,
     testing::{
         grpc::GrpcEvent,
         host::{Event, with},
@@ -205,7 +206,7 @@ impl<F: Filter> TestHost<F> {
 
 /// Whether a filter has taken its configuration; else why not.
 fn begin(configured: bool) -> Result<(), ConfigError> {
-    crate::dispatch::start_logging();
+    crate::filter::dispatch::start_logging();
     if configured {
         return Ok(());
     }

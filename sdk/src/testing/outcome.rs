@@ -10,7 +10,7 @@ use super::{
     settle,
     stream::{Message, Part, Stage, Stream},
 };
-use crate::{Filter, Metadata, Reply, dispatch::Dispatcher, doc};
+use crate::{Filter, Metadata, Reply, doc, filter::dispatch::Dispatcher};
 
 /// The route that a filter has selected.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,7 +130,7 @@ impl<'h, F: Filter> Outcome<'h, F> {
         self.text(|s| s.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone().into_bytes()))
     }
 
-    /// What is stored with the stream under a key; see [`stored`](crate::stored).
+    /// What is stored with the stream under a key; see [`stored`](crate::resources::stored).
     pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
         with(|h| h.streams.get(&self.context)?.state.get(key.as_ref()).cloned())
     }

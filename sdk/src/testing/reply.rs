@@ -1,7 +1,7 @@
 //! A filter's own response, as the proxy makes it one: what its callbacks for responses see of it.
 
 use super::host::Headers;
-use crate::{Reply, grpc::code};
+use crate::{Reply, sys::code};
 
 /// Bytes of a body that can be a gRPC message.
 const MAX_MESSAGE: usize = 1024;

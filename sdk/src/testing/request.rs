@@ -11,7 +11,7 @@ use super::{
     settle,
     stream::{MetadataMap, Part},
 };
-use crate::{Filter, Value, dispatch::Dispatcher};
+use crate::{Filter, Value, filter::dispatch::Dispatcher};
 
 /// A request on its way into a filter.
 #[must_use]
@@ -87,7 +87,7 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         self
     }
 
-    /// What another filter has stored with it; see [`stored`](crate::stored).
+    /// What another filter has stored with it; see [`stored`](crate::resources::stored).
     pub fn state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         self.state.insert(key.as_ref().to_vec(), value.as_ref().to_vec());
         self

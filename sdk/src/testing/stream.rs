@@ -13,10 +13,7 @@ use super::{
     reply,
     tcp::Tcp,
 };
-use crate::{
-    Filter, Reply,
-    dispatch::{Dispatcher, Half},
-};
+use crate::{Filter, Reply, filter::dispatch::Dispatcher, sys::types::Half};
 
 /// Metadata by namespace and key: the type, and the bytes.
 pub(crate) type MetadataMap = BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>;

@@ -11,9 +11,10 @@ use tollgate_abi::{
 
 use super::{imports, streams};
 use crate::{
-    dispatch::Half,
-    message::Name,
-    sys::{Span, header_map},
+    sys::{
+        Span, header_map,
+        types::{Half, Name},
+    },
     table::borrow,
 };
 

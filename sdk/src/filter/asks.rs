@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use crate::{
     Answer, CallError, GrpcError,
-    call::{Asked, Begun},
-    dispatch::Half,
+    message::flow::{Asked, Begun},
+    sys::types::Half,
     table::borrow,
 };
 

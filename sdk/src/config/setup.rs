@@ -9,12 +9,15 @@ use tollgate_abi::{
 
 use crate::{
     ConfigError,
-    call::millis,
-    message::Name,
-    metrics::{Counter, Gauge, Histogram},
-    resources::{Bucket, Limit, RouteId},
-    shared::Queue,
-    sys,
+    resources::{
+        Bucket, Limit, RouteId,
+        metrics::{Counter, Gauge, Histogram},
+        shared::Queue,
+    },
+    sys::{
+        self,
+        types::{Name, millis},
+    },
 };
 
 /// The host, while a filter is configured.

@@ -9,8 +9,8 @@ use tollgate_abi::proxy_wasm::{buffer, map};
 
 use super::with;
 use crate::{
-    grpc::{GrpcError, code},
-    sys,
+    sys::code,
+    sys::{self, types::GrpcError},
 };
 
 /// What has come of a call.

@@ -9,7 +9,7 @@ use std::{
 static VTABLE: RawWakerVTable = RawWakerVTable::new(|task| RawWaker::new(task, &VTABLE), wake, wake, |_| {});
 
 fn wake(task: *const ()) {
-    crate::executor::wake(task.addr() as u32);
+    super::wake(task.addr() as u32);
 }
 
 /// The waker of a task.

@@ -9,7 +9,15 @@ use std::{
 
 use tollgate_abi::pairs;
 
-use crate::{Flow, GrpcError, executor::calls, sys};
+use super::executor::calls;
+use crate::{
+    Flow,
+    message::flow::{Asked, Begun},
+    sys::{
+        self,
+        types::{CallError, millis},
+    },
+};
 
 /// How long an answer may take, if the filter says nothing else.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,38 +47,6 @@ pub struct Call<'c> {
     body: &'c [u8],
     timeout: Duration,
 }
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallError {
-    /// The time was over.
-    Timeout,
-    /// No connection, no endpoint, a bound of the cluster, or a broken answer.
-    Reset,
-    /// The answer's body is longer than 16 MiB.
-    TooLarge,
-    /// The proxy's configuration has no such cluster. [`Setup::has_cluster`](crate::Setup::has_cluster) tells that earlier.
-    UnknownCluster,
-    /// A method, path, authority or header that cannot be. The proxy's log says more.
-    Invalid,
-    /// 4096 calls of this worker's instance, or 64 MiB of their bodies, wait for their answers.
-    TooMany,
-}
-
-impl std::fmt::Display for CallError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            CallError::Timeout => "the answer took too long",
-            CallError::Reset => "the service could not be reached, or broke off",
-            CallError::TooLarge => "the answer is too large",
-            CallError::UnknownCluster => "there is no such cluster",
-            CallError::Invalid => "the call is not a valid request",
-            CallError::TooMany => "too many calls are under way",
-        })
-    }
-}
-
-impl std::error::Error for CallError {}
 
 impl<'c> Call<'c> {
     /// A call of this method. `path` begins with `/` and may have a query.
@@ -166,13 +142,6 @@ impl<'c> Call<'c> {
     }
 }
 
-/// A timeout as the host wants it: 0 would be no bound at all.
-pub(crate) fn millis(timeout: Duration) -> u32 {
-    let part = timeout.subsec_nanos().div_ceil(1_000_000);
-    let millis = timeout.as_secs().saturating_mul(1000).saturating_add(part.into());
-    millis.clamp(1, i32::MAX as u64) as u32
-}
-
 /// A call that has been sent: the future of its answer.
 #[derive(Debug)]
 #[must_use = "a future must be awaited; `Call::forget` does without the answer"]
@@ -195,20 +164,6 @@ impl Drop for Sent {
             calls::leave(call);
         }
     }
-}
-
-/// A call whose answer comes to a callback; `token` says to it what was asked.
-#[derive(Debug)]
-pub struct Asked {
-    pub(crate) token: u32,
-    pub(crate) begun: Begun,
-}
-
-/// A call that was begun, or why it was not.
-#[derive(Debug)]
-pub(crate) enum Begun {
-    Http(Result<u32, CallError>),
-    Grpc(Result<u32, GrpcError>),
 }
 
 /// The answer to a [`Call`].

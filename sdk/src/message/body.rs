@@ -36,3 +36,11 @@ impl Body {
         sys::buffer_set(self.buffer, 0, usize::MAX, bytes);
     }
 }
+
+/// The body is longer than the filter wants to have at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge;
+
+/// The part cannot be changed any more: the future has waited for something else since it was given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Late;

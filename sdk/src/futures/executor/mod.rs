@@ -12,6 +12,7 @@ pub(crate) mod calls;
 pub(crate) mod feed;
 pub(crate) mod grpc;
 pub(crate) mod sleeps;
+mod waker;
 
 use std::{
     cell::RefCell,
@@ -29,8 +30,7 @@ use self::{
 };
 use crate::{
     Flow, Reply,
-    dispatch::Half,
-    sys,
+    sys::{self, types::Half},
     table::{Table, borrow},
 };
 
@@ -283,7 +283,7 @@ fn flow((verdict, _): (Verdict, Held)) -> Flow {
 
 /// Polls a task until it waits for the host. One that is done is gone; what the host holds for it comes out.
 fn poll(id: u32) -> Poll<(Verdict, Held)> {
-    let waker = sys::waker(id);
+    let waker = self::waker::waker(id);
     let before = with(|e| std::mem::replace(&mut e.current, id));
     let result = loop {
         let future = with_task(id, |t| {

@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
 
+use super::dispatch::{Event, RootEvent};
 use crate::{
     ConfigError, Filter, Flow, Incoming, Phases, Queue, Reply, Request, Response, Setup,
-    dispatch::{Event, Half, RootEvent},
-    executor::{self, Handle, Kind},
-    sys,
+    futures::executor::{self, Handle, Kind},
+    sys::{self, types::Half},
 };
 
 /// A filter that asks other services, waits, or reads bodies, in the order in which it is written.
@@ -49,7 +49,7 @@ use crate::{
 /// that is still waiting when its stream ends is dropped, and with it what it waits for: an answer that comes later finds
 /// nobody.
 ///
-/// Within the future, [`Call`](crate::Call), [`sleep`](crate::sleep) and the body (see [`Incoming`]) can be awaited, and
+/// Within the future, [`Call`](crate::Call), [`sleep`](crate::futures::sleep) and the body (see [`Incoming`]) can be awaited, and
 /// whatever is made of them or of other futures (`join!`, `select!`, channels). It works on its own stream, wherever it is
 /// woken. What it borrows of a [`Buffer`](crate::Buffer) it may keep while it waits.
 // No `Send`: an instance has one thread.

@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use crate::{Level, executor::sleeps, log, sys};
+use super::executor::sleeps;
+use crate::{Level, log, sys};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -42,7 +43,7 @@ impl Future for Sleep {
             sleeps::set_waker(task, id, cx.waker());
             return Poll::Pending;
         }
-        let task = crate::executor::current();
+        let task = super::executor::current();
         match sleeps::sleep(task, self.until, cx.waker()) {
             Some(id) => {
                 self.place = Some((task, id));

@@ -9,7 +9,10 @@ use std::task::{Context, Poll, Waker};
 use tollgate_abi::proxy_wasm::buffer;
 
 use super::with_task;
-use crate::{Late, TooLarge, dispatch::Half, sys};
+use crate::{
+    Late, TooLarge,
+    sys::{self, types::Half},
+};
 
 /// What has come of a body.
 #[derive(Default)]

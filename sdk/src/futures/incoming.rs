@@ -2,10 +2,11 @@
 
 use std::{future::poll_fn, ops::Deref};
 
-use crate::executor::{
+use super::executor::{
     self,
     feed::{self, Part},
 };
+use crate::message::body::{Late, TooLarge};
 
 /// A request or a response whose head has come. The head is read and changed as in [`Request`](crate::Request) and
 /// [`Response`](crate::Response).
@@ -22,14 +23,6 @@ pub struct Incoming<M> {
     /// The host shows the body, or there is none.
     fed: bool,
 }
-
-/// The body is longer than the filter wants to have at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooLarge;
-
-/// The part cannot be changed any more: the future has waited for something else since it was given it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Late;
 
 impl<M> Deref for Incoming<M> {
     type Target = M;

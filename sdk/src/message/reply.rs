@@ -2,8 +2,8 @@
 
 use crate::{
     CallError, Flow, Late, TooLarge,
-    grpc::{GrpcError, code},
-    sys,
+    sys::code,
+    sys::{self, types::GrpcError},
 };
 
 /// A response made by a filter.
@@ -40,7 +40,7 @@ impl Reply {
         self
     }
 
-    /// The status that a gRPC client gets (0 to 16, see [`grpc::code`](crate::grpc::code)); others get that of HTTP. Without
+    /// The status that a gRPC client gets (0 to 16, see [`grpc::code`](crate::futures::grpc::code)); others get that of HTTP. Without
     /// it, it follows from that of HTTP (403: 7, 429 and 503: 14, ...). The body becomes the message, if it is text of at most 1024 bytes.
     pub fn grpc_status(mut self, status: u8) -> Reply {
         self.grpc_status = Some(status);

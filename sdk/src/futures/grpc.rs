@@ -1,6 +1,8 @@
 //! gRPC calls to other services: of one message for one message, and streams of them. Messages are bytes: what is in them
 //! is for a crate such as `prost`.
 
+pub use crate::sys::code;
+
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
@@ -10,10 +12,14 @@ use std::{
 
 use tollgate_abi::pairs;
 
+use super::{
+    call::{self, find},
+    executor::grpc,
+};
+pub use crate::sys::types::GrpcError;
 use crate::{
     Flow,
-    call::{self, Asked, Begun, find},
-    executor::grpc,
+    message::flow::{Asked, Begun},
     sys,
 };
 
@@ -43,67 +49,6 @@ pub struct GrpcCall<'c> {
     method: &'c str,
     metadata: Vec<pairs::Pair<'c>>,
     timeout: Duration,
-}
-
-/// How a gRPC call has failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GrpcError {
-    /// Not 0; mostly one of [`code`].
-    pub status: u32,
-    /// What the service has said about it, or the proxy.
-    pub message: String,
-}
-
-impl GrpcError {
-    pub(crate) fn new(status: u32, message: impl Into<String>) -> GrpcError {
-        GrpcError { status, message: message.into() }
-    }
-}
-
-impl std::fmt::Display for GrpcError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({}): {}", code::name(self.status), self.status, self.message)
-    }
-}
-
-impl std::error::Error for GrpcError {}
-
-/// The statuses of gRPC.
-pub mod code {
-    #![allow(missing_docs)]
-
-    macro_rules! codes {
-        ($($name:ident = $code:literal, $text:literal;)*) => {
-            $(pub const $name: u32 = $code;)*
-
-            /// A status's name, in lower case; `other` for one that is none.
-            pub(crate) fn name(code: u32) -> &'static str {
-                match code {
-                    $($code => $text,)*
-                    _ => "other",
-                }
-            }
-        };
-    }
-    codes! {
-        OK = 0, "ok";
-        CANCELLED = 1, "cancelled";
-        UNKNOWN = 2, "unknown";
-        INVALID_ARGUMENT = 3, "invalid_argument";
-        DEADLINE_EXCEEDED = 4, "deadline_exceeded";
-        NOT_FOUND = 5, "not_found";
-        ALREADY_EXISTS = 6, "already_exists";
-        PERMISSION_DENIED = 7, "permission_denied";
-        RESOURCE_EXHAUSTED = 8, "resource_exhausted";
-        FAILED_PRECONDITION = 9, "failed_precondition";
-        ABORTED = 10, "aborted";
-        OUT_OF_RANGE = 11, "out_of_range";
-        UNIMPLEMENTED = 12, "unimplemented";
-        INTERNAL = 13, "internal";
-        UNAVAILABLE = 14, "unavailable";
-        DATA_LOSS = 15, "data_loss";
-        UNAUTHENTICATED = 16, "unauthenticated";
-    }
 }
 
 impl<'c> GrpcCall<'c> {
@@ -145,7 +90,7 @@ impl<'c> GrpcCall<'c> {
     }
 
     fn dispatch(&self, message: &[u8]) -> Result<u32, GrpcError> {
-        let millis = call::millis(self.timeout);
+        let millis = crate::sys::types::millis(self.timeout);
         sys::grpc_call(self.cluster, self.service, self.method, &self.encoded(), message, millis)
     }
 

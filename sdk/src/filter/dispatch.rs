@@ -1,18 +1,18 @@
 //! From the host's callbacks to a [`Filter`]. `export!` generates the callers; nothing else uses this.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc};
 
 use tollgate_abi::{
     fast::phase,
-    proxy_wasm::{action, buffer, log_level, stream},
+    proxy_wasm::{action, buffer, log_level},
 };
 
+use super::asks::{Answered, Ask, Asks};
+pub use crate::sys::types::Half;
 use crate::{
-    Body, ConfigError, Filter, Flow, GrpcError, Phases, Queue, Request, Response, Setup,
-    asks::{Answered, Ask, Asks},
-    config,
-    executor::{self, grpc::News},
-    sys::{self, Due},
+    Body, ConfigError, Filter, Flow, GrpcError, Phases, Queue, Request, Response, Setup, config,
+    futures::executor::{self, grpc::News},
+    sys::{self, Due, types::micros},
     table::{Roots, Table, borrow},
 };
 
@@ -44,9 +44,9 @@ pub fn start() {
 /// Gives the crates for logging, as far as they are wanted, the proxy's log.
 pub(crate) fn start_logging() {
     #[cfg(feature = "log")]
-    crate::log_crate::install();
+    crate::log::log_crate::install();
     #[cfg(feature = "tracing")]
-    crate::tracing_crate::install();
+    crate::log::tracing_crate::install();
 }
 
 fn push_number(text: &mut String, number: u32) {
@@ -54,37 +54,6 @@ fn push_number(text: &mut String, number: u32) {
         push_number(text, number / 10);
     }
     text.push(char::from(b'0' + (number % 10) as u8));
-}
-
-/// One of a stream's two messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    Request,
-    Response,
-}
-
-impl Half {
-    const fn head(self) -> Phases {
-        if matches!(self, Half::Request) { Phases::REQUEST_HEADERS } else { Phases::RESPONSE_HEADERS }
-    }
-
-    pub(crate) const fn body(self) -> Phases {
-        if matches!(self, Half::Request) { Phases::REQUEST_BODY } else { Phases::RESPONSE_BODY }
-    }
-
-    const fn buffer(self) -> i32 {
-        if matches!(self, Half::Request) { buffer::HTTP_REQUEST_BODY } else { buffer::HTTP_RESPONSE_BODY }
-    }
-
-    /// Lets it go on.
-    pub(crate) fn resume(self) {
-        sys::continue_stream(if self == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
-    }
-
-    /// The bit in a timer's token, above the filter's 32.
-    const fn bit(self) -> i64 {
-        if matches!(self, Half::Request) { 0 } else { 1 << 32 }
-    }
 }
 
 /// What an [`AsyncFilter`](crate::AsyncFilter) is told of a stream.
@@ -390,11 +359,6 @@ impl<F: Filter> Dispatcher<F> {
             }
         }
     }
-}
-
-pub(crate) fn micros(time: Duration) -> u64 {
-    let seconds = time.as_secs().saturating_mul(1_000_000);
-    seconds.saturating_add(time.subsec_micros().into()).min(i64::MAX as u64)
 }
 
 #[cfg(test)]
