@@ -7,13 +7,13 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use tokio::io::AsyncRead;
 
 use crate::{
+    downstream::{flood::Flood, h2::flood::Frames},
     exchange::request,
-    http::{flood::Flood, h2::flood::Frames},
     tls::{Identity, xfcc},
     upstream::health::grpc as health,
     wasm::{
-        grpc,
         hostcalls::{foreign, wasi},
+        vm::grpc,
     },
 };
 

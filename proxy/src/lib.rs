@@ -25,6 +25,7 @@ pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod downstream;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -32,5 +33,9 @@ pub mod h1;
 pub mod h2;
 pub mod net;
 pub mod observe;
+pub mod plain;
+pub mod process;
+pub mod snapshot;
 pub mod tls;
 pub mod tools;
+pub mod worker;

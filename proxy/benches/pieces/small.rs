@@ -3,6 +3,7 @@
 
 use std::{hint::black_box, sync::Arc};
 
+use super::Piece;
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::SizeHint;
@@ -14,11 +15,9 @@ use tollgate::{
         head::{self, Finder},
     },
     upstream::Cluster,
-    wasm::bucket::Bucket,
+    wasm::stores::bucket::Bucket,
 };
 use tollgate_abi::doc;
-
-use super::Piece;
 
 /// A request as browsers send it, more or less.
 pub const REQUEST: &str = "GET /api/items/8271?expand=prices HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: Mozilla/5.0 \

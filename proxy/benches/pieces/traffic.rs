@@ -4,6 +4,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
+use super::{Piece, small::REQUEST};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
@@ -16,15 +17,14 @@ use tokio::{
 use tollgate::{
     chain::{Chain, Route, stream::ConnectionInfo},
     config::{self, Format},
-    control::snapshot::{Extent, Foundry, Snapshot},
+    control::snapshot::{Extent, Foundry},
+    downstream::{connection::Handle, h1},
     exchange::Site,
-    http::{connection::Handle, h1},
     net::{Socket, Stream, socket::LOCAL},
+    snapshot::Snapshot,
     upstream::{PoolOptions, Pools, Way},
     wasm::Compiler,
 };
-
-use super::{Piece, small::REQUEST};
 
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 64\r\nDate: Thu, 01 Jan 2026 \
     00:00:00 GMT\r\nServer: upstream\r\n\r\n0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

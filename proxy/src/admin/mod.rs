@@ -16,16 +16,16 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use self::connection::{Connections, Unread};
 use crate::{
     ca::service::Service,
     control::{
-        reload::Change,
-        status::{AttemptResult, Status, attempt_json},
+        change::{AttemptResult, Change, attempt_json},
+        status::Status,
     },
     observe::{Registry, log::LogHandle},
 };
 
-use self::connection::{Connections, Unread};
 pub use self::{
     probes::Probes,
     socket::{Socket, cannot_listen, listen, listen_later},

@@ -22,18 +22,16 @@ use super::{
     certificate::{self, Facts},
     files::{self, PRIVATE, PUBLIC},
     hex,
-    spiffe::{SpiffeId, TrustDomain},
     token::Secret,
+};
+use crate::config::{
+    admin::{KEY, SECRET},
+    spiffe::{SpiffeId, TrustDomain},
 };
 
 /// The certificates of the roots that are trusted, in the authority's folder and in a workload's. There is more than one while
 /// one follows another.
 pub const ROOT: &str = "ca.pem";
-/// The private key of the root that signs.
-pub const KEY: &str = "ca.key";
-/// What join tokens are sealed with.
-pub const SECRET: &str = "token.key";
-
 /// A certificate holds from a little before it was made: clocks differ. By this much at most, and by this part of its life.
 const BACKDATED: Duration = Duration::from_secs(60);
 const BACKDATED_PART: u32 = 10;

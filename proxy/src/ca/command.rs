@@ -16,10 +16,15 @@ use super::{
     certificate::{self, Facts},
     files::{self, PRIVATE, PUBLIC},
     rotation::{NEXT, Rotation, SPREAD, Stage},
-    spiffe::{SpiffeId, TrustDomain},
     token::{Scope, Token},
 };
-use crate::{config::units, observe::access_log::timestamp};
+use crate::{
+    config::{
+        spiffe::{SpiffeId, TrustDomain},
+        units,
+    },
+    observe::access_log::timestamp,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -187,15 +192,18 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
         e => e.into(),
     })?;
     let at = |name| dir.join(name).display().to_string();
-    let width = at(authority::SECRET).len();
+    let width = at(crate::config::admin::SECRET).len();
     let option = match dir.as_os_str() == "ca" {
         true => String::new(),
         false => format!(" --dir {}", dir.display()),
     };
     println!("made the certificate authority of {domain}, good until {}", timestamp::text(made.not_after()));
     println!("  {:width$}  its certificate, for all who check others'", at(authority::ROOT));
-    println!("  {:width$}  its key: whoever has it is the authority", at(authority::KEY));
-    println!("  {:width$}  the secret of join tokens: whoever has it gets any certificate", at(authority::SECRET));
+    println!("  {:width$}  its key: whoever has it is the authority", at(crate::config::admin::KEY));
+    println!(
+        "  {:width$}  the secret of join tokens: whoever has it gets any certificate",
+        at(crate::config::admin::SECRET)
+    );
     println!("next:");
     println!("  tollgate ca issue{option} --spiffe spiffe://{domain}/ns/default/sa/web  # a certificate, by hand");
     println!(
@@ -248,7 +256,9 @@ fn is_of_authority(dir: &Path, file: &Path) -> bool {
     let same_folder = matches!((dir.canonicalize(), parent.canonicalize()), (Ok(a), Ok(b)) if a == b);
     let name = file.file_name();
     same_folder
-        && [authority::ROOT, authority::KEY, authority::SECRET, NEXT].iter().any(|own| name == Some(own.as_ref()))
+        && [authority::ROOT, crate::config::admin::KEY, crate::config::admin::SECRET, NEXT]
+            .iter()
+            .any(|own| name == Some(own.as_ref()))
 }
 
 /// The path of a certificate's files, without their endings.
@@ -366,11 +376,12 @@ fn open(dir: &Path) -> anyhow::Result<Authority> {
         true => Authority::open(dir)?,
         false => Authority::open(dir).with_context(help)?,
     };
-    for (name, what) in
-        [(authority::KEY, "the authority's private key"), (authority::SECRET, "the secret of join tokens")]
-    {
+    for (name, what) in [
+        (crate::config::admin::KEY, "the authority's private key"),
+        (crate::config::admin::SECRET, "the secret of join tokens"),
+    ] {
         let path = dir.join(name);
-        if files::is_exposed(&path) {
+        if crate::files::is_exposed(&path) {
             eprintln!("warning: everybody on this machine can read {what} in `{}`: chmod 600", path.display());
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -51,11 +51,6 @@ fn beside(path: &Path, content: &str, mode: u32) -> io::Result<PathBuf> {
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
     Ok(beside)
-}
-
-/// Whether everybody on the machine may read a file.
-pub fn is_exposed(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }
 
 /// Reads a file.

@@ -10,7 +10,6 @@ pub mod files;
 pub mod request;
 pub mod rotation;
 pub mod service;
-pub mod spiffe;
 pub mod token;
 pub mod workload;
 
@@ -58,7 +57,7 @@ pub enum Error {
     #[error("this is the authority of `{ours}`, and `{asked}` is not in it")]
     TrustDomain {
         /// The authority's.
-        ours: spiffe::TrustDomain,
+        ours: crate::config::spiffe::TrustDomain,
         /// What was asked for.
         asked: String,
     },

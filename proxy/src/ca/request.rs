@@ -5,7 +5,8 @@ use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, Public
 use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer};
 
-use super::{certificate::alternative_names, spiffe::SpiffeId};
+use super::certificate::alternative_names;
+use crate::config::spiffe::SpiffeId;
 
 /// A request whose sender has shown to have the key.
 #[derive(Debug)]

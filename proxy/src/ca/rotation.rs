@@ -16,10 +16,11 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{
     Error,
-    authority::{Authority, KEY, ROOT, Root},
+    authority::{Authority, ROOT, Root},
     certificate::{self, Facts},
     files::{self, PRIVATE, PUBLIC},
 };
+use crate::config::admin::KEY;
 
 /// The key of the root that will sign next.
 pub const NEXT: &str = "next.key";

@@ -20,11 +20,10 @@ use super::{
     Error,
     authority::{self, Authority, Issued, Names},
     request,
-    spiffe::SpiffeId,
     token::{Scope, TokenError},
 };
 use crate::{
-    config::{Diagnostic, Diagnostics, Loaded, units},
+    config::{Diagnostic, Diagnostics, Loaded, spiffe::SpiffeId, units},
     observe::{Counter, MetricError, Registry, access_log::timestamp, shard, target},
 };
 

@@ -14,11 +14,11 @@ use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    hex,
-    spiffe::{SpiffeError, SpiffeId},
+use super::hex;
+use crate::{
+    config::spiffe::{SpiffeError, SpiffeId},
+    observe::access_log::timestamp,
 };
-use crate::observe::access_log::timestamp;
 
 /// What a token begins with: its kind and version. Tools that look for leaked secrets go by such marks.
 const MARK: &str = "tollgate-join-1";

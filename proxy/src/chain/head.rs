@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::COOKIE};
 use tollgate_abi::doc;
 
-use crate::{h1::encoder, upstream, wasm::charge::ITEM};
+use super::charge::ITEM;
+use crate::{h1::encoder, upstream};
 
 /// A header's name, resolved once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

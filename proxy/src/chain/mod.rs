@@ -5,9 +5,11 @@
 //! [`flow`] moves heads, bodies and trailers past them.
 
 pub mod body;
+pub mod charge;
 pub mod flow;
 pub mod head;
 pub mod interim;
+pub mod limits;
 pub mod network;
 pub mod route;
 pub mod stored;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tollgate_abi::{fast::limit, value::Value};
 
-use crate::wasm::charge::{Charge, ITEM, Ledger};
+use super::charge::{Charge, ITEM, Ledger};
 
 /// The state that names the cluster of a TCP connection. Filters made for Envoy choose it so.
 pub const CLUSTER_STATE: &[u8] = b"envoy.tcp_proxy.cluster";
@@ -40,6 +40,16 @@ pub enum NotStored {
     /// There is no room.
     #[error("there is no room for more")]
     Full,
+}
+
+impl crate::observe::access_log::Stored for Stored {
+    fn state(&self, key: &[u8]) -> Option<&[u8]> {
+        Stored::state(self, key)
+    }
+
+    fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])> {
+        Stored::metadata(self, space, key)
+    }
 }
 
 impl Stored {

@@ -27,16 +27,15 @@ use tokio::{
 };
 use tollgate_abi::fast::{flag, phase};
 
-use super::{Chain, Direction, RequestHead, ResponseHead, Selected, head, interim::Interims, stored::Stored};
-use crate::{
-    config::units::Address,
-    tls::ConnectionTls,
-    upstream::Receiver,
-    wasm::{
-        charge::{ITEM, Ledger, Owed},
-        limits::Place,
-    },
+use super::{
+    Chain, Direction, RequestHead, ResponseHead, Selected,
+    charge::{ITEM, Ledger, Owed},
+    head,
+    interim::Interims,
+    limits::Place,
+    stored::Stored,
 };
+use crate::{config::units::Address, tls::ConnectionTls, upstream::Receiver};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]

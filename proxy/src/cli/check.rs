@@ -4,27 +4,24 @@ use std::{io::IsTerminal, path::Path, process::ExitCode};
 
 use serde_json::json;
 
+use super::trial;
 use crate::{
     config::{Diagnostic, Diagnostics, Severity},
-    control::{
-        server,
-        snapshot::{Extent, Foundry},
-        trial,
-    },
+    control::snapshot::{Extent, Foundry},
     observe::log::colours,
 };
 
 /// Checks a file. 0: it can be used. 1: it cannot.
 pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
     let loaded = match file == Path::new("-") {
-        true => server::loader().stdin(),
-        false => server::load(file),
+        true => crate::control::load::loader().stdin(),
+        false => crate::control::load::load(file),
     };
     let checked = loaded.and_then(|loaded| {
         let mut warnings: Vec<_> = loaded.warnings.iter().cloned().collect();
-        let (source, cache) = (loaded.source.clone(), server::cache_dir(&loaded));
+        let (source, cache) = (loaded.source.clone(), crate::control::load::cache_dir(&loaded));
         let mut wrong = trial::look(&loaded, cache);
-        let made = server::compiler(&loaded).map_err(anyhow::Error::from).and_then(|(compiler, said)| {
+        let made = crate::control::load::compiler(&loaded).map_err(anyhow::Error::from).and_then(|(compiler, said)| {
             match said {
                 Some(error) if error.severity == Severity::Error => wrong.push(error),
                 said => warnings.extend(said),

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+pub mod trial;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -8,13 +9,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     bench, builtins, ca, config,
-    control::server,
-    observe::{
-        log::{colours, stderr},
-        plain,
-    },
-    tools,
-    wasm::compiler,
+    observe::log::{colours, stderr},
+    plain, process, tools,
+    wasm::engine::compiler,
 };
 
 /// A programmable proxy: the core moves bytes, WebAssembly filters decide.
@@ -102,7 +99,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { file, log_level, replace } => {
             let log_level = log_level.filter(|level| !level.is_empty());
-            server::run(server::Options { file, log_level, replace })
+            process::run(process::Options { file, log_level, replace })
         }
         Command::Check { file, json } => return check::run(&file, json),
         Command::Schema => {

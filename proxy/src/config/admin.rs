@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{diagnostic::Diagnostic, explain::clip, model::Config, node::Node, source::Source};
-use crate::ca::{authority, files::is_exposed};
+use crate::files::is_exposed;
 
 /// Names by which it is asked for are names: no patterns, and no ports, which do not count.
 pub(super) fn check(root: &Node, problems: &mut Vec<Diagnostic>) {
@@ -58,8 +58,8 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         }
     };
     if let Some(ca) = &admin.ca {
-        look("/admin/ca/dir", &ca.dir.join(authority::KEY), "the authority's private key");
-        look("/admin/ca/dir", &ca.dir.join(authority::SECRET), "the secret of join tokens");
+        look("/admin/ca/dir", &ca.dir.join(self::KEY), "the authority's private key");
+        look("/admin/ca/dir", &ca.dir.join(self::SECRET), "the secret of join tokens");
     }
     if let Some(file) = &admin.token_file {
         look("/admin/token_file", file, "the token");
@@ -73,6 +73,12 @@ fn is_loopback(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     ip.is_loopback() && ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 }
+
+/// The private key of the root that signs.
+pub const KEY: &str = "ca.key";
+
+/// What join tokens are sealed with.
+pub const SECRET: &str = "token.key";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde_json::json;
 
 use super::{node::Span, source::Source};
-use crate::observe::plain;
+use crate::plain;
 
 /// More than this help nobody, and a hostile file must not make us write megabytes.
 const MOST: usize = 100;

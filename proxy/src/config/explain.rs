@@ -11,9 +11,9 @@ use super::{
     node::{Found, Node, Value},
     schema,
     source::Source,
+    spiffe::SpiffeId,
     units::{Address, ByteSize, Duration},
 };
-use crate::ca::spiffe::SpiffeId;
 
 /// Finding the place of an error takes a moment, and nobody is shown this many.
 const MOST: usize = 2000;

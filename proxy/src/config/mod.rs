@@ -8,7 +8,7 @@
 pub mod model;
 pub mod units;
 
-mod admin;
+pub(crate) mod admin;
 mod conceal;
 mod diagnostic;
 mod env;
@@ -23,6 +23,7 @@ mod schema;
 mod semantics;
 mod sockets;
 mod source;
+pub mod spiffe;
 mod tls;
 mod toml;
 mod tree;

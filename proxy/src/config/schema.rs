@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::{
     fit::SHORT,
     model::{CaUrl, Config},
+    spiffe::SpiffeId,
     units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
-use crate::ca::spiffe::SpiffeId;
 
 /// The formats of ours that `format` names in the schema, beyond what a pattern can say.
 pub(super) const TIME: &str = "tollgate-time";

@@ -10,13 +10,13 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::snapshot::Snapshot;
 use crate::{
     config::{
         Diagnostic, Node, Source,
         model::{self, ClusterProtocol, Protocol, TlsMode},
     },
     observe::{Kind, MetricError, Registry},
+    snapshot::Snapshot,
     tls::{ClientTls, Dated, DatedKind, Digests, Loader, MaterialError, Problem, ServerTls},
     upstream::Cluster,
 };
@@ -51,7 +51,7 @@ pub(super) struct Certificates<'l> {
 }
 
 impl<'l> Certificates<'l> {
-    pub(super) fn new(source: &'l Source, resolve: &'l dyn Fn(&Path) -> PathBuf) -> Certificates<'l> {
+    pub(crate) fn new(source: &'l Source, resolve: &'l dyn Fn(&Path) -> PathBuf) -> Certificates<'l> {
         Certificates { source, loader: Loader::new(resolve), warnings: Vec::new() }
     }
 
@@ -101,7 +101,7 @@ impl<'l> Certificates<'l> {
     }
 
     /// What was read, and what is to be said about it.
-    pub(super) fn end(self) -> (Digests, Vec<Diagnostic>) {
+    pub(crate) fn end(self) -> (Digests, Vec<Diagnostic>) {
         (self.loader.digests().clone(), self.warnings)
     }
 
@@ -144,7 +144,7 @@ fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
 }
 
 /// What is to be said about files of the snapshot in force that expire soon, or have done so.
-pub(super) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
+pub(crate) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
     let mut all: Vec<String> = dated(snapshot).filter_map(|dated| dated.warning(now)).collect();
     all.sort();
     all.dedup();
@@ -152,7 +152,7 @@ pub(super) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
 }
 
 /// Shows when certificates and revocation lists expire.
-pub(super) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
+pub(crate) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
     let shown = [
         (
             DatedKind::Certificate,

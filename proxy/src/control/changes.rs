@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
-use super::snapshot::Snapshot;
-use crate::config::{model, units::Address};
+use crate::{
+    config::{model, units::Address},
+    snapshot::Snapshot,
+};
 
 /// More than this are counted.
 const MOST: usize = 20;

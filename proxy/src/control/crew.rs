@@ -1,5 +1,5 @@
 //! The thread on which a configuration is loaded. It is there for one load only: the memory that loading takes goes back to the
-//! system with it. Compiling is done elsewhere, see [`crate::wasm::compiler`].
+//! system with it. Compiling is done elsewhere, see [`crate::wasm::engine::compiler`].
 
 use std::{io, panic, thread};
 

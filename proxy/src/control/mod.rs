@@ -6,16 +6,16 @@
 //! [`trial`] is what `tollgate check` looks at beyond making a snapshot.
 
 pub mod certificates;
+pub(crate) mod change;
 pub mod changes;
 mod configure;
 pub mod crew;
+pub(crate) mod load;
 pub mod rebuild;
 pub mod reload;
-pub mod server;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
-mod successor;
-pub mod trial;
+pub(crate) mod successor;
 mod unused;
 pub mod watch;

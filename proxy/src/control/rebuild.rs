@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::{
-    listener::worker::{Command, Rebuild},
     observe::target,
     wasm::{Order, processor_time},
+    worker::{Command, Rebuild},
 };
 
 /// What tries that fail take of the time, at most: one part in this many.

@@ -19,53 +19,45 @@ use tokio::{
 };
 
 use super::{
+    change::{Attempt, AttemptResult, Change},
     changes,
     crew::{self, Urgency},
-    server::load,
-    snapshot::{Extent, Foundry, Made, Snapshot, Sockets, files},
-    status::{Attempt, AttemptResult, Status},
+    load::load,
+    snapshot::{Extent, Foundry, Made, files},
+    status::Status,
     watch::Watcher,
 };
 use crate::{
     config::{Diagnostics, model},
-    listener::{
-        socket::{self, Claim},
-        worker::{Command, Delivery},
-    },
+    listener::socket::{self, Claim},
     observe::{log::LogHandle, target},
+    snapshot::{Snapshot, Sockets},
     upstream::Checks,
+    worker::{Command, Delivery},
 };
-
-/// A change that somebody wants.
-pub struct Change {
-    /// Why.
-    pub cause: &'static str,
-    /// Who wants to know what came of it.
-    pub done: Option<oneshot::Sender<Attempt>>,
-}
 
 /// The cause of changes that come from the file watch.
 const BY_FILE: &str = "file";
 
 /// Keeps the configuration in force and what the files say the same.
-pub(super) struct Reloader {
-    pub(super) path: PathBuf,
+pub(crate) struct Reloader {
+    pub(crate) path: PathBuf,
     /// What the process was started with.
-    pub(super) running: model::Config,
-    pub(super) foundry: Arc<Foundry>,
+    pub(crate) running: model::Config,
+    pub(crate) foundry: Arc<Foundry>,
     /// Weak: a worker ends when nobody can send it commands any more.
-    pub(super) workers: Vec<WeakUnboundedSender<Command>>,
-    pub(super) checks: Checks,
-    pub(super) status: Rc<Status>,
-    pub(super) log: LogHandle,
-    pub(super) watcher: Watcher,
-    pub(super) changes: mpsc::Receiver<Change>,
+    pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
+    pub(crate) checks: Checks,
+    pub(crate) status: Rc<Status>,
+    pub(crate) log: LogHandle,
+    pub(crate) watcher: Watcher,
+    pub(crate) changes: mpsc::Receiver<Change>,
     /// What is wrong with the files, if they were refused.
-    pub(super) refusal: Option<String>,
+    pub(crate) refusal: Option<String>,
     /// Until when the other half of what belongs together is waited for.
-    pub(super) patience: Option<Instant>,
+    pub(crate) patience: Option<Instant>,
     /// How many loads in a row were given up.
-    pub(super) given_up: u32,
+    pub(crate) given_up: u32,
 }
 
 /// How long a certificate may be there without its key, or a key without its certificate, before that is an error.
@@ -84,7 +76,7 @@ struct Load {
 
 impl Reloader {
     /// Makes changes until there is nobody who could want one.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             // When a file that somebody is writing to now is whole, the watcher tells of it.
             let patience = self.patience.filter(|_| !self.watcher.is_written_to());
@@ -254,7 +246,7 @@ impl Reloader {
     }
 
     /// Hands a snapshot to the workers, and waits until all of them go by it.
-    pub(super) async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
+    pub(crate) async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
         let Made { snapshot, instances, mut sockets } = made;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);

@@ -11,35 +11,14 @@ use std::{
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
-use super::snapshot::Snapshot;
+use super::change::{Attempt, AttemptResult, attempt_json};
 use crate::{
     config::model::OnFailure,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
+    snapshot::Snapshot,
     upstream::{Cluster, Member},
     wasm::Machine,
 };
-
-/// The last change that was tried.
-#[derive(Debug, Clone)]
-pub struct Attempt {
-    /// When.
-    pub at: SystemTime,
-    /// Why it was tried: a file, a signal, the admin API.
-    pub cause: &'static str,
-    /// What came of it.
-    pub result: AttemptResult,
-}
-
-/// What came of a change.
-#[derive(Debug, Clone)]
-pub enum AttemptResult {
-    /// It is in force, as this version.
-    Applied(u64),
-    /// Nothing had changed.
-    Unchanged,
-    /// Nothing was changed; this was wrong, for people and as JSON.
-    Refused(String, Value),
-}
 
 /// The state of the process.
 pub struct Status {
@@ -229,14 +208,4 @@ fn cluster_json(cluster: &Cluster) -> Value {
         "connections_idle": stats.idle.load(Ordering::Relaxed),
         "endpoints": endpoints.collect::<Vec<_>>(),
     })
-}
-
-/// An attempt, as the admin API tells it.
-pub fn attempt_json(attempt: &Attempt) -> Value {
-    let (result, version, errors) = match &attempt.result {
-        AttemptResult::Applied(version) => ("applied", Some(*version), Value::Null),
-        AttemptResult::Unchanged => ("unchanged", None, Value::Null),
-        AttemptResult::Refused(_, errors) => ("refused", None, errors.clone()),
-    };
-    json!({ "at": timestamp::text(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
 }

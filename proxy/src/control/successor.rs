@@ -8,14 +8,14 @@ use crate::observe::target;
 
 /// The process whose place this one takes.
 #[derive(Debug)]
-pub(super) struct Predecessor(Pid);
+pub(crate) struct Predecessor(Pid);
 
 impl Predecessor {
     /// The process with this id.
     ///
     /// # Errors
     /// There is none, it belongs to somebody else, or it is no Tollgate: a number in a file may be an old one.
-    pub(super) fn find(id: i32) -> anyhow::Result<Predecessor> {
+    pub(crate) fn find(id: i32) -> anyhow::Result<Predecessor> {
         let pid = Pid::from_raw(id).filter(|_| id > 0).with_context(|| format!("{id} is not the id of a process"))?;
         test_kill_process(pid).with_context(|| format!("process {id} cannot be replaced"))?;
         // Where there is no such file, nobody can tell.
@@ -28,7 +28,7 @@ impl Predecessor {
     }
 
     /// Tells it to drain and end.
-    pub(super) fn end(self) {
+    pub(crate) fn end(self) {
         let id = self.0.as_raw_nonzero();
         match kill_process(self.0, Signal::TERM) {
             Ok(()) => tracing::info!(target: target::PROCESS, "process {id} was told to drain: this one has its place"),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// All of them. `ticking` are the filters that work by the clock, and so may well be in no chain.
-pub(super) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
+pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
     let config = &loaded.config;
     let mut warnings = Vec::new();
     let mut warn = |pointer: String, message: String, help: &str| {

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
-    FromBody, FromUpstream, Site, Stop,
+    Site,
     deadline::{Bound, Deadline},
     grpc, mirror,
+    outcome::{FromBody, FromUpstream, Guards, Stop},
     reply::Fault,
     switch::Switch,
     upload::Upload,
@@ -30,33 +31,10 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        ActiveGuard, Again as Repeat, Backoff, Broken, Cluster, Endpoint, Failure, FailureKind, Head, Holding,
-        PooledBody, ProtocolError, RequestGuard, Trouble, Waited, Way,
+        Again as Repeat, Backoff, Cluster, Endpoint, Failure, FailureKind, Head, Holding, PooledBody, ProtocolError,
+        Trouble, Waited, Way,
     },
 };
-
-/// What counts as under way until the response has ended.
-pub(super) struct Guards {
-    request: RequestGuard,
-    endpoint: ActiveGuard,
-    /// A tunnel's place among those that clients hold.
-    _tunnel: Option<Box<Holding>>,
-}
-
-impl Guards {
-    /// Where the request has gone.
-    pub(super) fn cluster(&self) -> &Arc<Cluster> {
-        self.request.cluster()
-    }
-
-    /// Notes that the endpoint has failed after the head of its response, of whose body so many bytes had come.
-    #[cold]
-    pub(super) fn broken(&self, stream: &Stream, error: &Broken, bytes: u64) {
-        let (trouble, why) = error.reason(bytes);
-        self.endpoint.endpoint().note_failure(&self.request.cluster().name, trouble, &why);
-        stream.upstream_failed(why);
-    }
-}
 
 /// How a try ended without a response that can be sent on.
 enum Missed {

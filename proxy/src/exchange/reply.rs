@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tollgate_abi::{fast::flag, spelling::BadPath};
 
-use super::Stop;
+use super::outcome::Stop;
 use crate::{
     chain::{LocalReply, Stream, body::Stopped},
     http::grpc::Code,

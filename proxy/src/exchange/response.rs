@@ -13,11 +13,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Answer, Closed, FromBody, FromUpstream, Site, Tunnel, closed,
+    Site, Tunnel,
     deadline::{Bound, Deadline},
-    dispatch::Guards,
     ending::Ending,
-    grpc, is_bodiless,
+    grpc,
+    outcome::{Answer, Closed, FromBody, FromUpstream, Guards, closed, is_bodiless},
     reply::Fault,
 };
 use crate::{

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tollgate_abi::fast::flag;
 
-use super::{dispatch::Guards, ending::Ending, reply::Fault};
+use super::{ending::Ending, outcome::Guards, reply::Fault};
 use crate::{
     chain::{Direction, flow::is_interrupted},
     net::{Broke, Carry, Transport, poll_timer},

@@ -15,7 +15,6 @@ use http::{
 use http_body::SizeHint;
 
 use super::{Outbox, violation::length};
-use crate::h2::hpack::huffman;
 
 /// How a body is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,13 +193,8 @@ impl<'a> RequestHead<'a> {
         self.size(<[u8]>::len)
     }
 
-    /// The same with texts as long as they may be on the way: the Huffman code has up to 30 bits for a byte.
-    pub fn coded_size(&self) -> usize {
-        self.size(|text| text.len().max(huffman::length(text)))
-    }
-
     /// The same with texts that are so long.
-    fn size(&self, length: impl Fn(&[u8]) -> usize) -> usize {
+    pub fn size(&self, length: impl Fn(&[u8]) -> usize) -> usize {
         const FIELD: usize = 32;
         let field = |name: &HeaderName, value: &HeaderValue| {
             length(name.as_str().as_bytes()) + length(value.as_bytes()) + FIELD
@@ -448,7 +442,10 @@ mod tests {
         // The Huffman code has 26 bits for this byte.
         let replaced = [(HeaderName::from_static("x-two"), HeaderValue::from_bytes(&[0xff; 8]).ok())];
         let head = RequestHead { replaced: &replaced, ..head };
-        assert_eq!(head.coded_size(), head.list_size() + 26 - 8);
+        assert_eq!(
+            head.size(|text| text.len().max(crate::h2::hpack::huffman::length(text))),
+            head.list_size() + 26 - 8
+        );
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! a [`Wire`] is a connection with what has been read and not understood yet, and what is written and not sent yet.
 //!
 //! Nothing here is a task or waits by itself: whoever has a request drives both connections that it is on, so that no byte
-//! crosses a channel and no other task is woken. `http/h1` is the side of the clients, `upstream/link` that of the upstreams.
+//! crosses a channel and no other task is woken. `downstream/h1` is the side of the clients, `upstream/link` that of the upstreams.
 
 pub mod decoder;
 pub mod encoder;
 mod fields;
 pub mod head;
+pub(crate) mod incoming;
 mod outbox;
 pub mod violation;
 mod wire;

@@ -4,7 +4,7 @@
 //! A connection is a task, and so is a client's request; a request to an upstream is driven by whoever has it. [`Io`] is what a
 //! connection reads from and writes to, [`Incoming`] a body that comes, [`Sending`] one that goes, [`Tunnel`] a stream that
 //! carries another protocol, [`measure`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still
-//! there. [`Screened`] stands below all of it and sees what comes first. `http/h2` is the side of the clients, `upstream/mux` that of the
+//! there. [`Screened`] stands below all of it and sees what comes first. `downstream/h2` is the side of the clients, `upstream/mux` that of the
 //! upstreams.
 
 mod body;

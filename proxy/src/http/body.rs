@@ -68,7 +68,7 @@ pub enum Body {
         trailers: Option<HeaderMap>,
     },
     /// A request's over HTTP/1.1.
-    Http1(super::h1::RequestBody),
+    Http1(crate::h1::incoming::RequestBody),
     /// A request's over HTTP/2.
     Http2(crate::h2::Incoming),
     /// As hyper reads it, where `tollgate test` is the client.
@@ -116,7 +116,7 @@ impl http_body::Body for Body {
                 let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
-            Body::Http1(body) => Pin::new(body).poll_frame(cx),
+            Body::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Downstream),
             Body::Http2(body) => body.poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error))),
             Body::Incoming(body) => {
                 Pin::new(body).poll_frame(cx).map_err(|error| BodyError::Downstream(Box::new(error)))

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// The time, as a field's value.
-pub(super) fn now() -> HeaderValue {
+pub(crate) fn now() -> HeaderValue {
     let now = SystemTime::now();
     let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     LATEST.with_borrow_mut(|(latest, text)| {

@@ -207,7 +207,7 @@ pub fn finish_head(head: &mut Response<()>, is_tunnel: bool) {
 }
 
 /// Whether trailers are welcome: `TE: trailers` (RFC 9110 section 10.1.4).
-pub(super) fn wants_trailers(fields: &HeaderMap) -> bool {
+pub(crate) fn wants_trailers(fields: &HeaderMap) -> bool {
     fields.get_all(header::TE).iter().any(|value| {
         let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
         codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))

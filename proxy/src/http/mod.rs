@@ -2,14 +2,7 @@
 //! time and end, the headers that a proxy must take away or add.
 
 pub mod body;
-pub mod connection;
 mod date;
-mod expect;
 pub mod fields;
-pub mod flood;
 pub mod grpc;
 pub mod grpc_web;
-pub mod h1;
-pub mod h2;
-#[cfg(feature = "http3")]
-pub mod h3;

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::{ListenerProxyProtocol, Protocol, TlsMode},
+    downstream::connection::Handle,
     exchange::{Refusal, Refused, Site},
-    http::{self, connection::Handle},
     net::{
         FirstBytes, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses, Parsed},
@@ -69,8 +69,8 @@ pub async fn serve(
         Spoken::Tcp(_) => seat.works(),
     }
     match spoken {
-        Spoken::H1 => http::h1::serve(handle, stream, info).await,
-        Spoken::H2 => Box::pin(http::h2::serve(handle, stream, info)).await,
+        Spoken::H1 => crate::downstream::h1::serve(handle, stream, info).await,
+        Spoken::H2 => Box::pin(crate::downstream::h2::serve(handle, stream, info)).await,
         Spoken::Tcp(name) => {
             let site = tcp.borrow().clone();
             let Some(site) = site else {
@@ -213,7 +213,7 @@ async fn first_bytes<T: AsyncRead + Unpin>(
             tokio::select! {
                 looked = stream.look(LOOK) => looked,
                 // A request may be on its way; see the connections themselves.
-                () = async { handle.drained().await; sleep(http::h1::DRAIN_GRACE).await } => Ok(false),
+                () = async { handle.drained().await; sleep(crate::downstream::h1::DRAIN_GRACE).await } => Ok(false),
             }
         };
         let keep_alive = timeouts.keep_alive.bound().unwrap_or(Duration::MAX);

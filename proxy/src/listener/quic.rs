@@ -12,14 +12,14 @@ use rustls::pki_types::CertificateDer;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
+    count::{Connected, Connections, full},
     socket::ListenerShared,
-    worker::{Connected, Connections, full},
 };
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
+    downstream::{connection::Handle, h3},
     exchange::{Refusal, Refused, Site},
-    http::{connection::Handle, h3},
     observe::target,
     tls::{Cause, ConnectionTls, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
 };
@@ -54,7 +54,7 @@ pub struct Quic {
 
 impl Quic {
     /// Takes connections on a socket.
-    pub(super) fn listen(
+    pub(crate) fn listen(
         socket: UdpSocket,
         site: Rc<Site>,
         shared: Arc<ListenerShared>,

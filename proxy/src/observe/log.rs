@@ -23,8 +23,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{plain, target};
-use crate::config::model::{Log, LogFormat};
+use super::target;
+use crate::{
+    config::model::{Log, LogFormat},
+    plain,
+};
 
 const DEFAULT: &str = "info";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

@@ -7,7 +7,6 @@ pub mod access_log;
 pub mod detail;
 pub mod log;
 pub mod metrics;
-pub mod plain;
 mod seldom;
 pub mod target;
 

@@ -26,7 +26,7 @@ use super::{
     identity::{Identity, IdentityError},
     provider,
 };
-use crate::{ca::files, config::model::CertificateFiles};
+use crate::config::model::CertificateFiles;
 
 /// Seconds since 1970.
 pub(super) fn unix(time: SystemTime) -> i64 {
@@ -173,7 +173,7 @@ impl<'r> Loader<'r> {
         }
         Ok(OwnCertificate {
             place: place.to_owned(),
-            exposed: files::is_exposed(&key_path),
+            exposed: crate::files::is_exposed(&key_path),
             path,
             key_path,
             key: Arc::new(certified),

@@ -14,7 +14,7 @@ use crate::{
     builtins,
     chain::route::Clusters,
     config::model::{self, Compile},
-    observe::plain,
+    plain,
     upstream::Cluster,
     wasm::{Code, Compiler, Engine},
 };

@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     body::{Broken, Held, LinkBody, PooledBody},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
-    pool::Head,
+    head::Head,
     slots::{ClusterPool, Permit, Slot},
 };
 use crate::{

@@ -15,6 +15,7 @@ mod connect;
 mod direct;
 mod downloads;
 pub mod failure;
+pub(crate) mod head;
 pub mod health;
 mod link;
 mod mux;
@@ -34,8 +35,9 @@ pub use self::{
     direct::DirectConnection,
     downloads::{Download, Receiver},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    head::Head,
     health::Checks,
-    pool::{Dial, Head, PoolOptions, Pools, Waited, Way},
+    pool::{Dial, PoolOptions, Pools, Waited, Way},
     reason::{OpenError, Trouble},
     uploads::{ClientPlace, Crowded, Holding},
 };

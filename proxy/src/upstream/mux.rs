@@ -36,7 +36,7 @@ use tokio::{
 use super::{
     body::{Held, Keeps, PooledBody},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
-    pool::Head,
+    head::Head,
     reason::{Unchosen, lost},
     slots::{ClusterPool, Permit, Slot},
 };
@@ -112,7 +112,11 @@ impl Weight {
     pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> Weight {
         let size = head.list_size();
         // No text gets four times as long.
-        let coded = if size > LONG / 4 { head.coded_size() } else { size };
+        let coded = if size > LONG / 4 {
+            head.size(|text| text.len().max(crate::h2::hpack::huffman::length(text)))
+        } else {
+            size
+        };
         Weight { head: size, coded, trailers: !bodiless && head.get(&TRAILER).is_some() }
     }
 

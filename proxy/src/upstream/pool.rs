@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, request, response};
+use http::{Response, request};
 use http_body::Body;
 use rustc_hash::FxHashMap;
 use tokio::{
@@ -30,6 +30,7 @@ use super::{
     direct::count,
     downloads::{Download, PATIENCE, Receiver},
     failure::{Failure, FailureKind},
+    head::Head,
     link::Link,
     mux::{Mux, Place, Under, Weight},
     reason::OpenError,
@@ -412,16 +413,6 @@ where
     pub fn close_all(&self) {
         self.retain([]);
     }
-}
-
-/// The head of a request. It is looked at when there is a connection for it, once for each that is tried.
-pub trait Head {
-    /// It goes out by a connection whose end here has this address, if that is known.
-    fn carried(&self, _local: Option<SocketAddr>) {}
-    /// An interim response has come (RFC 9110 section 15.2).
-    fn interim(&self, _response: response::Parts) {}
-    /// Shows it.
-    fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
 }
 
 impl Head for request::Parts {

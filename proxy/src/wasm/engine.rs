@@ -1,5 +1,8 @@
 //! The engine that runs filters: one for the process, with one thread that ticks the clock by which calls are bounded.
 
+pub(super) mod clock;
+pub mod compiler;
+
 use std::{
     io,
     sync::{
@@ -7,28 +10,19 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
 };
 
-use wasmtime::{Linker, Module};
+use wasmtime::Module;
 
-use super::{
-    clock,
-    compiler::{self, CompileError, Compiler},
-    host::Host,
-    hostcalls, joined,
-};
+use self::compiler::{CompileError, Compiler};
 use crate::config::model::Compile;
 
-/// The grain of the bound on a call's time.
-pub(super) const TICK: Duration = Duration::from_millis(5);
-
-/// The engine with all host functions.
+/// The engine, with what compiles for it and what bounds its calls.
 pub struct Engine {
     engine: wasmtime::Engine,
     /// What makes machine code for it.
     compiler: Compiler,
-    linker: Linker<Host>,
+
     /// Compiled for the first instance.
     joining: OnceLock<Option<Module>>,
     /// Ends the ticking thread.
@@ -41,10 +35,9 @@ impl Engine {
     /// An engine, and what compiles for it.
     pub fn new(compiler: Compiler) -> wasmtime::Result<Arc<Engine>> {
         let engine = wasmtime::Engine::new(&compiler::settings())?;
-        let mut linker = Linker::new(&engine);
-        hostcalls::link(&mut linker)?;
+
         let (joining, stopped, ticks) = (OnceLock::new(), Arc::default(), Once::new());
-        Ok(Arc::new(Engine { engine, compiler, linker, joining, stopped, ticks }))
+        Ok(Arc::new(Engine { engine, compiler, joining, stopped, ticks }))
     }
 
     /// Compiles a module, or takes it from the cache.
@@ -70,8 +63,8 @@ impl Engine {
     }
 
     /// The module that joins callbacks. None: it cannot be compiled, and each callback is made by itself.
-    pub(super) fn joining(&self) -> Option<&Module> {
-        self.joining.get_or_init(|| self.compile(joined::MODULE, &Compile::default()).ok()).as_ref()
+    pub(super) fn joining(&self, module: &[u8]) -> Option<&Module> {
+        self.joining.get_or_init(|| self.compile(module, &Compile::default()).ok()).as_ref()
     }
 
     /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.
@@ -84,7 +77,7 @@ impl Engine {
             let (ticked, stop) = (self.engine.weak(), self.stopped.clone());
             let thread = thread::Builder::new().name("tollgate-epoch".into()).spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    thread::sleep(TICK);
+                    thread::sleep(clock::TICK);
                     let Some(engine) = ticked.upgrade() else { return };
                     engine.increment_epoch();
                     clock::tick();
@@ -93,16 +86,6 @@ impl Engine {
             result = thread.map(drop);
         });
         result
-    }
-
-    /// The host's functions.
-    pub(super) fn linker(&self) -> &Linker<Host> {
-        &self.linker
-    }
-
-    /// A time in ticks, rounded up, and one more: the first tick may be due at once.
-    pub(super) fn ticks(time: Duration) -> u64 {
-        u64::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX / 2).min(u64::MAX / 2) + 1
     }
 }
 

@@ -2,6 +2,11 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
+pub(crate) mod grpc;
+pub(crate) mod identity;
+mod spelled;
+pub(super) mod voice;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -10,22 +15,24 @@ use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
 use super::{
-    bucket::Bucket,
-    charge::{Charge, ITEM, Ledger, Owed},
-    clock::Clock,
-    grpc::{Event, Open, Over, Wish},
-    limits::Limit,
-    plugin::Identity,
-    spelled::Spelled,
-    world::World,
+    engine::clock::Clock,
+    stores::{bucket::Bucket, world::World},
 };
 use crate::{
     chain::{
         RequestHead, ResponseHead, Route,
+        charge::{Charge, ITEM, Ledger, Owed},
         head::{self, Name},
+        limits::Limit,
     },
     observe::metrics::Handle,
     upstream::Cluster,
+};
+
+use self::{
+    grpc::{Event, Open, Over, Wish},
+    identity::Identity,
+    spelled::Spelled,
 };
 
 /// What the guest is doing, which decides what it may see.
@@ -312,5 +319,14 @@ impl Host {
             hostcalls: 0,
             copied: 0,
         }
+    }
+}
+
+/// The id of an instance's first root context. Those of the filters that share it follow, and then the streams.
+pub const FIRST_ROOT: u32 = 1;
+
+impl AsMut<Clock> for Host {
+    fn as_mut(&mut self) -> &mut Clock {
+        &mut self.clock
     }
 }

@@ -1,16 +1,21 @@
 //! An instance of a filter, and what it exports.
 
+pub(super) mod failures;
+pub(super) mod joined;
+pub mod machine;
+pub mod module;
+pub mod plugin;
+pub mod presence;
+pub(crate) mod trap;
+
 use std::time::Duration;
 
 use tollgate_abi::fast::phase;
-use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
+use wasmtime::{Store, TypedFunc, WasmParams, WasmResults};
 
-use super::{
-    engine::Engine,
-    host::Host,
-    joined::{self, Joined},
-    plugin::TrapKind,
-};
+use super::{engine::Engine, host::Host};
+
+use self::joined::Joined;
 
 /// A ready instance. It can move to a worker, which then is the only one to call it.
 pub struct Instance {
@@ -139,34 +144,3 @@ impl Exports {
         }
     }
 }
-
-/// What kind of failure an error is, and what to say of it: the reason, and the guest's frames.
-pub(super) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
-    let kind = match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => TrapKind::Timeout,
-        Some(Trap::StackOverflow) => TrapKind::Stack,
-        Some(Trap::AllocationTooLarge) => TrapKind::Memory,
-        _ => TrapKind::Trap,
-    };
-    let mut text = match kind {
-        TrapKind::Timeout => "the call took longer than its `call_time`".to_owned(),
-        TrapKind::Stack => "it used up its stack".to_owned(),
-        _ => error.root_cause().to_string(),
-    };
-    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
-        let frames = trace.frames().iter().filter(|frame| frame.module().name() != Some(joined::NAME));
-        let names = frames.map(|frame| match frame.func_name() {
-            Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
-            None => format!("function {}", frame.func_index()),
-        });
-        // A panic begins with a dozen frames of Rust's own, which say nothing.
-        let names = names.skip_while(|name| RUST_FRAMES.iter().any(|start| name.starts_with(start)));
-        let names: Vec<_> = names.take(8).collect();
-        if !names.is_empty() {
-            text = format!("{text} (in {})", names.join(" < "));
-        }
-    }
-    (kind, text)
-}
-
-const RUST_FRAMES: [&str; 8] = ["__rust", "rust_", "std::", "core::", "alloc::", "<std::", "<core::", "<alloc::"];

@@ -5,8 +5,14 @@
 //! returned. An instance that has trapped is never called again: see [`recovery`]. Clients whose requests make it trap are served
 //! apart: see [`quarantine`].
 
+mod callout;
+pub mod filter;
+pub(crate) mod grpc;
+mod network;
 mod quarantine;
 mod recovery;
+pub(super) mod supply;
+mod suspects;
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,20 +27,20 @@ use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap};
 
-use self::quarantine::Quarantine;
+use self::{filter::WasmFilter, quarantine::Quarantine, supply::Supply};
 use super::{
-    callout, clock,
-    contexts::{Contexts, Ids, StreamContext},
-    current::Scope,
-    filter::WasmFilter,
-    grpc::{self, Event, Wish},
-    host::{CallResponse, Host, HttpCall, Timer},
-    instance::{Exports, Instance},
-    machine::{FIRST_ROOT, Machine},
-    plugin::Plugin,
-    queue::Note,
-    subject::Subject,
-    supply::Supply,
+    engine::clock,
+    host::{
+        CallResponse, FIRST_ROOT, Host, HttpCall, Timer,
+        grpc::{Event, Wish},
+    },
+    instance::{Exports, Instance, machine::Machine, plugin::Plugin},
+    scope::{
+        contexts::{Contexts, Ids, StreamContext},
+        current::Scope,
+        subject::Subject,
+    },
+    stores::queue::Note,
 };
 use crate::{chain::stream::Position, http::body::Body, observe, upstream::Pools};
 
@@ -90,7 +96,7 @@ pub struct Vm {
 }
 
 /// A filter in a VM.
-pub(super) struct Tenant {
+pub(in crate::wasm) struct Tenant {
     /// The filter.
     pub plugin: Arc<Plugin>,
     /// The callbacks that it wants, as bits of [`phase`](tollgate_abi::fast::phase).

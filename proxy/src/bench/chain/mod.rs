@@ -31,23 +31,20 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::task::LocalSet;
 
+use crate::{
+    chain::{Chain, Filter, ResponseHead, Route},
+    config::{Diagnostics, model::Protocol},
+    control::snapshot::{Extent, Foundry, Made},
+    observe::{Shard, set_shard},
+    snapshot::{ListenerParts, Snapshot},
+    upstream::{PoolOptions, Pools},
+    wasm::{Machine, Site, Supply, Vm},
+};
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
 use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, plural, rounded};
 use sample::{Sample, Workload};
 use timed::{Timed, Times, clock};
-
-use crate::{
-    chain::{Chain, Filter, ResponseHead, Route},
-    config::{Diagnostics, model::Protocol},
-    control::{
-        server,
-        snapshot::{Extent, Foundry, ListenerParts, Made, Snapshot},
-    },
-    observe::{Shard, set_shard},
-    upstream::{PoolOptions, Pools},
-    wasm::{Machine, Site, Supply, Vm},
-};
 
 /// How long filters run before they are measured: caches and branch predictors, and the guests' own memory, settle.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -91,14 +88,14 @@ fn read_baseline(file: &Path) -> anyhow::Result<Report> {
 
 /// Makes the filters of a configuration, as the proxy does when it starts.
 fn load(file: &Path) -> anyhow::Result<Result<Made, Diagnostics>> {
-    let mut loaded = match server::load(file) {
+    let mut loaded = match crate::control::load::load(file) {
         Ok(loaded) => loaded,
         Err(wrong) => return Ok(Err(wrong)),
     };
     eprint!("{}", loaded.warnings.render(wants_colour(&std::io::stderr())));
     // Synthetic requests have no business in a log.
     loaded.config.listeners.iter_mut().for_each(|listener| listener.access_log = None);
-    let (compiler, wrong) = server::compiler(&loaded)?;
+    let (compiler, wrong) = crate::control::load::compiler(&loaded)?;
     if let Some(wrong) = wrong {
         let wrong = Diagnostics::new(loaded.source.clone(), vec![wrong]);
         if wrong.has_errors() {

@@ -22,13 +22,15 @@ use std::{
 use aws_lc_rs::digest;
 use rcgen::{KeyPair, PublicKeyData};
 
-use crate::ca::{
-    Error,
-    authority::ROOT,
-    certificate::{self, Facts},
-    files::{self, PRIVATE, PUBLIC},
-    hex,
-    spiffe::SpiffeId,
+use crate::{
+    ca::{
+        Error,
+        authority::ROOT,
+        certificate::{self, Facts},
+        files::{self, PRIVATE, PUBLIC},
+        hex,
+    },
+    config::spiffe::SpiffeId,
 };
 
 /// The certificate and those that lead from it to the root.

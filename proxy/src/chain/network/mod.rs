@@ -23,16 +23,14 @@ use tollgate_abi::fast::{flag, phase};
 pub use self::flow::{Flow, Stopped};
 use super::{
     Action, Selected,
+    charge::{Ledger, Owed},
+    limits,
     stored::Stored,
     stream::{Buffer, ConnectionInfo, Failures, Position, size_of_log_fields},
 };
 use crate::{
     config::units::Address,
     observe::{Detail, detail},
-    wasm::{
-        charge::{Ledger, Owed},
-        limits,
-    },
 };
 
 /// Where bytes come from.

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Duration;
-use crate::ca::spiffe::SpiffeId;
+use crate::config::spiffe::SpiffeId;
 
 /// A certificate authority on the admin listener: it signs certificates for workloads that show a join token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

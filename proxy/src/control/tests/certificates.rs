@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     config::{Diagnostics, Loaded},
-    control::server,
     tls::tests::pki::{Ca, Dir},
     wasm::Compiler,
 };
@@ -48,7 +47,7 @@ impl World {
     }
 
     fn load(&self) -> Loaded {
-        server::load(&self.dir.path().join("config.yaml")).unwrap()
+        crate::control::load::load(&self.dir.path().join("config.yaml")).unwrap()
     }
 
     fn make(&self, previous: Option<&Snapshot>) -> Result<Arc<Snapshot>, Diagnostics> {

@@ -9,7 +9,7 @@ use std::{
 use tollgate_abi::fast::flag;
 
 use super::{fields::Value, timestamp};
-use crate::observe::plain;
+use crate::plain;
 
 /// Writes a value into a line of text; `-` if it is missing.
 pub(super) fn text(out: &mut Vec<u8>, value: Value<'_>) {

@@ -8,7 +8,16 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::{chain::stored::Stored, config::units::Address};
+use crate::config::units::Address;
+
+/// What filters stored with a stream, as far as a log can show it.
+pub trait Stored: std::fmt::Debug {
+    /// The bytes under a key of the filter state.
+    fn state(&self, key: &[u8]) -> Option<&[u8]>;
+
+    /// The type and the bytes of a metadata value.
+    fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])>;
+}
 
 /// One request. What came from the client is bytes, because it need not be UTF-8; what is empty counts as missing.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +79,7 @@ pub struct Entry<'a> {
     /// What filters added.
     pub fields: &'a [(String, String)],
     /// What filters have stored with the stream.
-    pub stored: Option<&'a Stored>,
+    pub stored: Option<&'a dyn Stored>,
 }
 
 /// What took how long, in microseconds; all but the time in filters from the request's first byte.

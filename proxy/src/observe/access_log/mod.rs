@@ -19,7 +19,7 @@ use std::{
 
 pub(super) use self::sink::write_all;
 pub use self::{
-    entry::{Entry, Timings},
+    entry::{Entry, Stored, Timings},
     fields::{FIELDS, Field},
     format::{Format, FormatError},
     writer::{LogWriter, StartError},

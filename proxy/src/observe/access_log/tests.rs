@@ -14,7 +14,10 @@ use std::{
 use tollgate_abi::{fast::flag, value::Value};
 
 use super::*;
-use crate::{chain::stored::Stored, observe::metrics::Registry, wasm::charge::Ledger};
+use crate::{
+    chain::{charge::Ledger, stored::Stored},
+    observe::metrics::Registry,
+};
 
 const DROPPED: &str = "tollgate_access_log_dropped_total";
 const LONG: Duration = Duration::from_secs(60);

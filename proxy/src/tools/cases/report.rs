@@ -8,7 +8,7 @@ use similar::{ChangeTag, TextDiff};
 use super::check::Failure;
 use crate::{
     config::Source,
-    observe::plain,
+    plain,
     tools::{Paint, counted},
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use serde::Serialize;
 
 use crate::{
-    observe::plain,
+    plain,
     tools::{Paint, counted},
 };
 

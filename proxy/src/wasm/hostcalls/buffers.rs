@@ -7,9 +7,8 @@ use super::guest::{give, range, split, status, write_u32};
 use crate::{
     chain::network::Side,
     wasm::{
-        current,
-        grpc::Event,
-        host::{Host, Phase},
+        host::{Host, Phase, grpc::Event},
+        scope::current,
     },
 };
 

@@ -15,13 +15,11 @@ use super::{
     headers::{Refused, with_one_authority},
 };
 use crate::{
-    chain::head::{Headers, Name, RequestHead},
-    wasm::{
+    chain::{
         charge::CALL,
-        grpc::Event,
-        host::{Host, HttpCall},
-        voice::Shown,
+        head::{Headers, Name, RequestHead},
     },
+    wasm::host::{Host, HttpCall, grpc::Event, voice::Shown},
 };
 
 /// Calls of one instance that have not been answered yet.

@@ -19,16 +19,17 @@ use super::{
 use crate::{
     chain::{
         Selected,
+        charge::{ITEM, TIMER},
         head::{BadHeader, Found, Headers, MAX_VALUE, Name},
         route::Route,
         stream::{Position, State},
     },
     wasm::{
-        charge::{ITEM, TIMER},
-        current,
-        host::{Host, Phase, Timer},
-        subject::Subject,
-        voice::{LONGEST, Text},
+        host::{
+            Host, Phase, Timer,
+            voice::{LONGEST, Text},
+        },
+        scope::{current, subject::Subject},
     },
 };
 

@@ -6,7 +6,10 @@ use wasmtime::{Caller, Linker};
 use super::guest::{give, slice, split};
 use crate::{
     chain::stored::CLUSTER_STATE,
-    wasm::{current, host::Host, voice::Shown},
+    wasm::{
+        host::{Host, voice::Shown},
+        scope::current,
+    },
 };
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {

@@ -18,12 +18,14 @@ use super::{
     headers::{Refused, with_one_authority},
 };
 use crate::{
-    chain::head::{Headers, MAX_VALUE, Name, RequestHead},
-    config::model::ClusterProtocol,
-    wasm::{
+    chain::{
         charge::{CALL, ITEM},
+        head::{Headers, MAX_VALUE, Name, RequestHead},
+    },
+    config::model::ClusterProtocol,
+    wasm::host::{
+        Host,
         grpc::{Call, Open, Wish, framed},
-        host::Host,
         voice::Shown,
     },
 };

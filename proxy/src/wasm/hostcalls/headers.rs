@@ -16,14 +16,12 @@ use super::guest::{answer, give, slice, split, status, write_u32};
 use crate::{
     chain::{
         Direction,
+        charge::{ITEM, Ledger},
         head::{BadHeader, Headers, MAX_VALUE, Name, is_value},
     },
     wasm::{
-        charge::{ITEM, Ledger},
-        current,
-        grpc::Event,
-        host::{Answers, Host},
-        voice::Shown,
+        host::{Answers, Host, grpc::Event, voice::Shown},
+        scope::current,
     },
 };
 

@@ -6,7 +6,10 @@ use wasmtime::{Caller, Linker};
 use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
-    wasm::{host::Host, trial::Trial, voice::Shown},
+    wasm::{
+        host::{Host, voice::Shown},
+        stores::trial::Trial,
+    },
 };
 
 /// Metrics that one instance may define.

@@ -24,8 +24,15 @@ use wasmtime::Linker;
 
 use super::host::Host;
 
+/// All functions, for an engine.
+pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    link(&mut linker)?;
+    Ok(linker)
+}
+
 /// Adds all functions.
-pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     system::link(linker)?;
     headers::link(linker)?;
     buffers::link(linker)?;

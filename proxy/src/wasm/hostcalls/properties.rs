@@ -25,7 +25,10 @@ use crate::{
         stream::State,
     },
     tls::ConnectionTls,
-    wasm::{current, host::Host, plugin::Identity, subject::Subject, voice::Shown},
+    wasm::{
+        host::{Host, identity::Identity, voice::Shown},
+        scope::{current, subject::Subject},
+    },
 };
 
 /// What a filter has set by the standard is state under keys that begin with this, as in Envoy.

@@ -4,7 +4,7 @@ use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, key, range, slice, split, status, write_u32};
-use crate::wasm::{host::Host, queue::NotSent};
+use crate::wasm::{host::Host, stores::queue::NotSent};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(

@@ -7,7 +7,7 @@ use super::{
     guest::{give, key, slice, split, status, write_u32},
     stored::set_shared,
 };
-use crate::wasm::{host::Host, shared_data::Expected};
+use crate::wasm::{host::Host, stores::shared_data::Expected};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(

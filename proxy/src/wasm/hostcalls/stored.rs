@@ -9,9 +9,9 @@ use super::guest::{key, number, slice, slice_mut, split, status, write_u32};
 use crate::{
     chain::stored::{NotStored, Stored},
     wasm::{
-        current,
         host::Host,
-        shared_data::{Expected, NotChanged},
+        scope::current,
+        stores::shared_data::{Expected, NotChanged},
     },
 };
 

@@ -23,7 +23,10 @@ use crate::{
         network::Side,
     },
     observe::detail,
-    wasm::{current, host::Host, subject::Subject},
+    wasm::{
+        host::Host,
+        scope::{current, subject::Subject},
+    },
 };
 
 /// Bytes of a response's body: as many as an HTTP call's answer may have.

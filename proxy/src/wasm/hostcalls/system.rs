@@ -8,10 +8,11 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{slice, split, status, write_u32, write_u64};
 use crate::wasm::{
-    current,
-    host::{Host, Phase},
-    machine::FIRST_ROOT,
-    voice::{LONGEST, Text},
+    host::{
+        FIRST_ROOT, Host, Phase,
+        voice::{LONGEST, Text},
+    },
+    scope::current,
 };
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {

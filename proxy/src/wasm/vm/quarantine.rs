@@ -16,15 +16,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Tenant, Vm};
+use super::{
+    Tenant, Vm,
+    suspects::{MEMORY, Suspects},
+};
 use crate::{
     net::Client,
     observe::{Gauge, target},
-    wasm::{
-        instance::Instance,
-        subject::Subject,
-        suspects::{MEMORY, Suspects},
-    },
+    wasm::{instance::Instance, scope::subject::Subject},
 };
 
 /// Whom a VM serves apart, and by what.
@@ -223,7 +222,11 @@ mod tests {
             let inside = connect([192, 0, 2, 3]);
             apart.contexts.borrow_mut().insert(
                 1000,
-                crate::wasm::contexts::StreamContext { stream: Subject::Tcp(inside).downgrade(), position: 0, root: 0 },
+                crate::wasm::scope::contexts::StreamContext {
+                    stream: Subject::Tcp(inside).downgrade(),
+                    position: 0,
+                    root: 0,
+                },
             );
             tokio::time::sleep(3 * MEMORY).await;
             assert!(vm.quarantine_vm().is_some());

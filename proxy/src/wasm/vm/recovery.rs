@@ -16,12 +16,13 @@ use crate::{
     chain::OnFailure,
     observe::{self, target},
     wasm::{
-        clock,
-        contexts::StreamContext,
-        failures::Cause,
-        instance::{Instance, describe},
-        plugin::TrapKind,
-        subject::Subject,
+        engine::clock,
+        instance::{
+            Instance,
+            failures::Cause,
+            trap::{TrapKind, describe},
+        },
+        scope::{contexts::StreamContext, subject::Subject},
     },
 };
 

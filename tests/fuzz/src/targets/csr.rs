@@ -1,9 +1,8 @@
 //! Requests for certificates.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use tollgate::ca::{request::read, spiffe::SpiffeId};
-
 use crate::{Outcome, Target};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tollgate::{ca::request::read, config::spiffe::SpiffeId};
 
 /// The input as it is, and as what is inside of PEM. Whoever gets a certificate asks for one identity, and has signed that: so no
 /// change of a request asks for another one.

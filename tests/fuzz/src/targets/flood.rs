@@ -7,10 +7,9 @@ use std::{
     time::Instant,
 };
 
-use tokio::io::{AsyncRead, ReadBuf};
-use tollgate::{fuzzing::counted, http::flood::Flood};
-
 use crate::{Outcome, Pieces, Target};
+use tokio::io::{AsyncRead, ReadBuf};
+use tollgate::{downstream::flood::Flood, fuzzing::counted};
 
 /// What the bounds are documented to be: so many frames at once, so many more in each second, and so many for a head.
 const MOST: u64 = 10_000;

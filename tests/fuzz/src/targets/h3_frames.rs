@@ -1,12 +1,11 @@
 //! The frames of HTTP/3, before h3 sees them.
 
+use crate::{Outcome, Target, cuts};
 use bytes::Bytes;
-use tollgate::http::{
+use tollgate::downstream::{
     flood::Flood,
     h3::framing::{Framing, Violation},
 };
-
-use crate::{Outcome, Target, cuts};
 
 /// The bound on heads.
 const MAX_HEAD: u64 = 200;

@@ -1,9 +1,8 @@
 //! Heads and trailers over HTTP/3, as they are encoded (QPACK), before h3 sees them.
 
-use http::{HeaderName, HeaderValue, Method};
-use tollgate::http::h3::qpack::is_sound;
-
 use crate::{Outcome, Target};
+use http::{HeaderName, HeaderValue, Method};
+use tollgate::downstream::h3::qpack::is_sound;
 
 /// Any bytes are judged; and of fields that are spelled out, what RFC 9114 says of them.
 fn check(input: &[u8]) -> Outcome {

@@ -1,11 +1,10 @@
 //! SPIFFE IDs, and the scopes of tokens.
 
-use tollgate::ca::{
-    spiffe::{SpiffeId, TrustDomain},
-    token::Scope,
-};
-
 use crate::{Outcome, Target};
+use tollgate::{
+    ca::token::Scope,
+    config::spiffe::{SpiffeId, TrustDomain},
+};
 
 /// IDs are what the standard's grammar makes; a scope of all below a path allows those, and nobody else's.
 fn check(input: &[u8]) -> Outcome {

@@ -1,0 +1,55 @@
+//! Loads a configuration file and finds the compiler with its cache for it.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    config::{Diagnostic, Diagnostics, Foreign, Loaded, Loader, Severity},
+    observe::{access_log::Format, log},
+    wasm::engine::compiler::{Cache, Compiler},
+};
+
+/// Reads a configuration, with all checks that need no filter.
+pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
+    loader().load(path)
+}
+
+/// What reads configurations, with all checks that need no filter.
+pub fn loader() -> Loader<'static> {
+    Loader::default().foreign(Foreign {
+        access_log: |format| Format::parse(format).map(|_| ()).map_err(|e| (e.to_string(), None)),
+        log_level: |level| log::check(level).map_err(|e| (e.to_string(), e.help())),
+    })
+}
+
+/// Where compiled filters are kept.
+pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let dir = loaded.config.cache_dir.clone().map(|dir| loaded.source.resolve(dir));
+    let dir = dir.or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("tollgate")));
+    let dir = dir.or_else(|| var("HOME").map(|d| d.join(".cache/tollgate")))?;
+    // The cache wants to know where it is whatever the working directory is.
+    std::path::absolute(dir).ok()
+}
+
+/// What compiles filters, with its cache; and what is wrong with that: an error if the configuration names its folder and
+/// others could have put code there, else a warning.
+///
+/// # Errors
+/// There can be no more descriptors.
+pub fn compiler(loaded: &Loaded) -> std::io::Result<(Compiler, Option<Diagnostic>)> {
+    let (cache, wrong) = match cache_dir(loaded).map(|dir| Cache::open(&dir)).transpose() {
+        Ok(cache) => (cache, None),
+        Err(e) => {
+            let message = format!("compiled filters are not kept: {e}");
+            let said = loaded.source.diagnostic("/cache_dir", message, e.help());
+            let severity = match loaded.config.cache_dir.is_some() && e.is_unsafe() {
+                true => Severity::Error,
+                false => Severity::Warning,
+            };
+            // There may be no such line in the file.
+            let span = said.span.filter(|_| loaded.config.cache_dir.is_some());
+            (None, Some(Diagnostic { severity, span, ..said }))
+        }
+    };
+    Ok((Compiler::in_child(cache)?, wrong))
+}

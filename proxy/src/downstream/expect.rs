@@ -1,0 +1,60 @@
+//! Bodies whose clients wait for a 100 (Continue) before they send them (RFC 9110 section 10.1.1).
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::{Frame, SizeHint};
+
+use crate::{
+    chain::stream::Progress,
+    http::body::{Body, BodyError},
+};
+
+/// Whether a request's client waits for a word before it sends the body.
+pub(super) fn expects_continue(fields: &HeaderMap) -> bool {
+    fields.get(header::EXPECT).is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// A body whose client is told to send it when somebody wants it.
+struct Expected {
+    body: Body,
+    /// Until it was wanted for the first time.
+    progress: Option<Rc<Progress>>,
+}
+
+impl Body {
+    /// The same body, whose client waits for a word before it sends it.
+    pub(crate) fn expected(self, progress: &Rc<Progress>) -> Body {
+        Body::stream(Expected { body: self, progress: Some(Rc::clone(progress)) })
+    }
+}
+
+impl http_body::Body for Expected {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(progress) = self.progress.take() {
+            // A client that has sent a part of it by now needs no word.
+            match frame.is_pending() {
+                true => progress.interims.go_on(),
+                false => progress.interims.is_not_awaited(),
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

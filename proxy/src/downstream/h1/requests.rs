@@ -1,0 +1,197 @@
+//! The requests of a connection, one after the other: read, answered, and the answer sent.
+
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
+
+use http::{Method, Request};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use crate::{
+    chain::stream::{ConnectionInfo, Progress},
+    downstream::connection::Handle,
+    exchange::{self, Tunnel},
+    h1::{Encoder, HeadError, Limits, encoder, head, incoming::Line},
+    http::{body::Body, fields::wants_trailers},
+    net::Transport,
+    upstream::MOST_INTERIM,
+};
+
+/// How much of a response waits for the client before more of it is asked for, in bytes.
+const ENOUGH: usize = 64 << 10;
+
+/// Why there are no more requests.
+pub(super) enum End {
+    /// There was the last one.
+    Done,
+    /// The client has closed the connection.
+    Gone,
+    /// A response was not sent to its end.
+    Cut,
+    /// What has come is no request.
+    Refused(HeadError),
+    /// It has become a tunnel.
+    Tunnel(Box<Tunnel>),
+}
+
+/// Serves requests until there are no more.
+pub(super) async fn serve(
+    line: &Rc<Line>,
+    handle: &Handle,
+    info: &Rc<ConnectionInfo>,
+    progress: &Rc<Progress>,
+    limits: Limits,
+    most: u32,
+) -> End {
+    loop {
+        let mut finder = head::Finder::default();
+        let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
+            Ok(Some(request)) => request,
+            // No request is waited for any more, or none will come.
+            Ok(None) if line.ending.get() => return End::Done,
+            Ok(None) => return End::Gone,
+            Err(error) => return End::Refused(error),
+        };
+        info.requests.set(info.requests.get().saturating_add(1));
+        let mut client = encoder::Client {
+            version: request.parts.version,
+            head_only: request.parts.method == Method::HEAD,
+            trailers: wants_trailers(&request.parts.headers),
+            persists: request.persists,
+            switches: false,
+        };
+        let expects = request.expects_continue && !request.body.is_done();
+        progress.interims.begin(MOST_INTERIM, expects);
+        let body = match (request.body.is_done(), expects) {
+            (true, _) => Body::Empty,
+            (false, false) => Body::Http1(line.begin(request.body)),
+            (false, true) => Body::Http1(line.begin(request.body)).expected(progress),
+        };
+        // Boxed, so that an idle connection does not carry the space for it.
+        let mut serving = Box::pin(exchange::serve(
+            handle.site(),
+            info.clone(),
+            progress.clone(),
+            Request::from_parts(request.parts, body),
+        ));
+        let answer = poll_fn(|cx| {
+            let answer = serving.as_mut().poll(cx);
+            line.write_interims(progress.interims.take());
+            match answer {
+                Poll::Ready(answer) => Poll::Ready(answer.ok()),
+                // A client that is gone wants no answer.
+                Poll::Pending => match line.poll_waiting(cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(None),
+                    Poll::Ready(Ok(())) | Poll::Pending => line.poll_gone(cx).map(|()| None),
+                },
+            }
+        })
+        .await;
+        drop(serving);
+        let Some(answer) = answer else { return End::Cut };
+        client.switches = answer.tunnel.is_some();
+        let last = most != 0 && info.requests.get() >= most;
+        // A close is announced (RFC 9112 section 9.6): a request that is sent meanwhile would be lost.
+        client.persists &=
+            !(last || info.closing.get() || !line.has_next(progress.interims.is_awaited())) || client.switches;
+        // The upload may go on beside the response, which no word to go on can follow.
+        progress.interims.end();
+        let (head, body) = answer.response.into_parts();
+        let written = line
+            .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
+        let Some((encoder, persists)) = written else { return End::Gone };
+        // Where the end of the connection is that of the response, only a reset tells them apart (RFC 9112 section 8).
+        let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
+        if send(line, progress, body, encoder).await.is_err() {
+            return End::Cut;
+        }
+        whole.into_iter().for_each(std::mem::forget);
+        if let Some(tunnel) = answer.tunnel {
+            return End::Tunnel(Box::new(tunnel));
+        }
+        line.end_request();
+        // The connection's clock counts this as an idle time.
+        if !persists || !poll_fn(|cx| line.poll_rest(cx)).await {
+            return End::Done;
+        }
+    }
+}
+
+/// Resets a connection whose end would be taken for the end of a response.
+struct AbortOnDrop<'a>(&'a Line);
+
+impl Drop for AbortOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.with(|wire| wire.get_ref().abort());
+    }
+}
+
+/// The response could not be sent to its end.
+struct Cut;
+
+/// Sends a response whose head is written: head and body in one write, if the body is there.
+async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Encoder) -> Result<(), Cut> {
+    let mut over = body.is_end_stream();
+    poll_fn(|cx| {
+        if progress.evicted.get() {
+            line.with(|wire| wire.get_ref().abort());
+            return Poll::Ready(Err(Cut));
+        }
+        loop {
+            // What the client has not taken of it yet counts: being woken for something else, it is given no more.
+            let (mut waits, mut filled) = (false, line.with(|wire| wire.outbox.len()).unwrap_or(0));
+            while !over && filled < ENOUGH {
+                let frame = match Pin::new(&mut body).poll_frame(cx) {
+                    Poll::Pending => {
+                        waits = true;
+                        break;
+                    }
+                    Poll::Ready(frame) => frame,
+                };
+                let written = match frame {
+                    None => {
+                        over = true;
+                        line.write(&mut encoder, None, Some(None))
+                    }
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => {
+                            over = body.is_end_stream();
+                            line.write(&mut encoder, Some(data), over.then_some(None))
+                        }
+                        Err(frame) => {
+                            over = true;
+                            line.write(&mut encoder, None, Some(frame.trailers_ref()))
+                        }
+                    },
+                    Some(Err(_)) => {
+                        // What there was of it is the client's; that there is not all of it, it sees by the framing.
+                        let _ = line.poll_flush(cx);
+                        return Poll::Ready(Err(Cut));
+                    }
+                };
+                match written {
+                    Ok(waiting) => filled = waiting,
+                    Err(_) => return Poll::Ready(Err(Cut)),
+                }
+            }
+            if over {
+                // Its end is settled before the client can know of it.
+                body = Body::Empty;
+            }
+            let blocked = line.blocked_since.get();
+            let flushed = line.poll_flush(cx);
+            if blocked.is_some() && line.blocked_since.get() != blocked {
+                // The client takes it, however long ago the upstream sent it.
+                progress.active.set(Instant::now());
+            }
+            match flushed {
+                Poll::Ready(Ok(())) if over => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) if waits => break,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut)),
+                Poll::Pending => break,
+            }
+        }
+        line.poll_gone(cx).map(|()| Err(Cut))
+    })
+    .await
+}

@@ -1,0 +1,109 @@
+//! An eye on the frames that a client sends, before h2 sees them: one that sends nothing but frames which make work and
+//! lead to nothing is cut off.
+//!
+//! h2 answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
+//! So such frames are counted; see [`Flood`].
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    downstream::flood::Flood,
+    h2::{
+        Widening, Window,
+        frames::{DATA, Frame, HEADERS, PREFACE, Scanner},
+    },
+};
+
+/// A connection whose frames are counted.
+pub(crate) struct Frames<T> {
+    stream: T,
+    scanner: Scanner,
+    flood: Rc<Flood>,
+    widening: Widening,
+    window: Rc<Window>,
+}
+
+impl<T> Frames<T> {
+    pub(crate) fn new(stream: T, flood: Rc<Flood>, window: Rc<Window>) -> Self {
+        Frames { stream, scanner: Scanner::after(PREFACE), flood, widening: Widening::default(), window }
+    }
+
+    pub(super) fn into_inner(self) -> T {
+        self.stream
+    }
+
+    fn wrote(&mut self, slices: &[IoSlice<'_>], written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        // A response's data allows for what a client says of its windows, and for what it measures.
+        if let Poll::Ready(Ok(n)) = written {
+            let mut left = n;
+            for slice in slices {
+                let sent = left.min(slice.len());
+                self.widening.sent(&slice[..sent], &self.window);
+                left -= sent;
+            }
+            self.flood.data(n as u64, false);
+        }
+        written
+    }
+}
+
+fn count(flood: &Flood, frame: Frame) {
+    match frame.kind {
+        HEADERS => flood.head(),
+        DATA if frame.length > 0 => flood.data(frame.length.into(), true),
+        _ => flood.idle(),
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
+        me.scanner.scan(&buf.filled()[before..], |frame| {
+            me.window.received(frame.kind, frame.length);
+            count(&me.flood, frame);
+        });
+        if me.flood.is_one() {
+            return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let written = Pin::new(&mut me.stream).poll_write(cx, bytes);
+        me.wrote(&[IoSlice::new(bytes)], written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let written = Pin::new(&mut me.stream).poll_write_vectored(cx, slices);
+        me.wrote(slices, written)
+    }
+}

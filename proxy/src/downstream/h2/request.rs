@@ -1,0 +1,149 @@
+//! One request on an HTTP/2 connection: from its stream to the exchange, and the response back.
+//!
+//! Each is a task, and thousands may be under way: what a task carries from one step to the next is small, or boxed.
+
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, ext::Protocol, server::SendResponse};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use super::{Connection, streams::Place};
+use crate::{
+    chain::stream::Progress,
+    downstream::{expect::expects_continue, flood::Cut},
+    exchange::{self, Answer, Closed, HeadTooLarge},
+    h2::{Incoming, Sending, Tunnel, content_length, measure},
+    http::{body::Body, fields::finish_head},
+    observe::{detail, target},
+    upstream::MOST_INTERIM,
+};
+
+/// What follows a response's head.
+enum Rest {
+    Nothing,
+    Body(Box<Sending<Body>>),
+    Tunnel(Pin<Box<dyn Future<Output = ()>>>),
+}
+
+/// Serves a request in a task of its own.
+pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let requests = &connection.info.requests;
+    requests.set(requests.get().saturating_add(1));
+    let (mut parts, received) = request.into_parts();
+    let site = connection.handle.site();
+    let Some(size) = measure(&parts.headers) else {
+        connection.log_malformed(detail::MALFORMED_FIELD);
+        // If that was found before h2 has seen it, it is told now.
+        connection.malformed.take();
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    };
+    if content_length(&parts.headers).is_err() {
+        connection.log_malformed(detail::BAD_CONTENT_LENGTH);
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
+    HeadTooLarge::mark(&mut parts, size, &site);
+    let connects = parts.method == Method::CONNECT;
+    if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
+        // What follows is not its content (RFC 9110 section 9.3.6).
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
+    let (body, received) = match connects {
+        // What follows is none of the exchange's business. What its client is told of an abort depends on who has named it (RFC
+        // 8441 section 5, RFC 9113 section 8.5).
+        true if parts.extensions.get::<Protocol>().is_some() => (Body::Empty, Some((received, Reason::CANCEL))),
+        true => (Body::Empty, Some((received, Reason::CONNECT_ERROR))),
+        false if received.is_end_stream() => (Body::Empty, None),
+        false => (Body::Http2(Incoming::new(received, &parts.headers).within(connection.window.clone())), None),
+    };
+    let progress = Rc::new(Progress::default());
+    let expects = !connects && expects_continue(&parts.headers) && !matches!(body, Body::Empty);
+    progress.interims.begin(MOST_INTERIM, expects);
+    let body = if expects { body.expected(&progress) } else { body };
+    let cut = connection.resets.opened();
+    let serving =
+        Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
+    let moves = progress.clone();
+    Place::spawn(connection, progress, |place| serve(place, moves, cut, serving, respond, received));
+}
+
+async fn serve(
+    place: Place,
+    progress: Rc<Progress>,
+    cut: Cut,
+    mut serving: Pin<Box<impl Future<Output = Result<Answer, Closed>>>>,
+    mut respond: SendResponse<Bytes>,
+    mut received: Option<(RecvStream, Reason)>,
+) {
+    let rest = poll_fn(|cx| {
+        let answer = serving.as_mut().poll(cx);
+        for interim in progress.interims.take() {
+            // A client to which it cannot be sent is gone, or gets to know that it cannot be served.
+            let _ = respond.send_informational(interim);
+        }
+        match answer {
+            Poll::Ready(answer) => Poll::Ready(Some(send_head(answer, &mut respond, received.take()))),
+            // A client that has reset the stream wants no answer.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        }
+    })
+    .await;
+    drop(serving);
+    progress.interims.end();
+    let Some(rest) = rest else { return };
+    cut.end();
+    match rest {
+        Rest::Nothing => {}
+        Rest::Body(mut sending) => {
+            // If it is cut, the exchange has said why. Dropped before its end, it resets the stream.
+            let _ = poll_fn(|cx| match progress.evicted.get() {
+                true => Poll::Ready(Ok(())),
+                false => sending.poll_noting(cx, || progress.active.set(Instant::now())),
+            })
+            .await;
+        }
+        Rest::Tunnel(tunnel) => {
+            // It has a clock of its own, which always runs.
+            drop(place);
+            tunnel.await;
+        }
+    }
+}
+
+/// Sends a response's head, or resets the stream if there is none.
+fn send_head(
+    answer: Result<Answer, Closed>,
+    respond: &mut SendResponse<Bytes>,
+    received: Option<(RecvStream, Reason)>,
+) -> Rest {
+    let Ok(Answer { response, tunnel }) = answer else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return Rest::Nothing;
+    };
+    let (parts, body) = response.into_parts();
+    let mut head = Response::from_parts(parts, ());
+    let tunnel = tunnel.zip(received);
+    finish_head(&mut head, tunnel.is_some());
+    let over = body.is_end_stream() && tunnel.is_none();
+    if !over
+        && tunnel.is_none()
+        && head.status() != StatusCode::NO_CONTENT
+        && let Some(length) = body.size_hint().exact()
+    {
+        head.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    match (respond.send_response(head, over), tunnel) {
+        (Ok(_), _) if over => Rest::Nothing,
+        (Ok(send), Some((tunnel, (received, reason)))) => {
+            Rest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received, reason))))
+        }
+        (Ok(send), None) => Rest::Body(Box::new(Sending::new(body, send))),
+        (Err(error), _) => {
+            tracing::debug!(target: target::DOWNSTREAM, %error, "no response");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            Rest::Nothing
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! One request on an HTTP/3 connection: from its stream to the exchange, and the response back.
+//!
+//! Each is a task. While the client does not read, nothing polls the response's body and so its clock: the task sees to the
+//! time itself.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use h3::{
+    error::{Code, StreamError},
+    server::{RequestResolver, RequestStream},
+};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::time::{Instant, timeout, timeout_at};
+use tollgate_abi::fast::flag;
+
+use super::{
+    Connection,
+    body::Incoming,
+    transport::{Sender, Transport, Watch},
+    tunnel,
+};
+use crate::{
+    chain::stream::Progress,
+    downstream::{connection::log_refusal, expect::expects_continue, flood::Cut},
+    exchange::{self, HeadTooLarge},
+    h2::{content_length, has_of_connection, measure, remove_of_connection},
+    http::{body::Body, fields::finish_head},
+    observe::{Detail, detail, target},
+    upstream::MOST_INTERIM,
+};
+
+/// What a request that could not be read is said to be.
+const PROTOCOL: &str = "HTTP/3";
+
+/// Bytes of a frame of data, at most. Clients that take this much have moved.
+const FRAME: usize = 64 << 10;
+
+type Send = RequestStream<Sender, Bytes>;
+
+/// One of a connection's requests under way; dropping it ends that.
+struct UnderWay(Rc<Connection>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let under_way = &self.0.under_way;
+        under_way.set(under_way.get() - 1);
+        self.0.ledger.changed.notify_one();
+    }
+}
+
+/// Serves the request that comes on a stream.
+pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<Watch>, resolver: RequestResolver<Transport, Bytes>) {
+    connection.under_way.set(connection.under_way.get() + 1);
+    let (cut, under_way) = (connection.resets.opened(), UnderWay(connection));
+    tokio::task::spawn_local(async move {
+        let connection = &under_way.0;
+        let finished = tokio::select! {
+            biased;
+            // The client has taken the request back, or is gone.
+            _ = watch.over() => return,
+            finished = serve(connection, &watch, resolver, cut) => finished,
+        };
+        // A connection that is closed takes with it what its client has not got yet.
+        if finished {
+            let idle = connection.handle.site().config.timeouts.idle.bound();
+            delivered(connection, &watch, idle).await;
+        }
+    });
+}
+
+/// Waits until the client has all of a response, or seems not to want it: for `idle` the connection has sent nothing of any.
+/// quinn takes more than the client's window has room for.
+async fn delivered(connection: &Connection, watch: &Watch, idle: Option<Duration>) {
+    let mut sent = connection.ledger.frames_sent();
+    while let Err(_elapsed) = timeout(idle.unwrap_or(Duration::MAX), watch.over()).await {
+        let before = std::mem::replace(&mut sent, connection.ledger.frames_sent());
+        if before == sent {
+            return;
+        }
+    }
+}
+
+/// Whether a response has been sent to its end.
+async fn serve(
+    connection: &Connection,
+    watch: &Rc<Watch>,
+    resolver: RequestResolver<Transport, Bytes>,
+    cut: Cut,
+) -> bool {
+    let Connection { handle, info, .. } = connection;
+    let limit = handle.site().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
+    let mut resolving = pin!(resolver.resolve_request());
+    let resolved = timeout(limit, resolving.as_mut()).await;
+    let site = handle.site();
+    let refused = |status, flags, why| log_refusal(&site, info, PROTOCOL, status, flags, why, "");
+    let (request, stream) = match resolved {
+        Ok(Ok(resolved)) => resolved,
+        Ok(Err(StreamError::HeaderTooBig { .. })) => {
+            refused(431, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE);
+            return false;
+        }
+        Ok(Err(_)) if watch.head_too_large.get() => {
+            refused(431, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE);
+            return false;
+        }
+        Ok(Err(error)) => {
+            if watch.malformed.get() || matches!(error, StreamError::StreamError { .. }) {
+                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "a malformed request");
+                refused(0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_REQUEST);
+            }
+            return false;
+        }
+        Err(_) => {
+            watch.answering.set(true);
+            refused(0, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT);
+            return false;
+        }
+    };
+    watch.answering.set(true);
+    let (mut send, recv) = stream.split();
+    let recv = Incoming::new(recv, watch.clone());
+    let progress = Rc::new(Progress::default());
+    let idle = site.config.timeouts.idle.bound();
+    let (length, size) = match check(request.headers()) {
+        Ok(lengths) => lengths,
+        Err(why) => {
+            refused(400, flag::DOWNSTREAM_PROTOCOL, why);
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            return respond(&mut send, response, watch, &progress, idle).await;
+        }
+    };
+    let mut request = request;
+    if let Some(protocol) = request.extensions_mut().remove::<h3::ext::Protocol>() {
+        // As h2 says it.
+        request.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
+    }
+    let expects = expects_continue(request.headers());
+    progress.interims.begin(MOST_INTERIM, expects);
+    let (body, recv) = match *request.method() {
+        // What follows it is none of the exchange's business.
+        Method::CONNECT => (Body::Empty, Some(recv)),
+        _ => (recv.into_body(length).await, None),
+    };
+    let body = if expects && !matches!(body, Body::Empty) { body.expected(&progress) } else { body };
+    let (mut parts, ()) = request.into_parts();
+    HeadTooLarge::mark(&mut parts, size, &site);
+    let request = Request::from_parts(parts, body);
+    let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
+    let mut answer = None;
+    let answer = loop {
+        let interims = poll_fn(|cx| {
+            if answer.is_none()
+                && let Poll::Ready(ready) = serving.as_mut().poll(cx)
+            {
+                answer = Some(ready);
+            }
+            let interims = progress.interims.take();
+            if answer.is_none() && interims.is_empty() { Poll::Pending } else { Poll::Ready(interims) }
+        })
+        .await;
+        for interim in interims {
+            // If it does not get through, nothing else will.
+            let _ = unless_stalled(watch, &progress, idle, send.send_response(interim)).await;
+        }
+        if let Some(answer) = answer.take() {
+            break answer;
+        }
+    };
+    progress.interims.end();
+    cut.end();
+    let Ok(answer) = answer else {
+        send.stop_stream(Code::H3_INTERNAL_ERROR);
+        return false;
+    };
+    match (answer.tunnel, recv) {
+        (Some(tunnel), Some(recv)) => {
+            let head = head(answer.response.map(drop), true);
+            match unless_stalled(watch, &progress, idle, send.send_response(head)).await {
+                Some(Ok(())) => tunnel::run(tunnel, send, recv, idle).await,
+                _ => false,
+            }
+        }
+        _ => respond(&mut send, answer.response, watch, &progress, idle).await,
+    }
+}
+
+/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told, and that of the fields.
+fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
+    if has_of_connection(fields) {
+        return Err(detail::CONNECTION_FIELDS);
+    }
+    let size = measure(fields).ok_or(detail::MALFORMED_FIELD)?;
+    let length = content_length(fields).map_err(|_| detail::BAD_CONTENT_LENGTH)?;
+    Ok((length, size))
+}
+
+/// A response's head as it is sent.
+fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
+    let mut head = response;
+    *head.version_mut() = http::Version::HTTP_3;
+    finish_head(&mut head, is_tunnel);
+    head
+}
+
+/// Sends a response. Whether that has come to an end.
+async fn respond(
+    send: &mut Send,
+    response: Response<Body>,
+    watch: &Watch,
+    progress: &Progress,
+    idle: Option<Duration>,
+) -> bool {
+    let (parts, body) = response.into_parts();
+    let mut body = pin!(body);
+    let head = head(Response::from_parts(parts, ()), false);
+    let mut sent = unless_stalled(watch, progress, idle, send.send_response(head)).await;
+    while matches!(sent, Some(Ok(()))) {
+        let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
+            return send.finish().await.is_ok();
+        };
+        let Ok(frame) = frame else {
+            // The exchange has said why.
+            send.stop_stream(Code::H3_INTERNAL_ERROR);
+            return false;
+        };
+        match frame.into_data() {
+            Ok(mut data) => {
+                while !data.is_empty() && matches!(sent, Some(Ok(()))) {
+                    let part = data.split_to(data.len().min(FRAME));
+                    sent = unless_stalled(watch, progress, idle, send.send_data(part)).await;
+                    progress.active.set(Instant::now());
+                }
+            }
+            Err(frame) => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                // Filters may have set some.
+                remove_of_connection(&mut trailers);
+                if trailers.is_empty() {
+                    // Some clients cannot read a section of no fields.
+                    continue;
+                }
+                sent = unless_stalled(watch, progress, idle, send.send_trailers(trailers)).await;
+            }
+        }
+    }
+    // Dropped before its end, the stream is reset.
+    false
+}
+
+/// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over, or others need its
+/// place.
+async fn unless_stalled<T>(
+    watch: &Watch,
+    progress: &Progress,
+    idle: Option<Duration>,
+    sending: impl Future<Output = T>,
+) -> Option<T> {
+    let mut sending = pin!(sending);
+    let mut sending = poll_fn(|cx| match progress.evicted.get() {
+        true => Poll::Ready(None),
+        false => {
+            let sent = sending.as_mut().poll(cx);
+            if sent.is_pending() && watch.moved.take() {
+                progress.active.set(Instant::now());
+            }
+            sent.map(Some)
+        }
+    });
+    let bound = || idle.map(|idle| progress.active.get() + idle).into_iter().chain(progress.due.get()).min();
+    while let Some(until) = bound() {
+        if let Ok(sent) = timeout_at(until, &mut sending).await {
+            return sent;
+        }
+        // The request may have moved meanwhile.
+        if bound().is_some_and(|bound| bound <= Instant::now()) {
+            progress.stalled.set(true);
+            return None;
+        }
+    }
+    sending.await
+}

@@ -1,0 +1,501 @@
+//! What h3 needs of QUIC, by quinn.
+//!
+//! There is a crate for this, `h3-quinn`. It hides quinn's streams, and so the one sign by which a client that has sent its
+//! request takes it back; it ends a response that was broken off as if it were whole; and there is no place in it for
+//! [`framing`](super::framing).
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::{Stream, stream::unfold};
+use h3::{
+    error::Code,
+    quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf},
+};
+use quinn::VarInt;
+use tokio::{sync::Notify, time::timeout};
+
+use super::framing::{Framing, Violation};
+use crate::downstream::flood::Flood;
+
+/// A response 431 with nothing in it: a HEADERS frame (RFC 9114 section 7.2.2) whose one line has its name from the static table
+/// of QPACK and its value spelled out (RFC 9204 section 4.5.4).
+const HEAD_TOO_LARGE: [u8; 10] = [0x01, 8, 0, 0, 0x5f, 0x09, 3, b'4', b'3', b'1'];
+
+/// Bytes of a request that are read though nobody wants them, and for how long, before the client is told to stop.
+const DISCARDED: usize = 1 << 20;
+/// See [`DISCARDED`].
+const DISCARDING: Duration = Duration::from_secs(5);
+
+/// What quinn comes to when a stream is over, one way or another.
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
+
+/// What a connection and its transport know together.
+pub(super) struct Ledger {
+    quic: quinn::Connection,
+    max_head: u64,
+    flood: Flood,
+    violation: Cell<Option<Violation>>,
+    /// The stream that h3 has been given last.
+    latest: Cell<Option<Rc<Watch>>>,
+    /// The first stream that has not been taken.
+    next: Cell<u64>,
+    /// Streams from this one on are refused.
+    refused: Cell<u64>,
+    /// Something has happened that the connection must look at.
+    pub(super) changed: Notify,
+}
+
+impl Ledger {
+    /// Of a connection whose requests' field sections may have this many bytes as they are sent.
+    pub(super) fn new(quic: quinn::Connection, max_head: u64) -> Rc<Ledger> {
+        Rc::new(Ledger {
+            quic,
+            max_head,
+            flood: Flood::default(),
+            violation: Cell::new(None),
+            latest: Cell::new(None),
+            next: Cell::new(0),
+            refused: Cell::new(u64::MAX),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The stream of the request that h3 has just given.
+    pub(super) fn latest(&self) -> Option<Rc<Watch>> {
+        self.latest.take()
+    }
+
+    /// Whether no request has been taken.
+    pub(super) fn is_new(&self) -> bool {
+        self.next.get() == 0
+    }
+
+    /// Takes no further requests: the next ones are said to be unprocessed.
+    pub(super) fn refuse_more(&self) {
+        self.refused.set(self.next.get());
+    }
+
+    /// Frames that have carried anything of any response.
+    pub(super) fn frames_sent(&self) -> u64 {
+        self.quic.stats().frame_tx.stream
+    }
+
+    /// Why the connection must end.
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.get()
+    }
+
+    fn violated(&self, violation: Violation) -> StreamErrorIncoming {
+        self.violation.set(Some(violation));
+        // At once: when h3 drops the stream, quinn would end it, and the client might take that for the answer.
+        self.quic.close(code(violation.code().value()), b"");
+        self.changed.notify_one();
+        StreamErrorIncoming::Unknown(Box::new(violation))
+    }
+}
+
+/// What is known of one request's stream beside what h3 tells of it.
+pub(super) struct Watch {
+    /// Bytes of data that h3 has been given and nobody has taken. While there are some it gets no more: it reads on each time
+    /// that it is asked, so a client that is faster than the upstream would fill the memory.
+    pub(super) unread: Cell<u64>,
+    /// The head was too large, which the client has been told.
+    pub(super) head_too_large: Cell<bool>,
+    /// The head, or the trailers, were malformed: the stream is reset, and says so.
+    pub(super) malformed: Cell<bool>,
+    /// A response is being made. If its stream is dropped before its end, that is no end of the response.
+    pub(super) answering: Cell<bool>,
+    /// Something of what is sent has been taken since this was last looked at.
+    pub(super) moved: Cell<bool>,
+    stopped: RefCell<Stopped>,
+}
+
+impl Watch {
+    /// Ready when the client does not want the response any more, or has it, or the connection has ended. Whether it has it.
+    pub(super) async fn over(&self) -> bool {
+        let over = poll_fn(|cx| self.stopped.borrow_mut().as_mut().poll(cx)).await;
+        matches!(over, Ok(None))
+    }
+}
+
+type Incoming<T> = Pin<Box<dyn Stream<Item = Result<T, quinn::ConnectionError>>>>;
+type Opening = Pin<Box<dyn Future<Output = Result<quinn::SendStream, quinn::ConnectionError>>>>;
+
+/// A connection.
+pub(super) struct Transport {
+    quic: quinn::Connection,
+    requests: Incoming<(quinn::SendStream, quinn::RecvStream)>,
+    one_way: Incoming<quinn::RecvStream>,
+    opening: Option<Opening>,
+    ledger: Rc<Ledger>,
+}
+
+impl Transport {
+    /// On a connection of quinn's.
+    pub(super) fn new(quic: quinn::Connection, ledger: Rc<Ledger>) -> Transport {
+        let requests = unfold(quic.clone(), |quic| async { Some((quic.accept_bi().await, quic)) });
+        let one_way = unfold(quic.clone(), |quic| async { Some((quic.accept_uni().await, quic)) });
+        Transport { quic, requests: Box::pin(requests), one_way: Box::pin(one_way), opening: None, ledger }
+    }
+}
+
+fn closed(error: quinn::ConnectionError) -> ConnectionErrorIncoming {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(closed) => {
+            ConnectionErrorIncoming::ApplicationClose { error_code: closed.error_code.into_inner() }
+        }
+        quinn::ConnectionError::TimedOut => ConnectionErrorIncoming::Timeout,
+        error => ConnectionErrorIncoming::Undefined(std::sync::Arc::new(error)),
+    }
+}
+
+fn lost(error: quinn::ConnectionError) -> StreamErrorIncoming {
+    StreamErrorIncoming::ConnectionErrorIncoming { connection_error: closed(error) }
+}
+
+/// An end that the unfolded streams never come to.
+fn over() -> ConnectionErrorIncoming {
+    ConnectionErrorIncoming::InternalError("the connection gives no more streams".to_owned())
+}
+
+fn code(code: u64) -> VarInt {
+    VarInt::from_u64(code).unwrap_or(VarInt::MAX)
+}
+
+impl quic::Connection<Bytes> for Transport {
+    type RecvStream = Receiver;
+    type OpenStreams = Never;
+
+    fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Receiver, ConnectionErrorIncoming>> {
+        let Some(stream) = ready!(self.one_way.as_mut().poll_next(cx)) else { return Poll::Ready(Err(over())) };
+        Poll::Ready(stream.map_err(closed).map(|stream| Receiver {
+            id: stream.id(),
+            stream: Some(stream),
+            framing: Framing::one_way(),
+            ledger: self.ledger.clone(),
+            watch: None,
+            ended: false,
+        }))
+    }
+
+    fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Both, ConnectionErrorIncoming>> {
+        loop {
+            let Some(streams) = ready!(self.requests.as_mut().poll_next(cx)) else { return Poll::Ready(Err(over())) };
+            let (mut send, mut recv) = streams.map_err(closed)?;
+            let id = u64::from(VarInt::from(send.id()));
+            if id >= self.ledger.refused.get() {
+                // What GOAWAY has promised. h3 would take the first one of them.
+                let rejected = code(Code::H3_REQUEST_REJECTED.value());
+                let _ = (send.reset(rejected), recv.stop(rejected));
+                continue;
+            }
+            self.ledger.next.set(self.ledger.next.get().max(id + 4));
+            let watch = Rc::new(Watch {
+                unread: Cell::new(0),
+                head_too_large: Cell::new(false),
+                malformed: Cell::new(false),
+                answering: Cell::new(false),
+                moved: Cell::new(false),
+                stopped: RefCell::new(Box::pin(send.stopped())),
+            });
+            self.ledger.latest.set(Some(watch.clone()));
+            let recv = Receiver {
+                id: recv.id(),
+                stream: Some(recv),
+                framing: Framing::request(self.ledger.max_head),
+                ledger: self.ledger.clone(),
+                watch: Some(watch.clone()),
+                ended: false,
+            };
+            return Poll::Ready(Ok(Both { send: Sender::new(send, Some(watch)), recv }));
+        }
+    }
+
+    fn opener(&self) -> Never {
+        Never
+    }
+}
+
+impl quic::OpenStreams<Bytes> for Transport {
+    type BidiStream = Both;
+    type SendStream = Sender;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+        Poll::Ready(Err(lost(quinn::ConnectionError::LocallyClosed)))
+    }
+
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Sender, StreamErrorIncoming>> {
+        let quic = &self.quic;
+        let opening = self.opening.get_or_insert_with(|| {
+            let quic = quic.clone();
+            Box::pin(async move { quic.open_uni().await })
+        });
+        let opened = ready!(opening.as_mut().poll(cx));
+        self.opening = None;
+        Poll::Ready(opened.map_err(lost).map(|stream| Sender::new(stream, None)))
+    }
+
+    fn close(&mut self, with: Code, reason: &[u8]) {
+        self.quic.close(code(with.value()), reason);
+    }
+}
+
+/// What opens streams beside the connection, which servers have no use for.
+pub(super) struct Never;
+
+impl quic::OpenStreams<Bytes> for Never {
+    type BidiStream = Both;
+    type SendStream = Sender;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+        Poll::Ready(Err(lost(quinn::ConnectionError::LocallyClosed)))
+    }
+
+    fn poll_open_send(&mut self, _: &mut Context<'_>) -> Poll<Result<Sender, StreamErrorIncoming>> {
+        Poll::Ready(Err(lost(quinn::ConnectionError::LocallyClosed)))
+    }
+
+    fn close(&mut self, _: Code, _: &[u8]) {}
+}
+
+/// What is sent on a stream.
+pub(super) struct Sender {
+    stream: quinn::SendStream,
+    writing: Option<WriteBuf<Bytes>>,
+    watch: Option<Rc<Watch>>,
+    ended: bool,
+}
+
+impl Sender {
+    fn new(stream: quinn::SendStream, watch: Option<Rc<Watch>>) -> Sender {
+        Sender { stream, writing: None, watch, ended: false }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // quinn would end it as if it were whole.
+        if !self.ended && self.watch.as_ref().is_some_and(|watch| watch.answering.get()) {
+            quic::SendStream::reset(self, Code::H3_REQUEST_CANCELLED.value());
+        }
+    }
+}
+
+impl quic::SendStream<Bytes> for Sender {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        if let Some(writing) = &mut self.writing {
+            while writing.has_remaining() {
+                let written = ready!(Pin::new(&mut self.stream).poll_write(cx, writing.chunk()));
+                writing.advance(written.map_err(|error| match error {
+                    quinn::WriteError::Stopped(code) => {
+                        StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() }
+                    }
+                    quinn::WriteError::ConnectionLost(error) => lost(error),
+                    error => StreamErrorIncoming::Unknown(Box::new(error)),
+                })?);
+                if let Some(watch) = &self.watch {
+                    watch.moved.set(true);
+                }
+            }
+        }
+        self.writing = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        self.writing = Some(data.into());
+        Ok(())
+    }
+
+    fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.ended = true;
+        Poll::Ready(self.stream.finish().map_err(|error| StreamErrorIncoming::Unknown(Box::new(error))))
+    }
+
+    fn reset(&mut self, with: u64) {
+        self.ended = true;
+        let malformed = self.watch.as_ref().is_some_and(|watch| watch.malformed.get());
+        let _ = self.stream.reset(code(if malformed { Code::H3_MESSAGE_ERROR.value() } else { with }));
+    }
+
+    fn send_id(&self) -> StreamId {
+        id(self.stream.id())
+    }
+}
+
+/// What is received on a stream.
+pub(super) struct Receiver {
+    id: quinn::StreamId,
+    /// There until this is dropped.
+    stream: Option<quinn::RecvStream>,
+    framing: Framing,
+    ledger: Rc<Ledger>,
+    /// Of a request's stream.
+    watch: Option<Rc<Watch>>,
+    ended: bool,
+}
+
+impl Receiver {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        loop {
+            if let Some(piece) = self.framing.pop() {
+                return Poll::Ready(Ok(Some(piece)));
+            }
+            if self.watch.as_ref().is_some_and(|watch| watch.unread.get() > 0) {
+                return Poll::Pending;
+            }
+            // It keeps nothing between polls that would be lost.
+            let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+            let chunk = ready!(pin!(stream.read_chunk(usize::MAX, true)).poll(cx));
+            let chunk = chunk.map_err(|error| match error {
+                quinn::ReadError::Reset(code) => {
+                    StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() }
+                }
+                quinn::ReadError::ConnectionLost(error) => lost(error),
+                error => StreamErrorIncoming::Unknown(Box::new(error)),
+            })?;
+            let Some(chunk) = chunk else {
+                self.ended = true;
+                return Poll::Ready(self.framing.end().map(|()| None).map_err(|error| self.ledger.violated(error)));
+            };
+            match (self.framing.push(&chunk.bytes, &self.ledger.flood), &self.watch) {
+                (Ok(data), Some(watch)) => watch.unread.set(watch.unread.get() + data),
+                (Ok(_), None) => {}
+                (Err(error @ Violation::HeadTooLarge), Some(watch)) => {
+                    watch.head_too_large.set(true);
+                    return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
+                }
+                (Err(error @ Violation::Malformed), Some(watch)) => {
+                    watch.malformed.set(true);
+                    quic::RecvStream::stop_sending(self, error.code().value());
+                    return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
+                }
+                (Err(error), _) => return Poll::Ready(Err(self.ledger.violated(error))),
+            }
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take().filter(|_| !self.ended) else { return };
+        match &self.watch {
+            Some(_) => drop(tokio::task::spawn_local(discard(stream))),
+            None => _ = stream.stop(code(Code::H3_NO_ERROR.value())),
+        }
+    }
+}
+
+/// Reads what nobody is interested in, up to a bound, before the client is told to stop sending it (RFC 9114 section 4.1). It is
+/// answered already, but a browser that is told to stop before it has read the answer takes that for a failure, and may ask again.
+async fn discard(mut stream: quinn::RecvStream) {
+    let reading = async {
+        let mut left = DISCARDED;
+        while left > 0 {
+            match stream.read_chunk(left, true).await {
+                Ok(Some(chunk)) => left -= chunk.bytes.len().min(left),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // A stream that is over takes no such word, which is no harm.
+    let _ = timeout(DISCARDING, reading).await;
+    let _ = stream.stop(code(Code::H3_NO_ERROR.value()));
+}
+
+impl quic::RecvStream for Receiver {
+    type Buf = Bytes;
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        self.poll_piece(cx)
+    }
+
+    fn stop_sending(&mut self, with: u64) {
+        self.ended = true;
+        if let Some(stream) = &mut self.stream {
+            let _ = stream.stop(code(with));
+        }
+    }
+
+    fn recv_id(&self) -> StreamId {
+        id(self.id)
+    }
+}
+
+/// Both directions of a request's stream.
+pub(super) struct Both {
+    send: Sender,
+    recv: Receiver,
+}
+
+impl quic::BidiStream<Bytes> for Both {
+    type SendStream = Sender;
+    type RecvStream = Receiver;
+
+    fn split(self) -> (Sender, Receiver) {
+        (self.send, self.recv)
+    }
+}
+
+impl quic::RecvStream for Both {
+    type Buf = Bytes;
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        let piece = self.recv.poll_piece(cx);
+        if self.recv.watch.as_ref().is_some_and(|watch| watch.malformed.get()) && !self.send.ended {
+            quic::SendStream::reset(&mut self.send, Code::H3_MESSAGE_ERROR.value());
+        }
+        if self.recv.watch.as_ref().is_some_and(|watch| watch.head_too_large.get()) && !self.send.ended {
+            // h3 will not answer what it has not seen.
+            let _ = Pin::new(&mut self.send.stream).poll_write(cx, &HEAD_TOO_LARGE);
+            let _ = self.send.stream.finish();
+            self.send.ended = true;
+        }
+        piece
+    }
+
+    fn stop_sending(&mut self, with: u64) {
+        self.recv.stop_sending(with);
+    }
+
+    fn recv_id(&self) -> StreamId {
+        self.recv.recv_id()
+    }
+}
+
+impl quic::SendStream<Bytes> for Both {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_ready(cx)
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        self.send.send_data(data)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_finish(cx)
+    }
+
+    fn reset(&mut self, with: u64) {
+        self.send.reset(with);
+    }
+
+    fn send_id(&self) -> StreamId {
+        self.send.send_id()
+    }
+}
+
+/// A stream's number as h3 has it.
+fn id(id: quinn::StreamId) -> StreamId {
+    // Numbers of QUIC are below 2^62, and so are those that h3 takes.
+    let number = u64::from(VarInt::from(id));
+    StreamId::try_from(number).unwrap_or_else(|_| unreachable!("{number} is a stream's number"))
+}

@@ -1,0 +1,9 @@
+//! Clients' connections: reads requests over HTTP/1.1, HTTP/2 and HTTP/3, passes each to the exchange, and writes its response.
+
+pub mod connection;
+mod expect;
+pub mod flood;
+pub mod h1;
+pub mod h2;
+#[cfg(feature = "http3")]
+pub mod h3;

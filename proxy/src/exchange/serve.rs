@@ -1,0 +1,187 @@
+//! One request from its arrival to its response: the request filters, the upstream, the response filters.
+
+use std::{future::poll_fn, rc::Rc, task::Poll};
+
+use http::{Method, Request};
+use http_body::Body as _;
+
+use super::{
+    deadline::{Bound, Deadline},
+    ending::Ending,
+    outcome::{Answer, Closed, FromUpstream, Stop, closed},
+    reply::Fault,
+    site::Site,
+    switch::Switch,
+    upload::Upload,
+};
+use crate::{
+    chain::{
+        Direction, Stream,
+        flow::{HeadFlow, Outcome, interrupted},
+        stream::{ConnectionInfo, Progress},
+    },
+    http::{body::Body, fields::Listed, grpc_web},
+};
+
+/// Serves one request.
+///
+/// # Errors
+/// A filter has closed the stream.
+pub async fn serve(
+    site: Rc<Site>,
+    connection: Rc<ConnectionInfo>,
+    progress: Rc<Progress>,
+    mut request: Request<Body>,
+) -> Result<Answer, Closed> {
+    let web = if site.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
+    let head_only = request.method() == Method::HEAD;
+    let (parts, incoming) = request.into_parts();
+    let version = parts.version;
+    let super::request::Begun { stream, fault: refused, switch, listed, expects } =
+        super::request::begin(&site, connection, progress, parts, incoming.is_end_stream());
+    let ending = Ending::new(site.clone(), stream.clone());
+    let upload = Upload::new(&site, &stream, incoming);
+    let outcome = match refused {
+        Some(fault) => Err(fault.into_reply(&stream)),
+        None => forward(&site, &stream, &upload, switch.as_ref(), &listed, expects).await,
+    };
+    let mut answer = match outcome {
+        Ok(from_upstream) => super::response::from_upstream(&site, ending, from_upstream, head_only).await,
+        Err(Stop::Reply(reply, seen)) => super::response::local(&site, ending, *reply, seen, head_only).await,
+        Err(Stop::Closed) => Err(closed(&stream)),
+    }?;
+    if let (Some(_), Some(switch)) = (&answer.tunnel, &switch) {
+        switch.finish(version, &mut answer.response);
+    }
+    if let Some(translation) = web {
+        answer.response = translation.end(answer.response);
+    }
+    Ok(answer)
+}
+
+/// Past the request filters, and to an upstream.
+pub(super) async fn forward(
+    site: &Rc<Site>,
+    stream: &Rc<Stream>,
+    upload: &Rc<Upload>,
+    switch: Option<&Switch>,
+    listed: &Listed,
+    expects: bool,
+) -> Result<FromUpstream, Stop> {
+    let mut deadline = Deadline::idle(site, stream).with(upload);
+    let seen = request_filters(stream, upload, &mut deadline).await?;
+    // Without filters no time has passed, and reading the clock takes some.
+    let filtered = seen > 0 || upload.is_filtered();
+    stream.times.routed.set(Some(if filtered { tokio::time::Instant::now() } else { stream.start }));
+    // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
+    // about it, and so that filters can decide by the body where the request goes.
+    if upload.is_filtered() {
+        let passed = upload.prime(&mut deadline).await;
+        check(stream, upload, passed, seen)?;
+    }
+    let selected = {
+        let mut state = stream.state.borrow_mut();
+        if state.route.is_none()
+            && let Some(route) = &site.default_route
+        {
+            state.route = Some(crate::chain::Selected::new(route, 0, 0, 0));
+        }
+        let state = &mut *state;
+        listed.remove(&mut state.request.fields);
+        if let Some(selected) = &state.route {
+            selected.route.rewrite(&mut state.request);
+        }
+        state.route.clone()
+    };
+    let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
+    let hop = super::request::count_hop(&mut stream.state.borrow_mut().request);
+    hop.map_err(|fault| fault.into_stop(stream, seen))?;
+    if upload.is_too_long() {
+        return Err(Fault::RequestBodyLimit.into_stop(stream, seen));
+    }
+    let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
+    // A client that waits for a word has it when there is somebody to send the body to, and one that makes a call may wait for an
+    // answer before it says more.
+    if ahead > 0 && upload.is_unfinished() && !expects && !super::grpc::is_call_to(stream, &selected.cluster) {
+        let passed = upload.read_ahead(ahead, &mut deadline).await;
+        check(stream, upload, passed, seen)?;
+    }
+    upload.rests();
+    super::dispatch::run(site, stream, &selected, upload, switch).await.map_err(|stop| match stop {
+        Stop::Reply(reply, _) => Stop::Reply(reply, seen),
+        Stop::Closed => Stop::Closed,
+    })
+}
+
+/// What has come of waiting for a request's body.
+pub(super) fn check(stream: &Stream, upload: &Upload, passed: Option<Bound>, seen: usize) -> Result<(), Stop> {
+    match interrupted(stream) {
+        Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
+        Some(Outcome::Closed) => return Err(Stop::Closed),
+        Some(Outcome::Done) | None => {}
+    }
+    match upload.fault().or_else(|| Some(passed?.fault(upload.awaits_client()))) {
+        Some(fault) => Err(fault.into_stop(stream, seen)),
+        None => Ok(()),
+    }
+}
+
+/// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
+/// filters have seen the request.
+pub(super) async fn request_filters(
+    stream: &Rc<Stream>,
+    upload: &Rc<Upload>,
+    deadline: &mut Deadline,
+) -> Result<usize, Stop> {
+    let mut head = HeadFlow::new(stream, Direction::Request);
+    let outcome = poll_fn(|cx| {
+        loop {
+            let held = head.held_by();
+            let progress = head.poll(stream, upload.is_empty(), cx);
+            if let Some(nth) = held
+                && head.held_by() != held
+                && let Err(fault) = upload.release(nth, head.held_by())
+            {
+                return Poll::Ready(Err(fault));
+            }
+            if let Poll::Ready(outcome) = progress {
+                return Poll::Ready(Ok(outcome));
+            }
+            let Some(nth) = head.held_by() else { return Poll::Pending };
+            if head.feeds_body(stream) && !upload.is_empty() {
+                match upload.poll_held(nth, cx) {
+                    // It lets the head go: on with the next filter.
+                    Poll::Ready(Ok(true)) => {
+                        head.release();
+                        if let Err(fault) = upload.release(nth, None) {
+                            return Poll::Ready(Err(fault));
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Ok(false)) => continue,
+                    Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                    Poll::Pending => {}
+                }
+            } else {
+                upload.rests();
+            }
+            return deadline.poll(cx).map(|passed| {
+                if !upload.is_empty() {
+                    head.stalled(stream);
+                }
+                Err(match passed {
+                    Bound::Idle => Fault::FilterStalled,
+                    passed => passed.fault(upload.awaits_client()),
+                })
+            });
+        }
+    })
+    .await;
+    let seen = head.seen();
+    match outcome {
+        Ok(Outcome::Done) => Ok(seen),
+        Ok(Outcome::Reply(reply)) => Err(Stop::Reply(Box::new(reply), seen)),
+        Ok(Outcome::Closed) => Err(Stop::Closed),
+        Err(fault) => Err(fault.into_stop(stream, seen)),
+    }
+}

@@ -1,0 +1,190 @@
+//! Whose requests make a filter fail: the clients and paths that did so most often, and how often a failure is logged.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{net::Client, wasm::scope::subject::Subject};
+
+/// Clients, and paths, that are kept.
+const ENTRIES: usize = 8;
+
+/// Bytes of a path that are shown.
+const SHOWN: usize = 256;
+
+/// Failures of one filter that are logged one after the other; then one for each of [`APART`].
+const AT_ONCE: u32 = 10;
+const APART: Duration = Duration::from_secs(5);
+
+/// What is kept of a filter's failures.
+#[derive(Debug, Default)]
+pub struct Failures(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    clients: Top,
+    paths: Top,
+    pace: Pace,
+}
+
+/// A request, or a connection, that has made a filter fail, as it is shown.
+#[derive(Debug)]
+pub(in crate::wasm) struct Cause {
+    /// The client's address, with its port.
+    pub client: String,
+    /// The method; none of a TCP connection.
+    pub method: Option<String>,
+    /// The path with the query, cut off, without control characters.
+    pub path: Option<String>,
+    counted_client: String,
+    counted_path: Option<String>,
+}
+
+impl Cause {
+    /// What there is to be said of a stream.
+    pub(in crate::wasm) fn of(subject: &Subject) -> Cause {
+        let client = subject.client();
+        let line = match subject {
+            Subject::Http(stream) => {
+                let state = stream.state.borrow();
+                Some((state.request.method.to_string(), state.request.path.clone()))
+            }
+            Subject::Tcp(_) => None,
+        };
+        let counted_path = line.as_ref().map(|(method, path)| {
+            let path = path.split(|b| *b == b'?').next().unwrap_or_default();
+            format!("{} {}", shown(method.as_bytes()), shown(path))
+        });
+        Cause {
+            client: client.to_string(),
+            method: line.as_ref().map(|(method, _)| shown(method.as_bytes())),
+            path: line.as_ref().map(|(_, path)| shown(path)),
+            counted_client: Client::of(client.ip()).to_string(),
+            counted_path,
+        }
+    }
+}
+
+/// Bytes of a request, for people.
+fn shown(bytes: &[u8]) -> String {
+    match bytes.get(..SHOWN) {
+        Some(start) if bytes.len() > SHOWN => format!("{}…", start.escape_ascii()),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+impl Failures {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a failure. Whether to log it, and then how many were not logged since the last one that was.
+    pub(in crate::wasm) fn note(&self, cause: Option<&Cause>) -> Option<u64> {
+        let mut kept = self.kept();
+        if let Some(cause) = cause {
+            kept.clients.count(&cause.counted_client);
+            cause.counted_path.iter().for_each(|path| kept.paths.count(path));
+        }
+        kept.pace.may_log(Instant::now())
+    }
+
+    /// Who has made the filter fail, for the admin API.
+    pub fn json(&self) -> Value {
+        let kept = self.kept();
+        json!({ "clients": kept.clients.json("client"), "paths": kept.paths.json("path") })
+    }
+}
+
+/// The most frequent of many keys, in little memory (Metwally, Agrawal, El Abbadi: "Space-Saving"). A key that is not there
+/// takes the place of the rarest and inherits its count, which so may be too high, by what is said beside it.
+#[derive(Debug, Default)]
+struct Top(Vec<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    key: String,
+    count: u64,
+    excess: u64,
+}
+
+impl Top {
+    fn count(&mut self, key: &str) {
+        if let Some(entry) = self.0.iter_mut().find(|entry| entry.key == key) {
+            entry.count += 1;
+        } else if self.0.len() < ENTRIES {
+            self.0.push(Entry { key: key.to_owned(), count: 1, excess: 0 });
+        } else if let Some(rarest) = self.0.iter_mut().min_by_key(|entry| entry.count) {
+            *rarest = Entry { key: key.to_owned(), count: rarest.count + 1, excess: rarest.count };
+        }
+    }
+
+    fn json(&self, name: &str) -> Vec<Value> {
+        let mut entries: Vec<_> = self.0.iter().collect();
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.count));
+        let each = |e: &Entry| json!({ name: e.key, "failures": e.count, "at_most_too_many": e.excess });
+        entries.into_iter().map(each).collect()
+    }
+}
+
+/// A bound on lines.
+#[derive(Debug, Default)]
+struct Pace {
+    logged: u32,
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl Pace {
+    fn may_log(&mut self, now: Instant) -> Option<u64> {
+        let gained = self.last.map_or(0, |last| now.saturating_duration_since(last).as_nanos() / APART.as_nanos());
+        if gained > 0 {
+            self.logged = self.logged.saturating_sub(u32::try_from(gained).unwrap_or(u32::MAX));
+            self.last = Some(now);
+        }
+        if self.logged >= AT_ONCE {
+            self.left_out += 1;
+            return None;
+        }
+        self.logged += 1;
+        self.last.get_or_insert(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_frequent_keys_stay_however_many_others_come() {
+        let mut top = Top::default();
+        for nth in 0..10_000 {
+            top.count(&format!("once-{nth}"));
+            if nth % 4 == 0 {
+                top.count("often");
+            }
+        }
+        assert_eq!(top.0.len(), ENTRIES);
+        let often = top.0.iter().find(|entry| entry.key == "often").expect("it is there");
+        assert!(often.count >= 2500 && often.count - often.excess <= 2500, "{often:?}");
+        assert_eq!(top.0.iter().map(|entry| entry.count).sum::<u64>(), 12_500, "no more than there were");
+    }
+
+    #[test]
+    fn failures_are_logged_at_a_bounded_pace() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let each_100_ms = (0..600).filter_map(|nth| pace.may_log(start + nth * Duration::from_millis(100)));
+        let logged: Vec<_> = each_100_ms.collect();
+        assert_eq!(&logged[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40, 49]);
+        assert_eq!(logged.len(), 10 + 11);
+    }
+
+    #[test]
+    fn what_is_shown_is_short_and_harmless() {
+        assert_eq!(shown(b"/a\x1b[31m\n\"\xff"), r#"/a\x1b[31m\n\"\xff"#);
+        assert_eq!(shown(&[b'a'; 300]).chars().count(), SHOWN + 1);
+    }
+}

@@ -1,0 +1,275 @@
+//! What filters of a snapshot run in: code with a VM's configuration, and the filters that share it. Instances are made from
+//! it, on the control thread; a worker only ever gets one that is ready.
+//!
+//! Filters share a VM if all that makes one is the same: the `vm_id`, the code, the VM's configuration, the environment and
+//! the bound on memory (Envoy's key is the first three). A filter that names no `vm_id` has a VM of its own, because what
+//! one filter breaks in a VM is broken for all of them.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tollgate_abi::proxy_wasm::ALLOCATORS;
+use wasmtime::{Store, TypedFunc};
+
+use super::{
+    Exports, Instance,
+    plugin::Plugin,
+    presence::Presence,
+    trap::{TrapKind, describe},
+};
+use crate::{
+    chain::charge::Ledger,
+    observe::target,
+    wasm::{
+        engine::clock,
+        host::{FIRST_ROOT, Host, Phase},
+    },
+};
+
+/// Configuring a filter may take this many times as long as a call.
+const CONFIGURE_FACTOR: u32 = 20;
+
+/// What filters run in.
+pub struct Machine {
+    /// The filters that share it, at least one; the first root context is the first one's.
+    plugins: Vec<Arc<Plugin>>,
+    /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
+    spare: Mutex<Option<Instance>>,
+    /// Spares that workers keep for themselves.
+    pub(in crate::wasm) kept: AtomicUsize,
+    /// Which workers have an instance.
+    pub presence: Presence,
+    /// Nanoseconds of processor time that making an instance takes, as the last ones did.
+    making: AtomicU64,
+}
+
+/// Why an instance could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InstantiateError {
+    /// The filter refuses its configuration, and says why: places in it, and messages.
+    #[error("{}", list(.0))]
+    Config(Vec<(String, String)>),
+    /// The filter refuses to start, or its configuration, without a reason.
+    #[error("it returned false from `{0}`{hint}", hint = logged(.1))]
+    Refused(&'static str, String),
+    /// It trapped, or took too long: where, why, and what it logged before.
+    #[error("it failed in `{0}`: {1}{hint}", hint = logged(.2))]
+    Trapped(&'static str, String, String),
+}
+
+/// An instance could not be made, because of one of the filters that would have shared it.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotMade {
+    /// Which one, counted in the machine.
+    pub filter: usize,
+    /// Why.
+    pub error: InstantiateError,
+}
+
+/// What a filter has said in the log, such as a panic's text, as a part of a message.
+fn logged(said: &str) -> String {
+    let line = said.lines().map(str::trim_end).collect::<Vec<_>>().join(" ");
+    if line.is_empty() { line } else { format!("; it logged: {line}") }
+}
+
+fn list(errors: &[(String, String)]) -> String {
+    let each = errors.iter().map(|(path, message)| match path.is_empty() {
+        true => message.clone(),
+        false => format!("{path}: {message}"),
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+impl Machine {
+    /// One for a single filter.
+    pub fn of(plugin: Arc<Plugin>) -> Arc<Machine> {
+        Machine::new(vec![plugin])
+    }
+
+    /// One for filters that share it, in this order.
+    pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
+        Arc::new(Machine {
+            plugins,
+            spare: Mutex::new(None),
+            kept: AtomicUsize::new(0),
+            presence: Presence::default(),
+            making: AtomicU64::new(0),
+        })
+    }
+
+    /// As many as these filters need, in the order of the first filter of each.
+    pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<Machine>> {
+        let mut groups: Vec<Vec<Arc<Plugin>>> = Vec::new();
+        for plugin in plugins {
+            match groups.iter_mut().find(|group| group[0].shares_vm_with(plugin)) {
+                Some(group) => group.push(plugin.clone()),
+                None => groups.push(vec![plugin.clone()]),
+            }
+        }
+        groups.into_iter().map(Machine::new).collect()
+    }
+
+    /// The filters that share it, in the order of their root contexts.
+    pub fn plugins(&self) -> &[Arc<Plugin>] {
+        &self.plugins
+    }
+
+    /// The names of its filters, for messages.
+    pub fn names(&self) -> String {
+        self.plugins.iter().map(|p| p.identity.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Puts an instance by for whichever worker needs one first. Given back if there is one already.
+    pub fn put_by(&self, instance: Instance) -> Option<Instance> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_some() {
+            return Some(instance);
+        }
+        *spare = Some(instance);
+        None
+    }
+
+    /// Takes the instance that was put by.
+    pub(in crate::wasm) fn take_spare(&self) -> Option<Instance> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether an instance is put by.
+    pub(in crate::wasm) fn has_spare(&self) -> bool {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Instances that stand ready: the one that is put by, and those that workers keep.
+    pub fn spares(&self) -> usize {
+        usize::from(self.has_spare()) + self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Processor time that making an instance takes, as far as is known.
+    pub(in crate::wasm) fn making(&self) -> Duration {
+        Duration::from_nanos(self.making.load(Ordering::Relaxed))
+    }
+
+    /// Makes an instance: started, with all filters configured. Takes from microseconds to as long as that takes.
+    pub fn instantiate(&self) -> Result<Instance, NotMade> {
+        self.instantiate_within(Duration::MAX)
+    }
+
+    /// The same, but it is given up if the module's start, or one filter's configuration, takes longer than this.
+    pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, NotMade> {
+        let before = clock::processor_time();
+        let made = self.make(most);
+        let made_in = clock::processor_time().saturating_sub(before);
+        let known = self.making.load(Ordering::Relaxed);
+        let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
+        // Those that were made at the same time may be forgotten: it is an estimate.
+        self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
+        made.map(|(store, exports)| Instance { store, exports, made_in })
+    }
+
+    fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), NotMade> {
+        let first = &self.plugins[0];
+        let identities = self.plugins.iter().map(|p| p.identity.clone());
+        // As with memory, what filters share counts for the first of them.
+        let ledger = Ledger::new(first.host_memory_limit, Some(first.figures.host_memory.clone()));
+        let host = Host::new(identities, first.world.clone(), first.memory_limit, ledger);
+        let mut store = Store::new(first.engine.wasmtime(), host);
+        store.limiter(|host| &mut host.limiter);
+        clock::install(&mut store);
+        let bound = |plugin: &Plugin| (plugin.call_time * CONFIGURE_FACTOR).min(most);
+        let (before, mut all) = (clock::processor_time(), bound(first));
+        clock::start(&mut store, bound(first));
+        let started = Instant::now();
+        let exports = self.start(&mut store).map_err(|error| NotMade { filter: 0, error })?;
+        for (filter, plugin) in self.plugins.iter().enumerate() {
+            if filter > 0 {
+                clock::start(&mut store, bound(plugin));
+                all += bound(plugin);
+            }
+            configure(&mut store, &exports, filter, plugin).map_err(|error| NotMade { filter, error })?;
+            // What cannot be interrupted is looked at afterwards.
+            if clock::processor_time().saturating_sub(before) > all {
+                let error = trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into());
+                return Err(NotMade { filter, error });
+            }
+        }
+        store.data_mut().phase = Phase::Running;
+        tracing::debug!(
+            target: target::WASM,
+            filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready"
+        );
+        Ok((store, exports))
+    }
+
+    /// Runs what a module does before it has any context.
+    fn start(&self, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
+        let code = &self.plugins[0].code;
+        let instance = code.pre.instantiate(&mut *store).map_err(|e| trapped("start", store, &e))?;
+        store.data_mut().memory = instance.get_memory(&mut *store, "memory");
+        let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut *store, name));
+        store.data_mut().allocate = allocator.and_then(|f| f.typed(&*store).ok()).map(Box::new);
+        // A reactor has `_initialize` (and perhaps a `main`), a command `_start`.
+        for name in ["_initialize", "_start"] {
+            if let Ok(start) = instance.get_typed_func::<(), ()>(&mut *store, name) {
+                start.call(&mut *store, ()).map_err(|e| trapped(name, store, &e))?;
+                break;
+            }
+        }
+        if instance.get_func(&mut *store, "_initialize").is_some()
+            && let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut *store, "main")
+        {
+            main.call(&mut *store, (0, 0)).map_err(|e| trapped("main", store, &e))?;
+        }
+        store.data_mut().abi = code.abi;
+        Ok(Exports::find(&self.plugins[0].engine, &instance, store))
+    }
+}
+
+fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error) -> InstantiateError {
+    let host = store.data_mut();
+    let reason = match describe(error) {
+        (TrapKind::Timeout, _) => {
+            format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take")
+        }
+        // Most languages trap when they get no memory, and say nothing.
+        (TrapKind::Trap | TrapKind::Memory, reason) if host.limiter.denied => {
+            format!("it needs more memory than `limits.memory` allows: {reason}")
+        }
+        (_, reason) => reason,
+    };
+    InstantiateError::Trapped(place, reason, std::mem::take(&mut host.said))
+}
+
+/// Makes a filter's root context. As in Envoy, each one hears of the VM's start: SDKs hand it to the filter's own code.
+fn configure(
+    store: &mut Store<Host>,
+    exports: &Exports,
+    filter: usize,
+    plugin: &Plugin,
+) -> Result<(), InstantiateError> {
+    let root = FIRST_ROOT + filter as u32;
+    store.data_mut().act_for(filter, root);
+    store.data_mut().said.clear();
+    if let Some(create) = &exports.context_create {
+        create.call(&mut *store, (root, 0)).map_err(|e| trapped("proxy_on_context_create", store, &e))?;
+    }
+    let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
+        let Some(f) = f else { return Ok(()) };
+        store.data_mut().phase = phase;
+        store.data_mut().act_for(filter, root);
+        let agreed = f.call(&mut *store, (root, size as u32)).map_err(|e| trapped(name, store, &e))? != 0;
+        let errors = std::mem::take(&mut store.data_mut().config_errors);
+        match (agreed, errors.is_empty()) {
+            (_, false) => Err(InstantiateError::Config(errors)),
+            (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said))),
+            (true, true) => Ok(()),
+        }
+    };
+    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.identity.vm_config.len())?;
+    ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.identity.config.len())
+}

@@ -1,0 +1,137 @@
+//! On how many workers a machine has an instance, and whether it has been missing for so long that readiness must say so.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Without an instance on any worker for longer than this, a machine counts as out; with one for this long, as back.
+/// A filter that is there for a moment now and then is not back.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Where a machine has instances. Changed only where a worker is left without one, which is seldom.
+#[derive(Debug, Default)]
+pub struct Presence(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    workers: usize,
+    with: usize,
+    /// When the last instance was lost, in what may still be the same outage.
+    lost: Option<Instant>,
+    /// When there was one again.
+    back: Option<Instant>,
+}
+
+/// What there is of a machine now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Workers that run it.
+    pub workers: usize,
+    /// Those that have an instance.
+    pub with: usize,
+    /// No worker has had one for over a second, or not for longer than that.
+    pub out: bool,
+}
+
+impl Presence {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker runs it from now on, without an instance so far.
+    pub(crate) fn join(&self) {
+        self.state().workers += 1;
+    }
+
+    /// A worker runs it no more.
+    pub(in crate::wasm) fn leave(&self, had: bool) {
+        let mut state = self.state();
+        state.workers -= 1;
+        state.with -= usize::from(had);
+    }
+
+    /// A worker has an instance.
+    pub(in crate::wasm) fn found(&self) {
+        self.state().found(Instant::now());
+    }
+
+    /// A worker has none any more.
+    pub(in crate::wasm) fn lost(&self) {
+        self.state().lost(Instant::now());
+    }
+
+    /// What there is now.
+    pub fn seen(&self) -> Seen {
+        self.state().seen(Instant::now())
+    }
+}
+
+impl State {
+    fn found(&mut self, now: Instant) {
+        if self.with == 0 {
+            self.back = Some(now);
+        }
+        self.with += 1;
+    }
+
+    fn lost(&mut self, now: Instant) {
+        self.with -= 1;
+        if self.with == 0 && (self.lost.is_none() || !self.is_new(now)) {
+            self.lost = Some(now);
+        }
+    }
+
+    /// Whether it has come back just now.
+    fn is_new(&self, now: Instant) -> bool {
+        self.back.is_some_and(|back| now.saturating_duration_since(back) < SETTLED)
+    }
+
+    fn seen(&self, now: Instant) -> Seen {
+        let until = match self.with {
+            0 => Some(now),
+            _ => self.back.filter(|_| self.is_new(now)),
+        };
+        let outage = self.lost.zip(until).map(|(lost, until)| until.saturating_duration_since(lost));
+        Seen { workers: self.workers, with: self.with, out: outage.is_some_and(|outage| outage > SETTLED) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_out_after_a_second_and_back_after_another() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut state = State { workers: 2, ..State::default() };
+        let out = |state: &State, ms| state.seen(at(ms)).out;
+        assert!(!out(&state, 5000), "it has not come yet");
+        state.found(at(0));
+        state.found(at(0));
+        state.lost(at(10));
+        assert!(!out(&state, 5000), "another worker has one");
+        state.lost(at(5000));
+        assert_eq!([5000, 5999, 6001].map(|ms| out(&state, ms)), [false, false, true]);
+        // There for a moment.
+        state.found(at(7000));
+        assert!(out(&state, 7100));
+        state.lost(at(7100));
+        assert!(out(&state, 7200), "the outage goes on");
+        state.found(at(8000));
+        assert_eq!([8999, 9001].map(|ms| out(&state, ms)), [true, false]);
+        // The next outage begins anew.
+        state.lost(at(20_000));
+        assert_eq!([20_900, 21_100].map(|ms| out(&state, ms)), [false, true]);
+    }
+
+    #[test]
+    fn one_that_is_lost_right_after_the_start_is_out_too() {
+        let start = Instant::now();
+        let mut state = State { workers: 1, ..State::default() };
+        state.found(start);
+        state.lost(start + Duration::from_millis(5));
+        assert!(state.seen(start + Duration::from_millis(1100)).out);
+    }
+}

@@ -1,0 +1,404 @@
+//! Shared queues: messages from filter to filter, across VMs and workers.
+//!
+//! A queue has a name and belongs to a `vm_id`, and goes with its last filter. Who registers it last is told of each message; if that
+//! instance is gone, the one before it is. Registering creates the queue if it is not there, and keeps what is in it.
+//! Anyone may put messages in; only filters of its `vm_id` take them out.
+//!
+//! A reader is sent one note, however many messages there are, and asks for the next one that it should hear of when it is
+//! through with one. No lock is held while names are hashed or messages copied.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::chain::charge::{Charge, ITEM, Ledger};
+
+/// Queues of one `vm_id`.
+const MAX_QUEUES: usize = 1024;
+
+/// Bytes of a queue's name, and of the `vm_id` that it is looked for with.
+const MAX_NAME: usize = 4096;
+
+/// Instances that read one queue: the oldest are told no more.
+const MAX_READERS: usize = 1024;
+
+/// Bytes that wait in one queue, in all queues of a `vm_id`, and in all queues.
+const MAX_BYTES: usize = 16 << 20;
+const MAX_OWNED: usize = 64 << 20;
+const MAX_ALL: usize = 256 << 20;
+
+/// What an instance is told: this queue has messages.
+pub type Note = UnboundedSender<u32>;
+
+/// All queues, by id.
+pub struct Queues {
+    by_id: RwLock<HashMap<u32, Weak<Queue>>>,
+    last: AtomicU32,
+    bytes: Arc<Ledger>,
+}
+
+/// The queues of a `vm_id`.
+pub struct Owned {
+    by_name: Mutex<HashMap<Box<str>, Arc<Queue>>>,
+    bytes: Arc<Ledger>,
+}
+
+struct Queue {
+    id: u32,
+    owner: Arc<Ledger>,
+    bytes: Arc<Ledger>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<Message>,
+    /// The last one is told.
+    readers: Vec<Note>,
+    /// It has a note, and asks until there is nothing to be told.
+    noted: bool,
+    /// Messages of which nobody was told yet.
+    untold: usize,
+}
+
+/// A message.
+pub struct Message {
+    /// What was sent.
+    pub bytes: Bytes,
+    /// For whoever sent it, for the queue, for its owner, for all.
+    _charges: [Charge; 4],
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// There is no such queue.
+    Unknown,
+    /// It is full.
+    Full,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Queues {
+    fn default() -> Queues {
+        Queues { by_id: RwLock::default(), last: AtomicU32::new(0), bytes: Ledger::new(MAX_ALL, None) }
+    }
+}
+
+impl Default for Owned {
+    fn default() -> Owned {
+        Owned { by_name: Mutex::default(), bytes: Ledger::new(MAX_OWNED, None) }
+    }
+}
+
+impl Owned {
+    /// The queue of this name.
+    pub fn resolve(&self, name: &str) -> Option<u32> {
+        if name.len() > MAX_NAME {
+            return None;
+        }
+        lock(&self.by_name).get(name).map(|queue| queue.id)
+    }
+
+    /// Whether a `vm_id` can be one.
+    pub fn is_name(vm_id: &str) -> bool {
+        vm_id.len() <= MAX_NAME
+    }
+
+    /// Removes a queue, with what is in it.
+    pub fn remove(&self, id: u32) {
+        lock(&self.by_name).retain(|_, queue| queue.id != id);
+    }
+}
+
+impl Queues {
+    /// The queue of this name, and whether it was made because it was not there. `None`: there are too many, or the name is too
+    /// long.
+    pub fn open(&self, owned: &Owned, name: &str) -> Option<(u32, bool)> {
+        if name.len() > MAX_NAME {
+            return None;
+        }
+        let mut by_name = lock(&owned.by_name);
+        if let Some(queue) = by_name.get(name) {
+            return Some((queue.id, false));
+        }
+        if by_name.len() >= MAX_QUEUES {
+            return None;
+        }
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        by_id.retain(|_, queue| queue.strong_count() > 0);
+        let id = loop {
+            // Ids that are in use are passed over when they begin again.
+            let id = self.last.fetch_add(1, Relaxed).wrapping_add(1);
+            if id != 0 && !by_id.contains_key(&id) {
+                break id;
+            }
+        };
+        let bytes = Ledger::new(MAX_BYTES, None);
+        let queue = Arc::new(Queue { id, owner: owned.bytes.clone(), bytes, state: Mutex::default() });
+        by_id.insert(id, Arc::downgrade(&queue));
+        by_name.insert(name.into(), queue);
+        Some((id, true))
+    }
+
+    fn get(&self, id: u32) -> Option<Arc<Queue>> {
+        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id)?.upgrade()
+    }
+
+    /// Makes this the reader that is told of messages, of those too that came when there was none.
+    pub fn read(&self, id: u32, reader: Note) {
+        let Some(queue) = self.get(id) else { return };
+        let mut state = lock(&queue.state);
+        // An instance may register as often as it likes.
+        state.readers.retain(|known| !known.is_closed() && !known.same_channel(&reader));
+        if state.readers.len() >= MAX_READERS {
+            state.readers.remove(0);
+        }
+        state.readers.push(reader);
+        // Whoever has a note may be gone with it.
+        state.noted = false;
+        state.note(id);
+    }
+
+    /// Puts a message at the end, at the cost of its sender, and tells the reader.
+    pub fn send(&self, id: u32, message: &[u8], sender: &Arc<Ledger>) -> Result<(), NotSent> {
+        let message = self.charged(id, message, sender)?;
+        self.deliver(message);
+        Ok(())
+    }
+
+    /// A message for a queue, charged for but not yet delivered.
+    pub fn charged(&self, id: u32, message: &[u8], sender: &Arc<Ledger>) -> Result<Undelivered, NotSent> {
+        let queue = self.get(id).ok_or(NotSent::Unknown)?;
+        let size = message.len() + ITEM;
+        let charge = |ledger: &Arc<Ledger>| ledger.charge(size).map_err(|_| NotSent::Full);
+        let charges = [charge(sender)?, charge(&queue.bytes)?, charge(&queue.owner)?, charge(&self.bytes)?];
+        let message = Message { bytes: Bytes::copy_from_slice(message), _charges: charges };
+        Ok(Undelivered { queue: Arc::downgrade(&queue), message })
+    }
+
+    /// Puts a message that is charged for at the end, and tells the reader.
+    pub fn deliver(&self, Undelivered { queue, message }: Undelivered) {
+        let Some(queue) = queue.upgrade() else { return };
+        let mut state = lock(&queue.state);
+        state.messages.push_back(message);
+        state.untold += 1;
+        state.note(queue.id);
+    }
+
+    /// Takes the first message, for a filter of the queue's owner. The outer `None`: it has no such queue; the inner: it is
+    /// empty.
+    pub fn take(&self, id: u32, owned: &Owned) -> Option<Option<Message>> {
+        let queue = self.get(id).filter(|queue| Arc::ptr_eq(&queue.owner, &owned.bytes))?;
+        let message = lock(&queue.state).messages.pop_front();
+        Some(message)
+    }
+
+    /// Puts a message back that was taken from the beginning and could not be given. Nobody is told: somebody was.
+    pub fn put_back(&self, id: u32, message: Message) {
+        if let Some(queue) = self.get(id) {
+            lock(&queue.state).messages.push_front(message);
+        }
+    }
+
+    /// Whether there is a message of which the reader should hear, which has been sent a note. Once there is none, it is sent
+    /// another one when there is.
+    pub fn tell(&self, id: u32) -> bool {
+        let Some(queue) = self.get(id) else { return false };
+        let mut state = lock(&queue.state);
+        // Some may have been taken unasked.
+        state.untold = state.untold.min(state.messages.len());
+        state.noted = state.untold > 0;
+        state.untold = state.untold.saturating_sub(1);
+        state.noted
+    }
+
+    /// A reader is gone, perhaps with a note: what it has not heard of is told to the one before it, or the next one.
+    pub fn pass_on(&self, id: u32, gone: &Note) {
+        let Some(queue) = self.get(id) else { return };
+        let mut state = lock(&queue.state);
+        state.readers.retain(|known| !known.same_channel(gone));
+        state.noted = false;
+        state.note(id);
+    }
+}
+
+/// A message that is charged for and not yet in its queue.
+pub struct Undelivered {
+    queue: Weak<Queue>,
+    message: Message,
+}
+
+impl State {
+    /// Sends the last reader that is there a note, if there is something to be told and nobody has one.
+    fn note(&mut self, id: u32) {
+        if self.untold == 0 {
+            return;
+        }
+        while let Some(reader) = self.readers.last() {
+            if reader.is_closed() {
+                self.noted = false;
+                self.readers.pop();
+            } else if self.noted || reader.send(id).is_ok() {
+                self.noted = true;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    /// Enough for everything here.
+    fn sender() -> Arc<Ledger> {
+        Ledger::new(usize::MAX, None)
+    }
+
+    fn take(queues: &Queues, id: u32, owned: &Owned) -> Option<Option<Bytes>> {
+        queues.take(id, owned).map(|taken| taken.map(|message| message.bytes))
+    }
+
+    fn open(queues: &Queues, owned: &Owned, name: &str) -> Option<u32> {
+        queues.open(owned, name).map(|(id, _)| id)
+    }
+
+    #[test]
+    fn the_last_reader_that_is_there_is_told() {
+        let (queues, owned) = (Queues::default(), Owned::default());
+        let ((first, mut first_inbox), (second, mut second_inbox)) = (unbounded_channel(), unbounded_channel());
+        let id = open(&queues, &owned, "q").unwrap();
+        queues.read(id, first);
+        assert_eq!(queues.open(&owned, "q"), Some((id, false)));
+        queues.read(id, second);
+        assert_eq!((owned.resolve("q"), owned.resolve("none")), (Some(id), None));
+        queues.send(id, b"1", &sender()).unwrap();
+        assert_eq!((first_inbox.try_recv().ok(), second_inbox.try_recv().ok()), (None, Some(id)));
+        // It is gone before it could ask.
+        drop(second_inbox);
+        queues.send(id, b"2", &sender()).unwrap();
+        assert_eq!(first_inbox.try_recv().ok(), Some(id));
+        assert_eq!([queues.tell(id), queues.tell(id), queues.tell(id)], [true, true, false]);
+        assert_eq!([0; 3].map(|_| take(&queues, id, &owned).unwrap()), [Some("1".into()), Some("2".into()), None]);
+        assert_eq!((take(&queues, 0, &owned), take(&queues, 9, &owned)), (None, None));
+        assert_eq!(queues.send(9, b"", &sender()), Err(NotSent::Unknown));
+    }
+
+    #[test]
+    fn a_reader_has_one_note_however_many_messages_there_are() {
+        let (queues, owned) = (Queues::default(), Owned::default());
+        let id = open(&queues, &owned, "q").unwrap();
+        let ((before, mut inbox_before), (reader, mut inbox)) = (unbounded_channel(), unbounded_channel());
+        queues.read(id, before);
+        queues.read(id, reader.clone());
+        (0..1000).for_each(|_| queues.send(id, b"m", &sender()).unwrap());
+        assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
+        // It is told of one, and then it is gone.
+        assert!(queues.tell(id));
+        queues.pass_on(id, &reader);
+        assert_eq!(inbox_before.try_recv().ok(), Some(id));
+        queues.read(id, reader);
+        assert_eq!(inbox.try_recv().ok(), Some(id));
+        assert_eq!((0..2000).filter(|_| queues.tell(id)).count(), 999);
+        queues.send(id, b"m", &sender()).unwrap();
+        assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
+        while queues.take(id, &owned).unwrap().is_some() {}
+        assert!(!queues.tell(id), "it has been taken unasked");
+    }
+
+    #[test]
+    fn a_message_that_could_not_be_given_is_the_next_one_again() {
+        let (queues, owned, sender) = (Queues::default(), Owned::default(), sender());
+        let id = open(&queues, &owned, "q").unwrap();
+        (1..3u8).for_each(|i| queues.send(id, &[i], &sender).unwrap());
+        let message = queues.take(id, &owned).unwrap().unwrap();
+        queues.put_back(id, message);
+        assert_eq!(sender.held(), 2 * (ITEM + 1));
+        assert_eq!(take(&queues, id, &owned).unwrap().unwrap(), &[1][..]);
+        assert_eq!(sender.held(), ITEM + 1);
+    }
+
+    #[test]
+    fn a_reader_is_told_of_what_was_there_before_it() {
+        let (queues, owned) = (Queues::default(), Owned::default());
+        let id = open(&queues, &owned, "q").unwrap();
+        for message in [b"1", b"2", b"3"] {
+            queues.send(id, message, &sender()).unwrap();
+        }
+        queues.take(id, &owned).unwrap().unwrap();
+        let (reader, mut inbox) = unbounded_channel();
+        queues.read(id, reader.clone());
+        queues.read(id, reader);
+        assert_eq!(inbox.try_recv().ok(), Some(id));
+        assert_eq!([0; 3].map(|_| queues.tell(id)), [true, true, false]);
+        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "however often it registers");
+    }
+
+    #[test]
+    fn only_its_owner_takes_messages_and_with_it_they_go() {
+        let (queues, owned, other) = (Queues::default(), Owned::default(), Owned::default());
+        let id = open(&queues, &owned, "q").unwrap();
+        let sender = sender();
+        queues.send(id, b"message", &sender).unwrap();
+        assert_eq!(take(&queues, id, &other), None);
+        assert_eq!(sender.held(), 7 + ITEM);
+        drop(owned);
+        assert_eq!((sender.held(), queues.bytes.held()), (0, 0));
+        assert_eq!(queues.send(id, b"message", &sender), Err(NotSent::Unknown));
+        assert_eq!((open(&queues, &other, "q"), queues.by_id.read().unwrap().len()), (Some(id + 1), 1));
+    }
+
+    #[test]
+    fn it_does_not_grow_without_bound() {
+        let (queues, owned) = (Queues::default(), Owned::default());
+        let id = open(&queues, &owned, "q").unwrap();
+        let sender = sender();
+        let sent = (0..1_000_000).take_while(|_| queues.send(id, b"", &sender).is_ok()).count();
+        assert_eq!(sent, MAX_BYTES / ITEM);
+        assert_eq!(queues.send(id, b"", &sender), Err(NotSent::Full));
+        queues.take(id, &owned).unwrap().unwrap();
+        queues.send(id, b"", &sender).unwrap();
+        assert_eq!(queues.send(id, b"", &Ledger::new(0, None)), Err(NotSent::Full), "a sender without a budget");
+        let made = (0..5000).take_while(|i| open(&queues, &owned, &i.to_string()).is_some()).count();
+        assert_eq!(made, MAX_QUEUES - 1);
+
+        // Each of many queues could still be filled, but not all of them.
+        let message = vec![0; MAX_BYTES - ITEM];
+        let of = |owned: &Owned| {
+            let ids: Vec<_> = (0..8).filter_map(|i| open(&queues, owned, &i.to_string())).collect();
+            ids.into_iter().filter(|id| queues.send(*id, &message, &sender).is_ok()).count()
+        };
+        let owners: Vec<Owned> = (0..8).map(|_| Owned::default()).collect();
+        let filled: Vec<_> = owners.iter().map(of).collect();
+        assert!(
+            filled[0] <= MAX_OWNED / MAX_BYTES && filled.iter().sum::<usize>() <= MAX_ALL / MAX_BYTES,
+            "{filled:?}"
+        );
+        drop(owners);
+
+        let (queues, owned) = (Queues::default(), Owned::default());
+        let long = "n".repeat(MAX_NAME + 1);
+        assert_eq!((queues.open(&owned, &long), owned.resolve(&long)), (None, None));
+        let id = open(&queues, &owned, "q").unwrap();
+        let (reader, mut inbox) = unbounded_channel();
+        (0..3 * MAX_READERS).for_each(|_| queues.read(id, reader.clone()));
+        queues.send(id, b"", &sender).unwrap();
+        assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
+        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "who reads it already reads it once");
+        let others: Vec<_> = (0..MAX_READERS + 5).map(|_| unbounded_channel()).collect();
+        others.iter().for_each(|(other, _)| queues.read(id, other.clone()));
+        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), MAX_READERS);
+    }
+}

@@ -1,0 +1,220 @@
+//! What filters do to others while their configuration is only tried: it is remembered, and undone if the configuration does not
+//! come into force. Whatever cannot be undone (a message in a queue, what is added to a metric) waits until it does.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{
+    queue::Undelivered,
+    shared_data::Change,
+    world::{Estate, Holdings, Shared},
+};
+use crate::observe::{self, metrics::HeldBack};
+
+/// A configuration that is tried.
+pub struct Trial {
+    shared: Arc<Shared>,
+    /// It is in force.
+    over: AtomicBool,
+    done: Mutex<Done>,
+}
+
+#[derive(Default)]
+struct Done {
+    /// Keys of shared data, by whose they are: what was there before, and what is there now.
+    data: HashMap<(usize, Vec<u8>), (Arc<Estate>, Change)>,
+    /// Queues that were not there before.
+    queues: Vec<(Arc<Estate>, u32)>,
+    /// Metrics that the filter did not have before.
+    metrics: Vec<(Arc<Holdings>, String)>,
+    /// What was done to metrics.
+    held_back: HeldBack,
+    /// Messages that wait.
+    messages: Vec<Undelivered>,
+}
+
+impl Trial {
+    /// Nothing has been done yet.
+    pub fn new(shared: Arc<Shared>) -> Trial {
+        Trial { shared, over: AtomicBool::new(false), done: Mutex::default() }
+    }
+
+    /// Whether the configuration is still tried.
+    pub fn is_on(&self) -> bool {
+        !self.over.load(Ordering::Acquire)
+    }
+
+    /// The configuration comes into force.
+    pub fn succeed(&self) {
+        // Called for each worker, and for each instance that is made later.
+        if !self.is_on() {
+            return;
+        }
+        let done = {
+            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            self.over.store(true, Ordering::Release);
+            std::mem::take(&mut *done)
+        };
+        done.held_back.count(observe::shard());
+        done.messages.into_iter().for_each(|message| self.shared.queues.deliver(message));
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Done)) {
+        if self.is_on() {
+            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            // It may have come into force meanwhile.
+            if self.is_on() {
+                note(&mut done);
+            }
+        }
+    }
+
+    /// A key of the shared data was changed.
+    pub fn note_data(&self, estate: &Arc<Estate>, key: &[u8], change: Change) {
+        self.note(|done| {
+            let key = (Arc::as_ptr(estate) as usize, key.to_vec());
+            match done.data.entry(key) {
+                // What was there first is what counts.
+                std::collections::hash_map::Entry::Occupied(mut known) => known.get_mut().1.version = change.version,
+                std::collections::hash_map::Entry::Vacant(new) => _ = new.insert((estate.clone(), change)),
+            }
+        });
+    }
+
+    /// A queue was made.
+    pub fn note_queue(&self, estate: &Arc<Estate>, id: u32) {
+        self.note(|done| done.queues.push((estate.clone(), id)));
+    }
+
+    /// A filter has a metric that it did not have.
+    pub fn note_metric(&self, holdings: &Arc<Holdings>, shown: String) {
+        self.note(|done| done.metrics.push((holdings.clone(), shown)));
+    }
+
+    /// Runs `f` on what is held back of changes to metrics. None: the configuration is in force, and nothing is.
+    pub fn metrics<T>(&self, f: impl FnOnce(&mut HeldBack) -> T) -> Option<T> {
+        let mut f = Some(f);
+        let mut result = None;
+        self.note(|done| result = f.take().map(|f| f(&mut done.held_back)));
+        result
+    }
+
+    /// A message is to be delivered once the configuration is in force; at once if it is.
+    pub fn send(&self, message: Undelivered) {
+        let mut message = Some(message);
+        self.note(|done| done.messages.extend(message.take()));
+        if let Some(message) = message {
+            self.shared.queues.deliver(message);
+        }
+    }
+}
+
+impl Drop for Trial {
+    /// It has failed, or was no more than a trial.
+    fn drop(&mut self) {
+        let done = std::mem::take(self.done.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for ((_, key), (estate, change)) in done.data {
+            estate.data.undo(&key, change);
+        }
+        done.queues.into_iter().for_each(|(estate, id)| estate.queues.remove(id));
+        done.metrics.into_iter().for_each(|(holdings, shown)| self.shared.registry.disown(&holdings.metrics, &shown));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        chain::charge::Ledger,
+        observe::{Kind, Registry},
+        wasm::stores::shared_data::Expected,
+    };
+
+    fn take(shared: &Shared, id: u32, estate: &Estate) -> Option<Option<bytes::Bytes>> {
+        shared.queues.take(id, &estate.queues).map(|taken| taken.map(|message| message.bytes))
+    }
+
+    /// What a filter of each kind does while it is configured.
+    fn configure(trial: &Trial, shared: &Arc<Shared>) -> (Arc<Estate>, u32) {
+        let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
+        for (key, value) in [(b"old", b"2"), (b"new", b"2"), (b"old", b"3")] {
+            let change = estate.data.set(key, value, Expected::Any, None).unwrap();
+            trial.note_data(&estate, key, change);
+        }
+        let change = estate.data.delete(b"gone", Expected::Any).unwrap();
+        trial.note_data(&estate, b"gone", change);
+        let (id, made) = shared.queues.open(&estate.queues, "q").unwrap();
+        assert!(made);
+        trial.note_queue(&estate, id);
+        let (handle, shown) = shared.registry.dynamic(Kind::Counter, "m", &holdings.metrics).unwrap();
+        trial.note_metric(&holdings, shown.unwrap());
+        assert!(handle.get().is_ok());
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        assert!(trial.metrics(|held| held.increment(&there, 5)).unwrap().is_ok());
+        assert_eq!(trial.metrics(|held| held.get(&there)).unwrap().unwrap(), 6, "others of the trial see it");
+        let (known, _) = shared.queues.open(&estate.queues, "known").unwrap();
+        trial.send(shared.queues.charged(known, b"message", &Ledger::new(1000, None)).unwrap());
+        (estate, known)
+    }
+
+    /// The figures that are there before.
+    fn before() -> (Arc<Shared>, Arc<Estate>, Arc<Holdings>) {
+        let shared = Shared::new(Registry::new(1));
+        let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
+        estate.data.set(b"old", b"1", Expected::Any, None).unwrap();
+        estate.data.set(b"gone", b"1", Expected::Any, None).unwrap();
+        shared.queues.open(&estate.queues, "known").unwrap();
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        there.increment(observe::shard(), 1).unwrap();
+        (shared, estate, holdings)
+    }
+
+    #[test]
+    fn a_configuration_that_is_refused_leaves_nothing_behind() {
+        let (shared, estate, _holdings) = before();
+        let version = estate.data.get(b"old").unwrap().1;
+        let trial = Trial::new(shared.clone());
+        let (_, known) = configure(&trial, &shared);
+        drop(trial);
+        let (value, now) = estate.data.get(b"old").unwrap();
+        assert_eq!((&*value, now), (&b"1"[..], version), "whoever has read it can still replace it");
+        assert_eq!((estate.data.get(b"new"), estate.data.get(b"gone").unwrap().0), (None, "1".into()));
+        assert_eq!(estate.queues.resolve("q"), None);
+        assert_eq!(take(&shared, known, &estate), Some(None));
+        let metrics = shared.registry.render();
+        assert!(!metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 1\n"), "{metrics}");
+    }
+
+    #[test]
+    fn what_others_have_changed_since_stays() {
+        let (shared, estate, _holdings) = before();
+        let trial = Trial::new(shared.clone());
+        configure(&trial, &shared);
+        estate.data.set(b"old", b"theirs", Expected::Any, None).unwrap();
+        estate.data.set(b"gone", b"theirs", Expected::Any, None).unwrap();
+        drop(trial);
+        assert_eq!(["old", "gone"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["theirs", "theirs"]);
+    }
+
+    #[test]
+    fn one_that_comes_into_force_keeps_everything() {
+        let (shared, estate, _holdings) = before();
+        let trial = Trial::new(shared.clone());
+        let (_, known) = configure(&trial, &shared);
+        trial.succeed();
+        assert!(trial.metrics(|_| ()).is_none());
+        assert_eq!(take(&shared, known, &estate), Some(Some("message".into())));
+        trial.send(shared.queues.charged(known, b"later", &Ledger::new(1000, None)).unwrap());
+        drop(trial);
+        assert_eq!(["old", "new"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["3", "2"]);
+        assert!(estate.data.get(b"gone").is_none() && estate.queues.resolve("q").is_some());
+        assert_eq!(take(&shared, known, &estate), Some(Some("later".into())));
+        let metrics = shared.registry.render();
+        assert!(metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 6\n"), "{metrics}");
+    }
+}

@@ -1,0 +1,234 @@
+//! What filters share: the clusters of one snapshot; and what outlives it, which is kept for as long as there is a filter that
+//! it belongs to. [`Estate`] is what the filters of a `vm_id` have together, [`Holdings`] what the instances of one filter have.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tollgate_abi::{doc, fast::limit, proxy_wasm::Status};
+
+use super::{
+    bucket::{self, Bucket},
+    queue::{Owned, Queues},
+    shared_data::SharedData,
+    trial::Trial,
+};
+use crate::{
+    chain::{limits::Limit, route::Clusters},
+    observe::{Registry, metrics::Owner},
+};
+
+/// Bytes of all tables of a filter's buckets. They are declared in its configuration, and cost memory only as far as they are
+/// used, so they are not in the budget of `limits.host_memory`.
+const MAX_TABLES: usize = 1 << 30;
+
+/// Bytes of a bucket's or a limit's name.
+const MAX_NAME: usize = 4096;
+
+/// What the filters of one snapshot see of the world.
+pub struct World {
+    /// The snapshot's clusters.
+    pub clusters: Arc<Clusters>,
+    /// What outlives the snapshot.
+    pub shared: Arc<Shared>,
+    /// What is undone if the snapshot does not come into force.
+    pub(in crate::wasm) trial: Trial,
+}
+
+impl World {
+    /// The world of a snapshot that is being made.
+    pub fn new(clusters: Arc<Clusters>, shared: Arc<Shared>) -> Arc<World> {
+        Arc::new(World { clusters, trial: Trial::new(shared.clone()), shared })
+    }
+}
+
+/// What outlives snapshots, and so survives a swap.
+pub struct Shared {
+    /// The metrics.
+    pub registry: Registry,
+    /// The queues.
+    pub(in crate::wasm) queues: Queues,
+    estates: Mutex<HashMap<String, Weak<Estate>>>,
+    holdings: Mutex<HashMap<String, Weak<Holdings>>>,
+}
+
+/// What the filters of a `vm_id` have together.
+#[derive(Default)]
+pub struct Estate {
+    /// Keys and values.
+    pub data: SharedData,
+    /// Queues.
+    pub queues: Owned,
+}
+
+/// What all instances of a filter have together.
+#[derive(Default)]
+pub struct Holdings {
+    /// Its metrics.
+    pub metrics: Arc<Owner>,
+    buckets: Mutex<HashMap<doc::Bucket, Arc<Bucket>>>,
+    limits: Mutex<HashMap<String, Arc<Limit>>>,
+}
+
+/// A panic while a map was changed leaves it whole: every change is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What belongs to this name, made if nobody has it.
+fn shared<T: Default>(all: &Mutex<HashMap<String, Weak<T>>>, name: &str) -> Arc<T> {
+    let mut all = lock(all);
+    if let Some(there) = all.get(name).and_then(Weak::upgrade) {
+        return there;
+    }
+    all.retain(|_, known| known.strong_count() > 0);
+    let new = Arc::default();
+    all.insert(name.to_owned(), Arc::downgrade(&new));
+    new
+}
+
+impl Shared {
+    /// Nothing shared yet.
+    pub fn new(registry: Registry) -> Arc<Shared> {
+        Arc::new(Shared { registry, queues: Queues::default(), estates: Mutex::default(), holdings: Mutex::default() })
+    }
+
+    /// What the filters of a `vm_id` have together.
+    pub fn estate(&self, vm_id: &str) -> Arc<Estate> {
+        shared(&self.estates, vm_id)
+    }
+
+    /// The same, if there are such filters.
+    pub fn find_estate(&self, vm_id: &str) -> Option<Arc<Estate>> {
+        if !Owned::is_name(vm_id) {
+            return None;
+        }
+        lock(&self.estates).get(vm_id)?.upgrade()
+    }
+
+    /// What the instances of a filter have together.
+    pub fn holdings(&self, filter: &str) -> Arc<Holdings> {
+        shared(&self.holdings, filter)
+    }
+
+    /// Forgets the buckets and limits that no instance uses any more.
+    pub fn forget_unused(&self) {
+        lock(&self.holdings).values().filter_map(Weak::upgrade).for_each(|holdings| holdings.forget_unused());
+    }
+}
+
+impl Holdings {
+    /// The bucket with these figures: the one there is, or a new one. `BadArgument`: figures out of range. `InternalFailure`: there
+    /// are too many.
+    pub fn bucket(&self, doc: &doc::Bucket) -> Result<Arc<Bucket>, Status> {
+        if doc.name.len() > MAX_NAME {
+            return Err(Status::BadArgument);
+        }
+        let mut buckets = lock(&self.buckets);
+        if let Some(bucket) = buckets.get(doc) {
+            return Ok(bucket.clone());
+        }
+        let table = bucket::table_size(doc.max_keys).ok_or(Status::BadArgument)?;
+        let fits = |buckets: &HashMap<doc::Bucket, Arc<Bucket>>| {
+            let tables = buckets.keys().filter_map(|doc| bucket::table_size(doc.max_keys)).sum::<usize>();
+            buckets.len() < limit::BUCKETS && tables + table <= MAX_TABLES
+        };
+        if !fits(&buckets) {
+            buckets.retain(|_, bucket| Arc::strong_count(bucket) > 1);
+            if !fits(&buckets) {
+                return Err(Status::InternalFailure);
+            }
+        }
+        let bucket = Arc::new(Bucket::new(doc).ok_or(Status::BadArgument)?);
+        buckets.insert(doc.clone(), bucket.clone());
+        Ok(bucket)
+    }
+
+    /// The limit of this name. Its bound is not kept here: instances of two configurations may use it at the same time.
+    /// `BadArgument`: the name is too long. `InternalFailure`: there are too many.
+    pub fn limit(&self, name: &str) -> Result<Arc<Limit>, Status> {
+        if name.len() > MAX_NAME {
+            return Err(Status::BadArgument);
+        }
+        let mut limits = lock(&self.limits);
+        if let Some(limit) = limits.get(name) {
+            return Ok(limit.clone());
+        }
+        if limits.len() >= limit::LIMITS {
+            limits.retain(|_, limit| Arc::strong_count(limit) > 1);
+            if limits.len() >= limit::LIMITS {
+                return Err(Status::InternalFailure);
+            }
+        }
+        let limit = Arc::<Limit>::default();
+        limits.insert(name.to_owned(), limit.clone());
+        Ok(limit)
+    }
+
+    fn forget_unused(&self) {
+        lock(&self.buckets).retain(|_, bucket| Arc::strong_count(bucket) > 1);
+        lock(&self.limits).retain(|_, limit| Arc::strong_count(limit) > 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(name: &str, max_keys: u32) -> doc::Bucket {
+        doc::Bucket { name: name.into(), capacity: 1, fill: 1, interval_ms: 60_000, max_keys }
+    }
+
+    #[test]
+    fn a_bucket_survives_as_long_as_its_figures_are_the_same() {
+        let shared = Shared::new(Registry::new(1));
+        let mut doc = doc("b", 0);
+        let (f, other) = (shared.holdings("f"), shared.holdings("other"));
+        assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
+        assert!(!shared.holdings("f").bucket(&doc).unwrap().take(b"", 1).0);
+        assert!(other.bucket(&doc).unwrap().take(b"", 1).0);
+        doc.capacity = 2;
+        assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
+        shared.forget_unused();
+        doc.capacity = 1;
+        assert!(f.bucket(&doc).unwrap().take(b"", 1).0, "nobody used it, so it was forgotten");
+    }
+
+    #[test]
+    fn buckets_are_bounded_before_they_are_made_and_go_with_their_filter() {
+        let shared = Shared::new(Registry::new(1));
+        let f = shared.holdings("f");
+        let full = |result: Result<_, Status>| result.err() == Some(Status::InternalFailure);
+        // Two that are in use leave no room for a third of half of the size.
+        let kept: Vec<_> = ["a", "b"].map(|name| f.bucket(&doc(name, 1 << 24)).unwrap()).into();
+        assert!(full(f.bucket(&doc("c", 1 << 23))));
+        assert!(shared.holdings("other").bucket(&doc("c", 1 << 23)).is_ok(), "another filter has its own bound");
+        drop(kept);
+        f.bucket(&doc("c", 1 << 23)).unwrap();
+        assert_eq!(f.bucket(&doc("d", 1 << 30)).err(), Some(Status::BadArgument));
+        assert_eq!(f.bucket(&doc(&"n".repeat(MAX_NAME + 1), 0)).err(), Some(Status::BadArgument));
+        let buckets: Vec<_> = (0..5000).map_while(|i| f.bucket(&doc(&i.to_string(), 0)).ok()).collect();
+        assert!(buckets.len() == limit::BUCKETS && full(f.bucket(&doc("more", 0))));
+        let limits: Vec<_> = (0..5000).map_while(|i| f.limit(&i.to_string()).ok()).collect();
+        assert_eq!(limits.len(), limit::LIMITS);
+        let bucket = Arc::downgrade(&buckets[0]);
+        drop((buckets, f));
+        assert!(bucket.upgrade().is_none());
+    }
+
+    #[test]
+    fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
+        let shared = Shared::new(Registry::new(1));
+        let (first, second) = (shared.estate("vm"), shared.estate("vm"));
+        first.data.set(b"k", b"v", super::super::shared_data::Expected::Any, None).unwrap();
+        let (id, _) = shared.queues.open(&first.queues, "q").unwrap();
+        drop(first);
+        assert!(second.data.get(b"k").is_some() && shared.find_estate("vm").is_some());
+        drop(second);
+        assert!(shared.find_estate("vm").is_none());
+        let again = shared.estate("vm");
+        assert_eq!((again.data.get(b"k"), again.queues.resolve("q")), (None, None));
+        assert!(shared.queues.take(id, &again.queues).is_none());
+    }
+}

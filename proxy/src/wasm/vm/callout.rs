@@ -1,0 +1,130 @@
+//! HTTP requests that filters send themselves, and their answers.
+
+use std::{
+    cell::OnceCell,
+    rc::Weak,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+
+use crate::{
+    chain::{
+        RequestHead, ResponseHead,
+        charge::{Charge, Full},
+        head,
+    },
+    http::body::Body,
+    upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble, Way},
+    wasm::{
+        Vm,
+        host::{CallResponse, HttpCall},
+    },
+};
+
+/// Bytes of an answer's body; more is a failure.
+const MAX_BODY: usize = 16 << 20;
+
+/// What `proxy_get_status` says of a call that has failed: gRPC's numbers.
+const DEADLINE_EXCEEDED: (u32, &str) = (4, "timeout");
+const UNAVAILABLE: (u32, &str) = (14, "reset");
+const TOO_LARGE: (u32, &str) = (8, "the response is too large");
+
+/// Sends a call, and hands the answer to the filter that sent it, if that is still there.
+pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
+    let HttpCall { id, root, cluster, head, body, trailers, mut charge, timeout } = call;
+    let asked = OnceCell::new();
+    let body = Body::full_with_trailers(body, trailers);
+    let exchange = exchange(&upstream, &cluster, &head, body, &asked, &mut charge);
+    let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
+    let result = match tokio::time::timeout(limit, exchange).await {
+        Ok(result) => result,
+        Err(_) => {
+            note_late(&cluster, asked.get(), limit);
+            Err(DEADLINE_EXCEEDED)
+        }
+    };
+    let response = match result {
+        Ok((head, body, trailers)) => CallResponse { head: Some(head), body, trailers, failure: None },
+        Err(failure) => CallResponse { failure: Some(failure), ..CallResponse::default() },
+    };
+    if let Some(vm) = vm.upgrade() {
+        vm.on_call_response(root, id, response, incarnation);
+    }
+}
+
+/// Why a call could not even be sent.
+pub(super) const FULL: &str = "too many requests are under way (`limits.requests`)";
+pub(in crate::wasm) const NOBODY: &str = "the cluster has no endpoint, or none that is healthy";
+
+/// A call was not answered in the time that its filter gives it.
+#[cold]
+pub(super) fn note_late(cluster: &Cluster, endpoint: Option<&Arc<Endpoint>>, limit: Duration) {
+    if let Some(endpoint) = endpoint {
+        let why = format!("no answer to a filter's call within {limit:?}, the time that the filter gives it");
+        endpoint.note_failure(&cluster.name, Trouble::Timeout, &why);
+    }
+}
+
+/// The answer to a call ended early.
+#[cold]
+pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &Broken, bytes: usize) {
+    let (trouble, why) = error.reason(bytes as u64);
+    endpoint.note_failure(&cluster.name, trouble, &why);
+}
+
+type Answer = (ResponseHead, Bytes, HeaderMap);
+
+async fn exchange(
+    upstream: &Pools<Body>,
+    cluster: &Arc<Cluster>,
+    head: &RequestHead,
+    body: Body,
+    asked: &OnceCell<Arc<Endpoint>>,
+    charge: &mut Charge,
+) -> Result<Answer, (u32, &'static str)> {
+    let unsent = |why| {
+        cluster.note_unsent(why);
+        UNAVAILABLE
+    };
+    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL))?;
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY))?.start();
+    let endpoint = asked.get_or_init(|| active.endpoint().clone());
+    let start = Instant::now();
+    let failed = |failure: Failure<Body>| {
+        failure.kind.note(cluster, endpoint, start.elapsed());
+        UNAVAILABLE
+    };
+    let response = upstream.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed)?;
+    let (parts, mut body) = response.into_parts();
+    let full = |_: Full| TOO_LARGE;
+    charge.grow(head::size(&parts.headers)).map_err(full)?;
+    let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
+    while let Some(frame) = body.frame().await {
+        let broken = |error| {
+            note_broken(cluster, endpoint, &error, bytes.len());
+            UNAVAILABLE
+        };
+        match frame.map_err(broken)?.into_data() {
+            Ok(data) => {
+                charge.grow(data.len()).map_err(full)?;
+                if bytes.len() + data.len() > MAX_BODY {
+                    return Err(TOO_LARGE);
+                }
+                bytes.extend_from_slice(&data);
+            }
+            Err(frame) => {
+                trailers = frame.into_trailers().unwrap_or_default();
+                charge.grow(head::size(&trailers)).map_err(full)?;
+            }
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    Ok((ResponseHead { status: parts.status, fields: parts.headers }, bytes.freeze(), trailers))
+}

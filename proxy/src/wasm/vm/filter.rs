@@ -1,0 +1,201 @@
+//! A filter on a worker, as a chain has it: one of those that live in a [`Vm`].
+
+use std::{rc::Rc, sync::atomic::Ordering};
+
+use tollgate_abi::{fast::phase, proxy_wasm::action};
+use wasmtime::Store;
+
+use super::{Context, Failed, Tenant, Vm};
+use crate::{
+    chain::{Action, Direction, Filter, HeadersPause, Stream},
+    observe,
+    wasm::{
+        host::Host,
+        instance::{Exports, OnHeaders, plugin::Plugin},
+        scope::subject::Subject,
+    },
+};
+
+/// A filter on a worker.
+pub struct WasmFilter {
+    vm: Rc<Vm>,
+    tenant: Rc<Tenant>,
+}
+
+impl WasmFilter {
+    pub(in crate::wasm) fn new(vm: Rc<Vm>, tenant: Rc<Tenant>) -> WasmFilter {
+        WasmFilter { vm, tenant }
+    }
+
+    /// The filter.
+    pub fn plugin(&self) -> &Plugin {
+        &self.tenant.plugin
+    }
+
+    /// The VM that it lives in.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The callbacks that it wants, as bits of [`phase`].
+    pub(super) fn wanted_phases(&self) -> u32 {
+        self.tenant.phases.get()
+    }
+
+    /// Calls a callback that answers with an action.
+    pub(in crate::wasm) fn ask(
+        &self,
+        stream: &Subject,
+        position: usize,
+        call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
+    ) -> Action {
+        self.ask_first(stream, position, |store, exports, context| {
+            let context = context.create(store, exports)?;
+            call(store, exports, context)
+        })
+    }
+
+    /// The same, of one that may be the first for its context, which it has to make then.
+    fn ask_first(
+        &self,
+        stream: &Subject,
+        position: usize,
+        call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<i32>,
+    ) -> Action {
+        let tenant = &*self.tenant;
+        match self.vm.call(tenant, (stream, position), call) {
+            Ok(action::CONTINUE) => Action::Continue,
+            // The C++ SDK has finer answers; all of them hold the message.
+            Ok(_) => Action::Pause,
+            Err(Failed) => {
+                tenant.plugin.figures.failed_streams.inc(observe::shard());
+                stream.with_position(position, |p| p.gone = true);
+                Action::Failed(tenant.plugin.on_failure)
+            }
+        }
+    }
+
+    /// The stream is over: makes the last calls for it, all in the time of one. `first`: what comes before the others, if
+    /// `called`.
+    pub(in crate::wasm) fn end(
+        &self,
+        stream: &Subject,
+        position: usize,
+        called: bool,
+        first: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<()>,
+    ) {
+        let phases = self.wanted_phases();
+        if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
+            // A filter that only logs meets the stream here for the first time. There is nothing left to be denied.
+            let _ = self.vm.call(&self.tenant, (stream, position), |store, exports, context| {
+                let context = context.create(store, exports)?;
+                first(&mut *store, exports, context)?;
+                const BOTH: u32 = phase::LIFECYCLE | phase::LOG;
+                if phases & BOTH == BOTH
+                    && let Some(joined) = &exports.joined
+                {
+                    return joined.end.call(store, context);
+                }
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(done) = &exports.done
+                {
+                    done.call(&mut *store, context)?;
+                }
+                if phases & phase::LOG != 0
+                    && let Some(log) = &exports.log
+                {
+                    log.call(&mut *store, context)?;
+                }
+                if phases & phase::LIFECYCLE != 0
+                    && let Some(delete) = &exports.delete
+                {
+                    delete.call(&mut *store, context)?;
+                }
+                Ok(())
+            });
+        }
+        stream.with_position(position, |p| self.vm.forget(p));
+    }
+}
+
+impl Filter for WasmFilter {
+    fn name(&self) -> &str {
+        &self.tenant.plugin.identity.name
+    }
+
+    fn phases(&self) -> u32 {
+        self.wanted_phases()
+    }
+
+    fn headers_pause(&self) -> HeadersPause {
+        self.tenant.plugin.headers_pause
+    }
+
+    fn changes_body(&self, direction: Direction) -> bool {
+        let bit = [phase::REQUEST_BODY, phase::RESPONSE_BODY][direction as usize];
+        self.wanted_phases() & bit != 0 && self.tenant.subscribes.get()
+    }
+
+    fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
+        self.ask_first(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            if direction == Direction::Request
+                && let (Some(parent), Some(joined)) = (context.parent, &exports.joined)
+            {
+                let count = header_count(stream, direction);
+                return joined.begin.call(store, (context.id, parent, count, end.into()));
+            }
+            let context = context.create(store, exports)?;
+            let count = header_count(stream, direction);
+            match &exports.headers[direction as usize] {
+                Some(OnHeaders::WithEnd(f)) => f.call(store, (context, count, end.into())),
+                Some(OnHeaders::Short(f)) => f.call(store, (context, count)),
+                None => Ok(action::CONTINUE),
+            }
+        })
+    }
+
+    fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            match &exports.body[direction as usize] {
+                Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
+                None => Ok(action::CONTINUE),
+            }
+        })
+    }
+
+    fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
+        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+            let count = stream.state.borrow().trailers[direction as usize].as_ref().map_or(0, |t| t.len() as u32);
+            match &exports.trailers[direction as usize] {
+                Some(f) => f.call(store, (context, count)),
+                None => Ok(action::CONTINUE),
+            }
+        })
+    }
+
+    fn on_stall(&self, direction: Direction) {
+        let plugin = &self.tenant.plugin;
+        if !plugin.hinted.swap(true, Ordering::Relaxed) {
+            let message = ["request", "response"][direction as usize];
+            plugin.identity.complain(format_args!(
+                "it held a {message} in its headers callback until the time was over, and was shown nothing of the body \
+                 meanwhile; if it waits for the body, it needs `headers_pause: hold_headers` (this is said once)"
+            ));
+        }
+    }
+
+    fn on_end(&self, stream: &Rc<Stream>, position: usize) {
+        if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
+            return self.vm.forget(&stream.state.borrow().positions[position]);
+        }
+        self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
+    }
+}
+
+fn header_count(stream: &Stream, direction: Direction) -> u32 {
+    let state = stream.state.borrow();
+    match direction {
+        Direction::Request => 4 + state.request.fields.len() as u32,
+        Direction::Response => state.response.as_ref().map_or(0, |r| 1 + r.fields.len() as u32),
+    }
+}

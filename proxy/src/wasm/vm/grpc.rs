@@ -1,0 +1,276 @@
+//! gRPC calls that filters make themselves: one message each way, or streams of them.
+
+use std::{
+    cell::OnceCell,
+    collections::HashMap,
+    pin::Pin,
+    rc::Weak,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, header};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::AbortHandle,
+};
+
+use super::callout::{FULL, NOBODY, note_broken, note_late};
+use crate::{
+    chain::charge::CALL,
+    http::{
+        body::{Body, BodyError},
+        grpc::{self, Code},
+    },
+    upstream::{Broken, Endpoint, Pools, Way},
+    wasm::{
+        Vm,
+        host::grpc::{Call, Event, HEADER, Wish},
+    },
+};
+
+/// Bytes of a message that is received; more ends the call.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// A call under way, as its filter's worker has it.
+pub(in crate::wasm) struct Handle {
+    messages: Option<UnboundedSender<Bytes>>,
+    task: AbortHandle,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The calls of an instance.
+pub(super) type Calls = HashMap<u32, Handle>;
+
+/// Does what the guest wants.
+pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Pools<Body>, incarnation: u32) {
+    match wish {
+        Wish::Open(call) => {
+            let (id, stream) = (call.id, call.message.is_none());
+            let (sender, messages) = unbounded_channel();
+            let task = run(vm.clone(), upstream.clone(), *call, messages, incarnation);
+            let task = tokio::task::spawn_local(task).abort_handle();
+            calls.insert(id, Handle { messages: stream.then_some(sender), task });
+        }
+        Wish::Send(id, message, last) => {
+            let Some(handle) = calls.get_mut(&id) else { return };
+            if let Some(messages) = &handle.messages {
+                let _ = messages.send(message);
+            }
+            if last {
+                handle.messages = None;
+            }
+        }
+        Wish::Close(id) => {
+            if let Some(handle) = calls.get_mut(&id) {
+                handle.messages = None;
+            }
+        }
+        Wish::Cancel(id) => _ = calls.remove(&id),
+    }
+}
+
+/// The messages of a stream, as a request's body.
+struct Messages(UnboundedReceiver<Bytes>);
+
+impl http_body::Body for Messages {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(ready!(self.0.poll_recv(cx)).map(|message| Ok(Frame::data(message))))
+    }
+}
+
+async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
+    let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
+    let tell = |event| match vm.upgrade() {
+        Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
+        None => false,
+    };
+    let (cluster, asked) = (call.cluster.clone(), OnceCell::new());
+    let exchange = exchange(&upstream, call, messages, &asked, &tell);
+    let end = match limit {
+        None => exchange.await,
+        Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+            note_late(&cluster, asked.get(), limit);
+            Err((Code::DeadlineExceeded.number(), "the call's time is over".to_owned()))
+        }),
+    };
+    let (status, message) = match end {
+        // The instance is gone.
+        Ok(None) => return,
+        Ok(Some((status, message))) | Err((status, message)) => (status, message),
+    };
+    if let Some(vm) = vm.upgrade() {
+        // Of a call that is no stream a message is the whole answer.
+        if stream || status != 0 {
+            vm.on_grpc_event(root, id, Event::Closed(status, message), incarnation);
+        }
+        vm.grpc_ended(id, incarnation);
+    }
+}
+
+pub(crate) type End = (u32, String);
+
+/// Sends the call and tells of what comes back. None: nobody listens any more.
+async fn exchange(
+    upstream: &Pools<Body>,
+    call: Call,
+    messages: UnboundedReceiver<Bytes>,
+    asked: &OnceCell<Arc<Endpoint>>,
+    tell: &impl Fn(Event) -> bool,
+) -> Result<Option<End>, End> {
+    let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
+    let Call { cluster, mut head, message, timeout, mut charge, .. } = call;
+    head.fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
+    head.fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Some(timeout) = timeout {
+        head.fields.insert(grpc::TIMEOUT, grpc::format_timeout(timeout));
+    }
+    let stream = message.is_none();
+    let body = match message {
+        Some(message) => Body::full(message),
+        None => Body::stream(Messages(messages)),
+    };
+    let unsent = |why, said| {
+        cluster.note_unsent(why);
+        unavailable(said)
+    };
+    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are under way"))?;
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "there is no endpoint"))?.start();
+    let endpoint = asked.get_or_init(|| active.endpoint().clone());
+    let start = Instant::now();
+    let response = upstream.send(&cluster, endpoint, Way::default(), &head, body).await;
+    let response = response.map_err(|failure| {
+        failure.kind.note(&cluster, endpoint, start.elapsed());
+        unavailable(&failure.to_string())
+    })?;
+    let (parts, mut body) = response.into_parts();
+    if !parts.status.is_success() {
+        return Err((
+            Code::of_http(parts.status).number(),
+            format!("the answer's status is {}", parts.status.as_u16()),
+        ));
+    }
+    // Nothing but a head: its status is in it.
+    if let Some(status) = grpc::status(&parts.headers) {
+        if stream && !tell(Event::Trailing(parts.headers.clone())) {
+            return Ok(None);
+        }
+        return Ok(Some((status, message_of(&parts.headers))));
+    }
+    if stream && !tell(Event::Initial(parts.headers)) {
+        return Ok(None);
+    }
+    let (mut pending, mut only, mut trailers) = (BytesMut::new(), None::<Bytes>, None::<HeaderMap>);
+    while let Some(frame) = body.frame().await {
+        let broken = |error: Broken| {
+            note_broken(&cluster, endpoint, &error, pending.len());
+            unavailable(&error.to_string())
+        };
+        match frame.map_err(broken)?.into_data() {
+            Ok(data) => {
+                let there = only.as_ref().map_or(0, Bytes::len) + pending.len();
+                charge.set(CALL + there + data.len()).map_err(|_| exhausted("there is no room for the answer"))?;
+                pending.extend_from_slice(&data);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+        while let Some(message) = take_message(&mut pending)? {
+            if !stream {
+                only = Some(message);
+            } else if !tell(Event::Message(message)) {
+                return Ok(None);
+            }
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    let trailers = trailers.unwrap_or_default();
+    let status = grpc::status(&trailers).unwrap_or(Code::Unknown.number());
+    let said = message_of(&trailers);
+    if stream && !tell(Event::Trailing(trailers)) {
+        return Ok(None);
+    }
+    if !stream && status == 0 {
+        let Some(message) = only else {
+            return Err((Code::Internal.number(), "the answer has no message".to_owned()));
+        };
+        if !tell(Event::Message(message)) {
+            return Ok(None);
+        }
+    }
+    Ok(Some((status, said)))
+}
+
+fn exhausted(why: &str) -> End {
+    (Code::ResourceExhausted.number(), why.to_owned())
+}
+
+fn message_of(fields: &HeaderMap) -> String {
+    let text = fields.get(grpc::MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
+    grpc::decode_message(text)
+}
+
+/// The next whole message.
+pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End> {
+    let Some((header, _)) = pending.split_at_checked(HEADER) else { return Ok(None) };
+    let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
+    if header[0] != 0 {
+        return Err((Code::Unimplemented.number(), "the message is compressed, which was not asked for".to_owned()));
+    }
+    if length > MAX_MESSAGE {
+        return Err(exhausted("the message is too large"));
+    }
+    if pending.len() < HEADER + length {
+        return Ok(None);
+    }
+    pending.advance(HEADER);
+    Ok(Some(pending.split_to(length).freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasm::host::grpc::{Over, framed};
+
+    #[test]
+    fn messages_are_found_however_they_are_cut() {
+        let all = [framed(b"one"), framed(b""), framed(&[7; 300])].concat();
+        for step in 1..all.len() {
+            let (mut pending, mut found) = (BytesMut::new(), Vec::new());
+            for part in all.chunks(step) {
+                pending.extend_from_slice(part);
+                while let Some(message) = take_message(&mut pending).unwrap() {
+                    found.push(message);
+                }
+            }
+            assert_eq!(found, [&b"one"[..], b"", &[7; 300]]);
+        }
+    }
+
+    #[test]
+    fn calls_that_are_over_are_remembered_up_to_a_bound_and_taken_once() {
+        let mut over = Over::default();
+        (0..=Over::MOST as u32).for_each(|id| over.add(id));
+        assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(Over::MOST as u32));
+    }
+
+    #[test]
+    fn what_is_no_message_ends_the_call() {
+        let take = |bytes: &[u8]| take_message(&mut BytesMut::from(bytes)).unwrap_err().0;
+        assert_eq!(take(&[1, 0, 0, 0, 0]), 12);
+        assert_eq!(take(&[0, 255, 0, 0, 0]), 8);
+    }
+}

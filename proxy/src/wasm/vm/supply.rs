@@ -1,0 +1,168 @@
+//! Instances in place of those that fail: when a worker gets another one, and what that may cost.
+//!
+//! Making instances may take a tenth of a worker's time. That is a budget and not a pause: a request that makes a filter fail
+//! can be sent again and again, and a pause after it would be everybody's. Calls that overrun their time have a budget too, a
+//! larger one: without it, whoever knows an endless loop could have all of a worker's time, also that of listeners without the
+//! filter.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::wasm::Machine;
+
+/// A part of a worker's time.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    /// In percent.
+    percent: u32,
+    /// What may be taken at once, if nothing was taken for a while.
+    burst: Duration,
+}
+
+/// For making instances.
+const MAKING: Share = Share { percent: 10, burst: Duration::from_millis(250) };
+
+/// For calls that overrun their time.
+const OVERRUNS: Share = Share { percent: 60, burst: Duration::from_millis(1000) };
+
+/// Asks for another instance of a machine.
+pub struct Order {
+    /// Of which.
+    pub machine: Arc<Machine>,
+    /// It is not wanted before this much time has passed.
+    pub wait: Duration,
+}
+
+/// Where a worker's instances come from, beside those that it makes itself.
+pub struct Supply {
+    making: RefCell<Budget>,
+    overruns: RefCell<Budget>,
+    order: Box<dyn Fn(Order)>,
+}
+
+impl Supply {
+    /// A supply that passes orders on to whoever makes instances. Those are given to [`Vm::deliver`](super::Vm::deliver).
+    pub fn new(order: impl Fn(Order) + 'static) -> Rc<Supply> {
+        let budget = |share| RefCell::new(Budget::new(share, Instant::now()));
+        Rc::new(Supply { making: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
+    }
+
+    /// Charges processor time that an instance for this worker has taken, wherever it was made.
+    pub fn charge(&self, used: Duration) {
+        self.making.borrow_mut().charge(used, Instant::now());
+    }
+
+    /// Charges processor time of a call that has overrun its time. How long calls like it should have no instance.
+    pub(in crate::wasm) fn overran(&self, used: Duration) -> Duration {
+        let (mut budget, now) = (self.overruns.borrow_mut(), Instant::now());
+        budget.charge(used, now);
+        budget.wait(now)
+    }
+
+    /// How long to wait until another one may be made.
+    pub(in crate::wasm) fn wait(&self) -> Duration {
+        self.making.borrow_mut().wait(Instant::now())
+    }
+
+    /// Orders an instance, not before this much time has passed and not before the budget allows it.
+    pub(super) fn order(&self, machine: &Arc<Machine>, pause: Duration) {
+        (self.order)(Order { machine: machine.clone(), wait: pause.max(self.wait()) });
+    }
+}
+
+/// A token bucket of processor time. What an instance costs is known only when it has been made, so the bucket may go below
+/// zero; then nothing is made until it has filled up again.
+#[derive(Debug)]
+struct Budget {
+    share: Share,
+    /// What is left, in nanoseconds; below zero: a debt.
+    left: i64,
+    at: Instant,
+}
+
+impl Budget {
+    fn new(share: Share, now: Instant) -> Budget {
+        Budget { share, left: nanos(share.burst), at: now }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let gained = nanos(now.saturating_duration_since(self.at) / 100).saturating_mul(self.share.percent.into());
+        // Time that has brought nothing yet, because it is so short, still counts.
+        if gained > 0 {
+            self.left = self.left.saturating_add(gained).min(nanos(self.share.burst));
+            self.at = now;
+        }
+    }
+
+    fn charge(&mut self, used: Duration, now: Instant) {
+        self.fill(now);
+        self.left = self.left.saturating_sub(nanos(used));
+    }
+
+    fn wait(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        let owed = 1_i64.saturating_sub(self.left).max(0);
+        Duration::from_nanos(owed.unsigned_abs()) * 100 / self.share.percent
+    }
+}
+
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much is made in a minute, and how often, if another instance is wanted all the time.
+    fn minute(each: Duration) -> (Duration, u32) {
+        let start = Instant::now();
+        let (mut budget, mut now, mut made) = (Budget::new(MAKING, start), start, 0);
+        while now < start + Duration::from_secs(60) {
+            let wait = budget.wait(now);
+            if wait.is_zero() {
+                made += 1;
+                now += each;
+                budget.charge(each, now);
+            } else {
+                now += wait;
+            }
+        }
+        (each * made, made)
+    }
+
+    #[test]
+    fn instances_take_a_tenth_of_a_worker() {
+        for each in [100, 10_000, 100_000, 1_000_000].map(Duration::from_micros) {
+            let (used, made) = minute(each);
+            // The burst, and the last one's debt.
+            let most = Duration::from_secs(6) + MAKING.burst + each;
+            assert!(used <= most && used >= Duration::from_secs(6), "{each:?}: {used:?}, {made} times");
+        }
+    }
+
+    #[test]
+    fn a_budget_that_was_not_used_does_not_grow_without_bound() {
+        let start = Instant::now();
+        let mut budget = Budget::new(MAKING, start);
+        let later = start + Duration::from_secs(86_400);
+        budget.charge(MAKING.burst, later);
+        assert!(!budget.wait(later).is_zero());
+        assert_eq!(budget.wait(later + Duration::from_millis(1)), Duration::ZERO);
+    }
+
+    #[test]
+    fn calls_that_overrun_take_a_part_of_a_worker_and_no_more() {
+        let supply = Supply::new(|_| ());
+        let each = Duration::from_millis(100);
+        // What comes now and then is within the budget.
+        assert!((0..9).all(|_| supply.overran(each).is_zero()));
+        let waits: Vec<Duration> = (0..12).map(|_| supply.overran(each)).collect();
+        assert!(waits.last() > Some(&each), "{waits:?}");
+        assert!(waits.is_sorted(), "{waits:?}");
+    }
+}

@@ -1,0 +1,465 @@
+//! A worker: a thread that carries traffic, alone. Its sockets, connections, filters' instances and upstream connections are
+//! its own; the control thread sends it commands, and it sends none back but for another instance of a filter that failed.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    os::fd::AsFd,
+    rc::Rc,
+    sync::{Arc, mpsc as std_mpsc},
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::LocalOptions,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    chain::{
+        Chain, Filter, Route,
+        network::{NetworkChain, NetworkFilter},
+    },
+    config::units::Address,
+    downstream::connection::Handle,
+    exchange::{self, Refusal, Refused, Site},
+    http::body::Body,
+    listener::{
+        clients::Clients,
+        connection,
+        count::{Connected, Connections, full},
+        overload::Refusals,
+        socket::{HANDSHAKES, ListenerShared},
+    },
+    net::{
+        Listener, Socket,
+        descriptors::{self, Taker},
+    },
+    observe::{Seldom, Shard, set_shard, target},
+    snapshot::{Snapshot, Sockets},
+    tcp::{Routes, TcpSite},
+    upstream::{PoolOptions, Pools},
+    wasm::{self, Instance, Machine, Order, Supply, Vm, WasmFilter},
+};
+
+#[cfg(feature = "http3")]
+use crate::listener::quic::Quic;
+/// A guest runs on the worker's stack; see `wasm::engine`.
+const STACK: usize = 4 << 20;
+
+/// What the control thread wants of a worker.
+pub enum Command {
+    /// Carry traffic by this snapshot from now on.
+    Apply(Box<Delivery>, oneshot::Sender<()>),
+    /// An instance that the worker has ordered.
+    Adopt(Arc<Machine>, Box<Instance>),
+    /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
+    /// none left.
+    Drain(oneshot::Sender<()>),
+}
+
+/// A snapshot with a worker's own part of it.
+pub struct Delivery {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// An instance of each machine.
+    pub instances: Vec<Instance>,
+    /// New sockets.
+    pub sockets: Sockets,
+}
+
+/// An order of another instance.
+pub struct Rebuild {
+    /// Who asks.
+    pub worker: usize,
+    /// What for.
+    pub order: Order,
+}
+
+/// The control thread's end of a worker.
+pub struct WorkerHandle {
+    /// Commands to it.
+    pub commands: mpsc::UnboundedSender<Command>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl WorkerHandle {
+    /// Waits for the thread to end, which it does when its commands end.
+    pub fn join(self) {
+        drop(self.commands);
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a worker.
+pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io::Result<WorkerHandle> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (ready, started) = std_mpsc::channel();
+    let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
+        set_shard(Shard::worker(index));
+        // Local tasks are the runtime's own: a `LocalSet` would be a second scheduler within the first.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                let _ = ready.send(Err(e));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        runtime.block_on(Worker::new(index, rebuilds).run(inbox));
+        exchange::worker_ends();
+    })?;
+    started.recv().unwrap_or_else(|_| Err(std::io::Error::other("a worker did not start")))?;
+    Ok(WorkerHandle { commands, thread })
+}
+
+struct Listening {
+    /// The listener that has the socket.
+    name: String,
+    socket: Rc<Listener>,
+    handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
+    accept: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    shared: Arc<ListenerShared>,
+    #[cfg(feature = "http3")]
+    quic: Option<Quic>,
+}
+
+struct Worker {
+    supply: Rc<Supply>,
+    pools: Pools<Body>,
+    /// By address: sockets belong to it, and pass from one listener to another.
+    listening: RefCell<HashMap<Address, Listening>>,
+    vms: RefCell<Vec<Rc<Vm>>>,
+    connections: Rc<Connections>,
+    clients: Rc<Clients>,
+}
+
+impl Worker {
+    fn new(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> Worker {
+        Worker {
+            supply: Supply::new(move |order| {
+                // The control thread is gone only when the process ends.
+                let _ = rebuilds.send(Rebuild { worker: index, order });
+            }),
+            pools: Pools::new(PoolOptions::default()),
+            listening: RefCell::default(),
+            vms: RefCell::default(),
+            connections: Rc::default(),
+            clients: Rc::default(),
+        }
+    }
+
+    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Apply(delivery, done) => {
+                    let closing = self.apply(*delivery);
+                    // The next configuration may have these addresses again.
+                    tokio::task::spawn_local(async move {
+                        closed(closing).await;
+                        let _ = done.send(());
+                    });
+                }
+                Command::Adopt(machine, instance) => {
+                    self.supply.charge(instance.made_in);
+                    let vms = self.vms.borrow();
+                    // Of a snapshot that is gone: nobody needs it any more.
+                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.machine(), &machine)) {
+                        vm.deliver(*instance);
+                    }
+                }
+                Command::Drain(done) => self.drain(done),
+            }
+        }
+    }
+
+    /// Goes by another snapshot. Returns the sockets that it has no more, which are being closed.
+    fn apply(&self, delivery: Delivery) -> Vec<JoinHandle<()>> {
+        let Delivery { snapshot, instances, sockets } = delivery;
+        let site = wasm::Site { upstream: self.pools.clone(), supply: self.supply.clone() };
+        let vms = snapshot.machines.iter().zip(instances);
+        let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+        let filters = snapshot.in_order(&vms);
+        let mut streams: HashMap<_, _> = by_place(sockets.streams);
+        #[cfg(feature = "http3")]
+        let mut datagrams: HashMap<_, _> = by_place(sockets.datagrams);
+        let mut listening = self.listening.borrow_mut();
+        let mut kept = HashMap::new();
+        for (index, parts) in snapshot.listeners.iter().enumerate() {
+            let site = Rc::new(self.site(&snapshot, index, &filters));
+            let tcp = tcp_site(&snapshot, index, &filters).map(Rc::new);
+            for address in parts.config.all_addresses() {
+                let name = &parts.config.name;
+                let place = (index, address.clone());
+                let there = match (listening.remove(address), streams.remove(&place)) {
+                    (Some(there), _) if there.name == *name => {
+                        there.handle.set_site(site.clone());
+                        *there.tcp.borrow_mut() = tcp.clone();
+                        there
+                    }
+                    // Its connections are another listener's; they end with that.
+                    (Some(there), _) => there.passes_to(|socket| {
+                        self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                    }),
+                    (None, Some(socket)) => match Listener::try_from(socket) {
+                        Ok(socket) => {
+                            let socket = Rc::new(socket);
+                            self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                        }
+                        Err(e) => {
+                            tracing::error!(
+                                target: target::LISTENER,
+                                listener = name, "cannot accept connections: {e}"
+                            );
+                            continue;
+                        }
+                    },
+                    (None, None) => continue,
+                };
+                #[cfg(feature = "http3")]
+                let there = self.with_quic(there, datagrams.remove(&place), &site);
+                kept.insert(address.clone(), there);
+            }
+        }
+        let gone = std::mem::replace(&mut *listening, kept);
+        let closing = gone.into_values().map(Listening::end).collect();
+        // Requests under way hold what they began with.
+        *self.vms.borrow_mut() = vms;
+        self.pools.retain(snapshot.clusters.values());
+        closing
+    }
+
+    /// A listener's rules, as this worker has them.
+    fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Site {
+        let parts = &snapshot.listeners[index];
+        let config = &parts.config;
+        let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
+        let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
+        let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
+        let mut site =
+            Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
+        site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        site.tls = parts.tls.clone();
+        site.access_log = parts.access_log.clone();
+        site.clusters = snapshot.cluster_figures.iter().cloned().collect();
+        site.retries = snapshot.retries.iter().cloned().collect();
+        site
+    }
+
+    fn listen(
+        &self,
+        name: String,
+        socket: Rc<Listener>,
+        site: Rc<Site>,
+        tcp: Option<Rc<TcpSite>>,
+        shared: Arc<ListenerShared>,
+    ) -> Listening {
+        let handle = Rc::new(Handle::new(site));
+        let tcp = Rc::new(RefCell::new(tcp));
+        let (stop, stopped) = watch::channel(false);
+        let all = (self.connections.clone(), self.clients.clone());
+        let accept = accept(socket.clone(), handle.clone(), tcp.clone(), shared.clone(), all, stopped);
+        let accept = tokio::task::spawn_local(accept);
+        Listening {
+            name,
+            socket,
+            handle,
+            tcp,
+            accept,
+            stop,
+            shared,
+            #[cfg(feature = "http3")]
+            quic: None,
+        }
+    }
+
+    /// The same with HTTP/3, or without, as its rules are now.
+    #[cfg(feature = "http3")]
+    fn with_quic(&self, mut listening: Listening, socket: Option<std::net::UdpSocket>, site: &Rc<Site>) -> Listening {
+        listening.quic = match (listening.quic, socket) {
+            (Some(quic), _) if site.config.http3 => {
+                quic.set_site(site.clone());
+                Some(quic)
+            }
+            (None, Some(socket)) => {
+                let connections = self.connections.clone();
+                let new = Quic::listen(socket, site.clone(), listening.shared.clone(), connections);
+                new.map_err(|e| {
+                    tracing::error!(
+                        target: target::LISTENER,
+                        listener = &*site.name, "cannot speak HTTP/3: {e}"
+                    )
+                })
+                .ok()
+            }
+            (before, _) => {
+                before.into_iter().for_each(Quic::end);
+                None
+            }
+        };
+        listening
+    }
+
+    fn drain(&self, done: oneshot::Sender<()>) {
+        let closing = self.listening.borrow_mut().drain().map(|(_, listening)| listening.end()).collect();
+        let connections = self.connections.clone();
+        tokio::task::spawn_local(async move {
+            closed(closing).await;
+            *connections.waiting.borrow_mut() = Some(done);
+            connections.check();
+        });
+    }
+}
+
+/// Waits until sockets are closed, and all connections on them are accepted.
+async fn closed(closing: Vec<JoinHandle<()>>) {
+    for socket in closing {
+        let _ = socket.await;
+    }
+}
+
+/// A listener's rules for TCP connections, if it takes any.
+fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpSite> {
+    let parts = &snapshot.listeners[index];
+    let (config, figures) = (&parts.config, parts.tcp.clone()?);
+    let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
+    let filters = filters.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
+    Some(TcpSite {
+        name: config.name.as_str().into(),
+        chain: Rc::new(NetworkChain::new(filters.collect())),
+        routes: Routes::new(config, &snapshot.clusters),
+        idle: config.timeouts.idle.bound(),
+        age: config.timeouts.connection_age.bound(),
+        buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
+        access_log: parts.access_log.clone(),
+        figures,
+        clusters: snapshot.tcp_clusters.iter().cloned().collect(),
+        retries: snapshot.retries.iter().cloned().collect(),
+    })
+}
+
+impl Listening {
+    /// Takes no more connections, and lets those there are end. Its socket is closed when the task is over.
+    fn end(self) -> JoinHandle<()> {
+        let _ = self.stop.send(true);
+        self.handle.drain();
+        #[cfg(feature = "http3")]
+        self.quic.into_iter().for_each(Quic::end);
+        self.accept
+    }
+
+    /// Gives its sockets to another listener, and lets its connections end. Those of HTTP/3, which have no other socket, go on under
+    /// the other's rules.
+    fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> Listening) -> Listening {
+        self.accept.abort();
+        self.handle.drain();
+        #[cfg_attr(not(feature = "http3"), expect(unused_mut, reason = "there is nothing else to give"))]
+        let mut other = listen(self.socket);
+        #[cfg(feature = "http3")]
+        {
+            other.quic = self.quic;
+        }
+        other
+    }
+}
+
+/// Sockets by listener and address.
+fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S> {
+    sockets.into_iter().map(|(index, address, socket)| ((index, address), socket)).collect()
+}
+
+/// A client comes when all descriptors are used that clients may use, and none of their connections is idle.
+fn scarce() -> Refused {
+    let why = "there are no more file descriptors for clients, and no connection is idle (`ulimit -n`)".to_owned();
+    Refused::new(Refusal::Descriptors, why)
+}
+
+/// Accepts connections until it is stopped; then leaves new ones to other sockets, takes those that are on their way here, and closes
+/// the socket.
+async fn accept(
+    socket: Rc<Listener>,
+    handle: Rc<Handle>,
+    tcp: Rc<connection::TcpRules>,
+    shared: Arc<ListenerShared>,
+    (connections, clients): (Rc<Connections>, Rc<Clients>),
+    mut stopped: watch::Receiver<bool>,
+) {
+    let (refusals, unaccepted) = (Refusals::default(), Seldom::default());
+    let refuse = |stream, peer, refused: &Refused| {
+        let site = handle.site();
+        site.turn_away(peer, "TCP", refused);
+        let tls = site.config.tls.as_ref().map(|tls| tls.mode);
+        refusals.refuse(stream, site.config.protocol, tls, refused.refusal != Refusal::Descriptors);
+    };
+    // Whether others were asked to leave, so that it has room.
+    let begin = |stream: Socket, peer| {
+        let Some(place) = shared.enter() else {
+            refuse(stream, peer, &full());
+            return false;
+        };
+        let crowded = !Taker::Client.may_keep(stream.as_fd());
+        if crowded && clients.close_idle() == 0 {
+            refuse(stream, peer, &scarce());
+            return false;
+        }
+        let Ok(local) = stream.local_addr() else { return false };
+        let connected = Connected::begin(&connections, &handle.site(), place);
+        let (handle, tcp) = (handle.clone(), tcp.clone());
+        clients.admit(|seat| {
+            let serve = async move {
+                connection::serve(handle, tcp, stream, (peer, local), &seat).await;
+                drop(connected);
+            };
+            tokio::task::spawn_local(serve).abort_handle()
+        });
+        crowded
+    };
+    let mut closes = None;
+    loop {
+        let over = async {
+            match closes {
+                None => _ = stopped.wait_for(|stopped| *stopped).await,
+                Some(at) => sleep_until(at).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = over => {
+                if closes.is_some() {
+                    break;
+                }
+                if let Err(e) = socket.leave_to_others() {
+                    tracing::debug!(
+                        target: target::LISTENER,
+                        "connections are on their way to a socket that is to be closed: {e}"
+                    );
+                }
+                closes = Some(Instant::now() + HANDSHAKES);
+            }
+            accepted = socket.accept() => match accepted {
+                // They leave in their own turns, which come before that of another client.
+                Ok((stream, peer)) => if begin(stream, peer) {
+                    tokio::task::yield_now().await;
+                },
+                Err(e) => {
+                    if descriptors::are_used_up(&e) {
+                        clients.close_idle();
+                    }
+                    if let Some(left_out) = unaccepted.may_warn() {
+                        tracing::warn!(target: target::LISTENER, left_out, "cannot accept a connection: {e}");
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    for (stream, peer) in Rc::into_inner(socket).map(Listener::close).unwrap_or_default() {
+        begin(stream, peer);
+    }
+}
