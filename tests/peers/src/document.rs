@@ -20,6 +20,9 @@ use crate::{
 /// Where figures are, from the folder of documents.
 const DOCUMENTS: [&str; 3] = ["performance.md", "operating.md", "../README.md"];
 
+/// What a filter adds to, as far as it is taken.
+const ADDED: [&str; 3] = ["cpu_us", "p50", "p99"];
+
 /// A proxy that is less busy than this, in percent, has not shown the most that it carries.
 const SATURATED: f64 = 95.0;
 
@@ -47,7 +50,8 @@ fn filled(text: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Resu
 }
 
 /// What stands for a key: a section, or a figure of a row (`SCENARIO / ROW / FIGURE`), its ratio to that of another row (`/ ROW`
-/// behind that), or how it grows with each copy of a filter (`SCENARIO / slope / PROGRAM`).
+/// behind that), what the row's filter adds to it (`SCENARIO / ROW / added / FIGURE`), or how it grows with each copy of a filter
+/// (`SCENARIO / slope / PROGRAM`).
 fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Result<String> {
     let parts: Vec<&str> = key.split(" / ").collect();
     let named =
@@ -71,6 +75,14 @@ fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Resul
             let main = &named(scenario)?.columns[0];
             let slope = results.scenarios.get(scenario).and_then(|measured| measured.slope(main.key, program));
             slope.map_or_else(not_measured, |slope| in_text(slope, main.unit, 2))
+        }
+        [name, row, "added", key] => {
+            let scenario = named(name)?;
+            let subject = scenario.subject(row).with_context(|| format!("there is no row {row}"))?;
+            let base = subject.over.with_context(|| format!("{row} has no row without its filter"))?;
+            let column = scenario.column(key).with_context(|| format!("there is no figure {key}"))?;
+            let added = results.scenarios.get(name).and_then(|measured| measured.added(key, row, base));
+            added.map_or_else(not_measured, |added| in_text(added, column.unit, column.decimals))
         }
         [name, row, key, ref base @ ..] if base.len() <= 1 => {
             let scenario = named(name)?;
@@ -155,6 +167,7 @@ fn section(scenario: &Scenario, measured: &Measured) -> String {
             measured.pace.as_ref().map_or(String::new(), |pace| format!(", {} a second", number(pace.rate.into(), 0)));
         text += &format!("\nOpen loop{rate}:\n\n{}", open_table(scenario, measured));
     }
+    text += &added_table(scenario, measured);
     if scenario.slope {
         text += &slopes(scenario, measured);
     }
@@ -219,6 +232,29 @@ fn open_table(scenario: &Scenario, measured: &Measured) -> String {
         text.push('\n');
     }
     text
+}
+
+/// What each filter adds to its proxy, where there is a row without the filter.
+fn added_table(scenario: &Scenario, measured: &Measured) -> String {
+    let columns: Vec<_> = ADDED.iter().filter_map(|key| scenario.column(key)).collect();
+    let mut lines = String::new();
+    for subject in &scenario.subjects {
+        let Some(base) = subject.over.filter(|_| measured.row(&subject.label).is_some()) else { continue };
+        let _ = write!(lines, "| {} |", subject.label);
+        for column in &columns {
+            let added = measured.added(column.key, &subject.label, base);
+            let _ = write!(lines, " {} |", added.map_or("–".into(), |added| in_table(added, column)));
+        }
+        lines.push('\n');
+    }
+    if lines.is_empty() {
+        return lines;
+    }
+    let head: String = columns.iter().map(|column| format!(" {} |", column.label)).collect();
+    format!(
+        "\nWhat the filter adds to the same proxy without it:\n\n| |{head}\n|---|{}\n{lines}",
+        "---:|".repeat(columns.len())
+    )
 }
 
 /// Which rounds the figures are without, and which were tried more than once; and why.
@@ -290,8 +326,8 @@ fn made(scenario: &Scenario, measured: &Measured) -> String {
             format!(", each 1 s of warm-up, {} s in a closed loop, {open} in an open one", made.seconds)
         }
         Work::Idle => format!(", each with {} connections", most("connections").unwrap_or_default()),
-        Work::Swap { .. } if open.is_empty() => String::new(),
-        Work::Swap { .. } => format!(", each {open} in an open loop"),
+        Work::Swap { .. } | Work::Contain { .. } if open.is_empty() => String::new(),
+        Work::Swap { .. } | Work::Contain { .. } => format!(", each {open} in an open loop"),
         Work::Chain => ", each about 2 s".into(),
     };
     let by = if measured.generators.is_empty() { String::new() } else { format!("; {}", measured.generators) };
@@ -333,7 +369,15 @@ mod tests {
     }
 
     /// What was set or done, not measured.
-    const SETTINGS: [&str; 5] = ["of 1 MiB", "at most 5,500 requests/s", "tenth", "10,000 requests", "2 %"];
+    const SETTINGS: [&str; 7] = [
+        "of 1 MiB",
+        "128 MiB more",
+        "by default 64 MiB",
+        "at most 5,500 requests/s",
+        "tenth",
+        "10,000 requests",
+        "2 %",
+    ];
 
     #[test]
     fn no_figure_in_the_documents_is_written_by_hand() {
@@ -396,6 +440,25 @@ mod tests {
         let targets = figure("targets", &scenarios, &results).unwrap();
         assert!(targets.contains("| ≤ 1 × | 1.25 × (0.50–2.00) | open: 1 of 3 rounds failed |"), "{targets}");
         assert!(targets.contains("not measured"), "{targets}");
+    }
+
+    #[test]
+    fn what_filters_add_is_taken_within_each_round() {
+        let rows = vec![
+            row("Envoy, no filter", 0, &[Some(40.0), Some(50.0), None]),
+            row("Envoy, a native filter", 0, &[Some(42.0), Some(51.0), Some(90.0)]),
+        ];
+        let scenarios = [("kinds".into(), Measured { rows, ..Default::default() })].into();
+        let (results, scenarios) = (Results { scenarios, ..Default::default() }, scenarios::all());
+        let text = |key: &str| figure(key, &scenarios, &results).map_err(|e| e.to_string());
+        assert_eq!(text("kinds / Envoy, a native filter / added / cpu_us"), Ok("1.5 µs (1.0–2.0)".into()));
+        assert_eq!(text("kinds / Tollgate, the faster lane / added / p99"), Ok("(not measured)".into()));
+        for unknown in ["kinds / Envoy, no filter / added / cpu_us", "kinds / Envoy, a native filter / added / x"] {
+            assert!(text(unknown).is_err(), "{unknown}");
+        }
+        let page = text("scenarios").unwrap();
+        assert!(page.contains("What the filter adds"), "{page}");
+        assert!(page.contains("| Envoy, a native filter | 1.5 (1.0–2.0) | – | – |"), "{page}");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Load<'a> {
     pub spoken: Spoken,
     /// A connection for each request.
     pub close: bool,
+    /// How long an answer may take, in seconds.
+    pub timeout: u64,
 }
 
 /// What was seen at the highest rate.
@@ -80,7 +82,8 @@ impl Load<'_> {
         let pinned = format!("OPENSSL_CONF={}", self.folder.join("openssl.cnf").display());
         let mut command: Vec<OsString> = vec!["env".into(), pinned.into(), self.tools.wrk.clone().into()];
         command.extend(["-t1", "-c"].map(Into::into));
-        command.extend([CONNECTIONS.to_string(), format!("-d{seconds}s"), "--timeout=5s".into()].map(Into::into));
+        let flags = [CONNECTIONS.to_string(), format!("-d{seconds}s"), format!("--timeout={}s", self.timeout)];
+        command.extend(flags.map(Into::into));
         command.extend(self.rest());
         let text = self.output(&command, seconds)?;
         parse_wrk(&text).with_context(|| unexpected("wrk", &text))
@@ -104,6 +107,7 @@ impl Load<'_> {
             format!("--warmup={WARM_UP}ms"),
             format!("--rate={rate}"),
             format!("--duration={seconds}s"),
+            format!("--timeout={}s", self.timeout),
             format!("-c{CONNECTIONS}"),
         ];
         command.extend(numbers.map(Into::into));

@@ -3,8 +3,10 @@
 
 mod args;
 mod connect;
+mod contain;
 mod document;
 mod figures;
+mod kinds;
 mod load;
 mod machine;
 mod plot;

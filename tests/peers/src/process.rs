@@ -126,9 +126,15 @@ pub fn answers(port: u16, path: &str) -> bool {
 
 /// Asks once, on a connection of its own.
 pub fn get(port: u16, path: &str) -> anyhow::Result<String> {
+    get_with(port, path, "accept: */*")
+}
+
+/// The same with a field of the head.
+pub fn get_with(port: u16, path: &str, field: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{field}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -130,6 +130,12 @@ impl Measured {
         measured > 0 && measured >= self.rows.len().min(2)
     }
 
+    /// How much more a figure of one row is than that of another, in the rounds that both have.
+    pub fn added(&self, key: &str, label: &str, base: &str) -> Option<Figure> {
+        let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
+        stats::figure(&pairs.filter_map(|(run, base)| Some(run.figure(key)? - base.figure(key)?)).collect::<Vec<_>>())
+    }
+
     /// How a figure of one row relates to that of another, in the rounds that both have.
     pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<Figure> {
         let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);

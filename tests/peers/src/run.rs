@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use crate::{
+    contain, kinds,
     load::{GRPC_MESSAGE, Load, Paced, Saturated},
     machine::{Made, Places},
     process::{self, Server, free_port},
@@ -26,7 +27,7 @@ use crate::{
     template::{Values, expand},
     tls,
     tools::Tools,
-    usage,
+    usage::{self, Cpu},
 };
 
 /// How many idle connections there are, if the limits allow.
@@ -53,6 +54,9 @@ const SMOKE_RATE: u32 = 64;
 /// Seconds with a swap in each, at least.
 const SWAPS: u64 = 6;
 
+/// How long an answer may take, in seconds.
+const TIMEOUT: u64 = 5;
+
 /// How long memory may take to be given back.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -65,10 +69,26 @@ type Figures = Vec<(&'static str, f64)>;
 /// A proxy that runs in front of a backend, and the load that is meant for it.
 struct Proxy<'a> {
     server: Server,
+    /// What runs beside it as a part of it.
+    service: Option<Server>,
     load: Load<'a>,
     admin: u16,
     /// Where its filters' files are.
     modules: PathBuf,
+}
+
+impl Proxy<'_> {
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        [Some(&self.server), self.service.as_ref()].into_iter().flatten().map(Server::pid)
+    }
+
+    fn cpu(&self) -> Cpu {
+        self.pids().map(usage::cpu).sum()
+    }
+
+    fn resident_kib(&self) -> f64 {
+        self.pids().map(usage::resident_kib).sum()
+    }
 }
 
 /// What all runs have in common.
@@ -96,22 +116,28 @@ impl Bench {
         let length = (GRPC_MESSAGE - 5) as u8;
         fs::write(folder.join("grpc/message"), [&[0, 0, 0, 0, length][..], &[b'x'; GRPC_MESSAGE - 5]].concat())?;
         tls::write_files(&folder)?;
+        kinds::write_offenders(&folder)?;
         let files = raise_limit()?;
         Ok(Bench { tools, folder, files, seconds, smoke })
     }
 
     /// The backend, and the port at which it takes gRPC calls.
     fn start_backend(&self, places: &Places) -> anyhow::Result<(Server, u16)> {
-        let config = self.folder.join("backend.conf");
-        let (port, grpc) = (free_port()?, free_port()?);
+        let grpc = free_port()?;
+        Ok((self.start_nginx("backend", include_str!("../configs/backend.conf"), &places.backend, grpc)?, grpc))
+    }
+
+    /// An nginx that answers by itself.
+    fn start_nginx(&self, name: &str, template: &str, cores: &str, grpc: u16) -> anyhow::Result<Server> {
+        let (config, log) = (self.folder.join(format!("{name}.conf")), self.folder.join(format!("{name}.log")));
+        let port = free_port()?;
         let (dir, files) = (self.folder.display().to_string(), self.files.to_string());
         let names = [("dir", dir), ("port", port.to_string()), ("grpc", grpc.to_string()), ("files", files)];
         let values = Values { names: &names, ..Values::default() };
-        fs::write(&config, expand(include_str!("../configs/backend.conf"), &values)?)?;
+        fs::write(&config, expand(template, &values)?)?;
         let command = [self.tools.nginx.clone().into(), "-c".into(), config.into_os_string()];
-        let log = self.folder.join("backend.log");
-        let backend = Server::start(&command, &places.backend, port, &log, || process::answers(port, "/"));
-        Ok((backend.context("the backend does not start")?, grpc))
+        let server = Server::start(&command, cores, port, &log, || process::answers(port, "/"));
+        server.with_context(|| format!("the {name} does not start"))
     }
 
     /// Removes everything that was written for the runs.
@@ -140,8 +166,11 @@ impl Bench {
         let modules = self.modules(subject)?;
         let (backend, grpc) = self.start_backend(&places)?;
         let backend_port = if subject.spoken.grpc { grpc } else { backend.port };
+        let service = subject.service.map(|template| self.start_nginx("service", template, &places.proxy, 0));
+        let service = service.transpose()?;
+        let service_port = service.as_ref().map_or(0, |service| service.port);
         let (port, admin) = (free_port()?, free_port()?);
-        let config = self.config(subject, &modules, (port, admin, backend_port))?;
+        let config = self.config(subject, &modules, (port, admin, backend_port, service_port))?;
         let load = Load {
             tools: &self.tools,
             cores: &places.load,
@@ -150,10 +179,15 @@ impl Bench {
             path: &subject.path,
             spoken: subject.spoken,
             close: matches!(work, Work::Requests { close: true, .. }),
+            timeout: if matches!(work, Work::Contain { .. }) { contain::TIMEOUT } else { TIMEOUT },
         };
         let server = self.start(subject, &places, config, &load)?;
         load.check_tls()?;
-        then(&Proxy { server, load, admin, modules })
+        if let Some(field) = subject.refuses {
+            let answer = process::get_with(port, &subject.path, field)?;
+            ensure!(answer.starts_with("HTTP/1.1 403"), "a request with `{field}` is not refused:\n{answer}");
+        }
+        then(&Proxy { server, service, load, admin, modules })
     }
 
     /// Where the filters' files are: copies, if one is going to be replaced.
@@ -170,12 +204,22 @@ impl Bench {
         Ok(copies)
     }
 
+    /// A filter's file: `portable:x` is one for any host, `made:x` one that is made for the runs, the others are where it is said.
+    fn module(&self, name: &str, modules: &Path) -> String {
+        let file = match name.split_once(':') {
+            Some(("portable", name)) => self.tools.portable.canonicalize().unwrap_or_default().join(name),
+            Some(("made", name)) => self.folder.join(name),
+            _ => modules.join(name),
+        };
+        file.display().to_string()
+    }
+
     /// Writes the configuration, and says where it is.
     fn config(
         &self,
         subject: &Subject,
         modules: &Path,
-        (port, admin, backend): (u16, u16, u16),
+        (port, admin, backend, service): (u16, u16, u16, u16),
     ) -> anyhow::Result<PathBuf> {
         let file = match subject.program {
             Program::Nginx => "nginx.conf",
@@ -188,15 +232,13 @@ impl Bench {
             ("port", port.to_string()),
             ("admin", admin.to_string()),
             ("backend", backend.to_string()),
+            ("service", service.to_string()),
             ("workers", subject.workers.to_string()),
             ("files", self.files.to_string()),
             // HAProxy counts two files for each, and needs some for itself.
             ("connections", (self.files / 2 - 300).to_string()),
             ("portable", self.tools.portable.canonicalize().unwrap_or_default().display().to_string()),
-            (
-                "module",
-                subject.modules.first().map(|name| modules.join(name).display().to_string()).unwrap_or_default(),
-            ),
+            ("module", subject.modules.first().map(|name| self.module(name, modules)).unwrap_or_default()),
         ];
         let config = self.folder.join(file);
         // HAProxy's for many routes.
@@ -225,7 +267,7 @@ impl Bench {
     /// What the filters cost without anything around them.
     fn chain(&self, subject: &Subject) -> anyhow::Result<Figures> {
         let places = Places::of(subject.workers)?;
-        let config = self.config(subject, &self.modules(subject)?, (free_port()?, free_port()?, free_port()?))?;
+        let config = self.config(subject, &self.modules(subject)?, (free_port()?, free_port()?, free_port()?, 0))?;
         let mut command: Vec<OsString> = vec![self.tools.tollgate.clone().into(), "bench".into(), "chain".into()];
         command.extend([config.into(), "--json".into(), "--request".into(), format!("GET {}", subject.path).into()]);
         command.extend(["-H", "user-agent: peers/1.0", "-H", "accept: */*"].map(Into::into));
@@ -263,17 +305,17 @@ impl Bench {
 
     /// Requests as fast as they go, then at a rate: the one given, or half of what went.
     fn requests(&self, proxy: &Proxy, rate: Option<u32>) -> anyhow::Result<Figures> {
-        let (load, pid) = (proxy.load, proxy.server.pid());
+        let load = proxy.load;
         // Connections to the backend are opened, memory is touched.
         load.saturate(1)?;
-        let (before, begun) = (usage::cpu(pid), Instant::now());
+        let (before, begun) = (proxy.cpu(), Instant::now());
         let saturated = saturate(&load, self.seconds)?;
-        let (cpu, seconds) = (usage::cpu(pid) - before, begun.elapsed().as_secs_f64());
-        let rss = usage::resident_kib(pid);
+        let (cpu, seconds) = (proxy.cpu() - before, begun.elapsed().as_secs_f64());
+        let rss = proxy.resident_kib();
         let rate = rate.unwrap_or((saturated.requests / saturated.seconds / 2.0) as u32);
         let rate = self.capped(rate.max(1));
         let open = open_seconds(rate, self.seconds);
-        let (paced, paced_busy) = busy(pid, || load.pace(rate, open))?;
+        let (paced, paced_busy) = busy(proxy, || load.pace(rate, open))?;
         ensure!(paced.errors == 0, "{} requests failed at {rate} a second", paced.errors);
         // What is under way at the end has not been answered, which counts at low rates.
         let answered = paced.achieved * open as f64 + load.at_a_time() as f64;
@@ -335,7 +377,7 @@ impl Bench {
         let seconds = self.seconds.max(if self.smoke { 3 } else { SWAPS });
         let (paced, replaced) = thread::scope(|scope| {
             let replaced = file.map(|file| scope.spawn(|| swap::replace_every_second(file, &over)));
-            let paced = busy(proxy.server.pid(), || proxy.load.pace(rate, seconds));
+            let paced = busy(proxy, || proxy.load.pace(rate, seconds));
             over.store(true, Ordering::Relaxed);
             let replaced = replaced.map(|thread| thread.join().expect("it does not panic"));
             (paced, replaced.unwrap_or(Ok(0)))
@@ -359,6 +401,38 @@ impl Bench {
         ]);
         Ok(figures)
     }
+
+    /// Good requests at a rate, with a bad one beside them each second.
+    fn contain(&self, proxy: &Proxy, rate: u32, offence: &str) -> anyhow::Result<Figures> {
+        let over = AtomicBool::new(false);
+        let (rate, load, pid) = (self.capped(rate), proxy.load, proxy.server.pid());
+        let seconds = contain::SECONDS;
+        let start = proxy.resident_kib();
+        let (paced, bad) = thread::scope(|scope| {
+            let bad = scope.spawn(|| contain::offend(load.port, load.path, offence, pid, &over));
+            let paced = load.pace(rate, seconds);
+            over.store(true, Ordering::Relaxed);
+            (paced, bad.join().expect("it does not panic"))
+        });
+        let paced = paced?;
+        let failed = paced.errors as f64 / (f64::from(rate) * seconds as f64) * 100.0;
+        let mut figures = vec![
+            ("failed_percent", failed.min(100.0)),
+            ("paced", rate.into()),
+            ("paced_seconds", seconds as f64),
+            ("bad", f64::from(bad.sent)),
+            ("before_mib", start / 1024.0),
+            ("peak_mib", bad.peak_kib / 1024.0),
+            // What has ended has no memory, though it is still there until somebody asks how it has ended.
+            ("lives", f64::from(usage::resident_kib(pid) > 0.0)),
+            ("serves", f64::from(process::answers(load.port, load.path))),
+        ];
+        // Where more have failed, the slowest hundredth was never answered.
+        if failed <= 1.0 {
+            figures.push(("p99", paced.p99));
+        }
+        Ok(figures)
+    }
 }
 
 /// How long an open loop at this rate is: longer than a closed one only if that makes its p99.9 worth something.
@@ -376,11 +450,11 @@ fn latencies(paced: &Paced) -> Figures {
     figures
 }
 
-/// Does something, and says which share of it the process has been busy, in percent.
-fn busy<T>(pid: u32, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, f64)> {
-    let (before, begun) = (usage::cpu(pid), Instant::now());
+/// Does something, and says which share of it the proxy has been busy, in percent.
+fn busy<T>(proxy: &Proxy, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, f64)> {
+    let (before, begun) = (proxy.cpu(), Instant::now());
     let done = work()?;
-    let share = (usage::cpu(pid) - before).total() / begun.elapsed().as_secs_f64();
+    let share = (proxy.cpu() - before).total() / begun.elapsed().as_secs_f64();
     Ok((done, share * 100.0))
 }
 
@@ -389,8 +463,11 @@ impl Measure for Bench {
         if self.executable(subject.program).is_none() {
             return Some("there is no such program here; --install gets it".into());
         }
-        let module = subject.modules.iter().map(|name| self.tools.module(name)).find(|file| !file.is_file())?;
-        Some(format!("there is no {}; run.sh makes it", module.display()))
+        let files = subject.modules.iter().map(|name| self.module(name, &self.tools.modules));
+        files
+            .into_iter()
+            .find(|file| !Path::new(file).is_file())
+            .map(|file| format!("there is no {file}; run.sh makes it"))
     }
 
     fn carries(&self, subject: &Subject, work: Work) -> anyhow::Result<f64> {
@@ -410,6 +487,7 @@ impl Measure for Bench {
                 let file = name.map(|name| proxy.modules.join(name));
                 self.swap(proxy, rate.context("swaps need a rate")?, file.as_deref())
             }),
+            Work::Contain { rate } => with_proxy(&|proxy| self.contain(proxy, rate, subject.offence)),
             Work::Chain => self.chain(subject),
         }?;
         Ok(figures.into_iter().map(|(key, value)| (key.to_owned(), (value * 1000.0).round() / 1000.0)).collect())

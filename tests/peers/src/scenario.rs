@@ -34,6 +34,8 @@ pub enum Work {
     Idle,
     /// Requests at the scenario's rate, with or without a filter's file replaced every second.
     Swap { most: u32 },
+    /// Requests at this rate, and beside them one a second that makes the subject's filter misbehave.
+    Contain { rate: u32 },
     /// Nothing: `tollgate bench chain` runs the filters.
     Chain,
 }
@@ -59,9 +61,13 @@ impl Scenario {
 }
 
 impl Work {
-    /// More rounds would say nothing new: memory is the same each time.
+    /// More rounds would say nothing new: memory is the same each time, and a filter that hangs always hangs.
     pub fn most_rounds(self) -> u32 {
-        if self == Work::Idle { 2 } else { u32::MAX }
+        match self {
+            Work::Idle => 2,
+            Work::Contain { .. } => 3,
+            _ => u32::MAX,
+        }
     }
 
     /// Which programs make the load, for the page.
@@ -69,7 +75,7 @@ impl Work {
         let spoken = subjects.first().map(|subject| subject.spoken).unwrap_or_default();
         match self {
             Work::Idle | Work::Chain => "",
-            Work::Swap { .. } => "`tollgate bench load`",
+            Work::Swap { .. } | Work::Contain { .. } => "`tollgate bench load`",
             Work::Requests { close, .. } => Load::generators(close, spoken),
             Work::Half => Load::generators(false, spoken),
         }
@@ -79,7 +85,7 @@ impl Work {
     pub fn most(self) -> Option<u32> {
         match self {
             Work::Requests { most, .. } | Work::Swap { most } => Some(most),
-            Work::Half | Work::Idle | Work::Chain => None,
+            Work::Half | Work::Idle | Work::Contain { .. } | Work::Chain => None,
         }
     }
 }
@@ -146,6 +152,14 @@ pub struct Subject {
     pub swaps: bool,
     /// Of a peer: the label of ours that does the same, if it is not called the same but for the program's name.
     pub beside: Option<&'static str>,
+    /// The label of the same proxy without the filter: the difference is what the filter adds.
+    pub over: Option<&'static str>,
+    /// The template of an nginx that runs beside the proxy as a part of it: what it takes counts as the proxy's.
+    pub service: Option<&'static str>,
+    /// A field of a request's head that the filter must refuse with 403.
+    pub refuses: Option<&'static str>,
+    /// What bad requests ask the filter to do: see `offender.wat`.
+    pub offence: &'static str,
 }
 
 /// A figure of each run.
@@ -171,6 +185,10 @@ impl Subject {
             modules: &[],
             swaps: false,
             beside: None,
+            over: None,
+            service: None,
+            refuses: None,
+            offence: "",
         }
     }
 

@@ -1,17 +1,18 @@
 //! What is compared: all scenarios, in the order in which they are run and shown.
 
 use crate::{
+    kinds,
     machine::Places,
     scenario::{Column, GRPC, Program, Scenario, Subject, TLS_H1, TLS_H2, Work},
 };
 
-const fn column(key: &'static str, label: &'static str, unit: &'static str, decimals: usize) -> Column {
+pub const fn column(key: &'static str, label: &'static str, unit: &'static str, decimals: usize) -> Column {
     Column { key, label, unit, decimals }
 }
 
 const CPU: Column = column("cpu_us", "CPU µs/request", "µs", 1);
 const P50: Column = column("p50", "p50 µs", "µs", 0);
-const P99: Column = column("p99", "p99 µs", "µs", 0);
+pub const P99: Column = column("p99", "p99 µs", "µs", 0);
 /// Only of runs with enough requests: see `run::TAIL`.
 const P999: Column = column("p999", "p99.9 µs", "µs", 0);
 const BUSY: Column = column("busy", "busy %", "%", 0);
@@ -19,7 +20,7 @@ const RSS: Column = column("rss_mib", "RSS MiB", "MiB", 1);
 const SAMPLES: Column = column("samples", "requests", "", 0);
 
 /// The closed loop: as much as the connections carry.
-const CLOSED: &[Column] = &[
+pub const CLOSED: &[Column] = &[
     CPU,
     column("user_us", "user", "µs", 1),
     column("system_us", "system", "µs", 1),
@@ -29,7 +30,7 @@ const CLOSED: &[Column] = &[
 ];
 
 /// The open loop: at a rate.
-const OPEN: &[Column] = &[P50, P99, P999, SAMPLES, column("paced_busy", "busy %", "%", 0)];
+pub const OPEN: &[Column] = &[P50, P99, P999, SAMPLES, column("paced_busy", "busy %", "%", 0)];
 
 /// At half of what each carried.
 const HALF: &[Column] = &[
@@ -79,11 +80,11 @@ const SWAP: &[Column] = &[
 
 const NGINX: &str = include_str!("../configs/nginx.conf");
 const HAPROXY: &str = include_str!("../configs/haproxy.cfg");
-const ENVOY: &str = include_str!("../configs/envoy.yaml");
-const TOLLGATE: &str = include_str!("../configs/tollgate.yaml");
+pub const ENVOY: &str = include_str!("../configs/envoy.yaml");
+pub const TOLLGATE: &str = include_str!("../configs/tollgate.yaml");
 const FILTERS: &str = include_str!("../configs/tollgate-filters.yaml");
 const TOLLGATE_WASM: &str = include_str!("../configs/tollgate-wasm.yaml");
-const TOLLGATE_MODULE: &str = include_str!("../configs/tollgate-module.yaml");
+pub const TOLLGATE_MODULE: &str = include_str!("../configs/tollgate-module.yaml");
 
 /// The standard filters, for any Proxy-Wasm host.
 const PORTABLE: &[&str] =
@@ -154,6 +155,8 @@ pub fn all() -> Vec<Scenario> {
             against: &["nginx, bare", "Envoy, 4 native filters", "Envoy, the same 4 in V8"],
             slope: false,
         },
+        kinds::cost(),
+        kinds::containment(),
         Scenario {
             name: "chain",
             title: "Filters alone",

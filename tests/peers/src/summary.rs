@@ -60,8 +60,12 @@ fn all<'a>(
                 let ratio = measured.ratio(keys.iter().find(has)?, &ours.label, &peer.label)?;
                 Some(Comparison { title, ratio, rounds: measured.rounds() })
             };
+            let comparisons = MEASURES.map(compare);
+            if comparisons.iter().all(Option::is_none) {
+                continue;
+            }
             let ours = if ours.label == "Tollgate" { String::new() } else { format!("{} to ", ours.label) };
-            all.push((scenario, format!("{ours}{}", peer.label), MEASURES.map(compare)));
+            all.push((scenario, format!("{ours}{}", peer.label), comparisons));
         }
     }
     all

@@ -70,11 +70,6 @@ impl Tools {
         })
     }
 
-    /// A filter's file; `portable:x.wasm` is the one for any host.
-    pub fn module(&self, name: &str) -> PathBuf {
-        name.strip_prefix("portable:").map_or_else(|| self.modules.join(name), |name| self.portable.join(name))
-    }
-
     /// Each program's own words about its version; those that are missing are left out.
     pub fn versions(&self) -> Vec<(String, String)> {
         let mut versions = Vec::new();

@@ -1,7 +1,7 @@
 //! What processes use, as the kernel counts it in /proc: processor time and memory of a process with all its threads and
 //! descendants, and how much of the machine was taken by others meanwhile.
 
-use std::{collections::HashMap, fs, ops::Sub, time::Instant};
+use std::{collections::HashMap, fs, iter::Sum, ops::Sub, time::Instant};
 
 /// Processor time, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -21,6 +21,12 @@ impl Sub for Cpu {
 
     fn sub(self, before: Cpu) -> Cpu {
         Cpu { user: self.user - before.user, system: self.system - before.system }
+    }
+}
+
+impl Sum for Cpu {
+    fn sum<I: Iterator<Item = Cpu>>(all: I) -> Cpu {
+        all.fold(Cpu::default(), |sum, cpu| Cpu { user: sum.user + cpu.user, system: sum.system + cpu.system })
     }
 }
 
@@ -63,10 +69,7 @@ fn tree(root: u32) -> Vec<(u32, Stat)> {
 
 /// The processor time of a process and its descendants, as far as they are alive.
 pub fn cpu(pid: u32) -> Cpu {
-    tree(pid).iter().fold(Cpu::default(), |sum, (_, stat)| Cpu {
-        user: sum.user + stat.own.user,
-        system: sum.system + stat.own.system,
-    })
+    tree(pid).iter().map(|(_, stat)| stat.own).sum()
 }
 
 /// The resident memory of a process and its descendants, in KiB.
