@@ -26,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod downstream;
+pub mod escape;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -33,7 +34,6 @@ pub mod h1;
 pub mod h2;
 pub mod net;
 pub mod observe;
-pub mod plain;
 pub mod process;
 pub mod snapshot;
 pub mod tls;

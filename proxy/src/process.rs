@@ -21,8 +21,7 @@ use crate::{
     control::{
         certificates,
         change::{AttemptResult, Change},
-        changes,
-        crew::{self, Urgency},
+        diff,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
@@ -30,6 +29,7 @@ use crate::{
         snapshot::{Extent, Foundry},
         status::Status,
         successor::Predecessor,
+        threads::{self, Urgency},
         watch::Watcher,
     },
     listener::socket::{self, Claim},
@@ -97,7 +97,7 @@ impl Server {
     async fn start(options: Options) -> anyhow::Result<Server> {
         let predecessor = options.replace.map(Predecessor::find).transpose()?;
         let path = options.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Start, || load(&path))).await???;
+        let loaded = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, || load(&path))).await???;
         if !loaded.warnings.is_empty() {
             log::stderr::say(&loaded.warnings.render(log::colours()));
         }
@@ -164,7 +164,7 @@ impl Server {
         let claim = if predecessor.is_some() { Claim::Shared } else { Claim::Sole };
         let making = foundry.clone();
         let work = move || making.make(loaded, None, Extent::Full(claim));
-        let made = tokio::task::spawn_blocking(move || crew::at_work(Urgency::Start, work)).await???;
+        let made = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, work)).await???;
         let (asked, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
         let workers = workers.context("a worker cannot start")?;
@@ -323,7 +323,7 @@ impl Server {
 /// Where everybody can be reached.
 fn say_ready(snapshot: &Snapshot, workers: usize) {
     let config = &snapshot.loaded.config;
-    for (name, _, place) in changes::places(config) {
+    for (name, _, place) in diff::places(config) {
         tracing::info!(target: target::LISTENER, "listener `{name}` on {place}");
     }
     tracing::info!(target: target::PROCESS, workers, admin = config.admin.url(), hash = snapshot.hash, "ready");

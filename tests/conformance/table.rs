@@ -147,7 +147,7 @@ const TESTS: &[&str] = &[
     include_str!("../end_to_end/containment/pointers.rs"),
     include_str!("../end_to_end/containment/start.rs"),
     include_str!("../end_to_end/bodies/held.rs"),
-    include_str!("../../proxy/src/wasm/instance/module.rs"),
+    include_str!("../../proxy/src/wasm/instance/compiled.rs"),
     include_str!("../../proxy/src/wasm/hostcalls/fast.rs"),
 ];
 

@@ -8,9 +8,9 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    bench, builtins, ca, config,
+    bench, builtins, ca, config, escape,
     observe::log::{colours, stderr},
-    plain, process, tools,
+    process, tools,
     wasm::engine::compiler,
 };
 
@@ -141,7 +141,7 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
             let error = if color { "\x1b[1;31merror\x1b[0m" } else { "error" };
             match e.downcast_ref::<config::Diagnostics>() {
                 Some(wrong) => stderr::say(&format!("{}\n{error}: {so}\n", wrong.render(color))),
-                None => stderr::say(&format!("{error}: {}\n", plain::lines(&format!("{e:#}")))),
+                None => stderr::say(&format!("{error}: {}\n", escape::lines(&format!("{e:#}")))),
             }
             ExitCode::FAILURE
         }

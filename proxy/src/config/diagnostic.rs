@@ -7,7 +7,7 @@ use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde_json::json;
 
 use super::{node::Span, source::Source};
-use crate::plain;
+use crate::escape;
 
 /// More than this help nobody, and a hostile file must not make us write megabytes.
 const MOST: usize = 100;
@@ -201,14 +201,14 @@ impl fmt::Display for Diagnostics {
             if i > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}", plain::line(self.source.name()))?;
+            write!(f, "{}", escape::line(self.source.name()))?;
             if let Some(span) = d.span {
                 let at = self.source.position(span.start);
                 write!(f, ":{}:{}", at.line, at.column)?;
             }
-            write!(f, ": {}: {}", d.severity.as_str(), plain::line(&d.message))?;
+            write!(f, ": {}: {}", d.severity.as_str(), escape::line(&d.message))?;
             if let Some(help) = &d.help {
-                write!(f, " ({})", plain::line(help))?;
+                write!(f, " ({})", escape::line(help))?;
             }
         }
         match self.omitted {
@@ -233,9 +233,9 @@ fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
 
 /// The text with something as long in the place of what is harmful, so that places within it stay the same.
 fn same_length(text: &str) -> Cow<'_, str> {
-    plain::replaced(
+    escape::replaced(
         text,
-        |c| plain::is_harmful(c) && c != '\n' && c != '\t',
+        |c| escape::is_harmful(c) && c != '\n' && c != '\t',
         |out, c| {
             out.push_str(match c.len_utf8() {
                 1 => "?",
@@ -252,8 +252,8 @@ fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
         Severity::Warning => Level::WARNING,
     };
     // They may quote what a file, or a filter, has given.
-    let (message, name) = (plain::lines(&d.message), plain::line(source.name()));
-    let help = d.help.as_deref().map(plain::lines);
+    let (message, name) = (escape::lines(&d.message), escape::line(source.name()));
+    let help = d.help.as_deref().map(escape::lines);
     let title = level.primary_title(&*message);
     let help = help.as_deref().map(|help| Level::HELP.message(help));
     let Some(span) = d.span else {
@@ -281,7 +281,7 @@ fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
         .annotation(AnnotationKind::Primary.span(within(span)));
     if spans.len() > 1 {
         for (span, text) in &d.notes {
-            snippet = snippet.annotation(AnnotationKind::Context.span(within(*span)).label(plain::line(text)));
+            snippet = snippet.annotation(AnnotationKind::Context.span(within(*span)).label(escape::line(text)));
         }
     }
     renderer.render(&[title.element(snippet).elements(help)])
@@ -300,7 +300,7 @@ mod tests {
         let wrong = Diagnostic::error(at(0), nasty).help(nasty.to_owned()).note(at(6), nasty);
         let all = [wrong, Diagnostic::error(None, nasty).help(nasty.to_owned())];
         let all = Diagnostics::new(source, all.into());
-        let harmful = |text: &str| text.contains(|c| plain::is_harmful(c) && c != '\n');
+        let harmful = |text: &str| text.contains(|c| escape::is_harmful(c) && c != '\n');
         assert!(!harmful(&all.render(false)), "{:?}", all.render(false));
         assert!(!harmful(&all.to_string()), "{:?}", all.to_string());
         let coloured = all.render(true);

@@ -7,11 +7,11 @@ use serde_json::Value as Json;
 
 use super::{
     diagnostic::Diagnostic,
-    meant::{meant, meant_beside},
     node::{Found, Node, Value},
     schema,
     source::Source,
     spiffe::SpiffeId,
+    suggest::{meant, meant_beside},
     units::{Address, ByteSize, Duration},
 };
 

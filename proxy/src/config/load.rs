@@ -7,10 +7,10 @@ use serde_path_to_error::Segment;
 use super::{
     diagnostic::{Diagnostic, Diagnostics},
     env::{self, Lookup},
-    explain, fit, json,
+    explain, json,
     model::Config,
     node::{Node, Span, Value},
-    semantics, sockets,
+    normalize, semantics, sockets,
     source::Source,
     toml,
     tree::Parsed,
@@ -186,7 +186,7 @@ impl<'f> Loader<'f> {
         };
         env::substitute(&mut node, source.text(), &lookup, problems);
         source.set_variables(variables.into_inner());
-        fit::fit(&mut node);
+        normalize::fit(&mut node);
         source.set_root(node);
         let json = source.root().to_json();
         explain::check(source, &json, problems);

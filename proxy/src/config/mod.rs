@@ -9,21 +9,21 @@ pub mod model;
 pub mod units;
 
 pub(crate) mod admin;
-mod conceal;
 mod diagnostic;
 mod env;
 mod explain;
-mod fit;
+mod filter_errors;
 mod json;
 mod load;
-mod meant;
-mod mistakes;
 mod node;
+mod normalize;
+mod redact;
 mod schema;
 mod semantics;
 mod sockets;
 mod source;
 pub mod spiffe;
+mod suggest;
 mod tls;
 mod toml;
 mod tree;
@@ -35,8 +35,8 @@ mod tests;
 
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Severity},
+    filter_errors::{Answer, Said, all_mistakes},
     load::{Foreign, Format, Loaded, Loader, load, parse, read_tree},
-    mistakes::{Answer, Said, all_mistakes},
     model::Config,
     node::{Key, Node, Span, Text, Value},
     schema::schema,

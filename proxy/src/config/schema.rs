@@ -6,8 +6,8 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::{
-    fit::SHORT,
     model::{CaUrl, Config},
+    normalize::SHORT,
     spiffe::SpiffeId,
     units::{Address, ByteSize, Cidr, Duration, ServerName},
 };

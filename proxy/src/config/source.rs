@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    conceal::Concealer,
     diagnostic::Diagnostic,
     node::{Node, Span, Value},
+    redact::Concealer,
 };
 
 /// A configuration file as it was read.

@@ -7,9 +7,8 @@
 
 pub mod certificates;
 pub(crate) mod change;
-pub mod changes;
 mod configure;
-pub mod crew;
+pub mod diff;
 pub(crate) mod load;
 pub mod rebuild;
 pub mod reload;
@@ -17,5 +16,6 @@ pub mod signals;
 pub mod snapshot;
 pub mod status;
 pub(crate) mod successor;
+pub mod threads;
 mod unused;
 pub mod watch;

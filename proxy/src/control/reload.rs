@@ -20,11 +20,11 @@ use tokio::{
 
 use super::{
     change::{Attempt, AttemptResult, Change},
-    changes,
-    crew::{self, Urgency},
+    diff,
     load::load,
     snapshot::{Extent, Foundry, Made, files},
     status::Status,
+    threads::{self, Urgency},
     watch::Watcher,
 };
 use crate::{
@@ -170,7 +170,7 @@ impl Reloader {
         let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
         let before = previous.clone();
         let work = move || load_change(&foundry, &path, before.as_deref());
-        let load = match tokio::task::spawn_blocking(move || crew::at_work(Urgency::Reload, work)).await {
+        let load = match tokio::task::spawn_blocking(move || threads::at_work(Urgency::Reload, work)).await {
             Ok(Ok(load)) => Ok(load),
             Ok(Err(e)) => Err(e.to_string()),
             Err(e) => Err(e.to_string()),
@@ -204,12 +204,12 @@ impl Reloader {
         loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let old = self.status.current.load_full();
         if let Some(old) = &old {
-            let said = changes::restarts(&self.running, &old.loaded.config, &made.snapshot.loaded.config);
+            let said = diff::restarts(&self.running, &old.loaded.config, &made.snapshot.loaded.config);
             said.iter().for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
         }
         let new = self.apply(made).await;
         if let Some(old) = &old {
-            for (name, path, mode) in changes::permissions(&old.loaded.config, &new.loaded.config) {
+            for (name, path, mode) in diff::permissions(&old.loaded.config, &new.loaded.config) {
                 match socket::set_mode(path, mode) {
                     Ok(()) => tracing::info!(
                         target: target::LISTENER,
@@ -223,7 +223,7 @@ impl Reloader {
             }
         }
         if let Some(old) = &old {
-            let (before, now) = (changes::places(&old.loaded.config), changes::places(&new.loaded.config));
+            let (before, now) = (diff::places(&old.loaded.config), diff::places(&new.loaded.config));
             for (name, address, text) in &now {
                 if !before.iter().any(|(n, a, _)| n == name && a == address) {
                     tracing::info!(target: target::LISTENER, "listener `{name}` on {text}");
@@ -293,7 +293,7 @@ fn load_change(foundry: &Foundry, path: &Path, previous: Option<&Snapshot>) -> L
         return Load { files, made: Ok(None) };
     }
     let made = foundry.make(loaded, previous, Extent::Full(Claim::Sole)).map(|made| {
-        let different = previous.map_or_else(String::new, |previous| changes::describe(previous, &made.snapshot));
+        let different = previous.map_or_else(String::new, |previous| diff::describe(previous, &made.snapshot));
         Some((made, different))
     });
     Load { files, made }

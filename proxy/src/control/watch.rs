@@ -10,6 +10,8 @@
 //! Where the system cannot tell (no more watches, a folder that must not be read, a network's file system), the ways are looked
 //! at now and then.
 
+mod paths;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ffi::{OsStr, OsString},
@@ -34,11 +36,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::way::{Step, Ways};
-
+use self::paths::{Step, Ways};
 use crate::observe::target;
-
-mod way;
 
 /// Files are often changed in several steps; they are looked at when there has been no change for this long.
 const QUIET: Duration = Duration::from_millis(100);

@@ -20,7 +20,7 @@ use super::connection::{Handle, log_refusal};
 use crate::{
     chain::stream::{ConnectionInfo, Progress},
     exchange::{Refusal, Refused, Site},
-    h1::{HeadError, Limits, encoder, incoming::Line},
+    h1::{HeadError, Limits, encoder, server::Line},
     net::{Prefixed, Stream, linger, poll_timer},
     observe::detail,
 };

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Site, pace::Pace, reply::Fault, upload::Upload};
+use super::{Site, min_rate::Pace, reply::Fault, upload::Upload};
 use crate::{chain::Stream, net::poll_timer};
 
 /// Which bound was passed.

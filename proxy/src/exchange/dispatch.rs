@@ -13,7 +13,7 @@ use super::{
     grpc, mirror,
     outcome::{FromBody, FromUpstream, Guards, Stop},
     reply::Fault,
-    switch::Switch,
+    upgrade::Switch,
     upload::Upload,
 };
 use crate::{

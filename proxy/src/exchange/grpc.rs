@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
-use super::{deadline::Deadline, ending};
+use super::{deadline::Deadline, stream_guard};
 use crate::{
     chain::{ResponseHead, Stream, stream::GrpcCall},
     h2,
@@ -114,7 +114,7 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
         let code = match status {
             _ if flags & flag::DOWNSTREAM_TERMINATED != 0 => Code::Cancelled,
             // The connection is gone.
-            _ if ending::has_worker_ended() => Code::Unavailable,
+            _ if stream_guard::has_worker_ended() => Code::Unavailable,
             None if stream.version < Version::HTTP_2 => Code::Unavailable,
             // The stream was reset without a head.
             None => Code::Internal,

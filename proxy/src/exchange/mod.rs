@@ -5,32 +5,32 @@
 //! see what came back, and [`response`] sends that on. Whatever goes wrong ends in [`reply`], with one status and one flag.
 //! [`ending`] settles the accounts, whichever way the stream ended.
 
-mod ahead;
 mod deadline;
 mod dispatch;
-mod ending;
 mod grpc;
-mod methods;
+mod grpc_methods;
+mod listener_context;
+mod min_rate;
 mod mirror;
 mod outcome;
-mod pace;
-mod refusal;
+mod read_ahead;
+mod rejection;
 mod reply;
 pub(crate) mod request;
 mod response;
 mod serve;
-mod site;
-mod switch;
+mod stream_guard;
 mod tunnel;
+mod upgrade;
 mod upload;
 
 pub use self::{
-    ending::worker_ends,
-    methods::Methods,
+    grpc_methods::Methods,
+    listener_context::{ClusterFigures, Connections, Figures, Site, Via},
     outcome::{Answer, Closed},
-    refusal::{Refusal, Refused, Warned},
+    rejection::{Refusal, Refused, Warned},
     request::HeadTooLarge,
     serve::serve,
-    site::{ClusterFigures, Connections, Figures, Site, Via},
+    stream_guard::worker_ends,
     tunnel::Tunnel,
 };

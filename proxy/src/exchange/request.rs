@@ -10,7 +10,7 @@ use http::{
 };
 use tollgate_abi::spelling;
 
-use super::{Site, grpc, reply::Fault, switch::Switch};
+use super::{Site, grpc, reply::Fault, upgrade::Switch};
 use crate::{
     chain::{
         RequestHead, Stream,

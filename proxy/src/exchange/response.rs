@@ -15,10 +15,10 @@ use tollgate_abi::fast::flag;
 use super::{
     Site, Tunnel,
     deadline::{Bound, Deadline},
-    ending::Ending,
     grpc,
     outcome::{Answer, Closed, FromBody, FromUpstream, Guards, closed, is_bodiless},
     reply::Fault,
+    stream_guard::Ending,
 };
 use crate::{
     chain::{

@@ -7,11 +7,11 @@ use http_body::Body as _;
 
 use super::{
     deadline::{Bound, Deadline},
-    ending::Ending,
+    listener_context::Site,
     outcome::{Answer, Closed, FromUpstream, Stop, closed},
     reply::Fault,
-    site::Site,
-    switch::Switch,
+    stream_guard::Ending,
+    upgrade::Switch,
     upload::Upload,
 };
 use crate::{

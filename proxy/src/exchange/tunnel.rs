@@ -17,7 +17,7 @@ use tokio::{
 };
 use tollgate_abi::fast::flag;
 
-use super::{ending::Ending, outcome::Guards, reply::Fault};
+use super::{outcome::Guards, reply::Fault, stream_guard::Ending};
 use crate::{
     chain::{Direction, flow::is_interrupted},
     net::{Broke, Carry, Transport, poll_timer},

@@ -18,14 +18,17 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Site,
-    ahead::{Ahead, PATIENCE},
     deadline::{Bound, Deadline},
+    min_rate::Pace,
     mirror::Tee,
-    pace::Pace,
+    read_ahead::{Ahead, PATIENCE},
     reply::Fault,
 };
 use crate::{
-    chain::{Direction, Stream, body::BodyFlow, body::Frame as Passed},
+    chain::{
+        Direction, Stream,
+        body::{BodyFlow, Frame as Passed},
+    },
     config::model::HeaderUnderscores,
     h2::measure,
     http::{

@@ -4,22 +4,22 @@
 //! Nothing here is a task or waits by itself: whoever has a request drives both connections that it is on, so that no byte
 //! crosses a channel and no other task is woken. `downstream/h1` is the side of the clients, `upstream/link` that of the upstreams.
 
+mod buffered_io;
 pub mod decoder;
 pub mod encoder;
 mod fields;
 pub mod head;
-pub(crate) mod incoming;
-mod outbox;
+pub(crate) mod server;
 pub mod violation;
-mod wire;
+mod write_buf;
 
 pub use self::{
+    buffered_io::Wire,
     decoder::{Decoder, Part},
     encoder::Encoder,
     head::HeadError,
-    outbox::Outbox,
     violation::Violation,
-    wire::Wire,
+    write_buf::Outbox,
 };
 
 /// Bounds on what a peer may send before a body.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     frames::{Scanner, Seen},
-    said::{Reader, Said},
+    peer_settings::{Reader, Said},
 };
 use crate::net::pass_writes;
 

@@ -14,7 +14,7 @@ pub mod frames;
 pub mod hpack;
 mod io;
 mod keep_alive;
-mod said;
+mod peer_settings;
 mod screen;
 mod tunnel;
 mod window;
@@ -25,7 +25,7 @@ pub use self::{
     fields::{content_length, has_of_connection, measure, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
-    said::Said,
+    peer_settings::Said,
     screen::{Malformed, Screened},
     tunnel::Tunnel,
     window::{Widening, Window},

@@ -68,7 +68,7 @@ pub enum Body {
         trailers: Option<HeaderMap>,
     },
     /// A request's over HTTP/1.1.
-    Http1(crate::h1::incoming::RequestBody),
+    Http1(crate::h1::server::RequestBody),
     /// A request's over HTTP/2.
     Http2(crate::h2::Incoming),
     /// As hyper reads it, where `tollgate test` is the client.

@@ -1,7 +1,7 @@
 //! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
 
-mod carry;
 mod client;
+mod copy;
 pub mod descriptors;
 mod first_bytes;
 pub mod io;
@@ -16,8 +16,8 @@ pub mod transport;
 
 pub(crate) use self::pass_writes::pass_writes;
 pub use self::{
-    carry::{Broke, Carry},
     client::Client,
+    copy::{Broke, Carry},
     first_bytes::{FirstBytes, Looks, is_tls},
     io::TokioIo,
     linger::linger,

@@ -26,7 +26,7 @@ use tracing_subscriber::{
 use super::target;
 use crate::{
     config::model::{Log, LogFormat},
-    plain,
+    escape,
 };
 
 const DEFAULT: &str = "info";
@@ -171,12 +171,12 @@ impl<S: Fn(&str)> io::Write for Entries<S> {
 /// Writes a field as the subscriber would, but so that it can do nothing to a terminal, or to who reads line by line.
 fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
     let value = format!("{value:?}");
-    let value = plain::replaced(
+    let value = escape::replaced(
         &value,
-        |c| plain::is_harmful(c) && c != '\t',
+        |c| escape::is_harmful(c) && c != '\t',
         |out, c| match c {
             '\n' => out.push_str("\n    "),
-            c => plain::escape(out, c),
+            c => escape::escape(out, c),
         },
     );
     match field.name() {
@@ -191,9 +191,9 @@ fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug)
 /// An entry whose strings have nothing in them that a terminal, or a reader of lines, takes for more than text. None of these
 /// characters needs two units of UTF-16.
 fn harmless_json(entry: &str) -> Cow<'_, str> {
-    plain::replaced(
+    escape::replaced(
         entry,
-        |c| plain::is_harmful(c) && c != '\n',
+        |c| escape::is_harmful(c) && c != '\n',
         |out, c| {
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         },
@@ -303,7 +303,7 @@ mod tests {
         let (kept, subscriber, _) = log(None, LogFormat::Json, true);
         with_default(subscriber, || info!(field = forged, "{forged}"));
         let text = kept.take();
-        assert!(!text.trim_end().contains(plain::is_harmful), "{text:?}");
+        assert!(!text.trim_end().contains(escape::is_harmful), "{text:?}");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["message"], &value["field"]), (&forged.into(), &forged.into()));
     }

@@ -6,13 +6,13 @@
 pub mod access_log;
 pub mod detail;
 pub mod log;
+mod log_limiter;
 pub mod metrics;
-mod seldom;
 pub mod target;
 
 pub use self::{
     access_log::{AccessLog, Entry, LogWriter},
     detail::Detail,
+    log_limiter::Seldom,
     metrics::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
-    seldom::Seldom,
 };

@@ -7,25 +7,25 @@
 //!
 //! The end of one direction is passed on, and the other direction goes on. A reset is passed on as a reset.
 
-mod clock;
 mod connect;
-mod ending;
-mod fault;
+mod direction;
+mod failure;
+mod guard;
 mod relay;
 mod route;
 pub mod sni;
 mod splice;
 #[cfg(test)]
 mod tests;
-mod way;
+mod timeouts;
 
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use self::{ending::Ending, relay::Relay};
-pub use self::{fault::Fault, route::Routes};
+pub use self::{failure::Fault, route::Routes};
+use self::{guard::Ending, relay::Relay};
 use crate::{
     chain::{
         network::{NetworkChain, NetworkStream},

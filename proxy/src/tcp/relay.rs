@@ -12,9 +12,9 @@ use std::{
 
 use super::{
     Fault,
-    clock::Clock,
-    ending::Ending,
-    way::{Carried, Way},
+    direction::{Carried, Way},
+    guard::Ending,
+    timeouts::Clock,
 };
 use crate::{
     chain::network::{Flow, NetworkStream, Side, Stopped},

@@ -14,7 +14,7 @@ use crate::{
     builtins,
     chain::route::Clusters,
     config::model::{self, Compile},
-    plain,
+    escape,
     upstream::Cluster,
     wasm::{Code, Compiler, Engine},
 };
@@ -72,7 +72,7 @@ impl Paint {
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        let text = plain::lines(text);
+        let text = escape::lines(text);
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 

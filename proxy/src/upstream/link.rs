@@ -26,9 +26,9 @@ use tokio::{
 
 use super::{
     body::{Broken, Held, LinkBody, PooledBody},
+    endpoint_pool::{ClusterPool, Permit, Slot},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     head::Head,
-    slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
     h1::{self, Encoder, Wire, encoder, head},

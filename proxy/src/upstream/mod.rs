@@ -14,6 +14,7 @@ pub mod cluster;
 mod connect;
 mod direct;
 mod downloads;
+mod endpoint_pool;
 pub mod failure;
 pub(crate) mod head;
 pub mod health;
@@ -21,7 +22,6 @@ mod link;
 mod mux;
 pub mod pool;
 pub mod reason;
-mod slots;
 mod uploads;
 
 #[cfg(test)]

@@ -35,10 +35,10 @@ use tokio::{
 
 use super::{
     body::{Held, Keeps, PooledBody},
+    endpoint_pool::{ClusterPool, Permit, Slot},
     failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
     head::Head,
     reason::{Unchosen, lost},
-    slots::{ClusterPool, Permit, Slot},
 };
 use crate::{
     config::model,

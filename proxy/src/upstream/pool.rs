@@ -29,12 +29,12 @@ use super::{
     connect,
     direct::count,
     downloads::{Download, PATIENCE, Receiver},
+    endpoint_pool::{ClusterPool, Grant, Opening, Permit, Slot, Wish},
     failure::{Failure, FailureKind},
     head::Head,
     link::Link,
     mux::{Mux, Place, Under, Weight},
     reason::OpenError,
-    slots::{ClusterPool, Grant, Opening, Permit, Slot, Wish},
     uploads::Holding,
 };
 use crate::{

@@ -2,10 +2,10 @@
 //! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
 //! through [`super::current`].
 
+pub(super) mod filter_log;
 pub(crate) mod grpc;
-pub(crate) mod identity;
-mod spelled;
-pub(super) mod voice;
+mod name_cache;
+pub(crate) mod plugin_info;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,9 +14,14 @@ use http::HeaderMap;
 use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
+use self::{
+    grpc::{Event, Open, Over, Wish},
+    name_cache::Spelled,
+    plugin_info::Identity,
+};
 use super::{
     engine::clock::Clock,
-    stores::{bucket::Bucket, world::World},
+    stores::{bucket::Bucket, env::World},
 };
 use crate::{
     chain::{
@@ -27,12 +32,6 @@ use crate::{
     },
     observe::metrics::Handle,
     upstream::Cluster,
-};
-
-use self::{
-    grpc::{Event, Open, Over, Wish},
-    identity::Identity,
-    spelled::Spelled,
 };
 
 /// What the guest is doing, which decides what it may see.

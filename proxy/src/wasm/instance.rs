@@ -1,11 +1,11 @@
 //! An instance of a filter, and what it exports.
 
+pub mod availability;
+pub mod compiled;
 pub(super) mod failures;
-pub(super) mod joined;
-pub mod machine;
-pub mod module;
 pub mod plugin;
-pub mod presence;
+pub mod template;
+pub(super) mod trampoline;
 pub(crate) mod trap;
 
 use std::time::Duration;
@@ -13,9 +13,8 @@ use std::time::Duration;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, TypedFunc, WasmParams, WasmResults};
 
+use self::trampoline::Joined;
 use super::{engine::Engine, host::Host};
-
-use self::joined::Joined;
 
 /// A ready instance. It can move to a worker, which then is the only one to call it.
 pub struct Instance {

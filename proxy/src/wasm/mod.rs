@@ -16,11 +16,11 @@ pub use self::{
     engine::{Engine, clock::processor_time, compiler::Compiler},
     instance::{
         Instance,
-        machine::{InstantiateError, Machine, NotMade},
-        module::{Code, LoadError, content_hash},
+        compiled::{Code, LoadError, content_hash},
         plugin::Plugin,
+        template::{InstantiateError, Machine, NotMade},
     },
-    stores::world::{Shared, World},
+    stores::env::{Shared, World},
     vm::{
         Site, Vm,
         filter::WasmFilter,

@@ -34,11 +34,11 @@ use super::{
         CallResponse, FIRST_ROOT, Host, HttpCall, Timer,
         grpc::{Event, Wish},
     },
-    instance::{Exports, Instance, machine::Machine, plugin::Plugin},
+    instance::{Exports, Instance, plugin::Plugin, template::Machine},
     scope::{
+        call_scope::Scope,
         contexts::{Contexts, Ids, StreamContext},
-        current::Scope,
-        subject::Subject,
+        stream_ref::Subject,
     },
     stores::queue::Note,
 };

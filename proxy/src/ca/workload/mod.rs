@@ -4,7 +4,7 @@
 //! [`ask`] is the conversation with the authority, [`store`] the folder that everybody else reads. Nothing else in the
 //! proxy knows of this: listeners and clusters name the files, and the file watch sees that they change.
 
-mod ask;
+mod client;
 mod store;
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 
 use self::{
-    ask::Failure,
+    client::Failure,
     store::{Held, Store},
 };
 use super::{
@@ -171,7 +171,7 @@ impl Agent {
     /// Asks which roots are trusted, and puts them into the folder if they are others than before.
     async fn learn_roots(&self, held: &mut Held) {
         let learnt = async {
-            let roots = ask::roots(&self.config).await?;
+            let roots = self::client::roots(&self.config).await?;
             // Our own must be among them: whoever has them goes by this certificate until it is renewed.
             if roots == held.root || !certificate::is_signed_by(&held.chain, &roots) {
                 return Ok(());
@@ -193,7 +193,7 @@ impl Agent {
     /// Asks for a certificate and puts it into the folder.
     async fn get(&self) -> Result<Held, Failure> {
         let got = async {
-            let held = ask::ask(&self.config, &self.token()?).await?;
+            let held = self::client::ask(&self.config, &self.token()?).await?;
             let before = self.store.put(&held).map_err(Failure::Store)?;
             if before.is_some_and(|before| !certificate::have_one_in_common(&before, &held.root)) {
                 tracing::warn!(target: target::CA, "the certificate authority has another root than before");

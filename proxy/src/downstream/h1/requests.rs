@@ -10,7 +10,7 @@ use crate::{
     chain::stream::{ConnectionInfo, Progress},
     downstream::connection::Handle,
     exchange::{self, Tunnel},
-    h1::{Encoder, HeadError, Limits, encoder, head, incoming::Line},
+    h1::{Encoder, HeadError, Limits, encoder, head, server::Line},
     http::{body::Body, fields::wants_trailers},
     net::Transport,
     upstream::MOST_INTERIM,

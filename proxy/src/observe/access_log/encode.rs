@@ -9,7 +9,7 @@ use std::{
 use tollgate_abi::fast::flag;
 
 use super::{fields::Value, timestamp};
-use crate::plain;
+use crate::escape;
 
 /// Writes a value into a line of text; `-` if it is missing.
 pub(super) fn text(out: &mut Vec<u8>, value: Value<'_>) {
@@ -137,7 +137,7 @@ fn harmless(bytes: &[u8]) -> bool {
 
 /// Characters that could forge a line or its look, or a field within it.
 fn harmful(c: char) -> bool {
-    matches!(c, '"' | '\\') || plain::is_harmful(c)
+    matches!(c, '"' | '\\') || escape::is_harmful(c)
 }
 
 /// Writes `\n`, `\x1b`, `\u{2028}` and the like for what could do harm, and `\xff` for what is not UTF-8.

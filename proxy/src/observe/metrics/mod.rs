@@ -4,8 +4,8 @@ mod bench;
 mod cells;
 mod dynamic;
 mod exposition;
-mod held_back;
 mod histogram;
+mod pending;
 mod process;
 mod registry;
 mod shard;
@@ -18,8 +18,8 @@ pub use self::{
     cells::{Counter, Gauge, Held, PlainGauge},
     dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
-    held_back::HeldBack,
     histogram::{Distribution, Histogram, Ladder},
+    pending::HeldBack,
     process::register_process,
     registry::{Labels, Registry},
     shard::{Shard, set_shard, shard},

@@ -8,7 +8,7 @@ use similar::{ChangeTag, TextDiff};
 use super::check::Failure;
 use crate::{
     config::Source,
-    plain,
+    escape,
     tools::{Paint, counted},
 };
 
@@ -42,17 +42,17 @@ pub fn text(source: &Source, outcomes: &[Outcome], paint: Paint) -> String {
     let mut out = String::new();
     for outcome in outcomes {
         let verdict = if outcome.passed() { paint.green("ok  ") } else { paint.red("FAIL") };
-        let _ = writeln!(out, "{verdict}  {}", plain::line(&outcome.name));
+        let _ = writeln!(out, "{verdict}  {}", escape::line(&outcome.name));
         for (step, n) in outcome.steps.iter().zip(1..).filter(|(step, _)| !step.failures.is_empty()) {
             for failure in &step.failures {
                 let at = source.position(source.locate(&failure.pointer, &failure.inner).span.start);
                 let place = paint.faint(&format!("{}:{}:{}", source.name(), at.line, at.column));
                 let _ =
-                    writeln!(out, "      {n}. {}: {}  {place}", plain::line(&step.title), paint.bold(&failure.what));
+                    writeln!(out, "      {n}. {}: {}  {place}", escape::line(&step.title), paint.bold(&failure.what));
                 out.push_str(&diff(failure, paint));
             }
             for line in &step.logs {
-                let _ = writeln!(out, "        {} {}", paint.faint("log"), plain::lines(line));
+                let _ = writeln!(out, "        {} {}", paint.faint("log"), escape::lines(line));
             }
         }
     }
@@ -84,7 +84,7 @@ fn diff(failure: &Failure, paint: Paint) -> String {
     let diff = TextDiff::from_lines(expected.as_str(), actual.as_str());
     for group in diff.grouped_ops(2) {
         for change in group.iter().flat_map(|op| diff.iter_changes(op)) {
-            let line = plain::line(change.value().trim_end_matches('\n'));
+            let line = escape::line(change.value().trim_end_matches('\n'));
             let line = match change.tag() {
                 ChangeTag::Delete => paint.red(&format!("- {line}")),
                 ChangeTag::Insert => paint.green(&format!("+ {line}")),

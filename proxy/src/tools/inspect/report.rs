@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use serde::Serialize;
 
 use crate::{
-    plain,
+    escape,
     tools::{Paint, counted},
 };
 
@@ -121,13 +121,13 @@ impl Report {
     /// The report for people.
     pub fn text(&self, paint: Paint) -> String {
         let mut out = Lines { out: String::new(), paint };
-        let _ = writeln!(out.out, "{}", paint.bold(&plain::line(&self.module)));
+        let _ = writeln!(out.out, "{}", paint.bold(&escape::line(&self.module)));
         match self.problems.is_empty() {
             true => out.line("loads", &paint.green("yes")),
             false => out.line("loads", &paint.red("no")),
         }
         for problem in &self.problems {
-            out.line("", &paint.red(&plain::line(problem)));
+            out.line("", &paint.red(&escape::line(problem)));
         }
         out.line("ABI", &self.abi.map_or("none".to_owned(), |abi| format!("Proxy-Wasm {abi}")));
         let made_by = self.producers.iter().map(|p| format!("{} {}", p.name, p.version).trim().to_owned());
@@ -179,7 +179,7 @@ impl Report {
                 None => out.line("starts", &format!("in {instantiate_ms:.2} ms, configuring included")),
                 Some(Refused { why, hint }) => {
                     let what = if why.starts_with("it failed in ") { "" } else { "it refuses its configuration: " };
-                    let why = plain::line(why);
+                    let why = escape::line(why);
                     out.line("starts", &format!("no, after {instantiate_ms:.2} ms: {what}{why}"));
                     out.line("", &paint.yellow(hint));
                 }
@@ -209,7 +209,7 @@ impl Lines {
     fn list(&mut self, label: &str, names: Vec<String>) {
         let (mut label, mut line, mut width) = (label, String::new(), 0);
         // A module gives its imports and exports any names.
-        let names: Vec<_> = names.iter().map(|name| plain::line(name)).collect();
+        let names: Vec<_> = names.iter().map(|name| escape::line(name)).collect();
         for (i, name) in names.iter().enumerate() {
             let comma = if i + 1 < names.len() { ", " } else { "" };
             let visible = name.chars().count() + comma.len();

@@ -8,7 +8,7 @@ use crate::{
     chain::network::Side,
     wasm::{
         host::{Host, Phase, grpc::Event},
-        scope::current,
+        scope::call_scope,
     },
 };
 
@@ -16,12 +16,12 @@ use crate::{
 fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result<T, Status> {
     let found = match which {
         buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {
-            current::with_state(|s| s.buffers[which as usize].as_ref().map(|b| f(b.as_slice()))).flatten()
+            call_scope::with_state(|s| s.buffers[which as usize].as_ref().map(|b| f(b.as_slice()))).flatten()
         }
         buffer::HTTP_CALL_RESPONSE_BODY => host.answers.call_response.as_ref().map(|c| f(&c.body)),
         buffer::VM_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.vm_config)),
         buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
-        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => current::with_network(|stream, position| {
+        buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => call_scope::with_network(|stream, position| {
             let state = stream.state.borrow();
             state.places[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
         })
@@ -105,12 +105,12 @@ fn set(
     match which {
         buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {}
         buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => {
-            let changed = current::with_network(|s, position| s.splice(position, side(which), (start, size), data));
+            let changed = call_scope::with_network(|s, position| s.splice(position, side(which), (start, size), data));
             return changed.ok_or(Status::NotFound);
         }
         _ => return Err(Status::BadArgument),
     }
-    let changed = current::with_state(|s| {
+    let changed = call_scope::with_state(|s| {
         // Too much is no status, which SDKs do not expect: the stream is answered with 413 or 500 when the filter has returned.
         let limit = s.buffer_limit;
         s.buffers[which as usize].as_mut().map(|buffer| buffer.splice(start, size, data, limit))

@@ -19,7 +19,7 @@ use crate::{
         charge::CALL,
         head::{Headers, Name, RequestHead},
     },
-    wasm::host::{Host, HttpCall, grpc::Event, voice::Shown},
+    wasm::host::{Host, HttpCall, filter_log::Shown, grpc::Event},
 };
 
 /// Calls of one instance that have not been answered yet.

@@ -27,9 +27,9 @@ use crate::{
     wasm::{
         host::{
             Host, Phase, Timer,
-            voice::{LONGEST, Text},
+            filter_log::{LONGEST, Text},
         },
-        scope::{current, subject::Subject},
+        scope::{call_scope, stream_ref::Subject},
     },
 };
 
@@ -55,7 +55,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let host = c.data_mut();
             host.hostcalls += 1;
             let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-            let selected = current::with_subject(|subject, _| {
+            let selected = call_scope::with_subject(|subject, _| {
                 let selected = Some(Selected::new(route, given as u32, split as u64, balance as u64));
                 match subject {
                     Subject::Http(stream) => stream.state.borrow_mut().route = selected,
@@ -89,7 +89,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let Some((limit, max)) = host.stream_limits.get(id as u32 as usize) else {
             return -(Status::BadArgument as i32);
         };
-        let place = current::with_notes(|s| match s.held.len() < limit::STREAM_PLACES {
+        let place = call_scope::with_notes(|s| match s.held.len() < limit::STREAM_PLACES {
             true => i32::from(limit.acquire(*max).map(|place| s.held.push(place)).is_some()),
             false => -(Status::InternalFailure as i32),
         });
@@ -99,7 +99,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let host = c.data_mut();
         host.hostcalls += 1;
         let Some((limit, _)) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-        current::with_notes(|s| {
+        call_scope::with_notes(|s| {
             if let Some(at) = s.held.iter().position(|place| place.is_of(limit)) {
                 s.held.swap_remove(at);
             }
@@ -114,7 +114,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             p.timers.retain(|timer| !timer.is_finished());
             (!p.over).then_some((p.context, p.timers.len()))
         };
-        let Some((context, under_way)) = current::with_position(there).flatten() else {
+        let Some((context, under_way)) = call_scope::with_position(there).flatten() else {
             return Status::NotFound as i32;
         };
         let set_now = host.timers.iter().filter(|timer| timer.context == context).count();
@@ -130,7 +130,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if flags & !flag::BY_FILTERS != 0 {
             return Status::BadArgument as i32;
         }
-        current::with_notes(|s| *s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
+        call_scope::with_notes(|s| *s.flags |= flags).map_or(Status::NotFound, |()| Status::Ok) as i32
     })?;
     linker.func_wrap(
         MODULE,
@@ -429,12 +429,12 @@ fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> R
         let fits = s.eventual.len() < MAX_EVENTUAL && s.owe(&host.ledger, field_size(0, field.1.as_bytes()));
         fits.then(|| s.eventual.push(field)).ok_or(Status::BadArgument)
     };
-    current::with_state(push).ok_or(Status::NotFound)?
+    call_scope::with_state(push).ok_or(Status::NotFound)?
 }
 
 fn source_address(caller: &mut Caller<'_, Host>, which: i32, out: i32) -> Result<(), Status> {
     let (memory, _) = split(caller)?;
-    let address = current::with_subject(|stream, _| match which {
+    let address = call_scope::with_subject(|stream, _| match which {
         source::PEER => Some(stream.connection().peer),
         source::CLIENT => Some(stream.client()),
         source::LOCAL => Some(stream.connection().local),
@@ -461,10 +461,12 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
     let (name, value) = (text(name)?, text(value)?);
-    if !current::with_subject(|subject, _| subject.owe(&host.ledger, name.len() + value.len() + ITEM)).unwrap_or(true) {
+    if !call_scope::with_subject(|subject, _| subject.owe(&host.ledger, name.len() + value.len() + ITEM))
+        .unwrap_or(true)
+    {
         return Err(Status::InternalFailure);
     }
-    let set = current::with_notes(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
+    let set = call_scope::with_notes(|s| match s.log_fields.iter().position(|(n, _)| *n == name) {
         Some(at) => {
             s.log_fields[at].1 = value;
             Ok(())

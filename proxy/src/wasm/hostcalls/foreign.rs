@@ -7,8 +7,8 @@ use super::guest::{give, slice, split};
 use crate::{
     chain::stored::CLUSTER_STATE,
     wasm::{
-        host::{Host, voice::Shown},
-        scope::current,
+        host::{Host, filter_log::Shown},
+        scope::call_scope,
     },
 };
 
@@ -45,7 +45,7 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
             if key == CLUSTER_STATE && !names_cluster {
                 host.identity.complain(format_args!("there is no cluster \"{}\"", Shown(value)));
             }
-            let set = current::with_notes(|notes| notes.stored.set_state(key, value, &host.ledger))
+            let set = call_scope::with_notes(|notes| notes.stored.set_state(key, value, &host.ledger))
                 .ok_or(Status::NotFound)?;
             set.map_err(|why| {
                 host.identity.complain(format_args!("filter state not set: {why}"));

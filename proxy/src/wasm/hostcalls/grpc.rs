@@ -25,8 +25,8 @@ use crate::{
     config::model::ClusterProtocol,
     wasm::host::{
         Host,
+        filter_log::Shown,
         grpc::{Call, Open, Wish, framed},
-        voice::Shown,
     },
 };
 

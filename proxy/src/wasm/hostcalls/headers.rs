@@ -20,8 +20,8 @@ use crate::{
         head::{BadHeader, Headers, MAX_VALUE, Name, is_value},
     },
     wasm::{
-        host::{Answers, Host, grpc::Event, voice::Shown},
-        scope::current,
+        host::{Answers, Host, filter_log::Shown, grpc::Event},
+        scope::call_scope,
     },
 };
 
@@ -32,10 +32,10 @@ pub(super) fn with_map<T>(
     f: impl FnOnce(&mut dyn Headers) -> T,
 ) -> Result<Option<T>, Status> {
     Ok(match which {
-        map::HTTP_REQUEST_HEADERS => current::with_state(|s| f(&mut s.request)),
-        map::HTTP_RESPONSE_HEADERS => current::with_state(|s| s.response.as_mut().map(|r| f(r))).flatten(),
-        map::HTTP_REQUEST_TRAILERS => current::with_state(|s| s.trailers[0].as_mut().map(|t| f(t))).flatten(),
-        map::HTTP_RESPONSE_TRAILERS => current::with_state(|s| s.trailers[1].as_mut().map(|t| f(t))).flatten(),
+        map::HTTP_REQUEST_HEADERS => call_scope::with_state(|s| f(&mut s.request)),
+        map::HTTP_RESPONSE_HEADERS => call_scope::with_state(|s| s.response.as_mut().map(|r| f(r))).flatten(),
+        map::HTTP_REQUEST_TRAILERS => call_scope::with_state(|s| s.trailers[0].as_mut().map(|t| f(t))).flatten(),
+        map::HTTP_RESPONSE_TRAILERS => call_scope::with_state(|s| s.trailers[1].as_mut().map(|t| f(t))).flatten(),
         map::HTTP_CALL_RESPONSE_HEADERS => answers.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
         map::HTTP_CALL_RESPONSE_TRAILERS => answers.call_response.as_mut().map(|c| f(&mut c.trailers)),
         map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match (&mut answers.grpc_event, which) {
@@ -58,7 +58,7 @@ pub(super) fn grow_map(
     let of_stream = (map::HTTP_REQUEST_HEADERS..=map::HTTP_RESPONSE_TRAILERS).contains(&which);
     let room = match of_stream {
         _ if more == 0 => true,
-        true => current::with_state(|s| s.owe(ledger, more)).unwrap_or(true),
+        true => call_scope::with_state(|s| s.owe(ledger, more)).unwrap_or(true),
         false => answers.owe(ledger, more),
     };
     if room { with_map(answers, which, f) } else { Ok(Some(Err(BadHeader))) }
@@ -77,7 +77,7 @@ pub(super) fn begin_trailers(which: i32) {
         map::HTTP_RESPONSE_TRAILERS => Direction::Response,
         _ => return,
     } as usize;
-    current::with_state(|s| {
+    call_scope::with_state(|s| {
         if s.shows_end[way] {
             s.trailers[way].get_or_insert_default();
         }

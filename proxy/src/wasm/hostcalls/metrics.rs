@@ -7,8 +7,8 @@ use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
     wasm::{
-        host::{Host, voice::Shown},
-        stores::trial::Trial,
+        host::{Host, filter_log::Shown},
+        stores::undo_log::Trial,
     },
 };
 

@@ -26,8 +26,8 @@ use crate::{
     },
     tls::ConnectionTls,
     wasm::{
-        host::{Host, identity::Identity, voice::Shown},
-        scope::{current, subject::Subject},
+        host::{Host, filter_log::Shown, plugin_info::Identity},
+        scope::{call_scope, stream_ref::Subject},
     },
 };
 
@@ -93,7 +93,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let set = match path.len() {
         0..=limit::STATE_BYTES => {
             let key = [SET, path].concat();
-            current::with_notes(|notes| notes.stored.set_state(&key, value, &host.ledger))
+            call_scope::with_notes(|notes| notes.stored.set_state(&key, value, &host.ledger))
         }
         _ => Some(Err(NotStored::Bad)),
     };
@@ -122,7 +122,7 @@ fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
     if let Some(()) = of_plugin(&host.identity, segments, data) {
         return Some(());
     }
-    current::with_subject(|subject, _| {
+    call_scope::with_subject(|subject, _| {
         let own = match subject {
             Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), segments, data),
             Subject::Tcp(stream) => of_network(stream, segments, data),

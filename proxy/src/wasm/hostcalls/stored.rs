@@ -10,7 +10,7 @@ use crate::{
     chain::stored::{NotStored, Stored},
     wasm::{
         host::Host,
-        scope::current,
+        scope::call_scope,
         stores::shared_data::{Expected, NotChanged},
     },
 };
@@ -110,7 +110,7 @@ fn of_stored(why: NotStored) -> Status {
 
 /// Runs `f` on what is stored with the stream. `NotFound`: there is none.
 fn with_stored<T>(f: impl FnOnce(&mut Stored) -> Result<T, Status>) -> Result<T, Status> {
-    current::with_notes(|notes| f(notes.stored)).ok_or(Status::NotFound)?
+    call_scope::with_notes(|notes| f(notes.stored)).ok_or(Status::NotFound)?
 }
 
 fn found(there: bool) -> Result<(), Status> {

@@ -25,7 +25,7 @@ use crate::{
     observe::detail,
     wasm::{
         host::Host,
-        scope::{current, subject::Subject},
+        scope::{call_scope, stream_ref::Subject},
     },
 };
 
@@ -51,7 +51,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         if !(stream::HTTP_REQUEST..=stream::UPSTREAM).contains(&which) {
             return Status::BadArgument as i32;
         }
-        current::with_subject(|subject, _| subject.close());
+        call_scope::with_subject(|subject, _| subject.close());
         Status::Ok as i32
     })?;
     // The 0.1.0 names.
@@ -77,13 +77,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 fn resume(direction: Direction) -> i32 {
     // A stream that is gone has nothing to resume, which is no mistake of the filter's.
-    current::with_stream(|stream, position| stream.resume(position, direction));
+    call_scope::with_stream(|stream, position| stream.resume(position, direction));
     Status::Ok as i32
 }
 
 /// The same, of a TCP connection.
 fn resume_side(side: Side) -> i32 {
-    current::with_network(|stream, position| stream.resume(position, side));
+    call_scope::with_network(|stream, position| stream.resume(position, side));
     Status::Ok as i32
 }
 
@@ -100,7 +100,7 @@ fn reply(
     let body = range(memory, body.0, body.1)?;
     let headers = slice(memory, headers.0, headers.1)?;
     // The first one counts, so nothing is kept of another.
-    if current::with_state(|s| s.reply.is_some()).unwrap_or(false) {
+    if call_scope::with_state(|s| s.reply.is_some()).unwrap_or(false) {
         return Ok(());
     }
     host.copied += (body.len() + headers.len()) as u64;
@@ -127,7 +127,7 @@ fn reply(
     // Negative: it follows from the HTTP status.
     let grpc_status = u32::try_from(grpc).ok();
     let details = String::from_utf8_lossy(&details[..details.len().min(MAX_DETAILS)]).replace(' ', "_");
-    let owed = current::with_state(|s| s.owe(&host.ledger, details.len() + head::size(&fields))).unwrap_or(true);
+    let owed = call_scope::with_state(|s| s.owe(&host.ledger, details.len() + head::size(&fields))).unwrap_or(true);
     let room = body.len() <= MAX_BODY && owed;
     let charge = if room { host.ledger.charge(body.len()).ok() } else { None };
     let reply = match charge {
@@ -142,7 +142,7 @@ fn reply(
             LocalReply { status, details, ..LocalReply::default() }
         }
     };
-    current::with_subject(|subject, _| match subject {
+    call_scope::with_subject(|subject, _| match subject {
         Subject::Http(stream) => stream.reply(reply, flag::LOCAL_REPLY),
         // There is nothing to be answered, but that it shall not go on is clear.
         Subject::Tcp(_) => subject.close(),

@@ -10,9 +10,9 @@ use super::guest::{slice, split, status, write_u32, write_u64};
 use crate::wasm::{
     host::{
         FIRST_ROOT, Host, Phase,
-        voice::{LONGEST, Text},
+        filter_log::{LONGEST, Text},
     },
-    scope::current,
+    scope::call_scope,
 };
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -45,9 +45,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let context = context as u32;
         let root = context.wrapping_sub(FIRST_ROOT) as usize;
         let root = if root < host.roots.len() {
-            current::leave();
+            call_scope::leave();
             root
-        } else if let Some(root) = current::switch(context) {
+        } else if let Some(root) = call_scope::switch(context) {
             root
         } else {
             return Status::BadArgument as i32;

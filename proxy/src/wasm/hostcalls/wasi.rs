@@ -15,7 +15,7 @@ use super::{
     guest::{slice, slice_mut, split, write_u32, write_u64},
     system::write_log,
 };
-use crate::wasm::host::{Host, voice::LONGEST};
+use crate::wasm::host::{Host, filter_log::LONGEST};
 
 /// Bytes that one `random_get` gives (the C++ host's bound).
 const MAX_RANDOM: usize = 64 << 10;

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{net::Client, wasm::scope::subject::Subject};
+use crate::{net::Client, wasm::scope::stream_ref::Subject};
 
 /// Clients, and paths, that are kept.
 const ENTRIES: usize = 8;

@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use super::{failures::Failures, module::Code, trap::TrapKind};
+use super::{compiled::Code, failures::Failures, trap::TrapKind};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
     observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry, Seldom},
     wasm::{
         engine::Engine,
-        host::{identity::Identity, voice::Voice},
-        stores::world::World,
+        host::{filter_log::Voice, plugin_info::Identity},
+        stores::env::World,
     },
 };
 

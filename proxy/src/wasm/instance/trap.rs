@@ -40,7 +40,7 @@ pub(in crate::wasm) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
         _ => error.root_cause().to_string(),
     };
     if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
-        let frames = trace.frames().iter().filter(|frame| frame.module().name() != Some(super::joined::NAME));
+        let frames = trace.frames().iter().filter(|frame| frame.module().name() != Some(super::trampoline::NAME));
         let names = frames.map(|frame| match frame.func_name() {
             Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
             None => format!("function {}", frame.func_index()),

@@ -6,7 +6,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::subject::WeakSubject;
+use super::stream_ref::WeakSubject;
 
 /// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
 pub struct StreamContext {

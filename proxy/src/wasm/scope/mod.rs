@@ -1,5 +1,5 @@
 //! What the host call under way works on: the stream, and the contexts of its instance.
 
+pub(super) mod call_scope;
 pub(super) mod contexts;
-pub(super) mod current;
-pub(super) mod subject;
+pub(super) mod stream_ref;

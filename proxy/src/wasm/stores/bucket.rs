@@ -20,7 +20,7 @@ use tollgate_abi::{
     gcra::{Figures, TICKS_PER_NANO},
 };
 
-use super::words::Words;
+use super::zeroed_atomics::Words;
 
 /// Slots in which a key may lie. At most half of the slots are in use at `max_keys`, so hardly ever are all of a key's slots
 /// taken; then the one nearest to full is given up.

@@ -12,7 +12,7 @@ use crate::{
     wasm::{
         host::Host,
         instance::{Exports, OnHeaders, plugin::Plugin},
-        scope::subject::Subject,
+        scope::stream_ref::Subject,
     },
 };
 

@@ -13,7 +13,7 @@ use crate::{
         Action,
         network::{Closed, NetworkFilter, NetworkStream, Side},
     },
-    wasm::scope::subject::Subject,
+    wasm::scope::stream_ref::Subject,
 };
 
 /// As the guest is told who has closed a connection.

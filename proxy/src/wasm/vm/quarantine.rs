@@ -23,7 +23,7 @@ use super::{
 use crate::{
     net::Client,
     observe::{Gauge, target},
-    wasm::{instance::Instance, scope::subject::Subject},
+    wasm::{instance::Instance, scope::stream_ref::Subject},
 };
 
 /// Whom a VM serves apart, and by what.

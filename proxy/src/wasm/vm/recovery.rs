@@ -22,7 +22,7 @@ use crate::{
             failures::Cause,
             trap::{TrapKind, describe},
         },
-        scope::{contexts::StreamContext, subject::Subject},
+        scope::{contexts::StreamContext, stream_ref::Subject},
     },
 };
 

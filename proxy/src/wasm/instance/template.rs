@@ -18,8 +18,8 @@ use wasmtime::{Store, TypedFunc};
 
 use super::{
     Exports, Instance,
+    availability::Presence,
     plugin::Plugin,
-    presence::Presence,
     trap::{TrapKind, describe},
 };
 use crate::{

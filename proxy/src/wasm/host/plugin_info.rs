@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::voice::Voice;
-use crate::wasm::stores::world::{Estate, Holdings};
+use super::filter_log::Voice;
+use crate::wasm::stores::env::{Estate, Holdings};
 
 /// Who a filter is: what it can ask about itself, and what it keeps beyond its instances.
 pub struct Identity {

@@ -7,7 +7,7 @@ use std::{cell::RefCell, mem::ManuallyDrop, rc::Rc};
 
 use super::{
     contexts::Contexts,
-    subject::{Notes, Subject},
+    stream_ref::{Notes, Subject},
 };
 use crate::chain::{
     Stream,

@@ -10,9 +10,9 @@ use std::{
 };
 
 use super::{
+    env::{Estate, Holdings, Shared},
     queue::Undelivered,
     shared_data::Change,
-    world::{Estate, Holdings, Shared},
 };
 use crate::observe::{self, metrics::HeldBack};
 

@@ -12,7 +12,7 @@ use super::{
     bucket::{self, Bucket},
     queue::{Owned, Queues},
     shared_data::SharedData,
-    trial::Trial,
+    undo_log::Trial,
 };
 use crate::{
     chain::{limits::Limit, route::Clusters},

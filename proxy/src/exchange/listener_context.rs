@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Methods,
-    refusal::{Refusal, Refused, Warned},
+    rejection::{Refusal, Refused, Warned},
 };
 use crate::{
     chain::{Chain, Route, route::RetryPolicy},

@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{io::ReadBuf, net::TcpStream};
 
-use super::{ClusterFigures, Fault, ending::Ending, splice::Pipe};
+use super::{ClusterFigures, Fault, guard::Ending, splice::Pipe};
 use crate::{
     chain::network::{Flow, Side},
     net::Transport,
