@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use tokio::io::AsyncRead;
 
 use crate::{
-    downstream::{flood::Flood, h2::flood::Frames},
+    downstream::{flood::FrameLimiter, h2::flood::CountedFrames},
     exchange::request,
     tls::{Identity, xfcc},
     upstream::health::grpc as health,
@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// A client's connection over HTTP/2 whose frames are counted.
-pub fn counted(stream: impl AsyncRead + Unpin, flood: &Rc<Flood>) -> impl AsyncRead + Unpin {
-    Frames::new(stream, flood.clone(), Rc::default())
+pub fn counted(stream: impl AsyncRead + Unpin, flood: &Rc<FrameLimiter>) -> impl AsyncRead + Unpin {
+    CountedFrames::new(stream, flood.clone(), Rc::default())
 }
 
 /// The messages in the body of a gRPC answer that comes in these pieces, and what is left. An error is gRPC's.

@@ -20,24 +20,24 @@ use crate::{
     config::{Diagnostics, Severity, model::SocketOptions, units::Address},
     control::{
         certificates,
-        change::{AttemptResult, Change},
+        change::{ReloadOutcome, ReloadRequest},
         diff,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
         signals::{Request, Signals},
-        snapshot::{Extent, Foundry},
+        snapshot::{BuildMode, SnapshotBuilder},
         status::Status,
         successor::Predecessor,
         threads::{self, Urgency},
         watch::Watcher,
     },
-    listener::socket::{self, Claim},
+    listener::socket::{self, AddressClaim},
     net::descriptors,
     observe::{log, target},
     snapshot::Snapshot,
-    upstream::Checks,
-    worker::{self, Command, Rebuild, WorkerHandle},
+    upstream::HealthChecks,
+    worker::{self, Command, RebuildRequest, WorkerHandle},
 };
 
 /// How the process is run, beside what the configuration says.
@@ -81,12 +81,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 }
 
 struct Server {
-    foundry: Arc<Foundry>,
+    foundry: Arc<SnapshotBuilder>,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<ReloadRequest>,
     reloader: AbortHandle,
-    rebuilds: mpsc::UnboundedReceiver<Rebuild>,
+    rebuilds: mpsc::UnboundedReceiver<RebuildRequest>,
 }
 
 /// How often one is told again of what expires soon.
@@ -119,7 +119,7 @@ impl Server {
             }
             wrong => wrong.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message)),
         }
-        let foundry = Arc::new(Foundry::new(count, compiler)?);
+        let foundry = Arc::new(SnapshotBuilder::new(count, compiler)?);
         let status = Rc::new(Status::new(&foundry.registry)?);
         foundry.show_clusters(status.current.clone())?;
         certificates::show(&foundry.registry, status.current.clone())?;
@@ -149,7 +149,7 @@ impl Server {
             }
         }
         if let Some(probes) = &running.admin.probes {
-            let claim = if predecessor.is_some() { Claim::Shared } else { Claim::Sole };
+            let claim = if predecessor.is_some() { AddressClaim::Shared } else { AddressClaim::Sole };
             let address = Address::Inet(probes.address);
             let sockets = socket::listen(&address, &SocketOptions::default(), 1, claim);
             let sockets = sockets.with_context(|| format!("cannot listen on {} (probes)", probes.address))?;
@@ -161,9 +161,9 @@ impl Server {
         if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
             workload.start().await?;
         }
-        let claim = if predecessor.is_some() { Claim::Shared } else { Claim::Sole };
+        let claim = if predecessor.is_some() { AddressClaim::Shared } else { AddressClaim::Sole };
         let making = foundry.clone();
-        let work = move || making.make(loaded, None, Extent::Full(claim));
+        let work = move || making.build(loaded, None, BuildMode::Full(claim));
         let made = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, work)).await???;
         let (asked, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
@@ -174,7 +174,7 @@ impl Server {
             running,
             foundry: foundry.clone(),
             workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
-            checks: Checks::new(foundry.registry.clone()),
+            checks: HealthChecks::new(foundry.registry.clone()),
             status: status.clone(),
             log,
             watcher: Watcher::new(status.unwatched.clone()),
@@ -184,7 +184,7 @@ impl Server {
             given_up: 0,
         };
         let snapshot = reloader.apply(made).await;
-        status.note("start", AttemptResult::Applied(snapshot.version));
+        status.note("start", ReloadOutcome::Applied(snapshot.version));
         say_ready(&snapshot, workers.len());
         if let Some(predecessor) = predecessor {
             predecessor.end();
@@ -222,7 +222,7 @@ impl Server {
                 self.reopen_logs();
                 // If so many wait already, a load follows in any case.
                 if let Err(mpsc::error::TrySendError::Closed(_)) =
-                    self.changes.try_send(Change { cause: "SIGHUP", done: None })
+                    self.changes.try_send(ReloadRequest { cause: "SIGHUP", done: None })
                 {
                     tracing::info!(
                         target: target::CONFIG,
@@ -251,7 +251,7 @@ impl Server {
         });
     }
 
-    fn rebuild(&self, asked: Rebuild) {
+    fn rebuild(&self, asked: RebuildRequest) {
         if let Some(worker) = self.workers.get(asked.worker) {
             tokio::task::spawn_local(rebuild(asked, worker.commands.downgrade()));
         }

@@ -16,13 +16,13 @@ use tollgate::{
     chain::{
         Chain, Direction, Filter, ResponseHead, Stream,
         flow::{HeadFlow, Outcome},
-        stream::{Arrival, ConnectionInfo},
+        stream::{ConnectionInfo, IncomingRequest},
     },
     config::{self, Format},
-    control::snapshot::{Extent, Foundry, Made},
+    control::snapshot::{BuildMode, Built, SnapshotBuilder},
     net::socket::LOCAL,
     upstream::{PoolOptions, Pools},
-    wasm::{Compiler, Site, Supply, Vm},
+    wasm::{Compiler, InstanceSupply, Vm, VmBinding},
 };
 use tollgate_sdk::testing::TestHost;
 
@@ -53,11 +53,11 @@ fn chain(name: &'static str, file: &str) -> Piece {
         "clusters": [],
     });
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = Foundry::new(1, Compiler::in_process()).expect("a foundry");
-    let made = foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let Made { snapshot, instances, .. } = made;
-    let supply = Supply::new(|_| panic!("it has failed"));
-    let site = Site { upstream: Pools::new(PoolOptions::default()), supply };
+    let foundry = SnapshotBuilder::new(1, Compiler::in_process()).expect("a foundry");
+    let made = foundry.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let Built { snapshot, instances, .. } = made;
+    let supply = InstanceSupply::new(|_| panic!("it has failed"));
+    let site = VmBinding { upstream: Pools::new(PoolOptions::default()), supply };
     let tasks = LocalSet::new();
     let filters = tasks.block_on(&super::traffic::runtime().0, async move {
         let all = snapshot.machines.iter().zip(instances.into_iter().flatten());
@@ -70,7 +70,7 @@ fn chain(name: &'static str, file: &str) -> Piece {
     let connection = Rc::new(ConnectionInfo::new("public".into(), LOCAL, LOCAL));
     Piece::new(name, move || {
         let _inside = tasks.enter();
-        let arrival = Arrival {
+        let arrival = IncomingRequest {
             client: LOCAL,
             head: head.clone(),
             original_path: head.path.clone(),

@@ -11,8 +11,8 @@ use tollgate::{
     chain::head::{HeaderOps, Headers, Name, RequestHead},
     config::model,
     h1::{
-        Limits, Outbox, encoder,
-        head::{self, Finder},
+        Limits, WriteBuf, encoder,
+        head::{self, HeadScanner},
     },
     upstream::Cluster,
     wasm::stores::bucket::Bucket,
@@ -59,7 +59,7 @@ fn parse() -> Piece {
     let mut inbox = BytesMut::new();
     Piece::new("head/read a request", move || {
         inbox.extend_from_slice(black_box(REQUEST.as_bytes()));
-        let length = Finder::default().find(&mut inbox, limits.head).expect("it is right").expect("it is whole");
+        let length = HeadScanner::default().find(&mut inbox, limits.head).expect("it is right").expect("it is whole");
         black_box(head::request(&mut inbox, length, &limits).expect("a request"));
     })
 }
@@ -67,7 +67,7 @@ fn parse() -> Piece {
 fn write() -> Piece {
     let head = head();
     Piece::new("head/write a request", move || {
-        let mut outbox = Outbox::default();
+        let mut outbox = WriteBuf::default();
         let head = encoder::RequestHead {
             method: &head.method,
             target: &head.path,

@@ -17,12 +17,12 @@ use tokio::{
 use tollgate::{
     chain::{Chain, Route, stream::ConnectionInfo},
     config::{self, Format},
-    control::snapshot::{Extent, Foundry},
-    downstream::{connection::Handle, h1},
-    exchange::Site,
+    control::snapshot::{BuildMode, SnapshotBuilder},
+    downstream::{connection::ListenerHandle, h1},
+    exchange::ListenerContext,
     net::{Socket, Stream, socket::LOCAL},
     snapshot::Snapshot,
-    upstream::{PoolOptions, Pools, Way},
+    upstream::{PoolOptions, Pools, ProtocolChoice},
     wasm::Compiler,
 };
 
@@ -47,8 +47,8 @@ pub fn runtime() -> (Runtime, LocalSet) {
 /// A configuration without filters.
 fn snapshot() -> Arc<Snapshot> {
     let loaded = config::parse("bench.yaml", CONFIG, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = Foundry::new(1, Compiler::in_process()).expect("a foundry");
-    foundry.make(loaded, None, Extent::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
+    let foundry = SnapshotBuilder::new(1, Compiler::in_process()).expect("a foundry");
+    foundry.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
 }
 
 /// Answers each head that comes.
@@ -88,7 +88,7 @@ fn kept_connection() -> Piece {
     Piece::new("pool/a request on a kept connection", move || {
         local.block_on(&runtime, async {
             let endpoint = cluster.pick(None, &[]).expect("an endpoint");
-            let response = pools.send(&cluster, &endpoint, Way::default(), &head, Empty::new()).await;
+            let response = pools.send(&cluster, &endpoint, ProtocolChoice::default(), &head, Empty::new()).await;
             let body = response.unwrap_or_else(|failure| panic!("{}", failure.kind)).into_body().collect().await;
             assert_eq!(body.expect("a body").to_bytes().len(), 64);
         });
@@ -99,13 +99,14 @@ fn whole_request() -> Piece {
     let (runtime, local) = runtime();
     let snapshot = snapshot();
     let parts = &snapshot.listeners[0];
-    let mut site = Site::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
+    let mut site =
+        ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
     site.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
     site.clusters = snapshot.cluster_figures.iter().cloned().collect();
     let mut client = local.block_on(&runtime, async {
         let (client, served) = UnixStream::pair().expect("a pair of sockets");
         let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);
-        let handle = Rc::new(Handle::new(Rc::new(site)));
+        let handle = Rc::new(ListenerHandle::new(Rc::new(site)));
         spawn_local(async move { h1::serve(handle, Stream::from(Socket::Unix(served)), Rc::new(info)).await });
         (client, vec![0; 16 << 10])
     });

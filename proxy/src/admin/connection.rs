@@ -27,7 +27,7 @@ use tokio::{task::spawn_local, time::timeout};
 use crate::{
     listener::clients::Clients,
     net::{Listener, Socket, TokioIo, descriptors},
-    observe::{Seldom, target},
+    observe::{LogLimiter, target},
 };
 
 /// How long a request's head may take, and how long a connection may wait for the next one.
@@ -48,12 +48,12 @@ pub(super) struct Connections {
     name: &'static str,
     most: usize,
     clients: Rc<Clients>,
-    unaccepted: Seldom,
+    unaccepted: LogLimiter,
 }
 
 /// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unread {
+pub(super) enum BodyNotRead {
     #[error("the body is larger than {MAX_BODY} bytes")]
     TooLarge,
     #[error("the body did not come within {BODY:?}")]
@@ -64,7 +64,7 @@ impl Connections {
     /// Of a listener with this name.
     pub(super) fn new(name: &'static str) -> Connections {
         let most = descriptors::for_admin();
-        Connections { name, most, clients: Rc::default(), unaccepted: Seldom::default() }
+        Connections { name, most, clients: Rc::default(), unaccepted: LogLimiter::default() }
     }
 
     /// Accepts until the socket is taken away, and serves what was accepted.
@@ -127,11 +127,11 @@ impl Connections {
 }
 
 /// A request's body.
-pub(super) async fn body(body: Incoming) -> Result<Bytes, Unread> {
+pub(super) async fn body(body: Incoming) -> Result<Bytes, BodyNotRead> {
     match timeout(BODY, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(_)) => Err(Unread::TooLarge),
-        Err(_) => Err(Unread::TooSlow),
+        Ok(Err(_)) => Err(BodyNotRead::TooLarge),
+        Err(_) => Err(BodyNotRead::TooSlow),
     }
 }
 

@@ -16,11 +16,11 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use self::connection::{Connections, Unread};
+use self::connection::{BodyNotRead, Connections};
 use crate::{
     ca::service::Service,
     control::{
-        change::{AttemptResult, Change, attempt_json},
+        change::{ReloadOutcome, ReloadRequest, attempt_json},
         status::Status,
     },
     observe::{Registry, log::LogHandle},
@@ -41,7 +41,7 @@ pub struct State {
     /// Tollgate's own log.
     pub log: LogHandle,
     /// Wishes for a reload.
-    pub changes: mpsc::Sender<Change>,
+    pub changes: mpsc::Sender<ReloadRequest>,
     /// Names that it may be asked for by. None: it is on a unix socket, which no browser reaches.
     pub hosts: Option<Vec<String>>,
     /// What whoever asks has to show, if anything.
@@ -135,11 +135,11 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
 
 async fn reload(state: &State) -> Response<Full<Bytes>> {
     let (done, result) = oneshot::channel();
-    let _ = state.changes.send(Change { cause: "admin", done: Some(done) }).await;
+    let _ = state.changes.send(ReloadRequest { cause: "admin", done: Some(done) }).await;
     match result.await {
         Ok(attempt) => {
             let status = match attempt.result {
-                AttemptResult::Refused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadOutcome::Refused(..) => StatusCode::UNPROCESSABLE_ENTITY,
                 _ => StatusCode::OK,
             };
             json_response(status, &attempt_json(&attempt))
@@ -151,8 +151,8 @@ async fn reload(state: &State) -> Response<Full<Bytes>> {
 async fn set_log(state: &State, body: Incoming) -> Response<Full<Bytes>> {
     let body = match connection::body(body).await {
         Ok(body) => body,
-        Err(unread @ Unread::TooLarge) => return text(StatusCode::PAYLOAD_TOO_LARGE, &format!("{unread}\n")),
-        Err(unread @ Unread::TooSlow) => return text(StatusCode::REQUEST_TIMEOUT, &format!("{unread}\n")),
+        Err(unread @ BodyNotRead::TooLarge) => return text(StatusCode::PAYLOAD_TOO_LARGE, &format!("{unread}\n")),
+        Err(unread @ BodyNotRead::TooSlow) => return text(StatusCode::REQUEST_TIMEOUT, &format!("{unread}\n")),
     };
     let level = String::from_utf8_lossy(&body).trim().to_owned();
     match state.log.set_level(&level) {

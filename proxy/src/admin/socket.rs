@@ -21,7 +21,7 @@ use crate::{
         model::{Admin, SocketOptions},
         units::Address,
     },
-    listener::socket::{self, Claim},
+    listener::socket::{self, AddressClaim},
     net::{ListenSocket, Listener, Socket as Stream},
     observe::target,
 };
@@ -58,7 +58,7 @@ pub async fn listen(admin: &Admin, token: Option<&Token>) -> io::Result<ListenSo
 fn open(admin: &Admin) -> io::Result<ListenSocket> {
     let mode = Some(admin.mode.clone().unwrap_or_else(|| MODE.to_owned()));
     let options = SocketOptions { mode, ..SocketOptions::default() };
-    let mut sockets = socket::listen(&admin.address, &options, 1, Claim::Sole)?;
+    let mut sockets = socket::listen(&admin.address, &options, 1, AddressClaim::Sole)?;
     sockets.pop().ok_or_else(|| io::Error::other("there is no socket"))
 }
 

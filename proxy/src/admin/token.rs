@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use crate::{
     config::{Diagnostic, Loaded},
     files,
-    observe::{Seldom, target},
+    observe::{LogLimiter, target},
 };
 
 /// Fewer characters can be guessed.
@@ -27,7 +27,7 @@ const LONGEST: u64 = 4096;
 /// Who asks has to show it.
 pub struct Token {
     file: PathBuf,
-    unread: Seldom,
+    unread: LogLimiter,
 }
 
 /// Why a file holds no token.
@@ -48,7 +48,7 @@ impl Token {
     /// The one that the configuration asks for, if it does.
     pub fn of(loaded: &Loaded) -> Option<Token> {
         let file = loaded.source.resolve(loaded.config.admin.token_file.as_ref()?);
-        Some(Token { file, unread: Seldom::default() })
+        Some(Token { file, unread: LogLimiter::default() })
     }
 
     /// What is wrong with it.
@@ -127,7 +127,7 @@ mod tests {
     async fn only_the_token_that_is_in_the_file_now_lets_one_in() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
-        let token = Token { file: file.clone(), unread: Seldom::default() };
+        let token = Token { file: file.clone(), unread: LogLimiter::default() };
         let ask = async |value: Option<&str>| {
             let field = value.map(|value| (header::AUTHORIZATION, HeaderValue::from_str(value).unwrap()));
             token.check(&field.into_iter().collect()).await.map_err(|(status, _)| status.as_u16())

@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, DnsName, pem::PemObject};
 
 use super::{
     Error,
-    certificate::{self, Facts},
+    certificate::{self, CertificateInfo},
     files::{self, PRIVATE, PUBLIC},
     hex,
     token::Secret,
@@ -41,7 +41,7 @@ pub struct Authority {
     trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
     roots: String,
-    signing: Facts,
+    signing: CertificateInfo,
     secret: PathBuf,
 }
 
@@ -90,7 +90,7 @@ pub struct Issued {
     /// The certificate, and those that lead from it to the root, without the root (PEM).
     pub chain: String,
     /// What it says.
-    pub facts: Facts,
+    pub facts: CertificateInfo,
 }
 
 impl Authority {
@@ -153,7 +153,7 @@ impl Authority {
     }
 
     /// The root that signs.
-    pub fn signing(&self) -> &Facts {
+    pub fn signing(&self) -> &CertificateInfo {
         &self.signing
     }
 
@@ -258,7 +258,7 @@ fn alternative_names(names: &Names) -> Result<Vec<SanType>, Error> {
 }
 
 fn issued(certificate: &Certificate) -> Result<Issued, Error> {
-    let facts = Facts::of(certificate.der()).map_err(Error::Name)?;
+    let facts = CertificateInfo::of(certificate.der()).map_err(Error::Name)?;
     Ok(Issued { chain: certificate.pem(), facts })
 }
 

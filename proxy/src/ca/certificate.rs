@@ -21,7 +21,7 @@ use crate::observe::access_log::timestamp;
 
 /// What is of interest in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct CertificateInfo {
     pub subject: String,
     pub issuer: String,
     /// Hexadecimal digits.
@@ -39,13 +39,13 @@ pub struct Facts {
 }
 
 /// The certificates in a text (PEM), in its order. An error says what is wrong with it.
-pub fn all_in(pem: &str) -> Result<Vec<Facts>, String> {
+pub fn all_in(pem: &str) -> Result<Vec<CertificateInfo>, String> {
     let ders = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let ders = ders.map_err(|e| format!("is not PEM: {e}"))?;
     if ders.is_empty() {
         return Err("holds no certificate (PEM)".to_owned());
     }
-    ders.iter().map(|der| Facts::of(der)).collect()
+    ders.iter().map(|der| CertificateInfo::of(der)).collect()
 }
 
 /// Whether the first certificate of a text (PEM) was signed by one of another.
@@ -66,14 +66,14 @@ pub fn have_one_in_common(one: &str, other: &str) -> bool {
     of(one).iter().any(|facts| other.iter().any(|o| o.fingerprint == facts.fingerprint))
 }
 
-impl Facts {
+impl CertificateInfo {
     /// Reads a certificate (DER).
-    pub fn of(der: &[u8]) -> Result<Facts, String> {
+    pub fn of(der: &[u8]) -> Result<CertificateInfo, String> {
         let read = parse(der)?;
         let names = read.subject_alternative_name().map_err(|e| format!("holds no valid certificate: {e}"))?;
         let names = names.into_iter().flat_map(|names| &names.value.general_names).map(name).collect();
         let is_ca = read.basic_constraints().ok().flatten().is_some_and(|basic| basic.value.ca);
-        Ok(Facts {
+        Ok(CertificateInfo {
             subject: distinguished(read.subject()),
             issuer: distinguished(read.issuer()),
             serial: hex(&read.serial.to_bytes_be()),
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn names_and_times_are_those_of_the_certificate() {
         let root = named("a\nb").self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let facts = Facts::of(root.der()).unwrap();
+        let facts = CertificateInfo::of(root.der()).unwrap();
         assert_eq!(facts.subject, "CN=a?b");
         assert_eq!(facts.not_before + Duration::from_secs(86_400), SystemTime::UNIX_EPOCH);
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Error,
     authority::{self, Authority, Names},
-    certificate::{self, Facts},
+    certificate::{self, CertificateInfo},
     files::{self, PRIVATE, PUBLIC},
     rotation::{NEXT, Rotation, SPREAD, Stage},
     token::{Scope, Token},
@@ -355,7 +355,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let pem = files::read(&file)?;
     let all = certificate::all_in(&pem).map_err(|what| Error::content(&file, what))?;
     if args.json {
-        let certificates: Vec<Value> = all.iter().map(Facts::to_json).collect();
+        let certificates: Vec<Value> = all.iter().map(CertificateInfo::to_json).collect();
         let domain = domain.as_ref().map(TrustDomain::as_str);
         println!("{:#}", json!({ "file": file, "trust_domain": domain, "certificates": certificates }));
         return Ok(());
@@ -389,7 +389,7 @@ fn open(dir: &Path) -> anyhow::Result<Authority> {
 }
 
 /// What a certificate says, line by line.
-fn text(facts: &Facts) -> String {
+fn text(facts: &CertificateInfo) -> String {
     let now = SystemTime::now();
     let state = match (facts.is_valid_at(now), now < facts.not_before) {
         (true, _) => "",

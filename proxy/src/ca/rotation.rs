@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use super::{
     Error,
     authority::{Authority, ROOT, Root},
-    certificate::{self, Facts},
+    certificate::{self, CertificateInfo},
     files::{self, PRIVATE, PUBLIC},
 };
 use crate::config::admin::KEY;
@@ -131,7 +131,7 @@ impl Rotation {
             Stage::Switched(_) => {}
         }
         let (roots, all) = (self.authority.roots(), self.roots()?);
-        let is_signing = |facts: &Facts| facts.fingerprint == self.authority.signing().fingerprint;
+        let is_signing = |facts: &CertificateInfo| facts.fingerprint == self.authority.signing().fingerprint;
         let place = all.iter().position(is_signing).unwrap_or_default();
         let path = self.dir.join(ROOT);
         files::put(&path, nth(roots, place).ok_or_else(|| Error::content(&path, "is not PEM"))?, PUBLIC)?;
@@ -139,7 +139,7 @@ impl Rotation {
     }
 
     /// The roots that are trusted.
-    fn roots(&self) -> Result<Vec<Facts>, Error> {
+    fn roots(&self) -> Result<Vec<CertificateInfo>, Error> {
         certificate::all_in(self.authority.roots()).map_err(|what| Error::content(&self.dir.join(ROOT), what))
     }
 }

@@ -59,7 +59,7 @@ struct Logged {
 
 /// Why no certificate is signed.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum SigningError {
     #[error("a join token is needed: `Authorization: Bearer TOKEN`")]
     NoToken,
     #[error(transparent)]
@@ -76,21 +76,23 @@ enum Refusal {
     Sign(#[from] Error),
 }
 
-impl Refusal {
+impl SigningError {
     /// All values of the metric's label.
     const REASONS: [&'static str; 8] =
         ["no_token", "bad_token", "expired_token", "identity", "request", "body", "ttl", "failed"];
 
     fn reason(&self) -> &'static str {
         match self {
-            Refusal::NoToken => "no_token",
-            Refusal::Token(TokenError::Forged) => "bad_token",
-            Refusal::Token(TokenError::Expired(_)) => "expired_token",
-            Refusal::Identity { .. } | Refusal::Sign(Error::TrustDomain { .. } | Error::Name(_)) => "identity",
-            Refusal::Request(_) => "request",
-            Refusal::Body => "body",
-            Refusal::Life => "ttl",
-            Refusal::Sign(_) => "failed",
+            SigningError::NoToken => "no_token",
+            SigningError::Token(TokenError::Forged) => "bad_token",
+            SigningError::Token(TokenError::Expired(_)) => "expired_token",
+            SigningError::Identity { .. } | SigningError::Sign(Error::TrustDomain { .. } | Error::Name(_)) => {
+                "identity"
+            }
+            SigningError::Request(_) => "request",
+            SigningError::Body => "body",
+            SigningError::Life => "ttl",
+            SigningError::Sign(_) => "failed",
         }
     }
 
@@ -156,7 +158,7 @@ impl Service {
                 "Certificates that were signed for workloads.",
                 &[],
             )?,
-            refused: Refusal::REASONS.into_iter().map(refused).collect::<Result<_, MetricError>>()?,
+            refused: SigningError::REASONS.into_iter().map(refused).collect::<Result<_, MetricError>>()?,
             logged: RefCell::default(),
         })
     }
@@ -195,7 +197,7 @@ impl Service {
                     Ok(Ok(body)) => {
                         self.decide(&scope, head.uri.query(), &body.to_bytes()).map(|issued| (issued, token))
                     }
-                    _ => Err(Refusal::Body),
+                    _ => Err(SigningError::Body),
                 }
             }
         };
@@ -218,30 +220,30 @@ impl Service {
     }
 
     /// What the caller's token allows, and the token's id.
-    fn scope(&self, headers: &HeaderMap) -> Result<(Scope, String), Refusal> {
+    fn scope(&self, headers: &HeaderMap) -> Result<(Scope, String), SigningError> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         // RFC 9110, section 11.1: the scheme's case does not matter.
-        let (scheme, token) = given.and_then(|given| given.split_once(' ')).ok_or(Refusal::NoToken)?;
+        let (scheme, token) = given.and_then(|given| given.split_once(' ')).ok_or(SigningError::NoToken)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(Refusal::NoToken);
+            return Err(SigningError::NoToken);
         }
         let token = authority::secret_of(&self.dir)?.open(token.trim(), SystemTime::now())?;
         Ok((token.scope, token.id))
     }
 
     /// A certificate, and the roots that are trusted with it.
-    fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<(Issued, String), Refusal> {
+    fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<(Issued, String), SigningError> {
         let life = query.into_iter().flat_map(|query| query.split('&')).find_map(|part| part.strip_prefix("ttl="));
         let life = match life {
             None => self.max_ttl,
-            Some(text) => text.parse::<units::Duration>().map_err(|_| Refusal::Life)?.0.min(self.max_ttl),
+            Some(text) => text.parse::<units::Duration>().map_err(|_| SigningError::Life)?.0.min(self.max_ttl),
         };
         if life < Duration::from_secs(1) {
-            return Err(Refusal::Life);
+            return Err(SigningError::Life);
         }
-        let asked = request::read(pem).map_err(Refusal::Request)?;
+        let asked = request::read(pem).map_err(SigningError::Request)?;
         if !scope.allows(&asked.spiffe) {
-            return Err(Refusal::Identity { scope: scope.clone(), asked: asked.spiffe });
+            return Err(SigningError::Identity { scope: scope.clone(), asked: asked.spiffe });
         }
         let names = Names { spiffe: asked.spiffe, dns: Vec::new(), ip: Vec::new() };
         let authority = self.authority()?;
@@ -249,7 +251,7 @@ impl Service {
     }
 
     /// Counts a refusal, and logs it unless one was logged just now: nobody shall fill the log by asking.
-    fn note(&self, refusal: &Refusal, peer: SocketAddr) {
+    fn note(&self, refusal: &SigningError, peer: SocketAddr) {
         if let Some((_, counter)) = self.refused.iter().find(|(reason, _)| *reason == refusal.reason()) {
             counter.inc(shard());
         }
@@ -358,7 +360,8 @@ mod tests {
     fn each_reason_is_counted() {
         let dir = TempDir::new().unwrap();
         let service = service(&dir);
-        for refusal in [Refusal::NoToken, Refusal::Body, Refusal::Sign(Error::Ended), Refusal::Life] {
+        for refusal in [SigningError::NoToken, SigningError::Body, SigningError::Sign(Error::Ended), SigningError::Life]
+        {
             service.note(&refusal, ([127, 0, 0, 1], 1).into());
             let counter = service.refused.iter().find(|(reason, _)| *reason == refusal.reason());
             assert_eq!(counter.unwrap().1.value(), 1, "{refusal}");

@@ -20,7 +20,7 @@ thread_local! {
 
 /// What filters have let out.
 #[derive(Debug)]
-pub enum Frame {
+pub enum FilteredFrame {
     /// A part of the body.
     Data(Bytes),
     /// The trailers, after which nothing comes.
@@ -29,7 +29,7 @@ pub enum Frame {
 
 /// Why a body cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Stopped {
+pub enum BodyAborted {
     /// A filter holds more than it may.
     #[error("a filter holds back more of the body than it may")]
     TooLarge,
@@ -43,7 +43,7 @@ pub enum Stopped {
 
 /// What one filter holds.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBody {
     data: Buffer,
     /// The body's end is among what it holds.
     end: bool,
@@ -55,14 +55,14 @@ struct Held {
 
 /// What one body counts for among what the worker's filters hold.
 #[derive(Debug, Default)]
-struct Share(usize);
+struct BufferShare(usize);
 
-impl Share {
+impl BufferShare {
     /// It has become this large.
-    fn set(&mut self, bytes: usize) -> Result<(), Stopped> {
+    fn set(&mut self, bytes: usize) -> Result<(), BodyAborted> {
         let all = HELD.get() - self.0 + bytes;
         if bytes > self.0 && all > ALL {
-            return Err(Stopped::Crowded);
+            return Err(BodyAborted::Crowded);
         }
         HELD.set(all);
         self.0 = bytes;
@@ -70,7 +70,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for BufferShare {
     fn drop(&mut self) {
         HELD.set(HELD.get() - self.0);
     }
@@ -82,11 +82,11 @@ pub struct BodyFlow {
     direction: Direction,
     limit: usize,
     /// One for each filter, in this direction's order.
-    held: Vec<Held>,
-    share: Share,
+    held: Vec<HeldBody>,
+    share: BufferShare,
     /// The first filter that sees it.
     first: usize,
-    out: VecDeque<Frame>,
+    out: VecDeque<FilteredFrame>,
     /// The end has come out.
     ended: bool,
     /// Filters may have changed the body's length: what went in, what came out.
@@ -98,12 +98,12 @@ impl BodyFlow {
     pub fn new(stream: &Stream, direction: Direction, limit: usize) -> BodyFlow {
         // If no filter wants to see it, nothing is ever asked of this.
         let filters = if stream.chain.wants_body(direction) { stream.chain.filters().len() } else { 0 };
-        let held = (0..filters).map(|_| Held::default()).collect();
+        let held = (0..filters).map(|_| HeldBody::default()).collect();
         BodyFlow {
             direction,
             limit,
             held,
-            share: Share::default(),
+            share: BufferShare::default(),
             first: 0,
             out: VecDeque::new(),
             ended: false,
@@ -117,7 +117,7 @@ impl BodyFlow {
     }
 
     /// The next frame that is through.
-    pub fn pop(&mut self) -> Option<Frame> {
+    pub fn pop(&mut self) -> Option<FilteredFrame> {
         self.out.pop_front()
     }
 
@@ -133,7 +133,7 @@ impl BodyFlow {
 
     /// Whether trailers are among what waits to be taken.
     pub fn has_trailers(&self) -> bool {
-        self.out.iter().any(|frame| matches!(frame, Frame::Trailers(_)))
+        self.out.iter().any(|frame| matches!(frame, FilteredFrame::Trailers(_)))
     }
 
     /// Whether something has come out and waits to be taken.
@@ -148,12 +148,18 @@ impl BodyFlow {
 
     /// Bytes that wait to be taken.
     pub fn waiting(&self) -> u64 {
-        self.out.iter().map(|f| if let Frame::Data(d) = f { d.len() as u64 } else { 0 }).sum()
+        self.out.iter().map(|f| if let FilteredFrame::Data(d) = f { d.len() as u64 } else { 0 }).sum()
     }
 
     /// A part has come. `until`: the filter (its number in this direction) that still holds the head, if one does; it gets
     /// the part and nobody after it does. Returns whether that filter lets the head go.
-    pub fn data(&mut self, stream: &Rc<Stream>, data: Bytes, end: bool, until: Option<usize>) -> Result<bool, Stopped> {
+    pub fn data(
+        &mut self,
+        stream: &Rc<Stream>,
+        data: Bytes,
+        end: bool,
+        until: Option<usize>,
+    ) -> Result<bool, BodyAborted> {
         self.lengths.0 += data.len() as u64;
         let lets_head_go = self.push(stream, self.first, Buffer::new(data), end, until)?;
         self.count()?;
@@ -166,19 +172,19 @@ impl BodyFlow {
         stream: &Rc<Stream>,
         trailers: HeaderMap,
         until: Option<usize>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<bool, BodyAborted> {
         let lets_head_go = self.push_trailers(stream, self.first, trailers, until)?;
         self.count()?;
         Ok(lets_head_go)
     }
 
     /// Counts what filters hold now.
-    fn count(&mut self) -> Result<(), Stopped> {
+    fn count(&mut self) -> Result<(), BodyAborted> {
         self.share.set(self.held.iter().map(|held| held.data.as_slice().len()).sum())
     }
 
     /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.
-    pub fn resume(&mut self, stream: &Rc<Stream>, until: Option<usize>) -> Result<(), Stopped> {
+    pub fn resume(&mut self, stream: &Rc<Stream>, until: Option<usize>) -> Result<(), BodyAborted> {
         for nth in 0..until.unwrap_or(self.held.len()).min(self.held.len()) {
             if !self.held[nth].paused {
                 continue;
@@ -197,7 +203,7 @@ impl BodyFlow {
     }
 
     /// Lets out what the filter `nth` holds. `until`: as for `data`.
-    pub fn release(&mut self, stream: &Rc<Stream>, nth: usize, until: Option<usize>) -> Result<(), Stopped> {
+    pub fn release(&mut self, stream: &Rc<Stream>, nth: usize, until: Option<usize>) -> Result<(), BodyAborted> {
         let Some(held) = self.held.get_mut(nth) else { return Ok(()) };
         held.paused = false;
         let (mut data, end, trailers) = (std::mem::take(&mut held.data), held.end, held.trailers.take());
@@ -218,7 +224,7 @@ impl BodyFlow {
         data: Buffer,
         end: bool,
         until: Option<usize>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<bool, BodyAborted> {
         let mut data = data;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);
@@ -229,7 +235,7 @@ impl BodyFlow {
                 held.data.append(data.take());
                 data = std::mem::take(&mut held.data);
                 if data.as_slice().len() > self.limit {
-                    return Err(Stopped::TooLarge);
+                    return Err(BodyAborted::TooLarge);
                 }
             }
             held.end |= end;
@@ -255,7 +261,7 @@ impl BodyFlow {
             state.shows_end[self.direction as usize] = false;
             data = state.buffers[self.direction as usize].take().unwrap_or_default();
             if data.is_overflown() {
-                return Err(Stopped::TooLarge);
+                return Err(BodyAborted::TooLarge);
             }
             // The filter may have added trailers: then the body's end is no more the message's.
             let added = if end { state.trailers[self.direction as usize].take() } else { None };
@@ -270,7 +276,7 @@ impl BodyFlow {
                     self.keep_added(nth, added);
                     return self.hold(nth, data).map(|()| false);
                 }
-                Action::Failed(OnFailure::Deny) => return Err(Stopped::FilterFailed),
+                Action::Failed(OnFailure::Deny) => return Err(BodyAborted::FilterFailed),
                 _ => {
                     p.paused[self.direction as usize] = false;
                     drop(state);
@@ -288,7 +294,7 @@ impl BodyFlow {
         let data = data.take();
         self.lengths.1 += data.len() as u64;
         if !data.is_empty() {
-            self.out.push_back(Frame::Data(data));
+            self.out.push_back(FilteredFrame::Data(data));
         }
         self.ended |= end;
         Ok(false)
@@ -309,7 +315,7 @@ impl BodyFlow {
         mut data: Buffer,
         trailers: HeaderMap,
         until: Option<usize>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<bool, BodyAborted> {
         let lets_head_go = match data.as_slice().is_empty() {
             true => false,
             false => self.push(stream, from, Buffer::new(data.take()), false, until)?,
@@ -324,16 +330,16 @@ impl BodyFlow {
         }
     }
 
-    fn is_gone(&self, stream: &Stream, position: usize) -> Result<bool, Stopped> {
+    fn is_gone(&self, stream: &Stream, position: usize) -> Result<bool, BodyAborted> {
         match stream.gone(position) {
-            (_, true) => Err(Stopped::FilterFailed),
+            (_, true) => Err(BodyAborted::FilterFailed),
             (gone, false) => Ok(gone),
         }
     }
 
-    fn hold(&mut self, nth: usize, data: Buffer) -> Result<(), Stopped> {
+    fn hold(&mut self, nth: usize, data: Buffer) -> Result<(), BodyAborted> {
         if data.as_slice().len() > self.limit {
-            return Err(Stopped::TooLarge);
+            return Err(BodyAborted::TooLarge);
         }
         let held = &mut self.held[nth];
         held.data = data;
@@ -348,7 +354,7 @@ impl BodyFlow {
         from: usize,
         trailers: HeaderMap,
         until: Option<usize>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<bool, BodyAborted> {
         let way = self.direction as usize;
         let mut trailers = trailers;
         for nth in from..self.held.len() {
@@ -383,7 +389,7 @@ impl BodyFlow {
             trailers = state.trailers[way].take().unwrap_or_default();
             let mut data = state.buffers[way].take().unwrap_or_default();
             if data.is_overflown() {
-                return Err(Stopped::TooLarge);
+                return Err(BodyAborted::TooLarge);
             }
             let p = &mut state.positions[position];
             let resumed = std::mem::take(&mut p.resumed[way]);
@@ -391,7 +397,7 @@ impl BodyFlow {
             p.paused[way] = pauses;
             drop(state);
             if action == Action::Failed(OnFailure::Deny) {
-                return Err(Stopped::FilterFailed);
+                return Err(BodyAborted::FilterFailed);
             }
             let held = &mut self.held[nth];
             held.paused = pauses || holds_head;
@@ -404,7 +410,7 @@ impl BodyFlow {
                 self.push(stream, nth + 1, Buffer::new(data), false, until)?;
             }
         }
-        self.out.push_back(Frame::Trailers(trailers));
+        self.out.push_back(FilteredFrame::Trailers(trailers));
         self.ended = true;
         Ok(false)
     }
@@ -416,9 +422,9 @@ mod tests {
 
     #[test]
     fn what_all_bodies_hold_is_bounded_and_given_back() {
-        let (mut first, mut second) = (Share::default(), Share::default());
+        let (mut first, mut second) = (BufferShare::default(), BufferShare::default());
         assert_eq!((first.set(ALL - 10), second.set(10)), (Ok(()), Ok(())));
-        assert_eq!(second.set(11), Err(Stopped::Crowded));
+        assert_eq!(second.set(11), Err(BodyAborted::Crowded));
         assert_eq!((HELD.get(), second.0), (ALL, 10), "what is refused is not counted");
         assert_eq!((first.set(ALL - 20), second.set(20)), (Ok(()), Ok(())));
         drop(first);

@@ -29,33 +29,33 @@ const MAX_HEADS: usize = 2 << 20;
 /// There is no room for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the budget (`limits.host_memory`) is used up")]
-pub struct Full;
+pub struct BudgetExceeded;
 
 /// A budget, and how much of it is used.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct MemoryBudget {
     held: AtomicUsize,
     limit: usize,
     /// Shows it in the metrics.
     gauge: Option<Gauge>,
 }
 
-impl Ledger {
+impl MemoryBudget {
     /// A budget of which nothing is used yet.
-    pub fn new(limit: usize, gauge: Option<Gauge>) -> Arc<Ledger> {
-        Arc::new(Ledger { held: AtomicUsize::new(0), limit, gauge })
+    pub fn new(limit: usize, gauge: Option<Gauge>) -> Arc<MemoryBudget> {
+        Arc::new(MemoryBudget { held: AtomicUsize::new(0), limit, gauge })
     }
 
     /// Charges these bytes, if they fit.
-    pub fn charge(self: &Arc<Self>, bytes: usize) -> Result<Charge, Full> {
+    pub fn charge(self: &Arc<Self>, bytes: usize) -> Result<MemoryCharge, BudgetExceeded> {
         let mut charge = self.open();
         charge.grow(bytes)?;
         Ok(charge)
     }
 
     /// A charge of nothing, which may grow.
-    pub fn open(self: &Arc<Self>) -> Charge {
-        Charge { ledger: self.clone(), bytes: 0 }
+    pub fn open(self: &Arc<Self>) -> MemoryCharge {
+        MemoryCharge { ledger: self.clone(), bytes: 0 }
     }
 
     /// How much is used.
@@ -64,9 +64,9 @@ impl Ledger {
         self.held.load(Relaxed)
     }
 
-    fn take(&self, bytes: usize) -> Result<(), Full> {
+    fn take(&self, bytes: usize) -> Result<(), BudgetExceeded> {
         let fits = |held: usize| held.checked_add(bytes).filter(|all| *all <= self.limit);
-        self.held.try_update(Relaxed, Relaxed, fits).map_err(|_| Full)?;
+        self.held.try_update(Relaxed, Relaxed, fits).map_err(|_| BudgetExceeded)?;
         if let Some(gauge) = &self.gauge {
             gauge.add(observe::shard(), bytes as i64);
         }
@@ -83,21 +83,21 @@ impl Ledger {
 
 /// Bytes of a budget; dropping it gives them back.
 #[derive(Debug)]
-pub struct Charge {
-    ledger: Arc<Ledger>,
+pub struct MemoryCharge {
+    ledger: Arc<MemoryBudget>,
     bytes: usize,
 }
 
-impl Charge {
+impl MemoryCharge {
     /// Charges more, if that fits.
-    pub fn grow(&mut self, bytes: usize) -> Result<(), Full> {
+    pub fn grow(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
         self.ledger.take(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
     /// Charges so much in all, if that fits.
-    pub fn set(&mut self, bytes: usize) -> Result<(), Full> {
+    pub fn set(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
             None => {
@@ -109,17 +109,17 @@ impl Charge {
     }
 
     /// Whether it is of this budget.
-    pub fn is_of(&self, ledger: &Arc<Ledger>) -> bool {
+    pub fn is_of(&self, ledger: &Arc<MemoryBudget>) -> bool {
         Arc::ptr_eq(&self.ledger, ledger)
     }
 
     /// Bytes that hold the charge for as long as any part of them is there.
     pub fn hold(self, bytes: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Held { bytes, _charge: self })
+        Bytes::from_owner(ChargedBytes { bytes, _charge: self })
     }
 }
 
-impl Drop for Charge {
+impl Drop for MemoryCharge {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.ledger.give_back(self.bytes);
@@ -127,12 +127,12 @@ impl Drop for Charge {
     }
 }
 
-struct Held {
+struct ChargedBytes {
     bytes: Vec<u8>,
-    _charge: Charge,
+    _charge: MemoryCharge,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ChargedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -141,13 +141,13 @@ impl AsRef<[u8]> for Held {
 /// What filters are charged for what they make a stream's heads, trailers and log fields grow by. To weigh those takes a look at
 /// each field, so it is done only once for a few kilobytes more.
 #[derive(Debug, Default)]
-pub struct Owed {
+pub struct DeferredCharge {
     grown: usize,
     /// One for each instance that has made it grow that far.
-    charges: Vec<Charge>,
+    charges: Vec<MemoryCharge>,
 }
 
-impl Owed {
+impl DeferredCharge {
     /// Whether so many bytes more need not be weighed.
     #[inline]
     pub fn add(&mut self, more: usize) -> bool {
@@ -159,7 +159,7 @@ impl Owed {
 
     /// Charges an instance for all that there is, and for so many bytes more. Whether they may be added.
     #[cold]
-    pub fn weigh(&mut self, ledger: &Arc<Ledger>, there: usize, more: usize) -> bool {
+    pub fn weigh(&mut self, ledger: &Arc<MemoryBudget>, there: usize, more: usize) -> bool {
         let all = there.saturating_add(more);
         if all > MAX_HEADS {
             return false;
@@ -183,24 +183,24 @@ mod tests {
 
     #[test]
     fn a_budget_is_never_exceeded_and_everything_is_given_back() {
-        let ledger = Ledger::new(100, None);
+        let ledger = MemoryBudget::new(100, None);
         let first = ledger.charge(60).unwrap();
-        assert_eq!(ledger.charge(41).unwrap_err(), Full);
+        assert_eq!(ledger.charge(41).unwrap_err(), BudgetExceeded);
         let mut second = ledger.charge(30).unwrap();
-        assert_eq!((second.grow(11), second.set(41)), (Err(Full), Err(Full)));
+        assert_eq!((second.grow(11), second.set(41)), (Err(BudgetExceeded), Err(BudgetExceeded)));
         second.set(40).unwrap();
         assert_eq!(ledger.held(), 100);
         drop(first);
         second.set(1).unwrap();
         assert_eq!(ledger.held(), 1);
-        assert_eq!(ledger.charge(usize::MAX).unwrap_err(), Full, "it does not wrap");
+        assert_eq!(ledger.charge(usize::MAX).unwrap_err(), BudgetExceeded, "it does not wrap");
         drop(second);
         assert_eq!(ledger.held(), 0);
     }
 
     #[test]
     fn bytes_hold_their_charge_to_the_last_part_on_any_thread() {
-        let ledger = Ledger::new(100, None);
+        let ledger = MemoryBudget::new(100, None);
         let bytes = ledger.charge(5).unwrap().hold(b"hello".to_vec());
         let part = bytes.slice(1..3);
         drop(bytes);
@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn what_a_stream_owes_is_what_it_weighs_and_never_past_the_budget() {
-        let ledger = Ledger::new(10_000, None);
-        let mut owed = Owed::default();
+        let ledger = MemoryBudget::new(10_000, None);
+        let mut owed = DeferredCharge::default();
         assert!(owed.add(UNWEIGHED) && owed.add(0), "a little is free");
         assert!(!owed.add(1));
         assert!(owed.weigh(&ledger, 6000, 1) && ledger.held() == 6001);
@@ -220,7 +220,7 @@ mod tests {
         assert!(!owed.weigh(&ledger, 10_000, 1), "past the budget");
         assert!(!owed.add(1), "and so it stays until there is less");
         assert!(owed.weigh(&ledger, 50, 1) && ledger.held() == 51);
-        let wide = Ledger::new(usize::MAX, None);
+        let wide = MemoryBudget::new(usize::MAX, None);
         assert!(!owed.weigh(&wide, MAX_HEADS, 1));
         drop(owed);
         assert_eq!(ledger.held(), 0);
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn threads_share_a_budget_exactly() {
-        let ledger = Ledger::new(1000, None);
+        let ledger = MemoryBudget::new(1000, None);
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {

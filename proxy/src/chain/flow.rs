@@ -11,7 +11,9 @@ use std::{
 use http::StatusCode;
 use tollgate_abi::fast::flag;
 
-use super::{Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, body_bit, headers_bit, stream::State};
+use super::{
+    Action, Direction, HeadersPause, LocalReply, OnFailure, Stream, body_bit, headers_bit, stream::StreamState,
+};
 use crate::observe::detail;
 
 /// Where a head has got to.
@@ -159,7 +161,7 @@ pub fn interrupted(stream: &Stream) -> Option<Outcome> {
     taken(&mut stream.state.borrow_mut())
 }
 
-fn taken(state: &mut State) -> Option<Outcome> {
+fn taken(state: &mut StreamState) -> Option<Outcome> {
     if state.closed {
         return Some(Outcome::Closed);
     }

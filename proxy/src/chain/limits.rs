@@ -7,31 +7,31 @@ use std::sync::{
 
 /// Places that are held.
 #[derive(Debug, Default)]
-pub struct Limit {
+pub struct ConcurrencyLimit {
     held: AtomicU32,
 }
 
-impl Limit {
+impl ConcurrencyLimit {
     /// Takes a place, if fewer than `max` are held.
-    pub fn acquire(self: &Arc<Self>, max: u32) -> Option<Place> {
+    pub fn acquire(self: &Arc<Self>, max: u32) -> Option<Permit> {
         let free = |held| (held < max).then_some(held + 1);
         self.held.try_update(Ordering::AcqRel, Ordering::Relaxed, free).ok()?;
-        Some(Place(self.clone()))
+        Some(Permit(self.clone()))
     }
 }
 
 /// A place of a limit; dropping it gives it back.
 #[derive(Debug)]
-pub struct Place(Arc<Limit>);
+pub struct Permit(Arc<ConcurrencyLimit>);
 
-impl Place {
+impl Permit {
     /// Whether it is one of this limit's.
-    pub fn is_of(&self, limit: &Arc<Limit>) -> bool {
+    pub fn is_of(&self, limit: &Arc<ConcurrencyLimit>) -> bool {
         Arc::ptr_eq(&self.0, limit)
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Ordering::AcqRel);
     }
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_places_than_the_bound() {
-        let limit = Arc::new(Limit::default());
+        let limit = Arc::new(ConcurrencyLimit::default());
         let most = AtomicU32::new(0);
         std::thread::scope(|s| {
             for _ in 0..4 {

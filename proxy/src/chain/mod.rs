@@ -21,7 +21,7 @@ use tollgate_abi::fast::phase;
 
 pub use self::{
     head::{Headers, RequestHead, ResponseHead},
-    route::{Route, Selected},
+    route::{Route, SelectedRoute},
     stream::{LocalReply, Stream},
 };
 

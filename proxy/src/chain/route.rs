@@ -170,7 +170,7 @@ impl Route {
 
 /// The route of a request, with the choices made.
 #[derive(Debug, Clone)]
-pub struct Selected {
+pub struct SelectedRoute {
     /// The route.
     pub route: Arc<Route>,
     /// The cluster chosen among the route's.
@@ -179,11 +179,11 @@ pub struct Selected {
     pub balance: Option<u64>,
 }
 
-impl Selected {
+impl SelectedRoute {
     /// Selects a route for a request. `given` says which of the hashes count.
-    pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64) -> Selected {
+    pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64) -> SelectedRoute {
         let cluster = route.choose((given & fast::hash::SPLIT != 0).then_some(split)).clone();
-        Selected { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
+        SelectedRoute { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
         for (weights, chosen) in [(&[1, 0, 3][..], [0, 2, 2, 2, 0, 2, 2, 2]), (&[2, 2], [0, 0, 1, 1, 0, 0, 1, 1])] {
             let route = route_of(weights);
             for (hash, name) in (0..).zip(chosen) {
-                let selected = Selected::new(&route, fast::hash::SPLIT, hash, 7);
+                let selected = SelectedRoute::new(&route, fast::hash::SPLIT, hash, 7);
                 assert_eq!(
                     (&*selected.cluster.name, selected.balance),
                     (&*name.to_string(), None),
@@ -239,8 +239,8 @@ mod tests {
             }
         }
         let route = route_of(&[1, 1]);
-        assert_eq!(Selected::new(&route, fast::hash::BALANCE, 0, 7).balance, Some(7));
-        let by_chance = || (0..100).map(|_| Selected::new(&route, 0, 0, 7).cluster.name.clone());
+        assert_eq!(SelectedRoute::new(&route, fast::hash::BALANCE, 0, 7).balance, Some(7));
+        let by_chance = || (0..100).map(|_| SelectedRoute::new(&route, 0, 0, 7).cluster.name.clone());
         assert!(by_chance().any(|name| &*name == "1"));
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tollgate_abi::{fast::limit, value::Value};
 
-use super::charge::{Charge, ITEM, Ledger};
+use super::charge::{ITEM, MemoryBudget, MemoryCharge};
 
 /// The state that names the cluster of a TCP connection. Filters made for Envoy choose it so.
 pub const CLUSTER_STATE: &[u8] = b"envoy.tcp_proxy.cluster";
@@ -17,8 +17,8 @@ type Key = Box<[u8]>;
 
 /// What is stored with a stream.
 #[derive(Debug, Default)]
-pub struct Stored {
-    state: Vec<(Key, Box<[u8]>, Charge)>,
+pub struct StreamMetadata {
+    state: Vec<(Key, Box<[u8]>, MemoryCharge)>,
     metadata: Vec<Metadatum>,
 }
 
@@ -28,12 +28,12 @@ struct Metadatum {
     key: Key,
     kind: i32,
     value: Box<[u8]>,
-    charge: Charge,
+    charge: MemoryCharge,
 }
 
 /// Why something was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotStored {
+pub enum StoreError {
     /// A name or a value is too large, or the value is not of its type.
     #[error("too large, or not of its type")]
     Bad,
@@ -42,17 +42,17 @@ pub enum NotStored {
     Full,
 }
 
-impl crate::observe::access_log::Stored for Stored {
+impl crate::observe::access_log::Stored for StreamMetadata {
     fn state(&self, key: &[u8]) -> Option<&[u8]> {
-        Stored::state(self, key)
+        StreamMetadata::state(self, key)
     }
 
     fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])> {
-        Stored::metadata(self, space, key)
+        StreamMetadata::metadata(self, space, key)
     }
 }
 
-impl Stored {
+impl StreamMetadata {
     /// The state under a key.
     pub fn state(&self, key: &[u8]) -> Option<&[u8]> {
         self.find_state(|known| known == key)
@@ -64,20 +64,20 @@ impl Stored {
     }
 
     /// Sets the state under a key, at the cost of whoever has this ledger.
-    pub fn set_state(&mut self, key: &[u8], value: &[u8], ledger: &Arc<Ledger>) -> Result<(), NotStored> {
+    pub fn set_state(&mut self, key: &[u8], value: &[u8], ledger: &Arc<MemoryBudget>) -> Result<(), StoreError> {
         if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
-            return Err(NotStored::Bad);
+            return Err(StoreError::Bad);
         }
         let at = self.state.iter().position(|(known, ..)| **known == *key);
         let others = self.state.iter().enumerate().filter(|(i, _)| Some(*i) != at);
         let others: usize = others.map(|(_, (key, value, _))| key.len() + value.len()).sum();
         if others + key.len() + value.len() > MAX_STATE {
-            return Err(NotStored::Full);
+            return Err(StoreError::Full);
         }
         if at.is_none() && self.state.len() >= limit::STATE {
-            return Err(NotStored::Full);
+            return Err(StoreError::Full);
         }
-        let charge = ledger.charge(ITEM + key.len() + value.len()).map_err(|_| NotStored::Full)?;
+        let charge = ledger.charge(ITEM + key.len() + value.len()).map_err(|_| StoreError::Full)?;
         match at {
             Some(at) => (self.state[at].1, self.state[at].2) = (value.into(), charge),
             None => self.state.push((key.into(), value.into(), charge)),
@@ -112,18 +112,18 @@ impl Stored {
         (space, key): (&[u8], &[u8]),
         kind: i32,
         value: &[u8],
-        ledger: &Arc<Ledger>,
-    ) -> Result<(), NotStored> {
+        ledger: &Arc<MemoryBudget>,
+    ) -> Result<(), StoreError> {
         let names_fit = [space, key].iter().all(|name| name.len() <= limit::METADATA_NAME);
         if !names_fit || value.len() > limit::METADATA_BYTES || Value::decode(kind, value).is_none() {
-            return Err(NotStored::Bad);
+            return Err(StoreError::Bad);
         }
         let at = self.position(space, key);
         if at.is_none() && self.metadata.len() >= limit::METADATA {
-            return Err(NotStored::Full);
+            return Err(StoreError::Full);
         }
         let size = ITEM + space.len() + key.len() + value.len();
-        let charge = ledger.charge(size).map_err(|_| NotStored::Full)?;
+        let charge = ledger.charge(size).map_err(|_| StoreError::Full)?;
         let value = value.into();
         match at {
             Some(at) => {
@@ -147,13 +147,13 @@ mod tests {
 
     use super::*;
 
-    fn ledger() -> Arc<Ledger> {
-        Ledger::new(usize::MAX, None)
+    fn ledger() -> Arc<MemoryBudget> {
+        MemoryBudget::new(usize::MAX, None)
     }
 
     #[test]
     fn state_is_set_read_and_deleted() {
-        let mut stored = Stored::default();
+        let mut stored = StreamMetadata::default();
         stored.set_state(b"a", b"1", &ledger()).unwrap();
         stored.set_state(b"b", b"2", &ledger()).unwrap();
         stored.set_state(b"a", b"3", &ledger()).unwrap();
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn metadata_has_types_and_namespaces() {
-        let mut stored = Stored::default();
+        let mut stored = StreamMetadata::default();
         stored.set_metadata((b"one", b"k"), kind::TEXT, b"text", &ledger()).unwrap();
         stored.set_metadata((b"two", b"k"), kind::BOOL, &[1], &ledger()).unwrap();
         stored.set_metadata((b"one", b"l"), kind::INTEGER, &7i64.to_le_bytes(), &ledger()).unwrap();
@@ -176,20 +176,20 @@ mod tests {
         assert!(stored.delete_metadata(b"one", b"k") && !stored.delete_metadata(b"one", b"k"));
         assert_eq!(stored.metadata(b"two", b"k"), Some((kind::BOOL, &[1][..])));
         for (kind, value) in [(kind::BOOL, &b"2"[..]), (kind::NUMBER, b"1"), (9, b""), (kind::TEXT, b"\xff")] {
-            assert_eq!(stored.set_metadata((b"one", b"k"), kind, value, &ledger()), Err(NotStored::Bad));
+            assert_eq!(stored.set_metadata((b"one", b"k"), kind, value, &ledger()), Err(StoreError::Bad));
         }
     }
 
     #[test]
     fn nothing_grows_without_bound() {
-        let mut stored = Stored::default();
+        let mut stored = StreamMetadata::default();
         let set = (0..1000u32).take_while(|i| stored.set_state(&i.to_le_bytes(), b"", &ledger()).is_ok()).count();
         assert_eq!(set, limit::STATE);
-        assert_eq!(stored.set_state(b"more", b"", &ledger()), Err(NotStored::Full));
+        assert_eq!(stored.set_state(b"more", b"", &ledger()), Err(StoreError::Full));
         stored.set_state(&0u32.to_le_bytes(), b"again", &ledger()).unwrap();
         assert_eq!(
             stored.set_state(&0u32.to_le_bytes(), &vec![0; limit::STATE_BYTES + 1], &ledger()),
-            Err(NotStored::Bad)
+            Err(StoreError::Bad)
         );
         let large = vec![0; limit::STATE_BYTES];
         let set = (0..64u32).take_while(|i| stored.set_state(&i.to_le_bytes(), &large, &ledger()).is_ok()).count();
@@ -199,8 +199,8 @@ mod tests {
             .take_while(|i| stored.set_metadata((b"s", &i.to_le_bytes()), kind::BYTES, b"", &ledger()).is_ok());
         assert_eq!(set.count(), limit::METADATA);
         let long = vec![b'x'; limit::METADATA_BYTES + 1];
-        let bad = |stored: &mut Stored, space: &[u8], key: &[u8], value: &[u8]| {
-            stored.set_metadata((space, key), kind::BYTES, value, &ledger()) == Err(NotStored::Bad)
+        let bad = |stored: &mut StreamMetadata, space: &[u8], key: &[u8], value: &[u8]| {
+            stored.set_metadata((space, key), kind::BYTES, value, &ledger()) == Err(StoreError::Bad)
         };
         assert!(bad(&mut stored, b"s", &0u32.to_le_bytes(), &long));
         assert!(bad(&mut stored, &long[..257], b"k", b"") && bad(&mut stored, b"s", &long[..257], b""));
@@ -208,11 +208,11 @@ mod tests {
 
     #[test]
     fn who_stores_something_is_charged_for_it_as_long_as_it_is_there() {
-        let (ledger, mut stored) = (Ledger::new(2 * ITEM + 20, None), Stored::default());
+        let (ledger, mut stored) = (MemoryBudget::new(2 * ITEM + 20, None), StreamMetadata::default());
         stored.set_state(b"k", b"12345", &ledger).unwrap();
         stored.set_metadata((b"s", b"k"), kind::TEXT, b"text", &ledger).unwrap();
         assert_eq!(ledger.held(), 2 * ITEM + 12);
-        assert_eq!(stored.set_state(b"more", b"", &ledger), Err(NotStored::Full));
+        assert_eq!(stored.set_state(b"more", b"", &ledger), Err(StoreError::Full));
         assert_eq!(stored.state(b"k"), Some(&b"12345"[..]));
         assert!(stored.delete_state(b"k") && ledger.held() == ITEM + 6);
         drop(stored);

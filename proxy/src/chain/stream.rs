@@ -28,14 +28,14 @@ use tokio::{
 use tollgate_abi::fast::{flag, phase};
 
 use super::{
-    Chain, Direction, RequestHead, ResponseHead, Selected,
-    charge::{ITEM, Ledger, Owed},
+    Chain, Direction, RequestHead, ResponseHead, SelectedRoute,
+    charge::{DeferredCharge, ITEM, MemoryBudget},
     head,
     interim::Interims,
-    limits::Place,
-    stored::Stored,
+    limits::Permit,
+    stored::StreamMetadata,
 };
-use crate::{config::units::Address, tls::ConnectionTls, upstream::Receiver};
+use crate::{config::units::Address, tls::ConnectionTls, upstream::DownloadSink};
 
 /// What is known of the connection that a stream came on.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl ConnectionInfo {
 }
 
 /// How a stream moves, for whoever carries it: of an HTTP/1.1 connection, which has one at a time, or of one HTTP/2 stream.
-pub struct Progress {
+pub struct StreamProgress {
     /// When a byte last moved.
     pub active: Cell<Instant>,
     /// When the response must be over, if its client reads at all.
@@ -114,16 +114,17 @@ pub struct Progress {
     pub timer: Cell<Option<Pin<Box<Sleep>>>>,
 }
 
-impl std::fmt::Debug for Progress {
+impl std::fmt::Debug for StreamProgress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { active, due, stalled, waits_since, uploads, evicted, interims, sender: _, timer: _ } = self;
+        let StreamProgress { active, due, stalled, waits_since, uploads, evicted, interims, sender: _, timer: _ } =
+            self;
         let mut progress = f.debug_struct("Progress");
         progress.field("active", active).field("due", due).field("stalled", stalled).field("waits_since", waits_since);
         progress.field("uploads", uploads).field("evicted", evicted).field("interims", interims).finish_non_exhaustive()
     }
 }
 
-impl Receiver for Progress {
+impl DownloadSink for StreamProgress {
     fn waits_since(&self) -> Option<Instant> {
         self.waits_since.get()
     }
@@ -140,9 +141,9 @@ impl Receiver for Progress {
     }
 }
 
-impl Default for Progress {
-    fn default() -> Progress {
-        Progress {
+impl Default for StreamProgress {
+    fn default() -> StreamProgress {
+        StreamProgress {
             active: Cell::new(Instant::now()),
             due: Cell::new(None),
             stalled: Cell::new(false),
@@ -232,7 +233,7 @@ impl Buffer {
 
 /// What one filter knows and has done of a stream.
 #[derive(Debug, Default)]
-pub struct Position {
+pub struct FilterState {
     /// The filter's context for this stream; 0: none yet.
     pub context: u32,
     /// Which incarnation of the filter's instance the context lives in.
@@ -254,7 +255,7 @@ pub struct Position {
     pub over: bool,
 }
 
-impl Position {
+impl FilterState {
     /// A callback for the message that goes `way` begins. Asking for a message to go on that is not held means nothing, and
     /// must not let out what is held later.
     pub(super) fn begin(&mut self, way: usize) {
@@ -272,7 +273,7 @@ impl Position {
 
 /// Why the transport on either side has failed, for the access log; empty where it has not.
 #[derive(Debug, Default)]
-pub struct Failures {
+pub struct TransportFailures {
     /// Towards the upstream, in the last try that failed.
     pub upstream: String,
     /// Towards the client.
@@ -281,7 +282,7 @@ pub struct Failures {
 
 /// What filters can see and change of a stream.
 #[derive(Debug)]
-pub struct State {
+pub struct StreamState {
     /// The request's head.
     pub request: RequestHead,
     /// The response's head, once there is one.
@@ -293,7 +294,7 @@ pub struct State {
     /// The part of a body (by direction) that is shown to a filter.
     pub buffers: [Option<Buffer>; 2],
     /// Where the request goes.
-    pub route: Option<Selected>,
+    pub route: Option<SelectedRoute>,
     /// A response that a filter wants to be sent, or that is due to a filter's failure, and the flag that says which.
     pub reply: Option<(LocalReply, u32)>,
     /// A filter wants the stream to be ended without a response.
@@ -305,11 +306,11 @@ pub struct State {
     /// Why the proxy or a filter has answered itself.
     pub details: Cow<'static, str>,
     /// What has failed beneath it; nothing at all unless something has.
-    pub failures: Option<Box<Failures>>,
+    pub failures: Option<Box<TransportFailures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
     /// What filters have stored with the stream.
-    pub stored: Stored,
+    pub stored: StreamMetadata,
     /// Where the request was sent.
     pub endpoint: Option<Address>,
     /// This end's address of the connection by which it was sent there.
@@ -321,17 +322,17 @@ pub struct State {
     /// How far filters may make a part of a body grow.
     pub buffer_limit: usize,
     /// One for each filter of the chain.
-    pub positions: SmallVec<[Position; 6]>,
+    pub positions: SmallVec<[FilterState; 6]>,
     /// Places of limits that are held, given back when the stream ends.
-    pub held: SmallVec<[Place; 1]>,
+    pub held: SmallVec<[Permit; 1]>,
     /// What filters are charged for.
-    pub owed: Owed,
+    pub owed: DeferredCharge,
 }
 
-impl State {
+impl StreamState {
     /// Charges a filter for so many bytes more in heads, trailers and log fields. Whether they may be added.
     #[inline]
-    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+    pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         if self.owed.add(more) {
             return true;
         }
@@ -351,7 +352,7 @@ pub fn size_of_log_fields(fields: &[(String, String)]) -> usize {
 
 /// When things happened, for timings.
 #[derive(Debug, Default)]
-pub struct Times {
+pub struct StreamTimes {
     /// The request filters were through with the head.
     pub routed: Cell<Option<Instant>>,
     /// The request's last byte had come.
@@ -366,7 +367,7 @@ pub struct Times {
     pub response_end: Cell<Option<Instant>>,
 }
 
-impl Times {
+impl StreamTimes {
     /// From the first byte that was sent to the upstream to the last one that came from there, once that is over.
     pub fn of_upstream(&self) -> Option<Duration> {
         let sent = self.tried.get()? + self.connected.get().unwrap_or_default();
@@ -385,7 +386,7 @@ pub struct GrpcCall {
 
 /// A request, as it came.
 #[derive(Debug, Clone)]
-pub struct Arrival {
+pub struct IncomingRequest {
     /// The client's address, as far as it can be trusted.
     pub client: SocketAddr,
     /// Its head.
@@ -415,13 +416,13 @@ pub struct Stream {
     /// A name for it across proxies.
     pub request_id: HeaderValue,
     /// What filters see and change.
-    pub state: RefCell<State>,
+    pub state: RefCell<StreamState>,
     /// When things happened.
-    pub times: Times,
+    pub times: StreamTimes,
     /// Set if the request is gRPC.
     pub grpc: OnceCell<GrpcCall>,
     /// How it moves.
-    pub progress: Rc<Progress>,
+    pub progress: Rc<StreamProgress>,
     start_time: OnceCell<SystemTime>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
@@ -440,12 +441,12 @@ impl Stream {
     /// A stream at its beginning.
     pub fn new(
         connection: Rc<ConnectionInfo>,
-        progress: Rc<Progress>,
+        progress: Rc<StreamProgress>,
         chain: Rc<Chain>,
-        arrival: Arrival,
+        arrival: IncomingRequest,
     ) -> Rc<Stream> {
-        let Arrival { client, head, original_path, version, request_id } = arrival;
-        let positions = (0..chain.filters().len()).map(|_| Position::default()).collect();
+        let IncomingRequest { client, head, original_path, version, request_id } = arrival;
+        let positions = (0..chain.filters().len()).map(|_| FilterState::default()).collect();
         let start = Instant::now();
         progress.active.set(start);
         Rc::new(Stream {
@@ -456,12 +457,12 @@ impl Stream {
             original_path,
             version,
             request_id,
-            times: Times::default(),
+            times: StreamTimes::default(),
             grpc: OnceCell::new(),
             progress,
             start_time: OnceCell::new(),
             wakers: RefCell::default(),
-            state: RefCell::new(State {
+            state: RefCell::new(StreamState {
                 request: head,
                 response: None,
                 trailers: [None, None],
@@ -476,14 +477,14 @@ impl Stream {
                 details: Cow::Borrowed(""),
                 failures: None,
                 log_fields: Vec::new(),
-                stored: Stored::default(),
+                stored: StreamMetadata::default(),
                 endpoint: None,
                 upstream_local: None,
                 attempts: 0,
                 bytes: [0, 0],
                 positions,
                 held: SmallVec::new(),
-                owed: Owed::default(),
+                owed: DeferredCharge::default(),
             }),
         })
     }

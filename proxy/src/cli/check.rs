@@ -7,7 +7,7 @@ use serde_json::json;
 use super::trial;
 use crate::{
     config::{Diagnostic, Diagnostics, Severity},
-    control::snapshot::{Extent, Foundry},
+    control::snapshot::{BuildMode, SnapshotBuilder},
     observe::log::colours,
 };
 
@@ -26,7 +26,7 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
                 Some(error) if error.severity == Severity::Error => wrong.push(error),
                 said => warnings.extend(said),
             }
-            Foundry::new(1, compiler)
+            SnapshotBuilder::new(1, compiler)
         });
         let foundry = match made {
             Ok(foundry) => foundry,
@@ -35,7 +35,7 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
                 return Err(Diagnostics::new(source, wrong));
             }
         };
-        let made = match foundry.make(loaded, None, Extent::Trial) {
+        let made = match foundry.build(loaded, None, BuildMode::Trial) {
             Ok(made) if wrong.is_empty() => made,
             Ok(_) => return Err(Diagnostics::new(source, wrong)),
             Err(others) => {

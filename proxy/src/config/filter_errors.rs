@@ -37,7 +37,7 @@ const OF_FORM: [&str; 9] = [
 ];
 
 /// What a reader says: a path in what it was given, and a message, for each mistake.
-pub type Said = Vec<(String, String)>;
+pub type Reported = Vec<(String, String)>;
 
 /// What came of asking.
 #[derive(Debug)]
@@ -54,11 +54,11 @@ pub fn all_mistakes(
     source: &Source,
     pointer: &str,
     who: &str,
-    mut said: Said,
-    mut ask: impl FnMut(&Json) -> Result<(), Option<Said>>,
+    mut said: Reported,
+    mut ask: impl FnMut(&Json) -> Result<(), Option<Reported>>,
 ) -> Answer {
     let original = source.root().find(pointer);
-    let as_told = |said: &Said| -> Vec<Diagnostic> {
+    let as_told = |said: &Reported| -> Vec<Diagnostic> {
         said.iter().map(|(path, message)| in_tree(source, original, path, message, who)).collect()
     };
     // Of a configuration that was left out, nothing can be cut.
@@ -66,7 +66,7 @@ pub fn all_mistakes(
         return Answer::Mistakes(as_told(&said));
     }
     let (start, first) = (Instant::now(), as_told(&said));
-    let mut rest = Rest {
+    let mut rest = TrimmedTree {
         tree: original.node.clone(),
         holes: HashSet::new(),
         unknown: Vec::new(),
@@ -102,7 +102,7 @@ enum Round {
 }
 
 /// A copy of the tree with what is wrong cut out.
-struct Rest {
+struct TrimmedTree {
     tree: Node,
     /// The places of maps and lists that something was cut out of.
     holes: HashSet<Span>,
@@ -114,8 +114,8 @@ struct Rest {
     doubtful: Vec<Diagnostic>,
 }
 
-impl Rest {
-    fn round(&mut self, source: &Source, original: &Found<'_>, who: &str, said: &Said) -> Round {
+impl TrimmedTree {
+    fn round(&mut self, source: &Source, original: &Found<'_>, who: &str, said: &Reported) -> Round {
         if let [(path, message)] = &said[..]
             && message.starts_with("invalid type: string")
             && let (trail, true) = self.tree.trail(path)
@@ -286,7 +286,7 @@ mod tests {
         tags: BTreeMap<String, String>,
     }
 
-    fn read(json: &Json) -> Result<(), Option<Said>> {
+    fn read(json: &Json) -> Result<(), Option<Reported>> {
         let wrong = |e: serde_path_to_error::Error<serde_json::Error>| {
             let path = e.path().to_string();
             vec![(if path == "." { String::new() } else { path }, e.inner().to_string())]
@@ -296,8 +296,9 @@ mod tests {
         let zero = limits.limits.iter().enumerate().filter(|(_, limit)| limit.requests == 0);
         let unpaused =
             limits.limits.iter().enumerate().filter(|(_, limit)| limit.requests == 1 && limit.pause.is_none());
-        let unpaused: Said = unpaused.map(|(i, _)| (format!("limits[{i}]"), "give a `pause`".to_owned())).collect();
-        let mut said: Said = zero.map(|(i, _)| (format!("limits[{i}].requests"), "0 is too few".to_owned())).collect();
+        let unpaused: Reported = unpaused.map(|(i, _)| (format!("limits[{i}]"), "give a `pause`".to_owned())).collect();
+        let mut said: Reported =
+            zero.map(|(i, _)| (format!("limits[{i}].requests"), "0 is too few".to_owned())).collect();
         said.extend(unpaused);
         if limits.limits.is_empty() {
             said.push(("limits".to_owned(), "there is none".to_owned()));

@@ -6,11 +6,11 @@ use serde_json::Number;
 use super::{
     diagnostic::Diagnostic,
     node::{Key, Node, Span, Value},
-    tree::{Entries, MAX_DEPTH, MAX_NODES, Parsed, too_deep, too_many},
+    tree::{Entries, MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
 /// Reads a document.
-pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     let mut reader = Reader { text, at: 0, nodes: 0, problems: Vec::new() };
     let document = reader.value(0).and_then(|node| {
         reader.space();
@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         }
     });
     match document {
-        Ok(node) => Ok(Parsed { node, problems: reader.problems }),
+        Ok(node) => Ok(ParseResult { node, problems: reader.problems }),
         Err(error) => {
             reader.problems.push(error);
             Err(reader.problems)

@@ -13,7 +13,7 @@ use super::{
     normalize, semantics, sockets,
     source::Source,
     toml,
-    tree::Parsed,
+    tree::ParseResult,
     yaml,
 };
 use crate::files;
@@ -77,13 +77,13 @@ impl Loaded {
 /// How configurations are loaded.
 pub struct Loader<'f> {
     env: Box<Lookup<'f>>,
-    foreign: Foreign,
+    foreign: ExternalChecks,
 }
 
 /// Checks of values whose meaning other parts of the proxy know. What they return becomes an error at the value, with its
 /// help.
 #[derive(Clone, Copy)]
-pub struct Foreign {
+pub struct ExternalChecks {
     /// Of the `format` of access logs.
     pub access_log: Check,
     /// Of `log.level`.
@@ -95,7 +95,7 @@ pub type Check = fn(&str) -> Result<(), (String, Option<String>)>;
 
 impl Default for Loader<'_> {
     fn default() -> Self {
-        let foreign = Foreign { access_log: |_| Ok(()), log_level: |_| Ok(()) };
+        let foreign = ExternalChecks { access_log: |_| Ok(()), log_level: |_| Ok(()) };
         Loader { env: Box::new(|name| std::env::var_os(name)), foreign }
     }
 }
@@ -118,7 +118,7 @@ impl<'f> Loader<'f> {
     }
 
     /// With checks of what other parts of the proxy know.
-    pub fn foreign(mut self, foreign: Foreign) -> Self {
+    pub fn foreign(mut self, foreign: ExternalChecks) -> Self {
         self.foreign = foreign;
         self
     }
@@ -159,7 +159,7 @@ impl<'f> Loader<'f> {
 
     /// Does everything that can be done; there is no configuration only if there are problems.
     fn read(&self, source: &mut Source, format: Format, problems: &mut Vec<Diagnostic>) -> Option<Config> {
-        let Parsed { mut node, problems: mut found } = match tree(source.text(), format) {
+        let ParseResult { mut node, problems: mut found } = match tree(source.text(), format) {
             Ok(parsed) => parsed,
             Err(errors) => {
                 problems.extend(errors);
@@ -254,7 +254,7 @@ fn text_of(path: &Path, reader: impl Read) -> Result<String, Diagnostics> {
     Err(Diagnostics::new(Arc::new(source), vec![wrong]))
 }
 
-fn tree(text: &str, format: Format) -> Result<Parsed, Vec<Diagnostic>> {
+fn tree(text: &str, format: Format) -> Result<ParseResult, Vec<Diagnostic>> {
     match format {
         Format::Yaml => yaml::parse(text),
         Format::Json if text.trim().is_empty() => Ok(nothing()),
@@ -269,16 +269,16 @@ pub fn read_tree(path: &Path) -> Result<Source, Diagnostics> {
     let (text, format) = read(path)?;
     let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(&text));
     match tree(source.text(), format) {
-        Ok(Parsed { node, problems }) if problems.is_empty() => {
+        Ok(ParseResult { node, problems }) if problems.is_empty() => {
             source.set_root(node);
             Ok(source)
         }
-        Ok(Parsed { problems, .. }) | Err(problems) => Err(Diagnostics::new(Arc::new(source), problems)),
+        Ok(ParseResult { problems, .. }) | Err(problems) => Err(Diagnostics::new(Arc::new(source), problems)),
     }
 }
 
-fn nothing() -> Parsed {
-    Parsed { node: Node { span: Span::default(), value: Value::Null }, problems: Vec::new() }
+fn nothing() -> ParseResult {
+    ParseResult { node: Node { span: Span::default(), value: Value::Null }, problems: Vec::new() }
 }
 
 /// Two keywords of the schema may say the same about a value (`pattern` and `format`).

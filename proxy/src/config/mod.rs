@@ -35,8 +35,8 @@ mod tests;
 
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Severity},
-    filter_errors::{Answer, Said, all_mistakes},
-    load::{Foreign, Format, Loaded, Loader, load, parse, read_tree},
+    filter_errors::{Answer, Reported, all_mistakes},
+    load::{ExternalChecks, Format, Loaded, Loader, load, parse, read_tree},
     model::Config,
     node::{Key, Node, Span, Text, Value},
     schema::schema,

@@ -11,7 +11,7 @@ const SHORT: usize = 4;
 
 /// A text that a message must not show, and what it shows instead.
 #[derive(Debug)]
-struct Hidden {
+struct Redaction {
     text: Vec<char>,
     /// It is a number, an address or the like, which messages also name as examples.
     common: bool,
@@ -20,11 +20,11 @@ struct Hidden {
 
 /// What a configuration's variables hold.
 #[derive(Debug, Default)]
-pub(super) struct Concealer(Vec<Hidden>);
+pub(super) struct Redactor(Vec<Redaction>);
 
-impl Concealer {
+impl Redactor {
     /// For variables, by name and value.
-    pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Concealer {
+    pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Redactor {
         let mut all = Vec::new();
         for (name, value) in variables {
             let value = value.trim();
@@ -38,12 +38,13 @@ impl Concealer {
             texts.sort();
             texts.dedup();
             let common = is_common(value);
-            let hidden = |text: String| Hidden { text: text.chars().collect(), common, shown: format!("${{{name}}}") };
+            let hidden =
+                |text: String| Redaction { text: text.chars().collect(), common, shown: format!("${{{name}}}") };
             all.extend(texts.into_iter().filter(|text| !text.is_empty()).map(hidden));
         }
         // One may contain another.
         all.sort_by_key(|hidden| std::cmp::Reverse(hidden.text.len()));
-        Concealer(all)
+        Redactor(all)
     }
 
     /// The message with variables in place of what they hold: anywhere in what it quotes, else if they stand alone.
@@ -71,7 +72,7 @@ impl Concealer {
     }
 }
 
-impl Hidden {
+impl Redaction {
     /// How long it is at a place of a text, if it is there.
     fn length_at(&self, text: &[char], at: usize, quoted: bool) -> Option<usize> {
         let rest = &text[at..];
@@ -119,7 +120,7 @@ mod tests {
             ("EMPTY", ""),
             ("SELF", "SELF"),
         ];
-        let concealer = Concealer::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let concealer = Redactor::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         for (message, expected) in [
             ("there is no cluster named `Sekrit-two`", "there is no cluster named `${NAME}`"),
             ("`sekrit-two`: write `pre-sekritpost`", "`${NAME}`: write `pre-${PART}post`"),

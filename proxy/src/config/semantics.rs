@@ -9,7 +9,7 @@ use super::{
     admin,
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
-    load::{Check, Foreign},
+    load::{Check, ExternalChecks},
     model::{Admin, Config},
     node::{Key, Node, Span, Value},
     sockets,
@@ -21,7 +21,7 @@ use super::{
 use crate::builtins;
 
 /// Checks a tree.
-pub(super) fn check(source: &Source, foreign: &Foreign, problems: &mut Vec<Diagnostic>) {
+pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Vec<Diagnostic>) {
     let root = source.root();
     let mut ask = |node: Option<&Node>, check: Check| {
         if let Some((node, Err((message, help)))) = node.and_then(|node| Some((node, check(node.as_str()?)))) {
@@ -266,7 +266,7 @@ fn are_both_families(one: &Address, other: &Address) -> bool {
 
 /// No two sockets can listen on the same address.
 fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
-    let mut taken = Taken(Vec::new());
+    let mut taken = BoundAddresses(Vec::new());
     let parse = |node: Option<&Node>| {
         let node = node?;
         Some((node.span, sockets::resolved(source, node.as_str()?.parse().ok()?)))
@@ -292,9 +292,9 @@ fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>
 }
 
 /// Addresses that are listened on, where the file says so (not at all for a default), and by whom.
-struct Taken(Vec<(Address, Option<Span>, &'static str)>);
+struct BoundAddresses(Vec<(Address, Option<Span>, &'static str)>);
 
-impl Taken {
+impl BoundAddresses {
     fn add(&mut self, address: Address, span: Option<Span>, owner: &'static str, problems: &mut Vec<Diagnostic>) {
         // Port 0 is another port each time.
         if address.inet().is_some_and(|address| address.port() == 0) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{
     diagnostic::Diagnostic,
     node::{Node, Span, Value},
-    redact::Concealer,
+    redact::Redactor,
 };
 
 /// A configuration file as it was read.
@@ -19,7 +19,7 @@ pub struct Source {
     /// Values that have environment variables in them: their JSON pointers, and how they are written.
     references: Vec<(String, String)>,
     /// What those variables hold.
-    concealer: Concealer,
+    concealer: Redactor,
 }
 
 /// The place of a value.
@@ -50,7 +50,7 @@ impl Source {
             text: text.into(),
             root,
             references: Vec::new(),
-            concealer: Concealer::default(),
+            concealer: Redactor::default(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Source {
     }
 
     pub(super) fn set_variables(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
-        self.concealer = Concealer::new(variables);
+        self.concealer = Redactor::new(variables);
     }
 
     /// Takes out of a message what environment variables hold.

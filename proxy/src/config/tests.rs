@@ -27,7 +27,7 @@ fn loader() -> Loader<'static> {
         "WHO" => Some("you".to_owned()),
         _ => None,
     };
-    let foreign = Foreign {
+    let foreign = ExternalChecks {
         access_log: |format| match format.contains("%nope%") {
             true => Err(("there is no field `nope`".to_owned(), None)),
             false => Ok(()),
@@ -172,7 +172,7 @@ fn later_stages_can_point_into_the_file() {
 fn what_variables_hold_is_in_no_message() {
     let loader = || {
         let value = |name: &str| Some(format!("sekrit-{}", name.strip_prefix('S')?));
-        Loader::default().env(value).foreign(Foreign {
+        Loader::default().env(value).foreign(ExternalChecks {
             access_log: |format| Err((format!("`{format}` is no format"), Some(format!("not `{format}`")))),
             log_level: |_| Ok(()),
         })

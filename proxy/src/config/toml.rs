@@ -8,7 +8,7 @@ use ::toml::{
 use super::{
     diagnostic::Diagnostic,
     node::{Key, Node, Span, Value},
-    tree::{MAX_DEPTH, MAX_NODES, Parsed, too_deep, too_many},
+    tree::{MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
 /// Up to this size, all syntax errors are wanted. Beyond, a hostile file could have millions of them.
@@ -17,7 +17,7 @@ const RECOVERABLE: usize = 1 << 20;
 const MOST: usize = 20;
 
 /// Reads a document.
-pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     let explain = |e: &toml::de::Error| {
         let span = e.span().map_or(Span::new(text.len(), text.len()), |s| Span::new(s.start, s.end));
         Diagnostic::error(span, format!("this is not TOML: {}", e.message()))
@@ -33,7 +33,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
     let mut reader = Reader { nodes: 0, problems: Vec::new() };
     let span = table.span();
     match reader.table(table.into_inner(), Span::new(span.start, span.end), 0) {
-        Ok(node) => Ok(Parsed { node, problems: reader.problems }),
+        Ok(node) => Ok(ParseResult { node, problems: reader.problems }),
         Err(error) => Err(vec![error]),
     }
 }

@@ -14,7 +14,7 @@ pub(super) const MAX_NODES: usize = 1_000_000;
 
 /// What a reader has made of a text: a tree, and what is wrong with it but did not keep it from being read.
 #[derive(Debug)]
-pub(super) struct Parsed {
+pub(super) struct ParseResult {
     pub(super) node: Node,
     pub(super) problems: Vec<Diagnostic>,
 }

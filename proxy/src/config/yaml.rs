@@ -12,7 +12,7 @@ use super::{
     diagnostic::Diagnostic,
     json,
     node::{Key, Node, Span, Text, Value},
-    tree::{Entries, MAX_DEPTH, MAX_NODES, Parsed, too_deep, too_many},
+    tree::{Entries, MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
 /// How many bytes aliases may repeat, lest a short text become a large tree ("billion laughs").
@@ -33,7 +33,7 @@ fn refuse_control_characters(text: &str) -> Result<(), Diagnostic> {
 }
 
 /// Reads a document.
-pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     refuse_control_characters(text).map_err(|error| vec![error])?;
     let mut reader = Reader {
         offsets: Offsets { text, ascii: text.is_ascii(), chars: 0, bytes: 0 },
@@ -59,8 +59,8 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         }
     }
     match reader.root {
-        Some(node) => Ok(Parsed { node, problems: reader.problems }),
-        None => Ok(Parsed { node: Node { span: Span::default(), value: Value::Null }, problems: reader.problems }),
+        Some(node) => Ok(ParseResult { node, problems: reader.problems }),
+        None => Ok(ParseResult { node: Node { span: Span::default(), value: Value::Null }, problems: reader.problems }),
     }
 }
 

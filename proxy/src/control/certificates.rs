@@ -17,7 +17,7 @@ use crate::{
     },
     observe::{Kind, MetricError, Registry},
     snapshot::Snapshot,
-    tls::{ClientTls, Dated, DatedKind, Digests, Loader, MaterialError, Problem, ServerTls},
+    tls::{ClientTls, Dated, DatedKind, Digests, FieldError, Loader, MaterialError, ServerTls},
     upstream::Cluster,
 };
 
@@ -113,7 +113,7 @@ impl<'l> Certificates<'l> {
     }
 }
 
-fn refused(source: &Source, pointer: &str, problem: &Problem) -> Diagnostic {
+fn refused(source: &Source, pointer: &str, problem: &FieldError) -> Diagnostic {
     let pointer = match problem.place.is_empty() {
         true => pointer.to_owned(),
         false => format!("{pointer}/{}", problem.place),

@@ -8,27 +8,27 @@ use tokio::sync::oneshot;
 use crate::observe::access_log::timestamp;
 
 /// A change that somebody wants.
-pub struct Change {
+pub struct ReloadRequest {
     /// Why.
     pub cause: &'static str,
     /// Who wants to know what came of it.
-    pub done: Option<oneshot::Sender<Attempt>>,
+    pub done: Option<oneshot::Sender<ReloadAttempt>>,
 }
 
 /// The last change that was tried.
 #[derive(Debug, Clone)]
-pub struct Attempt {
+pub struct ReloadAttempt {
     /// When.
     pub at: SystemTime,
     /// Why it was tried: a file, a signal, the admin API.
     pub cause: &'static str,
     /// What came of it.
-    pub result: AttemptResult,
+    pub result: ReloadOutcome,
 }
 
 /// What came of a change.
 #[derive(Debug, Clone)]
-pub enum AttemptResult {
+pub enum ReloadOutcome {
     /// It is in force, as this version.
     Applied(u64),
     /// Nothing had changed.
@@ -38,11 +38,11 @@ pub enum AttemptResult {
 }
 
 /// An attempt, as the admin API tells it.
-pub fn attempt_json(attempt: &Attempt) -> Value {
+pub fn attempt_json(attempt: &ReloadAttempt) -> Value {
     let (result, version, errors) = match &attempt.result {
-        AttemptResult::Applied(version) => ("applied", Some(*version), Value::Null),
-        AttemptResult::Unchanged => ("unchanged", None, Value::Null),
-        AttemptResult::Refused(_, errors) => ("refused", None, errors.clone()),
+        ReloadOutcome::Applied(version) => ("applied", Some(*version), Value::Null),
+        ReloadOutcome::Unchanged => ("unchanged", None, Value::Null),
+        ReloadOutcome::Refused(_, errors) => ("refused", None, errors.clone()),
     };
     json!({ "at": timestamp::text(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
 }

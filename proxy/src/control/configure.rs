@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Answer, Diagnostic, Loaded, Said, all_mistakes, model},
-    wasm::{Instance, InstantiateError, Machine, Plugin},
+    config::{Answer, Diagnostic, Loaded, Reported, all_mistakes, model},
+    wasm::{Instance, InstantiateError, Plugin, VmTemplate},
 };
 
 /// A machine's first instance, or everything that its filters have against their configurations.
@@ -14,7 +14,7 @@ use crate::{
 /// the machine and among all plugins, by one with that configuration.
 pub(super) fn configured(
     loaded: &Loaded,
-    machine: &mut Arc<Machine>,
+    machine: &mut Arc<VmTemplate>,
     plugins: &mut [Arc<Plugin>],
 ) -> Result<Instance, Vec<Diagnostic>> {
     // Each of its filters may be replaced once.
@@ -30,12 +30,12 @@ pub(super) fn configured(
                 let new =
                     |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
                 plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
-                *machine = Machine::new(machine.plugins().iter().map(new).collect());
+                *machine = VmTemplate::new(machine.plugins().iter().map(new).collect());
             }
             Err(mut mistakes) => {
                 // Those after it have not been asked yet.
                 for other in &machine.plugins()[failed.filter + 1..] {
-                    if let Err(failed) = Machine::of(other.clone()).instantiate()
+                    if let Err(failed) = VmTemplate::of(other.clone()).instantiate()
                         && let Err(more) = ask(loaded, other, failed.error)
                     {
                         mistakes.extend(more);
@@ -50,14 +50,14 @@ pub(super) fn configured(
 
 /// Asks a filter that has failed for everything that is wrong. Else the filter with the configuration that it wants.
 fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result<Arc<Plugin>, Vec<Diagnostic>> {
-    let name = &plugin.identity.name;
+    let name = &plugin.info.name;
     let index = loaded.config.filters.iter().position(|filter| filter.name == *name).unwrap_or_default();
     let pointer = format!("/filters/{index}");
-    let said: Said = match error {
+    let said: Reported = match error {
         InstantiateError::Config(said) => said,
         error => {
             let message = format!("filter `{name}` cannot be set up: {error}");
-            let place = if plugin.identity.config.is_empty() { "wasm" } else { "config" };
+            let place = if plugin.info.config.is_empty() { "wasm" } else { "config" };
             return Err(vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]);
         }
     };
@@ -67,7 +67,7 @@ fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result
     };
     let again = |config: &serde_json::Value| {
         let Ok(plugin) = with(config) else { return Err(None) };
-        match Machine::of(plugin).instantiate().map_err(|failed| failed.error) {
+        match VmTemplate::of(plugin).instantiate().map_err(|failed| failed.error) {
             Ok(_) => Ok(()),
             Err(InstantiateError::Config(said)) => Err(Some(said)),
             Err(_) => Err(None),

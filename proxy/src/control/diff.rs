@@ -30,7 +30,7 @@ pub fn describe(old: &Snapshot, new: &Snapshot) -> String {
 
 /// Whether both have a filter of this name, and with other code.
 fn has_other_code(old: &Snapshot, new: &Snapshot, filter: &str) -> bool {
-    let hash = |s: &Snapshot| s.plugins.iter().find(|p| p.identity.name == filter).map(|p| p.code.hash.clone());
+    let hash = |s: &Snapshot| s.plugins.iter().find(|p| p.info.name == filter).map(|p| p.code.hash.clone());
     hash(old).zip(hash(new)).is_some_and(|(old, new)| old != new)
 }
 

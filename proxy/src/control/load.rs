@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::{Diagnostic, Diagnostics, Foreign, Loaded, Loader, Severity},
+    config::{Diagnostic, Diagnostics, ExternalChecks, Loaded, Loader, Severity},
     observe::{access_log::Format, log},
     wasm::engine::compiler::{Cache, Compiler},
 };
@@ -15,7 +15,7 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
 
 /// What reads configurations, with all checks that need no filter.
 pub fn loader() -> Loader<'static> {
-    Loader::default().foreign(Foreign {
+    Loader::default().foreign(ExternalChecks {
         access_log: |format| Format::parse(format).map(|_| ()).map_err(|e| (e.to_string(), None)),
         log_level: |level| log::check(level).map_err(|e| (e.to_string(), e.help())),
     })

@@ -6,8 +6,8 @@ use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::{
     observe::target,
-    wasm::{Order, processor_time},
-    worker::{Command, Rebuild},
+    wasm::{InstanceOrder, processor_time},
+    worker::{Command, RebuildRequest},
 };
 
 /// What tries that fail take of the time, at most: one part in this many.
@@ -15,8 +15,8 @@ const SHARE: u32 = 10;
 
 /// Makes another instance of a machine, not before its time, and sends it to the worker that asked. Ends without one if the
 /// worker has ended, or if no configuration has the machine any more.
-pub async fn rebuild(rebuild: Rebuild, commands: WeakUnboundedSender<Command>) {
-    let Order { machine, mut wait } = rebuild.order;
+pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Command>) {
+    let InstanceOrder { machine, mut wait } = rebuild.order;
     let machine = {
         let weak = Arc::downgrade(&machine);
         drop(machine);
@@ -45,7 +45,7 @@ pub async fn rebuild(rebuild: Rebuild, commands: WeakUnboundedSender<Command>) {
                 used = took;
                 let message = format!("it could not be set up again: {e}");
                 let plugin = &machine.plugins()[e.filter];
-                tracing::error!(target: target::FILTER, filter = plugin.identity.name, "{message}");
+                tracing::error!(target: target::FILTER, filter = plugin.info.name, "{message}");
                 plugin.last_error.store(Some(Arc::new(message)));
             }
             Err(e) => tracing::error!(target: target::FILTER, "setting up a filter failed: {e}"),

@@ -19,21 +19,21 @@ use tokio::{
 };
 
 use super::{
-    change::{Attempt, AttemptResult, Change},
+    change::{ReloadAttempt, ReloadOutcome, ReloadRequest},
     diff,
     load::load,
-    snapshot::{Extent, Foundry, Made, files},
+    snapshot::{BuildMode, Built, SnapshotBuilder, files},
     status::Status,
     threads::{self, Urgency},
     watch::Watcher,
 };
 use crate::{
     config::{Diagnostics, model},
-    listener::socket::{self, Claim},
+    listener::socket::{self, AddressClaim},
     observe::{log::LogHandle, target},
     snapshot::{Snapshot, Sockets},
-    upstream::Checks,
-    worker::{Command, Delivery},
+    upstream::HealthChecks,
+    worker::{Command, WorkerUpdate},
 };
 
 /// The cause of changes that come from the file watch.
@@ -44,14 +44,14 @@ pub(crate) struct Reloader {
     pub(crate) path: PathBuf,
     /// What the process was started with.
     pub(crate) running: model::Config,
-    pub(crate) foundry: Arc<Foundry>,
+    pub(crate) foundry: Arc<SnapshotBuilder>,
     /// Weak: a worker ends when nobody can send it commands any more.
     pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
-    pub(crate) checks: Checks,
+    pub(crate) checks: HealthChecks,
     pub(crate) status: Rc<Status>,
     pub(crate) log: LogHandle,
     pub(crate) watcher: Watcher,
-    pub(crate) changes: mpsc::Receiver<Change>,
+    pub(crate) changes: mpsc::Receiver<ReloadRequest>,
     /// What is wrong with the files, if they were refused.
     pub(crate) refusal: Option<String>,
     /// Until when the other half of what belongs together is waited for.
@@ -71,7 +71,7 @@ struct Load {
     /// The files to watch, whether they can be used or not.
     files: Vec<PathBuf>,
     /// What was made of them, with what is different. None: they say what is in force.
-    made: Result<Option<(Made, String)>, Diagnostics>,
+    made: Result<Option<(Built, String)>, Diagnostics>,
 }
 
 impl Reloader {
@@ -91,7 +91,7 @@ impl Reloader {
             };
             // One load is enough for all who wait: it sees the files as they are now, so the newest change wins. Who has
             // asked during a load gets another one, since that may have read the files too early for them.
-            let mut waiting: Vec<Change> = first.into_iter().collect();
+            let mut waiting: Vec<ReloadRequest> = first.into_iter().collect();
             while let Ok(change) = self.changes.try_recv() {
                 waiting.push(change);
             }
@@ -103,7 +103,7 @@ impl Reloader {
     }
 
     /// Tries to put what the files say now in force. None: nobody need be told of it.
-    async fn change(&mut self, cause: &'static str) -> Option<Attempt> {
+    async fn change(&mut self, cause: &'static str) -> Option<ReloadAttempt> {
         let load = self.load(cause).await?;
         let before = self.refusal.take();
         let patience = self.patience.take();
@@ -120,7 +120,7 @@ impl Reloader {
                 } else {
                     tracing::info!(target: target::CONFIG, cause, "the configuration is unchanged");
                 }
-                AttemptResult::Unchanged
+                ReloadOutcome::Unchanged
             }
             Ok(Load { made: Err(wrong), .. }) => {
                 self.forget_trial();
@@ -146,13 +146,13 @@ impl Reloader {
                 if is_known && cause == BY_FILE {
                     return None;
                 }
-                AttemptResult::Refused(wrong.to_string(), wrong.to_json())
+                ReloadOutcome::Refused(wrong.to_string(), wrong.to_json())
             }
             Err(e) => {
                 self.forget_trial();
                 tracing::error!(target: target::CONFIG, cause, "loading the configuration failed: {e}");
                 self.refusal = Some(e.clone());
-                AttemptResult::Refused(e.clone(), serde_json::Value::String(e))
+                ReloadOutcome::Refused(e.clone(), serde_json::Value::String(e))
             }
         };
         Some(self.status.note(cause, result))
@@ -199,7 +199,7 @@ impl Reloader {
     }
 
     /// Puts a snapshot in the place of the one in force, and says what that means.
-    async fn replace(&mut self, made: Made, different: &str, cause: &'static str) -> AttemptResult {
+    async fn replace(&mut self, made: Built, different: &str, cause: &'static str) -> ReloadOutcome {
         let Snapshot { loaded, warnings, .. } = &*made.snapshot;
         loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let old = self.status.current.load_full();
@@ -242,12 +242,12 @@ impl Reloader {
             target: target::CONFIG,
             cause, version = new.version, hash = new.hash, changes = different, "configuration in force"
         );
-        AttemptResult::Applied(new.version)
+        ReloadOutcome::Applied(new.version)
     }
 
     /// Hands a snapshot to the workers, and waits until all of them go by it.
-    pub(crate) async fn apply(&mut self, made: Made) -> Arc<Snapshot> {
-        let Made { snapshot, instances, mut sockets } = made;
+    pub(crate) async fn apply(&mut self, made: Built) -> Arc<Snapshot> {
+        let Built { snapshot, instances, mut sockets } = made;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
@@ -262,7 +262,7 @@ impl Reloader {
         sockets.resize_with(self.workers.len(), Sockets::default);
         for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
             let (done, applied) = oneshot::channel();
-            let delivery = Box::new(Delivery { snapshot: snapshot.clone(), instances, sockets });
+            let delivery = Box::new(WorkerUpdate { snapshot: snapshot.clone(), instances, sockets });
             if let Some(worker) = worker.upgrade() {
                 let _ = worker.send(Command::Apply(delivery, done));
             }
@@ -283,7 +283,7 @@ impl Reloader {
 }
 
 /// Loads what the files say, if that is something else than what is in force.
-fn load_change(foundry: &Foundry, path: &Path, previous: Option<&Snapshot>) -> Load {
+fn load_change(foundry: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
     let loaded = match load(path) {
         Ok(loaded) => loaded,
         Err(wrong) => return Load { files: files(wrong.source()), made: Err(wrong) },
@@ -292,7 +292,7 @@ fn load_change(foundry: &Foundry, path: &Path, previous: Option<&Snapshot>) -> L
     if previous.is_some_and(|p| p.is_made_of(&loaded)) {
         return Load { files, made: Ok(None) };
     }
-    let made = foundry.make(loaded, previous, Extent::Full(Claim::Sole)).map(|made| {
+    let made = foundry.build(loaded, previous, BuildMode::Full(AddressClaim::Sole)).map(|made| {
         let different = previous.map_or_else(String::new, |previous| diff::describe(previous, &made.snapshot));
         Some((made, different))
     });

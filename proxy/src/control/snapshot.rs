@@ -18,22 +18,24 @@ use crate::{
         model::{self, Protocol},
         units::Address,
     },
-    exchange::{ClusterFigures, Connections, Figures, Methods, Refusal},
-    listener::socket::{self, Claim, ListenerShared},
-    observe::{AccessLog, Counter, Kind, Ladder, LogWriter, MetricError, Registry},
+    exchange::{ClusterMetrics, ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
+    listener::socket::{self, AddressClaim, ListenerShared},
+    observe::{AccessLog, Buckets, Counter, Kind, LogWriter, MetricError, Registry},
     snapshot::{ListenerParts, Snapshot, Sockets, modules},
     tcp,
-    tls::Cause,
+    tls::HandshakeError,
     upstream::Cluster,
-    wasm::{Code, Compiler, Engine, Instance, LoadError, Machine, Plugin, Shared, World, content_hash},
+    wasm::{
+        CompiledModule, Compiler, Engine, FilterEnv, Instance, LoadError, Plugin, SharedStore, VmTemplate, content_hash,
+    },
 };
 
 /// What snapshots are made with; lives as long as the process.
-pub struct Foundry {
+pub struct SnapshotBuilder {
     /// Compiles.
     pub engine: Arc<Engine>,
     /// What filters share.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedStore>,
     /// The metrics.
     pub registry: Registry,
     /// Writes access logs.
@@ -51,7 +53,7 @@ pub fn files(source: &Source) -> Vec<PathBuf> {
 }
 
 /// A snapshot with what each worker gets of its own.
-pub struct Made {
+pub struct Built {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
     /// For each worker, an instance of each machine.
@@ -62,21 +64,21 @@ pub struct Made {
 
 /// How far to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub enum BuildMode {
     /// One instance of each filter and no sockets: for `tollgate check` and benchmarks.
     Trial,
     /// Everything.
-    Full(Claim),
+    Full(AddressClaim),
 }
 
-impl Foundry {
+impl SnapshotBuilder {
     /// What snapshots are made with.
-    pub fn new(workers: usize, compiler: Compiler) -> anyhow::Result<Foundry> {
+    pub fn new(workers: usize, compiler: Compiler) -> anyhow::Result<SnapshotBuilder> {
         let registry = Registry::new(workers);
         crate::observe::metrics::register_process(&registry, env!("CARGO_PKG_VERSION"))?;
-        Ok(Foundry {
+        Ok(SnapshotBuilder {
             engine: Engine::new(compiler).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
-            shared: Shared::new(registry.clone()),
+            shared: SharedStore::new(registry.clone()),
             log_writer: LogWriter::start(&registry)?,
             registry,
             workers,
@@ -87,7 +89,7 @@ impl Foundry {
     pub fn forget_unused(&self, current: &Snapshot) {
         self.shared.forget_unused();
         let names = |label: &str, value: &str| match label {
-            "filter" => current.plugins.iter().any(|p| p.identity.name == value),
+            "filter" => current.plugins.iter().any(|p| p.info.name == value),
             "cluster" => current.clusters.contains_key(value),
             "listener" => current.listeners.iter().any(|l| l.config.name == value),
             _ => true,
@@ -96,7 +98,7 @@ impl Foundry {
     }
 
     /// Makes a snapshot, or says everything that is wrong with the configuration.
-    pub fn make(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: Extent) -> Result<Made, Diagnostics> {
+    pub fn build(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: BuildMode) -> Result<Built, Diagnostics> {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
@@ -106,7 +108,7 @@ impl Foundry {
             (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
         });
         let clusters: Arc<Clusters> = Arc::new(clusters.collect());
-        let world = World::new(clusters.clone(), self.shared.clone());
+        let world = FilterEnv::new(clusters.clone(), self.shared.clone());
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();
@@ -122,7 +124,7 @@ impl Foundry {
                 }
             }
         }
-        let mut machines = Machine::shared_by(&plugins);
+        let mut machines = VmTemplate::shared_by(&plugins);
         let mut first_instances = Vec::new();
         for machine in &mut machines {
             match configured(&loaded, machine, &mut plugins) {
@@ -135,21 +137,19 @@ impl Foundry {
         hash.push_str(&tls.text());
         if wrong.is_empty() {
             let all = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
-                let names = machine.plugins().iter().map(|p| p.identity.name.as_str());
+                let names = machine.plugins().iter().map(|p| p.info.name.as_str());
                 names.enumerate().map(|(filter, name)| (name, instance.phases(filter)))
             });
             let phases: HashMap<&str, u32> = all.collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
             let ticking = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
                 let plugins = machine.plugins().iter().enumerate();
-                plugins
-                    .filter(move |(filter, _)| instance.ticks(*filter))
-                    .map(|(_, plugin)| plugin.identity.name.as_str())
+                plugins.filter(move |(filter, _)| instance.ticks(*filter)).map(|(_, plugin)| plugin.info.name.as_str())
             });
             warnings.extend(unused::warnings(&loaded, &ticking.collect::<Vec<_>>()));
         }
         let mut instances = vec![first_instances];
-        if extent != Extent::Trial && wrong.is_empty() {
+        if extent != BuildMode::Trial && wrong.is_empty() {
             // One more than there are workers: the spare.
             for _ in 0..self.workers {
                 // What the first one accepted, the others do too, unless the filter throws dice.
@@ -158,7 +158,7 @@ impl Foundry {
                 match more {
                     Ok(more) => instances.push(more),
                     Err((plugin, e)) => {
-                        let message = format!("filter `{}` could not be set up again: {e}", plugin.identity.name);
+                        let message = format!("filter `{}` could not be set up again: {e}", plugin.info.name);
                         wrong.push(Diagnostic::error(None, message));
                         break;
                     }
@@ -167,7 +167,9 @@ impl Foundry {
         }
         // Last: unix sockets have connections from here on.
         let sockets = match extent {
-            Extent::Full(claim) if wrong.is_empty() => self.sockets(&loaded, previous, &listeners, claim, &mut wrong),
+            BuildMode::Full(claim) if wrong.is_empty() => {
+                self.sockets(&loaded, previous, &listeners, claim, &mut wrong)
+            }
             _ => Vec::new(),
         };
         if !wrong.is_empty() {
@@ -209,7 +211,7 @@ impl Foundry {
                 machine.put_by(spare);
             }
         }
-        Ok(Made { snapshot: Arc::new(snapshot), instances, sockets })
+        Ok(Built { snapshot: Arc::new(snapshot), instances, sockets })
     }
 
     /// A filter's code with its configuration, or what is wrong with it, and what to do about that.
@@ -217,7 +219,7 @@ impl Foundry {
         &self,
         filter: &model::Filter,
         loaded: &Loaded,
-        world: &Arc<World>,
+        world: &Arc<FilterEnv>,
         previous: Option<&Snapshot>,
     ) -> Result<Plugin, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
@@ -230,7 +232,7 @@ impl Foundry {
             }
             None => {
                 let path = loaded.source.resolve(&filter.wasm);
-                read = Code::read(&path, &loaded.config.compile).map_err(refused)?;
+                read = CompiledModule::read(&path, &loaded.config.compile).map_err(refused)?;
                 (path.display().to_string(), &read)
             }
         };
@@ -238,7 +240,7 @@ impl Foundry {
         let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
         let code = match same.into_iter().find(|code| code.hash == hash && code.source == source) {
             Some(code) => code.clone(),
-            None => Code::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?,
+            None => CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?,
         };
         Plugin::new(filter, code, &self.engine, world).map_err(|e| (e.to_string(), None))
     }
@@ -247,7 +249,7 @@ impl Foundry {
         &self,
         loaded: &Loaded,
         previous: Option<&Snapshot>,
-        extent: Extent,
+        extent: BuildMode,
         certificates: &mut Certificates<'_>,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<ListenerParts> {
@@ -258,7 +260,7 @@ impl Foundry {
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
             // A trial leaves no files behind.
-            let wanted = listener.access_log.clone().filter(|_| extent != Extent::Trial);
+            let wanted = listener.access_log.clone().filter(|_| extent != BuildMode::Trial);
             let located = wanted.map(|mut log| {
                 if !matches!(&*log.to, "stdout" | "stderr") {
                     log.to = loaded.source.resolve(&log.to).display().to_string();
@@ -274,11 +276,12 @@ impl Foundry {
                 }
             };
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
-            let figures = match Foundry::figures(&self.registry, &listener.name, listener.tls.is_some()) {
+            let figures = match SnapshotBuilder::figures(&self.registry, &listener.name, listener.tls.is_some()) {
                 // The methods that were seen stay known.
-                Ok(figures) => {
-                    Figures { methods: before.map_or(figures.methods, |l| l.figures.methods.clone()), ..figures }
-                }
+                Ok(figures) => ListenerMetrics {
+                    methods: before.map_or(figures.methods, |l| l.figures.methods.clone()),
+                    ..figures
+                },
                 Err(e) => {
                     wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
                     continue;
@@ -307,7 +310,7 @@ impl Foundry {
         loaded: &Loaded,
         previous: Option<&Snapshot>,
         listeners: &[ListenerParts],
-        claim: Claim,
+        claim: AddressClaim,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<Sockets> {
         let mut sockets: Vec<Sockets> = (0..self.workers).map(|_| Sockets::default()).collect();
@@ -329,8 +332,11 @@ impl Foundry {
                 let before = before.find(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
                     let opened = sockets[0].streams.iter().map(|(_, address, _)| address);
-                    let claim =
-                        if overlapped(address, held.iter().copied().chain(opened)) { Claim::Shared } else { claim };
+                    let claim = if overlapped(address, held.iter().copied().chain(opened)) {
+                        AddressClaim::Shared
+                    } else {
+                        claim
+                    };
                     match socket::open(address, &config.socket, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
@@ -349,7 +355,7 @@ impl Foundry {
                 {
                     // Not beside those that are held: connections on them would lose their datagrams to this one.
                     let opened = sockets[0].datagrams.iter().map(|(_, address, _)| address);
-                    let claim = if overlapped(address, opened) { Claim::Shared } else { claim };
+                    let claim = if overlapped(address, opened) { AddressClaim::Shared } else { claim };
                     match socket::listen_datagrams(inet, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
@@ -377,21 +383,21 @@ impl Foundry {
     }
 
     /// The figures of a listener.
-    pub(crate) fn figures(r: &Registry, listener: &str, tls: bool) -> Result<Figures, MetricError> {
+    pub(crate) fn figures(r: &Registry, listener: &str, tls: bool) -> Result<ListenerMetrics, MetricError> {
         let labels: &[(&str, &str)] = &[("listener", listener)];
         let bytes = |direction| {
             let labels = [("listener", listener), ("direction", direction)];
             r.counter("tollgate_body_bytes_total", "Bytes of requests' and responses' bodies.", &labels)
         };
         let refused = |index: usize| {
-            let labels = [("listener", listener), ("reason", Refusal::ALL[index].1)];
+            let labels = [("listener", listener), ("reason", RejectReason::ALL[index].1)];
             r.counter("tollgate_connections_refused_total", "Connections ended for what the client did.", &labels)
         };
         let flags = tollgate_abi::fast::flag::NAMES.iter().map(|(bit, name)| {
             let labels = [("listener", listener), ("flag", name)];
             Ok((*bit, r.counter("tollgate_response_flags_total", "Requests by response flag.", &labels)?))
         });
-        Ok(Figures {
+        Ok(ListenerMetrics {
             requests: by_class(
                 r,
                 "tollgate_requests_total",
@@ -402,14 +408,14 @@ impl Foundry {
                 "tollgate_request_duration_seconds",
                 "From a request's head to the end of its response.",
                 labels,
-                Ladder::Latency,
+                Buckets::Latency,
             )?,
             active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
-            methods: Arc::new(Methods::new(r.clone(), listener)),
+            methods: Arc::new(GrpcMethodMetrics::new(r.clone(), listener)),
             tunnels: r.gauge("tollgate_tunnels_active", "Upgraded and CONNECT requests under way.", labels)?,
-            connections: Connections {
+            connections: ConnectionMetrics {
                 accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
                 active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
                 refused: [
@@ -423,7 +429,7 @@ impl Foundry {
                     refused(7)?,
                     refused(8)?,
                 ],
-                handshakes: tls.then(|| Foundry::handshakes(r, listener)).transpose()?,
+                handshakes: tls.then(|| SnapshotBuilder::handshakes(r, listener)).transpose()?,
                 warned: Arc::default(),
             },
         })
@@ -431,20 +437,20 @@ impl Foundry {
 
     /// A listener's handshakes that failed, by cause.
     fn handshakes(r: &Registry, listener: &str) -> Result<Arc<[Counter]>, MetricError> {
-        let counter = |(_, reason): (Cause, &str)| {
+        let counter = |(_, reason): (HandshakeError, &str)| {
             let labels = [("listener", listener), ("reason", reason)];
             r.counter("tollgate_tls_handshake_failures_total", "TLS handshakes with clients that failed.", &labels)
         };
-        Cause::ALL.into_iter().map(counter).collect()
+        HandshakeError::ALL.into_iter().map(counter).collect()
     }
 
-    fn tcp_figures(&self, listener: &str, figures: &Figures) -> Result<tcp::Figures, MetricError> {
+    fn tcp_figures(&self, listener: &str, figures: &ListenerMetrics) -> Result<tcp::TcpMetrics, MetricError> {
         let (r, labels) = (&self.registry, [("listener", listener)]);
         let bytes = |direction| {
             let labels = [("listener", listener), ("direction", direction)];
             r.counter("tollgate_tcp_bytes_total", "Bytes received from TCP clients, and sent to them.", &labels)
         };
-        Ok(tcp::Figures {
+        Ok(tcp::TcpMetrics {
             connections: r.counter("tollgate_tcp_connections_total", "TCP connections.", &labels)?,
             active: r.gauge("tollgate_tcp_connections_active", "TCP connections under way.", &labels)?,
             bytes: [bytes("received")?, bytes("sent")?],
@@ -452,19 +458,19 @@ impl Foundry {
         })
     }
 
-    fn tcp_cluster_figures(&self, cluster: &str) -> Result<tcp::ClusterFigures, MetricError> {
+    fn tcp_cluster_figures(&self, cluster: &str) -> Result<tcp::TcpClusterMetrics, MetricError> {
         let bytes = |direction| {
             let help = "Bytes of TCP connections sent to endpoints, and received from them.";
             let labels = [("cluster", cluster), ("direction", direction)];
             self.registry.counter("tollgate_upstream_tcp_bytes_total", help, &labels)
         };
-        Ok(tcp::ClusterFigures { bytes: [bytes("sent")?, bytes("received")?] })
+        Ok(tcp::TcpClusterMetrics { bytes: [bytes("sent")?, bytes("received")?] })
     }
 
-    fn cluster_figures(&self, cluster: &str) -> Result<ClusterFigures, MetricError> {
+    fn cluster_figures(&self, cluster: &str) -> Result<ClusterMetrics, MetricError> {
         let labels: &[(&str, &str)] = &[("cluster", cluster)];
         let r = &self.registry;
-        Ok(ClusterFigures {
+        Ok(ClusterMetrics {
             responses: by_class(
                 r,
                 "tollgate_upstream_responses_total",
@@ -475,7 +481,7 @@ impl Foundry {
                 "tollgate_upstream_response_seconds",
                 "From sending a request to the head of its response.",
                 labels,
-                Ladder::Latency,
+                Buckets::Latency,
             )?,
         })
     }
@@ -484,8 +490,8 @@ impl Foundry {
     pub fn show_clusters(&self, current: Arc<arc_swap::ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
         use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-        use crate::upstream::Stats;
-        type Read = fn(&Stats) -> &AtomicU64;
+        use crate::upstream::ClusterStats;
+        type Read = fn(&ClusterStats) -> &AtomicU64;
         let shown: [(&str, &str, Kind, Read); 14] = [
             ("tollgate_cluster_requests_active", "Requests under way.", Kind::Gauge, |s| &s.active),
             ("tollgate_cluster_connections", "Connections, idle ones included.", Kind::Gauge, |s| &s.connections),

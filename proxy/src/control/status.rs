@@ -11,13 +11,13 @@ use std::{
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
-use super::change::{Attempt, AttemptResult, attempt_json};
+use super::change::{ReloadAttempt, ReloadOutcome, attempt_json};
 use crate::{
     config::model::OnFailure,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, Member},
-    wasm::Machine,
+    upstream::{Cluster, WeightedEndpoint},
+    wasm::VmTemplate,
 };
 
 /// The state of the process.
@@ -28,7 +28,7 @@ pub struct Status {
     pub draining: AtomicBool,
     /// Why the system does not tell of all changes of files, if it does not.
     pub unwatched: Arc<ArcSwapOption<String>>,
-    last: Mutex<Option<Attempt>>,
+    last: Mutex<Option<ReloadAttempt>>,
     applied: Counter,
     refused: Counter,
     version: PlainGauge,
@@ -66,21 +66,21 @@ impl Status {
     }
 
     /// Notes what came of a change.
-    pub fn note(&self, cause: &'static str, result: AttemptResult) -> Attempt {
+    pub fn note(&self, cause: &'static str, result: ReloadOutcome) -> ReloadAttempt {
         let shard = crate::observe::shard();
         match &result {
-            AttemptResult::Applied(version) => {
+            ReloadOutcome::Applied(version) => {
                 self.applied.inc(shard);
                 self.version.set(*version as i64);
                 self.last_ok.set(1);
             }
-            AttemptResult::Unchanged => self.last_ok.set(1),
-            AttemptResult::Refused(..) => {
+            ReloadOutcome::Unchanged => self.last_ok.set(1),
+            ReloadOutcome::Refused(..) => {
                 self.refused.inc(shard);
                 self.last_ok.set(0);
             }
         }
-        let attempt = Attempt { at: SystemTime::now(), cause, result };
+        let attempt = ReloadAttempt { at: SystemTime::now(), cause, result };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(attempt.clone());
         attempt
     }
@@ -100,7 +100,7 @@ impl Status {
                 continue;
             }
             for plugin in machine.plugins() {
-                let name = &plugin.identity.name;
+                let name = &plugin.info.name;
                 let missing = match seen.workers - seen.with {
                     _ if seen.out => {
                         "has had no instance on any worker for over a second, or only now and then".to_owned()
@@ -152,13 +152,13 @@ impl Status {
     pub fn filters_json(&self) -> Value {
         let current = self.current.load();
         let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
-            let instances = p.figures.instances.value();
-            let inside = |m: &&Arc<Machine>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
+            let instances = p.metrics.instances.value();
+            let inside = |m: &&Arc<VmTemplate>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
             let machine = s.machines.iter().find(inside);
             let sharing = machine.map_or(&[][..], |m| m.plugins());
-            let others: Vec<_> = sharing.iter().map(|o| &o.identity.name).filter(|n| **n != p.identity.name).collect();
+            let others: Vec<_> = sharing.iter().map(|o| &o.info.name).filter(|n| **n != p.info.name).collect();
             json!({
-                "name": p.identity.name,
+                "name": p.info.name,
                 "wasm": p.code.source,
                 "hash": p.code.hash,
                 "bytes": p.code.size,
@@ -167,13 +167,13 @@ impl Status {
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
                 "spares": machine.map_or(0, |m| m.spares()),
-                "quarantine": p.figures.quarantine.value(),
-                "memory_bytes": p.figures.memory.value(),
-                "host_memory_bytes": p.figures.host_memory.value(),
-                "calls": p.figures.calls.value(),
-                "failed_streams": p.figures.failed_streams.value(),
-                "traps": p.figures.traps.iter().map(|t| t.value()).sum::<u64>(),
-                "rebuilds": p.figures.rebuilds.value(),
+                "quarantine": p.metrics.quarantine.value(),
+                "memory_bytes": p.metrics.memory.value(),
+                "host_memory_bytes": p.metrics.host_memory.value(),
+                "calls": p.metrics.calls.value(),
+                "failed_streams": p.metrics.failed_streams.value(),
+                "traps": p.metrics.traps.iter().map(|t| t.value()).sum::<u64>(),
+                "rebuilds": p.metrics.rebuilds.value(),
                 "poisoned_by": p.failures.json(),
                 "last_error": p.last_error.load().as_ref().map(|e| e.as_str().to_owned()),
             })
@@ -184,7 +184,7 @@ impl Status {
 
 /// A cluster, as the admin API tells it. Whether an endpoint is healthy is known only if that is checked.
 fn cluster_json(cluster: &Cluster) -> Value {
-    let endpoints = cluster.members.iter().map(|Member { endpoint, weight }| {
+    let endpoints = cluster.members.iter().map(|WeightedEndpoint { endpoint, weight }| {
         json!({
             "address": endpoint.address,
             "weight": weight,

@@ -9,7 +9,7 @@ use crate::{
         Diagnostic, Loaded,
         model::{Filter, Listener, Protocol},
     },
-    wasm::Code,
+    wasm::CompiledModule,
 };
 
 /// All of them. `ticking` are the filters that work by the clock, and so may well be in no chain.
@@ -69,7 +69,7 @@ fn may_name(loaded: &Loaded, filter: &Filter, cluster: &str) -> bool {
     has_text(&filter.config, &within)
         || has_text(&filter.vm_config, &within)
         || filter.env.values().any(|value| within(value))
-        || Code::read(&loaded.source.resolve(&filter.wasm), &loaded.config.compile)
+        || CompiledModule::read(&loaded.source.resolve(&filter.wasm), &loaded.config.compile)
             .is_ok_and(|module| memchr::memmem::find(&module, cluster.as_bytes()).is_some())
 }
 

@@ -36,7 +36,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::paths::{Step, Ways};
+use self::paths::{PathStep, WatchedPaths};
 use crate::observe::target;
 
 /// Files are often changed in several steps; they are looked at when there has been no change for this long.
@@ -81,7 +81,7 @@ pub struct Watcher {
     /// None: the system gives none.
     inotify: Option<AsyncFd<OwnedFd>>,
     files: Vec<PathBuf>,
-    ways: Ways,
+    ways: WatchedPaths,
     watched: HashMap<i32, Watched>,
     /// When something changed, until that was told.
     touched: Option<Since>,
@@ -126,7 +126,7 @@ impl Watcher {
         let mut watcher = Watcher {
             inotify: None,
             files: Vec::new(),
-            ways: Ways::default(),
+            ways: WatchedPaths::default(),
             watched: HashMap::new(),
             touched: None,
             unclosed: BTreeMap::new(),
@@ -248,7 +248,7 @@ impl Watcher {
     /// Finds the ways anew, and watches them. `told`: the system has told of what is different, and tells when files are closed.
     /// Whether anything was.
     fn renew(&mut self, told: bool) -> bool {
-        let before = std::mem::replace(&mut self.ways, Ways::to(&self.files));
+        let before = std::mem::replace(&mut self.ways, WatchedPaths::to(&self.files));
         let is_other = self.ways != before;
         if is_other {
             self.touch();
@@ -272,7 +272,7 @@ impl Watcher {
             for (path, step) in self.ways.steps() {
                 let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
                 // What is written is told of the folder as well: a file that is made may be written to before it has a watch.
-                let entries = if matches!(step, Step::Folder(_)) { FOLDER } else { FOLDER.union(FILE) };
+                let entries = if matches!(step, PathStep::Folder(_)) { FOLDER } else { FOLDER.union(FILE) };
                 match inotify::add_watch(inotify, folder, entries.union(WatchFlags::ONLYDIR)) {
                     Ok(watch) => {
                         let there = watched.entry(watch);
@@ -284,7 +284,7 @@ impl Watcher {
                     Err(Errno::NOENT | Errno::NOTDIR) => is_gone = true,
                     Err(error) => _ = failed.insert(folder, error),
                 }
-                if matches!(step, Step::File(..)) {
+                if matches!(step, PathStep::File(..)) {
                     match inotify::add_watch(inotify, path, FILE) {
                         Ok(watch) => _ = watched.insert(watch, Watched::File(path.to_owned())),
                         // Of one that cannot be read, its folder tells when it can.
@@ -339,8 +339,8 @@ impl Watcher {
         while let Ok(event) = events.next() {
             let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
             match self.event(event.wd(), event.events(), name) {
-                Some(Change::Written) => matters = true,
-                Some(Change::Elsewhere) => (matters, is_elsewhere) = (true, true),
+                Some(FileChange::Written) => matters = true,
+                Some(FileChange::Elsewhere) => (matters, is_elsewhere) = (true, true),
                 None => {}
             }
         }
@@ -352,10 +352,10 @@ impl Watcher {
     }
 
     /// One event: what it means, if it matters.
-    fn event(&mut self, watch: i32, what: ReadFlags, name: Option<&OsStr>) -> Option<Change> {
+    fn event(&mut self, watch: i32, what: ReadFlags, name: Option<&OsStr>) -> Option<FileChange> {
         // Some were lost.
         if what.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return Some(Change::Elsewhere);
+            return Some(FileChange::Elsewhere);
         }
         let path = match (self.watched.get(&watch)?, name) {
             (Watched::File(path), _) => path.clone(),
@@ -366,20 +366,20 @@ impl Watcher {
                 if what.contains(ReadFlags::IGNORED) {
                     self.watched.remove(&watch);
                 }
-                return Some(Change::Elsewhere);
+                return Some(FileChange::Elsewhere);
             }
         };
         if what.contains(ReadFlags::IGNORED) {
             self.watched.remove(&watch);
-            return Some(Change::Elsewhere);
+            return Some(FileChange::Elsewhere);
         }
         if what.contains(ReadFlags::CLOSE_WRITE) {
             self.unclosed.remove(&path);
-            return Some(Change::Written);
+            return Some(FileChange::Written);
         }
         if what.contains(ReadFlags::MODIFY) {
             self.is_written(&path);
-            return Some(Change::Written);
+            return Some(FileChange::Written);
         }
         let replaced = ReadFlags::MOVED_TO | ReadFlags::MOVED_FROM | ReadFlags::DELETE;
         if what.intersects(replaced | ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF) {
@@ -390,7 +390,7 @@ impl Watcher {
         if what.contains(ReadFlags::CREATE) && fs::symlink_metadata(&path).is_ok_and(is_new) {
             self.is_written(&path);
         }
-        Some(Change::Elsewhere)
+        Some(FileChange::Elsewhere)
     }
 
     /// Somebody is writing to a file.
@@ -401,7 +401,7 @@ impl Watcher {
 }
 
 /// What an event means.
-enum Change {
+enum FileChange {
     /// A file has other content, or is closed.
     Written,
     /// A way may lead elsewhere.

@@ -6,31 +6,31 @@ use tokio::sync::watch;
 
 use crate::{
     chain::stream::ConnectionInfo,
-    exchange::Site,
+    exchange::ListenerContext,
     observe::{self, Detail, Entry},
 };
 
 /// What the connections of a listener on a worker look at.
-pub struct Handle {
+pub struct ListenerHandle {
     /// The rules in force. Each request takes those of its time.
-    site: RefCell<Rc<Site>>,
+    site: RefCell<Rc<ListenerContext>>,
     /// Whether connections shall end as soon as they have nothing under way.
     draining: watch::Sender<bool>,
 }
 
-impl Handle {
+impl ListenerHandle {
     /// With these rules.
-    pub fn new(site: Rc<Site>) -> Handle {
-        Handle { site: RefCell::new(site), draining: watch::channel(false).0 }
+    pub fn new(site: Rc<ListenerContext>) -> ListenerHandle {
+        ListenerHandle { site: RefCell::new(site), draining: watch::channel(false).0 }
     }
 
     /// The rules in force.
-    pub fn site(&self) -> Rc<Site> {
+    pub fn site(&self) -> Rc<ListenerContext> {
         self.site.borrow().clone()
     }
 
     /// Requests from now on go by these rules.
-    pub fn set_site(&self, site: Rc<Site>) {
+    pub fn set_site(&self, site: Rc<ListenerContext>) {
         *self.site.borrow_mut() = site;
     }
 
@@ -60,7 +60,7 @@ pub(super) const LENIENCE: u64 = 4;
 
 /// Counts and logs a request of which nothing was read but that it is wrong; `why`: what is wrong beneath it, if that is known.
 pub(super) fn log_refusal(
-    site: &Site,
+    site: &ListenerContext,
     info: &ConnectionInfo,
     protocol: &str,
     status: u16,
@@ -69,8 +69,8 @@ pub(super) fn log_refusal(
     why: &str,
 ) {
     let shard = observe::shard();
-    site.figures.requests[usize::from(status / 100)].inc(shard);
-    site.figures.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+    site.metrics.requests[usize::from(status / 100)].inc(shard);
+    site.metrics.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
     if let Some(log) = &site.access_log {
         let now = Entry::new(SystemTime::now(), &site.name, info.peer);
         let entry = Entry { status, flags, details: details.text(), protocol, downstream_failure: why, ..now };

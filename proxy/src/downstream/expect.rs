@@ -11,7 +11,7 @@ use http::{HeaderMap, header};
 use http_body::{Frame, SizeHint};
 
 use crate::{
-    chain::stream::Progress,
+    chain::stream::StreamProgress,
     http::body::{Body, BodyError},
 };
 
@@ -21,20 +21,20 @@ pub(super) fn expects_continue(fields: &HeaderMap) -> bool {
 }
 
 /// A body whose client is told to send it when somebody wants it.
-struct Expected {
+struct ExpectContinueBody {
     body: Body,
     /// Until it was wanted for the first time.
-    progress: Option<Rc<Progress>>,
+    progress: Option<Rc<StreamProgress>>,
 }
 
 impl Body {
     /// The same body, whose client waits for a word before it sends it.
-    pub(crate) fn expected(self, progress: &Rc<Progress>) -> Body {
-        Body::stream(Expected { body: self, progress: Some(Rc::clone(progress)) })
+    pub(crate) fn expected(self, progress: &Rc<StreamProgress>) -> Body {
+        Body::stream(ExpectContinueBody { body: self, progress: Some(Rc::clone(progress)) })
     }
 }
 
-impl http_body::Body for Expected {
+impl http_body::Body for ExpectContinueBody {
     type Data = Bytes;
     type Error = BodyError;
 

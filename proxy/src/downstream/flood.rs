@@ -10,20 +10,20 @@ use tokio::time::Instant;
 
 /// Streams that a client may reset at once within a second of opening them, beyond those that were answered, and how many more in
 /// each second. Beyond that, it does nothing but make work (rapid reset, CVE-2023-44487).
-const RESETS: Bound = Bound { most: 500, each_second: 100 };
+const RESETS: BucketLimit = BucketLimit { most: 500, each_second: 100 };
 
 /// By how much the bounds are higher for a proxy in front, whose connection carries the requests of many clients.
 pub(super) const SHARED: u32 = 10;
 
 /// Frames that lead to nothing at once, beyond what others allow for, and how many more in each second.
-const FRAMES: Bound = Bound { most: 10_000, each_second: 1000 };
+const FRAMES: BucketLimit = BucketLimit { most: 10_000, each_second: 1000 };
 
 /// For how many frames that lead to nothing a head allows: a client may say something of windows and priorities with it.
 const HEAD: u32 = 10;
 
 /// A bound on a leaky bucket.
 #[derive(Debug, Clone, Copy)]
-struct Bound {
+struct BucketLimit {
     /// What it holds.
     most: u32,
     /// What flows out of it.
@@ -33,17 +33,17 @@ struct Bound {
 /// A leaky bucket. It looks at the clock only when it seems to be full, so filling it costs next to nothing; what has flowed out
 /// by then is taken from it all at once.
 #[derive(Debug)]
-struct Bucket {
-    bound: Bound,
+struct LeakyBucket {
+    bound: BucketLimit,
     level: Cell<u32>,
     since: Cell<Instant>,
     /// It has flowed over, and stays so.
     over: Cell<bool>,
 }
 
-impl Bucket {
-    fn new(bound: Bound) -> Bucket {
-        Bucket { bound, level: Cell::new(0), since: Cell::new(Instant::now()), over: Cell::new(false) }
+impl LeakyBucket {
+    fn new(bound: BucketLimit) -> LeakyBucket {
+        LeakyBucket { bound, level: Cell::new(0), since: Cell::new(Instant::now()), over: Cell::new(false) }
     }
 
     fn put(&self, amount: u32) {
@@ -69,18 +69,21 @@ fn flowed(each_second: u32, time: Duration) -> u32 {
 
 /// Counts the streams of a connection that its client resets at once.
 #[derive(Debug, Clone)]
-pub(super) struct Resets(Rc<Bucket>);
+pub(super) struct ResetLimiter(Rc<LeakyBucket>);
 
-impl Resets {
+impl ResetLimiter {
     /// None so far. `shared`: the client is a proxy that is trusted.
-    pub(crate) fn new(shared: bool) -> Resets {
+    pub(crate) fn new(shared: bool) -> ResetLimiter {
         let times = if shared { SHARED } else { 1 };
-        Resets(Rc::new(Bucket::new(Bound { most: RESETS.most * times, each_second: RESETS.each_second * times })))
+        ResetLimiter(Rc::new(LeakyBucket::new(BucketLimit {
+            most: RESETS.most * times,
+            each_second: RESETS.each_second * times,
+        })))
     }
 
     /// A stream has been opened.
-    pub(super) fn opened(&self) -> Cut {
-        Cut { opened: Instant::now(), resets: Some(self.0.clone()) }
+    pub(super) fn opened(&self) -> ResetWatch {
+        ResetWatch { opened: Instant::now(), resets: Some(self.0.clone()) }
     }
 
     /// Whether it must be an attack.
@@ -90,12 +93,12 @@ impl Resets {
 }
 
 /// Notices a stream that ends before its response has begun, which is the client's doing.
-pub(super) struct Cut {
+pub(super) struct ResetWatch {
     opened: Instant,
-    resets: Option<Rc<Bucket>>,
+    resets: Option<Rc<LeakyBucket>>,
 }
 
-impl Cut {
+impl ResetWatch {
     /// There is a response.
     pub(crate) fn end(mut self) {
         if let Some(resets) = self.resets.take() {
@@ -104,7 +107,7 @@ impl Cut {
     }
 }
 
-impl Drop for Cut {
+impl Drop for ResetWatch {
     fn drop(&mut self) {
         if let Some(resets) = &self.resets
             && self.opened.elapsed() < Duration::from_secs(1)
@@ -116,15 +119,15 @@ impl Drop for Cut {
 
 /// Counts the frames of a connection that make work and lead to nothing.
 #[derive(Debug)]
-pub struct Flood(Bucket);
+pub struct FrameLimiter(LeakyBucket);
 
-impl Default for Flood {
-    fn default() -> Flood {
-        Flood(Bucket::new(FRAMES))
+impl Default for FrameLimiter {
+    fn default() -> FrameLimiter {
+        FrameLimiter(LeakyBucket::new(FRAMES))
     }
 }
 
-impl Flood {
+impl FrameLimiter {
     /// A frame that leads to nothing.
     pub fn idle(&self) {
         self.0.put(1);
@@ -153,14 +156,14 @@ mod tests {
 
     use super::*;
 
-    fn reset(resets: &Resets, count: u32) {
+    fn reset(resets: &ResetLimiter, count: u32) {
         (0..count).for_each(|_| drop(resets.opened()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn many_resets_at_once_are_an_attack() {
         for (shared, most) in [(false, RESETS.most), (true, RESETS.most * SHARED)] {
-            let resets = Resets::new(shared);
+            let resets = ResetLimiter::new(shared);
             reset(&resets, most);
             assert!(!resets.are_too_many());
             // In this time as much flows out as comes.
@@ -174,7 +177,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn resets_over_a_connections_long_life_are_none() {
-        let resets = Resets::new(false);
+        let resets = ResetLimiter::new(false);
         for _ in 0..1000 {
             reset(&resets, RESETS.each_second);
             advance(Duration::from_secs(1)).await;
@@ -189,7 +192,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn streams_that_were_answered_or_have_lasted_allow_for_resets() {
-        let resets = Resets::new(false);
+        let resets = ResetLimiter::new(false);
         for _ in 0..10 * RESETS.most {
             resets.opened().end();
             reset(&resets, 1);
@@ -202,7 +205,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_frames_that_lead_to_nothing_are_too_many() {
-        let flood = Flood::default();
+        let flood = FrameLimiter::default();
         (0..FRAMES.most).for_each(|_| flood.idle());
         assert!(!flood.is_one());
         flood.head();
@@ -215,7 +218,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_few_bytes_do_not_allow_for_many_frames() {
-        let flood = Flood::default();
+        let flood = FrameLimiter::default();
         for _ in 0..FRAMES.most / 90 {
             (0..95).for_each(|_| flood.idle());
             flood.data(1, true);
@@ -225,7 +228,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_quiet_connection_may_be_pinged_for_years() {
-        let flood = Flood::default();
+        let flood = FrameLimiter::default();
         for _ in 0..1_000_000 {
             flood.idle();
             advance(Duration::from_secs(30)).await;

@@ -16,11 +16,11 @@ use http_body::SizeHint;
 use tokio::time::sleep;
 use tollgate_abi::fast::flag;
 
-use super::connection::{Handle, log_refusal};
+use super::connection::{ListenerHandle, log_refusal};
 use crate::{
-    chain::stream::{ConnectionInfo, Progress},
-    exchange::{Refusal, Refused, Site},
-    h1::{HeadError, Limits, encoder, server::Line},
+    chain::stream::{ConnectionInfo, StreamProgress},
+    exchange::{ListenerContext, RejectReason, RejectedConnection},
+    h1::{HeadError, Limits, encoder, server::ServerConnection},
     net::{Prefixed, Stream, linger, poll_timer},
     observe::detail,
 };
@@ -42,9 +42,9 @@ pub const SPEAKS_TLS: &str = "the client speaks TLS, and the listener has no `tl
 const PROTOCOL: &str = "HTTP/1.1";
 
 /// Why a connection's driver stops driving.
-enum End {
+enum DriverEnd {
     /// There are no more requests.
-    Requests(requests::End),
+    Requests(requests::RequestsEnd),
     /// A head took too long.
     SlowHead,
     /// It was idle for too long.
@@ -54,7 +54,7 @@ enum End {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
+pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<ConnectionInfo>) {
     // The rules at the connection's beginning; each request has those of its own time.
     let config = handle.site().config.clone();
     let timeouts = &config.timeouts;
@@ -62,8 +62,8 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
         head: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         fields: config.limits.headers as usize,
     };
-    let progress = Rc::new(Progress::default());
-    let line = Rc::new(Line::new(stream));
+    let progress = Rc::new(StreamProgress::default());
+    let line = Rc::new(ServerConnection::new(stream));
     let drained = handle.drained();
     let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
     // Something may begin right after each look at the clock, so the next one is no later than the least of these.
@@ -93,7 +93,7 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 timer.as_mut().reset(end.into());
             }
             if let Poll::Ready(end) = requests.as_mut().poll(cx) {
-                return Poll::Ready(End::Requests(end));
+                return Poll::Ready(DriverEnd::Requests(end));
             }
             if line.blocked_since.get().is_some()
                 && let Some(due) = progress.due.get()
@@ -113,19 +113,19 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
                 let blocked = line.blocked_since.get();
                 let (due, end) = match (info.active.get(), line.head_since.get()) {
                     // The request is over, and the end of its response not yet sent.
-                    (0, _) if blocked.is_some() => (blocked.and_then(|since| after(since, idle)), End::Stalled),
-                    (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), End::SlowHead),
-                    (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), End::Idle),
+                    (0, _) if blocked.is_some() => (blocked.and_then(|since| after(since, idle)), DriverEnd::Stalled),
+                    (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), DriverEnd::SlowHead),
+                    (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), DriverEnd::Idle),
                     // A request has a clock of its own, but nobody looks at it while the client does not read.
                     _ => {
                         let idle = blocked.and_then(|since| after(since, idle));
                         let due = blocked.and(progress.due.get()).map(tokio::time::Instant::into_std);
-                        (idle.into_iter().chain(due).min(), End::Stalled)
+                        (idle.into_iter().chain(due).min(), DriverEnd::Stalled)
                     }
                 };
                 if due.is_some_and(|due| due <= now) {
                     // A request under way ends with this future, and must know by then why.
-                    progress.stalled.set(matches!(end, End::Stalled));
+                    progress.stalled.set(matches!(end, DriverEnd::Stalled));
                     return Poll::Ready(end);
                 }
                 let response_due = progress.due.get().map(tokio::time::Instant::into_std).filter(|due| *due > now);
@@ -141,10 +141,10 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
 }
 
 /// Does what is left to do on a connection that carries no more requests.
-async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
+async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConnection, end: DriverEnd) {
     let refusal = match &end {
-        End::Requests(requests::End::Refused(error)) => Some(refused(site, info, *error)),
-        End::SlowHead => {
+        DriverEnd::Requests(requests::RequestsEnd::Refused(error)) => Some(refused(site, info, *error)),
+        DriverEnd::SlowHead => {
             log_refusal(site, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT, "");
             Some(StatusCode::REQUEST_TIMEOUT)
         }
@@ -154,7 +154,7 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
         let (mut head, ()) = Response::builder().status(status).body(()).unwrap_or_default().into_parts();
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         let text = status.canonical_reason().unwrap_or_default();
-        let client = encoder::Client {
+        let client = encoder::ClientTraits {
             version: Version::HTTP_11,
             head_only: false,
             trailers: false,
@@ -171,20 +171,20 @@ async fn close(site: &Site, info: &ConnectionInfo, line: &Line, end: End) {
     }
     let Some((early, stream)) = line.take() else { return };
     match end {
-        End::Requests(requests::End::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
+        DriverEnd::Requests(requests::RequestsEnd::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
         // It has closed the connection, or does not read. Without close_notify it sees, under TLS, that something is missing.
-        End::Requests(requests::End::Gone | requests::End::Cut) | End::Stalled => {}
+        DriverEnd::Requests(requests::RequestsEnd::Gone | requests::RequestsEnd::Cut) | DriverEnd::Stalled => {}
         _ => linger(stream).await,
     }
 }
 
 /// Logs what was no request, and says what it is answered with.
-fn refused(site: &Site, info: &ConnectionInfo, error: HeadError) -> StatusCode {
+fn refused(site: &ListenerContext, info: &ConnectionInfo, error: HeadError) -> StatusCode {
     let (status, details) = match error {
         HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.detail()),
         HeadError::Tls => {
-            let refused = Refused::new(Refusal::Protocol, SPEAKS_TLS.to_owned());
-            site.figures.connections.warned.warn(&site.name, info.peer, &refused);
+            let refused = RejectedConnection::new(RejectReason::Protocol, SPEAKS_TLS.to_owned());
+            site.metrics.connections.warned.warn(&site.name, info.peer, &refused);
             (StatusCode::BAD_REQUEST, detail::TLS_ON_PLAIN_PORT)
         }
         HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),

@@ -22,17 +22,17 @@ use h2::{Reason, server};
 use tokio::time::sleep;
 use tollgate_abi::fast::flag;
 
-use self::{flood::Frames, streams::Streams};
+use self::{flood::CountedFrames, streams::Streams};
 use super::{
-    connection::{Handle, LENIENCE, log_refusal},
-    flood::{Flood, Resets, SHARED},
+    connection::{LENIENCE, ListenerHandle, log_refusal},
+    flood::{FrameLimiter, ResetLimiter, SHARED},
     h1::SPEAKS_TLS,
 };
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
-    exchange::{Refusal, Refused},
-    h2::{Io, KeepAlive, Malformed, Screened, Turns, Window},
+    exchange::{RejectReason, RejectedConnection},
+    h2::{Io, KeepAlive, Malformed, ScreenedIo, Turns, Window},
     net::{Stream, is_tls, linger, poll_timer},
     observe::{Detail, detail, target},
 };
@@ -58,10 +58,10 @@ const PROTOCOL: &str = "HTTP/2";
 
 /// What the tasks of a connection's requests share.
 struct Connection {
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     info: Rc<ConnectionInfo>,
     streams: Streams,
-    resets: Resets,
+    resets: ResetLimiter,
     /// What the client may send on all its streams.
     window: Rc<Window>,
     /// Heads that h2 would have ended the connection for.
@@ -69,13 +69,13 @@ struct Connection {
 }
 
 /// What h2 reads from and writes to.
-type Below = Frames<Screened<Stream>>;
+type Below = CountedFrames<ScreenedIo<Stream>>;
 
 type Http = server::Connection<Io<Below>, Bytes>;
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum ConnectionBroken {
     #[error(transparent)]
     Http(#[from] h2::Error),
     #[error(transparent)]
@@ -83,31 +83,31 @@ enum Broken {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>) {
-    let flood = Rc::new(Flood::default());
+pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<ConnectionInfo>) {
+    let flood = Rc::new(FrameLimiter::default());
     let window = Rc::new(Window::default());
     let malformed = Malformed::default();
-    let screened = Screened::of_client(stream, longest_head(&handle.site().config) as usize, malformed.clone());
-    let (io, turns) = Io::new(Frames::new(screened, flood.clone(), window.clone()));
+    let screened = ScreenedIo::of_client(stream, longest_head(&handle.site().config) as usize, malformed.clone());
+    let (io, turns) = Io::new(CountedFrames::new(screened, flood.clone(), window.clone()));
     let streams = Streams::default();
-    let resets = Resets::new(handle.site().config.trusted_hops > 0);
+    let resets = ResetLimiter::new(handle.site().config.trusted_hops > 0);
     let connection = Rc::new(Connection { handle, info, streams, resets, window, malformed });
     let ended = connection.run(io, &turns).await;
-    let is_over = matches!(ended, Ok(None) | Err(Broken::Http(_))) && !flood.is_one();
+    let is_over = matches!(ended, Ok(None) | Err(ConnectionBroken::Http(_))) && !flood.is_one();
     let refused = match ended {
-        Ok(refusal) => refusal.map(Refused::from),
-        Err(_) if flood.is_one() => Some(Refusal::Flood.into()),
+        Ok(refusal) => refusal.map(RejectedConnection::from),
+        Err(_) if flood.is_one() => Some(RejectReason::Flood.into()),
         Err(error) => {
             tracing::debug!(target: target::DOWNSTREAM, peer = %connection.info.peer, %error, "connection ended");
             let why = match connection.info.tls {
                 None if is_tls(turns.first().as_slice()) => SPEAKS_TLS.to_owned(),
                 _ => format!("HTTP/2: {error}"),
             };
-            error.refusal().map(|refusal| Refused::new(refusal, why))
+            error.refusal().map(|refusal| RejectedConnection::new(refusal, why))
         }
     };
     if let Some(refused) = refused {
-        connection.handle.site().turn_away(connection.info.peer, PROTOCOL, &refused);
+        connection.handle.site().reject(connection.info.peer, PROTOCOL, &refused);
     }
     // The client may not have read the last answers, or why it was turned away.
     if is_over && let Some(frames) = turns.into_stream() {
@@ -116,12 +116,16 @@ pub async fn serve(handle: Rc<Handle>, stream: Stream, info: Rc<ConnectionInfo>)
 }
 
 impl Connection {
-    async fn run(self: &Rc<Self>, io: Io<Below>, turns: &Turns<Below>) -> Result<Option<Refusal>, Broken> {
+    async fn run(
+        self: &Rc<Self>,
+        io: Io<Below>,
+        turns: &Turns<Below>,
+    ) -> Result<Option<RejectReason>, ConnectionBroken> {
         let config = self.handle.site().config.clone();
         let mut shaking = pin!(builder(&config).handshake(io));
         let shaken = poll_fn(|cx| match turns.turn(cx, |cx| shaking.as_mut().poll(cx)) {
-            Ok(shaken) => shaken.map_err(Broken::Http),
-            Err(error) => Poll::Ready(Err(Broken::Io(error))),
+            Ok(shaken) => shaken.map_err(ConnectionBroken::Http),
+            Err(error) => Poll::Ready(Err(ConnectionBroken::Io(error))),
         });
         let drained = async {
             self.handle.drained().await;
@@ -141,7 +145,7 @@ impl Connection {
         config: &Listener,
         mut http: Http,
         turns: &Turns<Below>,
-    ) -> Result<Option<Refusal>, Broken> {
+    ) -> Result<Option<RejectReason>, ConnectionBroken> {
         let (handle, info, timeouts) = (&self.handle, &self.info, &config.timeouts);
         let most = config.limits.requests_per_connection;
         let mut pings = KeepAlive::new(config.http2.ping_clients(), config.http2.ping_timeout.0, http.ping_pong());
@@ -165,10 +169,10 @@ impl Connection {
                 self.log_malformed(detail::MALFORMED_REQUEST);
             }
             if let Poll::Ready(ended) = accepted {
-                return Poll::Ready(ended.map(|()| None).map_err(Broken::Http));
+                return Poll::Ready(ended.map(|()| None).map_err(ConnectionBroken::Http));
             }
             if self.resets.are_too_many() {
-                return Poll::Ready(Ok(Some(Refusal::Flood)));
+                return Poll::Ready(Ok(Some(RejectReason::Flood)));
             }
             if pings.as_mut().is_some_and(|pings| pings.poll(turns.received(), true, cx).is_ready()) {
                 tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "the client does not answer");
@@ -247,15 +251,15 @@ fn builder(config: &Listener) -> server::Builder {
     builder
 }
 
-impl Broken {
+impl ConnectionBroken {
     /// What the client did, if it was not just that the connection broke.
-    fn refusal(&self) -> Option<Refusal> {
-        let Broken::Http(error) = self else { return None };
+    fn refusal(&self) -> Option<RejectReason> {
+        let ConnectionBroken::Http(error) = self else { return None };
         // What the client says of us, or the network, is not the client's fault.
         if !error.is_library() || error.is_io() {
             return None;
         }
         // h2 counts resets, empty frames and bytes of heads itself.
-        Some(if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) { Refusal::Flood } else { Refusal::Http2 })
+        Some(if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) { RejectReason::Flood } else { RejectReason::Http2 })
     }
 }

@@ -16,14 +16,14 @@ use quinn::VarInt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::{
-    framing::Violation,
-    transport::{Ledger, Transport},
+    framing::FrameViolation,
+    transport::{ConnectionFacts, Transport},
 };
 use super::{
-    connection::{Handle, LENIENCE},
-    flood::Resets,
+    connection::{LENIENCE, ListenerHandle},
+    flood::ResetLimiter,
 };
-use crate::{chain::stream::ConnectionInfo, exchange::Refusal, observe::target};
+use crate::{chain::stream::ConnectionInfo, exchange::RejectReason, observe::target};
 
 /// The name of what is spoken (RFC 9114 section 3.1).
 pub const ALPN: &[u8] = b"h3";
@@ -34,10 +34,10 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What the tasks of a connection's requests share.
 struct Connection {
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     info: Rc<ConnectionInfo>,
-    ledger: Rc<Ledger>,
-    resets: Resets,
+    ledger: Rc<ConnectionFacts>,
+    resets: ResetLimiter,
     /// Requests whose tasks have not ended. A task ends when its client has acknowledged all of the response.
     under_way: Cell<u32>,
 }
@@ -53,7 +53,7 @@ enum Phase {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(handle: Rc<Handle>, quic: quinn::Connection, info: Rc<ConnectionInfo>) {
+pub async fn serve(handle: Rc<ListenerHandle>, quic: quinn::Connection, info: Rc<ConnectionInfo>) {
     if let Some(refusal) = run(&handle, &quic, info).await {
         handle.site().refuse(refusal);
     }
@@ -72,11 +72,11 @@ fn code(code: Code) -> VarInt {
 }
 
 /// Why the client is to blame for the end, if it is. Where nothing else is said, the connection is closed when h3's is dropped.
-async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<Refusal> {
+async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<RejectReason> {
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     let longest = limits.header_bytes.0.saturating_mul(LENIENCE);
-    let ledger = Ledger::new(quic.clone(), longest);
+    let ledger = ConnectionFacts::new(quic.clone(), longest);
     let mut builder = h3::server::builder();
     // What it would send to keep clients tolerant it may lose a frame over.
     builder.max_field_section_size(longest).send_grease(false);
@@ -86,13 +86,13 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
     let mut connection = match timeout(handshake, builder.build::<_, Bytes>(transport)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return blame(&info, &ledger, &error),
-        Err(_) => return Some(Refusal::Silent),
+        Err(_) => return Some(RejectReason::Silent),
     };
     let shared = Rc::new(Connection {
         handle: handle.clone(),
         info: info.clone(),
         ledger: ledger.clone(),
-        resets: Resets::new(config.trusted_hops > 0),
+        resets: ResetLimiter::new(config.trusted_hops > 0),
         under_way: Cell::new(0),
     });
     let mut drained = std::pin::pin!(handle.drained());
@@ -173,20 +173,20 @@ async fn run(handle: &Rc<Handle>, quic: &quinn::Connection, info: Rc<ConnectionI
         }
         if shared.resets.are_too_many() {
             quic.close(code(Code::H3_EXCESSIVE_LOAD), b"");
-            return Some(Refusal::Flood);
+            return Some(RejectReason::Flood);
         }
     }
 }
 
 /// What a connection that was ended for this counts as.
-fn refusal(violation: Violation) -> Refusal {
-    if violation == Violation::Flood { Refusal::Flood } else { Refusal::Http3 }
+fn refusal(violation: FrameViolation) -> RejectReason {
+    if violation == FrameViolation::Flood { RejectReason::Flood } else { RejectReason::Http3 }
 }
 
 /// Whether the client broke the protocol, rather than the connection.
-fn blame(info: &ConnectionInfo, ledger: &Ledger, error: &ConnectionError) -> Option<Refusal> {
+fn blame(info: &ConnectionInfo, ledger: &ConnectionFacts, error: &ConnectionError) -> Option<RejectReason> {
     tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "connection ended");
     // What h3 has found, and not an end that we have made ourselves.
     let found = matches!(error, ConnectionError::Local { .. }) && !error.is_h3_no_error();
-    ledger.violation().map(refusal).or(found.then_some(Refusal::Http3))
+    ledger.violation().map(refusal).or(found.then_some(RejectReason::Http3))
 }

@@ -9,12 +9,12 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Site, min_rate::Pace, reply::Fault, upload::Upload};
+use super::{ListenerContext, min_rate::MinRate, reply::LocalFailure, upload::Upload};
 use crate::{chain::Stream, net::poll_timer};
 
 /// Which bound was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(super) enum DeadlineKind {
     /// The time for the response's head.
     Head,
     /// The time for the whole response.
@@ -31,31 +31,31 @@ pub(super) enum Bound {
     Idle,
 }
 
-impl Bound {
+impl DeadlineKind {
     /// What the request is answered with, unless its response has begun. `awaits_client`: more of its body is waited for, so
     /// it is the client that is late; otherwise it is the upstream.
-    pub(super) fn fault(self, awaits_client: bool) -> Fault {
+    pub(super) fn fault(self, awaits_client: bool) -> LocalFailure {
         match self {
-            Bound::Head => Fault::HeadTimeout,
-            Bound::Total => Fault::Timeout,
-            Bound::Call => Fault::Deadline,
-            Bound::Age => Fault::StreamAge,
-            Bound::PerTry => Fault::PerTryTimeout,
-            Bound::Pace => Fault::SlowUpload,
-            Bound::Idle if awaits_client => Fault::SlowBody,
-            Bound::Idle => Fault::Idle,
+            DeadlineKind::Head => LocalFailure::HeadTimeout,
+            DeadlineKind::Total => LocalFailure::Timeout,
+            DeadlineKind::Call => LocalFailure::Deadline,
+            DeadlineKind::Age => LocalFailure::StreamAge,
+            DeadlineKind::PerTry => LocalFailure::PerTryTimeout,
+            DeadlineKind::Pace => LocalFailure::SlowUpload,
+            DeadlineKind::Idle if awaits_client => LocalFailure::SlowBody,
+            DeadlineKind::Idle => LocalFailure::Idle,
         }
     }
 
     /// What it is called where it is set, if an upstream that does not answer, or does not take the request's body, has let it pass.
     pub(super) fn of_upstream(self, awaits_client: bool) -> Option<&'static str> {
         match self {
-            Bound::Head => Some("`response_head_timeout`"),
-            Bound::Total => Some("`request_timeout` or the route's `timeout`"),
-            Bound::PerTry => Some("`per_try_timeout`"),
-            Bound::Idle if !awaits_client => Some("`timeouts.idle`"),
+            DeadlineKind::Head => Some("`response_head_timeout`"),
+            DeadlineKind::Total => Some("`request_timeout` or the route's `timeout`"),
+            DeadlineKind::PerTry => Some("`per_try_timeout`"),
+            DeadlineKind::Idle if !awaits_client => Some("`timeouts.idle`"),
             // The client's own wish, the listener's, or the client's fault.
-            Bound::Call | Bound::Age | Bound::Pace | Bound::Idle => None,
+            DeadlineKind::Call | DeadlineKind::Age | DeadlineKind::Pace | DeadlineKind::Idle => None,
         }
     }
 }
@@ -72,7 +72,7 @@ pub(super) struct Deadline {
     idle: Option<Duration>,
     per_try: Option<Instant>,
     /// Until the response begins: who sends while it comes may have to say little.
-    pace: Option<Rc<Pace>>,
+    pace: Option<Rc<MinRate>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -87,7 +87,12 @@ impl Drop for Deadline {
 
 impl Deadline {
     /// All bounds.
-    pub(super) fn new(site: &Site, stream: &Rc<Stream>, total: Option<Duration>, idle: Option<Duration>) -> Deadline {
+    pub(super) fn new(
+        site: &ListenerContext,
+        stream: &Rc<Stream>,
+        total: Option<Duration>,
+        idle: Option<Duration>,
+    ) -> Deadline {
         Deadline {
             stream: stream.clone(),
             head: None,
@@ -101,7 +106,7 @@ impl Deadline {
     }
 
     /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
-    pub(super) fn idle(site: &Site, stream: &Rc<Stream>) -> Deadline {
+    pub(super) fn idle(site: &ListenerContext, stream: &Rc<Stream>) -> Deadline {
         Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
     }
 
@@ -152,16 +157,16 @@ impl Deadline {
     }
 
     /// When the whole must be over, as far as that is known, and by which bound.
-    pub(super) fn whole(&self) -> Option<(Instant, Bound)> {
-        let total = self.after_request(self.total).map(|at| (at, Bound::Total));
-        let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, Bound::Call));
-        let age = self.oldest().map(|at| (at, Bound::Age));
+    pub(super) fn whole(&self) -> Option<(Instant, DeadlineKind)> {
+        let total = self.after_request(self.total).map(|at| (at, DeadlineKind::Total));
+        let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, DeadlineKind::Call));
+        let age = self.oldest().map(|at| (at, DeadlineKind::Age));
         [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// The bound of the whole, if it was passed by this time. For streams that always have something to move, and so never come
     /// to wait for the timer.
-    pub(super) fn passed(&self, now: Instant) -> Option<Bound> {
+    pub(super) fn passed(&self, now: Instant) -> Option<DeadlineKind> {
         self.whole().filter(|(end, _)| *end <= now).map(|(_, bound)| bound)
     }
 
@@ -176,19 +181,19 @@ impl Deadline {
         Some(self.end()?.saturating_duration_since(Instant::now()))
     }
 
-    fn next(&self) -> Option<(Instant, Bound)> {
+    fn next(&self) -> Option<(Instant, DeadlineKind)> {
         let idle = self
             .idle
             .and_then(|limit| self.stream.progress.active.get().checked_add(limit))
-            .map(|at| (at, Bound::Idle));
-        let head = self.after_request(self.head).map(|at| (at, Bound::Head));
-        let per_try = self.per_try.map(|at| (at, Bound::PerTry));
-        let pace = self.pace.as_ref().and_then(|pace| pace.due()).map(|at| (at, Bound::Pace));
+            .map(|at| (at, DeadlineKind::Idle));
+        let head = self.after_request(self.head).map(|at| (at, DeadlineKind::Head));
+        let per_try = self.per_try.map(|at| (at, DeadlineKind::PerTry));
+        let pace = self.pace.as_ref().and_then(|pace| pace.due()).map(|at| (at, DeadlineKind::Pace));
         [self.whole(), head, per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a bound is passed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bound> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineKind> {
         loop {
             let Some((at, which)) = self.next() else { return Poll::Pending };
             let sleep = self

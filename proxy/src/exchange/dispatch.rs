@@ -8,17 +8,17 @@ use tokio::time::Instant;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
-    Site,
-    deadline::{Bound, Deadline},
+    ListenerContext,
+    deadline::{Deadline, DeadlineKind},
     grpc, mirror,
-    outcome::{FromBody, FromUpstream, Guards, Stop},
-    reply::Fault,
-    upgrade::Switch,
+    outcome::{Interrupted, ResponseGuards, UpstreamBody, UpstreamResponse},
+    reply::LocalFailure,
+    upgrade::Upgrade,
     upload::Upload,
 };
 use crate::{
     chain::{
-        Direction, RequestHead, Selected, Stream,
+        Direction, RequestHead, SelectedRoute, Stream,
         flow::{Outcome, interrupted},
         route::{CONNECTING, RetryPolicy},
     },
@@ -31,40 +31,40 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        Again as Repeat, Backoff, Cluster, Endpoint, Failure, FailureKind, Head, Holding, PooledBody, ProtocolError,
-        Trouble, Waited, Way,
+        Backoff, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
+        RequestErrorKind, Retryable as Repeat, UsageGuard, WaitTime,
     },
 };
 
 /// How a try ended without a response that can be sent on.
-enum Missed {
-    Failed(FailureKind),
-    TimedOut(Bound),
-    Interrupted(Stop),
+enum AttemptError {
+    Failed(RequestErrorKind),
+    TimedOut(DeadlineKind),
+    Interrupted(Interrupted),
 }
 
 /// Sends the request by its route.
 pub(super) async fn run(
-    site: &Rc<Site>,
+    site: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
-    selected: &Selected,
+    selected: &SelectedRoute,
     upload: &Rc<Upload>,
-    switch: Option<&Switch>,
-) -> Result<FromUpstream, Stop> {
+    switch: Option<&Upgrade>,
+) -> Result<UpstreamResponse, Interrupted> {
     let (route, cluster) = (&selected.route, &selected.cluster);
-    let fault = |fault: Fault| fault.into_stop(stream, 0);
-    let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| fault(Fault::Crowded(crowded)));
+    let fault = |fault: LocalFailure| fault.into_stop(stream, 0);
+    let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| fault(LocalFailure::Crowded(crowded)));
     if upload.is_unfinished() {
         upload.hold(hold()?);
     }
-    let tunnel = switch.map(|_| Box::<Holding>::default());
+    let tunnel = switch.map(|_| Box::<UsageGuard>::default());
     if let Some(tunnel) = &tunnel {
         tunnel.begin(hold()?);
     }
     let request_guard = match cluster.try_request() {
         Some(guard) => guard,
         None if site.pools.make_room(cluster) => cluster.replace_request(),
-        None => return Err(fault(Fault::Overflow)),
+        None => return Err(fault(LocalFailure::Overflow)),
     };
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
     // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
@@ -86,14 +86,14 @@ pub(super) async fn run(
     if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| switch.is_none())
         && fastrand::u32(..1_000_000) < *per_million
     {
-        let head = Outgoing::new(site, stream, upload, &deadline, None);
+        let head = OutgoingHead::new(site, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
         mirror::start(site, stream, cluster, head, upload);
     }
 
-    let mut tries = Tries::new(policy);
-    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| fault(Fault::NoEndpoint))?;
+    let mut tries = RetryState::new(policy);
+    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| fault(LocalFailure::NoEndpoint))?;
     loop {
         let active = endpoint.start();
         {
@@ -103,7 +103,8 @@ pub(super) async fn run(
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
         let place = tunnel.as_deref().unwrap_or(upload.place());
-        let aim = Aim { cluster, endpoint: active.endpoint(), switch, place, anew: tries.anew, alone: tries.alone };
+        let aim =
+            AttemptTarget { cluster, endpoint: active.endpoint(), switch, place, anew: tries.anew, alone: tries.alone };
         let result = attempt(site, stream, aim, upload, &mut deadline).await;
         let reason = match &result {
             Ok(response) => tries.reason_of_response(response, stream),
@@ -123,26 +124,26 @@ pub(super) async fn run(
             Ok(response) => {
                 deadline.answered();
                 upload.settle();
-                stream.times.connected.set(response.extensions().get().map(|Waited(time)| *time));
+                stream.times.connected.set(response.extensions().get().map(|WaitTime(time)| *time));
                 let (parts, mut body) = response.into_parts();
                 let body = match body.take_switching() {
                     Some(_) if switch.is_some_and(|switch| !switch.is_agreed(parts.version, &parts.headers)) => {
-                        return Err(fault(Fault::Protocol));
+                        return Err(fault(LocalFailure::Protocol));
                     }
-                    Some(upstream) => FromBody::Switched(upstream),
-                    None => FromBody::Body(body),
+                    Some(upstream) => UpstreamBody::Switched(upstream),
+                    None => UpstreamBody::Body(body),
                 };
-                let guards = Guards { request: request_guard, endpoint: active, _tunnel: tunnel };
-                Ok(FromUpstream { parts, body, deadline, guards })
+                let guards = ResponseGuards { request: request_guard, endpoint: active, _tunnel: tunnel };
+                Ok(UpstreamResponse { parts, body, deadline, guards })
             }
-            Err(Missed::Interrupted(stop)) => Err(stop),
-            Err(Missed::TimedOut(passed)) => Err(fault(passed.fault(upload.awaits_client()))),
-            Err(Missed::Failed(kind)) => {
+            Err(AttemptError::Interrupted(stop)) => Err(stop),
+            Err(AttemptError::TimedOut(passed)) => Err(fault(passed.fault(upload.awaits_client()))),
+            Err(AttemptError::Failed(kind)) => {
                 if kind.is_stale()
                     && let Some(failures) = &stream.state.borrow().failures
                 {
                     // It has cost the request, whosever fault it is.
-                    active.endpoint().note_failure(&cluster.name, Trouble::Reset, &failures.upstream);
+                    active.endpoint().note_failure(&cluster.name, FailureCategory::Reset, &failures.upstream);
                 }
                 Err(fault(failed(&kind, upload)))
             }
@@ -152,22 +153,22 @@ pub(super) async fn run(
 
 /// Says why a try has come to nothing where that is looked for: in the access log, with the endpoint, in the log.
 #[cold]
-fn explain(stream: &Stream, aim: &Aim<'_>, missed: &Missed, upload: &Upload, after: Duration) {
-    let Aim { cluster, endpoint, .. } = aim;
+fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, upload: &Upload, after: Duration) {
+    let AttemptTarget { cluster, endpoint, .. } = aim;
     let (trouble, mut why) = match missed {
         // The upload is to blame then, and its reason is noted.
-        Missed::Failed(_) if upload.fault().is_some() => return,
-        Missed::Failed(kind) => match kind.reason(after) {
+        AttemptError::Failed(_) if upload.fault().is_some() => return,
+        AttemptError::Failed(kind) => match kind.reason(after) {
             Some(reason) => reason,
             None => return,
         },
-        Missed::TimedOut(bound) => {
+        AttemptError::TimedOut(bound) => {
             let Some(bound) = bound.of_upstream(upload.awaits_client()) else { return };
-            (Trouble::Timeout, format!("no response within {after:.1?} ({bound})"))
+            (FailureCategory::Timeout, format!("no response within {after:.1?} ({bound})"))
         }
-        Missed::Interrupted(_) => return,
+        AttemptError::Interrupted(_) => return,
     };
-    if let Missed::Failed(FailureKind::Reset { bytes_received: false, .. }) = missed
+    if let AttemptError::Failed(RequestErrorKind::Reset { bytes_received: false, .. }) = missed
         && stream.grpc.get().is_some()
         && cluster.protocol == ClusterProtocol::H1
     {
@@ -177,31 +178,31 @@ fn explain(stream: &Stream, aim: &Aim<'_>, missed: &Missed, upload: &Upload, aft
         target: target::UPSTREAM,
         cluster = &*cluster.name, endpoint = %endpoint.address, "no response: {why}"
     );
-    if !matches!(missed, Missed::Failed(kind) if kind.is_stale()) {
+    if !matches!(missed, AttemptError::Failed(kind) if kind.is_stale()) {
         endpoint.note_failure(&cluster.name, trouble, &why);
     }
     stream.upstream_failed(why);
 }
 
-fn failed(kind: &FailureKind, upload: &Upload) -> Fault {
+fn failed(kind: &RequestErrorKind, upload: &Upload) -> LocalFailure {
     match kind {
-        _ if upload.fault().is_some() => upload.fault().unwrap_or(Fault::BadBody),
-        FailureKind::Connect(error) if error.timeout => Fault::ConnectTimeout,
-        FailureKind::Connect(_) => Fault::ConnectFailure,
-        FailureKind::Protocol { source: ProtocolError::Interim } => Fault::Interim,
-        FailureKind::Protocol { .. } => Fault::Protocol,
-        FailureKind::RequestBody { .. } => Fault::BadBody,
-        FailureKind::Overflow => Fault::Overflow,
-        FailureKind::Crowded(crowded) => Fault::Crowded(*crowded),
-        FailureKind::Target => Fault::Target,
-        FailureKind::HeadTooLong { .. } => Fault::UpstreamHead,
-        _ => Fault::Reset,
+        _ if upload.fault().is_some() => upload.fault().unwrap_or(LocalFailure::BadBody),
+        RequestErrorKind::Connect(error) if error.timeout => LocalFailure::ConnectTimeout,
+        RequestErrorKind::Connect(_) => LocalFailure::ConnectFailure,
+        RequestErrorKind::Protocol { source: ProtocolError::Interim } => LocalFailure::Interim,
+        RequestErrorKind::Protocol { .. } => LocalFailure::Protocol,
+        RequestErrorKind::RequestBody { .. } => LocalFailure::BadBody,
+        RequestErrorKind::Overflow => LocalFailure::Overflow,
+        RequestErrorKind::Crowded(crowded) => LocalFailure::Crowded(*crowded),
+        RequestErrorKind::Target => LocalFailure::Target,
+        RequestErrorKind::HeadTooLong { .. } => LocalFailure::UpstreamHead,
+        _ => LocalFailure::Reset,
     }
 }
 
 /// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
-struct Outgoing<'s> {
-    site: &'s Site,
+struct OutgoingHead<'s> {
+    site: &'s ListenerContext,
     stream: &'s Stream,
     /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
     host: Option<String>,
@@ -210,14 +211,14 @@ struct Outgoing<'s> {
     promised: Option<u64>,
 }
 
-impl<'s> Outgoing<'s> {
+impl<'s> OutgoingHead<'s> {
     fn new(
-        site: &'s Site,
+        site: &'s ListenerContext,
         stream: &'s Stream,
         upload: &Upload,
         deadline: &Deadline,
-        switch: Option<&Switch>,
-    ) -> Outgoing<'s> {
+        switch: Option<&Upgrade>,
+    ) -> OutgoingHead<'s> {
         let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
         let mut promised = None;
         if let Some(length) = upload.length(&stream.state.borrow().request.fields) {
@@ -234,11 +235,11 @@ impl<'s> Outgoing<'s> {
         if let Some(left) = grpc::time_left(stream, deadline) {
             replaced.push((TIMEOUT, Some(left)));
         }
-        if let Some(token) = switch.and_then(Switch::token) {
+        if let Some(token) = switch.and_then(Upgrade::token) {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        Outgoing { site, stream, host: None, replaced, promised }
+        OutgoingHead { site, stream, host: None, replaced, promised }
     }
 
     /// On its way to this endpoint.
@@ -253,7 +254,7 @@ impl<'s> Outgoing<'s> {
     }
 }
 
-impl Head for Outgoing<'_> {
+impl Head for OutgoingHead<'_> {
     fn carried(&self, local: Option<SocketAddr>) {
         self.stream.state.borrow_mut().upstream_local = local;
     }
@@ -287,12 +288,12 @@ impl Head for Outgoing<'_> {
 }
 
 /// Where a try goes.
-struct Aim<'a> {
+struct AttemptTarget<'a> {
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
-    switch: Option<&'a Switch>,
+    switch: Option<&'a Upgrade>,
     /// Its place among unfinished uploads and tunnels, if it has one.
-    place: &'a Holding,
+    place: &'a UsageGuard,
     /// Only by a connection that is opened for it: one that has been idle has just turned out to be closed.
     anew: bool,
     /// Only by a connection that no other request uses.
@@ -301,18 +302,18 @@ struct Aim<'a> {
 
 /// One try, ended by a response, a failure, a filter's word, or time.
 async fn attempt(
-    site: &Site,
+    site: &ListenerContext,
     stream: &Rc<Stream>,
-    aim: Aim<'_>,
+    aim: AttemptTarget<'_>,
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
-) -> Result<Response<PooledBody>, Missed> {
-    let Aim { cluster, endpoint, switch, place, anew, alone } = &aim;
+) -> Result<Response<PooledBody>, AttemptError> {
+    let AttemptTarget { cluster, endpoint, switch, place, anew, alone } = &aim;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been waited for since then.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = Outgoing::new(site, stream, upload, deadline, *switch).to(endpoint);
+    let head = OutgoingHead::new(site, stream, upload, deadline, *switch).to(endpoint);
     upload.promise(head.promised);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
@@ -320,10 +321,10 @@ async fn attempt(
         match switch {
             // Nothing is said to the endpoint: it is the client that will speak to it.
             // Boxed, so that requests which are none do not carry the space for this.
-            Some(Switch::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client, place)).await,
+            Some(Upgrade::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client, place)).await,
             _ => {
                 let on_behalf_of = Some(stream.client.ip());
-                let way = Way {
+                let way = ProtocolChoice {
                     client,
                     new: *anew,
                     uploads: upload.is_unfinished(),
@@ -340,16 +341,16 @@ async fn attempt(
     let result = poll_fn(|cx| {
         // A fault of the upload comes first: it is the cause of what happens to the connection then.
         if let Poll::Ready(result) = sending.as_mut().poll(cx) {
-            return Poll::Ready(result.map_err(|Failure { kind, .. }| Missed::Failed(kind)));
+            return Poll::Ready(result.map_err(|RequestError { kind, .. }| AttemptError::Failed(kind)));
         }
         match interrupted(stream) {
             Some(Outcome::Reply(reply)) => {
-                return Poll::Ready(Err(Missed::Interrupted(Stop::Reply(Box::new(reply), 0))));
+                return Poll::Ready(Err(AttemptError::Interrupted(Interrupted::Reply(Box::new(reply), 0))));
             }
-            Some(Outcome::Closed) => return Poll::Ready(Err(Missed::Interrupted(Stop::Closed))),
+            Some(Outcome::Closed) => return Poll::Ready(Err(AttemptError::Interrupted(Interrupted::Closed))),
             _ => stream.register(Direction::Response, cx),
         }
-        deadline.poll(cx).map(|passed| Err(Missed::TimedOut(passed)))
+        deadline.poll(cx).map(|passed| Err(AttemptError::TimedOut(passed)))
     });
     let result = result.await;
     let now = Instant::now();
@@ -371,7 +372,12 @@ async fn attempt(
 }
 
 /// Waits before another try, unless the whole time is over first.
-async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upload: &Upload) -> Result<(), Stop> {
+async fn pause(
+    stream: &Rc<Stream>,
+    wait: Duration,
+    deadline: &mut Deadline,
+    upload: &Upload,
+) -> Result<(), Interrupted> {
     deadline.end_try();
     let mut sleep = pin!(tokio::time::sleep(wait));
     poll_fn(|cx| match sleep.as_mut().poll(cx) {
@@ -386,7 +392,7 @@ async fn pause(stream: &Rc<Stream>, wait: Duration, deadline: &mut Deadline, upl
 const UNPROCESSED: u32 = 3;
 
 /// The tries of one request.
-struct Tries<'p> {
+struct RetryState<'p> {
     policy: Option<&'p RetryPolicy>,
     left: u32,
     backoff: Backoff,
@@ -406,13 +412,13 @@ struct Tries<'p> {
 }
 
 /// Another try, after a while.
-struct Again {
+struct Retry {
     wait: Duration,
     endpoint: Arc<Endpoint>,
 }
 
 /// Why there might be another try.
-enum Reason {
+enum RetryReason {
     /// A policy may want it.
     Policy(&'static [RetryOn]),
     /// There was no connection: another endpoint may have one.
@@ -425,10 +431,10 @@ enum Reason {
     Unprocessed,
 }
 
-impl<'p> Tries<'p> {
-    fn new(policy: Option<&'p RetryPolicy>) -> Tries<'p> {
+impl<'p> RetryState<'p> {
+    fn new(policy: Option<&'p RetryPolicy>) -> RetryState<'p> {
         let backoff = Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff));
-        Tries {
+        RetryState {
             policy,
             left: policy.map_or(0, |p| p.attempts),
             backoff,
@@ -442,8 +448,8 @@ impl<'p> Tries<'p> {
         }
     }
 
-    fn reason_of_response<B>(&self, response: &Response<B>, stream: &Stream) -> Option<Reason> {
-        Some(Reason::Policy(match response.status().as_u16() {
+    fn reason_of_response<B>(&self, response: &Response<B>, stream: &Stream) -> Option<RetryReason> {
+        Some(RetryReason::Policy(match response.status().as_u16() {
             200 => grpc::retries(stream, response.headers())?,
             502..=504 => &[RetryOn::GatewayError, RetryOn::ServerError],
             500..=599 => &[RetryOn::ServerError],
@@ -453,24 +459,24 @@ impl<'p> Tries<'p> {
         }))
     }
 
-    fn reason_of_failure(&self, missed: &Missed, stream: &Stream) -> Option<Reason> {
+    fn reason_of_failure(&self, missed: &AttemptError, stream: &Stream) -> Option<RetryReason> {
         Some(match missed {
-            Missed::Failed(FailureKind::Connect(_)) => Reason::Connect,
+            AttemptError::Failed(RequestErrorKind::Connect(_)) => RetryReason::Connect,
             // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
             // Who refuses single streams has enough to do: once.
-            Missed::Failed(FailureKind::Reset { request_sent: false, reused: true, source, .. })
+            AttemptError::Failed(RequestErrorKind::Reset { request_sent: false, reused: true, source, .. })
                 if self.unprocessed == 0 || (self.unprocessed < UNPROCESSED && is_go_away(source)) =>
             {
-                Reason::Unprocessed
+                RetryReason::Unprocessed
             }
-            Missed::Failed(FailureKind::Reset { again: again @ (Repeat::Anew | Repeat::Alone), .. })
+            AttemptError::Failed(RequestErrorKind::Reset { again: again @ (Repeat::Anew | Repeat::Alone), .. })
                 if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
             {
-                Reason::Stale { alone: *again == Repeat::Alone }
+                RetryReason::Stale { alone: *again == Repeat::Alone }
             }
-            Missed::Failed(FailureKind::Reset { .. } | FailureKind::Protocol { .. })
-            | Missed::TimedOut(Bound::PerTry) => {
-                Reason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
+            AttemptError::Failed(RequestErrorKind::Reset { .. } | RequestErrorKind::Protocol { .. })
+            | AttemptError::TimedOut(DeadlineKind::PerTry) => {
+                RetryReason::Policy(&[RetryOn::Reset, RetryOn::GatewayError, RetryOn::ServerError])
             }
             _ => return None,
         })
@@ -479,21 +485,21 @@ impl<'p> Tries<'p> {
     /// Whether there is another try, where, and after which wait.
     fn again(
         &mut self,
-        reason: Reason,
+        reason: RetryReason,
         failed: &Arc<Endpoint>,
         upload: &Upload,
-        selected: &Selected,
+        selected: &SelectedRoute,
         stream: &Stream,
-    ) -> Option<Again> {
+    ) -> Option<Retry> {
         let cluster = &selected.cluster;
         if !upload.can_repeat() || upload.fault().is_some() {
             return None;
         }
         (self.anew, self.alone) = (false, false);
         let wanted = match reason {
-            Reason::Stale { .. } | Reason::Unprocessed => {
+            RetryReason::Stale { .. } | RetryReason::Unprocessed => {
                 match reason {
-                    Reason::Stale { alone } => (self.repeated, self.anew, self.alone) = (true, true, alone),
+                    RetryReason::Stale { alone } => (self.repeated, self.anew, self.alone) = (true, true, alone),
                     _ => {
                         self.unprocessed += 1;
                         // An HTTP/2 connection that takes no streams is not among those that are used. But another one may be about to
@@ -504,18 +510,18 @@ impl<'p> Tries<'p> {
                 stream.state.borrow_mut().failures = None;
                 self.tried.push(failed.clone());
                 let endpoint = cluster.pick(selected.balance, &self.tried)?;
-                return Some(Again { wait: Duration::ZERO, endpoint });
+                return Some(Retry { wait: Duration::ZERO, endpoint });
             }
-            Reason::Connect => {
+            RetryReason::Connect => {
                 self.tried.push(failed.clone());
                 let another = (self.detours > 0).then(|| cluster.pick_another(selected.balance, &self.tried)).flatten();
                 if let Some(endpoint) = another {
                     self.detours -= 1;
-                    return Some(Again { wait: Duration::ZERO, endpoint });
+                    return Some(Retry { wait: Duration::ZERO, endpoint });
                 }
                 &CONNECTING[..]
             }
-            Reason::Policy(wanted) => wanted,
+            RetryReason::Policy(wanted) => wanted,
         };
         let policy = self.policy.filter(|p| wanted.iter().any(|w| p.on.contains(w)))?;
         let allowed = self.left > 0 && {
@@ -534,7 +540,7 @@ impl<'p> Tries<'p> {
             self.tried.push(failed.clone());
         }
         let endpoint = cluster.pick(selected.balance, &self.tried)?;
-        Some(Again { wait: self.backoff.next_wait(), endpoint })
+        Some(Retry { wait: self.backoff.next_wait(), endpoint })
     }
 }
 

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     http::grpc::{self, Code},
-    observe::{Counter, Histogram, Ladder, Registry, Shard},
+    observe::{Buckets, Counter, Histogram, Registry, Shard},
 };
 
 /// How many methods of a listener have series of their own.
@@ -21,16 +21,16 @@ const MAX_METHODS: usize = 500;
 const OTHER: &str = "other";
 
 /// A listener's methods. Looked up without a lock; whoever sees one for the first time puts a larger map in the old one's place.
-pub struct Methods {
+pub struct GrpcMethodMetrics {
     registry: Registry,
     listener: Box<str>,
     /// By path.
-    known: ArcSwap<FxHashMap<Box<[u8]>, Arc<Method>>>,
-    other: OnceLock<Arc<Method>>,
+    known: ArcSwap<FxHashMap<Box<[u8]>, Arc<GrpcMethod>>>,
+    other: OnceLock<Arc<GrpcMethod>>,
     full: AtomicBool,
 }
 
-struct Method {
+struct GrpcMethod {
     service: Box<str>,
     name: Box<str>,
     /// By status, made as they are seen; the last one is for unknown ones.
@@ -38,10 +38,10 @@ struct Method {
     duration: Histogram,
 }
 
-impl Methods {
+impl GrpcMethodMetrics {
     /// None seen yet.
-    pub fn new(registry: Registry, listener: &str) -> Methods {
-        Methods {
+    pub fn new(registry: Registry, listener: &str) -> GrpcMethodMetrics {
+        GrpcMethodMetrics {
             registry,
             listener: listener.into(),
             known: ArcSwap::default(),
@@ -67,7 +67,7 @@ impl Methods {
     }
 
     /// The method of a path that is not known yet.
-    fn learn(&self, path: &[u8]) -> Arc<Method> {
+    fn learn(&self, path: &[u8]) -> Arc<GrpcMethod> {
         let named = str::from_utf8(path).ok().and_then(grpc::split_path);
         let Some((service, name)) = named.filter(|_| !self.full.load(Relaxed)) else { return self.other().clone() };
         let method = Arc::new(self.method(service, name));
@@ -84,7 +84,7 @@ impl Methods {
         known.get(path).unwrap_or_else(|| self.other()).clone()
     }
 
-    fn other(&self) -> &Arc<Method> {
+    fn other(&self) -> &Arc<GrpcMethod> {
         self.other.get_or_init(|| Arc::new(self.method(OTHER, OTHER)))
     }
 
@@ -92,23 +92,23 @@ impl Methods {
         [("listener", &self.listener), ("service", service), ("method", method)]
     }
 
-    fn method(&self, service: &str, name: &str) -> Method {
+    fn method(&self, service: &str, name: &str) -> GrpcMethod {
         let duration = self.registry.histogram(
             "tollgate_grpc_request_duration_seconds",
             "From a gRPC request's head to the end of its response.",
             &self.labels(service, name),
-            Ladder::Latency,
+            Buckets::Latency,
         );
-        Method {
+        GrpcMethod {
             service: service.into(),
             name: name.into(),
             calls: Default::default(),
             // The names are right, so there is no error; if there were, the figures would be missing, and nothing else.
-            duration: duration.unwrap_or_else(|_| Histogram::new(Ladder::Latency, 1)),
+            duration: duration.unwrap_or_else(|_| Histogram::new(Buckets::Latency, 1)),
         }
     }
 
-    fn calls(&self, method: &Method, index: usize) -> Counter {
+    fn calls(&self, method: &GrpcMethod, index: usize) -> Counter {
         let status = grpc::NAMES.get(index).copied().unwrap_or(OTHER);
         let labels = [&self.labels(&method.service, &method.name)[..], &[("status", status)]].concat();
         let counter = self.registry.counter("tollgate_grpc_requests_total", "gRPC requests by status.", &labels);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn calls_are_counted_by_method_and_status() {
         let registry = Registry::new(1);
-        let methods = Methods::new(registry.clone(), "l");
+        let methods = GrpcMethodMetrics::new(registry.clone(), "l");
         for (path, status, tried) in [
             (&b"/a.B/C"[..], 0, true),
             (b"/a.B/C?x=1", 0, true),
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn there_are_only_so_many_methods() {
         let registry = Registry::new(1);
-        let methods = Methods::new(registry.clone(), "l");
+        let methods = GrpcMethodMetrics::new(registry.clone(), "l");
         for _ in 0..2 {
             for n in 0..MAX_METHODS + 10 {
                 methods.count(format!("/s/m{n}").as_bytes(), 0, true, Shard::CONTROL, 10);

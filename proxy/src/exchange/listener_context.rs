@@ -6,8 +6,8 @@ use http::{HeaderValue, Version};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Methods,
-    rejection::{Refusal, Refused, Warned},
+    GrpcMethodMetrics,
+    rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
 };
 use crate::{
     chain::{Chain, Route, route::RetryPolicy},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a worker knows of a listener.
-pub struct Site {
+pub struct ListenerContext {
     /// The listener's name.
     pub name: Rc<str>,
     /// Its configuration.
@@ -39,19 +39,24 @@ pub struct Site {
     /// Where requests are logged.
     pub access_log: Option<AccessLog>,
     /// The listener's figures.
-    pub figures: Figures,
+    pub metrics: ListenerMetrics,
     /// The clusters' figures, by name.
-    pub clusters: FxHashMap<Box<str>, ClusterFigures>,
+    pub clusters: FxHashMap<Box<str>, ClusterMetrics>,
     /// Retries of clusters, unless a route says otherwise.
     pub retries: FxHashMap<Box<str>, RetryPolicy>,
     /// The way to upstreams.
     pub pools: Pools<Body>,
 }
 
-impl Site {
+impl ListenerContext {
     /// The rules of a listener, with no logs, and nothing known of clusters.
-    pub fn new(config: Arc<model::Listener>, chain: Rc<Chain>, figures: Figures, pools: Pools<Body>) -> Site {
-        Site {
+    pub fn new(
+        config: Arc<model::Listener>,
+        chain: Rc<Chain>,
+        figures: ListenerMetrics,
+        pools: Pools<Body>,
+    ) -> ListenerContext {
+        ListenerContext {
             name: config.name.as_str().into(),
             chain,
             default_route: None,
@@ -60,7 +65,7 @@ impl Site {
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
             tls: None,
             access_log: None,
-            figures,
+            metrics: figures,
             clusters: FxHashMap::default(),
             retries: FxHashMap::default(),
             pools,
@@ -69,17 +74,17 @@ impl Site {
     }
 
     /// Counts a connection that was ended for what the client did.
-    pub fn refuse(&self, refusal: Refusal) {
-        self.figures.connections.refused[refusal as usize].inc(observe::shard());
+    pub fn refuse(&self, refusal: RejectReason) {
+        self.metrics.connections.refused[refusal as usize].inc(observe::shard());
     }
 
     /// The same, and says why: in the log once a minute at most, and, if there was no request yet, in the access log.
     /// `protocol`: what the connection had got to.
     #[cold]
-    pub fn turn_away(&self, peer: SocketAddr, protocol: &str, refused: &Refused) {
-        let Refused { refusal, cause, why } = refused;
+    pub fn reject(&self, peer: SocketAddr, protocol: &str, refused: &RejectedConnection) {
+        let RejectedConnection { refusal, cause, why } = refused;
         self.refuse(*refusal);
-        let (connections, shard) = (&self.figures.connections, observe::shard());
+        let (connections, shard) = (&self.metrics.connections, observe::shard());
         if let (Some(cause), Some(counters)) = (cause, &connections.handshakes) {
             counters[*cause as usize].inc(shard);
         }
@@ -125,7 +130,7 @@ impl Via {
 
 /// A listener's figures.
 #[derive(Clone)]
-pub struct Figures {
+pub struct ListenerMetrics {
     /// Requests by the class of their status; 0: none was sent.
     pub requests: [Counter; 6],
     /// Seconds from a request's head to the end of its response.
@@ -137,31 +142,31 @@ pub struct Figures {
     /// Responses by their flags.
     pub flags: Vec<(u32, Counter)>,
     /// gRPC calls by method.
-    pub methods: Arc<Methods>,
+    pub methods: Arc<GrpcMethodMetrics>,
     /// Connections.
-    pub connections: Connections,
+    pub connections: ConnectionMetrics,
     /// Requests that have become tunnels and have not ended.
     pub tunnels: Gauge,
 }
 
 /// A listener's connections.
 #[derive(Clone)]
-pub struct Connections {
+pub struct ConnectionMetrics {
     /// Accepted.
     pub accepted: Counter,
     /// There are now.
     pub active: Gauge,
     /// Ended by the proxy for what the client did, by [`Refusal`].
-    pub refused: [Counter; Refusal::COUNT],
+    pub refused: [Counter; RejectReason::COUNT],
     /// Handshakes that failed, by [`Cause`](crate::tls::Cause); none if the listener has no TLS.
     pub handshakes: Option<Arc<[Counter]>>,
     /// When what was logged.
-    pub warned: Arc<Warned>,
+    pub warned: Arc<RejectLogLimiter>,
 }
 
 /// A cluster's figures.
 #[derive(Clone)]
-pub struct ClusterFigures {
+pub struct ClusterMetrics {
     /// Responses by class; 0: none.
     pub responses: [Counter; 6],
     /// Seconds until a response's head.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// A body that must come at a rate.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct MinRate {
     /// Bytes a second.
     rate: u64,
     /// What is waited in any case.
@@ -19,10 +19,10 @@ pub(super) struct Pace {
     since: Cell<Option<Instant>>,
 }
 
-impl Pace {
+impl MinRate {
     /// So many bytes a second on average, after `grace`.
-    pub(super) fn new(rate: u64, grace: Duration) -> Pace {
-        Pace { rate, grace, bytes: Cell::new(0), waited: Cell::default(), since: Cell::new(None) }
+    pub(super) fn new(rate: u64, grace: Duration) -> MinRate {
+        MinRate { rate, grace, bytes: Cell::new(0), waited: Cell::default(), since: Cell::new(None) }
     }
 
     /// The client is waited for.
@@ -62,7 +62,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_what_is_waited_for_counts() {
-        let pace = Pace::new(100, 10 * SECOND);
+        let pace = MinRate::new(100, 10 * SECOND);
         let start = Instant::now();
         assert_eq!(pace.due(), None, "nobody waits");
         pace.waits();
@@ -83,7 +83,7 @@ mod tests {
     /// So the timer need not be set anew with each part.
     #[tokio::test(start_paused = true)]
     async fn the_end_only_moves_on() {
-        let pace = Pace::new(240, 10 * SECOND);
+        let pace = MinRate::new(240, 10 * SECOND);
         let mut last = None;
         for bytes in [1, 0, 100_000, 3, 240] {
             pace.waits();

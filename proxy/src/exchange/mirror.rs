@@ -14,22 +14,22 @@ use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Site, upload::Upload};
+use super::{ListenerContext, upload::Upload};
 use crate::{
     chain::{RequestHead, Stream},
     http::body::{Body, BodyError},
     net::proxy_protocol::Addresses,
     observe::target,
-    upstream::{Cluster, Failure, Holding, Pools, Way},
+    upstream::{Cluster, Pools, ProtocolChoice, RequestError, UsageGuard},
 };
 
 /// Parts of a body that a slow mirror may lag behind.
 const LAG: usize = 64;
 
 /// The upload's end of a mirrored body.
-pub(super) struct Tee(Option<mpsc::Sender<Result<Bytes, BodyError>>>);
+pub(super) struct MirrorTee(Option<mpsc::Sender<Result<Bytes, BodyError>>>);
 
-impl Tee {
+impl MirrorTee {
     /// Copies a part, or gives the mirror up if it lags too far behind.
     pub(super) fn send(&mut self, data: Bytes) {
         if let Some(sender) = &self.0
@@ -50,12 +50,12 @@ impl Tee {
 }
 
 /// The mirror's end.
-struct Copy {
+struct MirrorBody {
     parts: mpsc::Receiver<Result<Bytes, BodyError>>,
     whole: bool,
 }
 
-impl http_body::Body for Copy {
+impl http_body::Body for MirrorBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -75,8 +75,14 @@ impl http_body::Body for Copy {
 }
 
 /// Sends a copy of a stream's request.
-pub(super) fn start(site: &Rc<Site>, stream: &Stream, cluster: &Arc<Cluster>, head: RequestHead, upload: &Upload) {
-    let place = Holding::default();
+pub(super) fn start(
+    site: &Rc<ListenerContext>,
+    stream: &Stream,
+    cluster: &Arc<Cluster>,
+    head: RequestHead,
+    upload: &Upload,
+) {
+    let place = UsageGuard::default();
     if upload.is_unfinished() {
         match cluster.try_hold(stream.client.ip()) {
             Ok(held) => place.begin(held),
@@ -92,8 +98,8 @@ pub(super) fn start(site: &Rc<Site>, stream: &Stream, cluster: &Arc<Cluster>, he
         true => Body::Empty,
         false => {
             let (sender, parts) = mpsc::channel(LAG);
-            upload.set_tee(Tee(Some(sender)));
-            Body::stream(Copy { parts, whole: false })
+            upload.set_tee(MirrorTee(Some(sender)));
+            Body::stream(MirrorBody { parts, whole: false })
         }
     };
     let (pools, cluster) = (site.pools.clone(), cluster.clone());
@@ -111,7 +117,7 @@ async fn send(
     pools: &Pools<Body>,
     cluster: &Arc<Cluster>,
     client: Addresses,
-    place: &Holding,
+    place: &UsageGuard,
     head: &RequestHead,
     body: Body,
 ) -> Option<()> {
@@ -119,8 +125,8 @@ async fn send(
     let endpoint = cluster.pick(None, &[])?.start();
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
-    let failed = |failure: Failure<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let way = Way { client: Some(client), place: Some(place), ..Way::default() };
+    let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
+    let way = ProtocolChoice { client: Some(client), place: Some(place), ..ProtocolChoice::default() };
     let mut body = pools.send(cluster, endpoint, way, head, body).await.map_err(failed).ok()?.into_body();
     // Read to the end, so that the connection can be used again.
     while !body.is_end_stream() {

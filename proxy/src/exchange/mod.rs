@@ -25,10 +25,10 @@ mod upgrade;
 mod upload;
 
 pub use self::{
-    grpc_methods::Methods,
-    listener_context::{ClusterFigures, Connections, Figures, Site, Via},
-    outcome::{Answer, Closed},
-    rejection::{Refusal, Refused, Warned},
+    grpc_methods::GrpcMethodMetrics,
+    listener_context::{ClusterMetrics, ConnectionMetrics, ListenerContext, ListenerMetrics, Via},
+    outcome::{ServedResponse, StreamClosed},
+    rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
     request::HeadTooLarge,
     serve::serve,
     stream_guard::worker_ends,

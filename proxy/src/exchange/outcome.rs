@@ -10,11 +10,11 @@ use crate::{
     chain::{LocalReply, Stream},
     http::body::Body,
     observe::detail,
-    upstream::{ActiveGuard, Broken, Cluster, Holding, PooledBody, RequestGuard, Switching},
+    upstream::{ActiveGuard, Cluster, PooledBody, RequestGuard, Upgrading, UpstreamBodyError, UsageGuard},
 };
 
 /// What a request comes to.
-pub struct Answer {
+pub struct ServedResponse {
     /// What the client is sent.
     pub response: Response<Body>,
     /// What becomes of the connection, or of the HTTP/2 stream, after that.
@@ -24,9 +24,9 @@ pub struct Answer {
 /// A filter has ended the stream without a response: the connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("a filter closed the stream")]
-pub struct Closed;
+pub struct StreamClosed;
 
-pub(super) fn closed(stream: &Stream) -> Closed {
+pub(super) fn closed(stream: &Stream) -> StreamClosed {
     let mut state = stream.state.borrow_mut();
     if state.flags & flag::IDLE_TIMEOUT != 0 {
         state.details = detail::FILTER_STALLED.into();
@@ -34,11 +34,11 @@ pub(super) fn closed(stream: &Stream) -> Closed {
         state.flags |= flag::LOCAL_REPLY;
         state.details = detail::CLOSED_BY_FILTER.into();
     }
-    Closed
+    StreamClosed
 }
 
 /// Why a request got no response from an upstream.
-pub(super) enum Stop {
+pub(super) enum Interrupted {
     /// It is answered with this; so many filters have seen it.
     Reply(Box<LocalReply>, usize),
     /// It is not answered at all.
@@ -47,20 +47,20 @@ pub(super) enum Stop {
 
 /// What an upstream has answered. A response to an upgrade with which it switches protocols is a 101, in whichever version of
 /// HTTP it was said.
-pub(super) struct FromUpstream {
+pub(super) struct UpstreamResponse {
     pub(super) parts: http::response::Parts,
-    pub(super) body: FromBody,
+    pub(super) body: UpstreamBody,
     pub(super) deadline: Deadline,
     /// Held until the response has ended.
-    pub(super) guards: Guards,
+    pub(super) guards: ResponseGuards,
 }
 
 /// What follows a response's head.
-pub(super) enum FromBody {
+pub(super) enum UpstreamBody {
     /// Its body.
     Body(PooledBody),
     /// Another protocol.
-    Switched(Switching),
+    Switched(Upgrading),
 }
 
 /// Whether a response has no body whatever its head says (RFC 9112 section 6.3).
@@ -69,14 +69,14 @@ pub(super) fn is_bodiless(status: http::StatusCode, head_only: bool) -> bool {
 }
 
 /// What counts as under way until the response has ended.
-pub(super) struct Guards {
+pub(super) struct ResponseGuards {
     pub(super) request: RequestGuard,
     pub(super) endpoint: ActiveGuard,
     /// A tunnel's place among those that clients hold.
-    pub(super) _tunnel: Option<Box<Holding>>,
+    pub(super) _tunnel: Option<Box<UsageGuard>>,
 }
 
-impl Guards {
+impl ResponseGuards {
     /// Where the request has gone.
     pub(super) fn cluster(&self) -> &Arc<Cluster> {
         self.request.cluster()
@@ -84,7 +84,7 @@ impl Guards {
 
     /// Notes that the endpoint has failed after the head of its response, of whose body so many bytes had come.
     #[cold]
-    pub(super) fn broken(&self, stream: &Stream, error: &Broken, bytes: u64) {
+    pub(super) fn broken(&self, stream: &Stream, error: &UpstreamBodyError, bytes: u64) {
         let (trouble, why) = error.reason(bytes);
         self.endpoint.endpoint().note_failure(&self.request.cluster().name, trouble, &why);
         stream.upstream_failed(why);

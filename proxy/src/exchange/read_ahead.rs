@@ -3,7 +3,7 @@
 
 use std::{cell::Cell, collections::VecDeque, time::Duration};
 
-use super::upload::Sent;
+use super::upload::UploadFrame;
 
 /// What all requests of a worker have read ahead, in bytes, at most. Beyond it, requests go on without.
 const ALL: usize = 16 << 20;
@@ -18,20 +18,20 @@ thread_local! {
 
 /// What has been read ahead of a body.
 #[derive(Default)]
-pub(super) struct Ahead {
-    parts: VecDeque<Sent>,
+pub(super) struct ReadAhead {
+    parts: VecDeque<UploadFrame>,
     bytes: usize,
     /// The body's end is among it.
     over: bool,
 }
 
-impl Ahead {
+impl ReadAhead {
     /// Whether more may be read, up to `limit` bytes for this request.
     pub(super) fn has_room(&self, limit: usize) -> bool {
         self.bytes < limit && HELD.get() < ALL
     }
 
-    pub(super) fn push(&mut self, part: Sent) {
+    pub(super) fn push(&mut self, part: UploadFrame) {
         self.bytes += part.weight();
         HELD.set(HELD.get() + part.weight());
         self.parts.push_back(part);
@@ -44,11 +44,11 @@ impl Ahead {
 
     /// Whether trailers are among it.
     pub(super) fn has_trailers(&self) -> bool {
-        matches!(self.parts.back(), Some(Sent::Trailers(_)))
+        matches!(self.parts.back(), Some(UploadFrame::Trailers(_)))
     }
 
     /// The next part; `Some(None)`: the end.
-    pub(super) fn pop(&mut self) -> Option<Option<Sent>> {
+    pub(super) fn pop(&mut self) -> Option<Option<UploadFrame>> {
         let Some(part) = self.parts.pop_front() else { return self.over.then_some(None) };
         self.bytes -= part.weight();
         HELD.set(HELD.get() - part.weight());
@@ -56,7 +56,7 @@ impl Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl Drop for ReadAhead {
     fn drop(&mut self) {
         HELD.set(HELD.get() - self.bytes);
     }
@@ -70,10 +70,10 @@ mod tests {
 
     #[test]
     fn what_all_have_read_is_bounded_and_given_back() {
-        let part = || Sent::Data(Bytes::from_static(&[0; 4096]));
+        let part = || UploadFrame::Data(Bytes::from_static(&[0; 4096]));
         let mut all = Vec::new();
-        while Ahead::default().has_room(64 << 10) {
-            let mut ahead = Ahead::default();
+        while ReadAhead::default().has_room(64 << 10) {
+            let mut ahead = ReadAhead::default();
             while ahead.has_room(64 << 10) {
                 ahead.push(part());
             }
@@ -82,8 +82,8 @@ mod tests {
         assert_eq!(all.len(), ALL / (64 << 10));
         assert_eq!(HELD.get(), ALL);
         let mut sent = all.remove(0);
-        assert!(matches!(sent.pop(), Some(Some(Sent::Data(_)))));
-        assert!(Ahead::default().has_room(1));
+        assert!(matches!(sent.pop(), Some(Some(UploadFrame::Data(_)))));
+        assert!(ReadAhead::default().has_room(1));
         sent.end();
         while let Some(Some(_)) = sent.pop() {}
         assert!(matches!(sent.pop(), Some(None)), "its end stays");
@@ -93,10 +93,10 @@ mod tests {
 
     #[test]
     fn a_part_takes_memory_however_short_it_is() {
-        let mut ahead = Ahead::default();
+        let mut ahead = ReadAhead::default();
         let mut count = 0;
         while ahead.has_room(64 << 10) {
-            ahead.push(Sent::Data(Bytes::from_static(b"x")));
+            ahead.push(UploadFrame::Data(Bytes::from_static(b"x")));
             count += 1;
         }
         assert_eq!(count, 1024);

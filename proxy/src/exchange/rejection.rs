@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use tollgate_abi::fast::flag;
 
 use crate::{
-    observe::{Detail, Seldom, detail, target},
-    tls::Cause,
+    observe::{Detail, LogLimiter, detail, target},
+    tls::HandshakeError,
 };
 
 /// Why the proxy ended a connection on which no request could be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RejectReason {
     /// The listener has as many as it may.
     Limit,
     /// There are no more file descriptors for clients.
@@ -32,76 +32,80 @@ pub enum Refusal {
     Flood,
 }
 
-impl Refusal {
+impl RejectReason {
     /// How many there are.
     pub const COUNT: usize = 9;
     /// All, with their names in metrics.
-    pub const ALL: [(Refusal, &'static str); Refusal::COUNT] = [
-        (Refusal::Limit, "limit"),
-        (Refusal::Descriptors, "descriptors"),
-        (Refusal::Silent, "silent"),
-        (Refusal::ProxyProtocol, "proxy_protocol"),
-        (Refusal::Protocol, "protocol"),
-        (Refusal::Handshake, "handshake"),
-        (Refusal::Http2, "http2"),
-        (Refusal::Http3, "http3"),
-        (Refusal::Flood, "flood"),
+    pub const ALL: [(RejectReason, &'static str); RejectReason::COUNT] = [
+        (RejectReason::Limit, "limit"),
+        (RejectReason::Descriptors, "descriptors"),
+        (RejectReason::Silent, "silent"),
+        (RejectReason::ProxyProtocol, "proxy_protocol"),
+        (RejectReason::Protocol, "protocol"),
+        (RejectReason::Handshake, "handshake"),
+        (RejectReason::Http2, "http2"),
+        (RejectReason::Http3, "http3"),
+        (RejectReason::Flood, "flood"),
     ];
 
     /// The flag and the details in the access log, for connections that are ended before there was a request; none for others.
     pub(super) fn logged(self) -> Option<(u32, Detail)> {
         match self {
-            Refusal::Silent => Some((flag::DOWNSTREAM_TIMEOUT, detail::HANDSHAKE_TIMEOUT)),
-            Refusal::ProxyProtocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::PROXY_PROTOCOL)),
-            Refusal::Protocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::UNKNOWN_PROTOCOL)),
-            Refusal::Handshake => Some((flag::DOWNSTREAM_PROTOCOL, detail::TLS_HANDSHAKE)),
-            Refusal::Limit | Refusal::Descriptors | Refusal::Http2 | Refusal::Http3 | Refusal::Flood => None,
+            RejectReason::Silent => Some((flag::DOWNSTREAM_TIMEOUT, detail::HANDSHAKE_TIMEOUT)),
+            RejectReason::ProxyProtocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::PROXY_PROTOCOL)),
+            RejectReason::Protocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::UNKNOWN_PROTOCOL)),
+            RejectReason::Handshake => Some((flag::DOWNSTREAM_PROTOCOL, detail::TLS_HANDSHAKE)),
+            RejectReason::Limit
+            | RejectReason::Descriptors
+            | RejectReason::Http2
+            | RejectReason::Http3
+            | RejectReason::Flood => None,
         }
     }
 }
 
 /// A client that is turned away.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RejectedConnection {
     /// What for.
-    pub refusal: Refusal,
+    pub refusal: RejectReason,
     /// Why its handshake failed, if it did.
-    pub cause: Option<Cause>,
+    pub cause: Option<HandshakeError>,
     /// The reason in words; empty if nobody need be told.
     pub why: String,
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Refused {
-        Refused::new(refusal, String::new())
+impl From<RejectReason> for RejectedConnection {
+    fn from(refusal: RejectReason) -> RejectedConnection {
+        RejectedConnection::new(refusal, String::new())
     }
 }
 
-impl Refused {
+impl RejectedConnection {
     /// For a reason other than its handshake.
-    pub fn new(refusal: Refusal, why: String) -> Refused {
-        Refused { refusal, cause: None, why }
+    pub fn new(refusal: RejectReason, why: String) -> RejectedConnection {
+        RejectedConnection { refusal, cause: None, why }
     }
 
     /// For a handshake that failed.
-    pub fn handshake(cause: Cause, why: String) -> Refused {
-        Refused { refusal: Refusal::Handshake, cause: Some(cause), why }
+    pub fn handshake(cause: HandshakeError, why: String) -> RejectedConnection {
+        RejectedConnection { refusal: RejectReason::Handshake, cause: Some(cause), why }
     }
 }
 
 /// When which refusals of a listener were logged.
 #[derive(Debug, Default)]
-pub struct Warned {
-    refusals: [Seldom; Refusal::COUNT],
-    handshakes: [Seldom; Cause::COUNT],
+pub struct RejectLogLimiter {
+    refusals: [LogLimiter; RejectReason::COUNT],
+    handshakes: [LogLimiter; HandshakeError::COUNT],
 }
 
-impl Warned {
+impl RejectLogLimiter {
     /// Logs one, unless one for the same reason was logged within the last minute.
-    pub fn warn(&self, listener: &str, peer: SocketAddr, refused: &Refused) {
+    pub fn warn(&self, listener: &str, peer: SocketAddr, refused: &RejectedConnection) {
         let (seldom, reason) = match refused.cause {
-            Some(cause) => (&self.handshakes[cause as usize], Cause::ALL[cause as usize].1),
-            None => (&self.refusals[refused.refusal as usize], Refusal::ALL[refused.refusal as usize].1),
+            Some(cause) => (&self.handshakes[cause as usize], HandshakeError::ALL[cause as usize].1),
+            None => (&self.refusals[refused.refusal as usize], RejectReason::ALL[refused.refusal as usize].1),
         };
         if let Some(left_out) = seldom.may_warn() {
             tracing::warn!(

@@ -4,17 +4,17 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tollgate_abi::{fast::flag, spelling::BadPath};
 
-use super::outcome::Stop;
+use super::outcome::Interrupted;
 use crate::{
-    chain::{LocalReply, Stream, body::Stopped},
+    chain::{LocalReply, Stream, body::BodyAborted},
     http::grpc::Code,
     observe::{Detail, detail},
-    upstream::Crowded,
+    upstream::ClientLimit,
 };
 
 /// A failure that is answered by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum LocalFailure {
     /// No `Host`, or several, or one that is none (RFC 9112 section 3.2).
     BadHost,
     /// The path cannot be normalised.
@@ -72,7 +72,7 @@ pub enum Fault {
     /// The request's body came too slowly.
     SlowUpload,
     /// Unfinished uploads and tunnels hold as much of the cluster as they may: all of them, or those of this client.
-    Crowded(Crowded),
+    Crowded(ClientLimit),
     /// The client does not read the response, and others need its place.
     Evicted,
     /// The request's body broke HTTP.
@@ -97,74 +97,86 @@ pub enum Fault {
     FilterStalled,
 }
 
-impl Fault {
+impl LocalFailure {
     /// Status, flag, details.
     fn table(self) -> (StatusCode, u32, Detail) {
         use StatusCode as S;
         match self {
-            Fault::BadHost => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_HOST),
-            Fault::BadPath(BadPath::Relative) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::RELATIVE_PATH),
-            Fault::BadPath(BadPath::Encoding) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_PATH_ENCODING),
-            Fault::BadPath(BadPath::Nul) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::NUL_IN_PATH),
-            Fault::BadPath(BadPath::EscapedSlash) => {
+            LocalFailure::BadHost => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_HOST),
+            LocalFailure::BadPath(BadPath::Relative) => {
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::RELATIVE_PATH)
+            }
+            LocalFailure::BadPath(BadPath::Encoding) => {
+                (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_PATH_ENCODING)
+            }
+            LocalFailure::BadPath(BadPath::Nul) => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::NUL_IN_PATH),
+            LocalFailure::BadPath(BadPath::EscapedSlash) => {
                 (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::ESCAPED_SLASH_IN_PATH)
             }
-            Fault::BadPath(BadPath::Parameters) => {
+            LocalFailure::BadPath(BadPath::Parameters) => {
                 (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::PARAMETERS_IN_PATH)
             }
-            Fault::BadPath(BadPath::HiddenSegment) => {
+            LocalFailure::BadPath(BadPath::HiddenSegment) => {
                 (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::HIDDEN_SEGMENT_IN_PATH)
             }
-            Fault::BadMethod => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_METHOD),
-            Fault::Underscore => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::HEADER_UNDERSCORE),
-            Fault::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, detail::CONNECT_NOT_ALLOWED),
-            Fault::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, detail::UPGRADE_NOT_ALLOWED),
-            Fault::TooManyFields => {
+            LocalFailure::BadMethod => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_METHOD),
+            LocalFailure::Underscore => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::HEADER_UNDERSCORE),
+            LocalFailure::Connect => (S::METHOD_NOT_ALLOWED, flag::DOWNSTREAM_PROTOCOL, detail::CONNECT_NOT_ALLOWED),
+            LocalFailure::Upgrade => (S::NOT_IMPLEMENTED, flag::DOWNSTREAM_PROTOCOL, detail::UPGRADE_NOT_ALLOWED),
+            LocalFailure::TooManyFields => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::TOO_MANY_FIELDS)
             }
-            Fault::HeadTooLarge => {
+            LocalFailure::HeadTooLarge => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE)
             }
             // Of what it would show, much is nobody's business but the upstream's (RFC 9110 section 9.3.8).
-            Fault::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
-            Fault::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
-            Fault::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
-            Fault::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
-            Fault::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
-            Fault::ConnectFailure => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),
-            Fault::ConnectTimeout => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
-            Fault::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
-            Fault::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
-            Fault::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
-            Fault::Target => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UNSENDABLE_TARGET),
-            Fault::HeadTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_HEAD_TIMEOUT),
-            Fault::UpstreamHead => {
+            LocalFailure::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
+            LocalFailure::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
+            LocalFailure::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            LocalFailure::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
+            LocalFailure::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
+            LocalFailure::ConnectFailure => {
+                (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE)
+            }
+            LocalFailure::ConnectTimeout => {
+                (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT)
+            }
+            LocalFailure::Reset => (S::BAD_GATEWAY, flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
+            LocalFailure::Protocol => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_PROTOCOL_ERROR),
+            LocalFailure::Interim => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::TOO_MANY_INTERIM_RESPONSES),
+            LocalFailure::Target => (S::BAD_GATEWAY, flag::UPSTREAM_PROTOCOL, detail::UNSENDABLE_TARGET),
+            LocalFailure::HeadTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_HEAD_TIMEOUT),
+            LocalFailure::UpstreamHead => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::UPSTREAM_PROTOCOL, detail::UPSTREAM_HEAD_LIMIT)
             }
-            Fault::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
-            Fault::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
-            Fault::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
-            Fault::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
-            Fault::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::STREAM_IDLE_TIMEOUT),
-            Fault::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TIMEOUT),
-            Fault::SlowUpload => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TOO_SLOW),
-            Fault::Crowded(Crowded::All) => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::UPLOADS_OVERFLOW),
-            Fault::Crowded(Crowded::Client) => {
+            LocalFailure::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
+            LocalFailure::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
+            LocalFailure::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
+            LocalFailure::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
+            LocalFailure::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::STREAM_IDLE_TIMEOUT),
+            LocalFailure::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TIMEOUT),
+            LocalFailure::SlowUpload => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TOO_SLOW),
+            LocalFailure::Crowded(ClientLimit::All) => {
+                (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::UPLOADS_OVERFLOW)
+            }
+            LocalFailure::Crowded(ClientLimit::Client) => {
                 (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::CLIENT_UPLOADS_OVERFLOW)
             }
-            Fault::ClientReset => (S::BAD_REQUEST, flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
-            Fault::Evicted => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::DOWNLOAD_EVICTED),
-            Fault::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
-            Fault::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
-            Fault::RequestTooLarge => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE),
-            Fault::HeldBodies => (S::SERVICE_UNAVAILABLE, flag::BODY_TOO_LARGE, detail::HELD_BODIES_OVERFLOW),
-            Fault::ResponseTooLarge => {
+            LocalFailure::ClientReset => (S::BAD_REQUEST, flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
+            LocalFailure::Evicted => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::DOWNLOAD_EVICTED),
+            LocalFailure::BadBody => (S::BAD_REQUEST, flag::DOWNSTREAM_PROTOCOL, detail::BAD_REQUEST_BODY),
+            LocalFailure::RequestBodyLimit => (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_LIMIT),
+            LocalFailure::RequestTooLarge => {
+                (S::PAYLOAD_TOO_LARGE, flag::BODY_TOO_LARGE, detail::REQUEST_BODY_TOO_LARGE)
+            }
+            LocalFailure::HeldBodies => (S::SERVICE_UNAVAILABLE, flag::BODY_TOO_LARGE, detail::HELD_BODIES_OVERFLOW),
+            LocalFailure::ResponseTooLarge => {
                 (S::INTERNAL_SERVER_ERROR, flag::BODY_TOO_LARGE, detail::RESPONSE_BODY_TOO_LARGE)
             }
-            Fault::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, detail::FILTER_FAILED),
-            Fault::FilterClosed => (S::INTERNAL_SERVER_ERROR, flag::LOCAL_REPLY, detail::CLOSED_BY_FILTER),
-            Fault::FilterLength => (S::INTERNAL_SERVER_ERROR, flag::FILTER_FAILED, detail::FILTER_LENGTH),
-            Fault::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
+            LocalFailure::FilterFailed => (S::SERVICE_UNAVAILABLE, flag::FILTER_FAILED, detail::FILTER_FAILED),
+            LocalFailure::FilterClosed => (S::INTERNAL_SERVER_ERROR, flag::LOCAL_REPLY, detail::CLOSED_BY_FILTER),
+            LocalFailure::FilterLength => (S::INTERNAL_SERVER_ERROR, flag::FILTER_FAILED, detail::FILTER_LENGTH),
+            LocalFailure::FilterStalled => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
         }
     }
 
@@ -181,21 +193,21 @@ impl Fault {
     /// The gRPC status, where the HTTP status would say less.
     fn grpc_status(self) -> Option<Code> {
         match self {
-            Fault::HeadTimeout
-            | Fault::Timeout
-            | Fault::Deadline
-            | Fault::StreamAge
-            | Fault::PerTryTimeout
-            | Fault::Idle
-            | Fault::SlowBody
-            | Fault::SlowUpload
-            | Fault::FilterStalled => Some(Code::DeadlineExceeded),
-            Fault::TooManyFields
-            | Fault::HeadTooLarge
-            | Fault::UpstreamHead
-            | Fault::RequestBodyLimit
-            | Fault::RequestTooLarge
-            | Fault::ResponseTooLarge => Some(Code::ResourceExhausted),
+            LocalFailure::HeadTimeout
+            | LocalFailure::Timeout
+            | LocalFailure::Deadline
+            | LocalFailure::StreamAge
+            | LocalFailure::PerTryTimeout
+            | LocalFailure::Idle
+            | LocalFailure::SlowBody
+            | LocalFailure::SlowUpload
+            | LocalFailure::FilterStalled => Some(Code::DeadlineExceeded),
+            LocalFailure::TooManyFields
+            | LocalFailure::HeadTooLarge
+            | LocalFailure::UpstreamHead
+            | LocalFailure::RequestBodyLimit
+            | LocalFailure::RequestTooLarge
+            | LocalFailure::ResponseTooLarge => Some(Code::ResourceExhausted),
             _ => None,
         }
     }
@@ -217,23 +229,23 @@ impl Fault {
     }
 
     /// The same, as an end of the request's way; so many filters have seen it.
-    pub(super) fn into_stop(self, stream: &Stream, seen: usize) -> Stop {
-        Stop::Reply(Box::new(self.reply(stream)), seen)
+    pub(super) fn into_stop(self, stream: &Stream, seen: usize) -> Interrupted {
+        Interrupted::Reply(Box::new(self.reply(stream)), seen)
     }
 
     /// The same, before any filter has seen it.
-    pub(super) fn into_reply(self, stream: &Stream) -> Stop {
+    pub(super) fn into_reply(self, stream: &Stream) -> Interrupted {
         self.into_stop(stream, 0)
     }
 }
 
-impl From<Stopped> for Fault {
+impl From<BodyAborted> for LocalFailure {
     /// For request bodies.
-    fn from(stopped: Stopped) -> Fault {
+    fn from(stopped: BodyAborted) -> LocalFailure {
         match stopped {
-            Stopped::TooLarge => Fault::RequestTooLarge,
-            Stopped::Crowded => Fault::HeldBodies,
-            Stopped::FilterFailed => Fault::FilterFailed,
+            BodyAborted::TooLarge => LocalFailure::RequestTooLarge,
+            BodyAborted::Crowded => LocalFailure::HeldBodies,
+            BodyAborted::FilterFailed => LocalFailure::FilterFailed,
         }
     }
 }

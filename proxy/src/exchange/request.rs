@@ -10,36 +10,41 @@ use http::{
 };
 use tollgate_abi::spelling;
 
-use super::{Site, grpc, reply::Fault, upgrade::Switch};
+use super::{ListenerContext, grpc, reply::LocalFailure, upgrade::Upgrade};
 use crate::{
     chain::{
         RequestHead, Stream,
         head::is_host,
-        stream::{Arrival, ConnectionInfo, Progress},
+        stream::{ConnectionInfo, IncomingRequest, StreamProgress},
     },
     config::model::HeaderUnderscores,
-    http::fields::{Listed, Present, add_via, forwarded, remove_underscores, take_hop_by_hop},
+    http::fields::{ConnectionOptions, Present, add_via, forwarded, remove_underscores, take_hop_by_hop},
     tls::xfcc,
 };
 
 /// The one host that a request is for (RFC 9112 section 3.2), in its one spelling: of its target if that is absolute, else of
 /// `Host`.
-pub(crate) fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Result<Bytes, Fault> {
+pub(crate) fn authority(
+    method: &Method,
+    uri: &Uri,
+    version: Version,
+    fields: &mut HeaderMap,
+) -> Result<Bytes, LocalFailure> {
     let host = match fields.entry(header::HOST) {
         Entry::Vacant(_) => None,
         Entry::Occupied(host) if host.iter().nth(1).is_none() => Some(host.remove()),
         Entry::Occupied(hosts) => {
             hosts.remove_entry_mult();
-            return Err(Fault::BadHost);
+            return Err(LocalFailure::BadHost);
         }
     };
     let host = match (uri.scheme(), uri.authority()) {
         // Whatever the target says, a request has a Host (RFC 9112 section 3.2).
-        (Some(_), Some(_)) if version == Version::HTTP_11 && host.is_none() => return Err(Fault::BadHost),
+        (Some(_), Some(_)) if version == Version::HTTP_11 && host.is_none() => return Err(LocalFailure::BadHost),
         (Some(_), Some(authority)) => {
             // Later versions have nothing to do with proxies that would change one and not the other (RFC 9113 section 8.3.1).
             if version >= Version::HTTP_2 && host.is_some_and(|host| host != authority.as_str()) {
-                return Err(Fault::BadHost);
+                return Err(LocalFailure::BadHost);
             }
             Bytes::copy_from_slice(authority.as_str().as_bytes())
         }
@@ -48,14 +53,14 @@ pub(crate) fn authority(method: &Method, uri: &Uri, version: Version, fields: &m
             Bytes::copy_from_slice(authority.as_str().as_bytes())
         }
         // Only CONNECT has a target that is nothing but a host (RFC 9112 section 3.2.3).
-        (None, Some(_)) => return Err(Fault::BadHost),
-        (_, None) if method == Method::CONNECT => return Err(Fault::BadHost),
-        (_, None) => Bytes::copy_from_slice(host.ok_or(Fault::BadHost)?.as_bytes()),
+        (None, Some(_)) => return Err(LocalFailure::BadHost),
+        (_, None) if method == Method::CONNECT => return Err(LocalFailure::BadHost),
+        (_, None) => Bytes::copy_from_slice(host.ok_or(LocalFailure::BadHost)?.as_bytes()),
     };
     if !str::from_utf8(&host).is_ok_and(is_host) {
-        return Err(Fault::BadHost);
+        return Err(LocalFailure::BadHost);
     }
-    let respelled = match spelling::host(&host).ok_or(Fault::BadHost)? {
+    let respelled = match spelling::host(&host).ok_or(LocalFailure::BadHost)? {
         Cow::Borrowed(_) => None,
         Cow::Owned(host) => Some(host.into()),
     };
@@ -69,7 +74,7 @@ pub struct HeadTooLarge;
 
 impl HeadTooLarge {
     /// Marks a request whose fields are so long.
-    pub fn mark(parts: &mut Parts, fields: usize, site: &Site) {
+    pub fn mark(parts: &mut Parts, fields: usize, site: &ListenerContext) {
         let uri = &parts.uri;
         let target = uri.authority().map_or(0, |host| host.as_str().len()) + uri.path().len();
         // With what the four pseudo-fields count for beside these (RFC 9113 section 6.5.2).
@@ -81,7 +86,7 @@ impl HeadTooLarge {
 }
 
 /// Path and query, with the path in its one spelling.
-fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
+fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, LocalFailure> {
     if method == Method::CONNECT {
         return Ok(Bytes::from_static(b"/"));
     }
@@ -91,7 +96,7 @@ fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
     }
     // An absolute target may have an empty path, which is `/`.
     let path = if path.is_empty() { "/" } else { path };
-    let normal = spelling::path(path.as_bytes(), &site.config.path).map_err(Fault::BadPath)?;
+    let normal = spelling::path(path.as_bytes(), &site.config.path).map_err(LocalFailure::BadPath)?;
     Ok(match uri.query() {
         Some(query) => [&*normal, b"?", query.as_bytes()].concat().into(),
         None => Bytes::copy_from_slice(&normal),
@@ -99,29 +104,29 @@ fn path(site: &Site, method: &Method, uri: &Uri) -> Result<Bytes, Fault> {
 }
 
 /// A request at its beginning.
-pub(super) struct Begun {
+pub(super) struct PreparedRequest {
     /// What filters see.
     pub(super) stream: Rc<Stream>,
     /// Why it must be refused. The stream is there all the same, to be logged.
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<LocalFailure>,
     /// What it wants to switch to.
-    pub(super) switch: Option<Switch>,
+    pub(super) switch: Option<Upgrade>,
     /// What goes no further than to the filters.
-    pub(super) listed: Listed,
+    pub(super) listed: ConnectionOptions,
     /// The client waits for a word before it sends the body.
     pub(super) expects: bool,
 }
 
 /// Makes a stream of a request.
 pub(super) fn begin(
-    site: &Rc<Site>,
+    site: &Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
-    progress: Rc<Progress>,
+    progress: Rc<StreamProgress>,
     mut parts: Parts,
     bodiless: bool,
-) -> Begun {
+) -> PreparedRequest {
     let present = Present::of(&parts.headers);
-    let switch = Switch::wanted(site, &mut parts, present, bodiless);
+    let switch = Upgrade::wanted(site, &mut parts, present, bodiless);
     let too_large = parts.extensions.get::<HeadTooLarge>().is_some();
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
     // HTTP/1.0 knows no `Host`.
@@ -138,10 +143,10 @@ pub(super) fn begin(
     let too_many = fields.len() > site.config.limits.headers as usize;
     let underscores = site.config.header_underscores;
     let fault = match (&switch, &authority, &path) {
-        _ if too_large => Some(Fault::HeadTooLarge),
-        _ if too_many => Some(Fault::TooManyFields),
-        _ if !spelling::is_method(method.as_str().as_bytes()) => Some(Fault::BadMethod),
-        _ if present.underscores && underscores == HeaderUnderscores::Reject => Some(Fault::Underscore),
+        _ if too_large => Some(LocalFailure::HeadTooLarge),
+        _ if too_many => Some(LocalFailure::TooManyFields),
+        _ if !spelling::is_method(method.as_str().as_bytes()) => Some(LocalFailure::BadMethod),
+        _ if present.underscores && underscores == HeaderUnderscores::Reject => Some(LocalFailure::Underscore),
         (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => Some(*fault),
         _ => None,
     };
@@ -168,15 +173,16 @@ pub(super) fn begin(
     let (scheme, hops) = (connection.scheme(), site.config.trusted_hops);
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);
     let head = RequestHead { method, path, authority, scheme: origin.scheme, fields };
-    let arrival = Arrival { client: origin.client, head, original_path, version, request_id: origin.request_id };
+    let arrival =
+        IncomingRequest { client: origin.client, head, original_path, version, request_id: origin.request_id };
     let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
     grpc::begin(&stream);
-    Begun { stream, fault, switch, listed, expects: present.expect }
+    PreparedRequest { stream, fault, switch, listed, expects: present.expect }
 }
 
 /// Counts this hop off `Max-Forwards`, which bounds how far `OPTIONS` and `TRACE` go (RFC 9110 section 7.6.2). A request that may
 /// go no further is answered here.
-pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), Fault> {
+pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), LocalFailure> {
     if !matches!(head.method, Method::OPTIONS | Method::TRACE) {
         return Ok(());
     }
@@ -185,8 +191,8 @@ pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), Fault> {
         return Ok(());
     };
     let left = left.checked_sub(1).ok_or(match head.method {
-        Method::OPTIONS => Fault::LastHop,
-        _ => Fault::LastHopTrace,
+        Method::OPTIONS => LocalFailure::LastHop,
+        _ => LocalFailure::LastHopTrace,
     })?;
     head.fields.insert(header::MAX_FORWARDS, left.into());
     Ok(())

@@ -13,17 +13,17 @@ use http_body::{Body as _, Frame, SizeHint};
 use tollgate_abi::fast::flag;
 
 use super::{
-    Site, Tunnel,
-    deadline::{Bound, Deadline},
+    ListenerContext, Tunnel,
+    deadline::{Deadline, DeadlineKind},
     grpc,
-    outcome::{Answer, Closed, FromBody, FromUpstream, Guards, closed, is_bodiless},
-    reply::Fault,
-    stream_guard::Ending,
+    outcome::{ResponseGuards, ServedResponse, StreamClosed, UpstreamBody, UpstreamResponse, closed, is_bodiless},
+    reply::LocalFailure,
+    stream_guard::StreamGuard,
 };
 use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
-        body::{BodyFlow, Frame as Passed, Stopped},
+        body::{BodyAborted, BodyFlow, FilteredFrame as Passed},
         flow::{HeadFlow, Outcome, interrupted, is_interrupted},
     },
     h1::violation::length,
@@ -31,11 +31,11 @@ use crate::{
         body::{Body, BodyError},
         fields::{Present, add_via, clean_trailers, remove_hop_by_hop},
     },
-    upstream::{Broken, Download, PooledBody, Switching},
+    upstream::{Download, PooledBody, Upgrading, UpstreamBodyError},
 };
 
 /// Where a response's body comes from.
-struct Source {
+struct ResponseSource {
     origin: Origin,
     /// It has given everything.
     drained: bool,
@@ -46,9 +46,9 @@ enum Origin {
     Local(Option<Bytes>),
 }
 
-impl Source {
-    fn new(origin: Origin) -> Source {
-        let mut source = Source { origin, drained: false };
+impl ResponseSource {
+    fn new(origin: Origin) -> ResponseSource {
+        let mut source = ResponseSource { origin, drained: false };
         source.drained = source.is_end();
         source
     }
@@ -99,12 +99,12 @@ impl Source {
 
 /// Sends an upstream's response on.
 pub(super) async fn from_upstream(
-    site: &Rc<Site>,
-    ending: Ending,
-    from: FromUpstream,
+    site: &Rc<ListenerContext>,
+    ending: StreamGuard,
+    from: UpstreamResponse,
     head_only: bool,
-) -> Result<Answer, Closed> {
-    let FromUpstream { parts, body, deadline, guards } = from;
+) -> Result<ServedResponse, StreamClosed> {
+    let UpstreamResponse { parts, body, deadline, guards } = from;
     let received = parts.version;
     let stream = ending.stream().clone();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
@@ -114,36 +114,36 @@ pub(super) async fn from_upstream(
         selected.route.response_headers.apply(&mut head.fields);
     }
     let (origin, switched) = match body {
-        FromBody::Body(body) => (Origin::Upstream(body), None),
-        FromBody::Switched(upstream) => (Origin::Local(None), Some(upstream)),
+        UpstreamBody::Body(body) => (Origin::Upstream(body), None),
+        UpstreamBody::Switched(upstream) => (Origin::Local(None), Some(upstream)),
     };
-    let source = Source::new(origin);
+    let source = ResponseSource::new(origin);
     if source.drained {
         stream.times.response_end.set(stream.times.response_start.get());
     }
     let (deadline, guards) = (Some(deadline), Some(guards));
-    let pending = Pending { site, ending, head_only, received, switched, deadline, guards };
+    let pending = PendingResponse { site, ending, head_only, received, switched, deadline, guards };
     pending.send(head, source, HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
 pub(super) async fn local(
-    site: &Rc<Site>,
-    ending: Ending,
+    site: &Rc<ListenerContext>,
+    ending: StreamGuard,
     reply: LocalReply,
     seen: usize,
     head_only: bool,
-) -> Result<Answer, Closed> {
+) -> Result<ServedResponse, StreamClosed> {
     let stream = ending.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
     let deadline = Some(Deadline::idle(site, &stream));
     let pending =
-        Pending { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
+        PendingResponse { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
-fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
+fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, ResponseSource) {
     let LocalReply { status, details, mut fields, body, grpc_status } = reply;
     {
         let mut state = stream.state.borrow_mut();
@@ -154,29 +154,34 @@ fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, Source) {
         }
     }
     if stream.grpc.get().is_some() {
-        return (grpc::local(status, grpc_status, fields, &body), Source::new(Origin::Local(None)));
+        return (grpc::local(status, grpc_status, fields, &body), ResponseSource::new(Origin::Local(None)));
     }
     if !is_bodiless(status, false) {
         fields.insert(header::CONTENT_LENGTH, body.len().into());
     }
-    (ResponseHead { status, fields }, Source::new(Origin::Local((!body.is_empty()).then_some(body))))
+    (ResponseHead { status, fields }, ResponseSource::new(Origin::Local((!body.is_empty()).then_some(body))))
 }
 
 /// A response that is about to be sent.
-struct Pending<'s> {
-    site: &'s Rc<Site>,
-    ending: Ending,
+struct PendingResponse<'s> {
+    site: &'s Rc<ListenerContext>,
+    ending: StreamGuard,
     head_only: bool,
     /// The version that the response was received in.
     received: Version,
     /// The other protocol that follows it.
-    switched: Option<Switching>,
+    switched: Option<Upgrading>,
     deadline: Option<Deadline>,
-    guards: Option<Guards>,
+    guards: Option<ResponseGuards>,
 }
 
-impl Pending<'_> {
-    async fn send(mut self, mut head: ResponseHead, mut source: Source, mut flow: HeadFlow) -> Result<Answer, Closed> {
+impl PendingResponse<'_> {
+    async fn send(
+        mut self,
+        mut head: ResponseHead,
+        mut source: ResponseSource,
+        mut flow: HeadFlow,
+    ) -> Result<ServedResponse, StreamClosed> {
         let stream = self.ending.stream().clone();
         let limit = self.site.buffered_body;
         let body_past = |flow: &HeadFlow| BodyFlow::new(&stream, Direction::Response, limit).skipping(flow.passed());
@@ -229,7 +234,7 @@ impl Pending<'_> {
                 ends: self.deadline.as_ref().and_then(Deadline::oldest),
                 guards,
             };
-            return Ok(Answer { response, tunnel: Some(tunnel) });
+            return Ok(ServedResponse { response, tunnel: Some(tunnel) });
         }
         let bodiless = is_bodiless(status, self.head_only);
         let body = ResponseBody {
@@ -247,7 +252,7 @@ impl Pending<'_> {
             passed: None,
         };
         let response = body.into_response(status, fields, bodiless).await?;
-        Ok(Answer { response, tunnel: None })
+        Ok(ServedResponse { response, tunnel: None })
     }
 
     /// Moves the head past the filters. A response, if one takes this one's place.
@@ -256,9 +261,9 @@ impl Pending<'_> {
         stream: &Rc<Stream>,
         flow: &mut HeadFlow,
         body: &mut BodyFlow,
-        source: &mut Source,
+        source: &mut ResponseSource,
         bodiless: bool,
-    ) -> Result<Option<LocalReply>, Closed> {
+    ) -> Result<Option<LocalReply>, StreamClosed> {
         let outcome = poll_fn(|cx| {
             loop {
                 let held = flow.held_by();
@@ -286,7 +291,7 @@ impl Pending<'_> {
                         Poll::Ready(Err(BodyError::Filter(e))) => return Poll::Ready(Err(response_fault(e))),
                         Poll::Ready(Err(error)) => {
                             note_broken(stream, self.guards.as_ref(), &error);
-                            return Poll::Ready(Err(Fault::Reset));
+                            return Poll::Ready(Err(LocalFailure::Reset));
                         }
                         Poll::Pending => {}
                     }
@@ -316,7 +321,7 @@ impl Pending<'_> {
 }
 
 /// Tells a client that could speak HTTP/3 where, unless somebody else has said what it should speak.
-fn advertise(site: &Site, stream: &Stream, fields: &mut http::HeaderMap) {
+fn advertise(site: &ListenerContext, stream: &Stream, fields: &mut http::HeaderMap) {
     if let Some(alt_svc) = &site.alt_svc
         && stream.connection.tls.is_some()
         && stream.version != Version::HTTP_3
@@ -326,25 +331,25 @@ fn advertise(site: &Site, stream: &Stream, fields: &mut http::HeaderMap) {
 }
 
 /// Notes why an upstream's response ended early, if it is the upstream that has ended it.
-fn note_broken(stream: &Stream, guards: Option<&Guards>, error: &BodyError) {
+fn note_broken(stream: &Stream, guards: Option<&ResponseGuards>, error: &BodyError) {
     if let (BodyError::Upstream(error), Some(guards)) = (error, guards) {
         let bytes = stream.state.borrow().bytes[Direction::Response as usize];
         guards.broken(stream, error, bytes);
     }
 }
 
-fn response_fault(stopped: Stopped) -> Fault {
+fn response_fault(stopped: BodyAborted) -> LocalFailure {
     match stopped {
-        Stopped::TooLarge => Fault::ResponseTooLarge,
-        Stopped::Crowded => Fault::HeldBodies,
-        Stopped::FilterFailed => Fault::FilterFailed,
+        BodyAborted::TooLarge => LocalFailure::ResponseTooLarge,
+        BodyAborted::Crowded => LocalFailure::HeldBodies,
+        BodyAborted::FilterFailed => LocalFailure::FilterFailed,
     }
 }
 
 /// Moves one part of a body into the filters. Whether the filter that holds the head lets it go.
 fn poll_into(
     stream: &Rc<Stream>,
-    source: &mut Source,
+    source: &mut ResponseSource,
     flow: &mut BodyFlow,
     until: Option<usize>,
     cx: &mut Context<'_>,
@@ -382,20 +387,20 @@ fn poll_into(
 struct ResponseBody {
     /// What had come of it before the head was sent.
     first: Option<Result<Frame<Bytes>, BodyError>>,
-    source: Source,
+    source: ResponseSource,
     flow: BodyFlow,
     filtered: bool,
     /// The length that the head has promised.
     promised: Option<u64>,
     sent: u64,
     deadline: Option<Deadline>,
-    guards: Option<Guards>,
+    guards: Option<ResponseGuards>,
     over: bool,
     /// It may have to end for others if its client does not read it.
     held: Option<Download>,
     /// The bound of its time that was passed.
-    passed: Option<Bound>,
-    ending: Ending,
+    passed: Option<DeadlineKind>,
+    ending: StreamGuard,
 }
 
 impl ResponseBody {
@@ -404,7 +409,7 @@ impl ResponseBody {
         status: StatusCode,
         mut fields: http::HeaderMap,
         bodiless: bool,
-    ) -> Result<Response<Body>, Closed> {
+    ) -> Result<Response<Body>, StreamClosed> {
         if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
             // Wait for the first part, so that the head can tell the truth about the length.
             match poll_fn(|cx| self.poll_prime(cx)).await {
@@ -509,11 +514,11 @@ impl ResponseBody {
                 }
                 Poll::Ready(Err(error)) => {
                     note_broken(self.ending.stream(), self.guards.as_ref(), &error);
-                    return Poll::Ready(Some(Outcome::Reply(Fault::Reset.reply(self.ending.stream()))));
+                    return Poll::Ready(Some(Outcome::Reply(LocalFailure::Reset.reply(self.ending.stream()))));
                 }
                 Poll::Pending => {
                     let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
-                    let reply = |passed: Bound| passed.fault(false).reply(self.ending.stream());
+                    let reply = |passed: DeadlineKind| passed.fault(false).reply(self.ending.stream());
                     return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
             }
@@ -557,13 +562,15 @@ impl ResponseBody {
         let stream = self.ending.stream();
         note_broken(stream, self.guards.as_ref(), error);
         let fault = match error {
-            BodyError::Timeout => self.passed.map_or(Fault::Idle, |bound| bound.fault(false)),
+            BodyError::Timeout => self.passed.map_or(LocalFailure::Idle, |bound| bound.fault(false)),
             BodyError::Filter(stopped) => response_fault(*stopped),
-            BodyError::Length => Fault::FilterLength,
-            BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => Fault::FilterFailed,
-            BodyError::Closed => Fault::FilterClosed,
-            BodyError::Upstream(Broken::Malformed(_) | Broken::TooLong(_)) => Fault::Protocol,
-            _ => Fault::Reset,
+            BodyError::Length => LocalFailure::FilterLength,
+            BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => LocalFailure::FilterFailed,
+            BodyError::Closed => LocalFailure::FilterClosed,
+            BodyError::Upstream(UpstreamBodyError::Malformed(_) | UpstreamBodyError::TooLong(_)) => {
+                LocalFailure::Protocol
+            }
+            _ => LocalFailure::Reset,
         };
         stream.flag(fault.flags());
         stream.state.borrow_mut().details = fault.details().into();

@@ -6,21 +6,21 @@ use http::{Method, Request};
 use http_body::Body as _;
 
 use super::{
-    deadline::{Bound, Deadline},
-    listener_context::Site,
-    outcome::{Answer, Closed, FromUpstream, Stop, closed},
-    reply::Fault,
-    stream_guard::Ending,
-    upgrade::Switch,
+    deadline::{Deadline, DeadlineKind},
+    listener_context::ListenerContext,
+    outcome::{Interrupted, ServedResponse, StreamClosed, UpstreamResponse, closed},
+    reply::LocalFailure,
+    stream_guard::StreamGuard,
+    upgrade::Upgrade,
     upload::Upload,
 };
 use crate::{
     chain::{
         Direction, Stream,
         flow::{HeadFlow, Outcome, interrupted},
-        stream::{ConnectionInfo, Progress},
+        stream::{ConnectionInfo, StreamProgress},
     },
-    http::{body::Body, fields::Listed, grpc_web},
+    http::{body::Body, fields::ConnectionOptions, grpc_web},
 };
 
 /// Serves one request.
@@ -28,18 +28,18 @@ use crate::{
 /// # Errors
 /// A filter has closed the stream.
 pub async fn serve(
-    site: Rc<Site>,
+    site: Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
-    progress: Rc<Progress>,
+    progress: Rc<StreamProgress>,
     mut request: Request<Body>,
-) -> Result<Answer, Closed> {
+) -> Result<ServedResponse, StreamClosed> {
     let web = if site.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let version = parts.version;
-    let super::request::Begun { stream, fault: refused, switch, listed, expects } =
+    let super::request::PreparedRequest { stream, fault: refused, switch, listed, expects } =
         super::request::begin(&site, connection, progress, parts, incoming.is_end_stream());
-    let ending = Ending::new(site.clone(), stream.clone());
+    let ending = StreamGuard::new(site.clone(), stream.clone());
     let upload = Upload::new(&site, &stream, incoming);
     let outcome = match refused {
         Some(fault) => Err(fault.into_reply(&stream)),
@@ -47,8 +47,8 @@ pub async fn serve(
     };
     let mut answer = match outcome {
         Ok(from_upstream) => super::response::from_upstream(&site, ending, from_upstream, head_only).await,
-        Err(Stop::Reply(reply, seen)) => super::response::local(&site, ending, *reply, seen, head_only).await,
-        Err(Stop::Closed) => Err(closed(&stream)),
+        Err(Interrupted::Reply(reply, seen)) => super::response::local(&site, ending, *reply, seen, head_only).await,
+        Err(Interrupted::Closed) => Err(closed(&stream)),
     }?;
     if let (Some(_), Some(switch)) = (&answer.tunnel, &switch) {
         switch.finish(version, &mut answer.response);
@@ -61,13 +61,13 @@ pub async fn serve(
 
 /// Past the request filters, and to an upstream.
 pub(super) async fn forward(
-    site: &Rc<Site>,
+    site: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
     upload: &Rc<Upload>,
-    switch: Option<&Switch>,
-    listed: &Listed,
+    switch: Option<&Upgrade>,
+    listed: &ConnectionOptions,
     expects: bool,
-) -> Result<FromUpstream, Stop> {
+) -> Result<UpstreamResponse, Interrupted> {
     let mut deadline = Deadline::idle(site, stream).with(upload);
     let seen = request_filters(stream, upload, &mut deadline).await?;
     // Without filters no time has passed, and reading the clock takes some.
@@ -84,7 +84,7 @@ pub(super) async fn forward(
         if state.route.is_none()
             && let Some(route) = &site.default_route
         {
-            state.route = Some(crate::chain::Selected::new(route, 0, 0, 0));
+            state.route = Some(crate::chain::SelectedRoute::new(route, 0, 0, 0));
         }
         let state = &mut *state;
         listed.remove(&mut state.request.fields);
@@ -93,11 +93,11 @@ pub(super) async fn forward(
         }
         state.route.clone()
     };
-    let Some(selected) = selected else { return Err(Fault::NoRoute.into_stop(stream, seen)) };
+    let Some(selected) = selected else { return Err(LocalFailure::NoRoute.into_stop(stream, seen)) };
     let hop = super::request::count_hop(&mut stream.state.borrow_mut().request);
     hop.map_err(|fault| fault.into_stop(stream, seen))?;
     if upload.is_too_long() {
-        return Err(Fault::RequestBodyLimit.into_stop(stream, seen));
+        return Err(LocalFailure::RequestBodyLimit.into_stop(stream, seen));
     }
     let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
     // A client that waits for a word has it when there is somebody to send the body to, and one that makes a call may wait for an
@@ -108,16 +108,21 @@ pub(super) async fn forward(
     }
     upload.rests();
     super::dispatch::run(site, stream, &selected, upload, switch).await.map_err(|stop| match stop {
-        Stop::Reply(reply, _) => Stop::Reply(reply, seen),
-        Stop::Closed => Stop::Closed,
+        Interrupted::Reply(reply, _) => Interrupted::Reply(reply, seen),
+        Interrupted::Closed => Interrupted::Closed,
     })
 }
 
 /// What has come of waiting for a request's body.
-pub(super) fn check(stream: &Stream, upload: &Upload, passed: Option<Bound>, seen: usize) -> Result<(), Stop> {
+pub(super) fn check(
+    stream: &Stream,
+    upload: &Upload,
+    passed: Option<DeadlineKind>,
+    seen: usize,
+) -> Result<(), Interrupted> {
     match interrupted(stream) {
-        Some(Outcome::Reply(reply)) => return Err(Stop::Reply(Box::new(reply), seen)),
-        Some(Outcome::Closed) => return Err(Stop::Closed),
+        Some(Outcome::Reply(reply)) => return Err(Interrupted::Reply(Box::new(reply), seen)),
+        Some(Outcome::Closed) => return Err(Interrupted::Closed),
         Some(Outcome::Done) | None => {}
     }
     match upload.fault().or_else(|| Some(passed?.fault(upload.awaits_client()))) {
@@ -132,7 +137,7 @@ pub(super) async fn request_filters(
     stream: &Rc<Stream>,
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
-) -> Result<usize, Stop> {
+) -> Result<usize, Interrupted> {
     let mut head = HeadFlow::new(stream, Direction::Request);
     let outcome = poll_fn(|cx| {
         loop {
@@ -170,7 +175,7 @@ pub(super) async fn request_filters(
                     head.stalled(stream);
                 }
                 Err(match passed {
-                    Bound::Idle => Fault::FilterStalled,
+                    DeadlineKind::Idle => LocalFailure::FilterStalled,
                     passed => passed.fault(upload.awaits_client()),
                 })
             });
@@ -180,8 +185,8 @@ pub(super) async fn request_filters(
     let seen = head.seen();
     match outcome {
         Ok(Outcome::Done) => Ok(seen),
-        Ok(Outcome::Reply(reply)) => Err(Stop::Reply(Box::new(reply), seen)),
-        Ok(Outcome::Closed) => Err(Stop::Closed),
+        Ok(Outcome::Reply(reply)) => Err(Interrupted::Reply(Box::new(reply), seen)),
+        Ok(Outcome::Closed) => Err(Interrupted::Closed),
         Err(fault) => Err(fault.into_stop(stream, seen)),
     }
 }

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use tollgate_abi::fast::flag;
 
 use super::{
-    Site,
-    deadline::{Bound, Deadline},
+    ListenerContext,
+    deadline::{Deadline, DeadlineKind},
     grpc,
-    reply::Fault,
+    reply::LocalFailure,
 };
 use crate::{
     chain::Stream,
@@ -34,24 +34,24 @@ pub(super) fn has_worker_ended() -> bool {
 }
 
 /// Settles a stream's accounts when dropped.
-pub(super) struct Ending {
-    site: Rc<Site>,
+pub(super) struct StreamGuard {
+    site: Rc<ListenerContext>,
     stream: Rc<Stream>,
     /// The response's last byte has been handed over.
     complete: Cell<bool>,
     /// The bound that ends the whole, if its client reads at all.
-    due: Cell<Option<Bound>>,
+    due: Cell<Option<DeadlineKind>>,
 }
 
-impl Ending {
-    pub(super) fn new(site: Rc<Site>, stream: Rc<Stream>) -> Ending {
-        site.figures.active.add(observe::shard(), 1);
+impl StreamGuard {
+    pub(super) fn new(site: Rc<ListenerContext>, stream: Rc<Stream>) -> StreamGuard {
+        site.metrics.active.add(observe::shard(), 1);
         let connection = &stream.connection;
         connection.active.set(connection.active.get() + 1);
-        Ending { site, stream, complete: Cell::new(false), due: Cell::new(None) }
+        StreamGuard { site, stream, complete: Cell::new(false), due: Cell::new(None) }
     }
 
-    pub(super) fn site(&self) -> &Site {
+    pub(super) fn site(&self) -> &ListenerContext {
         &self.site
     }
 
@@ -67,15 +67,15 @@ impl Ending {
     }
 
     /// Why a response was cut off that nobody but its client seems to have ended.
-    fn unsaid(&self) -> Option<Fault> {
+    fn unsaid(&self) -> Option<LocalFailure> {
         let progress = &self.stream.progress;
         let late = progress.due.get().is_some_and(|due| due <= Instant::now());
         match self.due.get().filter(|_| late) {
-            _ if progress.evicted.get() => Some(Fault::Evicted),
+            _ if progress.evicted.get() => Some(LocalFailure::Evicted),
             _ if !progress.stalled.get() => None,
             // A client that reads, but too slowly, has moved something.
             Some(bound) => Some(bound.fault(false)),
-            None => Some(Fault::Idle),
+            None => Some(LocalFailure::Idle),
         }
     }
 
@@ -89,7 +89,7 @@ fn micros(from: Instant, to: Instant) -> u64 {
     to.saturating_duration_since(from).as_micros() as u64
 }
 
-impl Drop for Ending {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         let (site, stream) = (&self.site, &self.stream);
         {
@@ -120,7 +120,7 @@ impl Drop for Ending {
         let grpc_status = grpc::outcome(stream, state.flags, sent);
         let total = micros(stream.start, now);
 
-        let figures = &site.figures;
+        let figures = &site.metrics;
         figures.active.sub(shard, 1);
         figures.requests[usize::from(status / 100).min(5)].inc(shard);
         figures.duration.observe(shard, total);

@@ -17,22 +17,22 @@ use tokio::{
 };
 use tollgate_abi::fast::flag;
 
-use super::{outcome::Guards, reply::Fault, stream_guard::Ending};
+use super::{outcome::ResponseGuards, reply::LocalFailure, stream_guard::StreamGuard};
 use crate::{
     chain::{Direction, flow::is_interrupted},
-    net::{Broke, Carry, Transport, poll_timer},
+    net::{CopyDirection, CopyError, Transport, poll_timer},
     observe,
     tls::{self, Peer},
-    upstream::{Broken, Switching},
+    upstream::{Upgrading, UpstreamBodyError},
 };
 
 /// A connection to an upstream that speaks another protocol now, to be joined with the client's.
 pub struct Tunnel {
-    pub(super) upstream: Switching,
-    pub(super) ending: Ending,
+    pub(super) upstream: Upgrading,
+    pub(super) ending: StreamGuard,
     pub(super) idle: Option<Duration>,
     pub(super) ends: Option<Instant>,
-    pub(super) guards: Guards,
+    pub(super) guards: ResponseGuards,
 }
 
 /// An upstream's side of a tunnel. The upstream of a client that has vanished, together with its side, is told of an abort.
@@ -51,18 +51,18 @@ impl Drop for Upstream {
 
 /// One of the two ways, with the side that sends on it.
 #[derive(Default)]
-struct Way {
-    carry: Carry,
+struct TunnelDirection {
+    carry: CopyDirection,
     is_over: bool,
     /// Why the side has not come to a clean end.
     broke: Option<io::Error>,
 }
 
-impl Way {
+impl TunnelDirection {
     /// Carries what can be carried now. `back` is the receiver's own way.
     fn poll(
         &mut self,
-        back: &mut Way,
+        back: &mut TunnelDirection,
         sender: &mut (impl AsyncRead + Unpin),
         receiver: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
@@ -74,14 +74,14 @@ impl Way {
         self.is_over = true;
         match carried {
             Ok(()) => {}
-            Err(Broke::Sender(error)) => {
+            Err(CopyError::Sender(error)) => {
                 // Nobody is there to read what comes back.
                 back.is_over = true;
                 self.broke.get_or_insert(error);
             }
             // Who has ended its side may close all of it: that is no abort.
-            Err(Broke::Receiver(_)) if back.carry.has_ended() => {}
-            Err(Broke::Receiver(error)) => {
+            Err(CopyError::Receiver(_)) if back.carry.has_ended() => {}
+            Err(CopyError::Receiver(error)) => {
                 // What it has sent before is still delivered, and what then looks like an end is none.
                 back.carry.cut();
                 back.broke.get_or_insert(error);
@@ -93,8 +93,8 @@ impl Way {
 /// Both ways: the client sends forth, the upstream back.
 #[derive(Default)]
 struct Directions {
-    forth: Way,
-    back: Way,
+    forth: TunnelDirection,
+    back: TunnelDirection,
 }
 
 impl Directions {
@@ -122,12 +122,12 @@ impl Tunnel {
     pub async fn run(self, mut client: impl Transport) {
         let Tunnel { upstream, ending, idle, ends, guards } = self;
         let stream = ending.stream().clone();
-        let tunnels = ending.site().figures.tunnels.clone();
+        let tunnels = ending.site().metrics.tunnels.clone();
         let mut upstream = match upstream.await {
             Ok(stream) => Upstream { stream, aborts: true },
             Err(error) => {
                 stream.flag(flag::UPSTREAM_TERMINATED);
-                guards.broken(&stream, &Broken::Connection(error), 0);
+                guards.broken(&stream, &UpstreamBodyError::Connection(error), 0);
                 client.abort();
                 return;
             }
@@ -142,8 +142,8 @@ impl Tunnel {
         let flags = poll_fn(|cx| {
             if filtered {
                 if is_interrupted(&stream) {
-                    stream.state.borrow_mut().details = Fault::FilterClosed.details().into();
-                    return Poll::Ready(Fault::FilterClosed.flags());
+                    stream.state.borrow_mut().details = LocalFailure::FilterClosed.details().into();
+                    return Poll::Ready(LocalFailure::FilterClosed.flags());
                 }
                 stream.register(Direction::Response, cx);
             }
@@ -173,7 +173,7 @@ impl Tunnel {
         let (broke, client_aborts) = (client_broke.is_some() || upstream_broke.is_some(), upstream_broke.is_some());
         if let Some(error) = upstream_broke {
             stream.flag(flag::UPSTREAM_TERMINATED);
-            guards.broken(&stream, &Broken::Connection(error), back.received());
+            guards.broken(&stream, &UpstreamBodyError::Connection(error), back.received());
         } else if let Some(error) = client_broke {
             stream.flag(flag::DOWNSTREAM_TERMINATED);
             stream.downstream_failed(tls::explain(&error, Peer::Client).1);

@@ -7,12 +7,12 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 
-use super::{Site, reply::Fault};
+use super::{ListenerContext, reply::LocalFailure};
 use crate::http::fields::Present;
 
 /// What a request wants to switch to.
 #[derive(Debug, Clone)]
-pub(super) enum Switch {
+pub(super) enum Upgrade {
     /// Another protocol, spoken with the upstream.
     Upgrade {
         /// Its name.
@@ -24,15 +24,15 @@ pub(super) enum Switch {
 
 const WEBSOCKET: &[u8] = b"websocket";
 
-impl Switch {
+impl Upgrade {
     /// What the request wants and may have. An upgrade that is not offered over HTTP/1.1 is ignored, as that version allows.
     /// One over HTTP/2 leaves the request as a `GET`.
     pub(super) fn wanted(
-        site: &Site,
+        site: &ListenerContext,
         parts: &mut Parts,
         present: Present,
         bodiless: bool,
-    ) -> Result<Option<Switch>, Fault> {
+    ) -> Result<Option<Upgrade>, LocalFailure> {
         let offered = |token: &[u8]| site.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
         if parts.method == Method::CONNECT {
             let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
@@ -45,12 +45,12 @@ impl Switch {
                         let key = HeaderValue::from_str(&key).unwrap_or(HeaderValue::from_static(""));
                         parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
                     }
-                    let token = HeaderValue::from_str(&token).map_err(|_| Fault::Upgrade)?;
-                    Ok(Some(Switch::Upgrade { token }))
+                    let token = HeaderValue::from_str(&token).map_err(|_| LocalFailure::Upgrade)?;
+                    Ok(Some(Upgrade::Upgrade { token }))
                 }
-                Some(_) => Err(Fault::Upgrade),
-                None if site.config.connect => Ok(Some(Switch::Connect)),
-                None => Err(Fault::Connect),
+                Some(_) => Err(LocalFailure::Upgrade),
+                None if site.config.connect => Ok(Some(Upgrade::Connect)),
+                None => Err(LocalFailure::Connect),
             };
         }
         if parts.version != Version::HTTP_11 || !bodiless || !present.upgrade {
@@ -59,12 +59,12 @@ impl Switch {
         let connection = parts.headers.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
         let asked = connection.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade"));
         let token = parts.headers.get(header::UPGRADE).filter(|token| asked && offered(token.as_bytes()));
-        Ok(token.map(|token| Switch::Upgrade { token: token.clone() }))
+        Ok(token.map(|token| Upgrade::Upgrade { token: token.clone() }))
     }
 
     /// Puts what the removal of hop-by-hop fields has taken away back, for filters to see.
     pub(super) fn restore(&self, fields: &mut HeaderMap) {
-        if let Switch::Upgrade { token } = self {
+        if let Upgrade::Upgrade { token } = self {
             fields.insert(header::UPGRADE, token.clone());
         }
     }
@@ -72,8 +72,8 @@ impl Switch {
     /// What a request says to an upstream, in the form of HTTP/1.1: its `Upgrade`.
     pub(super) fn token(&self) -> Option<&HeaderValue> {
         match self {
-            Switch::Upgrade { token } => Some(token),
-            Switch::Connect => None,
+            Upgrade::Upgrade { token } => Some(token),
+            Upgrade::Connect => None,
         }
     }
 
@@ -81,14 +81,14 @@ impl Switch {
     /// status alone.
     pub(super) fn is_agreed(&self, version: Version, fields: &HeaderMap) -> bool {
         match self {
-            Switch::Upgrade { token } if version < Version::HTTP_2 => {
+            Upgrade::Upgrade { token } if version < Version::HTTP_2 => {
                 let said =
                     fields.get_all(header::UPGRADE).iter().flat_map(|said| said.as_bytes().split(|b| *b == b','));
                 let mut said = said.map(<[u8]>::trim_ascii);
                 // Some old servers leave it out.
                 !fields.contains_key(header::UPGRADE) || said.any(|said| said.eq_ignore_ascii_case(token.as_bytes()))
             }
-            Switch::Upgrade { .. } | Switch::Connect => true,
+            Upgrade::Upgrade { .. } | Upgrade::Connect => true,
         }
     }
 
@@ -96,15 +96,15 @@ impl Switch {
     pub(super) fn finish(&self, version: Version, response: &mut Response<crate::http::body::Body>) {
         let fields = response.headers_mut();
         match self {
-            Switch::Upgrade { token } if version == Version::HTTP_11 => {
+            Upgrade::Upgrade { token } if version == Version::HTTP_11 => {
                 fields.insert(header::UPGRADE, token.clone());
                 fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             }
-            Switch::Upgrade { .. } => {
+            Upgrade::Upgrade { .. } => {
                 fields.remove(header::SEC_WEBSOCKET_ACCEPT);
                 *response.status_mut() = StatusCode::OK;
             }
-            Switch::Connect => *response.status_mut() = StatusCode::OK,
+            Upgrade::Connect => *response.status_mut() = StatusCode::OK,
         }
     }
 }

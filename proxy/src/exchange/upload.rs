@@ -17,17 +17,17 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Site,
-    deadline::{Bound, Deadline},
-    min_rate::Pace,
-    mirror::Tee,
-    read_ahead::{Ahead, PATIENCE},
-    reply::Fault,
+    ListenerContext,
+    deadline::{Deadline, DeadlineKind},
+    min_rate::MinRate,
+    mirror::MirrorTee,
+    read_ahead::{PATIENCE, ReadAhead},
+    reply::LocalFailure,
 };
 use crate::{
     chain::{
         Direction, Stream,
-        body::{BodyFlow, Frame as Passed},
+        body::{BodyFlow, FilteredFrame as Passed},
     },
     config::model::HeaderUnderscores,
     h2::measure,
@@ -36,7 +36,7 @@ use crate::{
         fields::clean_trailers,
     },
     net::poll_timer,
-    upstream::{ClientPlace, Holding, reason::chain_of},
+    upstream::{ClientPermit, UsageGuard, reason::chain_of},
 };
 
 /// What a part of a kept body counts for at least: it takes memory however short it is.
@@ -45,7 +45,7 @@ const LEAST_KEPT: usize = 64;
 /// Trailers are longer than the listener lets heads be.
 #[derive(Debug, thiserror::Error)]
 #[error("its trailers are longer than `limits.header_bytes`")]
-struct LongTrailers;
+struct TrailersTooLarge;
 
 /// A request's body.
 pub(super) struct Upload {
@@ -57,30 +57,30 @@ pub(super) struct Upload {
     keeps_underscores: bool,
     /// Bytes that trailers may have.
     max_trailers: u64,
-    source: RefCell<Source>,
-    ahead: RefCell<Ahead>,
-    kept: RefCell<Kept>,
+    source: RefCell<UploadSource>,
+    ahead: RefCell<ReadAhead>,
+    kept: RefCell<ReplayBuffer>,
     /// No other try will want what is kept.
     settled: Cell<bool>,
     /// A try has begun to read it.
     begun: Cell<bool>,
     /// Why it ended early, if it did.
-    fault: Cell<Option<Fault>>,
+    fault: Cell<Option<LocalFailure>>,
     ended: Cell<bool>,
     /// The length that the head of the try under way has promised.
     promised: Cell<Option<u64>>,
-    tee: RefCell<Option<Tee>>,
+    tee: RefCell<Option<MirrorTee>>,
     /// When it was last read there was nothing, and its client could have sent something.
     awaits_client: Cell<bool>,
     /// How fast it must come, if that is bounded.
-    pace: Option<Rc<Pace>>,
+    pace: Option<Rc<MinRate>>,
     /// Bytes that it may have.
     limit: Option<u64>,
     /// Its place among the unfinished uploads to the cluster.
-    place: Holding,
+    place: UsageGuard,
 }
 
-struct Source {
+struct UploadSource {
     incoming: Body,
     /// The client has sent everything.
     drained: bool,
@@ -88,8 +88,8 @@ struct Source {
 }
 
 /// What has been read, for another try.
-struct Kept {
-    frames: Vec<Sent>,
+struct ReplayBuffer {
+    frames: Vec<UploadFrame>,
     bytes: usize,
     limit: usize,
     /// Not everything is kept.
@@ -98,31 +98,31 @@ struct Kept {
 
 /// A part of a body as it is sent.
 #[derive(Clone)]
-pub(super) enum Sent {
+pub(super) enum UploadFrame {
     Data(Bytes),
     Trailers(HeaderMap),
 }
 
-impl Sent {
+impl UploadFrame {
     /// What it counts for where memory is bounded.
     pub(super) fn weight(&self) -> usize {
         match self {
-            Sent::Data(data) => data.len().max(LEAST_KEPT),
+            UploadFrame::Data(data) => data.len().max(LEAST_KEPT),
             // There is one of them, with a bound of its own.
-            Sent::Trailers(_) => 0,
+            UploadFrame::Trailers(_) => 0,
         }
     }
 
     fn frame(self) -> Frame<Bytes> {
         match self {
-            Sent::Data(data) => Frame::data(data),
-            Sent::Trailers(trailers) => Frame::trailers(trailers),
+            UploadFrame::Data(data) => Frame::data(data),
+            UploadFrame::Trailers(trailers) => Frame::trailers(trailers),
         }
     }
 }
 
 impl Upload {
-    pub(super) fn new(site: &Site, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
+    pub(super) fn new(site: &ListenerContext, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
         let empty = incoming.is_end_stream();
         stream.progress.uploads.set(false);
         if empty {
@@ -137,9 +137,9 @@ impl Upload {
             filtered: !empty && stream.chain.wants_body(Direction::Request),
             keeps_underscores: site.config.header_underscores == HeaderUnderscores::Keep,
             max_trailers: site.config.limits.header_bytes.0,
-            source: RefCell::new(Source { incoming, drained: empty, flow }),
+            source: RefCell::new(UploadSource { incoming, drained: empty, flow }),
             ahead: RefCell::default(),
-            kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
+            kept: RefCell::new(ReplayBuffer { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             settled: Cell::new(false),
             begun: Cell::new(false),
             fault: Cell::new(None),
@@ -147,9 +147,9 @@ impl Upload {
             promised: Cell::new(None),
             tee: RefCell::new(None),
             awaits_client: Cell::new(false),
-            pace: paced.then(|| Rc::new(Pace::new(limits.body_rate.0, grace))),
+            pace: paced.then(|| Rc::new(MinRate::new(limits.body_rate.0, grace))),
             limit: Some(limits.request_body.0).filter(|limit| *limit > 0),
-            place: Holding::default(),
+            place: UsageGuard::default(),
         })
     }
 
@@ -173,7 +173,7 @@ impl Upload {
         self.filtered
             && (self.source.borrow().flow.has_trailers()
                 || self.ahead.borrow().has_trailers()
-                || matches!(self.kept.borrow().frames.last(), Some(Sent::Trailers(_))))
+                || matches!(self.kept.borrow().frames.last(), Some(UploadFrame::Trailers(_))))
     }
 
     /// Whether its client has still something to send.
@@ -182,7 +182,7 @@ impl Upload {
     }
 
     /// Holds its place among the unfinished uploads until it is none.
-    pub(super) fn hold(&self, place: ClientPlace) {
+    pub(super) fn hold(&self, place: ClientPermit) {
         if self.is_unfinished() {
             self.stream.progress.uploads.set(true);
             self.place.begin(place);
@@ -190,12 +190,12 @@ impl Upload {
     }
 
     /// That place.
-    pub(super) fn place(&self) -> &Holding {
+    pub(super) fn place(&self) -> &UsageGuard {
         &self.place
     }
 
     /// How fast it must come.
-    pub(super) fn pace(&self) -> Option<Rc<Pace>> {
+    pub(super) fn pace(&self) -> Option<Rc<MinRate>> {
         self.pace.clone()
     }
 
@@ -218,7 +218,7 @@ impl Upload {
     }
 
     /// Why it ended early.
-    pub(super) fn fault(&self) -> Option<Fault> {
+    pub(super) fn fault(&self) -> Option<LocalFailure> {
         self.fault.get()
     }
 
@@ -239,7 +239,7 @@ impl Upload {
     }
 
     /// Copies what is read from now on.
-    pub(super) fn set_tee(&self, tee: Tee) {
+    pub(super) fn set_tee(&self, tee: MirrorTee) {
         *self.tee.borrow_mut() = Some(tee);
     }
 
@@ -277,7 +277,7 @@ impl Upload {
 
     /// Waits until a first part is through the filters, or everything is, or nothing more will be; or until a bound is
     /// passed.
-    pub(super) async fn prime(&self, deadline: &mut Deadline) -> Option<Bound> {
+    pub(super) async fn prime(&self, deadline: &mut Deadline) -> Option<DeadlineKind> {
         std::future::poll_fn(|cx| {
             let mut source = self.source.borrow_mut();
             loop {
@@ -299,7 +299,7 @@ impl Upload {
 
     /// Reads it to its end if that is known to come within `most` bytes; if the end is not known, what comes of it soon. Until then
     /// no upstream is asked. A bound, if one is passed.
-    pub(super) async fn read_ahead(&self, most: usize, deadline: &mut Deadline) -> Option<Bound> {
+    pub(super) async fn read_ahead(&self, most: usize, deadline: &mut Deadline) -> Option<DeadlineKind> {
         let length = self.source.borrow().incoming.size_hint().exact();
         if !self.is_unfinished() || length.is_some_and(|length| length > most as u64) {
             return None;
@@ -335,25 +335,25 @@ impl Upload {
     }
 
     /// Lets go what the filter `nth` holds, now that it has let the head go.
-    pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), Fault> {
+    pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), LocalFailure> {
         let mut source = self.source.borrow_mut();
-        source.flow.release(&self.stream, nth, until).map_err(Fault::from)
+        source.flow.release(&self.stream, nth, until).map_err(LocalFailure::from)
     }
 
     /// Shows the next part to a filter that holds the head. Whether that filter lets the head go.
-    pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, Fault>> {
+    pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, LocalFailure>> {
         let mut source = self.source.borrow_mut();
-        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.fault.get().unwrap_or(Fault::BadBody))
+        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.fault.get().unwrap_or(LocalFailure::BadBody))
     }
 
     /// Moves one part from the client into the filters.
     fn poll_flow(
         &self,
-        source: &mut Source,
+        source: &mut UploadSource,
         until: Option<usize>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<bool, BodyError>> {
-        let Source { incoming, drained, flow } = source;
+        let UploadSource { incoming, drained, flow } = source;
         flow.resume(&self.stream, until).map_err(|e| self.fail(e.into(), e.into()))?;
         if *drained || (until.is_none() && flow.is_ready()) {
             self.stream.register(Direction::Request, cx);
@@ -418,7 +418,7 @@ impl Upload {
             && let Some(trailers) = part.trailers_mut()
         {
             if measure(trailers).is_some_and(|size| size as u64 > self.max_trailers) {
-                return Poll::Ready(Some(Err(BodyError::Downstream(Box::new(LongTrailers)))));
+                return Poll::Ready(Some(Err(BodyError::Downstream(Box::new(TrailersTooLarge)))));
             }
             clean_trailers(trailers, true, self.keeps_underscores);
             if trailers.is_empty() {
@@ -448,15 +448,15 @@ impl Upload {
     #[cold]
     fn fail_by(&self, error: BodyError) -> BodyError {
         let fault = match error {
-            BodyError::TooLong => Fault::RequestBodyLimit,
-            _ if error.is_given_up() => Fault::ClientReset,
-            _ => Fault::BadBody,
+            BodyError::TooLong => LocalFailure::RequestBodyLimit,
+            _ if error.is_given_up() => LocalFailure::ClientReset,
+            _ => LocalFailure::BadBody,
         };
         self.fail(fault, error)
     }
 
     #[cold]
-    fn fail(&self, fault: Fault, error: BodyError) -> BodyError {
+    fn fail(&self, fault: LocalFailure, error: BodyError) -> BodyError {
         if let BodyError::Downstream(source) = &error {
             self.stream.downstream_failed(format!("the request's body: {}", chain_of(&**source)));
         }
@@ -466,7 +466,7 @@ impl Upload {
     }
 
     /// The next part of it, read ahead or not.
-    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Sent, BodyError>>> {
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<UploadFrame, BodyError>>> {
         let ahead = self.ahead.borrow_mut().pop();
         match ahead {
             Some(part) => Poll::Ready(part.map(Ok)),
@@ -475,7 +475,7 @@ impl Upload {
     }
 
     /// The next part from the client, through the filters.
-    fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Sent, BodyError>>> {
+    fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<UploadFrame, BodyError>>> {
         let mut source = self.source.borrow_mut();
         if !self.filtered {
             let frame = ready!(self.poll_incoming(&mut source.incoming, cx));
@@ -490,19 +490,19 @@ impl Upload {
                         if source.incoming.is_end_stream() {
                             self.request_ended();
                         }
-                        Sent::Data(data)
+                        UploadFrame::Data(data)
                     }
                     Err(frame) => {
                         self.request_ended();
-                        Sent::Trailers(frame.into_trailers().unwrap_or_default())
+                        UploadFrame::Trailers(frame.into_trailers().unwrap_or_default())
                     }
                 })),
             });
         }
         loop {
             match source.flow.pop() {
-                Some(Passed::Data(data)) => return Poll::Ready(Some(Ok(Sent::Data(data)))),
-                Some(Passed::Trailers(trailers)) => return Poll::Ready(Some(Ok(Sent::Trailers(trailers)))),
+                Some(Passed::Data(data)) => return Poll::Ready(Some(Ok(UploadFrame::Data(data)))),
+                Some(Passed::Trailers(trailers)) => return Poll::Ready(Some(Ok(UploadFrame::Trailers(trailers)))),
                 None if source.flow.has_ended() => return Poll::Ready(None),
                 None => {}
             }
@@ -522,12 +522,12 @@ struct UploadBody {
 
 impl UploadBody {
     /// Holds a part, or the end, to what the head has promised.
-    fn check(&mut self, sent: Option<Sent>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let data = if let Some(Sent::Data(data)) = &sent { data.len() as u64 } else { 0 };
-        let ends = !matches!(sent, Some(Sent::Data(_))) || self.is_end_stream();
+    fn check(&mut self, sent: Option<UploadFrame>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let data = if let Some(UploadFrame::Data(data)) = &sent { data.len() as u64 } else { 0 };
+        let ends = !matches!(sent, Some(UploadFrame::Data(_))) || self.is_end_stream();
         if let Some(left) = self.left {
             match left.checked_sub(data).filter(|left| *left == 0 || !ends) {
-                None => return Poll::Ready(Some(Err(self.upload.fail(Fault::FilterLength, BodyError::Length)))),
+                None => return Poll::Ready(Some(Err(self.upload.fail(LocalFailure::FilterLength, BodyError::Length)))),
                 left => self.left = left,
             }
         }
@@ -557,7 +557,7 @@ impl http_body::Body for UploadBody {
         let next = ready!(upload.poll_next(cx));
         if let Some(tee) = upload.tee.borrow_mut().as_mut() {
             match &next {
-                Some(Ok(Sent::Data(data))) => tee.send(data.clone()),
+                Some(Ok(UploadFrame::Data(data))) => tee.send(data.clone()),
                 None => tee.end(),
                 _ => {}
             }

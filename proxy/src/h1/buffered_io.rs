@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Outbox;
+use super::WriteBuf;
 
 /// Bytes that are read at a time where nobody knows how many there will be: through memory that all connections of a thread
 /// share, so that an idle one keeps none.
@@ -25,20 +25,20 @@ thread_local! {
 
 /// A connection on which HTTP/1.1 is spoken.
 #[derive(Debug)]
-pub struct Wire<T> {
+pub struct BufferedIo<T> {
     io: T,
     /// What has come.
     pub inbox: BytesMut,
     /// What is to be sent.
-    pub outbox: Outbox,
+    pub outbox: WriteBuf,
     received: u64,
     sent: u64,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     /// A connection on which nothing has been said.
-    pub fn new(io: T) -> Wire<T> {
-        Wire { io, inbox: BytesMut::new(), outbox: Outbox::default(), received: 0, sent: 0 }
+    pub fn new(io: T) -> BufferedIo<T> {
+        BufferedIo { io, inbox: BytesMut::new(), outbox: WriteBuf::default(), received: 0, sent: 0 }
     }
 
     /// The stream.
@@ -66,7 +66,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             self.inbox.reserve(LARGE.min(expected as usize));
             ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox))?
         } else {
-            let Wire { io, inbox, .. } = self;
+            let BufferedIo { io, inbox, .. } = self;
             ready!(SHARED.with_borrow_mut(|shared| {
                 let mut buffer = ReadBuf::new(shared);
                 ready!(Pin::new(io).poll_read(cx, &mut buffer))?;

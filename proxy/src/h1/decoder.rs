@@ -21,7 +21,7 @@ const REUSED: usize = 16 << 10;
 
 /// A part of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum BodyPart {
     /// Data; never empty.
     Data(Bytes),
     /// What follows the last of it; never empty.
@@ -97,7 +97,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What has come breaks the framing: the connection cannot be used any more.
-    pub fn decode(&mut self, inbox: &mut BytesMut) -> Result<Option<Part>, Violation> {
+    pub fn decode(&mut self, inbox: &mut BytesMut) -> Result<Option<BodyPart>, Violation> {
         loop {
             match &mut self.0 {
                 State::Done => return Ok(None),
@@ -108,9 +108,9 @@ impl Decoder {
                     if *left == 0 {
                         self.0 = State::Done;
                     }
-                    return Ok(Some(Part::Data(data)));
+                    return Ok(Some(BodyPart::Data(data)));
                 }
-                State::UntilClose => return Ok(Some(Part::Data(up_to(inbox, u64::MAX)))),
+                State::UntilClose => return Ok(Some(BodyPart::Data(up_to(inbox, u64::MAX)))),
                 State::Chunk(left) => {
                     let data = up_to(inbox, *left);
                     *left -= data.len() as u64;
@@ -120,7 +120,7 @@ impl Decoder {
                         // is found again, after the data.
                         let _ = self.pass_framing(inbox);
                     }
-                    return Ok(Some(Part::Data(data)));
+                    return Ok(Some(BodyPart::Data(data)));
                 }
                 State::Trailers(..) => return self.trailers(inbox),
                 State::Size(_) | State::ChunkEnd => {
@@ -172,7 +172,7 @@ impl Decoder {
         }
     }
 
-    fn trailers(&mut self, inbox: &mut BytesMut) -> Result<Option<Part>, Violation> {
+    fn trailers(&mut self, inbox: &mut BytesMut) -> Result<Option<BodyPart>, Violation> {
         let State::Trailers(whole, seen) = &mut self.0 else { return Ok(None) };
         while let Some(end) = memchr::memchr(b'\n', &inbox[*seen..]).map(|at| *seen + at + 1) {
             let line = &inbox[*whole..end];
@@ -183,7 +183,7 @@ impl Decoder {
                     return Ok(None);
                 }
                 return match trailers(section) {
-                    Ok(trailers) => Ok(Some(Part::Trailers(trailers))),
+                    Ok(trailers) => Ok(Some(BodyPart::Trailers(trailers))),
                     Err(HeadError::Violation(violation)) => Err(violation),
                     Err(_) => Err(Violation::HeaderName),
                 };
@@ -238,11 +238,11 @@ mod tests {
         let mut pieces = input.chunks(step);
         loop {
             match decoder.decode(&mut inbox)? {
-                Some(Part::Data(part)) => {
+                Some(BodyPart::Data(part)) => {
                     assert!(!part.is_empty());
                     data.extend_from_slice(&part);
                 }
-                Some(Part::Trailers(fields)) => assert!(trailers.replace(fields).is_none()),
+                Some(BodyPart::Trailers(fields)) => assert!(trailers.replace(fields).is_none()),
                 None if decoder.is_done() => break,
                 None => match pieces.next() {
                     Some(piece) => inbox.extend_from_slice(piece),
@@ -276,7 +276,7 @@ mod tests {
     fn the_last_chunk_is_known_to_be_the_last_if_its_end_is_there() {
         let mut decoder = Decoder::chunked();
         let mut inbox = BytesMut::from("5\r\nhello\r\n0\r\n\r\n");
-        assert_eq!(decoder.decode(&mut inbox), Ok(Some(Part::Data(Bytes::from_static(b"hello")))));
+        assert_eq!(decoder.decode(&mut inbox), Ok(Some(BodyPart::Data(Bytes::from_static(b"hello")))));
         assert!(decoder.is_done() && inbox.is_empty());
     }
 

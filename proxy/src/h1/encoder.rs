@@ -14,7 +14,7 @@ use http::{
 };
 use http_body::SizeHint;
 
-use super::{Outbox, violation::length};
+use super::{WriteBuf, violation::length};
 
 /// How a body is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +22,14 @@ pub enum Encoder {
     /// So many bytes are still to come.
     Length(u64),
     /// In chunks, with these names allowed in trailers.
-    Chunked(Announced),
+    Chunked(TrailerPolicy),
     /// As it is; its end is the connection's.
     UntilClose,
 }
 
 /// Which trailers are sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Announced {
+pub enum TrailerPolicy {
     /// All that may be trailers: the recipient has asked for them.
     All,
     /// Those that `Trailer` lists.
@@ -39,21 +39,21 @@ pub enum Announced {
 /// A body is longer or shorter than its head has said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body does not have the length that its head has promised")]
-pub struct WrongLength;
+pub struct LengthMismatch;
 
 impl Encoder {
     /// Writes a part.
     ///
     /// # Errors
     /// It is more than was promised.
-    pub fn data(&mut self, data: Bytes, out: &mut Outbox) -> Result<(), WrongLength> {
+    pub fn data(&mut self, data: Bytes, out: &mut WriteBuf) -> Result<(), LengthMismatch> {
         if data.is_empty() {
             // A chunk without data would be the last one.
             return Ok(());
         }
         match self {
             Encoder::Length(left) => {
-                *left = left.checked_sub(data.len() as u64).ok_or(WrongLength)?;
+                *left = left.checked_sub(data.len() as u64).ok_or(LengthMismatch)?;
                 out.push(data);
             }
             Encoder::UntilClose => out.push(data),
@@ -71,10 +71,10 @@ impl Encoder {
     ///
     /// # Errors
     /// There is less than was promised.
-    pub fn end(&mut self, trailers: Option<&HeaderMap>, out: &mut Outbox) -> Result<(), WrongLength> {
+    pub fn end(&mut self, trailers: Option<&HeaderMap>, out: &mut WriteBuf) -> Result<(), LengthMismatch> {
         match self {
             Encoder::Length(0) | Encoder::UntilClose => return Ok(()),
-            Encoder::Length(_) => return Err(WrongLength),
+            Encoder::Length(_) => return Err(LengthMismatch),
             Encoder::Chunked(announced) => {
                 out.tail().extend_from_slice(b"0\r\n");
                 for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| announced.allows(name)) {
@@ -101,9 +101,9 @@ fn hex_line(mut size: usize, space: &mut [u8; 18]) -> &[u8] {
     }
 }
 
-impl Announced {
-    fn by(fields: &HeaderMap) -> Announced {
-        Announced::Listed(fields.get_all(TRAILER).iter().cloned().collect())
+impl TrailerPolicy {
+    fn by(fields: &HeaderMap) -> TrailerPolicy {
+        TrailerPolicy::Listed(fields.get_all(TRAILER).iter().cloned().collect())
     }
 
     /// Whether a trailer of this name is sent. What frames or routes a message must not come after it (RFC 9110 section
@@ -113,8 +113,8 @@ impl Announced {
             return false;
         }
         match self {
-            Announced::All => true,
-            Announced::Listed(lists) => lists.iter().any(|list| {
+            TrailerPolicy::All => true,
+            TrailerPolicy::Listed(lists) => lists.iter().any(|list| {
                 let mut names = list.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
                 names.any(|listed| listed.eq_ignore_ascii_case(name.as_str().as_bytes()))
             }),
@@ -226,7 +226,7 @@ impl<'a> RequestHead<'a> {
 
 /// Writes a request's head, and says how its body must be written. `Content-Length` is that of the fields or of the body; a
 /// body without either is sent in chunks.
-pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut Outbox) -> Encoder {
+pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut WriteBuf) -> Encoder {
     let out = out.tail();
     out.reserve(fields_len(head.fields) + head.target.len() + head.host.map_or(0, <[u8]>::len));
     out.extend_from_slice(head.method.as_str().as_bytes());
@@ -275,7 +275,7 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
         }
         (false, None) => {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            Encoder::Chunked(Announced::by(head.fields))
+            Encoder::Chunked(TrailerPolicy::by(head.fields))
         }
     };
     out.extend_from_slice(b"\r\n");
@@ -283,7 +283,7 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut O
 }
 
 /// Writes an interim response (RFC 9110 section 15.2), which has no body.
-pub fn interim(head: &http::Response<()>, out: &mut Outbox) {
+pub fn interim(head: &http::Response<()>, out: &mut WriteBuf) {
     let out = out.tail();
     out.reserve(fields_len(head.headers()));
     out.extend_from_slice(b"HTTP/1.1 ");
@@ -299,7 +299,7 @@ pub fn interim(head: &http::Response<()>, out: &mut Outbox) {
 
 /// What a client can take, and what becomes of its connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Client {
+pub struct ClientTraits {
     /// The version that it speaks.
     pub version: Version,
     /// It has asked with `HEAD`.
@@ -317,8 +317,8 @@ pub fn response(
     parts: &response::Parts,
     body: &SizeHint,
     empty: bool,
-    client: Client,
-    out: &mut Outbox,
+    client: ClientTraits,
+    out: &mut WriteBuf,
 ) -> (Encoder, bool) {
     let (status, fields) = (parts.status, &parts.headers);
     let out = out.tail();
@@ -368,7 +368,7 @@ pub fn response(
         Encoder::UntilClose
     } else {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        Encoder::Chunked(if client.trailers { Announced::All } else { Announced::by(fields) })
+        Encoder::Chunked(if client.trailers { TrailerPolicy::All } else { TrailerPolicy::by(fields) })
     };
     if closes {
         out.extend_from_slice(b"connection: close\r\n");
@@ -411,15 +411,20 @@ mod tests {
 
     use super::*;
 
-    const CLIENT: Client =
-        Client { version: Version::HTTP_11, head_only: false, trailers: false, persists: true, switches: false };
+    const CLIENT: ClientTraits =
+        ClientTraits { version: Version::HTTP_11, head_only: false, trailers: false, persists: true, switches: false };
 
-    fn text(out: &mut Outbox) -> String {
+    fn text(out: &mut WriteBuf) -> String {
         String::from_utf8(out.tail().to_vec()).unwrap()
     }
 
-    fn of_response(response: Response<()>, body: &SizeHint, empty: bool, client: Client) -> (String, Encoder, bool) {
-        let mut out = Outbox::default();
+    fn of_response(
+        response: Response<()>,
+        body: &SizeHint,
+        empty: bool,
+        client: ClientTraits,
+    ) -> (String, Encoder, bool) {
+        let mut out = WriteBuf::default();
         let (parts, ()) = response.into_parts();
         let (encoder, persists) = super::response(&parts, body, empty, client, &mut out);
         let text = text(&mut out);
@@ -451,7 +456,7 @@ mod tests {
     #[test]
     fn a_request_says_how_long_its_body_is() {
         let exact = SizeHint::with_exact(3);
-        let chunked = Encoder::Chunked(Announced::Listed(Vec::new()));
+        let chunked = Encoder::Chunked(TrailerPolicy::Listed(Vec::new()));
         for (method, said, body, empty, lines, encoder) in [
             ("GET", None, &SizeHint::with_exact(0), true, "", Encoder::Length(0)),
             ("POST", None, &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
@@ -467,7 +472,7 @@ mod tests {
                 request = request.header("content-length", said);
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            let mut out = Outbox::default();
+            let mut out = WriteBuf::default();
             assert_eq!(super::request(&RequestHead::of(&parts), body, empty, &mut out), encoder, "{method} {said:?}");
             let expected = format!("{method} /a?b HTTP/1.1\r\nhost: x\r\na: b\r\n{lines}\r\n");
             assert_eq!(text(&mut out), expected);
@@ -478,7 +483,7 @@ mod tests {
     fn what_is_said_of_trailers_is_for_the_next_hop() {
         let request = Request::get("/").header("host", "x").header("te", "trailers").body(()).unwrap();
         let (parts, ()) = request.into_parts();
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         super::request(&RequestHead::of(&parts), &SizeHint::with_exact(0), true, &mut out);
         assert_eq!(text(&mut out), "GET / HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: te\r\n\r\n");
     }
@@ -501,7 +506,7 @@ mod tests {
             fields: &fields,
             replaced: &replaced,
         };
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         assert_eq!(super::request(&head, &SizeHint::default(), false, &mut out), Encoder::Length(4));
         assert_eq!(
             text(&mut out),
@@ -538,13 +543,13 @@ mod tests {
             let (text, _, _) = of_response(response(status, &[("content-length", "0")]), &none, true, CLIENT);
             assert!(!text.contains("content-length"), "{text}");
         }
-        for (status, client) in [(200, Client { head_only: true, ..CLIENT }), (304, CLIENT)] {
+        for (status, client) in [(200, ClientTraits { head_only: true, ..CLIENT }), (304, CLIENT)] {
             let (text, encoder, _) = of_response(response(status, &[("content-length", "9")]), &none, true, client);
             assert!(text.contains("content-length: 9\r\n") && encoder == Encoder::Length(0), "{text}");
         }
         let (text, encoder, persists) = of_response(response(200, &[]), &unknown, false, CLIENT);
         assert!(text.contains("transfer-encoding: chunked\r\n") && persists && matches!(encoder, Encoder::Chunked(_)));
-        let old = Client { version: Version::HTTP_10, ..CLIENT };
+        let old = ClientTraits { version: Version::HTTP_10, ..CLIENT };
         let (text, encoder, persists) = of_response(response(200, &[]), &unknown, false, old);
         assert_eq!(
             (&*text, encoder, persists),
@@ -552,7 +557,8 @@ mod tests {
         );
         let (text, _, persists) = of_response(response(200, &[]), &none, true, old);
         assert!(text.contains("connection: keep-alive\r\n") && persists, "{text}");
-        let (text, _, persists) = of_response(response(200, &[]), &none, true, Client { persists: false, ..CLIENT });
+        let (text, _, persists) =
+            of_response(response(200, &[]), &none, true, ClientTraits { persists: false, ..CLIENT });
         assert!(text.contains("connection: close\r\n") && !persists, "{text}");
         let (text, _, persists) = of_response(response(200, &[("connection", "close")]), &none, true, CLIENT);
         assert!(text.matches("connection: close\r\n").count() == 1 && !persists, "{text}");
@@ -586,14 +592,14 @@ mod tests {
     #[test]
     fn a_response_has_one_date_and_what_agrees_to_switch_says_so() {
         let given = "Tue, 01 Jan 2030 00:00:00 GMT";
-        let switches = Client { switches: true, ..CLIENT };
+        let switches = ClientTraits { switches: true, ..CLIENT };
         for (status, client, fields, dates) in [
             (200, CLIENT, &[("x", "1")][..], 1),
             (404, CLIENT, &[("date", given)], 1),
             (101, switches, &[("connection", "upgrade"), ("keep-alive", "5")], 0),
         ] {
             let response = fields.iter().fold(Response::builder().status(status), |r, (n, v)| r.header(*n, *v));
-            let mut out = Outbox::default();
+            let mut out = WriteBuf::default();
             super::response(&response.body(()).unwrap().into_parts().0, &SizeHint::default(), true, client, &mut out);
             let text = text(&mut out);
             let said: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("date: ")).collect();
@@ -601,18 +607,18 @@ mod tests {
             assert!(said.iter().all(|date| httpdate::parse_http_date(date).is_ok()), "{text}");
             assert!(fields.iter().all(|(name, value)| text.contains(&format!("{name}: {value}\r\n"))), "{text}");
         }
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         interim(&Response::builder().status(103).header("link", "</a>").body(()).unwrap(), &mut out);
         assert_eq!(text(&mut out), "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     }
 
     #[test]
     fn a_body_has_the_length_that_was_promised() {
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         let mut encoder = Encoder::Length(3);
         assert_eq!(encoder.data(Bytes::from_static(b"ab"), &mut out), Ok(()));
-        assert_eq!(encoder.clone().end(None, &mut out), Err(WrongLength));
-        assert_eq!(encoder.clone().data(Bytes::from_static(b"cd"), &mut out), Err(WrongLength));
+        assert_eq!(encoder.clone().end(None, &mut out), Err(LengthMismatch));
+        assert_eq!(encoder.clone().data(Bytes::from_static(b"cd"), &mut out), Err(LengthMismatch));
         assert_eq!(encoder.data(Bytes::from_static(b"c"), &mut out), Ok(()));
         assert_eq!(encoder.end(None, &mut out), Ok(()));
         assert_eq!(text(&mut out), "abc");
@@ -625,9 +631,9 @@ mod tests {
             trailers.insert(name, HeaderValue::from_static("1"));
         }
         let listed =
-            Announced::Listed(vec![HeaderValue::from_static("x, B"), HeaderValue::from_static("content-length")]);
-        for (announced, end) in [(listed, "b: 1\r\n"), (Announced::All, "a: 1\r\nb: 1\r\n")] {
-            let (mut encoder, mut out) = (Encoder::Chunked(announced), Outbox::default());
+            TrailerPolicy::Listed(vec![HeaderValue::from_static("x, B"), HeaderValue::from_static("content-length")]);
+        for (announced, end) in [(listed, "b: 1\r\n"), (TrailerPolicy::All, "a: 1\r\nb: 1\r\n")] {
+            let (mut encoder, mut out) = (Encoder::Chunked(announced), WriteBuf::default());
             encoder.data(Bytes::from_static(&[b'x'; 26]), &mut out).unwrap();
             encoder.data(Bytes::new(), &mut out).unwrap();
             encoder.data(Bytes::from_static(b"y"), &mut out).unwrap();

@@ -102,12 +102,12 @@ const LONGEST: usize = 32;
 const SLOTS: usize = 128;
 
 thread_local! {
-    static NAMES: RefCell<Names> = RefCell::new(Names(vec![None; SLOTS].into_boxed_slice()));
+    static NAMES: RefCell<OriginalNames> = RefCell::new(OriginalNames(vec![None; SLOTS].into_boxed_slice()));
 }
 
 /// Names in the spelling of those who have sent them, and as they were read. All peers send the same few all the time; what
 /// somebody invents costs no more than without this.
-struct Names(Box<[Option<Known>]>);
+struct OriginalNames(Box<[Option<Known>]>);
 
 #[derive(Clone)]
 struct Known {
@@ -116,7 +116,7 @@ struct Known {
     name: HeaderName,
 }
 
-impl Names {
+impl OriginalNames {
     fn read(&mut self, spelling: &[u8]) -> Result<HeaderName, HeadError> {
         let new = || HeaderName::from_bytes(spelling).map_err(|_| HeadError::Malformed);
         let len = spelling.len();
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn names_are_read_the_same_however_often_and_in_whatever_spelling() {
         let names: Vec<String> = (0..300).map(|n| format!("X-{n}-{}", "y".repeat(n % 40))).collect();
-        let mut memory = Names(vec![None; SLOTS].into_boxed_slice());
+        let mut memory = OriginalNames(vec![None; SLOTS].into_boxed_slice());
         for _ in 0..3 {
             for name in names.iter().map(String::as_str).chain(["Host", "host", "HOST", "content-Length"]) {
                 assert_eq!(memory.read(name.as_bytes()).unwrap(), HeaderName::from_bytes(name.as_bytes()).unwrap());

@@ -47,14 +47,14 @@ const MAX_TARGET: usize = u16::MAX as usize - 1;
 
 /// Where the end of a head is.
 #[derive(Debug, Default)]
-pub struct Finder {
+pub struct HeadScanner {
     /// All before this has been looked at: the beginning of a line.
     line: usize,
     /// And of that line, all before this.
     seen: usize,
 }
 
-impl Finder {
+impl HeadScanner {
     /// The length of the head at the beginning of `inbox`, once it is there as a whole. Empty lines before it are skipped
     /// (RFC 9112 section 2.2).
     ///
@@ -70,7 +70,7 @@ impl Finder {
             match empty {
                 true if self.line == 0 => {
                     inbox.advance(2);
-                    *self = Finder::default();
+                    *self = HeadScanner::default();
                     continue;
                 }
                 true if end < limit => return Ok(Some(end + 1)),
@@ -270,7 +270,7 @@ mod tests {
         step: usize,
         parse: impl FnOnce(&mut BytesMut, usize) -> Result<T, HeadError>,
     ) -> Result<Option<(T, usize)>, HeadError> {
-        let (mut finder, mut inbox) = (Finder::default(), BytesMut::new());
+        let (mut finder, mut inbox) = (HeadScanner::default(), BytesMut::new());
         let mut pieces = input.chunks(step);
         loop {
             if let Some(length) = finder.find(&mut inbox, LIMITS.head)? {

@@ -14,12 +14,12 @@ pub mod violation;
 mod write_buf;
 
 pub use self::{
-    buffered_io::Wire,
-    decoder::{Decoder, Part},
+    buffered_io::BufferedIo,
+    decoder::{BodyPart, Decoder},
     encoder::Encoder,
     head::HeadError,
     violation::Violation,
-    write_buf::Outbox,
+    write_buf::WriteBuf,
 };
 
 /// Bounds on what a peer may send before a body.

@@ -14,7 +14,7 @@ use http::Response;
 use http_body::{Frame, SizeHint};
 
 use crate::{
-    h1::{self, Decoder, Part, Wire, encoder, head},
+    h1::{self, BodyPart, BufferedIo, Decoder, encoder, head},
     net::{Stream, is_tls},
 };
 
@@ -22,8 +22,8 @@ use crate::{
 const AHEAD: usize = 16 << 10;
 
 /// A client's connection.
-pub(crate) struct Line {
-    wire: RefCell<Option<Wire<Stream>>>,
+pub(crate) struct ServerConnection {
+    wire: RefCell<Option<BufferedIo<Stream>>>,
     /// What of the body of the request under way is still to be read.
     body: RefCell<Decoder>,
     /// Which request is under way; the bodies of those before it have nothing more to read.
@@ -36,10 +36,10 @@ pub(crate) struct Line {
     pub(crate) ending: Cell<bool>,
 }
 
-impl Line {
-    pub(crate) fn new(stream: Stream) -> Line {
-        Line {
-            wire: RefCell::new(Some(Wire::new(stream))),
+impl ServerConnection {
+    pub(crate) fn new(stream: Stream) -> ServerConnection {
+        ServerConnection {
+            wire: RefCell::new(Some(BufferedIo::new(stream))),
             body: RefCell::new(Decoder::length(0)),
             request: Cell::new(0),
             head_since: Cell::new(None),
@@ -50,18 +50,18 @@ impl Line {
 
     /// What has come and was not read, and the connection, once.
     pub(crate) fn take(&self) -> Option<(Bytes, Stream)> {
-        self.wire.take().map(Wire::into_parts)
+        self.wire.take().map(BufferedIo::into_parts)
     }
 
     /// Works on the connection, unless somebody else has it.
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Wire<Stream>) -> T) -> Option<T> {
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut BufferedIo<Stream>) -> T) -> Option<T> {
         self.wire.borrow_mut().as_mut().map(work)
     }
 
     /// The head of the next request. `None`: there will be none.
     pub(crate) fn poll_head(
         &self,
-        finder: &mut head::Finder,
+        finder: &mut head::HeadScanner,
         limits: &h1::Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<head::Request>, h1::HeadError>> {
@@ -192,7 +192,7 @@ impl Line {
         encoder: &mut h1::Encoder,
         data: Option<Bytes>,
         end: Option<Option<&http::HeaderMap>>,
-    ) -> Result<usize, encoder::WrongLength> {
+    ) -> Result<usize, encoder::LengthMismatch> {
         let written = self.with(|wire| {
             if let Some(data) = data {
                 encoder.data(data, &mut wire.outbox)?;
@@ -211,7 +211,7 @@ pub type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request, read from its connection when it is wanted.
 pub struct RequestBody {
-    line: Rc<Line>,
+    line: Rc<ServerConnection>,
     request: u32,
 }
 
@@ -236,8 +236,8 @@ impl http_body::Body for RequestBody {
         loop {
             match body.decode(&mut wire.inbox) {
                 Err(violation) => return failed(violation.into()),
-                Ok(Some(Part::Data(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Ok(Some(Part::Trailers(trailers))) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Some(BodyPart::Data(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Some(BodyPart::Trailers(trailers))) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(None) if body.is_done() => return Poll::Ready(None),
                 Ok(None) => {}
             }

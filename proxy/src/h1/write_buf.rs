@@ -22,7 +22,7 @@ const SLICES: usize = 16;
 
 /// Bytes on their way out.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct WriteBuf {
     /// What goes first.
     parts: VecDeque<Bytes>,
     /// What goes after that.
@@ -33,7 +33,7 @@ pub struct Outbox {
     len: usize,
 }
 
-impl Outbox {
+impl WriteBuf {
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         self.len + self.tail.len() - self.sent
@@ -70,7 +70,7 @@ impl Outbox {
     /// Gives its memory back while there is nothing in it, but for what most heads need.
     pub fn release(&mut self) {
         if self.is_empty() && (self.tail.capacity() > KEPT || self.parts.capacity() > 0) {
-            *self = Outbox::default();
+            *self = WriteBuf::default();
         }
     }
 
@@ -120,7 +120,7 @@ impl Outbox {
     }
 }
 
-impl Write for Outbox {
+impl Write for WriteBuf {
     /// For what is formatted: never fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.tail.extend_from_slice(bytes);
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn everything_is_sent_in_order_however_little_is_taken_at_a_time() {
         for step in [0, 1, 2, 3, 700, 4096, 100_000] {
-            let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
+            let (mut outbox, mut expected) = (WriteBuf::default(), Vec::new());
             let mut narrow = Narrow(step, Vec::new());
             let mut cx = Context::from_waker(std::task::Waker::noop());
             for (nth, size) in [10, 5000, 1, 3000, 3000, 100, 0, 20_000].into_iter().enumerate() {

@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::{Window, content_length, measure, remove_of_connection};
 
 /// A body that comes. What is read of it is room for more at once.
-pub struct Incoming {
+pub struct IncomingBody {
     stream: RecvStream,
     /// Bytes that are still to come, if the head has said how many. h2 holds the peer to it.
     left: Option<u64>,
@@ -27,16 +27,16 @@ pub struct Incoming {
     window: Option<Rc<Window>>,
 }
 
-impl Incoming {
+impl IncomingBody {
     /// What follows a head with these fields.
-    pub fn new(stream: RecvStream, fields: &HeaderMap) -> Incoming {
+    pub fn new(stream: RecvStream, fields: &HeaderMap) -> IncomingBody {
         let left = content_length(fields).ok().flatten();
-        Incoming { stream, left, data_over: false, trailers: 0, window: None }
+        IncomingBody { stream, left, data_over: false, trailers: 0, window: None }
     }
 
     /// The same on a connection whose window is watched.
-    pub fn within(self, window: Rc<Window>) -> Incoming {
-        Incoming { window: Some(window), ..self }
+    pub fn within(self, window: Rc<Window>) -> IncomingBody {
+        IncomingBody { window: Some(window), ..self }
     }
 
     /// Whether the peer may send more of it. All that has come of it must have been read: then its own stream has room. If not, the task
@@ -90,7 +90,7 @@ impl Incoming {
 
 /// Why a body was not sent to its end.
 #[derive(Debug)]
-pub enum Cut {
+pub enum SendError {
     /// The peer has ended the stream, or the connection has ended.
     Stream(h2::Error),
     /// The body has failed; the peer is told by a reset.
@@ -98,7 +98,7 @@ pub enum Cut {
 }
 
 /// A body on its way to the peer, after its head.
-pub struct Sending<B> {
+pub struct BodySender<B> {
     body: B,
     stream: SendStream<Bytes>,
     /// Data that waits for the peer to make room, and whether it is the last.
@@ -107,31 +107,33 @@ pub struct Sending<B> {
     trailers: bool,
 }
 
-impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> Sending<B> {
+impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> BodySender<B> {
     /// Sends `body`, as [`Sending::poll`] is called.
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Sending { body, stream, held: None, trailers: true }
+        BodySender { body, stream, held: None, trailers: true }
     }
 
     /// The same without its trailers, unless they are wanted.
     pub fn with_trailers(self, wanted: bool) -> Self {
-        Sending { trailers: wanted, ..self }
+        BodySender { trailers: wanted, ..self }
     }
 
     /// Sends what can be sent. Ready when h2 has all of it, or no more of it is wanted.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.poll_noting(cx, || {})
     }
 
     /// The same, and calls `moved` when the peer has made room for data that waited for it.
-    pub fn poll_noting(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), Cut>> {
+    pub fn poll_noting(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), SendError>> {
         if let Poll::Ready(sent) = self.poll_send(cx, moved) {
             return Poll::Ready(sent);
         }
-        self.stream.poll_reset(cx).map(|reset| Err(Cut::Stream(reset.map_or_else(|error| error, h2::Error::from))))
+        self.stream
+            .poll_reset(cx)
+            .map(|reset| Err(SendError::Stream(reset.map_or_else(|error| error, h2::Error::from))))
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), Cut>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), SendError>> {
         // What the body gives in this turn has not waited.
         let mut moved = self.held.is_some().then_some(moved);
         loop {
@@ -143,7 +145,7 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                         self.held = Some((data, last));
                         return Poll::Pending;
                     }
-                    Poll::Ready(room) => room.map_err(Cut::Stream)?,
+                    Poll::Ready(room) => room.map_err(SendError::Stream)?,
                 };
                 if let Some(moved) = moved.take() {
                     moved();
@@ -153,20 +155,20 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                 if room < data.len() && !last {
                     let part = data.split_to(room);
                     self.held = Some((data, last));
-                    self.stream.send_data(part, false).map_err(Cut::Stream)?;
+                    self.stream.send_data(part, false).map_err(SendError::Stream)?;
                     continue;
                 }
-                self.stream.send_data(data, last).map_err(Cut::Stream)?;
+                self.stream.send_data(data, last).map_err(SendError::Stream)?;
                 if last {
                     return Poll::Ready(Ok(()));
                 }
             }
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(Cut::Stream)),
+                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(SendError::Stream)),
                 Some(Err(error)) => {
                     let error = error.into();
                     self.stream.send_reset(reset_reason(&*error));
-                    return Poll::Ready(Err(Cut::Body(error)));
+                    return Poll::Ready(Err(SendError::Body(error)));
                 }
                 Some(Ok(frame)) => frame,
             };
@@ -189,7 +191,7 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> S
                         true => self.stream.send_trailers(trailers),
                         false => self.stream.send_data(Bytes::new(), true),
                     };
-                    return Poll::Ready(sent.map_err(Cut::Stream));
+                    return Poll::Ready(sent.map_err(SendError::Stream));
                 }
             }
         }
@@ -258,7 +260,7 @@ mod tests {
         let serving = async move {
             let mut http = h2::server::handshake(near).await.unwrap();
             let (_, mut respond) = http.accept().await.unwrap().unwrap();
-            let mut sending = Sending::new(Parts(parts), respond.send_response(Response::new(()), false).unwrap());
+            let mut sending = BodySender::new(Parts(parts), respond.send_response(Response::new(()), false).unwrap());
             let _ = tokio::join!(poll_fn(|cx| sending.poll(cx)), http.accept());
         };
         let reading = async move {

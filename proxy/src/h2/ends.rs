@@ -16,19 +16,19 @@ use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    frames::{Scanner, Seen},
-    peer_settings::{Reader, Said},
+    frames::{FrameEvent, Scanner},
+    peer_settings::{PeerSettings, Reader},
 };
 use crate::net::pass_writes;
 
 /// The streams of a connection about which somebody wants to know.
 #[derive(Debug, Default, Clone)]
-pub struct Ends(Rc<Inner>);
+pub struct StreamEnds(Rc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     streams: RefCell<FxHashMap<u32, End>>,
-    said: Said,
+    said: PeerSettings,
 }
 
 /// What is known of a stream's end.
@@ -39,7 +39,7 @@ struct End {
     has_pseudo: bool,
 }
 
-impl Ends {
+impl StreamEnds {
     /// Watches a stream that has begun just now.
     pub fn watch(&self, stream: u32) -> Ended {
         self.0.streams.borrow_mut().insert(stream, End::default());
@@ -54,7 +54,7 @@ impl Ends {
     }
 
     /// What the peer has said of the connection.
-    pub fn said(&self) -> &Said {
+    pub fn said(&self) -> &PeerSettings {
         &self.0.said
     }
 }
@@ -62,7 +62,7 @@ impl Ends {
 /// Whether a stream was ended with END_STREAM.
 #[derive(Debug)]
 pub struct Ended {
-    ends: Ends,
+    ends: StreamEnds,
     stream: u32,
 }
 
@@ -89,29 +89,29 @@ impl Drop for Ended {
 }
 
 /// A connection to a server whose frames are looked at.
-pub struct Watched<T> {
+pub struct WatchedIo<T> {
     stream: T,
     scanner: Scanner,
     reader: Reader,
-    ends: Ends,
+    ends: StreamEnds,
 }
 
-impl<T> Watched<T> {
+impl<T> WatchedIo<T> {
     /// Looks at what comes from `stream`, for `ends`.
-    pub fn new(stream: T, ends: Ends) -> Self {
+    pub fn new(stream: T, ends: StreamEnds) -> Self {
         // A server begins with a frame (RFC 9113 section 3.4).
-        Watched { stream, scanner: Scanner::after(0), reader: Reader::default(), ends }
+        WatchedIo { stream, scanner: Scanner::after(0), reader: Reader::default(), ends }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for WatchedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
         let (mut ends, said) = (me.ends.0.streams.borrow_mut(), &me.ends.0.said);
         me.scanner.scan_all(&buf.filled()[before..], |seen| {
-            if let Seen::Frame(frame) = seen
+            if let FrameEvent::Frame(frame) = seen
                 && frame.ends_stream()
                 && let Some(end) = ends.get_mut(&frame.stream)
             {
@@ -123,4 +123,4 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-pass_writes!([T: AsyncWrite + Unpin] Watched<T>, stream);
+pass_writes!([T: AsyncWrite + Unpin] WatchedIo<T>, stream);

@@ -51,7 +51,7 @@ impl Frame {
 
 /// What is found in what a peer sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen<'a> {
+pub enum FrameEvent<'a> {
     /// A frame begins.
     Frame(Frame),
     /// A part of the payload of the frame that has begun last.
@@ -78,18 +78,18 @@ impl Scanner {
     /// Looks at what has come; `each` is told of each frame whose header is complete.
     pub fn scan(&mut self, bytes: &[u8], mut each: impl FnMut(Frame)) {
         self.scan_all(bytes, |seen| {
-            if let Seen::Frame(frame) = seen {
+            if let FrameEvent::Frame(frame) = seen {
                 each(frame);
             }
         });
     }
 
     /// The same, and `each` is shown what is in the frames.
-    pub fn scan_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(Seen<'_>)) {
+    pub fn scan_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameEvent<'_>)) {
         loop {
             let skipped = self.skip.min(bytes.len());
             if skipped > 0 && self.begun {
-                each(Seen::Payload(&bytes[..skipped]));
+                each(FrameEvent::Payload(&bytes[..skipped]));
             }
             (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
             let taken = bytes.len().min(HEADER - self.filled);
@@ -97,7 +97,7 @@ impl Scanner {
             self.filled += taken;
             bytes = &bytes[taken..];
             let Some(frame) = Frame::read(&self.header[..self.filled]) else { return };
-            each(Seen::Frame(frame));
+            each(FrameEvent::Frame(frame));
             self.begun = true;
             (self.filled, self.skip) = (0, frame.length as usize);
         }

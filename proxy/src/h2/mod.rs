@@ -20,13 +20,13 @@ mod tunnel;
 mod window;
 
 pub use self::{
-    body::{Cut, Incoming, Sending, reset_reason},
-    ends::{Ended, Ends, Watched},
+    body::{BodySender, IncomingBody, SendError, reset_reason},
+    ends::{Ended, StreamEnds, WatchedIo},
     fields::{content_length, has_of_connection, measure, remove_of_connection},
     io::{Io, Turns},
     keep_alive::KeepAlive,
-    peer_settings::Said,
-    screen::{Malformed, Screened},
+    peer_settings::PeerSettings,
+    screen::{Malformed, ScreenedIo},
     tunnel::Tunnel,
     window::{Widening, Window},
 };

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::frames::{GOAWAY, SETTINGS, Seen};
+use super::frames::{FrameEvent, GOAWAY, SETTINGS};
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113 section 6.5.2).
 const MAX_HEADER_LIST_SIZE: u16 = 6;
@@ -16,13 +16,13 @@ const FAREWELL: usize = 8;
 
 /// What a server has said of its connection.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct PeerSettings {
     max_head: Cell<Option<u32>>,
     settings: Cell<bool>,
     last_stream: Cell<Option<u32>>,
 }
 
-impl Said {
+impl PeerSettings {
     /// The longest head of a request that it takes, as HTTP/2 counts it; `None`: it has named none.
     pub fn max_head(&self) -> Option<u32> {
         self.max_head.get()
@@ -52,14 +52,14 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Takes note of what a server sends.
-    pub(super) fn note(&mut self, seen: Seen<'_>, said: &Said) {
+    pub(super) fn note(&mut self, seen: FrameEvent<'_>, said: &PeerSettings) {
         match seen {
-            Seen::Frame(frame) => {
+            FrameEvent::Frame(frame) => {
                 (self.kind, self.left, self.filled) = (frame.kind, frame.length as usize, 0);
                 // An answer to our settings has no length either, and may only come after its own.
                 said.settings.set(said.settings.get() || (frame.kind == SETTINGS && frame.length == 0));
             }
-            Seen::Payload(bytes) => match self.kind {
+            FrameEvent::Payload(bytes) => match self.kind {
                 SETTINGS => self.settings(bytes, said),
                 GOAWAY => self.farewell(bytes, said),
                 _ => {}
@@ -67,7 +67,7 @@ impl Reader {
         }
     }
 
-    fn settings(&mut self, mut bytes: &[u8], said: &Said) {
+    fn settings(&mut self, mut bytes: &[u8], said: &PeerSettings) {
         self.left = self.left.saturating_sub(bytes.len());
         while !bytes.is_empty() {
             bytes = self.fill(bytes, SETTING);
@@ -82,7 +82,7 @@ impl Reader {
         said.settings.set(said.settings.get() || self.left == 0);
     }
 
-    fn farewell(&mut self, bytes: &[u8], said: &Said) {
+    fn farewell(&mut self, bytes: &[u8], said: &PeerSettings) {
         if self.filled < FAREWELL {
             self.fill(bytes, FAREWELL);
             if self.filled == FAREWELL {
@@ -117,7 +117,7 @@ mod tests {
         let farewell = [&9_u32.to_be_bytes()[..], &11_u32.to_be_bytes(), b"too much"].concat();
         let bytes = [frame(SETTINGS, &settings), frame(0, &[6; 100]), frame(GOAWAY, &farewell)].concat();
         for step in 1..bytes.len() {
-            let (said, mut scanner, mut reader) = (Said::default(), Scanner::after(0), Reader::default());
+            let (said, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
             for part in bytes.chunks(step) {
                 let had_all = said.max_head().is_some();
                 scanner.scan_all(part, |seen| reader.note(seen, &said));
@@ -139,7 +139,7 @@ mod tests {
                 // The rest is still to come.
                 bytes[2] = 6;
             }
-            let (said, mut scanner, mut reader) = (Said::default(), Scanner::after(0), Reader::default());
+            let (said, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
             scanner.scan_all(&bytes, |seen| reader.note(seen, &said));
             assert_eq!((said.has_settings(), said.max_head()), (expected, None), "{payload:?}");
         }

@@ -17,7 +17,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    Ends,
+    StreamEnds,
     frames::{CONTINUATION, END_STREAM, Frame, HEADER, HEADERS, PREFACE},
     hpack,
 };
@@ -48,22 +48,22 @@ impl Malformed {
 }
 
 /// A connection whose incoming heads are looked at.
-pub struct Screened<T> {
+pub struct ScreenedIo<T> {
     stream: T,
     screen: Screen,
 }
 
-impl<T> Screened<T> {
+impl<T> ScreenedIo<T> {
     /// Of a client, whose heads may have so many bytes.
     pub fn of_client(stream: T, max_head: usize, malformed: Malformed) -> Self {
         let screen = Screen { skip: PREFACE, latest: Some(0), malformed, ..Screen::new(max_head) };
-        Screened { stream, screen }
+        ScreenedIo { stream, screen }
     }
 
     /// Of a server, whose heads may have so many bytes. `ends` is told of those that end their streams and have pseudo-header fields.
-    pub fn of_server(stream: T, max_head: usize, ends: Ends) -> Self {
+    pub fn of_server(stream: T, max_head: usize, ends: StreamEnds) -> Self {
         let screen = Screen { ends: Some(ends), opening: Some(Opening::new()), ..Screen::new(max_head) };
-        Screened { stream, screen }
+        ScreenedIo { stream, screen }
     }
 
     /// The stream alone.
@@ -82,7 +82,7 @@ struct Screen {
     max_head: usize,
     malformed: Malformed,
     /// Of a server.
-    ends: Option<Ends>,
+    ends: Option<StreamEnds>,
     /// Of a server, until the header of its first frame has come. That is SETTINGS (RFC 9113 section 3.4), or the server speaks
     /// something else, of which there may be no more than a few bytes: they pass at once, for others to say what they are.
     opening: Option<Opening>,
@@ -182,7 +182,7 @@ impl Screen {
         let Some(frame) = Frame::read(bytes) else { return Next::Partial };
         if frame.kind == HEADERS && frame.stream != 0 {
             let in_trailers = self.latest.is_some_and(|latest| frame.stream <= latest);
-            match Head::read(bytes, frame, self.max_head) {
+            match HeaderBlock::read(bytes, frame, self.max_head) {
                 Some(Some(head)) => {
                     self.latest = self.latest.map(|latest| latest.max(frame.stream));
                     if let Some(ends) = self.ends.as_ref().filter(|_| frame.flags & END_STREAM != 0)
@@ -214,16 +214,16 @@ impl Screen {
 }
 
 /// A head or trailers: HEADERS, and the CONTINUATIONs that belong to it (RFC 9113 section 6.10).
-struct Head<'a> {
+struct HeaderBlock<'a> {
     /// Bytes of its frames.
     length: usize,
     block: Cow<'a, [u8]>,
     is_one_frame: bool,
 }
 
-impl<'a> Head<'a> {
+impl<'a> HeaderBlock<'a> {
     /// Reads it where it begins. `Some(None)`: it has not come to its end. None: h2 is to say what it thinks of it.
-    fn read(bytes: &'a [u8], first: Frame, max_head: usize) -> Option<Option<Head<'a>>> {
+    fn read(bytes: &'a [u8], first: Frame, max_head: usize) -> Option<Option<HeaderBlock<'a>>> {
         let mut parts = smallvec::SmallVec::<[&[u8]; 4]>::new();
         let mut length = 0;
         loop {
@@ -244,7 +244,7 @@ impl<'a> Head<'a> {
             [block] => (Cow::Borrowed(*block), true),
             parts => (Cow::Owned(parts.concat()), false),
         };
-        Some(Some(Head { length, block, is_one_frame }))
+        Some(Some(HeaderBlock { length, block, is_one_frame }))
     }
 
     /// It passes, or another one does.
@@ -336,9 +336,9 @@ fn without_padding(payload: &[u8], flags: u8) -> Option<&[u8]> {
     payload.get(..payload.len().checked_sub(padding)?)
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Screened<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ScreenedIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Screened { stream, screen } = self.get_mut();
+        let ScreenedIo { stream, screen } = self.get_mut();
         let before = buffer.filled().len();
         while !screen.give(buffer) && buffer.remaining() > 0 {
             if screen.held.is_empty() {
@@ -364,7 +364,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Screened<T> {
     }
 }
 
-pass_writes!([T: AsyncWrite + Unpin] Screened<T>, stream);
+pass_writes!([T: AsyncWrite + Unpin] ScreenedIo<T>, stream);
 
 #[cfg(test)]
 mod tests;

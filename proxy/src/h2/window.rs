@@ -8,7 +8,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use super::frames::{DATA, Scanner, Seen, WINDOW_UPDATE};
+use super::frames::{DATA, FrameEvent, Scanner, WINDOW_UPDATE};
 
 /// What every connection begins with (RFC 9113 section 6.9.2).
 const INITIAL: i64 = 65_535;
@@ -72,8 +72,10 @@ impl Widening {
     pub fn sent(&mut self, bytes: &[u8], window: &Window) {
         let part = &mut self.part;
         self.scanner.scan_all(bytes, |seen| match seen {
-            Seen::Frame(frame) => *part = (frame.kind == WINDOW_UPDATE && frame.stream == 0).then(Default::default),
-            Seen::Payload(bytes) => {
+            FrameEvent::Frame(frame) => {
+                *part = (frame.kind == WINDOW_UPDATE && frame.stream == 0).then(Default::default)
+            }
+            FrameEvent::Payload(bytes) => {
                 let Some((increment, filled)) = part else { return };
                 for byte in bytes {
                     if let Some(place) = increment.get_mut(*filled) {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
-use crate::chain::body::Stopped;
+use crate::chain::body::BodyAborted;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +20,10 @@ pub enum BodyError {
     Downstream(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The upstream's body could not be read.
     #[error("the upstream's response body could not be read")]
-    Upstream(#[source] crate::upstream::Broken),
+    Upstream(#[source] crate::upstream::UpstreamBodyError),
     /// A filter is in the way.
     #[error(transparent)]
-    Filter(#[from] Stopped),
+    Filter(#[from] BodyAborted),
     /// A filter has changed the length of a body whose length had been announced already.
     #[error("a filter changed the body's length after its head was sent")]
     Length,
@@ -70,7 +70,7 @@ pub enum Body {
     /// A request's over HTTP/1.1.
     Http1(crate::h1::server::RequestBody),
     /// A request's over HTTP/2.
-    Http2(crate::h2::Incoming),
+    Http2(crate::h2::IncomingBody),
     /// As hyper reads it, where `tollgate test` is the client.
     Incoming(hyper::body::Incoming),
     /// As it comes.

@@ -98,9 +98,9 @@ pub fn clean_trailers(trailers: &mut HeaderMap, of_request: bool, underscores: b
 /// passes `Connection` on could hide from them what that proxy says of it. And what filters write goes on, even if the client
 /// has guessed it.
 #[derive(Debug, Default)]
-pub struct Listed(Vec<HeaderName>);
+pub struct ConnectionOptions(Vec<HeaderName>);
 
-impl Listed {
+impl ConnectionOptions {
     /// Marks the client's values of a name. The mark that values can have, of being sensitive, means nothing else here; what a
     /// filter writes is a new value, without it.
     fn mark(&mut self, name: HeaderName, fields: &mut HeaderMap) {
@@ -156,9 +156,9 @@ pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
 }
 
 /// The same, but for what `Connection` lists: that is still to be removed.
-pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> Listed {
+pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> ConnectionOptions {
     let Present { connection, te, upgrade, others_of_hop, .. } = present;
-    let mut listed = Listed::default();
+    let mut listed = ConnectionOptions::default();
     if connection {
         let connection: Vec<HeaderValue> = fields.get_all(header::CONNECTION).iter().cloned().collect();
         let values = connection.iter().filter_map(|v| v.to_str().ok());

@@ -27,13 +27,13 @@ struct Client {
 
 #[derive(Debug)]
 struct State {
-    doing: RefCell<Doing>,
+    doing: RefCell<ClientActivity>,
     /// Since when it does that.
     since: Cell<Instant>,
 }
 
 #[derive(Debug)]
-enum Doing {
+enum ClientActivity {
     /// It has not said anything yet, or nothing that is answered now.
     Nothing,
     /// What its requests say.
@@ -45,16 +45,16 @@ enum Doing {
 impl State {
     fn idle_since(&self) -> Option<Instant> {
         match &*self.doing.borrow() {
-            Doing::Nothing => Some(self.since.get()),
-            Doing::Http(info) => (info.active.get() == 0).then(|| info.idle_since.get()),
-            Doing::Work => None,
+            ClientActivity::Nothing => Some(self.since.get()),
+            ClientActivity::Http(info) => (info.active.get() == 0).then(|| info.idle_since.get()),
+            ClientActivity::Work => None,
         }
     }
 }
 
 /// One of the connections; dropping it takes it out.
 #[derive(Debug)]
-pub struct Seat {
+pub struct ClientGuard {
     clients: Rc<Clients>,
     key: usize,
     state: Rc<State>,
@@ -62,10 +62,10 @@ pub struct Seat {
 
 impl Clients {
     /// Another connection, whose task is made by `serve`.
-    pub fn admit(self: &Rc<Self>, serve: impl FnOnce(Seat) -> AbortHandle) {
-        let state = Rc::new(State { doing: RefCell::new(Doing::Nothing), since: Cell::new(Instant::now()) });
+    pub fn admit(self: &Rc<Self>, serve: impl FnOnce(ClientGuard) -> AbortHandle) {
+        let state = Rc::new(State { doing: RefCell::new(ClientActivity::Nothing), since: Cell::new(Instant::now()) });
         let key = self.0.borrow_mut().insert(Client { state: state.clone(), task: None });
-        let task = serve(Seat { clients: self.clone(), key, state });
+        let task = serve(ClientGuard { clients: self.clone(), key, state });
         if let Some(client) = self.0.borrow_mut().get_mut(key) {
             client.task = Some(task);
         }
@@ -89,7 +89,7 @@ impl Clients {
         for (_, key) in &idle {
             if let Some(client) = clients.get(*key) {
                 // Once is enough.
-                *client.state.doing.borrow_mut() = Doing::Work;
+                *client.state.doing.borrow_mut() = ClientActivity::Work;
                 client.task.iter().for_each(AbortHandle::abort);
             }
         }
@@ -97,25 +97,25 @@ impl Clients {
     }
 }
 
-impl Seat {
+impl ClientGuard {
     /// It speaks HTTP.
     pub fn serves_http(&self, info: &Rc<ConnectionInfo>) {
-        *self.state.doing.borrow_mut() = Doing::Http(info.clone());
+        *self.state.doing.borrow_mut() = ClientActivity::Http(info.clone());
     }
 
     /// It is under way from now on.
     pub fn works(&self) {
-        *self.state.doing.borrow_mut() = Doing::Work;
+        *self.state.doing.borrow_mut() = ClientActivity::Work;
     }
 
     /// It has nothing under way from now on.
     pub fn rests(&self) {
-        *self.state.doing.borrow_mut() = Doing::Nothing;
+        *self.state.doing.borrow_mut() = ClientActivity::Nothing;
         self.state.since.set(Instant::now());
     }
 }
 
-impl Drop for Seat {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         self.clients.0.borrow_mut().try_remove(self.key);
     }

@@ -11,21 +11,21 @@ use tokio_rustls::TlsStream;
 
 use super::{
     client_hello::{Hello, MAX_HELLO, client_hello},
-    clients::Seat,
+    clients::ClientGuard,
     sniff::{PREFACE, Sniffed, sniff},
     socket::original_destination,
 };
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::{ListenerProxyProtocol, Protocol, TlsMode},
-    downstream::connection::Handle,
-    exchange::{Refusal, Refused, Site},
+    downstream::connection::ListenerHandle,
+    exchange::{ListenerContext, RejectReason, RejectedConnection},
     net::{
         FirstBytes, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses, Parsed},
     },
-    tcp::{self, TcpSite},
-    tls::{self, Cause, ConnectionTls, Peer, PeerError, ServerTls},
+    tcp::{self, TcpListenerContext},
+    tls::{self, ConnectionTls, HandshakeError, Peer, PeerError, ServerTls},
 };
 
 /// Bytes that are looked at first. What a client sends first is nearly always shorter.
@@ -33,7 +33,7 @@ const LOOK: usize = 2 << 10;
 
 /// What is spoken on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Spoken {
+enum ConnectionProtocol {
     H1,
     H2,
     /// Nothing that is looked into; TLS that is passed through may ask for a name.
@@ -41,15 +41,15 @@ enum Spoken {
 }
 
 /// The rules in force for TCP connections; none if the listener takes none.
-pub type TcpRules = RefCell<Option<Rc<TcpSite>>>;
+pub type TcpRules = RefCell<Option<Rc<TcpListenerContext>>>;
 
 /// Serves a connection until it ends.
 pub async fn serve(
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     tcp: Rc<TcpRules>,
     socket: Socket,
     (peer, local): (SocketAddr, SocketAddr),
-    seat: &Seat,
+    seat: &ClientGuard,
 ) {
     let site = handle.site();
     // Boxed, so that the connection's task does not carry the space for this all its life.
@@ -59,23 +59,23 @@ pub async fn serve(
         Ok(None) => return,
         Err(refused) => {
             let protocol = if refused.cause.is_some() { "TLS" } else { "TCP" };
-            return site.turn_away(peer, protocol, &refused);
+            return site.reject(peer, protocol, &refused);
         }
     };
     drop(site);
     let info = Rc::new(info);
     match spoken {
-        Spoken::H1 | Spoken::H2 => seat.serves_http(&info),
-        Spoken::Tcp(_) => seat.works(),
+        ConnectionProtocol::H1 | ConnectionProtocol::H2 => seat.serves_http(&info),
+        ConnectionProtocol::Tcp(_) => seat.works(),
     }
     match spoken {
-        Spoken::H1 => crate::downstream::h1::serve(handle, stream, info).await,
-        Spoken::H2 => Box::pin(crate::downstream::h2::serve(handle, stream, info)).await,
-        Spoken::Tcp(name) => {
+        ConnectionProtocol::H1 => crate::downstream::h1::serve(handle, stream, info).await,
+        ConnectionProtocol::H2 => Box::pin(crate::downstream::h2::serve(handle, stream, info)).await,
+        ConnectionProtocol::Tcp(name) => {
             let site = tcp.borrow().clone();
             let Some(site) = site else {
                 let why = "what the client speaks is not HTTP, and the listener takes nothing else".to_owned();
-                return handle.site().turn_away(info.peer, "TCP", &Refused::new(Refusal::Protocol, why));
+                return handle.site().reject(info.peer, "TCP", &RejectedConnection::new(RejectReason::Protocol, why));
             };
             let (first, stream) = stream.into_parts();
             let asked = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
@@ -87,17 +87,17 @@ pub async fn serve(
 struct Begun {
     stream: Stream,
     info: ConnectionInfo,
-    spoken: Spoken,
+    spoken: ConnectionProtocol,
 }
 
 /// Finds out all that must be known before anything is served. None: the client has gone, or has said nothing at all.
 async fn begin(
-    handle: &Handle,
-    site: &Site,
+    handle: &ListenerHandle,
+    site: &ListenerContext,
     socket: Socket,
     peer: SocketAddr,
     local: SocketAddr,
-) -> Result<Option<Begun>, Refused> {
+) -> Result<Option<Begun>, RejectedConnection> {
     let config = &site.config;
     let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let mut ends = Addresses { source: peer, destination: local };
@@ -112,7 +112,7 @@ async fn begin(
     {
         let late = || format!("the PROXY protocol's header was not there within {limit:?} (`timeouts.handshake`)");
         let said = timeout(limit, proxy_header(&mut stream, rules)).await;
-        let said = said.map_err(|_| Refused::new(Refusal::Silent, late()))?;
+        let said = said.map_err(|_| RejectedConnection::new(RejectReason::Silent, late()))?;
         ends = said?.unwrap_or(ends);
     }
     let info = ConnectionInfo::new(site.name.clone(), ends.source, ends.destination);
@@ -137,20 +137,23 @@ async fn begin(
             },
             Err(_) => {
                 let why = format!("the TLS handshake was not over within {limit:?} (`timeouts.handshake`)");
-                Err(Refused { refusal: Refusal::Silent, ..Refused::handshake(Cause::Timeout, why) })
+                Err(RejectedConnection {
+                    refusal: RejectReason::Silent,
+                    ..RejectedConnection::handshake(HandshakeError::Timeout, why)
+                })
             }
         },
         (first, _) => {
             let spoken = match (config.protocol, first) {
                 (Protocol::Http, Sniffed::Http2) | (Protocol::Http2, _) | (Protocol::Auto, Sniffed::Http2) => {
-                    Spoken::H2
+                    ConnectionProtocol::H2
                 }
-                (Protocol::Http | Protocol::Http1, _) | (Protocol::Auto, Sniffed::Http1) => Spoken::H1,
-                (Protocol::Tcp | Protocol::Auto, _) if config.tcp.sni.is_empty() => Spoken::Tcp(None),
+                (Protocol::Http | Protocol::Http1, _) | (Protocol::Auto, Sniffed::Http1) => ConnectionProtocol::H1,
+                (Protocol::Tcp | Protocol::Auto, _) if config.tcp.sni.is_empty() => ConnectionProtocol::Tcp(None),
                 (Protocol::Tcp | Protocol::Auto, _) => {
                     // A client that waits for the server to speak first is no TLS client.
                     let name = timeout(limit, asked_name(&mut stream)).await;
-                    Spoken::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
+                    ConnectionProtocol::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
                 }
             };
             Ok(Some(Begun { stream: Stream::Plain(stream), info, spoken }))
@@ -160,7 +163,7 @@ async fn begin(
 
 /// Whether a client of a listener with TLS may do without it. `protocol: auto` is no reason: it tells what is spoken under
 /// TLS, and whoever could leave TLS out would leave out the certificate that is asked for, too.
-fn may_be_plain(site: &Site) -> bool {
+fn may_be_plain(site: &ListenerContext) -> bool {
     site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive)
 }
 
@@ -168,8 +171,8 @@ fn may_be_plain(site: &Site) -> bool {
 async fn proxy_header(
     stream: &mut Prefixed<Socket>,
     rules: &ListenerProxyProtocol,
-) -> Result<Option<Addresses>, Refused> {
-    let refused = |why| Refused::new(Refusal::ProxyProtocol, why);
+) -> Result<Option<Addresses>, RejectedConnection> {
+    let refused = |why| RejectedConnection::new(RejectReason::ProxyProtocol, why);
     loop {
         match proxy_protocol::parse(stream.seen()) {
             Parsed::Header(header) => {
@@ -201,11 +204,11 @@ async fn proxy_header(
 /// Waits for the first bytes, and reads on until they are enough. For HTTP no longer than for a request on a connection that
 /// has had some; who may be silent for longer (`speaks_later`) waits for the server to speak first.
 async fn first_bytes<T: AsyncRead + Unpin>(
-    handle: &Handle,
-    site: &Site,
+    handle: &ListenerHandle,
+    site: &ListenerContext,
     stream: &mut Prefixed<T>,
     speaks_later: bool,
-) -> Result<Option<Sniffed>, Refused> {
+) -> Result<Option<Sniffed>, RejectedConnection> {
     let timeouts = &site.config.timeouts;
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
     if stream.seen().is_empty() {
@@ -268,13 +271,13 @@ async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>
 }
 
 /// TLS on a client's socket, with what is looked at first of what comes through it.
-type Shaken = Box<Prefixed<TlsStream<Prefixed<Socket>>>>;
+type TlsClientStream = Box<Prefixed<TlsStream<Prefixed<Socket>>>>;
 
 /// Shakes hands. None: the client has gone without a word.
 async fn shake_hands(
     tls: &ServerTls,
     mut stream: Prefixed<Socket>,
-) -> Result<Option<(Shaken, ConnectionTls)>, Refused> {
+) -> Result<Option<(TlsClientStream, ConnectionTls)>, RejectedConnection> {
     // Looked at before it is read, so that it can be told what it was if it is no TLS.
     if stream.seen().is_empty() && !stream.look(LOOK).await.unwrap_or(false) {
         return Ok(None);
@@ -283,32 +286,33 @@ async fn shake_hands(
     let stream = tls.acceptor().accept(stream).await.map_err(|error| refused(tls, &first, &error))?;
     drop(first);
     let facts = tls.connection(stream.get_ref().1).map_err(|error| {
-        let cause = if matches!(error, PeerError::Expired(_)) { Cause::Expired } else { Cause::Certificate };
-        Refused::handshake(cause, error.to_string())
+        let cause =
+            if matches!(error, PeerError::Expired(_)) { HandshakeError::Expired } else { HandshakeError::Certificate };
+        RejectedConnection::handshake(cause, error.to_string())
     })?;
     Ok(Some((Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream))), facts)))
 }
 
 /// Finds out what is spoken under TLS. None: the client has gone without a word.
 async fn under_tls(
-    handle: &Handle,
-    site: &Site,
-    mut stream: Shaken,
+    handle: &ListenerHandle,
+    site: &ListenerContext,
+    mut stream: TlsClientStream,
     facts: ConnectionTls,
     info: ConnectionInfo,
-) -> Result<Option<Begun>, Refused> {
+) -> Result<Option<Begun>, RejectedConnection> {
     let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
-        (_, Protocol::Tcp) => Spoken::Tcp(None),
-        (Some(b"h2"), _) | (None, Protocol::Http2) => Spoken::H2,
-        (Some(_), _) | (None, Protocol::Http1) => Spoken::H1,
+        (_, Protocol::Tcp) => ConnectionProtocol::Tcp(None),
+        (Some(b"h2"), _) | (None, Protocol::Http2) => ConnectionProtocol::H2,
+        (Some(_), _) | (None, Protocol::Http1) => ConnectionProtocol::H1,
         (None, protocol) => {
             // Without ALPN the client begins as it would without TLS.
             let first = first_bytes(handle, site, &mut *stream, protocol == Protocol::Auto).await?;
             let Some(first) = first else { return Ok(None) };
             match (first, protocol) {
-                (Sniffed::Http2, _) => Spoken::H2,
-                (Sniffed::Http1, _) | (_, Protocol::Http) => Spoken::H1,
-                _ => Spoken::Tcp(None),
+                (Sniffed::Http2, _) => ConnectionProtocol::H2,
+                (Sniffed::Http1, _) | (_, Protocol::Http) => ConnectionProtocol::H1,
+                _ => ConnectionProtocol::Tcp(None),
             }
         }
     };
@@ -318,16 +322,16 @@ async fn under_tls(
 
 /// Why a handshake has failed with a client that began it like this.
 #[cold]
-fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> Refused {
+fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> RejectedConnection {
     if !is_tls(first) {
         let (cause, what) = match sniff(first) {
-            Sniffed::Http1 | Sniffed::Http2 => (Cause::PlainHttp, "speaks HTTP without TLS"),
-            _ => (Cause::NotTls, "speaks no TLS"),
+            Sniffed::Http1 | Sniffed::Http2 => (HandshakeError::PlainHttp, "speaks HTTP without TLS"),
+            _ => (HandshakeError::NotTls, "speaks no TLS"),
         };
-        return Refused::handshake(cause, format!("the client {what}: {}", FirstBytes::of(first)));
+        return RejectedConnection::handshake(cause, format!("the client {what}: {}", FirstBytes::of(first)));
     }
     let (cause, mut why) = tls::explain(error, Peer::Client);
-    let Hello::Client(hello) = client_hello(first) else { return Refused::handshake(cause, why) };
+    let Hello::Client(hello) = client_hello(first) else { return RejectedConnection::handshake(cause, why) };
     // The TLS library may miss something else first that only newer versions have.
     let old = match hello.version {
         0x0300 => Some("SSL 3.0"),
@@ -337,9 +341,9 @@ fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> Refused {
     };
     if let Some(old) = old {
         let why = format!("the client speaks no version of TLS that `min_version` allows: at most {old}");
-        return Refused::handshake(Cause::Version, why);
+        return RejectedConnection::handshake(HandshakeError::Version, why);
     }
-    if cause == Cause::Alpn {
+    if cause == HandshakeError::Alpn {
         let names = |names: &mut dyn Iterator<Item = &[u8]>| {
             names.map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>().join(", ")
         };
@@ -347,5 +351,5 @@ fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> Refused {
         let ours = names(&mut tls.config().alpn_protocols.iter().map(Vec::as_slice));
         why = format!("the client offers {theirs} by ALPN, and the listener speaks {ours}");
     }
-    Refused::handshake(cause, why)
+    RejectedConnection::handshake(cause, why)
 }

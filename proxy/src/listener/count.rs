@@ -7,20 +7,20 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::socket::ConnectionPlace;
+use super::socket::ConnectionPermit;
 use crate::{
-    exchange::{Refusal, Refused, Site},
+    exchange::{ListenerContext, RejectReason, RejectedConnection},
     observe::{self, Gauge},
 };
 
 /// How many connections there are, and who waits for there to be none.
 #[derive(Default)]
-pub(crate) struct Connections {
+pub(crate) struct ConnectionCount {
     pub(crate) count: Cell<usize>,
     pub(crate) waiting: RefCell<Option<oneshot::Sender<()>>>,
 }
 
-impl Connections {
+impl ConnectionCount {
     pub(crate) fn check(&self) {
         if self.count.get() == 0
             && let Some(waiting) = self.waiting.take()
@@ -31,24 +31,28 @@ impl Connections {
 }
 
 /// One of a worker's connections; dropping it ends that.
-pub(crate) struct Connected {
-    connections: Rc<Connections>,
+pub(crate) struct ConnectionGuard {
+    connections: Rc<ConnectionCount>,
     active: Gauge,
-    _place: ConnectionPlace,
+    _place: ConnectionPermit,
 }
 
-impl Connected {
+impl ConnectionGuard {
     /// A connection has been accepted.
-    pub(crate) fn begin(connections: &Rc<Connections>, site: &Site, place: ConnectionPlace) -> Connected {
+    pub(crate) fn begin(
+        connections: &Rc<ConnectionCount>,
+        site: &ListenerContext,
+        place: ConnectionPermit,
+    ) -> ConnectionGuard {
         connections.count.set(connections.count.get() + 1);
-        let figures = &site.figures.connections;
+        let figures = &site.metrics.connections;
         figures.accepted.inc(observe::shard());
         figures.active.add(observe::shard(), 1);
-        Connected { connections: connections.clone(), active: figures.active.clone(), _place: place }
+        ConnectionGuard { connections: connections.clone(), active: figures.active.clone(), _place: place }
     }
 }
 
-impl Drop for Connected {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.active.sub(observe::shard(), 1);
         self.connections.count.set(self.connections.count.get() - 1);
@@ -57,6 +61,9 @@ impl Drop for Connected {
 }
 
 /// A client comes when the listener has as many connections as it may.
-pub(crate) fn full() -> Refused {
-    Refused::new(Refusal::Limit, "the listener has as many connections as it may (`limits.connections`)".to_owned())
+pub(crate) fn full() -> RejectedConnection {
+    RejectedConnection::new(
+        RejectReason::Limit,
+        "the listener has as many connections as it may (`limits.connections`)".to_owned(),
+    )
 }

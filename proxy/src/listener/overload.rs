@@ -29,11 +29,11 @@ const MAX_READ: usize = 1 << 20;
 
 /// The connections of a listener that a worker has refused and not closed yet.
 #[derive(Debug, Default)]
-pub struct Refusals {
+pub struct RejectedConnections {
     lingering: Rc<Cell<u32>>,
 }
 
-impl Refusals {
+impl RejectedConnections {
     /// Refuses a connection of a listener with this protocol and this mode of its `tls` section. Returns at once; must be called
     /// on a worker.
     ///
@@ -51,7 +51,7 @@ impl Refusals {
             (Protocol::Auto, _) | (_, Some(TlsMode::Permissive)) => true,
         };
         if may_linger && self.lingering.get() < MOST {
-            let place = Place::take(&self.lingering);
+            let place = RejectPermit::take(&self.lingering);
             spawn_local(async move {
                 let _ = timeout(LINGER, linger(socket, wait)).await;
                 drop(place);
@@ -68,16 +68,16 @@ impl Refusals {
 }
 
 /// One of [`MOST`]; dropping it gives it back.
-struct Place(Rc<Cell<u32>>);
+struct RejectPermit(Rc<Cell<u32>>);
 
-impl Place {
-    fn take(count: &Rc<Cell<u32>>) -> Place {
+impl RejectPermit {
+    fn take(count: &Rc<Cell<u32>>) -> RejectPermit {
         count.set(count.get() + 1);
-        Place(count.clone())
+        RejectPermit(count.clone())
     }
 }
 
-impl Drop for Place {
+impl Drop for RejectPermit {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_client_is_told_whenever_it_sends() {
         run(async {
-            let refusals = Refusals::default();
+            let refusals = RejectedConnections::default();
             for (before, after) in [(true, false), (false, true), (true, true), (false, false)] {
                 let (mut client, socket) = pair().await;
                 if before {
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn over_the_bound_a_client_is_told_and_closed() {
         run(async {
-            let refusals = Refusals { lingering: Rc::new(Cell::new(MOST)) };
+            let refusals = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = pair().await;
             client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
             match &socket {
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn a_place_is_free_again_when_the_client_closes_or_its_time_is_over() {
         run(async {
-            let refusals = Refusals::default();
+            let refusals = RejectedConnections::default();
             let ((leaves, first), (_stays, second)) = (pair().await, pair().await);
             refusals.refuse(first, Protocol::Http1, None, true);
             refusals.refuse(second, Protocol::Http1, None, true);
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn only_who_speaks_http_1_is_told() {
         run(async {
-            let refusals = Refusals::default();
+            let refusals = RejectedConnections::default();
             let strict = Some(TlsMode::Strict);
             for (protocol, tls) in [(Protocol::Http2, None), (Protocol::Tcp, None), (Protocol::Http, strict)] {
                 let (mut client, socket) = pair().await;
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn unix_sockets_are_refused_too() {
         run(async {
-            let refusals = Refusals { lingering: Rc::new(Cell::new(MOST)) };
+            let refusals = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = UnixStream::pair().unwrap();
             refusals.refuse(Socket::Unix(socket), Protocol::Http, None, true);
             let mut all = Vec::new();

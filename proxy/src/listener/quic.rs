@@ -12,16 +12,16 @@ use rustls::pki_types::CertificateDer;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    count::{Connected, Connections, full},
+    count::{ConnectionCount, ConnectionGuard, full},
     socket::ListenerShared,
 };
 use crate::{
     chain::stream::ConnectionInfo,
     config::model::Listener,
-    downstream::{connection::Handle, h3},
-    exchange::{Refusal, Refused, Site},
+    downstream::{connection::ListenerHandle, h3},
+    exchange::{ListenerContext, RejectReason, RejectedConnection},
     observe::target,
-    tls::{Cause, ConnectionTls, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
+    tls::{ConnectionTls, HandshakeError, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
 };
 
 /// Handshakes under way on a socket, from which on a client must first show that it is where it says it is (Retry, RFC 9000
@@ -46,7 +46,7 @@ const SEND_WINDOW: u64 = 4 << 20;
 /// HTTP/3 on one address.
 pub struct Quic {
     endpoint: Endpoint,
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     /// With which clients' addresses are validated. It stays the same, so that clients may be under way with that.
     token_key: Arc<dyn HandshakeTokenKey>,
     stop: watch::Sender<bool>,
@@ -56,9 +56,9 @@ impl Quic {
     /// Takes connections on a socket.
     pub(crate) fn listen(
         socket: UdpSocket,
-        site: Rc<Site>,
+        site: Rc<ListenerContext>,
         shared: Arc<ListenerShared>,
-        connections: Rc<Connections>,
+        connections: Rc<ConnectionCount>,
     ) -> io::Result<Quic> {
         let mut secret = [0; 64];
         getrandom::fill(&mut secret).map_err(io::Error::other)?;
@@ -67,9 +67,9 @@ impl Quic {
         let config = server_config(&site, &token_key)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
-        let handle = Rc::new(Handle::new(site));
+        let handle = Rc::new(ListenerHandle::new(site));
         let (stop, stopped) = watch::channel(false);
-        let arrivals = Arrivals {
+        let arrivals = QuicAcceptor {
             endpoint: endpoint.clone(),
             handle: handle.clone(),
             shared,
@@ -81,7 +81,7 @@ impl Quic {
     }
 
     /// Requests and handshakes from now on go by these rules.
-    pub fn set_site(&self, site: Rc<Site>) {
+    pub fn set_site(&self, site: Rc<ListenerContext>) {
         match server_config(&site, &self.token_key) {
             Ok(config) => self.endpoint.set_server_config(Some(config)),
             Err(e) => tracing::error!(
@@ -101,7 +101,7 @@ impl Quic {
 }
 
 /// How connections are made by these rules.
-fn server_config(site: &Site, token_key: &Arc<dyn HandshakeTokenKey>) -> io::Result<ServerConfig> {
+fn server_config(site: &ListenerContext, token_key: &Arc<dyn HandshakeTokenKey>) -> io::Result<ServerConfig> {
     let tls = site.tls.as_ref().ok_or_else(|| io::Error::other("there is no TLS"))?;
     let crypto = QuicServerConfig::try_from(tls.quic_config(&[h3::ALPN])).map_err(io::Error::other)?;
     let mut config = ServerConfig::new(Arc::new(crypto), token_key.clone());
@@ -137,11 +137,11 @@ fn transport(config: &Listener) -> TransportConfig {
 }
 
 /// What takes connections.
-struct Arrivals {
+struct QuicAcceptor {
     endpoint: Endpoint,
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     shared: Arc<ListenerShared>,
-    connections: Rc<Connections>,
+    connections: Rc<ConnectionCount>,
     handshakes: Rc<Cell<u32>>,
 }
 
@@ -161,7 +161,7 @@ impl Drop for Handshake {
     }
 }
 
-impl Arrivals {
+impl QuicAcceptor {
     async fn accept(self, mut stopped: watch::Receiver<bool>) {
         loop {
             tokio::select! {
@@ -185,11 +185,11 @@ impl Arrivals {
         }
         let place = if under_way < MOST_HANDSHAKES { self.shared.enter() } else { None };
         let Some(place) = place else {
-            site.turn_away(peer, "QUIC", &full());
+            site.reject(peer, "QUIC", &full());
             return incoming.refuse();
         };
         let handshake = Handshake::begin(&self.handshakes);
-        let connected = Connected::begin(&self.connections, &site, place);
+        let connected = ConnectionGuard::begin(&self.connections, &site, place);
         let (endpoint, handle) = (self.endpoint.clone(), self.handle.clone());
         tokio::task::spawn_local(async move {
             let begun = begin(&endpoint, &site, incoming).await;
@@ -199,7 +199,7 @@ impl Arrivals {
                     drop(site);
                     h3::serve(handle, quic, Rc::new(info)).await;
                 }
-                Err(refused) => site.turn_away(peer, "QUIC", &refused),
+                Err(refused) => site.reject(peer, "QUIC", &refused),
             }
             drop(connected);
         });
@@ -209,24 +209,29 @@ impl Arrivals {
 /// Shakes hands.
 async fn begin(
     endpoint: &Endpoint,
-    site: &Site,
+    site: &ListenerContext,
     incoming: Incoming,
-) -> Result<(quinn::Connection, ConnectionInfo), Refused> {
-    let failed = |error: &dyn std::error::Error| Refused::handshake(Cause::Other, error.to_string());
+) -> Result<(quinn::Connection, ConnectionInfo), RejectedConnection> {
+    let failed =
+        |error: &dyn std::error::Error| RejectedConnection::handshake(HandshakeError::Other, error.to_string());
     let limit = site.config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let connecting = incoming.accept().map_err(|error| failed(&error))?;
     let quic = match timeout(limit, connecting).await {
         Ok(Ok(quic)) => quic,
         Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
             let why = format!("the handshake was not over within {limit:?} (`timeouts.handshake`)");
-            return Err(Refused { refusal: Refusal::Silent, ..Refused::handshake(Cause::Timeout, why) });
+            return Err(RejectedConnection {
+                refusal: RejectReason::Silent,
+                ..RejectedConnection::handshake(HandshakeError::Timeout, why)
+            });
         }
         Ok(Err(error)) => return Err(refused(&error)),
     };
-    let tls = site.tls.as_ref().ok_or(Refusal::Handshake)?;
+    let tls = site.tls.as_ref().ok_or(RejectReason::Handshake)?;
     let facts = facts(tls, &quic).map_err(|error| {
-        let cause = if matches!(error, PeerError::Expired(_)) { Cause::Expired } else { Cause::Certificate };
-        Refused::handshake(cause, error.to_string())
+        let cause =
+            if matches!(error, PeerError::Expired(_)) { HandshakeError::Expired } else { HandshakeError::Certificate };
+        RejectedConnection::handshake(cause, error.to_string())
     })?;
     let mut local = endpoint.local_addr().map_err(|error| failed(&error))?;
     if let Some(ip) = quic.local_ip() {
@@ -237,24 +242,24 @@ async fn begin(
 }
 
 /// Why a handshake has failed. TLS inside of QUIC reports its alerts as codes (RFC 9001 section 4.8).
-fn refused(error: &quinn::ConnectionError) -> Refused {
+fn refused(error: &quinn::ConnectionError) -> RejectedConnection {
     let alert = |code: quinn::TransportErrorCode| u8::try_from(u64::from(code).checked_sub(0x100)?).ok();
     let (cause, why) = match error {
         quinn::ConnectionError::TransportError(error) => match alert(error.code) {
             Some(alert) => (cause_of_alert(alert), error.reason.clone()),
-            None => (Cause::Other, error.to_string()),
+            None => (HandshakeError::Other, error.to_string()),
         },
         quinn::ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
-            Some(alert) => (Cause::Alert, explain_alert(alert, Peer::Client)),
-            None => (Cause::Closed, error.to_string()),
+            Some(alert) => (HandshakeError::Alert, explain_alert(alert, Peer::Client)),
+            None => (HandshakeError::Closed, error.to_string()),
         },
-        quinn::ConnectionError::VersionMismatch => (Cause::Version, error.to_string()),
+        quinn::ConnectionError::VersionMismatch => (HandshakeError::Version, error.to_string()),
         quinn::ConnectionError::ApplicationClosed(_) | quinn::ConnectionError::Reset => {
-            (Cause::Closed, error.to_string())
+            (HandshakeError::Closed, error.to_string())
         }
-        error => (Cause::Other, error.to_string()),
+        error => (HandshakeError::Other, error.to_string()),
     };
-    Refused::handshake(cause, why)
+    RejectedConnection::handshake(cause, why)
 }
 
 /// What is known of a connection whose handshake is over. quinn does not tell the cipher suite.

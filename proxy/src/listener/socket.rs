@@ -23,7 +23,7 @@ use crate::{
 
 /// Whether another process may have the same address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
+pub enum AddressClaim {
     /// It must not, even if it is one of ours: that is a mistake, not a partner.
     Sole,
     /// One of ours may, with the same user. It is about to end.
@@ -38,7 +38,12 @@ pub const HANDSHAKES: Duration = Duration::from_millis(100);
 const IN_USE: Duration = Duration::from_millis(500);
 
 /// Opens `count` sockets on an address and listens. See [`open`].
-pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
+pub fn listen(
+    address: &Address,
+    options: &SocketOptions,
+    count: usize,
+    claim: AddressClaim,
+) -> io::Result<Vec<ListenSocket>> {
     let sockets = open(address, options, count, claim)?;
     sockets.iter().try_for_each(|socket| socket.listen(backlog(options)))?;
     Ok(sockets)
@@ -48,7 +53,12 @@ pub fn listen(address: &Address, options: &SocketOptions, count: usize, claim: C
 /// again, nobody has connected to them.
 ///
 /// Fails with `AddrInUse` if anybody listens there that must not.
-pub fn open(address: &Address, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
+pub fn open(
+    address: &Address,
+    options: &SocketOptions,
+    count: usize,
+    claim: AddressClaim,
+) -> io::Result<Vec<ListenSocket>> {
     match address {
         Address::Inet(address) => open_inet(*address, options, count, claim),
         Address::Unix(path) => listen_unix(path, options, count, claim),
@@ -59,11 +69,11 @@ fn open_inet(
     address: SocketAddr,
     options: &SocketOptions,
     count: usize,
-    claim: Claim,
+    claim: AddressClaim,
 ) -> io::Result<Vec<ListenSocket>> {
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
-    if claim == Claim::Sole {
+    if claim == AddressClaim::Sole {
         drop(bind_alone(address, options)?);
     }
     for _ in 0..count {
@@ -120,7 +130,11 @@ const DATAGRAMS: usize = 2 << 20;
 ///
 /// Fails with `AddrInUse` if anybody has one there that must not.
 #[cfg(feature = "http3")]
-pub fn listen_datagrams(address: SocketAddr, count: usize, claim: Claim) -> io::Result<Vec<std::net::UdpSocket>> {
+pub fn listen_datagrams(
+    address: SocketAddr,
+    count: usize,
+    claim: AddressClaim,
+) -> io::Result<Vec<std::net::UdpSocket>> {
     let bind = |share: bool| {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_port(share)?;
@@ -131,7 +145,7 @@ pub fn listen_datagrams(address: SocketAddr, count: usize, claim: Claim) -> io::
         socket.bind(&address.into())?;
         Ok::<_, io::Error>(socket)
     };
-    if claim == Claim::Sole {
+    if claim == AddressClaim::Sole {
         drop(bind(false)?);
     }
     (0..count).map(|_| bind(true).map(Into::into)).collect()
@@ -154,18 +168,23 @@ pub fn backlog(options: &SocketOptions) -> i32 {
     options.backlog.try_into().unwrap_or(i32::MAX)
 }
 
-fn listen_unix(path: &Path, options: &SocketOptions, count: usize, claim: Claim) -> io::Result<Vec<ListenSocket>> {
+fn listen_unix(
+    path: &Path,
+    options: &SocketOptions,
+    count: usize,
+    claim: AddressClaim,
+) -> io::Result<Vec<ListenSocket>> {
     if is_left_over(path)? {
         fs::remove_file(path)?;
     }
     let is_other_file = |meta: fs::Metadata| !meta.file_type().is_socket();
-    if claim == Claim::Shared && fs::symlink_metadata(path).is_ok_and(is_other_file) {
+    if claim == AddressClaim::Shared && fs::symlink_metadata(path).is_ok_and(is_other_file) {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     // There can be but one socket of a name, so a shared one is made beside the other and then put in its place.
     let bound = match claim {
-        Claim::Sole => path.to_owned(),
-        Claim::Shared => path.with_file_name(format!(".{}", std::process::id())),
+        AddressClaim::Sole => path.to_owned(),
+        AddressClaim::Shared => path.with_file_name(format!(".{}", std::process::id())),
     };
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&bound)?)?;
@@ -177,8 +196,8 @@ fn listen_unix(path: &Path, options: &SocketOptions, count: usize, claim: Claim)
     socket.listen(backlog(options))?;
     socket.set_nonblocking(true)?;
     let file = match claim {
-        Claim::Sole => Arc::new(made),
-        Claim::Shared => Arc::new(made.rename(path)?),
+        AddressClaim::Sole => Arc::new(made),
+        AddressClaim::Shared => Arc::new(made.rename(path)?),
     };
     let listener: std::os::unix::net::UnixListener = socket.into();
     (0..count).map(|_| Ok(ListenSocket::Unix(file.clone(), listener.try_clone()?))).collect()
@@ -239,8 +258,8 @@ impl ListenerShared {
     }
 
     /// Takes a place for a connection, if there is one.
-    pub fn enter(self: &Arc<Self>) -> Option<ConnectionPlace> {
-        let place = ConnectionPlace(self.clone());
+    pub fn enter(self: &Arc<Self>) -> Option<ConnectionPermit> {
+        let place = ConnectionPermit(self.clone());
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         let limit = self.limit.load(Ordering::Relaxed);
         (limit == 0 || before < limit).then_some(place)
@@ -248,9 +267,9 @@ impl ListenerShared {
 }
 
 /// A connection's place; dropping it gives it back.
-pub struct ConnectionPlace(Arc<ListenerShared>);
+pub struct ConnectionPermit(Arc<ListenerShared>);
 
-impl Drop for ConnectionPlace {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::AcqRel);
     }

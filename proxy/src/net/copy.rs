@@ -23,7 +23,7 @@ thread_local! {
 
 /// Which of the two streams has failed.
 #[derive(Debug)]
-pub enum Broke {
+pub enum CopyError {
     /// The one that sends.
     Sender(io::Error),
     /// The one that receives.
@@ -42,7 +42,7 @@ enum Phase {
 
 /// A direction.
 #[derive(Debug, Default)]
-pub struct Carry {
+pub struct CopyDirection {
     /// Read and not written yet.
     pending: Bytes,
     unflushed: bool,
@@ -53,7 +53,7 @@ pub struct Carry {
     sent: u64,
 }
 
-impl Carry {
+impl CopyDirection {
     /// Bytes that have come from the sender.
     pub fn received(&self) -> u64 {
         self.received
@@ -81,11 +81,11 @@ impl Carry {
         sender: &mut (impl AsyncRead + Unpin),
         receiver: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broke>> {
+    ) -> Poll<Result<(), CopyError>> {
         let turn = self.received.saturating_add(TURN as u64);
         loop {
             while !self.pending.is_empty() {
-                let n = ready!(Pin::new(&mut *receiver).poll_write(cx, &self.pending)).map_err(Broke::Receiver)?;
+                let n = ready!(Pin::new(&mut *receiver).poll_write(cx, &self.pending)).map_err(CopyError::Receiver)?;
                 self.wrote(n)?;
                 self.pending.advance(n);
             }
@@ -93,7 +93,7 @@ impl Carry {
                 Phase::Over => return Poll::Ready(Ok(())),
                 Phase::Ended if self.is_cut => self.phase = Phase::Over,
                 Phase::Ended => {
-                    ready!(Pin::new(&mut *receiver).poll_shutdown(cx)).map_err(Broke::Receiver)?;
+                    ready!(Pin::new(&mut *receiver).poll_shutdown(cx)).map_err(CopyError::Receiver)?;
                     self.phase = Phase::Over;
                 }
                 Phase::Open if self.received >= turn => {
@@ -103,7 +103,7 @@ impl Carry {
                 Phase::Open => match self.poll_read(sender, receiver, cx) {
                     Poll::Ready(read) => read?,
                     Poll::Pending if self.unflushed => {
-                        ready!(Pin::new(&mut *receiver).poll_flush(cx)).map_err(Broke::Receiver)?;
+                        ready!(Pin::new(&mut *receiver).poll_flush(cx)).map_err(CopyError::Receiver)?;
                         self.unflushed = false;
                     }
                     Poll::Pending => return Poll::Pending,
@@ -118,14 +118,14 @@ impl Carry {
         sender: &mut (impl AsyncRead + Unpin),
         receiver: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broke>> {
+    ) -> Poll<Result<(), CopyError>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             match ready!(Pin::new(sender).poll_read(cx, &mut buffer)) {
                 Ok(()) => {}
                 // Many peers close their connections without the close_notify of TLS. Whatever is carried knows its own end.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Err(error) => return Poll::Ready(Err(Broke::Sender(error))),
+                Err(error) => return Poll::Ready(Err(CopyError::Sender(error))),
             }
             let read = buffer.filled();
             self.received += read.len() as u64;
@@ -136,7 +136,7 @@ impl Carry {
             let written = match Pin::new(receiver).poll_write(cx, read) {
                 Poll::Pending => 0,
                 Poll::Ready(written) => {
-                    let written = written.map_err(Broke::Receiver)?;
+                    let written = written.map_err(CopyError::Receiver)?;
                     self.wrote(written)?;
                     written
                 }
@@ -146,9 +146,9 @@ impl Carry {
         })
     }
 
-    fn wrote(&mut self, n: usize) -> Result<(), Broke> {
+    fn wrote(&mut self, n: usize) -> Result<(), CopyError> {
         if n == 0 {
-            return Err(Broke::Receiver(io::ErrorKind::WriteZero.into()));
+            return Err(CopyError::Receiver(io::ErrorKind::WriteZero.into()));
         }
         self.sent += n as u64;
         self.unflushed = true;
@@ -169,7 +169,7 @@ mod tests {
         let data: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
         for room in [1000, 100_000] {
             let ((mut near, mut sender), (mut receiver, mut far)) = (duplex(room), duplex(room / 2));
-            let mut carry = Carry::default();
+            let mut carry = CopyDirection::default();
             let sending = async {
                 near.write_all(&data).await.unwrap();
                 near.shutdown().await.unwrap();
@@ -202,18 +202,18 @@ mod tests {
     async fn what_came_before_a_failure_is_delivered() {
         let (mut receiver, mut far) = duplex(2);
         let mut sender = Fails(b"abc", io::ErrorKind::ConnectionReset);
-        let mut carry = Carry::default();
+        let mut carry = CopyDirection::default();
         let mut got = [0; 3];
         let (carried, read) =
             tokio::join!(poll_fn(|cx| carry.poll(&mut sender, &mut receiver, cx)), far.read_exact(&mut got));
-        assert!(matches!(carried, Err(Broke::Sender(_))) && read.is_ok() && got == *b"abc" && !carry.has_ended());
+        assert!(matches!(carried, Err(CopyError::Sender(_))) && read.is_ok() && got == *b"abc" && !carry.has_ended());
     }
 
     #[tokio::test]
     async fn an_end_without_close_notify_is_an_end() {
         let (mut receiver, far) = duplex(10);
         let mut sender = Fails(b"abc", io::ErrorKind::UnexpectedEof);
-        let mut carry = Carry::default();
+        let mut carry = CopyDirection::default();
         assert!(poll_fn(|cx| carry.poll(&mut sender, &mut receiver, cx)).await.is_ok());
         drop(far);
     }
@@ -222,8 +222,8 @@ mod tests {
     async fn a_receiver_that_is_gone_is_told_from_a_sender_that_is() {
         let (mut receiver, far) = duplex(10);
         drop(far);
-        let mut carry = Carry::default();
+        let mut carry = CopyDirection::default();
         let carried = poll_fn(|cx| carry.poll(&mut &b"abc"[..], &mut receiver, cx)).await;
-        assert!(matches!(carried, Err(Broke::Receiver(_))));
+        assert!(matches!(carried, Err(CopyError::Receiver(_))));
     }
 }

@@ -20,19 +20,19 @@ const OWN: u64 = 128;
 
 /// Whom a descriptor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taker {
+pub enum DescriptorUse {
     /// A client's connection.
     Client,
     /// A connection to an upstream, or a pipe.
     Upstream,
 }
 
-impl Taker {
+impl DescriptorUse {
     /// The first descriptor that is none of theirs.
     fn end(self, limit: u64) -> u64 {
         match self {
-            Taker::Upstream => limit - own(limit),
-            Taker::Client => limit - own(limit) - limit / 4,
+            DescriptorUse::Upstream => limit - own(limit),
+            DescriptorUse::Client => limit - own(limit) - limit / 4,
         }
     }
 
@@ -49,17 +49,17 @@ fn own(limit: u64) -> u64 {
 
 /// What the bound is, and what comes of it.
 #[derive(Debug, Clone, Copy)]
-pub struct Bound {
+pub struct DescriptorLimit {
     /// The soft limit that the process was started with.
     pub before: u64,
     /// The bound now.
     pub now: u64,
 }
 
-impl Bound {
+impl DescriptorLimit {
     /// Descriptors below which clients' connections are accepted.
     pub fn for_clients(self) -> u64 {
-        Taker::Client.end(self.now)
+        DescriptorUse::Client.end(self.now)
     }
 }
 
@@ -68,7 +68,7 @@ impl Bound {
 ///
 /// # Errors
 /// The system refuses; then the bound is as it was.
-pub fn raise() -> (Bound, rustix::io::Result<()>) {
+pub fn raise() -> (DescriptorLimit, rustix::io::Result<()>) {
     let limit = getrlimit(Resource::Nofile);
     let number = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
     let (before, hard) = (number(limit.current), number(limit.maximum));
@@ -78,7 +78,7 @@ pub fn raise() -> (Bound, rustix::io::Result<()>) {
     };
     let now = if raised.is_ok() { hard } else { before };
     LIMIT.store(now, Relaxed);
-    (Bound { before, now }, raised)
+    (DescriptorLimit { before, now }, raised)
 }
 
 /// Connections that the admin listener, or that for probes, may have at one time.
@@ -106,8 +106,12 @@ mod tests {
             (8, 5, 7),
             (0, 0, 0),
         ] {
-            assert_eq!((Taker::Client.end(limit), Taker::Upstream.end(limit)), (clients, upstreams), "{limit}");
+            assert_eq!(
+                (DescriptorUse::Client.end(limit), DescriptorUse::Upstream.end(limit)),
+                (clients, upstreams),
+                "{limit}"
+            );
         }
-        assert!(Taker::Client.end(u64::MAX) > u64::from(u32::MAX));
+        assert!(DescriptorUse::Client.end(u64::MAX) > u64::from(u32::MAX));
     }
 }

@@ -14,7 +14,7 @@ pub struct FirstBytes {
 
 /// A protocol that first bytes may belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Looks {
+pub enum DetectedProtocol {
     /// A response of HTTP/1.
     Http1,
     /// A SETTINGS frame, with which every HTTP/2 server begins (RFC 9113 section 3.4).
@@ -58,13 +58,13 @@ impl FirstBytes {
     }
 
     /// What a server that sends them speaks.
-    pub fn look(&self) -> Looks {
+    pub fn look(&self) -> DetectedProtocol {
         match self.as_slice() {
-            bytes if bytes.starts_with(b"HTTP/1.") => Looks::Http1,
+            bytes if bytes.starts_with(b"HTTP/1.") => DetectedProtocol::Http1,
             // Length, type, flags, and stream 0.
-            [0, _, _, 4, 0, 0, 0, 0, 0, ..] => Looks::Http2,
-            bytes if is_tls(bytes) => Looks::Tls,
-            _ => Looks::Unknown,
+            [0, _, _, 4, 0, 0, 0, 0, 0, ..] => DetectedProtocol::Http2,
+            bytes if is_tls(bytes) => DetectedProtocol::Tls,
+            _ => DetectedProtocol::Unknown,
         }
     }
 }
@@ -112,13 +112,13 @@ mod tests {
     #[test]
     fn protocols_are_recognised_by_their_first_bytes() {
         for (bytes, expected) in [
-            (&b"HTTP/1.1 400 Bad Request"[..], Looks::Http1),
-            (b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80", Looks::Http2),
-            (b"\x15\x03\x01\0\x02\x02\x46", Looks::Tls),
-            (b"\x16\x03\x03", Looks::Tls),
-            (b"SSH-2.0-OpenSSH_9.2", Looks::Unknown),
-            (b"\x16", Looks::Unknown),
-            (b"", Looks::Unknown),
+            (&b"HTTP/1.1 400 Bad Request"[..], DetectedProtocol::Http1),
+            (b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80", DetectedProtocol::Http2),
+            (b"\x15\x03\x01\0\x02\x02\x46", DetectedProtocol::Tls),
+            (b"\x16\x03\x03", DetectedProtocol::Tls),
+            (b"SSH-2.0-OpenSSH_9.2", DetectedProtocol::Unknown),
+            (b"\x16", DetectedProtocol::Unknown),
+            (b"", DetectedProtocol::Unknown),
         ] {
             assert_eq!(FirstBytes::of(bytes).look(), expected, "{}", bytes.escape_ascii());
         }

@@ -17,8 +17,8 @@ pub mod transport;
 pub(crate) use self::pass_writes::pass_writes;
 pub use self::{
     client::Client,
-    copy::{Broke, Carry},
-    first_bytes::{FirstBytes, Looks, is_tls},
+    copy::{CopyDirection, CopyError},
+    first_bytes::{DetectedProtocol, FirstBytes, is_tls},
     io::TokioIo,
     linger::linger,
     socket::{ListenSocket, Listener, Socket},

@@ -16,14 +16,14 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// When a kind of warning was logged last. Shared by all threads.
 #[derive(Debug, Default)]
-pub struct Seldom {
+pub struct LogLimiter {
     /// From when on it may be logged again, in milliseconds since the process's start.
     next: AtomicU64,
     /// How often it was not.
     left_out: AtomicU64,
 }
 
-impl Seldom {
+impl LogLimiter {
     /// Whether to log it now, and how many were left out since it was logged last.
     pub fn may_warn(&self) -> Option<u64> {
         self.may_warn_at(START.elapsed())
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_warning_comes_once_a_minute_and_says_how_many_were_left_out() {
-        let seldom = Seldom::default();
+        let seldom = LogLimiter::default();
         let at = |seconds| seldom.may_warn_at(Duration::from_secs(seconds));
         assert_eq!([at(5), at(5), at(64), at(65), at(66), at(500)], [Some(0), None, None, Some(2), None, Some(1)]);
     }

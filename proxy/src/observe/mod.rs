@@ -13,6 +13,6 @@ pub mod target;
 pub use self::{
     access_log::{AccessLog, Entry, LogWriter},
     detail::Detail,
-    log_limiter::Seldom,
-    metrics::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
+    log_limiter::LogLimiter,
+    metrics::{Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
 };

@@ -6,14 +6,14 @@ use crate::{
     builtins,
     chain::route::{Clusters, RetryPolicy},
     config::{Diagnostics, Loaded, Node, Source, model, units::Address},
-    exchange::{ClusterFigures, Figures},
+    exchange::{ClusterMetrics, ListenerMetrics},
     listener::socket::ListenerShared,
     net::ListenSocket,
     observe::AccessLog,
     tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
-    wasm::{Code, Machine, Plugin, Vm, WasmFilter, content_hash},
+    wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter, content_hash},
 };
 
 /// One configuration in force, or about to be.
@@ -31,13 +31,13 @@ pub struct Snapshot {
     /// The filters, in the order of the configuration.
     pub plugins: Vec<Arc<Plugin>>,
     /// What they run in: each alone, or with others.
-    pub machines: Vec<Arc<Machine>>,
+    pub machines: Vec<Arc<VmTemplate>>,
     /// What workers need to know of listeners, in the order of the configuration.
     pub listeners: Vec<ListenerParts>,
     /// The clusters' figures.
-    pub cluster_figures: Vec<(Box<str>, ClusterFigures)>,
+    pub cluster_figures: Vec<(Box<str>, ClusterMetrics)>,
     /// The clusters' figures for TCP connections.
-    pub tcp_clusters: Vec<(Box<str>, tcp::ClusterFigures)>,
+    pub tcp_clusters: Vec<(Box<str>, tcp::TcpClusterMetrics)>,
     /// The clusters' own retries.
     pub retries: Vec<(Box<str>, RetryPolicy)>,
     /// Files that it was made from.
@@ -65,7 +65,7 @@ impl Snapshot {
     /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
-            let read = Code::read(path, &loaded.config.compile);
+            let read = CompiledModule::read(path, &loaded.config.compile);
             let hash = read.map(|bytes| content_hash(&bytes)).unwrap_or_default();
             self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
         };
@@ -88,9 +88,9 @@ pub struct ListenerParts {
     /// Its log.
     pub access_log: Option<AccessLog>,
     /// Its figures.
-    pub figures: Figures,
+    pub figures: ListenerMetrics,
     /// Its figures for TCP connections, if it takes any.
-    pub tcp: Option<tcp::Figures>,
+    pub tcp: Option<tcp::TcpMetrics>,
     /// Its TLS; none: everything is plain.
     pub tls: Option<Arc<ServerTls>>,
     /// What its workers share.

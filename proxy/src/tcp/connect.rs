@@ -9,10 +9,10 @@ use std::{
 use rustc_hash::FxHasher;
 use tollgate_abi::fast::flag;
 
-use super::{Fault, TcpSite};
+use super::{TcpFailure, TcpListenerContext};
 use crate::{
     chain::{
-        Selected,
+        SelectedRoute,
         network::{NetworkStream, Side},
         route::RetryPolicy,
         stored::CLUSTER_STATE,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A connection to an endpoint, and what counts it as under way.
-pub(super) struct Connected {
+pub(super) struct UpstreamConnection {
     pub(super) stream: Stream,
     /// How long that took, failures included.
     pub(super) after: Duration,
@@ -34,16 +34,16 @@ pub(super) struct Connected {
 }
 
 /// Connects to an endpoint of the connection's cluster; to another one, if that fails.
-pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connected, Fault> {
+pub(super) async fn run(site: &TcpListenerContext, stream: &NetworkStream) -> Result<UpstreamConnection, TcpFailure> {
     let selected = stream.state.borrow().route.clone();
     let cluster = selected.as_ref().map(|s| &s.cluster);
     let cluster = match stream.state.borrow().stored.state(CLUSTER_STATE) {
         Some(name) if cluster.is_none() => site.routes.named(name),
         _ => cluster.or_else(|| site.routes.choose(stream.server_name.as_deref())),
     };
-    let cluster = cluster.ok_or(Fault::NoRoute)?;
+    let cluster = cluster.ok_or(TcpFailure::NoRoute)?;
     stream.state.borrow_mut().cluster = Some(cluster.name.clone());
-    let request = cluster.try_request().ok_or(Fault::Overflow)?;
+    let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| site.retries.get(&cluster.name));
     let mut detours = RetryPolicy::detours(retry);
     let retry = retry.filter(|policy| policy.is_for_connecting());
@@ -52,9 +52,9 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
     // One place in the budget does for all retries of a connection.
     let (mut budget, mut tried, start) = (None, Vec::new(), tokio::time::Instant::now());
     let key = balance_key(stream, selected.as_ref());
-    let mut endpoint = cluster.pick(Some(key), &[]).ok_or(Fault::NoEndpoint)?;
+    let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;
     loop {
-        let place = cluster.try_connection(&endpoint).ok_or(Fault::Overflow)?;
+        let place = cluster.try_connection(&endpoint).ok_or(TcpFailure::Overflow)?;
         let active = endpoint.start();
         let target = active.endpoint();
         {
@@ -68,7 +68,7 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
                 let after = start.elapsed();
                 let cluster = cluster.clone();
                 stream.state.borrow_mut().upstream_local = opened.local_addr();
-                return Ok(Connected {
+                return Ok(UpstreamConnection {
                     stream: opened,
                     after,
                     cluster,
@@ -101,17 +101,17 @@ pub(super) async fn run(site: &TcpSite, stream: &NetworkStream) -> Result<Connec
             if retry.is_some_and(|policy| policy.attempts > 0) {
                 stream.state.borrow_mut().flags |= flag::RETRY_LIMIT;
             }
-            return Err(if error.timeout { Fault::ConnectTimeout } else { Fault::ConnectFailure });
+            return Err(if error.timeout { TcpFailure::ConnectTimeout } else { TcpFailure::ConnectFailure });
         }
         retries -= 1;
         drop((active, place));
         tokio::time::sleep(backoff.next_wait()).await;
-        endpoint = cluster.pick(Some(key), &tried).ok_or(Fault::NoEndpoint)?;
+        endpoint = cluster.pick(Some(key), &tried).ok_or(TcpFailure::NoEndpoint)?;
     }
 }
 
 /// What the `hash` balancer goes by: what a filter says, else the client's address, so that a client stays where it is.
-fn balance_key(stream: &NetworkStream, selected: Option<&Selected>) -> u64 {
+fn balance_key(stream: &NetworkStream, selected: Option<&SelectedRoute>) -> u64 {
     selected.and_then(|s| s.balance).unwrap_or_else(|| {
         // The same in every process, as the endpoints' part is.
         let mut hasher = FxHasher::default();

@@ -14,9 +14,9 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{io::ReadBuf, net::TcpStream};
 
-use super::{ClusterFigures, Fault, guard::Ending, splice::Pipe};
+use super::{TcpClusterMetrics, TcpFailure, guard::TcpGuard, splice::Pipe};
 use crate::{
-    chain::network::{Flow, Side},
+    chain::network::{ConnectionFlow, Side},
     net::Transport,
     observe::{self, Counter},
     tls::{self, Peer},
@@ -32,14 +32,14 @@ thread_local! {
 
 /// Whether any byte has moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carried {
+pub(super) enum BytesMoved {
     Some,
     Nothing,
 }
 
 /// A direction.
-pub(super) struct Way<'e> {
-    ending: &'e Ending,
+pub(super) struct RelayDirection<'e> {
+    ending: &'e TcpGuard,
     /// Where its bytes come from.
     side: Side,
     /// On their way out.
@@ -54,19 +54,19 @@ pub(super) struct Way<'e> {
     ended: bool,
     /// That was passed on.
     shut: bool,
-    carried: Carried,
+    carried: BytesMoved,
     received: Option<&'e Counter>,
     sent: Option<&'e Counter>,
 }
 
-impl<'e> Way<'e> {
-    pub(super) fn new(ending: &'e Ending, side: Side) -> Self {
+impl<'e> RelayDirection<'e> {
+    pub(super) fn new(ending: &'e TcpGuard, side: Side) -> Self {
         let bytes = &ending.site().figures.bytes;
         let (received, sent) = match side {
             Side::Downstream => (Some(&bytes[0]), None),
             Side::Upstream => (None, Some(&bytes[1])),
         };
-        Way {
+        RelayDirection {
             ending,
             side,
             pending: Bytes::new(),
@@ -75,14 +75,14 @@ impl<'e> Way<'e> {
             unflushed: false,
             ended: false,
             shut: false,
-            carried: Carried::Nothing,
+            carried: BytesMoved::Nothing,
             received,
             sent,
         }
     }
 
     /// Both sides are there. `plain`: as sockets that the kernel can move bytes between.
-    pub(super) fn connected(&mut self, plain: bool, cluster: Option<&'e ClusterFigures>) {
+    pub(super) fn connected(&mut self, plain: bool, cluster: Option<&'e TcpClusterMetrics>) {
         self.splices = plain && !self.ending.stream().chain.wants_data(self.side);
         match self.side {
             Side::Downstream => self.sent = cluster.map(|c| &c.bytes[0]),
@@ -101,7 +101,7 @@ impl<'e> Way<'e> {
     }
 
     /// Bytes that were read before there was this.
-    pub(super) fn take_first(&mut self, flow: &mut Flow, first: Bytes) -> Result<(), Fault> {
+    pub(super) fn take_first(&mut self, flow: &mut ConnectionFlow, first: Bytes) -> Result<(), TcpFailure> {
         self.count_received(first.len());
         Ok(flow.data(self.ending.stream(), self.side, first, false)?)
     }
@@ -109,12 +109,12 @@ impl<'e> Way<'e> {
     /// Moves as many bytes as can be moved now. Either socket may be missing yet.
     pub(super) fn poll<R: Transport, W: Transport>(
         &mut self,
-        flow: &mut Flow,
+        flow: &mut ConnectionFlow,
         mut reader: Option<&mut R>,
         mut writer: Option<&mut W>,
         cx: &mut Context<'_>,
-    ) -> Result<Carried, Fault> {
-        self.carried = Carried::Nothing;
+    ) -> Result<BytesMoved, TcpFailure> {
+        self.carried = BytesMoved::Nothing;
         while let Poll::Ready(sent) = self.poll_send(flow, writer.as_deref_mut(), cx) {
             sent?;
             let Some(reader) = reader.as_deref_mut() else { break };
@@ -132,10 +132,10 @@ impl<'e> Way<'e> {
     /// Sends what is through, and the end if that is; ready when there is nothing left of it.
     pub(super) fn poll_send<W: Transport>(
         &mut self,
-        flow: &mut Flow,
+        flow: &mut ConnectionFlow,
         writer: Option<&mut W>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), TcpFailure>> {
         match writer {
             Some(writer) => self.poll_write(flow, writer, cx).map_err(|error| self.reset_by_receiver(&error)),
             // Nothing more is read before this could be sent.
@@ -146,7 +146,7 @@ impl<'e> Way<'e> {
 
     fn poll_write<W: Transport>(
         &mut self,
-        flow: &mut Flow,
+        flow: &mut ConnectionFlow,
         writer: &mut W,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
@@ -190,11 +190,11 @@ impl<'e> Way<'e> {
     /// Takes in some bytes, or the end. Called only when all that was taken in before is sent or held.
     fn poll_receive<R: Transport, W: Transport>(
         &mut self,
-        flow: &mut Flow,
+        flow: &mut ConnectionFlow,
         reader: &mut R,
         writer: Option<&mut W>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), TcpFailure>> {
         let mut shown = None;
         let mut received = None;
         if self.splices
@@ -244,12 +244,12 @@ impl<'e> Way<'e> {
     /// written at once, as far as that goes.
     fn poll_read<R: Transport, W: Transport>(
         &mut self,
-        flow: &Flow,
+        flow: &ConnectionFlow,
         reader: &mut R,
         writer: Option<&mut W>,
         shown: &mut Option<Bytes>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<usize, Fault>> {
+    ) -> Poll<Result<usize, TcpFailure>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             match ready!(Pin::new(reader).poll_read(cx, &mut buffer)) {
@@ -277,11 +277,11 @@ impl<'e> Way<'e> {
         })
     }
 
-    fn reset_by_sender(&self, error: &io::Error) -> Fault {
+    fn reset_by_sender(&self, error: &io::Error) -> TcpFailure {
         self.reset_by(self.side, error)
     }
 
-    fn reset_by_receiver(&self, error: &io::Error) -> Fault {
+    fn reset_by_receiver(&self, error: &io::Error) -> TcpFailure {
         let receiver = match self.side {
             Side::Downstream => Side::Upstream,
             Side::Upstream => Side::Downstream,
@@ -290,24 +290,24 @@ impl<'e> Way<'e> {
     }
 
     #[cold]
-    fn reset_by(&self, side: Side, error: &io::Error) -> Fault {
+    fn reset_by(&self, side: Side, error: &io::Error) -> TcpFailure {
         let stream = self.ending.stream();
         match side {
             Side::Downstream => {
                 let (_, why) = tls::explain(error, Peer::Client);
                 stream.failed(side, why);
-                Fault::ClientReset
+                TcpFailure::ClientReset
             }
             Side::Upstream => {
                 let (_, why) = reason::lost(error);
                 stream.failed(side, why);
-                Fault::UpstreamReset
+                TcpFailure::UpstreamReset
             }
         }
     }
 
     fn count_received(&mut self, n: usize) {
-        self.carried = Carried::Some;
+        self.carried = BytesMoved::Some;
         self.ending.stream().state.borrow_mut().received[self.side as usize] += n as u64;
         if let Some(counter) = self.received {
             counter.add(observe::shard(), n as u64);
@@ -318,7 +318,7 @@ impl<'e> Way<'e> {
     }
 
     fn count_sent(&mut self, n: usize) {
-        self.carried = Carried::Some;
+        self.carried = BytesMoved::Some;
         self.ending.stream().state.borrow_mut().sent[self.side as usize] += n as u64;
         if let Some(counter) = self.sent {
             counter.add(observe::shard(), n as u64);

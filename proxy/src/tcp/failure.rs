@@ -7,7 +7,7 @@ use crate::observe::{Detail, detail};
 
 /// A reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum TcpFailure {
     /// Nothing says where it goes.
     NoRoute,
     /// The cluster has no endpoint.
@@ -34,22 +34,22 @@ pub enum Fault {
     Closed,
 }
 
-impl Fault {
+impl TcpFailure {
     /// Flag and details; none if they are written down already.
     pub(super) fn table(self) -> Option<(u32, Detail)> {
         Some(match self {
-            Fault::NoRoute => (flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
-            Fault::NoEndpoint => (flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
-            Fault::Overflow => (flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
-            Fault::ConnectFailure => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),
-            Fault::ConnectTimeout => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
-            Fault::ClientReset => (flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
-            Fault::UpstreamReset => (flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
-            Fault::Idle => (flag::IDLE_TIMEOUT, detail::IDLE_TIMEOUT),
-            Fault::Stalled => (flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
-            Fault::Age => (flag::DOWNSTREAM_TIMEOUT, detail::CONNECTION_AGE),
-            Fault::FilterFailed => (flag::FILTER_FAILED, detail::FILTER_FAILED),
-            Fault::Closed => return None,
+            TcpFailure::NoRoute => (flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            TcpFailure::NoEndpoint => (flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
+            TcpFailure::Overflow => (flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
+            TcpFailure::ConnectFailure => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),
+            TcpFailure::ConnectTimeout => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_TIMEOUT),
+            TcpFailure::ClientReset => (flag::DOWNSTREAM_TERMINATED, detail::CLIENT_RESET),
+            TcpFailure::UpstreamReset => (flag::UPSTREAM_TERMINATED, detail::UPSTREAM_RESET),
+            TcpFailure::Idle => (flag::IDLE_TIMEOUT, detail::IDLE_TIMEOUT),
+            TcpFailure::Stalled => (flag::IDLE_TIMEOUT, detail::FILTER_STALLED),
+            TcpFailure::Age => (flag::DOWNSTREAM_TIMEOUT, detail::CONNECTION_AGE),
+            TcpFailure::FilterFailed => (flag::FILTER_FAILED, detail::FILTER_FAILED),
+            TcpFailure::Closed => return None,
         })
     }
 }

@@ -5,33 +5,33 @@ use std::{cell::Cell, rc::Rc};
 
 use tokio::time::Instant;
 
-use super::{Fault, TcpSite, connect::Connected};
+use super::{TcpFailure, TcpListenerContext, connect::UpstreamConnection};
 use crate::{
-    chain::network::{Closed, NetworkStream, Side},
+    chain::network::{ClosedBy, NetworkStream, Side},
     observe::{self, Entry, access_log::Timings, detail},
-    upstream::{Cluster, Endpoint, Trouble},
+    upstream::{Cluster, Endpoint, FailureCategory},
 };
 
 /// Settles a connection's accounts when dropped.
-pub(super) struct Ending {
-    site: Rc<TcpSite>,
+pub(super) struct TcpGuard {
+    site: Rc<TcpListenerContext>,
     stream: Rc<NetworkStream>,
     /// The side that has ended first, if one has.
     first: Cell<Option<Side>>,
     /// Whether the upstream has ended its connection itself; none if there is none.
-    upstream: Cell<Option<Closed>>,
+    upstream: Cell<Option<ClosedBy>>,
     opened: Cell<Option<u64>>,
     connected: Cell<Option<u64>>,
     first_byte: Cell<Option<u64>>,
     complete: Cell<bool>,
 }
 
-impl Ending {
-    pub(super) fn new(site: Rc<TcpSite>, stream: Rc<NetworkStream>) -> Ending {
+impl TcpGuard {
+    pub(super) fn new(site: Rc<TcpListenerContext>, stream: Rc<NetworkStream>) -> TcpGuard {
         let shard = observe::shard();
         site.figures.connections.inc(shard);
         site.figures.active.add(shard, 1);
-        Ending {
+        TcpGuard {
             site,
             stream,
             first: Cell::new(None),
@@ -43,7 +43,7 @@ impl Ending {
         }
     }
 
-    pub(super) fn site(&self) -> &TcpSite {
+    pub(super) fn site(&self) -> &TcpListenerContext {
         &self.site
     }
 
@@ -61,9 +61,9 @@ impl Ending {
     }
 
     /// There is a connection to an endpoint.
-    pub(super) fn connected(&self, connected: &Connected) {
+    pub(super) fn connected(&self, connected: &UpstreamConnection) {
         self.connected.set(Some(connected.after.as_micros() as u64));
-        self.upstream.set(Some(Closed::Local));
+        self.upstream.set(Some(ClosedBy::Local));
     }
 
     /// A side has ended.
@@ -72,7 +72,7 @@ impl Ending {
             self.first.set(Some(side));
         }
         if side == Side::Upstream {
-            self.upstream.set(Some(Closed::Remote));
+            self.upstream.set(Some(ClosedBy::Remote));
         }
     }
 
@@ -89,10 +89,10 @@ impl Ending {
     }
 
     /// It ends for this reason.
-    pub(super) fn fault(&self, fault: Fault) {
+    pub(super) fn fault(&self, fault: TcpFailure) {
         match fault {
-            Fault::ClientReset => self.ended(Side::Downstream),
-            Fault::UpstreamReset => self.ended(Side::Upstream),
+            TcpFailure::ClientReset => self.ended(Side::Downstream),
+            TcpFailure::UpstreamReset => self.ended(Side::Upstream),
             _ => {}
         }
         if let Some((flags, details)) = fault.table() {
@@ -104,7 +104,7 @@ impl Ending {
     #[cold]
     pub(super) fn endpoint_failed(&self, cluster: &Cluster, endpoint: &Endpoint) {
         if let Some(failures) = &self.stream.state.borrow().failures {
-            endpoint.note_failure(&cluster.name, Trouble::Reset, &failures.upstream);
+            endpoint.note_failure(&cluster.name, FailureCategory::Reset, &failures.upstream);
         }
     }
 
@@ -114,14 +114,14 @@ impl Ending {
     }
 }
 
-impl Drop for Ending {
+impl Drop for TcpGuard {
     fn drop(&mut self) {
         let (site, stream) = (&self.site, &self.stream);
         if !self.complete.get() {
             // Only a process that ends drops what is under way.
             stream.close(0, detail::SHUTDOWN);
         }
-        let downstream = if self.first.get() == Some(Side::Downstream) { Closed::Remote } else { Closed::Local };
+        let downstream = if self.first.get() == Some(Side::Downstream) { ClosedBy::Remote } else { ClosedBy::Local };
         stream.end(downstream, self.upstream.get());
         let state = stream.state.borrow();
         let shard = observe::shard();

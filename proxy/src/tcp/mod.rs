@@ -24,8 +24,8 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-pub use self::{failure::Fault, route::Routes};
-use self::{guard::Ending, relay::Relay};
+pub use self::{failure::TcpFailure, route::Routes};
+use self::{guard::TcpGuard, relay::Relay};
 use crate::{
     chain::{
         network::{NetworkChain, NetworkStream},
@@ -38,7 +38,7 @@ use crate::{
 
 /// What a worker knows of a listener for TCP connections: the rules of one snapshot. A connection keeps those with which it
 /// began.
-pub struct TcpSite {
+pub struct TcpListenerContext {
     /// The listener's name.
     pub name: Rc<str>,
     /// Its filters.
@@ -54,16 +54,16 @@ pub struct TcpSite {
     /// Where connections are logged.
     pub access_log: Option<AccessLog>,
     /// The listener's figures.
-    pub figures: Figures,
+    pub figures: TcpMetrics,
     /// The clusters' figures, by name.
-    pub clusters: FxHashMap<Box<str>, ClusterFigures>,
+    pub clusters: FxHashMap<Box<str>, TcpClusterMetrics>,
     /// How often connecting is tried again, by cluster.
     pub retries: FxHashMap<Box<str>, RetryPolicy>,
 }
 
 /// A listener's figures.
 #[derive(Clone)]
-pub struct Figures {
+pub struct TcpMetrics {
     /// Connections.
     pub connections: Counter,
     /// Connections now.
@@ -76,7 +76,7 @@ pub struct Figures {
 
 /// A cluster's figures.
 #[derive(Clone)]
-pub struct ClusterFigures {
+pub struct TcpClusterMetrics {
     /// Bytes sent to its endpoints, and received from them.
     pub bytes: [Counter; 2],
 }
@@ -84,14 +84,14 @@ pub struct ClusterFigures {
 /// Serves one connection until it ends. `first`: what was read of it already. `server_name`: what the client asks for by
 /// TLS, if that is known.
 pub async fn serve<D: Transport>(
-    site: Rc<TcpSite>,
+    site: Rc<TcpListenerContext>,
     socket: D,
     connection: Rc<ConnectionInfo>,
     first: Bytes,
     server_name: Option<&str>,
 ) {
     let stream = NetworkStream::new(connection, site.chain.clone(), server_name, site.buffered);
-    let ending = Ending::new(site, stream);
+    let ending = TcpGuard::new(site, stream);
     let mut relay = Relay::new(&ending, socket, first);
     let left = match run(&ending, &mut relay).await {
         Ok(()) => {
@@ -110,7 +110,7 @@ pub async fn serve<D: Transport>(
     }
 }
 
-async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> Result<(), Fault> {
+async fn run<'e, D: Transport>(ending: &'e TcpGuard, relay: &mut Relay<'e, D>) -> Result<(), TcpFailure> {
     relay.open().await?;
     ending.opened();
     let connected = relay.meanwhile(connect::run(ending.site(), ending.stream())).await?;
@@ -119,7 +119,7 @@ async fn run<'e, D: Transport>(ending: &'e Ending, relay: &mut Relay<'e, D>) -> 
     relay.connected(connected.stream, figures);
     // What is left of `connected` counts it as under way until it has ended.
     relay.run().await.inspect_err(|fault| {
-        if *fault == Fault::UpstreamReset {
+        if *fault == TcpFailure::UpstreamReset {
             ending.endpoint_failed(&connected.cluster, connected.endpoint.endpoint());
         }
     })

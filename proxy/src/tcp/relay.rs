@@ -11,13 +11,13 @@ use std::{
 };
 
 use super::{
-    Fault,
-    direction::{Carried, Way},
-    guard::Ending,
-    timeouts::Clock,
+    TcpFailure,
+    direction::{BytesMoved, RelayDirection},
+    guard::TcpGuard,
+    timeouts::TcpTimeouts,
 };
 use crate::{
-    chain::network::{Flow, NetworkStream, Side, Stopped},
+    chain::network::{ConnectionDenied, ConnectionFlow, NetworkStream, Side},
     net::{Stream, Transport},
 };
 use bytes::Bytes;
@@ -25,41 +25,41 @@ use bytes::Bytes;
 /// How long a connection that is being ended may take over what is on its way.
 const FLUSH: Duration = Duration::from_secs(10);
 
-impl From<Stopped> for Fault {
-    fn from(_: Stopped) -> Fault {
-        Fault::FilterFailed
+impl From<ConnectionDenied> for TcpFailure {
+    fn from(_: ConnectionDenied) -> TcpFailure {
+        TcpFailure::FilterFailed
     }
 }
 
 /// A connection with its two ends.
 pub(super) struct Relay<'e, D> {
     stream: &'e Rc<NetworkStream>,
-    flow: Flow,
+    flow: ConnectionFlow,
     down: D,
     up: Option<Stream>,
-    ways: [Way<'e>; 2],
-    clock: Clock,
+    ways: [RelayDirection<'e>; 2],
+    clock: TcpTimeouts,
     /// What was read before this began.
     first: Bytes,
 }
 
 impl<'e, D: Transport> Relay<'e, D> {
-    pub(super) fn new(ending: &'e Ending, down: D, first: Bytes) -> Self {
+    pub(super) fn new(ending: &'e TcpGuard, down: D, first: Bytes) -> Self {
         let (site, stream) = (ending.site(), ending.stream());
         Relay {
             stream,
-            flow: Flow::default(),
+            flow: ConnectionFlow::default(),
             down,
             up: None,
-            ways: Side::BOTH.map(|side| Way::new(ending, side)),
-            clock: Clock::new(stream, site.idle, site.age),
+            ways: Side::BOTH.map(|side| RelayDirection::new(ending, side)),
+            clock: TcpTimeouts::new(stream, site.idle, site.age),
             first,
         }
     }
 
     /// Tells the filters of the connection, and waits until all of them let it through. They are shown what the client sends
     /// meanwhile.
-    pub(super) async fn open(&mut self) -> Result<(), Fault> {
+    pub(super) async fn open(&mut self) -> Result<(), TcpFailure> {
         self.flow.advance(self.stream)?;
         let first = std::mem::take(&mut self.first);
         if !first.is_empty() {
@@ -67,7 +67,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         }
         poll_fn(|cx| {
             if self.is_closed() {
-                return Poll::Ready(Err(Fault::Closed));
+                return Poll::Ready(Err(TcpFailure::Closed));
             }
             if self.flow.is_open(self.stream) {
                 return Poll::Ready(Ok(()));
@@ -86,8 +86,8 @@ impl<'e, D: Transport> Relay<'e, D> {
     /// Waits for a connection to an endpoint. Filters are shown what the client sends meanwhile.
     pub(super) async fn meanwhile<T>(
         &mut self,
-        connecting: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
+        connecting: impl Future<Output = Result<T, TcpFailure>>,
+    ) -> Result<T, TcpFailure> {
         let mut connecting = pin!(connecting);
         poll_fn(|cx| {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
@@ -102,7 +102,7 @@ impl<'e, D: Transport> Relay<'e, D> {
     }
 
     /// There is a connection to an endpoint.
-    pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::ClusterFigures>) {
+    pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::TcpClusterMetrics>) {
         let plain = self.down.plain().is_some() && up.plain().is_some();
         for way in &mut self.ways {
             way.connected(plain, cluster);
@@ -112,10 +112,10 @@ impl<'e, D: Transport> Relay<'e, D> {
     }
 
     /// Moves bytes until both sides have ended.
-    pub(super) async fn run(&mut self) -> Result<(), Fault> {
+    pub(super) async fn run(&mut self) -> Result<(), TcpFailure> {
         poll_fn(|cx| match self.work(cx) {
             Err(fault) => Poll::Ready(Err(fault)),
-            Ok(()) if self.ways.iter().all(Way::is_shut) => Poll::Ready(Ok(())),
+            Ok(()) if self.ways.iter().all(RelayDirection::is_shut) => Poll::Ready(Ok(())),
             Ok(()) => Poll::Pending,
         })
         .await
@@ -126,20 +126,20 @@ impl<'e, D: Transport> Relay<'e, D> {
     }
 
     /// Does all that can be done now.
-    fn work(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Result<(), TcpFailure> {
         self.stream.register(cx);
         if self.is_closed() {
-            return Err(Fault::Closed);
+            return Err(TcpFailure::Closed);
         }
         self.flow.resume(self.stream)?;
         let [from_client, from_upstream] = &mut self.ways;
         let forth = from_client.poll(&mut self.flow, Some(&mut self.down), self.up.as_mut(), cx)?;
         let back = from_upstream.poll(&mut self.flow, self.up.as_mut(), Some(&mut self.down), cx)?;
-        if forth == Carried::Some || back == Carried::Some {
+        if forth == BytesMoved::Some || back == BytesMoved::Some {
             self.stream.touch();
         }
         if self.is_closed() {
-            return Err(Fault::Closed);
+            return Err(TcpFailure::Closed);
         }
         match self.clock.poll(cx) {
             Poll::Ready(fault) => Err(fault),
@@ -149,14 +149,15 @@ impl<'e, D: Transport> Relay<'e, D> {
 
     /// Ends the connection for this reason. What has passed the filters is still sent, unless nobody would take it. Returns the
     /// client's side if closing it at once could take from the client what it was sent last.
-    pub(super) async fn finish(mut self, fault: Fault) -> Option<D> {
-        let futile = matches!(fault, Fault::ClientReset | Fault::Idle | Fault::Stalled | Fault::Age);
+    pub(super) async fn finish(mut self, fault: TcpFailure) -> Option<D> {
+        let futile =
+            matches!(fault, TcpFailure::ClientReset | TcpFailure::Idle | TcpFailure::Stalled | TcpFailure::Age);
         if !futile {
             // What filters have added last.
             let _ = self.flow.resume(self.stream);
             let _ = tokio::time::timeout(FLUSH, poll_fn(|cx| self.poll_flush(cx))).await;
         }
-        if matches!(fault, Fault::ClientReset | Fault::UpstreamReset) {
+        if matches!(fault, TcpFailure::ClientReset | TcpFailure::UpstreamReset) {
             self.down.abort();
             self.up.iter().for_each(Transport::abort);
             return None;

@@ -17,7 +17,7 @@ use rustix::{
 };
 use tokio::{io::Interest, net::TcpStream};
 
-use crate::net::descriptors::Taker;
+use crate::net::descriptors::DescriptorUse;
 
 /// How much is moved at a time, at most: what a pipe holds, if the system has not been told otherwise.
 const MOST: usize = 64 << 10;
@@ -50,7 +50,7 @@ impl Pipe {
             return Ok(pipe);
         }
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        if !Taker::Upstream.may_keep(reader.as_fd()) {
+        if !DescriptorUse::Upstream.may_keep(reader.as_fd()) {
             return Err(Errno::MFILE.into());
         }
         Ok(Pipe { reader, writer, len: 0 })

@@ -18,7 +18,7 @@ use super::*;
 use crate::{chain::route::Clusters, config::model, net::Socket, observe::Registry, upstream::Cluster};
 
 /// A listener's rules with one cluster of these endpoints.
-fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpSite>, Registry) {
+fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry) {
     let registry = Registry::new(1);
     let mut config = json!({"name": "c", "endpoints": []});
     config["endpoints"] = endpoints.iter().map(|a| json!({"address": a.to_string()})).collect();
@@ -34,7 +34,7 @@ fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpSite>, R
         per_try_timeout: None,
         backoff: r.backoff.0,
     });
-    let site = TcpSite {
+    let site = TcpListenerContext {
         name: "l".into(),
         chain: Rc::new(NetworkChain::new(Vec::new())),
         routes: Routes::new(&listener, &clusters),
@@ -42,13 +42,13 @@ fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpSite>, R
         age: None,
         buffered: 1 << 20,
         access_log: None,
-        figures: Figures {
+        figures: TcpMetrics {
             connections: counter("connections"),
             active: registry.gauge("active", "", &[]).unwrap(),
             bytes: [counter("received"), counter("sent")],
             flags: Vec::new(),
         },
-        clusters: [("c".into(), ClusterFigures { bytes: [counter("to"), counter("from")] })].into_iter().collect(),
+        clusters: [("c".into(), TcpClusterMetrics { bytes: [counter("to"), counter("from")] })].into_iter().collect(),
         retries: retry.map(|r| ("c".into(), r)).into_iter().collect(),
     };
     (Rc::new(site), registry)
@@ -66,7 +66,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// A client's end of a connection that is served, by sockets.
-async fn by_sockets(site: &Rc<TcpSite>) -> TcpStream {
+async fn by_sockets(site: &Rc<TcpListenerContext>) -> TcpStream {
     let (listener, address) = listen().await;
     let client = TcpStream::connect(address).await.unwrap();
     let (socket, _) = listener.accept().await.unwrap();

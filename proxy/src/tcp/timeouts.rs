@@ -9,11 +9,11 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Fault;
+use super::TcpFailure;
 use crate::{chain::network::NetworkStream, net::poll_timer};
 
 /// The bounds of a connection.
-pub(super) struct Clock {
+pub(super) struct TcpTimeouts {
     stream: Rc<NetworkStream>,
     idle: Option<Duration>,
     /// When it is too old.
@@ -21,23 +21,23 @@ pub(super) struct Clock {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Clock {
-    pub(super) fn new(stream: &Rc<NetworkStream>, idle: Option<Duration>, age: Option<Duration>) -> Clock {
+impl TcpTimeouts {
+    pub(super) fn new(stream: &Rc<NetworkStream>, idle: Option<Duration>, age: Option<Duration>) -> TcpTimeouts {
         let end = age.and_then(|age| stream.start.checked_add(age));
-        Clock { stream: stream.clone(), idle, end, sleep: None }
+        TcpTimeouts { stream: stream.clone(), idle, end, sleep: None }
     }
 
-    fn next(&self) -> Option<(Instant, Fault)> {
+    fn next(&self) -> Option<(Instant, TcpFailure)> {
         let idle = self.idle.and_then(|limit| self.stream.active.get().checked_add(limit));
         match (idle, self.end) {
-            (Some(idle), Some(end)) if end < idle => Some((end, Fault::Age)),
-            (Some(idle), _) => Some((idle, Fault::Idle)),
-            (None, end) => Some((end?, Fault::Age)),
+            (Some(idle), Some(end)) if end < idle => Some((end, TcpFailure::Age)),
+            (Some(idle), _) => Some((idle, TcpFailure::Idle)),
+            (None, end) => Some((end?, TcpFailure::Age)),
         }
     }
 
     /// Ready when a bound is passed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TcpFailure> {
         loop {
             // Bounds only ever move to later: the timer may fire too early, and is set again then.
             if let Some(sleep) = &mut self.sleep
@@ -47,8 +47,8 @@ impl Clock {
             }
             let Some((at, fault)) = self.next() else { return Poll::Pending };
             if at <= Instant::now() {
-                let held = fault == Fault::Idle && self.stream.is_held();
-                return Poll::Ready(if held { Fault::Stalled } else { fault });
+                let held = fault == TcpFailure::Idle && self.stream.is_held();
+                return Poll::Ready(if held { TcpFailure::Stalled } else { fault });
             }
             match &mut self.sleep {
                 Some(sleep) => sleep.as_mut().reset(at),

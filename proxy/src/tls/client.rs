@@ -11,11 +11,11 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    error::{MaterialError, Problem, plain},
-    explain::Noting,
+    error::{FieldError, MaterialError, plain},
+    explain::RecordingVerifier,
     material::{Dated, Loader, OwnCertificate, RevocationList, sha256},
     provider,
-    verify::{Anybody, ByNames, San},
+    verify::{AcceptAny, NameVerifier, San},
     versions,
 };
 use crate::config::model::ClusterTls;
@@ -40,7 +40,7 @@ impl ClientTls {
         alpn: &[&[u8]],
         loader: &mut Loader<'_>,
         previous: Option<&Arc<ClientTls>>,
-    ) -> Result<Arc<ClientTls>, Vec<Problem>> {
+    ) -> Result<Arc<ClientTls>, Vec<FieldError>> {
         let mut wrong = Vec::new();
         let certificate = section
             .certificate
@@ -59,14 +59,15 @@ impl ClientTls {
         if let Some(same) = previous.filter(|previous| previous.made_of == made_of) {
             return Ok(same.clone());
         }
-        let whole = |error| vec![Problem { place: String::new(), error }];
+        let whole = |error| vec![FieldError { place: String::new(), error }];
         let server_name = server_name(section, cluster);
         let dated = lists.iter().filter_map(|list| list.dated.clone()).collect();
         let trusted = match section.ca.is_empty() {
             true => "the system's authorities; name its authority in `tls.ca`",
             false => "`tls.ca`",
         };
-        let verifier = Arc::new(Noting { verifier: verifier(section, roots, lists).map_err(whole)?, trusted });
+        let verifier =
+            Arc::new(RecordingVerifier { verifier: verifier(section, roots, lists).map_err(whole)?, trusted });
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder
             .with_protocol_versions(versions(section.min_version))
@@ -125,9 +126,9 @@ fn server_name(section: &ClusterTls, cluster: &str) -> Option<ServerName<'static
 pub(super) fn verifying(
     section: &ClusterTls,
     loader: &mut Loader<'_>,
-) -> Result<(Arc<RootCertStore>, Vec<RevocationList>), Vec<Problem>> {
+) -> Result<(Arc<RootCertStore>, Vec<RevocationList>), Vec<FieldError>> {
     let roots = match section.ca.is_empty() {
-        true => loader.system_roots().map_err(|error| vec![Problem { place: String::new(), error }]),
+        true => loader.system_roots().map_err(|error| vec![FieldError { place: String::new(), error }]),
         false => loader.roots(&section.ca, "ca"),
     };
     match (roots, loader.revocation_lists(&section.crl)) {
@@ -144,7 +145,7 @@ pub(super) fn verifier(
 ) -> Result<Arc<dyn ServerCertVerifier>, MaterialError> {
     let algorithms = provider().signature_verification_algorithms;
     if section.insecure {
-        return Ok(Arc::new(Anybody(algorithms)));
+        return Ok(Arc::new(AcceptAny(algorithms)));
     }
     let refused = |e: &dyn std::fmt::Display| MaterialError::Refused(e.to_string());
     if section.sans.is_empty() {
@@ -155,7 +156,7 @@ pub(super) fn verifier(
     let lists = lists.iter().map(|list| Ok(webpki::OwnedCertRevocationList::from_der(&list.der)?.into()));
     let lists: Result<_, webpki::Error> = lists.collect();
     let sans = section.sans.iter().map(|san| San::new(san)).collect();
-    Ok(Arc::new(ByNames { roots, lists: lists.map_err(|e| refused(&e))?, sans, algorithms }))
+    Ok(Arc::new(NameVerifier { roots, lists: lists.map_err(|e| refused(&e))?, sans, algorithms }))
 }
 
 /// A hash of everything that a handshake depends on.

@@ -139,7 +139,7 @@ impl fmt::Display for Found {
 /// What is wrong, and with which field.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct Problem {
+pub struct FieldError {
     /// The field, as a JSON pointer into the `tls` section without the first slash, such as `certificates/0/key`.
     pub place: String,
     /// What is wrong with it.

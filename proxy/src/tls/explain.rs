@@ -32,7 +32,7 @@ thread_local! {
 
 /// Why a handshake failed, by which failures are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum HandshakeError {
     /// The client has shown no certificate, and must.
     NoCertificate,
     /// Nobody who is trusted has signed the certificate.
@@ -63,25 +63,25 @@ pub enum Cause {
     Other,
 }
 
-impl Cause {
+impl HandshakeError {
     /// How many there are.
     pub const COUNT: usize = 14;
     /// All, with their names in metrics.
-    pub const ALL: [(Cause, &'static str); Cause::COUNT] = [
-        (Cause::NoCertificate, "no_certificate"),
-        (Cause::UnknownIssuer, "unknown_issuer"),
-        (Cause::Expired, "expired"),
-        (Cause::Revoked, "revoked"),
-        (Cause::Certificate, "certificate"),
-        (Cause::Version, "version"),
-        (Cause::Cipher, "cipher"),
-        (Cause::Alpn, "alpn"),
-        (Cause::PlainHttp, "plain_http"),
-        (Cause::NotTls, "not_tls"),
-        (Cause::Alert, "alert"),
-        (Cause::Closed, "closed"),
-        (Cause::Timeout, "timeout"),
-        (Cause::Other, "other"),
+    pub const ALL: [(HandshakeError, &'static str); HandshakeError::COUNT] = [
+        (HandshakeError::NoCertificate, "no_certificate"),
+        (HandshakeError::UnknownIssuer, "unknown_issuer"),
+        (HandshakeError::Expired, "expired"),
+        (HandshakeError::Revoked, "revoked"),
+        (HandshakeError::Certificate, "certificate"),
+        (HandshakeError::Version, "version"),
+        (HandshakeError::Cipher, "cipher"),
+        (HandshakeError::Alpn, "alpn"),
+        (HandshakeError::PlainHttp, "plain_http"),
+        (HandshakeError::NotTls, "not_tls"),
+        (HandshakeError::Alert, "alert"),
+        (HandshakeError::Closed, "closed"),
+        (HandshakeError::Timeout, "timeout"),
+        (HandshakeError::Other, "other"),
     ];
 }
 
@@ -100,25 +100,25 @@ pub fn tls_error(error: &io::Error) -> Option<&Error> {
 }
 
 /// What a handshake on a stream, or a stream under TLS, has failed for.
-pub fn explain(error: &io::Error, peer: Peer) -> (Cause, String) {
+pub fn explain(error: &io::Error, peer: Peer) -> (HandshakeError, String) {
     match tls_error(error) {
         Some(error) => explain_tls(error, peer),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            (Cause::Closed, format!("the {} closed the connection before its end", peer.name()))
+            (HandshakeError::Closed, format!("the {} closed the connection before its end", peer.name()))
         }
-        None => (Cause::Closed, error.to_string()),
+        None => (HandshakeError::Closed, error.to_string()),
     }
 }
 
-fn explain_tls(error: &Error, peer: Peer) -> (Cause, String) {
+fn explain_tls(error: &Error, peer: Peer) -> (HandshakeError, String) {
     match error {
         Error::InvalidCertificate(why) => (cause_of(why), REFUSED.take().unwrap_or_else(|| why.to_string())),
         Error::NoCertificatesPresented => {
-            (Cause::NoCertificate, format!("the {} showed no certificate, which is required", peer.name()))
+            (HandshakeError::NoCertificate, format!("the {} showed no certificate, which is required", peer.name()))
         }
-        Error::AlertReceived(alert) => (Cause::Alert, describe_alert(*alert, peer)),
+        Error::AlertReceived(alert) => (HandshakeError::Alert, describe_alert(*alert, peer)),
         Error::NoApplicationProtocol => {
-            (Cause::Alpn, format!("the {} offers no protocol that is spoken here (ALPN)", peer.name()))
+            (HandshakeError::Alpn, format!("the {} offers no protocol that is spoken here (ALPN)", peer.name()))
         }
         Error::PeerIncompatible(why) => match why {
             PeerIncompatible::Tls12NotOffered
@@ -126,12 +126,13 @@ fn explain_tls(error: &Error, peer: Peer) -> (Cause, String) {
             | PeerIncompatible::Tls13RequiredForQuic
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => {
-                (Cause::Version, format!("the {} speaks no version of TLS that `min_version` allows", peer.name()))
-            }
-            why => (Cause::Cipher, format!("nothing in common with the {}: {why:?}", peer.name())),
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => (
+                HandshakeError::Version,
+                format!("the {} speaks no version of TLS that `min_version` allows", peer.name()),
+            ),
+            why => (HandshakeError::Cipher, format!("nothing in common with the {}: {why:?}", peer.name())),
         },
-        error => (Cause::Other, error.to_string()),
+        error => (HandshakeError::Other, error.to_string()),
     }
 }
 
@@ -199,35 +200,35 @@ fn snake(name: &str) -> String {
 }
 
 /// How the alert with which a handshake was ended is counted, where nothing else is known: in QUIC.
-pub fn cause_of_alert(alert: u8) -> Cause {
+pub fn cause_of_alert(alert: u8) -> HandshakeError {
     match AlertDescription::from(alert) {
-        AlertDescription::CertificateRequired => Cause::NoCertificate,
-        AlertDescription::UnknownCA => Cause::UnknownIssuer,
-        AlertDescription::CertificateExpired => Cause::Expired,
-        AlertDescription::CertificateRevoked => Cause::Revoked,
+        AlertDescription::CertificateRequired => HandshakeError::NoCertificate,
+        AlertDescription::UnknownCA => HandshakeError::UnknownIssuer,
+        AlertDescription::CertificateExpired => HandshakeError::Expired,
+        AlertDescription::CertificateRevoked => HandshakeError::Revoked,
         AlertDescription::BadCertificate
         | AlertDescription::CertificateUnknown
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::DecryptError => Cause::Certificate,
-        AlertDescription::ProtocolVersion => Cause::Version,
-        AlertDescription::HandshakeFailure => Cause::Cipher,
-        AlertDescription::NoApplicationProtocol => Cause::Alpn,
-        _ => Cause::Other,
+        | AlertDescription::DecryptError => HandshakeError::Certificate,
+        AlertDescription::ProtocolVersion => HandshakeError::Version,
+        AlertDescription::HandshakeFailure => HandshakeError::Cipher,
+        AlertDescription::NoApplicationProtocol => HandshakeError::Alpn,
+        _ => HandshakeError::Other,
     }
 }
 
-fn cause_of(error: &CertificateError) -> Cause {
+fn cause_of(error: &CertificateError) -> HandshakeError {
     match error {
-        CertificateError::UnknownIssuer => Cause::UnknownIssuer,
+        CertificateError::UnknownIssuer => HandshakeError::UnknownIssuer,
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => Cause::Expired,
+        | CertificateError::NotValidYetContext { .. } => HandshakeError::Expired,
         CertificateError::Revoked
         | CertificateError::UnknownRevocationStatus
         | CertificateError::ExpiredRevocationList
-        | CertificateError::ExpiredRevocationListContext { .. } => Cause::Revoked,
-        _ => Cause::Certificate,
+        | CertificateError::ExpiredRevocationListContext { .. } => HandshakeError::Revoked,
+        _ => HandshakeError::Certificate,
     }
 }
 
@@ -361,13 +362,13 @@ impl fmt::Display for Quoted {
 
 /// A verifier that notes what it refuses.
 #[derive(Debug)]
-pub(super) struct Noting<V: ?Sized> {
+pub(super) struct RecordingVerifier<V: ?Sized> {
     pub(super) verifier: Arc<V>,
     /// Which authorities it trusts: what an unknown issuer is not among.
     pub(super) trusted: &'static str,
 }
 
-impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
+impl ServerCertVerifier for RecordingVerifier<dyn ServerCertVerifier> {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -407,7 +408,7 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
     }
 }
 
-impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
+impl ClientCertVerifier for RecordingVerifier<dyn ClientCertVerifier> {
     fn offer_client_auth(&self) -> bool {
         self.verifier.offer_client_auth()
     }

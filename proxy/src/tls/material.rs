@@ -22,7 +22,7 @@ use rustls::{
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::{
-    error::{Found, MAX_BYTES, MaterialError, Problem, date, plain},
+    error::{FieldError, Found, MAX_BYTES, MaterialError, date, plain},
     identity::{Identity, IdentityError},
     provider,
 };
@@ -136,9 +136,9 @@ impl<'r> Loader<'r> {
     }
 
     /// A certificate of ours with its key, which must belong together and be valid now. `place` is that of the pair.
-    pub(super) fn pair(&mut self, files: &CertificateFiles, place: &str) -> Result<OwnCertificate, Problem> {
-        let of_certificate = |error| Problem { place: format!("{place}/certificate"), error };
-        let of_key = |error| Problem { place: format!("{place}/key"), error };
+    pub(super) fn pair(&mut self, files: &CertificateFiles, place: &str) -> Result<OwnCertificate, FieldError> {
+        let of_certificate = |error| FieldError { place: format!("{place}/certificate"), error };
+        let of_key = |error| FieldError { place: format!("{place}/key"), error };
         let (path, chain) =
             self.all::<CertificateDer<'static>>(&files.certificate, "certificate").map_err(of_certificate)?;
         let unusable = |e: IdentityError| MaterialError::Certificate(path.clone(), 1, e.to_string());
@@ -182,7 +182,7 @@ impl<'r> Loader<'r> {
     }
 
     /// Authorities: all certificates of some files. Errors are at `PLACE/INDEX`.
-    pub(super) fn roots(&mut self, paths: &[PathBuf], place: &str) -> Result<Arc<RootCertStore>, Vec<Problem>> {
+    pub(super) fn roots(&mut self, paths: &[PathBuf], place: &str) -> Result<Arc<RootCertStore>, Vec<FieldError>> {
         let mut roots = RootCertStore::empty();
         let mut wrong = Vec::new();
         for (index, path) in paths.iter().enumerate() {
@@ -194,7 +194,7 @@ impl<'r> Loader<'r> {
                 }
                 Ok(())
             };
-            wrong.extend(add().err().map(|error| Problem { place: format!("{place}/{index}"), error }));
+            wrong.extend(add().err().map(|error| FieldError { place: format!("{place}/{index}"), error }));
         }
         if wrong.is_empty() { Ok(Arc::new(roots)) } else { Err(wrong) }
     }
@@ -216,7 +216,7 @@ impl<'r> Loader<'r> {
     }
 
     /// Revocation lists: all of some files. Errors are at `crl/INDEX`.
-    pub(super) fn revocation_lists(&mut self, paths: &[PathBuf]) -> Result<Vec<RevocationList>, Vec<Problem>> {
+    pub(super) fn revocation_lists(&mut self, paths: &[PathBuf]) -> Result<Vec<RevocationList>, Vec<FieldError>> {
         let (mut lists, mut wrong) = (Vec::new(), Vec::new());
         for (index, path) in paths.iter().enumerate() {
             let place = format!("crl/{index}");
@@ -227,7 +227,7 @@ impl<'r> Loader<'r> {
             });
             match checked {
                 Ok(checked) => lists.extend(checked),
-                Err(error) => wrong.push(Problem { place, error }),
+                Err(error) => wrong.push(FieldError { place, error }),
             }
         }
         if wrong.is_empty() { Ok(lists) } else { Err(wrong) }

@@ -31,8 +31,8 @@ use crate::config::model::TlsVersion;
 pub use self::{
     client::ClientTls,
     connection::{ConnectionTls, PeerError},
-    error::{Found, MaterialError, Problem, date},
-    explain::{Cause, Peer, cause_of_alert, explain, explain_alert, tls_error},
+    error::{FieldError, Found, MaterialError, date},
+    explain::{HandshakeError, Peer, cause_of_alert, explain, explain_alert, tls_error},
     identity::{Identity, IdentityError},
     material::{Dated, DatedKind, Digests, Loader},
     server::ServerTls,

@@ -11,14 +11,14 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     connection::{ConnectionTls, PeerError},
-    error::{MaterialError, Problem, plain},
-    explain::Noting,
+    error::{FieldError, MaterialError, plain},
+    explain::RecordingVerifier,
     identity::{Identity, not_after},
     material::{Dated, Loader, sha256, unix},
     provider,
     resolver::Resolver,
-    sessions::{Carrier, Sessions},
-    trust::ByTrustDomain,
+    sessions::{Sessions, TransportKind},
+    trust::TrustDomainVerifier,
     versions,
 };
 use crate::config::model::{ClientCertificates, ListenerTls};
@@ -40,7 +40,7 @@ impl ServerTls {
         alpn: &[&[u8]],
         loader: &mut Loader<'_>,
         previous: Option<&ServerTls>,
-    ) -> Result<ServerTls, Vec<Problem>> {
+    ) -> Result<ServerTls, Vec<FieldError>> {
         let (mut certificates, mut wrong) = (Vec::new(), Vec::new());
         for (index, files) in section.certificates.iter().enumerate() {
             match loader.pair(files, &format!("certificates/{index}")) {
@@ -48,7 +48,7 @@ impl ServerTls {
                 Err(problem) => wrong.push(problem),
             }
         }
-        let clients = match Clients::load(section, loader) {
+        let clients = match ClientAuth::load(section, loader) {
             Ok(clients) => clients,
             Err(problems) => {
                 wrong.extend(problems);
@@ -58,9 +58,9 @@ impl ServerTls {
         if !wrong.is_empty() {
             return Err(wrong);
         }
-        let whole = |error| vec![Problem { place: String::new(), error }];
+        let whole = |error| vec![FieldError { place: String::new(), error }];
         let refused = |e: rustls::Error| whole(MaterialError::Refused(plain(&e)));
-        let Clients { verifier, rules, lists } = clients;
+        let ClientAuth { verifier, rules, lists } = clients;
         let sessions = Sessions::new(rules, verifier.is_some(), previous.map(|p| &p.sessions)).map_err(whole)?;
         let resolver = Arc::new(Resolver::new(certificates));
         let builder = ServerConfig::builder_with_provider(provider());
@@ -74,13 +74,13 @@ impl ServerTls {
                         "those of its trust domain in `tls.trust_domains`, or `tls.client_ca` without one"
                     }
                 };
-                builder.with_client_cert_verifier(Arc::new(Noting { verifier, trusted }))
+                builder.with_client_cert_verifier(Arc::new(RecordingVerifier { verifier, trusted }))
             }
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(resolver.clone());
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        sessions.put_into(&mut config, Carrier::Tcp);
+        sessions.put_into(&mut config, TransportKind::Tcp);
         Ok(ServerTls { config: Arc::new(config), resolver, sessions, lists })
     }
 
@@ -98,7 +98,7 @@ impl ServerTls {
     pub fn quic_config(&self, alpn: &[&[u8]]) -> ServerConfig {
         let mut config = ServerConfig::clone(&self.config);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        self.sessions.put_into(&mut config, Carrier::Quic);
+        self.sessions.put_into(&mut config, TransportKind::Quic);
         config
     }
 
@@ -153,18 +153,18 @@ impl ServerTls {
 }
 
 /// What is asked of clients.
-pub(super) struct Clients {
+pub(super) struct ClientAuth {
     pub(super) verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// The same, as a number to compare.
     rules: [u8; 32],
     lists: Vec<Dated>,
 }
 
-impl Clients {
-    pub(super) fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<Clients, Vec<Problem>> {
+impl ClientAuth {
+    pub(super) fn load(section: &ListenerTls, loader: &mut Loader<'_>) -> Result<ClientAuth, Vec<FieldError>> {
         let ListenerTls { client_certificates: asked, client_ca, crl, trust_domains, .. } = section;
         if *asked == ClientCertificates::None {
-            return Ok(Clients { verifier: None, rules: [0; 32], lists: Vec::new() });
+            return Ok(ClientAuth { verifier: None, rules: [0; 32], lists: Vec::new() });
         }
         // Each set of authorities, with the trust domain that it is for.
         let mut sets: Vec<(Option<&str>, &[PathBuf], String)> = Vec::new();
@@ -200,7 +200,7 @@ impl Clients {
                 builder = builder.allow_unauthenticated();
             }
             let refused = |e: rustls::server::VerifierBuilderError| {
-                vec![Problem { place, error: MaterialError::Refused(e.to_string()) }]
+                vec![FieldError { place, error: MaterialError::Refused(e.to_string()) }]
             };
             let verifier = builder.build().map_err(refused)?;
             match domain {
@@ -213,10 +213,10 @@ impl Clients {
             others => {
                 let (mandatory, algorithms) =
                     (*asked == ClientCertificates::Require, provider().signature_verification_algorithms);
-                Arc::new(ByTrustDomain::new(by_domain, others, mandatory, algorithms))
+                Arc::new(TrustDomainVerifier::new(by_domain, others, mandatory, algorithms))
             }
         };
-        Ok(Clients {
+        Ok(ClientAuth {
             verifier: Some(verifier),
             rules: sha256(&rules),
             lists: lists.into_iter().filter_map(|list| list.dated).collect(),

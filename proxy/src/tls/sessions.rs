@@ -29,7 +29,7 @@ pub(super) struct Sessions {
 
 /// What a connection is carried by.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Carrier {
+pub(super) enum TransportKind {
     Tcp,
     Quic,
 }
@@ -54,11 +54,11 @@ impl Sessions {
     }
 
     /// Lets connections resume them.
-    pub(super) fn put_into(&self, config: &mut ServerConfig, carrier: Carrier) {
+    pub(super) fn put_into(&self, config: &mut ServerConfig, carrier: TransportKind) {
         config.session_storage = match carrier {
-            Carrier::Tcp => self.storage.clone(),
+            TransportKind::Tcp => self.storage.clone(),
             // Nobody looks at the client's certificate once more when the handshake is over.
-            Carrier::Quic => Arc::new(NoServerSessionStorage {}),
+            TransportKind::Quic => Arc::new(NoServerSessionStorage {}),
         };
         if let Some(ticketers) = &self.ticketers {
             config.ticketer = ticketers[carrier as usize].clone();

@@ -14,7 +14,7 @@ use webpki::EndEntityCert;
 
 /// Verifies clients by the authorities of the trust domain that their SPIFFE ID is of.
 #[derive(Debug)]
-pub(super) struct ByTrustDomain {
+pub(super) struct TrustDomainVerifier {
     domains: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
     /// For certificates without a SPIFFE ID.
     others: Option<Arc<dyn ClientCertVerifier>>,
@@ -23,16 +23,16 @@ pub(super) struct ByTrustDomain {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ByTrustDomain {
+impl TrustDomainVerifier {
     pub(super) fn new(
         domains: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
         others: Option<Arc<dyn ClientCertVerifier>>,
         mandatory: bool,
         algorithms: WebPkiSupportedAlgorithms,
-    ) -> ByTrustDomain {
+    ) -> TrustDomainVerifier {
         let hints =
             domains.values().chain(&others).flat_map(|verifier| verifier.root_hint_subjects()).cloned().collect();
-        ByTrustDomain { domains, others, hints, mandatory, algorithms }
+        TrustDomainVerifier { domains, others, hints, mandatory, algorithms }
     }
 
     /// Who verifies a certificate; none: nobody may sign it.
@@ -53,7 +53,7 @@ fn trust_domain(uri: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("spiffe").then(|| rest.split('/').next().unwrap_or_default())
 }
 
-impl ClientCertVerifier for ByTrustDomain {
+impl ClientCertVerifier for TrustDomainVerifier {
     fn client_auth_mandatory(&self) -> bool {
         self.mandatory
     }

@@ -36,14 +36,14 @@ impl San {
 
 /// Takes certificates that lead to one of the roots, and have one of some names.
 #[derive(Debug)]
-pub(super) struct ByNames {
+pub(super) struct NameVerifier {
     pub(super) roots: Arc<RootCertStore>,
     pub(super) lists: Vec<CertRevocationList<'static>>,
     pub(super) sans: Vec<San>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for ByNames {
+impl ServerCertVerifier for NameVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -94,9 +94,9 @@ impl ServerCertVerifier for ByNames {
 
 /// Takes every certificate. That the other side has its key is verified all the same, which means nothing.
 #[derive(Debug)]
-pub(super) struct Anybody(pub(super) WebPkiSupportedAlgorithms);
+pub(super) struct AcceptAny(pub(super) WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -16,7 +16,7 @@ use crate::{
     config::model::{self, Compile},
     escape,
     upstream::Cluster,
-    wasm::{Code, Compiler, Engine},
+    wasm::{CompiledModule, Compiler, Engine},
 };
 
 /// The bytes of a module: a file's, or those of a standard filter.
@@ -29,7 +29,7 @@ fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
                 bytes.with_context(|| format!("there is no standard filter `{builtin}`; there are {}", known()))?;
             Ok(bytes.to_vec())
         }
-        None => Ok(Code::read(Path::new(name), &Compile::default())?),
+        None => Ok(CompiledModule::read(Path::new(name), &Compile::default())?),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::cluster::{Endpoint, Member};
+use super::cluster::{Endpoint, WeightedEndpoint};
 use crate::config::{model, units::Address};
 
 /// Longest round-robin sequence. Weights whose sum (reduced by their greatest common divisor) is more are scaled down
@@ -23,14 +23,14 @@ const MAX_PASSED_OVER: usize = 16;
 /// Chooses among the endpoints that have a weight.
 #[derive(Debug)]
 pub struct Balancer {
-    targets: Box<[Target]>,
+    targets: Box<[Candidate]>,
     /// Sum of the weights.
     total: u64,
     policy: Policy,
 }
 
 #[derive(Debug)]
-struct Target {
+struct Candidate {
     endpoint: Arc<Endpoint>,
     weight: u64,
     /// Sum of the weights before this one: the target owns the draws from `start` to `start + weight`.
@@ -41,14 +41,14 @@ struct Target {
 
 /// What must not be chosen.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Avoid<'a> {
+pub struct Excluded<'a> {
     /// Endpoints that the request has been to: chosen only if there is no other.
     pub tried: &'a [Arc<Endpoint>],
     /// Whether endpoints that are not healthy are left out.
     pub unhealthy: bool,
 }
 
-impl Avoid<'_> {
+impl Excluded<'_> {
     fn is_nothing(&self) -> bool {
         self.tried.is_empty() && !self.unhealthy
     }
@@ -68,13 +68,13 @@ enum Policy {
 
 impl Balancer {
     /// A balancer over those of `members` whose weight is not 0.
-    pub fn new(kind: model::Balancer, members: &[Member]) -> Self {
+    pub fn new(kind: model::Balancer, members: &[WeightedEndpoint]) -> Self {
         let mut total = 0;
         let mut targets = Vec::new();
         for member in members.iter().filter(|m| m.weight > 0) {
             let weight = u64::from(member.weight);
             let hash = address_hash(&member.endpoint.address);
-            targets.push(Target { endpoint: Arc::clone(&member.endpoint), weight, start: total, hash });
+            targets.push(Candidate { endpoint: Arc::clone(&member.endpoint), weight, start: total, hash });
             total += weight;
         }
         let policy = match kind {
@@ -90,26 +90,26 @@ impl Balancer {
 
     /// An endpoint for a request; `None` if none has a weight, or all are unhealthy and that counts. `cursor` is the cluster's
     /// place in the round-robin sequence, `hash` the request's key (used by [`model::Balancer::Hash`] only).
-    pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Avoid<'_>) -> Option<&Arc<Endpoint>> {
+    pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Excluded<'_>) -> Option<&Arc<Endpoint>> {
         if self.targets.is_empty() {
             return None;
         }
         let mut index = self.choose(cursor, hash, &avoid);
         if index.is_none() && !avoid.tried.is_empty() {
-            index = self.choose(cursor, hash, &Avoid { tried: &[], ..avoid });
+            index = self.choose(cursor, hash, &Excluded { tried: &[], ..avoid });
         }
         Some(&self.targets[index?].endpoint)
     }
 
     /// The same, but never one that the request has been to.
-    pub fn pick_another(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Avoid<'_>) -> Option<&Arc<Endpoint>> {
+    pub fn pick_another(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Excluded<'_>) -> Option<&Arc<Endpoint>> {
         if self.targets.is_empty() {
             return None;
         }
         self.choose(cursor, hash, &avoid).map(|index| &self.targets[index].endpoint)
     }
 
-    fn choose(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &Avoid<'_>) -> Option<usize> {
+    fn choose(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: &Excluded<'_>) -> Option<usize> {
         match (&self.policy, hash) {
             (Policy::RoundRobin(sequence), _) => self.next_in(sequence, cursor, avoid),
             (Policy::Hash { equal_weights }, Some(key)) => self.rendezvous(key, *equal_weights, avoid),
@@ -118,12 +118,12 @@ impl Balancer {
         }
     }
 
-    fn is_avoided(&self, index: usize, avoid: &Avoid<'_>) -> bool {
+    fn is_avoided(&self, index: usize, avoid: &Excluded<'_>) -> bool {
         let endpoint = &self.targets[index].endpoint;
         (avoid.unhealthy && !endpoint.is_healthy()) || avoid.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
     }
 
-    fn next_in(&self, sequence: &[u32], cursor: &AtomicU64, avoid: &Avoid<'_>) -> Option<usize> {
+    fn next_in(&self, sequence: &[u32], cursor: &AtomicU64, avoid: &Excluded<'_>) -> Option<usize> {
         let step = || (cursor.fetch_add(1, Relaxed) % sequence.len() as u64) as usize;
         let mut at = step();
         if avoid.unhealthy {
@@ -139,7 +139,7 @@ impl Balancer {
         from_here.into_iter().find(|i| !self.is_avoided(*i, avoid))
     }
 
-    fn rendezvous(&self, key: u64, equal_weights: bool, avoid: &Avoid<'_>) -> Option<usize> {
+    fn rendezvous(&self, key: u64, equal_weights: bool, avoid: &Excluded<'_>) -> Option<usize> {
         let mut best: Option<(f64, usize)> = None;
         for (i, target) in self.targets.iter().enumerate() {
             if self.is_avoided(i, avoid) {
@@ -158,7 +158,7 @@ impl Balancer {
 
     /// Of two different ones, drawn by weight, the one with fewer requests under way for its weight. On a tie the
     /// first, so that an idle cluster's requests are shared out by weight too.
-    fn less_busy_of_two(&self, avoid: &Avoid<'_>) -> Option<usize> {
+    fn less_busy_of_two(&self, avoid: &Excluded<'_>) -> Option<usize> {
         let first = self.draw_but(avoid, None)?;
         let second = if avoid.is_nothing() { self.draw_other(first) } else { self.draw_but(avoid, Some(first)) };
         let Some(second) = second else { return Some(first) };
@@ -169,7 +169,7 @@ impl Balancer {
     }
 
     /// One by weight that is neither avoided nor `other`.
-    fn draw_but(&self, avoid: &Avoid<'_>, other: Option<usize>) -> Option<usize> {
+    fn draw_but(&self, avoid: &Excluded<'_>, other: Option<usize>) -> Option<usize> {
         let allowed = |i: &usize| Some(*i) != other && !self.is_avoided(*i, avoid);
         // Most are, most of the time.
         let drawn = (0..MAX_PASSED_OVER).map(|_| self.draw()).find(allowed);
@@ -183,7 +183,7 @@ impl Balancer {
 
     /// Another one than `first`, by weight.
     fn draw_other(&self, first: usize) -> Option<usize> {
-        let Target { weight, start, .. } = self.targets[first];
+        let Candidate { weight, start, .. } = self.targets[first];
         if self.total == weight {
             return None;
         }
@@ -213,7 +213,7 @@ impl Balancer {
 
 /// nginx's smooth weighted round robin, written out: at each step every target gains its weight, the one with the most
 /// is next and loses the sum of all. Weights 5, 1, 1 give `a a b a c a a`, not `a a a a a b c`.
-fn smooth_sequence(targets: &[Target]) -> Box<[u32]> {
+fn smooth_sequence(targets: &[Candidate]) -> Box<[u32]> {
     let divisor = targets.iter().fold(0, |a, target| gcd(a, target.weight)).max(1);
     let mut weights: Vec<i64> = targets.iter().map(|target| (target.weight / divisor) as i64).collect();
     let sum = weights.iter().sum::<i64>() as f64;

@@ -14,38 +14,38 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::link::Carrier;
+use super::link::ConnectionGuard;
 use crate::{
     h1::{self, Decoder},
-    h2::{Ended, Incoming},
+    h2::{Ended, IncomingBody},
     net::{Transport, pass_writes},
 };
 
 /// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
 /// until now is out of the way.
-pub type Switching = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport>>>>>;
+pub type Upgrading = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport>>>>>;
 
 /// A stream together with something that must live as long.
-pub(super) struct Held<T, K> {
+pub(super) struct WithGuard<T, K> {
     stream: T,
     _keeps: K,
 }
 
-impl<T, K> Held<T, K> {
+impl<T, K> WithGuard<T, K> {
     pub(super) fn new(stream: T, keeps: K) -> Self {
-        Held { stream, _keeps: keeps }
+        WithGuard { stream, _keeps: keeps }
     }
 }
 
-impl<T: AsyncRead + Unpin, K: Unpin> AsyncRead for Held<T, K> {
+impl<T: AsyncRead + Unpin, K: Unpin> AsyncRead for WithGuard<T, K> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-pass_writes!([T: AsyncWrite + Unpin, K: Unpin] Held<T, K>, stream);
+pass_writes!([T: AsyncWrite + Unpin, K: Unpin] WithGuard<T, K>, stream);
 
-impl<T: Transport, K: Unpin> Transport for Held<T, K> {
+impl<T: Transport, K: Unpin> Transport for WithGuard<T, K> {
     fn plain(&self) -> Option<&TcpStream> {
         self.stream.plain()
     }
@@ -57,7 +57,7 @@ impl<T: Transport, K: Unpin> Transport for Held<T, K> {
 
 /// Why a response's body ended early.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum UpstreamBodyError {
     /// An HTTP/2 stream was reset, or its connection has ended.
     #[error("the stream ended early")]
     Http2(#[from] h2::Error),
@@ -79,7 +79,7 @@ pub enum Broken {
 }
 
 /// What lives as long as a response's stream, and is told how that has ended. If it is told nothing, the stream is reset.
-pub(super) trait Keeps: 'static {
+pub(super) trait BodyGuard: 'static {
     /// The response is here to its end.
     fn ended(&self);
     /// The upstream has ended it before.
@@ -87,18 +87,18 @@ pub(super) trait Keeps: 'static {
 }
 
 /// A body over HTTP/1.1.
-pub(super) struct LinkBody {
+pub(super) struct H1Body {
     pub(super) decoder: Decoder,
     /// The connection; gone when the end was reached.
-    pub(super) link: Option<Rc<dyn Carrier>>,
+    pub(super) link: Option<Rc<dyn ConnectionGuard>>,
 }
 
-impl LinkBody {
-    pub(super) fn new(decoder: Decoder, link: Rc<dyn Carrier>) -> Self {
-        LinkBody { decoder, link: Some(link) }
+impl H1Body {
+    pub(super) fn new(decoder: Decoder, link: Rc<dyn ConnectionGuard>) -> Self {
+        H1Body { decoder, link: Some(link) }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let part = ready!(self.poll_part(cx));
         if part.as_ref().is_some_and(Result::is_err) {
             self.link = None;
@@ -107,8 +107,8 @@ impl LinkBody {
         }
         Poll::Ready(part.map(|part| {
             part.map(|part| match part {
-                h1::Part::Data(data) => Frame::data(data),
-                h1::Part::Trailers(trailers) => Frame::trailers(trailers),
+                h1::BodyPart::Data(data) => Frame::data(data),
+                h1::BodyPart::Trailers(trailers) => Frame::trailers(trailers),
             })
         }))
     }
@@ -125,44 +125,44 @@ impl LinkBody {
 
 /// The body of a response. What carries it is given back at its end; dropped before, an HTTP/1.1 connection is closed, and an
 /// HTTP/2 stream is reset.
-pub struct PooledBody(Origin);
+pub struct PooledBody(BodyKind);
 
-enum Origin {
+enum BodyKind {
     /// Over HTTP/1.1.
-    Link(LinkBody),
+    Link(H1Body),
     /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
     Stream {
-        incoming: Incoming,
+        incoming: IncomingBody,
         /// Whether the response was ended, and with what.
         ended: Ended,
         /// Bytes that trailers may have.
         max_head: usize,
         /// What ends with the stream.
-        keeps: Box<dyn Keeps>,
+        keeps: Box<dyn BodyGuard>,
     },
     /// There is none: the protocol is switched.
-    Switching(Option<Switching>),
+    Switching(Option<Upgrading>),
 }
 
 impl PooledBody {
-    pub(super) fn of_link(mut body: LinkBody) -> Self {
+    pub(super) fn of_link(mut body: H1Body) -> Self {
         body.finish_at_end();
-        PooledBody(Origin::Link(body))
+        PooledBody(BodyKind::Link(body))
     }
 
     /// Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
-    pub(super) fn of_stream(incoming: Incoming, ended: Ended, max_head: usize, keeps: Box<dyn Keeps>) -> Self {
-        PooledBody(Origin::Stream { incoming, ended, max_head, keeps })
+    pub(super) fn of_stream(incoming: IncomingBody, ended: Ended, max_head: usize, keeps: Box<dyn BodyGuard>) -> Self {
+        PooledBody(BodyKind::Stream { incoming, ended, max_head, keeps })
     }
 
-    pub(super) fn switching(upstream: Switching) -> Self {
-        PooledBody(Origin::Switching(Some(upstream)))
+    pub(super) fn switching(upstream: Upgrading) -> Self {
+        PooledBody(BodyKind::Switching(Some(upstream)))
     }
 
     /// The connection, if the response has switched protocols.
-    pub fn take_switching(&mut self) -> Option<Switching> {
+    pub fn take_switching(&mut self) -> Option<Upgrading> {
         match &mut self.0 {
-            Origin::Switching(upstream) => upstream.take(),
+            BodyKind::Switching(upstream) => upstream.take(),
             _ => None,
         }
     }
@@ -175,12 +175,15 @@ fn is_malformed(error: &h2::Error) -> bool {
 
 impl Body for PooledBody {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = UpstreamBodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut self.0 {
-            Origin::Link(body) => body.poll_frame(cx),
-            Origin::Stream { incoming, ended, max_head, keeps } => {
+            BodyKind::Link(body) => body.poll_frame(cx),
+            BodyKind::Stream { incoming, ended, max_head, keeps } => {
                 let frame = ready!(incoming.poll_frame(cx));
                 if matches!(frame, Some(Err(_))) {
                     keeps.broken();
@@ -189,41 +192,43 @@ impl Body for PooledBody {
                     // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
                     // proxies also end broken ones in this way.
                     Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
-                        (!ended.get()).then_some(Err(Broken::Cut))
+                        (!ended.get()).then_some(Err(UpstreamBodyError::Cut))
                     }
                     Some(Ok(frame)) if frame.is_trailers() && ended.has_pseudo() => {
-                        Some(Err(Broken::Malformed(h2::Reason::PROTOCOL_ERROR.into())))
+                        Some(Err(UpstreamBodyError::Malformed(h2::Reason::PROTOCOL_ERROR.into())))
                     }
-                    Some(Ok(_)) if incoming.trailers_size() > *max_head => Some(Err(Broken::TooLong(*max_head))),
-                    Some(Err(error)) if is_malformed(&error) => Some(Err(Broken::Malformed(error))),
-                    frame => frame.map(|frame| frame.map_err(Broken::Http2)),
+                    Some(Ok(_)) if incoming.trailers_size() > *max_head => {
+                        Some(Err(UpstreamBodyError::TooLong(*max_head)))
+                    }
+                    Some(Err(error)) if is_malformed(&error) => Some(Err(UpstreamBodyError::Malformed(error))),
+                    frame => frame.map(|frame| frame.map_err(UpstreamBodyError::Http2)),
                 };
                 Poll::Ready(frame)
             }
-            Origin::Switching(_) => Poll::Ready(None),
+            BodyKind::Switching(_) => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Origin::Link(body) => body.decoder.is_done(),
-            Origin::Stream { incoming, .. } => incoming.is_end_stream(),
-            Origin::Switching(_) => true,
+            BodyKind::Link(body) => body.decoder.is_done(),
+            BodyKind::Stream { incoming, .. } => incoming.is_end_stream(),
+            BodyKind::Switching(_) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Origin::Link(body) => body.decoder.size_hint(),
-            Origin::Stream { incoming, .. } => incoming.size_hint(),
-            Origin::Switching(_) => SizeHint::with_exact(0),
+            BodyKind::Link(body) => body.decoder.size_hint(),
+            BodyKind::Stream { incoming, .. } => incoming.size_hint(),
+            BodyKind::Switching(_) => SizeHint::with_exact(0),
         }
     }
 }
 
 impl Drop for PooledBody {
     fn drop(&mut self) {
-        if let Origin::Stream { incoming, keeps, .. } = &self.0
+        if let BodyKind::Stream { incoming, keeps, .. } = &self.0
             && incoming.is_end_stream()
         {
             keeps.ended();

@@ -11,17 +11,17 @@ use std::{
 };
 
 use super::{
-    balancer::{Avoid, Balancer},
+    balancer::{Balancer, Excluded},
     budget::{RetryBudget, RetryGuard},
-    reason::Trouble,
-    uploads::Shares,
+    reason::FailureCategory,
+    uploads::ClientShares,
 };
 use arc_swap::ArcSwapOption;
 
 use crate::{
     config::{model, units::Address},
     net::Client,
-    observe::{Seldom, target},
+    observe::{LogLimiter, target},
     tls::ClientTls,
 };
 
@@ -50,19 +50,19 @@ pub struct Cluster {
     /// Bounds on what it may use.
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
-    pub members: Box<[Member]>,
+    pub members: Box<[WeightedEndpoint]>,
     /// The health of its endpoints is checked.
     checked: bool,
     balancer: Balancer,
     retry_budget: RetryBudget,
-    stats: Arc<Stats>,
+    stats: Arc<ClusterStats>,
     /// Counts the reloads that this cluster has lived through, so that pools can tell the newer of two snapshots.
     generation: u64,
 }
 
 /// An endpoint and its weight in one snapshot. 0: it gets no requests.
 #[derive(Debug, Clone)]
-pub struct Member {
+pub struct WeightedEndpoint {
     /// The endpoint, shared with other snapshots of this cluster.
     pub endpoint: Arc<Endpoint>,
     /// Its share of the requests, against the others' weights.
@@ -93,7 +93,7 @@ pub struct Limits {
 
 /// What clients may hold of a cluster.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct ClientShare {
     /// Requests.
     pub(super) requests: u64,
     /// Connections.
@@ -121,7 +121,7 @@ pub struct Endpoint {
     /// What it failed with last, however long ago.
     last_error: ArcSwapOption<LastError>,
     /// Of each kind of failure, when it was logged.
-    warned: [Seldom; Trouble::COUNT],
+    warned: [LogLimiter; FailureCategory::COUNT],
 }
 
 /// What an endpoint has failed with.
@@ -130,7 +130,7 @@ pub struct LastError {
     /// When.
     pub at: SystemTime,
     /// The kind of failure.
-    pub trouble: Trouble,
+    pub trouble: FailureCategory,
     /// What was wrong.
     pub text: Box<str>,
 }
@@ -138,7 +138,7 @@ pub struct LastError {
 /// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
 /// among each other (relaxed): they are for people and for limits, and guard no other data.
 #[derive(Debug, Default)]
-pub struct Stats {
+pub struct ClusterStats {
     pub(super) id: u64,
     /// Round robin's place in its sequence. Here rather than in [`Cluster`], whose cache lines stay unwritten that way.
     cursor: AtomicU64,
@@ -177,16 +177,16 @@ pub struct Stats {
     /// Total: of these, responses that were ended for others.
     pub downloads_evicted: AtomicU64,
     /// What clients hold by unfinished uploads, tunnels, and responses that wait for them.
-    pub(super) shares: Shares,
+    pub(super) shares: ClientShares,
     /// Total: retries that the budget allowed.
     pub retries: AtomicU64,
     /// Total: retries that it did not.
     pub retry_overflows: AtomicU64,
     /// When it was logged that a filter's call could not be sent.
-    warned_unsent: Seldom,
+    warned_unsent: LogLimiter,
 }
 
-impl Stats {
+impl ClusterStats {
     /// Whether requests wait that go before those which wait behind others, on whichever worker.
     pub(super) fn whole_wait(&self) -> bool {
         self.pending.load(Relaxed) > self.pending_behind.load(Relaxed)
@@ -238,7 +238,7 @@ impl Cluster {
     ) -> Arc<Cluster> {
         let known: HashMap<&Address, &Arc<Endpoint>> =
             previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
-        let mut members: Vec<Member> = Vec::with_capacity(config.endpoints.len());
+        let mut members: Vec<WeightedEndpoint> = Vec::with_capacity(config.endpoints.len());
         let mut places = HashMap::new();
         for model::Endpoint { address, weight } in &config.endpoints {
             let place = *places.entry(address).or_insert(members.len());
@@ -247,14 +247,20 @@ impl Cluster {
                 None => {
                     let endpoint =
                         known.get(address).map_or_else(|| Arc::new(Endpoint::new(address.clone())), |e| Arc::clone(e));
-                    members.push(Member { endpoint, weight: *weight });
+                    members.push(WeightedEndpoint { endpoint, weight: *weight });
                 }
             }
         }
         let stats = previous.map_or_else(
             // A start at random: proxies that are started together must not send their first requests to the same
             // endpoint.
-            || Arc::new(Stats { id: next_id(), cursor: AtomicU64::new(fastrand::u32(..).into()), ..Stats::default() }),
+            || {
+                Arc::new(ClusterStats {
+                    id: next_id(),
+                    cursor: AtomicU64::new(fastrand::u32(..).into()),
+                    ..ClusterStats::default()
+                })
+            },
             |p| Arc::clone(&p.stats),
         );
         Arc::new(Cluster {
@@ -291,7 +297,7 @@ impl Cluster {
     }
 
     /// What it counts.
-    pub fn stats(&self) -> &Arc<Stats> {
+    pub fn stats(&self) -> &Arc<ClusterStats> {
         &self.stats
     }
 
@@ -309,13 +315,13 @@ impl Cluster {
     /// has `tried` are chosen only if there is no other.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
-        self.balancer.pick(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
+        self.balancer.pick(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
     }
 
     /// The same, but never one that the request has `tried`.
     pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
-        self.balancer.pick_another(&self.stats.cursor, hash, Avoid { tried, unhealthy }).cloned()
+        self.balancer.pick_another(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
     }
 
     /// Whether the health of its endpoints is checked.
@@ -331,14 +337,14 @@ impl Cluster {
 
     /// Decides whether unhealthy endpoints are left out, now that the health of one has changed: unless less than
     /// `panic_threshold` percent are healthy. For the control thread, so that it costs requests nothing.
-    pub(super) fn set_health(&self, panic_threshold: u32) -> Selection {
+    pub(super) fn set_health(&self, panic_threshold: u32) -> EndpointSelection {
         let (healthy, all) = self.health();
         let selection = match healthy {
-            _ if healthy == all => Selection::All,
-            _ if healthy * 100 < all * panic_threshold as usize => Selection::Panic,
-            _ => Selection::Healthy,
+            _ if healthy == all => EndpointSelection::All,
+            _ if healthy * 100 < all * panic_threshold as usize => EndpointSelection::Panic,
+            _ => EndpointSelection::Healthy,
         };
-        self.stats.leaves_unhealthy_out.store(selection == Selection::Healthy, Relaxed);
+        self.stats.leaves_unhealthy_out.store(selection == EndpointSelection::Healthy, Relaxed);
         selection
     }
 
@@ -384,9 +390,9 @@ impl Cluster {
     }
 
     /// How much all clients together, and each of them, may hold by unfinished uploads and tunnels.
-    pub(super) fn upload_shares(&self) -> (Share, Share) {
+    pub(super) fn upload_shares(&self) -> (ClientShare, ClientShare) {
         let (places, streams) = (self.places(), self.streams());
-        let share = |percent| Share {
+        let share = |percent| ClientShare {
             requests: part(places, percent),
             connections: part(self.limits.connections, percent),
             streams,
@@ -434,7 +440,7 @@ impl Cluster {
 
 /// Which endpoints of a cluster are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Selection {
+pub(super) enum EndpointSelection {
     /// All: they are healthy.
     All,
     /// Those that are healthy.
@@ -512,7 +518,7 @@ impl Endpoint {
 
     /// Notes a failure: as the last one, and in the log, unless this kind was logged within the last minute.
     #[cold]
-    pub fn note_failure(&self, cluster: &str, trouble: Trouble, text: &str) {
+    pub fn note_failure(&self, cluster: &str, trouble: FailureCategory, text: &str) {
         self.remember(trouble, text);
         if let Some(left_out) = self.warned[trouble as usize].may_warn() {
             let (endpoint, kind) = (&self.address, trouble.name());
@@ -521,7 +527,7 @@ impl Endpoint {
     }
 
     /// Notes a failure without logging it.
-    pub(super) fn remember(&self, trouble: Trouble, text: &str) {
+    pub(super) fn remember(&self, trouble: FailureCategory, text: &str) {
         let error = LastError { at: SystemTime::now(), trouble, text: text.into() };
         self.last_error.store(Some(Arc::new(error)));
     }

@@ -12,13 +12,13 @@ use tokio_rustls::{TlsStream, client};
 
 use super::{
     Cluster, Endpoint,
-    reason::{Cause, OpenError, Step, mismatch},
+    reason::{ConnectError, ConnectErrorCause, ConnectStep, mismatch},
 };
 use crate::{
     config::model::ClusterProtocol,
     net::{
-        FirstBytes, Looks, Prefixed, Socket, Stream,
-        descriptors::Taker,
+        DetectedProtocol, FirstBytes, Prefixed, Socket, Stream,
+        descriptors::DescriptorUse,
         is_tls,
         proxy_protocol::{self, Addresses},
     },
@@ -45,15 +45,15 @@ pub(super) async fn open(
     endpoint: &Endpoint,
     client: Option<Addresses>,
     own: bool,
-) -> Result<(Stream, Version), OpenError> {
-    let (start, step) = (Instant::now(), Cell::new(Step::Connect));
+) -> Result<(Stream, Version), ConnectError> {
+    let (start, step) = (Instant::now(), Cell::new(ConnectStep::Connect));
     let opening = async {
         let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
-        if !own && !Taker::Upstream.may_keep(socket.as_fd()) {
+        if !own && !DescriptorUse::Upstream.may_keep(socket.as_fd()) {
             return Err(std::io::Error::from(Errno::MFILE).into());
         }
         if let Some(version) = cluster.proxy_protocol {
-            step.set(Step::ProxyHeader);
+            step.set(ConnectStep::ProxyHeader);
             socket.write_all(&proxy_protocol::encode(version, client)).await?;
         }
         let Some(tls) = &cluster.tls else {
@@ -61,14 +61,16 @@ pub(super) async fn open(
                 if cluster.protocol == ClusterProtocol::H2 { Version::H2 { assumed: false } } else { Version::H1 };
             return Ok((Stream::from(socket), version));
         };
-        step.set(Step::Handshake);
+        step.set(ConnectStep::Handshake);
         let stream = shake_hands(tls, endpoint, socket).await?;
         let version = match (cluster.protocol, stream.get_ref().1.alpn_protocol()) {
             (_, Some(b"h2")) => Version::H2 { assumed: false },
             (ClusterProtocol::H2, None) => Version::H2 { assumed: true },
             (ClusterProtocol::H2, Some(other)) => {
                 let other = other.escape_ascii();
-                return Err(Cause::Tls(format!("the endpoint chose `{other}` by ALPN, not the h2 of `protocol: h2`")));
+                return Err(ConnectErrorCause::Tls(format!(
+                    "the endpoint chose `{other}` by ALPN, not the h2 of `protocol: h2`"
+                )));
             }
             _ => Version::H1,
         };
@@ -76,9 +78,9 @@ pub(super) async fn open(
     };
     let opened = match cluster.connect_timeout {
         None => opening.await,
-        Some(limit) => timeout(limit, opening).await.unwrap_or(Err(Cause::Late(limit))),
+        Some(limit) => timeout(limit, opening).await.unwrap_or(Err(ConnectErrorCause::Late(limit))),
     };
-    opened.map_err(|cause| OpenError::new(step.get(), &cause, start.elapsed()))
+    opened.map_err(|cause| ConnectError::new(step.get(), &cause, start.elapsed()))
 }
 
 /// Shakes hands as a client. What comes first is looked at before it is read: if it is no TLS, it is shown.
@@ -86,7 +88,7 @@ async fn shake_hands(
     tls: &ClientTls,
     endpoint: &Endpoint,
     socket: Socket,
-) -> Result<client::TlsStream<Prefixed<Socket>>, Cause> {
+) -> Result<client::TlsStream<Prefixed<Socket>>, ConnectErrorCause> {
     let name = tls.server_name(endpoint.address.inet().map(|address| address.ip()));
     let mut hello = Vec::new();
     let stream = Prefixed::new(Bytes::new(), socket);
@@ -100,12 +102,12 @@ async fn shake_hands(
         stream.write_all(&hello).await?;
         if !stream.look(LOOK).await? {
             let why = "the endpoint closed the connection after the ClientHello: does it speak TLS?";
-            return Err(Cause::Tls(why.to_owned()));
+            return Err(ConnectErrorCause::Tls(why.to_owned()));
         }
         first = FirstBytes::of(stream.seen());
     }
     shaking.await.map_err(|error| match is_tls(first.as_slice()) {
-        false if !first.is_empty() => Cause::Tls(mismatch(Looks::Tls, &first)),
-        _ => Cause::Tls(tls::explain(&error, Peer::Server).1),
+        false if !first.is_empty() => ConnectErrorCause::Tls(mismatch(DetectedProtocol::Tls, &first)),
+        _ => ConnectErrorCause::Tls(tls::explain(&error, Peer::Server).1),
     })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use super::{
     cluster::{Cluster, Endpoint},
     connect,
-    reason::OpenError,
+    reason::ConnectError,
 };
 use crate::net::{Stream, proxy_protocol::Addresses};
 
@@ -37,14 +37,18 @@ impl Cluster {
 impl DirectConnection {
     /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
     /// comes of it is counted.
-    pub async fn open(&self, client: Addresses) -> Result<Stream, OpenError> {
+    pub async fn open(&self, client: Addresses) -> Result<Stream, ConnectError> {
         let opened = connect::open(&self.cluster, &self.endpoint, Some(client), false).await;
         count(&self.cluster, &self.endpoint, opened).map(|(stream, _)| stream)
     }
 }
 
 /// Counts what has come of opening a connection.
-pub(super) fn count<T>(cluster: &Cluster, endpoint: &Endpoint, opened: Result<T, OpenError>) -> Result<T, OpenError> {
+pub(super) fn count<T>(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    opened: Result<T, ConnectError>,
+) -> Result<T, ConnectError> {
     let stats = cluster.stats();
     opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).inspect_err(|error| {
         stats.connect_failures.fetch_add(1, Relaxed);

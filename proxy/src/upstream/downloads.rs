@@ -20,7 +20,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    cluster::{Cluster, Stats, next_id},
+    cluster::{Cluster, ClusterStats, next_id},
     uploads::Table,
 };
 use crate::net::Client;
@@ -39,7 +39,7 @@ pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Whoever sends a response to its client.
-pub trait Receiver {
+pub trait DownloadSink {
     /// Since when the client has taken nothing, although there is more for it.
     fn waits_since(&self) -> Option<Instant>;
     /// Whether the request's body is unfinished: it has a place of its own in its client's share then.
@@ -59,7 +59,7 @@ pub(super) struct Downloads {
 
 struct Entry {
     client: Client,
-    receiver: Rc<dyn Receiver>,
+    receiver: Rc<dyn DownloadSink>,
     /// It has been told to end.
     leaves: bool,
 }
@@ -82,7 +82,7 @@ impl Downloads {
     }
 
     /// A response for `client` begins, which `receiver` sends on.
-    pub(super) fn begin(self: &Rc<Self>, client: IpAddr, receiver: Rc<dyn Receiver>) -> Download {
+    pub(super) fn begin(self: &Rc<Self>, client: IpAddr, receiver: Rc<dyn DownloadSink>) -> Download {
         let entry = Entry { client: Client::of(client), receiver, leaves: false };
         let key = self.under_way.borrow_mut().insert(entry);
         Download { downloads: Rc::clone(self), key }
@@ -187,7 +187,7 @@ impl Downloads {
     }
 
     /// Tells the other workers which responses wait here now.
-    fn tell(&self, stats: &Stats, table: &mut Table, waiting: &[Waiting]) {
+    fn tell(&self, stats: &ClusterStats, table: &mut Table, waiting: &[Waiting]) {
         let mut told = self.told.borrow_mut();
         for (client, count) in told.drain() {
             table.wait_no_more(client, count);
@@ -203,7 +203,7 @@ impl Downloads {
     }
 
     /// Takes back what the other workers have been told.
-    pub(super) fn end(&self, stats: &Stats) {
+    pub(super) fn end(&self, stats: &ClusterStats) {
         let mut table = stats.shares.lock();
         self.tell(stats, &mut table, &[]);
         table.lacking.remove(&self.worker);
@@ -238,7 +238,7 @@ mod tests {
         evicted: Cell<bool>,
     }
 
-    impl Receiver for Fake {
+    impl DownloadSink for Fake {
         fn waits_since(&self) -> Option<Instant> {
             self.since.get()
         }
@@ -263,7 +263,7 @@ mod tests {
 
     fn begin(downloads: &Rc<Downloads>, client: &str, since: Option<Instant>) -> (Rc<Fake>, Download) {
         let fake = Rc::new(Fake { since: Cell::new(since), uploads: false, evicted: Cell::new(false) });
-        let receiver: Rc<dyn Receiver> = fake.clone();
+        let receiver: Rc<dyn DownloadSink> = fake.clone();
         (fake, downloads.begin(client.parse().unwrap(), receiver))
     }
 

@@ -24,26 +24,26 @@ use tokio::{
 };
 
 use super::{
-    cluster::{Cluster, Endpoint, Stats},
+    cluster::{Cluster, ClusterStats, Endpoint},
     downloads::{Downloads, LONG_PATIENCE, PATIENCE},
-    failure::FailureKind,
-    link::{Lease, Link},
-    mux::{Mux, Place},
-    reason::OpenError,
-    uploads::InQueue,
+    failure::RequestErrorKind,
+    link::{H1Connection, Lease},
+    mux::{H2Connection, StreamSlot},
+    reason::ConnectError,
+    uploads::QueueGuard,
 };
 use crate::net::proxy_protocol::Addresses;
 
 /// An endpoint's id, and what it is told of the client, if it is told.
-type SlotKey = (u64, Option<Addresses>);
+type PoolKey = (u64, Option<Addresses>);
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
     /// The newest snapshot of it that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
-    stats: Arc<Stats>,
+    stats: Arc<ClusterStats>,
     /// By endpoint, and by client if endpoints are told of clients.
-    slots: RefCell<FxHashMap<SlotKey, Rc<Slot<B>>>>,
+    slots: RefCell<FxHashMap<PoolKey, Rc<EndpointPool<B>>>>,
     /// In the order in which they came, but behind all others those that must (see [`BEHIND`]).
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
@@ -55,17 +55,17 @@ pub(super) struct ClusterPool<B> {
 }
 
 /// A worker's connections to an endpoint, or, if the endpoint is told whom they are for, those that are for one client.
-pub(super) struct Slot<B> {
+pub(super) struct EndpointPool<B> {
     pub(super) endpoint: Arc<Endpoint>,
     /// What the endpoint is told of the client.
     pub(super) client: Option<Addresses>,
-    pub(super) stats: Arc<Stats>,
+    pub(super) stats: Arc<ClusterStats>,
     /// The one that was used last at the end: taken first, so that those which are not needed grow old.
-    idle: RefCell<Vec<Rc<Link<B>>>>,
+    idle: RefCell<Vec<Rc<H1Connection<B>>>>,
     /// The HTTP/2 connections.
-    muxes: RefCell<Vec<Rc<Mux<B>>>>,
+    muxes: RefCell<Vec<Rc<H2Connection<B>>>>,
     /// An HTTP/2 connection that is being opened, and what becomes of it.
-    pub(super) opening: RefCell<Option<Rc<Opening>>>,
+    pub(super) opening: RefCell<Option<Rc<PendingConnection>>>,
     /// The endpoint has chosen HTTP/2, if it was asked.
     pub(super) speaks_h2: Cell<bool>,
     /// The longest head of a request over HTTP/2, as the endpoint has last said it.
@@ -77,17 +77,17 @@ pub(super) struct Slot<B> {
 
 /// An HTTP/2 connection on its way, which more than one request may wait for.
 #[derive(Default)]
-pub(super) struct Opening {
+pub(super) struct PendingConnection {
     /// Who waits.
     pub(super) ended: Notify,
     /// Why there is no connection, if there is none in the end.
-    pub(super) failure: RefCell<Option<Arc<OpenError>>>,
+    pub(super) failure: RefCell<Option<Arc<ConnectError>>>,
 }
 
 /// A connection's place among those that its cluster may have.
-pub(super) struct Permit<B> {
+pub(super) struct ConnectionPermit<B> {
     pool: Weak<ClusterPool<B>>,
-    pub(super) slot: Rc<Slot<B>>,
+    pub(super) slot: Rc<EndpointPool<B>>,
     alone: bool,
 }
 
@@ -98,12 +98,12 @@ pub(super) enum Grant<B> {
     /// A look at the endpoint's HTTP/2 connections: one has room.
     Room,
     /// The right to open one.
-    Permit(Permit<B>),
+    Permit(ConnectionPermit<B>),
 }
 
 /// How a request waits for a connection.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wish {
+pub(super) struct WaitOptions {
     /// Its body has not all come: it waits behind those that are there as a whole, and only if there is room for more of them.
     pub(super) uploads: bool,
     /// For whom it is: a client over its share waits behind all others, and leaves its place in a full queue to them.
@@ -116,7 +116,7 @@ struct Waiter<B> {
     /// They are sorted by this.
     id: u64,
     alone: bool,
-    slot: Rc<Slot<B>>,
+    slot: Rc<EndpointPool<B>>,
     grant: oneshot::Sender<Grant<B>>,
 }
 
@@ -139,7 +139,7 @@ const BEHIND: u64 = OVER | UPLOAD;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// One in a gauge.
-struct Counted<'a>(&'a AtomicU64);
+struct GaugeGuard<'a>(&'a AtomicU64);
 
 impl<B> ClusterPool<B> {
     pub(super) fn new(cluster: &Arc<Cluster>) -> Rc<Self> {
@@ -174,10 +174,10 @@ impl<B> ClusterPool<B> {
         }
     }
 
-    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>, client: Option<Addresses>) -> Rc<Slot<B>> {
+    pub(super) fn slot(&self, endpoint: &Arc<Endpoint>, client: Option<Addresses>) -> Rc<EndpointPool<B>> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.entry((endpoint.id, client)).or_insert_with(|| {
-            Rc::new(Slot {
+            Rc::new(EndpointPool {
                 endpoint: Arc::clone(endpoint),
                 client,
                 stats: Arc::clone(&self.stats),
@@ -194,13 +194,13 @@ impl<B> ClusterPool<B> {
     }
 
     /// A place for a new connection to `slot`'s endpoint, taken from an idle connection to another one if need be.
-    fn try_permit(self: &Rc<Self>, slot: &Rc<Slot<B>>, alone: bool) -> Option<Permit<B>> {
+    fn try_permit(self: &Rc<Self>, slot: &Rc<EndpointPool<B>>, alone: bool) -> Option<ConnectionPermit<B>> {
         let limit = self.cluster.borrow().limits.connections;
         let before = self.stats.connections.fetch_add(1, Relaxed);
         if before < limit || self.is_owed(alone) {
             self.connections.set(self.connections.get() + 1);
             slot.count(1);
-            return Some(Permit { pool: Rc::downgrade(self), slot: Rc::clone(slot), alone: false });
+            return Some(ConnectionPermit { pool: Rc::downgrade(self), slot: Rc::clone(slot), alone: false });
         }
         self.stats.connections.fetch_sub(1, Relaxed);
         // Whoever has one to itself does not get the one that was opened beyond the limit because of others like it.
@@ -227,8 +227,12 @@ impl<B> ClusterPool<B> {
     }
 
     /// The way to a connection when none is idle: the right to open one, or one that another request has left.
-    pub(super) async fn acquire(self: &Rc<Self>, slot: &Rc<Slot<B>>, wish: Wish) -> Result<Grant<B>, FailureKind> {
-        let Wish { uploads, client, alone } = wish;
+    pub(super) async fn acquire(
+        self: &Rc<Self>,
+        slot: &Rc<EndpointPool<B>>,
+        wish: WaitOptions,
+    ) -> Result<Grant<B>, RequestErrorKind> {
+        let WaitOptions { uploads, client, alone } = wish;
         let over = self.cluster.borrow().is_over_share(client);
         let behind = uploads || over;
         // Another worker may have given back a place since: first to those who wait longer.
@@ -243,12 +247,12 @@ impl<B> ClusterPool<B> {
         let limit = if uploads { limits.pending_uploads } else { limits.pending };
         // Those over their shares make room for one that is not.
         let beside = if over { 0 } else { self.stats.pending_over.load(Relaxed) };
-        let Some(_pending) = Counted::try_new(&self.stats.pending, limit + beside) else {
+        let Some(_pending) = GaugeGuard::try_new(&self.stats.pending, limit + beside) else {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
-            return Err(FailureKind::Overflow);
+            return Err(RequestErrorKind::Overflow);
         };
-        let _behind = behind.then(|| Counted::new(&self.stats.pending_behind));
-        let _in_queue = InQueue::enter(&self.stats, client, over);
+        let _behind = behind.then(|| GaugeGuard::new(&self.stats.pending_behind));
+        let _in_queue = QueueGuard::enter(&self.stats, client, over);
         let (grant, mut granted) = oneshot::channel();
         let rank = if over { OVER } else { 0 } | if uploads { UPLOAD } else { 0 };
         let id = self.next_waiter.replace(self.next_waiter.get() + 1) | rank;
@@ -262,7 +266,7 @@ impl<B> ClusterPool<B> {
         self.make_room();
         loop {
             match timeout(LOOK, &mut granted).await {
-                Ok(granted) => return granted.map_err(|_| FailureKind::Overflow),
+                Ok(granted) => return granted.map_err(|_| RequestErrorKind::Overflow),
                 // The endpoint may allow more streams now.
                 Err(_) if !alone && slot.has_room(limits.requests_per_connection, self.is_full()) => {
                     return Ok(Grant::Room);
@@ -309,7 +313,7 @@ impl<B> ClusterPool<B> {
     }
 
     /// Whether another stream to this endpoint is for those who wait, and not for one that comes now for `client`.
-    pub(super) fn keeps_room(&self, slot: &Rc<Slot<B>>, client: Option<IpAddr>) -> bool {
+    pub(super) fn keeps_room(&self, slot: &Rc<EndpointPool<B>>, client: Option<IpAddr>) -> bool {
         let awaited = self.waiters.borrow().iter().any(|waiter| !waiter.alone && Rc::ptr_eq(&waiter.slot, slot));
         awaited && self.cluster.borrow().is_over_share(client)
     }
@@ -351,7 +355,7 @@ impl<B> ClusterPool<B> {
     }
 
     /// Takes a connection that can carry another request: for one that waits, or as idle.
-    pub(super) fn release(self: &Rc<Self>, link: Rc<Link<B>>) {
+    pub(super) fn release(self: &Rc<Self>, link: Rc<H1Connection<B>>) {
         let slot = Rc::clone(&link.slot);
         let limits = self.cluster.borrow().limits;
         if slot.retired.get() || !link.has_requests_left(limits.requests_per_connection) {
@@ -373,7 +377,7 @@ impl<B> ClusterPool<B> {
     }
 
     /// A stream of an HTTP/2 connection has ended: another may have its place.
-    pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<Mux<B>>, slot: &Rc<Slot<B>>) {
+    pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<H2Connection<B>>, slot: &Rc<EndpointPool<B>>) {
         let limits = self.cluster.borrow().limits;
         if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
             return slot.forget_mux(&Rc::downgrade(mux));
@@ -382,7 +386,7 @@ impl<B> ClusterPool<B> {
     }
 
     /// There is room for so many requests on an endpoint's HTTP/2 connections.
-    pub(super) fn offer_room(&self, slot: &Rc<Slot<B>>, count: u32) {
+    pub(super) fn offer_room(&self, slot: &Rc<EndpointPool<B>>, count: u32) {
         for _ in 0..count {
             // Not within the `let`: the borrow would last until its end.
             let first = self.waiters.borrow().iter().position(|w| !w.alone && Rc::ptr_eq(&w.slot, slot));
@@ -393,7 +397,7 @@ impl<B> ClusterPool<B> {
 
     /// Gives a free connection to the first that waits, if that one wants this endpoint or has no connection that could
     /// come free for it (it gets this one's place then); else to the first that wants this endpoint.
-    fn hand_over(&self, link: Rc<Link<B>>) {
+    fn hand_over(&self, link: Rc<H1Connection<B>>) {
         let (index, wanted) = {
             let waiters = self.waiters.borrow();
             let Some(head) = waiters.front() else { return };
@@ -468,9 +472,9 @@ impl<B> Drop for ClusterPool<B> {
     }
 }
 
-impl<B> Slot<B> {
+impl<B> EndpointPool<B> {
     /// The idle connection that was used last and is not known to be closed.
-    pub(super) fn checkout(&self) -> Option<Rc<Link<B>>> {
+    pub(super) fn checkout(&self) -> Option<Rc<H1Connection<B>>> {
         loop {
             let link = self.idle.borrow_mut().pop()?;
             self.stats.idle.fetch_sub(1, Relaxed);
@@ -482,7 +486,7 @@ impl<B> Slot<B> {
 
     /// A stream's place on one of the HTTP/2 connections: on one on which much has been reset only if that may be (`worn`), and
     /// no other has room.
-    pub(super) fn enter(&self, requests: u32, worn: bool) -> Option<Place<B>> {
+    pub(super) fn enter(&self, requests: u32, worn: bool) -> Option<StreamSlot<B>> {
         let muxes = self.muxes.borrow();
         let enter = |worn| {
             let mut open = muxes.iter().filter(|mux| mux.is_worn() == worn && !mux.is_closed());
@@ -498,25 +502,30 @@ impl<B> Slot<B> {
     }
 
     /// Takes a new HTTP/2 connection in.
-    pub(super) fn add_mux(&self, mux: Rc<Mux<B>>) {
+    pub(super) fn add_mux(&self, mux: Rc<H2Connection<B>>) {
         self.muxes.borrow_mut().push(mux);
     }
 
     /// Takes no more streams on an HTTP/2 connection; those there are go on.
-    pub(super) fn forget_mux(&self, mux: &Weak<Mux<B>>) {
+    pub(super) fn forget_mux(&self, mux: &Weak<H2Connection<B>>) {
         let position = self.muxes.borrow().iter().position(|known| std::ptr::eq(Rc::as_ptr(known), mux.as_ptr()));
         let Some(position) = position else { return };
         let gone = self.muxes.borrow_mut().swap_remove(position);
         drop(gone);
     }
 
-    fn take_idle_mux(&self) -> Option<Rc<Mux<B>>> {
+    fn take_idle_mux(&self) -> Option<Rc<H2Connection<B>>> {
         let mut muxes = self.muxes.borrow_mut();
         let position = muxes.iter().position(|mux| mux.is_idle())?;
         Some(muxes.swap_remove(position))
     }
 
-    fn take_expired_muxes(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<Mux<B>>>) {
+    fn take_expired_muxes(
+        &self,
+        now: Instant,
+        timeout: Option<std::time::Duration>,
+        expired: &mut Vec<Rc<H2Connection<B>>>,
+    ) {
         let Some(timeout) = timeout else { return };
         self.muxes.borrow_mut().retain(|mux| {
             let seen = match mux.is_idle() {
@@ -532,7 +541,7 @@ impl<B> Slot<B> {
         });
     }
 
-    fn take_oldest(&self) -> Option<Rc<Link<B>>> {
+    fn take_oldest(&self) -> Option<Rc<H1Connection<B>>> {
         let mut idle = self.idle.borrow_mut();
         let oldest = (!idle.is_empty()).then(|| idle.remove(0))?;
         self.stats.idle.fetch_sub(1, Relaxed);
@@ -540,7 +549,7 @@ impl<B> Slot<B> {
     }
 
     /// Drops a connection that has ended from the idle ones, if it is among them.
-    pub(super) fn forget(&self, link: &Weak<Link<B>>) {
+    pub(super) fn forget(&self, link: &Weak<H1Connection<B>>) {
         let position = self.idle.borrow().iter().position(|idle| std::ptr::eq(Rc::as_ptr(idle), link.as_ptr()));
         let Some(position) = position else { return };
         let ended = self.idle.borrow_mut().remove(position);
@@ -550,14 +559,14 @@ impl<B> Slot<B> {
 
     /// Marks those that are idle for the first time at a sweep, and takes those that were marked `timeout` ago: the
     /// time is never too short, and no request has to look at a clock.
-    fn take_expired(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<Link<B>>>) {
+    fn take_expired(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<H1Connection<B>>>) {
         let Some(timeout) = timeout else { return };
         let mut idle = self.idle.borrow_mut();
         // Oldest first, so the marked ones come before the others, and the expired ones before all.
         for link in idle.iter().rev().take_while(|link| link.seen_idle.get().is_none()) {
             link.seen_idle.set(Some(now));
         }
-        let is_expired = |link: &Rc<Link<B>>| link.seen_idle.get().is_some_and(|seen| now - seen >= timeout);
+        let is_expired = |link: &Rc<H1Connection<B>>| link.seen_idle.get().is_some_and(|seen| now - seen >= timeout);
         let count = idle.iter().take_while(|link| is_expired(link)).count();
         expired.extend(idle.drain(..count));
         self.stats.idle.fetch_sub(count as u64, Relaxed);
@@ -574,7 +583,7 @@ impl<B> Slot<B> {
     }
 }
 
-impl<B> Permit<B> {
+impl<B> ConnectionPermit<B> {
     /// The same place for a connection that one request has to itself.
     pub(super) fn for_one(mut self) -> Self {
         if let Some(pool) = self.pool.upgrade()
@@ -588,7 +597,7 @@ impl<B> Permit<B> {
     }
 
     /// The same place for a connection to another endpoint.
-    fn move_to(mut self, slot: &Rc<Slot<B>>) -> Self {
+    fn move_to(mut self, slot: &Rc<EndpointPool<B>>) -> Self {
         self.slot.count(-1);
         slot.count(1);
         self.slot = Rc::clone(slot);
@@ -596,7 +605,7 @@ impl<B> Permit<B> {
     }
 }
 
-impl<B> Drop for Permit<B> {
+impl<B> Drop for ConnectionPermit<B> {
     fn drop(&mut self) {
         self.slot.count(-1);
         self.slot.stats.connections.fetch_sub(1, Relaxed);
@@ -618,20 +627,20 @@ impl<B> Drop for Queued<'_, B> {
     }
 }
 
-impl<'a> Counted<'a> {
+impl<'a> GaugeGuard<'a> {
     fn new(gauge: &'a AtomicU64) -> Self {
         gauge.fetch_add(1, Relaxed);
-        Counted(gauge)
+        GaugeGuard(gauge)
     }
 
     fn try_new(gauge: &'a AtomicU64, limit: u64) -> Option<Self> {
-        let counted = Counted(gauge);
+        let counted = GaugeGuard(gauge);
         // Refused, it counts itself off again.
         (gauge.fetch_add(1, Relaxed) < limit).then_some(counted)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for GaugeGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }

@@ -2,13 +2,13 @@
 
 use std::{error::Error, fmt, io, sync::Arc};
 
-use super::{reason::OpenError, uploads::Crowded};
+use super::{reason::ConnectError, uploads::ClientLimit};
 use crate::{h1::HeadError, net::FirstBytes};
 
 /// A request that got no response.
-pub struct Failure<B> {
+pub struct RequestError<B> {
     /// What went wrong.
-    pub kind: FailureKind,
+    pub kind: RequestErrorKind,
     /// The request's body, if nothing of the request has been handed to a connection: any request may be sent again then.
     /// Always there for [`FailureKind::Connect`], [`FailureKind::Target`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
     pub body: Option<Box<B>>,
@@ -17,10 +17,10 @@ pub struct Failure<B> {
 /// What went wrong with a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum FailureKind {
+pub enum RequestErrorKind {
     /// No connection could be made.
     #[error("no connection could be made")]
-    Connect(#[source] Arc<OpenError>),
+    Connect(#[source] Arc<ConnectError>),
     /// The connection ended before a response began, or in the middle of its head.
     ///
     /// What `again` says is about an idempotent request (RFC 9110 section 9.2.2). With not `request_sent`, any may be sent again.
@@ -35,7 +35,7 @@ pub enum FailureKind {
         /// Whether a part of the response's head has come.
         in_head: bool,
         /// Whether it may be sent again although nobody has asked for that, if its method allows it.
-        again: Again,
+        again: Retryable,
         /// The reason.
         source: io::Error,
     },
@@ -67,12 +67,12 @@ pub enum FailureKind {
     Overflow,
     /// It is an unfinished upload or a tunnel, and those hold as many of the connections as they may.
     #[error("too many unfinished uploads and tunnels hold connections")]
-    Crowded(Crowded),
+    Crowded(ClientLimit),
 }
 
 /// How a request may be sent again whose connection has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
+pub enum Retryable {
     /// Not by itself.
     No,
     /// By a new connection. An idle connection may just have been closed (RFC 9112 section 9.3.1), or another request was in all
@@ -115,27 +115,27 @@ pub enum ProtocolError {
     TransferCoding,
 }
 
-impl<B> Failure<B> {
+impl<B> RequestError<B> {
     /// A failure before anything of the request with this body was handed to a connection.
-    pub(super) fn unsent(kind: FailureKind, body: B) -> Self {
-        Failure { kind, body: Some(Box::new(body)) }
+    pub(super) fn unsent(kind: RequestErrorKind, body: B) -> Self {
+        RequestError { kind, body: Some(Box::new(body)) }
     }
 }
 
 // By hand: neither needs anything of the body's type.
-impl<B> fmt::Debug for Failure<B> {
+impl<B> fmt::Debug for RequestError<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.body.is_some()).finish()
     }
 }
 
-impl<B> fmt::Display for Failure<B> {
+impl<B> fmt::Display for RequestError<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)
     }
 }
 
-impl<B> Error for Failure<B> {
+impl<B> Error for RequestError<B> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.kind.source()
     }

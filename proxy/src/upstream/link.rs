@@ -25,13 +25,13 @@ use tokio::{
 };
 
 use super::{
-    body::{Broken, Held, LinkBody, PooledBody},
-    endpoint_pool::{ClusterPool, Permit, Slot},
-    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    body::{H1Body, PooledBody, UpstreamBodyError, WithGuard},
+    endpoint_pool::{ClusterPool, ConnectionPermit, EndpointPool},
+    failure::{MOST_INTERIM, ProtocolError, RequestError, RequestErrorKind, Retryable},
     head::Head,
 };
 use crate::{
-    h1::{self, Encoder, Wire, encoder, head},
+    h1::{self, BufferedIo, Encoder, encoder, head},
     net::{FirstBytes, Prefixed, Transport},
     observe::target,
 };
@@ -40,15 +40,15 @@ use crate::{
 const ENOUGH: usize = 64 << 10;
 
 /// The connection itself, gone when it has become a tunnel.
-pub(super) type Line = RefCell<Option<Wire<Box<dyn Transport>>>>;
+pub(super) type H1Io = RefCell<Option<BufferedIo<Box<dyn Transport>>>>;
 
 /// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
-pub(super) struct Link<B> {
+pub(super) struct H1Connection<B> {
     pool: Weak<ClusterPool<B>>,
-    pub(super) slot: Rc<Slot<B>>,
+    pub(super) slot: Rc<EndpointPool<B>>,
     /// Its place among the connections; gone once the place has been given to another one.
-    permit: Cell<Option<Permit<B>>>,
-    line: Line,
+    permit: Cell<Option<ConnectionPermit<B>>>,
+    line: H1Io,
     /// The address of its end here.
     pub(super) local: Option<SocketAddr>,
     limits: h1::Limits,
@@ -69,7 +69,7 @@ pub(super) struct Link<B> {
     pub(super) seen_idle: Cell<Option<Instant>>,
 }
 
-impl<B> Link<B>
+impl<B> H1Connection<B>
 where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -80,16 +80,16 @@ where
         local: Option<SocketAddr>,
         limits: h1::Limits,
         pool: Weak<ClusterPool<B>>,
-        permit: Permit<B>,
+        permit: ConnectionPermit<B>,
     ) -> Rc<Self> {
-        Rc::new_cyclic(|link: &Weak<Link<B>>| {
+        Rc::new_cyclic(|link: &Weak<H1Connection<B>>| {
             let watching: Rc<Cell<Option<Waker>>> = Rc::default();
             let watcher = spawn_local(Self::watch(Weak::clone(link), Rc::clone(&watching)));
-            Link {
+            H1Connection {
                 pool,
                 slot: Rc::clone(&permit.slot),
                 permit: Cell::new(Some(permit)),
-                line: RefCell::new(Some(Wire::new(stream))),
+                line: RefCell::new(Some(BufferedIo::new(stream))),
                 local,
                 limits,
                 closed: Cell::new(false),
@@ -127,52 +127,53 @@ where
         self: Rc<Self>,
         head: &impl Head,
         body: B,
-    ) -> Result<Response<PooledBody>, Failure<B>> {
+    ) -> Result<Response<PooledBody>, RequestError<B>> {
         let reused = self.has_served();
         self.idle.set(false);
         self.served.set(self.served.get().saturating_add(1));
         if reused && self.has_ended(&mut Context::from_waker(Waker::noop())) {
             let source = io::ErrorKind::ConnectionAborted.into();
-            let kind = FailureKind::Reset {
+            let kind = RequestErrorKind::Reset {
                 reused,
                 request_sent: false,
                 bytes_received: false,
                 in_head: false,
-                again: Again::Anew,
+                again: Retryable::Anew,
                 source,
             };
-            return Err(Failure::unsent(kind, body));
+            return Err(RequestError::unsent(kind, body));
         }
         let (mut upload, asked, before) = match self.line.borrow_mut().as_mut() {
-            None => return Err(Failure::unsent(FailureKind::Overflow, body)),
+            None => return Err(RequestError::unsent(RequestErrorKind::Overflow, body)),
             Some(wire) => {
                 let before = [wire.sent(), wire.received()];
-                let (upload, asked) = head.show(|head| (Upload::begin(head, body, wire), Asked::of(head)));
+                let (upload, asked) =
+                    head.show(|head| (RequestWriter::begin(head, body, wire), ResponseRules::of(head)));
                 (upload, asked, before)
             }
         };
-        let (mut finder, mut interim) = (head::Finder::default(), 0);
+        let (mut finder, mut interim) = (head::HeadScanner::default(), 0);
         let result = poll_fn(|cx| {
             let mut line = self.line.borrow_mut();
             let Some(wire) = line.as_mut() else { return Poll::Pending };
             if let Err(error) = upload.poll(wire, cx) {
-                return Poll::Ready(Err(Lost::Upload(error)));
+                return Poll::Ready(Err(H1Error::Upload(error)));
             }
             loop {
                 match finder.find(&mut wire.inbox, self.limits.head) {
-                    Err(error) => return Poll::Ready(Err(Lost::Head(error))),
+                    Err(error) => return Poll::Ready(Err(H1Error::Head(error))),
                     Ok(None) if !head::may_be_response(&wire.inbox) => {
-                        return Poll::Ready(Err(Lost::Head(head::HeadError::Malformed)));
+                        return Poll::Ready(Err(H1Error::Head(head::HeadError::Malformed)));
                     }
                     Ok(Some(length)) => {
-                        finder = head::Finder::default();
+                        finder = head::HeadScanner::default();
                         match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
-                            Err(error) => return Poll::Ready(Err(Lost::Head(error))),
+                            Err(error) => return Poll::Ready(Err(H1Error::Head(error))),
                             // Others are on their way (RFC 9110 section 15.2).
                             Ok(response) if is_interim(response.parts.status) => {
                                 interim += 1;
                                 if interim > MOST_INTERIM {
-                                    return Poll::Ready(Err(Lost::Interim));
+                                    return Poll::Ready(Err(H1Error::Interim));
                                 }
                                 head.interim(response.parts);
                             }
@@ -183,17 +184,17 @@ where
                         Ok(0) => {
                             // The reason why the request could not be written may be the better one.
                             let ended = upload.broken.take().unwrap_or(io::ErrorKind::UnexpectedEof.into());
-                            return Poll::Ready(Err(Lost::Connection(ended)));
+                            return Poll::Ready(Err(H1Error::Connection(ended)));
                         }
                         Ok(_) => {}
-                        Err(error) => return Poll::Ready(Err(Lost::Connection(error))),
+                        Err(error) => return Poll::Ready(Err(H1Error::Connection(error))),
                     },
                 }
             }
         })
         .await;
-        let protocol = |source| Failure { kind: FailureKind::Protocol { source }, body: None };
-        let head = result.map_err(|lost| Failure { body: None, kind: self.failed(lost, reused, before) })?;
+        let protocol = |source| RequestError { kind: RequestErrorKind::Protocol { source }, body: None };
+        let head = result.map_err(|lost| RequestError { body: None, kind: self.failed(lost, reused, before) })?;
         if !head.persists || upload.broken.is_some() {
             self.closed.set(true);
         }
@@ -209,27 +210,27 @@ where
             let upload = spawn_local(Self::upload(Rc::downgrade(&self), upload));
             self.upload.set(Some(upload.abort_handle()));
         }
-        Ok(Response::from_parts(head.parts, PooledBody::of_link(LinkBody::new(decoder, self))))
+        Ok(Response::from_parts(head.parts, PooledBody::of_link(H1Body::new(decoder, self))))
     }
 
     /// What went wrong, for whoever decides on a retry.
-    fn failed(&self, lost: Lost, reused: bool, [sent, received]: [u64; 2]) -> FailureKind {
+    fn failed(&self, lost: H1Error, reused: bool, [sent, received]: [u64; 2]) -> RequestErrorKind {
         match lost {
-            Lost::Upload(source) => FailureKind::RequestBody { source },
-            Lost::Interim => FailureKind::Protocol { source: ProtocolError::Interim },
-            Lost::Head(error) => {
+            H1Error::Upload(source) => RequestErrorKind::RequestBody { source },
+            H1Error::Interim => RequestErrorKind::Protocol { source: ProtocolError::Interim },
+            H1Error::Head(error) => {
                 let first = self.line.borrow().as_ref().map(|wire| FirstBytes::of(&wire.inbox)).unwrap_or_default();
-                FailureKind::Protocol { source: ProtocolError::Malformed(error, Box::new(first)) }
+                RequestErrorKind::Protocol { source: ProtocolError::Malformed(error, Box::new(first)) }
             }
-            Lost::Connection(source) => {
+            H1Error::Connection(source) => {
                 let line = self.line.borrow();
                 let bytes_received = line.as_ref().is_none_or(|wire| wire.received() > received);
-                FailureKind::Reset {
+                RequestErrorKind::Reset {
                     reused,
                     request_sent: line.as_ref().is_none_or(|wire| wire.sent() > sent),
                     bytes_received,
                     in_head: bytes_received,
-                    again: if reused && !bytes_received { Again::Anew } else { Again::No },
+                    again: if reused && !bytes_received { Retryable::Anew } else { Retryable::No },
                     source,
                 }
             }
@@ -237,7 +238,7 @@ where
     }
 
     /// The connection, for whoever speaks another protocol on it, when the request's head is out.
-    async fn switched(self: Rc<Self>, mut upload: Upload<B>) -> io::Result<Box<dyn Transport>> {
+    async fn switched(self: Rc<Self>, mut upload: RequestWriter<B>) -> io::Result<Box<dyn Transport>> {
         let sent = poll_fn(|cx| {
             let mut line = self.line.borrow_mut();
             let Some(wire) = line.as_mut() else { return Poll::Ready(Ok(())) };
@@ -251,11 +252,11 @@ where
         let wire = self.line.take().ok_or(io::ErrorKind::NotConnected)?;
         let (seen, stream) = wire.into_parts();
         // From here on the link is there for its place.
-        Ok(Box::new(Held::new(Prefixed::new(seen, stream), self)))
+        Ok(Box::new(WithGuard::new(Prefixed::new(seen, stream), self)))
     }
 
     /// Drives what is left of an upload while its response is read.
-    async fn upload(link: Weak<Self>, mut upload: Upload<B>) {
+    async fn upload(link: Weak<Self>, mut upload: RequestWriter<B>) {
         poll_fn(|cx| {
             let Some(link) = link.upgrade() else { return Poll::Ready(()) };
             let failed = match link.line.borrow_mut().as_mut() {
@@ -283,16 +284,16 @@ where
 }
 
 /// What a request says of the response that it wants.
-struct Asked {
+struct ResponseRules {
     /// Only its head.
     head_only: bool,
     /// Perhaps another protocol.
     switch: bool,
 }
 
-impl Asked {
-    fn of(head: &encoder::RequestHead<'_>) -> Asked {
-        Asked { head_only: head.method == Method::HEAD, switch: head.get(&UPGRADE).is_some() }
+impl ResponseRules {
+    fn of(head: &encoder::RequestHead<'_>) -> ResponseRules {
+        ResponseRules { head_only: head.method == Method::HEAD, switch: head.get(&UPGRADE).is_some() }
     }
 }
 
@@ -302,7 +303,7 @@ fn is_interim(status: StatusCode) -> bool {
 }
 
 /// Why there is no response.
-enum Lost {
+enum H1Error {
     /// The request's body failed.
     Upload(Box<dyn Error + Send + Sync>),
     Head(head::HeadError),
@@ -312,7 +313,7 @@ enum Lost {
 }
 
 /// A request on its way out.
-struct Upload<B> {
+struct RequestWriter<B> {
     /// None: all of it has been handed to the wire.
     body: Option<B>,
     encoder: Encoder,
@@ -322,16 +323,16 @@ struct Upload<B> {
     broken: Option<io::Error>,
 }
 
-impl<B> Upload<B>
+impl<B> RequestWriter<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Writes the head.
-    fn begin<T>(head: &encoder::RequestHead<'_>, body: B, wire: &mut Wire<T>) -> Self {
+    fn begin<T>(head: &encoder::RequestHead<'_>, body: B, wire: &mut BufferedIo<T>) -> Self {
         let empty = body.is_end_stream();
         let encoder = encoder::request(head, &body.size_hint(), empty, &mut wire.outbox);
-        Upload { body: (!empty).then_some(body), encoder, sent: false, broken: None }
+        RequestWriter { body: (!empty).then_some(body), encoder, sent: false, broken: None }
     }
 
     fn is_done(&self) -> bool {
@@ -341,7 +342,7 @@ where
     /// Sends as much as there is and as the upstream takes.
     fn poll(
         &mut self,
-        wire: &mut Wire<Box<dyn Transport>>,
+        wire: &mut BufferedIo<Box<dyn Transport>>,
         cx: &mut Context<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.sent {
@@ -363,10 +364,10 @@ where
     /// Takes from the body what there is, up to a bound. Whether there may be more at once.
     fn fill(
         &mut self,
-        wire: &mut Wire<Box<dyn Transport>>,
+        wire: &mut BufferedIo<Box<dyn Transport>>,
         cx: &mut Context<'_>,
     ) -> Result<bool, Box<dyn Error + Send + Sync>> {
-        let Upload { body: rest, encoder, .. } = self;
+        let RequestWriter { body: rest, encoder, .. } = self;
         while let Some(body) = rest {
             if wire.outbox.len() >= ENOUGH {
                 return Ok(true);
@@ -393,7 +394,7 @@ where
     }
 }
 
-impl<B> Link<B> {
+impl<B> H1Connection<B> {
     pub(super) fn has_served(&self) -> bool {
         self.served.get() > 0
     }
@@ -426,7 +427,7 @@ impl<B> Link<B> {
     }
 
     /// Closes it, and leaves its place among the connections to another one.
-    pub(super) fn close_for_permit(self: Rc<Self>) -> Option<Permit<B>> {
+    pub(super) fn close_for_permit(self: Rc<Self>) -> Option<ConnectionPermit<B>> {
         self.permit.take()
     }
 
@@ -452,7 +453,7 @@ impl<B> Link<B> {
     }
 }
 
-impl<B> Drop for Link<B> {
+impl<B> Drop for H1Connection<B> {
     fn drop(&mut self) {
         self.watcher.abort();
         // Otherwise the rest of a request whose response has ended would be sent on.
@@ -463,14 +464,14 @@ impl<B> Drop for Link<B> {
 }
 
 /// A connection without a request on its way to whoever waits for it; it goes back to the pool if nobody takes it.
-pub(super) struct Lease<B>(Option<Rc<Link<B>>>);
+pub(super) struct Lease<B>(Option<Rc<H1Connection<B>>>);
 
 impl<B> Lease<B> {
-    pub(super) fn new(link: Rc<Link<B>>) -> Self {
+    pub(super) fn new(link: Rc<H1Connection<B>>) -> Self {
         Lease(Some(link))
     }
 
-    pub(super) fn take(mut self) -> Option<Rc<Link<B>>> {
+    pub(super) fn take(mut self) -> Option<Rc<H1Connection<B>>> {
         self.0.take()
     }
 }
@@ -484,17 +485,17 @@ impl<B> Drop for Lease<B> {
 }
 
 /// What a response's body needs of the connection that it comes on.
-pub(super) trait Carrier {
+pub(super) trait ConnectionGuard {
     /// The connection.
-    fn line(&self) -> &Line;
+    fn line(&self) -> &H1Io;
     /// Who reads is woken if the connection is taken away from it.
     fn reads(&self, cx: &Context<'_>);
     /// The response has been read to its end. (Dropping the link without this closes it.)
     fn finish(self: Rc<Self>);
 }
 
-impl<B: 'static> Carrier for Link<B> {
-    fn line(&self) -> &Line {
+impl<B: 'static> ConnectionGuard for H1Connection<B> {
+    fn line(&self) -> &H1Io {
         &self.line
     }
 
@@ -513,15 +514,15 @@ impl<B: 'static> Carrier for Link<B> {
     }
 }
 
-impl LinkBody {
+impl H1Body {
     /// The next part of a body.
-    pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<h1::Part, Broken>>> {
+    pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<h1::BodyPart, UpstreamBodyError>>> {
         let Some(link) = &self.link else { return Poll::Ready(None) };
         let mut line = link.line().borrow_mut();
-        let Some(wire) = line.as_mut() else { return Poll::Ready(Some(Err(Broken::Cut))) };
+        let Some(wire) = line.as_mut() else { return Poll::Ready(Some(Err(UpstreamBodyError::Cut))) };
         loop {
             match self.decoder.decode(&mut wire.inbox) {
-                Err(violation) => return Poll::Ready(Some(Err(Broken::Framing(violation)))),
+                Err(violation) => return Poll::Ready(Some(Err(UpstreamBodyError::Framing(violation)))),
                 Ok(Some(part)) => return Poll::Ready(Some(Ok(part))),
                 Ok(None) if self.decoder.is_done() => return Poll::Ready(None),
                 Ok(None) => {}
@@ -532,10 +533,10 @@ impl LinkBody {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Ok(0)) => {
-                    return Poll::Ready(Some(Err(Broken::Connection(io::ErrorKind::UnexpectedEof.into()))));
+                    return Poll::Ready(Some(Err(UpstreamBodyError::Connection(io::ErrorKind::UnexpectedEof.into()))));
                 }
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(Broken::Connection(error)))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(UpstreamBodyError::Connection(error)))),
                 Poll::Pending => {
                     link.reads(cx);
                     return Poll::Pending;

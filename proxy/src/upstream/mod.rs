@@ -29,15 +29,15 @@ mod tests;
 
 pub use self::{
     backoff::Backoff,
-    body::{Broken, PooledBody, Switching},
+    body::{PooledBody, Upgrading, UpstreamBodyError},
     budget::{RetryBudget, RetryGuard},
-    cluster::{ActiveGuard, Cluster, Endpoint, LastError, Limits, Member, RequestGuard, Stats},
+    cluster::{ActiveGuard, Cluster, ClusterStats, Endpoint, LastError, Limits, RequestGuard, WeightedEndpoint},
     direct::DirectConnection,
-    downloads::{Download, Receiver},
-    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    downloads::{Download, DownloadSink},
+    failure::{MOST_INTERIM, ProtocolError, RequestError, RequestErrorKind, Retryable},
     head::Head,
-    health::Checks,
-    pool::{Dial, PoolOptions, Pools, Waited, Way},
-    reason::{OpenError, Trouble},
-    uploads::{ClientPlace, Crowded, Holding},
+    health::HealthChecks,
+    pool::{Dial, PoolOptions, Pools, ProtocolChoice, WaitTime},
+    reason::{ConnectError, FailureCategory},
+    uploads::{ClientLimit, ClientPermit, UsageGuard},
 };

@@ -34,20 +34,20 @@ use tokio::{
 };
 
 use super::{
-    body::{Held, Keeps, PooledBody},
-    endpoint_pool::{ClusterPool, Permit, Slot},
-    failure::{Again, Failure, FailureKind, MOST_INTERIM, ProtocolError},
+    body::{BodyGuard, PooledBody, WithGuard},
+    endpoint_pool::{ClusterPool, ConnectionPermit, EndpointPool},
+    failure::{MOST_INTERIM, ProtocolError, RequestError, RequestErrorKind, Retryable},
     head::Head,
-    reason::{Unchosen, lost},
+    reason::{AlpnMismatch, lost},
 };
 use crate::{
     config::model,
     h1::encoder,
     h2::{
-        Cut, Ended, Ends, Incoming, Io, KeepAlive, Screened, Sending, Tunnel, Watched, content_length, measure,
-        remove_of_connection,
+        BodySender, Ended, IncomingBody, Io, KeepAlive, ScreenedIo, SendError, StreamEnds, Tunnel, WatchedIo,
+        content_length, measure, remove_of_connection,
     },
-    net::{FirstBytes, Looks, Transport},
+    net::{DetectedProtocol, FirstBytes, Transport},
     observe::target,
     tls,
 };
@@ -65,16 +65,16 @@ const MOST_RESETS: u32 = 100;
 const FRAME_HEADER: u64 = 9;
 
 /// A connection. Its streams own it, and so does the slot as long as it takes new ones.
-pub(super) struct Mux<B> {
+pub(super) struct H2Connection<B> {
     pool: Weak<ClusterPool<B>>,
-    slot: Rc<Slot<B>>,
+    slot: Rc<EndpointPool<B>>,
     /// Its place among the connections; gone once the place has been given to another one.
-    permit: Cell<Option<Permit<B>>>,
+    permit: Cell<Option<ConnectionPermit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
-    under: Under,
+    under: H2Transport,
     /// Bytes that a response's head may have, and its trailers.
     max_head: usize,
-    state: Rc<State>,
+    state: Rc<ConnectionState>,
     served: Cell<u32>,
     /// When the sweep first saw it without a stream.
     pub(super) seen_idle: Cell<Option<Instant>>,
@@ -82,7 +82,7 @@ pub(super) struct Mux<B> {
 
 /// What is under a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Under {
+pub(super) struct H2Transport {
     /// TLS.
     pub(super) secure: bool,
     /// TLS in which the endpoint has chosen nothing by ALPN: whether it speaks HTTP/2 is not known.
@@ -99,7 +99,7 @@ const LONG: usize = 8 << 10;
 
 /// What of a request may make an upstream end a connection.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Weight {
+pub(super) struct RequestWeight {
     /// What its head counts for.
     head: usize,
     /// How long it may be on the way.
@@ -108,8 +108,8 @@ pub(super) struct Weight {
     trailers: bool,
 }
 
-impl Weight {
-    pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> Weight {
+impl RequestWeight {
+    pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> RequestWeight {
         let size = head.list_size();
         // No text gets four times as long.
         let coded = if size > LONG / 4 {
@@ -117,12 +117,12 @@ impl Weight {
         } else {
             size
         };
-        Weight { head: size, coded, trailers: !bodiless && head.get(&TRAILER).is_some() }
+        RequestWeight { head: size, coded, trailers: !bodiless && head.get(&TRAILER).is_some() }
     }
 
     /// The same, and the body has trailers, if that is known.
-    pub(super) fn with_trailers(self, known: bool) -> Weight {
-        Weight { trailers: self.trailers || known, ..self }
+    pub(super) fn with_trailers(self, known: bool) -> RequestWeight {
+        RequestWeight { trailers: self.trailers || known, ..self }
     }
 
     /// Whether it shares a connection with no other request. `max_head`: the longest head that the endpoint says it takes.
@@ -131,14 +131,14 @@ impl Weight {
     }
 
     /// Why it is not sent to an endpoint that has said this.
-    pub(super) fn refused(self, max_head: Option<u32>) -> Option<FailureKind> {
+    pub(super) fn refused(self, max_head: Option<u32>) -> Option<RequestErrorKind> {
         let limit = max_head.filter(|most| self.head > *most as usize)?;
-        Some(FailureKind::HeadTooLong { size: self.head, limit })
+        Some(RequestErrorKind::HeadTooLong { size: self.head, limit })
     }
 }
 
 /// What a connection and its task share.
-struct State {
+struct ConnectionState {
     /// Streams now.
     active: Cell<u32>,
     /// Streams that were reset from here.
@@ -157,10 +157,10 @@ struct State {
     /// How it has ended, if it has: more than its streams are told of it.
     end: OnceCell<io::Error>,
     /// Which of its responses have ended.
-    ends: Ends,
+    ends: StreamEnds,
 }
 
-impl State {
+impl ConnectionState {
     fn settle(&self) {
         self.settled.set(true);
         self.settling.notify_waiters();
@@ -210,7 +210,7 @@ fn builder(config: &model::Http2, max_head: usize) -> client::Builder {
     http
 }
 
-impl<B> Mux<B>
+impl<B> H2Connection<B>
 where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -218,16 +218,16 @@ where
     /// Speaks HTTP/2 on a connected stream; response heads may have `max_head` bytes. Needs a place to spawn local tasks.
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-        under: Under,
+        under: H2Transport,
         max_head: usize,
         pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
+        permit: ConnectionPermit<B>,
     ) -> io::Result<Rc<Self>> {
         let config = pool.cluster().http2.clone();
         let slot = Rc::clone(&permit.slot);
         // Until its settings have come, it is taken to allow as much as the connection before.
         let most = config.max_concurrent_streams.min(slot.endpoint.streams().unwrap_or(USUAL_STREAMS));
-        let state = Rc::new(State {
+        let state = Rc::new(ConnectionState {
             active: Cell::new(0),
             resets: Cell::new(0),
             most: Cell::new(most),
@@ -237,10 +237,10 @@ where
             settled: Cell::new(false),
             settling: Notify::new(),
             end: OnceCell::new(),
-            ends: Ends::default(),
+            ends: StreamEnds::default(),
         });
-        let (io, turns) = Io::new(Watched::new(
-            Screened::of_server(stream, max_head.saturating_mul(LENIENCE), state.ends.clone()),
+        let (io, turns) = Io::new(WatchedIo::new(
+            ScreenedIo::of_server(stream, max_head.saturating_mul(LENIENCE), state.ends.clone()),
             state.ends.clone(),
         ));
         let (sender, mut connection) = {
@@ -263,7 +263,7 @@ where
             .await?;
         }
         slot.max_head.set(state.ends.said().max_head().or(slot.max_head.get()));
-        Ok(Rc::new_cyclic(|mux: &Weak<Mux<B>>| {
+        Ok(Rc::new_cyclic(|mux: &Weak<H2Connection<B>>| {
             let (mux, slot_of_task, shared) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&state));
             spawn_local(async move {
                 let mut pings = KeepAlive::new(config.ping_upstreams(), config.ping_timeout.0, connection.ping_pong());
@@ -301,7 +301,7 @@ where
                 shared.settle();
                 slot_of_task.forget_mux(&mux);
             });
-            Mux {
+            H2Connection {
                 pool: Rc::downgrade(pool),
                 slot,
                 permit: Cell::new(Some(permit)),
@@ -318,14 +318,14 @@ where
     /// Sends a request, in the form of HTTP/1.1, and waits for the head of its response. Dropping the future resets the
     /// stream.
     pub(super) async fn exchange(
-        place: Place<B>,
+        place: StreamSlot<B>,
         head: &impl Head,
         body: B,
-        weight: Weight,
-    ) -> Result<Response<PooledBody>, Failure<B>> {
+        weight: RequestWeight,
+    ) -> Result<Response<PooledBody>, RequestError<B>> {
         let mux = &place.0;
         if let Some(refused) = weight.refused(mux.state.ends.said().max_head()) {
-            return Err(Failure::unsent(refused, body));
+            return Err(RequestError::unsent(refused, body));
         }
         let reused = mux.served.get() > 1;
         let begins_alone = mux.state.active.get() == 1;
@@ -334,29 +334,29 @@ where
         // Which request has made the upstream end the connection nobody says, but the last one that it has looked at is likely to be
         // it, or, if it has not said which that was, the one that has begun last.
         let again = |error: &h2::Error| match mux.state.ends.said().last_stream().unwrap_or(mux.state.begun.get()) {
-            _ if !(error.is_io() || error.is_go_away()) => Again::No,
-            last if last != number.get() => Again::Anew,
+            _ if !(error.is_io() || error.is_go_away()) => Retryable::No,
+            last if last != number.get() => Retryable::Anew,
             // It was idle, and may have been closed before this request came to it.
-            _ if reused && begins_alone && mux.state.received.get() == received => Again::Alone,
-            _ => Again::No,
+            _ if reused && begins_alone && mux.state.received.get() == received => Retryable::Alone,
+            _ => Retryable::No,
         };
         let failure = |error: h2::Error| match reason(&error) {
-            Some(Stopped::Protocol) => {
+            Some(StreamEnd::Protocol) => {
                 let first = mux.state.first.get();
-                let first = (first.look() != Looks::Http2).then(|| Box::new(first));
-                FailureKind::Protocol { source: ProtocolError::Http2(error, first) }
+                let first = (first.look() != DetectedProtocol::Http2).then(|| Box::new(first));
+                RequestErrorKind::Protocol { source: ProtocolError::Http2(error, first) }
             }
-            stopped => FailureKind::Reset {
+            stopped => RequestErrorKind::Reset {
                 // What was not processed is as good as sent on a connection that was closed already.
-                reused: reused || stopped == Some(Stopped::Unprocessed),
-                request_sent: stopped != Some(Stopped::Unprocessed),
+                reused: reused || stopped == Some(StreamEnd::Unprocessed),
+                request_sent: stopped != Some(StreamEnd::Unprocessed),
                 bytes_received: mux.state.received.get() > received,
                 // Here a head is there as a whole, or not at all.
                 in_head: false,
-                again: if stopped == Some(Stopped::Unprocessed) { Again::Anew } else { again(&error) },
+                again: if stopped == Some(StreamEnd::Unprocessed) { Retryable::Anew } else { again(&error) },
                 source: match mux.state.better_reason(error) {
-                    source if mux.under.assumed && mux.state.first.get().look() != Looks::Http2 => {
-                        io::Error::new(source.kind(), Unchosen(source))
+                    source if mux.under.assumed && mux.state.first.get().look() != DetectedProtocol::Http2 => {
+                        io::Error::new(source.kind(), AlpnMismatch(source))
                     }
                     source => source,
                 },
@@ -367,13 +367,13 @@ where
             // What its settings do not allow must not be sent (RFC 8441 section 3).
             mux.state.settled().await;
             if !mux.sender.borrow().is_extended_connect_protocol_enabled() && !mux.is_closed() {
-                let kind = FailureKind::Protocol { source: ProtocolError::NoUpgrades };
-                return Err(Failure { kind, body: None });
+                let kind = RequestErrorKind::Protocol { source: ProtocolError::NoUpgrades };
+                return Err(RequestError { kind, body: None });
             }
         }
         let sent = head.show(|head| {
             let Some((request, key)) = into_h2(head, &body.size_hint(), bodiless, mux.under.secure) else {
-                return Err(FailureKind::Target);
+                return Err(RequestErrorKind::Target);
             };
             let switches = request.method() == Method::CONNECT;
             // One of its own: what one of them waits for is nothing to the others.
@@ -383,26 +383,26 @@ where
         });
         let ((response, stream), switches, key) = match sent {
             Ok(sent) => sent,
-            Err(kind) => return Err(Failure::unsent(kind, body)),
+            Err(kind) => return Err(RequestError::unsent(kind, body)),
         };
         number.set(stream.stream_id().as_u32());
         place.1.set(true);
         mux.state.begun.set(number.get());
         let ended = mux.state.ends.watch(number.get());
-        let mut awaited = Awaited { response, interim: 0, max_head: mux.max_head };
+        let mut awaited = PendingResponse { response, interim: 0, max_head: mux.max_head };
         if switches {
             let response = poll_fn(|cx| awaited.poll(head, failure, cx)).await;
             let response = response.map_err(|kind| place.failed(kind))?;
             return Ok(switched(response, stream, key, ended, place));
         }
-        let mut upload = (!bodiless).then(|| Sending::new(body, stream).with_trailers(weight.trailers));
+        let mut upload = (!bodiless).then(|| BodySender::new(body, stream).with_trailers(weight.trailers));
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut upload
                 && let Poll::Ready(sent) = sending.poll(cx)
             {
                 upload = None;
-                if let Err(Cut::Body(source)) = sent {
-                    return Poll::Ready(Err(FailureKind::RequestBody { source }));
+                if let Err(SendError::Body(source)) = sent {
+                    return Poll::Ready(Err(RequestErrorKind::RequestBody { source }));
                 }
             }
             awaited.poll(head, failure, cx)
@@ -410,24 +410,24 @@ where
         let response = response.await.map_err(|kind| place.failed(kind))?;
         let max_head = mux.max_head;
         // A client may well read nothing of the response before it has sent everything.
-        let upload = upload.map(Uploading::begin);
+        let upload = upload.map(BackgroundUpload::begin);
         Ok(with_body(response, ended, max_head, (upload, place)))
     }
 }
 
 /// An upload that goes on beside its response. Dropping it ends it at once: nobody else may read from the same source, and
 /// without it nothing keeps the stream from being reset.
-struct Uploading<B> {
-    sending: Rc<RefCell<Option<Sending<B>>>>,
+struct BackgroundUpload<B> {
+    sending: Rc<RefCell<Option<BodySender<B>>>>,
     task: AbortHandle,
 }
 
-impl<B> Uploading<B>
+impl<B> BackgroundUpload<B>
 where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    fn begin(sending: Sending<B>) -> Self {
+    fn begin(sending: BodySender<B>) -> Self {
         let sending = Rc::new(RefCell::new(Some(sending)));
         let shared = Rc::clone(&sending);
         let task = spawn_local(poll_fn(move |cx| {
@@ -437,17 +437,17 @@ where
             }
             sent.map(drop)
         }));
-        Uploading { sending, task: task.abort_handle() }
+        BackgroundUpload { sending, task: task.abort_handle() }
     }
 }
 
-impl<B> Uploading<B> {
+impl<B> BackgroundUpload<B> {
     fn goes_on(&self) -> bool {
         self.sending.try_borrow().is_ok_and(|sending| sending.is_some())
     }
 }
 
-impl<B> Drop for Uploading<B> {
+impl<B> Drop for BackgroundUpload<B> {
     fn drop(&mut self) {
         self.task.abort();
         // It is being polled if it is what ends the exchange; then its task drops it.
@@ -457,17 +457,17 @@ impl<B> Drop for Uploading<B> {
 }
 
 /// What is wrong with the fields of a head, if anything is.
-fn wrong(fields: &HeaderMap, max_head: usize) -> Option<FailureKind> {
+fn wrong(fields: &HeaderMap, max_head: usize) -> Option<RequestErrorKind> {
     let source = match measure(fields).filter(|_| content_length(fields).is_ok()) {
         Some(size) if size <= max_head => return None,
         Some(_) => ProtocolError::TooLong(max_head),
         None => ProtocolError::Http2(Reason::PROTOCOL_ERROR.into(), None),
     };
-    Some(FailureKind::Protocol { source })
+    Some(RequestErrorKind::Protocol { source })
 }
 
 /// A response on its way.
-struct Awaited {
+struct PendingResponse {
     response: ResponseFuture,
     /// Interim responses that came before it.
     interim: u32,
@@ -475,21 +475,21 @@ struct Awaited {
     max_head: usize,
 }
 
-impl Awaited {
+impl PendingResponse {
     fn poll(
         &mut self,
         head: &impl Head,
-        failure: impl Fn(h2::Error) -> FailureKind,
+        failure: impl Fn(h2::Error) -> RequestErrorKind,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<RecvStream>, FailureKind>> {
+    ) -> Poll<Result<Response<RecvStream>, RequestErrorKind>> {
         while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
             self.interim += 1;
             if self.interim > MOST_INTERIM {
-                return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Interim }));
+                return Poll::Ready(Err(RequestErrorKind::Protocol { source: ProtocolError::Interim }));
             }
             if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
                 // HTTP/2 has none (RFC 9113 section 8.6).
-                return Poll::Ready(Err(FailureKind::Protocol { source: ProtocolError::Switched }));
+                return Poll::Ready(Err(RequestErrorKind::Protocol { source: ProtocolError::Switched }));
             }
             if let Some(kind) = wrong(interim.headers(), self.max_head) {
                 return Poll::Ready(Err(kind));
@@ -507,9 +507,14 @@ impl Awaited {
 }
 
 /// A response, with the body that follows it.
-fn with_body(response: Response<RecvStream>, ended: Ended, max_head: usize, keeps: impl Keeps) -> Response<PooledBody> {
+fn with_body(
+    response: Response<RecvStream>,
+    ended: Ended,
+    max_head: usize,
+    keeps: impl BodyGuard,
+) -> Response<PooledBody> {
     let (parts, stream) = response.into_parts();
-    let body = PooledBody::of_stream(Incoming::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
+    let body = PooledBody::of_stream(IncomingBody::new(stream, &parts.headers), ended, max_head, Box::new(keeps));
     Response::from_parts(parts, body)
 }
 
@@ -519,7 +524,7 @@ fn switched<B: 'static>(
     send: SendStream<Bytes>,
     key: Option<HeaderValue>,
     ended: Ended,
-    place: Place<B>,
+    place: StreamSlot<B>,
 ) -> Response<PooledBody> {
     if !response.status().is_success() {
         let max_head = place.0.max_head;
@@ -531,11 +536,11 @@ fn switched<B: 'static>(
         parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
     }
     // The stream's place is held as long as the stream.
-    let upstream = Box::new(Held::new(Tunnel::new(send, receive, Reason::CANCEL), place)) as Box<dyn Transport>;
+    let upstream = Box::new(WithGuard::new(Tunnel::new(send, receive, Reason::CANCEL), place)) as Box<dyn Transport>;
     Response::from_parts(parts, PooledBody::switching(Box::pin(std::future::ready(Ok(upstream)))))
 }
 
-impl<B> Mux<B> {
+impl<B> H2Connection<B> {
     /// Whether so much has been reset on it that it should take no new streams.
     pub(super) fn is_worn(&self) -> bool {
         self.state.resets.get() >= MOST_RESETS
@@ -559,7 +564,7 @@ impl<B> Mux<B> {
     }
 
     /// Closes it when its streams have ended, and leaves its place among the connections to another one.
-    pub(super) fn close_for_permit(self: Rc<Self>) -> Option<Permit<B>> {
+    pub(super) fn close_for_permit(self: Rc<Self>) -> Option<ConnectionPermit<B>> {
         self.permit.take()
     }
 
@@ -576,7 +581,7 @@ impl<B> Mux<B> {
     }
 
     /// A stream's place, if there is one.
-    pub(super) fn enter(self: &Rc<Self>, requests: u32) -> Option<Place<B>> {
+    pub(super) fn enter(self: &Rc<Self>, requests: u32) -> Option<StreamSlot<B>> {
         if !self.has_room(requests) {
             return None;
         }
@@ -586,7 +591,7 @@ impl<B> Mux<B> {
         }
         self.served.set(self.served.get().saturating_add(1));
         self.seen_idle.set(None);
-        Some(Place(Rc::clone(self), Cell::new(false)))
+        Some(StreamSlot(Rc::clone(self), Cell::new(false)))
     }
 
     /// Counts it as a connection without a request, which it is at first.
@@ -595,7 +600,7 @@ impl<B> Mux<B> {
     }
 }
 
-impl<B> Drop for Mux<B> {
+impl<B> Drop for H2Connection<B> {
     fn drop(&mut self) {
         if self.is_idle() {
             self.slot.stats.idle.fetch_sub(1, Relaxed);
@@ -604,22 +609,22 @@ impl<B> Drop for Mux<B> {
 }
 
 /// A stream's place on a connection, and whether the stream is reset when this is dropped.
-pub(super) struct Place<B>(Rc<Mux<B>>, Cell<bool>);
+pub(super) struct StreamSlot<B>(Rc<H2Connection<B>>, Cell<bool>);
 
-impl<B> Place<B> {
+impl<B> StreamSlot<B> {
     /// The address of the connection's end here.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.0.under.local
     }
 
     /// There is no response. Unless that is because of the request, it is the upstream that has to answer for it.
-    fn failed(&self, kind: FailureKind) -> Failure<B> {
-        self.1.set(matches!(kind, FailureKind::RequestBody { .. }));
-        Failure { kind, body: None }
+    fn failed(&self, kind: RequestErrorKind) -> RequestError<B> {
+        self.1.set(matches!(kind, RequestErrorKind::RequestBody { .. }));
+        RequestError { kind, body: None }
     }
 }
 
-impl<B: 'static> Keeps for Place<B> {
+impl<B: 'static> BodyGuard for StreamSlot<B> {
     fn ended(&self) {
         self.1.set(false);
     }
@@ -629,10 +634,10 @@ impl<B: 'static> Keeps for Place<B> {
     }
 }
 
-impl<B: 'static> Keeps for (Option<Uploading<B>>, Place<B>) {
+impl<B: 'static> BodyGuard for (Option<BackgroundUpload<B>>, StreamSlot<B>) {
     fn ended(&self) {
         // What is left of the request will not be sent: its stream is reset.
-        self.1.1.set(self.0.as_ref().is_some_and(Uploading::goes_on));
+        self.1.1.set(self.0.as_ref().is_some_and(BackgroundUpload::goes_on));
     }
 
     fn broken(&self) {
@@ -640,7 +645,7 @@ impl<B: 'static> Keeps for (Option<Uploading<B>>, Place<B>) {
     }
 }
 
-impl<B> Drop for Place<B> {
+impl<B> Drop for StreamSlot<B> {
     fn drop(&mut self) {
         let mux = &self.0;
         mux.state.active.set(mux.state.active.get() - 1);
@@ -656,22 +661,22 @@ impl<B> Drop for Place<B> {
 
 /// How an upstream has ended a stream.
 #[derive(Debug, PartialEq, Eq)]
-enum Stopped {
+enum StreamEnd {
     /// It has done nothing of the request, and says so: any request may be sent again (RFC 9113 section 8.7).
     Unprocessed,
     /// It does not speak HTTP/2 as it should.
     Protocol,
 }
 
-fn reason(error: &h2::Error) -> Option<Stopped> {
+fn reason(error: &h2::Error) -> Option<StreamEnd> {
     match error.reason() {
         // Streams that a GOAWAY ends are those after the last one that was processed.
-        _ if error.is_remote() && error.is_go_away() => Some(Stopped::Unprocessed),
+        _ if error.is_remote() && error.is_go_away() => Some(StreamEnd::Unprocessed),
         // h2's own word for a head that is too long.
         Some(
             Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR | Reason::REFUSED_STREAM,
-        ) if error.is_library() => Some(Stopped::Protocol),
-        Some(Reason::REFUSED_STREAM) => Some(Stopped::Unprocessed),
+        ) if error.is_library() => Some(StreamEnd::Protocol),
+        Some(Reason::REFUSED_STREAM) => Some(StreamEnd::Unprocessed),
         _ => None,
     }
 }

@@ -24,18 +24,18 @@ use tokio::{
 };
 
 use super::{
-    body::{Held, PooledBody},
+    body::{PooledBody, WithGuard},
     cluster::{Cluster, Endpoint},
     connect,
     direct::count,
-    downloads::{Download, PATIENCE, Receiver},
-    endpoint_pool::{ClusterPool, Grant, Opening, Permit, Slot, Wish},
-    failure::{Failure, FailureKind},
+    downloads::{Download, DownloadSink, PATIENCE},
+    endpoint_pool::{ClusterPool, ConnectionPermit, EndpointPool, Grant, PendingConnection, WaitOptions},
+    failure::{RequestError, RequestErrorKind},
     head::Head,
-    link::Link,
-    mux::{Mux, Place, Under, Weight},
-    reason::OpenError,
-    uploads::Holding,
+    link::H1Connection,
+    mux::{H2Connection, H2Transport, RequestWeight, StreamSlot},
+    reason::ConnectError,
+    uploads::UsageGuard,
 };
 use crate::{
     config::model::ClusterProtocol,
@@ -63,7 +63,7 @@ pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
 
 /// By which connections a request may go.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Way<'a> {
+pub struct ProtocolChoice<'a> {
     /// Whom endpoints are told of, if they are told of clients.
     pub client: Option<Addresses>,
     /// Only by one that is opened for it, or is being opened.
@@ -71,7 +71,7 @@ pub struct Way<'a> {
     /// Its body has not all come yet: it waits behind those that are there as a whole.
     pub uploads: bool,
     /// Its place among unfinished uploads and tunnels.
-    pub place: Option<&'a Holding>,
+    pub place: Option<&'a UsageGuard>,
     /// Its body ends with trailers, whether its head says so or not.
     pub trailers: bool,
     /// It shares the connection with no other request: it may make the upstream end it.
@@ -82,7 +82,7 @@ pub struct Way<'a> {
 
 /// How long a request has waited for a connection, the time for opening it included.
 #[derive(Debug, Clone, Copy)]
-pub struct Waited(pub Duration);
+pub struct WaitTime(pub Duration);
 
 /// A worker's upstream connections. `B` is the type of request bodies. Clones are the same pools.
 pub struct Pools<B>(Rc<Inner<B>>);
@@ -145,26 +145,28 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        way: Way<'_>,
+        way: ProtocolChoice<'_>,
         head: &impl Head,
         mut body: B,
-    ) -> Result<Response<PooledBody>, Failure<B>> {
+    ) -> Result<Response<PooledBody>, RequestError<B>> {
         let pool = self.cluster(cluster);
         let slot = pool.slot(endpoint, way.client.filter(|_| cluster.proxy_protocol.is_some()));
-        let weight = cluster.may_speak_h2().then(|| head.show(|head| Weight::of(head, body.is_end_stream())));
+        let weight = cluster.may_speak_h2().then(|| head.show(|head| RequestWeight::of(head, body.is_end_stream())));
         let weight = weight.unwrap_or_default().with_trailers(way.trailers);
         if let Some(refused) = weight.refused(slot.max_head.get()) {
-            return Err(Failure::unsent(refused, body));
+            return Err(RequestError::unsent(refused, body));
         }
         let mut waited = None;
         let mut replaced = 0;
         loop {
-            let way = Way { alone: way.alone || weight.is_alone(slot.max_head.get()), ..way };
+            let way = ProtocolChoice { alone: way.alone || weight.is_alone(slot.max_head.get()), ..way };
             let there = match speaks_h2(cluster, &slot) {
                 _ if way.new => None,
-                false => slot.checkout().map(Carrier::Link),
+                false => slot.checkout().map(PooledConnection::Link),
                 true if way.alone || pool.keeps_room(&slot, way.on_behalf_of) => None,
-                true => slot.enter(cluster.limits.requests_per_connection, pool.is_full()).map(Carrier::Stream),
+                true => {
+                    slot.enter(cluster.limits.requests_per_connection, pool.is_full()).map(PooledConnection::Stream)
+                }
             };
             let carrier = match there {
                 Some(carrier) => carrier,
@@ -173,25 +175,29 @@ where
                     let start = Instant::now();
                     let carrier = match Box::pin(self.obtain(&pool, &slot, way)).await {
                         Ok(carrier) => carrier,
-                        Err(kind) => return Err(Failure::unsent(kind, body)),
+                        Err(kind) => return Err(RequestError::unsent(kind, body)),
                     };
-                    waited = Some(Waited(start.elapsed()));
+                    waited = Some(WaitTime(start.elapsed()));
                     carrier
                 }
             };
             head.carried(carrier.local());
             let (reused, result) = match carrier {
-                Carrier::Link(link) => (link.has_served(), link.exchange(head, body).await),
-                Carrier::Stream(place) => {
-                    (replaced < MOST_REPLACED, Box::pin(Mux::exchange(place, head, body, weight)).await)
+                PooledConnection::Link(link) => (link.has_served(), link.exchange(head, body).await),
+                PooledConnection::Stream(place) => {
+                    (replaced < MOST_REPLACED, Box::pin(H2Connection::exchange(place, head, body, weight)).await)
                 }
             };
             match result {
-                Err(failure @ Failure { kind: FailureKind::Target | FailureKind::HeadTooLong { .. }, .. }) => {
+                Err(
+                    failure @ RequestError {
+                        kind: RequestErrorKind::Target | RequestErrorKind::HeadTooLong { .. }, ..
+                    },
+                ) => {
                     return Err(failure);
                 }
                 // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
-                Err(Failure { body: Some(unsent), .. }) if reused => body = *unsent,
+                Err(RequestError { body: Some(unsent), .. }) if reused => body = *unsent,
                 Ok(mut response) => {
                     if let Some(waited) = waited {
                         response.extensions_mut().insert(waited);
@@ -215,17 +221,17 @@ where
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         client: Option<Addresses>,
-        place: &Holding,
-    ) -> Result<Response<PooledBody>, Failure<B>> {
-        let failure = |kind| Failure { kind, body: None };
+        place: &UsageGuard,
+    ) -> Result<Response<PooledBody>, RequestError<B>> {
+        let failure = |kind| RequestError { kind, body: None };
         let pool = self.cluster(cluster);
-        place.confirm(cluster, true).map_err(|crowded| failure(FailureKind::Crowded(crowded)))?;
+        place.confirm(cluster, true).map_err(|crowded| failure(RequestErrorKind::Crowded(crowded)))?;
         let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
-            match pool.acquire(&slot, Wish { alone: true, ..Wish::default() }).await.map_err(failure)? {
+            match pool.acquire(&slot, WaitOptions { alone: true, ..WaitOptions::default() }).await.map_err(failure)? {
                 Grant::Permit(permit) => break permit,
-                Grant::Link(lease) => match lease.take().and_then(Link::close_for_permit) {
+                Grant::Link(lease) => match lease.take().and_then(H1Connection::close_for_permit) {
                     Some(permit) => break permit,
                     None => continue,
                 },
@@ -236,17 +242,18 @@ where
         let permit = if speaks_h2(cluster, &slot) { permit.for_one() } else { permit };
         self.0.start_sweeping();
         let opened = connect::open(cluster, endpoint, slot.client, false).await;
-        let opened = count(cluster, endpoint, opened).map_err(|error| failure(FailureKind::Connect(Arc::new(error))));
+        let opened =
+            count(cluster, endpoint, opened).map_err(|error| failure(RequestErrorKind::Connect(Arc::new(error))));
         let (stream, _) = opened?;
-        let upstream = async move { Ok(Box::new(Held::new(stream, permit)) as Box<dyn Transport>) };
+        let upstream = async move { Ok(Box::new(WithGuard::new(stream, permit)) as Box<dyn Transport>) };
         let mut response = Response::new(PooledBody::switching(Box::pin(upstream)));
-        response.extensions_mut().insert(Waited(start.elapsed()));
+        response.extensions_mut().insert(WaitTime(start.elapsed()));
         Ok(response)
     }
 
     /// A response from the cluster begins that `client` reads by `receiver`: if it does not read, and holds more than its share,
     /// the response may end for others that find no place.
-    pub fn download(&self, cluster: &Arc<Cluster>, client: IpAddr, receiver: Rc<dyn Receiver>) -> Download {
+    pub fn download(&self, cluster: &Arc<Cluster>, client: IpAddr, receiver: Rc<dyn DownloadSink>) -> Download {
         self.cluster(cluster).downloads.begin(client, receiver)
     }
 
@@ -259,9 +266,9 @@ where
     async fn obtain(
         &self,
         pool: &Rc<ClusterPool<B>>,
-        slot: &Rc<Slot<B>>,
-        way: Way<'_>,
-    ) -> Result<Carrier<B>, FailureKind> {
+        slot: &Rc<EndpointPool<B>>,
+        way: ProtocolChoice<'_>,
+    ) -> Result<PooledConnection<B>, RequestErrorKind> {
         let mut new = way.new;
         // What it has waited for is its own.
         let mut waited = false;
@@ -274,19 +281,19 @@ where
                 && (waited || !pool.keeps_room(slot, way.on_behalf_of))
                 && let Some(place) = slot.enter(cluster.limits.requests_per_connection, pool.is_full())
             {
-                return Ok(Carrier::Stream(place));
+                return Ok(PooledConnection::Stream(place));
             }
             let under_way = slot.opening.borrow().clone();
             if let Some(opening) = under_way.filter(|_| h2 && !alone) {
                 opening.ended.notified().await;
                 new = false;
                 if let Some(error) = opening.failure.borrow().clone() {
-                    return Err(FailureKind::Connect(error));
+                    return Err(RequestErrorKind::Connect(error));
                 }
                 continue;
             }
-            way.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(FailureKind::Crowded)?;
-            let wish = Wish { uploads: way.uploads, client: way.on_behalf_of, alone };
+            way.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(RequestErrorKind::Crowded)?;
+            let wish = WaitOptions { uploads: way.uploads, client: way.on_behalf_of, alone };
             let permit = match pool.acquire(slot, wish).await? {
                 Grant::Room => {
                     (new, waited) = (false, true);
@@ -294,9 +301,9 @@ where
                 }
                 Grant::Permit(permit) => permit,
                 Grant::Link(lease) => match lease.take() {
-                    Some(link) if !(link.is_closed() || new || alone) => return Ok(Carrier::Link(link)),
+                    Some(link) if !(link.is_closed() || new || alone) => return Ok(PooledConnection::Link(link)),
                     // It was closed on its way here, or might have been; its place remains.
-                    dead => dead.and_then(Link::close_for_permit).ok_or(FailureKind::Overflow)?,
+                    dead => dead.and_then(H1Connection::close_for_permit).ok_or(RequestErrorKind::Overflow)?,
                 },
             };
             let permit = if alone { permit.for_one() } else { permit };
@@ -309,19 +316,19 @@ where
                 continue;
             }
             // Before anything is awaited, so that all who come now wait for the same connection.
-            let announced = (h2 && !alone).then(|| Announced::new(slot));
+            let announced = (h2 && !alone).then(|| SharedOpening::new(slot));
             self.0.start_sweeping();
             let connected = self.connect(pool, permit, way.alone).await.map_err(Arc::new);
             if let (Some(announced), Err(error)) = (&announced, &connected) {
                 *announced.0.failure.borrow_mut() = Some(Arc::clone(error));
             }
-            match connected.map_err(FailureKind::Connect)? {
-                Opened::Link(link) => return Ok(Carrier::Link(link)),
+            match connected.map_err(RequestErrorKind::Connect)? {
+                Opened::Link(link) => return Ok(PooledConnection::Link(link)),
                 Opened::Mux(mux) => {
                     mux.count_idle();
                     slot.speaks_h2.set(true);
                     // One place is for whoever has opened it.
-                    let place = mux.enter(0).map(Carrier::Stream).ok_or(FailureKind::Overflow);
+                    let place = mux.enter(0).map(PooledConnection::Stream).ok_or(RequestErrorKind::Overflow);
                     if !way.alone {
                         let room = mux.room();
                         slot.add_mux(mux);
@@ -333,7 +340,12 @@ where
         }
     }
 
-    async fn connect(&self, pool: &Rc<ClusterPool<B>>, permit: Permit<B>, alone: bool) -> Result<Opened<B>, OpenError> {
+    async fn connect(
+        &self,
+        pool: &Rc<ClusterPool<B>>,
+        permit: ConnectionPermit<B>,
+        alone: bool,
+    ) -> Result<Opened<B>, ConnectError> {
         let cluster = pool.cluster();
         let endpoint = Arc::clone(&permit.slot.endpoint);
         let opened = match &self.0.dial {
@@ -343,15 +355,19 @@ where
                     Ok(self.link(Box::new(stream), local, pool, permit))
                 }
                 Ok((stream, connect::Version::H2 { assumed })) => {
-                    let under =
-                        Under { secure: matches!(stream, Stream::Tls(_)), assumed, local: stream.local_addr(), alone };
+                    let under = H2Transport {
+                        secure: matches!(stream, Stream::Tls(_)),
+                        assumed,
+                        local: stream.local_addr(),
+                        alone,
+                    };
                     self.mux(stream, under, pool, permit).await
                 }
                 Err(failed) => Err(failed),
             },
             Some(dial) => match dial(&cluster, &endpoint) {
                 Ok(stream) => Ok(self.link(Box::new(stream), None, pool, permit)),
-                Err(error) => Err(OpenError::of(&error)),
+                Err(error) => Err(ConnectError::of(&error)),
             },
         };
         count(&cluster, &endpoint, opened)
@@ -362,20 +378,20 @@ where
         stream: Box<dyn Transport>,
         local: Option<SocketAddr>,
         pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
+        permit: ConnectionPermit<B>,
     ) -> Opened<B> {
-        Opened::Link(Link::open(stream, local, self.0.limits, Rc::downgrade(pool), permit))
+        Opened::Link(H1Connection::open(stream, local, self.0.limits, Rc::downgrade(pool), permit))
     }
 
     async fn mux(
         &self,
         stream: Stream,
-        under: Under,
+        under: H2Transport,
         pool: &Rc<ClusterPool<B>>,
-        permit: Permit<B>,
-    ) -> Result<Opened<B>, OpenError> {
-        let opened = Mux::open(stream, under, self.0.limits.head, pool, permit).await;
-        opened.map(Opened::Mux).map_err(|error| OpenError::of(&error))
+        permit: ConnectionPermit<B>,
+    ) -> Result<Opened<B>, ConnectError> {
+        let opened = H2Connection::open(stream, under, self.0.limits.head, pool, permit).await;
+        opened.map(Opened::Mux).map_err(|error| ConnectError::of(&error))
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
@@ -428,39 +444,39 @@ const BATCH: usize = 32;
 const MOST_REPLACED: u32 = 3;
 
 /// What carries a request.
-enum Carrier<B> {
-    Link(Rc<Link<B>>),
-    Stream(Place<B>),
+enum PooledConnection<B> {
+    Link(Rc<H1Connection<B>>),
+    Stream(StreamSlot<B>),
 }
 
-impl<B> Carrier<B> {
+impl<B> PooledConnection<B> {
     /// The address of the connection's end here.
     fn local(&self) -> Option<SocketAddr> {
         match self {
-            Carrier::Link(link) => link.local,
-            Carrier::Stream(place) => place.local(),
+            PooledConnection::Link(link) => link.local,
+            PooledConnection::Stream(place) => place.local(),
         }
     }
 }
 
 /// A new connection.
 enum Opened<B> {
-    Link(Rc<Link<B>>),
-    Mux(Rc<Mux<B>>),
+    Link(Rc<H1Connection<B>>),
+    Mux(Rc<H2Connection<B>>),
 }
 
 /// An HTTP/2 connection that others may wait for, until this is dropped.
-struct Announced<'s, B>(Rc<Opening>, &'s Slot<B>);
+struct SharedOpening<'s, B>(Rc<PendingConnection>, &'s EndpointPool<B>);
 
-impl<'s, B> Announced<'s, B> {
-    fn new(slot: &'s Slot<B>) -> Self {
-        let opening = Rc::new(Opening::default());
+impl<'s, B> SharedOpening<'s, B> {
+    fn new(slot: &'s EndpointPool<B>) -> Self {
+        let opening = Rc::new(PendingConnection::default());
         *slot.opening.borrow_mut() = Some(Rc::clone(&opening));
-        Announced(opening, slot)
+        SharedOpening(opening, slot)
     }
 }
 
-impl<B> Drop for Announced<'_, B> {
+impl<B> Drop for SharedOpening<'_, B> {
     fn drop(&mut self) {
         self.1.opening.take();
         self.0.ended.notify_waiters();
@@ -468,7 +484,7 @@ impl<B> Drop for Announced<'_, B> {
 }
 
 /// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.
-fn speaks_h2<B>(cluster: &Cluster, slot: &Slot<B>) -> bool {
+fn speaks_h2<B>(cluster: &Cluster, slot: &EndpointPool<B>) -> bool {
     match cluster.protocol {
         ClusterProtocol::H1 => false,
         ClusterProtocol::H2 => true,

@@ -5,16 +5,16 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use super::{Again, Cluster, Endpoint, FailureKind, ProtocolError, body::Broken};
+use super::{Cluster, Endpoint, ProtocolError, RequestErrorKind, Retryable, body::UpstreamBodyError};
 use crate::{
     h1::HeadError,
-    net::{FirstBytes, Looks},
+    net::{DetectedProtocol, FirstBytes},
     tls::{self, Peer},
 };
 
 /// Kinds of failures: of each kind an endpoint has a warning a minute at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureCategory {
     /// There was no connection: refused, unreachable.
     Connect,
     /// Nothing came in time.
@@ -27,36 +27,36 @@ pub enum Trouble {
     Protocol,
 }
 
-impl Trouble {
+impl FailureCategory {
     /// How many there are.
     pub const COUNT: usize = 5;
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Trouble::Connect => "connect",
-            Trouble::Timeout => "timeout",
-            Trouble::Tls => "tls",
-            Trouble::Reset => "reset",
-            Trouble::Protocol => "protocol",
+            FailureCategory::Connect => "connect",
+            FailureCategory::Timeout => "timeout",
+            FailureCategory::Tls => "tls",
+            FailureCategory::Reset => "reset",
+            FailureCategory::Protocol => "protocol",
         }
     }
 }
 
 /// A step on the way to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ConnectStep {
     Connect,
     ProxyHeader,
     Handshake,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for ConnectStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Step::Connect => "connecting",
-            Step::ProxyHeader => "PROXY protocol header",
-            Step::Handshake => "TLS handshake",
+            ConnectStep::Connect => "connecting",
+            ConnectStep::ProxyHeader => "PROXY protocol header",
+            ConnectStep::Handshake => "TLS handshake",
         })
     }
 }
@@ -64,9 +64,9 @@ impl fmt::Display for Step {
 /// Why no connection to an endpoint could be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub struct OpenError {
+pub struct ConnectError {
     /// The kind of failure.
-    pub trouble: Trouble,
+    pub trouble: FailureCategory,
     /// Whether the cluster's `connect_timeout` had passed.
     pub timeout: bool,
     text: Box<str>,
@@ -74,56 +74,63 @@ pub struct OpenError {
 
 /// What a step has failed for.
 #[derive(Debug)]
-pub(super) enum Cause {
+pub(super) enum ConnectErrorCause {
     Io(io::Error),
     /// The cluster's `connect_timeout` has passed.
     Late(Duration),
     Tls(String),
 }
 
-impl From<io::Error> for Cause {
-    fn from(error: io::Error) -> Cause {
-        Cause::Io(error)
+impl From<io::Error> for ConnectErrorCause {
+    fn from(error: io::Error) -> ConnectErrorCause {
+        ConnectErrorCause::Io(error)
     }
 }
 
-impl OpenError {
-    pub(super) fn new(step: Step, cause: &Cause, after: Duration) -> OpenError {
+impl ConnectError {
+    pub(super) fn new(step: ConnectStep, cause: &ConnectErrorCause, after: Duration) -> ConnectError {
         let (trouble, text) = match cause {
-            Cause::Late(limit) => {
+            ConnectErrorCause::Late(limit) => {
                 let hint = match step {
-                    Step::Connect => "",
-                    Step::ProxyHeader | Step::Handshake => ": the endpoint took the connection and did not answer",
+                    ConnectStep::Connect => "",
+                    ConnectStep::ProxyHeader | ConnectStep::Handshake => {
+                        ": the endpoint took the connection and did not answer"
+                    }
                 };
-                (Trouble::Timeout, format!("{step}: no answer within {limit:?} (`connect_timeout`){hint}"))
+                (FailureCategory::Timeout, format!("{step}: no answer within {limit:?} (`connect_timeout`){hint}"))
             }
-            Cause::Tls(why) => (Trouble::Tls, format!("{step}: {why} (after {after:.1?})")),
-            Cause::Io(error) => {
-                let trouble = if step == Step::Handshake { Trouble::Tls } else { Trouble::Connect };
+            ConnectErrorCause::Tls(why) => (FailureCategory::Tls, format!("{step}: {why} (after {after:.1?})")),
+            ConnectErrorCause::Io(error) => {
+                let trouble =
+                    if step == ConnectStep::Handshake { FailureCategory::Tls } else { FailureCategory::Connect };
                 (trouble, format!("{step}: {error}, after {after:.1?}"))
             }
         };
-        OpenError { trouble, timeout: matches!(cause, Cause::Late(_)), text: text.into() }
+        ConnectError { trouble, timeout: matches!(cause, ConnectErrorCause::Late(_)), text: text.into() }
     }
 
     /// A connection that was not opened by a socket.
-    pub(super) fn of(error: &io::Error) -> OpenError {
-        OpenError { trouble: Trouble::Connect, timeout: false, text: error.to_string().into() }
+    pub(super) fn of(error: &io::Error) -> ConnectError {
+        ConnectError { trouble: FailureCategory::Connect, timeout: false, text: error.to_string().into() }
     }
 }
 
 /// What is said of an endpoint that speaks something else than was expected of it.
-pub(super) fn mismatch(expected: Looks, first: &FirstBytes) -> String {
+pub(super) fn mismatch(expected: DetectedProtocol, first: &FirstBytes) -> String {
     let (expected, hint) = match (expected, first.look()) {
-        (Looks::Tls, Looks::Http1 | Looks::Http2) => {
+        (DetectedProtocol::Tls, DetectedProtocol::Http1 | DetectedProtocol::Http2) => {
             ("TLS", ": it speaks HTTP without TLS; take `tls` out of the cluster, or ask the port that has it")
         }
-        (Looks::Tls, _) => ("TLS", ""),
-        (Looks::Http2, Looks::Http1) => ("HTTP/2 (`protocol`)", ": it speaks HTTP/1.1; set `protocol: h1`"),
-        (Looks::Http2, Looks::Tls) => ("HTTP/2 (`protocol`)", ": it speaks TLS; give the cluster a `tls` section"),
-        (Looks::Http2, _) => ("HTTP/2 (`protocol`)", ""),
-        (_, Looks::Http2) => ("HTTP/1.1 (`protocol`)", ": it speaks HTTP/2; set `protocol: h2`"),
-        (_, Looks::Tls) => ("HTTP/1.1 (`protocol`)", ": it speaks TLS; give the cluster a `tls` section"),
+        (DetectedProtocol::Tls, _) => ("TLS", ""),
+        (DetectedProtocol::Http2, DetectedProtocol::Http1) => {
+            ("HTTP/2 (`protocol`)", ": it speaks HTTP/1.1; set `protocol: h1`")
+        }
+        (DetectedProtocol::Http2, DetectedProtocol::Tls) => {
+            ("HTTP/2 (`protocol`)", ": it speaks TLS; give the cluster a `tls` section")
+        }
+        (DetectedProtocol::Http2, _) => ("HTTP/2 (`protocol`)", ""),
+        (_, DetectedProtocol::Http2) => ("HTTP/1.1 (`protocol`)", ": it speaks HTTP/2; set `protocol: h2`"),
+        (_, DetectedProtocol::Tls) => ("HTTP/1.1 (`protocol`)", ": it speaks TLS; give the cluster a `tls` section"),
         (_, _) => ("HTTP/1.1 (`protocol`)", ""),
     };
     match expected {
@@ -132,34 +139,34 @@ pub(super) fn mismatch(expected: Looks, first: &FirstBytes) -> String {
     }
 }
 
-impl FailureKind {
+impl RequestErrorKind {
     /// What to say of the endpoint, if it is to blame; `after`: how long that took since the request was sent.
-    pub fn reason(&self, after: Duration) -> Option<(Trouble, String)> {
+    pub fn reason(&self, after: Duration) -> Option<(FailureCategory, String)> {
         Some(match self {
-            FailureKind::Connect(error) => (error.trouble, error.to_string()),
-            FailureKind::Reset { source, in_head, .. } => {
+            RequestErrorKind::Connect(error) => (error.trouble, error.to_string()),
+            RequestErrorKind::Reset { source, in_head, .. } => {
                 let place = if *in_head { "in the middle of the response's head" } else { "before a response" };
                 let (trouble, why) = lost(source);
                 (trouble, format!("{why}, {place}, after {after:.1?}"))
             }
-            FailureKind::Protocol { source } => {
+            RequestErrorKind::Protocol { source } => {
                 let why = match source {
                     ProtocolError::Malformed(HeadError::Malformed | HeadError::Violation(_), first)
-                        if first.look() != Looks::Http1 =>
+                        if first.look() != DetectedProtocol::Http1 =>
                     {
-                        mismatch(Looks::Http1, first)
+                        mismatch(DetectedProtocol::Http1, first)
                     }
-                    ProtocolError::Http2(_, Some(first)) => mismatch(Looks::Http2, first),
+                    ProtocolError::Http2(_, Some(first)) => mismatch(DetectedProtocol::Http2, first),
                     ProtocolError::NoUpgrades => source.to_string(),
                     source => format!("the response is not valid: {}", chain_of(source)),
                 };
-                (Trouble::Protocol, format!("{why}, after {after:.1?}"))
+                (FailureCategory::Protocol, format!("{why}, after {after:.1?}"))
             }
-            FailureKind::RequestBody { .. }
-            | FailureKind::Target
-            | FailureKind::HeadTooLong { .. }
-            | FailureKind::Overflow
-            | FailureKind::Crowded(_) => return None,
+            RequestErrorKind::RequestBody { .. }
+            | RequestErrorKind::Target
+            | RequestErrorKind::HeadTooLong { .. }
+            | RequestErrorKind::Overflow
+            | RequestErrorKind::Crowded(_) => return None,
         })
     }
 
@@ -174,19 +181,19 @@ impl FailureKind {
     /// Whether the request may have nothing to do with it: an upstream may close a connection that is idle while a request is on its
     /// way to it (RFC 9112 section 9.3.1), or for the sake of another request.
     pub fn is_stale(&self) -> bool {
-        matches!(self, FailureKind::Reset { again: Again::Anew | Again::Alone, .. })
+        matches!(self, RequestErrorKind::Reset { again: Retryable::Anew | Retryable::Alone, .. })
     }
 }
 
-impl Broken {
+impl UpstreamBodyError {
     /// What to say of the endpoint whose response ended early, after so many bytes of its body.
-    pub fn reason(&self, bytes: u64) -> (Trouble, String) {
+    pub fn reason(&self, bytes: u64) -> (FailureCategory, String) {
         let (trouble, why) = match self {
-            Broken::Http2(error) | Broken::Malformed(error) => lost_h2(error),
-            Broken::Connection(error) => lost(error),
-            Broken::Framing(violation) => (Trouble::Protocol, violation.to_string()),
-            Broken::TooLong(_) => (Trouble::Protocol, self.to_string()),
-            Broken::Cut => (Trouble::Reset, self.to_string()),
+            UpstreamBodyError::Http2(error) | UpstreamBodyError::Malformed(error) => lost_h2(error),
+            UpstreamBodyError::Connection(error) => lost(error),
+            UpstreamBodyError::Framing(violation) => (FailureCategory::Protocol, violation.to_string()),
+            UpstreamBodyError::TooLong(_) => (FailureCategory::Protocol, self.to_string()),
+            UpstreamBodyError::Cut => (FailureCategory::Reset, self.to_string()),
         };
         (trouble, format!("{why}, after {bytes} bytes of the response's body"))
     }
@@ -195,14 +202,14 @@ impl Broken {
 /// The end of a connection on which HTTP/2 was spoken under TLS without the endpoint's word that it does so.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Unchosen(#[source] pub(super) io::Error);
+pub(super) struct AlpnMismatch(#[source] pub(super) io::Error);
 
 /// What to say of a connection that has ended before its time.
-pub fn lost(error: &io::Error) -> (Trouble, String) {
+pub fn lost(error: &io::Error) -> (FailureCategory, String) {
     if tls::tls_error(error).is_some() {
-        return (Trouble::Tls, format!("TLS: {}", tls::explain(error, Peer::Server).1));
+        return (FailureCategory::Tls, format!("TLS: {}", tls::explain(error, Peer::Server).1));
     }
-    if let Some(Unchosen(error)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+    if let Some(AlpnMismatch(error)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         let (trouble, why) = lost(error);
         let hint = "the endpoint chose no protocol by ALPN: if it speaks HTTP/1.1, set `protocol: h1`";
         return (trouble, format!("{why} ({hint})"));
@@ -213,13 +220,13 @@ pub fn lost(error: &io::Error) -> (Trouble, String) {
     match error.kind() {
         // h2's word for the end of a connection is a broken pipe; the system's has a number.
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe if error.raw_os_error().is_none() => {
-            (Trouble::Reset, "the endpoint closed the connection".to_owned())
+            (FailureCategory::Reset, "the endpoint closed the connection".to_owned())
         }
-        _ => (Trouble::Reset, error.to_string()),
+        _ => (FailureCategory::Reset, error.to_string()),
     }
 }
 
-fn lost_h2(error: &h2::Error) -> (Trouble, String) {
+fn lost_h2(error: &h2::Error) -> (FailureCategory, String) {
     if let Some(error) = error.get_io() {
         return lost(error);
     }
@@ -229,9 +236,9 @@ fn lost_h2(error: &h2::Error) -> (Trouble, String) {
             // "connection error received: …", with the debug data of a GOAWAY: who has sent it is said already.
             let text = error.to_string();
             let text = text.split_once(" received: ").map_or(&*text, |(_, text)| text);
-            (Trouble::Reset, format!("the endpoint sent {frame} {reason:?}: {text}"))
+            (FailureCategory::Reset, format!("the endpoint sent {frame} {reason:?}: {text}"))
         }
-        _ => (Trouble::Protocol, error.to_string()),
+        _ => (FailureCategory::Protocol, error.to_string()),
     }
 }
 

@@ -17,17 +17,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
-use super::{Cluster, Stats, cluster::Share};
+use super::{Cluster, ClusterStats, cluster::ClientShare};
 use crate::net::Client;
 
 /// What clients hold of a cluster.
 #[derive(Debug, Default)]
-pub(super) struct Shares(Mutex<Table>);
+pub(super) struct ClientShares(Mutex<Table>);
 
 /// What is known of all clients, on all workers.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    clients: HashMap<Client, Held>,
+    clients: HashMap<Client, ClientUsage>,
     /// Unfinished uploads and tunnels that have a connection to themselves.
     alone: u64,
     /// By worker: requests that wait there for a place, and for which no response of that worker can end.
@@ -36,7 +36,7 @@ pub(super) struct Table {
 
 /// What one client holds.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct ClientUsage {
     /// Unfinished uploads and tunnels.
     uploads: u64,
     /// Of these, those that have a connection to themselves.
@@ -49,7 +49,7 @@ pub(super) struct Held {
     behind: u64,
 }
 
-impl Held {
+impl ClientUsage {
     pub(super) fn sum(self) -> u64 {
         self.uploads + self.downloads
     }
@@ -60,7 +60,7 @@ impl Held {
         self.behind > 0 || self.waiting > share || (self.downloads > 0 && self.sum() > share)
     }
 
-    fn fits(self, share: Share) -> bool {
+    fn fits(self, share: ClientShare) -> bool {
         let streams = self.uploads - self.alone + self.alone * share.streams;
         self.uploads <= share.requests && streams <= share.connections * share.streams
     }
@@ -68,7 +68,7 @@ impl Held {
 
 /// Why an upload or a tunnel may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Crowded {
+pub enum ClientLimit {
     /// Unfinished uploads and tunnels hold as much of the cluster as they may.
     All,
     /// Those of this client do.
@@ -78,19 +78,19 @@ pub enum Crowded {
 /// A place among those that clients hold, until this is dropped.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
-pub struct ClientPlace {
-    stats: Arc<Stats>,
+pub struct ClientPermit {
+    stats: Arc<ClusterStats>,
     client: Client,
     alone: bool,
 }
 
 /// The place of one request, for as long as it needs one.
 #[derive(Debug, Default)]
-pub struct Holding(RefCell<Option<ClientPlace>>);
+pub struct UsageGuard(RefCell<Option<ClientPermit>>);
 
-impl Holding {
+impl UsageGuard {
     /// Holds this one.
-    pub fn begin(&self, place: ClientPlace) {
+    pub fn begin(&self, place: ClientPermit) {
         *self.0.borrow_mut() = Some(place);
     }
 
@@ -104,7 +104,7 @@ impl Holding {
     ///
     /// # Errors
     /// It is not, which is counted, and the place is given back.
-    pub(super) fn confirm(&self, cluster: &Cluster, alone: bool) -> Result<(), Crowded> {
+    pub(super) fn confirm(&self, cluster: &Cluster, alone: bool) -> Result<(), ClientLimit> {
         let mut place = self.0.borrow_mut();
         let Some(held) = place.as_mut() else { return Ok(()) };
         let confirmed = cluster.change_held(held.client, |total| {
@@ -120,15 +120,15 @@ impl Holding {
 
 /// A client's request in the queue for a place, until this is dropped.
 #[must_use = "it leaves the queue when this is dropped"]
-pub(super) struct InQueue<'s> {
-    stats: &'s Stats,
+pub(super) struct QueueGuard<'s> {
+    stats: &'s ClusterStats,
     client: Option<Client>,
     /// Its client is over its share.
     over: bool,
 }
 
-impl<'s> InQueue<'s> {
-    pub(super) fn enter(stats: &'s Stats, client: Option<IpAddr>, over: bool) -> Self {
+impl<'s> QueueGuard<'s> {
+    pub(super) fn enter(stats: &'s ClusterStats, client: Option<IpAddr>, over: bool) -> Self {
         let client = client.map(Client::of);
         if let Some(client) = client {
             stats.shares.lock().change(client, |held| {
@@ -137,11 +137,11 @@ impl<'s> InQueue<'s> {
             });
         }
         stats.pending_over.fetch_add(over.into(), Relaxed);
-        InQueue { stats, client, over }
+        QueueGuard { stats, client, over }
     }
 }
 
-impl Drop for InQueue<'_> {
+impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
         self.stats.pending_over.fetch_sub(self.over.into(), Relaxed);
         if let Some(client) = self.client {
@@ -153,30 +153,30 @@ impl Drop for InQueue<'_> {
     }
 }
 
-impl Shares {
+impl ClientShares {
     pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Table {
-    pub(super) fn of(&self, client: Client) -> Held {
+    pub(super) fn of(&self, client: Client) -> ClientUsage {
         self.clients.get(&client).copied().unwrap_or_default()
     }
 
     /// Changes what a client holds; nothing is kept of one that holds nothing.
-    fn change(&mut self, client: Client, change: impl FnOnce(&mut Held)) {
+    fn change(&mut self, client: Client, change: impl FnOnce(&mut ClientUsage)) {
         match self.clients.entry(client) {
             Entry::Occupied(mut held) => {
                 change(held.get_mut());
-                if *held.get() == Held::default() {
+                if *held.get() == ClientUsage::default() {
                     held.remove();
                 }
             }
             Entry::Vacant(place) => {
-                let mut held = Held::default();
+                let mut held = ClientUsage::default();
                 change(&mut held);
-                if held != Held::default() {
+                if held != ClientUsage::default() {
                     place.insert(held);
                 }
             }
@@ -204,25 +204,26 @@ impl Cluster {
     ///
     /// # Errors
     /// There is none left, which is counted.
-    pub fn try_hold(&self, client: IpAddr) -> Result<ClientPlace, Crowded> {
+    pub fn try_hold(&self, client: IpAddr) -> Result<ClientPermit, ClientLimit> {
         let client = Client::of(client);
         self.change_held(client, |held| held.uploads += 1)?;
-        Ok(ClientPlace { stats: Arc::clone(self.stats()), client, alone: false })
+        Ok(ClientPermit { stats: Arc::clone(self.stats()), client, alone: false })
     }
 
     /// Changes what a client, and all of them together, hold by uploads and tunnels, if that is within their shares then.
-    fn change_held(&self, client: Client, change: impl Fn(&mut Held)) -> Result<(), Crowded> {
+    fn change_held(&self, client: Client, change: impl Fn(&mut ClientUsage)) -> Result<(), ClientLimit> {
         let (all, each) = self.upload_shares();
         let stats = self.stats();
         let mut shares = stats.shares.lock();
         // Written under the lock only.
-        let mut total = Held { uploads: stats.uploads.load(Relaxed), alone: shares.alone, ..Held::default() };
+        let mut total =
+            ClientUsage { uploads: stats.uploads.load(Relaxed), alone: shares.alone, ..ClientUsage::default() };
         let mut held = shares.of(client);
         change(&mut total);
         change(&mut held);
         let crowded = match (held.fits(each), total.fits(all)) {
-            (false, _) => Crowded::Client,
-            (_, false) => Crowded::All,
+            (false, _) => ClientLimit::Client,
+            (_, false) => ClientLimit::All,
             _ => {
                 shares.change(client, change);
                 shares.alone = total.alone;
@@ -235,7 +236,7 @@ impl Cluster {
     }
 }
 
-impl Drop for ClientPlace {
+impl Drop for ClientPermit {
     fn drop(&mut self) {
         let mut shares = self.stats.shares.lock();
         self.stats.uploads.fetch_sub(1, Relaxed);
@@ -258,7 +259,7 @@ mod tests {
         Cluster::new(&config, None)
     }
 
-    fn hold(cluster: &Cluster, client: &str) -> Result<ClientPlace, Crowded> {
+    fn hold(cluster: &Cluster, client: &str) -> Result<ClientPermit, ClientLimit> {
         cluster.try_hold(client.parse().unwrap())
     }
 
@@ -266,8 +267,8 @@ mod tests {
     fn there_is_a_part_for_all_and_a_part_for_each() {
         let cluster = cluster(serde_json::json!({"connections": 8}));
         let held: Vec<_> = (0..6).map(|n| hold(&cluster, &format!("192.0.2.{}", n / 2)).unwrap()).collect();
-        assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), Crowded::Client);
-        assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), Crowded::All);
+        assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), ClientLimit::Client);
+        assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), ClientLimit::All);
         assert_eq!(cluster.stats().uploads.load(Relaxed), 6);
         assert_eq!(cluster.stats().upload_overflows.load(Relaxed), 2);
         drop(held);
@@ -279,10 +280,10 @@ mod tests {
     fn one_client_may_have_many_addresses() {
         let cluster = cluster(serde_json::json!({"connections": 4}));
         let _one = hold(&cluster, "2001:db8::1").unwrap();
-        assert_eq!(hold(&cluster, "2001:db8::ffff:1").unwrap_err(), Crowded::Client);
+        assert_eq!(hold(&cluster, "2001:db8::ffff:1").unwrap_err(), ClientLimit::Client);
         let _another = hold(&cluster, "2001:db8:0:1::1").unwrap();
         let _by_4 = hold(&cluster, "192.0.2.1").unwrap();
-        assert_eq!(hold(&cluster, "::ffff:192.0.2.1").unwrap_err(), Crowded::Client);
+        assert_eq!(hold(&cluster, "::ffff:192.0.2.1").unwrap_err(), ClientLimit::Client);
     }
 
     #[test]
@@ -309,8 +310,8 @@ mod tests {
         Cluster::new(&serde_json::from_value(config).unwrap(), None)
     }
 
-    fn held(cluster: &Cluster, client: &str) -> Holding {
-        let holding = Holding::default();
+    fn held(cluster: &Cluster, client: &str) -> UsageGuard {
+        let holding = UsageGuard::default();
         holding.begin(hold(cluster, client).unwrap());
         holding
     }
@@ -323,11 +324,11 @@ mod tests {
             assert_eq!(holding.confirm(&cluster, true), Ok(()));
             assert_eq!(holding.confirm(&cluster, true), Ok(()), "it counts once");
         }
-        assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), Crowded::Client);
-        assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), Crowded::All);
+        assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), ClientLimit::Client);
+        assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), ClientLimit::All);
         alone.pop();
         let (stream, other) = (held(&cluster, "192.0.2.8"), held(&cluster, "192.0.2.9"));
-        assert_eq!(other.confirm(&cluster, true), Err(Crowded::All), "a stream is taken of the last connection");
+        assert_eq!(other.confirm(&cluster, true), Err(ClientLimit::All), "a stream is taken of the last connection");
         drop(stream);
         alone.push(held(&cluster, "192.0.2.9"));
         assert_eq!(alone[5].confirm(&cluster, true), Ok(()));
@@ -346,7 +347,7 @@ mod tests {
         cluster.members[1].endpoint.allow_streams(4);
         assert_eq!(requests(&cluster), (24, 8));
         // One that needs a connection now has none of the places that there are.
-        assert_eq!(held[0].confirm(&cluster, false), Err(Crowded::Client));
+        assert_eq!(held[0].confirm(&cluster, false), Err(ClientLimit::Client));
         assert_eq!(held[1].confirm(&cluster, false), Ok(()), "another has left");
         cluster.members[1].endpoint.allow_streams(0);
         assert_eq!(requests(&cluster), (6, 2), "it will take some again");

@@ -15,20 +15,20 @@ use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
 use self::{
-    grpc::{Event, Open, Over, Wish},
-    name_cache::Spelled,
-    plugin_info::Identity,
+    grpc::{CallCommand, CallEvent, EndedCalls, OpenCall},
+    name_cache::NameCache,
+    plugin_info::PluginInfo,
 };
 use super::{
-    engine::clock::Clock,
-    stores::{bucket::Bucket, env::World},
+    engine::clock::CallTimer,
+    stores::{bucket::Bucket, env::FilterEnv},
 };
 use crate::{
     chain::{
         RequestHead, ResponseHead, Route,
-        charge::{Charge, ITEM, Ledger, Owed},
+        charge::{DeferredCharge, ITEM, MemoryBudget, MemoryCharge},
         head::{self, Name},
-        limits::Limit,
+        limits::ConcurrencyLimit,
     },
     observe::metrics::Handle,
     upstream::Cluster,
@@ -63,7 +63,7 @@ pub struct HttpCall {
     /// The trailers.
     pub trailers: HeaderMap,
     /// For what the guest has given for it, and for its answer.
-    pub charge: Charge,
+    pub charge: MemoryCharge,
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
 }
@@ -78,7 +78,7 @@ pub struct Timer {
     /// What the guest gets back.
     pub token: i64,
     /// For it, until it is over.
-    pub charge: Charge,
+    pub charge: MemoryCharge,
 }
 
 /// The answer to an HTTP call, while `proxy_on_http_call_response` runs.
@@ -100,14 +100,14 @@ pub struct Answers {
     /// The answer to an HTTP call.
     pub call_response: Option<CallResponse>,
     /// What a gRPC call has brought.
-    pub grpc_event: Option<Event>,
+    pub grpc_event: Option<CallEvent>,
     /// For what the guest adds to their headers.
-    owed: Owed,
+    owed: DeferredCharge,
 }
 
 impl Answers {
     /// Charges the guest for so many bytes more in the headers of what is told. Whether they may be added.
-    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+    pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         if self.owed.add(more) {
             return true;
         }
@@ -115,7 +115,7 @@ impl Answers {
             call.head.as_ref().map_or(0, |head| head::size(&head.fields)) + head::size(&call.trailers)
         });
         let of_grpc = match &self.grpc_event {
-            Some(Event::Initial(fields) | Event::Trailing(fields)) => head::size(fields),
+            Some(CallEvent::Initial(fields) | CallEvent::Trailing(fields)) => head::size(fields),
             _ => 0,
         };
         self.owed.weigh(ledger, of_call + of_grpc, more)
@@ -133,7 +133,7 @@ impl Answers {
 pub struct Limiter {
     memory: usize,
     /// For its tables, which are the host's memory.
-    tables: Charge,
+    tables: MemoryCharge,
     /// It has been refused memory.
     pub denied: bool,
 }
@@ -167,9 +167,9 @@ impl ResourceLimiter for Limiter {
 }
 
 /// What the host keeps for a root context: one of the filters in an instance.
-pub struct Root {
+pub struct RootState {
     /// Who the filter is.
-    pub identity: Arc<Identity>,
+    pub identity: Arc<PluginInfo>,
     /// The callbacks it wants, as bits of [`phase`].
     pub subscribed: u32,
     /// It has said which callbacks it wants.
@@ -181,13 +181,13 @@ pub struct Root {
 /// The data of a store.
 pub struct Host {
     /// The filters that share the instance.
-    pub roots: Box<[Root]>,
+    pub roots: Box<[RootState]>,
     /// For which of them it is called.
     pub root: usize,
     /// Who that is.
-    pub identity: Arc<Identity>,
+    pub identity: Arc<PluginInfo>,
     /// What all filters share.
-    pub world: Arc<World>,
+    pub world: Arc<FilterEnv>,
     /// The bound on its memory.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -195,7 +195,7 @@ pub struct Host {
     /// Its allocator. In a box, because it is taken out for each call of it.
     pub allocate: Option<Box<TypedFunc<u32, u32>>>,
     /// How far the call under way has come.
-    pub clock: Clock,
+    pub clock: CallTimer,
     /// What it is doing.
     pub phase: Phase,
     /// The context that host functions act on.
@@ -209,21 +209,21 @@ pub struct Host {
     /// A tick has been set.
     pub ticks_changed: bool,
     /// What the host keeps for it.
-    pub ledger: Arc<Ledger>,
+    pub ledger: Arc<MemoryBudget>,
     /// For what it has defined: names, routes, ids.
-    pub defined: Charge,
+    pub defined: MemoryCharge,
     /// Header names by id.
     pub names: Vec<Name>,
     /// Ids of header names.
     pub name_ids: HashMap<Vec<u8>, u32>,
     /// Header names that it has spelled out.
-    pub spelled: Spelled,
+    pub spelled: NameCache,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
     /// Buckets by id.
     pub buckets: Vec<Arc<Bucket>>,
     /// Limits by id, with their bounds.
-    pub stream_limits: Vec<(Arc<Limit>, u32)>,
+    pub stream_limits: Vec<(Arc<ConcurrencyLimit>, u32)>,
     /// Queues that it wants to read from now on, and for which root.
     pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
@@ -235,11 +235,11 @@ pub struct Host {
     /// Calls to be sent once the guest has returned.
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended.
-    pub grpc_calls: HashMap<u32, Open>,
+    pub grpc_calls: HashMap<u32, OpenCall>,
     /// gRPC calls that the other side has ended, and the guest has not.
-    pub grpc_over: Over,
+    pub grpc_over: EndedCalls,
     /// What is wanted of gRPC calls once the guest has returned.
-    pub grpc_wishes: Vec<Wish>,
+    pub grpc_wishes: Vec<CallCommand>,
     /// Timers to be set once the guest has returned.
     pub timers: Vec<Timer>,
     /// What calls have brought.
@@ -274,13 +274,13 @@ impl Host {
 
     /// The data of a new instance of these filters, at least one.
     pub fn new(
-        identities: impl Iterator<Item = Arc<Identity>>,
-        world: Arc<World>,
+        identities: impl Iterator<Item = Arc<PluginInfo>>,
+        world: Arc<FilterEnv>,
         memory_limit: usize,
-        ledger: Arc<Ledger>,
+        ledger: Arc<MemoryBudget>,
     ) -> Host {
-        let root = |identity| Root { identity, subscribed: phase::ALL, subscribes: false, tick: None };
-        let roots: Box<[Root]> = identities.map(root).collect();
+        let root = |identity| RootState { identity, subscribed: phase::ALL, subscribes: false, tick: None };
+        let roots: Box<[RootState]> = identities.map(root).collect();
         Host {
             identity: roots[0].identity.clone(),
             roots,
@@ -289,7 +289,7 @@ impl Host {
             limiter: Limiter { memory: memory_limit, tables: ledger.open(), denied: false },
             memory: None,
             allocate: None,
-            clock: Clock::default(),
+            clock: CallTimer::default(),
             phase: Phase::Start,
             effective: 0,
             abi: "",
@@ -300,7 +300,7 @@ impl Host {
             ledger,
             names: Vec::new(),
             name_ids: HashMap::new(),
-            spelled: Spelled::default(),
+            spelled: NameCache::default(),
             routes: Vec::new(),
             buckets: Vec::new(),
             stream_limits: Vec::new(),
@@ -310,7 +310,7 @@ impl Host {
             last_call: 0,
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
-            grpc_over: Over::default(),
+            grpc_over: EndedCalls::default(),
             grpc_wishes: Vec::new(),
             timers: Vec::new(),
             answers: Answers::default(),
@@ -324,8 +324,8 @@ impl Host {
 /// The id of an instance's first root context. Those of the filters that share it follow, and then the streams.
 pub const FIRST_ROOT: u32 = 1;
 
-impl AsMut<Clock> for Host {
-    fn as_mut(&mut self) -> &mut Clock {
+impl AsMut<CallTimer> for Host {
+    fn as_mut(&mut self) -> &mut CallTimer {
         &mut self.clock
     }
 }

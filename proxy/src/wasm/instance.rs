@@ -13,7 +13,7 @@ use std::time::Duration;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, TypedFunc, WasmParams, WasmResults};
 
-use self::trampoline::Joined;
+use self::trampoline::Trampoline;
 use super::{engine::Engine, host::Host};
 
 /// A ready instance. It can move to a worker, which then is the only one to call it.
@@ -100,7 +100,7 @@ pub(super) struct Exports {
     pub(super) log: Option<TypedFunc<u32, ()>>,
     pub(super) delete: Option<TypedFunc<u32, ()>>,
     /// Several of them in one.
-    pub(super) joined: Option<Joined>,
+    pub(super) joined: Option<Trampoline>,
 }
 
 impl Exports {
@@ -139,7 +139,7 @@ impl Exports {
             done: get(instance, store, "proxy_on_done"),
             log: get(instance, store, "proxy_on_log"),
             delete: get(instance, store, "proxy_on_delete"),
-            joined: Joined::find(engine, instance, store),
+            joined: Trampoline::find(engine, instance, store),
         }
     }
 }

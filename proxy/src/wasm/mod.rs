@@ -16,14 +16,14 @@ pub use self::{
     engine::{Engine, clock::processor_time, compiler::Compiler},
     instance::{
         Instance,
-        compiled::{Code, LoadError, content_hash},
+        compiled::{CompiledModule, LoadError, content_hash},
         plugin::Plugin,
-        template::{InstantiateError, Machine, NotMade},
+        template::{InstantiateError, SetupError, VmTemplate},
     },
-    stores::env::{Shared, World},
+    stores::env::{FilterEnv, SharedStore},
     vm::{
-        Site, Vm,
+        Vm, VmBinding,
         filter::WasmFilter,
-        supply::{Order, Supply},
+        supply::{InstanceOrder, InstanceSupply},
     },
 };

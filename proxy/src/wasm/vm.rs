@@ -27,22 +27,22 @@ use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap};
 
-use self::{filter::WasmFilter, quarantine::Quarantine, supply::Supply};
+use self::{filter::WasmFilter, quarantine::Quarantine, supply::InstanceSupply};
 use super::{
     engine::clock,
     host::{
         CallResponse, FIRST_ROOT, Host, HttpCall, Timer,
-        grpc::{Event, Wish},
+        grpc::{CallCommand, CallEvent},
     },
-    instance::{Exports, Instance, plugin::Plugin, template::Machine},
+    instance::{Exports, Instance, plugin::Plugin, template::VmTemplate},
     scope::{
-        call_scope::Scope,
-        contexts::{Contexts, Ids, StreamContext},
-        stream_ref::Subject,
+        call_scope::CallScope,
+        contexts::{ContextIds, Contexts, StreamContext},
+        stream_ref::StreamRef,
     },
-    stores::queue::Note,
+    stores::queue::QueueNotification,
 };
-use crate::{chain::stream::Position, http::body::Body, observe, upstream::Pools};
+use crate::{chain::stream::FilterState, http::body::Body, observe, upstream::Pools};
 
 /// One call in this many is timed.
 const TIMED: u64 = 16;
@@ -53,20 +53,20 @@ const BEGUN_AT_ONCE: usize = 16;
 
 /// What a VM needs of its worker.
 #[derive(Clone)]
-pub struct Site {
+pub struct VmBinding {
     /// For callouts.
     pub upstream: Pools<Body>,
     /// For another instance after a failure.
-    pub supply: Rc<Supply>,
+    pub supply: Rc<InstanceSupply>,
 }
 
 /// A VM on a worker.
 pub struct Vm {
     me: Weak<Vm>,
-    machine: Arc<Machine>,
+    machine: Arc<VmTemplate>,
     /// Its filters, in the order of their root contexts.
-    tenants: Box<[Rc<Tenant>]>,
-    site: Site,
+    tenants: Box<[Rc<RootContext>]>,
+    site: VmBinding,
     /// The one that it stands beside, if it serves clients apart.
     main: Option<Weak<Vm>>,
     quarantine: Quarantine,
@@ -85,7 +85,7 @@ pub struct Vm {
     /// Counts the instances, so that no stream ever meets one that it has not begun in.
     incarnation: Cell<u32>,
     contexts: Rc<RefCell<Contexts>>,
-    ids: Cell<Ids>,
+    ids: Cell<ContextIds>,
     calls: Cell<u64>,
     /// How many of them were for instances before this one.
     calls_before: Cell<u64>,
@@ -96,7 +96,7 @@ pub struct Vm {
 }
 
 /// A filter in a VM.
-pub(in crate::wasm) struct Tenant {
+pub(in crate::wasm) struct RootContext {
     /// The filter.
     pub plugin: Arc<Plugin>,
     /// The callbacks that it wants, as bits of [`phase`](tollgate_abi::fast::phase).
@@ -107,18 +107,18 @@ pub(in crate::wasm) struct Tenant {
     index: usize,
     half_call: (Duration, u64),
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
-    listening: RefCell<Option<Listening>>,
+    listening: RefCell<Option<QueueSubscription>>,
 }
 
 /// A filter hears of messages in its queues.
-struct Listening {
-    note: Note,
+struct QueueSubscription {
+    note: QueueNotification,
     /// Those that it has registered.
     queues: Vec<u32>,
     task: AbortHandle,
 }
 
-impl Tenant {
+impl RootContext {
     /// Its root context.
     pub fn root(&self) -> u32 {
         FIRST_ROOT + self.index as u32
@@ -134,22 +134,22 @@ impl Tenant {
 
     /// Hears no more of its queues. What it was told and has not heard is told to the reader before it, or the next one.
     fn stop_listening(&self) {
-        let Some(Listening { note, queues, task }) = self.listening.take() else { return };
+        let Some(QueueSubscription { note, queues, task }) = self.listening.take() else { return };
         task.abort();
-        queues.into_iter().for_each(|queue| self.plugin.world.shared.queues.pass_on(queue, &note));
+        queues.into_iter().for_each(|queue| self.plugin.env.shared.queues.pass_on(queue, &note));
     }
 }
 
 /// A stream's context, for a call.
 #[derive(Clone, Copy)]
-pub(super) struct Context {
+pub(super) struct CallContext {
     /// Its id.
     pub id: u32,
     /// The root that it has to be made under first: the guest does not know it yet.
     pub parent: Option<u32>,
 }
 
-impl Context {
+impl CallContext {
     /// Makes it, if the guest does not know it yet. Its id.
     pub fn create(self, store: &mut Store<Host>, exports: &Exports) -> wasmtime::Result<u32> {
         if let (Some(parent), Some(create)) = (self.parent, &exports.context_create) {
@@ -160,11 +160,11 @@ impl Context {
 }
 
 /// The instance is not there, or has failed just now.
-pub(super) struct Failed;
+pub(super) struct InstanceUnavailable;
 
 impl Vm {
     /// A VM with a ready instance.
-    pub fn new(machine: Arc<Machine>, instance: Instance, site: Site) -> Rc<Vm> {
+    pub fn new(machine: Arc<VmTemplate>, instance: Instance, site: VmBinding) -> Rc<Vm> {
         let vm = Vm::without_instance(machine, site, None);
         vm.machine.presence.join();
         vm.machine.presence.found();
@@ -172,10 +172,10 @@ impl Vm {
         vm
     }
 
-    fn without_instance(machine: Arc<Machine>, site: Site, main: Option<Weak<Vm>>) -> Rc<Vm> {
+    fn without_instance(machine: Arc<VmTemplate>, site: VmBinding, main: Option<Weak<Vm>>) -> Rc<Vm> {
         let tenants: Box<[_]> = (machine.plugins().iter().enumerate())
             .map(|(index, plugin)| {
-                Rc::new(Tenant {
+                Rc::new(RootContext {
                     plugin: plugin.clone(),
                     phases: Cell::new(0),
                     subscribes: Cell::new(false),
@@ -188,7 +188,7 @@ impl Vm {
             .collect();
         Rc::new_cyclic(|me| Vm {
             me: me.clone(),
-            ids: Cell::new(Ids::from(FIRST_ROOT + tenants.len() as u32)),
+            ids: Cell::new(ContextIds::from(FIRST_ROOT + tenants.len() as u32)),
             machine,
             tenants,
             site,
@@ -211,7 +211,7 @@ impl Vm {
     }
 
     /// What it is made from.
-    pub fn machine(&self) -> &Arc<Machine> {
+    pub fn machine(&self) -> &Arc<VmTemplate> {
         &self.machine
     }
 
@@ -233,7 +233,7 @@ impl Vm {
     /// Takes an instance into use.
     fn adopt(&self, mut instance: Instance) {
         // A worker only gets what is in force.
-        self.tenants[0].plugin.world.trial.succeed();
+        self.tenants[0].plugin.env.trial.succeed();
         let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
         // A tick goes on over a failure if it is the same, and ends if it is none.
         instance.store.data_mut().ticks_changed = true;
@@ -254,32 +254,32 @@ impl Vm {
     /// this fails.
     pub(super) fn enter<T>(
         &self,
-        tenant: &Tenant,
-        stream: Option<(&Subject, usize)>,
+        tenant: &RootContext,
+        stream: Option<(&StreamRef, usize)>,
         context: u32,
         hears: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, InstanceUnavailable> {
         // A guest under way on this thread means that something inside a host function has ended a stream; it must wait.
         let Ok(mut slot) = self.instance.try_borrow_mut() else {
             debug_assert!(false, "guests are not re-entered");
-            return Err(Failed);
+            return Err(InstanceUnavailable);
         };
-        let Some(Instance { store, exports, .. }) = slot.as_mut() else { return Err(Failed) };
+        let Some(Instance { store, exports, .. }) = slot.as_mut() else { return Err(InstanceUnavailable) };
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
         // A VM is only ever called on its worker's thread, whose shard it is.
-        tenant.plugin.figures.calls.inc_alone(observe::shard());
+        tenant.plugin.metrics.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
         let began = clock::begin();
         store.data_mut().act_for(tenant.index, context);
         let result = {
-            let _scope = Scope::enter(stream, &self.contexts);
+            let _scope = CallScope::enter(stream, &self.contexts);
             call(store, exports)
         };
         if let Some(start) = timed {
-            tenant.plugin.figures.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
+            tenant.plugin.metrics.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
             self.account_memory(store);
         }
         let result = match result {
@@ -306,7 +306,7 @@ impl Vm {
                 drop(slot);
                 self.fail(tenant, &error, (denied, effective), stream, hears);
                 drop(dead);
-                Err(Failed)
+                Err(InstanceUnavailable)
             }
         }
     }
@@ -323,7 +323,7 @@ impl Vm {
             // What was cancelled at once is never begun.
             let grpc_calls = &host.grpc_calls;
             host.grpc_wishes.retain(|wish| match wish {
-                Wish::Open(call) => grpc_calls.contains_key(&call.id),
+                CallCommand::Open(call) => grpc_calls.contains_key(&call.id),
                 _ => true,
             });
             (
@@ -347,7 +347,7 @@ impl Vm {
         }
         for wish in wishes {
             let calls = &mut self.grpc.borrow_mut();
-            grpc::fulfil(calls, wish, &self.me, &self.site.upstream, self.incarnation.get());
+            grpc::execute(calls, wish, &self.me, &self.site.upstream, self.incarnation.get());
         }
         for timer in timers {
             let Some((stream, position, _)) = self.find(timer.context) else { continue };
@@ -375,7 +375,7 @@ impl Vm {
             {
                 listening.queues.push(queue);
             }
-            tenant.plugin.world.shared.queues.read(queue, note);
+            tenant.plugin.env.shared.queues.read(queue, note);
         }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
@@ -390,7 +390,7 @@ impl Vm {
     }
 
     /// A stream by its context: the filter's position in its chain, and the filter.
-    fn find(&self, context: u32) -> Option<(Subject, usize, &Rc<Tenant>)> {
+    fn find(&self, context: u32) -> Option<(StreamRef, usize, &Rc<RootContext>)> {
         let contexts = self.contexts.borrow();
         let StreamContext { stream, position, root } = contexts.get(context)?;
         Some((stream.upgrade()?, *position, &self.tenants[*root]))
@@ -399,16 +399,16 @@ impl Vm {
     /// Memory counts for the first of the filters that share it.
     fn account_memory(&self, store: &Store<Host>) {
         let now = memory_size(store);
-        self.tenants[0].plugin.figures.memory.add(observe::shard(), now - self.memory.replace(now));
+        self.tenants[0].plugin.metrics.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
     /// Tells a filter of messages in its queues, as they come, for as long as there is an instance.
-    fn listen(&self, tenant: &Rc<Tenant>) -> Note {
+    fn listen(&self, tenant: &Rc<RootContext>) -> QueueNotification {
         let (note, mut inbox) = unbounded_channel();
         let (me, listener) = (self.me.clone(), tenant.clone());
         let task = tokio::task::spawn_local(async move {
             while let Some(queue) = inbox.recv().await {
-                while listener.plugin.world.shared.queues.tell(queue) {
+                while listener.plugin.env.shared.queues.tell(queue) {
                     let Some(vm) = me.upgrade() else { return };
                     let root = listener.root();
                     let _ = vm.enter(&listener, None, root, false, |store, exports| {
@@ -421,11 +421,11 @@ impl Vm {
             }
         });
         let (queues, task) = (Vec::new(), task.abort_handle());
-        *tenant.listening.borrow_mut() = Some(Listening { note: note.clone(), queues, task });
+        *tenant.listening.borrow_mut() = Some(QueueSubscription { note: note.clone(), queues, task });
         note
     }
 
-    fn set_tick(&self, tenant: &Rc<Tenant>, tick: Option<Duration>) {
+    fn set_tick(&self, tenant: &Rc<RootContext>, tick: Option<Duration>) {
         if tenant.ticking.borrow().as_ref().map(|(period, _)| *period) == tick {
             return;
         }
@@ -478,7 +478,7 @@ impl Vm {
     }
 
     /// Tells the guest what a root context's gRPC call has brought. Whether it may bring more.
-    pub(super) fn on_grpc_event(&self, root: usize, id: u32, event: Event, incarnation: u32) -> bool {
+    pub(super) fn on_grpc_event(&self, root: usize, id: u32, event: CallEvent, incarnation: u32) -> bool {
         if incarnation != self.incarnation.get() {
             return false;
         }
@@ -486,17 +486,17 @@ impl Vm {
         let told = self.enter(tenant, None, tenant.root(), false, |store, exports| {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let (f, much) = match &event {
-                Event::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
-                Event::Message(message) => (&exports.grpc_message, count(message.len())),
-                Event::Trailing(fields) => (&exports.grpc_trailing, count(fields.len())),
-                Event::Closed(status, _) => (&exports.grpc_close, *status),
+                CallEvent::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
+                CallEvent::Message(message) => (&exports.grpc_message, count(message.len())),
+                CallEvent::Trailing(fields) => (&exports.grpc_trailing, count(fields.len())),
+                CallEvent::Closed(status, _) => (&exports.grpc_close, *status),
             };
             let host = store.data_mut();
             // It has cancelled the call, and must not hear of it again.
             if !host.grpc_calls.contains_key(&id) {
                 return Ok(());
             }
-            if matches!(event, Event::Closed(..)) {
+            if matches!(event, CallEvent::Closed(..)) {
                 host.grpc_calls.remove(&id);
                 host.grpc_over.add(id);
             }
@@ -522,10 +522,10 @@ impl Vm {
     /// Calls the guest for a stream; `call` is given the stream's context. Whoever calls denies the stream if this fails.
     pub(super) fn call<T>(
         &self,
-        tenant: &Tenant,
-        (stream, position): (&Subject, usize),
-        call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<T>,
-    ) -> Result<T, Failed> {
+        tenant: &RootContext,
+        (stream, position): (&StreamRef, usize),
+        call: impl FnOnce(&mut Store<Host>, &Exports, CallContext) -> wasmtime::Result<T>,
+    ) -> Result<T, InstanceUnavailable> {
         let apart = self.apart(stream, position);
         let (vm, tenant) = match &apart {
             Some(vm) => (&**vm, &*vm.tenants[tenant.index]),
@@ -534,23 +534,28 @@ impl Vm {
         let (id, new) = vm.context(tenant, stream, position)?;
         let parent = (new && tenant.phases.get() & phase::LIFECYCLE != 0).then(|| tenant.root());
         vm.enter(tenant, Some((stream, position)), id, true, |store, exports| {
-            call(store, exports, Context { id, parent })
+            call(store, exports, CallContext { id, parent })
         })
     }
 
     /// The stream's context in a filter, and whether it is new: made because there was none. `Err`: the filter cannot take part
     /// in the stream.
-    pub(super) fn context(&self, tenant: &Tenant, stream: &Subject, position: usize) -> Result<(u32, bool), Failed> {
+    pub(super) fn context(
+        &self,
+        tenant: &RootContext,
+        stream: &StreamRef,
+        position: usize,
+    ) -> Result<(u32, bool), InstanceUnavailable> {
         let (next, incarnation) = (self.ids.get().next(), self.incarnation.get());
         let there = self.instance.try_borrow().is_ok_and(|instance| instance.is_some());
         let (context, new) = stream.with_position(position, |p| match p.context {
-            _ if p.gone || !there => Err(Failed),
+            _ if p.gone || !there => Err(InstanceUnavailable),
             0 => {
                 (p.context, p.incarnation) = (next, incarnation);
                 Ok((next, true))
             }
             context if p.incarnation == incarnation => Ok((context, false)),
-            _ => Err(Failed),
+            _ => Err(InstanceUnavailable),
         })?;
         if new {
             let known = StreamContext { stream: stream.downgrade(), position, root: tenant.index };
@@ -562,7 +567,7 @@ impl Vm {
     }
 
     /// A stream's context is no more.
-    pub(super) fn forget(&self, position: &Position) {
+    pub(super) fn forget(&self, position: &FilterState) {
         let apart = if position.quarantined { self.quarantine_vm() } else { None };
         let vm = apart.as_deref().unwrap_or(self);
         // The id of one that an earlier instance had may be another stream's by now.
@@ -597,7 +602,7 @@ impl Drop for Vm {
         }
         if had && self.instance.borrow().is_some() {
             self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(observe::shard(), 1));
-            self.tenants[0].plugin.figures.memory.sub(observe::shard(), self.memory.get());
+            self.tenants[0].plugin.metrics.memory.sub(observe::shard(), self.memory.get());
         }
     }
 }

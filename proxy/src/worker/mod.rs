@@ -24,25 +24,25 @@ use crate::{
         network::{NetworkChain, NetworkFilter},
     },
     config::units::Address,
-    downstream::connection::Handle,
-    exchange::{self, Refusal, Refused, Site},
+    downstream::connection::ListenerHandle,
+    exchange::{self, ListenerContext, RejectReason, RejectedConnection},
     http::body::Body,
     listener::{
         clients::Clients,
         connection,
-        count::{Connected, Connections, full},
-        overload::Refusals,
+        count::{ConnectionCount, ConnectionGuard, full},
+        overload::RejectedConnections,
         socket::{HANDSHAKES, ListenerShared},
     },
     net::{
         Listener, Socket,
-        descriptors::{self, Taker},
+        descriptors::{self, DescriptorUse},
     },
-    observe::{Seldom, Shard, set_shard, target},
+    observe::{LogLimiter, Shard, set_shard, target},
     snapshot::{Snapshot, Sockets},
-    tcp::{Routes, TcpSite},
+    tcp::{Routes, TcpListenerContext},
     upstream::{PoolOptions, Pools},
-    wasm::{self, Instance, Machine, Order, Supply, Vm, WasmFilter},
+    wasm::{self, Instance, InstanceOrder, InstanceSupply, Vm, VmTemplate, WasmFilter},
 };
 
 #[cfg(feature = "http3")]
@@ -53,16 +53,16 @@ const STACK: usize = 4 << 20;
 /// What the control thread wants of a worker.
 pub enum Command {
     /// Carry traffic by this snapshot from now on.
-    Apply(Box<Delivery>, oneshot::Sender<()>),
+    Apply(Box<WorkerUpdate>, oneshot::Sender<()>),
     /// An instance that the worker has ordered.
-    Adopt(Arc<Machine>, Box<Instance>),
+    Adopt(Arc<VmTemplate>, Box<Instance>),
     /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
     /// none left.
     Drain(oneshot::Sender<()>),
 }
 
 /// A snapshot with a worker's own part of it.
-pub struct Delivery {
+pub struct WorkerUpdate {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
     /// An instance of each machine.
@@ -72,11 +72,11 @@ pub struct Delivery {
 }
 
 /// An order of another instance.
-pub struct Rebuild {
+pub struct RebuildRequest {
     /// Who asks.
     pub worker: usize,
     /// What for.
-    pub order: Order,
+    pub order: InstanceOrder,
 }
 
 /// The control thread's end of a worker.
@@ -95,7 +95,7 @@ impl WorkerHandle {
 }
 
 /// Starts a worker.
-pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io::Result<WorkerHandle> {
+pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> std::io::Result<WorkerHandle> {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (ready, started) = std_mpsc::channel();
     let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
@@ -117,11 +117,11 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> std::io:
     Ok(WorkerHandle { commands, thread })
 }
 
-struct Listening {
+struct BoundListener {
     /// The listener that has the socket.
     name: String,
     socket: Rc<Listener>,
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     tcp: Rc<connection::TcpRules>,
     accept: JoinHandle<()>,
     stop: watch::Sender<bool>,
@@ -131,21 +131,21 @@ struct Listening {
 }
 
 struct Worker {
-    supply: Rc<Supply>,
+    supply: Rc<InstanceSupply>,
     pools: Pools<Body>,
     /// By address: sockets belong to it, and pass from one listener to another.
-    listening: RefCell<HashMap<Address, Listening>>,
+    listening: RefCell<HashMap<Address, BoundListener>>,
     vms: RefCell<Vec<Rc<Vm>>>,
-    connections: Rc<Connections>,
+    connections: Rc<ConnectionCount>,
     clients: Rc<Clients>,
 }
 
 impl Worker {
-    fn new(index: usize, rebuilds: mpsc::UnboundedSender<Rebuild>) -> Worker {
+    fn new(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> Worker {
         Worker {
-            supply: Supply::new(move |order| {
+            supply: InstanceSupply::new(move |order| {
                 // The control thread is gone only when the process ends.
-                let _ = rebuilds.send(Rebuild { worker: index, order });
+                let _ = rebuilds.send(RebuildRequest { worker: index, order });
             }),
             pools: Pools::new(PoolOptions::default()),
             listening: RefCell::default(),
@@ -180,9 +180,9 @@ impl Worker {
     }
 
     /// Goes by another snapshot. Returns the sockets that it has no more, which are being closed.
-    fn apply(&self, delivery: Delivery) -> Vec<JoinHandle<()>> {
-        let Delivery { snapshot, instances, sockets } = delivery;
-        let site = wasm::Site { upstream: self.pools.clone(), supply: self.supply.clone() };
+    fn apply(&self, delivery: WorkerUpdate) -> Vec<JoinHandle<()>> {
+        let WorkerUpdate { snapshot, instances, sockets } = delivery;
+        let site = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
         let vms = snapshot.machines.iter().zip(instances);
         let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
         let filters = snapshot.in_order(&vms);
@@ -228,7 +228,7 @@ impl Worker {
             }
         }
         let gone = std::mem::replace(&mut *listening, kept);
-        let closing = gone.into_values().map(Listening::end).collect();
+        let closing = gone.into_values().map(BoundListener::end).collect();
         // Requests under way hold what they began with.
         *self.vms.borrow_mut() = vms;
         self.pools.retain(snapshot.clusters.values());
@@ -236,14 +236,18 @@ impl Worker {
     }
 
     /// A listener's rules, as this worker has them.
-    fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Site {
+    fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> ListenerContext {
         let parts = &snapshot.listeners[index];
         let config = &parts.config;
         let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
         let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
-        let mut site =
-            Site::new(config.clone(), Rc::new(Chain::new(filters)), parts.figures.clone(), self.pools.clone());
+        let mut site = ListenerContext::new(
+            config.clone(),
+            Rc::new(Chain::new(filters)),
+            parts.figures.clone(),
+            self.pools.clone(),
+        );
         site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
         site.tls = parts.tls.clone();
         site.access_log = parts.access_log.clone();
@@ -256,17 +260,17 @@ impl Worker {
         &self,
         name: String,
         socket: Rc<Listener>,
-        site: Rc<Site>,
-        tcp: Option<Rc<TcpSite>>,
+        site: Rc<ListenerContext>,
+        tcp: Option<Rc<TcpListenerContext>>,
         shared: Arc<ListenerShared>,
-    ) -> Listening {
-        let handle = Rc::new(Handle::new(site));
+    ) -> BoundListener {
+        let handle = Rc::new(ListenerHandle::new(site));
         let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
         let all = (self.connections.clone(), self.clients.clone());
         let accept = accept(socket.clone(), handle.clone(), tcp.clone(), shared.clone(), all, stopped);
         let accept = tokio::task::spawn_local(accept);
-        Listening {
+        BoundListener {
             name,
             socket,
             handle,
@@ -281,7 +285,12 @@ impl Worker {
 
     /// The same with HTTP/3, or without, as its rules are now.
     #[cfg(feature = "http3")]
-    fn with_quic(&self, mut listening: Listening, socket: Option<std::net::UdpSocket>, site: &Rc<Site>) -> Listening {
+    fn with_quic(
+        &self,
+        mut listening: BoundListener,
+        socket: Option<std::net::UdpSocket>,
+        site: &Rc<ListenerContext>,
+    ) -> BoundListener {
         listening.quic = match (listening.quic, socket) {
             (Some(quic), _) if site.config.http3 => {
                 quic.set_site(site.clone());
@@ -325,12 +334,12 @@ async fn closed(closing: Vec<JoinHandle<()>>) {
 }
 
 /// A listener's rules for TCP connections, if it takes any.
-fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpSite> {
+fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpListenerContext> {
     let parts = &snapshot.listeners[index];
     let (config, figures) = (&parts.config, parts.tcp.clone()?);
     let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
     let filters = filters.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
-    Some(TcpSite {
+    Some(TcpListenerContext {
         name: config.name.as_str().into(),
         chain: Rc::new(NetworkChain::new(filters.collect())),
         routes: Routes::new(config, &snapshot.clusters),
@@ -344,7 +353,7 @@ fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Op
     })
 }
 
-impl Listening {
+impl BoundListener {
     /// Takes no more connections, and lets those there are end. Its socket is closed when the task is over.
     fn end(self) -> JoinHandle<()> {
         let _ = self.stop.send(true);
@@ -356,7 +365,7 @@ impl Listening {
 
     /// Gives its sockets to another listener, and lets its connections end. Those of HTTP/3, which have no other socket, go on under
     /// the other's rules.
-    fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> Listening) -> Listening {
+    fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> BoundListener) -> BoundListener {
         self.accept.abort();
         self.handle.drain();
         #[cfg_attr(not(feature = "http3"), expect(unused_mut, reason = "there is nothing else to give"))]
@@ -375,27 +384,27 @@ fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S
 }
 
 /// A client comes when all descriptors are used that clients may use, and none of their connections is idle.
-fn scarce() -> Refused {
+fn scarce() -> RejectedConnection {
     let why = "there are no more file descriptors for clients, and no connection is idle (`ulimit -n`)".to_owned();
-    Refused::new(Refusal::Descriptors, why)
+    RejectedConnection::new(RejectReason::Descriptors, why)
 }
 
 /// Accepts connections until it is stopped; then leaves new ones to other sockets, takes those that are on their way here, and closes
 /// the socket.
 async fn accept(
     socket: Rc<Listener>,
-    handle: Rc<Handle>,
+    handle: Rc<ListenerHandle>,
     tcp: Rc<connection::TcpRules>,
     shared: Arc<ListenerShared>,
-    (connections, clients): (Rc<Connections>, Rc<Clients>),
+    (connections, clients): (Rc<ConnectionCount>, Rc<Clients>),
     mut stopped: watch::Receiver<bool>,
 ) {
-    let (refusals, unaccepted) = (Refusals::default(), Seldom::default());
-    let refuse = |stream, peer, refused: &Refused| {
+    let (refusals, unaccepted) = (RejectedConnections::default(), LogLimiter::default());
+    let refuse = |stream, peer, refused: &RejectedConnection| {
         let site = handle.site();
-        site.turn_away(peer, "TCP", refused);
+        site.reject(peer, "TCP", refused);
         let tls = site.config.tls.as_ref().map(|tls| tls.mode);
-        refusals.refuse(stream, site.config.protocol, tls, refused.refusal != Refusal::Descriptors);
+        refusals.refuse(stream, site.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
     };
     // Whether others were asked to leave, so that it has room.
     let begin = |stream: Socket, peer| {
@@ -403,13 +412,13 @@ async fn accept(
             refuse(stream, peer, &full());
             return false;
         };
-        let crowded = !Taker::Client.may_keep(stream.as_fd());
+        let crowded = !DescriptorUse::Client.may_keep(stream.as_fd());
         if crowded && clients.close_idle() == 0 {
             refuse(stream, peer, &scarce());
             return false;
         }
         let Ok(local) = stream.local_addr() else { return false };
-        let connected = Connected::begin(&connections, &handle.site(), place);
+        let connected = ConnectionGuard::begin(&connections, &handle.site(), place);
         let (handle, tcp) = (handle.clone(), tcp.clone());
         clients.admit(|seat| {
             let serve = async move {

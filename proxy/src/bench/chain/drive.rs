@@ -15,10 +15,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::chain::{
-    Direction, LocalReply, ResponseHead, Route, Selected, Stream,
-    body::{BodyFlow, Stopped},
+    Direction, LocalReply, ResponseHead, Route, SelectedRoute, Stream,
+    body::{BodyAborted, BodyFlow},
     flow::{HeadFlow, Outcome, failed_reply, interrupted},
-    stream::State,
+    stream::StreamState,
 };
 
 /// Bytes of a body that come at once: as much as is read from a connection at a time.
@@ -78,7 +78,7 @@ impl Driver {
         let head_only = stream.state.borrow().request.method == Method::HEAD;
         let (mut flow, mut reply) = match self.request(stream, request_body) {
             Ok(()) => {
-                let State { route, response, .. } = &mut *stream.state.borrow_mut();
+                let StreamState { route, response, .. } = &mut *stream.state.borrow_mut();
                 let head = response.insert(std::mem::take(head));
                 if let Some(selected) = route {
                     selected.route.response_headers.apply(&mut head.fields);
@@ -126,7 +126,7 @@ impl Driver {
                 let Some(route) = &self.default_route else {
                     return Err(Stop::Reply(Box::new(empty(StatusCode::NOT_FOUND)), message.flow.seen()));
                 };
-                state.route = Some(Selected::new(route, 0, 0, 0));
+                state.route = Some(SelectedRoute::new(route, 0, 0, 0));
             }
             let state = &mut *state;
             if let Some(selected) = &state.route {
@@ -263,12 +263,12 @@ impl<'a> Message<'a> {
         })
     }
 
-    fn stopped(&self, stopped: Stopped) -> Stop {
+    fn stopped(&self, stopped: BodyAborted) -> Stop {
         let reply = match (stopped, self.direction) {
-            (Stopped::FilterFailed, _) => failed_reply(),
-            (Stopped::Crowded, _) => empty(StatusCode::SERVICE_UNAVAILABLE),
-            (Stopped::TooLarge, Direction::Request) => empty(StatusCode::PAYLOAD_TOO_LARGE),
-            (Stopped::TooLarge, Direction::Response) => empty(StatusCode::INTERNAL_SERVER_ERROR),
+            (BodyAborted::FilterFailed, _) => failed_reply(),
+            (BodyAborted::Crowded, _) => empty(StatusCode::SERVICE_UNAVAILABLE),
+            (BodyAborted::TooLarge, Direction::Request) => empty(StatusCode::PAYLOAD_TOO_LARGE),
+            (BodyAborted::TooLarge, Direction::Response) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         };
         Stop::Reply(Box::new(reply), self.flow.seen())
     }

@@ -34,11 +34,11 @@ use tokio::task::LocalSet;
 use crate::{
     chain::{Chain, Filter, ResponseHead, Route},
     config::{Diagnostics, model::Protocol},
-    control::snapshot::{Extent, Foundry, Made},
+    control::snapshot::{BuildMode, Built, SnapshotBuilder},
     observe::{Shard, set_shard},
     snapshot::{ListenerParts, Snapshot},
     upstream::{PoolOptions, Pools},
-    wasm::{Machine, Site, Supply, Vm},
+    wasm::{InstanceSupply, Vm, VmBinding, VmTemplate},
 };
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
@@ -87,7 +87,7 @@ fn read_baseline(file: &Path) -> anyhow::Result<Report> {
 }
 
 /// Makes the filters of a configuration, as the proxy does when it starts.
-fn load(file: &Path) -> anyhow::Result<Result<Made, Diagnostics>> {
+fn load(file: &Path) -> anyhow::Result<Result<Built, Diagnostics>> {
     let mut loaded = match crate::control::load::load(file) {
         Ok(loaded) => loaded,
         Err(wrong) => return Ok(Err(wrong)),
@@ -103,8 +103,8 @@ fn load(file: &Path) -> anyhow::Result<Result<Made, Diagnostics>> {
         }
         eprint!("{}", wrong.render(wants_colour(&std::io::stderr())));
     }
-    let foundry = Foundry::new(1, compiler)?;
-    Ok(foundry.make(loaded, None, Extent::Trial))
+    let foundry = SnapshotBuilder::new(1, compiler)?;
+    Ok(foundry.build(loaded, None, BuildMode::Trial))
 }
 
 fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'s ListenerParts> {
@@ -125,18 +125,18 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
 }
 
 /// Runs the requests on the chain of a listener, and on that of the one beside it, if there is one.
-fn measure(made: Made, args: &ChainArgs, workload: Workload, warm_up: Duration) -> anyhow::Result<Report> {
-    let Made { snapshot, instances, .. } = made;
+fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration) -> anyhow::Result<Report> {
+    let Built { snapshot, instances, .. } = made;
     set_shard(Shard::worker(0));
     // Filters spawn tasks for their ticks, timers and callouts. Here no task is ever run: nothing waits, nothing is sent.
     let tasks = LocalSet::new();
     let _inside = tasks.enter();
 
-    let failed: Rc<RefCell<Option<Arc<Machine>>>> = Rc::default();
+    let failed: Rc<RefCell<Option<Arc<VmTemplate>>>> = Rc::default();
     let note = failed.clone();
-    let site = Site {
+    let site = VmBinding {
         upstream: Pools::new(PoolOptions::default()),
-        supply: Supply::new(move |order| *note.borrow_mut() = Some(order.machine)),
+        supply: InstanceSupply::new(move |order| *note.borrow_mut() = Some(order.machine)),
     };
     let instances = instances.into_iter().next().unwrap_or_default();
     let vms = snapshot.machines.iter().zip(instances);
@@ -280,7 +280,7 @@ struct Runner {
     /// Those of the timed chain.
     filters: Vec<Rc<Timed>>,
     /// A filter that has failed.
-    failed: Rc<RefCell<Option<Arc<Machine>>>>,
+    failed: Rc<RefCell<Option<Arc<VmTemplate>>>>,
     run: Run,
 }
 

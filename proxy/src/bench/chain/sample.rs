@@ -27,7 +27,7 @@ use super::args::ChainArgs;
 use crate::{
     chain::{
         Chain, RequestHead, Stream,
-        stream::{Arrival, ConnectionInfo},
+        stream::{ConnectionInfo, IncomingRequest},
     },
     config::model::Listener,
     h1::head::ADDED_BACK,
@@ -274,7 +274,7 @@ impl Sample {
             self.connection.clone(),
             Rc::default(),
             chain.clone(),
-            Arrival {
+            IncomingRequest {
                 client: self.client,
                 head: self.head(),
                 original_path: self.original_path.clone(),

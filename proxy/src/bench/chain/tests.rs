@@ -29,7 +29,7 @@ fn result(chain: &str, filters: &str, line: &[&str]) -> anyhow::Result<Report> {
          clusters: [{{name: web, endpoints: [{{address: '127.0.0.1:9001'}}]}}]\n"
     );
     let loaded = config::parse("tollgate.yaml", &text, Format::Yaml).unwrap();
-    let made = Foundry::new(1, Compiler::in_process()).unwrap().make(loaded, None, Extent::Trial).unwrap();
+    let made = SnapshotBuilder::new(1, Compiler::in_process()).unwrap().build(loaded, None, BuildMode::Trial).unwrap();
     let args = args(line);
     measure(made, &args, sample::asked(&args)?, Duration::ZERO)
 }
@@ -153,7 +153,7 @@ fn a_listener_for_tcp_is_refused() {
     let text = "listeners: [{name: db, address: '127.0.0.1:8080', protocol: tcp, cluster: web}]\n\
                 clusters: [{name: web, endpoints: [{address: '127.0.0.1:9001'}]}]\n";
     let loaded = config::parse("tollgate.yaml", text, Format::Yaml).unwrap();
-    let made = Foundry::new(1, Compiler::in_process()).unwrap().make(loaded, None, Extent::Trial).unwrap();
+    let made = SnapshotBuilder::new(1, Compiler::in_process()).unwrap().build(loaded, None, BuildMode::Trial).unwrap();
     let args = args(&[]);
     let error = measure(made, &args, sample::asked(&args).unwrap(), Duration::ZERO).err().unwrap();
     assert!(error.to_string().contains("listener `db` is for TCP connections"), "{error}");

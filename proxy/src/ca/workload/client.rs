@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanTyp
 use serde::Deserialize;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::store::Held;
+use super::store::StoredCertificate;
 use crate::{
     ca::{authority, certificate},
     config::model,
@@ -26,7 +26,7 @@ const MAX_ANSWER: usize = 256 << 10;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum RequestError {
     /// The token cannot be read.
     #[error("the join token: {0}")]
     Token(super::super::Error),
@@ -47,10 +47,10 @@ pub enum Failure {
     Store(super::super::Error),
 }
 
-impl Failure {
+impl RequestError {
     /// Whether asking again gives the same, as far as one can know.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Failure::Unreachable(_))
+        !matches!(self, RequestError::Unreachable(_))
     }
 }
 
@@ -61,46 +61,47 @@ struct Answer {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorResponse {
     error: String,
 }
 
 /// Makes a key and asks for a certificate for it.
-pub async fn ask(config: &model::Workload, token: &str) -> Result<Held, Failure> {
+pub async fn ask(config: &model::Workload, token: &str) -> Result<StoredCertificate, RequestError> {
     let key = authority::new_key()?;
     let request = request(config, token, &key)?;
     let (status, body) = exchange(config, request).await?;
     match status {
         StatusCode::OK => {
-            let answer: Answer = serde_json::from_slice(&body).map_err(|e| Failure::Answer(e.to_string()))?;
-            let held = Held::new(answer.certificate, key.serialize_pem(), answer.root).map_err(Failure::Answer)?;
-            check(&held, config, &key).map_err(Failure::Answer)?;
+            let answer: Answer = serde_json::from_slice(&body).map_err(|e| RequestError::Answer(e.to_string()))?;
+            let held = StoredCertificate::new(answer.certificate, key.serialize_pem(), answer.root)
+                .map_err(RequestError::Answer)?;
+            check(&held, config, &key).map_err(RequestError::Answer)?;
             Ok(held)
         }
         status => {
-            let said = serde_json::from_slice(&body).map(|refusal: Refusal| refusal.error);
+            let said = serde_json::from_slice(&body).map(|refusal: ErrorResponse| refusal.error);
             let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body).trim().chars().take(200).collect());
             let said = format!("{said:?} ({status})");
             match status.is_client_error() {
-                true => Err(Failure::Refused(said)),
-                false => Err(Failure::Unreachable(said)),
+                true => Err(RequestError::Refused(said)),
+                false => Err(RequestError::Unreachable(said)),
             }
         }
     }
 }
 
 /// Asks for the roots that are trusted (PEM).
-pub async fn roots(config: &model::Workload) -> Result<String, Failure> {
+pub async fn roots(config: &model::Workload) -> Result<String, RequestError> {
     let request = Request::get("/ca/root").header(header::HOST, config.ca.authority()).body(Full::default());
-    let (status, body) = exchange(config, request.map_err(|e| Failure::Unreachable(e.to_string()))?).await?;
+    let (status, body) = exchange(config, request.map_err(|e| RequestError::Unreachable(e.to_string()))?).await?;
     match status {
-        StatusCode::OK => String::from_utf8(body.into()).map_err(|e| Failure::Answer(e.to_string())),
-        status => Err(Failure::Unreachable(status.to_string())),
+        StatusCode::OK => String::from_utf8(body.into()).map_err(|e| RequestError::Answer(e.to_string())),
+        status => Err(RequestError::Unreachable(status.to_string())),
     }
 }
 
 /// A request for a certificate in a request of HTTP.
-fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, Failure> {
+fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, RequestError> {
     let csr = || -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -109,19 +110,22 @@ fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Reque
     };
     let body = csr().map_err(super::super::Error::from)?;
     let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
-        .map_err(|_| Failure::Refused("the file of the join token holds something else".to_owned()))?;
+        .map_err(|_| RequestError::Refused("the file of the join token holds something else".to_owned()))?;
     bearer.set_sensitive(true);
     Request::post(format!("/ca/sign?ttl={}", config.ttl))
         .header(header::HOST, config.ca.authority())
         .header(header::CONTENT_TYPE, "application/x-pem-file")
         .header(header::AUTHORIZATION, bearer)
         .body(Full::from(body))
-        .map_err(|e| Failure::Unreachable(e.to_string()))
+        .map_err(|e| RequestError::Unreachable(e.to_string()))
 }
 
-async fn exchange(config: &model::Workload, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Failure> {
-    let (ca, late) = (&config.ca, |_| Failure::Unreachable(format!("{} is silent", config.ca)));
-    let lost = |e: &dyn std::fmt::Display| Failure::Unreachable(format!("{ca}: {e}"));
+async fn exchange(
+    config: &model::Workload,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), RequestError> {
+    let (ca, late) = (&config.ca, |_| RequestError::Unreachable(format!("{} is silent", config.ca)));
+    let lost = |e: &dyn std::fmt::Display| RequestError::Unreachable(format!("{ca}: {e}"));
     let connecting = TcpStream::connect((ca.host.as_str(), ca.port));
     let stream = timeout(LONGEST, connecting).await.map_err(late)?.map_err(|e| lost(&e))?;
     let talk = async {
@@ -141,7 +145,7 @@ async fn exchange(config: &model::Workload, request: Request<Full<Bytes>>) -> Re
 }
 
 /// What is not for us, or not for now, is not put where listeners find it.
-fn check(held: &Held, config: &model::Workload, key: &KeyPair) -> Result<(), String> {
+fn check(held: &StoredCertificate, config: &model::Workload, key: &KeyPair) -> Result<(), String> {
     let facts = &held.facts;
     if facts.uri() != Some(config.spiffe.as_str()) {
         return Err(format!("the certificate is for {:?}", facts.names));
@@ -179,7 +183,7 @@ mod tests {
         let checked = |id: &str, asked: &KeyPair, root: &str| {
             let names = Names { spiffe: id.parse().unwrap(), dns: Vec::new(), ip: Vec::new() };
             let issued = authority.sign(asked, &names, hour).unwrap();
-            let held = Held::new(issued.chain, key.serialize_pem(), root.to_owned()).unwrap();
+            let held = StoredCertificate::new(issued.chain, key.serialize_pem(), root.to_owned()).unwrap();
             check(&held, &config, &key)
         };
         assert_eq!(checked("spiffe://mesh.local/web", &key, authority.roots()), Ok(()));

@@ -15,11 +15,11 @@ use std::{
 use anyhow::Context;
 
 use self::{
-    client::Failure,
-    store::{Held, Store},
+    client::RequestError,
+    store::{Store, StoredCertificate},
 };
 use super::{
-    certificate::{self, Facts},
+    certificate::{self, CertificateInfo},
     token,
 };
 use crate::{
@@ -104,7 +104,7 @@ impl Agent {
         Ok(())
     }
 
-    async fn first(&self) -> anyhow::Result<Held> {
+    async fn first(&self) -> anyhow::Result<StoredCertificate> {
         let (end, mut wait) = (Instant::now() + PATIENCE, FIRST_WAIT);
         loop {
             let failure = match self.get().await {
@@ -126,7 +126,7 @@ impl Agent {
         }
     }
 
-    async fn keep(self, mut held: Held) {
+    async fn keep(self, mut held: StoredCertificate) {
         let mut earliest = SystemTime::now();
         loop {
             let due = due(&held, fastrand::f64()).max(earliest);
@@ -169,21 +169,22 @@ impl Agent {
     }
 
     /// Asks which roots are trusted, and puts them into the folder if they are others than before.
-    async fn learn_roots(&self, held: &mut Held) {
+    async fn learn_roots(&self, held: &mut StoredCertificate) {
         let learnt = async {
             let roots = self::client::roots(&self.config).await?;
             // Our own must be among them: whoever has them goes by this certificate until it is renewed.
             if roots == held.root || !certificate::is_signed_by(&held.chain, &roots) {
                 return Ok(());
             }
-            let new = Held::new(held.chain.clone(), held.key.clone(), roots).map_err(Failure::Answer)?;
-            self.store.put(&new).map_err(Failure::Store)?;
+            let new =
+                StoredCertificate::new(held.chain.clone(), held.key.clone(), roots).map_err(RequestError::Answer)?;
+            self.store.put(&new).map_err(RequestError::Store)?;
             tracing::info!(
                 target: target::CA,
                 ca = %self.config.ca, "the certificate authority trusts other roots than before"
             );
             *held = new;
-            Ok::<_, Failure>(())
+            Ok::<_, RequestError>(())
         };
         if let Err(failure) = learnt.await {
             tracing::debug!(target: target::CA, "which roots are trusted is not known: {failure}");
@@ -191,10 +192,10 @@ impl Agent {
     }
 
     /// Asks for a certificate and puts it into the folder.
-    async fn get(&self) -> Result<Held, Failure> {
+    async fn get(&self) -> Result<StoredCertificate, RequestError> {
         let got = async {
             let held = self::client::ask(&self.config, &self.token()?).await?;
-            let before = self.store.put(&held).map_err(Failure::Store)?;
+            let before = self.store.put(&held).map_err(RequestError::Store)?;
             if before.is_some_and(|before| !certificate::have_one_in_common(&before, &held.root)) {
                 tracing::warn!(target: target::CA, "the certificate authority has another root than before");
             }
@@ -206,12 +207,12 @@ impl Agent {
         got
     }
 
-    fn token(&self) -> Result<String, Failure> {
-        let text = super::files::read(&self.token).map_err(Failure::Token)?;
+    fn token(&self) -> Result<String, RequestError> {
+        let text = super::files::read(&self.token).map_err(RequestError::Token)?;
         Ok(text.trim().to_owned())
     }
 
-    fn note(&self, held: &Held) {
+    fn note(&self, held: &StoredCertificate) {
         let seconds = held.facts.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         self.not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         tracing::info!(
@@ -248,19 +249,19 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
 }
 
 /// How long a certificate is kept whatever the clocks say: a twelfth of its life.
-fn apart(facts: &Facts) -> Duration {
+fn apart(facts: &CertificateInfo) -> Duration {
     part(facts).min(APART)
 }
 
 /// A twelfth of a certificate's life, or a second.
-fn part(facts: &Facts) -> Duration {
+fn part(facts: &CertificateInfo) -> Duration {
     let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
     (life / 12).max(Duration::from_secs(1))
 }
 
 /// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together
 /// do not come together. `dice` is from 0 to 1.
-fn due(held: &Held, dice: f64) -> SystemTime {
+fn due(held: &StoredCertificate, dice: f64) -> SystemTime {
     let facts = &held.facts;
     let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
     facts.not_before + life.mul_f64(2.0 / 3.0 - dice.clamp(0.0, 1.0) / 12.0)
@@ -274,8 +275,8 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn facts(from: u64, until: u64) -> Facts {
-        Facts {
+    fn facts(from: u64, until: u64) -> CertificateInfo {
+        CertificateInfo {
             subject: String::new(),
             issuer: String::new(),
             serial: String::new(),
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
         let facts = facts(1000, 2200);
-        let held = Held { chain: String::new(), key: String::new(), root: String::new(), facts };
+        let held = StoredCertificate { chain: String::new(), key: String::new(), root: String::new(), facts };
         assert_eq!(due(&held, 0.0), at(1800));
         assert_eq!(due(&held, 1.0), at(1700));
     }

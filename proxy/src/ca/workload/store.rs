@@ -26,7 +26,7 @@ use crate::{
     ca::{
         Error,
         authority::ROOT,
-        certificate::{self, Facts},
+        certificate::{self, CertificateInfo},
         files::{self, PRIVATE, PUBLIC},
         hex,
     },
@@ -51,19 +51,19 @@ pub struct Store {
 
 /// A certificate with its key (PEM), and what it says.
 #[derive(Debug)]
-pub struct Held {
+pub struct StoredCertificate {
     pub chain: String,
     pub key: String,
     /// The roots that are trusted.
     pub root: String,
-    pub facts: Facts,
+    pub facts: CertificateInfo,
 }
 
-impl Held {
+impl StoredCertificate {
     /// Reads the certificate. An error says what is wrong with it.
-    pub fn new(chain: String, key: String, root: String) -> Result<Held, String> {
+    pub fn new(chain: String, key: String, root: String) -> Result<StoredCertificate, String> {
         let facts = certificate::all_in(&chain).map_err(|what| format!("the certificate {what}"))?.swap_remove(0);
-        Ok(Held { chain, key, root, facts })
+        Ok(StoredCertificate { chain, key, root, facts })
     }
 }
 
@@ -79,9 +79,9 @@ impl Store {
     }
 
     /// What is there, if it can be used now. An error says why not.
-    pub fn read(&self, id: &SpiffeId) -> Result<Held, String> {
+    pub fn read(&self, id: &SpiffeId) -> Result<StoredCertificate, String> {
         let read = |name| files::read(&self.dir.join(name)).map_err(|e| e.to_string());
-        let held = Held::new(read(CHAIN)?, read(KEY)?, read(ROOT)?)?;
+        let held = StoredCertificate::new(read(CHAIN)?, read(KEY)?, read(ROOT)?)?;
         let key = KeyPair::from_pem(&held.key).map_err(|e| format!("the key that is there cannot be read: {e}"))?;
         if held.facts.uri() != Some(id.as_str()) {
             return Err("the certificate that is there is for another identity".to_owned());
@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Puts a certificate in the place of the one that is there, and tells the root that was there.
-    pub fn put(&self, held: &Held) -> Result<Option<String>, Error> {
+    pub fn put(&self, held: &StoredCertificate) -> Result<Option<String>, Error> {
         let root_before = fs::read_to_string(self.dir.join(ROOT)).ok();
         let roots = digest::digest(&digest::SHA256, held.root.as_bytes());
         let name = format!("..{}{}", held.facts.serial, hex(&roots.as_ref()[..4]));
@@ -170,10 +170,10 @@ mod tests {
         "spiffe://mesh.local/web".parse().unwrap()
     }
 
-    fn held(authority: &Authority, life: Duration) -> Held {
+    fn held(authority: &Authority, life: Duration) -> StoredCertificate {
         let (key, names) = (new_key().unwrap(), Names { spiffe: id(), dns: Vec::new(), ip: Vec::new() });
         let issued = authority.sign(&key, &names, life).unwrap();
-        Held::new(issued.chain, key.serialize_pem(), authority.roots().to_owned()).unwrap()
+        StoredCertificate::new(issued.chain, key.serialize_pem(), authority.roots().to_owned()).unwrap()
     }
 
     fn authority(dir: &Path) -> Authority {

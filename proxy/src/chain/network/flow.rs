@@ -12,26 +12,26 @@ use std::{collections::VecDeque, rc::Rc};
 use bytes::Bytes;
 use tollgate_abi::fast::phase;
 
-use super::{Closed, NetworkStream, Side};
+use super::{ClosedBy, NetworkStream, Side};
 use crate::chain::{Action, OnFailure, stream::Buffer};
 
 /// Why a connection cannot go on: a filter has failed, and its policy is to deny.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a filter has failed")]
-pub struct Stopped;
+pub struct ConnectionDenied;
 
 /// A connection on its way through a chain.
 #[derive(Debug, Default)]
-pub struct Flow {
+pub struct ConnectionFlow {
     /// How many filters the connection has passed.
     passed: usize,
     out: [VecDeque<Bytes>; 2],
     ended: [bool; 2],
 }
 
-impl Flow {
+impl ConnectionFlow {
     /// Moves the connection on as far as filters allow.
-    pub fn advance(&mut self, stream: &Rc<NetworkStream>) -> Result<(), Stopped> {
+    pub fn advance(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
         while let Some(filter) = stream.chain.filters.get(self.passed) {
             let position = self.passed;
             let begins = !std::mem::replace(&mut stream.state.borrow_mut().places[position].begun, true);
@@ -40,7 +40,7 @@ impl Flow {
                 let open = match is_gone(stream, position)? {
                     false if wants => match filter.on_connection(stream, position) {
                         Action::Pause => false,
-                        Action::Failed(OnFailure::Deny) => return Err(Stopped),
+                        Action::Failed(OnFailure::Deny) => return Err(ConnectionDenied),
                         Action::Continue | Action::Failed(OnFailure::Bypass) => true,
                     },
                     _ => true,
@@ -64,7 +64,13 @@ impl Flow {
     }
 
     /// Bytes have come from a side. `end`: nothing follows.
-    pub fn data(&mut self, stream: &Rc<NetworkStream>, side: Side, data: Bytes, end: bool) -> Result<(), Stopped> {
+    pub fn data(
+        &mut self,
+        stream: &Rc<NetworkStream>,
+        side: Side,
+        data: Bytes,
+        end: bool,
+    ) -> Result<(), ConnectionDenied> {
         self.deliver(stream, side, 0, Buffer::new(data), end)
     }
 
@@ -94,7 +100,7 @@ impl Flow {
     }
 
     /// Lets go on what filters hold that have resumed it, and what they have added.
-    pub fn resume(&mut self, stream: &Rc<NetworkStream>) -> Result<(), Stopped> {
+    pub fn resume(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
         for position in 0..stream.chain.filters.len() {
             let goes_on = |side: Side| {
                 let p = &mut stream.state.borrow_mut().positions[position];
@@ -119,7 +125,7 @@ impl Flow {
     }
 
     /// Lets go what a filter holds of a side, and with the downstream side, the connection.
-    fn release(&mut self, stream: &Rc<NetworkStream>, side: Side, position: usize) -> Result<(), Stopped> {
+    fn release(&mut self, stream: &Rc<NetworkStream>, side: Side, position: usize) -> Result<(), ConnectionDenied> {
         let (held, waited) = {
             let mut state = stream.state.borrow_mut();
             let held = std::mem::take(&mut state.positions[position].paused[side as usize]);
@@ -148,7 +154,7 @@ impl Flow {
         nth: usize,
         data: Buffer,
         end: bool,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), ConnectionDenied> {
         match wait(stream, side, nth, data, end) {
             Some((data, end)) => self.deliver(stream, side, nth + 1, data, end),
             None => Ok(()),
@@ -163,7 +169,7 @@ impl Flow {
         nth: usize,
         data: Buffer,
         end: bool,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), ConnectionDenied> {
         let (mut data, mut end) = (data, end);
         for nth in nth..stream.chain.filters.len() {
             if data.as_slice().is_empty() && !end {
@@ -190,14 +196,14 @@ impl Flow {
         nth: usize,
         data: Buffer,
         end: bool,
-    ) -> Result<Option<(Buffer, bool)>, Stopped> {
+    ) -> Result<Option<(Buffer, bool)>, ConnectionDenied> {
         let (position, way) = (stream.chain.position(side, nth), side as usize);
         let filter = &stream.chain.filters[position];
         let closes = || {
             if end && side == Side::Upstream {
                 stream.state.borrow_mut().places[position].upstream_closed = true;
                 if filter.phases() & phase::UPSTREAM_CLOSE != 0 {
-                    filter.on_upstream_close(stream, position, Closed::Remote);
+                    filter.on_upstream_close(stream, position, ClosedBy::Remote);
                 }
             }
         };
@@ -221,7 +227,7 @@ impl Flow {
         };
         let action = filter.on_data(side, stream, position, len, end);
         if action == Action::Failed(OnFailure::Deny) {
-            return Err(Stopped);
+            return Err(ConnectionDenied);
         }
         let (held, opens) = {
             let mut state = stream.state.borrow_mut();
@@ -274,9 +280,9 @@ fn behind_held(stream: &NetworkStream, side: Side, position: usize, mut data: Bu
     (held, end || place.ends[side as usize])
 }
 
-fn is_gone(stream: &NetworkStream, position: usize) -> Result<bool, Stopped> {
+fn is_gone(stream: &NetworkStream, position: usize) -> Result<bool, ConnectionDenied> {
     match stream.gone(position) {
-        (_, true) => Err(Stopped),
+        (_, true) => Err(ConnectionDenied),
         (gone, false) => Ok(gone),
     }
 }

@@ -20,13 +20,13 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::fast::{flag, phase};
 
-pub use self::flow::{Flow, Stopped};
+pub use self::flow::{ConnectionDenied, ConnectionFlow};
 use super::{
-    Action, Selected,
-    charge::{Ledger, Owed},
+    Action, SelectedRoute,
+    charge::{DeferredCharge, MemoryBudget},
     limits,
-    stored::Stored,
-    stream::{Buffer, ConnectionInfo, Failures, Position, size_of_log_fields},
+    stored::StreamMetadata,
+    stream::{Buffer, ConnectionInfo, FilterState, TransportFailures, size_of_log_fields},
 };
 use crate::{
     config::units::Address,
@@ -57,7 +57,7 @@ impl Side {
 
 /// Who has ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closed {
+pub enum ClosedBy {
     /// The proxy.
     Local,
     /// Whoever is at the other end.
@@ -73,9 +73,9 @@ pub trait NetworkFilter {
     /// The filter's buffer of this side holds what has come: `len` bytes. `end`: nothing follows.
     fn on_data(&self, side: Side, stream: &Rc<NetworkStream>, position: usize, len: usize, end: bool) -> Action;
     /// Nothing more comes from the upstream.
-    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: Closed);
+    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: ClosedBy);
     /// The connection is over. `upstream`: who has closed the connection to the upstream, if the filter has not been told.
-    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: Closed, upstream: Option<Closed>);
+    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: ClosedBy, upstream: Option<ClosedBy>);
 }
 
 /// The filters of a listener for its TCP connections, as one worker has them.
@@ -108,7 +108,7 @@ impl NetworkChain {
 
 /// What one filter has of a connection, beside its [`Position`].
 #[derive(Debug, Default)]
-pub struct Place {
+pub struct ConnectionFilterState {
     /// The bytes of a side that it is shown now, or holds.
     pub buffers: [Option<Buffer>; 2],
     /// The side's end is among them.
@@ -127,13 +127,13 @@ pub struct Place {
 
 /// What filters can see and change of a connection.
 #[derive(Debug)]
-pub struct State {
+pub struct ConnectionState {
     /// One for each filter of the chain.
-    pub positions: SmallVec<[Position; 6]>,
+    pub positions: SmallVec<[FilterState; 6]>,
     /// The same.
-    pub places: SmallVec<[Place; 2]>,
+    pub places: SmallVec<[ConnectionFilterState; 2]>,
     /// Where the connection goes, if a filter says so.
-    pub route: Option<Selected>,
+    pub route: Option<SelectedRoute>,
     /// The cluster that it goes to, once that is known.
     pub cluster: Option<Box<str>>,
     /// The endpoint that it was tried with last.
@@ -149,24 +149,24 @@ pub struct State {
     /// Why the connection has ended, if not by its ends.
     pub details: Cow<'static, str>,
     /// What has failed beneath it; nothing at all unless something has.
-    pub failures: Option<Box<Failures>>,
+    pub failures: Option<Box<TransportFailures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
     /// What filters have stored with the connection.
-    pub stored: Stored,
+    pub stored: StreamMetadata,
     /// Places of limits that are held, given back when the connection ends.
-    pub held: SmallVec<[limits::Place; 1]>,
+    pub held: SmallVec<[limits::Permit; 1]>,
     /// What filters are charged for.
-    pub owed: Owed,
+    pub owed: DeferredCharge,
     /// Bytes by the side they came from, as they came.
     pub received: [u64; 2],
     /// Bytes by the side they came from, as they were sent on.
     pub sent: [u64; 2],
 }
 
-impl State {
+impl ConnectionState {
     /// Charges a filter for so many bytes more in log fields. Whether they may be added.
-    pub fn owe(&mut self, ledger: &Arc<Ledger>, more: usize) -> bool {
+    pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         self.owed.add(more) || self.owed.weigh(ledger, size_of_log_fields(&self.log_fields), more)
     }
 }
@@ -186,7 +186,7 @@ pub struct NetworkStream {
     /// How many bytes of a side a filter may hold before no more are read.
     pub buffer_limit: usize,
     /// What filters see and change.
-    pub state: RefCell<State>,
+    pub state: RefCell<ConnectionState>,
     /// When a byte last moved.
     pub active: Cell<Instant>,
     waker: RefCell<Option<Waker>>,
@@ -202,9 +202,9 @@ impl NetworkStream {
     ) -> Rc<NetworkStream> {
         let start = Instant::now();
         let filters = 0..chain.filters.len();
-        let state = State {
-            positions: filters.clone().map(|_| Position::default()).collect(),
-            places: filters.map(|_| Place::default()).collect(),
+        let state = ConnectionState {
+            positions: filters.clone().map(|_| FilterState::default()).collect(),
+            places: filters.map(|_| ConnectionFilterState::default()).collect(),
             route: None,
             cluster: None,
             endpoint: None,
@@ -215,9 +215,9 @@ impl NetworkStream {
             details: Cow::Borrowed(""),
             failures: None,
             log_fields: Vec::new(),
-            stored: Stored::default(),
+            stored: StreamMetadata::default(),
             held: SmallVec::new(),
-            owed: Owed::default(),
+            owed: DeferredCharge::default(),
             received: [0, 0],
             sent: [0, 0],
         };
@@ -330,7 +330,7 @@ impl NetworkStream {
     }
 
     /// Ends the connection for the filters that have seen it.
-    pub fn end(self: &Rc<Self>, downstream: Closed, upstream: Option<Closed>) {
+    pub fn end(self: &Rc<Self>, downstream: ClosedBy, upstream: Option<ClosedBy>) {
         for (position, filter) in self.chain.filters.iter().enumerate() {
             let (seen, told) = {
                 let mut state = self.state.borrow_mut();

@@ -39,11 +39,11 @@ impl NetworkFilter for Scripted {
         self.told(stream, position, format!("{way} {bytes}{}", if end { "." } else { "" }))
     }
 
-    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: Closed) {
+    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: ClosedBy) {
         self.told(stream, position, format!("upstream closed {closed:?}"));
     }
 
-    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: Closed, upstream: Option<Closed>) {
+    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: ClosedBy, upstream: Option<ClosedBy>) {
         self.told(stream, position, format!("end {downstream:?} {upstream:?}"));
     }
 }
@@ -57,7 +57,7 @@ fn shown(stream: &NetworkStream, position: usize, side: Side) -> String {
 struct World {
     log: Rc<RefCell<Vec<String>>>,
     stream: Rc<NetworkStream>,
-    flow: Flow,
+    flow: ConnectionFlow,
 }
 
 impl World {
@@ -69,7 +69,7 @@ impl World {
         let chain = Rc::new(NetworkChain::new(filters.collect()));
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         let connection = Rc::new(ConnectionInfo::new("l".into(), nobody, nobody));
-        World { log, stream: NetworkStream::new(connection, chain, None, 10), flow: Flow::default() }
+        World { log, stream: NetworkStream::new(connection, chain, None, 10), flow: ConnectionFlow::default() }
     }
 
     fn data(&mut self, side: Side, data: &'static str, end: bool) {
@@ -126,7 +126,7 @@ fn data_goes_through_in_order_and_back_in_the_reverse_order() {
     );
     assert_eq!((w.out(Downstream), w.out(Upstream)), ("x".into(), "y".into()));
     assert!(w.flow.is_over(Upstream) && !w.flow.is_over(Downstream));
-    w.stream.end(Closed::Local, Some(Closed::Remote));
+    w.stream.end(ClosedBy::Local, Some(ClosedBy::Remote));
     assert_eq!(w.log(), ["a end Local None", "b end Local None"], "they have been told of the upstream");
 }
 
@@ -261,7 +261,7 @@ fn what_a_filter_that_is_gone_has_held_goes_on() {
     assert!(w.flow.is_open(&w.stream) && w.flow.is_over(Downstream));
     w.data(Upstream, "y", true);
     assert_eq!(w.out(Upstream), "y");
-    w.stream.end(Closed::Remote, None);
+    w.stream.end(ClosedBy::Remote, None);
     assert_eq!(w.log(), ["a new", "a down x."], "it is told nothing more");
 }
 
@@ -275,7 +275,7 @@ fn filters_are_only_told_what_they_want_to_hear() {
     w.flow.advance(&w.stream).unwrap();
     w.data(Downstream, "x", true);
     assert_eq!(w.out(Downstream), "x");
-    w.stream.end(Closed::Remote, Some(Closed::Local));
+    w.stream.end(ClosedBy::Remote, Some(ClosedBy::Local));
     assert_eq!(w.log(), ["a end Remote Some(Local)"]);
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use super::{
-    super::snapshot::{Extent, Foundry},
+    super::snapshot::{BuildMode, SnapshotBuilder},
     *,
 };
 use crate::{
@@ -29,13 +29,16 @@ clusters:
 struct World {
     dir: Dir,
     ca: Ca,
-    foundry: Foundry,
+    foundry: SnapshotBuilder,
 }
 
 impl World {
     fn new() -> World {
-        let world =
-            World { dir: Dir::new(), ca: Ca::new("ca"), foundry: Foundry::new(1, Compiler::in_process()).unwrap() };
+        let world = World {
+            dir: Dir::new(),
+            ca: Ca::new("ca"),
+            foundry: SnapshotBuilder::new(1, Compiler::in_process()).unwrap(),
+        };
         world.dir.write("ca.pem", &world.ca.pem());
         world.rotate();
         world.dir.write("config.yaml", CONFIG);
@@ -51,7 +54,7 @@ impl World {
     }
 
     fn make(&self, previous: Option<&Snapshot>) -> Result<Arc<Snapshot>, Diagnostics> {
-        self.foundry.make(self.load(), previous, Extent::Trial).map(|made| made.snapshot)
+        self.foundry.build(self.load(), previous, BuildMode::Trial).map(|made| made.snapshot)
     }
 
     /// Diagnostics, with the directory left out.

@@ -14,7 +14,7 @@ const MOST_LINKS: usize = 40;
 
 /// What there is at a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     /// Nothing that can be seen.
     Nothing,
     /// A symbolic link, and where it leads.
@@ -42,12 +42,12 @@ pub(super) struct Content {
 
 /// All steps of the ways to some files, by their paths, which have no links in them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Ways(BTreeMap<PathBuf, Step>);
+pub(super) struct WatchedPaths(BTreeMap<PathBuf, PathStep>);
 
-impl Ways {
+impl WatchedPaths {
     /// The ways to these files, as they are now.
-    pub(super) fn to(files: &[PathBuf]) -> Ways {
-        let mut ways = Ways::default();
+    pub(super) fn to(files: &[PathBuf]) -> WatchedPaths {
+        let mut ways = WatchedPaths::default();
         for file in files {
             // Without a working directory nothing relative can be found.
             if let Ok(path) = std::path::absolute(file) {
@@ -67,48 +67,48 @@ impl Ways {
                 continue;
             }
             let place = here.join(&name);
-            let step = Step::at(&place);
+            let step = PathStep::at(&place);
             match &step {
-                Step::Link(target) if links < MOST_LINKS => {
+                PathStep::Link(target) if links < MOST_LINKS => {
                     links += 1;
                     if target.is_absolute() {
                         here = PathBuf::from("/");
                     }
                     parts(target).rev().for_each(|part| left.push_front(part));
                 }
-                Step::Folder(_) => here.clone_from(&place),
-                Step::Link(_) | Step::Nothing | Step::File(..) => left.clear(),
+                PathStep::Folder(_) => here.clone_from(&place),
+                PathStep::Link(_) | PathStep::Nothing | PathStep::File(..) => left.clear(),
             }
             self.0.insert(place, step);
         }
     }
 
     /// The steps.
-    pub(super) fn steps(&self) -> impl Iterator<Item = (&Path, &Step)> {
+    pub(super) fn steps(&self) -> impl Iterator<Item = (&Path, &PathStep)> {
         self.0.iter().map(|(path, step)| (path.as_path(), step))
     }
 
     /// The files at the ends that hold something else than before, but are the same files: they were written to.
-    pub(super) fn written_since<'w>(&'w self, before: &'w Ways) -> impl Iterator<Item = &'w Path> {
+    pub(super) fn written_since<'w>(&'w self, before: &'w WatchedPaths) -> impl Iterator<Item = &'w Path> {
         let is_written = |path: &Path, inode: &Inode, content: &Content| match before.0.get(path) {
-            Some(Step::File(same, old)) => same == inode && old != content,
+            Some(PathStep::File(same, old)) => same == inode && old != content,
             _ => false,
         };
         self.steps().filter_map(move |(path, step)| match step {
-            Step::File(inode, content) if is_written(path, inode, content) => Some(path),
+            PathStep::File(inode, content) if is_written(path, inode, content) => Some(path),
             _ => None,
         })
     }
 }
 
-impl Step {
-    fn at(path: &Path) -> Step {
-        let Ok(meta) = fs::symlink_metadata(path) else { return Step::Nothing };
+impl PathStep {
+    fn at(path: &Path) -> PathStep {
+        let Ok(meta) = fs::symlink_metadata(path) else { return PathStep::Nothing };
         let inode = Inode { device: meta.dev(), number: meta.ino() };
         match meta.file_type() {
-            kind if kind.is_symlink() => fs::read_link(path).map_or(Step::Nothing, Step::Link),
-            kind if kind.is_dir() => Step::Folder(inode),
-            _ => Step::File(inode, Content::of(&meta)),
+            kind if kind.is_symlink() => fs::read_link(path).map_or(PathStep::Nothing, PathStep::Link),
+            kind if kind.is_dir() => PathStep::Folder(inode),
+            _ => PathStep::File(inode, Content::of(&meta)),
         }
     }
 }
@@ -139,8 +139,8 @@ mod tests {
     use super::*;
 
     /// The steps below a folder, as they are written there.
-    fn steps(root: &Path, file: &str) -> Vec<(String, Step)> {
-        let ways = Ways::to(&[root.join(file)]);
+    fn steps(root: &Path, file: &str) -> Vec<(String, PathStep)> {
+        let ways = WatchedPaths::to(&[root.join(file)]);
         let below = ways.steps().filter_map(|(path, step)| {
             Some((path.strip_prefix(root).ok()?.to_str()?.to_owned(), step.clone()))
                 .filter(|(path, _)| !path.is_empty())
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_way_ends_where_there_is_nothing_and_a_circle_ends() {
         let (_dir, root) = folder();
-        assert_eq!(steps(&root, "not/yet/there"), [("not".to_owned(), Step::Nothing)]);
+        assert_eq!(steps(&root, "not/yet/there"), [("not".to_owned(), PathStep::Nothing)]);
         symlink("b", root.join("a")).unwrap();
         symlink("a", root.join("b")).unwrap();
         assert_eq!(names(&root, "a"), ["a", "b"]);
@@ -204,7 +204,7 @@ mod tests {
         let (_dir, root) = folder();
         let file = root.join("x");
         fs::write(&file, "1").unwrap();
-        let ways = || Ways::to(std::slice::from_ref(&file));
+        let ways = || WatchedPaths::to(std::slice::from_ref(&file));
         let before = ways();
         assert_eq!(before, ways());
         fs::write(&file, "22").unwrap();

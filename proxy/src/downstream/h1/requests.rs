@@ -7,10 +7,10 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use crate::{
-    chain::stream::{ConnectionInfo, Progress},
-    downstream::connection::Handle,
+    chain::stream::{ConnectionInfo, StreamProgress},
+    downstream::connection::ListenerHandle,
     exchange::{self, Tunnel},
-    h1::{Encoder, HeadError, Limits, encoder, head, server::Line},
+    h1::{Encoder, HeadError, Limits, encoder, head, server::ServerConnection},
     http::{body::Body, fields::wants_trailers},
     net::Transport,
     upstream::MOST_INTERIM,
@@ -20,7 +20,7 @@ use crate::{
 const ENOUGH: usize = 64 << 10;
 
 /// Why there are no more requests.
-pub(super) enum End {
+pub(super) enum RequestsEnd {
     /// There was the last one.
     Done,
     /// The client has closed the connection.
@@ -35,24 +35,24 @@ pub(super) enum End {
 
 /// Serves requests until there are no more.
 pub(super) async fn serve(
-    line: &Rc<Line>,
-    handle: &Handle,
+    line: &Rc<ServerConnection>,
+    handle: &ListenerHandle,
     info: &Rc<ConnectionInfo>,
-    progress: &Rc<Progress>,
+    progress: &Rc<StreamProgress>,
     limits: Limits,
     most: u32,
-) -> End {
+) -> RequestsEnd {
     loop {
-        let mut finder = head::Finder::default();
+        let mut finder = head::HeadScanner::default();
         let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
             Ok(Some(request)) => request,
             // No request is waited for any more, or none will come.
-            Ok(None) if line.ending.get() => return End::Done,
-            Ok(None) => return End::Gone,
-            Err(error) => return End::Refused(error),
+            Ok(None) if line.ending.get() => return RequestsEnd::Done,
+            Ok(None) => return RequestsEnd::Gone,
+            Err(error) => return RequestsEnd::Refused(error),
         };
         info.requests.set(info.requests.get().saturating_add(1));
-        let mut client = encoder::Client {
+        let mut client = encoder::ClientTraits {
             version: request.parts.version,
             head_only: request.parts.method == Method::HEAD,
             trailers: wants_trailers(&request.parts.headers),
@@ -87,7 +87,7 @@ pub(super) async fn serve(
         })
         .await;
         drop(serving);
-        let Some(answer) = answer else { return End::Cut };
+        let Some(answer) = answer else { return RequestsEnd::Cut };
         client.switches = answer.tunnel.is_some();
         let last = most != 0 && info.requests.get() >= most;
         // A close is announced (RFC 9112 section 9.6): a request that is sent meanwhile would be lost.
@@ -98,26 +98,26 @@ pub(super) async fn serve(
         let (head, body) = answer.response.into_parts();
         let written = line
             .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
-        let Some((encoder, persists)) = written else { return End::Gone };
+        let Some((encoder, persists)) = written else { return RequestsEnd::Gone };
         // Where the end of the connection is that of the response, only a reset tells them apart (RFC 9112 section 8).
         let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
         if send(line, progress, body, encoder).await.is_err() {
-            return End::Cut;
+            return RequestsEnd::Cut;
         }
         whole.into_iter().for_each(std::mem::forget);
         if let Some(tunnel) = answer.tunnel {
-            return End::Tunnel(Box::new(tunnel));
+            return RequestsEnd::Tunnel(Box::new(tunnel));
         }
         line.end_request();
         // The connection's clock counts this as an idle time.
         if !persists || !poll_fn(|cx| line.poll_rest(cx)).await {
-            return End::Done;
+            return RequestsEnd::Done;
         }
     }
 }
 
 /// Resets a connection whose end would be taken for the end of a response.
-struct AbortOnDrop<'a>(&'a Line);
+struct AbortOnDrop<'a>(&'a ServerConnection);
 
 impl Drop for AbortOnDrop<'_> {
     fn drop(&mut self) {
@@ -126,15 +126,20 @@ impl Drop for AbortOnDrop<'_> {
 }
 
 /// The response could not be sent to its end.
-struct Cut;
+struct ResponseCut;
 
 /// Sends a response whose head is written: head and body in one write, if the body is there.
-async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Encoder) -> Result<(), Cut> {
+async fn send(
+    line: &ServerConnection,
+    progress: &StreamProgress,
+    mut body: Body,
+    mut encoder: Encoder,
+) -> Result<(), ResponseCut> {
     let mut over = body.is_end_stream();
     poll_fn(|cx| {
         if progress.evicted.get() {
             line.with(|wire| wire.get_ref().abort());
-            return Poll::Ready(Err(Cut));
+            return Poll::Ready(Err(ResponseCut));
         }
         loop {
             // What the client has not taken of it yet counts: being woken for something else, it is given no more.
@@ -165,12 +170,12 @@ async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Enc
                     Some(Err(_)) => {
                         // What there was of it is the client's; that there is not all of it, it sees by the framing.
                         let _ = line.poll_flush(cx);
-                        return Poll::Ready(Err(Cut));
+                        return Poll::Ready(Err(ResponseCut));
                     }
                 };
                 match written {
                     Ok(waiting) => filled = waiting,
-                    Err(_) => return Poll::Ready(Err(Cut)),
+                    Err(_) => return Poll::Ready(Err(ResponseCut)),
                 }
             }
             if over {
@@ -187,11 +192,11 @@ async fn send(line: &Line, progress: &Progress, mut body: Body, mut encoder: Enc
                 Poll::Ready(Ok(())) if over => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if waits => break,
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(ResponseCut)),
                 Poll::Pending => break,
             }
         }
-        line.poll_gone(cx).map(|()| Err(Cut))
+        line.poll_gone(cx).map(|()| Err(ResponseCut))
     })
     .await
 }

@@ -14,7 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    downstream::flood::Flood,
+    downstream::flood::FrameLimiter,
     h2::{
         Widening, Window,
         frames::{DATA, Frame, HEADERS, PREFACE, Scanner},
@@ -22,17 +22,17 @@ use crate::{
 };
 
 /// A connection whose frames are counted.
-pub(crate) struct Frames<T> {
+pub(crate) struct CountedFrames<T> {
     stream: T,
     scanner: Scanner,
-    flood: Rc<Flood>,
+    flood: Rc<FrameLimiter>,
     widening: Widening,
     window: Rc<Window>,
 }
 
-impl<T> Frames<T> {
-    pub(crate) fn new(stream: T, flood: Rc<Flood>, window: Rc<Window>) -> Self {
-        Frames { stream, scanner: Scanner::after(PREFACE), flood, widening: Widening::default(), window }
+impl<T> CountedFrames<T> {
+    pub(crate) fn new(stream: T, flood: Rc<FrameLimiter>, window: Rc<Window>) -> Self {
+        CountedFrames { stream, scanner: Scanner::after(PREFACE), flood, widening: Widening::default(), window }
     }
 
     pub(super) fn into_inner(self) -> T {
@@ -54,7 +54,7 @@ impl<T> Frames<T> {
     }
 }
 
-fn count(flood: &Flood, frame: Frame) {
+fn count(flood: &FrameLimiter, frame: Frame) {
     match frame.kind {
         HEADERS => flood.head(),
         DATA if frame.length > 0 => flood.data(frame.length.into(), true),
@@ -62,7 +62,7 @@ fn count(flood: &Flood, frame: Frame) {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CountedFrames<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         let before = buf.filled().len();
@@ -78,7 +78,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CountedFrames<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
         let written = Pin::new(&mut me.stream).poll_write(cx, bytes);

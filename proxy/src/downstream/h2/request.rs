@@ -10,21 +10,21 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{Connection, streams::Place};
+use super::{Connection, streams::StreamSlot};
 use crate::{
-    chain::stream::Progress,
-    downstream::{expect::expects_continue, flood::Cut},
-    exchange::{self, Answer, Closed, HeadTooLarge},
-    h2::{Incoming, Sending, Tunnel, content_length, measure},
+    chain::stream::StreamProgress,
+    downstream::{expect::expects_continue, flood::ResetWatch},
+    exchange::{self, HeadTooLarge, ServedResponse, StreamClosed},
+    h2::{BodySender, IncomingBody, Tunnel, content_length, measure},
     http::{body::Body, fields::finish_head},
     observe::{detail, target},
     upstream::MOST_INTERIM,
 };
 
 /// What follows a response's head.
-enum Rest {
+enum ResponseRest {
     Nothing,
-    Body(Box<Sending<Body>>),
+    Body(Box<BodySender<Body>>),
     Tunnel(Pin<Box<dyn Future<Output = ()>>>),
 }
 
@@ -56,9 +56,9 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
         true if parts.extensions.get::<Protocol>().is_some() => (Body::Empty, Some((received, Reason::CANCEL))),
         true => (Body::Empty, Some((received, Reason::CONNECT_ERROR))),
         false if received.is_end_stream() => (Body::Empty, None),
-        false => (Body::Http2(Incoming::new(received, &parts.headers).within(connection.window.clone())), None),
+        false => (Body::Http2(IncomingBody::new(received, &parts.headers).within(connection.window.clone())), None),
     };
-    let progress = Rc::new(Progress::default());
+    let progress = Rc::new(StreamProgress::default());
     let expects = !connects && expects_continue(&parts.headers) && !matches!(body, Body::Empty);
     progress.interims.begin(MOST_INTERIM, expects);
     let body = if expects { body.expected(&progress) } else { body };
@@ -66,14 +66,14 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let serving =
         Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
     let moves = progress.clone();
-    Place::spawn(connection, progress, |place| serve(place, moves, cut, serving, respond, received));
+    StreamSlot::spawn(connection, progress, |place| serve(place, moves, cut, serving, respond, received));
 }
 
 async fn serve(
-    place: Place,
-    progress: Rc<Progress>,
-    cut: Cut,
-    mut serving: Pin<Box<impl Future<Output = Result<Answer, Closed>>>>,
+    place: StreamSlot,
+    progress: Rc<StreamProgress>,
+    cut: ResetWatch,
+    mut serving: Pin<Box<impl Future<Output = Result<ServedResponse, StreamClosed>>>>,
     mut respond: SendResponse<Bytes>,
     mut received: Option<(RecvStream, Reason)>,
 ) {
@@ -95,8 +95,8 @@ async fn serve(
     let Some(rest) = rest else { return };
     cut.end();
     match rest {
-        Rest::Nothing => {}
-        Rest::Body(mut sending) => {
+        ResponseRest::Nothing => {}
+        ResponseRest::Body(mut sending) => {
             // If it is cut, the exchange has said why. Dropped before its end, it resets the stream.
             let _ = poll_fn(|cx| match progress.evicted.get() {
                 true => Poll::Ready(Ok(())),
@@ -104,7 +104,7 @@ async fn serve(
             })
             .await;
         }
-        Rest::Tunnel(tunnel) => {
+        ResponseRest::Tunnel(tunnel) => {
             // It has a clock of its own, which always runs.
             drop(place);
             tunnel.await;
@@ -114,13 +114,13 @@ async fn serve(
 
 /// Sends a response's head, or resets the stream if there is none.
 fn send_head(
-    answer: Result<Answer, Closed>,
+    answer: Result<ServedResponse, StreamClosed>,
     respond: &mut SendResponse<Bytes>,
     received: Option<(RecvStream, Reason)>,
-) -> Rest {
-    let Ok(Answer { response, tunnel }) = answer else {
+) -> ResponseRest {
+    let Ok(ServedResponse { response, tunnel }) = answer else {
         respond.send_reset(Reason::INTERNAL_ERROR);
-        return Rest::Nothing;
+        return ResponseRest::Nothing;
     };
     let (parts, body) = response.into_parts();
     let mut head = Response::from_parts(parts, ());
@@ -135,15 +135,15 @@ fn send_head(
         head.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     match (respond.send_response(head, over), tunnel) {
-        (Ok(_), _) if over => Rest::Nothing,
+        (Ok(_), _) if over => ResponseRest::Nothing,
         (Ok(send), Some((tunnel, (received, reason)))) => {
-            Rest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received, reason))))
+            ResponseRest::Tunnel(Box::pin(tunnel.run(Tunnel::new(send, received, reason))))
         }
-        (Ok(send), None) => Rest::Body(Box::new(Sending::new(body, send))),
+        (Ok(send), None) => ResponseRest::Body(Box::new(BodySender::new(body, send))),
         (Err(error), _) => {
             tracing::debug!(target: target::DOWNSTREAM, %error, "no response");
             respond.send_reset(Reason::INTERNAL_ERROR);
-            Rest::Nothing
+            ResponseRest::Nothing
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::Connection;
-use crate::chain::stream::Progress;
+use crate::chain::stream::StreamProgress;
 
 /// What a stream's own clock is given, before the connection ends the stream in its place.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 pub(super) struct Streams(RefCell<Slab<Stream>>);
 
 struct Stream {
-    progress: Rc<Progress>,
+    progress: Rc<StreamProgress>,
     task: JoinHandle<()>,
 }
 
@@ -40,26 +40,26 @@ impl Streams {
 }
 
 /// A stream's place among those of its connection, until this is dropped.
-pub(super) struct Place {
+pub(super) struct StreamSlot {
     pub(super) connection: Rc<Connection>,
     key: usize,
 }
 
-impl Place {
+impl StreamSlot {
     /// Makes a task for a stream.
     pub(super) fn spawn<F: Future<Output = ()> + 'static>(
         connection: &Rc<Connection>,
-        progress: Rc<Progress>,
-        serve: impl FnOnce(Place) -> F,
+        progress: Rc<StreamProgress>,
+        serve: impl FnOnce(StreamSlot) -> F,
     ) {
         let mut streams = connection.streams.0.borrow_mut();
         let entry = streams.vacant_entry();
-        let place = Place { connection: connection.clone(), key: entry.key() };
+        let place = StreamSlot { connection: connection.clone(), key: entry.key() };
         entry.insert(Stream { progress, task: spawn_local(serve(place)) });
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.connection.streams.0.borrow_mut().remove(self.key);
     }

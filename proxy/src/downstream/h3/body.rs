@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use h3::server::RequestStream;
 use http_body::{Frame, SizeHint};
 
-use super::transport::{Receiver, Watch};
+use super::transport::{Receiver, StreamWatch};
 use crate::{
     h2::{has_of_connection, measure},
     http::body::{Body, BodyError},
@@ -28,7 +28,7 @@ enum Part {
 /// A request's body.
 pub(super) struct Incoming {
     stream: RequestStream<Receiver, Bytes>,
-    watch: Rc<Watch>,
+    watch: Rc<StreamWatch>,
     /// Bytes that are still to come, if the head has said how many.
     left: Option<u64>,
     part: Part,
@@ -48,7 +48,7 @@ struct Malformed;
 
 impl Incoming {
     /// All that is sent on a stream.
-    pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<Watch>) -> Incoming {
+    pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<StreamWatch>) -> Incoming {
         Incoming { stream, watch, left: None, part: Part::Data, early: None }
     }
 

@@ -13,7 +13,7 @@ use h3::error::Code;
 use smallvec::SmallVec;
 
 use super::qpack;
-use crate::downstream::flood::Flood;
+use crate::downstream::flood::FrameLimiter;
 
 /// Bytes that a frame on a control stream may have. The largest that anybody needs is SETTINGS.
 const MAX_CONTROL: u64 = 4 << 10;
@@ -29,7 +29,7 @@ const CONTROL: u64 = 0x0;
 
 /// What a client must not do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
+pub enum FrameViolation {
     /// A head, or trailers, over the bound.
     #[error("a field section is too large")]
     HeadTooLarge,
@@ -50,13 +50,13 @@ pub enum Violation {
     Undecodable,
 }
 
-impl Violation {
+impl FrameViolation {
     /// What its client is told.
     pub fn code(self) -> Code {
         match self {
-            Violation::Truncated => Code::H3_FRAME_ERROR,
-            Violation::Malformed => Code::H3_MESSAGE_ERROR,
-            Violation::Undecodable => Code::QPACK_DECOMPRESSION_FAILED,
+            FrameViolation::Truncated => Code::H3_FRAME_ERROR,
+            FrameViolation::Malformed => Code::H3_MESSAGE_ERROR,
+            FrameViolation::Undecodable => Code::QPACK_DECOMPRESSION_FAILED,
             _ => Code::H3_EXCESSIVE_LOAD,
         }
     }
@@ -132,7 +132,7 @@ impl Framing {
     }
 
     /// Looks at what has come. How many bytes of data are among what may be passed on now.
-    pub fn push(&mut self, chunk: &Bytes, flood: &Flood) -> Result<u64, Violation> {
+    pub fn push(&mut self, chunk: &Bytes, flood: &FrameLimiter) -> Result<u64, FrameViolation> {
         let (mut at, mut data) = (0, 0);
         while at < chunk.len() {
             if self.kind == Kind::Opaque {
@@ -186,12 +186,12 @@ impl Framing {
     }
 
     /// A whole frame may be passed on, unless it is a head or trailers that are malformed.
-    fn pass(&mut self, frame: Bytes) -> Result<(), Violation> {
+    fn pass(&mut self, frame: Bytes) -> Result<(), FrameViolation> {
         if self.frame == Frame::Fields {
             let section = varint(&frame).and_then(|(_, rest)| varint(rest)).map_or(&[][..], |(_, section)| section);
             // h3 may take what this does not, so it gets nothing else.
-            if !qpack::is_sound(section, self.has_head).ok_or(Violation::Undecodable)? {
-                return Err(Violation::Malformed);
+            if !qpack::is_sound(section, self.has_head).ok_or(FrameViolation::Undecodable)? {
+                return Err(FrameViolation::Malformed);
             }
             self.has_head = true;
         }
@@ -200,14 +200,14 @@ impl Framing {
     }
 
     /// The stream has ended.
-    pub fn end(&self) -> Result<(), Violation> {
+    pub fn end(&self) -> Result<(), FrameViolation> {
         let cut = self.left > 0 || !self.header.is_empty();
         // Of the others nobody knows where they may end.
-        if cut && matches!(self.kind, Kind::Request | Kind::Control) { Err(Violation::Truncated) } else { Ok(()) }
+        if cut && matches!(self.kind, Kind::Request | Kind::Control) { Err(FrameViolation::Truncated) } else { Ok(()) }
     }
 
     /// Reads on in a frame's header, or in the stream's type. How many bytes that took; none: all, and it is not whole yet.
-    fn read_header(&mut self, bytes: &[u8], flood: &Flood) -> Result<Option<usize>, Violation> {
+    fn read_header(&mut self, bytes: &[u8], flood: &FrameLimiter) -> Result<Option<usize>, FrameViolation> {
         for (index, byte) in bytes.iter().enumerate() {
             self.header.push(*byte);
             let Some((first, rest)) = varint(&self.header) else { continue };
@@ -224,23 +224,25 @@ impl Framing {
         Ok(None)
     }
 
-    fn begin(&mut self, kind: u64, length: u64, flood: &Flood) -> Result<(), Violation> {
+    fn begin(&mut self, kind: u64, length: u64, flood: &FrameLimiter) -> Result<(), FrameViolation> {
         match kind {
             HEADERS => flood.head(),
             DATA if length > 0 => flood.data(length, true),
             _ => flood.idle(),
         }
         if flood.is_one() {
-            return Err(Violation::Flood);
+            return Err(FrameViolation::Flood);
         }
         self.frame = match kind {
             DATA if length == 0 => Frame::Skipped,
             // On a control stream it is an error, which h3 has a word for.
             DATA => Frame::Data,
-            HEADERS if self.kind == Kind::Request && length > self.max_head => return Err(Violation::HeadTooLarge),
+            HEADERS if self.kind == Kind::Request && length > self.max_head => {
+                return Err(FrameViolation::HeadTooLarge);
+            }
             HEADERS if self.kind == Kind::Request => Frame::Fields,
             kind if !KNOWN.contains(&kind) => Frame::Skipped,
-            _ if length > MAX_CONTROL => return Err(Violation::FrameTooLarge),
+            _ if length > MAX_CONTROL => return Err(FrameViolation::FrameTooLarge),
             _ => Frame::Whole,
         };
         self.left = length;

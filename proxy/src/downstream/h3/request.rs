@@ -18,12 +18,12 @@ use tollgate_abi::fast::flag;
 use super::{
     Connection,
     body::Incoming,
-    transport::{Sender, Transport, Watch},
+    transport::{Sender, StreamWatch, Transport},
     tunnel,
 };
 use crate::{
-    chain::stream::Progress,
-    downstream::{connection::log_refusal, expect::expects_continue, flood::Cut},
+    chain::stream::StreamProgress,
+    downstream::{connection::log_refusal, expect::expects_continue, flood::ResetWatch},
     exchange::{self, HeadTooLarge},
     h2::{content_length, has_of_connection, measure, remove_of_connection},
     http::{body::Body, fields::finish_head},
@@ -51,7 +51,7 @@ impl Drop for UnderWay {
 }
 
 /// Serves the request that comes on a stream.
-pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<Watch>, resolver: RequestResolver<Transport, Bytes>) {
+pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver: RequestResolver<Transport, Bytes>) {
     connection.under_way.set(connection.under_way.get() + 1);
     let (cut, under_way) = (connection.resets.opened(), UnderWay(connection));
     tokio::task::spawn_local(async move {
@@ -72,7 +72,7 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<Watch>, resolver: Requ
 
 /// Waits until the client has all of a response, or seems not to want it: for `idle` the connection has sent nothing of any.
 /// quinn takes more than the client's window has room for.
-async fn delivered(connection: &Connection, watch: &Watch, idle: Option<Duration>) {
+async fn delivered(connection: &Connection, watch: &StreamWatch, idle: Option<Duration>) {
     let mut sent = connection.ledger.frames_sent();
     while let Err(_elapsed) = timeout(idle.unwrap_or(Duration::MAX), watch.over()).await {
         let before = std::mem::replace(&mut sent, connection.ledger.frames_sent());
@@ -85,9 +85,9 @@ async fn delivered(connection: &Connection, watch: &Watch, idle: Option<Duration
 /// Whether a response has been sent to its end.
 async fn serve(
     connection: &Connection,
-    watch: &Rc<Watch>,
+    watch: &Rc<StreamWatch>,
     resolver: RequestResolver<Transport, Bytes>,
-    cut: Cut,
+    cut: ResetWatch,
 ) -> bool {
     let Connection { handle, info, .. } = connection;
     let limit = handle.site().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
@@ -121,7 +121,7 @@ async fn serve(
     watch.answering.set(true);
     let (mut send, recv) = stream.split();
     let recv = Incoming::new(recv, watch.clone());
-    let progress = Rc::new(Progress::default());
+    let progress = Rc::new(StreamProgress::default());
     let idle = site.config.timeouts.idle.bound();
     let (length, size) = match check(request.headers()) {
         Ok(lengths) => lengths,
@@ -209,8 +209,8 @@ fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
 async fn respond(
     send: &mut Send,
     response: Response<Body>,
-    watch: &Watch,
-    progress: &Progress,
+    watch: &StreamWatch,
+    progress: &StreamProgress,
     idle: Option<Duration>,
 ) -> bool {
     let (parts, body) = response.into_parts();
@@ -253,8 +253,8 @@ async fn respond(
 /// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over, or others need its
 /// place.
 async fn unless_stalled<T>(
-    watch: &Watch,
-    progress: &Progress,
+    watch: &StreamWatch,
+    progress: &StreamProgress,
     idle: Option<Duration>,
     sending: impl Future<Output = T>,
 ) -> Option<T> {

@@ -22,8 +22,8 @@ use h3::{
 use quinn::VarInt;
 use tokio::{sync::Notify, time::timeout};
 
-use super::framing::{Framing, Violation};
-use crate::downstream::flood::Flood;
+use super::framing::{FrameViolation, Framing};
+use crate::downstream::flood::FrameLimiter;
 
 /// A response 431 with nothing in it: a HEADERS frame (RFC 9114 section 7.2.2) whose one line has its name from the static table
 /// of QPACK and its value spelled out (RFC 9204 section 4.5.4).
@@ -38,13 +38,13 @@ const DISCARDING: Duration = Duration::from_secs(5);
 type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
 
 /// What a connection and its transport know together.
-pub(super) struct Ledger {
+pub(super) struct ConnectionFacts {
     quic: quinn::Connection,
     max_head: u64,
-    flood: Flood,
-    violation: Cell<Option<Violation>>,
+    flood: FrameLimiter,
+    violation: Cell<Option<FrameViolation>>,
     /// The stream that h3 has been given last.
-    latest: Cell<Option<Rc<Watch>>>,
+    latest: Cell<Option<Rc<StreamWatch>>>,
     /// The first stream that has not been taken.
     next: Cell<u64>,
     /// Streams from this one on are refused.
@@ -53,13 +53,13 @@ pub(super) struct Ledger {
     pub(super) changed: Notify,
 }
 
-impl Ledger {
+impl ConnectionFacts {
     /// Of a connection whose requests' field sections may have this many bytes as they are sent.
-    pub(super) fn new(quic: quinn::Connection, max_head: u64) -> Rc<Ledger> {
-        Rc::new(Ledger {
+    pub(super) fn new(quic: quinn::Connection, max_head: u64) -> Rc<ConnectionFacts> {
+        Rc::new(ConnectionFacts {
             quic,
             max_head,
-            flood: Flood::default(),
+            flood: FrameLimiter::default(),
             violation: Cell::new(None),
             latest: Cell::new(None),
             next: Cell::new(0),
@@ -69,7 +69,7 @@ impl Ledger {
     }
 
     /// The stream of the request that h3 has just given.
-    pub(super) fn latest(&self) -> Option<Rc<Watch>> {
+    pub(super) fn latest(&self) -> Option<Rc<StreamWatch>> {
         self.latest.take()
     }
 
@@ -89,11 +89,11 @@ impl Ledger {
     }
 
     /// Why the connection must end.
-    pub(super) fn violation(&self) -> Option<Violation> {
+    pub(super) fn violation(&self) -> Option<FrameViolation> {
         self.violation.get()
     }
 
-    fn violated(&self, violation: Violation) -> StreamErrorIncoming {
+    fn violated(&self, violation: FrameViolation) -> StreamErrorIncoming {
         self.violation.set(Some(violation));
         // At once: when h3 drops the stream, quinn would end it, and the client might take that for the answer.
         self.quic.close(code(violation.code().value()), b"");
@@ -103,7 +103,7 @@ impl Ledger {
 }
 
 /// What is known of one request's stream beside what h3 tells of it.
-pub(super) struct Watch {
+pub(super) struct StreamWatch {
     /// Bytes of data that h3 has been given and nobody has taken. While there are some it gets no more: it reads on each time
     /// that it is asked, so a client that is faster than the upstream would fill the memory.
     pub(super) unread: Cell<u64>,
@@ -118,7 +118,7 @@ pub(super) struct Watch {
     stopped: RefCell<Stopped>,
 }
 
-impl Watch {
+impl StreamWatch {
     /// Ready when the client does not want the response any more, or has it, or the connection has ended. Whether it has it.
     pub(super) async fn over(&self) -> bool {
         let over = poll_fn(|cx| self.stopped.borrow_mut().as_mut().poll(cx)).await;
@@ -135,12 +135,12 @@ pub(super) struct Transport {
     requests: Incoming<(quinn::SendStream, quinn::RecvStream)>,
     one_way: Incoming<quinn::RecvStream>,
     opening: Option<Opening>,
-    ledger: Rc<Ledger>,
+    ledger: Rc<ConnectionFacts>,
 }
 
 impl Transport {
     /// On a connection of quinn's.
-    pub(super) fn new(quic: quinn::Connection, ledger: Rc<Ledger>) -> Transport {
+    pub(super) fn new(quic: quinn::Connection, ledger: Rc<ConnectionFacts>) -> Transport {
         let requests = unfold(quic.clone(), |quic| async { Some((quic.accept_bi().await, quic)) });
         let one_way = unfold(quic.clone(), |quic| async { Some((quic.accept_uni().await, quic)) });
         Transport { quic, requests: Box::pin(requests), one_way: Box::pin(one_way), opening: None, ledger }
@@ -198,7 +198,7 @@ impl quic::Connection<Bytes> for Transport {
                 continue;
             }
             self.ledger.next.set(self.ledger.next.get().max(id + 4));
-            let watch = Rc::new(Watch {
+            let watch = Rc::new(StreamWatch {
                 unread: Cell::new(0),
                 head_too_large: Cell::new(false),
                 malformed: Cell::new(false),
@@ -270,12 +270,12 @@ impl quic::OpenStreams<Bytes> for Never {
 pub(super) struct Sender {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
-    watch: Option<Rc<Watch>>,
+    watch: Option<Rc<StreamWatch>>,
     ended: bool,
 }
 
 impl Sender {
-    fn new(stream: quinn::SendStream, watch: Option<Rc<Watch>>) -> Sender {
+    fn new(stream: quinn::SendStream, watch: Option<Rc<StreamWatch>>) -> Sender {
         Sender { stream, writing: None, watch, ended: false }
     }
 }
@@ -337,9 +337,9 @@ pub(super) struct Receiver {
     /// There until this is dropped.
     stream: Option<quinn::RecvStream>,
     framing: Framing,
-    ledger: Rc<Ledger>,
+    ledger: Rc<ConnectionFacts>,
     /// Of a request's stream.
-    watch: Option<Rc<Watch>>,
+    watch: Option<Rc<StreamWatch>>,
     ended: bool,
 }
 
@@ -369,11 +369,11 @@ impl Receiver {
             match (self.framing.push(&chunk.bytes, &self.ledger.flood), &self.watch) {
                 (Ok(data), Some(watch)) => watch.unread.set(watch.unread.get() + data),
                 (Ok(_), None) => {}
-                (Err(error @ Violation::HeadTooLarge), Some(watch)) => {
+                (Err(error @ FrameViolation::HeadTooLarge), Some(watch)) => {
                     watch.head_too_large.set(true);
                     return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
                 }
-                (Err(error @ Violation::Malformed), Some(watch)) => {
+                (Err(error @ FrameViolation::Malformed), Some(watch)) => {
                     watch.malformed.set(true);
                     quic::RecvStream::stop_sending(self, error.code().value());
                     return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));

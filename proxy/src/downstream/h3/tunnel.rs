@@ -31,7 +31,7 @@ const PIPE: usize = 64 << 10;
 
 /// What has become of the client's side, beside what the pipe tells.
 #[derive(Debug, Default)]
-struct Fate {
+struct ClientEnd {
     /// The client has not ended it: it has broken off.
     broke: Cell<bool>,
     /// The client is to be told of an abort.
@@ -41,7 +41,7 @@ struct Fate {
 /// The pipe's end for the tunnel.
 struct Near {
     pipe: DuplexStream,
-    fate: Rc<Fate>,
+    fate: Rc<ClientEnd>,
 }
 
 impl AsyncRead for Near {
@@ -69,7 +69,7 @@ pub(super) async fn run(
     recv: Incoming,
     patience: Option<Duration>,
 ) -> bool {
-    let fate = Rc::<Fate>::default();
+    let fate = Rc::<ClientEnd>::default();
     let told = carry(tunnel, &mut send, recv, patience, &fate).await;
     if fate.aborts.get() {
         send.stop_stream(Code::H3_CONNECT_ERROR);
@@ -83,7 +83,7 @@ async fn carry(
     send: &mut RequestStream<Sender, Bytes>,
     recv: Incoming,
     patience: Option<Duration>,
-    fate: &Rc<Fate>,
+    fate: &Rc<ClientEnd>,
 ) -> bool {
     let (near, far) = duplex(PIPE);
     let (from, to) = split(far);
@@ -109,7 +109,7 @@ async fn carry(
     told || matches!(timeout(patience.unwrap_or(Duration::MAX), down).await, Ok(Ok(())))
 }
 
-async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &Fate) -> Result<(), ()> {
+async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &ClientEnd) -> Result<(), ()> {
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut recv).poll_frame(cx)).await {
         let Ok(frame) = frame else {
             // The tunnel gets what came before, and then this.
@@ -126,7 +126,7 @@ async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &Fat
 async fn downwards(
     mut from: ReadHalf<DuplexStream>,
     send: &mut RequestStream<Sender, Bytes>,
-    fate: &Fate,
+    fate: &ClientEnd,
 ) -> Result<(), ()> {
     loop {
         let mut data = BytesMut::with_capacity(PIPE / 4);

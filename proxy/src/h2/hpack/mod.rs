@@ -27,7 +27,7 @@ fn put_text(out: &mut Vec<u8>, length: usize, byte: u8) {
 }
 
 /// One instruction of a field block.
-enum Line<'a> {
+enum FieldLine<'a> {
     /// A field of a table.
     Indexed(usize),
     /// A field that is spelled out.
@@ -48,14 +48,14 @@ enum NameOf<'a> {
     Literal(Text<'a>),
 }
 
-impl<'a> Line<'a> {
+impl<'a> FieldLine<'a> {
     /// Takes the next one.
-    fn read(input: &mut &'a [u8]) -> Option<Line<'a>> {
+    fn read(input: &mut &'a [u8]) -> Option<FieldLine<'a>> {
         let whole = *input;
         let prefix = match whole.first()? {
-            0x80.. => return number(input, 7).map(Line::Indexed),
+            0x80.. => return number(input, 7).map(FieldLine::Indexed),
             0x40.. => 6,
-            0x20.. => return number(input, 5).map(|_| Line::Resize),
+            0x20.. => return number(input, 5).map(|_| FieldLine::Resize),
             _ => 4,
         };
         let name = match number(input, prefix)? {
@@ -64,15 +64,15 @@ impl<'a> Line<'a> {
         };
         let start = &whole[..whole.len() - input.len()];
         let value = Text::read(input, 7)?;
-        Some(Line::Literal { is_kept: prefix == 6, name, value, start })
+        Some(FieldLine::Literal { is_kept: prefix == 6, name, value, start })
     }
 
     /// Whether it is a field that h2 takes. Trailers have no pseudo-headers, which h2 would drop without a word.
     fn is_fine(&self, in_trailers: bool) -> Option<bool> {
         match self {
-            Line::Resize => Some(true),
-            Line::Indexed(index) => Some(!(in_trailers && PSEUDO.contains(index))),
-            Line::Literal { name, value, .. } => match name.read()? {
+            FieldLine::Resize => Some(true),
+            FieldLine::Indexed(index) => Some(!(in_trailers && PSEUDO.contains(index))),
+            FieldLine::Literal { name, value, .. } => match name.read()? {
                 Some(Name::Field) => Name::Field.allows(*value),
                 Some(name) => Some(name.allows(*value)? && !in_trailers),
                 None => Some(false),
@@ -82,7 +82,7 @@ impl<'a> Line<'a> {
 
     /// What stands for it if it is not. None: nothing can.
     fn mark(&self) -> Option<Vec<u8>> {
-        let Line::Literal { is_kept, name, value, start } = self else { return Some(vec![0, 1, MARK, 0]) };
+        let FieldLine::Literal { is_kept, name, value, start } = self else { return Some(vec![0, 1, MARK, 0]) };
         let mut mark = Vec::new();
         match name.read()? {
             // Others may refer to the name.
@@ -131,18 +131,18 @@ impl NameOf<'_> {
 pub fn is_fine(mut block: &[u8], in_trailers: bool) -> Option<bool> {
     let mut all = true;
     while !block.is_empty() {
-        all &= Line::read(&mut block)?.is_fine(in_trailers)?;
+        all &= FieldLine::read(&mut block)?.is_fine(in_trailers)?;
     }
     Some(all)
 }
 
 /// Whether a block has a pseudo-header field, as far as can be seen without the dynamic table.
 pub fn has_pseudo(mut block: &[u8]) -> bool {
-    while let Some(line) = Line::read(&mut block) {
+    while let Some(line) = FieldLine::read(&mut block) {
         let is_pseudo = match line {
-            Line::Resize => false,
-            Line::Indexed(index) => PSEUDO.contains(&index),
-            Line::Literal { name, .. } => name.read().flatten().is_some_and(|name| name != Name::Field),
+            FieldLine::Resize => false,
+            FieldLine::Indexed(index) => PSEUDO.contains(&index),
+            FieldLine::Literal { name, .. } => name.read().flatten().is_some_and(|name| name != Name::Field),
         };
         if is_pseudo {
             return true;
@@ -155,7 +155,7 @@ pub fn has_pseudo(mut block: &[u8]) -> bool {
 pub fn replaced(mut block: &[u8], in_trailers: bool, mut each: impl FnMut(&[u8])) -> Option<()> {
     while !block.is_empty() {
         let whole = block;
-        let line = Line::read(&mut block)?;
+        let line = FieldLine::read(&mut block)?;
         match line.is_fine(in_trailers)? {
             true => each(&whole[..whole.len() - block.len()]),
             false => each(&line.mark()?),

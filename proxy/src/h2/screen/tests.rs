@@ -23,7 +23,7 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 async fn through(sent: &[u8], step: usize) -> (Vec<u8>, u32) {
     let sent = [&[b'x'; PREFACE][..], sent].concat();
     let malformed = Malformed::default();
-    let mut screened = Screened::of_client(Pieces(sent.chunks(step)), 100_000, malformed.clone());
+    let mut screened = ScreenedIo::of_client(Pieces(sent.chunks(step)), 100_000, malformed.clone());
     let (mut all, mut buffer) = (Vec::new(), vec![0; sent.len().clamp(64, 8192)]);
     loop {
         match screened.read(&mut buffer).await.unwrap() {
@@ -174,7 +174,7 @@ async fn by_h2(heads: &[Vec<u8>]) -> Vec<(u32, bool)> {
     for (nth, head) in heads.iter().enumerate() {
         near.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * nth as u8, head)).await.unwrap();
     }
-    let screened = Screened::of_client(far, 100_000, Malformed::default());
+    let screened = ScreenedIo::of_client(far, 100_000, Malformed::default());
     let mut http = h2::server::handshake(screened).await.unwrap();
     let mut requests = Vec::new();
     while requests.last().is_none_or(|(stream, _)| *stream < 2 * heads.len() as u32 - 1) {

@@ -19,30 +19,30 @@ fn address(socket: &ListenSocket) -> SocketAddr {
 }
 
 fn listen_on(address: &str, options: &SocketOptions) -> io::Result<Vec<ListenSocket>> {
-    listen(&address.parse().unwrap(), options, 1, Claim::Sole)
+    listen(&address.parse().unwrap(), options, 1, AddressClaim::Sole)
 }
 
 #[test]
 fn all_workers_listen_on_one_port_and_nobody_else_does() {
     let options = SocketOptions::default();
-    let sockets = listen(&"127.0.0.1:0".parse().unwrap(), &options, 3, Claim::Sole).unwrap();
+    let sockets = listen(&"127.0.0.1:0".parse().unwrap(), &options, 3, AddressClaim::Sole).unwrap();
     let first = address(&sockets[0]);
     assert!(sockets.iter().all(|s| address(s) == first));
-    assert_eq!(listen(&first.into(), &options, 1, Claim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(listen(&first.into(), &options, 1, AddressClaim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
 }
 
 #[test]
 fn an_address_is_shared_by_those_who_say_so() {
     let options = SocketOptions::default();
-    let first = listen(&"127.0.0.1:0".parse().unwrap(), &options, 2, Claim::Sole).unwrap();
-    let second = listen(&address(&first[0]).into(), &options, 2, Claim::Shared).unwrap();
+    let first = listen(&"127.0.0.1:0".parse().unwrap(), &options, 2, AddressClaim::Sole).unwrap();
+    let second = listen(&address(&first[0]).into(), &options, 2, AddressClaim::Shared).unwrap();
     assert_eq!(address(&second[1]), address(&first[0]));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let unix_address = Address::Unix(path.as_path().into());
-    let first = listen(&unix_address, &options, 1, Claim::Sole).unwrap();
+    let first = listen(&unix_address, &options, 1, AddressClaim::Sole).unwrap();
     let waiting = unix::UnixStream::connect(&path).unwrap();
-    let second = listen(&unix_address, &options, 1, Claim::Shared).unwrap();
+    let second = listen(&unix_address, &options, 1, AddressClaim::Shared).unwrap();
     let ListenSocket::Unix(_, old) = &first[0] else { panic!("not unix") };
     old.accept().expect("who had connected is still there");
     drop((first, waiting));
@@ -52,7 +52,7 @@ fn an_address_is_shared_by_those_who_say_so() {
     drop(second);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     fs::write(&path, "data").unwrap();
-    assert_eq!(listen(&unix_address, &options, 1, Claim::Shared).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(listen(&unix_address, &options, 1, AddressClaim::Shared).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     assert_eq!(fs::read_to_string(&path).unwrap(), "data");
 }
 
@@ -67,7 +67,8 @@ async fn who_has_connected_before_a_socket_closes_is_taken() {
     let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(there).unwrap()).collect();
     assert_eq!(tcp.close().len(), clients.len());
     assert!(std::net::TcpStream::connect(there).is_err());
-    let sockets = listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 1, Claim::Sole).unwrap();
+    let sockets =
+        listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 1, AddressClaim::Sole).unwrap();
     let unix = net::Listener::try_from(sockets.into_iter().next().unwrap()).unwrap();
     let clients: Vec<_> = (0..3).map(|_| unix::UnixStream::connect(&path).unwrap()).collect();
     assert_eq!(unix.close().len(), clients.len());
@@ -98,7 +99,7 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
         narrow.leave_to_others().unwrap();
         assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         let wide = format!("{wide}:{}", there.port()).parse().unwrap();
-        let wide = listen(&wide, &options, 1, Claim::Shared).unwrap().remove(0);
+        let wide = listen(&wide, &options, 1, AddressClaim::Shared).unwrap().remove(0);
         let wide = net::Listener::try_from(wide).unwrap();
         let new = connect().unwrap();
         // The system answers once more after a second.
@@ -121,11 +122,11 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
 #[test]
 fn all_workers_have_a_socket_for_datagrams_on_one_port() {
     let address = address(&listen_on("127.0.0.1:0", &SocketOptions::default()).unwrap()[0]);
-    let sockets = listen_datagrams(address, 3, Claim::Sole).unwrap();
+    let sockets = listen_datagrams(address, 3, AddressClaim::Sole).unwrap();
     assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
-    assert_eq!(listen_datagrams(address, 1, Claim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(listen_datagrams(address, 1, AddressClaim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop(sockets);
-    listen_datagrams(address, 1, Claim::Sole).unwrap();
+    listen_datagrams(address, 1, AddressClaim::Sole).unwrap();
 }
 
 #[test]
@@ -134,20 +135,21 @@ fn a_unix_socket_is_taken_over_only_from_the_dead() {
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
     let options = SocketOptions { mode: Some("600".into()), ..SocketOptions::default() };
-    let sockets = listen(&address, &options, 2, Claim::Sole).unwrap();
+    let sockets = listen(&address, &options, 2, AddressClaim::Sole).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(listen(&address, &options, 1, Claim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(listen(&address, &options, 1, AddressClaim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop(sockets);
     // As a process leaves it that did not end well.
     drop(unix::UnixListener::bind(&path).unwrap());
-    listen(&address, &options, 1, Claim::Sole).unwrap();
+    listen(&address, &options, 1, AddressClaim::Sole).unwrap();
 }
 
 #[test]
 fn a_unix_sockets_file_is_removed_by_the_last_who_has_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
-    let mut sockets = listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 2, Claim::Sole).unwrap();
+    let mut sockets =
+        listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 2, AddressClaim::Sole).unwrap();
     drop(sockets.pop());
     unix::UnixStream::connect(&path).unwrap();
     drop(sockets);
@@ -159,9 +161,9 @@ fn a_unix_sockets_file_stays_if_it_is_a_successors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
-    let first = listen(&address, &SocketOptions::default(), 1, Claim::Sole).unwrap();
+    let first = listen(&address, &SocketOptions::default(), 1, AddressClaim::Sole).unwrap();
     fs::remove_file(&path).unwrap();
-    let second = listen(&address, &SocketOptions::default(), 1, Claim::Sole).unwrap();
+    let second = listen(&address, &SocketOptions::default(), 1, AddressClaim::Sole).unwrap();
     drop(first);
     unix::UnixStream::connect(&path).unwrap();
     drop(second);
@@ -174,9 +176,9 @@ fn a_unix_socket_that_has_no_room_is_alive() {
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
     let options = SocketOptions { backlog: 1, ..SocketOptions::default() };
-    let sockets = listen(&address, &options, 1, Claim::Sole).unwrap();
+    let sockets = listen(&address, &options, 1, AddressClaim::Sole).unwrap();
     let waiting: Vec<_> = (0..2).map(|_| unix::UnixStream::connect(&path).unwrap()).collect();
-    assert_eq!(listen(&address, &options, 1, Claim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(listen(&address, &options, 1, AddressClaim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop((sockets, waiting));
 }
 
@@ -185,7 +187,8 @@ fn a_file_that_is_no_socket_stays() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("precious");
     fs::write(&path, "data").unwrap();
-    let error = listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 1, Claim::Sole).unwrap_err();
+    let error =
+        listen(&Address::Unix(path.as_path().into()), &SocketOptions::default(), 1, AddressClaim::Sole).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert_eq!(fs::read_to_string(&path).unwrap(), "data");
 }

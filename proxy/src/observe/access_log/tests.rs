@@ -15,7 +15,7 @@ use tollgate_abi::{fast::flag, value::Value};
 
 use super::*;
 use crate::{
-    chain::{charge::Ledger, stored::Stored},
+    chain::{charge::MemoryBudget, stored::StreamMetadata},
     observe::metrics::Registry,
 };
 
@@ -81,7 +81,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn what_filters_have_stored_can_be_shown() {
-    let (mut stored, ledger) = (Stored::default(), Ledger::new(usize::MAX, None));
+    let (mut stored, ledger) = (StreamMetadata::default(), MemoryBudget::new(usize::MAX, None));
     let set = [("user", Value::Text("a b\n")), ("level", Value::Integer(-3)), ("share", Value::Number(0.5))];
     for (key, value) in [&set[..], &[("new", Value::Bool(true)), ("empty", Value::Text(""))]].concat() {
         value.with_bytes(|bytes| stored.set_metadata((b"auth", key.as_bytes()), value.kind(), bytes, &ledger)).unwrap();

@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use super::{Kind, Ladder, Registry, Shard, set_shard, shard};
+use super::{Buckets, Kind, Registry, Shard, set_shard, shard};
 
 fn measure(what: &str, times: u64, mut f: impl FnMut(u64)) {
     (0..times / 10).for_each(&mut f);
@@ -18,7 +18,7 @@ fn costs() {
     let registry = Registry::new(2);
     set_shard(Shard::worker(0));
     let counter = registry.counter("c", "", &[]).unwrap();
-    let histogram = registry.histogram("h", "", &[], Ladder::Latency).unwrap();
+    let histogram = registry.histogram("h", "", &[], Buckets::Latency).unwrap();
     let here = shard();
     const TIMES: u64 = 20_000_000;
     measure("counter add", TIMES, |i| counter.add(black_box(here), i));
@@ -27,7 +27,7 @@ fn costs() {
     let owner = std::sync::Arc::default();
     for i in 0..1000 {
         registry.dynamic(Kind::Counter, &format!("m{i}"), &owner).unwrap();
-        registry.histogram("many", "", &[("i", &i.to_string())], Ladder::Latency).unwrap();
+        registry.histogram("many", "", &[("i", &i.to_string())], Buckets::Latency).unwrap();
     }
     let start = Instant::now();
     let bytes = registry.render().len();

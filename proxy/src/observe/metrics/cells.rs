@@ -74,9 +74,9 @@ impl Gauge {
     }
 
     /// Adds 1, and takes it away when the guard is dropped.
-    pub fn hold(&self, shard: Shard) -> Held {
+    pub fn hold(&self, shard: Shard) -> GaugeGuard {
         self.add(shard, 1);
-        Held { gauge: self.clone(), shard }
+        GaugeGuard { gauge: self.clone(), shard }
     }
 
     /// The sum over all shards.
@@ -87,12 +87,12 @@ impl Gauge {
 
 /// One of a [`Gauge`], for as long as this lives.
 #[derive(Debug)]
-pub struct Held {
+pub struct GaugeGuard {
     gauge: Gauge,
     shard: Shard,
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.gauge.sub(self.shard, 1);
     }

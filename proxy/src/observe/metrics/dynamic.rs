@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use super::{
-    Counter, Histogram, Kind, Ladder, MetricError, PlainGauge, Registry, Shard,
+    Buckets, Counter, Histogram, Kind, MetricError, PlainGauge, Registry, Shard,
     registry::{Families, Series, Shape},
 };
 
@@ -127,7 +127,7 @@ impl Registry {
         let shape = match kind {
             Kind::Counter => Shape::Counter,
             Kind::Gauge => Shape::PlainGauge,
-            Kind::Histogram => Shape::Histogram(Ladder::Numbers),
+            Kind::Histogram => Shape::Histogram(Buckets::Numbers),
         };
         // The help text keeps the name as the filter knows it.
         let help = format!("Defined by a filter as {name}");

@@ -16,7 +16,7 @@ const CELLS: usize = 4 + 62 * 4;
 
 /// Which buckets a histogram has, and the unit that it observes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ladder {
+pub enum Buckets {
     /// Requests: observed in microseconds, shown in seconds from 100 µs to 60 s.
     Latency,
     /// Calls into a filter: observed in nanoseconds, shown in seconds from 250 ns to 100 ms.
@@ -91,14 +91,14 @@ impl Steps {
     }
 }
 
-impl Ladder {
+impl Buckets {
     #[inline]
     fn steps(self) -> &'static Steps {
         match self {
-            Ladder::Latency => &LATENCY,
-            Ladder::CallTime => &CALL_TIME,
-            Ladder::Bytes => &BYTES,
-            Ladder::Numbers => &NUMBERS,
+            Buckets::Latency => &LATENCY,
+            Buckets::CallTime => &CALL_TIME,
+            Buckets::Bytes => &BYTES,
+            Buckets::Numbers => &NUMBERS,
         }
     }
 }
@@ -112,7 +112,7 @@ struct Part {
 /// How often values fell between which bounds.
 #[derive(Debug, Clone)]
 pub struct Histogram {
-    ladder: Ladder,
+    ladder: Buckets,
     parts: PerShard<Part>,
 }
 
@@ -129,7 +129,7 @@ pub struct Distribution {
 
 impl Histogram {
     /// A histogram that no registry shows.
-    pub fn new(ladder: Ladder, shards: usize) -> Self {
+    pub fn new(ladder: Buckets, shards: usize) -> Self {
         Histogram { ladder, parts: PerShard::new(shards) }
     }
 
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_bucket_is_the_first_whose_bound_is_not_below() {
-        for ladder in [Ladder::Latency, Ladder::CallTime, Ladder::Bytes, Ladder::Numbers] {
+        for ladder in [Buckets::Latency, Buckets::CallTime, Buckets::Bytes, Buckets::Numbers] {
             let steps = ladder.steps();
             let check = |value: u64| {
                 let naive = steps.bounds.iter().take_while(|bound| **bound < value).count();
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn bounds_are_inclusive_and_shown_in_seconds() {
-        let histogram = Histogram::new(Ladder::Latency, 3);
+        let histogram = Histogram::new(Buckets::Latency, 3);
         histogram.observe(Shard::CONTROL, 5_000);
         histogram.observe(Shard::worker(0), 5_001);
         histogram.observe(Shard::worker(1), 120_000_000);

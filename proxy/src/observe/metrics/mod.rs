@@ -15,11 +15,11 @@ mod tests;
 use std::fmt;
 
 pub use self::{
-    cells::{Counter, Gauge, Held, PlainGauge},
+    cells::{Counter, Gauge, GaugeGuard, PlainGauge},
     dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
-    histogram::{Distribution, Histogram, Ladder},
-    pending::HeldBack,
+    histogram::{Buckets, Distribution, Histogram},
+    pending::PendingUpdates,
     process::register_process,
     registry::{Labels, Registry},
     shard::{Shard, set_shard, shard},

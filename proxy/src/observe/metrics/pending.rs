@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 
-use super::{Counter, Handle, Histogram, Kind, Ladder, MetricError, PlainGauge, Shard};
+use super::{Buckets, Counter, Handle, Histogram, Kind, MetricError, PlainGauge, Shard};
 
 /// Changes that do not count yet, by metric.
 #[derive(Debug, Default)]
-pub struct HeldBack(HashMap<usize, Change>);
+pub struct PendingUpdates(HashMap<usize, Change>);
 
 #[derive(Debug)]
 enum Change {
@@ -17,7 +17,7 @@ enum Change {
     Histogram(Histogram, Histogram),
 }
 
-impl HeldBack {
+impl PendingUpdates {
     /// As [`Handle::increment`].
     pub fn increment(&mut self, metric: &Handle, offset: i64) -> Result<(), MetricError> {
         match self.change(metric) {
@@ -69,7 +69,7 @@ impl HeldBack {
         self.0.entry(metric.address()).or_insert_with(|| match metric {
             Handle::Counter(counter) => Change::Counter(counter.clone(), 0),
             Handle::Gauge(gauge) => Change::Gauge(gauge.clone(), None, 0),
-            Handle::Histogram(histogram) => Change::Histogram(histogram.clone(), Histogram::new(Ladder::Numbers, 1)),
+            Handle::Histogram(histogram) => Change::Histogram(histogram.clone(), Histogram::new(Buckets::Numbers, 1)),
         })
     }
 }
@@ -82,11 +82,11 @@ mod tests {
     fn what_is_held_back_can_be_read_and_counts_later() {
         let counter = Handle::Counter(Counter::new(2));
         let gauges = [Handle::Gauge(PlainGauge::default()), Handle::Gauge(PlainGauge::default())];
-        let histogram = Handle::Histogram(Histogram::new(Ladder::Numbers, 2));
+        let histogram = Handle::Histogram(Histogram::new(Buckets::Numbers, 2));
         let all = || [&counter, &gauges[0], &gauges[1]].map(|metric| metric.get().unwrap());
         [&counter, &gauges[0], &gauges[1], &histogram].into_iter().for_each(|metric| metric.record(Shard::CONTROL, 10));
 
-        let mut held = HeldBack::default();
+        let mut held = PendingUpdates::default();
         held.increment(&counter, 1).unwrap();
         held.record(&counter, 2);
         held.increment(&gauges[0], -3).unwrap();

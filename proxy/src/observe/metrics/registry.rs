@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{Counter, Gauge, Histogram, Kind, Ladder, MetricError, PlainGauge, dynamic::Owner};
+use super::{Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, dynamic::Owner};
 
 /// A series' labels, sorted by name.
 pub type Labels = Vec<(String, String)>;
@@ -58,7 +58,7 @@ pub(super) enum Shape {
     Counter,
     Gauge,
     PlainGauge,
-    Histogram(Ladder),
+    Histogram(Buckets),
 }
 
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl Registry {
         name: &str,
         help: &str,
         labels: &[(&str, &str)],
-        ladder: Ladder,
+        ladder: Buckets,
     ) -> Result<Histogram, MetricError> {
         match self.series(name, help, labels, Shape::Histogram(ladder))? {
             Series::Histogram(histogram) => Ok(histogram),

@@ -50,9 +50,9 @@ fn the_same_name_and_labels_are_the_same_figure() {
     drop(held);
     assert_eq!(gauge.value(), 1);
 
-    let histogram = registry.histogram("tollgate_seconds", "Time", &[], Ladder::Latency).unwrap();
+    let histogram = registry.histogram("tollgate_seconds", "Time", &[], Buckets::Latency).unwrap();
     histogram.observe(Shard::CONTROL, 1);
-    registry.histogram("tollgate_seconds", "Time", &[], Ladder::Latency).unwrap().observe(Shard::CONTROL, 1);
+    registry.histogram("tollgate_seconds", "Time", &[], Buckets::Latency).unwrap().observe(Shard::CONTROL, 1);
     assert_eq!(registry.value("tollgate_seconds", &[]), Some(2.0));
 }
 
@@ -68,11 +68,11 @@ fn a_family_has_one_kind() {
     );
     registry.plain_gauge("g", "", &[]).unwrap().set(-7);
     assert!(registry.gauge("g", "", &[]).is_err(), "it is kept in another way");
-    registry.histogram("h", "", &[], Ladder::Latency).unwrap();
-    assert!(registry.histogram("h", "", &[], Ladder::Bytes).is_err());
+    registry.histogram("h", "", &[], Buckets::Latency).unwrap();
+    assert!(registry.histogram("h", "", &[], Buckets::Bytes).is_err());
     assert!(registry.counter("h_count", "", &[]).is_err(), "a part of the histogram is called that");
     registry.counter("k_sum", "", &[]).unwrap();
-    assert!(registry.histogram("k", "", &[], Ladder::Bytes).is_err());
+    assert!(registry.histogram("k", "", &[], Buckets::Bytes).is_err());
     assert!(registry.collect_fn("z", "", Kind::Histogram, Vec::new).is_err());
     assert_eq!(registry.value("g", &[]), Some(-7.0));
 }
@@ -97,7 +97,7 @@ fn the_scrape_reads_back() {
     registry.plain_gauge("a", "First", &[]).unwrap().set(-2);
     registry.collect_fn("c", "Pools", Kind::Gauge, || vec![(vec![("p".into(), "x".into())], 1.5)]).unwrap();
     registry.collect_fn("none", "Nothing to see", Kind::Gauge, Vec::new).unwrap();
-    let histogram = registry.histogram("h_seconds", "Times", &[("l", "m")], Ladder::Latency).unwrap();
+    let histogram = registry.histogram("h_seconds", "Times", &[("l", "m")], Buckets::Latency).unwrap();
     for value in [99, 100, 101, 700_000, 1 << 40] {
         histogram.observe(Shard::worker(1), value);
     }
@@ -221,7 +221,7 @@ fn no_count_is_lost_between_threads() {
                 set_shard(Shard::worker(worker % 2));
                 let counter = registry.counter("n_total", "", &[]).unwrap();
                 let gauge = registry.gauge("g", "", &[]).unwrap();
-                let histogram = registry.histogram("h", "", &[], Ladder::Numbers).unwrap();
+                let histogram = registry.histogram("h", "", &[], Buckets::Numbers).unwrap();
                 together.wait();
                 for i in 0..50_000 {
                     counter.inc(shard());

@@ -7,7 +7,7 @@ use rustls::pki_types::UnixTime;
 use super::{
     super::{
         client::{verifier, verifying},
-        server::Clients,
+        server::ClientAuth,
     },
     pki::{Ca, Dir, Leaf},
     *,
@@ -181,7 +181,7 @@ fn lists_are_of_today_and_complete() {
         let ca = world.listener.client_ca.clone();
         for domains in [BTreeMap::new(), BTreeMap::from([("mesh".to_owned(), ca.clone())])] {
             let listener = ListenerTls { crl: list(&clients), trust_domains: domains, ..world.listener.clone() };
-            let clients = load(|loader| Clients::load(&listener, loader)).unwrap();
+            let clients = load(|loader| ClientAuth::load(&listener, loader)).unwrap();
             check("listener", clients.verifier.unwrap().verify_client_cert(&client, &[], now).map(drop));
         }
     }

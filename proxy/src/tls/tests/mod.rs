@@ -12,7 +12,7 @@ use rustls::{ClientConfig, HandshakeKind, ServerConfig, pki_types::ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{ClientTls, ConnectionTls, Loader, Problem, ServerTls};
+use super::{ClientTls, ConnectionTls, FieldError, Loader, ServerTls};
 use crate::config::model::{CertificateFiles, ClusterTls, ListenerTls};
 
 pub(crate) fn load<T>(load: impl FnOnce(&mut Loader<'_>) -> T) -> T {
@@ -24,7 +24,7 @@ fn server(section: &ListenerTls) -> ServerTls {
     try_server(section, None).unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-fn try_server(section: &ListenerTls, previous: Option<&ServerTls>) -> Result<ServerTls, Vec<Problem>> {
+fn try_server(section: &ListenerTls, previous: Option<&ServerTls>) -> Result<ServerTls, Vec<FieldError>> {
     load(|loader| ServerTls::load(section, &[b"h2", b"http/1.1"], loader, previous))
 }
 

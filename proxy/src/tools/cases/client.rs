@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     chain::stream::ConnectionInfo,
-    exchange::{self, Site},
+    exchange::{self, ListenerContext},
     http::body::Body,
     net::TokioIo,
 };
@@ -48,7 +48,7 @@ pub struct Received {
 ///
 /// # Errors
 /// It cannot be a request of HTTP.
-pub async fn send(site: &Rc<Site>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
+pub async fn send(site: &Rc<ListenerContext>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
     let peer = SocketAddr::new(request.client, 40_000);
     let request = http_request(request)?;
     let (ours, theirs) = tokio::io::duplex(PIPE);
@@ -58,7 +58,7 @@ pub async fn send(site: &Rc<Site>, local: SocketAddr, request: &Request) -> anyh
         let (site, info) = (site.clone(), info.clone());
         async move {
             let answer = exchange::serve(site, info, Rc::default(), request.map(Body::Incoming)).await?;
-            Ok::<_, exchange::Closed>(answer.response)
+            Ok::<_, exchange::StreamClosed>(answer.response)
         }
     });
     let server = spawn_local(async move {

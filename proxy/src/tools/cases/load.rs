@@ -10,7 +10,7 @@ use super::{
     model::{Case, File},
 };
 use crate::config::{
-    Answer, Diagnostic, Diagnostics, Node, Said, Source, all_mistakes,
+    Answer, Diagnostic, Diagnostics, Node, Reported, Source, all_mistakes,
     model::{Filter, Listener},
     read_tree,
 };
@@ -84,7 +84,7 @@ fn read<T: DeserializeOwned>(
     whole: impl Fn(Json) -> Json,
     wrong: &mut Vec<Diagnostic>,
 ) -> Option<T> {
-    let attempt = |part: Json| -> Result<T, Said> {
+    let attempt = |part: Json| -> Result<T, Reported> {
         serde_path_to_error::deserialize(whole(part)).map_err(|error| {
             let path = error.path().to_string();
             vec![(if path == "." { String::new() } else { path }, error.inner().to_string())]

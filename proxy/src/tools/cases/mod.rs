@@ -43,7 +43,7 @@ use super::{Paint, engine, module_name, read_module};
 use crate::{
     config::model::{Compile, Filter},
     observe::{Shard, set_shard},
-    wasm::{Code, Engine, InstantiateError},
+    wasm::{CompiledModule, Engine, InstantiateError},
 };
 
 /// The cluster of requests that no filter has routed. It is always there, and answers with 200 and nothing.
@@ -72,7 +72,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let bytes = read_module(&args.filter)?;
     let mut loaded = load::load(&args.cases, &module_name(&args.filter))?;
     let engine = engine()?;
-    let code = Code::load(&engine, &args.filter, &bytes, &Compile::default())?;
+    let code = CompiledModule::load(&engine, &args.filter, &bytes, &Compile::default())?;
     set_shard(Shard::worker(0));
 
     let cases = std::mem::take(&mut loaded.cases);
@@ -91,7 +91,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
 /// Runs a case in a runtime of its own, whose time is its own.
 fn run_case(
     engine: &Arc<Engine>,
-    code: &Arc<Code>,
+    code: &Arc<CompiledModule>,
     loaded: &Loaded,
     index: usize,
     case: &Case,
@@ -108,7 +108,7 @@ fn run_case(
 
 async fn run_steps(
     engine: &Arc<Engine>,
-    code: &Arc<Code>,
+    code: &Arc<CompiledModule>,
     loaded: &Loaded,
     (index, case): (usize, &Case),
     logs: &Logs,

@@ -15,17 +15,20 @@ use super::{load::Loaded, observer::Observer, script::Script};
 use crate::{
     chain::{Chain, Filter, Route, route::Clusters},
     config::model::{self, Listener},
-    control::snapshot::Foundry,
+    control::snapshot::SnapshotBuilder,
     exchange,
     observe::{Registry, target},
     tools::clusters,
     upstream::{PoolOptions, Pools},
-    wasm::{self, Code, Engine, Instance, InstantiateError, Machine, Order, Plugin, Shared, Supply, Vm},
+    wasm::{
+        self, CompiledModule, Engine, Instance, InstanceOrder, InstanceSupply, InstantiateError, Plugin, SharedStore,
+        Vm, VmTemplate,
+    },
 };
 
 /// A filter that is ready to be tested.
 pub struct World {
-    pub site: Rc<exchange::Site>,
+    pub site: Rc<exchange::ListenerContext>,
     pub local: SocketAddr,
     pub script: Rc<Script>,
     pub observer: Rc<Observer>,
@@ -38,14 +41,14 @@ pub type Configured = Result<Instance, InstantiateError>;
 /// The filter with its configuration, and the clusters of its case. Nothing of it is shared with other cases.
 pub fn configure(
     engine: &Arc<Engine>,
-    code: &Arc<Code>,
+    code: &Arc<CompiledModule>,
     filter: &model::Filter,
     script: &Script,
-) -> anyhow::Result<(Arc<Machine>, Arc<Clusters>, Registry, Configured)> {
+) -> anyhow::Result<(Arc<VmTemplate>, Arc<Clusters>, Registry, Configured)> {
     let clusters = clusters(script.names())?;
     let registry = Registry::new(1);
-    let world = wasm::World::new(clusters.clone(), Shared::new(registry.clone()));
-    let machine = Machine::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
+    let world = wasm::FilterEnv::new(clusters.clone(), SharedStore::new(registry.clone()));
+    let machine = VmTemplate::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
     let configured = machine.instantiate().map_err(|e| e.error);
     Ok((machine, clusters, registry, configured))
 }
@@ -54,14 +57,14 @@ impl World {
     /// The world around an instance. Needs a place to spawn local tasks.
     pub fn new(
         loaded: &Loaded,
-        (machine, instance): (Arc<Machine>, Instance),
+        (machine, instance): (Arc<VmTemplate>, Instance),
         clusters: &Clusters,
         script: Rc<Script>,
         registry: Registry,
     ) -> anyhow::Result<World> {
         let vm: Rc<OnceCell<Weak<Vm>>> = Rc::default();
         let failed = vm.clone();
-        let supply = Supply::new(move |Order { machine, wait }| {
+        let supply = InstanceSupply::new(move |InstanceOrder { machine, wait }| {
             let vm = failed.clone();
             spawn_local(async move {
                 sleep(wait).await;
@@ -75,7 +78,7 @@ impl World {
             });
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
-        let the_vm = Vm::new(machine, instance, wasm::Site { upstream: calls, supply });
+        let the_vm = Vm::new(machine, instance, wasm::VmBinding { upstream: calls, supply });
         // Set here for the first time.
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());
@@ -99,14 +102,14 @@ fn site(
     clusters: &Clusters,
     pools: Pools<crate::http::body::Body>,
     registry: &Registry,
-) -> anyhow::Result<exchange::Site> {
+) -> anyhow::Result<exchange::ListenerContext> {
     let default = config.cluster.as_ref().map(|name| {
         let cluster =
             clusters.get(name).with_context(|| format!("the listener's cluster `{name}` is not among the clusters"))?;
         anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
     });
-    let figures = Foundry::figures(registry, &config.name, config.tls.is_some())?;
-    let mut site = exchange::Site::new(Arc::new(config.clone()), chain, figures, pools);
+    let figures = SnapshotBuilder::figures(registry, &config.name, config.tls.is_some())?;
+    let mut site = exchange::ListenerContext::new(Arc::new(config.clone()), chain, figures, pools);
     site.default_route = default.transpose()?;
     Ok(site)
 }

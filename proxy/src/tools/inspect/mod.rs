@@ -22,7 +22,7 @@ use super::{Paint, clusters, engine, module_name, read_module};
 use crate::{
     config::model::{Compile, Filter},
     observe::Registry,
-    wasm::{Code, Engine, InstantiateError, Machine, Plugin, Shared, World, content_hash},
+    wasm::{CompiledModule, Engine, FilterEnv, InstantiateError, Plugin, SharedStore, VmTemplate, content_hash},
 };
 
 /// The command line.
@@ -59,7 +59,7 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
     let module = args.filter.as_str();
     let engine = engine()?;
     let start = Instant::now();
-    let loaded = Code::load_or_all(&engine, module, bytes, &Compile::default());
+    let loaded = CompiledModule::load_or_all(&engine, module, bytes, &Compile::default());
     let compile_ms = start.elapsed().as_secs_f64() * 1e3;
     let (mut subscribed, mut compiled, mut problems) = (None, None, Vec::new());
     match loaded {
@@ -67,7 +67,7 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
         Ok(code) => {
             let native_bytes = code.native_size();
             let has_config = config.is_some();
-            let machine = Machine::of(Arc::new(plugin(args, code, &engine, config)?));
+            let machine = VmTemplate::of(Arc::new(plugin(args, code, &engine, config)?));
             let start = Instant::now();
             let configured = machine.instantiate().map_err(|e| e.error);
             let instantiate_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -119,10 +119,15 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
 }
 
 /// The module as a filter in a world with these clusters.
-fn plugin(args: &InspectArgs, code: Arc<Code>, engine: &Arc<Engine>, config: Option<Json>) -> anyhow::Result<Plugin> {
+fn plugin(
+    args: &InspectArgs,
+    code: Arc<CompiledModule>,
+    engine: &Arc<Engine>,
+    config: Option<Json>,
+) -> anyhow::Result<Plugin> {
     let filter = json!({"name": module_name(&args.filter), "wasm": args.filter, "config": config});
     let filter: Filter = serde_json::from_value(filter)?;
     let clusters = clusters(args.clusters.iter().map(String::as_str))?;
-    let world = World::new(clusters, Shared::new(Registry::new(1)));
+    let world = FilterEnv::new(clusters, SharedStore::new(Registry::new(1)));
     Ok(Plugin::new(&filter, code, engine, &world)?)
 }

@@ -18,14 +18,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Cluster, Endpoint, cluster::Selection};
+use super::{Cluster, Endpoint, cluster::EndpointSelection};
 use crate::{
     config::model,
     observe::{Counter, Registry, shard, target},
 };
 
 /// The checks of all clusters.
-pub struct Checks {
+pub struct HealthChecks {
     registry: Registry,
     /// By the endpoint's id.
     running: HashMap<u64, Running>,
@@ -33,7 +33,7 @@ pub struct Checks {
 
 /// A check that ends with this.
 struct Running {
-    check: Rc<Check>,
+    check: Rc<EndpointCheck>,
     task: AbortHandle,
 }
 
@@ -44,7 +44,7 @@ impl Drop for Running {
 }
 
 /// The check of one endpoint.
-struct Check {
+struct EndpointCheck {
     endpoint: Arc<Endpoint>,
     config: model::HealthCheck,
     /// The snapshot's that is in force.
@@ -55,10 +55,10 @@ struct Check {
     results: [Counter; 2],
 }
 
-impl Checks {
+impl HealthChecks {
     /// None yet.
-    pub fn new(registry: Registry) -> Checks {
-        Checks { registry, running: HashMap::new() }
+    pub fn new(registry: Registry) -> HealthChecks {
+        HealthChecks { registry, running: HashMap::new() }
     }
 
     /// Goes by another snapshot. Checks that are the same go on; endpoints that are no longer checked count as healthy.
@@ -81,7 +81,7 @@ impl Checks {
                         *running.check.cluster.borrow_mut() = cluster.clone();
                         running
                     }
-                    _ => start(Check {
+                    _ => start(EndpointCheck {
                         endpoint: endpoint.clone(),
                         config: check.clone(),
                         cluster: RefCell::new(cluster.clone()),
@@ -106,13 +106,13 @@ impl Checks {
     }
 }
 
-fn start(check: Check) -> Running {
+fn start(check: EndpointCheck) -> Running {
     let check = Rc::new(check);
     let task = spawn_local(Rc::clone(&check).run()).abort_handle();
     Running { check, task }
 }
 
-impl Check {
+impl EndpointCheck {
     async fn run(self: Rc<Self>) {
         let interval = self.config.interval.0;
         // Endpoints are not all asked at the same moment, nor by all proxies.
@@ -164,7 +164,7 @@ impl Check {
                 )
             }
         }
-        if selection == Selection::Panic {
+        if selection == EndpointSelection::Panic {
             tracing::warn!(
                 target: target::UPSTREAM,
                 cluster = name,

@@ -33,9 +33,9 @@ use crate::{
         model::{Check, HealthCheck},
         units::Address,
     },
-    net::{FirstBytes, Looks, Stream, TokioIo, pass_writes},
+    net::{DetectedProtocol, FirstBytes, Stream, TokioIo, pass_writes},
     upstream::{
-        Cluster, Endpoint, OpenError, Trouble,
+        Cluster, ConnectError, Endpoint, FailureCategory,
         connect::{self, Version},
         reason::{chain_of, lost, mismatch},
     },
@@ -49,13 +49,13 @@ const MAX_ANSWER: usize = 4096;
 
 /// Why an endpoint counts as not well.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unwell {
+pub(super) enum ProbeFailure {
     #[error("no answer in time")]
     Timeout,
     #[error("no connection: {0}")]
-    Connect(OpenError),
+    Connect(ConnectError),
     #[error("no answer: {1}")]
-    Http(Trouble, String),
+    Http(FailureCategory, String),
     #[error("the request is not possible: {0}")]
     Request(#[from] http::Error),
     #[error("the status is {0}")]
@@ -70,38 +70,38 @@ pub(super) enum Unwell {
     NotServing(u64),
 }
 
-impl Unwell {
+impl ProbeFailure {
     /// The kind of failure.
-    pub(super) fn trouble(&self) -> Trouble {
+    pub(super) fn trouble(&self) -> FailureCategory {
         match self {
-            Unwell::Timeout => Trouble::Timeout,
-            Unwell::Connect(error) => error.trouble,
-            Unwell::Http(trouble, _) => *trouble,
-            _ => Trouble::Protocol,
+            ProbeFailure::Timeout => FailureCategory::Timeout,
+            ProbeFailure::Connect(error) => error.trouble,
+            ProbeFailure::Http(trouble, _) => *trouble,
+            _ => FailureCategory::Protocol,
         }
     }
 
     /// What hyper says, or what it does not: what has come in place of what was expected, and what TLS has against it.
-    fn http(error: &hyper::Error, expected: Looks, first: &FirstBytes) -> Unwell {
+    fn http(error: &hyper::Error, expected: DetectedProtocol, first: &FirstBytes) -> ProbeFailure {
         if !first.is_empty() && first.look() != expected {
-            return Unwell::Http(Trouble::Protocol, mismatch(expected, first));
+            return ProbeFailure::Http(FailureCategory::Protocol, mismatch(expected, first));
         }
         let mut source = error.source();
         while let Some(error) = source {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 let (trouble, why) = lost(error);
-                return Unwell::Http(trouble, why);
+                return ProbeFailure::Http(trouble, why);
             }
             source = error.source();
         }
-        Unwell::Http(Trouble::Reset, chain_of(error))
+        ProbeFailure::Http(FailureCategory::Reset, chain_of(error))
     }
 }
 
 /// Asks an endpoint of a cluster.
-pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), Unwell> {
+pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), ProbeFailure> {
     let asking = async {
-        let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(Unwell::Connect)?;
+        let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(ProbeFailure::Connect)?;
         match &check.check {
             Check::Tcp {} => Ok(()),
             Check::Http { path, host } => {
@@ -114,7 +114,7 @@ pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCh
             }
         }
     };
-    timeout(check.timeout.0, asking).await.unwrap_or(Err(Unwell::Timeout))
+    timeout(check.timeout.0, asking).await.unwrap_or(Err(ProbeFailure::Timeout))
 }
 
 /// The host that is asked for: as configured, else the cluster's name, else (if that cannot be one) the address.
@@ -130,7 +130,7 @@ fn uri(cluster: &Cluster, host: &Authority, path: &str) -> Result<Uri, http::Err
     Uri::builder().scheme(scheme).authority(host.clone()).path_and_query(path).build()
 }
 
-async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), Unwell> {
+async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), ProbeFailure> {
     let request = Request::get(&uri).header(USER_AGENT, AGENT);
     let (response, _driver) = match version {
         Version::H2 { .. } => send_h2(socket, request.body(Full::default())?).await?,
@@ -143,11 +143,11 @@ async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), Unwell> 
     };
     match response.status() {
         status if status.is_success() => Ok(()),
-        status => Err(Unwell::Status(status)),
+        status => Err(ProbeFailure::Status(status)),
     }
 }
 
-async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), Unwell> {
+async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), ProbeFailure> {
     let request = Request::post(uri)
         .header(USER_AGENT, AGENT)
         .header(CONTENT_TYPE, "application/grpc")
@@ -156,19 +156,19 @@ async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), Unwell> 
     let (response, _driver) = send_h2(socket, request).await?;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        return Err(Unwell::Status(head.status));
+        return Err(ProbeFailure::Status(head.status));
     }
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(Unwell::Body)?;
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(ProbeFailure::Body)?;
     // Without a body the status is in the head.
     let status = |fields: Option<&HeaderMap>| fields?.get("grpc-status").cloned();
     match status(body.trailers()).or_else(|| status(Some(&head.headers))) {
         Some(status) if status == "0" => {}
-        Some(status) => return Err(Unwell::GrpcStatus(String::from_utf8_lossy(status.as_bytes()).into_owned())),
-        None => return Err(Unwell::GrpcStatus("missing".to_owned())),
+        Some(status) => return Err(ProbeFailure::GrpcStatus(String::from_utf8_lossy(status.as_bytes()).into_owned())),
+        None => return Err(ProbeFailure::GrpcStatus("missing".to_owned())),
     }
     match grpc::status(&body.to_bytes())? {
         grpc::SERVING => Ok(()),
-        other => Err(Unwell::NotServing(other)),
+        other => Err(ProbeFailure::NotServing(other)),
     }
 }
 
@@ -190,17 +190,17 @@ impl Driver {
     }
 }
 
-async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, Unwell> {
+async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeFailure> {
     let (socket, first) = Noting::new(socket);
-    let failed = |error: hyper::Error| Unwell::http(&error, Looks::Http1, &first.get());
+    let failed = |error: hyper::Error| ProbeFailure::http(&error, DetectedProtocol::Http1, &first.get());
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
     Ok((sender.send_request(request).await.map_err(failed)?, driver))
 }
 
-async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, Unwell> {
+async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeFailure> {
     let (socket, first) = Noting::new(socket);
-    let failed = |error: hyper::Error| Unwell::http(&error, Looks::Http2, &first.get());
+    let failed = |error: hyper::Error| ProbeFailure::http(&error, DetectedProtocol::Http2, &first.get());
     let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
     Ok((sender.send_request(request).await.map_err(failed)?, driver))

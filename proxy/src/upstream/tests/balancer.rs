@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn members(weights: &[u32]) -> Vec<Member> {
+fn members(weights: &[u32]) -> Vec<WeightedEndpoint> {
     let endpoints: Vec<_> = (0..weights.len()).map(|i| std::net::SocketAddr::from(([10, 0, 0, i as u8], 80))).collect();
     let config = model::Cluster {
         endpoints: endpoints
@@ -15,18 +15,18 @@ fn members(weights: &[u32]) -> Vec<Member> {
     super::super::Cluster::new(&config, None).members.to_vec()
 }
 
-fn index(members: &[Member], endpoint: &Arc<Endpoint>) -> usize {
+fn index(members: &[WeightedEndpoint], endpoint: &Arc<Endpoint>) -> usize {
     members.iter().position(|m| Arc::ptr_eq(&m.endpoint, endpoint)).unwrap()
 }
 
 /// How often each is picked for keys `0..draws`.
-fn counts(kind: model::Balancer, members: &[Member], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
+fn counts(kind: model::Balancer, members: &[WeightedEndpoint], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
     let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
     let mut counts = vec![0; members.len()];
     for key in 0..draws {
         counts[index(
             members,
-            balancer.pick(&cursor, Some(mix(key)), Avoid { tried: avoid, unhealthy: false }).unwrap(),
+            balancer.pick(&cursor, Some(mix(key)), Excluded { tried: avoid, unhealthy: false }).unwrap(),
         )] += 1;
     }
     counts
@@ -53,7 +53,8 @@ fn round_robin_is_smooth_and_exact() {
     ] {
         let members = members(weights);
         let (balancer, cursor) = (Balancer::new(model::Balancer::RoundRobin, &members), AtomicU64::new(0));
-        let next = || (b'a' + index(&members, balancer.pick(&cursor, None, Avoid::default()).unwrap()) as u8) as char;
+        let next =
+            || (b'a' + index(&members, balancer.pick(&cursor, None, Excluded::default()).unwrap()) as u8) as char;
         let sequence: String = (0..3 * expected.len()).map(|_| next()).collect();
         assert_eq!(sequence, expected.repeat(3), "{weights:?}");
         let Policy::RoundRobin(written_out) = &balancer.policy else { panic!() };
@@ -101,10 +102,10 @@ fn what_was_tried_is_tried_again_if_there_is_nothing_else() {
         assert_eq!(one, [0, 100]);
         assert!(
             Balancer::new(kind, &super::tests::members(&[0, 0]))
-                .pick(&AtomicU64::new(0), None, Avoid::default())
+                .pick(&AtomicU64::new(0), None, Excluded::default())
                 .is_none()
         );
-        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), Avoid::default()).is_none());
+        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), Excluded::default()).is_none());
     }
 }
 
@@ -117,10 +118,10 @@ fn a_key_stays_where_it_is_when_others_come_and_go() {
     let mut moved = 0;
     for key in 0..10_000 {
         let (old, new) = (
-            before.pick(&cursor, Some(key), Avoid::default()).unwrap(),
-            after.pick(&cursor, Some(key), Avoid::default()).unwrap(),
+            before.pick(&cursor, Some(key), Excluded::default()).unwrap(),
+            after.pick(&cursor, Some(key), Excluded::default()).unwrap(),
         );
-        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), Avoid::default()).unwrap()));
+        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), Excluded::default()).unwrap()));
         if !Arc::ptr_eq(old, new) {
             assert!(Arc::ptr_eq(old, &all[3].endpoint), "a key has moved between endpoints that both stayed");
             moved += 1;
@@ -135,7 +136,7 @@ fn a_key_goes_to_the_same_place_in_every_process() {
     let balancer = Balancer::new(model::Balancer::Hash, &members);
     let cursor = AtomicU64::new(0);
     let places: Vec<_> =
-        (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), Avoid::default()).unwrap())).collect();
+        (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), Excluded::default()).unwrap())).collect();
     assert_eq!(places, GOLDEN);
     for (address, hash) in HASHES {
         assert_eq!(address_hash(&address.parse().unwrap()), hash, "{address}");
@@ -158,7 +159,7 @@ fn least_request_keeps_loads_level_by_weight() {
         let (balancer, cursor) = (Balancer::new(model::Balancer::LeastRequest, &members), AtomicU64::new(0));
         let total: u32 = weights.iter().sum();
         let held: Vec<_> = (0..total * 100)
-            .map(|_| Arc::clone(balancer.pick(&cursor, None, Avoid::default()).unwrap()).start())
+            .map(|_| Arc::clone(balancer.pick(&cursor, None, Excluded::default()).unwrap()).start())
             .collect();
         for (member, weight) in members.iter().zip(weights) {
             let (active, due) = (member.endpoint.active(), u64::from(weight * 100));
@@ -204,9 +205,9 @@ fn draws_among_others_are_by_weight() {
     shares(&|| balancer.draw_among(|i| i != 1));
 }
 
-const HEALTHY_ONLY: Avoid<'static> = Avoid { tried: &[], unhealthy: true };
+const HEALTHY_ONLY: Excluded<'static> = Excluded { tried: &[], unhealthy: true };
 
-fn make_unhealthy(members: &[Member], which: &[usize]) {
+fn make_unhealthy(members: &[WeightedEndpoint], which: &[usize]) {
     which.iter().for_each(|i| members[*i].endpoint.healthy.store(false, Relaxed));
 }
 
@@ -230,7 +231,7 @@ fn the_unhealthy_are_left_out_by_all_and_the_others_share_by_weight() {
         }
         // What was tried is better than what is not healthy.
         let tried = [Arc::clone(&members[0].endpoint), Arc::clone(&members[3].endpoint)];
-        let avoid = Avoid { tried: &tried, unhealthy: true };
+        let avoid = Excluded { tried: &tried, unhealthy: true };
         let picked = index(&members, balancer.pick(&cursor, Some(1), avoid).unwrap());
         assert!(picked == 0 || picked == 3, "{kind:?}: {picked}");
         make_unhealthy(&members, &[0, 3]);

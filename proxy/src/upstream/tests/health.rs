@@ -35,12 +35,12 @@ fn never(more: serde_json::Value) -> serde_json::Value {
     json!({ "health_check": check })
 }
 
-fn check_of<'c>(checks: &'c Checks, cluster: &Cluster, index: usize) -> &'c Check {
+fn check_of<'c>(checks: &'c HealthChecks, cluster: &Cluster, index: usize) -> &'c EndpointCheck {
     &checks.running[&cluster.members[index].endpoint.id].check
 }
 
 /// Makes it what it is not taken for.
-fn turn(checks: &Checks, cluster: &Cluster, index: usize, well: bool) {
+fn turn(checks: &HealthChecks, cluster: &Cluster, index: usize, well: bool) {
     let check = check_of(checks, cluster, index);
     while check.endpoint.is_healthy() != well {
         check.note(if well { Ok(()) } else { Err("unwell".to_owned()) });
@@ -59,7 +59,7 @@ fn it_takes_some_results_in_a_row() {
         let config = config(&addresses::<2>(), never(json!({"unhealthy_threshold": 3, "healthy_threshold": 2})));
         let cluster = Cluster::new(&config, None);
         let registry = Registry::new(1);
-        let mut checks = Checks::new(registry.clone());
+        let mut checks = HealthChecks::new(registry.clone());
         checks.apply([(&cluster, &config)]);
         let endpoint = &cluster.members[0].endpoint;
         let note = |results: &str| {
@@ -101,7 +101,7 @@ fn the_unhealthy_are_left_out_unless_too_many_are() {
         ] {
             let config = config(&addresses::<4>(), never(json!({"panic_threshold": threshold})));
             let cluster = Cluster::new(&config, None);
-            let mut checks = Checks::new(Registry::new(1));
+            let mut checks = HealthChecks::new(Registry::new(1));
             checks.apply([(&cluster, &config)]);
             (0..unhealthy).for_each(|index| turn(&checks, &cluster, index, false));
             assert_eq!(used(&cluster), expected, "{unhealthy} of 4, {threshold} %");
@@ -118,7 +118,7 @@ fn endpoints_without_a_weight_do_not_count() {
         let mut config = config(&addresses::<3>(), never(json!({})));
         config.endpoints[2].weight = 0;
         let cluster = Cluster::new(&config, None);
-        let mut checks = Checks::new(Registry::new(1));
+        let mut checks = HealthChecks::new(Registry::new(1));
         checks.apply([(&cluster, &config)]);
         turn(&checks, &cluster, 2, false);
         turn(&checks, &cluster, 0, false);
@@ -131,7 +131,7 @@ fn a_reload_forgets_nothing_that_is_still_true() {
     run(async {
         let config = config(&addresses::<2>(), never(json!({"panic_threshold": 0})));
         let first = Cluster::new(&config, None);
-        let mut checks = Checks::new(Registry::new(1));
+        let mut checks = HealthChecks::new(Registry::new(1));
         checks.apply([(&first, &config)]);
         turn(&checks, &first, 0, false);
         check_of(&checks, &first, 1).note(Err("once".to_owned()));
@@ -327,7 +327,7 @@ fn a_check_goes_on_and_on() {
         let check = json!({"check": {"http": {"path": "/"}}, "interval": "5ms", "unhealthy_threshold": 2, "panic_threshold": 0});
         let config = config(&[address], json!({ "health_check": check }));
         let cluster = Cluster::new(&config, None);
-        let mut checks = Checks::new(Registry::new(1));
+        let mut checks = HealthChecks::new(Registry::new(1));
         checks.apply([(&cluster, &config)]);
         while cluster.pick(None, &[]).is_some() {
             sleep(Duration::from_millis(1)).await;

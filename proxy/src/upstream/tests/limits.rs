@@ -52,7 +52,7 @@ fn beyond_the_queue_requests_are_refused_and_given_back() {
         let (first, second) = (spawn(), spawn());
         until("one waits", || cluster.stats().pending.load(Relaxed) == 1).await;
         let failure = send(&pools, &cluster).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::Overflow) && failure.body.is_some(), "{failure:?}");
+        assert!(matches!(failure.kind, RequestErrorKind::Overflow) && failure.body.is_some(), "{failure:?}");
         assert_eq!(cluster.stats().pending_overflows.load(Relaxed), 1);
         second.abort();
         until("nobody waits", || cluster.stats().pending.load(Relaxed) == 0).await;
@@ -90,7 +90,7 @@ fn a_failed_connection_lets_the_next_one_try() {
         let (pools, cluster) = (pools(), cluster(&[address], few(1, 10)));
         let all = (0..5).map(|_| send(&pools, &cluster));
         for result in futures_util::future::join_all(all).await {
-            assert!(matches!(result.unwrap_err().kind, FailureKind::Connect(_)));
+            assert!(matches!(result.unwrap_err().kind, RequestErrorKind::Connect(_)));
         }
         assert_eq!(cluster.stats().connect_failures.load(Relaxed), 5);
         assert_eq!(cluster.stats().connections.load(Relaxed), 0);
@@ -227,7 +227,7 @@ fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
             limits.connections = 2;
             limits.idle_timeout = units::Duration::secs(1);
         });
-        let (here, there, place) = (pools(), pools(), Holding::default());
+        let (here, there, place) = (pools(), pools(), UsageGuard::default());
         let first = here.tunnel(&cluster, endpoint(&cluster, 0), None, &place).await.unwrap();
         let other = there.tunnel(&cluster, endpoint(&cluster, 0), None, &place).await.unwrap();
         let mut second = Box::pin(here.tunnel(&cluster, endpoint(&cluster, 0), None, &place));
@@ -248,8 +248,12 @@ async fn ask(
     pools: &Pools<Body>,
     cluster: &Arc<Cluster>,
     (client, uploads): Who,
-) -> Result<Response<PooledBody>, FailureKind> {
-    let way = Way { uploads, on_behalf_of: client.map(|client| client.parse().unwrap()), ..Way::default() };
+) -> Result<Response<PooledBody>, RequestErrorKind> {
+    let way = ProtocolChoice {
+        uploads,
+        on_behalf_of: client.map(|client| client.parse().unwrap()),
+        ..ProtocolChoice::default()
+    };
     let (head, body) = request("GET", "").into_parts();
     pools.send(cluster, endpoint(cluster, 0), way, &head, body).await.map_err(|failure| failure.kind)
 }
@@ -259,7 +263,7 @@ async fn queue<'a>(
     pools: &'a Pools<Body>,
     cluster: &'a Arc<Cluster>,
     who: Who,
-) -> Pin<Box<impl Future<Output = Result<Response<PooledBody>, FailureKind>> + use<'a>>> {
+) -> Pin<Box<impl Future<Output = Result<Response<PooledBody>, RequestErrorKind>> + use<'a>>> {
     let mut request = Box::pin(ask(pools, cluster, who));
     assert!(waits(&mut request).await);
     request
@@ -304,7 +308,7 @@ fn a_full_queue_leaves_its_places_to_those_who_go_first() {
     run(async {
         let server = server(|_| Reply::Hang("")).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 4)));
-        let refused = async |who| matches!(ask(&pools, &cluster, who).await, Err(FailureKind::Overflow));
+        let refused = async |who| matches!(ask(&pools, &cluster, who).await, Err(RequestErrorKind::Overflow));
         let mut first = Box::pin(send(&pools, &cluster));
         assert!(waits(&mut first).await);
         let mut waiters = Vec::new();
@@ -315,7 +319,7 @@ fn a_full_queue_leaves_its_places_to_those_who_go_first() {
         let over = queue(&pools, &cluster, (A, false)).await;
         assert!(refused((A, false)).await);
         waiters.push(queue(&pools, &cluster, (B, false)).await);
-        assert!(matches!(over.await, Err(FailureKind::Overflow)), "its place is another's");
+        assert!(matches!(over.await, Err(RequestErrorKind::Overflow)), "its place is another's");
         assert!(refused((None, false)).await);
         assert_eq!((waiting(&cluster), cluster.stats().pending_overflows.load(Relaxed)), ([4, 0, 0], 4));
     });

@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Cluster, Endpoint, Failure, PooledBody, Pools, Way};
+use super::{Cluster, Endpoint, PooledBody, Pools, ProtocolChoice, RequestError};
 use crate::config::{model, units};
 
 type Body = Full<Bytes>;
@@ -151,7 +151,7 @@ fn endpoint(cluster: &Cluster, index: usize) -> &Arc<Endpoint> {
     &cluster.members[index].endpoint
 }
 
-async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> Result<Response<PooledBody>, Failure<Body>> {
+async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> Result<Response<PooledBody>, RequestError<Body>> {
     send_to(pools, cluster, endpoint(cluster, 0), request("GET", "")).await
 }
 
@@ -160,13 +160,13 @@ async fn send_to<B>(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     request: Request<B>,
-) -> Result<Response<PooledBody>, Failure<B>>
+) -> Result<Response<PooledBody>, RequestError<B>>
 where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
-    pools.send(cluster, endpoint, Way::default(), &head, body).await
+    pools.send(cluster, endpoint, ProtocolChoice::default(), &head, body).await
 }
 
 /// A whole exchange, which must succeed.

@@ -229,12 +229,14 @@ fn a_reset_says_whether_a_retry_is_safe() {
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
         get(&pools, &cluster).await;
         let failure = send(&pools, &cluster).await.unwrap_err();
-        let FailureKind::Reset { reused: true, request_sent: true, bytes_received: false, .. } = failure.kind else {
+        let RequestErrorKind::Reset { reused: true, request_sent: true, bytes_received: false, .. } = failure.kind
+        else {
             panic!("{failure:?}")
         };
         assert!(failure.body.is_none() && failure.source().is_some());
         let failure = send(&pools, &cluster).await.unwrap_err();
-        let FailureKind::Reset { reused: false, request_sent: true, bytes_received: true, .. } = failure.kind else {
+        let RequestErrorKind::Reset { reused: false, request_sent: true, bytes_received: true, .. } = failure.kind
+        else {
             panic!("{failure:?}")
         };
         assert_eq!(gauges(&cluster), (0, 0));
@@ -247,7 +249,7 @@ fn a_refused_connection_gives_the_request_back() {
         let (_socket, address) = refusing();
         let (pools, cluster) = (pools(), cluster(&[address], |_| {}));
         let failure = send(&pools, &cluster).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::Connect(ref error) if !error.timeout), "{failure:?}");
+        assert!(matches!(failure.kind, RequestErrorKind::Connect(ref error) if !error.timeout), "{failure:?}");
         assert!(failure.body.is_some() && failure.source().is_some());
         assert_eq!((cluster.stats().connect_failures.load(Relaxed), gauges(&cluster)), (1, (0, 0)));
         assert_eq!(endpoint(&cluster, 0).connect_failures(), 1);
@@ -268,7 +270,7 @@ fn connecting_is_bounded_in_time() {
         config.connect_timeout = units::Duration::millis(50);
         let cluster = Cluster::new(&config, None);
         let failure = send(&pools(), &cluster).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::Connect(ref error) if error.timeout), "{failure:?}");
+        assert!(matches!(failure.kind, RequestErrorKind::Connect(ref error) if error.timeout), "{failure:?}");
         assert_eq!(cluster.stats().connect_timeouts.load(Relaxed), 1);
     });
 }
@@ -284,7 +286,8 @@ fn what_is_no_response_is_a_protocol_failure() {
             let server = server(move |_| Reply::Hang(reply)).await;
             let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
             let failure = send(&pools, &cluster).await.unwrap_err();
-            let is_malformed = matches!(failure.kind, FailureKind::Protocol { source: ProtocolError::Malformed(..) });
+            let is_malformed =
+                matches!(failure.kind, RequestErrorKind::Protocol { source: ProtocolError::Malformed(..) });
             assert!(is_malformed, "{failure:?} for {}", &reply[..30.min(reply.len())]);
             assert_eq!(gauges(&cluster), (0, 0));
         });
@@ -304,7 +307,7 @@ fn switching_protocols_is_a_protocol_failure() {
         let server = server.await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
         let failure = send(&pools, &cluster).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::Protocol { source: ProtocolError::Switched }), "{failure:?}");
+        assert!(matches!(failure.kind, RequestErrorKind::Protocol { source: ProtocolError::Switched }), "{failure:?}");
         assert_eq!(gauges(&cluster), (0, 0));
         until("the server sees it closed", || server.open.get() == 0).await;
     });
@@ -331,7 +334,7 @@ fn a_request_body_that_fails_is_not_the_upstreams_fault() {
         let request = Request::post("/").body(UnsyncBoxBody::new(body)).unwrap();
         let failure =
             send_to(&Pools::new(PoolOptions::default()), &cluster, endpoint(&cluster, 0), request).await.unwrap_err();
-        assert!(matches!(failure.kind, FailureKind::RequestBody { .. }), "{failure:?}");
+        assert!(matches!(failure.kind, RequestErrorKind::RequestBody { .. }), "{failure:?}");
     });
 }
 

@@ -80,7 +80,7 @@ fn ask(pools: &Pools<Body>, cluster: &Arc<Cluster>, at: usize, alone: bool) -> t
     let (pools, cluster) = (pools.clone(), Arc::clone(cluster));
     spawn_local(async move {
         let (head, body) = request("GET", "").into_parts();
-        let way = Way { alone, ..Way::default() };
+        let way = ProtocolChoice { alone, ..ProtocolChoice::default() };
         let response = pools.send(&cluster, endpoint(&cluster, at), way, &head, body).await.unwrap();
         assert_eq!(text(response).await, "hello");
     })

@@ -23,7 +23,7 @@ pub fn ticks(time: Duration) -> u64 {
 
 /// How far the call under way has come.
 #[derive(Debug, Default)]
-pub struct Clock {
+pub struct CallTimer {
     /// Half of the time that a call may take.
     half: Duration,
     /// The thread's processor time when the first half, by the clock on the wall, was over.
@@ -85,7 +85,7 @@ pub fn processor_time() -> Duration {
 }
 
 /// Bounds the calls of a store.
-pub fn install<T: AsMut<Clock> + 'static>(store: &mut Store<T>) {
+pub fn install<T: AsMut<CallTimer> + 'static>(store: &mut Store<T>) {
     store.epoch_deadline_callback(|mut context| {
         let clock = context.data_mut().as_mut();
         let now = processor_time();
@@ -99,15 +99,15 @@ pub fn install<T: AsMut<Clock> + 'static>(store: &mut Store<T>) {
 }
 
 /// A call begins that may take this long.
-pub fn start<T: AsMut<Clock> + 'static>(store: &mut Store<T>, time: Duration) {
+pub fn start<T: AsMut<CallTimer> + 'static>(store: &mut Store<T>, time: Duration) {
     let half = time / 2;
     start_ticks(store, half, ticks(half));
 }
 
 /// The same, with the ticks known.
-pub fn start_ticks<T: AsMut<Clock> + 'static>(store: &mut Store<T>, half: Duration, ticks: u64) {
+pub fn start_ticks<T: AsMut<CallTimer> + 'static>(store: &mut Store<T>, half: Duration, ticks: u64) {
     store.set_epoch_deadline(ticks);
-    *store.data_mut().as_mut() = Clock { half, since: None };
+    *store.data_mut().as_mut() = CallTimer { half, since: None };
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A filter's voice.
 #[derive(Debug, Default)]
-pub struct Voice {
+pub struct FilterLog {
     /// The second of the last line.
     second: AtomicU64,
     /// Lines in it.
@@ -36,7 +36,7 @@ pub struct Voice {
     dropped: AtomicU64,
 }
 
-impl Voice {
+impl FilterLog {
     /// Logs a line, if it is of a level that is shown: nothing of it is formatted before that is known.
     pub fn say(&self, filter: &str, level: Level, line: fmt::Arguments<'_>) {
         macro_rules! at {
@@ -44,7 +44,7 @@ impl Voice {
                 match level {
                     $(Level::$name => {
                         if tracing::enabled!(target: target::FILTER, Level::$name) && self.may_speak(filter) {
-                            let line = Line::of(line);
+                            let line = LogLine::of(line);
                             tracing::event!(target: target::FILTER, Level::$name, filter, "{line}");
                         }
                     })*
@@ -75,18 +75,18 @@ impl Voice {
 }
 
 /// A line of bounded length. Formatting ends where it is full, however much there is.
-struct Line(String);
+struct LogLine(String);
 
-impl Line {
-    fn of(line: fmt::Arguments<'_>) -> Line {
-        let mut text = Line(String::new());
+impl LogLine {
+    fn of(line: fmt::Arguments<'_>) -> LogLine {
+        let mut text = LogLine(String::new());
         // An error only says that it is full.
         let _ = text.write_fmt(line);
         text
     }
 }
 
-impl Write for Line {
+impl Write for LogLine {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let fits = text.floor_char_boundary(LONGEST - self.0.len());
         self.0.push_str(&text[..fits]);
@@ -94,16 +94,16 @@ impl Write for Line {
     }
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for LogLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
 /// Bytes that a guest has given, as they stand in a line: escaped, and cut if they are many.
-pub struct Shown<'a>(pub &'a [u8]);
+pub struct Escaped<'a>(pub &'a [u8]);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start = &self.0[..self.0.len().min(SHOWN)];
         write!(f, "{}{}", start.escape_ascii(), if start.len() < self.0.len() { "..." } else { "" })
@@ -111,9 +111,9 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// Bytes that should be UTF-8, with a sign in place of what is not.
-pub struct Text<'a>(pub &'a [u8]);
+pub struct LossyText<'a>(pub &'a [u8]);
 
-impl fmt::Display for Text<'_> {
+impl fmt::Display for LossyText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             f.write_str(chunk.valid())?;
@@ -143,17 +143,17 @@ mod tests {
     fn a_line_is_cut_and_no_more_of_it_is_formatted() {
         let formatted = AtomicU32::new(0);
         let long = "é".repeat(LONGEST);
-        let line = Line::of(format_args!("a{long}{}", Counted(&formatted)));
+        let line = LogLine::of(format_args!("a{long}{}", Counted(&formatted)));
         assert_eq!((line.0.len(), formatted.load(Relaxed)), (LONGEST - 1, 0));
         let bytes = vec![0xff; 1 << 20];
-        assert!(format!("{}", Shown(&bytes)).len() < 1000);
-        assert_eq!(format!("{} {}", Shown(b"a\n\x1b"), Text(b"a\xffb")), "a\\n\\x1b a\u{fffd}b");
+        assert!(format!("{}", Escaped(&bytes)).len() < 1000);
+        assert_eq!(format!("{} {}", Escaped(b"a\n\x1b"), LossyText(b"a\xffb")), "a\\n\\x1b a\u{fffd}b");
     }
 
     #[test]
     fn what_is_not_shown_is_not_formatted() {
         // No subscriber is set up in this test.
-        let (voice, formatted) = (Voice::default(), AtomicU32::new(0));
+        let (voice, formatted) = (FilterLog::default(), AtomicU32::new(0));
         tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
             voice.say("f", Level::WARN, format_args!("{}", Counted(&formatted)));
         });
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn nobody_talks_without_end() {
-        let voice = Voice::default();
+        let voice = FilterLog::default();
         let said = (0..50_000).filter(|_| voice.may_speak("f")).count();
         // The clock may have moved on to another second or two meanwhile.
         assert!((PER_SECOND as usize..=3 * PER_SECOND as usize).contains(&said), "{said}");

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes};
 use http::HeaderMap;
 
 use crate::{
-    chain::{RequestHead, charge::Charge},
+    chain::{RequestHead, charge::MemoryCharge},
     upstream::Cluster,
 };
 
@@ -15,7 +15,7 @@ pub(crate) const HEADER: usize = 5;
 
 /// A call that has not ended, as the guest has it.
 #[derive(Debug, Clone, Copy)]
-pub struct Open {
+pub struct OpenCall {
     /// It is a stream of messages.
     pub streams: bool,
     /// No more messages come from here.
@@ -24,9 +24,9 @@ pub struct Open {
 
 /// What the guest wants of its calls. Of each call, at most one of them is nothing but a wish to end it.
 #[derive(Debug)]
-pub enum Wish {
+pub enum CallCommand {
     /// A new one.
-    Open(Box<Call>),
+    Open(Box<GrpcCall>),
     /// Another message, as it is sent; and whether it is the last one.
     Send(u32, Bytes, bool),
     /// No more messages from here.
@@ -37,7 +37,7 @@ pub enum Wish {
 
 /// A call.
 #[derive(Debug)]
-pub struct Call {
+pub struct GrpcCall {
     /// The guest's handle.
     pub id: u32,
     /// For which root context.
@@ -51,12 +51,12 @@ pub struct Call {
     /// How long it may take, in all.
     pub timeout: Option<Duration>,
     /// For the call, until it has ended, and for what comes of its answer.
-    pub charge: Charge,
+    pub charge: MemoryCharge,
 }
 
 /// What a call has brought, while the guest is told of it.
 #[derive(Debug)]
-pub enum Event {
+pub enum CallEvent {
     /// The head of the answer; streams only.
     Initial(HeaderMap),
     /// A message.
@@ -70,9 +70,9 @@ pub enum Event {
 /// Calls that the other side has ended. A guest may end each of them once more, when it hears of it or later, as it may in
 /// Envoy. The last ones are remembered: nobody has to.
 #[derive(Debug, Default)]
-pub struct Over(pub(crate) VecDeque<u32>);
+pub struct EndedCalls(pub(crate) VecDeque<u32>);
 
-impl Over {
+impl EndedCalls {
     /// How many are remembered.
     pub(crate) const MOST: usize = 1024;
 

@@ -15,14 +15,14 @@ const LONGEST: usize = 64;
 
 /// The names, as they were spelled and as they were read.
 #[derive(Debug, Default)]
-pub struct Spelled {
+pub struct NameCache {
     /// Empty until there is a first one.
     places: Vec<Option<(Box<[u8]>, Name)>>,
     /// One that is not remembered.
     last: Option<Name>,
 }
 
-impl Spelled {
+impl NameCache {
     /// The name that this text is. `None`: it is none.
     pub fn name(&mut self, text: &[u8]) -> Option<&Name> {
         if text.len() > LONGEST {
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_text_is_always_the_name_that_it_spells() {
-        let mut spelled = Spelled::default();
+        let mut spelled = NameCache::default();
         let long = "x".repeat(LONGEST + 1);
         let many = (0..4 * PLACES).map(|i| format!("X-{i}"));
         let texts: Vec<String> =

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::filter_log::Voice;
-use crate::wasm::stores::env::{Estate, Holdings};
+use super::filter_log::FilterLog;
+use crate::wasm::stores::env::{FilterStore, VmIdStore};
 
 /// Who a filter is: what it can ask about itself, and what it keeps beyond its instances.
-pub struct Identity {
+pub struct PluginInfo {
     /// Its name.
     pub name: String,
     /// The name of its root context.
@@ -20,14 +20,14 @@ pub struct Identity {
     /// Its environment.
     pub env: BTreeMap<String, String>,
     /// Its lines in the log.
-    pub voice: Voice,
+    pub voice: FilterLog,
     /// What it has together with the other filters of its `vm_id`.
-    pub estate: Arc<Estate>,
+    pub estate: Arc<VmIdStore>,
     /// What all its instances have together, over swaps.
-    pub holdings: Arc<Holdings>,
+    pub holdings: Arc<FilterStore>,
 }
 
-impl Identity {
+impl PluginInfo {
     /// Logs that the filter has done something that cannot be.
     pub fn complain(&self, line: std::fmt::Arguments<'_>) {
         self.voice.say(&self.name, tracing::Level::WARN, line);

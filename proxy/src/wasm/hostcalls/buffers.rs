@@ -7,7 +7,7 @@ use super::guest::{give, range, split, status, write_u32};
 use crate::{
     chain::network::Side,
     wasm::{
-        host::{Host, Phase, grpc::Event},
+        host::{Host, Phase, grpc::CallEvent},
         scope::call_scope,
     },
 };
@@ -27,7 +27,7 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
         })
         .flatten(),
         buffer::GRPC_CALL_MESSAGE => match &host.answers.grpc_event {
-            Some(Event::Message(message)) => Some(f(message)),
+            Some(CallEvent::Message(message)) => Some(f(message)),
             _ => None,
         },
         buffer::FOREIGN_FUNCTION_ARGUMENTS => None,

@@ -19,7 +19,7 @@ use crate::{
         charge::CALL,
         head::{Headers, Name, RequestHead},
     },
-    wasm::host::{Host, HttpCall, filter_log::Shown, grpc::Event},
+    wasm::host::{Host, HttpCall, filter_log::Escaped, grpc::CallEvent},
 };
 
 /// Calls of one instance that have not been answered yet.
@@ -52,7 +52,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let host = caller.data();
             let failure = host.answers.call_response.as_ref().and_then(|c| c.failure);
             let (code, message) = match &host.answers.grpc_event {
-                Some(Event::Closed(code, message)) => (*code, message.clone()),
+                Some(CallEvent::Closed(code, message)) => (*code, message.clone()),
                 _ => failure.map_or((0, String::new()), |(code, message)| (code, message.to_owned())),
             };
             let written = split(&mut caller).and_then(|(memory, _)| write_u32(memory, code_out, code));
@@ -87,7 +87,7 @@ fn http_call(
     let name = str::from_utf8(key(memory, upstream.0, upstream.1)?)
         .map_err(|_| bad(format_args!("the cluster's name is not UTF-8")))?;
     let cluster = host.world.clusters.get(name).cloned();
-    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;
+    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     let decode = |(ptr, len)| {
         pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("headers that cannot be read")))
     };

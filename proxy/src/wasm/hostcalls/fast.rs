@@ -18,18 +18,18 @@ use super::{
 };
 use crate::{
     chain::{
-        Selected,
+        SelectedRoute,
         charge::{ITEM, TIMER},
         head::{BadHeader, Found, Headers, MAX_VALUE, Name},
         route::Route,
-        stream::{Position, State},
+        stream::{FilterState, StreamState},
     },
     wasm::{
         host::{
             Host, Phase, Timer,
-            filter_log::{LONGEST, Text},
+            filter_log::{LONGEST, LossyText},
         },
-        scope::{call_scope, stream_ref::Subject},
+        scope::{call_scope, stream_ref::StreamRef},
     },
 };
 
@@ -56,10 +56,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             host.hostcalls += 1;
             let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
             let selected = call_scope::with_subject(|subject, _| {
-                let selected = Some(Selected::new(route, given as u32, split as u64, balance as u64));
+                let selected = Some(SelectedRoute::new(route, given as u32, split as u64, balance as u64));
                 match subject {
-                    Subject::Http(stream) => stream.state.borrow_mut().route = selected,
-                    Subject::Tcp(stream) => stream.state.borrow_mut().route = selected,
+                    StreamRef::Http(stream) => stream.state.borrow_mut().route = selected,
+                    StreamRef::Tcp(stream) => stream.state.borrow_mut().route = selected,
                 }
             });
             selected.map_or(Status::NotFound, |()| Status::Ok) as i32
@@ -110,7 +110,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let host = c.data_mut();
         host.hostcalls += 1;
         // A stream that has ended will hear of nothing any more.
-        let there = |p: &mut Position| {
+        let there = |p: &mut FilterState| {
             p.timers.retain(|timer| !timer.is_finished());
             (!p.over).then_some((p.context, p.timers.len()))
         };
@@ -170,7 +170,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(split(&mut c).and_then(|(memory, host)| {
                 let get = |ptr, len| {
                     let bytes = slice(memory, ptr, len)?;
-                    Ok(Text(&bytes[..bytes.len().min(LONGEST)]).to_string())
+                    Ok(LossyText(&bytes[..bytes.len().min(LONGEST)]).to_string())
                 };
                 let (path, text) = (get(path, path_len)?, get(text, len)?);
                 if host.phase == Phase::Running || host.config_errors.len() >= limit::CONFIG_ERRORS {
@@ -425,7 +425,7 @@ fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> R
     let value = HeaderValue::from_bytes(value).map_err(|_| Status::BadArgument)?;
     host.copied += value.len() as u64;
     let field: (HeaderName, HeaderValue) = (name, value);
-    let push = |s: &mut State| {
+    let push = |s: &mut StreamState| {
         let fits = s.eventual.len() < MAX_EVENTUAL && s.owe(&host.ledger, field_size(0, field.1.as_bytes()));
         fits.then(|| s.eventual.push(field)).ok_or(Status::BadArgument)
     };

@@ -7,7 +7,7 @@ use super::guest::{give, slice, split};
 use crate::{
     chain::stored::CLUSTER_STATE,
     wasm::{
-        host::{Host, filter_log::Shown},
+        host::{Host, filter_log::Escaped},
         scope::call_scope,
     },
 };
@@ -43,7 +43,7 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
             let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
             let names_cluster = str::from_utf8(value).is_ok_and(|name| host.world.clusters.contains_key(name));
             if key == CLUSTER_STATE && !names_cluster {
-                host.identity.complain(format_args!("there is no cluster \"{}\"", Shown(value)));
+                host.identity.complain(format_args!("there is no cluster \"{}\"", Escaped(value)));
             }
             let set = call_scope::with_notes(|notes| notes.stored.set_state(key, value, &host.ledger))
                 .ok_or(Status::NotFound)?;

@@ -25,8 +25,8 @@ use crate::{
     config::model::ClusterProtocol,
     wasm::host::{
         Host,
-        filter_log::Shown,
-        grpc::{Call, Open, Wish, framed},
+        filter_log::Escaped,
+        grpc::{CallCommand, GrpcCall, OpenCall, framed},
     },
 };
 
@@ -126,7 +126,7 @@ fn open(
     let upstream = key(memory, target.upstream.0, target.upstream.1)?;
     let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is no cluster's name")))?;
     let cluster = host.world.clusters.get(name).cloned();
-    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Shown(name.as_bytes()))))?;
+    let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     if cluster.protocol == ClusterProtocol::H1 {
         return Err(bad(format_args!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
     }
@@ -170,11 +170,11 @@ fn open(
     let id = host.last_call.wrapping_add(1);
     write_u32(memory, id_out, id)?;
     host.last_call = id;
-    host.grpc_calls.insert(id, Open { streams: message.is_none(), closed: false });
+    host.grpc_calls.insert(id, OpenCall { streams: message.is_none(), closed: false });
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
     let root = host.root;
-    host.grpc_wishes.push(Wish::Open(Box::new(Call { id, root, cluster, head, message, timeout, charge })));
+    host.grpc_wishes.push(CallCommand::Open(Box::new(GrpcCall { id, root, cluster, head, message, timeout, charge })));
     Ok(())
 }
 
@@ -197,7 +197,7 @@ fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> R
     };
     call.closed = last;
     host.copied += message.len() as u64;
-    host.grpc_wishes.push(Wish::Send(id, charge.hold(framed(message)), last));
+    host.grpc_wishes.push(CallCommand::Send(id, charge.hold(framed(message)), last));
     Ok(())
 }
 
@@ -209,9 +209,9 @@ fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     };
     if all {
         host.grpc_calls.remove(&id);
-        host.grpc_wishes.push(Wish::Cancel(id));
+        host.grpc_wishes.push(CallCommand::Cancel(id));
     } else if !std::mem::replace(&mut call.closed, true) {
-        host.grpc_wishes.push(Wish::Close(id));
+        host.grpc_wishes.push(CallCommand::Close(id));
     }
     Ok(())
 }

@@ -16,11 +16,11 @@ use super::guest::{answer, give, slice, split, status, write_u32};
 use crate::{
     chain::{
         Direction,
-        charge::{ITEM, Ledger},
+        charge::{ITEM, MemoryBudget},
         head::{BadHeader, Headers, MAX_VALUE, Name, is_value},
     },
     wasm::{
-        host::{Answers, Host, filter_log::Shown, grpc::Event},
+        host::{Answers, Host, filter_log::Escaped, grpc::CallEvent},
         scope::call_scope,
     },
 };
@@ -39,8 +39,8 @@ pub(super) fn with_map<T>(
         map::HTTP_CALL_RESPONSE_HEADERS => answers.call_response.as_mut().and_then(|c| c.head.as_mut()).map(|h| f(h)),
         map::HTTP_CALL_RESPONSE_TRAILERS => answers.call_response.as_mut().map(|c| f(&mut c.trailers)),
         map::GRPC_INITIAL_METADATA | map::GRPC_TRAILING_METADATA => match (&mut answers.grpc_event, which) {
-            (Some(Event::Initial(fields)), map::GRPC_INITIAL_METADATA)
-            | (Some(Event::Trailing(fields)), map::GRPC_TRAILING_METADATA) => Some(f(fields)),
+            (Some(CallEvent::Initial(fields)), map::GRPC_INITIAL_METADATA)
+            | (Some(CallEvent::Trailing(fields)), map::GRPC_TRAILING_METADATA) => Some(f(fields)),
             _ => None,
         },
         _ => return Err(Status::BadArgument),
@@ -50,7 +50,7 @@ pub(super) fn with_map<T>(
 /// Runs `f`, which makes a header map grow by so many bytes, if the guest may keep that much. `None` and `Err`: as for `with_map`.
 pub(super) fn grow_map(
     answers: &mut Answers,
-    ledger: &Arc<Ledger>,
+    ledger: &Arc<MemoryBudget>,
     which: i32,
     more: usize,
     f: impl FnOnce(&mut dyn Headers) -> Result<(), BadHeader>,
@@ -164,7 +164,7 @@ pub(super) struct Refused<'a>(pub &'a [u8], pub &'a [u8]);
 impl fmt::Display for Refused<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refused(name, value) = *self;
-        let (name_text, value_text) = (Shown(name), Shown(value));
+        let (name_text, value_text) = (Escaped(name), Escaped(value));
         let right = match Name::parse(name) {
             None => return write!(f, "\"{name_text}\" is not a header's name"),
             Some(Name::Field(_)) if is_value(value) => {
@@ -226,7 +226,7 @@ fn change(
         Some(Err(_)) => &Refused(key, value),
         None => &"the map is not there in this phase",
     };
-    host.identity.complain(format_args!("header \"{}\" not changed: {why}", Shown(key)));
+    host.identity.complain(format_args!("header \"{}\" not changed: {why}", Escaped(key)));
     Ok(())
 }
 

@@ -7,8 +7,8 @@ use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
     wasm::{
-        host::{Host, filter_log::Shown},
-        stores::undo_log::Trial,
+        host::{Host, filter_log::Escaped},
+        stores::undo_log::UndoLog,
     },
 };
 
@@ -62,7 +62,7 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
     host.define(0)?;
     let holdings = &host.identity.holdings;
     let (metric, newly) = host.world.shared.registry.dynamic(kind, name, &holdings.metrics).map_err(|e| {
-        host.identity.complain(format_args!("metric `{}` not defined: {e}", Shown(name.as_bytes())));
+        host.identity.complain(format_args!("metric `{}` not defined: {e}", Escaped(name.as_bytes())));
         match e {
             MetricError::TooMany => Status::InternalFailure,
             _ => Status::BadArgument,
@@ -79,7 +79,7 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
 fn on_metric<T>(
     caller: &mut Caller<'_, Host>,
     id: i32,
-    f: impl FnOnce(&Handle, &Trial) -> Result<T, MetricError>,
+    f: impl FnOnce(&Handle, &UndoLog) -> Result<T, MetricError>,
 ) -> Result<T, Status> {
     let host = caller.data_mut();
     host.hostcalls += 1;

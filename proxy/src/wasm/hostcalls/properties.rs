@@ -21,13 +21,13 @@ use crate::{
         Headers, Stream,
         head::Name,
         network::NetworkStream,
-        stored::{NotStored, Stored},
-        stream::State,
+        stored::{StoreError, StreamMetadata},
+        stream::StreamState,
     },
     tls::ConnectionTls,
     wasm::{
-        host::{Host, filter_log::Shown, plugin_info::Identity},
-        scope::{call_scope, stream_ref::Subject},
+        host::{Host, filter_log::Escaped, plugin_info::PluginInfo},
+        scope::{call_scope, stream_ref::StreamRef},
     },
 };
 
@@ -95,7 +95,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
             let key = [SET, path].concat();
             call_scope::with_notes(|notes| notes.stored.set_state(&key, value, &host.ledger))
         }
-        _ => Some(Err(NotStored::Bad)),
+        _ => Some(Err(StoreError::Bad)),
     };
     if let Some(Err(why)) = set {
         host.identity.complain(format_args!("property not set: {why}"));
@@ -109,7 +109,7 @@ struct Dotted<'a>(&'a [u8]);
 impl fmt::Display for Dotted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nth, segment) in self.0.split(|b| *b == 0).take(8).enumerate() {
-            write!(f, "{}{}", if nth == 0 { "" } else { "." }, Shown(segment))?;
+            write!(f, "{}{}", if nth == 0 { "" } else { "." }, Escaped(segment))?;
         }
         Ok(())
     }
@@ -124,8 +124,8 @@ fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
     }
     call_scope::with_subject(|subject, _| {
         let own = match subject {
-            Subject::Http(stream) => of_stream(stream, &stream.state.borrow(), segments, data),
-            Subject::Tcp(stream) => of_network(stream, segments, data),
+            StreamRef::Http(stream) => of_stream(stream, &stream.state.borrow(), segments, data),
+            StreamRef::Tcp(stream) => of_network(stream, segments, data),
         };
         let own = own.or_else(|| of_connection(subject, segments, data));
         own.or_else(|| subject.with_notes(|notes| of_filters(notes.stored, bytes, segments, data)))
@@ -134,7 +134,7 @@ fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
 }
 
 /// What filters have stored.
-fn of_filters(stored: &Stored, path: &[u8], segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+fn of_filters(stored: &StreamMetadata, path: &[u8], segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let value = match segments {
         ["metadata", "filter_metadata", space] => {
             let all = stored.space(space.as_bytes());
@@ -153,7 +153,7 @@ fn of_filters(stored: &Stored, path: &[u8], segments: &[&str], data: &mut Vec<u8
     Some(())
 }
 
-fn of_plugin(identity: &Identity, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+fn of_plugin(identity: &PluginInfo, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let text = match segments {
         ["plugin_name"] => &identity.name,
         ["plugin_root_id"] => &identity.root_id,
@@ -165,7 +165,7 @@ fn of_plugin(identity: &Identity, segments: &[&str], data: &mut Vec<u8>) -> Opti
 }
 
 /// What there is for streams of both kinds.
-fn of_connection(subject: &Subject, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+fn of_connection(subject: &StreamRef, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let (connection, client) = (subject.connection(), subject.client());
     let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
     match segments {
@@ -263,7 +263,7 @@ fn of_tls(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option
     Some(())
 }
 
-fn of_stream(stream: &Stream, state: &State, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
+fn of_stream(stream: &Stream, state: &StreamState, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let path = state.request.path.as_ref();
     let query_at = path.iter().position(|b| *b == b'?');
     let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);

@@ -4,7 +4,7 @@ use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
 
 use super::guest::{give, key, range, slice, split, status, write_u32};
-use crate::wasm::{host::Host, stores::queue::NotSent};
+use crate::wasm::{host::Host, stores::queue::EnqueueError};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -49,7 +49,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                     false => queues.send(id as u32, value, &host.ledger),
                 };
                 sent.map_err(|why| {
-                    if why == NotSent::Full {
+                    if why == EnqueueError::Full {
                         host.identity.complain(format_args!("queue {id} is full; a message was not taken"));
                     }
                     // The released SDKs know no other status here.

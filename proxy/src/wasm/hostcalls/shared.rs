@@ -7,7 +7,7 @@ use super::{
     guest::{give, key, slice, split, status, write_u32},
     stored::set_shared,
 };
-use crate::wasm::{host::Host, stores::shared_data::Expected};
+use crate::wasm::{host::Host, stores::shared_data::ExpectedVersion};
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -40,7 +40,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (memory, host) = split(caller)?;
                 let (key, value) = (self::key(memory, key, key_len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
-                set_shared(host, key, value, Expected::of_cas(cas as u32), None)
+                set_shared(host, key, value, ExpectedVersion::of_cas(cas as u32), None)
             };
             status(set(&mut caller))
         },

@@ -7,11 +7,11 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::{key, number, slice, slice_mut, split, status, write_u32};
 use crate::{
-    chain::stored::{NotStored, Stored},
+    chain::stored::{StoreError, StreamMetadata},
     wasm::{
         host::Host,
         scope::call_scope,
-        stores::shared_data::{Expected, NotChanged},
+        stores::shared_data::{ExpectedVersion, UpdateError},
     },
 };
 
@@ -54,7 +54,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut c: Caller<'_, Host>, key: i32, len: i32, value: i32, value_len: i32, expected: i64, ttl: i64| {
             status(split(&mut c).and_then(|(memory, host)| {
                 let (key, value) = (self::key(memory, key, len)?, slice(memory, value, value_len)?);
-                let expected = Expected::of_number(expected).ok_or(Status::BadArgument)?;
+                let expected = ExpectedVersion::of_number(expected).ok_or(Status::BadArgument)?;
                 let ttl = u64::try_from(ttl).map_err(|_| Status::BadArgument)?;
                 let ttl = (ttl > 0).then(|| Duration::from_millis(ttl));
                 host.copied += value.len() as u64;
@@ -64,7 +64,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     )?;
     linker.func_wrap(MODULE, "shared_delete", |mut c: Caller<'_, Host>, key: i32, len: i32, expected: i64| {
         status(split(&mut c).and_then(|(memory, host)| {
-            let expected = Expected::of_number(expected).ok_or(Status::BadArgument)?;
+            let expected = ExpectedVersion::of_number(expected).ok_or(Status::BadArgument)?;
             let (key, estate) = (self::key(memory, key, len)?, &host.identity.estate);
             let change = estate.data.delete(key, expected).map_err(of_shared)?;
             if host.world.trial.is_on() {
@@ -81,7 +81,7 @@ pub(super) fn set_shared(
     host: &Host,
     key: &[u8],
     value: &[u8],
-    expected: Expected,
+    expected: ExpectedVersion,
     ttl: Option<Duration>,
 ) -> Result<(), Status> {
     let estate = &host.identity.estate;
@@ -93,23 +93,23 @@ pub(super) fn set_shared(
 }
 
 /// The status for shared data that was not changed.
-fn of_shared(why: NotChanged) -> Status {
+fn of_shared(why: UpdateError) -> Status {
     match why {
-        NotChanged::CasMismatch => Status::CasMismatch,
-        NotChanged::Full => Status::InternalFailure,
-        NotChanged::NotFound => Status::NotFound,
+        UpdateError::CasMismatch => Status::CasMismatch,
+        UpdateError::Full => Status::InternalFailure,
+        UpdateError::NotFound => Status::NotFound,
     }
 }
 
-fn of_stored(why: NotStored) -> Status {
+fn of_stored(why: StoreError) -> Status {
     match why {
-        NotStored::Bad => Status::BadArgument,
-        NotStored::Full => Status::InternalFailure,
+        StoreError::Bad => Status::BadArgument,
+        StoreError::Full => Status::InternalFailure,
     }
 }
 
 /// Runs `f` on what is stored with the stream. `NotFound`: there is none.
-fn with_stored<T>(f: impl FnOnce(&mut Stored) -> Result<T, Status>) -> Result<T, Status> {
+fn with_stored<T>(f: impl FnOnce(&mut StreamMetadata) -> Result<T, Status>) -> Result<T, Status> {
     call_scope::with_notes(|notes| f(notes.stored)).ok_or(Status::NotFound)?
 }
 

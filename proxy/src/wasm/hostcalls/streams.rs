@@ -25,7 +25,7 @@ use crate::{
     observe::detail,
     wasm::{
         host::Host,
-        scope::{call_scope, stream_ref::Subject},
+        scope::{call_scope, stream_ref::StreamRef},
     },
 };
 
@@ -143,9 +143,9 @@ fn reply(
         }
     };
     call_scope::with_subject(|subject, _| match subject {
-        Subject::Http(stream) => stream.reply(reply, flag::LOCAL_REPLY),
+        StreamRef::Http(stream) => stream.reply(reply, flag::LOCAL_REPLY),
         // There is nothing to be answered, but that it shall not go on is clear.
-        Subject::Tcp(_) => subject.close(),
+        StreamRef::Tcp(_) => subject.close(),
     });
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::guest::{slice, split, status, write_u32, write_u64};
 use crate::wasm::{
     host::{
         FIRST_ROOT, Host, Phase,
-        filter_log::{LONGEST, Text},
+        filter_log::{LONGEST, LossyText},
     },
     scope::call_scope,
 };
@@ -67,7 +67,7 @@ fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<
 
 /// Logs a message of the filter's.
 pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(), Status> {
-    let message = Text(&bytes[..bytes.len().min(LONGEST)]);
+    let message = LossyText(&bytes[..bytes.len().min(LONGEST)]);
     let severity = match level {
         log_level::TRACE => Level::TRACE,
         log_level::DEBUG => Level::DEBUG,

@@ -11,7 +11,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Where a machine has instances. Changed only where a worker is left without one, which is seldom.
 #[derive(Debug, Default)]
-pub struct Presence(Mutex<State>);
+pub struct Availability(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -25,7 +25,7 @@ struct State {
 
 /// What there is of a machine now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observed {
     /// Workers that run it.
     pub workers: usize,
     /// Those that have an instance.
@@ -34,7 +34,7 @@ pub struct Seen {
     pub out: bool,
 }
 
-impl Presence {
+impl Availability {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,7 +62,7 @@ impl Presence {
     }
 
     /// What there is now.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Observed {
         self.state().seen(Instant::now())
     }
 }
@@ -87,13 +87,13 @@ impl State {
         self.back.is_some_and(|back| now.saturating_duration_since(back) < SETTLED)
     }
 
-    fn seen(&self, now: Instant) -> Seen {
+    fn seen(&self, now: Instant) -> Observed {
         let until = match self.with {
             0 => Some(now),
             _ => self.back.filter(|_| self.is_new(now)),
         };
         let outage = self.lost.zip(until).map(|(lost, until)| until.saturating_duration_since(lost));
-        Seen { workers: self.workers, with: self.with, out: outage.is_some_and(|outage| outage > SETTLED) }
+        Observed { workers: self.workers, with: self.with, out: outage.is_some_and(|outage| outage > SETTLED) }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Compiled code, ready to be instantiated.
-pub struct Code {
+pub struct CompiledModule {
     /// What the user calls it: a file's path, or `builtin:NAME`.
     pub source: String,
     /// A hash of its content, in hex.
@@ -96,7 +96,7 @@ pub fn content_hash(bytes: &[u8]) -> String {
     format!("{hash:032x}")
 }
 
-impl Code {
+impl CompiledModule {
     /// Reads a module's file, unless that is larger than may be compiled.
     pub fn read(path: &Path, limits: &Compile) -> Result<Vec<u8>, LoadError> {
         let source = || path.display().to_string();
@@ -110,8 +110,13 @@ impl Code {
     }
 
     /// Compiles a module. Takes from milliseconds (cached) to as long as `limits` allows, so never on a worker.
-    pub fn load(engine: &Engine, source: &str, bytes: &[u8], limits: &Compile) -> Result<Arc<Code>, LoadError> {
-        Code::load_or_all(engine, source, bytes, limits).map_err(|mut all| all.swap_remove(0))
+    pub fn load(
+        engine: &Engine,
+        source: &str,
+        bytes: &[u8],
+        limits: &Compile,
+    ) -> Result<Arc<CompiledModule>, LoadError> {
+        CompiledModule::load_or_all(engine, source, bytes, limits).map_err(|mut all| all.swap_remove(0))
     }
 
     /// The same, with all that is wrong with it: one error at least.
@@ -120,7 +125,7 @@ impl Code {
         source: &str,
         bytes: &[u8],
         limits: &Compile,
-    ) -> Result<Arc<Code>, Vec<LoadError>> {
+    ) -> Result<Arc<CompiledModule>, Vec<LoadError>> {
         let start = Instant::now();
         let failed = |error| vec![LoadError::compile(source, error)];
         engine.tick().map_err(|e| failed(CompileError::NoProcess(e)))?;
@@ -148,7 +153,7 @@ impl Code {
             target: target::WASM,
             source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled"
         );
-        Ok(Arc::new(Code { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
+        Ok(Arc::new(CompiledModule { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
     }
 
     /// Bytes of machine code that it was compiled to.
@@ -225,8 +230,8 @@ mod tests {
     use super::*;
     use crate::wasm::Compiler;
 
-    fn load(engine: &Engine, text: &str) -> Result<Arc<Code>, LoadError> {
-        Code::load(engine, "a.wasm", &wat::parse_str(text).unwrap(), &Compile::default())
+    fn load(engine: &Engine, text: &str) -> Result<Arc<CompiledModule>, LoadError> {
+        CompiledModule::load(engine, "a.wasm", &wat::parse_str(text).unwrap(), &Compile::default())
     }
 
     #[test]

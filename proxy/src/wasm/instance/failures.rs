@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{net::Client, wasm::scope::stream_ref::Subject};
+use crate::{net::Client, wasm::scope::stream_ref::StreamRef};
 
 /// Clients, and paths, that are kept.
 const ENTRIES: usize = 8;
@@ -21,18 +21,18 @@ const APART: Duration = Duration::from_secs(5);
 
 /// What is kept of a filter's failures.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<Kept>);
+pub struct FailureLog(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    clients: Top,
-    paths: Top,
-    pace: Pace,
+    clients: TopKeys,
+    paths: TopKeys,
+    pace: LogRate,
 }
 
 /// A request, or a connection, that has made a filter fail, as it is shown.
 #[derive(Debug)]
-pub(in crate::wasm) struct Cause {
+pub(in crate::wasm) struct FailureSource {
     /// The client's address, with its port.
     pub client: String,
     /// The method; none of a TCP connection.
@@ -43,22 +43,22 @@ pub(in crate::wasm) struct Cause {
     counted_path: Option<String>,
 }
 
-impl Cause {
+impl FailureSource {
     /// What there is to be said of a stream.
-    pub(in crate::wasm) fn of(subject: &Subject) -> Cause {
+    pub(in crate::wasm) fn of(subject: &StreamRef) -> FailureSource {
         let client = subject.client();
         let line = match subject {
-            Subject::Http(stream) => {
+            StreamRef::Http(stream) => {
                 let state = stream.state.borrow();
                 Some((state.request.method.to_string(), state.request.path.clone()))
             }
-            Subject::Tcp(_) => None,
+            StreamRef::Tcp(_) => None,
         };
         let counted_path = line.as_ref().map(|(method, path)| {
             let path = path.split(|b| *b == b'?').next().unwrap_or_default();
             format!("{} {}", shown(method.as_bytes()), shown(path))
         });
-        Cause {
+        FailureSource {
             client: client.to_string(),
             method: line.as_ref().map(|(method, _)| shown(method.as_bytes())),
             path: line.as_ref().map(|(_, path)| shown(path)),
@@ -76,13 +76,13 @@ fn shown(bytes: &[u8]) -> String {
     }
 }
 
-impl Failures {
+impl FailureLog {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a failure. Whether to log it, and then how many were not logged since the last one that was.
-    pub(in crate::wasm) fn note(&self, cause: Option<&Cause>) -> Option<u64> {
+    pub(in crate::wasm) fn note(&self, cause: Option<&FailureSource>) -> Option<u64> {
         let mut kept = self.kept();
         if let Some(cause) = cause {
             kept.clients.count(&cause.counted_client);
@@ -101,7 +101,7 @@ impl Failures {
 /// The most frequent of many keys, in little memory (Metwally, Agrawal, El Abbadi: "Space-Saving"). A key that is not there
 /// takes the place of the rarest and inherits its count, which so may be too high, by what is said beside it.
 #[derive(Debug, Default)]
-struct Top(Vec<Entry>);
+struct TopKeys(Vec<Entry>);
 
 #[derive(Debug)]
 struct Entry {
@@ -110,7 +110,7 @@ struct Entry {
     excess: u64,
 }
 
-impl Top {
+impl TopKeys {
     fn count(&mut self, key: &str) {
         if let Some(entry) = self.0.iter_mut().find(|entry| entry.key == key) {
             entry.count += 1;
@@ -131,13 +131,13 @@ impl Top {
 
 /// A bound on lines.
 #[derive(Debug, Default)]
-struct Pace {
+struct LogRate {
     logged: u32,
     last: Option<Instant>,
     left_out: u64,
 }
 
-impl Pace {
+impl LogRate {
     fn may_log(&mut self, now: Instant) -> Option<u64> {
         let gained = self.last.map_or(0, |last| now.saturating_duration_since(last).as_nanos() / APART.as_nanos());
         if gained > 0 {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_most_frequent_keys_stay_however_many_others_come() {
-        let mut top = Top::default();
+        let mut top = TopKeys::default();
         for nth in 0..10_000 {
             top.count(&format!("once-{nth}"));
             if nth % 4 == 0 {
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn failures_are_logged_at_a_bounded_pace() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
+        let (mut pace, start) = (LogRate::default(), Instant::now());
         let each_100_ms = (0..600).filter_map(|nth| pace.may_log(start + nth * Duration::from_millis(100)));
         let logged: Vec<_> = each_100_ms.collect();
         assert_eq!(&logged[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40, 49]);

@@ -5,20 +5,20 @@ use std::{
     time::Duration,
 };
 
-use super::{compiled::Code, failures::Failures, trap::TrapKind};
+use super::{compiled::CompiledModule, failures::FailureLog, trap::TrapKind};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
-    observe::{Counter, Gauge, Histogram, Ladder, MetricError, Registry, Seldom},
+    observe::{Buckets, Counter, Gauge, Histogram, LogLimiter, MetricError, Registry},
     wasm::{
         engine::Engine,
-        host::{filter_log::Voice, plugin_info::Identity},
-        stores::env::World,
+        host::{filter_log::FilterLog, plugin_info::PluginInfo},
+        stores::env::FilterEnv,
     },
 };
 
 /// A filter's figures, over all workers.
 #[derive(Clone)]
-pub struct Figures {
+pub struct FilterMetrics {
     /// Calls into it.
     pub calls: Counter,
     /// Seconds spent in it: a sample, scaled up.
@@ -41,21 +41,21 @@ pub struct Figures {
     pub quarantine: Gauge,
 }
 
-impl Figures {
-    fn new(registry: &Registry, filter: &str) -> Result<Figures, MetricError> {
+impl FilterMetrics {
+    fn new(registry: &Registry, filter: &str) -> Result<FilterMetrics, MetricError> {
         let labels: &[(&str, &str)] = &[("filter", filter)];
         let counter = |name, help| registry.counter(name, help, labels);
         let trap = |kind: TrapKind| {
             let labels = [("filter", filter), ("reason", kind.name())];
             registry.counter("tollgate_filter_traps_total", "Failures of the filter's instances.", &labels)
         };
-        Ok(Figures {
+        Ok(FilterMetrics {
             calls: counter("tollgate_filter_calls_total", "Calls into the filter.")?,
             time: registry.histogram(
                 "tollgate_filter_call_seconds",
                 "Time of calls into the filter; one call in sixteen is timed.",
                 labels,
-                Ladder::CallTime,
+                Buckets::CallTime,
             )?,
             traps: [trap(TrapKind::Trap)?, trap(TrapKind::Timeout)?, trap(TrapKind::Memory)?, trap(TrapKind::Stack)?],
             failed_streams: counter(
@@ -93,25 +93,25 @@ impl Figures {
 /// A filter of a snapshot.
 pub struct Plugin {
     /// Who it is.
-    pub identity: Arc<Identity>,
+    pub info: Arc<PluginInfo>,
     /// Its code.
-    pub code: Arc<Code>,
+    pub code: Arc<CompiledModule>,
     /// What becomes of streams when it fails.
     pub on_failure: OnFailure,
     /// What it means by pausing in the header phase.
     pub headers_pause: HeadersPause,
     /// Its figures.
-    pub figures: Figures,
+    pub metrics: FilterMetrics,
     /// Whose requests have made it fail.
-    pub failures: Failures,
+    pub failures: FailureLog,
     /// It was said that making instances would take too much time.
-    pub(in crate::wasm) said_over_budget: Seldom,
+    pub(in crate::wasm) said_over_budget: LogLimiter,
     /// It was told how to get bodies while it holds heads.
     pub(in crate::wasm) hinted: AtomicBool,
     /// The last thing that went wrong with it.
     pub last_error: arc_swap::ArcSwapOption<String>,
     pub(in crate::wasm) engine: Arc<Engine>,
-    pub(in crate::wasm) world: Arc<World>,
+    pub(in crate::wasm) env: Arc<FilterEnv>,
     pub(in crate::wasm) call_time: Duration,
     pub(in crate::wasm) memory_limit: usize,
     pub(super) host_memory_limit: usize,
@@ -130,13 +130,13 @@ impl Plugin {
     /// The filter of this configuration, with this code.
     pub fn new(
         config: &model::Filter,
-        code: Arc<Code>,
+        code: Arc<CompiledModule>,
         engine: &Arc<Engine>,
-        world: &Arc<World>,
+        world: &Arc<FilterEnv>,
     ) -> Result<Plugin, MetricError> {
         let vm_id = config.vm_id.clone().unwrap_or_else(|| config.name.clone());
         Ok(Plugin {
-            identity: Arc::new(Identity {
+            info: Arc::new(PluginInfo {
                 name: config.name.clone(),
                 root_id: config.root_id.clone(),
                 estate: world.shared.estate(&vm_id),
@@ -145,18 +145,18 @@ impl Plugin {
                 config: bytes(&config.config),
                 vm_config: bytes(&config.vm_config),
                 env: config.env.clone(),
-                voice: Voice::default(),
+                voice: FilterLog::default(),
             }),
             code,
             on_failure: config.on_failure,
             headers_pause: config.headers_pause,
-            figures: Figures::new(&world.shared.registry, &config.name)?,
-            failures: Failures::default(),
-            said_over_budget: Seldom::default(),
+            metrics: FilterMetrics::new(&world.shared.registry, &config.name)?,
+            failures: FailureLog::default(),
+            said_over_budget: LogLimiter::default(),
             hinted: AtomicBool::new(false),
             last_error: arc_swap::ArcSwapOption::empty(),
             engine: engine.clone(),
-            world: world.clone(),
+            env: world.clone(),
             call_time: config.limits.call_time.0,
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
             host_memory_limit: usize::try_from(config.limits.host_memory.0).unwrap_or(usize::MAX),
@@ -165,12 +165,12 @@ impl Plugin {
 
     /// The same code with another configuration.
     pub fn configured_as(&self, config: &model::Filter) -> Result<Plugin, MetricError> {
-        Plugin::new(config, self.code.clone(), &self.engine, &self.world)
+        Plugin::new(config, self.code.clone(), &self.engine, &self.env)
     }
 
     /// Whether both can run in one VM; see [`Machine`](super::Machine).
     pub(super) fn shares_vm_with(&self, other: &Plugin) -> bool {
-        let (one, other_one) = (&self.identity, &other.identity);
+        let (one, other_one) = (&self.info, &other.info);
         one.vm_id == other_one.vm_id
             && self.code.hash == other.code.hash
             && one.vm_config == other_one.vm_config

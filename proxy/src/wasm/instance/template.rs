@@ -18,12 +18,12 @@ use wasmtime::{Store, TypedFunc};
 
 use super::{
     Exports, Instance,
-    availability::Presence,
+    availability::Availability,
     plugin::Plugin,
     trap::{TrapKind, describe},
 };
 use crate::{
-    chain::charge::Ledger,
+    chain::charge::MemoryBudget,
     observe::target,
     wasm::{
         engine::clock,
@@ -35,7 +35,7 @@ use crate::{
 const CONFIGURE_FACTOR: u32 = 20;
 
 /// What filters run in.
-pub struct Machine {
+pub struct VmTemplate {
     /// The filters that share it, at least one; the first root context is the first one's.
     plugins: Vec<Arc<Plugin>>,
     /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
@@ -43,7 +43,7 @@ pub struct Machine {
     /// Spares that workers keep for themselves.
     pub(in crate::wasm) kept: AtomicUsize,
     /// Which workers have an instance.
-    pub presence: Presence,
+    pub presence: Availability,
     /// Nanoseconds of processor time that making an instance takes, as the last ones did.
     making: AtomicU64,
 }
@@ -65,7 +65,7 @@ pub enum InstantiateError {
 /// An instance could not be made, because of one of the filters that would have shared it.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct NotMade {
+pub struct SetupError {
     /// Which one, counted in the machine.
     pub filter: usize,
     /// Why.
@@ -86,25 +86,25 @@ fn list(errors: &[(String, String)]) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-impl Machine {
+impl VmTemplate {
     /// One for a single filter.
-    pub fn of(plugin: Arc<Plugin>) -> Arc<Machine> {
-        Machine::new(vec![plugin])
+    pub fn of(plugin: Arc<Plugin>) -> Arc<VmTemplate> {
+        VmTemplate::new(vec![plugin])
     }
 
     /// One for filters that share it, in this order.
-    pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<Machine> {
-        Arc::new(Machine {
+    pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
+        Arc::new(VmTemplate {
             plugins,
             spare: Mutex::new(None),
             kept: AtomicUsize::new(0),
-            presence: Presence::default(),
+            presence: Availability::default(),
             making: AtomicU64::new(0),
         })
     }
 
     /// As many as these filters need, in the order of the first filter of each.
-    pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<Machine>> {
+    pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<VmTemplate>> {
         let mut groups: Vec<Vec<Arc<Plugin>>> = Vec::new();
         for plugin in plugins {
             match groups.iter_mut().find(|group| group[0].shares_vm_with(plugin)) {
@@ -112,7 +112,7 @@ impl Machine {
                 None => groups.push(vec![plugin.clone()]),
             }
         }
-        groups.into_iter().map(Machine::new).collect()
+        groups.into_iter().map(VmTemplate::new).collect()
     }
 
     /// The filters that share it, in the order of their root contexts.
@@ -122,7 +122,7 @@ impl Machine {
 
     /// The names of its filters, for messages.
     pub fn names(&self) -> String {
-        self.plugins.iter().map(|p| p.identity.name.as_str()).collect::<Vec<_>>().join(", ")
+        self.plugins.iter().map(|p| p.info.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// Puts an instance by for whichever worker needs one first. Given back if there is one already.
@@ -156,12 +156,12 @@ impl Machine {
     }
 
     /// Makes an instance: started, with all filters configured. Takes from microseconds to as long as that takes.
-    pub fn instantiate(&self) -> Result<Instance, NotMade> {
+    pub fn instantiate(&self) -> Result<Instance, SetupError> {
         self.instantiate_within(Duration::MAX)
     }
 
     /// The same, but it is given up if the module's start, or one filter's configuration, takes longer than this.
-    pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, NotMade> {
+    pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, SetupError> {
         let before = clock::processor_time();
         let made = self.make(most);
         let made_in = clock::processor_time().saturating_sub(before);
@@ -172,12 +172,12 @@ impl Machine {
         made.map(|(store, exports)| Instance { store, exports, made_in })
     }
 
-    fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), NotMade> {
+    fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
         let first = &self.plugins[0];
-        let identities = self.plugins.iter().map(|p| p.identity.clone());
+        let identities = self.plugins.iter().map(|p| p.info.clone());
         // As with memory, what filters share counts for the first of them.
-        let ledger = Ledger::new(first.host_memory_limit, Some(first.figures.host_memory.clone()));
-        let host = Host::new(identities, first.world.clone(), first.memory_limit, ledger);
+        let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
+        let host = Host::new(identities, first.env.clone(), first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);
@@ -185,17 +185,17 @@ impl Machine {
         let (before, mut all) = (clock::processor_time(), bound(first));
         clock::start(&mut store, bound(first));
         let started = Instant::now();
-        let exports = self.start(&mut store).map_err(|error| NotMade { filter: 0, error })?;
+        let exports = self.start(&mut store).map_err(|error| SetupError { filter: 0, error })?;
         for (filter, plugin) in self.plugins.iter().enumerate() {
             if filter > 0 {
                 clock::start(&mut store, bound(plugin));
                 all += bound(plugin);
             }
-            configure(&mut store, &exports, filter, plugin).map_err(|error| NotMade { filter, error })?;
+            configure(&mut store, &exports, filter, plugin).map_err(|error| SetupError { filter, error })?;
             // What cannot be interrupted is looked at afterwards.
             if clock::processor_time().saturating_sub(before) > all {
                 let error = trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into());
-                return Err(NotMade { filter, error });
+                return Err(SetupError { filter, error });
             }
         }
         store.data_mut().phase = Phase::Running;
@@ -270,6 +270,6 @@ fn configure(
             (true, true) => Ok(()),
         }
     };
-    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.identity.vm_config.len())?;
-    ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.identity.config.len())
+    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.info.vm_config.len())?;
+    ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.info.config.len())
 }

@@ -25,16 +25,16 @@ pub(in crate::wasm) const MODULE: &[u8] = b"\0asm\x01\0\0\0\
     \0\x10\x04name\0\x09\x08tollgate";
 
 /// Several callbacks of an instance in one.
-pub(in crate::wasm) struct Joined {
+pub(in crate::wasm) struct Trampoline {
     /// Makes a context and shows it the request's head: context, root, number of fields, whether that is all.
     pub begin: TypedFunc<(u32, u32, u32, u32), i32>,
     /// A stream's end: done, log, delete.
     pub end: TypedFunc<u32, ()>,
 }
 
-impl Joined {
+impl Trampoline {
     /// Those of an instance, if it has all the callbacks, with the standard's types.
-    pub fn find(engine: &Engine, instance: &Instance, store: &mut Store<Host>) -> Option<Joined> {
+    pub fn find(engine: &Engine, instance: &Instance, store: &mut Store<Host>) -> Option<Trampoline> {
         let callbacks: Option<Vec<Extern>> =
             CALLBACKS.iter().map(|name| instance.get_func(&mut *store, name).map(Extern::from)).collect();
         let callbacks = callbacks?;
@@ -42,7 +42,7 @@ impl Joined {
         let joined = Instance::new(&mut *store, engine.joining(MODULE)?, &callbacks).ok()?;
         let begin = joined.get_typed_func(&mut *store, "begin").ok()?;
         let end = joined.get_typed_func(&mut *store, "end").ok()?;
-        Some(Joined { begin, end })
+        Some(Trampoline { begin, end })
     }
 }
 

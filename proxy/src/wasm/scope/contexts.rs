@@ -6,12 +6,12 @@
 
 use rustc_hash::FxHashMap;
 
-use super::stream_ref::WeakSubject;
+use super::stream_ref::WeakStreamRef;
 
 /// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
 pub struct StreamContext {
     /// The stream.
-    pub stream: WeakSubject,
+    pub stream: WeakStreamRef,
     /// The filter's position in the stream's chain.
     pub position: usize,
     /// The filter, among those of the instance.
@@ -21,16 +21,16 @@ pub struct StreamContext {
 /// Which id a stream gets: the one after the last, and never one that is still in use, though after four billion streams they
 /// begin again.
 #[derive(Debug, Clone, Copy)]
-pub struct Ids {
+pub struct ContextIds {
     first: u32,
     next: u32,
     wrapped: bool,
 }
 
-impl Ids {
+impl ContextIds {
     /// Ids from this one on; those before it are taken.
-    pub fn from(first: u32) -> Ids {
-        Ids { first, next: first, wrapped: false }
+    pub fn from(first: u32) -> ContextIds {
+        ContextIds { first, next: first, wrapped: false }
     }
 
     /// The next one.
@@ -40,7 +40,7 @@ impl Ids {
 
     /// What there is when that one has been given out.
     #[must_use]
-    pub fn taken(mut self, in_use: impl Fn(u32) -> bool) -> Ids {
+    pub fn taken(mut self, in_use: impl Fn(u32) -> bool) -> ContextIds {
         self.step();
         while self.wrapped && in_use(self.next) {
             self.step();
@@ -119,8 +119,8 @@ mod tests {
     #[test]
     fn ids_begin_again_and_leave_out_those_in_use() {
         let mut contexts = Contexts::default();
-        let mut ids = Ids::from(3);
-        let give = |contexts: &mut Contexts<u32>, ids: &mut Ids| {
+        let mut ids = ContextIds::from(3);
+        let give = |contexts: &mut Contexts<u32>, ids: &mut ContextIds| {
             let id = ids.next();
             contexts.insert(id, id);
             *ids = ids.taken(|id| contexts.get(id).is_some());

@@ -20,7 +20,7 @@ use tollgate_abi::{
     gcra::{Figures, TICKS_PER_NANO},
 };
 
-use super::zeroed_atomics::Words;
+use super::zeroed_atomics::ZeroedAtomics;
 
 /// Slots in which a key may lie. At most half of the slots are in use at `max_keys`, so hardly ever are all of a key's slots
 /// taken; then the one nearest to full is given up.
@@ -39,7 +39,7 @@ pub struct Bucket {
 #[derive(Debug)]
 enum Keys {
     One(AtomicU64),
-    Many { slots: Words, mask: usize, hasher: RandomState },
+    Many { slots: ZeroedAtomics, mask: usize, hasher: RandomState },
 }
 
 /// Ticks since the first call. Starts at one year, so that 0 is safely in the past.
@@ -73,7 +73,7 @@ impl Bucket {
             0 => Keys::One(AtomicU64::new(0)),
             keys => {
                 let slots = slots(keys);
-                Keys::Many { slots: Words::new(slots * 2)?, mask: slots - 1, hasher: RandomState::new() }
+                Keys::Many { slots: ZeroedAtomics::new(slots * 2)?, mask: slots - 1, hasher: RandomState::new() }
             }
         };
         Some(Bucket { figures, keys })

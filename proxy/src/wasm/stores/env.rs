@@ -10,12 +10,12 @@ use tollgate_abi::{doc, fast::limit, proxy_wasm::Status};
 
 use super::{
     bucket::{self, Bucket},
-    queue::{Owned, Queues},
+    queue::{OwnedQueues, Queues},
     shared_data::SharedData,
-    undo_log::Trial,
+    undo_log::UndoLog,
 };
 use crate::{
-    chain::{limits::Limit, route::Clusters},
+    chain::{limits::ConcurrencyLimit, route::Clusters},
     observe::{Registry, metrics::Owner},
 };
 
@@ -27,48 +27,48 @@ const MAX_TABLES: usize = 1 << 30;
 const MAX_NAME: usize = 4096;
 
 /// What the filters of one snapshot see of the world.
-pub struct World {
+pub struct FilterEnv {
     /// The snapshot's clusters.
     pub clusters: Arc<Clusters>,
     /// What outlives the snapshot.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedStore>,
     /// What is undone if the snapshot does not come into force.
-    pub(in crate::wasm) trial: Trial,
+    pub(in crate::wasm) trial: UndoLog,
 }
 
-impl World {
+impl FilterEnv {
     /// The world of a snapshot that is being made.
-    pub fn new(clusters: Arc<Clusters>, shared: Arc<Shared>) -> Arc<World> {
-        Arc::new(World { clusters, trial: Trial::new(shared.clone()), shared })
+    pub fn new(clusters: Arc<Clusters>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
+        Arc::new(FilterEnv { clusters, trial: UndoLog::new(shared.clone()), shared })
     }
 }
 
 /// What outlives snapshots, and so survives a swap.
-pub struct Shared {
+pub struct SharedStore {
     /// The metrics.
     pub registry: Registry,
     /// The queues.
     pub(in crate::wasm) queues: Queues,
-    estates: Mutex<HashMap<String, Weak<Estate>>>,
-    holdings: Mutex<HashMap<String, Weak<Holdings>>>,
+    estates: Mutex<HashMap<String, Weak<VmIdStore>>>,
+    holdings: Mutex<HashMap<String, Weak<FilterStore>>>,
 }
 
 /// What the filters of a `vm_id` have together.
 #[derive(Default)]
-pub struct Estate {
+pub struct VmIdStore {
     /// Keys and values.
     pub data: SharedData,
     /// Queues.
-    pub queues: Owned,
+    pub queues: OwnedQueues,
 }
 
 /// What all instances of a filter have together.
 #[derive(Default)]
-pub struct Holdings {
+pub struct FilterStore {
     /// Its metrics.
     pub metrics: Arc<Owner>,
     buckets: Mutex<HashMap<doc::Bucket, Arc<Bucket>>>,
-    limits: Mutex<HashMap<String, Arc<Limit>>>,
+    limits: Mutex<HashMap<String, Arc<ConcurrencyLimit>>>,
 }
 
 /// A panic while a map was changed leaves it whole: every change is one call.
@@ -88,27 +88,32 @@ fn shared<T: Default>(all: &Mutex<HashMap<String, Weak<T>>>, name: &str) -> Arc<
     new
 }
 
-impl Shared {
+impl SharedStore {
     /// Nothing shared yet.
-    pub fn new(registry: Registry) -> Arc<Shared> {
-        Arc::new(Shared { registry, queues: Queues::default(), estates: Mutex::default(), holdings: Mutex::default() })
+    pub fn new(registry: Registry) -> Arc<SharedStore> {
+        Arc::new(SharedStore {
+            registry,
+            queues: Queues::default(),
+            estates: Mutex::default(),
+            holdings: Mutex::default(),
+        })
     }
 
     /// What the filters of a `vm_id` have together.
-    pub fn estate(&self, vm_id: &str) -> Arc<Estate> {
+    pub fn estate(&self, vm_id: &str) -> Arc<VmIdStore> {
         shared(&self.estates, vm_id)
     }
 
     /// The same, if there are such filters.
-    pub fn find_estate(&self, vm_id: &str) -> Option<Arc<Estate>> {
-        if !Owned::is_name(vm_id) {
+    pub fn find_estate(&self, vm_id: &str) -> Option<Arc<VmIdStore>> {
+        if !OwnedQueues::is_name(vm_id) {
             return None;
         }
         lock(&self.estates).get(vm_id)?.upgrade()
     }
 
     /// What the instances of a filter have together.
-    pub fn holdings(&self, filter: &str) -> Arc<Holdings> {
+    pub fn holdings(&self, filter: &str) -> Arc<FilterStore> {
         shared(&self.holdings, filter)
     }
 
@@ -118,7 +123,7 @@ impl Shared {
     }
 }
 
-impl Holdings {
+impl FilterStore {
     /// The bucket with these figures: the one there is, or a new one. `BadArgument`: figures out of range. `InternalFailure`: there
     /// are too many.
     pub fn bucket(&self, doc: &doc::Bucket) -> Result<Arc<Bucket>, Status> {
@@ -147,7 +152,7 @@ impl Holdings {
 
     /// The limit of this name. Its bound is not kept here: instances of two configurations may use it at the same time.
     /// `BadArgument`: the name is too long. `InternalFailure`: there are too many.
-    pub fn limit(&self, name: &str) -> Result<Arc<Limit>, Status> {
+    pub fn limit(&self, name: &str) -> Result<Arc<ConcurrencyLimit>, Status> {
         if name.len() > MAX_NAME {
             return Err(Status::BadArgument);
         }
@@ -161,7 +166,7 @@ impl Holdings {
                 return Err(Status::InternalFailure);
             }
         }
-        let limit = Arc::<Limit>::default();
+        let limit = Arc::<ConcurrencyLimit>::default();
         limits.insert(name.to_owned(), limit.clone());
         Ok(limit)
     }
@@ -182,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_bucket_survives_as_long_as_its_figures_are_the_same() {
-        let shared = Shared::new(Registry::new(1));
+        let shared = SharedStore::new(Registry::new(1));
         let mut doc = doc("b", 0);
         let (f, other) = (shared.holdings("f"), shared.holdings("other"));
         assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
@@ -197,7 +202,7 @@ mod tests {
 
     #[test]
     fn buckets_are_bounded_before_they_are_made_and_go_with_their_filter() {
-        let shared = Shared::new(Registry::new(1));
+        let shared = SharedStore::new(Registry::new(1));
         let f = shared.holdings("f");
         let full = |result: Result<_, Status>| result.err() == Some(Status::InternalFailure);
         // Two that are in use leave no room for a third of half of the size.
@@ -219,9 +224,9 @@ mod tests {
 
     #[test]
     fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
-        let shared = Shared::new(Registry::new(1));
+        let shared = SharedStore::new(Registry::new(1));
         let (first, second) = (shared.estate("vm"), shared.estate("vm"));
-        first.data.set(b"k", b"v", super::super::shared_data::Expected::Any, None).unwrap();
+        first.data.set(b"k", b"v", super::super::shared_data::ExpectedVersion::Any, None).unwrap();
         let (id, _) = shared.queues.open(&first.queues, "q").unwrap();
         drop(first);
         assert!(second.data.get(b"k").is_some() && shared.find_estate("vm").is_some());

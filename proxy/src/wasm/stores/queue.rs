@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::chain::charge::{Charge, ITEM, Ledger};
+use crate::chain::charge::{ITEM, MemoryBudget, MemoryCharge};
 
 /// Queues of one `vm_id`.
 const MAX_QUEUES: usize = 1024;
@@ -35,25 +35,25 @@ const MAX_OWNED: usize = 64 << 20;
 const MAX_ALL: usize = 256 << 20;
 
 /// What an instance is told: this queue has messages.
-pub type Note = UnboundedSender<u32>;
+pub type QueueNotification = UnboundedSender<u32>;
 
 /// All queues, by id.
 pub struct Queues {
     by_id: RwLock<HashMap<u32, Weak<Queue>>>,
     last: AtomicU32,
-    bytes: Arc<Ledger>,
+    bytes: Arc<MemoryBudget>,
 }
 
 /// The queues of a `vm_id`.
-pub struct Owned {
+pub struct OwnedQueues {
     by_name: Mutex<HashMap<Box<str>, Arc<Queue>>>,
-    bytes: Arc<Ledger>,
+    bytes: Arc<MemoryBudget>,
 }
 
 struct Queue {
     id: u32,
-    owner: Arc<Ledger>,
-    bytes: Arc<Ledger>,
+    owner: Arc<MemoryBudget>,
+    bytes: Arc<MemoryBudget>,
     state: Mutex<State>,
 }
 
@@ -61,7 +61,7 @@ struct Queue {
 struct State {
     messages: VecDeque<Message>,
     /// The last one is told.
-    readers: Vec<Note>,
+    readers: Vec<QueueNotification>,
     /// It has a note, and asks until there is nothing to be told.
     noted: bool,
     /// Messages of which nobody was told yet.
@@ -73,12 +73,12 @@ pub struct Message {
     /// What was sent.
     pub bytes: Bytes,
     /// For whoever sent it, for the queue, for its owner, for all.
-    _charges: [Charge; 4],
+    _charges: [MemoryCharge; 4],
 }
 
 /// Why a message was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotSent {
+pub enum EnqueueError {
     /// There is no such queue.
     Unknown,
     /// It is full.
@@ -91,17 +91,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Default for Queues {
     fn default() -> Queues {
-        Queues { by_id: RwLock::default(), last: AtomicU32::new(0), bytes: Ledger::new(MAX_ALL, None) }
+        Queues { by_id: RwLock::default(), last: AtomicU32::new(0), bytes: MemoryBudget::new(MAX_ALL, None) }
     }
 }
 
-impl Default for Owned {
-    fn default() -> Owned {
-        Owned { by_name: Mutex::default(), bytes: Ledger::new(MAX_OWNED, None) }
+impl Default for OwnedQueues {
+    fn default() -> OwnedQueues {
+        OwnedQueues { by_name: Mutex::default(), bytes: MemoryBudget::new(MAX_OWNED, None) }
     }
 }
 
-impl Owned {
+impl OwnedQueues {
     /// The queue of this name.
     pub fn resolve(&self, name: &str) -> Option<u32> {
         if name.len() > MAX_NAME {
@@ -124,7 +124,7 @@ impl Owned {
 impl Queues {
     /// The queue of this name, and whether it was made because it was not there. `None`: there are too many, or the name is too
     /// long.
-    pub fn open(&self, owned: &Owned, name: &str) -> Option<(u32, bool)> {
+    pub fn open(&self, owned: &OwnedQueues, name: &str) -> Option<(u32, bool)> {
         if name.len() > MAX_NAME {
             return None;
         }
@@ -144,7 +144,7 @@ impl Queues {
                 break id;
             }
         };
-        let bytes = Ledger::new(MAX_BYTES, None);
+        let bytes = MemoryBudget::new(MAX_BYTES, None);
         let queue = Arc::new(Queue { id, owner: owned.bytes.clone(), bytes, state: Mutex::default() });
         by_id.insert(id, Arc::downgrade(&queue));
         by_name.insert(name.into(), queue);
@@ -156,7 +156,7 @@ impl Queues {
     }
 
     /// Makes this the reader that is told of messages, of those too that came when there was none.
-    pub fn read(&self, id: u32, reader: Note) {
+    pub fn read(&self, id: u32, reader: QueueNotification) {
         let Some(queue) = self.get(id) else { return };
         let mut state = lock(&queue.state);
         // An instance may register as often as it likes.
@@ -171,17 +171,17 @@ impl Queues {
     }
 
     /// Puts a message at the end, at the cost of its sender, and tells the reader.
-    pub fn send(&self, id: u32, message: &[u8], sender: &Arc<Ledger>) -> Result<(), NotSent> {
+    pub fn send(&self, id: u32, message: &[u8], sender: &Arc<MemoryBudget>) -> Result<(), EnqueueError> {
         let message = self.charged(id, message, sender)?;
         self.deliver(message);
         Ok(())
     }
 
     /// A message for a queue, charged for but not yet delivered.
-    pub fn charged(&self, id: u32, message: &[u8], sender: &Arc<Ledger>) -> Result<Undelivered, NotSent> {
-        let queue = self.get(id).ok_or(NotSent::Unknown)?;
+    pub fn charged(&self, id: u32, message: &[u8], sender: &Arc<MemoryBudget>) -> Result<Undelivered, EnqueueError> {
+        let queue = self.get(id).ok_or(EnqueueError::Unknown)?;
         let size = message.len() + ITEM;
-        let charge = |ledger: &Arc<Ledger>| ledger.charge(size).map_err(|_| NotSent::Full);
+        let charge = |ledger: &Arc<MemoryBudget>| ledger.charge(size).map_err(|_| EnqueueError::Full);
         let charges = [charge(sender)?, charge(&queue.bytes)?, charge(&queue.owner)?, charge(&self.bytes)?];
         let message = Message { bytes: Bytes::copy_from_slice(message), _charges: charges };
         Ok(Undelivered { queue: Arc::downgrade(&queue), message })
@@ -198,7 +198,7 @@ impl Queues {
 
     /// Takes the first message, for a filter of the queue's owner. The outer `None`: it has no such queue; the inner: it is
     /// empty.
-    pub fn take(&self, id: u32, owned: &Owned) -> Option<Option<Message>> {
+    pub fn take(&self, id: u32, owned: &OwnedQueues) -> Option<Option<Message>> {
         let queue = self.get(id).filter(|queue| Arc::ptr_eq(&queue.owner, &owned.bytes))?;
         let message = lock(&queue.state).messages.pop_front();
         Some(message)
@@ -224,7 +224,7 @@ impl Queues {
     }
 
     /// A reader is gone, perhaps with a note: what it has not heard of is told to the one before it, or the next one.
-    pub fn pass_on(&self, id: u32, gone: &Note) {
+    pub fn pass_on(&self, id: u32, gone: &QueueNotification) {
         let Some(queue) = self.get(id) else { return };
         let mut state = lock(&queue.state);
         state.readers.retain(|known| !known.same_channel(gone));
@@ -263,21 +263,21 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     /// Enough for everything here.
-    fn sender() -> Arc<Ledger> {
-        Ledger::new(usize::MAX, None)
+    fn sender() -> Arc<MemoryBudget> {
+        MemoryBudget::new(usize::MAX, None)
     }
 
-    fn take(queues: &Queues, id: u32, owned: &Owned) -> Option<Option<Bytes>> {
+    fn take(queues: &Queues, id: u32, owned: &OwnedQueues) -> Option<Option<Bytes>> {
         queues.take(id, owned).map(|taken| taken.map(|message| message.bytes))
     }
 
-    fn open(queues: &Queues, owned: &Owned, name: &str) -> Option<u32> {
+    fn open(queues: &Queues, owned: &OwnedQueues, name: &str) -> Option<u32> {
         queues.open(owned, name).map(|(id, _)| id)
     }
 
     #[test]
     fn the_last_reader_that_is_there_is_told() {
-        let (queues, owned) = (Queues::default(), Owned::default());
+        let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let ((first, mut first_inbox), (second, mut second_inbox)) = (unbounded_channel(), unbounded_channel());
         let id = open(&queues, &owned, "q").unwrap();
         queues.read(id, first);
@@ -293,12 +293,12 @@ mod tests {
         assert_eq!([queues.tell(id), queues.tell(id), queues.tell(id)], [true, true, false]);
         assert_eq!([0; 3].map(|_| take(&queues, id, &owned).unwrap()), [Some("1".into()), Some("2".into()), None]);
         assert_eq!((take(&queues, 0, &owned), take(&queues, 9, &owned)), (None, None));
-        assert_eq!(queues.send(9, b"", &sender()), Err(NotSent::Unknown));
+        assert_eq!(queues.send(9, b"", &sender()), Err(EnqueueError::Unknown));
     }
 
     #[test]
     fn a_reader_has_one_note_however_many_messages_there_are() {
-        let (queues, owned) = (Queues::default(), Owned::default());
+        let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let ((before, mut inbox_before), (reader, mut inbox)) = (unbounded_channel(), unbounded_channel());
         queues.read(id, before);
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_message_that_could_not_be_given_is_the_next_one_again() {
-        let (queues, owned, sender) = (Queues::default(), Owned::default(), sender());
+        let (queues, owned, sender) = (Queues::default(), OwnedQueues::default(), sender());
         let id = open(&queues, &owned, "q").unwrap();
         (1..3u8).for_each(|i| queues.send(id, &[i], &sender).unwrap());
         let message = queues.take(id, &owned).unwrap().unwrap();
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_reader_is_told_of_what_was_there_before_it() {
-        let (queues, owned) = (Queues::default(), Owned::default());
+        let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         for message in [b"1", b"2", b"3"] {
             queues.send(id, message, &sender()).unwrap();
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn only_its_owner_takes_messages_and_with_it_they_go() {
-        let (queues, owned, other) = (Queues::default(), Owned::default(), Owned::default());
+        let (queues, owned, other) = (Queues::default(), OwnedQueues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let sender = sender();
         queues.send(id, b"message", &sender).unwrap();
@@ -356,31 +356,35 @@ mod tests {
         assert_eq!(sender.held(), 7 + ITEM);
         drop(owned);
         assert_eq!((sender.held(), queues.bytes.held()), (0, 0));
-        assert_eq!(queues.send(id, b"message", &sender), Err(NotSent::Unknown));
+        assert_eq!(queues.send(id, b"message", &sender), Err(EnqueueError::Unknown));
         assert_eq!((open(&queues, &other, "q"), queues.by_id.read().unwrap().len()), (Some(id + 1), 1));
     }
 
     #[test]
     fn it_does_not_grow_without_bound() {
-        let (queues, owned) = (Queues::default(), Owned::default());
+        let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let sender = sender();
         let sent = (0..1_000_000).take_while(|_| queues.send(id, b"", &sender).is_ok()).count();
         assert_eq!(sent, MAX_BYTES / ITEM);
-        assert_eq!(queues.send(id, b"", &sender), Err(NotSent::Full));
+        assert_eq!(queues.send(id, b"", &sender), Err(EnqueueError::Full));
         queues.take(id, &owned).unwrap().unwrap();
         queues.send(id, b"", &sender).unwrap();
-        assert_eq!(queues.send(id, b"", &Ledger::new(0, None)), Err(NotSent::Full), "a sender without a budget");
+        assert_eq!(
+            queues.send(id, b"", &MemoryBudget::new(0, None)),
+            Err(EnqueueError::Full),
+            "a sender without a budget"
+        );
         let made = (0..5000).take_while(|i| open(&queues, &owned, &i.to_string()).is_some()).count();
         assert_eq!(made, MAX_QUEUES - 1);
 
         // Each of many queues could still be filled, but not all of them.
         let message = vec![0; MAX_BYTES - ITEM];
-        let of = |owned: &Owned| {
+        let of = |owned: &OwnedQueues| {
             let ids: Vec<_> = (0..8).filter_map(|i| open(&queues, owned, &i.to_string())).collect();
             ids.into_iter().filter(|id| queues.send(*id, &message, &sender).is_ok()).count()
         };
-        let owners: Vec<Owned> = (0..8).map(|_| Owned::default()).collect();
+        let owners: Vec<OwnedQueues> = (0..8).map(|_| OwnedQueues::default()).collect();
         let filled: Vec<_> = owners.iter().map(of).collect();
         assert!(
             filled[0] <= MAX_OWNED / MAX_BYTES && filled.iter().sum::<usize>() <= MAX_ALL / MAX_BYTES,
@@ -388,7 +392,7 @@ mod tests {
         );
         drop(owners);
 
-        let (queues, owned) = (Queues::default(), Owned::default());
+        let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let long = "n".repeat(MAX_NAME + 1);
         assert_eq!((queues.open(&owned, &long), owned.resolve(&long)), (None, None));
         let id = open(&queues, &owned, "q").unwrap();

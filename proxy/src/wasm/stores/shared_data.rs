@@ -40,7 +40,7 @@ struct Entry {
 
 /// The version that a key must have for a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
+pub enum ExpectedVersion {
     /// Whatever it is.
     Any,
     /// The key is not there.
@@ -49,33 +49,33 @@ pub enum Expected {
     Version(u32),
 }
 
-impl Expected {
+impl ExpectedVersion {
     /// As the standard says it: 0 stands for any.
-    pub fn of_cas(cas: u32) -> Expected {
-        if cas == 0 { Expected::Any } else { Expected::Version(cas) }
+    pub fn of_cas(cas: u32) -> ExpectedVersion {
+        if cas == 0 { ExpectedVersion::Any } else { ExpectedVersion::Version(cas) }
     }
 
     /// As the fast lane says it. `None`: no such version.
-    pub fn of_number(number: i64) -> Option<Expected> {
+    pub fn of_number(number: i64) -> Option<ExpectedVersion> {
         match number {
-            expected::ANY => Some(Expected::Any),
-            expected::ABSENT => Some(Expected::Absent),
-            version => u32::try_from(version).ok().map(Expected::Version),
+            expected::ANY => Some(ExpectedVersion::Any),
+            expected::ABSENT => Some(ExpectedVersion::Absent),
+            version => u32::try_from(version).ok().map(ExpectedVersion::Version),
         }
     }
 
     fn fits(self, version: Option<u32>) -> bool {
         match self {
-            Expected::Any => true,
-            Expected::Absent => version.is_none(),
-            Expected::Version(expected) => version == Some(expected),
+            ExpectedVersion::Any => true,
+            ExpectedVersion::Absent => version.is_none(),
+            ExpectedVersion::Version(expected) => version == Some(expected),
         }
     }
 }
 
 /// What has become of a key.
 #[derive(Debug)]
-pub struct Change {
+pub struct UpdateResult {
     /// The version that it has now; none if it is no more.
     pub version: Option<u32>,
     before: Option<Entry>,
@@ -83,7 +83,7 @@ pub struct Change {
 
 /// Why data was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotChanged {
+pub enum UpdateError {
     /// The version is not the expected one.
     CasMismatch,
     /// There is no room.
@@ -119,22 +119,22 @@ impl SharedData {
         &self,
         key: &[u8],
         value: &[u8],
-        expected: Expected,
+        expected: ExpectedVersion,
         ttl: Option<Duration>,
-    ) -> Result<Change, NotChanged> {
+    ) -> Result<UpdateResult, UpdateError> {
         if key.len() > MAX_KEY || cost(key, value) > MAX_BYTES {
-            return Err(NotChanged::Full);
+            return Err(UpdateError::Full);
         }
         // Copied before others have to wait.
         let (key, value) = (key.to_vec(), Bytes::copy_from_slice(value));
         let mut entries = self.write();
         let old = entries.map.get(&key);
         if !expected.fits(old.map(|old| old.version)) {
-            return Err(NotChanged::CasMismatch);
+            return Err(UpdateError::CasMismatch);
         }
         let freed = old.map_or(0, |old| cost(&key, &old.value));
         if entries.bytes - freed + cost(&key, &value) > MAX_BYTES {
-            return Err(NotChanged::Full);
+            return Err(UpdateError::Full);
         }
         let before = entries.remove(&key);
         entries.last_version = entries.last_version.wrapping_add(1).max(1);
@@ -142,26 +142,26 @@ impl SharedData {
         let (version, expires) = (entries.last_version, ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
         entries.insert(key, Entry { value, version, expires });
         drop(entries);
-        Ok(Change { version: Some(version), before })
+        Ok(UpdateResult { version: Some(version), before })
     }
 
     /// Deletes a key.
-    pub fn delete(&self, key: &[u8], expected: Expected) -> Result<Change, NotChanged> {
+    pub fn delete(&self, key: &[u8], expected: ExpectedVersion) -> Result<UpdateResult, UpdateError> {
         if key.len() > MAX_KEY {
-            return Err(NotChanged::NotFound);
+            return Err(UpdateError::NotFound);
         }
         let mut entries = self.write();
-        let version = entries.map.get(key).map(|entry| entry.version).ok_or(NotChanged::NotFound)?;
+        let version = entries.map.get(key).map(|entry| entry.version).ok_or(UpdateError::NotFound)?;
         if !expected.fits(Some(version)) {
-            return Err(NotChanged::CasMismatch);
+            return Err(UpdateError::CasMismatch);
         }
         let before = entries.remove(key);
         drop(entries);
-        Ok(Change { version: None, before })
+        Ok(UpdateResult { version: None, before })
     }
 
     /// Makes a key what it was before a change, unless somebody has changed it since.
-    pub fn undo(&self, key: &[u8], change: Change) {
+    pub fn undo(&self, key: &[u8], change: UpdateResult) {
         let mut entries = self.write();
         if entries.map.get(key).map(|entry| entry.version) != change.version {
             return;
@@ -212,61 +212,68 @@ fn cost(key: &[u8], value: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    fn set(data: &SharedData, key: &[u8], value: &[u8], expected: Expected) -> Result<(), NotChanged> {
+    fn set(data: &SharedData, key: &[u8], value: &[u8], expected: ExpectedVersion) -> Result<(), UpdateError> {
         data.set(key, value, expected, None).map(drop)
     }
 
     #[test]
     fn a_long_key_is_never_there() {
         let (data, long) = (SharedData::default(), vec![0; MAX_KEY + 1]);
-        assert_eq!(set(&data, &long, b"", Expected::Any), Err(NotChanged::Full));
-        assert_eq!((data.get(&long), data.delete(&long, Expected::Any).err()), (None, Some(NotChanged::NotFound)));
-        set(&data, &long[1..], b"", Expected::Any).unwrap();
-        assert!(data.get(&long[1..]).is_some() && data.delete(&long[1..], Expected::Any).is_ok());
+        assert_eq!(set(&data, &long, b"", ExpectedVersion::Any), Err(UpdateError::Full));
+        assert_eq!(
+            (data.get(&long), data.delete(&long, ExpectedVersion::Any).err()),
+            (None, Some(UpdateError::NotFound))
+        );
+        set(&data, &long[1..], b"", ExpectedVersion::Any).unwrap();
+        assert!(data.get(&long[1..]).is_some() && data.delete(&long[1..], ExpectedVersion::Any).is_ok());
     }
 
     #[test]
     fn a_value_is_only_replaced_if_it_is_the_one_that_was_read() {
         let data = SharedData::default();
-        set(&data, b"k", b"1", Expected::of_cas(0)).unwrap();
+        set(&data, b"k", b"1", ExpectedVersion::of_cas(0)).unwrap();
         let (_, cas) = data.get(b"k").unwrap();
-        set(&data, b"k", b"2", Expected::of_cas(cas)).unwrap();
-        assert_eq!(set(&data, b"k", b"3", Expected::Version(cas)), Err(NotChanged::CasMismatch));
-        assert_eq!(set(&data, b"new", b"3", Expected::Version(7)), Err(NotChanged::CasMismatch));
+        set(&data, b"k", b"2", ExpectedVersion::of_cas(cas)).unwrap();
+        assert_eq!(set(&data, b"k", b"3", ExpectedVersion::Version(cas)), Err(UpdateError::CasMismatch));
+        assert_eq!(set(&data, b"new", b"3", ExpectedVersion::Version(7)), Err(UpdateError::CasMismatch));
         assert_eq!(data.get(b"k").unwrap().0, "2");
     }
 
     #[test]
     fn a_key_is_made_once_and_deleted_once() {
         let data = SharedData::default();
-        set(&data, b"k", b"1", Expected::Absent).unwrap();
-        assert_eq!(set(&data, b"k", b"2", Expected::Absent), Err(NotChanged::CasMismatch));
+        set(&data, b"k", b"1", ExpectedVersion::Absent).unwrap();
+        assert_eq!(set(&data, b"k", b"2", ExpectedVersion::Absent), Err(UpdateError::CasMismatch));
         let (_, version) = data.get(b"k").unwrap();
-        set(&data, b"k", b"2", Expected::Any).unwrap();
-        for expected in [Expected::Absent, Expected::Version(version)] {
-            assert_eq!(data.delete(b"k", expected).err(), Some(NotChanged::CasMismatch));
+        set(&data, b"k", b"2", ExpectedVersion::Any).unwrap();
+        for expected in [ExpectedVersion::Absent, ExpectedVersion::Version(version)] {
+            assert_eq!(data.delete(b"k", expected).err(), Some(UpdateError::CasMismatch));
         }
-        data.delete(b"k", Expected::Any).unwrap();
-        assert_eq!((data.get(b"k"), data.delete(b"k", Expected::Any).err()), (None, Some(NotChanged::NotFound)));
-        set(&data, b"k", b"3", Expected::Absent).unwrap();
+        data.delete(b"k", ExpectedVersion::Any).unwrap();
+        assert_eq!(
+            (data.get(b"k"), data.delete(b"k", ExpectedVersion::Any).err()),
+            (None, Some(UpdateError::NotFound))
+        );
+        set(&data, b"k", b"3", ExpectedVersion::Absent).unwrap();
         assert!(data.get(b"k").unwrap().1 > version + 1, "versions are not used twice");
-        let numbers = [-1, 0, 7, -2, 1 << 32].map(Expected::of_number);
-        let expected = [Some(Expected::Any), Some(Expected::Absent), Some(Expected::Version(7)), None, None];
+        let numbers = [-1, 0, 7, -2, 1 << 32].map(ExpectedVersion::of_number);
+        let expected =
+            [Some(ExpectedVersion::Any), Some(ExpectedVersion::Absent), Some(ExpectedVersion::Version(7)), None, None];
         assert_eq!(numbers, expected);
     }
 
     #[test]
     fn what_has_had_its_time_is_not_there() {
         let data = SharedData::default();
-        data.set(b"gone", b"1", Expected::Any, Some(Duration::ZERO)).unwrap();
+        data.set(b"gone", b"1", ExpectedVersion::Any, Some(Duration::ZERO)).unwrap();
         assert_eq!(data.get(b"gone"), None);
-        data.set(b"gone", b"2", Expected::Absent, Some(Duration::ZERO)).unwrap();
-        data.set(b"long", b"3", Expected::Any, Some(Duration::from_secs(3600))).unwrap();
-        data.set(b"ever", b"4", Expected::Any, Some(Duration::MAX)).unwrap();
-        assert_eq!(data.delete(b"gone", Expected::Any).err(), Some(NotChanged::NotFound));
+        data.set(b"gone", b"2", ExpectedVersion::Absent, Some(Duration::ZERO)).unwrap();
+        data.set(b"long", b"3", ExpectedVersion::Any, Some(Duration::from_secs(3600))).unwrap();
+        data.set(b"ever", b"4", ExpectedVersion::Any, Some(Duration::MAX)).unwrap();
+        assert_eq!(data.delete(b"gone", ExpectedVersion::Any).err(), Some(UpdateError::NotFound));
         assert_eq!(["long", "ever"].map(|key| data.get(key.as_bytes()).unwrap().0), ["3", "4"]);
         // Set again without a time, it stays, and nothing is left of what it had.
-        set(&data, b"long", b"5", Expected::Any).unwrap();
+        set(&data, b"long", b"5", ExpectedVersion::Any).unwrap();
         let entries = data.read();
         assert_eq!((entries.expiries.len(), entries.map.len(), entries.bytes), (0, 2, 2 * (5 + KEY_COST)));
     }
@@ -275,18 +282,19 @@ mod tests {
     fn it_does_not_grow_without_bound() {
         let data = SharedData::default();
         let mib = vec![0; 1 << 20];
-        let count = (0..200u32).take_while(|i| set(&data, &i.to_le_bytes(), &mib, Expected::Any).is_ok()).count();
+        let count =
+            (0..200u32).take_while(|i| set(&data, &i.to_le_bytes(), &mib, ExpectedVersion::Any).is_ok()).count();
         assert_eq!(count, 63);
-        set(&data, &0u32.to_le_bytes(), b"small", Expected::Any).unwrap();
-        set(&data, b"again", &mib, Expected::Any).unwrap();
-        data.delete(b"again", Expected::Any).unwrap();
+        set(&data, &0u32.to_le_bytes(), b"small", ExpectedVersion::Any).unwrap();
+        set(&data, b"again", &mib, ExpectedVersion::Any).unwrap();
+        data.delete(b"again", ExpectedVersion::Any).unwrap();
         // What expires makes room.
-        data.set(b"short", &mib, Expected::Any, Some(Duration::ZERO)).unwrap();
-        set(&data, b"again", &mib, Expected::Any).unwrap();
+        data.set(b"short", &mib, ExpectedVersion::Any, Some(Duration::ZERO)).unwrap();
+        set(&data, b"again", &mib, ExpectedVersion::Any).unwrap();
         // Keys without values are bounded too.
         let data = SharedData::default();
         data.write().bytes = MAX_BYTES - 2 * (KEY_COST + 1);
-        let full = [b"a", b"b", b"c"].map(|key| set(&data, key, b"", Expected::Any));
-        assert_eq!(full, [Ok(()), Ok(()), Err(NotChanged::Full)]);
+        let full = [b"a", b"b", b"c"].map(|key| set(&data, key, b"", ExpectedVersion::Any));
+        assert_eq!(full, [Ok(()), Ok(()), Err(UpdateError::Full)]);
     }
 }

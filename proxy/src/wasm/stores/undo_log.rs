@@ -10,38 +10,38 @@ use std::{
 };
 
 use super::{
-    env::{Estate, Holdings, Shared},
+    env::{FilterStore, SharedStore, VmIdStore},
     queue::Undelivered,
-    shared_data::Change,
+    shared_data::UpdateResult,
 };
-use crate::observe::{self, metrics::HeldBack};
+use crate::observe::{self, metrics::PendingUpdates};
 
 /// A configuration that is tried.
-pub struct Trial {
-    shared: Arc<Shared>,
+pub struct UndoLog {
+    shared: Arc<SharedStore>,
     /// It is in force.
     over: AtomicBool,
-    done: Mutex<Done>,
+    done: Mutex<UndoEntry>,
 }
 
 #[derive(Default)]
-struct Done {
+struct UndoEntry {
     /// Keys of shared data, by whose they are: what was there before, and what is there now.
-    data: HashMap<(usize, Vec<u8>), (Arc<Estate>, Change)>,
+    data: HashMap<(usize, Vec<u8>), (Arc<VmIdStore>, UpdateResult)>,
     /// Queues that were not there before.
-    queues: Vec<(Arc<Estate>, u32)>,
+    queues: Vec<(Arc<VmIdStore>, u32)>,
     /// Metrics that the filter did not have before.
-    metrics: Vec<(Arc<Holdings>, String)>,
+    metrics: Vec<(Arc<FilterStore>, String)>,
     /// What was done to metrics.
-    held_back: HeldBack,
+    held_back: PendingUpdates,
     /// Messages that wait.
     messages: Vec<Undelivered>,
 }
 
-impl Trial {
+impl UndoLog {
     /// Nothing has been done yet.
-    pub fn new(shared: Arc<Shared>) -> Trial {
-        Trial { shared, over: AtomicBool::new(false), done: Mutex::default() }
+    pub fn new(shared: Arc<SharedStore>) -> UndoLog {
+        UndoLog { shared, over: AtomicBool::new(false), done: Mutex::default() }
     }
 
     /// Whether the configuration is still tried.
@@ -64,7 +64,7 @@ impl Trial {
         done.messages.into_iter().for_each(|message| self.shared.queues.deliver(message));
     }
 
-    fn note(&self, note: impl FnOnce(&mut Done)) {
+    fn note(&self, note: impl FnOnce(&mut UndoEntry)) {
         if self.is_on() {
             let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
             // It may have come into force meanwhile.
@@ -75,7 +75,7 @@ impl Trial {
     }
 
     /// A key of the shared data was changed.
-    pub fn note_data(&self, estate: &Arc<Estate>, key: &[u8], change: Change) {
+    pub fn note_data(&self, estate: &Arc<VmIdStore>, key: &[u8], change: UpdateResult) {
         self.note(|done| {
             let key = (Arc::as_ptr(estate) as usize, key.to_vec());
             match done.data.entry(key) {
@@ -87,17 +87,17 @@ impl Trial {
     }
 
     /// A queue was made.
-    pub fn note_queue(&self, estate: &Arc<Estate>, id: u32) {
+    pub fn note_queue(&self, estate: &Arc<VmIdStore>, id: u32) {
         self.note(|done| done.queues.push((estate.clone(), id)));
     }
 
     /// A filter has a metric that it did not have.
-    pub fn note_metric(&self, holdings: &Arc<Holdings>, shown: String) {
+    pub fn note_metric(&self, holdings: &Arc<FilterStore>, shown: String) {
         self.note(|done| done.metrics.push((holdings.clone(), shown)));
     }
 
     /// Runs `f` on what is held back of changes to metrics. None: the configuration is in force, and nothing is.
-    pub fn metrics<T>(&self, f: impl FnOnce(&mut HeldBack) -> T) -> Option<T> {
+    pub fn metrics<T>(&self, f: impl FnOnce(&mut PendingUpdates) -> T) -> Option<T> {
         let mut f = Some(f);
         let mut result = None;
         self.note(|done| result = f.take().map(|f| f(&mut done.held_back)));
@@ -114,7 +114,7 @@ impl Trial {
     }
 }
 
-impl Drop for Trial {
+impl Drop for UndoLog {
     /// It has failed, or was no more than a trial.
     fn drop(&mut self) {
         let done = std::mem::take(self.done.get_mut().unwrap_or_else(PoisonError::into_inner));
@@ -130,23 +130,23 @@ impl Drop for Trial {
 mod tests {
     use super::*;
     use crate::{
-        chain::charge::Ledger,
+        chain::charge::MemoryBudget,
         observe::{Kind, Registry},
-        wasm::stores::shared_data::Expected,
+        wasm::stores::shared_data::ExpectedVersion,
     };
 
-    fn take(shared: &Shared, id: u32, estate: &Estate) -> Option<Option<bytes::Bytes>> {
+    fn take(shared: &SharedStore, id: u32, estate: &VmIdStore) -> Option<Option<bytes::Bytes>> {
         shared.queues.take(id, &estate.queues).map(|taken| taken.map(|message| message.bytes))
     }
 
     /// What a filter of each kind does while it is configured.
-    fn configure(trial: &Trial, shared: &Arc<Shared>) -> (Arc<Estate>, u32) {
+    fn configure(trial: &UndoLog, shared: &Arc<SharedStore>) -> (Arc<VmIdStore>, u32) {
         let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
         for (key, value) in [(b"old", b"2"), (b"new", b"2"), (b"old", b"3")] {
-            let change = estate.data.set(key, value, Expected::Any, None).unwrap();
+            let change = estate.data.set(key, value, ExpectedVersion::Any, None).unwrap();
             trial.note_data(&estate, key, change);
         }
-        let change = estate.data.delete(b"gone", Expected::Any).unwrap();
+        let change = estate.data.delete(b"gone", ExpectedVersion::Any).unwrap();
         trial.note_data(&estate, b"gone", change);
         let (id, made) = shared.queues.open(&estate.queues, "q").unwrap();
         assert!(made);
@@ -158,16 +158,16 @@ mod tests {
         assert!(trial.metrics(|held| held.increment(&there, 5)).unwrap().is_ok());
         assert_eq!(trial.metrics(|held| held.get(&there)).unwrap().unwrap(), 6, "others of the trial see it");
         let (known, _) = shared.queues.open(&estate.queues, "known").unwrap();
-        trial.send(shared.queues.charged(known, b"message", &Ledger::new(1000, None)).unwrap());
+        trial.send(shared.queues.charged(known, b"message", &MemoryBudget::new(1000, None)).unwrap());
         (estate, known)
     }
 
     /// The figures that are there before.
-    fn before() -> (Arc<Shared>, Arc<Estate>, Arc<Holdings>) {
-        let shared = Shared::new(Registry::new(1));
+    fn before() -> (Arc<SharedStore>, Arc<VmIdStore>, Arc<FilterStore>) {
+        let shared = SharedStore::new(Registry::new(1));
         let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
-        estate.data.set(b"old", b"1", Expected::Any, None).unwrap();
-        estate.data.set(b"gone", b"1", Expected::Any, None).unwrap();
+        estate.data.set(b"old", b"1", ExpectedVersion::Any, None).unwrap();
+        estate.data.set(b"gone", b"1", ExpectedVersion::Any, None).unwrap();
         shared.queues.open(&estate.queues, "known").unwrap();
         let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
         there.increment(observe::shard(), 1).unwrap();
@@ -178,7 +178,7 @@ mod tests {
     fn a_configuration_that_is_refused_leaves_nothing_behind() {
         let (shared, estate, _holdings) = before();
         let version = estate.data.get(b"old").unwrap().1;
-        let trial = Trial::new(shared.clone());
+        let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         drop(trial);
         let (value, now) = estate.data.get(b"old").unwrap();
@@ -193,10 +193,10 @@ mod tests {
     #[test]
     fn what_others_have_changed_since_stays() {
         let (shared, estate, _holdings) = before();
-        let trial = Trial::new(shared.clone());
+        let trial = UndoLog::new(shared.clone());
         configure(&trial, &shared);
-        estate.data.set(b"old", b"theirs", Expected::Any, None).unwrap();
-        estate.data.set(b"gone", b"theirs", Expected::Any, None).unwrap();
+        estate.data.set(b"old", b"theirs", ExpectedVersion::Any, None).unwrap();
+        estate.data.set(b"gone", b"theirs", ExpectedVersion::Any, None).unwrap();
         drop(trial);
         assert_eq!(["old", "gone"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["theirs", "theirs"]);
     }
@@ -204,12 +204,12 @@ mod tests {
     #[test]
     fn one_that_comes_into_force_keeps_everything() {
         let (shared, estate, _holdings) = before();
-        let trial = Trial::new(shared.clone());
+        let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         trial.succeed();
         assert!(trial.metrics(|_| ()).is_none());
         assert_eq!(take(&shared, known, &estate), Some(Some("message".into())));
-        trial.send(shared.queues.charged(known, b"later", &Ledger::new(1000, None)).unwrap());
+        trial.send(shared.queues.charged(known, b"later", &MemoryBudget::new(1000, None)).unwrap());
         drop(trial);
         assert_eq!(["old", "new"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["3", "2"]);
         assert!(estate.data.get(b"gone").is_none() && estate.queues.resolve("q").is_some());

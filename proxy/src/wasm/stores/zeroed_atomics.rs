@@ -7,20 +7,20 @@ use memmap2::MmapMut;
 
 /// The atomics.
 #[derive(Debug)]
-pub struct Words {
+pub struct ZeroedAtomics {
     map: MmapMut,
     len: usize,
 }
 
-impl Words {
+impl ZeroedAtomics {
     /// So many of them. `None`: there is not enough address space.
-    pub fn new(len: usize) -> Option<Words> {
+    pub fn new(len: usize) -> Option<ZeroedAtomics> {
         let map = MmapMut::map_anon(len.checked_mul(size_of::<u64>())?.max(1)).ok()?;
-        Some(Words { map, len })
+        Some(ZeroedAtomics { map, len })
     }
 }
 
-impl Deref for Words {
+impl Deref for ZeroedAtomics {
     type Target = [std::sync::atomic::AtomicU64];
 
     #[allow(unsafe_code)]
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn they_are_zero_and_keep_what_is_written() {
-        let words = Words::new(1 << 22).unwrap();
+        let words = ZeroedAtomics::new(1 << 22).unwrap();
         assert!(words.len() == 1 << 22 && words.iter().step_by(4096).all(|word| word.load(Relaxed) == 0));
         std::thread::scope(|s| {
             for n in 0..4 {
@@ -50,7 +50,7 @@ mod tests {
         });
         assert!(words.iter().take(4000).enumerate().all(|(i, word)| word.load(Relaxed) == i as u64 % 4));
         assert_eq!(words[(1 << 22) - 1].load(Relaxed), 0);
-        assert_eq!(Words::new(0).unwrap().len(), 0);
-        assert!(Words::new(usize::MAX).is_none());
+        assert_eq!(ZeroedAtomics::new(0).unwrap().len(), 0);
+        assert!(ZeroedAtomics::new(usize::MAX).is_none());
     }
 }

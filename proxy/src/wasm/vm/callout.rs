@@ -15,11 +15,11 @@ use http_body_util::BodyExt;
 use crate::{
     chain::{
         RequestHead, ResponseHead,
-        charge::{Charge, Full},
+        charge::{BudgetExceeded, MemoryCharge},
         head,
     },
     http::body::Body,
-    upstream::{Broken, Cluster, Endpoint, Failure, Pools, Trouble, Way},
+    upstream::{Cluster, Endpoint, FailureCategory, Pools, ProtocolChoice, RequestError, UpstreamBodyError},
     wasm::{
         Vm,
         host::{CallResponse, HttpCall},
@@ -66,18 +66,18 @@ pub(in crate::wasm) const NOBODY: &str = "the cluster has no endpoint, or none t
 pub(super) fn note_late(cluster: &Cluster, endpoint: Option<&Arc<Endpoint>>, limit: Duration) {
     if let Some(endpoint) = endpoint {
         let why = format!("no answer to a filter's call within {limit:?}, the time that the filter gives it");
-        endpoint.note_failure(&cluster.name, Trouble::Timeout, &why);
+        endpoint.note_failure(&cluster.name, FailureCategory::Timeout, &why);
     }
 }
 
 /// The answer to a call ended early.
 #[cold]
-pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &Broken, bytes: usize) {
+pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &UpstreamBodyError, bytes: usize) {
     let (trouble, why) = error.reason(bytes as u64);
     endpoint.note_failure(&cluster.name, trouble, &why);
 }
 
-type Answer = (ResponseHead, Bytes, HeaderMap);
+type CalloutResult = (ResponseHead, Bytes, HeaderMap);
 
 async fn exchange(
     upstream: &Pools<Body>,
@@ -85,8 +85,8 @@ async fn exchange(
     head: &RequestHead,
     body: Body,
     asked: &OnceCell<Arc<Endpoint>>,
-    charge: &mut Charge,
-) -> Result<Answer, (u32, &'static str)> {
+    charge: &mut MemoryCharge,
+) -> Result<CalloutResult, (u32, &'static str)> {
     let unsent = |why| {
         cluster.note_unsent(why);
         UNAVAILABLE
@@ -95,13 +95,13 @@ async fn exchange(
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
-    let failed = |failure: Failure<Body>| {
+    let failed = |failure: RequestError<Body>| {
         failure.kind.note(cluster, endpoint, start.elapsed());
         UNAVAILABLE
     };
-    let response = upstream.send(cluster, endpoint, Way::default(), head, body).await.map_err(failed)?;
+    let response = upstream.send(cluster, endpoint, ProtocolChoice::default(), head, body).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
-    let full = |_: Full| TOO_LARGE;
+    let full = |_: BudgetExceeded| TOO_LARGE;
     charge.grow(head::size(&parts.headers)).map_err(full)?;
     let (mut bytes, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while let Some(frame) = body.frame().await {

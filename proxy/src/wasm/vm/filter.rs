@@ -5,25 +5,25 @@ use std::{rc::Rc, sync::atomic::Ordering};
 use tollgate_abi::{fast::phase, proxy_wasm::action};
 use wasmtime::Store;
 
-use super::{Context, Failed, Tenant, Vm};
+use super::{CallContext, InstanceUnavailable, RootContext, Vm};
 use crate::{
     chain::{Action, Direction, Filter, HeadersPause, Stream},
     observe,
     wasm::{
         host::Host,
         instance::{Exports, OnHeaders, plugin::Plugin},
-        scope::stream_ref::Subject,
+        scope::stream_ref::StreamRef,
     },
 };
 
 /// A filter on a worker.
 pub struct WasmFilter {
     vm: Rc<Vm>,
-    tenant: Rc<Tenant>,
+    tenant: Rc<RootContext>,
 }
 
 impl WasmFilter {
-    pub(in crate::wasm) fn new(vm: Rc<Vm>, tenant: Rc<Tenant>) -> WasmFilter {
+    pub(in crate::wasm) fn new(vm: Rc<Vm>, tenant: Rc<RootContext>) -> WasmFilter {
         WasmFilter { vm, tenant }
     }
 
@@ -45,7 +45,7 @@ impl WasmFilter {
     /// Calls a callback that answers with an action.
     pub(in crate::wasm) fn ask(
         &self,
-        stream: &Subject,
+        stream: &StreamRef,
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<i32>,
     ) -> Action {
@@ -58,17 +58,17 @@ impl WasmFilter {
     /// The same, of one that may be the first for its context, which it has to make then.
     fn ask_first(
         &self,
-        stream: &Subject,
+        stream: &StreamRef,
         position: usize,
-        call: impl FnOnce(&mut Store<Host>, &Exports, Context) -> wasmtime::Result<i32>,
+        call: impl FnOnce(&mut Store<Host>, &Exports, CallContext) -> wasmtime::Result<i32>,
     ) -> Action {
         let tenant = &*self.tenant;
         match self.vm.call(tenant, (stream, position), call) {
             Ok(action::CONTINUE) => Action::Continue,
             // The C++ SDK has finer answers; all of them hold the message.
             Ok(_) => Action::Pause,
-            Err(Failed) => {
-                tenant.plugin.figures.failed_streams.inc(observe::shard());
+            Err(InstanceUnavailable) => {
+                tenant.plugin.metrics.failed_streams.inc(observe::shard());
                 stream.with_position(position, |p| p.gone = true);
                 Action::Failed(tenant.plugin.on_failure)
             }
@@ -79,7 +79,7 @@ impl WasmFilter {
     /// `called`.
     pub(in crate::wasm) fn end(
         &self,
-        stream: &Subject,
+        stream: &StreamRef,
         position: usize,
         called: bool,
         first: impl FnOnce(&mut Store<Host>, &Exports, u32) -> wasmtime::Result<()>,
@@ -120,7 +120,7 @@ impl WasmFilter {
 
 impl Filter for WasmFilter {
     fn name(&self) -> &str {
-        &self.tenant.plugin.identity.name
+        &self.tenant.plugin.info.name
     }
 
     fn phases(&self) -> u32 {
@@ -137,7 +137,7 @@ impl Filter for WasmFilter {
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
-        self.ask_first(&Subject::Http(stream.clone()), position, |store, exports, context| {
+        self.ask_first(&StreamRef::Http(stream.clone()), position, |store, exports, context| {
             if direction == Direction::Request
                 && let (Some(parent), Some(joined)) = (context.parent, &exports.joined)
             {
@@ -155,7 +155,7 @@ impl Filter for WasmFilter {
     }
 
     fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action {
-        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+        self.ask(&StreamRef::Http(stream.clone()), position, |store, exports, context| {
             match &exports.body[direction as usize] {
                 Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
                 None => Ok(action::CONTINUE),
@@ -164,7 +164,7 @@ impl Filter for WasmFilter {
     }
 
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action {
-        self.ask(&Subject::Http(stream.clone()), position, |store, exports, context| {
+        self.ask(&StreamRef::Http(stream.clone()), position, |store, exports, context| {
             let count = stream.state.borrow().trailers[direction as usize].as_ref().map_or(0, |t| t.len() as u32);
             match &exports.trailers[direction as usize] {
                 Some(f) => f.call(store, (context, count)),
@@ -177,7 +177,7 @@ impl Filter for WasmFilter {
         let plugin = &self.tenant.plugin;
         if !plugin.hinted.swap(true, Ordering::Relaxed) {
             let message = ["request", "response"][direction as usize];
-            plugin.identity.complain(format_args!(
+            plugin.info.complain(format_args!(
                 "it held a {message} in its headers callback until the time was over, and was shown nothing of the body \
                  meanwhile; if it waits for the body, it needs `headers_pause: hold_headers` (this is said once)"
             ));
@@ -188,7 +188,7 @@ impl Filter for WasmFilter {
         if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
             return self.vm.forget(&stream.state.borrow().positions[position]);
         }
-        self.end(&Subject::Http(stream.clone()), position, false, |_, _, _| Ok(()));
+        self.end(&StreamRef::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }
 }
 

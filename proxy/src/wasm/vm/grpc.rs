@@ -26,10 +26,10 @@ use crate::{
         body::{Body, BodyError},
         grpc::{self, Code},
     },
-    upstream::{Broken, Endpoint, Pools, Way},
+    upstream::{Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
     wasm::{
         Vm,
-        host::grpc::{Call, Event, HEADER, Wish},
+        host::grpc::{CallCommand, CallEvent, GrpcCall, HEADER},
     },
 };
 
@@ -37,31 +37,31 @@ use crate::{
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// A call under way, as its filter's worker has it.
-pub(in crate::wasm) struct Handle {
+pub(in crate::wasm) struct CallHandle {
     messages: Option<UnboundedSender<Bytes>>,
     task: AbortHandle,
 }
 
-impl Drop for Handle {
+impl Drop for CallHandle {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// The calls of an instance.
-pub(super) type Calls = HashMap<u32, Handle>;
+pub(super) type Calls = HashMap<u32, CallHandle>;
 
 /// Does what the guest wants.
-pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Pools<Body>, incarnation: u32) {
+pub(super) fn execute(calls: &mut Calls, wish: CallCommand, vm: &Weak<Vm>, upstream: &Pools<Body>, incarnation: u32) {
     match wish {
-        Wish::Open(call) => {
+        CallCommand::Open(call) => {
             let (id, stream) = (call.id, call.message.is_none());
             let (sender, messages) = unbounded_channel();
             let task = run(vm.clone(), upstream.clone(), *call, messages, incarnation);
             let task = tokio::task::spawn_local(task).abort_handle();
-            calls.insert(id, Handle { messages: stream.then_some(sender), task });
+            calls.insert(id, CallHandle { messages: stream.then_some(sender), task });
         }
-        Wish::Send(id, message, last) => {
+        CallCommand::Send(id, message, last) => {
             let Some(handle) = calls.get_mut(&id) else { return };
             if let Some(messages) = &handle.messages {
                 let _ = messages.send(message);
@@ -70,12 +70,12 @@ pub(super) fn fulfil(calls: &mut Calls, wish: Wish, vm: &Weak<Vm>, upstream: &Po
                 handle.messages = None;
             }
         }
-        Wish::Close(id) => {
+        CallCommand::Close(id) => {
             if let Some(handle) = calls.get_mut(&id) {
                 handle.messages = None;
             }
         }
-        Wish::Cancel(id) => _ = calls.remove(&id),
+        CallCommand::Cancel(id) => _ = calls.remove(&id),
     }
 }
 
@@ -91,7 +91,13 @@ impl http_body::Body for Messages {
     }
 }
 
-async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: UnboundedReceiver<Bytes>, incarnation: u32) {
+async fn run(
+    vm: Weak<Vm>,
+    upstream: Pools<Body>,
+    call: GrpcCall,
+    messages: UnboundedReceiver<Bytes>,
+    incarnation: u32,
+) {
     let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
         Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
@@ -114,24 +120,24 @@ async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Call, messages: Unbounde
     if let Some(vm) = vm.upgrade() {
         // Of a call that is no stream a message is the whole answer.
         if stream || status != 0 {
-            vm.on_grpc_event(root, id, Event::Closed(status, message), incarnation);
+            vm.on_grpc_event(root, id, CallEvent::Closed(status, message), incarnation);
         }
         vm.grpc_ended(id, incarnation);
     }
 }
 
-pub(crate) type End = (u32, String);
+pub(crate) type CallStatus = (u32, String);
 
 /// Sends the call and tells of what comes back. None: nobody listens any more.
 async fn exchange(
     upstream: &Pools<Body>,
-    call: Call,
+    call: GrpcCall,
     messages: UnboundedReceiver<Bytes>,
     asked: &OnceCell<Arc<Endpoint>>,
-    tell: &impl Fn(Event) -> bool,
-) -> Result<Option<End>, End> {
+    tell: &impl Fn(CallEvent) -> bool,
+) -> Result<Option<CallStatus>, CallStatus> {
     let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
-    let Call { cluster, mut head, message, timeout, mut charge, .. } = call;
+    let GrpcCall { cluster, mut head, message, timeout, mut charge, .. } = call;
     head.fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
     head.fields.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(timeout) = timeout {
@@ -150,7 +156,7 @@ async fn exchange(
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "there is no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
-    let response = upstream.send(&cluster, endpoint, Way::default(), &head, body).await;
+    let response = upstream.send(&cluster, endpoint, ProtocolChoice::default(), &head, body).await;
     let response = response.map_err(|failure| {
         failure.kind.note(&cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())
@@ -164,17 +170,17 @@ async fn exchange(
     }
     // Nothing but a head: its status is in it.
     if let Some(status) = grpc::status(&parts.headers) {
-        if stream && !tell(Event::Trailing(parts.headers.clone())) {
+        if stream && !tell(CallEvent::Trailing(parts.headers.clone())) {
             return Ok(None);
         }
         return Ok(Some((status, message_of(&parts.headers))));
     }
-    if stream && !tell(Event::Initial(parts.headers)) {
+    if stream && !tell(CallEvent::Initial(parts.headers)) {
         return Ok(None);
     }
     let (mut pending, mut only, mut trailers) = (BytesMut::new(), None::<Bytes>, None::<HeaderMap>);
     while let Some(frame) = body.frame().await {
-        let broken = |error: Broken| {
+        let broken = |error: UpstreamBodyError| {
             note_broken(&cluster, endpoint, &error, pending.len());
             unavailable(&error.to_string())
         };
@@ -189,7 +195,7 @@ async fn exchange(
         while let Some(message) = take_message(&mut pending)? {
             if !stream {
                 only = Some(message);
-            } else if !tell(Event::Message(message)) {
+            } else if !tell(CallEvent::Message(message)) {
                 return Ok(None);
             }
         }
@@ -200,21 +206,21 @@ async fn exchange(
     let trailers = trailers.unwrap_or_default();
     let status = grpc::status(&trailers).unwrap_or(Code::Unknown.number());
     let said = message_of(&trailers);
-    if stream && !tell(Event::Trailing(trailers)) {
+    if stream && !tell(CallEvent::Trailing(trailers)) {
         return Ok(None);
     }
     if !stream && status == 0 {
         let Some(message) = only else {
             return Err((Code::Internal.number(), "the answer has no message".to_owned()));
         };
-        if !tell(Event::Message(message)) {
+        if !tell(CallEvent::Message(message)) {
             return Ok(None);
         }
     }
     Ok(Some((status, said)))
 }
 
-fn exhausted(why: &str) -> End {
+fn exhausted(why: &str) -> CallStatus {
     (Code::ResourceExhausted.number(), why.to_owned())
 }
 
@@ -224,7 +230,7 @@ fn message_of(fields: &HeaderMap) -> String {
 }
 
 /// The next whole message.
-pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End> {
+pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, CallStatus> {
     let Some((header, _)) = pending.split_at_checked(HEADER) else { return Ok(None) };
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if header[0] != 0 {
@@ -243,7 +249,7 @@ pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, End>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wasm::host::grpc::{Over, framed};
+    use crate::wasm::host::grpc::{EndedCalls, framed};
 
     #[test]
     fn messages_are_found_however_they_are_cut() {
@@ -262,9 +268,9 @@ mod tests {
 
     #[test]
     fn calls_that_are_over_are_remembered_up_to_a_bound_and_taken_once() {
-        let mut over = Over::default();
-        (0..=Over::MOST as u32).for_each(|id| over.add(id));
-        assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(Over::MOST as u32));
+        let mut over = EndedCalls::default();
+        (0..=EndedCalls::MOST as u32).for_each(|id| over.add(id));
+        assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(EndedCalls::MOST as u32));
     }
 
     #[test]

@@ -11,16 +11,16 @@ use super::filter::WasmFilter;
 use crate::{
     chain::{
         Action,
-        network::{Closed, NetworkFilter, NetworkStream, Side},
+        network::{ClosedBy, NetworkFilter, NetworkStream, Side},
     },
-    wasm::scope::stream_ref::Subject,
+    wasm::scope::stream_ref::StreamRef,
 };
 
 /// As the guest is told who has closed a connection.
-fn peer(closed: Closed) -> i32 {
+fn peer(closed: ClosedBy) -> i32 {
     match closed {
-        Closed::Local => peer::LOCAL,
-        Closed::Remote => peer::REMOTE,
+        ClosedBy::Local => peer::LOCAL,
+        ClosedBy::Remote => peer::REMOTE,
     }
 }
 
@@ -30,14 +30,14 @@ impl NetworkFilter for WasmFilter {
     }
 
     fn on_connection(&self, stream: &Rc<NetworkStream>, position: usize) -> Action {
-        self.ask(&Subject::Tcp(stream.clone()), position, |store, exports, context| match &exports.new_connection {
+        self.ask(&StreamRef::Tcp(stream.clone()), position, |store, exports, context| match &exports.new_connection {
             Some(f) => f.call(store, context),
             None => Ok(action::CONTINUE),
         })
     }
 
     fn on_data(&self, side: Side, stream: &Rc<NetworkStream>, position: usize, len: usize, end: bool) -> Action {
-        self.ask(&Subject::Tcp(stream.clone()), position, |store, exports, context| {
+        self.ask(&StreamRef::Tcp(stream.clone()), position, |store, exports, context| {
             match &exports.data[side as usize] {
                 Some(f) => f.call(store, (context, u32::try_from(len).unwrap_or(u32::MAX), end.into())),
                 None => Ok(action::CONTINUE),
@@ -45,18 +45,18 @@ impl NetworkFilter for WasmFilter {
         })
     }
 
-    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: Closed) {
+    fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: ClosedBy) {
         // Whatever comes of it, the connection goes on as it would: this only tells.
-        self.ask(&Subject::Tcp(stream.clone()), position, |store, exports, context| {
+        self.ask(&StreamRef::Tcp(stream.clone()), position, |store, exports, context| {
             let close = exports.close[Side::Upstream as usize].as_ref();
             close.map_or(Ok(()), |f| f.call(store, (context, peer(closed))))?;
             Ok(action::CONTINUE)
         });
     }
 
-    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: Closed, upstream: Option<Closed>) {
+    fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: ClosedBy, upstream: Option<ClosedBy>) {
         let phases = self.wanted_phases();
-        self.end(&Subject::Tcp(stream.clone()), position, phases & phase::TCP != 0, |store, exports, context| {
+        self.end(&StreamRef::Tcp(stream.clone()), position, phases & phase::TCP != 0, |store, exports, context| {
             let upstream = upstream.filter(|_| phases & phase::UPSTREAM_CLOSE != 0).map(|c| (Side::Upstream, c));
             let downstream = (phases & phase::DOWNSTREAM_CLOSE != 0).then_some((Side::Downstream, downstream));
             for (side, closed) in upstream.into_iter().chain(downstream) {

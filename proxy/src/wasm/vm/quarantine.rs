@@ -17,19 +17,19 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Tenant, Vm,
-    suspects::{MEMORY, Suspects},
+    RootContext, Vm,
+    suspects::{MEMORY, SuspectClients},
 };
 use crate::{
     net::Client,
     observe::{Gauge, target},
-    wasm::{instance::Instance, scope::stream_ref::Subject},
+    wasm::{instance::Instance, scope::stream_ref::StreamRef},
 };
 
 /// Whom a VM serves apart, and by what.
 #[derive(Default)]
 pub(super) struct Quarantine {
-    suspects: RefCell<Suspects>,
+    suspects: RefCell<SuspectClients>,
     vm: RefCell<Option<Rc<Vm>>>,
     /// There are suspects, or streams of theirs. Looked at for each call.
     active: Cell<bool>,
@@ -52,19 +52,19 @@ impl Vm {
     }
 
     /// Where its instance is counted.
-    pub(super) fn gauge<'t>(&self, tenant: &'t Tenant) -> &'t Gauge {
-        let figures = &tenant.plugin.figures;
+    pub(super) fn gauge<'t>(&self, tenant: &'t RootContext) -> &'t Gauge {
+        let figures = &tenant.plugin.metrics;
         if self.is_apart() { &figures.quarantine } else { &figures.instances }
     }
 
     /// The VM that serves a stream apart, if one does. Decided when the stream meets the filter, and never changed.
     #[inline]
-    pub(super) fn apart(&self, stream: &Subject, position: usize) -> Option<Rc<Vm>> {
+    pub(super) fn apart(&self, stream: &StreamRef, position: usize) -> Option<Rc<Vm>> {
         if self.quarantine.active.get() { self.look_apart(stream, position) } else { None }
     }
 
     #[cold]
-    fn look_apart(&self, stream: &Subject, position: usize) -> Option<Rc<Vm>> {
+    fn look_apart(&self, stream: &StreamRef, position: usize) -> Option<Rc<Vm>> {
         let (met, quarantined) = stream.with_position(position, |p| (p.context != 0, p.quarantined));
         if met {
             return if quarantined { self.quarantine_vm() } else { None };
@@ -83,7 +83,7 @@ impl Vm {
     }
 
     /// A client's request has made it fail.
-    pub(super) fn suspect(&self, stream: &Subject) {
+    pub(super) fn suspect(&self, stream: &StreamRef) {
         let Quarantine { suspects, active, .. } = match self.main() {
             Some(main) => return main.suspect(stream),
             None => &self.quarantine,
@@ -168,21 +168,24 @@ mod tests {
         config::model::{self, Compile},
         observe::Registry,
         upstream::{PoolOptions, Pools},
-        wasm::{Code, Compiler, Engine, Machine, Plugin, Shared, Site, Supply, World},
+        wasm::{
+            CompiledModule, Compiler, Engine, FilterEnv, InstanceSupply, Plugin, SharedStore, VmBinding, VmTemplate,
+        },
     };
 
     /// A filter that traps for each connection.
-    fn machine() -> Arc<Machine> {
+    fn machine() -> Arc<VmTemplate> {
         let text = r#"(module
             (memory (export "memory") 1)
             (func (export "malloc") (param i32) (result i32) unreachable)
             (func (export "proxy_abi_version_0_2_1"))
             (func (export "proxy_on_new_connection") (param i32) (result i32) unreachable))"#;
         let engine = Engine::new(Compiler::in_process()).unwrap();
-        let code = Code::load(&engine, "f.wasm", &wat::parse_str(text).unwrap(), &Compile::default()).unwrap();
+        let code =
+            CompiledModule::load(&engine, "f.wasm", &wat::parse_str(text).unwrap(), &Compile::default()).unwrap();
         let filter: model::Filter = serde_json::from_value(json!({"name": "f", "wasm": "f.wasm"})).unwrap();
-        let world = World::new(Arc::new(HashMap::new()), Shared::new(Registry::new(1)));
-        Machine::of(Arc::new(Plugin::new(&filter, code, &engine, &world).unwrap()))
+        let world = FilterEnv::new(Arc::new(HashMap::new()), SharedStore::new(Registry::new(1)));
+        VmTemplate::of(Arc::new(Plugin::new(&filter, code, &engine, &world).unwrap()))
     }
 
     #[tokio::test(start_paused = true)]
@@ -190,7 +193,7 @@ mod tests {
         let test = async {
             let machine = machine();
             let new = || machine.instantiate().map_err(|failed| failed.error).unwrap();
-            let site = Site { upstream: Pools::new(PoolOptions::default()), supply: Supply::new(|_| ()) };
+            let site = VmBinding { upstream: Pools::new(PoolOptions::default()), supply: InstanceSupply::new(|_| ()) };
             let vm = Vm::new(machine.clone(), new(), site);
             (0..4).for_each(|_| vm.deliver(new()));
             let filter = vm.filters().next().unwrap();
@@ -202,7 +205,7 @@ mod tests {
                 assert_eq!(filter.on_connection(&stream, 0), Action::Failed(OnFailure::Deny));
                 stream
             };
-            let figures = &machine.plugins()[0].figures;
+            let figures = &machine.plugins()[0].metrics;
             let counted = || (figures.instances.value(), figures.quarantine.value());
             let main = || vm.incarnation.get();
 
@@ -223,7 +226,7 @@ mod tests {
             apart.contexts.borrow_mut().insert(
                 1000,
                 crate::wasm::scope::contexts::StreamContext {
-                    stream: Subject::Tcp(inside).downgrade(),
+                    stream: StreamRef::Tcp(inside).downgrade(),
                     position: 0,
                     root: 0,
                 },

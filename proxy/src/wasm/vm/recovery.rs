@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Supply, Tenant, Vm};
+use super::{InstanceSupply, RootContext, Vm};
 use crate::{
     chain::OnFailure,
     observe::{self, target},
@@ -19,10 +19,10 @@ use crate::{
         engine::clock,
         instance::{
             Instance,
-            failures::Cause,
+            failures::FailureSource,
             trap::{TrapKind, describe},
         },
-        scope::{contexts::StreamContext, stream_ref::Subject},
+        scope::{contexts::StreamContext, stream_ref::StreamRef},
     },
 };
 
@@ -48,10 +48,10 @@ impl Vm {
     /// and worked on the context `effective`. `hears`: whoever has called for the stream hears of it.
     pub(super) fn fail(
         &self,
-        tenant: &Tenant,
+        tenant: &RootContext,
         error: &wasmtime::Error,
         (denied, effective): (bool, u32),
-        stream: Option<(&Subject, usize)>,
+        stream: Option<(&StreamRef, usize)>,
         hears: bool,
     ) {
         let (mut kind, text) = describe(error);
@@ -67,7 +67,7 @@ impl Vm {
         }
         let shard = observe::shard();
         self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(shard, 1));
-        self.tenants[0].plugin.figures.memory.sub(shard, self.memory.replace(0));
+        self.tenants[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
         // Nobody is told of their answers any more, and somebody would be charged for them.
         self.http.take().into_values().for_each(|call| call.abort());
@@ -82,12 +82,12 @@ impl Vm {
     }
 
     /// Counts and logs a failure.
-    fn tell(&self, tenant: &Tenant, kind: TrapKind, text: &str, stream: Option<&Subject>) {
+    fn tell(&self, tenant: &RootContext, kind: TrapKind, text: &str, stream: Option<&StreamRef>) {
         let plugin = &tenant.plugin;
-        let name = &plugin.identity.name;
-        plugin.figures.traps[kind as usize].inc(observe::shard());
+        let name = &plugin.info.name;
+        plugin.metrics.traps[kind as usize].inc(observe::shard());
         let message = format!("{}: {text}", kind.name());
-        let cause = stream.map(Cause::of);
+        let cause = stream.map(FailureSource::of);
         if let Some(left_out) = plugin.failures.note(cause.as_ref()) {
             let (client, method, path) = match &cause {
                 Some(cause) => (Some(cause.client.as_str()), cause.method.as_deref(), cause.path.as_deref()),
@@ -113,7 +113,7 @@ impl Vm {
     }
 
     /// The streams inside the instance get what their filters' `on_failure` says, but for the one whose caller does that.
-    fn end_streams(&self, cause: Option<(&Subject, usize)>) {
+    fn end_streams(&self, cause: Option<(&StreamRef, usize)>) {
         let inside = self.contexts.borrow_mut().take();
         for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
@@ -127,7 +127,7 @@ impl Vm {
                 p.denies = denied && !held;
             });
             if !is_cause {
-                plugin.figures.failed_streams.inc(observe::shard());
+                plugin.metrics.failed_streams.inc(observe::shard());
             }
             if held && denied {
                 stream.deny();
@@ -138,7 +138,7 @@ impl Vm {
 
     /// Takes another instance into use, if there is one, and orders more. `alone`: it has failed in no stream's call.
     /// `overrun`: how long calls should have none, for the time that they have taken.
-    fn recover(&self, tenant: &Tenant, alone: bool, overrun: Duration) {
+    fn recover(&self, tenant: &RootContext, alone: bool, overrun: Duration) {
         let still_born = alone && self.calls.get() - self.calls_before.get() <= 1;
         self.still_born.set(if still_born { self.still_born.get().saturating_add(1) } else { 0 });
         let pause = pause(self.still_born.get()).max(overrun);
@@ -170,13 +170,13 @@ impl Vm {
     }
 
     #[cold]
-    fn say_over_budget(&self, tenant: &Tenant, what: &str) {
+    fn say_over_budget(&self, tenant: &RootContext, what: &str) {
         let plugin = &tenant.plugin;
-        plugin.figures.over_budget.inc(observe::shard());
+        plugin.metrics.over_budget.inc(observe::shard());
         if let Some(left_out) = plugin.said_over_budget.may_warn() {
             tracing::warn!(
                 target: target::FILTER,
-                filter = plugin.identity.name,
+                filter = plugin.info.name,
                 concerns = self.is_apart().then_some("clients in quarantine"),
                 left_out,
                 "{what}"
@@ -203,7 +203,7 @@ impl Vm {
     }
 
     fn make_at_once(&self) -> Option<Instance> {
-        let supply: &Supply = &self.site.supply;
+        let supply: &InstanceSupply = &self.site.supply;
         if self.machine.making() >= CHEAP || !supply.wait().is_zero() {
             return None;
         }
@@ -262,7 +262,7 @@ impl Vm {
     /// Takes an instance into use in place of one that has failed, if there was any.
     pub(super) fn replace(&self, instance: Instance) {
         if self.incarnation.get() > 0 {
-            self.tenants.iter().for_each(|tenant| tenant.plugin.figures.rebuilds.inc(observe::shard()));
+            self.tenants.iter().for_each(|tenant| tenant.plugin.metrics.rebuilds.inc(observe::shard()));
         }
         self.adopt(instance);
     }

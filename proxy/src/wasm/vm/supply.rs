@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::wasm::Machine;
+use crate::wasm::VmTemplate;
 
 /// A part of a worker's time.
 #[derive(Debug, Clone, Copy)]
-struct Share {
+struct CpuShare {
     /// In percent.
     percent: u32,
     /// What may be taken at once, if nothing was taken for a while.
@@ -24,31 +24,31 @@ struct Share {
 }
 
 /// For making instances.
-const MAKING: Share = Share { percent: 10, burst: Duration::from_millis(250) };
+const MAKING: CpuShare = CpuShare { percent: 10, burst: Duration::from_millis(250) };
 
 /// For calls that overrun their time.
-const OVERRUNS: Share = Share { percent: 60, burst: Duration::from_millis(1000) };
+const OVERRUNS: CpuShare = CpuShare { percent: 60, burst: Duration::from_millis(1000) };
 
 /// Asks for another instance of a machine.
-pub struct Order {
+pub struct InstanceOrder {
     /// Of which.
-    pub machine: Arc<Machine>,
+    pub machine: Arc<VmTemplate>,
     /// It is not wanted before this much time has passed.
     pub wait: Duration,
 }
 
 /// Where a worker's instances come from, beside those that it makes itself.
-pub struct Supply {
+pub struct InstanceSupply {
     making: RefCell<Budget>,
     overruns: RefCell<Budget>,
-    order: Box<dyn Fn(Order)>,
+    order: Box<dyn Fn(InstanceOrder)>,
 }
 
-impl Supply {
+impl InstanceSupply {
     /// A supply that passes orders on to whoever makes instances. Those are given to [`Vm::deliver`](super::Vm::deliver).
-    pub fn new(order: impl Fn(Order) + 'static) -> Rc<Supply> {
+    pub fn new(order: impl Fn(InstanceOrder) + 'static) -> Rc<InstanceSupply> {
         let budget = |share| RefCell::new(Budget::new(share, Instant::now()));
-        Rc::new(Supply { making: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
+        Rc::new(InstanceSupply { making: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
     }
 
     /// Charges processor time that an instance for this worker has taken, wherever it was made.
@@ -69,8 +69,8 @@ impl Supply {
     }
 
     /// Orders an instance, not before this much time has passed and not before the budget allows it.
-    pub(super) fn order(&self, machine: &Arc<Machine>, pause: Duration) {
-        (self.order)(Order { machine: machine.clone(), wait: pause.max(self.wait()) });
+    pub(super) fn order(&self, machine: &Arc<VmTemplate>, pause: Duration) {
+        (self.order)(InstanceOrder { machine: machine.clone(), wait: pause.max(self.wait()) });
     }
 }
 
@@ -78,14 +78,14 @@ impl Supply {
 /// zero; then nothing is made until it has filled up again.
 #[derive(Debug)]
 struct Budget {
-    share: Share,
+    share: CpuShare,
     /// What is left, in nanoseconds; below zero: a debt.
     left: i64,
     at: Instant,
 }
 
 impl Budget {
-    fn new(share: Share, now: Instant) -> Budget {
+    fn new(share: CpuShare, now: Instant) -> Budget {
         Budget { share, left: nanos(share.burst), at: now }
     }
 
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn calls_that_overrun_take_a_part_of_a_worker_and_no_more() {
-        let supply = Supply::new(|_| ());
+        let supply = InstanceSupply::new(|_| ());
         let each = Duration::from_millis(100);
         // What comes now and then is within the budget.
         assert!((0..9).all(|_| supply.overran(each).is_zero()));

@@ -14,9 +14,9 @@ const MOST: usize = 256;
 
 /// Clients, each with the end of the time for which it is remembered, and how often it has failed in that.
 #[derive(Debug, Default)]
-pub(super) struct Suspects(Vec<(Client, Instant, u32)>);
+pub(super) struct SuspectClients(Vec<(Client, Instant, u32)>);
 
-impl Suspects {
+impl SuspectClients {
     /// A client's request has made the filter fail.
     pub(crate) fn add(&mut self, client: Client, now: Instant) {
         let new = (client, now + MEMORY, self.failures(client, now).saturating_add(1));
@@ -53,12 +53,12 @@ mod tests {
 
     #[test]
     fn clients_are_forgotten_after_a_while_without_failures() {
-        let (mut suspects, start) = (Suspects::default(), Instant::now());
+        let (mut suspects, start) = (SuspectClients::default(), Instant::now());
         suspects.add(client(1), start);
         suspects.add(client(2), start);
         let later = start + MEMORY / 2;
         suspects.add(client(1), later);
-        let failures = |suspects: &Suspects, now| [1, 2, 3].map(|nth| suspects.failures(client(nth), now));
+        let failures = |suspects: &SuspectClients, now| [1, 2, 3].map(|nth| suspects.failures(client(nth), now));
         assert_eq!(failures(&suspects, later), [2, 1, 0]);
         let end = start + MEMORY;
         assert_eq!(failures(&suspects, end), [2, 0, 0]);
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn so_many_are_remembered_and_the_last_ones_are() {
-        let (mut suspects, start) = (Suspects::default(), Instant::now());
+        let (mut suspects, start) = (SuspectClients::default(), Instant::now());
         for nth in 0..2 * MOST {
             suspects.add(client(nth), start + Duration::from_millis(nth as u64));
         }

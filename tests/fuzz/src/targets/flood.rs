@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Outcome, Pieces, Target};
 use tokio::io::{AsyncRead, ReadBuf};
-use tollgate::{downstream::flood::Flood, fuzzing::counted};
+use tollgate::{downstream::flood::FrameLimiter, fuzzing::counted};
 
 /// What the bounds are documented to be: so many frames at once, so many more in each second, and so many for a head.
 const MOST: u64 = 10_000;
@@ -22,7 +22,7 @@ fn check(input: &[u8]) -> Outcome {
     let all = frames.repeat(1 + 16 * usize::from(*times));
     let highest = highest(&all);
     let begin = Instant::now();
-    let flood = Rc::new(Flood::default());
+    let flood = Rc::new(FrameLimiter::default());
     let pieces: Vec<&[u8]> = [&[b'x'; 24][..]].into_iter().chain(all.chunks(1 + 61 * frames.len())).collect();
     let mut counted = pin!(counted(Pieces::new(&pieces, false), &flood));
     let (mut space, mut broken) = ([0; 4096], false);

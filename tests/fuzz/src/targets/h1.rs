@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Uri, Version};
 use http_body::SizeHint;
 use tollgate::h1::{
-    Decoder, Encoder, HeadError, Limits, Outbox, Part,
+    BodyPart, Decoder, Encoder, HeadError, Limits, WriteBuf,
     encoder::{self, RequestHead},
     head,
 };
@@ -25,7 +25,7 @@ fn check(input: &[u8]) -> Outcome {
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         let head =
             RequestHead { method, target: target.as_bytes(), host: None, fields: &message.fields, replaced: &[] };
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         let mut encoder = encoder::request(&head, &message.length(), message.data.is_empty(), &mut out);
         let written = message.write(&mut encoder, out);
         let again = read(&[&written], request);
@@ -77,9 +77,9 @@ impl<S> Message<S> {
     }
 
     /// What is sent of it, after a head that says how long its body is or that it comes in chunks.
-    pub(super) fn write(&self, encoder: &mut Encoder, mut head: Outbox) -> Vec<u8> {
+    pub(super) fn write(&self, encoder: &mut Encoder, mut head: WriteBuf) -> Vec<u8> {
         let mut written = std::mem::take(head.tail());
-        let mut out = Outbox::default();
+        let mut out = WriteBuf::default();
         for part in self.data.chunks(1000) {
             encoder.data(Bytes::copy_from_slice(part), &mut out).expect("a length that was read is right");
         }
@@ -114,7 +114,7 @@ fn read_into<S>(parts: &[&[u8]], head: ReadHead<S>, messages: &mut Vec<Message<S
     let (mut inbox, mut parts) = (BytesMut::new(), parts.iter());
     let mut next = |inbox: &mut BytesMut| parts.next().map(|part| inbox.extend_from_slice(part)).is_some();
     loop {
-        let mut finder = head::Finder::default();
+        let mut finder = head::HeadScanner::default();
         let length = loop {
             match finder.find(&mut inbox, LIMITS.head).map_err(|e| e.to_string())? {
                 Some(length) => break length,
@@ -130,8 +130,8 @@ fn read_into<S>(parts: &[&[u8]], head: ReadHead<S>, messages: &mut Vec<Message<S
         };
         while !body.is_done() {
             match body.decode(&mut inbox).map_err(|e| e.to_string())? {
-                Some(Part::Data(data)) => message.data.extend_from_slice(&data),
-                Some(Part::Trailers(trailers)) => message.trailers = trailers,
+                Some(BodyPart::Data(data)) => message.data.extend_from_slice(&data),
+                Some(BodyPart::Trailers(trailers)) => message.trailers = trailers,
                 None if body.is_done() || next(&mut inbox) => {}
                 None => return Ok(()),
             }

@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode, Version};
 use tollgate::h1::{
-    Decoder, HeadError, Limits, Outbox,
-    encoder::{self, Client},
+    Decoder, HeadError, Limits, WriteBuf,
+    encoder::{self, ClientTraits},
     head,
 };
 
@@ -28,8 +28,8 @@ fn check(input: &[u8]) -> Outcome {
             let (mut parts, ()) = http::Response::new(()).into_parts();
             (parts.status, parts.headers) = (status, message.fields.clone());
             let client =
-                Client { version: Version::HTTP_11, head_only, trailers: true, persists: true, switches: false };
-            let mut out = Outbox::default();
+                ClientTraits { version: Version::HTTP_11, head_only, trailers: true, persists: true, switches: false };
+            let mut out = WriteBuf::default();
             let (mut encoder, _) =
                 encoder::response(&parts, &message.length(), message.data.is_empty(), client, &mut out);
             let written = message.write(&mut encoder, out);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tollgate::h2::{Malformed, Screened, hpack};
+use tollgate::h2::{Malformed, ScreenedIo, hpack};
 
 use crate::{Outcome, Pieces, Target, cuts};
 
@@ -16,7 +16,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What comes through of what a client sends in these pieces after the preface, and how many heads were changed.
 fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     let (malformed, pieces) = (Malformed::default(), [&[PREFACE], pieces].concat());
-    let mut screened = pin!(Screened::of_client(Pieces::new(&pieces, false), 300, malformed.clone()));
+    let mut screened = pin!(ScreenedIo::of_client(Pieces::new(&pieces, false), 300, malformed.clone()));
     let (mut all, mut space) = (Vec::new(), [0; 4096]);
     loop {
         let mut buffer = ReadBuf::new(&mut space);

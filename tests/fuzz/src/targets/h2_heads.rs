@@ -7,7 +7,7 @@ use std::{
 
 use http::HeaderMap;
 use tollgate::h2::{
-    Malformed, Screened,
+    Malformed, ScreenedIo,
     hpack::{
         self,
         text::{Text, number},
@@ -89,7 +89,7 @@ struct Seen {
 
 fn serve(pieces: &[&[u8]]) -> Seen {
     let malformed = Malformed::default();
-    let screened = Screened::of_client(Pieces::new(pieces, true), 16_000, malformed.clone());
+    let screened = ScreenedIo::of_client(Pieces::new(pieces, true), 16_000, malformed.clone());
     let cx = &mut Context::from_waker(Waker::noop());
     let mut seen = Seen::default();
     if let Poll::Ready(Ok(mut connection)) = pin!(h2::server::handshake(screened)).poll(cx) {

@@ -3,16 +3,16 @@
 use crate::{Outcome, Target, cuts};
 use bytes::Bytes;
 use tollgate::downstream::{
-    flood::Flood,
-    h3::framing::{Framing, Violation},
+    flood::FrameLimiter,
+    h3::framing::{FrameViolation, Framing},
 };
 
 /// The bound on heads.
 const MAX_HEAD: u64 = 200;
 
 /// What is passed on of a stream that comes in these pieces, how much of it is data, and how it ends.
-fn passed(mut framing: Framing, pieces: &[&[u8]]) -> (Vec<u8>, u64, Result<(), Violation>) {
-    let (flood, mut all, mut data) = (Flood::default(), Vec::new(), 0);
+fn passed(mut framing: Framing, pieces: &[&[u8]]) -> (Vec<u8>, u64, Result<(), FrameViolation>) {
+    let (flood, mut all, mut data) = (FrameLimiter::default(), Vec::new(), 0);
     for piece in pieces {
         let pushed = framing.push(&Bytes::copy_from_slice(piece), &flood);
         while let Some(piece) = framing.pop() {

@@ -7,8 +7,8 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// What is passed on of a stream that comes in pieces of this size, and how much of it is data.
-fn passed(mut framing: Framing, sent: &[u8], size: usize) -> Result<(Vec<Bytes>, u64), Violation> {
-    let flood = Flood::default();
+fn passed(mut framing: Framing, sent: &[u8], size: usize) -> Result<(Vec<Bytes>, u64), FrameViolation> {
+    let flood = FrameLimiter::default();
     let (mut all, mut data) = (Vec::new(), 0);
     for piece in sent.chunks(size) {
         data += framing.push(&Bytes::copy_from_slice(piece), &flood)?;
@@ -64,12 +64,12 @@ fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
 #[test]
 fn a_head_over_the_bound_is_not_waited_for() {
     let start = &frame(1, &[0; 9])[..3];
-    assert_eq!(passed(Framing::request(8), start, 9), Err(Violation::HeadTooLarge));
+    assert_eq!(passed(Framing::request(8), start, 9), Err(FrameViolation::HeadTooLarge));
     let head = frame(1, &[HEAD, &[0xdd; 4]].concat());
     assert_eq!(passed(Framing::request(9), &head, 4).unwrap().0.concat(), head);
     // The longest that can be said.
     let longest = [&[1][..], &[0xff; 8]].concat();
-    assert_eq!(passed(Framing::request(u64::MAX >> 3), &longest, 9), Err(Violation::HeadTooLarge));
+    assert_eq!(passed(Framing::request(u64::MAX >> 3), &longest, 9), Err(FrameViolation::HeadTooLarge));
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn field_sections_that_are_none_are_not_passed_on() {
         let passed = |sent: &[Vec<u8>]| passed(Framing::request(8), &sent.concat(), size);
         let (head, trailers) = (frame(1, HEAD), frame(1, TRAILERS));
         assert!(passed(&[head.clone(), trailers.clone()]).is_ok());
-        assert_eq!(passed(&[trailers]), Err(Violation::Malformed));
-        assert_eq!(passed(&[head.clone(), head.clone()]), Err(Violation::Malformed));
-        assert_eq!(passed(&[head, frame(1, b"none")]), Err(Violation::Undecodable));
+        assert_eq!(passed(&[trailers]), Err(FrameViolation::Malformed));
+        assert_eq!(passed(&[head.clone(), head.clone()]), Err(FrameViolation::Malformed));
+        assert_eq!(passed(&[head, frame(1, b"none")]), Err(FrameViolation::Undecodable));
     }
 }
 
@@ -101,7 +101,7 @@ fn streams_in_one_direction_are_what_they_say() {
         assert_eq!(passed(Framing::one_way(), &control, size).unwrap().0.concat(), wanted);
     }
     let settings = |length| [&[0][..], &frame(4, &vec![0; length])].concat();
-    assert_eq!(passed(Framing::one_way(), &settings(4097), 100), Err(Violation::FrameTooLarge));
+    assert_eq!(passed(Framing::one_way(), &settings(4097), 100), Err(FrameViolation::FrameTooLarge));
     // What is no head here is for h3 to refuse.
     for control in [settings(4096), [&[0][..], &frame(1, b"none")].concat()] {
         assert_eq!(passed(Framing::one_way(), &control, 100).unwrap().0.concat(), control);
@@ -118,13 +118,13 @@ fn streams_in_one_direction_are_what_they_say() {
 #[test]
 fn frames_that_lead_to_nothing_are_not_taken_for_ever() {
     for (useful, idle) in [(frame(0, b"x"), frame(0, b"")), (frame(1, HEAD), frame(UNKNOWN, b""))] {
-        let flood = Flood::default();
+        let flood = FrameLimiter::default();
         let push = |frame: &Vec<u8>| Framing::request(8).push(&frame.clone().into(), &flood);
         // Those that bring something allow for others.
         for _ in 0..100_000 {
             push(&useful).unwrap();
             push(&idle).unwrap();
         }
-        assert_eq!((0..1_000_000).map(|_| push(&idle)).find(Result::is_err), Some(Err(Violation::Flood)));
+        assert_eq!((0..1_000_000).map(|_| push(&idle)).find(Result::is_err), Some(Err(FrameViolation::Flood)));
     }
 }

@@ -253,16 +253,16 @@ fn folder(above: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, CacheEr
     let folder = openat(above, name, flags, Mode::empty()).map_err(|e| CacheError::Io(path.to_owned(), e.into()))?;
     match owned(&folder, FileType::Directory) {
         Ok(()) => Ok(folder),
-        Err(Foreign::Owner(user)) => Err(CacheError::Owner(path.to_owned(), user, geteuid().as_raw())),
-        Err(Foreign::Writable(mode)) => Err(CacheError::Writable(path.to_owned(), mode)),
-        Err(Foreign::Kind) => Err(CacheError::Io(path.to_owned(), io::ErrorKind::NotADirectory.into())),
-        Err(Foreign::Unknown(e)) => Err(CacheError::Io(path.to_owned(), e.into())),
+        Err(Untrusted::Owner(user)) => Err(CacheError::Owner(path.to_owned(), user, geteuid().as_raw())),
+        Err(Untrusted::Writable(mode)) => Err(CacheError::Writable(path.to_owned(), mode)),
+        Err(Untrusted::Kind) => Err(CacheError::Io(path.to_owned(), io::ErrorKind::NotADirectory.into())),
+        Err(Untrusted::Unknown(e)) => Err(CacheError::Io(path.to_owned(), e.into())),
     }
 }
 
 /// Why somebody else could have written something.
 #[derive(Debug, thiserror::Error)]
-enum Foreign {
+enum Untrusted {
     #[error("it belongs to user {0}")]
     Owner(u32),
     #[error("others than its owner can write to it (mode {0:03o})")]
@@ -274,17 +274,17 @@ enum Foreign {
 }
 
 /// Whether only this process's user, or root, could have written something.
-fn owned(file: impl AsFd, kind: FileType) -> Result<(), Foreign> {
-    let stat = fstat(file).map_err(Foreign::Unknown)?;
+fn owned(file: impl AsFd, kind: FileType) -> Result<(), Untrusted> {
+    let stat = fstat(file).map_err(Untrusted::Unknown)?;
     if FileType::from_raw_mode(stat.st_mode) != kind {
-        return Err(Foreign::Kind);
+        return Err(Untrusted::Kind);
     }
     if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
-        return Err(Foreign::Owner(stat.st_uid));
+        return Err(Untrusted::Owner(stat.st_uid));
     }
     match stat.st_mode & OTHERS_WRITE {
         0 => Ok(()),
-        _ => Err(Foreign::Writable(stat.st_mode & 0o7777)),
+        _ => Err(Untrusted::Writable(stat.st_mode & 0o7777)),
     }
 }
 

@@ -40,16 +40,16 @@ const MOST_SAID: usize = 16 << 10;
 
 /// Says that nobody wants any more code, to all who wait for some: one end of a pipe, because that can be waited for together
 /// with the output of a process.
-pub(super) struct End {
+pub(super) struct CancelSignal {
     heard: OwnedFd,
     /// Closed to say it.
     saying: Mutex<Option<OwnedFd>>,
 }
 
-impl End {
-    pub(super) fn new() -> io::Result<End> {
+impl CancelSignal {
+    pub(super) fn new() -> io::Result<CancelSignal> {
         let (heard, saying) = pipe_with(PipeFlags::CLOEXEC)?;
-        Ok(End { heard, saying: Mutex::new(Some(saying)) })
+        Ok(CancelSignal { heard, saying: Mutex::new(Some(saying)) })
     }
 
     pub(super) fn say(&self) {
@@ -58,7 +58,7 @@ impl End {
 }
 
 /// Compiles a module in a process of its own.
-pub(super) fn compile(module: &[u8], limits: &Compile, end: &End) -> Result<Vec<u8>, CompileError> {
+pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Result<Vec<u8>, CompileError> {
     let seconds = limits.time.0.as_secs_f64().ceil() as u64;
     let start = || -> io::Result<(Child, File)> {
         let mut input = File::from(memory_file("module")?);
@@ -85,15 +85,15 @@ pub(super) fn compile(module: &[u8], limits: &Compile, end: &End) -> Result<Vec<
     }
     let status = child.wait().map_err(CompileError::NoProcess)?;
     match said.map_err(CompileError::NoProcess)? {
-        Heard::All(said) => judge(status, &said, limits)?,
-        Heard::Enough => return Err(CompileError::Ending),
-        Heard::TooLate => return Err(CompileError::Starved(patience, limits.time)),
+        ChildEvent::All(said) => judge(status, &said, limits)?,
+        ChildEvent::Enough => return Err(CompileError::Ending),
+        ChildEvent::TooLate => return Err(CompileError::Starved(patience, limits.time)),
     }
     read(output).map_err(CompileError::NoProcess)
 }
 
 /// What came of waiting for a process.
-enum Heard {
+enum ChildEvent {
     /// It has ended, and has said this.
     All(String),
     /// Nobody wants its result any more.
@@ -104,7 +104,7 @@ enum Heard {
 
 /// Waits for a process until it ends, which closes its standard error, and hears what it says there. If nobody wants it any
 /// more, or it takes too long, it is killed.
-fn listen(child: &mut Child, latest: Instant, end: &End) -> io::Result<Heard> {
+fn listen(child: &mut Child, latest: Instant, end: &CancelSignal) -> io::Result<ChildEvent> {
     let Some(mut stderr) = child.stderr.take() else { return Err(io::ErrorKind::BrokenPipe.into()) };
     let mut said = Vec::new();
     loop {
@@ -118,12 +118,12 @@ fn listen(child: &mut Child, latest: Instant, end: &End) -> io::Result<Heard> {
         let [speaks, ended] = ways.map(|way| !way.revents().is_empty());
         if ended || !speaks && left.is_zero() {
             child.kill()?;
-            return Ok(if ended { Heard::Enough } else { Heard::TooLate });
+            return Ok(if ended { ChildEvent::Enough } else { ChildEvent::TooLate });
         }
         if speaks {
             let mut some = [0; 4096];
             match stderr.read(&mut some) {
-                Ok(0) => return Ok(Heard::All(String::from_utf8_lossy(&said).into_owned())),
+                Ok(0) => return Ok(ChildEvent::All(String::from_utf8_lossy(&said).into_owned())),
                 Ok(n) => said.extend_from_slice(&some[..n.min(MOST_SAID.saturating_sub(said.len()))]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -211,26 +211,26 @@ mod tests {
 
     #[test]
     fn a_process_that_nobody_wants_any_more_is_killed() {
-        let (mut child, end) = (shell("exec sleep 1000"), End::new().unwrap());
+        let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         end.say();
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
-        assert!(matches!(heard, Heard::Enough));
+        assert!(matches!(heard, ChildEvent::Enough));
         assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
     }
 
     #[test]
     fn a_process_that_takes_too_long_is_killed() {
-        let (mut child, end) = (shell("exec sleep 1000"), End::new().unwrap());
+        let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_millis(10), &end).unwrap();
-        assert!(matches!(heard, Heard::TooLate));
+        assert!(matches!(heard, ChildEvent::TooLate));
         assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
     }
 
     #[test]
     fn a_process_that_says_a_lot_is_heard_to_the_end() {
-        let (mut child, end) = (shell("echo first >&2; head -c 1000000 /dev/zero >&2"), End::new().unwrap());
+        let (mut child, end) = (shell("echo first >&2; head -c 1000000 /dev/zero >&2"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
-        let Heard::All(said) = heard else { panic!("it was not heard to the end") };
+        let ChildEvent::All(said) = heard else { panic!("it was not heard to the end") };
         assert!(said.starts_with("first\n"));
         assert_eq!(said.len(), MOST_SAID);
     }

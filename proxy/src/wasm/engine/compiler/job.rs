@@ -49,9 +49,9 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 /// What came of it, if not machine code: the exit status, and why.
-type Failed = (u8, String);
+type JobFailure = (u8, String);
 
-fn run(memory: u64, seconds: u64) -> Result<(), Failed> {
+fn run(memory: u64, seconds: u64) -> Result<(), JobFailure> {
     let unable = |what: &str, error: &dyn std::fmt::Display| (UNABLE, format!("{what}: {error}"));
     close_inherited();
     die_with_parent().map_err(|e| unable("the end of the proxy cannot be heard of", &e))?;

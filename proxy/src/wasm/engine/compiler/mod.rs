@@ -15,7 +15,7 @@ use std::io;
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel};
 
 pub use self::cache::{Cache, CacheError};
-use self::{cache::Key, child::End};
+use self::{cache::Key, child::CancelSignal};
 use crate::config::{model::Compile, units};
 
 /// The stack of a guest. Worker threads have more than this.
@@ -38,14 +38,14 @@ pub(super) fn settings() -> Config {
 
 /// Turns modules into machine code.
 pub struct Compiler {
-    place: Place,
+    place: CompileIn,
     cache: Option<Cache>,
 }
 
 /// Where modules are compiled.
-enum Place {
+enum CompileIn {
     /// In a process of its own for each module, which runs this process's executable.
-    Child(End),
+    Child(CancelSignal),
     /// In this process, without a limit: for tests and benchmarks, whose executable is not Tollgate's.
     Here,
 }
@@ -121,12 +121,12 @@ impl Compiler {
     /// # Errors
     /// There can be no more descriptors.
     pub fn in_child(cache: Option<Cache>) -> io::Result<Compiler> {
-        Ok(Compiler { place: Place::Child(End::new()?), cache })
+        Ok(Compiler { place: CompileIn::Child(CancelSignal::new()?), cache })
     }
 
     /// One that compiles in this process, for executables other than Tollgate's: tests and benchmarks.
     pub fn in_process() -> Compiler {
-        Compiler { place: Place::Here, cache: None }
+        Compiler { place: CompileIn::Here, cache: None }
     }
 
     /// The machine code of a module, compiled or from the cache, as `wasmtime::Module::deserialize` takes it.
@@ -142,8 +142,8 @@ impl Compiler {
             return Ok(code);
         }
         let code = match &self.place {
-            Place::Child(end) => child::compile(module, limits, end)?,
-            Place::Here => job::compile(module).map_err(|e| CompileError::Invalid(format!("{e:#}")))?,
+            CompileIn::Child(end) => child::compile(module, limits, end)?,
+            CompileIn::Here => job::compile(module).map_err(|e| CompileError::Invalid(format!("{e:#}")))?,
         };
         if let Some((cache, key)) = &cache {
             cache.put(key, &code);
@@ -153,7 +153,7 @@ impl Compiler {
 
     /// Gives up what is being compiled, and compiles nothing more.
     pub(in crate::wasm) fn end(&self) {
-        if let Place::Child(end) = &self.place {
+        if let CompileIn::Child(end) = &self.place {
             end.say();
         }
     }
