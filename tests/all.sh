@@ -27,16 +27,8 @@ case $channel in
     *) echo "error: rust-toolchain.toml pins $channel, but Cargo.toml says rust-version = \"$oldest\"" >&2; exit 1 ;;
 esac
 
-# Other releases of Rust format differently and warn of more.
-case $version in
-    "rustc $channel "*) lint=1 ;;
-    *) lint= && echo "skipped: format and lints, which are the pinned Rust's ($channel)" ;;
-esac
-
-if [ "$lint" ]; then
-    step "format"
-    cargo fmt --all --check
-fi
+step "format and lints"
+tests/lint.sh
 
 step "filters, compiled to WebAssembly"
 cargo filters
@@ -46,15 +38,6 @@ cargo portable
 if [ -n "${CI-}" ]; then
     step "filters and proxy, with the newest stable Rust"
     tests/newest-rust.sh
-fi
-
-if [ "$lint" ]; then
-    step "lints"
-    cargo clippy --workspace --all-targets --quiet -- -D warnings
-    # What is for WebAssembly only is not there natively. The packages are those of `cargo filters`.
-    cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/filters --workspace \
-        --exclude tollgate --exclude demo-upstream --exclude fuzz --exclude peers -- -D warnings
-    cargo clippy --quiet --target "$WASM_TARGET" --target-dir target/portable -p tollgate-sdk --features portable -- -D warnings
 fi
 
 step "clients and servers that nobody here wrote"
