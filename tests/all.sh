@@ -61,6 +61,9 @@ tested cargo test -p tollgate-sdk --features log,tracing
 step "instructions that a request executes"
 tests/instructions.sh "$@"
 
+step "dependencies"
+tests/deny.sh
+
 step "examples: the quick start under load, and how it ends"
 absent=
 for program in curl python3; do

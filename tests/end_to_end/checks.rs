@@ -35,6 +35,12 @@ fn a_test_whose_program_is_missing_fails_or_is_counted() {
     let summary = Command::new(format!("{SCRIPTS}/summary.sh")).args([&log, &not_run]).output().expect("it runs");
     let counted = "0 passed, 0 failed, 0 ignored, 1 not run for want of: openssl (1)\n";
     assert_eq!(text(&summary.stdout), counted, "{}", text(&summary.stderr));
+
+    // A step of tests/all.sh is no test, so none has passed less.
+    fs::write(&not_run, "valgrind\tinstructions\n").expect("a file");
+    let summary = Command::new(format!("{SCRIPTS}/summary.sh")).args([&log, &not_run]).output().expect("it runs");
+    let counted = "1 passed, 0 failed, 0 ignored, 1 not run for want of: valgrind (1)\n";
+    assert_eq!(text(&summary.stdout), counted, "{}", text(&summary.stderr));
 }
 
 #[test]
