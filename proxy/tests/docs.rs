@@ -5,6 +5,7 @@
 //! built-in filter's `config:`.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
@@ -81,12 +82,17 @@ fn write_certificates(dir: &Path) {
     fs::write(dir.join("web.token"), "token").unwrap();
 }
 
+/// The root of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// All pages for readers: those at the root and in `docs/`, and the specification.
 fn documents() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let entries = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let entries = ["", "docs"].into_iter().flat_map(|folder| fs::read_dir(root().join(folder)).expect("a folder"));
+    let entries = entries.map(|entry| entry.expect("a file").path());
     let mut all: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
-    all.push(root.join("README.md"));
-    all.retain(|path| path.is_file());
+    all.push(root().join("abi/SPEC.md"));
     all.sort();
     all
 }
@@ -141,8 +147,7 @@ fn marked_blocks_are_found_and_others_are_not() {
 
 /// The text of the page for whoever runs the proxy.
 fn operating() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
-    fs::read_to_string(path).expect("docs/operating.md")
+    fs::read_to_string(root().join("docs/operating.md")).expect("docs/operating.md")
 }
 
 /// What stands between backticks in the first cell of a table's row.
@@ -193,7 +198,7 @@ fn every_detail_that_the_proxy_writes_is_in_the_table() {
 fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table_and_every_one_in_it_is_written() {
     let text = operating();
     let listed = in_tables(&text, "| details | |\n");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let mut files = vec![root.join("sdk/src/message/reply.rs")];
     for filter in builtins::NAMES {
         let sources = fs::read_dir(root.join("filters").join(filter).join("src")).expect("a filter's code");
@@ -267,10 +272,103 @@ fn every_target_of_the_log_is_in_the_table_and_every_one_in_it_exists() {
     assert_eq!(listed, known, "the table in docs/operating.md, and observe/target.rs");
 }
 
+/// The names of all fields in a schema, below any depth.
+fn fields(schema: &serde_json::Value, found: &mut BTreeSet<String>) {
+    use serde_json::Value;
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Object(properties)) = map.get("properties") {
+                found.extend(properties.keys().cloned());
+            }
+            map.values().for_each(|value| fields(value, found));
+        }
+        Value::Array(all) => all.iter().for_each(|value| fields(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_configuration_is_in_a_table() {
+    let schema = Command::new(env!("CARGO_BIN_EXE_tollgate")).arg("schema").output().expect("the proxy runs");
+    let mut known = BTreeSet::new();
+    fields(&serde_json::from_slice(&schema.stdout).expect("a schema"), &mut known);
+    assert!(known.len() > 100, "only {} were found", known.len());
+    let text = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let code = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let listed: BTreeSet<&str> = code.flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_')).collect();
+    for name in known {
+        assert!(listed.contains(name.as_str()), "docs/configuration.md has no row for the field `{name}`");
+    }
+}
+
+/// The anchors of a Markdown text's headings, as GitHub makes them.
+fn anchors(text: &str) -> Vec<String> {
+    let mut fenced = false;
+    let mut found: Vec<String> = Vec::new();
+    for line in text.lines() {
+        fenced ^= line.trim_start().starts_with("```");
+        let title = line.trim_start_matches('#');
+        if fenced || title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let kept = title.trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let next = (1..).map(|n| format!("{anchor}-{n}"));
+        let mut names = std::iter::once(anchor.clone()).chain(next);
+        found.extend(names.find(|name| !found.contains(name)));
+    }
+    found
+}
+
+/// The targets of a Markdown text's links, without those in fenced blocks.
+fn links(text: &str) -> Vec<&str> {
+    let prose = text.split("```").step_by(2);
+    let links = prose.flat_map(|text| text.split("](").skip(1));
+    links.filter_map(|rest| rest.split_once(')').map(|(link, _)| link)).collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings_that_exist() {
+    let (mut wrong, mut count) = (String::new(), 0);
+    for path in documents() {
+        let text = fs::read_to_string(&path).expect("a document");
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            count += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.with_file_name("").join(file) };
+            let exists = match anchor {
+                "" => target.exists(),
+                anchor => fs::read_to_string(&target).is_ok_and(|text| anchors(&text).iter().any(|a| a == anchor)),
+            };
+            if !exists {
+                writeln!(wrong, "{}: {link}", path.display()).expect("a text grows");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "links that lead nowhere:\n{wrong}");
+    assert!(count > 100, "only {count} links were found");
+}
+
+/// What the guide for contributors tells to edit is there. `NAME` stands for a new one.
+#[test]
+fn paths_in_the_guide_for_contributors_exist() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("CONTRIBUTING.md");
+    let prose: String = text.split("```").step_by(2).collect();
+    let code = prose.split('`').skip(1).step_by(2);
+    let paths: Vec<&str> = code.filter(|code| code.contains('/') && !code.contains([' ', ':', '<'])).collect();
+    assert!(paths.len() > 30, "only {} were found", paths.len());
+    for path in paths {
+        let known = path.split("NAME").next().unwrap_or_default().trim_end_matches('*');
+        assert!(root().join(known).exists(), "CONTRIBUTING.md tells of `{path}`, which does not exist");
+    }
+}
+
 /// The script takes two builds, so this is all of it that is run here.
 #[test]
 fn the_script_for_profiles_explains_itself_and_its_configuration_is_one() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let help = Command::new(root.join("examples/pgo.sh")).arg("--help").output().expect("a shell");
     assert!(help.status.success());
     assert!(String::from_utf8_lossy(&help.stdout).contains("rustup component add llvm-tools"));
