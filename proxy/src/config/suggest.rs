@@ -94,18 +94,34 @@ mod tests {
     use super::*;
     use crate::config::schema;
 
+    fn section(name: &str) -> &'static serde_json::Value {
+        let schema = match name {
+            "" => schema::root(),
+            name => &schema::root()["$defs"][name],
+        };
+        assert!(schema.is_object(), "there is no section {name}");
+        schema
+    }
+
     #[test]
     fn only_what_is_wrong_is_in_the_table() {
-        for (section, words, _) in MEANT {
-            let schema = match section {
-                "" => schema::root(),
-                section => &schema::root()["$defs"][section],
-            };
-            assert!(schema.is_object(), "there is no section {section}");
+        for (name, words, _) in MEANT {
+            let schema = section(name);
             for word in words {
-                assert!(schema["properties"].get(word).is_none(), "{section}.{word} is a field");
-                assert!(!schema::types(schema).contains(word), "{section} may be a {word}");
+                assert!(schema["properties"].get(word).is_none(), "{name}.{word} is a field");
+                assert!(!schema::types(schema).contains(word), "{name} may be a {word}");
             }
+        }
+    }
+
+    /// So that a renamed field is refused with a name that is accepted.
+    #[test]
+    fn suggested_fields_and_values_exist() {
+        for (name, _, help) in MEANT {
+            let suggested = help.strip_prefix("did you mean `").and_then(|rest| rest.strip_suffix("`?"));
+            let Some(suggested) = suggested else { continue };
+            let known = section(name).to_string().contains(&format!("\"{suggested}\""));
+            assert!(known, "there is no `{suggested}` in {name}");
         }
     }
 }
