@@ -8,65 +8,67 @@ use super::{
     ClusterTls, Http2,
 };
 
-/// A group of endpoints that serve the same thing.
+/// A group of endpoints that provide the same service.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    /// Its name: what routes call it.
+    /// A unique name, by which routes refer to the cluster.
     #[schemars(length(min = 1))]
     pub name: String,
-    /// Where it is served.
+    /// The cluster's endpoints.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
-    /// What is spoken to its endpoints.
+    /// The protocol spoken to the endpoints.
     #[serde(default)]
     pub protocol: ClusterProtocol,
-    /// How HTTP/2 is spoken to them.
+    /// HTTP/2 settings of connections to the endpoints.
     #[serde(default)]
     pub http2: Http2,
-    /// TLS to its endpoints. Without it, everything is plain.
+    /// TLS to the endpoints. Without it, connections are plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClusterTls>,
-    /// The PROXY protocol header that connections to its endpoints begin with.
+    /// The version of the PROXY protocol header to send at the start of each connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocolVersion>,
-    /// Whether endpoints are asked for their health; those that are not well get no requests.
+    /// Active health checks. Unhealthy endpoints receive no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// How an endpoint is chosen for a request.
+    /// The load-balancing algorithm.
     #[serde(default)]
     pub balancer: Balancer,
-    /// How long connecting may take. The system sends a lost first packet again after one second, and then after two more.
+    /// Timeout for establishing a connection. The operating system retransmits a lost SYN after one second, and again
+    /// two seconds later.
     #[serde(default = "default::connect_timeout")]
     pub connect_timeout: Duration,
-    /// From the last byte of the request (or from when the filters have let it go, if that is later) to the head of the
-    /// response, retries included (504). From then on, the listener's `timeouts.idle` bounds how long nothing may move. `0s`:
-    /// unlimited. Default: 15 s, unless `request_timeout` is given; a route's `timeout` takes its place. gRPC calls have none.
+    /// Time from the last byte of the request (or from when the filters let it pass, if that is later) to the response
+    /// head, retries included (504). After that, the listener's `timeouts.idle` limits how long the stream may be idle.
+    /// `0s`: unlimited. Default: 15 s unless `request_timeout` is set. A route's `timeout` overrides it. gRPC calls
+    /// have no such timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_head_timeout: Option<Duration>,
-    /// From the last byte of the request (or from when the filters have let it go, if that is later) to the last of the
-    /// response, retries included (504, or cut off if the response has begun): also a response that still flows. `0s`: unlimited,
-    /// which is the default; a route's `timeout` takes its place.
+    /// Time from the last byte of the request (or from when the filters let it pass, if that is later) to the last byte
+    /// of the response, retries included (504, or the stream is aborted if the response has begun). It also ends
+    /// responses that are still flowing. `0s`: unlimited, the default. A route's `timeout` overrides it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_timeout: Option<Duration>,
-    /// The longest time that a gRPC client may set with `grpc-timeout`, in place of `request_timeout`: a longer one is taken for
-    /// this. `0s`: unlimited.
+    /// The maximum for a gRPC client's `grpc-timeout`, which overrides `request_timeout`: longer values are capped to
+    /// this one. `0s`: unlimited.
     #[serde(default = "default::max_grpc_timeout")]
     pub max_grpc_timeout: Duration,
-    /// Retries, unless a route sets its own.
+    /// The retry policy of routes that do not set their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// Bounds that keep an overloaded cluster from taking the proxy with it.
+    /// Limits (circuit breaking) that keep an overloaded cluster from affecting the rest of the proxy.
     #[serde(default)]
     pub limits: ClusterLimits,
-    /// Bound on retries, over all routes.
+    /// A limit on concurrent retries over all routes.
     #[serde(default)]
     pub retry_budget: RetryBudget,
 }
 
 impl Cluster {
-    /// How long the head of a response may take. Whoever has bounded the whole exchange, or said that nothing bounds it, has said
-    /// what there is to say about its head, unless that is said as well.
+    /// Returns the timeout for the response head, or `None` for unlimited. The default applies only if
+    /// `request_timeout` is not set either: setting it, even to unlimited, replaces the default.
     pub fn head_timeout(&self) -> Option<std::time::Duration> {
         match (self.response_head_timeout, self.request_timeout) {
             (Some(head), _) => head.bound(),
@@ -76,77 +78,79 @@ impl Cluster {
     }
 }
 
-/// One address that serves a cluster.
+/// An address that serves a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
-    /// Its address: `127.0.0.1:9001`, `[::1]:9001`, `unix:/run/app.sock`.
+    /// The address: `127.0.0.1:9001`, `[::1]:9001`, `unix:/run/app.sock`.
     pub address: Address,
-    /// Its share of the requests, against the other endpoints' weights. 0: none.
+    /// Its share of the requests, relative to the other endpoints' weights. 0: no requests.
     #[serde(default = "super::default::weight")]
     #[schemars(range(max = 65535))]
     pub weight: u32,
 }
 
-/// How an endpoint is chosen for a request.
+/// A load-balancing algorithm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balancer {
-    /// One after the other, by their weights (smoothly interleaved).
+    /// Weighted round robin, smoothly interleaved.
     #[default]
     RoundRobin,
-    /// Of two drawn at random by weight, the one with fewer requests under way for its weight.
+    /// Two random choices: of two endpoints drawn by weight, the one with fewer in-flight requests relative to its
+    /// weight.
     LeastRequest,
-    /// At random, by weight.
+    /// Weighted random.
     Random,
-    /// By the route's hash key: the same key goes to the same endpoint as long as it is there (weighted rendezvous
-    /// hashing). At random for requests without a key.
+    /// By the route's hash key: a key stays with one endpoint while that endpoint is available (weighted rendezvous
+    /// hashing). Random for requests without a key.
     Hash,
 }
 
-/// When and how often a failed request is tried again.
+/// A retry policy: which failures are retried, and how often.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retry {
-    /// What is tried again.
+    /// Conditions that trigger a retry.
     #[serde(default = "default::retry_on")]
     pub on: Vec<tollgate_abi::doc::RetryOn>,
-    /// How often, at most, beside the first try.
+    /// Maximum number of retries, not counting the first attempt.
     #[serde(default = "default::retry_attempts")]
     #[schemars(range(max = 10))]
     pub attempts: u32,
-    /// Time for each try, the first included (504 if it was the last).
+    /// Timeout of each attempt, including the first (504 after the last one).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try_timeout: Option<Duration>,
-    /// Longest wait before the first retry; it doubles for each further one, up to ten times this, and a random part of it
-    /// is waited (full jitter).
+    /// The longest delay before the first retry. It doubles with every retry, up to ten times this value; the actual
+    /// delay is a random part of it (full jitter).
     #[serde(default = "default::backoff")]
     pub backoff: Duration,
 }
 
-/// Bounds of a cluster, over all workers.
+/// Limits of a cluster (circuit breaking), over all workers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterLimits {
-    /// Connections at one time. Each worker may always have one.
+    /// Concurrent connections. Each worker is always allowed one.
     #[schemars(range(min = 1))]
     pub connections: u32,
-    /// Requests that wait for a connection; further ones are answered with 503 (flag `UO`).
+    /// Requests that wait for a connection. Further ones get 503 (flag `UO`).
     pub pending: u32,
-    /// Requests under way; further ones are answered with 503 (flag `UO`).
+    /// In-flight requests. Further ones get 503 (flag `UO`).
     #[schemars(range(min = 1))]
     pub requests: u32,
-    /// Unfinished uploads and tunnels at one time, in percent of the places that there are for requests (`connections`, with
-    /// `protocol: h2` as many times `http2.max_concurrent_streams` or what endpoints allow, and at most `requests`): requests whose
-    /// bodies have not all come, upgrades and `CONNECT`. Further ones are answered with 503 (flag `UO`).
+    /// The share of the cluster's request capacity, in percent, that unfinished uploads (requests whose bodies are
+    /// incomplete) and tunnels (upgrades and `CONNECT`) may occupy. The capacity is `connections` (with `protocol: h2`,
+    /// multiplied by `http2.max_concurrent_streams` or what the endpoints allow), and at most `requests`. Further ones
+    /// get 503 (flag `UO`).
     #[schemars(range(min = 1, max = 100))]
     pub uploads: u32,
-    /// The same for one client (an IPv6 /64 counts as one).
+    /// The same limit for a single client (an IPv6 /64 counts as one client).
     #[schemars(range(min = 1, max = 100))]
     pub uploads_per_client: u32,
-    /// A connection without a request is closed after this.
+    /// Idle connections are closed after this time.
     pub idle_timeout: Duration,
-    /// Requests on one connection before it is closed. 0: unlimited.
+    /// Requests per connection before it is closed. 0: unlimited.
     pub requests_per_connection: u32,
 }
 
@@ -164,14 +168,14 @@ impl Default for ClusterLimits {
     }
 }
 
-/// Retries under way are bounded by a share of the requests under way, so that retries cannot multiply an overload.
+/// A limit on concurrent retries, as a share of the in-flight requests, so that retries cannot multiply an overload.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryBudget {
-    /// Percent of the requests under way.
+    /// Concurrent retries in percent of the in-flight requests.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub percent: f64,
-    /// Retries at one time that are always allowed.
+    /// Concurrent retries that are always allowed.
     pub min_concurrent: u32,
 }
 
@@ -181,16 +185,16 @@ impl Default for RetryBudget {
     }
 }
 
-/// What is spoken to a cluster's endpoints.
+/// The protocol spoken to a cluster's endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClusterProtocol {
     /// HTTP/1.1.
     #[default]
     H1,
-    /// HTTP/2; without TLS, with prior knowledge.
+    /// HTTP/2; with prior knowledge if there is no TLS.
     H2,
-    /// Whichever the endpoint chooses by ALPN; HTTP/1.1 without TLS.
+    /// HTTP/1.1 or HTTP/2, negotiated by ALPN; HTTP/1.1 without TLS.
     Auto,
 }
 
@@ -198,59 +202,59 @@ pub enum ClusterProtocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProxyProtocolVersion {
-    /// A line of text.
+    /// The text header.
     V1,
-    /// Binary.
+    /// The binary header.
     V2,
 }
 
-/// How endpoints are asked for their health: what is sent, and what counts. Endpoints begin as healthy.
+/// Active health checks of a cluster's endpoints. Endpoints start as healthy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheck {
-    /// What is sent.
+    /// The kind of check.
     pub check: Check,
-    /// How often.
+    /// Time between the starts of two checks.
     #[serde(default = "default::check_interval")]
     pub interval: Duration,
-    /// How long an answer may take.
+    /// Timeout of a check.
     #[serde(default = "default::check_timeout")]
     pub timeout: Duration,
-    /// So many failures in a row make an endpoint unhealthy.
+    /// Consecutive failures after which an endpoint is unhealthy.
     #[serde(default = "default::unhealthy_threshold")]
     #[schemars(range(min = 1))]
     pub unhealthy_threshold: u32,
-    /// So many successes in a row make it healthy again.
+    /// Consecutive successes after which an endpoint is healthy again.
     #[serde(default = "default::healthy_threshold")]
     #[schemars(range(min = 1))]
     pub healthy_threshold: u32,
-    /// When less than this share of the endpoints is healthy, in percent, all of them are used: then the fault is more likely
-    /// with the checks, and the few that are left would be overrun.
+    /// If fewer than this percentage of the endpoints are healthy, all of them are used: the checks themselves are then
+    /// more likely to be at fault, and the remaining endpoints would be overloaded.
     #[serde(default = "default::panic_threshold")]
     #[schemars(range(max = 100))]
     pub panic_threshold: u32,
 }
 
-/// What is sent to ask for an endpoint's health.
+/// The kind of health check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Check {
-    /// A `GET` that must be answered with a status from 200 to 299.
+    /// A `GET` request that must be answered with a status from 200 to 299.
     Http {
-        /// The path.
+        /// The request path.
         #[schemars(pattern("^/"))]
         path: String,
-        /// The host asked for. Default: the cluster's name.
+        /// The request's host. Default: the cluster's name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<String>,
     },
-    /// A call of `grpc.health.v1.Health/Check` that must be answered with `SERVING`.
+    /// A `grpc.health.v1.Health/Check` call that must return `SERVING`.
     Grpc {
-        /// The service asked for; empty for the server as a whole.
+        /// The service to check; empty for the server as a whole.
         #[serde(default)]
         service: String,
     },
-    /// A connection, and nothing else.
+    /// A TCP connection that must be established.
     Tcp {},
 }
 
@@ -258,7 +262,7 @@ mod default {
     use super::Duration;
     use tollgate_abi::doc::RetryOn;
 
-    /// Of `response_head_timeout`.
+    /// Default of `response_head_timeout`.
     pub(super) const RESPONSE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
 
     pub(super) fn connect_timeout() -> Duration {

@@ -5,21 +5,21 @@ use serde::{Deserialize, Serialize};
 
 use super::super::units::{ByteSize, Duration};
 
-/// Bounds on compiling filters. A module that exceeds one is refused.
+/// Limits on compiling filters. A module that exceeds one is rejected.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compile {
-    /// Bytes of a module.
+    /// Size of a module, in bytes.
     pub module_size: ByteSize,
-    /// Bytes of one function's code. What compiling a function takes may grow with the square of it.
+    /// Code size of one function, in bytes. The cost of compiling a function can grow with the square of its size.
     pub function_size: ByteSize,
-    /// Local variables of one function, beside its parameters.
+    /// Local variables of one function, not counting its parameters.
     #[schemars(range(min = 1, max = 50000))]
     pub function_locals: u32,
-    /// Memory that compiling one module may take. At least `256MiB`.
+    /// Memory for compiling one module. At least `256MiB`.
     pub memory: ByteSize,
-    /// Processor time that compiling one module may take, on all processors together. At least `1s`. The wall clock may count
-    /// ten times as much, because compiling gives way to traffic.
+    /// CPU time for compiling one module, summed over all processors. At least `1s`. Compiling yields to traffic, so it
+    /// may take up to ten times as long in wall-clock time.
     pub time: Duration,
 }
 

@@ -7,38 +7,39 @@ use serde::{Deserialize, Serialize};
 
 use super::super::units::{ByteSize, Duration};
 
-/// A WebAssembly filter with its configuration.
+/// A WebAssembly filter and its configuration.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// Its name: what chains, logs and metrics call it.
+    /// A unique name, used in chains, logs and metrics.
     #[schemars(length(min = 1))]
     pub name: String,
-    #[doc = concat!("The module: ", env!("BUILTIN_FILTERS"), ", or a file, relative to this one.")]
+    #[doc = concat!("The module: ", env!("BUILTIN_FILTERS"), ", or a file, relative to this configuration file.")]
     pub wasm: String,
-    /// Handed to the filter: as JSON if it is a map, a list, a number or a boolean, as it stands if it is a string.
+    /// Configuration that is passed to the filter: a string verbatim, anything else (map, list, number, boolean) as
+    /// JSON.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     #[schemars(extend("type" = super::ANY))]
     pub config: serde_json::Value,
-    /// Handed to the filter's VM when it starts, in the same way.
+    /// Configuration that is passed to the filter's VM when it starts, in the same form as `config`.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     #[schemars(extend("type" = super::ANY))]
     pub vm_config: serde_json::Value,
-    /// The name of the root context that a module with several of them registers it under.
+    /// The name under which a module that has several root contexts registers the one to use.
     #[serde(default)]
     pub root_id: String,
-    /// Filters with the same `vm_id` share their shared data and queues; if `wasm`, `vm_config`, `env`, `limits.memory`
-    /// and `limits.host_memory` are the same as well, they run in one VM on each worker. Then a failure of one is a failure of all of them. Default:
-    /// the filter's name, so it runs alone.
+    /// Filters with the same `vm_id` share their shared data and queues. If `wasm`, `vm_config`, `env`, `limits.memory`
+    /// and `limits.host_memory` are also equal, they run in one VM per worker and fail together. Default: the filter's
+    /// name, so that it has its own VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vm_id: Option<String>,
-    /// What becomes of a request when the filter traps, runs out of time or memory, or is not there.
+    /// How requests are handled when the filter traps, exceeds its time or memory limit, or is unavailable.
     #[serde(default)]
     pub on_failure: OnFailure,
-    /// What a filter means by pausing in the header phase.
+    /// What a pause in the header phase means for this filter.
     #[serde(default)]
     pub headers_pause: HeadersPause,
-    /// Bounds on what it may use.
+    /// Resource limits of the filter.
     #[serde(default)]
     pub limits: FilterLimits,
     /// Environment variables that the module sees through WASI.
@@ -46,37 +47,38 @@ pub struct Filter {
     pub env: BTreeMap<String, String>,
 }
 
-/// What becomes of a request whose filter has failed.
+/// How a request is handled when its filter has failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnFailure {
-    /// It is answered with 503 (flag `FF`).
+    /// The request is answered with 503 (flag `FF`).
     #[default]
     Deny,
-    /// It goes on as if the filter were not in the chain.
+    /// The request continues as if the filter were not in the chain.
     Bypass,
 }
 
-/// What a filter means by pausing in the header phase; the field knows two meanings.
+/// What a pause in the header phase means. Proxy-Wasm hosts and filters disagree about it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HeadersPause {
-    /// Nothing is delivered until it resumes.
+    /// Nothing is delivered to the filter until it resumes.
     #[default]
     StopAll,
-    /// The headers are held, and the body is still delivered to it (Coraza and Kuadrant's wasm-shim rely on this).
+    /// The headers are held, but the filter still receives the body (Coraza and Kuadrant's wasm-shim rely on this).
     HoldHeaders,
 }
 
-/// Bounds on what a filter may use.
+/// Resource limits of a filter.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterLimits {
-    /// Processor time for one call into it. Configuring may take twenty times as long.
+    /// CPU time per call into the filter. Configuring it may take twenty times as long.
     pub call_time: Duration,
-    /// Linear memory of one instance.
+    /// Linear memory per instance.
     pub memory: ByteSize,
-    /// What the proxy may keep for one instance outside of its memory: calls and their answers, messages, timers, headers.
+    /// Memory that the proxy may hold for one instance outside its linear memory: callouts and their responses,
+    /// messages, timers, headers.
     pub host_memory: ByteSize,
 }
 

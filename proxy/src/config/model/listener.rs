@@ -9,89 +9,90 @@ use super::{
     Http2, ListenerTls, WeightedCluster,
 };
 
-/// Sockets that accept traffic, and what is done with it.
+/// A listener: sockets that accept traffic, and how that traffic is handled.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
-    /// Its name, in logs and metrics.
+    /// A unique name, used in logs and metrics.
     #[schemars(length(min = 1))]
     pub name: String,
     /// The address to listen on: `127.0.0.1:8080`, `0.0.0.0:80`, `[::]:80`, `unix:/run/tollgate.sock`.
     pub address: Address,
-    /// Further addresses.
+    /// Additional addresses to listen on.
     #[serde(default)]
     pub addresses: Vec<Address>,
-    /// What is spoken on it.
+    /// The protocol that clients speak.
     #[serde(default)]
     pub protocol: Protocol,
-    /// TLS: certificates, and what is asked of clients. Without it, everything is plain.
+    /// TLS: certificates, and verification of clients. Without it, connections are plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
-    /// HTTP/3 as well, on the same ports over UDP, and `Alt-Svc` in responses to say so. Needs `tls`. What `http2` says of
-    /// streams, windows and pings holds for it too.
+    /// Also serve HTTP/3, on the same ports over UDP, and advertise it with `Alt-Svc`. Requires `tls`. The `http2`
+    /// settings for streams, windows and pings apply to it as well.
     #[serde(default)]
     pub http3: bool,
-    /// How HTTP/2 is spoken.
+    /// HTTP/2 settings.
     #[serde(default)]
     pub http2: Http2,
-    /// Names of filters, in the order in which they see a request (and in the reverse order, the response).
+    /// Names of filters, in the order in which they process a request; they process the response in reverse order.
     #[serde(default)]
     pub chain: Vec<String>,
-    /// The cluster for requests that no filter has routed (without it they are answered with 404, flag `NR`), and for TCP
+    /// The cluster for requests that no filter routes (without one, they are answered with 404, flag `NR`), and for TCP
     /// connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// TCP connections, with `protocol: tcp` or `auto`.
+    /// Routing of TCP connections, with `protocol: tcp` or `auto`.
     #[serde(default)]
     pub tcp: Tcp,
-    /// How many proxies in front of this one are trusted to have written `X-Forwarded-For`. 0: clients connect directly,
-    /// their `X-Forwarded-*` and `X-Request-Id` headers are replaced.
+    /// The number of trusted proxies in front of this one that append to `X-Forwarded-For`. 0: clients connect
+    /// directly, and their `X-Forwarded-*` and `X-Request-Id` headers are replaced.
     #[serde(default)]
     pub trusted_hops: u32,
-    /// The name in the `Via` header (RFC 9110 section 7.6.3) of requests and responses; empty for no such header.
+    /// The name in the `Via` header (RFC 9110 section 7.6.3) of requests and responses. Empty: no `Via` header.
     #[serde(default = "default::via")]
     pub via: String,
-    /// What is done with `X-Forwarded-Client-Cert`.
+    /// How `X-Forwarded-Client-Cert` is handled.
     #[serde(default)]
     pub forwarded_client_cert: ForwardedClientCert,
-    /// Protocols that a client may switch to with `Upgrade` (RFC 9110 section 7.8) or extended `CONNECT` (RFC 8441).
+    /// Protocols that clients may switch to with `Upgrade` (RFC 9110 section 7.8) or extended `CONNECT` (RFC 8441).
     #[serde(default = "default::upgrades")]
     pub upgrades: Vec<String>,
-    /// Whether `CONNECT` opens a tunnel to an endpoint of the cluster that the request is routed to. Without it, `CONNECT` is
-    /// answered with 405.
+    /// Whether `CONNECT` opens a tunnel to an endpoint of the cluster that the request is routed to. If not, `CONNECT`
+    /// is answered with 405.
     #[serde(default)]
     pub connect: bool,
-    /// Whether interim responses of upstreams (RFC 9110 section 15.2), such as 103 (Early Hints), are passed on to clients.
+    /// Whether interim responses of upstreams (RFC 9110 section 15.2), such as 103 (Early Hints), are forwarded to
+    /// clients.
     #[serde(default = "default::yes")]
     pub interim_responses: bool,
     /// Whether gRPC-Web requests are translated to gRPC, and their responses back.
     #[serde(default)]
     pub grpc_web: bool,
-    /// The PROXY protocol, by which a proxy in front says who the client is.
+    /// The PROXY protocol, with which a proxy in front passes on the client's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ListenerProxyProtocol>,
-    /// Options of the sockets.
+    /// Socket options.
     #[serde(default)]
     pub socket: SocketOptions,
-    /// What is done to a request's path before any filter sees it.
+    /// How request paths are normalized before any filter sees them.
     #[serde(default)]
     pub path: PathRules,
-    /// What is done with request fields whose names have a `_`.
+    /// How request headers whose names contain a `_` are handled.
     #[serde(default)]
     pub header_underscores: HeaderUnderscores,
-    /// Bounds on what a client may send.
+    /// Limits on what clients may send.
     #[serde(default)]
     pub limits: ListenerLimits,
-    /// How long a client may take.
+    /// Timeouts for clients.
     #[serde(default)]
     pub timeouts: ListenerTimeouts,
-    /// One line for each request.
+    /// The access log, with one line per request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
 }
 
 impl Listener {
-    /// What URLs of it begin with.
+    /// Returns the scheme of the listener's URLs.
     pub fn scheme(&self) -> &'static str {
         let tls = self.tls.as_ref().is_some_and(|tls| tls.mode != super::TlsMode::Disable);
         match (self.protocol, tls) {
@@ -102,51 +103,52 @@ impl Listener {
         }
     }
 
-    /// All its addresses.
+    /// Iterates over all addresses of the listener.
     pub fn all_addresses(&self) -> impl Iterator<Item = &Address> {
         std::iter::once(&self.address).chain(&self.addresses)
     }
 }
 
-/// What is done with request fields whose names have a `_`. Many servers (CGI, WSGI, PHP) read `X_User` as `X-User`, which may
-/// be a field that filters or proxies vouch for.
+/// How request headers whose names contain a `_` are handled. Many servers (CGI, WSGI, PHP) treat `X_User` as `X-User`,
+/// which may be a header that filters or proxies set and upstreams trust.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HeaderUnderscores {
-    /// They are removed.
+    /// The headers are removed.
     #[default]
     Drop,
     /// The request is answered with 400.
     Reject,
-    /// They stay as they are.
+    /// The headers are forwarded unchanged.
     Keep,
 }
 
-/// Bounds on what a client may send. Over one of them, a request is answered with the status named.
+/// Limits on what clients may send. A request that exceeds one is answered with the status in parentheses.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerLimits {
-    /// Bytes of a request's head, request line included (431).
+    /// Size of a request head, request line included (431).
     pub header_bytes: ByteSize,
     /// Number of header fields (431).
     #[schemars(range(min = 1, max = 10000))]
     pub headers: u32,
-    /// Bytes of a body that a filter holds back (413 for requests, 500 for responses), and that are kept for retries (larger
-    /// requests are not tried again). Of a TCP connection, no more are read while a filter holds so many of that side.
+    /// Body bytes that are buffered while a filter holds them back (413 for requests, 500 for responses), or for
+    /// retries (larger requests are not retried). On a TCP connection, reading pauses while a filter holds this many
+    /// bytes of one direction.
     pub buffered_body: ByteSize,
-    /// Bytes of a request's body (413). 0: unlimited.
+    /// Size of a request body (413). 0: unlimited.
     pub request_body: ByteSize,
-    /// Bytes of a request's body that are read before a connection to the upstream is taken for it, so that a slow client holds
-    /// none: of a body that is known to be longer, none are. 0: never.
+    /// Bytes of a request body that are read before an upstream connection is acquired, so that a slow client does not
+    /// occupy one. A body that is known to be longer is not read ahead. 0: never.
     pub read_ahead: ByteSize,
-    /// Bytes of a request's body that must come in each second, on average and beyond `timeouts.body_grace`, while it is waited
-    /// for (408). Not for gRPC calls to clusters with `protocol: h2` (or `auto` and TLS), and not when the response has begun. 0:
-    /// unlimited.
+    /// The minimum rate at which a request body must arrive, in bytes per second, averaged after `timeouts.body_grace`,
+    /// while the proxy waits for it (408). Does not apply to gRPC calls to clusters with `protocol: h2` (or `auto` and
+    /// TLS), nor once the response has begun. 0: unlimited.
     pub body_rate: ByteSize,
-    /// Connections at one time, over all workers; further ones are answered with 503 if they are plain HTTP/1.1, and closed.
-    /// 0: as many as there are file descriptors for.
+    /// Concurrent connections over all workers. Further ones are closed; plain HTTP/1.1 clients get a 503 first. 0:
+    /// limited by the available file descriptors only.
     pub connections: u32,
-    /// Requests on one connection before it is closed. 0: unlimited.
+    /// Requests per connection before it is closed. 0: unlimited.
     pub requests_per_connection: u32,
 }
 
@@ -165,28 +167,28 @@ impl Default for ListenerLimits {
     }
 }
 
-/// How long a client may take. A time of `0s` means unlimited, but for `body_grace`.
+/// Timeouts for clients. `0s` means unlimited, except for `body_grace`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerTimeouts {
-    /// From the first byte of a request's head to its last (408).
+    /// From the first to the last byte of a request head (408).
     pub header_read: Duration,
-    /// How long a request's body may be waited for in any case, before `limits.body_rate` counts. `0s`
-    /// means no time at all, not unlimited: `limits.body_rate` counts at once. A body that may take any time is what
-    /// `limits.body_rate: 0` is for.
+    /// How long the proxy waits for a request body before `limits.body_rate` applies. `0s` means no grace period, not
+    /// unlimited: `limits.body_rate` applies immediately. To allow bodies any amount of time, set `limits.body_rate:
+    /// 0`.
     pub body_grace: Duration,
-    /// A connection without a request is closed after this.
+    /// Connections without a request are closed after this time.
     pub keep_alive: Duration,
-    /// Without a byte in either direction, a request ends (408 while its body was awaited, 504 while a response was), and so
-    /// does an upgraded or TCP connection.
+    /// A request that moves no byte in either direction for this long ends (408 while waiting for the request body, 504
+    /// while waiting for the response), and so does an upgraded or TCP connection.
     pub idle: Duration,
-    /// From a connection's beginning to the end of its TLS handshake; also for a PROXY protocol header, and for the bytes that
-    /// show which protocol it speaks.
+    /// From the start of a connection to the end of its TLS handshake. It also covers the PROXY protocol header and the
+    /// bytes that identify the protocol.
     pub handshake: Duration,
-    /// A connection that is this old takes no more requests, and is closed when those it has are over. A TCP connection is
-    /// closed at this age.
+    /// A connection of this age accepts no further requests and is closed when its requests have finished. A TCP
+    /// connection is closed at this age.
     pub connection_age: Duration,
-    /// From a request's head to the end of its response, also for streams that have no end (504, or cut off).
+    /// From a request's head to the end of its response, also for streams without an end (504, or aborted).
     pub stream_age: Duration,
 }
 
@@ -204,13 +206,13 @@ impl Default for ListenerTimeouts {
     }
 }
 
-/// Where and how requests are logged. Lines are written by a thread of their own; when it cannot keep up they are dropped
-/// and counted (`tollgate_access_log_dropped_total`).
+/// The access log. A separate thread writes the lines; when it cannot keep up, lines are dropped and counted
+/// (`tollgate_access_log_dropped_total`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
-    /// `stdout`, `stderr`, or a file, relative to this one, that is appended to (and opened again on SIGHUP and SIGUSR1, so
-    /// that it can be rotated).
+    /// `stdout`, `stderr`, or a file, relative to this configuration file, that lines are appended to. The file is
+    /// reopened on SIGHUP and SIGUSR1, for log rotation.
     #[serde(default = "default::access_log_to")]
     #[schemars(length(min = 1))]
     pub to: String,
@@ -219,35 +221,36 @@ pub struct AccessLog {
     pub format: String,
 }
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// HTTP/1.1 and HTTP/2, whichever the client begins with (with TLS, by ALPN).
+    /// HTTP/1.1 and HTTP/2; the client chooses (with TLS, by ALPN).
     #[default]
     Http,
     /// HTTP/1.1 only.
     Http1,
     /// HTTP/2 only.
     Http2,
-    /// Nothing that is looked into: connections are passed on, past the L4 filters of the chain.
+    /// Raw TCP: connections are forwarded without parsing, through the L4 filters of the chain.
     Tcp,
-    /// HTTP if the first bytes are such, under TLS as without it; everything else is TCP. Mode `strict` of `tls` holds here, too.
+    /// HTTP if the first bytes look like it, with or without TLS; otherwise TCP. The mode `strict` of `tls` still
+    /// applies.
     Auto,
 }
 
-/// What is done with `X-Forwarded-Client-Cert`, which tells the upstream about the client's certificate.
+/// How `X-Forwarded-Client-Cert`, which describes the client's certificate to the upstream, is handled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ForwardedClientCert {
-    /// It is removed.
+    /// The header is removed.
     #[default]
     Strip,
-    /// If the client has a certificate that was verified, an element for it is added; else it is removed.
+    /// Appends an element if the client has a verified certificate; otherwise removes the header.
     Append,
-    /// If the client has a certificate that was verified, it is replaced by an element for it; else it is removed.
+    /// Replaces the header by one element if the client has a verified certificate; otherwise removes it.
     Set,
-    /// It stays as it came, whoever sent it: only behind a proxy that sees to it.
+    /// Forwards the header unchanged, whoever sent it. Use it only behind a proxy that sanitizes the header.
     Forward,
 }
 
@@ -255,29 +258,33 @@ pub enum ForwardedClientCert {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerProxyProtocol {
-    /// Who is trusted to send its header: addresses, or ranges such as `10.0.0.0/8`. To others it is not part of the protocol.
+    /// Addresses, or ranges such as `10.0.0.0/8`, whose PROXY header is trusted. From other peers the header is not
+    /// part of the protocol.
     #[schemars(length(min = 1))]
     pub trusted: Vec<Cidr>,
-    /// Whether those must send one. If not, a connection of theirs that begins with something else is taken as it is.
+    /// Whether trusted peers must send the header. If not, a connection without one is handled as coming from the peer
+    /// itself.
     #[serde(default = "default::yes")]
     pub required: bool,
 }
 
-/// Options of a listener's sockets. Changing them needs a restart, or another address.
+/// Socket options of a listener. A change needs a restart or another address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SocketOptions {
-    /// Connections that the system keeps for each worker until it takes them. The system has a bound of its own
-    /// (`net.core.somaxconn`).
+    /// Connections that the kernel queues per worker until the worker accepts them. The kernel applies its own limit,
+    /// too (`net.core.somaxconn`).
     #[schemars(range(min = 1, max = 65535))]
     pub backlog: u32,
-    /// Whether the system looks after idle connections (TCP keep-alive), and when: nothing received for this long, in whole
-    /// seconds, up to 32767. It asks nine times, as often, but at least every 75 seconds. `0s`: it does not.
+    /// TCP keep-alive: the kernel probes a connection on which nothing was received for this long, in whole seconds, up
+    /// to 32767. It sends nine probes at the same interval, at most 75 seconds apart. `0s`: off.
     pub keep_alive: Duration,
-    /// Whether connections to any address are accepted that the system's rules send here (TPROXY). Needs CAP_NET_ADMIN.
+    /// Whether connections to any address that the kernel's TPROXY rules redirect here are accepted. Requires
+    /// CAP_NET_ADMIN.
     pub transparent: bool,
-    /// Whether a connection's own address is the one that it had before the system redirected it (REDIRECT), as for a sidecar.
-    /// Filters see it as `destination.address`. For IPv4 it needs an IPv4 address to listen on.
+    /// Whether a connection's local address is its original destination from before the kernel redirected it
+    /// (REDIRECT), as for a sidecar. Filters see it as `destination.address`. IPv4 connections need an IPv4 listening
+    /// address.
     pub original_destination: bool,
     /// The permissions of a unix socket, in octal.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -297,25 +304,26 @@ impl Default for SocketOptions {
     }
 }
 
-/// Where TCP connections go. Without any of these, to the listener's `cluster`.
+/// Routing of TCP connections. Without any of these, they go to the listener's `cluster`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tcp {
-    /// Clusters that share the connections by their weights. Those that `sni` says nothing of.
+    /// Clusters that share the connections that no `sni` entry matches, by weight.
     pub clusters: Vec<WeightedCluster>,
-    /// TLS that is passed through unread, by the server name that the client asks for. An exact name counts before a
-    /// wildcard, a longer wildcard before a shorter one.
+    /// Routes for TLS connections that are passed through without decryption, by server name (SNI). Exact names take
+    /// precedence over wildcards, and longer wildcards over shorter ones.
     pub sni: Vec<SniRoute>,
 }
 
-/// Where connections go whose clients ask for some server names.
+/// A TLS passthrough route.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SniRoute {
-    /// Names: `a.example`, or `*.example` for all that have one label or more before `example`. Each is there only once.
+    /// Server names: `a.example`, or `*.example` for all names with one or more labels before `example`. Each name can
+    /// be used only once.
     #[schemars(length(min = 1))]
     pub names: Vec<ServerName>,
-    /// The cluster.
+    /// The cluster's name.
     pub cluster: String,
 }
 

@@ -1,8 +1,7 @@
 //! The configuration as the user writes it: plain serde types, one for each section of the file.
 //!
-//! The JSON Schema that `tollgate schema` prints, and that every file is checked against, is derived from these types, so
-//! a field's doc comment here *is* its documentation. The control plane builds a snapshot from
-//! them, which it hands to the workers.
+//! The types derive the JSON Schema that `tollgate schema` prints and that every file is validated against, so a
+//! field's doc comment *is* its documentation. The control plane builds the workers' snapshot from these types.
 
 use std::path::PathBuf;
 
@@ -20,75 +19,75 @@ mod workload;
 
 pub use self::{cluster::*, compile::*, filter::*, listener::*, tls::*, workload::*};
 
-/// The types of a value that is somebody else's affair. `null` is none of them: it is what was left blank.
+/// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];
 
-/// A whole configuration file.
+/// A complete configuration file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How many worker threads carry traffic: `auto` (one for each processor) or a number. Changing it needs a restart.
+    /// Number of worker threads: `auto` (one per available processor) or a number. A change needs a restart.
     #[serde(default)]
     pub workers: Workers,
-    /// The admin listener: health, metrics, what is in force, reload.
+    /// The admin listener: health, metrics, the running configuration, reload.
     #[serde(default)]
     pub admin: Admin,
-    /// Tollgate's own log.
+    /// The proxy's own log.
     #[serde(default)]
     pub log: Log,
-    /// How long requests under way may take to end after SIGTERM.
+    /// How long in-flight requests may take to finish after SIGTERM.
     #[serde(default = "default::drain_timeout")]
     pub drain_timeout: Duration,
-    /// Where compiled filters are kept between runs. Default: `$XDG_CACHE_HOME/tollgate`, else `$HOME/.cache/tollgate`,
-    /// else none.
+    /// The directory that caches compiled filters between runs. Default: `$XDG_CACHE_HOME/tollgate`, or else
+    /// `$HOME/.cache/tollgate`; with neither variable, nothing is cached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
-    /// Bounds on compiling filters.
+    /// Limits on compiling filters.
     #[serde(default)]
     pub compile: Compile,
-    /// The proxy's own certificate, if a certificate authority gives it one.
+    /// The proxy's own certificate, obtained from a certificate authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
-    /// The sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
+    /// Sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
     #[serde(default)]
     pub listeners: Vec<Listener>,
-    /// The WebAssembly filters that listeners put into their chains.
+    /// WebAssembly filters that listeners use in their chains.
     #[serde(default)]
     pub filters: Vec<Filter>,
-    /// The upstreams that requests are sent to.
+    /// Upstreams that receive the requests.
     #[serde(default)]
     pub clusters: Vec<Cluster>,
 }
 
-/// The admin listener. It is never exposed by default: it can change what the proxy does.
+/// The admin listener. It can change what the proxy does, so by default only the local machine can reach it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where it listens: an IP address and a port, or a unix socket. Changing it needs a restart.
+    /// The address to listen on: an IP address and a port, or a unix socket. A change needs a restart.
     pub address: Address,
-    /// The permissions of a unix socket, in octal. Default `600`: only the user that Tollgate runs as.
+    /// The permissions of a unix socket, in octal. Default `600`: only the user that runs Tollgate has access.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(pattern(r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
-    /// Whether it is there at all.
+    /// Whether the admin listener exists.
     pub enabled: bool,
-    /// Names by which it may be asked for, beside `localhost` and addresses. A page in a browser could reach it by any other one
-    /// that leads here.
+    /// Accepted host names in addition to `localhost` and IP addresses. Any other name is rejected, because a web page
+    /// in a browser could use one that resolves to this machine (DNS rebinding).
     pub hosts: Vec<String>,
-    /// A file with a token that whoever asks has to show: `Authorization: Bearer TOKEN`. It is read for each request. Not asked for
-    /// by the listener for probes, nor for `/ca/`, which has tokens of its own.
+    /// A file with the token that requests must carry: `Authorization: Bearer TOKEN`. It is read for every request. The
+    /// listener for probes does not need it, nor does `/ca/`, which has its own tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// Whether `/ready` is 503 while a filter with `on_failure: deny` has had no instance on any worker for over a second. What makes
-    /// one proxy's filter fail is likely to make all of theirs fail, and a load balancer then takes them all out. Default: it is 200,
-    /// and says which filter is missing.
+    /// Whether `/ready` returns 503 while a filter with `on_failure: deny` has had no instance on any worker for over a
+    /// second. By default it returns 200 and names the missing filter: the same failure is likely to hit every proxy,
+    /// and a load balancer would then remove them all.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unready_without_filters: bool,
-    /// A listener of its own for `/live`, `/ready` and `/metrics`, and nothing else: the one for probes and Prometheus to reach.
-    /// Changing it needs a restart.
+    /// A separate listener that serves only `/live`, `/ready` and `/metrics`, for probes and Prometheus. A change needs
+    /// a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Probes>,
-    /// A certificate authority for workloads. Changing it needs a restart.
+    /// A certificate authority for workloads. A change needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertificateAuthority>,
 }
@@ -97,7 +96,7 @@ pub struct Admin {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Probes {
-    /// Where it listens, such as `0.0.0.0:9902`.
+    /// The address to listen on, such as `0.0.0.0:9902`.
     #[schemars(extend("format" = "socket-address"))]
     pub address: std::net::SocketAddr,
 }
@@ -119,7 +118,7 @@ impl Default for Admin {
 }
 
 impl Admin {
-    /// Where it is, for people.
+    /// Returns the listener's URL for messages, or `off`.
     pub fn url(&self) -> String {
         match (self.enabled, &self.address) {
             (false, _) => "off".to_owned(),
@@ -129,64 +128,66 @@ impl Admin {
     }
 }
 
-/// Tollgate's own log, on standard error.
+/// The proxy's own log, on standard error.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// Least severity shown: `off`, `error`, `warn`, `info`, `debug`, `trace`, or a `tracing` filter such as
+    /// The least severe level to log: `off`, `error`, `warn`, `info`, `debug`, `trace`, or a `tracing` filter such as
     /// `info,tollgate::wasm=debug`. Default `info`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    /// How it is written.
+    /// The output format.
     pub format: LogFormat,
 }
 
-/// How Tollgate's own log is written.
+/// The output format of the proxy's own log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How HTTP/2 is spoken, on a listener or to a cluster (RFC 9113).
+/// HTTP/2 settings of a listener or a cluster (RFC 9113).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http2 {
-    /// Streams at one time on one connection: what a listener allows its clients, and what is used of what an upstream allows.
+    /// Concurrent streams per connection. A listener advertises this limit to its clients; a cluster applies it in
+    /// addition to the upstream's own limit.
     #[schemars(range(min = 1))]
     pub max_concurrent_streams: u32,
-    /// Bytes that a peer may send on a stream before they are read.
+    /// Bytes that a peer may send on one stream before they are read.
     pub stream_window: ByteSize,
-    /// The same for all streams of a connection together. With less than `max_concurrent_streams` times `stream_window`, streams
-    /// that nobody reads can hold up the others.
+    /// Bytes that a peer may send on all streams of one connection before they are read. If this is less than
+    /// `max_concurrent_streams` times `stream_window`, streams that are not being read can block the others.
     pub connection_window: ByteSize,
-    /// A connection on which nothing is received for this long is sent a ping. `0s`: never. Default: `30s` to the clients of a
-    /// listener, never to upstreams.
+    /// A PING is sent on a connection that has received nothing for this long. `0s`: never. Default: `30s` for clients
+    /// of a listener, never for upstreams.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ping_interval: Option<Duration>,
-    /// A connection whose ping is not answered within this is closed.
+    /// A connection whose PING is not acknowledged within this time is closed.
     pub ping_timeout: Duration,
 }
 
 impl Http2 {
-    /// What all streams together may send before it is read, if there are as many as may be; at most the largest window that
-    /// there is.
+    /// Returns the sum of all stream windows at the maximum number of streams, capped at the largest window that HTTP/2
+    /// allows.
     pub fn all_stream_windows(&self) -> ByteSize {
         let all = u64::from(self.max_concurrent_streams) * u64::from(self.stream_window.window());
         ByteSize(ByteSize(all).window().into())
     }
 
-    /// When a silent client is sent a ping. None: never.
+    /// Returns the time after which an idle client is sent a PING, or `None` for never.
     pub fn ping_clients(&self) -> Option<std::time::Duration> {
         self.ping_interval.unwrap_or(Duration::secs(30)).bound()
     }
 
-    /// When a silent upstream is sent a ping. None: never, which is the default: gRPC servers close the connection of a client that
-    /// pings more often than every five minutes while no data flows (GOAWAY `too_many_pings`, gRFC A8).
+    /// Returns the time after which an idle upstream is sent a PING, or `None` for never, the default: gRPC servers
+    /// close the connection of a client that pings more often than every five minutes while no data flows (GOAWAY
+    /// `too_many_pings`, gRFC A8).
     pub fn ping_upstreams(&self) -> Option<std::time::Duration> {
         self.ping_interval?.bound()
     }
@@ -204,13 +205,13 @@ impl Default for Http2 {
     }
 }
 
-/// A cluster with its share.
+/// A cluster with a weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedCluster {
-    /// The cluster.
+    /// The cluster's name.
     pub cluster: String,
-    /// Its share, against the others' weights.
+    /// Its share, relative to the other weights.
     #[serde(default = "default::weight")]
     #[schemars(range(max = 65535))]
     pub weight: u32,

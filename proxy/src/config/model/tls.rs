@@ -1,71 +1,72 @@
-//! TLS, on listeners and to clusters.
+//! The `tls` sections of listeners and clusters.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// TLS on a listener.
+/// TLS for clients of a listener.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
-    /// Whether clients may do without it.
+    /// Whether clients must use TLS.
     #[serde(default)]
     pub mode: TlsMode,
-    /// Certificates. Which one a client is shown is decided by the name that it asks for (SNI) and the names in the
-    /// certificates, exact ones before wildcards; the first is for those that ask for no name, or for none of these.
+    /// Certificates. The server name that the client sends (SNI) selects one by the names in the certificates; exact
+    /// names take precedence over wildcards. The first certificate is the default, for clients that send no name or an
+    /// unknown one.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
-    /// The least version.
+    /// The minimum TLS version.
     #[serde(default)]
     pub min_version: TlsVersion,
     /// Whether clients are asked for a certificate.
     #[serde(default)]
     pub client_certificates: ClientCertificates,
-    /// Files (PEM) with the certificates of those who sign clients' certificates.
+    /// Files (PEM) with the certificate authorities that may sign client certificates.
     #[serde(default)]
     pub client_ca: Vec<PathBuf>,
-    /// Files (PEM) with the certificates of those who sign for a SPIFFE trust domain, by its name. With it, a certificate with a
-    /// SPIFFE ID must be signed for the ID's trust domain, and `client_ca` is for certificates without one.
+    /// Files (PEM) with the certificate authorities of each SPIFFE trust domain, keyed by the domain's name. If set, a
+    /// certificate with a SPIFFE ID must be signed by an authority of that ID's trust domain, and `client_ca` applies
+    /// to certificates without one.
     #[serde(default)]
     pub trust_domains: BTreeMap<String, Vec<PathBuf>>,
-    /// Files (PEM) with lists of clients' certificates that were revoked.
+    /// Files (PEM) with revocation lists (CRLs) for client certificates.
     #[serde(default)]
     pub crl: Vec<PathBuf>,
 }
 
-/// Whether a listener's clients may do without TLS.
+/// Whether clients of a listener must use TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TlsMode {
-    /// Connections that do not begin with TLS are closed.
+    /// Connections that do not start with TLS are closed.
     #[default]
     Strict,
-    /// A connection that does not begin with TLS is plain.
+    /// Connections that do not start with TLS are plaintext.
     Permissive,
-    /// Everything is plain: as without the section, which stays there for later.
+    /// All connections are plaintext, as without this section. It keeps the other settings for later.
     Disable,
 }
 
-/// A certificate with its key.
+/// A certificate with its private key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateFiles {
-    /// A file (PEM) with the certificate, and those that lead from it to the root, in this order. It is read again when it
-    /// changes.
+    /// A file (PEM) with the certificate, followed by the chain up to the root. It is reloaded when it changes.
     pub certificate: PathBuf,
-    /// A file (PEM) with its private key (PKCS #8, PKCS #1, or SEC 1).
+    /// A file (PEM) with the private key (PKCS #8, PKCS #1, or SEC 1).
     pub key: PathBuf,
 }
 
-/// A version of TLS.
+/// A TLS version.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TlsVersion {
-    /// RFC 5246.
+    /// TLS 1.2 (RFC 5246).
     #[default]
     #[serde(rename = "1.2")]
     V1_2,
-    /// RFC 8446.
+    /// TLS 1.3 (RFC 8446).
     #[serde(rename = "1.3")]
     V1_3,
 }
@@ -74,12 +75,12 @@ pub enum TlsVersion {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientCertificates {
-    /// They are not.
+    /// Clients are not asked.
     #[default]
     None,
-    /// They are, and may refuse. One that is shown must be right.
+    /// Clients are asked but may decline. A certificate that is presented must be valid.
     Request,
-    /// They must show one.
+    /// Clients must present a valid certificate.
     Require,
 }
 
@@ -87,26 +88,27 @@ pub enum ClientCertificates {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterTls {
-    /// The name that is asked for (SNI), and that the certificate must be for unless `sans` says otherwise. Default: the
-    /// cluster's name if it can be one, else none.
+    /// The server name to send (SNI), for which the certificate must be valid unless `sans` is set. Default: the
+    /// cluster's name if it is a valid host name, otherwise none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
-    /// Files (PEM) with the certificates of those who may sign. Default: those that the system trusts.
+    /// Files (PEM) with the certificate authorities to trust. Default: the system's.
     #[serde(default)]
     pub ca: Vec<PathBuf>,
-    /// Names of which the certificate must have one: DNS names, or URIs such as `spiffe://mesh/ns/a/sa/b`. Default: `sni`.
+    /// Accepted names: the certificate must have one of these DNS names or URIs, such as `spiffe://mesh/ns/a/sa/b`.
+    /// Default: `sni`.
     #[serde(default)]
     pub sans: Vec<String>,
-    /// What is shown to endpoints that ask for it.
+    /// The client certificate to present to endpoints that ask for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateFiles>,
-    /// The least version.
+    /// The minimum TLS version.
     #[serde(default)]
     pub min_version: TlsVersion,
-    /// Files (PEM) with lists of certificates that were revoked.
+    /// Files (PEM) with revocation lists (CRLs).
     #[serde(default)]
     pub crl: Vec<PathBuf>,
-    /// Takes any certificate, from anybody. For trying things out.
+    /// Accepts any certificate without verification. For testing only.
     #[serde(default)]
     pub insecure: bool,
 }

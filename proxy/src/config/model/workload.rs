@@ -1,4 +1,5 @@
-//! Certificates for workloads: the service that signs them, and the proxy's own.
+//! The `admin.ca` and `workload` sections: the service that signs workload certificates, and the proxy's own
+//! certificate.
 
 use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 
@@ -8,33 +9,33 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::Duration;
 use crate::config::spiffe::SpiffeId;
 
-/// A certificate authority on the admin listener: it signs certificates for workloads that show a join token.
+/// A certificate authority on the admin listener. It signs certificates for workloads that present a join token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateAuthority {
-    /// The folder that `tollgate ca init` has made.
+    /// The directory that `tollgate ca init` created.
     pub dir: PathBuf,
-    /// The longest life of a certificate, and that of those for which none is asked for. At least `1s`.
+    /// The maximum lifetime of a certificate, and the lifetime if the request does not specify one. At least `1s`.
     #[serde(default = "default_life")]
     pub max_ttl: Duration,
 }
 
-/// The proxy's own certificate, which it gets from a certificate authority and renews. Changing it needs a restart.
+/// The proxy's own certificate, which it obtains from a certificate authority and renews. A change needs a restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
-    /// The identity that is asked for.
+    /// The SPIFFE ID to request.
     pub spiffe: SpiffeId,
-    /// The service that signs: the admin listener of a Tollgate with `admin.ca`.
+    /// The signing service: the admin listener of a Tollgate with `admin.ca`.
     pub ca: CaUrl,
-    /// A file with the join token. It is read each time that the token is needed, so a new one can be put in its place.
+    /// A file with the join token. It is read whenever the token is needed, so the token can be replaced at any time.
     pub token: PathBuf,
-    /// The folder where `workload.pem`, `workload.key` and `ca.pem` are kept. Default: `workload/TRUST-DOMAIN/PATH` in the
-    /// cache's folder.
+    /// The directory for `workload.pem`, `workload.key` and `ca.pem`. Default: `workload/TRUST-DOMAIN/PATH` in the
+    /// cache directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// The certificate's life; the service may give it a shorter one. At least `1s`. It is renewed when two thirds of its
-    /// life are over.
+    /// The requested lifetime of the certificate; the service may issue a shorter one. At least `1s`. The certificate
+    /// is renewed after two thirds of its lifetime.
     #[serde(default = "default_life")]
     pub ttl: Duration,
 }
@@ -43,13 +44,13 @@ fn default_life() -> Duration {
     Duration::secs(24 * 3600)
 }
 
-/// Where a certificate authority is: `http://HOST` or `http://HOST:PORT`, without a path. The port is 80 if there is none.
+/// The URL of a certificate authority: `http://HOST` or `http://HOST:PORT`, without a path. The default port is 80.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaUrl {
     text: String,
-    /// A name or an address; one of IPv6 without its brackets.
+    /// A host name or an IP address; an IPv6 address without its brackets.
     pub host: String,
-    /// The port.
+    /// The TCP port.
     pub port: u16,
 }
 
@@ -81,7 +82,7 @@ impl fmt::Display for CaUrl {
 }
 
 impl CaUrl {
-    /// `HOST:PORT`, as it stands in the URL.
+    /// Returns `HOST:PORT` as written in the URL.
     pub fn authority(&self) -> &str {
         self.text.trim_start_matches("http://")
     }
