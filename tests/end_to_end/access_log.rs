@@ -1,4 +1,4 @@
-//! One line for each request, whatever a client puts into it.
+//! Access logs: one line per request, whatever a client sends.
 
 use std::{fs, os::fd::OwnedFd};
 
@@ -7,12 +7,12 @@ use tempfile::TempDir;
 
 use crate::harness::{Config, Proxy, Signal, Upstream, answer, wait_for};
 
-/// A proxy that logs in this way, in front of an upstream.
+/// Starts a proxy with this `access_log` in front of an upstream.
 fn logging(upstream: &Upstream, access_log: &str) -> Proxy {
     Proxy::start(Config::to(upstream).log(access_log))
 }
 
-/// A FIFO in a folder, and its reader.
+/// A FIFO in a temporary directory, and its reader.
 fn fifo() -> (TempDir, String, OwnedFd) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("fifo");
@@ -22,15 +22,15 @@ fn fifo() -> (TempDir, String, OwnedFd) {
     (dir, path, reader)
 }
 
-/// A reader that has stopped reading costs lines; how many is known, also of those that wait at the end.
+/// When the reader stops reading, lines are lost and counted, including those still queued at shutdown.
 #[test]
-fn lines_that_nobody_read_by_the_end_are_counted() {
+fn unread_lines_at_shutdown_are_counted_as_lost() {
     let (_dir, path, _reader) = fifo();
     let upstream = Upstream::saying("ok");
     let mut proxy = logging(&upstream, &format!("{{to: {path}, format: '%path%'}}"));
     let mut client = proxy.client();
     let long = format!("/{}", "x".repeat(2000));
-    // More than the pipe holds, and less than may wait.
+    // More than the pipe holds, and less than the queue of lines holds.
     (0..100).for_each(|_| assert_eq!(client.get(&long).status(), 200));
     drop(client);
     proxy.signal(Signal::TERM);
@@ -42,7 +42,7 @@ fn lines_that_nobody_read_by_the_end_are_counted() {
 }
 
 #[test]
-fn what_a_client_sends_cannot_forge_a_line() {
+fn client_input_cannot_forge_a_line() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
     let nasty = "a\"},{\"x\":1\\u000a \u{2028}\u{202e}\t<script>";
@@ -57,7 +57,7 @@ fn what_a_client_sends_cannot_forge_a_line() {
 }
 
 #[test]
-fn a_line_has_the_fields_that_were_asked_for() {
+fn a_line_has_the_configured_fields() {
     let upstream = Upstream::replying(|_| answer(201, &["X-Kind: new"], "done"));
     let format =
         "%method% %path% %status% [%req(x-a)%] [%req(x-none)%] [%resp(x-kind)%] %flags% %response_bytes% 100%%";
@@ -78,7 +78,7 @@ fn lines_can_go_to_standard_output() {
 }
 
 #[test]
-fn times_are_in_their_order() {
+fn timestamps_are_ordered() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     proxy.request("POST", "/", &[], b"body");
@@ -91,9 +91,9 @@ fn times_are_in_their_order() {
     assert!(entry["start"].as_str().is_some_and(|start| start.len() == 24 && start.ends_with('Z')), "{entry}");
 }
 
-/// Each of many requests has its line, none is torn and none is there twice.
+/// Every request gets exactly one line, and no line is torn.
 #[test]
-fn nothing_is_lost_under_load() {
+fn no_line_is_lost_or_torn_under_load() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     std::thread::scope(|scope| {
@@ -112,7 +112,7 @@ fn nothing_is_lost_under_load() {
 }
 
 #[test]
-fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
+fn a_fifo_without_a_reader_blocks_nothing() {
     let (_dir, path, reader) = fifo();
     let upstream = Upstream::saying("ok");
     let mut proxy = logging(&upstream, &format!("{{to: {path}}}"));
@@ -121,7 +121,7 @@ fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
     proxy.wait_for_output("nobody reads from this FIFO");
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     assert_eq!(proxy.get("/").status(), 200);
-    // A change that brings another log of this kind is refused, and the next one is heard.
+    // A reload that adds another such log is rejected; the next signal is still handled.
     proxy.put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {path}}}}}]"));
     let (status, said) = proxy.reload();
     assert_eq!(status, 422, "{said}");
@@ -130,9 +130,9 @@ fn a_fifo_whose_reader_has_gone_holds_nothing_up() {
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
 
-/// `LR` says that a filter has answered, and not that it would have liked to.
+/// The flag `LR` means that a filter replied; a reply that comes too late does not count.
 #[test]
-fn an_answer_that_comes_too_late_is_none() {
+fn a_local_reply_from_on_log_is_ignored() {
     let answers = crate::guest::filter(
         r#"(func (export "proxy_on_log") (param i32)
             (drop (call $reply (i32.const 403) %"why" %"no" (i32.const 0) (i32.const 0) (i32.const -1))))"#,

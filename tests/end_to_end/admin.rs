@@ -1,4 +1,4 @@
-//! The admin listener: health, metrics, what is in force, and what can be changed by hand.
+//! The admin listener: health, metrics, the running configuration, and runtime changes.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,7 @@ use flate2::read::GzDecoder;
 use crate::harness::{Config, Metrics, Proxy, Signal, Upstream};
 
 #[test]
-fn health_is_told() {
+fn health_endpoints_answer() {
     let proxy = Proxy::start(Config::new());
     let live = proxy.admin("GET", "/live", "");
     assert_eq!((live.status(), live.text()), (200, "live\n"));
@@ -20,7 +20,7 @@ fn health_is_told() {
 }
 
 #[test]
-fn a_unix_socket_is_for_its_user_alone() {
+fn a_unix_socket_is_private_to_its_user_by_default() {
     for (mode, expected) in [("", 0o600), (", mode: '660'", 0o660)] {
         let config =
             format!("admin: {{address: 'unix:admin.sock'{mode}}}\nlisteners: [{{name: main, address: '@main@'}}]");
@@ -41,7 +41,7 @@ fn a_unix_socket_is_for_its_user_alone() {
 }
 
 #[test]
-fn that_its_address_is_taken_is_told_at_its_place() {
+fn an_address_in_use_is_reported_with_its_config_location() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");
     let config = format!("admin:\n  address: {address}\nlisteners: [{{name: main, address: '@main@'}}]");
@@ -54,11 +54,11 @@ fn that_its_address_is_taken_is_told_at_its_place() {
 }
 
 #[test]
-fn what_is_not_there_is_told() {
+fn unknown_paths_get_404_and_wrong_methods_405() {
     let proxy = Proxy::start(Config::new());
     let unknown = proxy.admin("GET", "/nothing", "");
     assert_eq!(unknown.status(), 404);
-    assert!(unknown.text().contains("/metrics"), "it says what there is: {}", unknown.text());
+    assert!(unknown.text().contains("/metrics"), "it lists the paths: {}", unknown.text());
     assert_eq!(proxy.admin("GET", "/", "").status(), 200);
     for (method, path, allowed) in [
         ("POST", "/ready", "GET"),
@@ -72,7 +72,7 @@ fn what_is_not_there_is_told() {
 }
 
 #[test]
-fn metrics_are_valid_and_move() {
+fn metrics_are_valid_and_change_with_traffic() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).filter("access", "builtin:authz", "config: {policies: []}"));
     let response = proxy.admin("GET", "/metrics", "");
@@ -109,11 +109,11 @@ fn metrics_are_valid_and_move() {
     ] {
         assert_eq!(after.sum(name, labels) - before.sum(name, labels), more, "{name} {labels:?}");
     }
-    assert_eq!(after.sum("tollgate_filter_instances", &[("filter", "access")]), 2.0, "one for each worker");
+    assert_eq!(after.sum("tollgate_filter_instances", &[("filter", "access")]), 2.0, "one per worker");
 }
 
 #[test]
-fn metrics_are_compressed_for_those_that_take_it() {
+fn metrics_are_compressed_when_accepted() {
     let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', probes: {address: '@probes@'}}"));
     for listener in ["admin", "probes"] {
         let ask = |encoding| {
@@ -132,7 +132,7 @@ fn metrics_are_compressed_for_those_that_take_it() {
 }
 
 #[test]
-fn names_of_any_kind_make_valid_metrics() {
+fn unusual_names_make_valid_metrics() {
     let name = "a \\\"quoted\\\" \\\\ name";
     let proxy = Proxy::start(format!(
         "listeners: [{{name: \"{name}\", address: '@main@', cluster: \"{name}\"}}]\nclusters: [{{name: \"{name}\"}}]"
@@ -144,7 +144,7 @@ fn names_of_any_kind_make_valid_metrics() {
 }
 
 #[test]
-fn requests_under_way_are_counted() {
+fn in_flight_requests_are_counted() {
     let upstream = Upstream::silent();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut clients: Vec<_> = (0..3).map(|_| proxy.client()).collect();
@@ -157,13 +157,13 @@ fn requests_under_way_are_counted() {
 }
 
 #[test]
-fn the_configuration_in_force_is_told() {
+fn config_shows_the_running_configuration() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
     let first = proxy.config();
     assert_eq!((&first["version"], &first["last_attempt"]["result"]), (&1.into(), &"applied".into()));
     assert_eq!(first["config"]["listeners"][0]["name"], "main");
-    assert_eq!(first["config"]["listeners"][0]["limits"]["headers"], 200, "with its defaults");
+    assert_eq!(first["config"]["listeners"][0]["limits"]["headers"], 200, "defaults are filled in");
     proxy.change_config(Config::to(&upstream).listener("via: other"));
     let second = proxy.config();
     assert_eq!(second["version"], 2);
@@ -175,7 +175,7 @@ fn the_configuration_in_force_is_told() {
 }
 
 #[test]
-fn the_filters_in_force_are_told() {
+fn filters_lists_the_running_filters() {
     let proxy = Proxy::start(Config::new().filter("access", "builtin:authz", "config: {policies: []}"));
     proxy.get("/");
     let filter = proxy.filter("access");
@@ -186,7 +186,7 @@ fn the_filters_in_force_are_told() {
 }
 
 #[test]
-fn a_reload_is_in_force_or_says_what_is_wrong() {
+fn reload_applies_or_reports_the_errors() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
     let (status, said) = proxy.reload();
@@ -196,7 +196,7 @@ fn a_reload_is_in_force_or_says_what_is_wrong() {
     let (status, said) = proxy.reload();
     assert_eq!((status, &said["result"]), (422, &"refused".into()));
     assert!(said["errors"].to_string().contains("no_such_option"), "{said}");
-    assert_eq!((proxy.version(), proxy.get("/").status()), (1, 200), "the old one stays in force");
+    assert_eq!((proxy.version(), proxy.get("/").status()), (1, 200), "the old configuration keeps running");
     assert_eq!(proxy.config()["last_attempt"]["result"], "refused");
     let metrics = proxy.metrics();
     assert_eq!(metrics.sum("tollgate_config_last_reload_successful", &[]), 0.0);
@@ -209,7 +209,7 @@ fn a_reload_is_in_force_or_says_what_is_wrong() {
 }
 
 #[test]
-fn the_logs_level_can_be_changed() {
+fn the_log_level_can_be_changed() {
     let proxy = Proxy::start(Config::to(Upstream::refusing()));
     assert_eq!(proxy.admin("GET", "/log", "").text(), "info\n");
     proxy.get("/quiet");
@@ -220,22 +220,22 @@ fn the_logs_level_can_be_changed() {
     proxy.wait_for_output("no response");
     let wrong = proxy.admin("POST", "/log", "infro");
     assert_eq!(wrong.status(), 400);
-    assert!(wrong.text().contains("info"), "it knows what was meant: {}", wrong.text());
+    assert!(wrong.text().contains("info"), "it suggests the nearest level: {}", wrong.text());
     assert_eq!(proxy.admin("GET", "/log", "").text(), "debug\n");
 }
 
 #[test]
-fn what_needs_a_restart_is_said() {
+fn fields_that_need_a_restart_are_logged() {
     let mut proxy = Proxy::start(Config::new());
     proxy.change_config(Config::new().top("workers: 3\nadmin: {address: '@elsewhere@'}"));
     proxy.wait_for_output("`workers` has changed; it takes effect at the next start");
     proxy.wait_for_output("`admin` has changed; it takes effect at the next start");
-    assert!(proxy.is_ready(), "where it was");
+    assert!(proxy.is_ready(), "the admin listener keeps its address");
 }
 
-/// A page that an operator has open must get nothing, and change nothing.
+/// A web page that an operator has open can neither read from the admin listener nor change anything.
 #[test]
-fn pages_in_a_browser_get_nothing() {
+fn requests_from_web_pages_are_rejected() {
     let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', hosts: [admin.example]}"));
     let ask = |method: &str, path: &str, fields: &[(&str, &str)], body: &str| {
         proxy.ask_admin("admin", method, path, fields, body).status()
@@ -255,8 +255,8 @@ fn pages_in_a_browser_get_nothing() {
 }
 
 #[test]
-fn what_environment_variables_hold_is_not_shown() {
-    // One that is there everywhere.
+fn values_of_environment_variables_are_not_shown() {
+    // A variable that is set everywhere.
     let secret = std::env::var("PATH").expect("a path");
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).routes("{respond: {status: 200, headers: {x-secret: 'a ${PATH}'}}}");
@@ -270,9 +270,9 @@ fn what_environment_variables_hold_is_not_shown() {
     assert_eq!(config["listeners"][0]["via"], "${NONE_SUCH:-edge}");
 }
 
-/// What the docs tell people to open to the network.
+/// The docs recommend exposing this listener to the network.
 #[test]
-fn a_listener_for_probes_tells_nothing_else() {
+fn the_probes_listener_serves_probes_and_metrics_only() {
     let proxy = Proxy::start(Config::new().top("admin: {address: '@admin@', probes: {address: '@probes@'}}"));
     let ask = |method: &str, path: &str| proxy.ask_admin("probes", method, path, &[("Host", "10.0.0.7:9902")], "");
     assert_eq!((ask("GET", "/live").text(), ask("GET", "/ready").text()), ("live\n", "ready\n"));
@@ -292,7 +292,7 @@ fn a_listener_for_probes_tells_nothing_else() {
     ] {
         assert_eq!(ask(method, path).status(), 404, "{method} {path}");
     }
-    // Also where there is no admin listener.
+    // Also without an admin listener.
     let proxy = Proxy::try_start(
         "admin: {address: '@admin@', enabled: false, probes: {address: '@admin@'}}\nlisteners: [{name: a, address: '@main@'}]",
         &[],
@@ -300,9 +300,9 @@ fn a_listener_for_probes_tells_nothing_else() {
     assert_eq!(proxy.expect("it runs").ask_admin("admin", "GET", "/ready", &[], "").status(), 200);
 }
 
-/// A page in a browser, or somebody on the machine, has no token; probes need none on their own listener.
+/// Web pages and other local users do not have the token; the probes listener needs none.
 #[test]
-fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
+fn a_token_is_required_and_a_new_one_applies_immediately() {
     let admin = "admin: {address: '@admin@', token_file: token, probes: {address: '@probes@'}}\nworkers: 1\n";
     let config = format!("{admin}listeners: [{{name: main, address: '@main@'}}]\n");
     let (first, second) = ("a-token-that-is-long", "another-one-that-is-long");
@@ -321,7 +321,7 @@ fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
             assert_eq!((answer.status(), answer.field("www-authenticate")), (401, Some("Bearer")), "{path} {wrong:?}");
         }
     }
-    assert_eq!(asked(&proxy, None, "GET", "/ca/root").status(), 404, "an authority goes by tokens of its own");
+    assert_eq!(asked(&proxy, None, "GET", "/ca/root").status(), 404, "the CA has its own tokens");
     assert_eq!(asked(&proxy, Some(first), "GET", "/config").status(), 200);
     assert!(!asked(&proxy, Some(first), "GET", "/config").text().contains(first));
     for path in ["/live", "/ready", "/metrics"] {
@@ -333,7 +333,7 @@ fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
     proxy.put("token", "");
     assert_eq!(asked(&proxy, Some(second), "GET", "/live").status(), 503);
     proxy.wait_for_output("the admin listener's token cannot be used");
-    // A successor shows it to get the address.
+    // A successor presents the token to take over the address.
     proxy.put("token", second);
     let successor = proxy.beside(&["--replace", &proxy.pid().to_string()]);
     successor.wait_for_output("admin listener on");
@@ -342,16 +342,16 @@ fn a_token_is_asked_for_and_a_new_one_holds_at_once() {
 }
 
 #[test]
-fn a_token_that_is_none_keeps_the_proxy_from_starting() {
+fn a_missing_or_weak_token_prevents_the_start() {
     let config = "admin: {address: '@admin@', token_file: token}\nlisteners: [{name: main, address: '@main@'}]";
     for (files, why) in [(&[][..], "cannot be read"), (&[("token", &b"short"[..])][..], "can be guessed")] {
-        let said = Proxy::try_start(config, files).map(|_| ()).expect_err("there is no token");
+        let said = Proxy::try_start(config, files).map(|_| ()).expect_err("it does not start");
         assert!(said.contains("there is no token for the admin listener") && said.contains(why), "{said}");
     }
 }
 
 #[test]
-fn listeners_that_never_ran_leave_no_series() {
+fn listeners_of_a_rejected_config_leave_no_metrics() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
     let more = "\nlisteners: [{name: main, address: '@main@'}, {name: ghost, address: '@ghost@', access_log: {to: /no/such/place}}]\n\

@@ -1,9 +1,9 @@
-//! Filters written with AssemblyScript's SDK (`@solo-io/proxy-runtime`, from npm), which knows nothing of Tollgate. Their
-//! sources are in `tests/conformance/assemblyscript`, whose `setup.sh` compiles them.
+//! Filters written with the AssemblyScript SDK (`@solo-io/proxy-runtime`, from npm), which is independent of Tollgate.
+//! Their sources are in `tests/conformance/assemblyscript`; its `setup.sh` compiles them.
 
 use crate::harness::{Config, Gate, Message, Proxy, Upstream, answer, peer};
 
-/// A proxy with one of the filters, and its configuration, lines of text.
+/// Starts a proxy with one of the filters; `lines` are its configuration.
 fn start(upstream: &Upstream, filter: &str, lines: &[&str], more: impl FnOnce(Config) -> Config) -> Option<Proxy> {
     let module = peer::module(&format!("assemblyscript/{filter}"))?;
     Some(Proxy::start_with(more(config(upstream, filter, lines)), &[("filter.wasm", &module)]))
@@ -11,14 +11,14 @@ fn start(upstream: &Upstream, filter: &str, lines: &[&str], more: impl FnOnce(Co
 
 fn config(upstream: &Upstream, filter: &str, lines: &[&str]) -> Config {
     let text = serde_json::to_string(&lines.join("\n")).expect("a text");
-    // The SDK asks for the root context by its name.
+    // The SDK looks up the root context by name.
     Config::to(upstream).filter(filter, "filter.wasm", &format!("root_id: {filter}\nconfig: {text}"))
 }
 
 const GATE: [&str; 4] = ["header: x-api-key", "prefix: /api", "key s3cret: alice", "key other: bob"];
 
 #[test]
-fn gate_lets_in_who_has_a_key() {
+fn gate_admits_clients_with_a_key() {
     let upstream = Upstream::replying(|_| answer(200, &["server: old/1", "x-internal-host: a7", "x-kept: yes"], "in"));
     let Some(proxy) = start(&upstream, "gate", &GATE, |c| c) else { return };
     let fields = [("x-api-key", "other"), ("x-user", "forged"), ("x-more", "1")];
@@ -35,7 +35,7 @@ fn gate_lets_in_who_has_a_key() {
 }
 
 #[test]
-fn gate_turns_others_away() {
+fn gate_rejects_clients_without_a_key() {
     let upstream = Upstream::saying("in");
     let Some(proxy) = start(&upstream, "gate", &GATE, |c| c) else { return };
     for (fields, said) in [(vec![], "a key is needed\n"), (vec![("x-api-key", "s3cre")], "nobody has this key\n")] {
@@ -53,26 +53,26 @@ fn gate_turns_others_away() {
 }
 
 #[test]
-fn gate_takes_no_configuration_for_an_empty_one() {
+fn gate_reads_a_missing_configuration_as_empty() {
     let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let files: [(&str, &[u8]); 1] = [("filter.wasm", &module)];
-    let Err(said) = Proxy::try_start(config(&upstream, "gate", &[]), &files) else { panic!("it has started") };
+    let Err(said) = Proxy::try_start(config(&upstream, "gate", &[]), &files) else { panic!("it must not start") };
     assert!(said.contains("it logged: no keys are configured"), "{said}");
 }
 
 #[test]
-fn a_root_context_that_the_module_does_not_have() {
+fn an_unknown_root_id_prevents_the_start() {
     let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let config = Config::to(&upstream).filter("gate", "filter.wasm", "root_id: other");
-    let Err(said) = Proxy::try_start(config, &[("filter.wasm", &module)]) else { panic!("it has started") };
+    let Err(said) = Proxy::try_start(config, &[("filter.wasm", &module)]) else { panic!("it must not start") };
     assert!(said.contains("Missing root context factory for root id: other"), "{said}");
 }
 
 const VERIFY: [&str; 3] = ["cluster: decisions", "path: /check", "timeout: 60000"];
 
-/// Lets in whose token begins with `good`; what the token says behind it is the scope.
+/// Admits tokens that begin with `good`; the rest of the token is the scope.
 fn decide(question: &Message) -> Vec<u8> {
     match question.field("authorization").map(|token| token.split_once(' ').unwrap_or((token, ""))) {
         Some(("good", scope)) => answer(200, &["x-ttl: 60"], scope),
@@ -82,7 +82,7 @@ fn decide(question: &Message) -> Vec<u8> {
 }
 
 #[test]
-fn verify_asks_and_tells_the_upstream() {
+fn verify_asks_the_service_and_forwards_the_scope() {
     let (upstream, service) = (Upstream::saying("in"), Upstream::replying(decide));
     let Some(proxy) = start(&upstream, "verify", &VERIFY, |c| c.cluster("decisions", &[&service], "")) else { return };
     let fields = [("authorization", "good read"), ("x-scope", "forged")];
@@ -104,7 +104,7 @@ fn verify_asks_and_tells_the_upstream() {
 }
 
 #[test]
-fn verify_when_nobody_answers() {
+fn verify_without_an_answer_fails_open_or_closed() {
     let (upstream, service) = (Upstream::saying("in"), Upstream::refusing());
     for (fail, status) in [("fail: closed", 503), ("fail: open", 200)] {
         let lines = [&VERIFY[..], &[fail]].concat();
@@ -121,7 +121,7 @@ fn verify_when_nobody_answers() {
 }
 
 #[test]
-fn verify_when_the_client_goes_while_it_waits() {
+fn verify_survives_a_client_that_leaves_while_it_waits() {
     let gate = Gate::default();
     let service = Upstream::held(&gate, "/", decide);
     let upstream = Upstream::saying("in");
@@ -141,7 +141,7 @@ fn verify_when_the_client_goes_while_it_waits() {
 const METER: [&str; 2] = ["refuse: attack", "period: 20"];
 
 #[test]
-fn meter_counts_over_all_workers() {
+fn meter_counts_across_workers() {
     let upstream = Upstream::saying("in");
     let Some(proxy) = start(&upstream, "meter", &METER, |c| c) else { return };
     for size in 1..=20 {
@@ -149,7 +149,7 @@ fn meter_counts_over_all_workers() {
     }
     assert_eq!(proxy.get("/nothing").status(), 200);
     proxy.wait_for_output("/nothing was answered with 200");
-    // A tick publishes what all workers have added up.
+    // A tick publishes the sum over all workers.
     proxy.wait_for_metric("wasmcustom_meter_bytes", &[], 210_000.0);
     proxy.wait_for_zero("wasmcustom_meter_active", &[]);
     let metrics = proxy.metrics();
@@ -161,11 +161,11 @@ fn meter_counts_over_all_workers() {
 }
 
 #[test]
-fn meter_holds_bodies_and_refuses_some() {
+fn meter_rejects_bodies_with_the_forbidden_word() {
     let upstream = Upstream::saying("in");
     let Some(proxy) = start(&upstream, "meter", &METER, |c| c) else { return };
     let head = "POST / HTTP/1.1\r\nhost: test\r\ntrailer: x-end, x-metered\r\ntransfer-encoding: chunked\r\n\r\n";
-    // The word comes in two parts; then the same with another word, and with trailers.
+    // The word arrives in two parts; the other cases have another word, or trailers.
     for (rest, trailers, status) in
         [("ack", "", 422), ("ic", "", 200), ("ack", "x-end: 1\r\n", 422), ("ic", "x-end: 1\r\n", 200)]
     {

@@ -1,5 +1,5 @@
-//! `tollgate check`: what it says of bad configuration files. Each file in `bad_config` stands beside what is said of it;
-//! with `UPDATE=1` the tests write that instead of comparing.
+//! What `tollgate check` reports for bad configuration files. Each file in `bad_config` has its expected output next to
+//! it; with `UPDATE=1` the tests write that output instead of comparing it.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/end_to_end/bad_config")
 }
 
-/// The files, without those that say what is expected.
+/// The configuration files, without the expected outputs.
 fn files() -> Vec<PathBuf> {
     let entries = fs::read_dir(folder()).expect("the folder of bad files");
     let mut files: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
@@ -25,7 +25,7 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-/// A folder with the modules that the files speak of.
+/// A directory with the modules that the files reference.
 fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let configuring = |code: &str| {
@@ -64,7 +64,7 @@ fn tollgate(dir: &Path, arguments: &[&str]) -> Output {
         .expect("the binary can be run")
 }
 
-/// What `tollgate check --json` says of a file: how it ends, and its diagnostics.
+/// Runs `tollgate check --json` on a file: the exit status and the diagnostics.
 fn check(dir: &Path, name: &str) -> (Option<i32>, Vec<Value>) {
     let output = tollgate(dir, &["check", "--json", name]);
     let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -73,7 +73,7 @@ fn check(dir: &Path, name: &str) -> (Option<i32>, Vec<Value>) {
     (output.status.code(), said["diagnostics"].as_array().expect("a list").clone())
 }
 
-/// The same for a file with this text, in a folder with the usual modules.
+/// The same for a file with this text, in a directory with the usual modules.
 fn check_text(name: &str, text: &str) -> (Option<i32>, Vec<Value>) {
     let dir = workplace();
     fs::write(dir.path().join(name), text).expect("a file");
@@ -106,7 +106,7 @@ fn bad_files_are_explained() {
 }
 
 #[test]
-fn the_same_is_said_to_machines() {
+fn json_diagnostics_match_the_text() {
     let dir = workplace();
     for file in files() {
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
@@ -117,7 +117,7 @@ fn the_same_is_said_to_machines() {
         let count = for_people.lines().filter(|line| line.starts_with("error: ")).count();
         assert_eq!(diagnostics.iter().filter(|d| d["severity"] == "error").count(), count, "{name}");
         for diagnostic in diagnostics {
-            // What is wrong with the whole file has no line.
+            // Errors that concern the whole file have no line.
             let place = match diagnostic["line"].as_u64() {
                 Some(line) => format!("{name}:{line}:{}", diagnostic["column"]),
                 None => name.to_owned(),
@@ -135,7 +135,7 @@ fn a_bad_file_does_not_start() {
     let dir = workplace();
     for name in ["unknown_fields.yaml", "ratelimit.yaml", "log_level.yaml", "log_filter.yaml"] {
         let file = fs::read_to_string(folder().join(name)).expect("a file");
-        // The admin listener comes before the filters, and its usual address may be somebody else's.
+        // The admin listener is opened before the filters are loaded, and its default address may be in use.
         let admin = if file.contains("admin") { "" } else { "admin: false\n" };
         fs::write(dir.path().join(name), format!("{file}{admin}")).expect("a copy");
         let (check, run) = (tollgate(dir.path(), &["check", name]), tollgate(dir.path(), &["run", name]));
@@ -145,7 +145,7 @@ fn a_bad_file_does_not_start() {
 }
 
 #[test]
-fn good_files_are_good() {
+fn good_files_pass() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = tollgate(&root, &["check", "examples/quickstart.yaml"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -155,7 +155,7 @@ fn good_files_are_good() {
 }
 
 #[test]
-fn what_is_odd_is_a_warning() {
+fn a_suspicious_timeout_is_a_warning() {
     let dir = workplace();
     let config = "listeners: [{name: main, address: '127.0.0.1:8080', cluster: web}]\n\
                   clusters:\n  - {name: web, request_timeout: 1s, retry: {per_try_timeout: 2s}, endpoints: [{address: '127.0.0.1:1'}]}\n";
@@ -168,7 +168,7 @@ fn what_is_odd_is_a_warning() {
 }
 
 #[test]
-fn what_does_nothing_is_a_warning() {
+fn unused_parts_are_a_warning() {
     let dir = workplace();
     let config = "\
 listeners:
@@ -207,7 +207,7 @@ clusters:
 }
 
 #[test]
-fn a_variable_is_what_its_place_wants_in_a_filters_configuration_too() {
+fn variables_in_filter_configurations_take_the_expected_type() {
     let json = r#"{
         "workers": "${NOT_SET_ANYWHERE:-2}",
         "listeners": [{"name": "main", "address": "127.0.0.1:8080", "chain": "limits", "cluster": "web"}],
@@ -224,7 +224,7 @@ fn a_variable_is_what_its_place_wants_in_a_filters_configuration_too() {
 }
 
 #[test]
-fn a_configuration_is_read_from_standard_input() {
+fn check_reads_standard_input() {
     let dir = workplace();
     let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
         .args(["check", "-"])
@@ -238,7 +238,7 @@ fn a_configuration_is_read_from_standard_input() {
     child.stdin.take().expect("a pipe").write_all(config.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
-    // The module was found, beside the current folder, and is none.
+    // The module was found relative to the current directory, and is not valid.
     assert!(text(&output.stderr).contains("is not a WebAssembly module"), "{output:?}");
     assert!(text(&output.stderr).contains("--> <stdin>:1:"), "{output:?}");
     let run = tollgate(dir.path(), &["run", "-"]);
@@ -246,7 +246,7 @@ fn a_configuration_is_read_from_standard_input() {
 }
 
 #[test]
-fn files_that_are_not_there() {
+fn missing_and_unknown_files_are_reported() {
     let dir = workplace();
     for (name, said) in [("none.yaml", "cannot read the file"), ("none.ini", "does not say how it is written")] {
         if name.ends_with("ini") {
@@ -258,18 +258,18 @@ fn files_that_are_not_there() {
             assert!(text(&output.stderr).contains(said), "{output:?}");
         }
     }
-    // Wrong use of the command line is another kind of mistake.
+    // Wrong usage of the command line has another exit code.
     assert_eq!(tollgate(dir.path(), &["check"]).status.code(), Some(2));
     assert_eq!(tollgate(dir.path(), &["chek", "none.yaml"]).status.code(), Some(2));
 }
 
 #[test]
-fn the_schema_is_one_and_knows_good_from_bad() {
+fn the_schema_accepts_good_and_rejects_bad_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = tollgate(&root, &["schema"]);
     assert_eq!(output.status.code(), Some(0));
     let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(jsonschema::meta::is_valid(&schema), "it is no JSON Schema");
+    assert!(jsonschema::meta::is_valid(&schema), "it is not a valid JSON Schema");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     let loaded = tollgate::config::load(&root.join("examples/quickstart.yaml"));
     let good = loaded.unwrap_or_else(|wrong| panic!("{wrong}")).source.root().to_json();
@@ -283,11 +283,11 @@ fn the_schema_is_one_and_knows_good_from_bad() {
     assert!(!validator.is_valid(&bad));
 }
 
-/// Editors see a file before variables are put in and short forms are written out.
+/// Editors see a file before variables are substituted and short forms are expanded.
 #[test]
-fn the_schema_knows_short_forms_and_variables() {
+fn the_schema_accepts_short_forms_and_variables() {
     let schema = tollgate::config::schema();
-    assert!(jsonschema::meta::is_valid(&schema), "it is no JSON Schema");
+    assert!(jsonschema::meta::is_valid(&schema), "it is not a valid JSON Schema");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     let good = serde_json::json!({
         "workers": "${W:-2}",
@@ -324,9 +324,9 @@ fn the_schema_knows_short_forms_and_variables() {
     }
 }
 
-/// A filter's configuration is read by serde, whose words mean nothing to who writes YAML.
+/// serde's own messages mean nothing to people who write YAML.
 #[test]
-fn mistakes_in_a_filters_configuration_say_what_to_write() {
+fn errors_in_filter_configurations_say_what_to_write() {
     for (wasm, config, message, help) in [
         (
             "authz",

@@ -1,6 +1,6 @@
-//! Which endpoint, and which cluster, a request goes to.
+//! Load balancing: which cluster and which endpoint a request is sent to.
 //!
-//! Where chance decides, the bounds are six standard deviations wide: such a test fails once in 10^8 runs.
+//! Where the choice is random, the tolerance is six standard deviations: such a test fails once in 10^8 runs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use crate::harness::{Config, Gate, Proxy, Upstream, answer, wait_until};
 
 const NONE: &[&str] = &[];
 
-/// Upstreams that say their number.
+/// Upstreams that respond with their index.
 fn numbered(count: usize) -> Vec<Upstream> {
     (0..count).map(|n| Upstream::saying(&n.to_string())).collect()
 }
@@ -24,7 +24,7 @@ fn weighted(endpoints: &[(&Upstream, u32)], options: &str) -> Proxy {
     Proxy::start(Config::new().listener("cluster: web").cluster("web", NONE, &options))
 }
 
-/// How many of so many requests each upstream gets, by what it says.
+/// Counts how many of these requests each upstream receives, by their responses.
 fn shares(proxy: &Proxy, requests: usize) -> HashMap<String, usize> {
     let mut client = proxy.client();
     let mut shares = HashMap::new();
@@ -34,7 +34,7 @@ fn shares(proxy: &Proxy, requests: usize) -> HashMap<String, usize> {
     shares
 }
 
-/// Whether a share is what chance allows: `probability` of `requests`, give or take six standard deviations.
+/// Asserts that a share is plausible: `probability` of `requests`, within six standard deviations.
 fn assert_share(count: usize, requests: usize, probability: f64) {
     let (n, p) = (requests as f64, probability);
     let (mean, deviation) = (n * p, (n * p * (1.0 - p)).sqrt());
@@ -42,13 +42,13 @@ fn assert_share(count: usize, requests: usize, probability: f64) {
 }
 
 #[test]
-fn round_robin_keeps_weights_exactly() {
+fn round_robin_follows_weights_exactly() {
     let upstreams = numbered(4);
     let [a, b, c, none] = &upstreams[..] else { unreachable!() };
     let proxy = weighted(&[(a, 5), (b, 1), (c, 2), (none, 0)], "balancer: round_robin");
     let shares = shares(&proxy, 80);
     assert_eq!((shares["0"], shares["1"], shares["2"], shares.get("3")), (50, 10, 20, None));
-    // Over all workers and connections too.
+    // Also across workers and connections.
     for _ in 0..40 {
         proxy.get("/");
     }
@@ -56,14 +56,14 @@ fn round_robin_keeps_weights_exactly() {
 }
 
 #[test]
-fn random_keeps_weights_roughly() {
+fn random_follows_weights_approximately() {
     let upstreams = numbered(2);
     let proxy = weighted(&[(&upstreams[0], 2), (&upstreams[1], 1)], "balancer: random");
     assert_share(shares(&proxy, 600)["0"], 600, 2.0 / 3.0);
 }
 
 #[test]
-fn least_request_prefers_the_endpoint_with_less_to_do() {
+fn least_request_prefers_the_less_loaded_endpoint() {
     let doors = [Gate::default(), Gate::default()];
     let [busy, idle] = doors.each_ref().map(|door| Upstream::held(door, "/", |_| answer(200, &[], "ok")));
     let proxy = weighted(&[(&busy, 1), (&idle, 1)], "balancer: least_request");
@@ -72,10 +72,10 @@ fn least_request_prefers_the_endpoint_with_less_to_do() {
         client.send_request("GET", "/", &[], b"");
         proxy.wait_for_metric("tollgate_cluster_requests_active", &[("cluster", "web")], n as f64 + 1.0);
     }
-    // One after the other, they were shared out evenly.
+    // Requests that arrived one after the other were distributed evenly.
     assert_eq!((busy.wait_for_requests(5).len(), idle.wait_for_requests(5).len()), (5, 5));
     doors[1].open();
-    wait_until("the idle endpoint to be so", || {
+    wait_until("the idle endpoint to have no requests", || {
         proxy.metrics().sum("tollgate_cluster_requests_active", &[("cluster", "web")]) == 5.0
     });
     for _ in 0..50 {
@@ -93,7 +93,7 @@ fn routed(route: &str, clusters: &[(&str, &[Upstream], &str)]) -> Proxy {
 }
 
 #[test]
-fn a_hash_key_stays_with_its_endpoint() {
+fn a_hash_key_sticks_to_its_endpoint() {
     let upstreams = numbered(5);
     let mut proxy = routed("{cluster: web, hash_key: {header: x-user}}", &[("web", &upstreams, "balancer: hash")]);
     let ask = |proxy: &Proxy, key: usize| {
@@ -105,7 +105,7 @@ fn a_hash_key_stays_with_its_endpoint() {
     }
     let used: HashSet<_> = places.iter().collect();
     assert!(used.len() >= 4, "60 keys are spread over the endpoints: {places:?}");
-    // Without its endpoint, a key moves; the others stay.
+    // Without its endpoint a key moves; the others stay.
     let left: Vec<_> = upstreams.iter().skip(1).collect();
     let route = "{cluster: web, hash_key: {header: x-user}}";
     proxy.change_config(Config::new().routes(route).cluster("web", &left, "balancer: hash"));
@@ -116,14 +116,14 @@ fn a_hash_key_stays_with_its_endpoint() {
 }
 
 #[test]
-fn requests_without_a_hash_key_are_spread_by_chance() {
+fn requests_without_a_hash_key_are_spread_at_random() {
     let upstreams = numbered(2);
     let proxy = routed("{cluster: web, hash_key: {header: x-user}}", &[("web", &upstreams, "balancer: hash")]);
     assert_share(shares(&proxy, 200)["0"], 200, 0.5);
 }
 
 #[test]
-fn a_split_shares_requests_among_clusters_by_weight() {
+fn a_split_distributes_requests_by_weight() {
     let (old, new) = (numbered(1), [Upstream::saying("new")]);
     let split = "{split: {clusters: [{cluster: old, weight: 90}, {cluster: new, weight: 10}]}}";
     let proxy = routed(split, &[("old", &old, ""), ("new", &new, "")]);
@@ -134,7 +134,7 @@ fn a_split_shares_requests_among_clusters_by_weight() {
 }
 
 #[test]
-fn a_sticky_split_keeps_everybody_on_one_side() {
+fn a_sticky_split_keeps_each_client_on_one_side() {
     let (old, new) = (numbered(1), [Upstream::saying("new")]);
     let split = "{split: {clusters: [{cluster: old, weight: 70}, {cluster: new, weight: 30}], sticky: {cookie: id}}}";
     let proxy = routed(split, &[("old", &old, ""), ("new", &new, "")]);
@@ -147,7 +147,7 @@ fn a_sticky_split_keeps_everybody_on_one_side() {
     assert!((0..400).all(|user| ask(user) == sides[user]));
 }
 
-/// The workers' shares must not matter: many connections at once see the same weights.
+/// Each worker's share of the requests must not matter: many concurrent connections see the same weights.
 #[test]
 fn weights_hold_under_concurrency() {
     let upstreams = numbered(2);

@@ -1,4 +1,4 @@
-//! Filters that read, change and hold bodies: what comes out is what they made of it, and heads tell the truth about it.
+//! Filters that read, change and buffer bodies: the output is what they produced, and the heads describe it correctly.
 
 mod held;
 pub(crate) mod length;
@@ -10,12 +10,13 @@ use crate::{
     hot_swap::Gate,
 };
 
-/// This code for requests and for responses, whose word stands for `MESSAGE` in it.
+/// Instantiates this code for requests and for responses; `MESSAGE` in it becomes `request` or `response`.
 fn for_both(code: &str) -> String {
     ["request", "response"].map(|message| code.replace("MESSAGE", message)).concat()
 }
 
-/// The same for their bodies. In it: `(local.get $size)`, `(local.get $end)`, `BUFFER`. It returns what the callback returns.
+/// The same for the body callbacks. The code can use `(local.get $size)`, `(local.get $end)` and `BUFFER`, and returns
+/// the callback's result.
 fn both(code: &str) -> String {
     let code = code.replace("BUFFER", "%MESSAGE_body");
     for_both(&format!(
@@ -24,7 +25,7 @@ fn both(code: &str) -> String {
     ))
 }
 
-/// Makes capitals of each part, where it stands.
+/// Uppercases each part in place.
 fn capitals() -> Vec<u8> {
     let code = r#"
         (drop (call $get_buffer BUFFER (i32.const 0) (local.get $size) (global.get $out) (global.get $out_len)))
@@ -45,12 +46,12 @@ fn capitals() -> Vec<u8> {
     guest::filter(&(raise.to_owned() + &both(code)))
 }
 
-/// Holds a body until its end, and then lets `code` change it.
+/// Buffers a body until its end, then lets `code` change it.
 fn at_the_end(code: &str) -> Vec<u8> {
     guest::filter(&both(&format!("(if (i32.eqz (local.get $end)) (then (return (i32.const 1)))) {code} (i32.const 0)")))
 }
 
-/// An upstream that answers with a body in two parts, framed by its length or in chunks, as the path says.
+/// An upstream that answers with a body in two parts, framed by a length or in chunks, depending on the path.
 fn in_parts(first: &'static str, second: &'static str) -> Upstream {
     Upstream::scripted(move |mut connection| {
         while let Some(request) = connection.request() {
@@ -74,8 +75,8 @@ fn with(upstream: &Upstream, module: &[u8], options: &str, listener: &str) -> Pr
     Proxy::start_with(config, &[("body.wasm", module)])
 }
 
-/// Sends a body in two parts, in both framings, and gives what the upstream and the client got: the bodies, after making
-/// sure that a length, if there is one, is the body's.
+/// Sends a body in two parts, in both framings, and returns the bodies that the upstream and the client received.
+/// Asserts that `content-length`, if present, is the body's length.
 fn passed(proxy: &Proxy, upstream: &Upstream, first: &str, second: &str) -> [(String, String); 2] {
     let told = |message: &Message| {
         if let Some(length) = message.field("content-length") {
@@ -90,7 +91,7 @@ fn passed(proxy: &Proxy, upstream: &Upstream, first: &str, second: &str) -> [(St
         client.send(&parts[1]);
         let response = client.read();
         assert_eq!(response.status(), 200, "{response:?}");
-        assert!(client.get("/length").status() == 200, "the connection can be used again");
+        assert!(client.get("/length").status() == 200, "the connection is reused");
         let request = upstream.requests().into_iter().rfind(|r| r.method() == "POST").expect("the request");
         (told(&request), told(&response))
     };
@@ -106,7 +107,7 @@ fn both_ways(request: &str, response: &str) -> [(String, String); 2] {
 }
 
 #[test]
-fn each_part_is_changed_where_it_stands() {
+fn each_part_is_changed_in_place() {
     let upstream = in_parts("good ", "evening");
     let proxy = with(&upstream, &capitals(), "", "");
     assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways("HELLO WORLD", "GOOD EVENING"));
@@ -117,7 +118,7 @@ fn each_part_is_changed_where_it_stands() {
 }
 
 #[test]
-fn a_part_goes_on_before_the_next_one_comes() {
+fn a_part_is_forwarded_before_the_next_one_arrives() {
     let (arrived, answered) = (Gate::default(), Gate::default());
     let (arrives, go_on) = (arrived.clone(), answered.clone());
     let upstream = Upstream::scripted(move |mut connection| {
@@ -151,7 +152,7 @@ fn a_whole_body_is_replaced() {
 }
 
 #[test]
-fn a_whole_body_gets_a_beginning_a_middle_and_an_end() {
+fn a_whole_body_is_prepended_patched_and_appended_to() {
     let upstream = in_parts("good ", "evening");
     let code = r#"
         (drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"]"))
@@ -162,8 +163,8 @@ fn a_whole_body_gets_a_beginning_a_middle_and_an_end() {
 }
 
 #[test]
-fn something_is_added_at_the_end() {
-    // As the standard wants it, the filter takes the length away, because it lets parts out before it knows.
+fn bytes_are_appended_at_the_end() {
+    // As the standard requires, the filter removes `content-length`, because it forwards parts before it knows the length.
     let heads = for_both(
         r#"(func (export "proxy_on_MESSAGE_headers") (param i32 i32 i32) (result i32)
             (drop (call $remove_header %MESSAGE_headers %"content-length"))
@@ -179,9 +180,9 @@ fn something_is_added_at_the_end() {
 }
 
 #[test]
-fn a_length_that_is_no_longer_true_is_never_told() {
-    // A filter that makes every part longer, and leaves the head as it is: small bodies are whole before the head goes on;
-    // with others, nobody may take what there is for the whole.
+fn a_content_length_that_filters_changed_is_not_sent() {
+    // A filter that makes every part longer and leaves the head unchanged. Small bodies are complete before the head is
+    // forwarded; with larger ones, a partial body must not look complete.
     let code = r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#;
     let module = guest::filter(&both(code));
     let small = Upstream::saying("small");
@@ -194,7 +195,7 @@ fn a_length_that_is_no_longer_true_is_never_told() {
     let upstream = in_parts("large ", large);
     let proxy = with(&upstream, &module, "", "");
     let mut client = proxy.client();
-    // All of it, with what was added to each part, however many that were.
+    // The whole body, with the addition to each part, however many parts there were.
     let whole = |message: &Message| {
         assert_eq!((message.field("content-length"), message.field("transfer-encoding")), (None, Some("chunked")));
         assert!(message.text().starts_with("more ") && message.text().matches('x').count() == 500_000);
@@ -210,7 +211,7 @@ fn a_length_that_is_no_longer_true_is_never_told() {
 }
 
 #[test]
-fn two_filters_one_after_the_other() {
+fn two_filters_see_bodies_in_order() {
     let upstream = in_parts("good ", "evening");
     let sign = |sign: &str| {
         at_the_end(&format!("(drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %\"{sign}\"))"))
@@ -227,7 +228,7 @@ fn two_filters_one_after_the_other() {
 }
 
 #[test]
-fn a_filters_reply_is_seen_by_the_filters_that_have_seen_the_request() {
+fn a_local_reply_passes_the_filters_that_saw_the_request() {
     let gate = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (drop (call $reply (i32.const 403) %"why" %"no" %"" (i32.const -1)))
@@ -243,13 +244,13 @@ fn a_filters_reply_is_seen_by_the_filters_that_have_seen_the_request() {
             Config::new().filter(first, &format!("{first}.wasm"), "").filter(second, &format!("{second}.wasm"), "");
         let response = Proxy::start_with(config, files).get("/");
         assert_eq!((response.status(), response.text()), (403, body), "{first}, {second}");
-        assert_eq!(response.field("x-own"), Some("seen"), "the filter that has answered sees its own response");
+        assert_eq!(response.field("x-own"), Some("seen"), "the filter that replied sees its own response");
     }
 }
 
 #[test]
-fn messages_without_a_body_have_none() {
-    // The callback for bodies is not made for them, or with nothing in it; neither harms.
+fn messages_without_a_body_stay_without_one() {
+    // The body callback is not called for them, or called with an empty body; both are fine.
     let code = r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#;
     let upstream = Upstream::replying(|request| match request.target() {
         "/204" => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
@@ -268,7 +269,7 @@ fn messages_without_a_body_have_none() {
     assert_eq!(bodies, [b""; 4]);
 }
 
-/// Adds a trailer to a body's last part.
+/// Adds a trailer at a body's last part.
 fn adding_trailers() -> Vec<u8> {
     guest::filter(&both(
         r#"(if (local.get $end)
@@ -278,8 +279,8 @@ fn adding_trailers() -> Vec<u8> {
 }
 
 #[test]
-fn trailers_are_added_to_messages_that_have_none() {
-    // HTTP/2 on both sides; over HTTP/1.1 the conformance suite does it.
+fn trailers_are_added_to_messages_without_any() {
+    // HTTP/2 on both sides; the conformance suite covers HTTP/1.1.
     let upstream = Upstream::replying_by_h2(|h2, stream, request| {
         let seen = ["x-added", "x-saw"].map(|name| request.trailer(name).unwrap_or("none").to_owned());
         h2.answer(stream, 200, format!("{} {}", request.text(), seen.join(" ")).as_bytes());
@@ -288,7 +289,7 @@ fn trailers_are_added_to_messages_that_have_none() {
         r#"(func (export "proxy_on_MESSAGE_trailers") (param i32 i32) (result i32)
             (drop (call $add_header %MESSAGE_trailers %"x-saw" %"it")) %continue)"#,
     ));
-    // Those after the one that adds them see them, in both directions.
+    // Filters after the one that adds them see the trailers, in both directions.
     let config = Config::to_with(&upstream, "protocol: h2")
         .filter("first", "adding.wasm", "")
         .filter("seeing", "seeing.wasm", "")

@@ -1,22 +1,23 @@
-//! Guests that want more and more of everything: each thing has a bound, the guest is told, and goes on.
+//! Guests that ask for ever more of each resource: every resource has a limit, the guest gets an error, and everything
+//! keeps working.
 
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream, wait_until},
 };
 
-/// A proxy whose filter does this when a request comes.
+/// A proxy whose filter runs this code for each request.
 fn doing(upstream: &Upstream, code: &str) -> Proxy {
     let config =
         Config::to(upstream).top("workers: 1").module("greedy", &guest::saying(code), "limits: {call_time: 30s}");
     Proxy::start(config.cluster("calls", &[Upstream::refusing()], "protocol: h2"))
 }
 
-/// How often a filter may do this until it is no longer answered with 0, and the answer: see [`guest::until_not`].
+/// How often a filter can do this until the result is no longer 0, and that result: see [`guest::until_not`].
 fn until_full(what: &str) -> (u32, u32) {
     let upstream = Upstream::saying("hello");
     let proxy = doing(&upstream, &guest::until_not(0, 1_000_000, what));
-    // What is full stays so, and is told again; the proxy serves as before.
+    // Once full, it stays full and reports that again; the proxy keeps serving.
     (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
     assert_eq!(proxy.filter("greedy")["traps"], 0);
     let requests = upstream.wait_for_requests(2);
@@ -26,7 +27,7 @@ fn until_full(what: &str) -> (u32, u32) {
 }
 
 #[test]
-fn what_a_host_function_takes_in_one_piece() {
+fn arguments_of_host_functions_are_bounded() {
     let memory = "(i32.const 0)";
     let code = format!(
         r#"(drop (memory.grow (i32.const 300)))
@@ -42,24 +43,24 @@ fn what_a_host_function_takes_in_one_piece() {
 }
 
 #[test]
-fn metrics() {
+fn metrics_are_bounded() {
     assert_eq!(until_full("(call $define_metric (i32.const 0) (name) (i32.const 24))"), (5000, 10));
 }
 
 #[test]
-fn queues() {
+fn queues_are_bounded() {
     assert_eq!(until_full("(call $register_queue (name) (i32.const 24))"), (1024, 10));
 }
 
 #[test]
-fn messages_in_a_queue() {
+fn queued_messages_are_bounded() {
     let text = r#"(call $register_queue %"q" (i32.const 24))
         (call $enqueue (i32.load (i32.const 24)) (i32.const 65536) (i32.const 524288)) (i32.or)"#;
     assert_eq!(until_full(text), (31, 1));
 }
 
 #[test]
-fn shared_data() {
+fn shared_data_is_bounded() {
     let set = "(call $set_shared (name) (i32.const 65536) (i32.const 524288) (i32.const 0))";
     assert_eq!(until_full(set), (127, 10));
     let set = "(call $shared_set (name) (i32.const 65536) (i32.const 524288) (i64.const -1) (i64.const 60000))";
@@ -67,7 +68,7 @@ fn shared_data() {
 }
 
 #[test]
-fn what_lives_with_a_stream() {
+fn properties_of_a_stream_are_bounded() {
     assert_eq!(until_full(r#"(call $state_set (name) %"value")"#), (64, 10));
     assert_eq!(until_full("(call $state_set (name) (i32.const 65536) (i32.const 65536))"), (15, 10));
     assert_eq!(until_full("(call $state_set (name) (i32.const 65536) (i32.const 65537))"), (0, 2));
@@ -77,7 +78,7 @@ fn what_lives_with_a_stream() {
 }
 
 #[test]
-fn calls() {
+fn calls_are_bounded() {
     let headers = guest::pairs(&[(":method", "GET"), (":path", "/"), (":authority", "web")]);
     let call = |body: &str| format!(r#"(call $call %"calls" %"{headers}" {body} %"" (i32.const 10) (i32.const 24))"#);
     assert_eq!(until_full(&call(r#"%"""#)), (4096, 10));
@@ -91,7 +92,7 @@ fn calls() {
 }
 
 #[test]
-fn lines_in_the_log() {
+fn log_lines_are_bounded() {
     let code = r#"(global.set $n (i32.const 0))
         (loop $more
             (drop (call $log (i32.const 2) %"flood"))
@@ -100,7 +101,7 @@ fn lines_in_the_log() {
     let upstream = Upstream::saying("hello");
     let proxy = doing(&upstream, code);
     assert_eq!(proxy.get("/").status(), 200);
-    // How many were dropped is said in the next second in which it speaks.
+    // The number of dropped lines is logged in the next second in which the filter logs.
     wait_until("the number of lines that were dropped", || {
         assert_eq!(proxy.get("/").status(), 200);
         proxy.output().contains("lines were dropped: more than 1000 in a second")

@@ -1,5 +1,5 @@
-//! The certificate authority: by hand, as a service of the admin listener, and for a proxy that needs a certificate. What it
-//! signs is checked by others: by webpki, and by OpenSSL where there is one.
+//! The certificate authority: on the command line, as a service of the admin listener, and as used by a proxy that
+//! needs a certificate. The certificates are verified independently: by webpki, and by OpenSSL where it is installed.
 
 mod rotation;
 
@@ -26,7 +26,7 @@ use crate::harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, p
 
 pub(crate) const WEB: &str = "spiffe://mesh.local/ns/default/sa/web";
 
-/// An authority's folder, and files that were made with it.
+/// A directory with an authority and the files created with it.
 pub(crate) struct Folder(TempDir);
 
 impl Folder {
@@ -49,14 +49,14 @@ impl Folder {
         command.arg("ca").args(args).current_dir(self.0.path()).output().expect("tollgate can be run")
     }
 
-    /// What `tollgate ca` has written to standard output.
+    /// Runs `tollgate ca` and returns its standard output.
     fn run(&self, args: &[&str]) -> String {
         let output = self.try_run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("a text")
     }
 
-    /// What it says when it fails.
+    /// Runs a command that must fail and returns its standard error.
     fn refusal(&self, args: &[&str]) -> String {
         let output = self.try_run(args);
         assert!(!output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
@@ -67,7 +67,7 @@ impl Folder {
         self.run(&["token", "--spiffe", scope, "--ttl", ttl]).trim().to_owned()
     }
 
-    /// A proxy that signs, and has no listener.
+    /// A proxy that runs the authority and has no listener.
     fn serve(&self, options: &str) -> Proxy {
         Proxy::start(self.admin(options))
     }
@@ -77,7 +77,7 @@ impl Folder {
     }
 }
 
-/// A proxy's configuration with a certificate of its own, in its folder `run`.
+/// The configuration of a proxy that obtains a certificate, stored in the directory `run`.
 pub(crate) fn workload(ca: SocketAddr, options: &str) -> Config {
     Config::new().top(&workload_section(ca, WEB, options))
 }
@@ -93,7 +93,7 @@ fn request_for(id: &str) -> String {
     params.serialize_request(&key).and_then(|request| request.pem()).expect("a request")
 }
 
-/// How many renewals have come to this.
+/// The number of renewals with this result.
 fn renewals(proxy: &Proxy, result: &str) -> f64 {
     proxy.metrics().sum("tollgate_workload_renewals_total", &[("result", result)])
 }
@@ -109,7 +109,7 @@ fn read_json(message: &Message) -> Value {
     serde_json::from_slice(&message.body).expect("the service speaks JSON")
 }
 
-/// What a certificate's bytes are.
+/// The DER bytes of a PEM certificate.
 fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
@@ -118,7 +118,7 @@ fn parsed<'d>(der: &'d CertificateDer<'_>) -> X509Certificate<'d> {
     parse_x509_certificate(der).expect("a certificate").1
 }
 
-/// Verifies a certificate for a server's use, for a client's, and for a server's name if there is one.
+/// Verifies a certificate for server and client use, and for a server name if given.
 fn verify(certificate: &str, root: &str, name: Option<&str>) -> Result<(), webpki::Error> {
     let (root, leaf) = (der(root), der(certificate));
     let anchors = [webpki::anchor_from_trusted_cert(&root)?];
@@ -133,7 +133,7 @@ fn verify(certificate: &str, root: &str, name: Option<&str>) -> Result<(), webpk
     }
 }
 
-/// A certificate names `WEB` alone, and is for this key.
+/// Asserts that a certificate names only `WEB` and is for this key.
 fn assert_is_of_web(certificate: &str, key: &str) {
     let certificate = der(certificate);
     let uris: Vec<_> = webpki::EndEntityCert::try_from(&certificate).expect("it").valid_uri_names().collect();
@@ -142,7 +142,7 @@ fn assert_is_of_web(certificate: &str, key: &str) {
     assert_eq!(key.subject_public_key_info(), parsed(&certificate).public_key().raw);
 }
 
-/// A certificate and its key, as whoever finds the folder reads them.
+/// The stored certificate and its key, read from the directory.
 fn held(dir: &Path) -> (String, String) {
     let dir = fs::canonicalize(dir.join("..data")).expect("a folder");
     let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the file is there");
@@ -150,7 +150,7 @@ fn held(dir: &Path) -> (String, String) {
 }
 
 #[test]
-fn webpki_accepts_what_was_signed_by_hand() {
+fn webpki_accepts_certificates_signed_on_the_command_line() {
     let folder = Folder::new();
     folder.run(&["issue", "--spiffe", WEB, "--dns", "web.mesh.local", "--dns", "*.web.local", "--ip", "127.0.0.1"]);
     let (leaf, root) = (folder.read("web.pem"), folder.read("ca/ca.pem"));
@@ -170,7 +170,7 @@ fn webpki_accepts_what_was_signed_by_hand() {
 }
 
 #[test]
-fn openssl_accepts_what_was_signed_by_hand() {
+fn openssl_accepts_certificates_signed_on_the_command_line() {
     let openssl = needs!("openssl");
     let folder = Folder::new();
     folder.run(&["issue", "--spiffe", WEB, "--dns", "web.mesh.local", "--ttl", "1h"]);
@@ -201,7 +201,7 @@ fn openssl_accepts_what_was_signed_by_hand() {
 }
 
 #[test]
-fn the_command_line_refuses_what_would_do_harm() {
+fn the_command_line_rejects_harmful_arguments() {
     let folder = Folder::new();
     let root = folder.read("ca/ca.pem");
     for (args, said) in [
@@ -230,7 +230,7 @@ fn the_command_line_refuses_what_would_do_harm() {
 }
 
 #[test]
-fn what_is_there_is_shown() {
+fn show_describes_the_authority() {
     let folder = Folder::new();
     let issued: Value = serde_json::from_str(&folder.run(&["issue", "--spiffe", WEB, "--json"])).expect("JSON");
     let shown: Value = serde_json::from_str(&folder.run(&["show", "web.pem", "--json"])).expect("JSON");
@@ -245,7 +245,7 @@ fn what_is_there_is_shown() {
 }
 
 #[test]
-fn a_proxy_signs_for_another() {
+fn a_proxy_signs_certificates_for_another() {
     let folder = Folder::new();
     let ca = folder.serve("");
     let root = ca.admin("GET", "/ca/root", "");
@@ -267,8 +267,9 @@ fn a_proxy_signs_for_another() {
     ca.wait_for_output(&format!("a certificate was signed spiffe=\"{WEB}\""));
 }
 
-/// An authority whose clock is late: of the hour that its certificates hold, nine tenths are over when they come. So a proxy renews its
-/// first one at once, and the second one in five minutes. With its root, and the request that it refuses, if any (from 0).
+/// An authority whose clock is behind: nine tenths of its certificates' hour have passed when they arrive. So a proxy
+/// renews its first one immediately, and the second one five minutes later. Returns also its root; `refuse` is the
+/// index of the request that it rejects, if any.
 fn late_authority(refused: Option<usize>) -> (Upstream, String) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
@@ -296,26 +297,26 @@ fn late_authority(refused: Option<usize>) -> (Upstream, String) {
 }
 
 #[test]
-fn a_certificate_is_renewed_before_it_ends() {
+fn a_certificate_is_renewed_before_it_expires() {
     let (ca, root) = late_authority(None);
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
     web.wait_for_metric("tollgate_workload_renewals_total", &[("result", "success")], 2.0);
     let keys: Vec<_> = ca.requests().iter().filter(|request| request.target() != "/ca/root").map(key_of).collect();
-    assert!(keys.len() == 2 && keys[0] != keys[1], "each certificate has a key of its own");
+    assert!(keys.len() == 2 && keys[0] != keys[1], "each certificate has its own key");
     let (certificate, _) = held(&web.dir().join("run"));
     verify(&certificate, &root, None).expect("the new one is good");
     assert_eq!(parsed(&der(&certificate)).public_key().raw, keys[1]);
     assert!(web.is_ready());
 }
 
-/// The key that a certificate is asked for.
+/// The public key of a certificate request.
 fn key_of(request: &Message) -> Vec<u8> {
     let request = CertificateSigningRequestParams::from_pem(request.text()).expect("a request");
     request.public_key.subject_public_key_info()
 }
 
 #[test]
-fn a_renewal_that_fails_is_told_and_tried_again() {
+fn a_failed_renewal_is_logged_and_retried() {
     let (ca, _) = late_authority(Some(1));
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
     web.wait_for_output(r#"certificate is not renewed yet: the certificate authority refuses: "who is that?" (401"#);
@@ -324,7 +325,7 @@ fn a_renewal_that_fails_is_told_and_tried_again() {
 }
 
 #[test]
-fn who_has_no_right_is_refused_and_told_why() {
+fn unauthorized_requests_are_rejected_with_a_reason() {
     let folder = Folder::new();
     let ca = folder.serve(", max_ttl: 1h");
     let token = folder.token("spiffe://mesh.local/ns/default/*", "1h");
@@ -353,19 +354,19 @@ fn who_has_no_right_is_refused_and_told_why() {
     let life = certificate.validity();
     assert!(life.not_after.timestamp() - life.not_before.timestamp() <= 3600 + 61, "no longer than `max_ttl`");
     assert_eq!(ca.metrics().sum("tollgate_ca_issued_total", &[]), 1.0);
-    // A token that ends takes nothing else with it; all of them end when their secret does.
+    // The expiry of one token does not affect others; a new secret invalidates all of them.
     let new = folder.run(&["token", "--new-secret"]);
     assert_eq!(sign(&ca, Some(&token), "", &good).status(), 401);
     assert_eq!(sign(&ca, Some(new.trim()), "", &good).status(), 200);
 }
 
 #[test]
-fn a_workload_that_is_refused_does_not_start() {
+fn a_workload_whose_request_is_rejected_does_not_start() {
     let folder = Folder::new();
     let ca = folder.serve("");
     let token = folder.token("spiffe://mesh.local/ns/other/*", "1h");
     let start = |files: &[(&str, &[u8])]| match Proxy::try_start(workload(ca.address("admin"), ""), files) {
-        Ok(_) => panic!("it has started"),
+        Ok(_) => panic!("it must not start"),
         Err(output) => output,
     };
     let output = start(&[("token", token.as_bytes())]);
@@ -376,11 +377,11 @@ fn a_workload_that_is_refused_does_not_start() {
 }
 
 #[test]
-fn an_authority_that_comes_later_is_waited_for() {
+fn a_workload_waits_for_an_unavailable_authority() {
     let folder = Folder::new();
     let ca = folder.serve("");
     let (address, tries) = (ca.address("admin"), AtomicUsize::new(0));
-    // It is not well at first, in two ways.
+    // At first the authority fails in two ways.
     let way = Upstream::scripted(move |mut connection| match tries.fetch_add(1, Ordering::SeqCst) {
         0 => {}
         1 => {
@@ -396,7 +397,7 @@ fn an_authority_that_comes_later_is_waited_for() {
     assert_eq!(renewals(&web, "failure"), 2.0);
 }
 
-/// Carries bytes in both directions until both have ended.
+/// Copies bytes in both directions until both have ended.
 fn pass(from: &TcpStream, to: SocketAddr) {
     let to = TcpStream::connect(to).expect("the authority listens");
     let carry = |mut from: &TcpStream, mut to: &TcpStream| {
@@ -410,7 +411,7 @@ fn pass(from: &TcpStream, to: SocketAddr) {
 }
 
 #[test]
-fn a_certificate_that_still_holds_is_used_without_asking() {
+fn a_valid_stored_certificate_is_used_without_a_request() {
     let folder = Folder::new();
     let token = folder.token(WEB, "1h");
     fs::write(folder.path("token"), token).expect("a file can be written");
@@ -432,17 +433,17 @@ fn a_certificate_that_still_holds_is_used_without_asking() {
     assert!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]) > 0.0);
 }
 
-/// What a proxy has got from its authority.
+/// The files that a proxy receives from its authority.
 const OWN: &str = "{certificate: run/workload.pem, key: run/workload.key}";
 
-/// A proxy that is `WEB`, and takes those whom the authority knows.
+/// A proxy with the identity `WEB` that accepts clients certified by the authority.
 fn inner(ca: SocketAddr, upstream: &Upstream) -> Config {
     Config::to(upstream)
         .top(&workload_section(ca, WEB, ", ttl: 12s"))
         .listener(&format!("tls: {{certificates: [{OWN}], client_certificates: require, client_ca: [run/ca.pem]}}"))
 }
 
-/// A proxy before it that asks for `san`, with more options of the cluster.
+/// A proxy in front of it that expects `san` from its upstream; `more` are further options of the cluster.
 fn outer(ca: SocketAddr, inner: &Proxy, san: &str, options: &str) -> Config {
     let options = format!("{options}tls: {{ca: [run/ca.pem], sans: ['{san}'], certificate: {OWN}}}");
     let section = workload_section(ca, "spiffe://mesh.local/edge", ", ttl: 12s");
@@ -450,23 +451,23 @@ fn outer(ca: SocketAddr, inner: &Proxy, san: &str, options: &str) -> Config {
 }
 
 #[test]
-fn two_proxies_with_certificates_trust_each_other() {
+fn proxies_with_certificates_of_one_authority_trust_each_other() {
     let (ca, _) = late_authority(None);
     let files: [(&str, &[u8]); 1] = [("token", b"token")];
     let upstream = Upstream::saying("through both");
     let inner = Proxy::start_with(inner(ca.address, &upstream), &files);
     let outer = |san: &str| Proxy::start_with(outer(ca.address, &inner, san, ""), &files);
     let wrong = outer("spiffe://mesh.local/ns/default/sa/db");
-    assert_eq!(wrong.get("/").status(), 503, "it is another one that answers");
+    assert_eq!(wrong.get("/").status(), 503, "the server has another identity");
     let right = outer(WEB);
     let through = || {
         let response = right.get("/");
         assert_eq!((response.status(), response.text()), (200, "through both"));
     };
     through();
-    // Both renew theirs, and go over to the new one without being told.
+    // Both renew their certificates and use the new ones without a reload.
     for proxy in [&inner, &right] {
-        wait_until("the new certificate to be in force", || proxy.version() == 2);
+        wait_until("the new certificate to be used", || proxy.version() == 2);
         assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
         assert_eq!(renewals(proxy, "success"), 2.0);
     }
@@ -485,7 +486,7 @@ fn a_proxy_can_be_its_own_authority() {
 }
 
 #[test]
-fn without_an_authority_there_is_none() {
+fn without_an_authority_signing_and_starting_fail() {
     let proxy = Proxy::start(Config::new());
     for (method, path) in [("GET", "/ca/root"), ("POST", "/ca/sign")] {
         let response = proxy.admin(method, path, "");
@@ -493,13 +494,13 @@ fn without_an_authority_there_is_none() {
         assert!(response.text().contains("`admin.ca` is not configured"), "{}", response.text());
     }
     let nothing = Config::new().top("admin: {address: '@admin@', ca: {dir: nothing}}");
-    let Err(output) = Proxy::try_start(nothing, &[]) else { panic!("it has started") };
+    let Err(output) = Proxy::try_start(nothing, &[]) else { panic!("it must not start") };
     assert!(output.contains("config.yaml:2:") && output.contains("^^^^^^^"), "{output}");
     assert!(output.contains("`tollgate ca init --dir nothing` makes an authority"), "{output}");
 }
 
 #[test]
-fn a_token_replaces_no_file_and_keys_that_all_can_read_are_told_of() {
+fn token_files_are_not_replaced_and_readable_keys_are_warned_about() {
     let folder = Folder::new();
     let key = folder.read("ca/ca.key");
     folder.run(&["token", "--out", "web.token"]);

@@ -1,12 +1,12 @@
-//! A filter's call ends when its time is over, however much comes meanwhile: whoever always has something to read must look at the
-//! clock as well.
+//! A filter's HTTP call ends at its timeout even if the response keeps arriving: a task that always has something to
+//! read must check its deadline, too.
 
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream},
 };
 
-/// A filter that makes a call for each request, and answers it with the number that says why the call has failed.
+/// A filter that makes a call per request and responds with the status that tells why the call failed.
 fn calling() -> Vec<u8> {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
     let nothing = "(i32.const 0) (i32.const 0)";
@@ -25,18 +25,18 @@ fn calling() -> Vec<u8> {
 }
 
 #[test]
-fn a_body_without_end() {
+fn a_call_with_an_endless_body_times_out() {
     let calls = Upstream::scripted(|mut connection| {
         if connection.request().is_none() {
             return;
         }
         connection.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
-        // So much overhead that the bound on a body's length is far away.
+        // With this much chunk overhead the body stays far below the limit on its length.
         let parts = "1\r\nx\r\n".repeat(10_000);
         while connection.wire.send(&parts).is_ok() {}
     });
     let upstream = Upstream::saying("");
     let config = Config::to(&upstream).top("workers: 1").cluster("calls", &[&calls], "");
     let proxy = Proxy::start(config.module("calls", &calling(), ""));
-    assert_eq!(proxy.get("/").text(), "4", "the time is over");
+    assert_eq!(proxy.get("/").text(), "4", "timed out");
 }

@@ -1,5 +1,5 @@
-//! What the host keeps for guests: hostile filters want more of each thing than they may have. They are told, what is kept for them
-//! stays within their budget, and the filter beside them goes on being served.
+//! Memory that the host holds for guests: hostile filters ask for more of each resource than their budget allows. They
+//! get errors, the host's memory for them stays within the budget, and a second filter is still served.
 
 use crate::{
     guest::{self, pairs, until_not},
@@ -9,8 +9,8 @@ use crate::{
 
 const MIB: f64 = 1_048_576.0;
 
-/// A proxy with a hostile filter on the listener `main`, whose budget is 4 MiB, and a well-behaved one on the listener
-/// `plain`. Nobody is behind its cluster `calls`.
+/// A proxy with a hostile filter on the listener `main`, with a budget of 4 MiB, and a well-behaved filter on the
+/// listener `plain`. Its cluster `calls` is unreachable.
 struct Beside {
     proxy: Proxy,
     upstream: Upstream,
@@ -32,31 +32,31 @@ impl Beside {
         Beside { proxy, upstream }
     }
 
-    /// One that does this when a request comes.
+    /// With a hostile filter that runs this code for each request.
     fn doing(code: &str) -> Beside {
         Beside::of(&guest::saying(code))
     }
 
-    /// A request that the hostile filter is to let pass.
+    /// Sends a request that the hostile filter must let pass.
     fn passes(&self) {
         assert_eq!(self.proxy.get("/").status(), 200);
     }
 
-    /// What the hostile filter was answered, in a request of its own.
+    /// Sends a request and returns the statuses that the hostile filter's calls returned.
     fn said(&self) -> Vec<i64> {
         let before = self.upstream.requests().len();
         self.passes();
         numbers(&self.upstream.wait_for_requests(before + 1)[before])
     }
 
-    /// What is kept for a filter.
+    /// The bytes held for a filter.
     fn kept(&self, filter: &str) -> f64 {
         let shown = self.proxy.filter(filter)["host_memory_bytes"].as_f64();
-        assert!(shown.is_some(), "it is shown beside `memory_bytes`");
+        assert!(shown.is_some(), "it is shown next to `memory_bytes`");
         self.proxy.metrics().sum("tollgate_filter_host_memory_bytes", &[("filter", filter)])
     }
 
-    /// The other filter is served, and the hostile one has neither failed nor more than its budget.
+    /// Asserts that the other filter is served, and that the hostile one neither failed nor exceeded its budget.
     fn is_well(&self) {
         let kept = self.kept("hostile");
         assert!((0.0..=4.0 * MIB).contains(&kept), "{kept}");
@@ -68,21 +68,21 @@ impl Beside {
         assert!(self.proxy.resident_kib() < 512 << 10, "{} KiB", self.proxy.resident_kib());
     }
 
-    /// Nothing is kept any more, but for names that it has defined.
+    /// Waits until everything but the defined names is released.
     fn forgets(&self) {
-        wait_until("everything to be given back", || self.kept("hostile") < 1024.0);
+        wait_until("everything to be released", || self.kept("hostile") < 1024.0);
     }
 }
 
-/// What a filter made by [`guest::saying`] was answered in this request.
+/// The statuses that a filter made by [`guest::saying`] wrote into this request.
 fn numbers(request: &Message) -> Vec<i64> {
     let said = request.field("x-said").expect("what it was answered");
     said.split(' ').map(|number| number.parse().expect("a number")).collect()
 }
 
 #[test]
-fn one_header_that_is_asked_for_many_times_is_joined_once() {
-    // 64 times the same id, of a header that is there a hundred times.
+fn a_header_read_many_times_is_joined_once() {
+    // The same id 64 times, of a header with a hundred values.
     let code = r#"
         (drop (call $intern %"x-many"))
         (global.set $n (i32.const 0))
@@ -104,7 +104,7 @@ fn one_header_that_is_asked_for_many_times_is_joined_once() {
 }
 
 #[test]
-fn complaints_are_short_however_long_what_is_wrong_is() {
+fn log_lines_about_long_arguments_are_truncated() {
     let long = "(i32.const 65536) (i32.const 900000)";
     let code = format!(
         r#"(drop (call $add_header (i32.const 0) {long} %"v"))
@@ -120,15 +120,15 @@ fn complaints_are_short_however_long_what_is_wrong_is() {
     (0..20).for_each(|_| assert_eq!(beside.said(), [0]));
     beside.proxy.wait_for_output("not changed");
     let output = beside.proxy.output();
-    let complaints = || output.lines().filter(|line| line.contains("filter=\"hostile\""));
-    assert!(complaints().count() >= 60, "{output}");
-    let longest = complaints().map(str::len).max();
+    let warnings = || output.lines().filter(|line| line.contains("filter=\"hostile\""));
+    assert!(warnings().count() >= 60, "{output}");
+    let longest = warnings().map(str::len).max();
     assert!(longest < Some(2000), "{longest:?}");
     beside.is_well();
 }
 
 #[test]
-fn a_local_response_is_bounded_and_still_ends_the_request() {
+fn an_oversized_local_reply_still_ends_the_request() {
     let reply = |details: &str, body: &str| {
         guest::filter(&format!(
             r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -155,12 +155,12 @@ fn a_local_response_is_bounded_and_still_ends_the_request() {
     assert_eq!(beside.proxy.entry_for("/large")["details"], "filter_reply_too_large");
     beside.is_well();
     let passed = beside.upstream.requests().iter().any(|request| request.target() == "/large");
-    assert!(!passed, "what it wanted to refuse went no further");
+    assert!(!passed, "the request did not reach the upstream");
 }
 
 #[test]
-fn timers_that_are_set_when_a_stream_has_ended_are_none() {
-    // It traps if one is set.
+fn timers_cannot_be_set_after_the_stream_ended() {
+    // The filter traps if a timer can be set.
     let set = "(if (i32.ne (call $timer (i64.const 86400000000) (i64.const 0)) (i32.const 1)) (then unreachable))";
     let hostile = guest::filter(&format!(
         r#"(func (export "proxy_on_done") (param i32) (result i32) {set} (i32.const 1))
@@ -175,7 +175,7 @@ fn timers_that_are_set_when_a_stream_has_ended_are_none() {
 }
 
 #[test]
-fn timers_are_bounded_for_each_stream_and_go_with_it() {
+fn timers_are_bounded_per_stream_and_released_with_it() {
     let set = until_not(0, 1000, "(call $timer (i64.const 86400000000) (i64.const 0))");
     let beside = Beside::doing(&set);
     (0..50).for_each(|_| assert_eq!(beside.said(), [16, 10]));
@@ -184,17 +184,17 @@ fn timers_are_bounded_for_each_stream_and_go_with_it() {
 }
 
 #[test]
-fn grpc_calls_cost_something_even_if_they_say_nothing() {
+fn empty_grpc_messages_are_charged_too() {
     let stream = r#"(call $grpc_stream %"calls" %"a" %"b" %"" (i32.const 24))"#;
     let one = format!("(drop {stream})");
-    // Each of them in one callback; all of them wait until it returns.
+    // All of them within one callback; they are queued until it returns.
     let empty = until_not(0, 1_000_000, r#"(call $grpc_send (i32.load (i32.const 24)) %"" (i32.const 0))"#);
     let cancelled =
         until_not(0, 1_000_000, &format!("{stream} (call $grpc_cancel (i32.load (i32.const 24))) (i32.or)"));
     let closed = until_not(0, 1_000_000, "(call $grpc_close (i32.load (i32.const 24)))");
     for (code, least, most, answer) in [
         (format!("{one}{empty}"), 10_000, 32_768, 2),
-        // Of the two answers, which are joined by `or`, one is that there is no such call.
+        // The two results are joined by `or`; one of them means that there is no such call.
         (cancelled, 900, 1024, 10 | 1),
         (format!("{one}{closed}"), 1_000_000, 1_000_000, 0),
     ] {
@@ -209,8 +209,8 @@ fn grpc_calls_cost_something_even_if_they_say_nothing() {
 }
 
 #[test]
-fn buckets_are_bounded_before_they_are_made() {
-    // Quotes cannot be written in the texts of filters, so these are data of their own.
+fn buckets_are_bounded_before_they_are_allocated() {
+    // The text format has no escapes for quotes, so the documents are data segments.
     let document = |name: usize, keys: u32| {
         let doc =
             format!(r#"{{"name":"{}","capacity":1,"fill":1,"interval_ms":1000,"max_keys":{keys}}}"#, "n".repeat(name));
@@ -237,7 +237,7 @@ fn buckets_are_bounded_before_they_are_made() {
     ));
     let beside = Beside::of(&hostile);
     beside.passes();
-    // 77 stands for 0: too many keys in all, a name that is too long, one that fits, and then no more.
+    // The bytes are offset by 77: too many keys in total, a name that is too long, one that fits, then no room.
     let said: Vec<i64> =
         beside.upstream.only_request().field("x-said").expect("answers").bytes().map(|b| i64::from(b) - 77).collect();
     assert_eq!(said, [-10, -2, 0, -10]);
@@ -245,8 +245,8 @@ fn buckets_are_bounded_before_they_are_made() {
 }
 
 #[test]
-fn queues_are_bounded_and_those_of_others_go_on() {
-    // Two queues of its own, and the one of the others, until each of them takes no more.
+fn a_filter_that_fills_its_queues_leaves_others_room() {
+    // Fills two queues of its own and the other filter's queue.
     let fill = |name: &str, vm: &str| {
         let open = format!(r#"(drop (call $register_queue %"{name}" (i32.const 24)))"#);
         let find = format!(r#"(drop (call $resolve_queue %"{vm}" %"{name}" (i32.const 24)))"#);
@@ -265,18 +265,18 @@ fn queues_are_bounded_and_those_of_others_go_on() {
     for path in ["/first", "/second", "/third"] {
         assert_eq!(proxy.get("/").status(), 200);
         let mut writer = Client::connect(proxy.address("mailbox"));
-        // Whatever the hostile filter has put in is taken out.
+        // The reader removes the hostile filter's messages.
         wait_until("room in the queue", || writer.get(path).status() == 200);
         proxy.wait_for_output(path);
     }
-    // 4 MiB of its budget: 15 messages of a quarter of one, then nothing for any other queue.
+    // Of the 4 MiB budget: 15 messages of 256 KiB, then nothing for any other queue.
     assert_eq!(numbers(&upstream.requests()[0]), [15, 1, 0, 1, 0, 1]);
     let kept = proxy.filter("hostile")["host_memory_bytes"].as_f64().expect("a number");
     assert!(kept <= 4.0 * MIB, "{kept}");
 }
 
 #[test]
-fn messages_of_others_cannot_be_taken() {
+fn messages_of_another_vm_cannot_be_dequeued() {
     let thief = guest::saying(
         r#"(call $answer (call $resolve_queue %"mail" %"q" (i32.const 24)))
         (call $answer (call $enqueue (i32.load (i32.const 24)) %"letter"))
@@ -294,8 +294,8 @@ fn messages_of_others_cannot_be_taken() {
 }
 
 #[test]
-fn a_worker_does_other_things_between_messages() {
-    // Each message that is told brings another one: there is always one more.
+fn a_worker_serves_others_between_queue_messages() {
+    // Each delivered message enqueues another one, so the queue is never empty.
     let endless = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (i32.eqz (call $register_queue %"q" (i32.const 24))))
@@ -308,13 +308,13 @@ fn a_worker_does_other_things_between_messages() {
     let beside = Beside::of(&endless);
     beside.passes();
     let calls = || beside.proxy.filter("hostile")["calls"].as_u64();
-    wait_until("many messages to be told", || calls() > Some(1000));
+    wait_until("many deliveries", || calls() > Some(1000));
     beside.is_well();
     beside.passes();
 }
 
 #[test]
-fn heads_that_a_filter_makes_grow_are_bounded() {
+fn heads_that_a_filter_grows_are_bounded() {
     let add = |call: &str, times| {
         format!(
             r#"(drop (call $intern %"x-large"))
@@ -328,14 +328,14 @@ fn heads_that_a_filter_makes_grow_are_bounded() {
         ("(call $header_add (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))", 1_000, 30, 35),
         ("(call $header_add (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 1))", 20_000, 9000, 10_000),
         ("(call $header_add (i32.const 100) (i32.const 0) (i32.const 65536) (i32.const 60000))", 1_000, 30, 35),
-        // What takes another's place costs nothing more.
+        // Replacing a value costs nothing more.
         ("(call $header_set (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 60000))", 1_000, 1_000, 1_000),
     ] {
         let beside = Beside::doing(&(add(call, times) + forget));
         let mut client = beside.proxy.client();
         client.send_request("GET", "/", &[], b"");
         let response = client.read();
-        // With fields for whatever response there will be, the response is what is large.
+        // Fields for local replies are added to the response, which is then too large.
         assert!(call.contains("i32.const 100)") || response.status() == 200);
         let said = numbers(&beside.upstream.wait_for_requests(1)[0]);
         assert!((least..=most).contains(&said[0]), "{call}: {said:?}");
@@ -361,8 +361,8 @@ fn pseudo_headers_are_bounded() {
 }
 
 #[test]
-fn answers_to_calls_are_charged() {
-    // A hundred calls at once, each of which is answered with a mebibyte.
+fn responses_to_calls_are_charged() {
+    // A hundred concurrent calls, each with a response of 1 MiB.
     let headers = pairs(&[(":method", "GET"), (":path", "/large"), (":authority", "web")]);
     let hostile = guest::filter(&format!(
         r#"(global $n (mut i32) (i32.const 0))
@@ -388,13 +388,13 @@ fn answers_to_calls_are_charged() {
         assert!(beside.kept("hostile") <= 4.0 * MIB);
         said("refused") + said("whole") == 100
     });
-    assert!(said("refused") > 0, "they are not read one by one");
+    assert!(said("refused") > 0, "the responses are not read one by one");
     beside.forgets();
     beside.is_well();
 }
 
 #[test]
-fn places_of_a_stream_are_bounded() {
+fn permits_of_a_stream_are_bounded() {
     let hostile = guest::filter(
         r#"(global $n (mut i32) (i32.const 0))
         (func (export "proxy_on_configure") (param i32 i32) (result i32)
@@ -416,7 +416,7 @@ fn places_of_a_stream_are_bounded() {
 
 #[test]
 fn tables_are_charged() {
-    // 16 bytes for each element: of 4 MiB, 262 times a thousand of them.
+    // 16 bytes per element: 4 MiB hold 262 times 1000 elements.
     let tables: String = (0..8).map(|nth| format!("(table $t{nth} 0 funcref)")).collect();
     let grow = |nth| {
         format!(
@@ -442,7 +442,7 @@ fn tables_are_charged() {
 }
 
 #[test]
-fn one_filter_leaves_room_for_the_metrics_of_others_and_its_own_go_with_it() {
+fn metrics_are_bounded_per_filter_and_removed_with_it() {
     let define = until_not(0, 20_000, "(call $define_metric (i32.const 0) (name) (i32.const 24))");
     let hostile = guest::saying(&define);
     let modest = guest::filter(
@@ -465,11 +465,11 @@ fn one_filter_leaves_room_for_the_metrics_of_others_and_its_own_go_with_it() {
         let mut names = metrics.names().map(|(name, _)| name).filter(|name| name.starts_with("wasmcustom_"));
         names.next() == Some("wasmcustom_modest") && names.next().is_none()
     });
-    assert_eq!(proxy.metrics().sum("wasmcustom_modest", &[]), 1.0, "what is still there goes on");
+    assert_eq!(proxy.metrics().sum("wasmcustom_modest", &[]), 1.0, "remaining metrics keep their values");
 }
 
 #[test]
-fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
+fn shared_stores_of_a_vm_id_are_removed_with_its_last_filter() {
     let keeper = guest::saying(
         r#"(call $answer (call $get_shared %"key" (global.get $out) (global.get $out_len) (i32.const 24)))
         (call $answer (call $resolve_queue %"" %"q" (i32.const 24)))
@@ -481,11 +481,11 @@ fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
     let with = || config.clone().module("keeper", &keeper, "vm_id: shared");
     let mut proxy = Proxy::start(with());
     (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
-    // Over a swap it stays, if the filter does.
+    // A reload keeps it as long as the filter stays.
     proxy.change_config(with().filter("another", "keeper.wasm", ""));
     assert_eq!(proxy.get("/").status(), 200);
     proxy.change_config(config.clone());
-    // The old instance goes when nobody uses it any more.
+    // The old instance is dropped when it is no longer used.
     wait_until("the filter to be gone", || !proxy.metrics().types.contains_key("tollgate_filter_instances"));
     proxy.change_config(with());
     assert_eq!(proxy.get("/").status(), 200);
@@ -495,8 +495,8 @@ fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
 }
 
 #[test]
-fn a_refused_configuration_has_written_nothing() {
-    // It writes whatever it can, and then refuses its configuration, if it has one.
+fn a_rejected_configuration_leaves_no_writes() {
+    // The filter writes to every store, and then rejects its configuration if it has one.
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (if (i32.eqz (local.get 1)) (then (return (i32.const 1))))
@@ -542,10 +542,10 @@ fn a_refused_configuration_has_written_nothing() {
     assert!(!proxy.metrics().types.contains_key("wasmcustom_refused"));
 }
 
-/// What a client of the well-behaved filter waits, before and while the hostile one gets ten requests in a second.
+/// The latency of a client of the well-behaved filter, before and while the hostile filter gets ten requests a second.
 #[test]
 #[ignore = "a measurement"]
-fn what_the_neighbour_waits() {
+fn latency_beside_a_hostile_filter() {
     use std::{
         sync::atomic::{AtomicBool, Ordering::Relaxed},
         thread,
@@ -569,7 +569,7 @@ fn what_the_neighbour_waits() {
                 ),
         ),
         (
-            "long complaints",
+            "long warnings",
             until_not(0, 100, r#"(call $add_header (i32.const 0) (i32.const 65536) (i32.const 900000) %"v")"#),
         ),
         ("timers", until_not(0, 1000, "(call $timer (i64.const 86400000000) (i64.const 0))")),

@@ -1,5 +1,5 @@
-//! What guards the checks themselves: a test whose program is missing does not pass in silence, and the baseline of instructions does
-//! not creep.
+//! Tests of the checks themselves: a test whose program is missing must not pass silently, and the instruction baseline
+//! must not creep.
 
 use std::{
     env, fs,
@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// The folder of the scripts.
+/// The directory of the scripts.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
 
 fn text(bytes: &[u8]) -> String {
@@ -22,7 +22,7 @@ fn a_test_whose_program_is_missing_fails_or_is_counted() {
     let (log, not_run) = (dir.path().join("log"), dir.path().join("not-run"));
     fs::write(&not_run, "").expect("a file");
     let mut test = Command::new(env::current_exe().expect("this program"));
-    test.args(["--exact", "ca::openssl_accepts_what_was_signed_by_hand"]);
+    test.args(["--exact", "ca::openssl_accepts_certificates_signed_on_the_command_line"]);
     test.env("PATH", "/nowhere").env("TOLLGATE_NOT_RUN", &not_run).env("TOLLGATE_REQUIRE_TOOLS", "1");
     let output = test.output().expect("it runs");
     let said = text(&output.stdout);
@@ -36,7 +36,7 @@ fn a_test_whose_program_is_missing_fails_or_is_counted() {
     let counted = "0 passed, 0 failed, 0 ignored, 1 not run for want of: openssl (1)\n";
     assert_eq!(text(&summary.stdout), counted, "{}", text(&summary.stderr));
 
-    // A step of tests/all.sh is no test, so none has passed less.
+    // A step of `tests/all.sh` is not a test, so the number of passed tests is unchanged.
     fs::write(&not_run, "valgrind\tinstructions\n").expect("a file");
     let summary = Command::new(format!("{SCRIPTS}/summary.sh")).args([&log, &not_run]).output().expect("it runs");
     let counted = "1 passed, 0 failed, 0 ignored, 1 not run for want of: valgrind (1)\n";
@@ -44,7 +44,7 @@ fn a_test_whose_program_is_missing_fails_or_is_counted() {
 }
 
 #[test]
-fn the_baseline_of_instructions_moves_in_commits_of_its_own() {
+fn the_instruction_baseline_changes_in_separate_commits() {
     const BASELINE: &str = "proxy/benches/instructions.txt";
     let dir = TempDir::new().expect("a folder");
     let origin = dir.path().join("origin");
@@ -85,7 +85,7 @@ fn the_baseline_of_instructions_moves_in_commits_of_its_own() {
     let (is_right, said) = check(&origin);
     assert!(!is_right && said.contains("both at once\n    abi/src/lib.rs\n"), "{said}");
 
-    // A shallow clone says how far it has looked.
+    // A shallow clone reports how many commits were checked.
     for (depth, passes) in [("1", true), ("4", false)] {
         let clone = dir.path().join(depth);
         let from = format!("file://{}", origin.display());

@@ -1,5 +1,5 @@
-//! Compiling is bounded: what is out of proportion is refused, the rest is compiled in a process of its own that has limits,
-//! and nothing waits for it.
+//! Compiling is bounded: disproportionate modules are rejected, the rest is compiled in a separate process with
+//! resource limits, and nothing waits for it.
 
 mod cache;
 
@@ -17,19 +17,20 @@ use crate::{
     harness::{Config, Proxy, Signal, Upstream, run_in, wait_for, wait_until},
 };
 
-/// A module that takes a compiler far longer than any test: what one function takes grows with its blocks and its variables.
+/// A module that takes the compiler far longer than any test: compile time grows with the number of blocks and
+/// variables of a function.
 fn slow() -> Vec<u8> {
     let block = "(block (br_if 0 (local.get 0)) (local.set 1 (i32.add (local.get 1) (i32.const 1))))";
     module(&format!("(func (local{}) {})", " i32".repeat(9_900), block.repeat(70_000)))
 }
 
-/// A module with a function that takes a compiler some hundred MiB.
+/// A module with a function that needs several hundred MiB to compile.
 fn hungry() -> Vec<u8> {
     let code = "(local.set 0 (i32.mul (i32.add (local.get 0) (i32.const 3)) (i32.const 5)))";
     module(&format!("(func (local i32) {})", code.repeat(200_000)))
 }
 
-/// A module with a function of more than a MiB.
+/// A module with a function of more than 1 MiB.
 fn out_of_proportion() -> Vec<u8> {
     module(&format!("(func {})", "nop ".repeat((1 << 20) + 1)))
 }
@@ -38,7 +39,7 @@ fn module(functions: &str) -> Vec<u8> {
     guest::filter(functions)
 }
 
-/// The compiler that a proxy has started, if it runs.
+/// The process id of the compiler that a proxy started, if it is running.
 fn compiler(proxy: &Proxy) -> Option<u32> {
     let is_child = |pid: u32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -48,13 +49,13 @@ fn compiler(proxy: &Proxy) -> Option<u32> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid| is_child(*pid))
 }
 
-/// Whether a process is there and works; what has ended and was not waited for does not.
+/// Whether a process is running; a zombie is not.
 fn runs(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     !status.is_empty() && !status.contains("State:\tZ")
 }
 
-/// A proxy with a filter, which then compiles another one for a long time. The compiler's process.
+/// A proxy with a filter, which is then compiling another one for a long time; returns the compiler's process id.
 fn compiling(config: &Config, files: &[(&str, &[u8])]) -> (Proxy, u32) {
     let mut proxy = Proxy::start_with(config.clone(), files);
     proxy.put("slow.wasm", slow());
@@ -63,18 +64,18 @@ fn compiling(config: &Config, files: &[(&str, &[u8])]) -> (Proxy, u32) {
     (proxy, pid)
 }
 
-/// What `tollgate check` says of a filter's module, with these settings.
+/// Runs `tollgate check` on a filter's module with these settings.
 fn check(module: &[u8], settings: &str) -> (bool, String) {
     let dir = tempfile::tempdir().expect("a folder");
     fs::write(dir.path().join("f.wasm"), module).expect("a file");
     let config = String::from(Config::to("127.0.0.1:1").top(settings).filter("f", "f.wasm", ""));
     fs::write(dir.path().join("config.yaml"), config.replace("@main@", "127.0.0.1:1")).expect("a file");
-    // Without a folder for a cache.
+    // Without a cache directory.
     run_in(dir.path(), &["check", "config.yaml"], &[])
 }
 
 #[test]
-fn a_module_that_is_out_of_proportion_is_refused_and_its_bound_can_be_raised() {
+fn a_disproportionate_function_is_rejected_unless_the_limit_is_raised() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start_with(Config::to(&upstream), &[("f.wasm", &out_of_proportion())]);
     proxy.put_config(Config::to(&upstream).filter("f", "f.wasm", ""));
@@ -91,14 +92,14 @@ fn a_module_that_is_out_of_proportion_is_refused_and_its_bound_can_be_raised() {
 }
 
 #[test]
-fn a_bound_on_the_whole_module_is_looked_at_before_it_is_read() {
+fn the_module_size_limit_is_checked_before_reading() {
     let (fine, said) = check(&vec![0; 2 << 20], "compile: {module_size: 1MiB}");
     assert!(!fine);
     assert!(said.contains("it has 2097152 bytes, and `compile.module_size` allows 1MiB"), "{said}");
 }
 
 #[test]
-fn a_compiler_has_no_more_memory_than_is_allowed() {
+fn the_compiler_memory_limit_is_enforced() {
     let (fine, said) = check(&hungry(), "compile: {function_size: 4MiB, memory: 256MiB}");
     assert!(!fine);
     assert!(said.contains("more memory than `compile.memory` allows (256MiB)"), "{said}");
@@ -107,7 +108,7 @@ fn a_compiler_has_no_more_memory_than_is_allowed() {
 }
 
 #[test]
-fn the_least_memory_that_can_be_set_is_enough_for_what_is_built_in() {
+fn the_minimum_compiler_memory_suffices_for_built_in_filters() {
     let dir = tempfile::tempdir().expect("a folder");
     let text = "compile: {memory: 256MiB}\nlisteners: [{name: main, address: '127.0.0.1:1', chain: [a, f, l, r]}]\n\
         filters:\n  - {name: a, wasm: 'builtin:authz', config: {rules: []}}\n  - {name: f, wasm: 'builtin:fault', config: {}}\n  \
@@ -118,7 +119,7 @@ fn the_least_memory_that_can_be_set_is_enough_for_what_is_built_in() {
 }
 
 #[test]
-fn a_compiler_has_no_more_time_than_is_allowed() {
+fn the_compiler_time_limit_is_enforced() {
     let (fine, said) = check(&slow(), "compile: {time: 1s}");
     assert!(!fine);
     assert!(said.contains("more processor time than `compile.time` allows (1s)"), "{said}");
@@ -133,7 +134,7 @@ fn sigterm_ends_a_compiler_and_then_the_proxy() {
     let said = proxy.last_words();
     assert!(
         !said.contains("refused") && !said.contains("configuration in force"),
-        "it was given up, not ended: {said}"
+        "the load was abandoned, not finished: {said}"
     );
 }
 
@@ -155,7 +156,7 @@ fn a_compiler_dies_with_the_proxy() {
 }
 
 #[test]
-fn everything_goes_on_while_a_module_compiles() {
+fn serving_and_recovery_continue_while_a_module_compiles() {
     let upstream = Upstream::saying("ok");
     let weak = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -167,38 +168,38 @@ fn everything_goes_on_while_a_module_compiles() {
     for path in ["/live", "/ready", "/metrics"] {
         assert_eq!(proxy.admin("GET", path, "").status(), 200, "{path}");
     }
-    // The spare instance takes the first one's place; the second one's must be made now.
+    // The spare instance replaces the first one; the second replacement must be created now.
     for _ in 0..2 {
         proxy.request("GET", "/", &[("x-trap", "1")], b"");
         wait_until("another instance", || proxy.get("/").status() == 200);
     }
     proxy.asks_all_workers();
-    assert!(runs(compiler), "nothing of this has waited for it");
+    assert!(runs(compiler), "none of this waited for the compiler");
     assert_eq!(proxy.version(), 1);
 }
 
 #[test]
-fn of_changes_that_wait_for_a_compiler_the_newest_wins() {
+fn changes_that_arrive_during_a_compilation_are_coalesced() {
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream);
     let (mut proxy, compiler) = compiling(&config, &[]);
     for n in 1..=5 {
         proxy.put_config(config.clone().listener(&format!("via: version-{n}")));
-        // Nobody waits for an answer.
+        // The signal does not wait for a result.
         proxy.signal(Signal::HUP);
     }
-    assert!(runs(compiler), "all of them came while it was at work");
-    // Its own end would take minutes on a busy machine, to whose other processes it gives way.
+    assert!(runs(compiler), "all changes arrived during the compilation");
+    // The compiler has a low priority: on a busy machine it would take minutes to finish.
     rustix::process::kill_process(Pid::from_raw(compiler.cast_signed()).expect("a process"), Signal::KILL)
-        .expect("it is there");
+        .expect("it is running");
     wait_until("the newest", || proxy.get("/").field("via") == Some("1.1 version-5"));
-    assert_eq!(proxy.version(), 2, "one load was enough for all of them");
+    assert_eq!(proxy.version(), 2, "all changes were applied in one load");
 }
 
 #[test]
-fn a_compiler_inherits_nothing_and_gives_way_to_traffic() {
-    // What the proxy itself has been left with by whoever started it.
-    let left = rustix::io::dup(fs::File::open("/dev/null").expect("it is there")).expect("a descriptor");
+fn a_compiler_inherits_nothing_and_runs_at_low_priority() {
+    // A descriptor that the proxy inherits from its parent process.
+    let left = rustix::io::dup(fs::File::open("/dev/null").expect("it exists")).expect("a descriptor");
     let (proxy, compiler) = compiling(&Config::to("127.0.0.1:1"), &[]);
     let file = |name: &str| fs::read_to_string(format!("/proc/{compiler}/{name}")).expect("it runs");
     let open = fs::read_dir(format!("/proc/{compiler}/fd")).expect("it runs").flatten();
@@ -206,7 +207,7 @@ fn a_compiler_inherits_nothing_and_gives_way_to_traffic() {
     open.sort();
     assert_eq!(open, ["0", "1", "2"]);
     let inherited = fs::read_link(format!("/proc/{}/fd/{}", proxy.pid(), left.as_raw_fd()));
-    assert_eq!(inherited.expect("the proxy has it"), PathBuf::from("/dev/null"));
+    assert_eq!(inherited.expect("the proxy has inherited it"), PathBuf::from("/dev/null"));
     let environment = file("environ");
     let names: Vec<_> = environment.split_terminator('\0').filter_map(|entry| Some(entry.split_once('=')?.0)).collect();
     assert!(names.iter().all(|name| name.starts_with("MIMALLOC_")), "{names:?}");
@@ -230,9 +231,9 @@ fn a_compiler_inherits_nothing_and_gives_way_to_traffic() {
     assert_eq!(nice(compiler), (nice(proxy.pid()) + 15).min(19));
 }
 
-/// The executable is replaced by another version while it runs, and no folder can be written to.
+/// While the proxy runs, its executable is replaced by another version, and no directory is writable.
 #[test]
-fn compiling_needs_no_folder_and_no_file_of_the_executable() {
+fn compiling_needs_neither_a_directory_nor_the_executable_file() {
     let (upstream, dir) = (Upstream::saying("ok"), tempfile::tempdir().expect("a folder"));
     let executable = dir.path().join("tollgate");
     let original = PathBuf::from(env!("CARGO_BIN_EXE_tollgate"));
@@ -249,9 +250,9 @@ fn compiling_needs_no_folder_and_no_file_of_the_executable() {
     assert_eq!(proxy.get("/").field("x-version"), Some("v1"));
 }
 
-/// A FIFO that nobody writes to would hold whoever reads it for ever.
+/// Reading from a FIFO without a writer would block forever.
 #[test]
-fn a_fifo_in_the_place_of_a_file_is_refused_and_holds_nothing_up() {
+fn a_fifo_instead_of_a_file_is_rejected_and_blocks_nothing() {
     use rustix::fs::{CWD, Mode, mkfifoat};
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
@@ -288,7 +289,7 @@ fn a_fifo_in_the_place_of_a_file_is_refused_and_holds_nothing_up() {
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
 
-/// Nobody's processes are left when nobody wants them.
+/// Compilers that are no longer needed are terminated.
 #[test]
 fn no_compiler_is_left_behind() {
     let mut proxy = Proxy::start(Config::to("127.0.0.1:1"));

@@ -1,4 +1,4 @@
-//! Filters that fail: a failure harms the requests inside the instance and nobody else, and the next instance goes on.
+//! Filters that fail: a failure affects only the requests inside the instance, and the next instance works.
 
 mod beside;
 mod crowd;
@@ -16,7 +16,7 @@ use crate::{
     harness::{Client, Config, Proxy, Upstream, wait_until},
 };
 
-/// Where filters can fail, and what a client then gets if its request is denied.
+/// The callbacks in which filters can fail, and what a client gets in each case if its request is denied.
 const CALLBACKS: &[(&str, Outcome)] = &[
     ("proxy_on_context_create", Outcome::Status(503)),
     ("proxy_on_request_headers", Outcome::Status(503)),
@@ -28,23 +28,23 @@ const CALLBACKS: &[(&str, Outcome)] = &[
     // The head has been sent.
     ("proxy_on_response_body", Outcome::Broken),
     ("proxy_on_response_trailers", Outcome::Broken),
-    // The response has been sent, or is no concern of theirs.
+    // The response has been sent, or these callbacks do not affect it.
     ("proxy_on_done", Outcome::Status(200)),
     ("proxy_on_log", Outcome::Status(200)),
     ("proxy_on_delete", Outcome::Status(200)),
     ("proxy_on_tick", Outcome::Status(200)),
 ];
 
-/// What a client gets.
+/// The client's view of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// A whole response.
+    /// A complete response.
     Status(u16),
-    /// A response that breaks off.
+    /// A response that is aborted.
     Broken,
 }
 
-/// A filter that does `what` in a callback, if the request has `x-boom`.
+/// A filter that runs this code in a callback if the request has `x-boom`.
 fn failing_in(callback: &str, what: &str) -> Vec<u8> {
     let mut known = proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS);
     let Function { params, result, .. } = known.find(|f| f.name == callback).expect("a callback");
@@ -52,7 +52,7 @@ fn failing_in(callback: &str, what: &str) -> Vec<u8> {
     let params: String = params.iter().map(|(_, t)| format!(" {}", ty(t))).collect();
     let (result, go_on) = if result.is_some() { ("(result i32)", "(i32.const 0)") } else { ("", "") };
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
-    // Some callbacks must be brought about first.
+    // Some callbacks must be triggered first.
     let (when, bring_about) = match callback {
         "proxy_on_tick" => ("(i32.const 1)", "(drop (call $tick (i32.const 1)))".into()),
         "tollgate_on_timer" => {
@@ -86,7 +86,7 @@ fn failing_in(callback: &str, what: &str) -> Vec<u8> {
     ))
 }
 
-/// Sends a request with a body and trailers, and reads its response, which has the same if it comes from the upstream.
+/// Sends a request with a body and trailers, and reads the response, which also has both if it comes from the upstream.
 fn ask(client: &mut Client, path: &str, boom: bool) -> Outcome {
     let boom = if boom { "x-boom: 1\r\n" } else { "" };
     let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\nte: trailers\r\ntrailer: x-end\r\n{boom}");
@@ -95,7 +95,7 @@ fn ask(client: &mut Client, path: &str, boom: bool) -> Outcome {
         None => Outcome::Broken,
         Some(response) => {
             if response.status() == 200 {
-                assert_eq!(response.text(), "welcome", "a whole response is whole");
+                assert_eq!(response.text(), "welcome", "a complete response has the whole body");
             }
             Outcome::Status(response.status())
         }
@@ -107,8 +107,8 @@ fn upstream() -> Upstream {
     Upstream::replying(move |_| format!("{head}7\r\nwelcome\r\n0\r\nx-end: yes\r\n\r\n").into())
 }
 
-/// Lets filters fail by doing `what` in each callback, under each policy. `reason`: what the metrics call it; `said`: what the
-/// last error says.
+/// Makes filters fail with this code in each callback, under each policy. `reason` is the label in the metrics; `said`
+/// is part of the last error.
 fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
     let upstream = upstream();
     let policies = ["deny", "bypass"];
@@ -132,9 +132,9 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
         assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &before, false), Outcome::Status(200), "{name}");
         let denied = if policy == "deny" { denied } else { Outcome::Status(200) };
         assert_eq!(ask(&mut Client::connect(proxy.address(&name)), &failing, true), denied, "{name}");
-        assert_eq!(ask(&mut plain, "/plain", true), Outcome::Status(200), "others go on, after {name}");
+        assert_eq!(ask(&mut plain, "/plain", true), Outcome::Status(200), "other requests succeed after {name}");
 
-        // One failure, one new instance; in it, all is well.
+        // One failure, one new instance, which works.
         wait_until(&format!("another instance of {name}"), || {
             let figures = proxy.filter(&name);
             figures["rebuilds"] == 1 && figures["instances"] == 2
@@ -172,12 +172,12 @@ fn filters_that_divide_by_zero() {
 }
 
 #[test]
-fn filters_that_read_outside_of_their_memory() {
+fn filters_that_read_out_of_bounds() {
     fail_everywhere("(drop (i32.load (i32.const -8)))", "", "trap", "out of bounds memory access");
 }
 
 #[test]
-fn filters_that_call_what_is_no_function() {
+fn filters_that_call_an_undefined_element() {
     fail_everywhere("(call_indirect (i32.const 1000))", "", "trap", "undefined element");
 }
 
@@ -187,18 +187,18 @@ fn filters_that_never_return() {
 }
 
 #[test]
-fn filters_that_recurse_for_ever() {
+fn filters_that_recurse_endlessly() {
     fail_everywhere("(drop (call $recurse (i32.const 0)))", "call_time: 5s", "stack", "used up its stack");
 }
 
 #[test]
-fn filters_that_eat_memory() {
+fn filters_that_exhaust_their_memory() {
     let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
     fail_everywhere(eat, "memory: 4MiB", "memory", "unreachable");
 }
 
 #[test]
-fn a_filter_that_only_logs() {
+fn a_filter_that_only_logs_works() {
     let upstream = upstream();
     let module = guest::filter(
         r#"(func (export "proxy_on_log") (param i32) (drop (call $log (i32.const 3) %"there was a request")))"#,
@@ -209,7 +209,7 @@ fn a_filter_that_only_logs() {
 }
 
 #[test]
-fn a_stream_that_has_ended_is_not_counted_as_failed() {
+fn an_ended_stream_is_not_counted_as_failed() {
     for callback in ["proxy_on_done", "proxy_on_log", "proxy_on_delete"] {
         let upstream = upstream();
         let proxy = Proxy::start(Config::to(&upstream).module("boom", &failing_in(callback, "unreachable"), ""));
@@ -220,8 +220,8 @@ fn a_stream_that_has_ended_is_not_counted_as_failed() {
 }
 
 #[test]
-fn all_at_once() {
-    // Requests that fail and requests that do not, through the same filter, from several clients.
+fn failing_and_healthy_requests_run_concurrently() {
+    // Several clients send requests that fail and requests that do not through the same filter.
     let upstream = upstream();
     let module = failing_in("proxy_on_request_headers", "unreachable");
     let mut proxy = Proxy::start(Config::to(&upstream).module("boom", &module, "on_failure: bypass"));
@@ -237,7 +237,7 @@ fn all_at_once() {
         }
     });
     assert!(!proxy.has_ended());
-    wait_until("one new instance for each failure", || {
+    wait_until("one new instance per failure", || {
         let figures = proxy.filter("boom");
         figures["instances"] == 2 && figures["traps"] == figures["rebuilds"]
     });

@@ -1,16 +1,17 @@
-//! Filters that end streams whose response has begun, or that are tunnels: not in a callback for the stream, but when an answer
-//! comes.
+//! Filters that end streams whose response has begun, or that are tunnels, from a call's response rather than a
+//! callback of the stream.
 
 use crate::{
     guest,
     harness::{Config, Gate, Proxy, Upstream, answer, frames::code, wait_until},
 };
 
-/// What a filter does to a stream to end it.
+/// How a filter ends a stream.
 pub const ENDS: [&str; 2] =
     ["(call $close (i32.const 0))", r#"(call $reply (i32.const 403) %"too_late" %"no" %"" (i32.const -1))"#];
 
-/// A filter that asks the cluster `calls` for each request, and ends it when the answer comes. It wants no bodies.
+/// A filter that calls the cluster `calls` for each request, and ends the stream when the response arrives. It does not
+/// subscribe to bodies.
 pub fn ending(end: &str) -> Vec<u8> {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
     let nothing = "(i32.const 0) (i32.const 0)";
@@ -26,7 +27,7 @@ pub fn ending(end: &str) -> Vec<u8> {
     ))
 }
 
-/// An upstream that begins to answer, however it is asked, and does not end.
+/// An upstream that starts a response to any request and never ends it.
 pub fn endless() -> Upstream {
     Upstream::scripted(|mut connection| {
         let Some(request) = connection.request() else { return };
@@ -49,7 +50,7 @@ pub fn config(upstream: &Upstream, calls: &Upstream) -> Config {
     config.top("workers: 1").filter("ending", "ending.wasm", "")
 }
 
-/// Runs this with each way of ending a stream; the gate lets it happen.
+/// Runs this for each way of ending a stream; the gate triggers it.
 fn each(run: impl Fn(&Proxy, &Gate)) {
     for end in ENDS {
         let gate = Gate::default();
@@ -61,7 +62,7 @@ fn each(run: impl Fn(&Proxy, &Gate)) {
 }
 
 #[test]
-fn a_response_over_http1_is_cut_off() {
+fn a_response_over_http1_is_aborted() {
     for (path, part) in [("/", "5\r\nhello\r\n"), ("/length", "hello")] {
         each(|proxy, gate| {
             let mut client = proxy.client();

@@ -1,4 +1,4 @@
-//! Holes that other proxies had, each under its number: what got past them gets past nobody here.
+//! Vulnerabilities of other proxies, each under its CVE number, and tests that they do not exist here.
 
 use crate::guest;
 use crate::harness::{
@@ -6,14 +6,14 @@ use crate::harness::{
     exchange::{Everywhere, Request},
 };
 
-/// Denies what is so.
+/// Denies requests that match this rule.
 fn denying(config: Config, operation: &str) -> Everywhere {
     let rules = format!("[{{to: [{{operation: {operation}}}]}}]");
     let policies = format!("config: {{policies: [{{name: p, action: deny, rules: {rules}}}]}}");
     Everywhere::start(config.filter("access", "builtin:authz", &policies))
 }
 
-/// The status that a request gets, which is the same in each version.
+/// The status of a request, which must be the same in each version of HTTP.
 #[track_caller]
 fn status(proxy: &Everywhere, method: &str, target: &str, host: &str, fields: &[(&str, &str)]) -> u16 {
     let mut request = Request::get(target).with(fields);
@@ -22,7 +22,7 @@ fn status(proxy: &Everywhere, method: &str, target: &str, host: &str, fields: &[
     proxy.status(&request)
 }
 
-/// Envoy: dot segments with parameters, which servlet containers cut off.
+/// Envoy: dot segments with parameters, which servlet containers strip.
 #[test]
 fn cve_2026_73551_dot_segments_with_parameters() {
     let upstream = Upstream::saying("ok");
@@ -38,9 +38,9 @@ fn cve_2026_73551_dot_segments_with_parameters() {
     }
 }
 
-/// Envoy: what a rule reads with its parameters, and a router without them.
+/// Envoy: a path that rules see with parameters and a router sees without them.
 #[test]
-fn cve_2026_73511_parameters_are_kept_stripped_or_rejected_for_everybody() {
+fn cve_2026_73511_parameters_are_treated_alike_by_rules_and_routes() {
     for (parameters, expected, seen) in [("keep", 200, "/admin;x=1"), ("strip", 403, ""), ("reject", 400, "")] {
         let upstream = Upstream::saying("ok");
         let config = Config::to(&upstream).listener(&format!("path: {{parameters: {parameters}}}"));
@@ -65,7 +65,7 @@ fn cve_2021_32779_fragments() {
     assert!(upstream.requests().is_empty());
 }
 
-/// Envoy: the case of a host's name; Authelia (CVE-2026-48794): the same of one of its labels.
+/// Envoy: the case of a host name; Authelia (CVE-2026-48794): the same in one of its labels.
 #[test]
 fn cve_2021_39155_the_case_of_a_host() {
     let upstream = Upstream::saying("ok");
@@ -88,8 +88,8 @@ fn cve_2021_39155_the_case_of_a_host() {
     assert_eq!(request.field("host"), Some("other.example:8080"), "one spelling for the upstream, too");
 }
 
-/// oauth2-proxy; Traefik (CVE-2026-39858) and Caddy (CVE-2026-52845) had the same: `_` for `-` in the name of a header that is
-/// vouched for.
+/// oauth2-proxy; Traefik (CVE-2026-39858) and Caddy (CVE-2026-52845) had the same: `_` instead of `-` in the name of a
+/// trusted header.
 #[test]
 fn cve_2025_64484_underscores_in_names() {
     for (listener, expected, passes) in [
@@ -109,7 +109,7 @@ fn cve_2025_64484_underscores_in_names() {
     }
 }
 
-/// Fabio: what `Connection` lists was taken from the headers that the proxy itself vouches for.
+/// Fabio: headers listed in `Connection` were removed even if the proxy itself had added them.
 #[test]
 fn cve_2025_48865_connection_hides_nothing_from_filters() {
     let policy = "config:
@@ -123,14 +123,14 @@ fn cve_2025_48865_connection_hides_nothing_from_filters() {
         let listed = [field, ("Connection", "close, X-Peer, x-role")];
         assert_eq!(proxy.request("GET", "/", &listed, b"").status(), 403, "{field:?}");
     }
-    // It goes no further than to the filters (RFC 9110 section 7.6.1).
+    // It reaches the filters, but not the upstream (RFC 9110 section 7.6.1).
     let listed = [("X-Peer", "alice"), ("X-Kept", "1"), ("Connection", "x-peer")];
     assert_eq!(proxy.request("GET", "/", &listed, b"").status(), 200);
     let request = upstream.only_request();
     assert_eq!((request.field("x-peer"), request.field("x-kept")), (None, Some("1")));
 }
 
-/// The same from the other side: a client that guesses what a filter writes must not get it removed.
+/// The reverse: a client that guesses a filter's header must not get it removed.
 #[test]
 fn cve_2025_48865_connection_removes_nothing_that_a_filter_writes() {
     let tier = guest::filter(
@@ -147,11 +147,11 @@ fn cve_2025_48865_connection_removes_nothing_that_a_filter_writes() {
         let request = upstream.requests().pop().expect("a request");
         let of = |wanted: &str| request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).count();
         assert_eq!((request.field("x-tier"), of("x-tier")), (Some("free"), 1), "{value}");
-        assert_eq!((request.field("x-more"), of("x-more")), (Some("filter"), 1), "the client's own goes no further");
+        assert_eq!((request.field("x-more"), of("x-more")), (Some("filter"), 1), "the client's own is not forwarded");
     }
 }
 
-/// Envoy: several fields of a name, of which only some were looked at.
+/// Envoy: several fields of a name, of which only some were checked.
 #[test]
 fn cve_2026_26308_several_fields_of_a_name() {
     let policy = "config: {policies: [{name: p, action: deny, rules: [
@@ -172,16 +172,17 @@ fn cve_2026_26308_several_fields_of_a_name() {
     assert_eq!(status(&proxy, "GET", "/", "test", &[("X-Role", "admin"), ("Cookie", "role=admin")]), 200);
 }
 
-/// Envoy: bytes above 0x7f in a value made a regular expression fail, and the condition with it.
+/// Envoy: bytes above 0x7f in a value made a regular expression fail, and with it the condition.
 #[test]
-fn cve_2026_73552_bytes_that_are_no_text() {
+fn cve_2026_73552_bytes_that_are_not_text() {
     let upstream = Upstream::saying("ok");
     let evil = "{match: {headers: [{name: x-a, regex: '.*evil.*'}]}, respond: {status: 403}}, {cluster: web}";
     let proxy = Everywhere::start(Config::to(&upstream).routes(evil));
     assert_eq!(status(&proxy, "GET", "/", "test", &[("X-A", "\u{ff}evil\u{fe}")]), 403);
 }
 
-/// Istio: paths in other spellings than rules have; Traefik (GHSA-6jwx): the encoded path apart from the decoded one.
+/// Istio: paths in other spellings than the rules use; Traefik (GHSA-6jwx): the encoded path treated differently from
+/// the decoded one.
 #[test]
 fn cve_2021_31920_spellings_of_a_path() {
     let upstream = Upstream::saying("ok");
@@ -190,12 +191,12 @@ fn cve_2021_31920_spellings_of_a_path() {
         assert_eq!(status(&proxy, "GET", target, "test", &[]), 403, "{target}");
     }
     assert_eq!(proxy.get("/a%3Ac").status(), 200);
-    assert_eq!(upstream.only_request().target(), "/a%3Ac", "sent on as it came");
+    assert_eq!(upstream.only_request().target(), "/a%3Ac", "forwarded unchanged");
 }
 
-/// Methods are case-sensitive here and elsewhere, but not everywhere.
+/// Methods are case-sensitive here and in most servers, but not in all.
 #[test]
-fn a_method_has_one_spelling() {
+fn methods_are_case_sensitive() {
     let upstream = Upstream::saying("ok");
     let proxy = denying(Config::to(&upstream), "{methods: [DELETE]}");
     for (method, expected) in [("DELETE", 403), ("delete", 400), ("Delete", 400), ("deletE", 400), ("PURGE", 200)] {
@@ -204,9 +205,9 @@ fn a_method_has_one_spelling() {
     assert_eq!(proxy.entry_for("/delete")["details"], "bad_method");
 }
 
-/// HTTP/1.0 needs no `Host`, and takes no other than HTTP/1.1 does.
+/// HTTP/1.0 does not require `Host`, but the same values are invalid as in HTTP/1.1.
 #[test]
-fn a_host_is_looked_at_in_every_version() {
+fn hosts_are_validated_in_every_version() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     for (head, expected) in [

@@ -1,4 +1,4 @@
-//! How long a stream may take in all: by its client's word (`grpc-timeout`), and by the listener's (`stream_age`).
+//! Deadlines of a whole stream: the client's (`grpc-timeout`) and the listener's (`stream_age`).
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
@@ -21,12 +21,12 @@ fn assert_exceeded(proxy: &Proxy, response: &Message, details: &str) {
     assert_eq!((&entry["flags"], &entry["details"]), (&"UT".into(), &details.into()));
 }
 
-/// A call that takes longer than it may ends, and nothing else of the configuration needs to say so.
+/// A call ends at its timeout without any further configuration.
 #[test]
-fn a_call_ends_with_its_time() {
+fn a_call_ends_at_its_timeout() {
     let upstream = Upstream::silent();
     let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 0s"));
-    // On a busy machine its time may be over before it is sent on.
+    // On a busy machine it may time out before it is forwarded.
     wait_until("a call to reach the upstream", || {
         assert_exceeded(&proxy, &call(&proxy, "200m"), "grpc_deadline");
         !upstream.requests().is_empty()
@@ -46,7 +46,7 @@ fn time_in_filters_counts() {
 }
 
 #[test]
-fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
+fn the_clients_timeout_overrides_the_clusters_but_not_the_routes() {
     let slow = || {
         Upstream::replying(|_| {
             // Longer than the cluster and the route allow.
@@ -63,7 +63,7 @@ fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
     let proxy = Proxy::start(config.routes("{cluster: web, timeout: 100ms}"));
     assert_exceeded(&proxy, &call(&proxy, "60S"), "response_timeout");
 
-    // Whoever does not believe clients takes it away.
+    // The client's timeout can be removed by configuration.
     let upstream = slow();
     let config = Config::to_with(&upstream, "request_timeout: 100ms");
     let proxy = Proxy::start(config.routes("{cluster: web, request_headers: {remove: [grpc-timeout]}}"));
@@ -71,7 +71,7 @@ fn the_clients_time_goes_before_the_clusters_and_not_before_the_routes() {
     assert_eq!(upstream.only_request().field("grpc-timeout"), None);
 }
 
-/// Nobody makes a request last by saying that it is a call.
+/// A client cannot prolong other requests by declaring them to be calls.
 #[test]
 fn only_a_post_is_a_call() {
     let upstream = Upstream::silent();
@@ -88,11 +88,11 @@ fn only_a_post_is_a_call() {
 }
 
 #[test]
-fn a_client_may_ask_for_so_long_and_no_longer() {
+fn a_clients_timeout_is_capped() {
     let upstream = Upstream::silent();
     let proxy = Proxy::start(Config::to_with(&upstream, "max_grpc_timeout: 300ms"));
     assert_exceeded(&proxy, &call(&proxy, "99999999H"), "grpc_deadline");
-    assert!(left(&upstream.only_request()) <= 300_000, "the upstream is told the time that there is");
+    assert!(left(&upstream.only_request()) <= 300_000, "the upstream receives the actual timeout");
 
     let upstream = Upstream::replying(|_| head_only(0));
     let told = |cluster: &str| {
@@ -107,14 +107,14 @@ fn a_client_may_ask_for_so_long_and_no_longer() {
     );
 }
 
-/// The time that is left, in microseconds.
+/// The remaining time in microseconds.
 fn left(request: &Message) -> u64 {
     let value = request.field("grpc-timeout").expect("a timeout");
     value.strip_suffix('u').expect("microseconds").parse().expect("a number")
 }
 
 #[test]
-fn each_try_is_told_how_much_is_left() {
+fn each_attempt_receives_the_remaining_time() {
     let turn = AtomicUsize::new(0);
     let upstream = Upstream::replying(move |_| head_only(if turn.fetch_add(1, SeqCst) < 2 { 14 } else { 0 }));
     let options = "retry: {on: [grpc_unavailable], attempts: 2, backoff: 1ms}";
@@ -130,12 +130,12 @@ fn each_try_is_told_how_much_is_left() {
     call(&proxy, "60S");
     assert!(
         left(&upstream.only_request()) > 20_000_000,
-        "a try is given up here, and its upstream would race with that"
+        "an attempt is abandoned here, which would race with its upstream"
     );
 }
 
 #[test]
-fn what_is_no_timeout_is_not_touched() {
+fn invalid_timeouts_are_forwarded_unchanged() {
     let upstream = Upstream::replying(|_| head_only(0));
     let proxy = Proxy::start(Config::to_with(&upstream, ""));
     for value in ["soon", "5", "123456789S"] {
@@ -143,11 +143,11 @@ fn what_is_no_timeout_is_not_touched() {
         assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some(value));
     }
     proxy.request("POST", "/plain", &[("grpc-timeout", "1n")], b"");
-    assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some("1n"), "it is no call");
+    assert_eq!(upstream.requests().last().and_then(|r| r.field("grpc-timeout")), Some("1n"), "it is not a call");
 }
 
-/// Has calls whose time is over when their responses have begun: by the client's word, which is a field, and by the listener's. Both
-/// are logged alike. `ask` says whether the response had begun.
+/// Makes calls that exceed their deadline after the response has begun: the client's, which is a field, and the
+/// listener's. Both are logged alike. `ask` returns whether the response had begun.
 fn for_streams_that_take_too_long(ask: impl Fn(&Proxy, (&str, &str)) -> bool) {
     let attempt = |is_clients: bool, ms: u32| {
         let (told, age) = (format!("{ms}m"), format!("timeouts: {{stream_age: {ms}ms}}"));
@@ -169,9 +169,9 @@ fn for_streams_that_take_too_long(ask: impl Fn(&Proxy, (&str, &str)) -> bool) {
     [true, false].into_iter().for_each(|is_clients| in_time(|ms| attempt(is_clients, ms)));
 }
 
-/// gRPC's clients take a reset for an internal error, and trailers for what they say.
+/// gRPC clients report a reset as an internal error, and trailers with their status.
 #[test]
-fn a_response_that_has_begun_ends_with_its_status_over_http_2() {
+fn a_started_response_ends_with_a_grpc_status_over_http2() {
     for_streams_that_take_too_long(|proxy, field| {
         let mut client = proxy.h2();
         let stream = client.request("POST", "/a.B/C", &[("content-type", "application/grpc"), field], true);
@@ -183,9 +183,9 @@ fn a_response_that_has_begun_ends_with_its_status_over_http_2() {
     });
 }
 
-/// The head says that it goes well; after that, and without trailers, only an end before the end can say otherwise.
+/// The head reports success; after that, and without trailers, only a truncated body can report the failure.
 #[test]
-fn a_response_that_has_begun_is_cut_off() {
+fn a_started_response_is_aborted_without_trailers() {
     for_streams_that_take_too_long(|proxy, field| {
         let mut client = proxy.client();
         let fields = [("content-type", "application/grpc"), ("connection", "close"), field];
@@ -197,9 +197,9 @@ fn a_response_that_has_begun_is_cut_off() {
     });
 }
 
-/// Who always has something to send puts off no deadline, and is not said to have sent nothing.
+/// A client that keeps sending does not postpone its deadline, and is not reported as having sent nothing.
 #[test]
-fn a_body_without_end_ends_with_its_time() {
+fn an_endless_body_ends_at_the_deadline() {
     let attempt = |is_clusters: bool, reads: bool, ms: u32| {
         let (cluster, listener) = match is_clusters {
             true => (format!("request_timeout: {ms}ms"), String::new()),
@@ -226,23 +226,23 @@ fn a_body_without_end_ends_with_its_time() {
 }
 
 #[test]
-fn a_stream_gets_only_so_old() {
+fn a_stream_ends_at_the_stream_age() {
     let upstream = Upstream::silent();
     let proxy =
         Proxy::start(Config::to_with(&upstream, "request_timeout: 0s").listener("timeouts: {stream_age: 300ms}"));
     let response = proxy.get("/old");
     assert_eq!(response.status(), 504);
     proxy.entry_for("/old").flagged("UT").because("stream_age");
-    // Also while its client still sends.
+    // Also while its client is still sending.
     let mut client = proxy.client();
     client.send("POST /sending HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nbeginning");
     assert_eq!(client.read().status(), 504);
     assert_eq!(proxy.entry_for("/sending")["details"], "stream_age");
 }
 
-/// A filter that wants the body waits for it; the client may not let it wait for ever.
+/// A filter waits for the body; the client must not make it wait forever.
 #[test]
-fn a_body_that_filters_wait_for_has_its_bounds() {
+fn a_body_that_filters_wait_for_times_out() {
     let looks = crate::guest::filter(
         r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#,
     );

@@ -1,4 +1,4 @@
-//! File descriptors are used up by whoever connects; what operators, probes and upstreams need is not.
+//! File descriptors: clients can exhaust their share, but not what the admin listener, probes and upstreams need.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::harness::{Config, Gate, Proxy, Upstream, Wire, answer, wait_until};
 
-/// With 256 descriptors, clients may use those below 160.
+/// With a limit of 256 descriptors, clients may use those below 160.
 const FEW: u32 = 256;
 
 fn connections(proxy: &Proxy, listener: &str, n: usize) -> Vec<TcpStream> {
@@ -19,7 +19,7 @@ fn connections(proxy: &Proxy, listener: &str, n: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn clients_that_are_idle_make_room_for_others() {
+fn idle_clients_make_room_for_others() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start_with_descriptors(Config::to(&upstream).top("workers: 1"), FEW);
     let idle = connections(&proxy, "main", 400);
@@ -27,7 +27,7 @@ fn clients_that_are_idle_make_room_for_others() {
     let mut busy = proxy.client();
     for _ in 0..50 {
         assert_eq!(proxy.get("/").status(), 200);
-        assert_eq!(busy.get("/").status(), 200, "it has had something to say");
+        assert_eq!(busy.get("/").status(), 200, "its client has sent a request");
     }
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     assert!(proxy.metrics().sum("process_open_fds", &[]) < 200.0);
@@ -36,11 +36,11 @@ fn clients_that_are_idle_make_room_for_others() {
 }
 
 #[test]
-fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
+fn busy_clients_leave_descriptors_for_probes_and_upstreams() {
     let gate = Gate::default();
     let upstream = Upstream::held(&gate, "/slow", |_| answer(200, &[], "ok"));
     let top = "workers: 1\nadmin: {address: '@admin@', probes: {address: '@probes@'}}";
-    // One upstream connection for all that wait: it is clients that use descriptors up here.
+    // All pending requests use one upstream connection, so clients use up the descriptors here.
     let config = Config::to_with(&upstream, "limits: {connections: 1, pending: 1000, requests: 1000}").top(top);
     let proxy = Proxy::start_with_descriptors(config, FEW);
     let mut slow = Vec::new();
@@ -52,7 +52,7 @@ fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
         }));
         proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "descriptors")]) > 0.0
     });
-    wait_until("somebody to be told, and not left to wait", || {
+    wait_until("a client to be rejected instead of left waiting", || {
         slow.iter().any(|wire| {
             let mut first = [0; 12];
             wire.socket().set_nonblocking(true).expect("a socket");
@@ -70,9 +70,9 @@ fn clients_that_are_busy_cannot_keep_probes_and_upstreams_from_descriptors() {
     wait_until("room", || proxy.get("/").status() == 200);
 }
 
-/// The limit is lowered from outside, so that not even the last ones are left.
+/// The limit is lowered from outside, so that not even reserved descriptors are left.
 #[test]
-fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
+fn without_descriptors_accepting_is_retried_and_active_requests_continue() {
     let gate = Gate::default();
     let upstream = Upstream::held(&gate, "/slow", |_| answer(200, &[], "ok"));
     let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
@@ -87,7 +87,7 @@ fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
     let mut waiting = proxy.client();
     waiting.send_request("GET", "/", &[], b"");
     proxy.wait_for_output("cannot accept a connection: Too many open files");
-    // It is tried again from time to time, and not all the time.
+    // Accepting is retried from time to time, not in a busy loop.
     let spent = || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).expect("it runs");
         let ticks = stat.rsplit(") ").next().expect("its state").split(' ').skip(11).take(2);
@@ -105,7 +105,7 @@ fn without_any_descriptor_it_is_accepted_later_and_what_is_under_way_goes_on() {
 }
 
 #[test]
-fn half_heads_do_not_keep_the_admin_listener_from_answering() {
+fn partial_heads_do_not_block_the_admin_listener() {
     let top = "workers: 1\nadmin: {address: '@admin@', probes: {address: '@probes@'}}";
     let proxy = Proxy::start(Config::new().top(top));
     for listener in ["admin", "probes"] {
@@ -125,7 +125,7 @@ fn half_heads_do_not_keep_the_admin_listener_from_answering() {
 }
 
 #[test]
-fn heads_and_bodies_for_the_admin_listener_have_their_time() {
+fn heads_and_bodies_to_the_admin_listener_time_out() {
     let proxy = Proxy::start(Config::new());
     let open = |sent: &str| {
         let mut wire = Wire::new(TcpStream::connect(proxy.address("admin")).expect("a connection"));
@@ -136,7 +136,7 @@ fn heads_and_bodies_for_the_admin_listener_have_their_time() {
     let (mut head, mut body) = (open("GET /live HTTP/1.1\r\nHost:"), open(body));
     thread::scope(|scope| {
         scope.spawn(move || assert_eq!(body.read_response("POST").map(|r| r.status()).ok(), Some(408)));
-        // hyper closes without a word.
+        // hyper closes without a response.
         scope.spawn(move || assert!(head.is_closed()));
     });
     let large = format!("POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{}", "x".repeat(5000));

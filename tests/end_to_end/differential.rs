@@ -1,5 +1,5 @@
-//! One list of messages, each sent in every version of HTTP to upstreams of every version, past a filter that holds bodies and
-//! without one: the same comes of it everywhere, but where the table says why not.
+//! One table of messages, each sent in every version of HTTP to upstreams of every version, through a filter that holds
+//! bodies and without one: the outcome is the same everywhere, except where the table states why not.
 
 mod model;
 mod rows;
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// A listener, a cluster and a log for each way.
+/// A listener, a cluster and a log per path.
 fn config(upstreams: &[(Way, Upstream)]) -> Config {
     const LOG: &str = "format: '%req(x-row)% %status% %flags% %details%'";
     let mut config = Config::new().unchained("holder", "holder.wasm", "");
@@ -51,7 +51,7 @@ fn config(upstreams: &[(Way, Upstream)]) -> Config {
     config
 }
 
-/// Sends all rows by one way, those that it can say.
+/// Sends all rows that this path can express.
 fn run(
     way: Way,
     address: SocketAddr,
@@ -77,7 +77,7 @@ fn run(
     all
 }
 
-/// The log of a way, by row; lines of requests that nobody could read name none.
+/// The log of a path, by row; lines of unreadable requests name no row.
 fn logged(proxy: &Proxy, way: Way) -> BTreeMap<usize, Logged> {
     let text = fs::read_to_string(proxy.dir().join(format!("{}.log", way.name()))).unwrap_or_default();
     let line = |line: &str| {
@@ -88,7 +88,7 @@ fn logged(proxy: &Proxy, way: Way) -> BTreeMap<usize, Logged> {
     text.lines().filter_map(line).collect()
 }
 
-/// Rows and ways, and what became of them.
+/// Rows and paths, and their outcomes.
 #[derive(Default)]
 struct Count {
     compared: usize,
@@ -140,12 +140,12 @@ fn a_message_means_the_same_in_every_version() {
                 scope.spawn(move || run(*way, address, certificate, rows, seen))
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a way to its end")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("a finished path")).collect()
     });
     let mut count = Count::default();
     for (((way, _), seen), results) in ways.iter().zip(&seen).zip(&results) {
         let arrivals = seen.all();
-        // What an upstream has seen has a line, sooner or later.
+        // Every request that an upstream received gets a line eventually.
         wait_until("the log", || arrivals.keys().all(|row| logged(&proxy, *way).contains_key(row)));
         let log = logged(&proxy, *way);
         count.inexpressible += rows.len() - results.len();
@@ -158,7 +158,7 @@ fn a_message_means_the_same_in_every_version() {
     assert!(count.wrong.is_empty(), "{} wrong:\n{}", count.wrong.len(), count.wrong.join("\n"));
 }
 
-/// Says how large the table is and what differs, past the capture of a test that passes.
+/// Prints the size of the table and the differences, bypassing the output capture of passing tests.
 fn tell(rows: &[Row], count: &Count, ways: usize) {
     let Count { compared, inexpressible, otherwise, .. } = count;
     let mut text = String::new();
@@ -166,8 +166,8 @@ fn tell(rows: &[Row], count: &Count, ways: usize) {
     for row in rows {
         for Exception { ways, kind, why } in &row.exceptions {
             let kind = match kind {
-                Kind::Inexpressible => "cannot be said",
-                Kind::Otherwise(_) => "something else is right",
+                Kind::Inexpressible => "cannot be expressed",
+                Kind::Otherwise(_) => "another outcome is right",
             };
             reasons.entry(format!("{kind} {ways}: {why}")).or_default().push(row.name);
         }

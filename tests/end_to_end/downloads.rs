@@ -1,5 +1,5 @@
-//! Clients that do not read their responses hold no more than their share of an upstream once others need it; who reads slowly gets
-//! everything.
+//! Clients that do not read their responses keep no more than their share of an upstream's connections once others need
+//! them; slow readers get everything.
 
 use std::{
     io::Read,
@@ -16,10 +16,10 @@ use crate::harness::{
 
 const MIB: usize = 1 << 20;
 
-/// More than all buffers on the way can hold.
+/// More than all buffers on the path can hold.
 const LONG: usize = 256 * MIB;
 
-/// Answers `/long` without end, `/slow` with as much as the slow reader wants, and others at once.
+/// Answers `/long` without end, `/slow` with as much as the slow reader wants, and other paths immediately.
 fn upstream() -> Upstream {
     Upstream::scripted(|mut connection| {
         while let Some(request) = connection.request() {
@@ -44,7 +44,7 @@ fn to(upstream: &Upstream, top: &str, cluster: &str) -> Config {
     Config::to_with(upstream, &format!("request_timeout: 0s\n{cluster}")).top(top).listener("trusted_hops: 1")
 }
 
-/// A client of HTTP/2 that asks for much and takes nothing.
+/// An HTTP/2 client that sends many requests and reads nothing.
 fn unread(proxy: &Proxy, from: &str, count: usize) -> (H2, Vec<u32>) {
     let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 0)]);
     client.generous = false;
@@ -59,11 +59,11 @@ fn unread_1(proxy: &Proxy, from: &str) -> Client {
     client
 }
 
-/// Asks for much, takes nothing, and asks again at once for whatever it loses.
+/// Sends many requests, reads nothing, and immediately repeats every request that is aborted.
 fn insist(proxy: &Proxy, from: &str, count: usize, over: &AtomicBool) {
     let (mut client, mut streams) = unread(proxy, from, count);
     client.window(0, 1 << 24);
-    // Ends in any case, should the test have failed.
+    // Ends even if the test has failed.
     for _ in 0..1000 {
         client.ping();
         for stream in &mut streams {
@@ -83,7 +83,8 @@ fn insist(proxy: &Proxy, from: &str, count: usize, over: &AtomicBool) {
     }
 }
 
-/// A client that takes nothing for longer than would be held against somebody who holds more, and everything then. How much it gets.
+/// A client that pauses for longer than a client with more permits would be allowed to, and then reads everything.
+/// Returns the number of bytes.
 fn reads_slowly(proxy: &Proxy) -> usize {
     let mut client = proxy.client();
     client.send_request("GET", "/slow", &[("X-Forwarded-For", "192.0.2.200")], b"");
@@ -94,7 +95,7 @@ fn reads_slowly(proxy: &Proxy) -> usize {
     assert_eq!(head.status(), 200);
     while all < 8 * MIB {
         let read = client.wire.read_some(&mut part).expect("the rest of it");
-        assert!(read > 0, "it was cut off after {all}");
+        assert!(read > 0, "it was aborted after {all}");
         all += read;
         thread::sleep(Duration::from_millis(20));
     }
@@ -121,32 +122,32 @@ fn assert_evicted(proxy: &Proxy) {
 }
 
 #[test]
-fn downloads_that_nobody_reads_make_room_for_others_and_slow_readers_get_everything() {
+fn unread_downloads_make_room_and_slow_readers_get_everything() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 12}"));
     thread::scope(|scope| {
         let slow = scope.spawn(|| reads_slowly(&proxy));
         upstream.wait_for_requests(1);
         let mut held: Vec<_> = (0..4).map(|_| unread(&proxy, "203.0.113.1", 25)).collect();
-        wait_until("all places to be taken", || of_cluster(&proxy, "connections") >= 12.0);
+        wait_until("all permits to be taken", || of_cluster(&proxy, "connections") >= 12.0);
         others_are_answered(&proxy, 40);
         assert_evicted(&proxy);
         assert!(slow.join().expect("the slow reader") >= 8 * MIB);
-        // Whoever is cut off is told so, and the connection goes on.
+        // Aborted streams are reset, and the connection stays open.
         let reset = held.iter_mut().any(|(client, streams)| {
             client.ping();
             streams.iter().any(|stream| client.so_far(*stream).reset == Some(code::CANCEL))
         });
         assert!(reset);
     });
-    wait_until("nothing to be left of it", || {
+    wait_until("all downloads to end", || {
         of_cluster(&proxy, "requests_active") == 0.0 && of_cluster(&proxy, "downloads_waiting") == 0.0
     });
 }
 
-/// Neither the places that come free nor the queue for them are for whoever asks most, on whichever worker.
+/// Neither the permits that become free nor the queue for them go to the client with the most requests, on whatever worker.
 #[test]
-fn a_client_that_asks_again_for_all_it_loses_keeps_nobody_out() {
+fn a_client_that_repeats_aborted_requests_blocks_no_other() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 2", "limits: {connections: 8, pending: 40}"));
     let over = AtomicBool::new(false);
@@ -157,7 +158,7 @@ fn a_client_that_asks_again_for_all_it_loses_keeps_nobody_out() {
             scope.spawn(|| insist(&proxy, "203.0.113.1", 25, &over));
         }
         wait_until("the queue to be full", || of_cluster(&proxy, "requests_pending") >= 40.0);
-        // Each by another connection, which may have another worker.
+        // Each over another connection, possibly on another worker.
         let others = (0..12).map(|n| {
             thread::sleep(Duration::from_millis(300));
             let from = format!("192.0.2.{n}");
@@ -172,24 +173,24 @@ fn a_client_that_asks_again_for_all_it_loses_keeps_nobody_out() {
 }
 
 #[test]
-fn no_download_ends_while_there_are_places() {
+fn no_download_is_aborted_while_permits_are_free() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 5}"));
     let mut held: Vec<_> = (0..4).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
     upstream.wait_for_requests(4);
-    // Longer than one may wait for its client while others have no place.
+    // Longer than a download may wait for its client while others have no permit.
     thread::sleep(Duration::from_millis(1500));
     others_are_answered(&proxy, 20);
     assert_eq!(of_cluster(&proxy, "downloads_evicted_total"), 0.0);
     for client in &mut held {
         assert_eq!(client.wire.read_head().expect("a head").status(), 200);
-        client.wire.socket().read_exact(&mut vec![0; 16 * MIB]).expect("it goes on");
+        client.wire.socket().read_exact(&mut vec![0; 16 * MIB]).expect("it continues");
     }
 }
 
-/// What one client may hold, and what all of them may.
+/// The limit per client, and the limit for all of them.
 #[test]
-fn over_http_1_and_by_many_clients_too() {
+fn unread_downloads_over_http1_by_many_clients_make_room() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 8}"));
     let mut held: Vec<_> = (0..8).map(|n| unread_1(&proxy, &format!("203.0.113.{}", n / 2))).collect();
@@ -200,29 +201,29 @@ fn over_http_1_and_by_many_clients_too() {
         let mut part = vec![0; MIB];
         let socket = client.wire.socket();
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
-        // The rest of those that were not cut off is not waited for.
+        // The remaining downloads that were not aborted are not waited for.
         (0..64).any(|_| matches!(client.wire.read_some(&mut part), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset))
     };
-    assert!(held.iter_mut().any(cut), "nobody was told");
+    assert!(held.iter_mut().any(cut), "no client was aborted");
 }
 
-/// Places are counted over all workers, and so are clients.
+/// Permits and clients are counted across all workers.
 #[test]
-fn on_several_workers_too() {
+fn unread_downloads_on_several_workers_make_room() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 2", "limits: {connections: 12}"));
     let _held: Vec<_> = (0..24).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
-    wait_until("all places to be taken", || of_cluster(&proxy, "connections") >= 12.0);
+    wait_until("all permits to be taken", || of_cluster(&proxy, "connections") >= 12.0);
     for _ in 0..4 {
-        // Each by another connection, which has another worker.
+        // Each over another connection, on another worker.
         others_are_answered(&proxy, 5);
     }
     assert_evicted(&proxy);
 }
 
-/// There the places are streams, and the upstream may allow fewer than is configured.
+/// There the permits are streams, and the upstream may allow fewer than configured.
 #[test]
-fn streams_of_an_http_2_upstream_too() {
+fn unread_streams_of_an_http2_upstream_make_room() {
     let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 4)], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {
             match request.field(":path") {
@@ -237,20 +238,20 @@ fn streams_of_an_http_2_upstream_too() {
     let proxy = Proxy::start(to(&upstream, "workers: 1", "protocol: h2\nlimits: {connections: 1}"));
     others_are_answered(&proxy, 1);
     let _held = unread(&proxy, "203.0.113.1", 20);
-    wait_until("all places to be taken", || of_cluster(&proxy, "requests_pending") > 0.0);
+    wait_until("all permits to be taken", || of_cluster(&proxy, "requests_pending") > 0.0);
     others_are_answered(&proxy, 20);
     assert_evicted(&proxy);
     assert_eq!(upstream.connections(), 1);
 }
 
-/// `limits.requests`, which is reached before connections are where these carry many streams.
+/// `limits.requests` is reached before the connection limit when connections carry many streams.
 #[test]
-fn requests_that_would_be_too_many_take_their_places_too() {
+fn unread_downloads_make_room_under_the_request_limit() {
     let upstream = upstream();
     let proxy = Proxy::start(to(&upstream, "workers: 1", "limits: {connections: 100, requests: 8}"));
     let _held: Vec<_> = (0..8).map(|_| unread_1(&proxy, "203.0.113.1")).collect();
     upstream.wait_for_requests(8);
-    // As above: before that, none would be ended.
+    // As above: before that, no download is aborted.
     thread::sleep(Duration::from_millis(1500));
     others_are_answered(&proxy, 1);
     assert_evicted(&proxy);

@@ -1,4 +1,4 @@
-//! Signals: SIGTERM ends the proxy without losing a request, SIGHUP reloads, and none ends it in a way of its own.
+//! Signals: SIGTERM ends the proxy without losing a request, SIGHUP reloads, and no signal kills it.
 
 use std::{
     collections::HashSet,
@@ -11,27 +11,27 @@ use crate::{
     harness::{Client, Config, Proxy, Signal, Upstream, answer, not_run, turnstile, wait_until},
 };
 
-/// Sends it a signal, and waits until it takes no more connections.
+/// Sends this signal, and waits until it accepts no more connections.
 fn drain(proxy: &Proxy, signal: Signal) {
     proxy.signal(signal);
     wait_until("the proxy to be no longer ready", || proxy.admin("GET", "/ready", "").status() == 503);
 }
 
-/// For so long at least, an idle connection is kept after SIGTERM, for a request that may be on its way.
+/// The minimum time that an idle connection is kept after SIGTERM, for a request that may be in transit.
 const GRACE: Duration = Duration::from_millis(400);
 
-/// What one client under load has seen.
+/// The observations of one client under load.
 #[derive(Default)]
 struct Seen {
     answered: usize,
-    /// The request that got no answer, if one did not.
+    /// The request without a response, if any.
     unanswered: Option<String>,
-    /// It was sent so soon after the one before that the connection cannot have been closed for being idle.
+    /// It was sent so soon after the previous one that the connection cannot have been closed for being idle.
     in_time: bool,
     told: bool,
 }
 
-/// Requests one after the other on one connection until that ends.
+/// Sends requests one after the other on one connection until it ends.
 fn load(proxy: &Proxy, name: usize) -> Seen {
     let mut client = proxy.client();
     let mut seen = Seen::default();
@@ -41,7 +41,7 @@ fn load(proxy: &Proxy, name: usize) -> Seen {
         let request = format!("POST {target} HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody");
         let now = Instant::now();
         let sent = client.wire.send(request);
-        // From before the last one was sent until this one is: however long this thread is kept waiting, it is not less.
+        // From before the previous request was sent until this one is: delays of this thread only make it longer.
         seen.in_time = before.elapsed() < GRACE;
         before = now;
         match sent.and_then(|()| client.wire.read_response("POST")) {
@@ -50,7 +50,7 @@ fn load(proxy: &Proxy, name: usize) -> Seen {
                 seen.answered += 1;
                 seen.told = response.field("connection") == Some("close");
                 if seen.told {
-                    assert!(client.wire.is_closed(), "what is announced happens");
+                    assert!(client.wire.is_closed(), "the announced close happens");
                     return seen;
                 }
             }
@@ -70,27 +70,27 @@ fn sigterm_under_load_loses_no_request() {
     let clients: Vec<Seen> = thread::scope(|scope| {
         let running = &proxy;
         let clients: Vec<_> = (0..8).map(|name| scope.spawn(move || load(running, name))).collect();
-        // In the middle of it.
+        // In the middle of the load.
         upstream.wait_for_requests(400);
         proxy.signal(Signal::TERM);
-        clients.into_iter().map(|client| client.join().expect("what a client saw")).collect()
+        clients.into_iter().map(|client| client.join().expect("a client's observations")).collect()
     });
     assert_eq!(proxy.wait_exit().code(), Some(0));
     let reached: HashSet<String> = upstream.requests().iter().map(|r| r.target().to_owned()).collect();
     for (name, seen) in clients.iter().enumerate() {
         if let Some(target) = &seen.unanswered {
-            assert!(!reached.contains(target), "{target} was done and not answered");
+            assert!(!reached.contains(target), "{target} was processed and not answered");
             assert!(!seen.in_time, "{target} was sent in time and not answered");
         }
-        assert!(seen.told || seen.unanswered.is_some(), "client {name} was not told");
+        assert!(seen.told || seen.unanswered.is_some(), "client {name} did not get `connection: close`");
     }
     let answered: usize = clients.iter().map(|seen| seen.answered).sum();
-    assert_eq!(answered, reached.len(), "all that was done was answered");
-    assert_eq!(proxy.entries().len(), answered, "and all of it is in the access log");
+    assert_eq!(answered, reached.len(), "every processed request was answered");
+    assert_eq!(proxy.entries().len(), answered, "and all of them are in the access log");
 }
 
 #[test]
-fn a_request_under_way_is_finished() {
+fn sigterm_lets_an_active_request_finish() {
     let (go, wait) = turnstile();
     let upstream = Upstream::replying(move |_| {
         wait();
@@ -113,7 +113,7 @@ fn a_request_under_way_is_finished() {
 }
 
 #[test]
-fn bodies_under_way_are_finished() {
+fn sigterm_lets_bodies_finish() {
     let (go, wait) = turnstile();
     let upstream = Upstream::scripted(move |mut connection| match connection.request() {
         Some(request) if request.method() == "POST" => connection.send(answer(200, &[], &request.body)),
@@ -140,7 +140,7 @@ fn bodies_under_way_are_finished() {
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }
 
-/// A proxy with this `drain_timeout`, and a client whose request nobody answers.
+/// A proxy with this `drain_timeout`, and a client whose request is never answered.
 fn hanging(upstream: &Upstream, drain_timeout: &str) -> (Proxy, Client) {
     let config = Config::to_with(upstream, "request_timeout: 0s").top(&format!("drain_timeout: {drain_timeout}"));
     let proxy = Proxy::start(config);
@@ -151,20 +151,20 @@ fn hanging(upstream: &Upstream, drain_timeout: &str) -> (Proxy, Client) {
 }
 
 #[test]
-fn a_request_that_hangs_is_waited_for_only_so_long() {
+fn the_drain_timeout_bounds_a_hanging_request() {
     let upstream = Upstream::silent();
     let (mut proxy, mut client) = hanging(&upstream, "1s");
     proxy.signal(Signal::TERM);
-    // Without the bound it would wait for the listener's idle timeout: five minutes.
+    // Without the timeout it would wait for the listener's idle timeout: five minutes.
     assert_eq!(proxy.wait_exit().code(), Some(0));
     assert!(client.wire.is_closed());
     assert!(proxy.output().contains("the drain timeout is over"), "{}", proxy.output());
-    // Its client has not gone away.
+    // Its client did not disconnect.
     proxy.entry_for("/hangs").expect((), "UT").because("shutdown");
 }
 
 #[test]
-fn sigint_and_sigquit_end_it_too() {
+fn sigint_and_sigquit_drain_too() {
     for (signal, name) in [(Signal::INT, "SIGINT"), (Signal::QUIT, "SIGQUIT")] {
         let mut proxy = Proxy::start(Config::new());
         proxy.signal(signal);
@@ -188,43 +188,47 @@ fn a_second_signal_ends_the_draining() {
         proxy.signal(second);
         assert_eq!(proxy.wait_exit().code(), Some(0));
         assert!(client.wire.is_closed());
-        assert_eq!(proxy.entry_for("/hangs")["status"], serde_json::Value::Null, "what was cut is in the access log");
+        assert_eq!(
+            proxy.entry_for("/hangs")["status"],
+            serde_json::Value::Null,
+            "the aborted request is in the access log"
+        );
         assert!(proxy.last_words().contains("while draining; connections that are left are cut"));
     }
 }
 
-/// Renames the access log as logrotate does it, and sends a signal, upon which there is a new one.
+/// Renames the access log as logrotate does, and sends a signal that must reopen it.
 fn rotate(proxy: &Proxy, signal: Signal) {
     proxy.get("/first");
     proxy.entry_for("/first");
     std::fs::rename(proxy.dir().join("access.log"), proxy.dir().join("access.log.1")).expect("a file can be renamed");
     proxy.signal(signal);
-    wait_until("the log to be there again", || proxy.dir().join("access.log").exists());
+    wait_until("the log to exist again", || proxy.dir().join("access.log").exists());
     proxy.get("/second");
     proxy.entry_for("/second");
     assert_eq!(proxy.entries().len(), 1);
 }
 
 #[test]
-fn sigusr1_opens_the_logs_anew_and_does_nothing_else() {
+fn sigusr1_only_reopens_the_logs() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     rotate(&proxy, Signal::USR1);
     proxy.wait_for_output("access logs were opened again");
-    assert_eq!(proxy.config()["last_attempt"]["cause"], "start", "nothing was read again");
+    assert_eq!(proxy.config()["last_attempt"]["cause"], "start", "no reload happened");
 }
 
 #[test]
-fn sigusr2_does_nothing_and_says_so() {
+fn sigusr2_is_ignored_and_logged() {
     let proxy = Proxy::start(Config::new());
     proxy.signal(Signal::USR2);
     proxy.wait_for_output("SIGUSR2 does nothing here");
     assert_eq!(proxy.get("/").status(), 404);
 }
 
-/// While it waits for its certificate, which nobody gives it.
+/// While it waits for a certificate that the authority does not issue.
 #[test]
-fn signals_are_heard_before_the_proxy_is_ready() {
+fn signals_are_handled_before_the_proxy_is_ready() {
     let authority = Upstream::silent();
     let config = format!(
         "workload: {{spiffe: 'spiffe://mesh.local/a', ca: 'http://{}', token: a.token, dir: run}}\n\
@@ -243,12 +247,12 @@ fn signals_are_heard_before_the_proxy_is_ready() {
     assert!(proxy.last_words().contains("SIGTERM: stopped before anything was served"));
 }
 
-/// A filter that takes for ever to be configured.
+/// A filter that never finishes its configuration.
 fn endless() -> Vec<u8> {
     guest::filter(r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (loop (br 0)) (i32.const 1))"#)
 }
 
-/// Threads that load a configuration: there are some only while that is done.
+/// Whether a configuration is being loaded: only then are there threads that load it.
 fn is_loading(proxy: &Proxy) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("it runs");
     let names = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
@@ -256,7 +260,7 @@ fn is_loading(proxy: &Proxy) -> bool {
 }
 
 #[test]
-fn signals_are_heard_while_the_first_configuration_loads() {
+fn signals_are_handled_while_the_first_configuration_loads() {
     let config = Config::new().filter("slow", "slow.wasm", "limits: {call_time: 1h}");
     let mut proxy = Proxy::begin(config, &[("slow.wasm", &endless())]);
     wait_until("the admin listener to answer", || std::net::TcpStream::connect(proxy.address("admin")).is_ok());
@@ -268,7 +272,7 @@ fn signals_are_heard_while_the_first_configuration_loads() {
 }
 
 #[test]
-fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
+fn a_load_blocks_nothing_and_is_abandoned_at_sigterm() {
     let upstream = Upstream::saying("ok");
     let weak = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -281,8 +285,8 @@ fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
     proxy.put_config(config.filter("slow", "slow.wasm", "limits: {call_time: 1h}"));
     wait_until("loading to begin", || is_loading(&proxy));
     proxy.asks_all_workers();
-    assert!(is_loading(&proxy), "nothing of this has waited for it");
-    // The spare instance takes the first one's place; others must be made now.
+    assert!(is_loading(&proxy), "none of this waited for the load");
+    // The spare instance replaces the first one; other spares must be created now.
     assert_eq!(proxy.request("GET", "/", &[("x-trap", "1")], b"").status(), 503);
     wait_until("other spares", || proxy.filter("weak")["spares"] == 3);
     assert_eq!(proxy.get("/").status(), 200);
@@ -293,7 +297,7 @@ fn a_load_holds_nothing_up_and_is_given_up_at_sigterm() {
 }
 
 #[test]
-fn sighup_reloads_and_opens_the_logs_anew() {
+fn sighup_reloads_and_reopens_the_logs() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
     rotate(&proxy, Signal::HUP);
@@ -311,12 +315,12 @@ fn a_second_proxy_on_the_same_address_does_not_start() {
     let config = format!("listeners: [{{name: main, address: '{}'}}]", proxy.address("main"));
     let output = Proxy::try_start(config, &[]).err().expect("it does not start");
     assert!(output.contains("cannot listen on"), "{output}");
-    assert_eq!(proxy.get("/").status(), 404, "the first one goes on");
+    assert_eq!(proxy.get("/").status(), 404, "the first one keeps running");
 }
 
-/// The first process of a container has no signal handlers but its own: what it does not handle, it does not get.
+/// The kernel does not deliver a signal to the first process of a container unless it has a handler.
 #[test]
-fn the_first_process_of_a_container_hears_signals() {
+fn signals_work_for_the_first_process_of_a_container() {
     use std::process::{Command, Stdio};
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
@@ -331,7 +335,7 @@ fn the_first_process_of_a_container_hears_signals() {
     }
     std::fs::write(proxy.dir().join("other.yaml"), "admin: false\nlisteners: [{name: a, address: 'unix:a.sock'}]")
         .expect("a file");
-    // What is started first is PID 1; what that starts, waits, and signals it.
+    // The `exec` makes the proxy PID 1; the background script waits and signals it.
     let script = "while ! [ -S a.sock ]; do sleep 0.02; done; kill -HUP 1; kill -TERM 1";
     let inside = format!("({script}) & exec {} run other.yaml", env!("CARGO_BIN_EXE_tollgate"));
     let status = namespace(&["sh", "-c", &inside]).status().expect("it runs");

@@ -1,5 +1,5 @@
-//! Early data (0-RTT) can be sent again by anybody who has seen it, so none is taken: clients that resume a session send it all
-//! the same here, and what they have sent reaches nobody.
+//! Early data (0-RTT) can be replayed by anyone who recorded it, so it is never accepted: clients that resume a session
+//! send early data anyway here, and it never reaches the upstream.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ use rustls::{
 
 use crate::harness::{Config, DEADLINE, Proxy, Upstream, answer};
 
-/// Keeps sessions, and remembers of each that early data is welcome, whatever the server has said.
+/// Stores sessions, and marks each as accepting early data, whatever the server announced.
 #[derive(Debug)]
 struct Eager(ClientSessionMemoryCache);
 
@@ -39,7 +39,7 @@ impl ClientSessionStore for Eager {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        assert_eq!(ticket.max_early_data_size(), 0, "it is not offered");
+        assert_eq!(ticket.max_early_data_size(), 0, "early data is not offered");
         self.0.insert_tls13_ticket(name, ticket);
     }
 
@@ -65,20 +65,20 @@ fn client(trusted: &CertificateDer<'static>, alpn: &[u8]) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// A proxy with TLS, over TCP and QUIC if there is any; its certificate.
+/// A proxy with TLS, over TCP and, if available, QUIC; and its certificate.
 fn proxy(upstream: &Upstream) -> (Proxy, CertificateDer<'static>) {
     let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
     let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
     let files = [("server.pem", certificate.as_bytes()), ("server.key", key.as_bytes())];
     let http3 = cfg!(feature = "http3");
     let tls = format!("http3: {http3}\ntls: {{certificates: [{{certificate: server.pem, key: server.key}}]}}");
-    // One worker, so that a session which was kept there would be found.
+    // One worker, so that a session stored there would be found.
     let config = Config::to(upstream).top("workers: 1").listener(&tls);
     (Proxy::start_with(config, &files), pair.cert.der().clone())
 }
 
 #[test]
-fn none_is_taken_over_tcp() {
+fn early_data_over_tcp_is_not_accepted() {
     let upstream = Upstream::replying(|_| answer(200, &[], ""));
     let (proxy, certificate) = proxy(&upstream);
     let config = client(&certificate, b"http/1.1");
@@ -101,12 +101,12 @@ fn none_is_taken_over_tcp() {
     };
     assert!(!ask(false).1);
     assert_eq!(ask(true), (Some(HandshakeKind::Resumed), false));
-    assert_eq!(upstream.requests().len(), 2, "what was sent early is gone");
+    assert_eq!(upstream.requests().len(), 2, "the early data was dropped");
 }
 
 #[cfg(feature = "http3")]
 #[test]
-fn none_is_taken_over_quic() {
+fn early_data_over_quic_is_not_accepted() {
     use crate::http3::raw::{CONTROL, USUAL, headers};
     use quinn::{ClientConfig, Endpoint, crypto::rustls::QuicClientConfig};
     let upstream = Upstream::saying("ok");
@@ -124,16 +124,16 @@ fn none_is_taken_over_quic() {
             anyhow::Ok(recv.read_to_end(1 << 20).await?)
         };
         let first = connect().await.expect("a connection");
-        // Its ticket has come by the time it is answered.
+        // The session ticket has arrived by the time of the response.
         ask(&first).await.expect("a response");
         let (second, accepted) = connect().into_0rtt().expect("a session");
         let mut control = second.open_uni().await.expect("a stream");
         control.write_all(&CONTROL).await.expect("it can be sent");
-        ask(&second).await.expect_err("the proxy has not heard of it");
+        ask(&second).await.expect_err("the proxy did not receive it");
         assert!(!accepted.await);
         assert_eq!(upstream.requests().len(), 1);
         ask(&second).await.expect("a response");
     };
-    runtime.block_on(async { tokio::time::timeout(DEADLINE, asking).await.expect("it comes to something") });
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, asking).await.expect("the request succeeds") });
     assert_eq!(upstream.requests().len(), 2);
 }

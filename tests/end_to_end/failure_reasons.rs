@@ -1,5 +1,5 @@
-//! Every failure names its reason, and what to change: for upstreams in the access log, in `GET /clusters` and in the log; for
-//! clients in the access log, in the log and in a counter.
+//! Every failure has a reason and a hint what to change: for upstreams in the access log, in `GET /clusters` and in the
+//! log; for clients in the access log, in the log and in a counter.
 
 mod calls;
 mod clients;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::Proxy;
 
-/// What the admin listener says of an endpoint: the first one of a cluster.
+/// The first endpoint of a cluster in `GET /clusters`.
 fn endpoint(proxy: &Proxy, cluster: &str) -> Value {
     let said: Value = serde_json::from_slice(&proxy.admin("GET", "/clusters", "").body).expect("JSON");
     let clusters = said["clusters"].as_array().expect("clusters");
@@ -18,7 +18,8 @@ fn endpoint(proxy: &Proxy, cluster: &str) -> Value {
     found["endpoints"][0].clone()
 }
 
-/// The reason of a line of the access log: it has all of these parts, is the endpoint's last error, of this kind, and is logged.
+/// Asserts the reason in an access log line: it contains all of these parts, is the endpoint's last error of this kind,
+/// and is logged.
 fn assert_told(name: &str, proxy: &Proxy, entry: &Value, kind: &str, parts: &[&str]) {
     let why = entry["upstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
     parts.iter().for_each(|part| assert!(why.contains(part), "{name}: no {part:?} in {why:?}"));

@@ -1,4 +1,5 @@
-//! Header fields that a proxy takes away, and those that it adds: hop-by-hop fields, `Via`, `X-Forwarded-*`, `X-Request-Id`.
+//! Header fields that a proxy takes away, and those that it adds: hop-by-hop fields, `Via`, `X-Forwarded-*`,
+//! `X-Request-Id`.
 
 use std::collections::HashSet;
 

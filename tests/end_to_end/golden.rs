@@ -1,5 +1,5 @@
-//! What users rely on and only a running proxy shows, compared with golden texts in `proxy/tests/golden`: metrics with types and
-//! labels, and the shapes of the JSON that the admin listener and `tollgate bench load` give.
+//! What users rely on and only a running proxy shows, compared with golden texts in `proxy/tests/golden`: metrics with
+//! types and labels, and the shapes of the JSON that the admin listener and `tollgate bench load` give.
 
 #[path = "../../proxy/tests/golden/compare.rs"]
 mod compare;

@@ -200,8 +200,8 @@ fn calls_are_counted_by_method() {
     assert_eq!(proxy.metrics().sum("tollgate_grpc_requests_total", &[]), 0.0);
 }
 
-/// An upstream that answers `/a.B/Large` with trailers of so many bytes when a call of `/a.B/Waits` is under way, which it answers
-/// then.
+/// An upstream that answers `/a.B/Large` with trailers of so many bytes when a call of `/a.B/Waits` is under way, which
+/// it answers then.
 fn with_trailers_of(bytes: usize) -> Upstream {
     Upstream::by_h2(move |h2| {
         let mut waits = None;

@@ -39,8 +39,8 @@ const CLIENTS: usize = 4;
 const ANY: &str = "an answer";
 
 impl Load {
-    /// Clients that have a connection each. `version` says which version a response is of; it panics if the response is not as it
-    /// should be.
+    /// Clients that have a connection each. `version` says which version a response is of; it panics if the response is
+    /// not as it should be.
     fn start(proxy: &Proxy, version: fn(&Message) -> String) -> Load {
         Load::by(&[proxy.address("main"); CLIENTS], |address| {
             let mut client = Client::connect(address);

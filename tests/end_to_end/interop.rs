@@ -30,9 +30,9 @@ fn large() -> &'static [u8] {
     &LARGE
 }
 
-/// The chain of the four standard filters, as in `examples/quickstart.yaml`: what asks for a fault gets one, `/admin` and
-/// `admin.Service` are for nobody, two requests in a day for each of `/limited` and `limited.Service`, and nothing else than
-/// these, `/` and `test.Echo` is routed.
+/// The chain of the four standard filters, as in `examples/quickstart.yaml`: what asks for a fault gets one, `/admin`
+/// and `admin.Service` are for nobody, two requests in a day for each of `/limited` and `limited.Service`, and nothing
+/// else than these, `/` and `test.Echo` is routed.
 fn four_filters(config: Config) -> Config {
     config
         .filter(

@@ -1,5 +1,5 @@
-//! Connections that the proxy ends: everything that was begun arrives, however slowly the client reads and whatever it sends
-//! meanwhile; and what is not whole never looks whole.
+//! Connections that the proxy ends: everything that was begun arrives, however slowly the client reads and whatever it
+//! sends meanwhile; and what is not whole never looks whole.
 
 use std::{thread, time::Duration};
 
@@ -27,8 +27,8 @@ fn slow(wire: &Wire) {
     socket2::SockRef::from(wire.socket()).set_recv_buffer_size(32 << 10).expect("a buffer can be small");
 }
 
-/// An HTTP/2 client that has sent many requests reads slowly, and pings as it reads. How many of the streams that GOAWAY has
-/// promised it got as a whole, and how many those are.
+/// An HTTP/2 client that has sent many requests reads slowly, and pings as it reads. How many of the streams that
+/// GOAWAY has promised it got as a whole, and how many those are.
 fn read_slowly(proxy: &mut Proxy, pause: Duration, then: impl FnOnce(&mut Proxy)) -> (usize, usize) {
     let mut client = proxy.h2();
     slow(&client.wire);

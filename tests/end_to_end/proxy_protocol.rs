@@ -106,7 +106,8 @@ fn filters_and_the_log_go_by_what_was_said() {
     }
 }
 
-/// The header comes before the handshake. From who is not trusted it is none: it breaks the handshake, and under TLS the request.
+/// The header comes before the handshake. From who is not trusted it is none: it breaks the handshake, and under TLS
+/// the request.
 #[test]
 fn under_tls_it_comes_before_the_handshake_and_only_from_those_who_are_trusted() {
     let upstream = Upstream::replying(|_| answer(200, &[], ""));

@@ -1,4 +1,5 @@
-//! The time that an upstream has for the head of its response, which is bounded by default, and for the whole, which is not.
+//! The time that an upstream has for the head of its response, which is bounded by default, and for the whole, which is
+//! not.
 
 use std::{thread, time::Duration};
 
@@ -155,8 +156,8 @@ fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
     });
 }
 
-/// A server's stream may begin with its first message, whenever that is. To a cluster that cannot speak gRPC anybody can make a
-/// call.
+/// A server's stream may begin with its first message, whenever that is. To a cluster that cannot speak gRPC anybody
+/// can make a call.
 #[test]
 fn calls_are_exempt_where_there_can_be_calls() {
     let call = [("content-type", "application/grpc"), ("te", "trailers")];

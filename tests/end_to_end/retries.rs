@@ -80,8 +80,8 @@ fn another_endpoint_is_tried_before_the_same_one() {
     assert!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the other one was asked too");
 }
 
-/// Nothing has been sent to an endpoint that takes no connection, so the request goes on to another one at once, whatever its
-/// method, however long its body, and without a part of the budget.
+/// Nothing has been sent to an endpoint that takes no connection, so the request goes on to another one at once,
+/// whatever its method, however long its body, and without a part of the budget.
 #[test]
 fn an_endpoint_that_takes_no_connection_costs_no_request() {
     let sound = Upstream::saying("sound");

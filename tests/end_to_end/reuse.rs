@@ -211,7 +211,8 @@ fn connections_to_what_is_no_longer_configured_are_closed() {
 /// Files by their names.
 type Files<'a> = &'a [(&'a str, &'a [u8])];
 
-/// A kept connection was verified by the rules of its time. What those rules would not allow now, nobody is sent to by way of it.
+/// A kept connection was verified by the rules of its time. What those rules would not allow now, nobody is sent to by
+/// way of it.
 #[test]
 fn connections_made_by_other_rules_of_tls_are_not_used_again() {
     const BASE: &str = "ca: [ca.pem], sni: web.test, certificate: {certificate: one.pem, key: one.key}";

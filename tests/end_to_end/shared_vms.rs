@@ -186,8 +186,8 @@ fn a_filter_is_named_that_refuses_its_configuration() {
     assert!(said.contains("config: {greting: two}") && said.contains("unknown field `greting`"), "{said}");
 }
 
-/// Both pause requests for an answer from elsewhere; the second answers itself when it has one. Whatever one of them does in
-/// a call brings about a call of the other, which must wait until it has returned.
+/// Both pause requests for an answer from elsewhere; the second answers itself when it has one. Whatever one of them
+/// does in a call brings about a call of the other, which must wait until it has returned.
 #[test]
 fn a_guest_is_never_called_while_it_is_in_a_call() {
     let callback = |name: &str, params: &str, result: &str, code: &str| {

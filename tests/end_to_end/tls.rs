@@ -125,7 +125,8 @@ fn a_permissive_listener_takes_both() {
     }
 }
 
-/// A browser opens connections ahead of its requests. With ALPN or without it, the handshake's bound ends with the handshake.
+/// A browser opens connections ahead of its requests. With ALPN or without it, the handshake's bound ends with the
+/// handshake.
 #[test]
 fn a_client_without_alpn_may_take_its_time_after_the_handshake() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());

@@ -1,5 +1,6 @@
-//! Filters made by the standard Go toolchain and by clang with wasi-libc, with their runtimes and standard libraries. Their sources
-//! are in `tests/conformance/go/signature` and `tests/conformance/cpp/cors.cpp`, whose `setup.sh` compiles them.
+//! Filters made by the standard Go toolchain and by clang with wasi-libc, with their runtimes and standard libraries.
+//! Their sources are in `tests/conformance/go/signature` and `tests/conformance/cpp/cors.cpp`, whose `setup.sh`
+//! compiles them.
 
 use crate::harness::{Config, Proxy, Upstream, answer, peer};
 

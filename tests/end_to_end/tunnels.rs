@@ -1,5 +1,5 @@
-//! Tunnels (upgrades and `CONNECT`) end as their sides end them: an end stays an end, and an abort an abort, in whichever version of
-//! HTTP either side speaks. Streams of HTTP/2 as tunnels are in `http2/tunnels.rs`.
+//! Tunnels (upgrades and `CONNECT`) end as their sides end them: an end stays an end, and an abort an abort, in
+//! whichever version of HTTP either side speaks. Streams of HTTP/2 as tunnels are in `http2/tunnels.rs`.
 
 use std::{io::ErrorKind, sync::mpsc};
 

@@ -1,5 +1,5 @@
-//! Clients that send a request's body slowly, or not at all, cost others nothing: they wait where waiting costs little, hold only
-//! a part of what there is, and come at a rate.
+//! Clients that send a request's body slowly, or not at all, cost others nothing: they wait where waiting costs little,
+//! hold only a part of what there is, and come at a rate.
 
 use std::{
     sync::{
@@ -300,7 +300,8 @@ fn a_body_that_comes_fast_enough_comes_through() {
     });
 }
 
-/// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot send then.
+/// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot
+/// send then.
 #[test]
 fn a_body_that_may_not_come_is_not_too_slow() {
     let is_full = Arc::new(AtomicBool::new(false));

@@ -95,7 +95,8 @@ fn a_response_that_is_none() {
         ("a bad field", "HTTP/1.1 200 OK\r\nX A: 1\r\n\r\n".to_owned()),
         ("a head that is too long", format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "x".repeat(100 << 10))),
         ("too many fields", format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(200))),
-        // RFC 9112, section 6.3, would let one be ignored; between recipients that ignore different ones, responses are split.
+        // RFC 9112, section 6.3, would let one be ignored; between recipients that ignore different ones, responses are
+        // split.
         ("two framings", in_chunks("Content-Length: 3\r\nTransfer-Encoding: chunked")),
         // Undone by the proxy, an encoding that it does not know would be lost.
         ("an unknown encoding", in_chunks("Transfer-Encoding: gzip")),

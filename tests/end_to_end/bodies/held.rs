@@ -1,5 +1,5 @@
-//! Filters that hold heads and bodies back: in the two ways in which the standard is understood, up to a bound, with trailers
-//! behind them.
+//! Filters that hold heads and bodies: in both readings of the standard (`headers_pause`), up to the buffer limit, and
+//! with trailers.
 
 use super::{at_the_end, for_both, with};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     hot_swap::Gate,
 };
 
-/// Holds the request's head until it has seen the body, and then tells its length in the head; the same for responses.
+/// Holds the head until the whole body arrived, then writes the body's length into the head; for requests and responses.
 fn holding_heads() -> Vec<u8> {
     guest::filter(&for_both(
         r#"(func (export "proxy_on_MESSAGE_headers") (param i32 i32) (param $end i32) (result i32)
@@ -59,14 +59,14 @@ fn heads_are_held_for_chunked_bodies() {
 }
 
 #[test]
-fn the_end_of_a_body_with_trailers_is_told_to_filters_that_hear_of_no_trailers() {
+fn the_body_end_reaches_filters_without_a_trailers_callback() {
     let upstream = Upstream::replying(|_| {
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\na\r\n0123456789\r\n0\r\nx-end: 1\r\n\r\n"
             .to_vec()
     });
     let request = "POST / HTTP/1.1\r\nhost: test\r\nte: trailers\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n\
                    a\r\n0123456789\r\n0\r\nx-end: 2\r\n\r\n";
-    // One holds the heads, the other the bodies.
+    // One filter holds the heads, the other the bodies.
     let exclaiming = at_the_end(r#"(drop (call $set_buffer BUFFER (local.get $size) (i32.const 0) %"!"))"#);
     for (module, options, tens) in [(holding_heads(), "headers_pause: hold_headers", Some("1")), (exclaiming, "", None)]
     {
@@ -83,8 +83,8 @@ fn the_end_of_a_body_with_trailers_is_told_to_filters_that_hear_of_no_trailers()
 }
 
 #[test]
-fn without_holding_heads_nothing_is_delivered() {
-    // The same as others understand it: it waits for ever, until the stream's idle time is over.
+fn stop_all_delivers_nothing_until_the_filter_resumes() {
+    // The same filter under the other reading of the standard: it waits until the stream's idle timeout.
     let module = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 1))
         (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32)
@@ -98,15 +98,15 @@ fn without_holding_heads_nothing_is_delivered() {
     assert!(upstream.requests().is_empty());
     proxy.entry_for("/stalled").expect(504, "SI").because("filter_stalled");
     assert!(!proxy.output().contains("a body"));
-    // The log says what is missing, once.
+    // The log names the missing option, once.
     assert_eq!(proxy.request("POST", "/stalled-too", &[], b"0123456789").status(), 504);
     proxy.entry_for("/stalled-too");
     assert_eq!(proxy.output().matches("it needs `headers_pause: hold_headers`").count(), 1);
 }
 
 #[test]
-fn a_response_of_its_own_is_not_held_for_ever() {
-    // Nobody can be reached, and the response that says so is held.
+fn a_held_local_reply_times_out() {
+    // The upstream is unreachable, and the filter holds the proxy's own 503.
     let module =
         guest::filter(r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 1))"#);
     let config = Config::to(Upstream::refusing()).listener("timeouts: {idle: 300ms}").filter("body", "body.wasm", "");
@@ -117,9 +117,9 @@ fn a_response_of_its_own_is_not_held_for_ever() {
     proxy.entry_for("/held").expect(503, "UF,SI");
 }
 
-/// A filter that sees heads after one that holds them.
+/// A filter that sees heads after a filter that holds them.
 #[test]
-fn others_see_the_head_when_it_is_let_go() {
+fn later_filters_see_the_head_when_it_is_released() {
     let upstream = Upstream::saying("hello");
     let mark = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -142,9 +142,9 @@ fn others_see_the_head_when_it_is_let_go() {
     assert_eq!(request.field("content-length"), Some("12"));
 }
 
-/// Holds bodies until a tick lets them go, heads and all.
+/// Holds heads and bodies until a tick releases them.
 #[test]
-fn what_is_held_is_let_go_from_outside() {
+fn held_messages_are_released_by_a_tick() {
     let module = guest::filter(
         r#"(global $context (mut i32) (i32.const 0))
         (global $ticks (mut i32) (i32.const 0))
@@ -173,8 +173,8 @@ fn what_is_held_is_let_go_from_outside() {
 }
 
 #[test]
-fn trailers_come_after_the_body_that_is_held() {
-    // It holds the body until the trailers, and tells there how much it holds.
+fn trailers_follow_the_held_body() {
+    // Holds the body until the trailers, and reports there how much it holds.
     let module = guest::filter(&for_both(
         r#"(func (export "proxy_on_MESSAGE_body") (param i32 i32 i32) (result i32)
             (i32.eqz (local.get 2)))
@@ -226,7 +226,7 @@ fn trailers_are_held() {
 const KIB: &str = "limits: {buffered_body: 1KiB}";
 
 #[test]
-fn a_request_body_over_the_bound() {
+fn a_held_request_body_over_the_limit_gets_413() {
     for options in ["", "headers_pause: hold_headers"] {
         let module = if options.is_empty() { at_the_end("") } else { holding_heads() };
         let upstream = Upstream::saying("hello");
@@ -238,33 +238,33 @@ fn a_request_body_over_the_bound() {
         let calls = || proxy.filter("body")["calls"].as_u64();
         let before = calls();
         client.send(body);
-        // What comes all at once is not held back.
+        // A body that arrives in one piece is not held.
         wait_until("the filter to hold a part", || calls() > before);
         client.send([b'x'; 4000]);
         assert_eq!(client.read().status(), 413, "{options}");
         proxy.entry_for("/large").expect(413, "OM").because("request_body_too_large");
-        assert_eq!(upstream.requests().len(), 1, "nothing of it goes on");
+        assert_eq!(upstream.requests().len(), 1, "nothing of it reaches the upstream");
         assert_eq!(proxy.get("/").status(), 200);
     }
 }
 
-/// However much each of them may hold.
+/// Whatever the limit of a single body.
 #[test]
-fn what_filters_hold_of_all_bodies_is_bounded() {
+fn held_bytes_of_all_bodies_are_bounded() {
     let upstream = Upstream::saying("ok");
     let proxy = with(&upstream, &at_the_end(""), "", "limits: {buffered_body: 1GiB}");
     let mut client = proxy.client();
     client.send(format!("POST /large HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", 300 << 20));
     let part = vec![b'x'; 1 << 20];
-    // It need not take all of this.
+    // The client need not manage to send all of this.
     let _ = (0..300).all(|_| client.wire.send(&part).is_ok());
     assert_eq!(client.read().status(), 503);
     proxy.entry_for("/large").expect(503, "OM").because("held_bodies_overflow");
-    assert_eq!(proxy.request("POST", "/", &[], &part).status(), 200, "what was held is given back");
+    assert_eq!(proxy.request("POST", "/", &[], &part).status(), 200, "the held bytes are released");
 }
 
 #[test]
-fn a_response_body_over_the_bound() {
+fn a_held_response_body_over_the_limit_is_replaced() {
     for options in ["", "headers_pause: hold_headers"] {
         let module = if options.is_empty() { at_the_end("") } else { holding_heads() };
         let gate = Gate::default();
@@ -274,7 +274,7 @@ fn a_response_body_over_the_bound() {
                 if request.target() == "/small" {
                     connection.send(answer(200, &[], [b'x'; 1000]));
                 } else {
-                    // What follows the part that is too much must not be taken for the whole.
+                    // What follows the part that exceeds the limit must not be taken for the whole body.
                     connection.send("HTTP/1.1 200 OK\r\ncontent-length: 2100\r\n\r\n");
                     connection.send([b'x'; 2000]);
                     shut.wait();
@@ -299,8 +299,8 @@ fn a_response_body_over_the_bound() {
 }
 
 #[test]
-fn a_chunked_response_over_the_bound_is_not_whole() {
-    // Its head has been sent, so all that can be done is to break off.
+fn a_chunked_response_over_the_limit_is_truncated() {
+    // Its head has been sent, so the proxy can only abort the response.
     let gate = Gate::default();
     let shut = gate.clone();
     let upstream = Upstream::scripted(move |mut connection| {
@@ -322,8 +322,8 @@ fn a_chunked_response_over_the_bound_is_not_whole() {
 }
 
 #[test]
-fn a_filter_cannot_make_bodies_grow_without_bound() {
-    // It adds a megabyte, two hundred times. What the proxy holds for it is bounded as what it holds back is.
+fn a_filter_cannot_grow_bodies_without_limit() {
+    // It adds a megabyte two hundred times. The limit for held bytes also applies to bytes that a filter adds.
     let module = guest::filter(
         r#"(func (export "proxy_on_request_body") (param i32) (param $size i32) (param $end i32) (result i32)
             (local $n i32)
@@ -342,8 +342,9 @@ fn a_filter_cannot_make_bodies_grow_without_bound() {
     assert!(more < 20 << 10, "{more} KiB more");
 }
 
-/// A filter that lets messages go on while it holds none of them (in the request's head, and if a body follows, by the answer to a call), and
-/// then holds each body until it has all of it. The head of a response with `x-refused` it holds, and then answers itself.
+/// A filter that calls continue while it holds nothing (in the request's head and, if a body follows, in a call's
+/// response), and then holds each body until it is complete. It holds the head of a response with `x-refused`, and then
+/// replies itself.
 fn hasty() -> Vec<u8> {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
     let nothing = "(i32.const 0) (i32.const 0)";
@@ -377,9 +378,9 @@ fn hasty() -> Vec<u8> {
     ))
 }
 
-/// Going on while nothing is held must not let out what is held later.
+/// A premature continue must not release what is held later.
 #[test]
-fn a_message_that_is_not_held_cannot_be_let_go_in_advance() {
+fn continue_before_a_pause_releases_nothing() {
     let gate = Gate::default();
     let shut = gate.clone();
     let upstream = Upstream::scripted(move |mut connection| {
@@ -401,7 +402,7 @@ fn a_message_that_is_not_held_cannot_be_let_go_in_advance() {
     };
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n");
-    // The head, and the answer.
+    // The head, and the call's response.
     called(2);
     client.send("hello");
     called(3);

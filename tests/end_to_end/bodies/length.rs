@@ -1,5 +1,4 @@
-//! The length that the head of a response without a body tells is that of the body that it would have, or is not told
-//! (RFC 9110 section 8.6).
+//! A response without a body has the `content-length` of the body it would have, or none (RFC 9110 section 8.6).
 
 use super::both;
 use crate::{
@@ -7,17 +6,17 @@ use crate::{
     harness::{Config, Proxy, Upstream, answer},
 };
 
-/// A filter that changes the length of each response's body, and leaves heads as they are.
+/// A filter that changes the length of each response's body, and leaves heads unchanged.
 pub(crate) fn longer() -> Vec<u8> {
     guest::filter(&both(r#"(drop (call $set_buffer BUFFER (i32.const 0) (i32.const 0) %"more ")) (i32.const 0)"#))
 }
 
-/// A filter that looks at heads only.
+/// A filter with a headers callback only.
 fn heads() -> Vec<u8> {
     guest::filter(r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 0))"#)
 }
 
-/// An upstream whose responses to `HEAD`, and to a `GET` of `/304`, have the length of a body that they do not have.
+/// An upstream whose responses to `HEAD`, and to a `GET` of `/304`, have a `content-length` without a body.
 pub(crate) fn upstream() -> Upstream {
     Upstream::replying(|request| match (request.method(), request.target()) {
         (_, "/304") => b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n".to_vec(),
@@ -27,7 +26,7 @@ pub(crate) fn upstream() -> Upstream {
 }
 
 #[test]
-fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
+fn a_head_response_omits_a_length_that_a_filter_might_change() {
     let upstream = upstream();
     for (module, get, head) in [(longer(), "10", None), (heads(), "5", Some("5"))] {
         let proxy = Proxy::start_with(Config::to(&upstream).filter("body", "body.wasm", ""), &[("body.wasm", &module)]);
@@ -38,7 +37,7 @@ fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
             assert_eq!(response.field("content-length"), head, "{method} {target}: {response:?}");
             assert_eq!(response.field("transfer-encoding"), None, "{method} {target}");
         }
-        assert_eq!(client.get("/").status(), 200, "the connection can be used on");
+        assert_eq!(client.get("/").status(), 200, "the connection can be reused");
 
         let mut client = proxy.h2();
         for (method, target) in [("HEAD", "/"), ("GET", "/304")] {
@@ -49,7 +48,7 @@ fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
 }
 
 #[test]
-fn the_length_of_a_reply_of_the_proxys_own_is_not_told_either() {
+fn a_local_reply_to_head_omits_such_a_length_too() {
     let module = longer();
     let config = Config::new().filter("body", "body.wasm", "");
     let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);

@@ -1,4 +1,4 @@
-//! Filters that end a message while its body is under way: by an answer of their own, or by closing.
+//! Filters that end a message in the middle of its body: by a local reply, or by closing the stream.
 
 use super::{both, with};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     harness::{Config, Proxy, Upstream, answer, turnstile},
 };
 
-/// Answers 403 at the part that begins with `!`, and then returns `action`.
+/// Replies with 403 at a part that begins with `!`, then returns `action`.
 fn refusing(action: u8) -> Vec<u8> {
     guest::filter(&both(&format!(
         r#"(drop (call $get_buffer BUFFER (i32.const 0) (i32.const 1) (global.get $out) (global.get $out_len)))
@@ -19,7 +19,7 @@ fn refusing(action: u8) -> Vec<u8> {
 }
 
 #[test]
-fn a_request_is_refused_for_its_body() {
+fn a_request_is_rejected_for_its_body() {
     for action in [0, 1] {
         let upstream = Upstream::saying("hello");
         let proxy = with(&upstream, &refusing(action), "", "");
@@ -34,7 +34,7 @@ fn a_request_is_refused_for_its_body() {
 }
 
 #[test]
-fn a_request_is_refused_for_a_later_part_of_its_body() {
+fn a_request_is_rejected_for_a_later_part_of_its_body() {
     for action in [0, 1] {
         let upstream = Upstream::scripted(|mut connection| {
             if connection.head().is_some() {
@@ -53,7 +53,7 @@ fn a_request_is_refused_for_a_later_part_of_its_body() {
 
 #[test]
 fn a_response_is_replaced_for_its_body() {
-    // With a length the head has not been sent yet, so there can be another response.
+    // With a length the head has not been sent yet, so another response is possible.
     for action in [0, 1] {
         let upstream = Upstream::replying(|request| match request.target() {
             "/loud" => answer(200, &[], "!!!"),
@@ -70,7 +70,7 @@ fn a_response_is_replaced_for_its_body() {
 }
 
 #[test]
-fn a_response_breaks_off_at_a_later_part_of_its_body() {
+fn a_response_is_aborted_at_a_later_part_of_its_body() {
     for action in [0, 1] {
         let (go, wait) = turnstile();
         let upstream = Upstream::scripted(move |mut connection| {
@@ -91,9 +91,9 @@ fn a_response_breaks_off_at_a_later_part_of_its_body() {
 }
 
 #[test]
-fn a_filter_that_holds_a_response_body_for_ever_is_given_up() {
+fn a_response_body_held_forever_times_out() {
     let upstream = Upstream::saying("hello");
-    // If the time is over before there is a response, the filter holds the proxy's own, until that is idle.
+    // If the timeout expires before there is a response, the filter holds the proxy's own until that times out.
     let config = Config::to_with(&upstream, "request_timeout: 300ms").listener("timeouts: {idle: 2s}").filter(
         "body",
         "body.wasm",
@@ -104,5 +104,5 @@ fn a_filter_that_holds_a_response_body_for_ever_is_given_up() {
     let proxy = Proxy::start_with(config, &[("body.wasm", &module)]);
     assert_eq!(proxy.get("/held").status(), 504);
     proxy.entry_for("/held").expect(504, "UT");
-    assert!(proxy.filter("body")["calls"].as_u64() < Some(100), "it is not called again and again");
+    assert!(proxy.filter("body")["calls"].as_u64() < Some(100), "it is not called in a loop");
 }

@@ -1,4 +1,5 @@
-//! One root follows another: nobody notices, whoever is restarted meanwhile, and nobody can do it in a way that would be noticed.
+//! Root rotation: no handshake fails, even if proxies restart meanwhile, and steps that would break handshakes are
+//! rejected.
 
 use std::{
     fs, mem,
@@ -11,23 +12,23 @@ use std::{
 use super::{Folder, WEB, held, inner, late_authority, outer, request_for, sign, workload};
 use crate::harness::{Client, Proxy, Signal, Upstream, wait_until};
 
-/// How many roots a proxy trusts, by its folder.
+/// How many roots a proxy trusts, according to its directory.
 fn roots(proxy: &Proxy) -> usize {
     let text = fs::read_to_string(proxy.dir().join("run/ca.pem")).expect("the roots");
     text.matches("BEGIN CERTIFICATE").count()
 }
 
-/// Whether its certificate was signed by this root.
+/// Whether the proxy's certificate was signed by this root.
 fn is_signed_by(proxy: &Proxy, root: &str) -> bool {
     super::verify(&held(&proxy.dir().join("run")).0, root, None).is_ok()
 }
 
-/// What its files say now is in force.
+/// Waits until the proxy uses the current files.
 fn in_force(proxy: &Proxy) {
-    wait_until("the files to be in force", || proxy.reload().1["result"] == "unchanged");
+    wait_until("the files to be used", || proxy.reload().1["result"] == "unchanged");
 }
 
-/// Another process takes a proxy's place.
+/// Replaces a proxy by a successor process.
 fn restart(proxy: &mut Proxy) {
     let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
     next.wait_for_ready_line();
@@ -35,14 +36,14 @@ fn restart(proxy: &mut Proxy) {
 }
 
 #[test]
-fn a_root_follows_another_and_no_handshake_fails() {
+fn rotating_the_root_fails_no_handshake() {
     let folder = Folder::new();
     let ca = folder.serve("");
     let token = folder.token("spiffe://mesh.local/*", "1h");
     let files = [("token", token.as_bytes())];
     let upstream = Upstream::saying("through both");
     let mut inner = Proxy::start_with(inner(ca.address("admin"), &upstream), &files);
-    // A handshake for each request.
+    // One handshake per request.
     let outer = outer(ca.address("admin"), &inner, WEB, "limits: {requests_per_connection: 1}\n");
     let mut outer = Proxy::start_with(outer, &files);
     let first = folder.read("ca/ca.pem");
@@ -90,7 +91,7 @@ fn a_root_follows_another_and_no_handshake_fails() {
         folder.run(&["rotate", "retire", "--now"]);
         assert_eq!(folder.read("ca/ca.pem").trim(), second.trim());
         for proxy in [&inner, &outer] {
-            wait_until("the old root to be forgotten", || roots(proxy) == 1);
+            wait_until("the old root to be removed", || roots(proxy) == 1);
             in_force(proxy);
         }
         restart_both([&mut inner, &mut outer]);
@@ -103,14 +104,14 @@ fn a_root_follows_another_and_no_handshake_fails() {
 }
 
 #[test]
-fn a_root_is_not_replaced_under_a_proxy_that_signs() {
+fn the_root_of_a_signing_proxy_is_not_replaced() {
     let folder = Folder::new();
     let mut ca = folder.serve("");
     let root = folder.read("ca/ca.pem");
     let refused = folder.refusal(&["init", "--force"]);
     assert!(refused.contains("a proxy signs with `ca`; `tollgate ca rotate` replaces its root"), "{refused}");
     assert_eq!(folder.read("ca/ca.pem"), root);
-    // Whatever is done to the folder, what is signed and what is trusted go together.
+    // Whatever happens to the directory, the signing root is always among the trusted roots.
     let token = folder.token(WEB, "1h");
     let signed = || -> serde_json::Value { super::read_json(&sign(&ca, Some(&token), "", &request_for(WEB))) };
     let other = Folder::new();
@@ -132,7 +133,7 @@ fn a_root_is_not_replaced_under_a_proxy_that_signs() {
 }
 
 #[test]
-fn the_steps_are_told_and_refused_out_of_turn() {
+fn rotation_steps_out_of_order_are_rejected() {
     let folder = Folder::new();
     assert!(folder.run(&["rotate"]).contains("one root, which signs; `tollgate ca rotate prepare` makes the next one"));
     assert!(folder.refusal(&["rotate", "switch"]).contains("there is no next root"));
@@ -147,15 +148,15 @@ fn the_steps_are_told_and_refused_out_of_turn() {
     assert!(folder.run(&["show"]).contains("certificate 1 of 1"));
 }
 
-/// With an authority whose clock is far behind, each new certificate is due for renewal when it comes.
+/// With an authority whose clock is far behind, each new certificate is due for renewal when it arrives.
 #[test]
-fn an_authority_with_a_late_clock_is_not_asked_all_the_time() {
+fn renewals_from_an_authority_with_a_late_clock_are_rate_limited() {
     let (ca, _) = late_authority(None);
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
-    // The first one is due at once. The one after that is not for five minutes.
+    // The first renewal is due immediately; the next one only after five minutes.
     let renewals = || web.metrics().sum("tollgate_workload_renewals_total", &[("result", "success")]);
     wait_until("the first renewal", || renewals() == 2.0);
-    // (If this is too little, nothing is missed.)
+    // (If this is too short, the test passes without having waited long enough.)
     thread::sleep(Duration::from_secs(3));
     assert_eq!(renewals(), 2.0);
     let folders = fs::read_dir(Path::new(&web.dir().join("run"))).expect("a folder");

@@ -1,4 +1,4 @@
-//! The cache of compiled filters runs nothing that somebody else could have put there.
+//! The cache of compiled filters: code that other users could have written is never run.
 
 use std::{
     fs::{self, Permissions},
@@ -13,7 +13,7 @@ use crate::{
     harness::{Config, Proxy, run_in},
 };
 
-/// A folder with a configuration, whose cache is in the folder `cache`.
+/// A directory with a configuration; the cache is in its subdirectory `cache`.
 fn workplace() -> TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let config = String::from(Config::to("127.0.0.1:1").top("cache_dir: cache").filter("f", "f.wasm", ""));
@@ -31,7 +31,7 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode can be set");
 }
 
-/// The entries of a cache.
+/// The entries of a cache directory.
 fn entries(cache: &Path) -> Vec<PathBuf> {
     let all = fs::read_dir(cache.join("modules")).expect("a folder").flatten().map(|entry| entry.path());
     let mut all: Vec<_> = all.collect();
@@ -40,7 +40,7 @@ fn entries(cache: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_folder_that_others_can_write_to_is_an_error_with_its_remedy() {
+fn a_cache_writable_by_others_is_an_error_with_a_remedy() {
     let dir = workplace();
     let cache = dir.path().join("cache");
     assert!(tollgate("check", dir.path()).0);
@@ -51,7 +51,7 @@ fn a_folder_that_others_can_write_to_is_an_error_with_its_remedy() {
             assert!(!fine, "{command}");
             assert!(said.contains(&format!("can write to {} (mode 777)", folder.display())), "{said}");
             assert!(said.contains(&format!("`chmod -R go-w {}`", folder.display())), "{said}");
-            assert!(said.contains("config.yaml:"), "it says where: {said}");
+            assert!(said.contains("config.yaml:"), "it reports the location: {said}");
         }
         mode(&folder, 0o755);
         assert!(tollgate("check", dir.path()).0, "others may read it");
@@ -59,20 +59,20 @@ fn a_folder_that_others_can_write_to_is_an_error_with_its_remedy() {
 }
 
 #[test]
-fn a_folder_of_somebody_else_is_an_error() {
+fn a_cache_owned_by_another_user_is_an_error() {
     let dir = workplace();
     let cache = dir.path().join("cache");
     assert!(tollgate("check", dir.path()).0);
-    // Only root can give it away.
+    // Only root can change the owner.
     if chown(&cache, Some(65534), None).is_ok() {
         let (fine, said) = tollgate("check", dir.path());
         assert!(!fine && said.contains("belongs to user 65534, who could run code in this process"), "{said}");
     }
 }
 
-/// Nobody has named it, so it is no reason not to start.
+/// The default directory was not configured explicitly, so it must not prevent the start.
 #[test]
-fn a_usual_folder_that_others_can_write_to_is_a_warning_and_is_not_used() {
+fn a_default_cache_writable_by_others_is_ignored_with_a_warning() {
     let home = tempfile::tempdir().expect("a folder");
     let cache = home.path().join("tollgate");
     fs::create_dir(&cache).expect("a folder");
@@ -88,8 +88,8 @@ fn a_usual_folder_that_others_can_write_to_is_a_warning_and_is_not_used() {
 }
 
 #[test]
-fn code_that_was_damaged_or_put_in_the_place_of_another_is_compiled_anew() {
-    // What somebody would want to be run.
+fn damaged_or_swapped_cache_entries_are_recompiled() {
+    // The code that an attacker would want to run.
     let planted = workplace();
     fs::write(planted.path().join("f.wasm"), guest::version("wrong")).expect("a file");
     assert!(tollgate("check", planted.path()).0);
@@ -111,7 +111,7 @@ fn code_that_was_damaged_or_put_in_the_place_of_another_is_compiled_anew() {
 }
 
 #[test]
-fn a_proxy_runs_what_it_has_kept_and_nothing_that_was_planted() {
+fn a_proxy_uses_its_own_cache_entries_and_no_planted_ones() {
     let upstream = crate::harness::Upstream::saying("ok");
     let config = || Config::to(&upstream).top("cache_dir: cache").filter("f", "f.wasm", "");
     let mut proxy = Proxy::start_with(config(), &[("f.wasm", &guest::version("right"))]);

@@ -1,4 +1,5 @@
-//! A poison request each 100 ms beside 1000 requests a second of others: what it costs them. Takes minutes, so it is run by hand:
+//! Measures the cost of a poison request every 100 ms for 1000 other requests per second. It takes minutes, so it is
+//! run by hand:
 //!
 //! ```sh
 //! cargo build --release -p tollgate
@@ -6,7 +7,7 @@
 //!     containment::beside::a_poison_request_each_100_ms
 //! ```
 //!
-//! `SECONDS` is how long each kind is measured, 60 if it is not set. The poison comes from another address than the others' requests.
+//! `SECONDS` is the duration per case, 60 by default. The poison requests come from another address than the others.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -19,10 +20,10 @@ use serde_json::Value;
 use super::poison::{FILL, costly, poisoned_by};
 use crate::harness::{Config, Proxy, Upstream, answer, tollgate, wait_until};
 
-/// How often a request poisons.
+/// The interval between poison requests.
 const EACH: Duration = Duration::from_millis(100);
 
-/// Sends so many requests a second to a listener, for so long.
+/// Sends this rate of requests to a listener for this duration.
 fn load(proxy: &Proxy, listener: &str, rate: u32, seconds: u64) -> Child {
     let url = format!("http://{}/", proxy.address(listener));
     Command::new(tollgate())
@@ -34,7 +35,7 @@ fn load(proxy: &Proxy, listener: &str, rate: u32, seconds: u64) -> Child {
         .expect("the load generator runs")
 }
 
-/// What a load has seen.
+/// The result of a load.
 fn seen(load: Child) -> Value {
     let output = load.wait_with_output().expect("it ends");
     serde_json::from_slice(&output.stdout).expect("it gives JSON")
@@ -49,7 +50,7 @@ fn seconds() -> u64 {
     std::env::var("SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60)
 }
 
-/// Sends a poison request each 100 ms for so long. How many that were.
+/// Sends a poison request every 100 ms for this duration and returns their number.
 fn poison(proxy: &Proxy, seconds: u64) -> u32 {
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -60,7 +61,7 @@ fn poison(proxy: &Proxy, seconds: u64) -> u32 {
     sent
 }
 
-/// Measures one kind. Its line in the table.
+/// Measures one case and returns its row of the table.
 fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let seconds = seconds();
     let upstream = Upstream::saying("hello");
@@ -71,16 +72,16 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let (main, plain) = (load(&proxy, "main", 1000, seconds), load(&proxy, "plain", 100, seconds));
     let sent = poison(&proxy, seconds);
     let (main, plain) = (seen(main), seen(plain));
-    wait_until("the filter to be there again", || proxy.filter("boom")["instances"] == 2);
+    wait_until("the filter to be available again", || proxy.filter("boom")["instances"] == 2);
     let figures = proxy.filter("boom");
     let number = |name: &str| figures[name].as_u64().expect("a number");
     let failed = main["errors"]["total"].as_u64().expect("a number");
     let over = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[]);
-    // Each poison request is one of the failed streams, whether it has met an instance or none.
+    // Each poison request is one of the failed streams, whether it found an instance or not.
     let inside = number("failed_streams").saturating_sub(sent.into());
     if strict {
         assert_eq!((number("traps"), number("rebuilds")), (sent.into(), sent.into()), "{name}: {figures}");
-        // Some that were inside had been answered, or were not measured yet.
+        // Some of the affected streams had been answered already, or were outside of the measurement.
         assert!(
             failed <= inside,
             "{name}: {failed} failed, {inside} of them inside an instance that failed: {figures}"
@@ -121,10 +122,10 @@ fn a_poison_request_each_100_ms() {
     lines.iter().for_each(|line| println!("{line}"));
 }
 
-/// Ten traps a second beside ten requests a second that are in the instance for 300 ms each.
+/// Ten traps per second next to ten requests per second that stay in the instance for 300 ms each.
 #[test]
 #[ignore = "takes a minute: see above"]
-fn requests_that_take_long_beside_a_poison_request_each_100_ms() {
+fn long_requests_beside_a_poison_request_each_100_ms() {
     let upstream = Upstream::replying(|request| {
         if request.target() == "/slow" {
             thread::sleep(3 * EACH);

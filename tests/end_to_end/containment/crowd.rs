@@ -1,5 +1,5 @@
-//! Who else is there when a filter fails: requests inside the same instance, requests that come while there is none,
-//! requests in other filters.
+//! Which requests a failing filter affects: those inside the same instance, those that arrive while there is no
+//! instance, and those in other filters.
 
 use std::thread;
 
@@ -14,12 +14,12 @@ use crate::{
     harness::{Client, Config, Gate, Proxy, Signal, Upstream, wait_until},
 };
 
-/// A filter that holds requests with `x-hold`, and traps for those with `x-boom`; it marks responses.
+/// A filter that holds requests with `x-hold`, traps for those with `x-boom`, and marks responses.
 pub(super) fn holding() -> Vec<u8> {
     guest::filter(HOLDING)
 }
 
-/// What it does.
+/// Its code.
 pub(super) const HOLDING: &str = r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (if (call $has (i32.const 0) %"x-boom") (then unreachable))
             (call $has (i32.const 0) %"x-hold"))
@@ -27,12 +27,12 @@ pub(super) const HOLDING: &str = r#"(func (export "proxy_on_request_headers") (p
             (drop (call $add_header (i32.const 2) %"x-marked" %"yes"))
             (i32.const 0))"#;
 
-/// One worker, so that all requests are in the same instance.
+/// With one worker all requests are in the same instance.
 pub(super) fn one_instance(upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
     one_instance_with("", upstream, policy, module)
 }
 
-/// The same, with keys beside `listeners`.
+/// The same, with more top-level keys.
 pub(super) fn one_instance_with(top: &str, upstream: &Upstream, policy: &str, module: &[u8]) -> Proxy {
     let config = Config::to(upstream).top("workers: 1").top(top).listener("trusted_hops: 1");
     let config = config.module("boom", module, &format!("on_failure: {policy}"));
@@ -40,10 +40,10 @@ pub(super) fn one_instance_with(top: &str, upstream: &Upstream, policy: &str, mo
     Proxy::start(config)
 }
 
-/// Waits until so many requests of a listener are under way.
+/// Waits until this many requests of a listener are in flight.
 fn under_way(proxy: &Proxy, listener: &str, count: f64) {
     let labels = [("listener", listener)];
-    wait_until("the requests to be under way", || proxy.metrics().sum("tollgate_requests_active", &labels) == count);
+    wait_until("the requests to be in flight", || proxy.metrics().sum("tollgate_requests_active", &labels) == count);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn requests_that_the_filter_holds() {
     }
 }
 
-/// The status of a request that was at the upstream when another one made the filter fail.
+/// The status of a request that was at the upstream when another request made the filter fail.
 fn at_the_upstream(policy: &str, listener: &str) -> u16 {
     let gate = Gate::default();
     let upstream = slow(&gate);
@@ -86,14 +86,14 @@ fn at_the_upstream(policy: &str, listener: &str) -> u16 {
 
 #[test]
 fn requests_at_the_upstream() {
-    // What a filter whose policy is to deny would have done to the response cannot be left out.
+    // Under the policy `deny`, the filter's effect on the response cannot be skipped.
     assert_eq!(at_the_upstream("deny", "main"), 503);
     assert_eq!(at_the_upstream("bypass", "main"), 200);
     assert_eq!(at_the_upstream("bypass", "plain"), 200);
-    assert_eq!(at_the_upstream("deny", "plain"), 200, "it has nothing to do with the filter");
+    assert_eq!(at_the_upstream("deny", "plain"), 200, "this listener does not have the filter");
 }
 
-/// A filter that traps for requests with `x-boom`, and does this when it sees a part of a response's body.
+/// A filter that traps for requests with `x-boom`, and runs this code for each part of a response's body.
 fn holding_bodies(code: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -104,8 +104,8 @@ fn holding_bodies(code: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_body_that_a_failed_filter_holds_is_not_let_out() {
-    // It holds back the response's body until it has seen all of it.
+fn a_body_held_by_a_failed_filter_is_not_released() {
+    // It holds the response's body until it is complete.
     let module = holding_bodies("(i32.eqz (local.get 2))");
     for framing in ["content-length: 12\r\n\r\nsecret", "transfer-encoding: chunked\r\n\r\n6\r\nsecret\r\n"] {
         let gate = Gate::default();
@@ -131,8 +131,8 @@ fn a_body_that_a_failed_filter_holds_is_not_let_out() {
 }
 
 #[test]
-fn a_part_of_a_body_that_a_failed_filter_holds_is_not_let_out() {
-    // As above, but what came before the part has been let out, and so has the head.
+fn a_partial_body_held_by_a_failed_filter_is_not_released() {
+    // As above, but the head and an earlier part have been forwarded.
     let module = holding_bodies(
         "(drop (call $get_buffer (i32.const 1) (i32.const 0) (i32.const 1) (global.get $out) (global.get $out_len)))
         (if (i32.eqz (i32.load (global.get $out_len))) (then (return (i32.const 0))))
@@ -166,9 +166,9 @@ fn a_part_of_a_body_that_a_failed_filter_holds_is_not_let_out() {
 }
 
 #[test]
-fn a_body_in_whose_middle_the_filter_fails_is_not_whole() {
+fn a_body_during_which_the_filter_fails_is_truncated() {
     for (rest, outcome) in [
-        // The head waits for the first part, to tell the truth about the length.
+        // The head waits for the first part, so that its length is right.
         ("content-length: 7\r\n\r\nwelcome", Outcome::Status(503)),
         ("transfer-encoding: chunked\r\n\r\n7\r\nwelcome\r\n0\r\n\r\n", Outcome::Broken),
         ("connection: close\r\n\r\nwelcome", Outcome::Broken),
@@ -183,7 +183,7 @@ fn a_body_in_whose_middle_the_filter_fails_is_not_whole() {
 fn the_request_after_the_first_failure_meets_a_spare_instance() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &holding());
-    // Both in one write: there is no time to make an instance in between.
+    // Both in one write: there is no time to create an instance in between.
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert_eq!(client.read().status(), 503);
@@ -197,24 +197,24 @@ fn requests_while_there_is_no_instance() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");
         let proxy = one_instance(&upstream, policy, &costly());
-        // There is one spare, and another one takes a while.
+        // There is one spare, and creating another one takes a while.
         let mut client = proxy.client();
         let boom = "GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\n\r\n";
         client.send(format!("{boom}{boom}GET / HTTP/1.1\r\nhost: a\r\n\r\n"));
-        for request in ["the first", "the second", "the one that finds none"] {
+        for request in ["the first", "the second", "the one without an instance"] {
             let response = client.read();
             assert_eq!((response.status(), response.field("x-marked")), (status, None), "{policy}: {request}");
         }
         assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-        let figures = proxy.filter("boom");
-        assert_eq!((&figures["traps"], &figures["failed_streams"]), (&2.into(), &3.into()), "{policy}");
-        // One for everybody, and one for who has sent these.
+        let metrics = proxy.filter("boom");
+        assert_eq!((&metrics["traps"], &metrics["failed_streams"]), (&2.into(), &3.into()), "{policy}");
+        // One for all clients, and a quarantined one for the sender of these requests.
         wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
         assert_eq!(proxy.filter("boom")["instances"], 1);
     }
 }
 
-/// Takes all the memory that it gets, with the first request, and goes on without more.
+/// Takes all the memory it can get at the first request, and continues without more.
 fn greedy() -> Vec<u8> {
     guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -230,7 +230,7 @@ fn greedy() -> Vec<u8> {
 }
 
 #[test]
-fn a_filter_that_is_refused_memory_can_go_on() {
+fn a_filter_that_is_denied_memory_can_continue() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream).module("greedy", &greedy(), "limits: {memory: 4MiB}"));
     for _ in 0..4 {
@@ -242,13 +242,13 @@ fn a_filter_that_is_refused_memory_can_go_on() {
 }
 
 #[test]
-fn memory_that_a_filter_takes_is_told() {
+fn the_memory_of_a_filter_is_reported() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1").module("greedy", &greedy(), "limits: {memory: 4MiB}");
     let proxy = Proxy::start(config);
     assert_eq!(proxy.filter("greedy")["memory_bytes"], 1 << 20);
-    // A figure may lag behind a little.
-    wait_until("the figure", || {
+    // The gauge may lag a little.
+    wait_until("the gauge", || {
         proxy.get("/");
         proxy.filter("greedy")["memory_bytes"] == 4 << 20
     });
@@ -259,7 +259,7 @@ fn memory_that_a_filter_takes_is_told() {
 fn a_failed_filter_can_be_replaced() {
     let upstream = Upstream::saying("hello");
     let proxy = without_instance(&upstream, "deny");
-    // It would have to wait, but the new module does not.
+    // An instance of the failed module would have to wait; the new module does not.
     proxy.put("boom.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);
     let response = proxy.request("GET", "/", &[("x-boom", "1")], b"");
@@ -268,8 +268,8 @@ fn a_failed_filter_can_be_replaced() {
 }
 
 #[test]
-fn a_filter_that_does_not_come_back() {
-    // Its first instance says so in the shared data, and every later one refuses to be configured.
+fn a_filter_that_cannot_be_recreated_stays_failed() {
+    // Its first instance records its failure in the shared data, and every later one rejects its configuration.
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (call $get_shared %"failed" (global.get $out) (global.get $out_len) (i32.const 24)))
@@ -279,43 +279,43 @@ fn a_filter_that_does_not_come_back() {
     );
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &module);
-    // The first one and the spare, which were both made before.
+    // The first instance and the spare, both created before the failure.
     assert_eq!((proxy.get("/").status(), proxy.get("/").status()), (503, 503));
     wait_until("the filter to refuse", || {
         let filter = proxy.filter("boom");
         let refuses = |e: &str| e.starts_with("it could not be set up again");
         filter["instances"] == 0 && filter["last_error"].as_str().is_some_and(refuses)
     });
-    let figures = proxy.filter("boom");
-    assert_eq!((&figures["state"], &figures["instances"]), (&"failed".into(), &0.into()), "{figures}");
+    let metrics = proxy.filter("boom");
+    assert_eq!((&metrics["state"], &metrics["instances"]), (&"failed".into(), &0.into()), "{metrics}");
     assert_eq!(proxy.get("/").status(), 503);
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-    // A balancer must not take out all proxies for one filter.
+    // A load balancer must not remove all proxies because of one filter.
     let told = format!("ready\ndegraded: {MISSING}");
-    wait_until("readiness to say so", || {
+    wait_until("readiness to report it", || {
         let ready = proxy.admin("GET", "/ready", "");
         (ready.status(), ready.text()) == (200, &*told)
     });
-    // Meanwhile a good one can take its place.
+    // A reload with a working module replaces it.
     proxy.put("boom.wasm", guest::version("v2"));
     assert_eq!(proxy.reload().0, 200);
     assert_eq!(proxy.get("/").field("x-version"), Some("v2"));
 }
 
 #[test]
-fn a_proxy_with_a_filter_that_is_not_there_stops_in_good_order() {
+fn a_proxy_without_a_filter_instance_shuts_down_cleanly() {
     let upstream = Upstream::saying("hello");
     let mut proxy = without_instance(&upstream, "bypass");
     proxy.request("GET", "/last", &[], b"");
     proxy.signal(Signal::TERM);
     assert!(proxy.wait_exit().success());
     assert!(proxy.output().contains("stopped"), "{}", proxy.output());
-    assert_eq!(proxy.entries().last().expect("a line")["path"], "/last", "nothing is lost of the access log");
+    assert_eq!(proxy.entries().last().expect("a line")["path"], "/last", "no access log line is lost");
 }
 
 #[test]
-fn a_slow_filter_holds_up_no_more_than_its_time() {
-    // Endless loops from several clients, and others that want to get on, all on one worker.
+fn a_slow_filter_delays_others_by_its_call_time_at_most() {
+    // Several clients trigger endless loops while others are served, all on one worker.
     let upstream = upstream();
     let proxy = one_instance(&upstream, "bypass", &failing_in("proxy_on_request_headers", "(loop $l (br $l))"));
     thread::scope(|scope| {
@@ -331,7 +331,7 @@ fn a_slow_filter_holds_up_no_more_than_its_time() {
         }
     });
     let metrics = proxy.metrics();
-    // The first instance and the spare. Who finds neither, nor a new one, is let past.
+    // The first instance and the spare. Requests without an instance bypass the filter.
     assert!(metrics.sum("tollgate_filter_traps_total", &[("reason", "timeout")]) >= 2.0);
     assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 165.0);
 }

@@ -1,4 +1,4 @@
-//! Host functions that are called with garbage: each call gets a status, none does any harm.
+//! Host functions that are called with garbage: each call gets a status, and none does any harm.
 
 use tollgate_abi::{Function, Ty, proxy_wasm::Status};
 
@@ -11,11 +11,11 @@ use crate::{
 /// The end of the module's memory: 16 pages.
 const END: i32 = 16 << 16;
 
-/// Addresses at which nothing can be, given a few bytes' length, and lengths that nothing can have.
+/// Addresses that do not have room for a few bytes, and lengths that are always too large.
 const BAD_ADDRESSES: [i32; 7] = [-1, -4, END, END - 1, END + 1, i32::MAX, i32::MIN];
 const BAD_LENGTHS: [i32; 5] = [-1, i32::MIN, i32::MAX, END, END + 1];
 
-/// A call: the function's number among the imports, and its arguments.
+/// A call: the index of the imported function, and its arguments.
 type Call = (usize, Vec<i32>);
 
 fn functions() -> Vec<(&'static str, &'static Function)> {
@@ -30,7 +30,7 @@ fn is_length(name: &str) -> bool {
     name.ends_with("_len") || name.ends_with("_cap")
 }
 
-/// Arguments with nothing wrong about them: addresses that do not overlap, short lengths, the first of everything.
+/// Valid arguments: addresses that do not overlap, short lengths, the first value of each enumeration.
 fn harmless(function: &Function) -> Vec<i32> {
     let argument = |(nth, (name, _)): (usize, &(&str, Ty))| match *name {
         name if is_address(name) => 256 + 64 * nth as i32,
@@ -61,7 +61,7 @@ fn one_bad_argument() -> Vec<Call> {
     calls
 }
 
-/// Each function, with the same garbage everywhere: for addresses that means that all of them overlap.
+/// Each function, with the same garbage in all arguments; for addresses that means that they all overlap.
 fn all_the_same() -> Vec<Call> {
     let values = [0, 1, 8, 256, END - 8, END, i32::MAX, i32::MIN, -1];
     let of = |index: usize| {
@@ -71,8 +71,8 @@ fn all_the_same() -> Vec<Call> {
     (0..functions().len()).flat_map(of).collect()
 }
 
-/// A filter that makes these calls while it is configured, at a tick, and for a request, and then says what it got: for each
-/// call one byte, the status or the negative of what was negative, once for each of the three times.
+/// A filter that makes these calls while it is configured, at a tick, and for a request, and then responds with the
+/// results: one byte per call (the status, or its negation if negative), for each of the three occasions.
 fn calling(calls: &[Call]) -> Vec<u8> {
     let ty = |ty: &Ty| if *ty == Ty::I32 { "i32" } else { "i64" };
     let imports = functions().into_iter().enumerate();
@@ -86,7 +86,7 @@ fn calling(calls: &[Call]) -> Vec<u8> {
     });
     let count = calls.len();
     let calls: String = calls.collect();
-    // Statuses go where no harmless call writes.
+    // Statuses are written to addresses that no valid call writes to.
     wasm::from_text(
         &format!(
             r#"(module {imports}
@@ -125,7 +125,7 @@ fn number(name: &str) -> usize {
     functions().iter().position(|(_, f)| f.name == name).expect("a function")
 }
 
-/// What the calls get, at each of the three times.
+/// The results of the calls on each of the three occasions.
 fn statuses(calls: &[Call]) -> [Vec<u8>; 3] {
     let upstream = Upstream::saying("not yet");
     let mut proxy = Proxy::start(Config::to(&upstream).module("garbage", &calling(calls), "limits: {call_time: 10s}"));
@@ -143,7 +143,7 @@ fn statuses(calls: &[Call]) -> [Vec<u8>; 3] {
     [(); 3].map(|()| times.next().expect("three times"))
 }
 
-/// What refuses these arguments for something else too, and may say that.
+/// Functions that reject these arguments for another reason first, and the statuses they may return.
 const REFUSED_ANYHOW: [(Status, &[&str]); 3] = [
     (
         Status::NotFound,
@@ -167,7 +167,7 @@ const REFUSED_ANYHOW: [(Status, &[&str]); 3] = [
 ];
 
 #[test]
-fn bad_addresses_and_lengths() {
+fn bad_addresses_and_lengths_are_rejected() {
     let calls = one_bad_argument();
     assert!(calls.len() > 400, "{}", calls.len());
     let times = statuses(&calls);
@@ -185,8 +185,8 @@ fn bad_addresses_and_lengths() {
 }
 
 #[test]
-fn garbage_everywhere() {
-    // What ends streams, or turns to others, does so; it is no garbage.
+fn garbage_in_all_arguments_is_rejected() {
+    // Functions that end streams or switch contexts are excluded: no argument of theirs is garbage.
     let leave_out = [
         "proxy_send_local_response",
         "proxy_close_stream",
@@ -203,18 +203,18 @@ fn garbage_everywhere() {
     let unknown = calls.iter().cycle().zip(times.iter().flatten()).filter(|(_, status)| !known(**status));
     let unknown: Vec<_> = unknown.map(|((index, arguments), _)| (functions()[*index].1.name, arguments)).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
-    // All of them mean an address of nothing in one way or another, and every fourth call is told so.
+    // Each set is an invalid address for some argument, and every fourth call is told so.
     let invalid = times.iter().flatten().filter(|status| **status == Status::InvalidMemoryAccess as u8).count();
     assert!(4 * invalid > 3 * calls.len(), "{invalid} of {}", 3 * calls.len());
 }
 
-/// Runs a filter that does something odd for one request. It may get an error, and the proxy may not get into trouble.
+/// Runs a filter that misbehaves for one request. The request may get an error; the proxy must not be affected.
 fn odd(code: &str, options: &str) -> (Proxy, Outcome) {
     let upstream = upstream();
     let mut proxy = Proxy::start(Config::to(&upstream).module("odd", &guest::filter(code), options));
     let outcome = ask(&mut proxy.client(), "/odd", true);
     assert!(!proxy.has_ended());
-    // Whatever happened, both workers go on.
+    // Whatever happened, both workers continue.
     wait_until("all instances", || proxy.filter("odd")["instances"] == 2);
     for _ in 0..8 {
         assert_eq!(ask(&mut proxy.client(), "/", false), Outcome::Status(200));
@@ -222,8 +222,8 @@ fn odd(code: &str, options: &str) -> (Proxy, Outcome) {
     (proxy, outcome)
 }
 
-/// A filter with this allocator, which is called for a request with `x-boom`: its host function's status, added to 500, is
-/// the response's.
+/// A filter with this allocator, which is called for a request with `x-boom`; the response's status is 500 plus the
+/// host function's status.
 fn with_allocator(allocator: &str) -> Outcome {
     let code = format!(
         r#"(func $malloc (export "malloc") (param i32) (result i32) {allocator})
@@ -241,7 +241,7 @@ fn with_allocator(allocator: &str) -> Outcome {
 }
 
 #[test]
-fn allocators_that_fail() {
+fn failing_allocators_are_handled() {
     let [internal, invalid] = [510, 506].map(Outcome::Status);
     assert_eq!(with_allocator("(i32.const 0)"), internal);
     assert_eq!(with_allocator("(i32.const -1)"), invalid);
@@ -249,15 +249,15 @@ fn allocators_that_fail() {
     let failed = Outcome::Status(503);
     assert_eq!(with_allocator("unreachable"), failed);
     assert_eq!(with_allocator("(loop $forever (br $forever)) (i32.const 0)"), failed);
-    // What it asks for needs the allocator again, which is not called within itself; it takes the refusal for an address.
+    // The allocator's own host call needs the allocator, which is not re-entered; it takes the error status for an address.
     assert_eq!(with_allocator("(call $ask)"), Outcome::Status(200));
-    // And one that is unusual, but right: memory that was not there when the host was called.
+    // An unusual but valid one: memory that did not exist when the host function was called.
     assert_eq!(with_allocator("(i32.shl (memory.grow (i32.const 1)) (i32.const 16))"), Outcome::Status(200));
 }
 
 #[test]
-fn maps_that_are_none() {
-    // The count, the lengths, the bytes, and the NULs between them: each of them wrong.
+fn malformed_maps_are_rejected() {
+    // The count, the lengths, the bytes, and the NULs between them, each of them wrong.
     let garbage = [
         "\u{7f}\u{7f}\u{7f}\u{7f}",
         "\u{7f}\u{7f}\u{7f}\u{7f}\u{1}\0\0\0\u{1}\0\0\0a\0b\0",
@@ -277,7 +277,7 @@ fn maps_that_are_none() {
             format!("(call $call %\"web\" %\"{map}\" {nothing} {nothing} (i32.const 1000) (i32.const 24))"),
         ];
         for call in calls {
-            // The status, added to 500, is the response's.
+            // The response's status is 500 plus the call's status.
             let code = format!(
                 r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
                     (local $status i32)
@@ -294,7 +294,7 @@ fn maps_that_are_none() {
     }
 }
 
-/// Calls of a function for 40 000 headers with different names, in a callback.
+/// Calls a function for 40,000 headers with different names, in one callback.
 fn headers(callback: &str, map: u8, function: &str) -> String {
     format!(
         r#"(func (export "{callback}") (param i32 i32 i32) (result i32)
@@ -316,7 +316,7 @@ fn headers(callback: &str, map: u8, function: &str) -> String {
 }
 
 #[test]
-fn more_headers_than_a_map_can_hold() {
+fn headers_beyond_a_maps_capacity_are_rejected() {
     for function in ["$add_header", "$set_header"] {
         for (callback, map) in [("proxy_on_request_headers", 0), ("proxy_on_response_headers", 2)] {
             let (proxy, outcome) = odd(&headers(callback, map, function), "limits: {call_time: 20s}");
@@ -327,7 +327,7 @@ fn more_headers_than_a_map_can_hold() {
 }
 
 #[test]
-fn more_calls_than_can_be_under_way() {
+fn calls_beyond_the_limit_are_rejected() {
     let head = guest::pairs(&[(":method", "GET"), (":path", "/"), (":authority", "web")]);
     let (proxy, outcome) = odd(
         &format!(
@@ -348,13 +348,13 @@ fn more_calls_than_can_be_under_way() {
         ),
         "limits: {call_time: 20s}",
     );
-    assert_eq!(outcome, Outcome::Status(200), "there is a bound, and each call below it is answered");
+    assert_eq!(outcome, Outcome::Status(200), "there is a limit, and each call below it gets a response");
     assert_eq!(proxy.filter("odd")["traps"], 0);
 }
 
 #[test]
-fn what_is_done_at_the_wrong_time() {
-    // Everything that needs a request, once there is none any more, or while another part of it is due.
+fn calls_at_the_wrong_time_are_rejected() {
+    // Everything that needs a request, when there is no request, or during another phase.
     let everything = r#"
         (drop (call $resume (i32.const 0))) (drop (call $resume (i32.const 1)))
         (drop (call $reply (i32.const 418) (i32.const 0) (i32.const 0)
@@ -379,6 +379,6 @@ fn what_is_done_at_the_wrong_time() {
         ),
         "",
     );
-    assert_eq!(outcome, Outcome::Status(200), "the response has been sent before");
+    assert_eq!(outcome, Outcome::Status(200), "the response has already been sent");
     assert_eq!(proxy.filter("odd")["traps"], 0);
 }

@@ -1,5 +1,5 @@
-//! Requests that make a filter fail, sent again and again: nobody else's fail with them, whoever sends them is told, and what
-//! they cost is bounded.
+//! Requests that make a filter fail, sent again and again: other requests do not fail with them, the sender is
+//! reported, and their cost is bounded.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     harness::{Client, Config, DEADLINE, Message, Proxy, Upstream, wait_until},
 };
 
-/// A filter that takes about 100 ms to configure; like that of [`HOLDING`] otherwise.
+/// A filter that takes about 100 ms to configure, and otherwise works like [`HOLDING`].
 pub(super) fn costly() -> Vec<u8> {
     guest::filter(&format!(
         r#"{HOLDING}
@@ -32,8 +32,8 @@ pub(super) fn costly() -> Vec<u8> {
     ))
 }
 
-/// Sends a poison request of a client that has sent none before; the listener has `trusted_hops: 1`.
-pub(super) fn from_anew(client: &mut Client) -> Message {
+/// Sends a poison request of a new client; the listener has `trusted_hops: 1`.
+pub(super) fn from_new_client(client: &mut Client) -> Message {
     client.request("GET", "/", &[("x-boom", "1"), ("x-forwarded-for", &new_client())], b"")
 }
 
@@ -42,19 +42,19 @@ fn new_client() -> String {
     Ipv4Addr::from_bits(0x0a00_0000 + LAST.fetch_add(1, Ordering::Relaxed)).to_string()
 }
 
-/// A proxy whose only worker has no instance of its filter for a while: a call has overrun its time. Half of that goes by the
-/// processor's clock, and is more than what such calls may take after a rest (1 s). So one of them is enough, however little of a
-/// processor the worker gets.
+/// A proxy whose only worker has no instance of its filter for a while, because a call exceeded its `call_time`. Half
+/// of the time counts as processor time, and is more than such calls may use after a rest (1 s). So a single call is
+/// enough, however little processor time the worker gets.
 pub(super) fn without_instance(upstream: &Upstream, policy: &str) -> Proxy {
     let options = format!("{policy}\nlimits: {{call_time: 2200ms}}");
     let proxy = one_instance(upstream, &options, &poisoned_by("(loop $on (br $on))"));
-    assert_eq!(from_anew(&mut proxy.client()).status(), if policy == "deny" { 503 } else { 200 });
+    assert_eq!(from_new_client(&mut proxy.client()).status(), if policy == "deny" { 503 } else { 200 });
     let exhausted = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]);
     assert_eq!(exhausted, 1.0);
     proxy
 }
 
-/// A filter that does this for requests with `x-boom`, and marks the responses of the others.
+/// A filter that runs this code for requests with `x-boom`, and marks the responses of the others.
 pub(super) fn poisoned_by(what: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -66,12 +66,12 @@ pub(super) fn poisoned_by(what: &str) -> Vec<u8> {
     ))
 }
 
-/// Fills nearly all the memory that there may be, in one operation.
+/// Fills nearly all of the memory limit in one operation.
 pub(super) const FILL: &str =
     "(drop (memory.grow (i32.const 944))) (memory.fill (i32.const 2097152) (i32.const 1) (i32.const 58720256))";
 
-/// Sends a request that makes the filter fail, right behind it one that does not, and so on; each time there is a spare.
-/// `reason`: what the metrics call it.
+/// Sends pairs of requests, one that makes the filter fail directly followed by one that does not; a spare is available
+/// each time. `reason` is the label in the metrics.
 fn poison(what: &str, limits: &str, reason: &str) {
     const ROUNDS: u64 = 12;
     let upstream = Upstream::saying("hello");
@@ -82,7 +82,7 @@ fn poison(what: &str, limits: &str, reason: &str) {
     let proxy = Proxy::start(config);
     let mut client = proxy.client();
     for round in 0..ROUNDS {
-        // Both in one write: there is no time to make an instance in between.
+        // Both in one write: there is no time to create an instance in between.
         let boom = format!("GET / HTTP/1.1\r\nhost: a\r\nx-boom: 1\r\nx-forwarded-for: {}\r\n\r\n", new_client());
         client.send(boom + "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(client.read().status(), 503, "{round}");
@@ -110,27 +110,28 @@ fn a_poison_request_that_loops_harms_no_other() {
 }
 
 #[test]
-fn a_poison_request_that_eats_memory_harms_no_other() {
+fn a_poison_request_that_exhausts_memory_harms_no_other() {
     let eat = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 8)) (i32.const -1)))) unreachable";
     poison(eat, "memory: 4MiB", "memory");
 }
 
 #[test]
-fn a_call_that_returns_too_late_from_host_functions_fails() {
-    // A MiB is copied each time, and there is neither a loop nor a call of a function of its own in which it could be ended.
+fn a_call_that_overruns_in_host_functions_fails() {
+    // Each iteration copies 1 MiB, and there is neither a loop nor a call of the guest's own functions where it could
+    // be interrupted.
     let copy = r#"(drop (call $set_shared %"k" (i32.const 0) (i32.const 1048576) (i32.const 0)))"#;
     poison(&copy.repeat(1500), "call_time: 5ms", "timeout");
 }
 
 #[test]
-fn a_call_that_returns_too_late_from_one_operation_fails() {
+fn a_call_that_overruns_in_one_operation_fails() {
     poison(&FILL.repeat(8), "call_time: 5ms", "timeout");
 }
 
-/// Beside somebody who wants all of its processor, the worker comes to about a seventieth of it.
+/// Next to a thread that is always runnable, the worker gets about a seventieth of the processor.
 #[test]
-fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
-    // Longer than it may take, by the clock on the wall.
+fn a_call_without_processor_time_does_not_fail() {
+    // Longer than its `call_time` in wall-clock time.
     let module = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (local $end i64)
@@ -165,64 +166,64 @@ fn a_call_whose_thread_is_kept_off_the_processor_does_not_fail() {
     assert_eq!((status, proxy.filter("slow")["traps"].as_u64()), (200, Some(0)));
 }
 
-/// What `/ready` says of a filter that is not there.
+/// What `/ready` reports when the filter has no instance.
 pub(super) const MISSING: &str =
     "filter `boom` has had no instance on any worker for over a second, or only now and then\n";
 
 #[test]
-fn a_filter_that_takes_long_to_make_is_made_within_the_budget() {
+fn a_filter_that_is_slow_to_create_stays_within_the_rebuild_budget() {
     out_of_budget("", 200, &format!("ready\ndegraded: {MISSING}"));
     let strict = "admin: {address: '@admin@', unready_without_filters: true}";
     out_of_budget(strict, 503, &format!("not ready: {MISSING}"));
 }
 
-/// `top`: more of the configuration. The others: what `/ready` answers while there is no instance.
+/// `top`: further configuration. `status`, `said`: what `/ready` responds while there is no instance.
 fn out_of_budget(top: &str, status: u16, said: &str) {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance_with(top, &upstream, "deny", &costly());
     let mut client = proxy.client();
     wait_until("the budget to be used up", || {
-        from_anew(&mut client);
+        from_new_client(&mut client);
         proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
     });
     proxy.wait_for_output("would spend more than a tenth of its time on making instances");
-    // A listener without the filter is not concerned; readiness says what is missing.
+    // A listener without the filter is not affected; readiness names the filter.
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-    wait_until("readiness to say so", || {
-        from_anew(&mut client);
+    wait_until("readiness to report it", || {
+        from_new_client(&mut client);
         let ready = proxy.admin("GET", "/ready", "");
         (ready.status(), ready.text()) == (status, said)
     });
-    // Nobody poisons it any more: it comes back, with its spares.
+    // Without poison requests the filter recovers, with its spares.
     wait_until("all spares", || proxy.filter("boom")["spares"] == 3);
     wait_until("readiness", || proxy.admin("GET", "/ready", "").text() == "ready\n");
     assert_eq!(proxy.get("/").field("x-marked"), Some("yes"));
 }
 
-/// Whoever knows an endless loop gets a part of a worker, and not the whole.
+/// A client that can trigger an endless loop gets a part of a worker, not the whole.
 #[test]
 fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
     let upstream = Upstream::saying("hello");
     let proxy = without_instance(&upstream, "deny");
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
     proxy.wait_for_output("its calls overrun their time so often");
-    // It comes back by itself.
+    // It recovers by itself.
     wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
 }
 
 #[test]
-fn a_worker_without_an_instance_is_told_of() {
+fn a_worker_without_an_instance_is_reported() {
     for (policy, workers) in [("deny", 2), ("bypass", 1)] {
         let upstream = Upstream::saying("hello");
         let config = Config::to(&upstream).top(&format!("workers: {workers}")).listener("trusted_hops: 1");
         let config = config.module("boom", &costly(), &format!("on_failure: {policy}"));
         let proxy = Proxy::start(config);
-        // All on one connection, and so on one worker.
+        // All on one connection, and thus on one worker.
         let mut client = proxy.client();
         let told = if workers == 1 { MISSING } else { "filter `boom` has no instance on 1 of 2 workers\n" };
         let told = format!("ready\ndegraded: {told}");
-        wait_until("readiness to say so", || {
-            from_anew(&mut client);
+        wait_until("readiness to report it", || {
+            from_new_client(&mut client);
             let ready = proxy.admin("GET", "/ready", "");
             assert_eq!(ready.status(), 200);
             ready.text() == told
@@ -231,7 +232,7 @@ fn a_worker_without_an_instance_is_told_of() {
 }
 
 #[test]
-fn whose_requests_make_a_filter_fail_is_told() {
+fn clients_that_make_a_filter_fail_are_reported() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &poisoned_by("unreachable"));
     for nth in 0..40 {
@@ -255,7 +256,7 @@ fn whose_requests_make_a_filter_fail_is_told() {
 }
 
 #[test]
-fn an_instance_that_fails_by_itself_waits_longer_and_longer() {
+fn an_instance_that_fails_by_itself_backs_off() {
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (drop (call $tick (i32.const 1)))
@@ -266,12 +267,12 @@ fn an_instance_that_fails_by_itself_waits_longer_and_longer() {
     let start = Instant::now();
     let proxy = one_instance(&upstream, "bypass", &module);
     wait_until("some failures", || proxy.filter("boom")["traps"].as_u64() >= Some(5));
-    // A lower bound: however busy the machine is, waiting takes no less.
+    // A lower bound: on a busy machine the waits only get longer.
     assert!(start.elapsed() >= Duration::from_millis(100 + 200 + 400), "{:?}", start.elapsed());
 }
 
 #[test]
-fn ticks_go_on_over_failures() {
+fn ticks_continue_across_failures() {
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (drop (call $tick (i32.const 1000)))
@@ -281,7 +282,7 @@ fn ticks_go_on_over_failures() {
     );
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &module);
-    // No instance lives for as long as a tick takes.
+    // No instance lives as long as a tick's period.
     wait_until("a tick", || {
         proxy.get("/");
         proxy.output().contains("it ticks")
@@ -289,7 +290,7 @@ fn ticks_go_on_over_failures() {
 }
 
 #[test]
-fn messages_that_wait_are_told_to_the_next_instance() {
+fn queued_messages_reach_the_next_instance() {
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (i32.eqz (call $register_queue %"q" (i32.const 24))))
@@ -313,7 +314,7 @@ fn messages_that_wait_are_told_to_the_next_instance() {
 }
 
 #[test]
-fn a_message_that_the_guest_has_no_room_for_stays_in_its_queue() {
+fn a_message_too_large_for_the_guest_stays_queued() {
     let module = guest::filter(
         r#"(global $full (mut i32) (i32.const 0))
         (func (export "malloc") (param i32) (result i32)

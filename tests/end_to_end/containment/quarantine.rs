@@ -1,4 +1,4 @@
-//! Clients whose requests make a filter fail again and again: from the first failures on they fail alone.
+//! Quarantine: clients whose requests repeatedly make a filter fail get a separate instance.
 
 use super::{
     crowd::{holding, one_instance},
@@ -9,7 +9,7 @@ use crate::{
     harness::{Client, Gate, Message, Proxy, Upstream, answer, wait_until},
 };
 
-/// A request of a client at this address, as the proxy in front says.
+/// Sends a request from a client at this address, as reported by the proxy in front.
 fn from(client: &mut Client, address: &str, path: &str, boom: bool) -> Message {
     let fields = [("x-forwarded-for", address), ("x-boom", "1")];
     client.request("GET", path, &fields[..if boom { 2 } else { 1 }], b"")
@@ -17,20 +17,20 @@ fn from(client: &mut Client, address: &str, path: &str, boom: bool) -> Message {
 
 const POISONER: &str = "192.0.2.1";
 
-/// Lets the poisoner fail until there is an instance apart for it.
+/// Lets the poisoner fail until it has a separate instance.
 fn quarantine(proxy: &Proxy, client: &mut Client) {
-    wait_until("an instance apart", || {
+    wait_until("a separate instance", || {
         assert_eq!(from(client, POISONER, "/boom", true).status(), 503);
         proxy.filter("boom")["quarantine"] == 1
     });
 }
 
-/// An upstream that answers what is slow only when the gate is open.
+/// An upstream that answers slow requests only when the gate is open.
 pub(super) fn slow(gate: &Gate) -> Upstream {
     Upstream::held(gate, "/slow", |_| answer(200, &[], "hello"))
 }
 
-/// Requests under way from many clients, in the filter's instance.
+/// In-flight requests of many clients in the filter's shared instance.
 fn innocents(proxy: &Proxy, upstream: &Upstream) -> Vec<Client> {
     let before = upstream.requests().len();
     let all = (0..10).map(|nth| {
@@ -44,7 +44,7 @@ fn innocents(proxy: &Proxy, upstream: &Upstream) -> Vec<Client> {
 }
 
 #[test]
-fn a_client_that_poisons_again_and_again_fails_alone() {
+fn a_client_that_poisons_repeatedly_fails_alone() {
     let gate = Gate::default();
     let upstream = slow(&gate);
     let proxy = one_instance(&upstream, "deny", &holding());
@@ -59,7 +59,7 @@ fn a_client_that_poisons_again_and_again_fails_alone() {
         let response = client.read();
         assert_eq!((response.status(), response.field("x-marked")), (200, Some("yes")));
     }
-    // What else the client sends is served, if not by the same instance.
+    // The client's other requests are served, but by a separate instance.
     wait_until("an instance for it", || {
         let response = from(&mut poisoner, POISONER, "/", false);
         response.status() == 200 && response.field("x-marked") == Some("yes")
@@ -73,7 +73,7 @@ fn a_client_that_poisons_again_and_again_fails_alone() {
 }
 
 #[test]
-fn streams_of_clients_in_quarantine_share_their_fate() {
+fn streams_in_quarantine_fail_together() {
     let gate = Gate::default();
     let upstream = slow(&gate);
     let proxy = one_instance(&upstream, "deny", &holding());
@@ -86,19 +86,19 @@ fn streams_of_clients_in_quarantine_share_their_fate() {
     upstream.wait_for_requests(before + 2);
     assert_eq!(from(&mut poisoner, POISONER, "/boom", true).status(), 503);
     gate.open();
-    assert_eq!(beside.read().status(), 503, "its response would have gone unseen");
+    assert_eq!(beside.read().status(), 503, "the filter could not have seen its response");
 }
 
 #[test]
-fn a_client_that_uses_up_the_budget_is_denied_and_nobody_else() {
+fn only_the_client_that_exhausts_the_budget_is_denied() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &costly());
     let (mut poisoner, mut innocent) = (proxy.client(), proxy.client());
-    wait_until("an instance apart", || {
+    wait_until("a separate instance", || {
         from(&mut poisoner, POISONER, "/", true);
         proxy.filter("boom")["quarantine"] == 1
     });
-    wait_until("the filter to be there", || proxy.filter("boom")["instances"] == 1);
+    wait_until("the filter to be available", || proxy.filter("boom")["instances"] == 1);
     wait_until("the budget to be used up", || {
         assert_eq!(from(&mut poisoner, POISONER, "/", true).status(), 503);
         let response = from(&mut innocent, "198.51.100.1", "/", false);
@@ -106,13 +106,13 @@ fn a_client_that_uses_up_the_budget_is_denied_and_nobody_else() {
         proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
     });
     assert_eq!(proxy.admin("GET", "/ready", "").text(), "ready\n");
-    // It comes back, for those who only share the poisoner's address.
-    wait_until("another instance apart", || from(&mut poisoner, POISONER, "/", false).status() == 200);
+    // The instance comes back, for other clients that share the poisoner's address.
+    wait_until("another separate instance", || from(&mut poisoner, POISONER, "/", false).status() == 200);
 }
 
-/// A call's answer comes to the filter, and not to a stream; but the stream for which it then works is known.
+/// A call's response goes to the filter, not to a stream; but the host knows for which stream the filter then acts.
 #[test]
-fn whoever_makes_a_filter_fail_by_an_answer_is_known() {
+fn a_failure_in_a_call_response_is_attributed_to_its_client() {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "web")]);
     let nothing = "(i32.const 0) (i32.const 0)";
     let module = guest::filter(&format!(
@@ -135,13 +135,13 @@ fn whoever_makes_a_filter_fail_by_an_answer_is_known() {
 }
 
 #[test]
-fn clients_that_poison_once_are_not_worth_an_instance() {
+fn clients_that_poison_once_are_not_quarantined() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &holding());
     let mut client = proxy.client();
     for _ in 0..5 {
         assert_eq!(from_anew(&mut client).status(), 503);
-        wait_until("the filter to be there", || client.get("/").status() == 200);
+        wait_until("the filter to be available", || client.get("/").status() == 200);
     }
     assert_eq!(proxy.filter("boom")["quarantine"], 0);
 }

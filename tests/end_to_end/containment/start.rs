@@ -1,16 +1,16 @@
-//! Filters that fail before there is a request: the proxy does not start with them, and says why.
+//! Filters that fail before any request: the proxy does not start, and reports the reason.
 
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream, wasm},
 };
 
-/// A proxy does not start with this filter, and says why and where.
+/// Asserts that a proxy does not start with this filter, and reports the reason and the location.
 fn refused(module: &[u8], options: &str, reason: &str) {
     let config = Config::to(Upstream::refusing()).module("bad", module, options);
-    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it has started: {reason}") };
+    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it must not start: {reason}") };
     assert!(said.contains(reason), "{said}");
-    assert!(said.contains("config.yaml:1"), "it says where: {said}");
+    assert!(said.contains("config.yaml:1"), "it reports the location: {said}");
     assert!(!said.contains("panicked"), "{said}");
 }
 
@@ -22,7 +22,7 @@ fn configuring(code: &str) -> Vec<u8> {
 }
 
 #[test]
-fn failures_while_it_is_configured() {
+fn failures_during_configuration_prevent_the_start() {
     let trap = "filter `bad` cannot be set up: it failed in `proxy_on_configure`: wasm trap: wasm `unreachable`";
     refused(&configuring("unreachable"), "config: {some: thing}", trap);
     let late = "it failed in `proxy_on_configure`: it took longer than 20 times its `call_time`";
@@ -32,7 +32,7 @@ fn failures_while_it_is_configured() {
 }
 
 #[test]
-fn a_trap_at_every_other_beginning() {
+fn traps_in_other_start_callbacks_prevent_the_start() {
     for (export, types) in [
         ("_initialize", ""),
         ("_start", ""),
@@ -49,14 +49,14 @@ fn a_trap_at_every_other_beginning() {
 }
 
 #[test]
-fn modules_that_cannot_be_instantiated() {
+fn modules_that_cannot_be_instantiated_are_rejected() {
     refused(&guest::filter(""), "limits: {memory: 64KiB}", "memory");
     refused(&guest::filter("(table 1000000000 funcref)"), "", "table");
     refused(&guest::filter("(data (i32.const -1) \"x\")"), "", "out of bounds");
 }
 
 #[test]
-fn callbacks_of_wrong_types() {
+fn callbacks_of_wrong_types_are_rejected() {
     let log = guest::filter(r#"(func (export "proxy_on_log") (param i64))"#);
     refused(&log, "", "exports `proxy_on_log` with a wrong type; it must be `proxy_on_log(context: i32)`");
     let malloc = guest::filter(r#"(func (export "malloc") (param i64) (result i32) (i32.const 0))"#);
@@ -64,7 +64,7 @@ fn callbacks_of_wrong_types() {
 }
 
 #[test]
-fn memories_and_allocators_that_are_missing() {
+fn missing_memories_and_allocators_are_rejected() {
     const MEMORY: &str = r#"(memory (export "memory") 1)"#;
     const IMPORTED: &str = r#"(import "env" "memory" (memory 1)) (export "memory" (memory 0))"#;
     const ALLOCATOR: &str = r#"(func (export "malloc") (param i32) (result i32) (i32.const 0))"#;

@@ -1,21 +1,22 @@
-//! The vocabulary of the table: what a client sends, what an upstream answers, what is right, and by which ways.
+//! The vocabulary of the table: what a client sends, what an upstream answers, the expected outcome, and the paths it
+//! applies to.
 
 use std::fmt;
 
 pub use crate::harness::exchange::{Point, Request, Version};
 use crate::harness::{exchange::owned, frames::Fields};
 
-/// How a message travels.
+/// A path through the proxy.
 #[derive(Debug, Clone, Copy)]
 pub struct Way {
     pub client: Version,
     pub upstream: Version,
-    /// A filter holds each body until its end.
+    /// Whether a filter holds each body until its end.
     pub held: bool,
 }
 
 impl Way {
-    /// Every way there is.
+    /// All paths.
     pub fn all() -> Vec<Way> {
         let mut all = Vec::new();
         for client in [Version::H1, Version::H2, Version::H3] {
@@ -38,7 +39,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// Some of the ways.
+/// A set of paths.
 #[derive(Debug, Clone, Copy)]
 pub enum Ways {
     From(&'static [Version]),
@@ -72,17 +73,17 @@ impl Ways {
 /// How an upstream stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// It closes the connection.
+    /// Closes the connection.
     Close,
     /// RST, or RST_STREAM with this code.
     Reset(u32),
-    /// GOAWAY says that the request was not processed; then the connection is closed. HTTP/2 only.
+    /// GOAWAY for an unprocessed request, then the connection is closed. HTTP/2 only.
     Goaway,
-    /// It says no more and keeps the connection open.
+    /// Sends nothing more and keeps the connection open.
     Silence,
 }
 
-/// What an upstream answers.
+/// An upstream's answer.
 #[derive(Debug, Clone)]
 pub struct Reply {
     pub interim: Vec<(u16, Fields)>,
@@ -91,42 +92,42 @@ pub struct Reply {
     pub body: Option<Vec<Vec<u8>>>,
     pub trailers: Fields,
     pub cut: Option<(Point, How)>,
-    /// It answers as soon as it has the head.
+    /// Answers as soon as the head was received.
     pub early: bool,
-    /// In HTTP/1.1, the connection's end is the body's.
+    /// In HTTP/1.1, the end of the connection ends the body.
     pub until_close: bool,
-    /// Takes the place of the whole answer in HTTP/1.1, or of status and fields in HTTP/2.
+    /// Replaces the whole answer in HTTP/1.1, or status and fields in HTTP/2.
     pub raw: Option<(String, Fields)>,
 }
 
-/// What the upstream sees if all is right.
+/// What the upstream must receive.
 #[derive(Clone, Copy)]
 pub enum Up {
-    /// The request, once changed so.
+    /// The request with these changes.
     Whole(fn(&mut Request)),
-    /// Nothing at all.
+    /// Nothing.
     Nothing,
-    /// No request that has ended.
+    /// No complete request.
     NotWhole,
     Anything,
 }
 
-/// What the client gets.
+/// What the client must receive.
 #[derive(Clone, Copy)]
 pub enum Down {
-    /// The answer, once changed so.
+    /// The answer with these changes.
     Whole(fn(&mut Reply)),
-    /// 400, or an error of this stream alone.
+    /// 400, or an error of this stream only.
     Refused,
-    /// An answer of the proxy's: its status, and `details` in the log.
+    /// The proxy's local reply: its status, and `details` in the log.
     Own(u16, &'static str),
-    /// An answer of the proxy's that says 5xx, or one that breaks off.
+    /// The proxy's local reply with a 5xx status, or a truncated response.
     Failed,
-    /// It is gone.
+    /// The client is gone.
     Left,
 }
 
-/// What is right.
+/// The expected outcome.
 #[derive(Clone, Copy)]
 pub struct Want {
     pub up: Up,
@@ -134,19 +135,19 @@ pub struct Want {
     pub flags: Flags,
 }
 
-/// What the flags in the access log say.
+/// The expected flags in the access log.
 #[derive(Debug, Clone, Copy)]
 pub enum Flags {
-    /// Nothing.
+    /// None.
     None,
-    /// Something.
+    /// At least one.
     Some,
-    /// That the client went away. A request that nobody has begun to read has no line.
+    /// The client disconnected. A request that was never read has no line.
     Gone,
     Any,
 }
 
-/// A way that differs.
+/// A path with another outcome.
 pub struct Exception {
     pub ways: Ways,
     pub kind: Kind,
@@ -154,13 +155,13 @@ pub struct Exception {
 }
 
 pub enum Kind {
-    /// The version has no words for it.
+    /// The version cannot express the message.
     Inexpressible,
-    /// Something else is right there.
+    /// Another outcome is right there.
     Otherwise(Want),
 }
 
-/// One message, and what should come of it.
+/// A message and its expected outcome.
 pub struct Row {
     pub name: &'static str,
     pub request: Request,
@@ -219,7 +220,7 @@ impl Row {
         self
     }
 
-    /// The request says this length.
+    /// Declares this length for the request.
     pub fn length(self, length: &str) -> Row {
         self.with(&[("content-length", length)])
     }
@@ -235,7 +236,7 @@ impl Row {
         self
     }
 
-    /// The client goes away at this point.
+    /// The client disconnects at this point.
     pub fn cut(mut self, point: Point) -> Row {
         self.request.cut = Some(point);
         self.want = Want { up: Up::NotWhole, down: Down::Left, flags: Flags::Gone };
@@ -255,16 +256,16 @@ impl Row {
         self.not_from(&[Version::H1], "HTTP/1.1 has no pseudo-fields")
     }
 
-    /// Pseudo-fields for what other versions say with a request line.
+    /// Spells out the pseudo-fields; other versions use a request line.
     pub fn spelt(mut self, all: &[(&str, &str)]) -> Row {
         self.request.pseudo = Some(owned(all));
         self
     }
 
-    /// What only HTTP/1.1 can say.
+    /// Bytes that only HTTP/1.1 can express.
     pub fn raw(mut self, rest: &str) -> Row {
         self.request.raw = Some(rest.to_owned());
-        self.not_from(&[Version::H2, Version::H3], "the framing of HTTP/1.1, which other versions have not")
+        self.not_from(&[Version::H2, Version::H3], "framing of HTTP/1.1, which other versions do not have")
     }
 
     /// The answer's status, fields and body.
@@ -275,10 +276,10 @@ impl Row {
         self
     }
 
-    /// An answer that only HTTP/1.1 can give.
+    /// An answer that only HTTP/1.1 can express.
     pub fn of_h1(self, raw: &str) -> Row {
         self.reply(|reply| reply.raw = Some((raw.to_owned(), Fields::new())))
-            .not_to(Version::H2, "the framing of HTTP/1.1, which other versions have not")
+            .not_to(Version::H2, "framing of HTTP/1.1, which other versions do not have")
     }
 
     pub fn interim(mut self, status: u16, more: &[(&str, &str)], times: usize) -> Row {
@@ -311,18 +312,18 @@ impl Row {
         self
     }
 
-    /// The request reaches nobody, and the client is told so.
+    /// The request does not reach the upstream, and the client gets an error.
     pub fn refused(self) -> Row {
         self.want(Up::Nothing, Down::Refused)
     }
 
-    /// The request arrives changed so.
+    /// The request arrives with these changes.
     pub fn arrives(mut self, change: fn(&mut Request)) -> Row {
         self.want.up = Up::Whole(change);
         self
     }
 
-    /// The answer arrives changed so.
+    /// The client gets the answer with these changes.
     pub fn gets(mut self, change: fn(&mut Reply)) -> Row {
         self.want.down = Down::Whole(change);
         self
@@ -345,13 +346,13 @@ impl Row {
         self.except(Ways::Held, Kind::Inexpressible, why)
     }
 
-    /// Elsewhere something else is right.
+    /// Another outcome is right there.
     pub fn but(self, ways: Ways, up: Up, down: Down, why: &'static str) -> Row {
         let want = Row::new("").want(up, down).want;
         self.except(ways, Kind::Otherwise(want), why)
     }
 
-    /// What differs in a way. The first one counts.
+    /// The exception for a path. The first match counts.
     pub fn exception(&self, way: Way) -> Option<&Exception> {
         self.exceptions.iter().find(|exception| exception.ways.include(way))
     }

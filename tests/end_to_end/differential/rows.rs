@@ -1,7 +1,6 @@
-//! The messages of the table, and what is right for each.
+//! The messages of the table, and their expected outcomes.
 //!
-//! Unless it says something else, a row expects that the request arrives as it was sent and the answer as it was given, and that
-//! the log has no flags.
+//! By default, a row expects that the request and the answer arrive unchanged, and that the log has no flags.
 
 mod cuts;
 mod framing;
@@ -12,7 +11,7 @@ use super::model::{Row, Version};
 
 const H1: &[Version] = &[Version::H1];
 
-/// All of them.
+/// All rows.
 pub fn all() -> Vec<Row> {
     [framing::rows(), heads::rows(), replies::rows(), cuts::rows()].into_iter().flatten().collect()
 }

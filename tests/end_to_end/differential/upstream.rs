@@ -1,4 +1,4 @@
-//! The upstreams: they answer each request as its row says, in HTTP/1.1 or HTTP/2, and remember what arrived.
+//! The upstreams: they answer each request as its row specifies, in HTTP/1.1 or HTTP/2, and record what arrived.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use crate::harness::{
     frames::{Fields, Message, code, encode, kind, setting},
 };
 
-/// A request as it arrived.
+/// A request as received.
 #[derive(Debug, Clone, Default)]
 pub struct Arrival {
     pub method: String,
@@ -22,13 +22,13 @@ pub struct Arrival {
     pub fields: Fields,
     pub body: Vec<u8>,
     pub trailers: Fields,
-    /// Whether it has ended, once that is known.
+    /// Whether it ended, once known.
     pub whole: Option<bool>,
-    /// Whether the upstream still waits to be told that nobody wants its answer any more.
+    /// Whether the upstream is still waiting for its answer to be cancelled.
     pub waits: bool,
 }
 
-/// What has arrived, by row.
+/// Received requests, by row.
 #[derive(Default)]
 pub struct Seen {
     arrivals: Mutex<BTreeMap<usize, Vec<Arrival>>>,
@@ -36,13 +36,13 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// A request begins.
+    /// Records the start of a request.
     fn begin(&self, row: usize, arrival: Arrival) {
         self.arrivals.lock().unwrap().entry(row).or_default().push(arrival);
         self.changed.notify_all();
     }
 
-    /// The last request of a row is over: all of it has come, or no more will.
+    /// Records the end of a row's last request: it is complete, or will never be.
     fn end(&self, row: usize, body: Vec<u8>, trailers: Fields, whole: bool) {
         let mut arrivals = self.arrivals.lock().unwrap();
         let last = arrivals.get_mut(&row).and_then(|all| all.last_mut()).expect("it has begun");
@@ -50,7 +50,7 @@ impl Seen {
         self.changed.notify_all();
     }
 
-    /// An upstream waits to be told that its answer to a row is not wanted any more; or has been told.
+    /// Records whether an upstream is waiting for its answer to a row to be cancelled.
     fn waits(&self, row: usize, waits: bool) {
         let mut arrivals = self.arrivals.lock().unwrap();
         arrivals.get_mut(&row).and_then(|all| all.last_mut()).expect("it has begun").waits = waits;
@@ -63,8 +63,8 @@ impl Seen {
         !waited.1.timed_out()
     }
 
-    /// What a client waits for that is about to leave: who has sent all leaves an exchange that goes on; before that the proxy
-    /// need not have said anything to the upstream.
+    /// What a client waits for before it leaves: after a complete request it leaves an exchange in progress; before
+    /// that the proxy may not have contacted the upstream yet.
     pub fn wait_before_leaving(&self, row: usize, request: &Request) {
         let last = |all: &BTreeMap<usize, Vec<Arrival>>| all.get(&row).and_then(|all| all.last().cloned());
         match request.cut {
@@ -77,7 +77,7 @@ impl Seen {
         }
     }
 
-    /// All that has arrived, once it is over.
+    /// All received requests, once they have ended.
     pub fn all(&self) -> BTreeMap<usize, Vec<Arrival>> {
         self.wait(DEADLINE, |all| all.values().flatten().all(|arrival| arrival.whole.is_some() && !arrival.waits));
         self.arrivals.lock().unwrap().clone()
@@ -147,7 +147,7 @@ fn serve_h1(mut wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
     }
 }
 
-/// Sends an answer; how the connection goes on, if it does not.
+/// Sends an answer and returns how the connection ends, if it does.
 fn say_h1(wire: &mut Wire, reply: &Reply, method: &str) -> Option<How> {
     let lines = |fields: &Fields| fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<String>();
     if let Some((raw, _)) = &reply.raw {
@@ -228,7 +228,7 @@ fn serve_h2(wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
         }
         let message = until_over(&mut h2, stream);
         let trailers = message.blocks.get(1).cloned();
-        // Not everybody can read a block of no fields.
+        // Not every peer can read an empty header block.
         let whole = message.ended && trailers.as_ref().is_none_or(|trailers| !trailers.is_empty());
         seen.end(row, message.body, trailers.unwrap_or_default(), whole);
         if !message.ended {
@@ -251,7 +251,7 @@ fn serve_h2(wire: Wire, rows: &[Row], seen: &Seen) -> Option<()> {
     }
 }
 
-/// What has come on a stream, once no more will.
+/// Reads a stream until no more will arrive.
 fn until_over(h2: &mut H2, stream: u32) -> Message {
     loop {
         let message = h2.so_far(stream);
@@ -295,7 +295,7 @@ fn say_h2(h2: &mut H2, stream: u32, reply: &Reply) -> Option<How> {
     if let Some(how) = stop(Point::Body) {
         return Some(how);
     }
-    // A client that knows the length leaves when it has all of it, so the end comes with the last piece.
+    // A client that knows the length leaves when it has the whole body, so the end must come with the last piece.
     let ends = reply.trailers.is_empty() && reply.cut.is_none_or(|(at, _)| at == Point::After);
     let last = reply.body.as_ref().and_then(|pieces| pieces.last()).filter(|_| ends && has_length(&reply.fields));
     for piece in reply.body.iter().flatten() {

@@ -1,4 +1,4 @@
-//! Compares what came of a message with what is right.
+//! Compares the outcome of a message with the expected one.
 
 use super::{
     model::{Down, Flags, Reply, Request, Row, Up, Want},
@@ -9,7 +9,7 @@ use crate::harness::{
     frames::Fields,
 };
 
-/// What the access log has of an exchange.
+/// An exchange as recorded in the access log.
 #[derive(Debug, Clone)]
 pub struct Logged {
     pub status: String,
@@ -17,7 +17,7 @@ pub struct Logged {
     pub details: String,
 }
 
-/// What framing and the proxy itself add or take: each version has its own.
+/// Fields that framing and the proxy itself add or remove; they differ by version.
 const OF_THE_HOP: &[&str] = &[
     "alt-svc",
     "connection",
@@ -42,12 +42,12 @@ fn end_to_end(fields: &Fields) -> Fields {
         .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
         .filter(|(name, _)| !name.starts_with(':') && !OF_THE_HOP.contains(&name.as_str()))
         .collect();
-    // Values of one name keep their order; names need not.
+    // Values of one name keep their order; different names need not.
     kept.sort_by(|(one, _), (other, _)| one.cmp(other));
     kept
 }
 
-/// What is wrong, if anything.
+/// Returns the first deviation, if any.
 pub fn judge(row: &Row, want: &Want, got: &Outcome, arrivals: &[Arrival], log: Option<&Logged>) -> Result<(), String> {
     let upstream = judge_upstream(&row.request, want.up, arrivals);
     let client = judge_client(row, want.down, got, log);
@@ -107,7 +107,7 @@ fn judge_client(row: &Row, want: Down, got: &Outcome, log: Option<&Logged>) -> R
             is_the_answer(&row.request, &wanted, response)
         }
         (Down::Refused, Outcome::Whole(response)) => response.status == 400,
-        // PROTOCOL_ERROR and H3_MESSAGE_ERROR: the request is malformed, and the connection is not.
+        // PROTOCOL_ERROR and H3_MESSAGE_ERROR: the request is malformed, the connection is not affected.
         (Down::Refused, Outcome::Broken { status: None, end }) => matches!(end, End::Closed | End::Reset(1 | 0x10e)),
         (Down::Own(status, details), Outcome::Whole(response)) => {
             response.status == status && log.is_none_or(|log| log.details == details)
@@ -123,7 +123,7 @@ fn is_the_answer(request: &Request, wanted: &Reply, got: &Response) -> bool {
     let bodiless = request.method == "HEAD" || matches!(wanted.status, 204 | 304);
     let body = if bodiless { Vec::new() } else { wanted.body.iter().flatten().flatten().copied().collect() };
     let length = |fields: &Fields| fields.iter().find(|(name, _)| name == "content-length").cloned();
-    // Who sends a body that was announced at once may still be told to go on.
+    // A client that sends the body without waiting may still get a 100.
     let told = got.interim.iter().filter(|(status, _)| *status != 100 || request.waits);
     let told: Vec<_> = told.map(|(status, fields)| (*status, end_to_end(fields))).collect();
     let waited = request.waits.then(|| (100, Fields::new()));

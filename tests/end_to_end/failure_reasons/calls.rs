@@ -1,4 +1,4 @@
-//! Requests that no line of the access log is about: filters' calls, mirrors' copies, health checks.
+//! Requests without an access log line: filters' calls, mirrored requests, health checks.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// A filter that calls the cluster `auth` for each request and does not wait.
+/// A filter that calls the cluster `auth` for each request and does not wait for it.
 fn calling(timeout: u32) -> Vec<u8> {
     let head = pairs(&[(":method", "GET"), (":path", "/check"), (":authority", "auth")]);
     filter(&format!(
@@ -22,7 +22,7 @@ fn calling(timeout: u32) -> Vec<u8> {
     ))
 }
 
-/// A proxy whose filter calls an endpoint, or nobody.
+/// A proxy whose filter calls the cluster `auth` with these endpoints, if any.
 fn proxy(auth: &[String], timeout: u32) -> (Proxy, Upstream) {
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).module("caller", &calling(timeout), "").cluster("auth", auth, "");
@@ -37,7 +37,7 @@ fn last_error(proxy: &Proxy, cluster: &str) -> Value {
 }
 
 #[test]
-fn a_service_that_a_filter_cannot_reach_is_in_the_log_and_with_its_endpoint() {
+fn an_unreachable_service_is_logged_and_shown_at_its_endpoint() {
     let (proxy, _upstream) = proxy(&[Upstream::refusing().to_string()], 5000);
     (0..5).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
     let error = last_error(&proxy, "auth");
@@ -49,7 +49,7 @@ fn a_service_that_a_filter_cannot_reach_is_in_the_log_and_with_its_endpoint() {
 }
 
 #[test]
-fn a_service_that_does_not_answer_a_filter_in_time_is_told_with_the_time() {
+fn a_call_timeout_is_reported_with_its_duration() {
     let silent = Upstream::silent();
     let (proxy, _upstream) = proxy(&[silent.to_string()], 200);
     assert_eq!(proxy.get("/").status(), 200);
@@ -59,14 +59,14 @@ fn a_service_that_does_not_answer_a_filter_in_time_is_told_with_the_time() {
 }
 
 #[test]
-fn a_call_that_could_not_be_sent_is_in_the_log() {
+fn an_unsent_call_is_logged() {
     let (proxy, _upstream) = proxy(&[], 200);
     assert_eq!(proxy.get("/").status(), 200);
     proxy.wait_for_output("a filter's call was not sent: the cluster has no endpoint, or none that is healthy");
 }
 
 #[test]
-fn a_mirror_that_cannot_be_reached_is_told() {
+fn an_unreachable_mirror_is_reported() {
     let upstream = Upstream::saying("ok");
     let config = Config::new().routes("{cluster: web, mirror: {cluster: shadow, percent: 100}}");
     let config = config.cluster("web", &[&upstream], "").cluster("shadow", &[Upstream::refusing()], "");
@@ -77,9 +77,9 @@ fn a_mirror_that_cannot_be_reached_is_told() {
 }
 
 #[test]
-fn health_checks_tell_what_came_in_place_of_an_answer() {
+fn health_checks_report_unexpected_responses() {
     let settings = Frame::bytes(kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]);
-    // Reads to the end: what is unread when a socket closes makes the system reset it, and the answer may be lost with that.
+    // Reads to the end: closing a socket with unread data resets the connection, and the response may be lost.
     let answering = |bytes: Vec<u8>| {
         Upstream::scripted(move |mut connection| {
             let _ = connection.wire.read_some(&mut [0; 100]);

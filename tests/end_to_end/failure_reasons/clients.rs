@@ -1,4 +1,4 @@
-//! Clients that a listener turns away: each leaves a line, a count, and a warning.
+//! Clients that a listener rejects: each leaves an access log line, a count, and a warning.
 
 use std::{
     fmt::Display,
@@ -16,7 +16,7 @@ use rustls::{
 use super::pair::{self, Issuer, Pair};
 use crate::harness::{Config, DEADLINE, Entry, Proxy, Upstream};
 
-/// A client of TLS.
+/// A TLS client.
 struct Client<'a> {
     trusts: &'a Issuer,
     shows: Option<&'a Pair>,
@@ -29,7 +29,7 @@ impl<'a> Client<'a> {
         Client { trusts, shows: None, versions: &pair::VERSIONS, alpn: &[] }
     }
 
-    /// Sends a request as far as it gets with it. What comes back.
+    /// Sends a request, as far as it gets, and returns the response.
     fn ask(self, proxy: &Proxy) -> String {
         let mut roots = RootCertStore::empty();
         roots.add(self.trusts.der().clone()).expect("a root");
@@ -55,7 +55,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// A listener with TLS and these options of it; nobody is behind it.
+/// A listener with TLS and these options; its upstream is unreachable.
 fn proxy(issuer: &Issuer, options: &str) -> Proxy {
     behind(Upstream::refusing(), issuer, options, "")
 }
@@ -71,7 +71,7 @@ fn behind(upstream: impl Display, issuer: &Issuer, options: &str, listener: &str
     )
 }
 
-/// One client was turned away: its line, with the reason, and the warning.
+/// Asserts that one client was rejected: its access log line, with the reason, and the warning.
 fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, parts: &[&str]) -> Entry {
     let entry = proxy.entry(|entry| entry["details"] == details);
     let why = entry["downstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
@@ -80,7 +80,7 @@ fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, parts: &[&str]) 
     entry
 }
 
-/// One handshake has failed: the same, and the counts.
+/// Asserts that one handshake failed: the same, and the counters.
 fn assert_failed(name: &str, proxy: &Proxy, reason: &str, parts: &[&str]) {
     let entry = assert_turned_away(name, proxy, "tls_handshake_failed", parts);
     assert_eq!((&entry["protocol"], &entry["flags"]), (&"TLS".into(), &"DPE".into()), "{name}: {entry}");
@@ -92,7 +92,7 @@ fn assert_failed(name: &str, proxy: &Proxy, reason: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_certificate_that_is_missing_or_wrong_is_told() {
+fn missing_and_invalid_certificates_are_reported() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let (stranger, old) = (pair::signed(&theirs, "c"), pair::expired(&ours, "c"));
     for (name, shows, reason, parts) in [
@@ -109,7 +109,7 @@ fn a_certificate_that_is_missing_or_wrong_is_told() {
 }
 
 #[test]
-fn a_certificate_without_a_subject_is_called_by_another_name() {
+fn a_certificate_without_a_subject_is_named_by_its_san() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let stranger = pair::without_subject(&theirs, false, &[pair::spiffe()]);
     let old = pair::without_subject(&ours, true, &[pair::spiffe()]);

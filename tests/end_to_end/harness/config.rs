@@ -1,5 +1,5 @@
-//! Builds the configuration of most tests: a listener with some filters in a chain, others beside it, some clusters. A test that
-//! needs another shape writes the YAML itself.
+//! Builds the configuration of most tests: a listener with some filters in a chain, others beside it, some clusters. A
+//! test that needs another shape writes the YAML itself.
 
 use std::fmt::{Display, Write};
 
@@ -100,7 +100,8 @@ impl Config {
         self.beside(name, &same)
     }
 
-    /// Adds a filter, and puts it at the end of the chain of `main`. `options` are those beside `name` and `wasm`, such as `config:`.
+    /// Adds a filter, and puts it at the end of the chain of `main`. `options` are those beside `name` and `wasm`, such
+    /// as `config:`.
     pub fn filter(mut self, name: &str, wasm: &str, options: &str) -> Config {
         self.chain.push(name.to_owned());
         self.unchained(name, wasm, options)

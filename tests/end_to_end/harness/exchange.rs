@@ -1,5 +1,5 @@
-//! One request and what comes of it, in any version of HTTP: a table of requests runs over all of them. Each [`Speaker`] sends
-//! exactly what it is given, right or wrong, and its answer has the same type in each version.
+//! One request and what comes of it, in any version of HTTP: a table of requests runs over all of them. Each
+//! [`Speaker`] sends exactly what it is given, right or wrong, and its answer has the same type in each version.
 
 mod everywhere;
 mod h1;

@@ -1,7 +1,7 @@
 //! Filters for tests, written as WebAssembly text: each test shows all that its filter does.
 //!
-//! In the text, `%"abc"` stands for the address and the length of this text, as host functions want them, and `%pause` and the
-//! like for the ABI's constants.
+//! In the text, `%"abc"` stands for the address and the length of this text, as host functions want them, and `%pause`
+//! and the like for the ABI's constants.
 
 use tollgate_abi::{
     Function, Ty, fast,
@@ -235,8 +235,9 @@ pub fn saying(code: &str) -> Vec<u8> {
     ))
 }
 
-/// Code for [`saying`]: does something until it is answered with something else than `fine`, or so often, and notes how often that was
-/// and the answer. `(name)` stands for the address and the length of another name each time; the line then begins here.
+/// Code for [`saying`]: does something until it is answered with something else than `fine`, or so often, and notes how
+/// often that was and the answer. `(name)` stands for the address and the length of another name each time; the line
+/// then begins here.
 pub fn until_not(fine: i32, times: u32, what: &str) -> String {
     let (name, anew) = match what.contains("(name)") {
         true => {

@@ -58,9 +58,9 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Has something happen before a timer of the proxy's ends, which a busy machine does not always manage. `attempt` sets the timer to
-/// so many milliseconds, and says `None` if it ended too soon to show anything; then the next attempt has four times as long. A proxy
-/// that does the wrong thing does it however long the timer is.
+/// Has something happen before a timer of the proxy's ends, which a busy machine does not always manage. `attempt` sets
+/// the timer to so many milliseconds, and says `None` if it ended too soon to show anything; then the next attempt has
+/// four times as long. A proxy that does the wrong thing does it however long the timer is.
 pub fn in_time<T>(attempt: impl Fn(u32) -> Option<T>) -> T {
     [500, 2_000, 8_000, 32_000].into_iter().find_map(attempt).expect("not even half a minute is enough")
 }

@@ -1,6 +1,6 @@
-//! Tests that need what not every machine has. A program that is missing fails its test where TOLLGATE_REQUIRE_TOOLS is set, as
-//! it is in continuous integration. Elsewhere the test does not run, and says so in the file that TOLLGATE_NOT_RUN names:
-//! `tests/summary.sh` counts these.
+//! Tests that need what not every machine has. A program that is missing fails its test where TOLLGATE_REQUIRE_TOOLS is
+//! set, as it is in continuous integration. Elsewhere the test does not run, and says so in the file that
+//! TOLLGATE_NOT_RUN names: `tests/summary.sh` counts these.
 
 use std::{env, fs::File, io::Write, thread};
 

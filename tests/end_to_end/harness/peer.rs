@@ -1,5 +1,5 @@
-//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; for a test of one that is
-//! missing see [`not_run`].
+//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; for a test of
+//! one that is missing see [`not_run`].
 
 use std::{
     env, fs,

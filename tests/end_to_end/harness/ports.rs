@@ -4,8 +4,8 @@ use std::{fmt, net::SocketAddr, ops::Deref, sync::Arc};
 
 use socket2::{Domain, Socket, Type};
 
-/// An address that the kernel gives to nobody else while this lives. A socket that is bound and does not listen holds it, so
-/// connections are refused until a server that sets SO_REUSEADDR, as servers do, listens there.
+/// An address that the kernel gives to nobody else while this lives. A socket that is bound and does not listen holds
+/// it, so connections are refused until a server that sets SO_REUSEADDR, as servers do, listens there.
 #[derive(Clone)]
 pub struct Reserved {
     address: SocketAddr,

@@ -33,8 +33,8 @@ use super::{
 /// When nothing more has come for so long, what has been logged is there.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// A running proxy. It is killed when dropped. If that is because the test has failed, its log is shown; if not, it fails the test
-/// when it has panicked, or when something is still under way that no client waits for.
+/// A running proxy. It is killed when dropped. If that is because the test has failed, its log is shown; if not, it
+/// fails the test when it has panicked, or when something is still under way that no client waits for.
 pub struct Proxy {
     child: Child,
     dir: Arc<TempDir>,
@@ -332,8 +332,8 @@ impl Proxy {
         self.entry(|entry| entry["path"] == path)
     }
 
-    /// What it has written to standard output and error. A thread of its own writes what it logs, so this waits until no more
-    /// comes; who waits for a certain line asks [`Proxy::wait_for_output`].
+    /// What it has written to standard output and error. A thread of its own writes what it logs, so this waits until
+    /// no more comes; who waits for a certain line asks [`Proxy::wait_for_output`].
     pub fn output(&self) -> String {
         loop {
             let before = self.written();
@@ -353,8 +353,8 @@ impl Proxy {
         wait_for(&format!("{text:?} in the log"), || self.written().contains(text).then_some(()));
     }
 
-    /// Waits until it has logged that it is ready, where [`Proxy::is_ready`] cannot tell: another process answers at the same
-    /// address, or the admin listener wants a token, or it is a unix socket.
+    /// Waits until it has logged that it is ready, where [`Proxy::is_ready`] cannot tell: another process answers at
+    /// the same address, or the admin listener wants a token, or it is a unix socket.
     pub fn wait_for_ready_line(&self) {
         self.wait_for_output("ready workers=");
     }

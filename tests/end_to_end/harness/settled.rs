@@ -1,4 +1,5 @@
-//! What must be left of a proxy when its test is over: no panic in its log, and, once its clients are gone, nothing under way.
+//! What must be left of a proxy when its test is over: no panic in its log, and, once its clients are gone, nothing
+//! under way.
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, net::TcpStream, thread, time::Duration, time::Instant};
 
@@ -21,8 +22,8 @@ pub fn panic_in(output: &str) -> Option<&str> {
     output.lines().find(|line| line.starts_with("thread '") && line.contains(" panicked at "))
 }
 
-/// Waits until nothing is under way; what is, if that never happens. A proxy that still has clients, or that nobody can ask, is
-/// not waited for.
+/// Waits until nothing is under way; what is, if that never happens. A proxy that still has clients, or that nobody can
+/// ask, is not waited for.
 pub fn left_behind(addresses: &BTreeMap<String, SocketAddr>, unseen: bool) -> Option<String> {
     let end = Instant::now() + DEADLINE;
     loop {

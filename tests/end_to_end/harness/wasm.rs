@@ -1,4 +1,5 @@
-//! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other languages.)
+//! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other
+//! languages.)
 
 use std::{
     env, fs,

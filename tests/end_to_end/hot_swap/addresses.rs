@@ -91,8 +91,8 @@ fn a_unix_socket_passes_from_one_listener_to_another() {
     assert!(text.starts_with("HTTP/1.0 200"), "{text}");
 }
 
-/// Listeners on all IPv4 addresses and on all IPv6 addresses of one port, from the start and by a reload: each gets its own, and
-/// `[::]` gets both while it is alone.
+/// Listeners on all IPv4 addresses and on all IPv6 addresses of one port, from the start and by a reload: each gets its
+/// own, and `[::]` gets both while it is alone.
 #[test]
 fn all_addresses_of_both_families_stand_beside_each_other() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));

@@ -1,5 +1,5 @@
-//! Every way in which a file can change, for every kind of file: what is new is in force, half of it never is, and nothing is
-//! refused on the way.
+//! Every way in which a file can change, for every kind of file: what is new is in force, half of it never is, and
+//! nothing is refused on the way.
 
 use std::{
     fs::{self, File, Permissions},

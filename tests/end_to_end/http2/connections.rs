@@ -159,8 +159,8 @@ fn a_connection_whose_pings_are_not_answered_is_closed() {
     });
 }
 
-/// RFC 9113 section 5.1: what a stream's state does not allow. The crate h2 says PROTOCOL_ERROR of most of it, also where there is
-/// a code of its own.
+/// RFC 9113 section 5.1: what a stream's state does not allow. The crate h2 says PROTOCOL_ERROR of most of it, also
+/// where there is a code of its own.
 #[test]
 fn frames_that_no_stream_allows_end_the_connection() {
     let (upstream, _go) = holding();

@@ -8,7 +8,8 @@ use crate::harness::{
 /// More than any of these attacks may cost, and less than any of them sends or asks for in vain.
 const ALLOWED_KIB: u64 = 32 << 10;
 
-/// Lets a client do its worst until it is cut off. The memory stays where it was, and so does another client, which is given back.
+/// Lets a client do its worst until it is cut off. The memory stays where it was, and so does another client, which is
+/// given back.
 fn cut_off(upstream: &Upstream, evil: impl FnOnce(&mut H2)) -> (Proxy, H2) {
     let proxy = Proxy::start(Config::to(upstream));
     let mut other = proxy.h2();
@@ -166,7 +167,8 @@ fn a_head_that_is_too_large_is_answered_with_431() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// A proxy in front may send the requests of many on one connection: one of them does not end it, as long as its head is no flood.
+/// A proxy in front may send the requests of many on one connection: one of them does not end it, as long as its head
+/// is no flood.
 #[test]
 fn heads_of_several_times_the_bound_end_nothing_but_their_stream() {
     let upstream = Upstream::saying("hello");

@@ -25,8 +25,8 @@ fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&[0, name.len() as u8], name, &[value.len() as u8], value].concat()
 }
 
-/// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1): another one on the connection goes on all the time.
-/// These are what the table of all versions cannot say, in bytes that are no text and in tables of fields.
+/// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1): another one on the connection goes on all
+/// the time. These are what the table of all versions cannot say, in bytes that are no text and in tables of fields.
 #[test]
 fn malformed_requests_are_refused_and_the_connection_goes_on() {
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));

@@ -12,8 +12,8 @@ use crate::harness::{
     turnstile, wait_until,
 };
 
-/// Ends the connection as nginx does when a head has a field of more than 8 KiB, or a request has trailers; answers what came before
-/// only when it is told to.
+/// Ends the connection as nginx does when a head has a field of more than 8 KiB, or a request has trailers; answers
+/// what came before only when it is told to.
 fn fragile() -> (Upstream, mpsc::Sender<()>) {
     let (go, wait) = turnstile();
     let upstream = Upstream::by_h2(move |h2| {
@@ -361,8 +361,8 @@ fn tunnels_of_tcp_count_for_whole_connections() {
     assert_eq!(proxy.get("/").text(), "fine");
 }
 
-/// Where there may be no further connection, an upload that needs one to itself gets the one that others have used. These are never
-/// left with none.
+/// Where there may be no further connection, an upload that needs one to itself gets the one that others have used.
+/// These are never left with none.
 #[test]
 fn an_upload_that_has_the_only_connection_keeps_nobody_out() {
     let upstream = patient(&[]);

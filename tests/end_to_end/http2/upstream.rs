@@ -281,7 +281,8 @@ fn responses_that_break_http_2_are_answered_with_502() {
     }
 }
 
-/// In a head and in trailers. Each ends its own stream only: another one, which began before, gets its answer after all of them.
+/// In a head and in trailers. Each ends its own stream only: another one, which began before, gets its answer after all
+/// of them.
 #[test]
 fn a_malformed_response_costs_no_other_stream() {
     let cases: &[(&str, &[(&str, &str)])] = &[

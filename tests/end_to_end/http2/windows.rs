@@ -37,7 +37,8 @@ pub(super) fn stingy(proxy: &Proxy, room: u32) -> H2 {
     client
 }
 
-/// Takes a little of a stream that had room for one byte at a time, for half as long again as it may be idle. None: it has ended.
+/// Takes a little of a stream that had room for one byte at a time, for half as long again as it may be idle. None: it
+/// has ended.
 pub(super) fn reads_little_by_little(client: &mut H2, stream: u32, idle_ms: u32) -> Option<()> {
     for step in 0..15 {
         let room = 1 + step * 100;
@@ -190,8 +191,8 @@ fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
     assert_eq!(client.response(slow).text(), body.len().to_string());
 }
 
-/// Sends fifty uploads that get this status before they are sent, as far as windows allow it. What is not read of them must be given
-/// back to the connection, or it starves.
+/// Sends fifty uploads that get this status before they are sent, as far as windows allow it. What is not read of them
+/// must be given back to the connection, or it starves.
 fn uploads_in_vain(proxy: &Proxy, status: u16) {
     let mut client = proxy.h2();
     client.ping();

@@ -55,7 +55,7 @@ fn a_request_is_as_any_other() {
 }
 
 #[test]
-fn a_head_without_a_body_tells_no_length_that_a_filter_might_change() {
+fn a_head_response_omits_a_length_that_a_filter_might_change() {
     needs!("aioquic");
     let upstream = length::upstream();
     let config = Config::to(&upstream).filter("body", "body.wasm", "");

@@ -269,7 +269,7 @@ fn a_body_in_small_pieces_takes_no_memory() {
     assert_eq!(status(&raw.end(recv)), Some(200));
     assert_eq!(upstream.only_request().body.len(), 60 << 19);
     let more = site.proxy.peak_kib() - before;
-    // A window's worth of it waits in quinn while the upstream is slow, as it is on a busy machine; all of it would be 30 MiB, and
-    // several times that with what a piece takes beside its bytes.
+    // A window's worth of it waits in quinn while the upstream is slow, as it is on a busy machine; all of it would be
+    // 30 MiB, and several times that with what a piece takes beside its bytes.
     assert!(more < 10 << 10, "{more} kB");
 }

@@ -10,7 +10,8 @@ use crate::harness::{
 
 const CASES: [&str; 5] = ["echo", "handshake", "pings", "closes", "breaks"];
 
-/// Python for the client, a server, and a proxy in front of it with these options of its listener. None: Python is not here.
+/// Python for the client, a server, and a proxy in front of it with these options of its listener. None: Python is not
+/// here.
 fn start(listener: &str) -> Option<(PathBuf, Peer, Proxy)> {
     let python = tool("python")?;
     let server = Peer::server(&python, "websocket_server", &[]);

@@ -1,11 +1,11 @@
-//! Messages that stop: the client's and the upstream's, at every point.
+//! Truncated messages: the client's and the upstream's, at every point.
 
 use super::super::model::{Down, How, Point, Row, Up, Version};
 use crate::harness::frames::code;
 
 pub fn rows() -> Vec<Row> {
     let large = vec![b'x'; 200_000];
-    let of_streams = "a code of HTTP/2, or GOAWAY; a connection of HTTP/1.1 only ends";
+    let of_streams = "an HTTP/2 error code or GOAWAY; HTTP/1.1 can only close the connection";
     let requests = vec![
         Row::new("a client leaves within its head").cut(Point::Head).want(Up::Nothing, Down::Left),
         Row::new("a client leaves within a body").post(&[b"hello", b"world"]).length("10").cut(Point::Piece),

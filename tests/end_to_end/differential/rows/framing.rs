@@ -1,4 +1,4 @@
-//! How long a request is, in all the words there are for it, and its trailers.
+//! The length of a request in all the ways to declare it, and its trailers.
 
 use super::{
     super::model::{Down, Row, Up, Version, Ways},
@@ -7,7 +7,7 @@ use super::{
 
 const LARGE: usize = 200_000;
 
-/// A `POST` whose trailer nobody may pass on.
+/// A `POST` with a trailer that must not be forwarded.
 fn bad_trailer(name: &'static str, trailer: (&str, &str)) -> Row {
     Row::new(name).post(&[b"hello"]).trailers(&[trailer]).want(Up::NotWhole, Down::Refused)
 }
@@ -82,7 +82,7 @@ pub fn rows() -> Vec<Row> {
             .post(&[])
             .with(&[("te", "trailers"), ("trailer", "x-sum")])
             .trailers(&[("x-sum", "1")]),
-        Row::new("trailers that nobody has announced")
+        Row::new("trailers that were not announced")
             .post(&[b"hello"])
             .trailers(&[("x-sum", "1")])
             .arrives(|request| request.trailers.clear())
@@ -90,7 +90,7 @@ pub fn rows() -> Vec<Row> {
                 Ways::HeldTo(Version::H2),
                 Up::Whole(|_| {}),
                 Down::Whole(|_| {}),
-                "they are known before the request is sent, so it goes by a connection of its own, where they harm nobody",
+                "they are known before the request is sent, so it uses a separate connection, where they do no harm",
             ),
         Row::new("GET with a length of 0").length("0"),
         Row::new("several trailers, one twice").post(&[b"hello"]).with(&[("trailer", "x-a, x-b")]).trailers(&[
@@ -103,7 +103,7 @@ pub fn rows() -> Vec<Row> {
             .with(&[("trailer", "x-sum")])
             .trailers(&[("x-sum", "1"), ("content-length", "9"), ("authorization", "x"), ("host", "other")])
             .arrives(|request| request.trailers.truncate(1)),
-        Row::new("trailers of which none may be passed on")
+        Row::new("trailers of which none may be forwarded")
             .post(&[b"hello"])
             .with(&[("te", "trailers"), ("trailer", "x-sum")])
             .trailers(&[("content-length", "9"), ("host", "other")])
@@ -117,16 +117,19 @@ pub fn rows() -> Vec<Row> {
                 Ways::From(H1),
                 Up::Whole(|request| request.trailers.truncate(1)),
                 Down::Whole(|_| {}),
-                "a field about the connection, which HTTP/1.1 has and which goes no further",
+                "a connection-specific field of HTTP/1.1, which is not forwarded",
             ),
-        bad_trailer("trailers with a name that is none", ("x\"sum", "1")),
+        bad_trailer("trailers with an invalid name", ("x\"sum", "1")),
         bad_trailer("trailers with an empty name", ("", "1")),
         bad_trailer("trailers with NUL", ("x-sum", "1\x002")),
         bad_trailer("trailers with LF", ("x-sum", "1\n2")),
         bad_trailer("trailers with a control byte", ("x-sum", "\x1f")),
         bad_trailer("trailers with a pseudo-field", (":path", "/other")),
         bad_trailer("trailers with a status", (":status", "200")),
-        Row::new("a body that is expected at once").post(&[b"hello"]).length("5").with(&[("expect", "100-continue")]),
+        Row::new("a body sent without waiting for 100")
+            .post(&[b"hello"])
+            .length("5")
+            .with(&[("expect", "100-continue")]),
         Row::new("a body that waits for 100")
             .post(&[b"hello"])
             .length("5")

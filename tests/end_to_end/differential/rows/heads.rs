@@ -8,7 +8,7 @@ use super::{
 const PSEUDO: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
 
-/// The pseudo-fields without one.
+/// The pseudo-fields without this one.
 fn without(name: &str) -> Vec<(&'static str, &'static str)> {
     PSEUDO.into_iter().filter(|(n, _)| *n != name).collect()
 }
@@ -17,7 +17,7 @@ pub fn rows() -> Vec<Row> {
     let same = (Up::Whole(|_| {}), Down::Whole(|_| {}));
     let dropped: fn(&mut crate::differential::model::Request) = |request| request.fields.clear();
     let case = "names are spelt in any case in HTTP/1.1 (RFC 9110 section 5.1), in small letters in the others";
-    let hop = "a field about the connection, which HTTP/1.1 has and which goes no further";
+    let hop = "a connection-specific field of HTTP/1.1, which is not forwarded";
     let many: Vec<(String, String)> = (0..60).map(|n| (format!("x-{n}"), "1".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let crumbs: Vec<String> = (0..90).map(|n| format!("name{n}=value")).collect();
@@ -132,7 +132,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("a host with a user").host(Some("user@web.test")).refused(),
         Row::new("a host with a path").host(Some("web.test/a")).refused(),
         Row::new("two hosts in one").host(Some("web.test, other.test")).refused(),
-        Row::new("another host beside the first").with(&[("host", "other.test")]).refused(),
+        Row::new("a second host").with(&[("host", "other.test")]).refused(),
         Row::new("the same host in a field")
             .with(&[("host", "web.test")])
             .not_from(H1, "the field is where the host is; a second one is refused"),
@@ -185,7 +185,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("OPTIONS").method("OPTIONS").target("/a"),
         Row::new("an unknown method").method("PURGE"),
         Row::new("a method with a hyphen").method("M-SEARCH"),
-        Row::new("a method that is none").method("G(T").refused(),
+        Row::new("an invalid method").method("G(T").refused(),
         Row::new("a method with a space").method("GE T").refused(),
         Row::new("a method with a tab").method("GE\tT").refused(),
         Row::new("CR in a method").method("GET\rX").refused(),

@@ -1,4 +1,4 @@
-//! Answers: their framing, statuses, fields, trailers, and interim answers before them.
+//! Answers: their framing, statuses, fields, trailers, and preceding interim answers.
 
 use super::{
     super::model::{Down, How, Point, Row, Up, Version, Ways},
@@ -7,7 +7,7 @@ use super::{
 
 pub fn rows() -> Vec<Row> {
     let large = vec![b'y'; 200_000];
-    // What a filter that reads bodies would make of them is not known where there is none.
+    // Without a body it is unknown what a filter that reads bodies would turn it into.
     let no_length = |row: Row| {
         row.but(
             Ways::Held,
@@ -58,8 +58,8 @@ pub fn rows() -> Vec<Row> {
         Row::new("201 to a POST").post(&[b"hello"]).answer(201, &[("location", "/a")], Some(&[b"made"])),
         Row::new("404").answer(404, &[("content-type", "text/plain")], Some(&[b"not here"])),
         Row::new("500").answer(500, &[], Some(&[b"broken"])),
-        Row::new("503 with a time").answer(503, &[("retry-after", "5")], Some(&[])),
-        Row::new("a status that nobody knows").answer(299, &[], Some(&[b"odd"])),
+        Row::new("503 with a retry-after").answer(503, &[("retry-after", "5")], Some(&[])),
+        Row::new("an unknown status").answer(299, &[], Some(&[b"odd"])),
         Row::new("the highest status").answer(599, &[], Some(&[b"odd"])),
         Row::new("an early answer")
             .post(&[b"hello"])
@@ -81,7 +81,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("an answer's empty value").answer(200, &[("x-a", "")], Some(&[b"ok"])),
         Row::new("an answer's field twice").answer(200, &[("x-a", "1"), ("x-a", "2")], Some(&[b"ok"])),
         Row::new("an answer's long value").answer(200, &[("x-a", &"v".repeat(4000))], Some(&[b"ok"])),
-        Row::new("a location beyond this site").answer(302, &[("location", "https://other.test/a?b#c")], None),
+        Row::new("a location on another site").answer(302, &[("location", "https://other.test/a?b#c")], None),
         Row::new("an answer about its connection")
             .answer(200, &[("keep-alive", "5"), ("proxy-connection", "close"), ("content-length", "2")], Some(&[b"ok"]))
             .gets(|reply| reply.fields.clear())
@@ -91,7 +91,7 @@ pub fn rows() -> Vec<Row> {
                 Down::Own(502, "upstream_protocol_error"),
                 "HTTP/2 has no such fields, and a response with them is malformed (RFC 9113 section 8.2.2)",
             ),
-        Row::new("an answer's name that is none")
+        Row::new("an answer's invalid name")
             .answer(200, &[("x\"a", "1")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
         Row::new("an answer's name with capitals").answer(200, &[("X-A", "1")], Some(&[b"ok"])).but(
@@ -109,7 +109,7 @@ pub fn rows() -> Vec<Row> {
                 Down::Own(502, "upstream_protocol_error"),
                 "only in HTTP/1.1 is white space around a value not part of it (RFC 9113 section 8.2.1)",
             ),
-        Row::new("an answer that is nothing but trailers of gRPC").answer(
+        Row::new("an answer that consists of gRPC trailers only").answer(
             200,
             &[("content-type", "application/grpc"), ("grpc-status", "5")],
             None,
@@ -129,7 +129,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("one length of an answer twice")
             .answer(200, &[("content-length", "2"), ("content-length", "2")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
-        Row::new("a length of an answer that is none")
+        Row::new("an invalid length of an answer")
             .answer(200, &[("content-length", "two")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
         Row::new("less than an answer's length")
@@ -139,27 +139,27 @@ pub fn rows() -> Vec<Row> {
             .answer(200, &[("content-length", "1")], Some(&[b"ok"]))
             .want(Up::Whole(|_| {}), Down::Failed)
             .not_to(Version::H1, "what follows an answer is not part of it"),
-        Row::new("a status that is none")
+        Row::new("an invalid status")
             .reply(|reply| {
                 reply.raw =
                     Some(("HTTP/1.1 2x0 Odd\r\n\r\n".to_owned(), vec![(":status".to_owned(), "2x0".to_owned())]))
             })
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
-        Row::new("an answer that is none")
+        Row::new("an invalid answer")
             .reply(|reply| {
                 reply.raw = Some(("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), vec![("x-a".to_owned(), "1".to_owned())]))
             })
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
     ];
     let trailers = vec![
-        Row::new("an answer's trailers for who wants them")
+        Row::new("an answer's trailers for a client that accepts them")
             .with(&[("te", "trailers")])
             .answer(200, &[], Some(&[b"ok"]))
             .reply(|reply| reply.trailers = vec![("x-sum".to_owned(), "1".to_owned())]),
         Row::new("an answer's trailers that were announced")
             .answer(200, &[("trailer", "x-sum")], Some(&[b"ok"]))
             .reply(|reply| reply.trailers = vec![("x-sum".to_owned(), "1".to_owned())]),
-        Row::new("an answer's trailers that nobody expects")
+        Row::new("an answer's trailers that the client does not accept")
             .answer(200, &[], Some(&[b"ok"]))
             .reply(|reply| reply.trailers = vec![("x-sum".to_owned(), "1".to_owned())])
             .but(
@@ -180,7 +180,7 @@ pub fn rows() -> Vec<Row> {
                     vec![("x-sum".to_owned(), "1".to_owned()), ("content-length".to_owned(), "2".to_owned())];
             })
             .gets(|reply| reply.trailers.truncate(1)),
-        Row::new("an answer's trailers of which none may be passed on")
+        Row::new("an answer's trailers of which none may be forwarded")
             .with(&[("te", "trailers")])
             .answer(200, &[], Some(&[b"ok"]))
             .reply(|reply| reply.trailers = vec![("content-length".to_owned(), "2".to_owned())])
@@ -205,7 +205,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("103 twice").interim(103, &[("link", "</a>")], 2),
         Row::new("103 with a length").interim(103, &[("link", "</a>"), ("content-length", "5")], 1),
         Row::new("102").interim(102, &[], 1),
-        Row::new("100 that nobody waits for")
+        Row::new("100 that the client does not wait for")
             .post(&[b"hello"])
             .interim(100, &[], 1)
             .gets(|reply| reply.interim.clear()),
@@ -213,7 +213,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("too many interim answers")
             .interim(103, &[], 40)
             .want(Up::Whole(|_| {}), Down::Own(502, "too_many_interim_responses")),
-        Row::new("101 that nobody asked for")
+        Row::new("101 without an upgrade request")
             .answer(101, &[], None)
             .want(Up::Whole(|_| {}), Down::Own(502, "upstream_protocol_error")),
     ];

@@ -8,7 +8,8 @@ use crate::harness::{
     pki::{SelfSigned, TLS},
 };
 
-/// The proxy, and a client of each version. `main` speaks HTTP/1.1 and HTTP/2; `secure` is the same under TLS, and speaks HTTP/3.
+/// The proxy, and a client of each version. `main` speaks HTTP/1.1 and HTTP/2; `secure` is the same under TLS, and
+/// speaks HTTP/3.
 pub struct Everywhere {
     speakers: RefCell<Vec<Box<dyn Speaker>>>,
     proxy: Proxy,
