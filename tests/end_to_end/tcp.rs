@@ -310,7 +310,7 @@ fn many_connections_end_without_leaving_anything_behind() {
 #[test]
 fn a_mistake_is_shown_at_its_place() {
     for (listener, said) in [
-        ("protocol: tcp", "these connections have nowhere to go"),
+        ("protocol: tcp", "TCP connections have no destination"),
         ("protocol: tcp\ntcp: {clusters: [{cluster: wbe}]}", "there is no cluster named `wbe`"),
         ("protocol: tcp\ntcp: {clusters: [{cluster: web, weight: 0}]}", "the weights of all clusters are 0"),
         ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "server name"),

@@ -1,11 +1,11 @@
-//! Checks of the admin listener's section: who can reach it, and who can read its secrets.
+//! Checks of the `admin` section: who can reach the listener, and who can read its secrets.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{diagnostic::Diagnostic, explain::clip, model::Config, node::Node, source::Source};
 use crate::files::is_exposed;
 
-/// Names by which it is asked for are names: no patterns, and no ports, which do not count.
+/// Checks the accepted host names. They cannot contain patterns or ports; ports are ignored in requests.
 pub(super) fn check(root: &Node, problems: &mut Vec<Diagnostic>) {
     let hosts = root.get("admin").and_then(|admin| admin.get("hosts"));
     for node in hosts.map_or(&[][..], Node::items) {
@@ -16,18 +16,18 @@ pub(super) fn check(root: &Node, problems: &mut Vec<Diagnostic>) {
         }
         let port = |(name, port): &(&str, &str)| !name.is_empty() && right(name) && port.parse::<u16>().is_ok();
         let help = match name.rsplit_once(':').filter(port) {
-            Some((name, _)) => format!("write `{name}`: every port of it will do"),
-            None if name.parse::<IpAddr>().is_ok() => "addresses need not be named".to_owned(),
+            Some((name, _)) => format!("write `{name}`: it is valid for every port"),
+            None if name.parse::<IpAddr>().is_ok() => "IP addresses are always accepted".to_owned(),
             None if name.contains('*') => {
-                "name each: any page that a browser has open could make itself such a name".to_owned()
+                "list every name: a web page could use any name that a wildcard matches".to_owned()
             }
             None => "write one such as admin.internal".to_owned(),
         };
-        problems.push(Diagnostic::error(node.span, format!("`{}` is not a host's name", clip(name))).help(help));
+        problems.push(Diagnostic::error(node.span, format!("`{}` is not a host name", clip(name))).help(help));
     }
 }
 
-/// Says what others can reach, or read, that should not.
+/// Warns about listeners that other hosts can reach, and secrets that other users can read.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     let mut warn = |pointer: &str, message: String, help: Option<&str>| {
         let span = source.locate(pointer, "").span;
@@ -36,14 +36,14 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     let admin = &config.admin;
     if let Some(address) = admin.address.inet().filter(|address| admin.enabled && !is_loopback(address.ip())) {
         if admin.token_file.is_none() {
-            let message = format!("the admin listener asks for no token, and others can reach {address}");
+            let message = format!("the admin listener requires no token, and other hosts can reach {address}");
             let help =
-                "put it on 127.0.0.1 or a unix socket, and give others the listener of `probes`, or set `token_file`";
+                "listen on 127.0.0.1 or a unix socket (other hosts can use the `probes` listener), or set `token_file`";
             warn("/admin/address", message, Some(help));
         }
         if admin.ca.is_some() {
-            let message = format!("join tokens and certificates go to {address} and back without encryption");
-            let help = "whoever sees a token can use it: keep them short-lived, and the network your own";
+            let message = format!("join tokens and certificates are sent to and from {address} without encryption");
+            let help = "anyone who intercepts a token can use it: keep tokens short-lived and the network private";
             warn("/admin/ca", message, Some(help));
         }
     }
@@ -52,7 +52,7 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         if is_exposed(&path) {
             warn(
                 pointer,
-                format!("everybody on this machine can read {what} in `{}`", path.display()),
+                format!("every user on this machine can read {what} in `{}`", path.display()),
                 Some("chmod 600"),
             );
         }
@@ -74,10 +74,10 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.is_loopback() && ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 }
 
-/// The private key of the root that signs.
+/// The file name of the signing root's private key.
 pub const KEY: &str = "ca.key";
 
-/// What join tokens are sealed with.
+/// The file name of the secret that seals join tokens.
 pub const SECRET: &str = "token.key";
 
 #[cfg(test)]
@@ -90,15 +90,15 @@ mod tests {
                              clusters: [{name: c, endpoints: [{address: '127.0.0.1:2'}]}]\n";
 
     #[test]
-    fn an_admin_listener_that_others_can_reach_is_told_of() {
+    fn an_admin_listener_reachable_from_other_hosts_is_a_warning() {
         for (admin, warned) in [
             ("{address: '127.0.0.1:9'}", ""),
             ("{address: '[::1]:9'}", ""),
             ("{address: 'unix:a.sock'}", ""),
             ("{address: '0.0.0.0:9', enabled: false}", ""),
             ("{address: '0.0.0.0:9', token_file: t}", ""),
-            ("{address: '0.0.0.0:9'}", "asks for no token, and others can reach 0.0.0.0:9"),
-            ("{address: '[::]:9'}", "asks for no token"),
+            ("{address: '0.0.0.0:9'}", "requires no token, and other hosts can reach 0.0.0.0:9"),
+            ("{address: '[::]:9'}", "requires no token"),
             ("{address: '10.0.0.1:9', token_file: t, ca: {dir: ca}}", "without encryption"),
         ] {
             let loaded = parse("x.yaml", &format!("admin: {admin}\n{LISTENERS}"), Format::Yaml).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_that_everybody_can_read_are_told_of() {
+    fn world_readable_secrets_are_a_warning() {
         let dir = tempfile::tempdir().unwrap();
         let config = format!(
             "admin: {{token_file: t, ca: {{dir: .}}}}\n\
@@ -127,18 +127,18 @@ mod tests {
         assert_eq!(warnings(0o600), "");
         let said = warnings(0o644);
         for what in ["the authority's private key", "the secret of join tokens", "the token", "the join token"] {
-            assert!(said.contains(&format!("everybody on this machine can read {what} in `")), "{what}: {said}");
+            assert!(said.contains(&format!("every user on this machine can read {what} in `")), "{what}: {said}");
         }
     }
 
     #[test]
     fn hosts_are_names() {
         for (host, help) in [
-            ("*", "name each"),
-            ("*.internal", "name each"),
+            ("*", "list every name"),
+            ("*.internal", "list every name"),
             ("admin.internal:9901", "write `admin.internal`"),
             ("10.0.0.1", ""),
-            ("::1", "addresses need not be named"),
+            ("::1", "IP addresses are always accepted"),
             ("http://admin.internal", "write one such as"),
             ("", "write one such as"),
         ] {
@@ -147,7 +147,7 @@ mod tests {
                 "" => assert!(parsed.is_ok(), "{host}"),
                 help => {
                     let said = parsed.unwrap_err().to_string();
-                    assert!(said.contains("is not a host's name") && said.contains(help), "{host}: {said}");
+                    assert!(said.contains("is not a host name") && said.contains(help), "{host}: {said}");
                 }
             }
         }

@@ -1,5 +1,4 @@
-//! Errors and warnings about a configuration, and how they are shown: as plain lines, with the lines of the file they are
-//! about, or as JSON.
+//! Errors and warnings about a configuration, and their output: as plain lines, with excerpts of the file, or as JSON.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -9,22 +8,22 @@ use serde_json::json;
 use super::{node::Span, source::Source};
 use crate::escape;
 
-/// More than this help nobody, and a hostile file must not make us write megabytes.
+/// The maximum number of diagnostics: more would not help, and a hostile file must not cause megabytes of output.
 const MOST: usize = 100;
-/// A line longer than this (a minified file) is not shown, only its number.
+/// Longer lines (of a minified file) are not shown, only their number.
 const LONGEST_LINE: usize = 2000;
 
-/// How bad it is.
+/// The severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The configuration cannot be used.
     Error,
-    /// It can be used, but is probably not what was meant.
+    /// The configuration can be used, but is probably not what was intended.
     Warning,
 }
 
 impl Severity {
-    /// In words.
+    /// Returns the severity's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Error => "error",
@@ -33,25 +32,25 @@ impl Severity {
     }
 }
 
-/// An error or a warning at a place of a configuration.
+/// An error or a warning about a place in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub message: String,
-    /// Where. `None` if it is about the file as a whole.
+    /// The location. `None` if the problem concerns the whole file.
     pub span: Option<Span>,
-    /// What to do about it.
+    /// Advice on how to fix it.
     pub help: Option<String>,
-    /// Other places that have to do with it.
+    /// Related locations, each with a text.
     pub notes: Vec<(Span, String)>,
-    /// It may be right in a moment: files that belong together are changed one after the other.
+    /// Whether the problem may resolve itself soon, since files that belong together are replaced one after the other.
     pub passing: bool,
 }
 
 impl Diagnostic {
-    /// An error.
+    /// Creates an error.
     pub fn error(span: impl Into<Option<Span>>, message: impl Into<String>) -> Self {
         Diagnostic {
             severity: Severity::Error,
@@ -63,18 +62,18 @@ impl Diagnostic {
         }
     }
 
-    /// A warning.
+    /// Creates a warning.
     pub fn warning(span: impl Into<Option<Span>>, message: impl Into<String>) -> Self {
         Diagnostic { severity: Severity::Warning, ..Diagnostic::error(span, message) }
     }
 
-    /// With advice.
+    /// Sets the advice.
     pub fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();
         self
     }
 
-    /// With another place.
+    /// Adds a related location.
     pub fn note(mut self, span: Span, text: impl Into<String>) -> Self {
         self.notes.push((span, text.into()));
         self
@@ -92,12 +91,12 @@ pub struct Diagnostics {
 impl std::error::Error for Diagnostics {}
 
 impl Diagnostics {
-    /// In the order of the file. None of them tells what environment variables hold.
+    /// Sorts the diagnostics by location and replaces the values of environment variables in them.
     pub fn new(source: Arc<Source>, mut list: Vec<Diagnostic>) -> Self {
         list.sort_by_key(|d| (d.span.map(|s| s.start), d.severity));
         let omitted = list.len().saturating_sub(MOST);
         if omitted > 0 {
-            // Errors are what is wanted if not everything can be shown.
+            // If the limit is exceeded, errors take precedence.
             list.sort_by_key(|d| d.severity);
             list.truncate(MOST);
         }
@@ -109,37 +108,37 @@ impl Diagnostics {
         Diagnostics { list, omitted, source }
     }
 
-    /// Whether all that is wrong may be right in a moment.
+    /// Whether every error may resolve itself soon (see [`Diagnostic::passing`]).
     pub fn are_passing(&self) -> bool {
         self.list.iter().filter(|d| d.severity == Severity::Error).all(|d| d.passing)
     }
 
-    /// Each of them.
+    /// Iterates over the diagnostics.
     pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
         self.list.iter()
     }
 
-    /// How many there are.
+    /// The number of diagnostics.
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no diagnostics.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Whether one of them is an error.
+    /// Whether any of them is an error.
     pub fn has_errors(&self) -> bool {
         self.list.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// The file they are about.
+    /// The file that the diagnostics are about.
     pub fn source(&self) -> &Arc<Source> {
         &self.source
     }
 
-    /// Each with the lines of the file that it is about, for a terminal.
+    /// Renders each diagnostic with the affected lines of the file, for a terminal.
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
@@ -157,7 +156,8 @@ impl Diagnostics {
         out
     }
 
-    /// A list of objects with `file`, `severity`, `message`, and where there is one `line`, `column`, `help`, `notes`.
+    /// Returns a list of objects with `file`, `severity` and `message`, and where available `line`, `column`, `help`
+    /// and `notes`.
     pub fn to_json(&self) -> serde_json::Value {
         let one = |d: &Diagnostic| {
             let mut object = json!({
@@ -218,8 +218,7 @@ impl fmt::Display for Diagnostics {
     }
 }
 
-/// The part of the text from the beginning of the first line to the end of the last that one of `spans` is in, where it
-/// starts, and whether it is fit to be shown.
+/// Returns the lines that contain `spans`, their offset in the text, and whether they are suitable for display.
 fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
     let first = spans.iter().map(|s| s.start).min().unwrap_or(0);
     let last = spans.iter().map(|s| s.end).max().unwrap_or(0);
@@ -231,7 +230,7 @@ fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
     (start, shown, !shown.is_empty() && shown.lines().all(|l| l.len() <= LONGEST_LINE))
 }
 
-/// The text with something as long in the place of what is harmful, so that places within it stay the same.
+/// Replaces harmful characters by others of the same length, so that offsets stay valid.
 fn same_length(text: &str) -> Cow<'_, str> {
     escape::replaced(
         text,
@@ -251,7 +250,7 @@ fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    // They may quote what a file, or a filter, has given.
+    // They may quote a file or a filter.
     let (message, name) = (escape::lines(&d.message), escape::line(source.name()));
     let help = d.help.as_deref().map(escape::lines);
     let title = level.primary_title(&*message);
@@ -291,9 +290,9 @@ fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
 mod tests {
     use super::*;
 
-    /// Whatever a file, its name or a filter has put there.
+    /// Escape sequences from a file, its name or a filter are never written to a terminal.
     #[test]
-    fn what_is_quoted_is_not_obeyed_by_a_terminal() {
+    fn terminal_escapes_in_quoted_text_are_neutralized() {
         let nasty = "a\u{1b}[2J\u{9b}2J\r\u{202e}b";
         let source = Arc::new(Source::new(nasty.as_ref(), format!("key: {nasty}\nother: {nasty}\n")));
         let at = |start: usize| Span::new(start, start + 3);

@@ -1,7 +1,7 @@
-//! Environment variables in a configuration: `${NAME}` and `${NAME:-default}`, in any value; `$$` is a `$`.
+//! Environment variables in a configuration: `${NAME}` and `${NAME:-default}` in any value; `$$` is a literal `$`.
 //!
-//! They are put into the values of the tree, not into the text: what a variable holds can never become a key, a list or
-//! a second value. Which type such a value is of is decided by its place, later (`fit`).
+//! They are expanded in the values of the tree, not in the text, so a variable's value can never become a key, a list
+//! or a second value. The type of an expanded value is determined later (`normalize`).
 
 use std::ffi::OsString;
 
@@ -10,10 +10,10 @@ use super::{
     node::{Node, Span, Text, Value},
 };
 
-/// Where variables come from.
+/// Looks up a variable.
 pub(super) type Lookup<'f> = dyn Fn(&str) -> Option<OsString> + 'f;
 
-/// Puts variables into every value of the tree.
+/// Expands the variables in every value of the tree.
 pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, problems: &mut Vec<Diagnostic>) {
     match &mut node.value {
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -26,7 +26,7 @@ pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, proble
                 problems.push(Diagnostic::error(span, message).help(help.map(str::to_owned)));
             });
             let failed = problems.len() > before;
-            // What could not be put in is not complained about a second time for not being, say, an address.
+            // A value that could not be expanded is not checked further, for example for being an address.
             node.value = match failed {
                 true => Value::Undefined,
                 false => Value::String(Text { variable: text.contains("${"), text: new, plain: *plain }),
@@ -36,7 +36,7 @@ pub(super) fn substitute(node: &mut Node, source: &str, env: &Lookup<'_>, proble
     }
 }
 
-/// The values of a tree, before variables are put in, that refer to any: their JSON pointers, and how they are written.
+/// Returns the values of an unexpanded tree that contain variables: their JSON pointers, and the text as written.
 pub(super) fn references(node: &Node) -> Vec<(String, String)> {
     let mut found = Vec::new();
     collect(node, &mut String::new(), &mut found);
@@ -61,13 +61,13 @@ fn collect(node: &Node, pointer: &mut String, found: &mut Vec<(String, String)>)
     }
 }
 
-/// Where in a scalar a reference is. Escapes may keep it from being found; then the scalar itself is meant.
+/// Locates a reference within a scalar. If escapes prevent that, the location is the scalar itself.
 fn locate(source: &str, scalar: Span, reference: &str) -> Span {
     let found = source.get(scalar.start..scalar.end).and_then(|raw| raw.find(reference));
     found.map_or(scalar, |at| Span::new(scalar.start + at, scalar.start + at + reference.len()))
 }
 
-/// The text with all references replaced; `fail` is told of each that is wrong.
+/// Returns the text with all references expanded; `fail` is called for each invalid one.
 fn expand(text: &str, env: &Lookup<'_>, fail: &mut dyn FnMut(&str, String, Option<&str>)) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -97,7 +97,7 @@ fn expand(text: &str, env: &Lookup<'_>, fail: &mut dyn FnMut(&str, String, Optio
     out
 }
 
-/// The value of what is between `${` and `}`.
+/// Returns the value of a reference, the text between `${` and `}`.
 fn value(reference: &str, env: &Lookup<'_>) -> Result<String, (String, &'static str)> {
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -112,10 +112,10 @@ fn value(reference: &str, env: &Lookup<'_>) -> Result<String, (String, &'static 
         let message = "a default cannot contain another variable".to_owned();
         return Err((message, "write `${NAME:-default}` with plain text for the default"));
     }
-    // As in a shell, `:-` also applies to a variable that is set to nothing.
+    // As in a shell, `:-` also applies to a variable that is set but empty.
     let value = env(name).map(OsString::into_string).transpose().map_err(|_| {
         let message = format!("the environment variable `{name}` holds bytes that are not UTF-8");
-        (message, "set it to a text")
+        (message, "set it to valid UTF-8")
     })?;
     match (value, default) {
         (Some(value), None) => Ok(value),
@@ -139,7 +139,7 @@ mod tests {
         let env = |name: &str| match name {
             "A" => Some("x".into()),
             "EMPTY" => Some(OsString::new()),
-            // As it is, it is neither unset nor a text.
+            // Neither unset nor valid text.
             "LATIN1" => Some(OsString::from_vec(b"caf\xe9".to_vec())),
             _ => None,
         };

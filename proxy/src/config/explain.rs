@@ -1,6 +1,6 @@
-//! Says in our own words what a schema error means, at the key or the value that it is about.
+//! Translates schema errors into messages, each at the key or value it is about.
 //!
-//! What a filter says of its own configuration becomes like it, as far as it is serde's.
+//! Errors that filters report about their own configuration get the same treatment where they come from serde.
 
 use jsonschema::{ValidationError, error::ValidationErrorKind as Kind};
 use serde_json::Value as Json;
@@ -15,7 +15,7 @@ use super::{
     units::{Address, ByteSize, Duration},
 };
 
-/// Finding the place of an error takes a moment, and nobody is shown this many.
+/// The maximum number of schema errors. Locating an error takes a moment, and no report shows this many.
 const MOST: usize = 2000;
 
 /// Checks the tree of a source against the schema.
@@ -68,18 +68,21 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
         Kind::Pattern { .. } | Kind::Format { .. } => {
             let (message, help) = wrong_format(found.node, around, connect);
             let off = error.instance_path().as_str() == "/admin/address" && is_off(found.node);
-            report(message, if off { Some("for no admin listener, write `admin: false`".to_owned()) } else { help });
+            report(
+                message,
+                if off { Some("to disable the admin listener, write `admin: false`".to_owned()) } else { help },
+            );
         }
         kind @ (Kind::Minimum { .. } | Kind::Maximum { .. }) => {
             let bound = |name: &str| around.get(name).filter(|v| v.is_number()).map(number);
-            // That four billion is too much is of interest only to who has written more.
+            // `u32::MAX` as the upper limit is worth mentioning only if the value exceeds it.
             let max =
                 bound("maximum").filter(|max| !(matches!(kind, Kind::Minimum { .. }) && *max == u32::MAX.to_string()));
             let range = match (bound("minimum"), max) {
                 (Some(min), Some(max)) => format!("from {min} to {max}"),
                 (Some(min), None) => format!("{min} or greater"),
                 (None, Some(max)) => format!("{max} or less"),
-                (None, None) => "in the range that the schema says".to_owned(),
+                (None, None) => "in the schema's range".to_owned(),
             };
             report(format!("`{}` is out of range", shown(found.node)), Some(format!("it must be {range}")));
         }
@@ -89,7 +92,7 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
     }
 }
 
-/// The error names the fields too, but looking each of them up takes quadratic time.
+/// Reports unknown fields. The schema error lists them too, but looking each one up would take quadratic time.
 fn unknown_fields(node: &Node, around: &Json, section: &str, problems: &mut Vec<Diagnostic>) {
     let Value::Map(entries) = &node.value else { return };
     let known: Vec<&str> =
@@ -103,14 +106,14 @@ fn unknown_fields(node: &Node, around: &Json, section: &str, problems: &mut Vec<
     }
 }
 
-/// The values that a schema allows, if it is an enumeration.
+/// Returns the values that a schema allows if it is an enumeration.
 fn variants(schema: &Json) -> Vec<&str> {
     let nested = ["oneOf", "anyOf"].into_iter().filter_map(|k| schema[k].as_array()).flatten().flat_map(variants);
     let consts = schema.get("const").into_iter().chain(schema["enum"].as_array().into_iter().flatten());
     consts.filter_map(Json::as_str).chain(nested).collect()
 }
 
-/// The fields of which a schema wants exactly one, if it is such a choice.
+/// Returns the fields of which a schema requires exactly one, if it is such a choice.
 fn choices(schema: &'static Json) -> Vec<&'static str> {
     let only = |branch: &'static Json| branch["required"].as_array().filter(|all| all.len() == 1)?[0].as_str();
     schema["oneOf"].as_array().and_then(|branches| branches.iter().map(only).collect()).unwrap_or_default()
@@ -135,7 +138,7 @@ fn wrong_type(
     source: &Source,
 ) -> (String, Option<String>) {
     let node = found.node;
-    // `drain_timeout: 30` is best answered with how a time is written.
+    // For `drain_timeout: 30`, the most helpful answer is the format of a time.
     if around.get("format").is_some_and(is_ours) && matches!(node.value, Value::Number(_) | Value::Bool(_)) {
         return wrong_format(node, around, connect);
     }
@@ -156,11 +159,11 @@ fn wrong_type(
     let written = source.text().get(node.span.start..node.span.end).unwrap_or_default();
     let (kind, is_list) = (json_type(node), expected == "a list");
     let help = match &node.value {
-        Value::Null if found.key.is_some() => {
-            Some("give it a value, or remove the field if its default will do".to_owned())
+        Value::Null if found.key.is_some() => Some("set a value, or remove the field to use its default".to_owned()),
+        Value::String(text) if text.variable => {
+            Some(format!("with its variables expanded, it is `{}`", clip(&text.text)))
         }
-        Value::String(text) if text.variable => Some(format!("with its variables put in it is `{}`", clip(&text.text))),
-        // What YAML 1.1 took for a boolean.
+        // YAML 1.1 treats these as booleans.
         Value::String(text) if matches!(&*text.text.to_ascii_lowercase(), "yes" | "on") => {
             (expected == "`true` or `false`").then(|| "write `true`".to_owned())
         }
@@ -183,7 +186,7 @@ fn wrong_type(
     (format!("expected {expected}, found {found}"), help)
 }
 
-/// The type of a value, as schemas call it.
+/// Returns the type of a value in JSON Schema's terms.
 fn json_type(node: &Node) -> &'static str {
     match &node.value {
         Value::Null | Value::Undefined => "null",
@@ -200,7 +203,7 @@ fn is_ours(format: &Json) -> bool {
     [TIME, SIZE, WORKERS, ADDRESS, SOCKET_ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
 }
 
-/// `connect`: an address is one to connect to.
+/// Explains a value in the wrong format. `connect`: an address is one to connect to, not to listen on.
 fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<String>) {
     let value = shown(node);
     if around["format"] == schema::ADDRESS
@@ -225,11 +228,11 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
         }
         schema::SERVER_NAME => ("server name", "write a name, or `*.` before one for all below it: *.example.com"),
         schema::SPIFFE_ID => ("SPIFFE ID", "write one such as spiffe://mesh.local/ns/default/sa/web"),
-        schema::CA_URL => ("certificate authority's URL", "write http://HOST:PORT: it is asked by plain HTTP"),
+        schema::CA_URL => ("certificate authority's URL", "write http://HOST:PORT: requests use plain HTTP"),
         _ if text(&around["pattern"]) == "^/" => ("path", "a path begins with `/`"),
         _ => ("valid value", "see the field's description in `tollgate schema`"),
     };
-    // The types themselves know of errors that this table does not, such as a time that is too long.
+    // The types themselves report errors that this table does not cover, such as a time that is too long.
     let own = match text(&around["format"]) {
         schema::TIME => value.parse::<Duration>().err(),
         schema::SIZE => value.parse::<ByteSize>().err(),
@@ -245,13 +248,13 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
     }
 }
 
-/// Whether somebody has written that a thing is not wanted.
+/// Whether the value is a word for "disabled".
 fn is_off(node: &Node) -> bool {
     let word = node.as_str().unwrap_or_default().to_ascii_lowercase();
     ["off", "no", "none", "disabled", "disable"].contains(&word.as_str())
 }
 
-/// What is wrong with an address. `connect`: it is one to connect to, and not to listen on.
+/// Returns advice on an invalid address. `connect`: the address is one to connect to, not to listen on.
 fn address_help(value: &str, connect: bool) -> String {
     const RIGHT: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080";
     let (host, port) = value.rsplit_once(':').unwrap_or((value, ""));
@@ -277,7 +280,7 @@ fn address_help(value: &str, connect: bool) -> String {
     if is_port(port) && port.parse::<u16>().is_err() {
         return "a port is at most 65535".to_owned();
     }
-    // `:8080`, `*:8080` and `8080` are what others take for all addresses.
+    // Other proxies accept `:8080`, `*:8080` and `8080` for all addresses.
     let port = if is_port(value) { value } else { port };
     if is_port(port) && matches!(host, "" | "*") || is_port(value) {
         if connect {
@@ -289,13 +292,13 @@ fn address_help(value: &str, connect: bool) -> String {
         return format!("the port is missing: {RIGHT}");
     }
     match host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
-        true => format!("host names are not looked up: {RIGHT}"),
+        true => format!("host names are not resolved: {RIGHT}"),
         false => RIGHT.to_owned(),
     }
 }
 
-/// A mistake as `who`, such as a filter, has told it of the value that `inner` has led to. What serde says of fields, words
-/// and types becomes like what is said of the file's own.
+/// Creates the diagnostic for an error that `who`, such as a filter, reported at the path `inner`, which resolves to
+/// `found`. serde's messages about fields, variants and types are translated like the schema's.
 pub(super) fn in_tree(source: &Source, found: Found<'_>, inner: &str, message: &str, who: &str) -> Diagnostic {
     let whose = match (who.is_empty(), inner.is_empty()) {
         (true, _) => None,
@@ -327,7 +330,7 @@ pub(super) fn in_tree(source: &Source, found: Found<'_>, inner: &str, message: &
         };
         return error(found.span(), format!("unknown variant `{}`", clip(name)), Some(help));
     }
-    // A choice of which the name alone is given: `check: tcp`.
+    // A choice given only by name: `check: tcp`.
     if let Some(name) = found.node.as_str().filter(|_| message.starts_with("invalid type: unit variant, expected")) {
         let help = format!("write it as a map: `{{{0}: …}}`", clip(name));
         return error(found.span(), format!("`{}` needs a value", clip(name)), Some(help));
@@ -367,15 +370,15 @@ fn path_help(path: &str) -> String {
     format!("write `{{prefix: {0}}}`, or `{{exact: {0}}}`", clip(path))
 }
 
-/// The name that was probably meant.
+/// Returns a hint with the most similar name, if one is close enough.
 pub(super) fn did_you_mean(name: &str, known: &[&str]) -> Option<String> {
-    // `drainTimeout` and `drain-timeout` are nothing but other customs.
+    // `drainTimeout` and `drain-timeout` differ from `drain_timeout` only in style.
     let plain =
         |s: &str| s.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).collect::<String>();
-    // A name of megabytes is compared with nothing: the distance takes quadratic time.
+    // Long names are not compared, because the distance takes quadratic time.
     let name = (name.len() <= 64).then(|| plain(name))?;
     let near = |k: &str| strsim::damerau_levenshtein(&name, &plain(k));
-    // A list's name is a plural: `policy` means `policies`.
+    // List fields have plural names: `policy` means `policies`.
     if let Some(stem) = name.strip_suffix('y')
         && let Some(plural) = known.iter().find(|k| plain(k) == format!("{stem}ies"))
     {
@@ -383,7 +386,7 @@ pub(super) fn did_you_mean(name: &str, known: &[&str]) -> Option<String> {
     }
     let limit = if name.chars().count() < 4 { 0 } else { 1 + name.len() / 4 };
     let (distance, best) = known.iter().map(|k| (near(k), *k)).min_by_key(|(distance, _)| *distance)?;
-    // `4xx` is far from `retriable_4xx`, but cannot be anything else.
+    // `4xx` is far from `retriable_4xx`, but cannot mean anything else.
     let mut longer = known.iter().copied().filter(|k| name.len() >= 3 && plain(k).contains(&name));
     let meant = match (longer.next(), longer.next()) {
         _ if distance <= limit => Some(best),
@@ -393,7 +396,7 @@ pub(super) fn did_you_mean(name: &str, known: &[&str]) -> Option<String> {
     meant.map(|meant| format!("did you mean `{meant}`?"))
 }
 
-/// Names in a row.
+/// Formats names as a list for messages.
 pub(super) fn list(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     match quoted.split_last() {
@@ -403,7 +406,7 @@ pub(super) fn list(names: &[&str]) -> String {
     }
 }
 
-/// What a file says, but not at any length.
+/// Returns the text without control characters, shortened to 60 characters.
 pub(super) fn clip(text: &str) -> String {
     let mut clipped: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(60).is_some() {

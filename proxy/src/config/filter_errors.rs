@@ -1,7 +1,8 @@
-//! All mistakes in a part of a file whose reader stops at the first one: a filter's configuration, a case of `tollgate test`.
+//! Finds all errors in a part of a file whose parser stops at the first one: a filter's configuration, a case of
+//! `tollgate test`.
 //!
-//! What is wrong is cut out of a copy of the tree, and the reader is asked again, until it has nothing to say any more. What
-//! it says of the holes that cutting has left is no mistake of the file's.
+//! Each reported value is removed from a copy of the tree, and the parser runs again until it reports nothing. Errors
+//! that are only a consequence of the removal are dropped.
 
 use std::{
     collections::HashSet,
@@ -18,12 +19,13 @@ use super::{
     yaml,
 };
 
-/// How often a reader is asked, at most.
+/// The maximum number of times that a parser runs.
 const ROUNDS: usize = 20;
-/// A reader that takes long is not asked again after this.
+/// A slow parser does not run again after this time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What serde says, and the SDK of blanks. Whoever says it has not looked at the rest.
+/// The beginnings of serde's messages, and of the SDK's about blank values. A parser that reports one has not checked
+/// the rest.
 const OF_FORM: [&str; 9] = [
     "unknown field ",
     "missing field ",
@@ -36,20 +38,21 @@ const OF_FORM: [&str; 9] = [
     "this was left blank",
 ];
 
-/// What a reader says: a path in what it was given, and a message, for each mistake.
+/// What a parser reports: for each error, a path in its input and a message.
 pub type Reported = Vec<(String, String)>;
 
-/// What came of asking.
+/// The result of [`all_mistakes`].
 #[derive(Debug)]
 pub enum Answer {
-    /// What is wrong.
+    /// The errors.
     Mistakes(Vec<Diagnostic>),
-    /// Nothing is, now that environment variables have the types that the reader wants.
+    /// There are no errors after converting environment variables to the types that the parser expects.
     Typed(Json),
 }
 
-/// Asks a reader of the value at `pointer` for all mistakes, after it has told some. `ask` gives it another version; none: it
-/// fails without telling why. `who` is the reader, for messages.
+/// Collects all errors of the value at `pointer`, given the first ones that its parser reported. `ask` runs the parser
+/// on another version of the value; `Err(None)` means that it failed without a reason. `who` names the parser in
+/// messages.
 pub fn all_mistakes(
     source: &Source,
     pointer: &str,
@@ -61,7 +64,7 @@ pub fn all_mistakes(
     let as_told = |said: &Reported| -> Vec<Diagnostic> {
         said.iter().map(|(path, message)| in_tree(source, original, path, message, who)).collect()
     };
-    // Of a configuration that was left out, nothing can be cut.
+    // Nothing can be removed from a configuration that was omitted.
     if !original.whole {
         return Answer::Mistakes(as_told(&said));
     }
@@ -93,24 +96,24 @@ pub fn all_mistakes(
 }
 
 enum Round {
-    /// Something was cut out.
+    /// A value was removed.
     Cut,
-    /// A variable has another type now.
+    /// A variable was converted to another type.
     Typed,
-    /// There is nothing to ask any more.
+    /// Nothing is left to try.
     Over,
 }
 
-/// A copy of the tree with what is wrong cut out.
+/// A copy of the tree without the values that were reported.
 struct TrimmedTree {
     tree: Node,
-    /// The places of maps and lists that something was cut out of.
+    /// The maps and lists that a value was removed from.
     holes: HashSet<Span>,
-    /// Fields that nobody knows, and the places of the maps that they were cut out of. Nobody misses them, unless they are
-    /// other fields with a slip.
+    /// Unknown fields, and the maps that they were removed from. Their absence matters only if they are misspellings of
+    /// other fields.
     unknown: Vec<(Span, String)>,
     told: Vec<Diagnostic>,
-    /// What may follow from a hole, and may not.
+    /// Errors that may or may not be a consequence of a removal.
     doubtful: Vec<Diagnostic>,
 }
 
@@ -137,7 +140,7 @@ impl TrimmedTree {
                 true => {}
             }
             let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-            // The path may end at the field itself, or at the map that it is in.
+            // The path may end at the field itself, or at the map that contains it.
             if let Some(field) = unknown.filter(|field| found.key.is_none_or(|key| key.name != **field)) {
                 trail.extend(found.node.index_of(field));
             }
@@ -145,28 +148,29 @@ impl TrimmedTree {
                 cuts.push((trail, unknown.map(str::to_owned)));
             }
         }
-        // Whoever is still at the form of it has not come to what may be missing: a value was wrong in itself.
+        // A parser that still reports malformed values does not check for missing ones yet, so the value itself was
+        // wrong.
         match of_form && self.told.len() > before {
             true => self.told.extend(in_doubt),
             false => self.doubtful.extend(in_doubt),
         }
-        // What was told all at once, and is not about the form, is all there is.
+        // Errors that are reported together and do not concern the form are complete.
         if cuts.is_empty() || !of_form && said.len() > 1 {
             return Round::Over;
         }
         cuts.sort();
         cuts.dedup();
-        // From the end, so that the others' numbers stay true; what is inside of something else goes with it.
+        // From the end, so that the other indices stay valid; a nested value is removed with its parent.
         cuts.into_iter().rev().for_each(|(trail, unknown)| self.cut(&trail, unknown));
         Round::Cut
     }
 
-    /// Whether a message may follow from what was cut out.
+    /// Whether an error may be a consequence of a removal.
     fn follows(&self, message: &str, trail: &[usize], node: &Node) -> bool {
         if message.starts_with("unknown field ") {
             return false;
         }
-        // It misses what is there with a slip in its name.
+        // The missing field exists under a misspelled name.
         let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
         let is_slip = |(place, name): &(Span, String)| *place == node.span && did_you_mean(name, &words).is_some();
         if self.holes.contains(&node.span) || self.unknown.iter().any(is_slip) {
@@ -179,13 +183,13 @@ impl TrimmedTree {
         self.lacks_something(node) || self.tree.at(around).is_some_and(|node| self.has_hole(node))
     }
 
-    /// Whether anything was cut out of a node or of what is in it. Advice about such a node ("says nothing: leave it out") is
-    /// about a configuration that nobody has written, and may be dangerous to follow.
+    /// Whether anything was removed from a node or its descendants. Advice about such a node ("empty: remove it")
+    /// refers to a configuration that the user never wrote, and may be dangerous to follow.
     fn lacks_something(&self, node: &Node) -> bool {
         self.holds(node, &|span| self.holes.contains(&span) || self.unknown.iter().any(|(place, _)| *place == span))
     }
 
-    /// What the file calls the end of a way: items have other numbers when those before them have been cut out.
+    /// Returns the path in the original file: the indices of list items shift when earlier ones are removed.
     fn path(&self, mut original: &Node, trail: &[usize]) -> String {
         let (mut copy, mut path) = (&self.tree, String::new());
         for index in trail {
@@ -216,7 +220,7 @@ impl TrimmedTree {
         self.holds(node, &|span| self.holes.contains(&span))
     }
 
-    /// Whether this is true of a map or list, or of one in it.
+    /// Whether the predicate holds for a map or list, or for one of its descendants.
     fn holds(&self, node: &Node, is: &impl Fn(Span) -> bool) -> bool {
         let inside = match &node.value {
             Value::Seq(items) => items.iter().any(|item| self.holds(item, is)),
@@ -240,7 +244,7 @@ impl TrimmedTree {
         }
     }
 
-    /// A text that came from an environment variable becomes what it looks like, where no text is wanted.
+    /// Parses a text from an environment variable where the parser expects another type.
     fn give_type(&mut self, trail: &[usize]) -> bool {
         let Some(node) = self.tree.at_mut(trail) else { return false };
         let Value::String(text) = &node.value else { return false };
@@ -292,7 +296,7 @@ mod tests {
             vec![(if path == "." { String::new() } else { path }, e.inner().to_string())]
         };
         let limits: Limits = serde_path_to_error::deserialize(json.clone()).map_err(|e| Some(wrong(e)))?;
-        // What only somebody sees who has read it all; told together.
+        // Checks that run only after everything was parsed; reported together.
         let zero = limits.limits.iter().enumerate().filter(|(_, limit)| limit.requests == 0);
         let unpaused =
             limits.limits.iter().enumerate().filter(|(_, limit)| limit.requests == 1 && limit.pause.is_none());
@@ -325,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_of_form_are_told_at_their_places_and_nothing_that_follows_from_them() {
+    fn all_malformed_values_are_reported_without_consequential_errors() {
         let all = told(
             "    limits:\n    - {nmae: a, requests: 1}\n    - {name: b, requests: many, dry_run: 3}\n    \
                         - {name: [c], requests: 0}\n    - {name: d, requests: 0, tags: {x: 1}}\n    status: high\n    more: 1\n",
@@ -343,35 +347,36 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_wrong_in_itself_is_told_beside_a_hole() {
-        // `soon` is told of after `x` was cut out of the same map, and before the last one: it does not follow from the hole.
+    fn an_invalid_value_next_to_a_removed_one_is_reported() {
+        // `soon` is reported after `x` was removed from the same map, and before the last one, so it is not a consequence of
+        // the removal.
         let all = told("    limits: [{name: a, requests: x, pause: soon, dry_run: 5}]\n");
         let places: Vec<_> = all.lines().filter_map(|line| line.split(": error").next()).collect();
         assert_eq!(places, ["6:34", "6:44", "6:59"], "{all}");
-        // A name with a slip is not missing, in whatever words.
+        // A misspelled field is not also reported as missing.
         let all = told("    limits: [{name: a, requests: 1, paus: 1s}]\n");
         assert_eq!(all, "6:37: error: unknown field `paus` (did you mean `pause`?)");
     }
 
     #[test]
-    fn what_lacks_an_unknown_field_is_not_told_to_be_empty() {
-        // Whatever `deadline` was to say, its place is not one that says nothing.
+    fn removing_an_unknown_field_does_not_make_a_map_empty() {
+        // A map is not reported as empty because of the unknown field that was removed from it.
         let all = told("    limits: [{name: a, requests: 1, deadline: 1s}, {name: b, requests: 1}]\n");
         assert_eq!(
             all,
             "6:37: error: unknown field `deadline` (the fields here are `name`, `requests`, `pause`, `dry_run` and `tags`)\n\
              6:52: error: give a `pause` (reported by filter `f` at `limits[1]`)"
         );
-        // One that is a list's name in the singular is not missing.
+        // The singular of a list's name is not also reported as missing.
         let all = told("    limit: [{name: a, requests: 1}]\n");
         assert_eq!(all, "6:5: error: unknown field `limit` (did you mean `limits`?)");
     }
 
     #[test]
-    fn what_is_told_together_needs_no_second_question() {
+    fn errors_reported_together_need_no_second_run() {
         let all = told("    limits: [{name: a, requests: 0}, {name: b, requests: 0}]\n");
         assert_eq!(all.lines().count(), 2, "{all}");
-        // A list that has lost its only item is not empty.
+        // A list whose only item was removed is not reported as empty.
         let all = told("    limits: [{name: a, requests: x}]\n");
         assert_eq!(
             all,

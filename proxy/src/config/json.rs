@@ -1,5 +1,5 @@
-//! Reads JSON (RFC 8259). The YAML reader would take most of it, but not all (long keys, tabs, surrogate pairs), and would
-//! let through much that is no JSON.
+//! Parses JSON (RFC 8259). The YAML parser would accept most of it, but not everything (long keys, tabs, surrogate
+//! pairs), and it would accept much that is not JSON.
 
 use serde_json::Number;
 
@@ -9,7 +9,7 @@ use super::{
     tree::{Entries, MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
-/// Reads a document.
+/// Parses a document.
 pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     let mut reader = Reader { text, at: 0, nodes: 0, problems: Vec::new() };
     let document = reader.value(0).and_then(|node| {
@@ -28,12 +28,12 @@ pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     }
 }
 
-/// A JSON number, as exact as `serde_json` can hold it.
+/// Parses a JSON number as exactly as `serde_json` can represent it.
 pub(super) fn number(text: &str) -> Option<Number> {
     if let Ok(n) = text.parse::<u64>() {
         return Some(n.into());
     }
-    // `-0` is left to floating point, which can express it.
+    // `-0` is left to floating point, which can represent it.
     if let Some(n) = text.parse::<i64>().ok().filter(|n| *n != 0) {
         return Some(n.into());
     }
@@ -68,7 +68,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The character here, as a place.
+    /// Returns the location of the current character.
     fn here(&self) -> Span {
         let len = self.text.get(self.at..).and_then(|t| t.chars().next()).map_or(0, char::len_utf8);
         Span::new(self.at, self.at + len)
@@ -260,7 +260,7 @@ impl Reader<'_> {
                 _ => None,
             };
         }
-        let wrong = || Diagnostic::error(Span::new(start, start + 2), "this escape stands for no character");
+        let wrong = || Diagnostic::error(Span::new(start, start + 2), "this escape is not a valid character");
         unit.and_then(char::from_u32).ok_or_else(wrong)
     }
 

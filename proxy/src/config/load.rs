@@ -1,4 +1,4 @@
-//! From a file, or a text, to a configuration: the steps in their order, and what each must leave for the next.
+//! Loads a configuration from a file or a text: the steps, in order.
 
 use std::{cell::RefCell, collections::BTreeMap, io::Read, path::Path, sync::Arc};
 
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::files;
 
-/// Larger files are refused: nobody writes such a configuration, and memory is taken for every value of it.
+/// The maximum file size. No real configuration is larger, and every value takes memory.
 const MAX_BYTES: usize = 16 << 20;
 
-/// How a configuration is written.
+/// The format of a configuration file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// YAML 1.2.
@@ -33,7 +33,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// By a file's name.
+    /// Returns the format by the file's extension.
     pub fn of(path: &Path) -> Option<Format> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "yaml" | "yml" => Some(Format::Yaml),
@@ -47,26 +47,27 @@ impl Format {
 /// A configuration without errors.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What it says.
+    /// The configuration.
     pub config: Config,
-    /// What it was read from, for later errors.
+    /// The file that it was read from, for locating later errors.
     pub source: Arc<Source>,
-    /// What is probably not meant.
+    /// Warnings about settings that are probably unintended.
     pub warnings: Diagnostics,
 }
 
 impl Loaded {
-    /// The configuration with all defaults, to be shown: with references in place of what environment variables hold.
+    /// Returns the configuration with all defaults, for display: variables are shown as references, not as their
+    /// values.
     pub fn shown(&self) -> serde_json::Value {
         let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
         self.source.mask(&mut shown);
         shown
     }
 
-    /// A hash of all values, environment variables put in: the same in every run and on every machine. Comments and
-    /// layout do not count. Neither does what is in WebAssembly files, only their names.
+    /// Returns a hash of all values, with environment variables expanded. It is the same in every run and on every
+    /// machine. Comments, layout, and the contents of WebAssembly files do not affect it.
     pub fn hash(&self) -> String {
-        // FNV-1a: nobody gains by a collision here, and the standard library promises no stable hash.
+        // FNV-1a: a collision here has no security impact, and the standard library guarantees no stable hash.
         let text = self.source.root().to_json().to_string();
         let hash =
             text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
@@ -74,23 +75,22 @@ impl Loaded {
     }
 }
 
-/// How configurations are loaded.
+/// Loads configurations.
 pub struct Loader<'f> {
     env: Box<Lookup<'f>>,
     foreign: ExternalChecks,
 }
 
-/// Checks of values whose meaning other parts of the proxy know. What they return becomes an error at the value, with its
-/// help.
+/// Checks of values that other parts of the proxy interpret. Their errors are reported at the value.
 #[derive(Clone, Copy)]
 pub struct ExternalChecks {
-    /// Of the `format` of access logs.
+    /// Checks the `format` of access logs.
     pub access_log: Check,
-    /// Of `log.level`.
+    /// Checks `log.level`.
     pub log_level: Check,
 }
 
-/// Says what is wrong with a text, and what would be right.
+/// Checks a text. An error consists of a message and optional help.
 pub type Check = fn(&str) -> Result<(), (String, Option<String>)>;
 
 impl Default for Loader<'_> {
@@ -100,43 +100,43 @@ impl Default for Loader<'_> {
     }
 }
 
-/// Reads a file. Its name says the format.
+/// Loads a file. The extension determines the format.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     Loader::default().load(path)
 }
 
-/// Reads a text. Relative paths in it are relative to the directory of `source_name`.
+/// Parses a text. Relative paths in it are relative to the directory of `source_name`.
 pub fn parse(source_name: &str, text: &str, format: Format) -> Result<Loaded, Diagnostics> {
     Loader::default().parse(source_name, text, format)
 }
 
 impl<'f> Loader<'f> {
-    /// With variables from elsewhere than the environment.
+    /// Sets the lookup for environment variables.
     pub fn env(mut self, env: impl Fn(&str) -> Option<String> + 'f) -> Self {
         self.env = Box::new(move |name| env(name).map(Into::into));
         self
     }
 
-    /// With checks of what other parts of the proxy know.
+    /// Sets the checks that belong to other parts of the proxy.
     pub fn foreign(mut self, foreign: ExternalChecks) -> Self {
         self.foreign = foreign;
         self
     }
 
-    /// Reads a file. Its name says the format.
+    /// Loads a file. The extension determines the format.
     pub fn load(&self, path: &Path) -> Result<Loaded, Diagnostics> {
         let (text, format) = read(path)?;
         self.parse_text(path, &text, format)
     }
 
-    /// Reads standard input as YAML, of which JSON is nearly a part.
+    /// Reads standard input as YAML, which is nearly a superset of JSON.
     pub fn stdin(&self) -> Result<Loaded, Diagnostics> {
         let path = Path::new("<stdin>");
         let text = text_of(path, std::io::stdin())?;
         self.parse_text(path, &text, Format::Yaml)
     }
 
-    /// Reads a text. Relative paths in it are relative to the directory of `source_name`.
+    /// Parses a text. Relative paths in it are relative to the directory of `source_name`.
     pub fn parse(&self, source_name: &str, text: &str, format: Format) -> Result<Loaded, Diagnostics> {
         self.parse_text(Path::new(source_name), text, format)
     }
@@ -157,7 +157,7 @@ impl<'f> Loader<'f> {
         }
     }
 
-    /// Does everything that can be done; there is no configuration only if there are problems.
+    /// Runs every check that is possible; returns `None` only if there are problems.
     fn read(&self, source: &mut Source, format: Format, problems: &mut Vec<Diagnostic>) -> Option<Config> {
         let ParseResult { mut node, problems: mut found } = match tree(source.text(), format) {
             Ok(parsed) => parsed,
@@ -172,7 +172,7 @@ impl<'f> Loader<'f> {
             _ => false,
         };
         if empty {
-            let help = "the least that it needs is a listener with a name and an address";
+            let help = "a configuration needs at least a listener with a name and an address";
             problems.push(Diagnostic::error(None, "the file is empty").help(help.to_owned()));
             return None;
         }
@@ -214,17 +214,16 @@ fn too_large(path: &Path) -> Diagnostics {
     Diagnostics::new(Arc::new(Source::new(path, "")), vec![large])
 }
 
-/// A file's text, and how it is written.
+/// Reads a file's text and determines its format.
 fn read(path: &Path) -> Result<(String, Format), Diagnostics> {
     let fail = |d: Diagnostic| Diagnostics::new(Arc::new(Source::new(path, "")), vec![d]);
     let unnamed = || match path == Path::new("-") {
-        true => fail(
-            Diagnostic::error(None, "a file is needed here, not standard input")
-                .help("it is watched, and read again; `tollgate check -` reads standard input".to_owned()),
-        ),
+        true => fail(Diagnostic::error(None, "standard input cannot be used here").help(
+            "name a file, which is watched and reloaded; only `tollgate check -` reads standard input".to_owned(),
+        )),
         false => fail(
-            Diagnostic::error(None, "the name of the file does not say how it is written")
-                .help("name it .yaml, .yml, .json or .toml".to_owned()),
+            Diagnostic::error(None, "unknown file format")
+                .help("use the extension .yaml, .yml, .json or .toml".to_owned()),
         ),
     };
     let format = Format::of(path).ok_or_else(unnamed)?;
@@ -247,7 +246,7 @@ fn text_of(path: &Path, reader: impl Read) -> Result<String, Diagnostics> {
         Ok(text) => return Ok(text),
         Err(error) => error,
     };
-    // What precedes the error is the same in the lossy text, so the place is right.
+    // The text before the error is the same in the lossy conversion, so the location is correct.
     let at = error.utf8_error().valid_up_to();
     let source = Source::new(path, String::from_utf8_lossy(error.as_bytes()));
     let wrong = Diagnostic::error(Span::new(at, at + char::REPLACEMENT_CHARACTER.len_utf8()), "this is not UTF-8");
@@ -263,8 +262,8 @@ fn tree(text: &str, format: Format) -> Result<ParseResult, Vec<Diagnostic>> {
     }
 }
 
-/// Reads a file of another kind than a configuration, such as test cases, into a tree that knows its places. Only its syntax
-/// is checked; environment variables are not put in.
+/// Reads a file other than a configuration, such as test cases, into a tree with locations. Only the syntax is checked;
+/// environment variables are not expanded.
 pub fn read_tree(path: &Path) -> Result<Source, Diagnostics> {
     let (text, format) = read(path)?;
     let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(&text));
@@ -281,13 +280,14 @@ fn nothing() -> ParseResult {
     ParseResult { node: Node { span: Span::default(), value: Value::Null }, problems: Vec::new() }
 }
 
-/// Two keywords of the schema may say the same about a value (`pattern` and `format`).
+/// Removes duplicates: two schema keywords may report the same error (`pattern` and `format`).
 fn remove_repeated(problems: &mut Vec<Diagnostic>) {
     let mut seen = std::collections::HashSet::new();
     problems.retain(|d| seen.insert((d.span, d.message.clone())));
 }
 
-/// The schema let something through that the model does not take. There is little of that: `2.0` for a whole number.
+/// Reports a value that the schema accepts but the model does not. There are few cases, such as `2.0` for a whole
+/// number.
 fn refused(source: &Source, error: &serde_path_to_error::Error<serde_json::Error>) -> Diagnostic {
     let mut pointer = String::new();
     for segment in error.path() {

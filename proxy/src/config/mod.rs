@@ -1,9 +1,10 @@
-//! The configuration: what it may say (`model`, `units`), and how a file becomes one.
+//! The configuration: its model (`model`, `units`), and how a file is loaded and validated.
 //!
-//! YAML, JSON and TOML are read into one value tree that knows where in the file everything is (`node`). Environment
-//! variables are put in (`env`), what is written short is written out (`fit`), the tree is checked against the JSON Schema that is derived from the model (`schema`),
-//! and what a schema cannot say is checked as well (`semantics`). All that is wrong is reported at once, each at its
-//! place (`diagnostic`); only a file without errors becomes a [`Config`].
+//! YAML, JSON and TOML are parsed into one value tree that records the location of every value (`node`). Then
+//! environment variables are expanded (`env`), short forms are normalized (`normalize`), and the tree is validated
+//! against the JSON Schema derived from the model (`schema`) and by checks that a schema cannot express (`semantics`).
+//! All errors are reported together, each with its location (`diagnostic`); only a file without errors becomes a
+//! [`Config`].
 
 pub mod model;
 pub mod units;

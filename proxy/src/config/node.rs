@@ -1,7 +1,7 @@
-//! The value tree that YAML, JSON and TOML are all read into, with the place in the file of every value and every key.
+//! The value tree that YAML, JSON and TOML are parsed into. It records the location of every value and key.
 //!
-//! Everything that says where an error is goes through this tree: a path in it (a JSON pointer, or the dotted path that
-//! a filter reports for its own configuration) is turned into a range of bytes here.
+//! All error locations come from this tree: a path in it (a JSON pointer, or the dotted path that a filter reports for
+//! its configuration) is resolved to a range of bytes here.
 
 use serde_json::Number;
 
@@ -10,32 +10,32 @@ use serde_json::Number;
 pub struct Span {
     /// The first byte.
     pub start: usize,
-    /// The byte after the last.
+    /// The byte after the last one.
     pub end: usize,
 }
 
 impl Span {
-    /// From `start` up to, but without, `end`.
+    /// From `start` up to, but excluding, `end`.
     pub fn new(start: usize, end: usize) -> Self {
         Span { start, end: end.max(start) }
     }
 
-    /// Whether there is nothing in it, as for the value that is missing after `key:`.
+    /// Whether the range is empty, as for the missing value after `key:`.
     pub fn is_empty(self) -> bool {
         self.start == self.end
     }
 }
 
-/// A value and where it is.
+/// A value and its location.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// Where it is. For a TOML table, this is its header.
+    /// The location. For a TOML table, this is its header.
     pub span: Span,
-    /// What it is.
+    /// The value.
     pub value: Value,
 }
 
-/// What a node is.
+/// The value of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Nothing.
@@ -48,20 +48,20 @@ pub enum Value {
     String(Text),
     /// A list.
     Seq(Vec<Node>),
-    /// A map, in the order of the file. No key is there twice.
+    /// A map, in the order of the file. Keys are unique.
     Map(Vec<(Key, Node)>),
-    /// Not known, since it depends on an environment variable that is not there. That has been reported.
+    /// Unknown, because the value depends on an environment variable that is not set. That was already reported.
     Undefined,
 }
 
-/// A string and how it was written.
+/// A string, and how it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
     /// The string.
     pub text: String,
-    /// It was written without quotes.
+    /// Whether it was written without quotes.
     pub plain: bool,
-    /// Environment variables have been put in: it is still to be seen what it is.
+    /// Whether environment variables were expanded in it, so that its type is still open.
     pub variable: bool,
 }
 
@@ -70,33 +70,33 @@ pub struct Text {
 pub struct Key {
     /// The key itself.
     pub name: String,
-    /// Where it is.
+    /// The location.
     pub span: Span,
 }
 
-/// What a path led to.
+/// The result of following a path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'n> {
-    /// The deepest node on the path that is there.
+    /// The deepest existing node on the path.
     pub(super) node: &'n Node,
-    /// The key that led to it, unless it is the document or an item of a list.
+    /// The node's key, unless it is the document or an item of a list.
     pub(super) key: Option<&'n Key>,
-    /// Whether that is the end of the path.
+    /// Whether the node is the end of the path.
     pub(super) whole: bool,
 }
 
 impl Node {
-    /// A string that is text whatever it looks like.
+    /// Creates a string that stays text whatever it looks like.
     pub(super) fn quoted(text: impl Into<String>, span: Span) -> Self {
         Node { span, value: Value::String(Text { text: text.into(), plain: false, variable: false }) }
     }
 
-    /// The value of a field of a map.
+    /// Returns the value of a map's field.
     pub fn get(&self, name: &str) -> Option<&Node> {
         self.entry(name).map(|(_, node)| node)
     }
 
-    /// A field of a map.
+    /// Returns a map's field.
     pub fn entry(&self, name: &str) -> Option<&(Key, Node)> {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|(key, _)| key.name == name),
@@ -104,7 +104,7 @@ impl Node {
         }
     }
 
-    /// The items of a list; none if it is something else.
+    /// Returns the items of a list; empty for other values.
     pub fn items(&self) -> &[Node] {
         match &self.value {
             Value::Seq(items) => items,
@@ -112,7 +112,7 @@ impl Node {
         }
     }
 
-    /// The values of a map; none if it is something else.
+    /// Returns the values of a map; empty for other values.
     pub fn values(&self) -> impl Iterator<Item = &Node> {
         let entries = match &self.value {
             Value::Map(entries) => &entries[..],
@@ -121,7 +121,7 @@ impl Node {
         entries.iter().map(|(_, node)| node)
     }
 
-    /// The text of a string.
+    /// Returns the text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {
             Value::String(text) => Some(&text.text),
@@ -129,7 +129,7 @@ impl Node {
         }
     }
 
-    /// What it is, in words for messages.
+    /// Returns the kind of value in words, for messages.
     pub fn kind(&self) -> &'static str {
         match &self.value {
             Value::Null | Value::Undefined => "nothing",
@@ -141,7 +141,7 @@ impl Node {
         }
     }
 
-    /// The same as JSON, for the schema and for serde.
+    /// Converts the node to JSON, for the schema and for serde.
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null | Value::Undefined => serde_json::Value::Null,
@@ -153,7 +153,7 @@ impl Node {
         }
     }
 
-    /// The number of a field of a map.
+    /// Returns the index of a map's field.
     pub(super) fn index_of(&self, name: &str) -> Option<usize> {
         match &self.value {
             Value::Map(entries) => entries.iter().position(|(key, _)| key.name == name),
@@ -161,7 +161,7 @@ impl Node {
         }
     }
 
-    /// A field's or an item's value, and the field's key.
+    /// Returns the value of a field or an item by index, and the field's key.
     fn child(&self, index: usize) -> Option<(Option<&Key>, &Node)> {
         match &self.value {
             Value::Map(entries) => entries.get(index).map(|(key, node)| (Some(key), node)),
@@ -170,12 +170,12 @@ impl Node {
         }
     }
 
-    /// What is at the end of a way of such numbers.
+    /// Returns the node at the end of a trail of indices.
     pub(super) fn at(&self, trail: &[usize]) -> Option<&Node> {
         trail.iter().try_fold(self, |node, index| Some(node.child(*index)?.1))
     }
 
-    /// The same, to be changed.
+    /// Returns the node at the end of a trail of indices, mutably.
     pub(super) fn at_mut(&mut self, trail: &[usize]) -> Option<&mut Node> {
         trail.iter().try_fold(self, |node, index| match &mut node.value {
             Value::Map(entries) => entries.get_mut(*index).map(|(_, node)| node),
@@ -184,11 +184,11 @@ impl Node {
         })
     }
 
-    /// The way to a path such as `rules[2].match.path` (as `serde_path_to_error` writes it), as far as it goes, and whether
-    /// that is its end. Each step is the number of a field or of an item.
+    /// Resolves a path such as `rules[2].match.path` (in the notation of `serde_path_to_error`) to a trail of field and
+    /// item indices, as far as it exists. Also returns whether the end was reached.
     ///
-    /// A key may itself contain dots and brackets, and the path does not say where it ends. So at a map, the longest key
-    /// that the rest of the path begins with is taken.
+    /// A key may itself contain dots and brackets, and the path does not mark where it ends. So in a map, the longest
+    /// key that the rest of the path begins with is chosen.
     pub(super) fn trail(&self, path: &str) -> (Vec<usize>, bool) {
         let (mut node, mut trail) = (self, Vec::new());
         let mut rest = path.strip_prefix('.').unwrap_or(path);
@@ -216,7 +216,7 @@ impl Node {
         (trail, true)
     }
 
-    /// Follows a JSON pointer (RFC 6901) as far as it goes.
+    /// Follows a JSON pointer (RFC 6901) as far as it exists.
     pub(super) fn find(&self, pointer: &str) -> Found<'_> {
         let mut found = Found { node: self, key: None, whole: true };
         for segment in pointer.split('/').skip(1) {
@@ -231,7 +231,7 @@ impl Node {
 }
 
 impl<'n> Found<'n> {
-    /// Goes to a field or an item, if it is there.
+    /// Moves to a field or an item, if it exists.
     fn step(&mut self, segment: &str) -> bool {
         match &self.node.value {
             Value::Map(entries) => match entries.iter().find(|(key, _)| key.name == segment) {
@@ -252,7 +252,7 @@ impl<'n> Found<'n> {
         }
     }
 
-    /// Follows a path such as `rules[2].match.path` as far as it goes; see [`Node::trail`].
+    /// Follows a path such as `rules[2].match.path` as far as it exists; see [`Node::trail`].
     pub(super) fn follow(mut self, inner: &str) -> Self {
         if self.whole {
             let (trail, whole) = self.node.trail(inner);
@@ -266,7 +266,7 @@ impl<'n> Found<'n> {
         self
     }
 
-    /// Where to point for it: a scalar itself, but the key of a map or a list, which may be long.
+    /// Returns the location to point at: a scalar itself, but the key of a map or a list, which may be long.
     pub(super) fn span(&self) -> Span {
         match (&self.node.value, self.key) {
             (Value::Seq(_) | Value::Map(_), Some(key)) => key.span,

@@ -1,8 +1,8 @@
-//! Makes a tree fit the schema where what is written leaves no doubt: a value that holds an environment variable takes the
-//! type that its place wants, and what may be written short is written out.
+//! Normalizes a tree to the schema where the intent is unambiguous: a value with an environment variable gets the type
+//! that the schema expects, and short forms are expanded.
 //!
-//! This is done to the tree and not by the model's types: what is written out keeps the place of what was written, and an
-//! error in it is an error of the field that was meant, not "no variant matched".
+//! This happens on the tree and not in the model's types, so that expanded values keep their location, and an error in
+//! one is reported for the intended field instead of as "no variant matched".
 
 use serde_json::Value as Json;
 
@@ -12,8 +12,8 @@ use super::{
     yaml,
 };
 
-/// Where a scalar may stand for a section: the section, the scalar's type, and the field that is meant. And wherever the
-/// schema wants a list of things that can be written as text, one text may stand for a list of one.
+/// Short forms: the section that a scalar may replace, the scalar's type, and the field it sets. In addition, wherever
+/// the schema expects a list of items that can be written as text, a single text may replace a list of one.
 pub(super) const SHORT: [(&str, &str, &str); 6] = [
     ("Admin", "boolean", "enabled"),
     ("Admin", "string", "address"),
@@ -23,7 +23,7 @@ pub(super) const SHORT: [(&str, &str, &str); 6] = [
     ("Endpoint", "string", "address"),
 ];
 
-/// Makes a whole configuration fit.
+/// Normalizes a whole configuration.
 pub(super) fn fit(root: &mut Node) {
     fit_to(root, schema::root());
 }
@@ -34,7 +34,7 @@ fn fit_to(node: &mut Node, schema: &Json) {
         && text.variable
     {
         let wanted = schema::types(schema);
-        // A variable that stands for a whole section is what the section may be written short as.
+        // A variable in place of a section can have any of the section's short forms.
         let short: Vec<&str> =
             SHORT.iter().filter(|(section, ..)| *section == name).map(|(_, kind, _)| *kind).collect();
         node.value = typed(text, if short.is_empty() { &wanted } else { &short });
@@ -61,7 +61,7 @@ fn fit_to(node: &mut Node, schema: &Json) {
     }
 }
 
-/// Where no schema says what is wanted: a value without quotes is what it looks like, and one in quotes is text.
+/// Where the schema does not specify a type, an unquoted value is parsed, and a quoted one is text.
 fn untyped(node: &mut Node) {
     match &mut node.value {
         Value::String(text) if text.variable => node.value = typed(text, &[]),
@@ -71,7 +71,7 @@ fn untyped(node: &mut Node) {
     }
 }
 
-/// What a text that holds a variable is where these types are wanted; none of them: anything.
+/// Returns the value of a text with a variable, given the expected types. No types: any.
 fn typed(text: &Text, wanted: &[&str]) -> Value {
     let wants = |name: &str| wanted.contains(&name);
     let anything = wanted.is_empty() || wants("object");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_short_is_written_out() {
+    fn short_forms_are_expanded() {
         for (section, short, field) in SHORT {
             let defs = schema::root()["$defs"].as_object().unwrap();
             let (written, _) = schema::resolve(&defs[section]["properties"][field]);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_may_stand_for_what_is_written_short() {
+    fn a_variable_can_replace_a_short_form() {
         let listener = "listeners: [{name: a, address: '127.0.0.1:80'}]\n";
         for (written, expected) in [
             ("${UNSET:-false}", json!({"enabled": false})),
@@ -192,7 +192,7 @@ mod tests {
     fn where_a_filter_decides_quotes_make_a_variable_text() {
         let text = "listeners: [{name: a, address: '127.0.0.1:80', chain: f}]\n\
                     filters:\n- name: f\n  wasm: builtin:router\n  config:\n    a: ${N}\n    b: '${N}'\n    c: [${YES}, x${N}]\n";
-        // A flow sequence cannot hold `${...}` without quotes.
+        // A flow sequence cannot contain `${...}` without quotes.
         let text = text.replace("[${YES}, x${N}]", "\n    - ${YES}\n    - x${N}");
         let json = tree(&text, Format::Yaml);
         assert_eq!(json["filters"][0]["config"], json!({"a": 7, "b": "7", "c": [true, "x7"]}));

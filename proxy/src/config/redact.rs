@@ -1,34 +1,34 @@
-//! Keeps what environment variables hold out of what is said about a configuration. It may be a secret, and messages go to logs and
-//! to whoever may ask the admin listener. Each stands there as the file has it: `${NAME}`.
+//! Removes the values of environment variables from messages about a configuration. They may be secrets, and messages
+//! go to logs and to clients of the admin listener. Each is replaced by its reference, `${NAME}`.
 
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-/// Texts shorter than this are too often a part of others to be looked for within words.
+/// Texts shorter than this are replaced only as whole words: they occur in other words too often.
 const SHORT: usize = 4;
 
-/// A text that a message must not show, and what it shows instead.
+/// A text to hide in messages, and its replacement.
 #[derive(Debug)]
 struct Redaction {
     text: Vec<char>,
-    /// It is a number, an address or the like, which messages also name as examples.
+    /// Whether the text is a number, an address or similar, which messages also use in examples.
     common: bool,
     shown: String,
 }
 
-/// What a configuration's variables hold.
+/// Hides the values of a configuration's environment variables.
 #[derive(Debug, Default)]
 pub(super) struct Redactor(Vec<Redaction>);
 
 impl Redactor {
-    /// For variables, by name and value.
+    /// Creates a redactor for variables, given by name and value.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Redactor {
         let mut all = Vec::new();
         for (name, value) in variables {
             let value = value.trim();
-            // Messages quote some values escaped, and paths without detours.
+            // Messages quote some values escaped, and paths normalized.
             let escaped = value.escape_debug().to_string();
             let path = value.contains('/').then(|| {
                 let path: PathBuf = Path::new(value.trim_start_matches("./")).components().collect();
@@ -42,12 +42,12 @@ impl Redactor {
                 |text: String| Redaction { text: text.chars().collect(), common, shown: format!("${{{name}}}") };
             all.extend(texts.into_iter().filter(|text| !text.is_empty()).map(hidden));
         }
-        // One may contain another.
+        // Longest first, since one value may contain another.
         all.sort_by_key(|hidden| std::cmp::Reverse(hidden.text.len()));
         Redactor(all)
     }
 
-    /// The message with variables in place of what they hold: anywhere in what it quotes, else if they stand alone.
+    /// Replaces values by their variables: within quotes anywhere, elsewhere only as whole words.
     pub fn conceal(&self, message: &mut String) {
         if self.0.is_empty() {
             return;
@@ -73,24 +73,24 @@ impl Redactor {
 }
 
 impl Redaction {
-    /// How long it is at a place of a text, if it is there.
+    /// Returns the length of the match at a position, if the text matches there.
     fn length_at(&self, text: &[char], at: usize, quoted: bool) -> Option<usize> {
         let rest = &text[at..];
         let same = self.text.iter().zip(rest).take_while(|(a, b)| is_same(**a, **b)).count();
         let whole = same == self.text.len();
-        // Long ones are cut off.
+        // A long value may be truncated with an ellipsis.
         let cut = same >= SHORT && rest.get(same) == Some(&'…');
         let word = |c: Option<&char>| c.is_some_and(|c| c.is_alphanumeric() || *c == '_');
         let alone = !word(at.checked_sub(1).and_then(|before| text.get(before))) && !word(rest.get(same));
         let within = quoted && self.text.len() >= SHORT;
         let counts = within || (alone && (quoted || (self.text.len() >= SHORT && !self.common)));
-        // The name of a variable, which is there in place of a value.
+        // The name inside a reference that already replaces a value.
         let named = text[..at].ends_with(&['$', '{']);
         ((whole || cut) && counts && !named).then_some(same)
     }
 }
 
-/// Messages show some texts in small letters, or with blanks in place of what is not printed.
+/// Messages show some texts in lower case, or with spaces in place of control characters.
 fn is_same(a: char, b: char) -> bool {
     a.eq_ignore_ascii_case(&b) || (a.is_control() && b == ' ')
 }

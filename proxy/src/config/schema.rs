@@ -1,4 +1,4 @@
-//! The JSON Schema of a configuration: derived from the model, given an identity, and compiled once for checking files.
+//! The JSON Schema of a configuration: derived from the model, then compiled once for validating files.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ use super::{
     units::{Address, ByteSize, Cidr, Duration, ServerName},
 };
 
-/// The formats of ours that `format` names in the schema, beyond what a pattern can say.
+/// Custom `format` names in the schema, for checks beyond what a pattern can express.
 pub(super) const TIME: &str = "tollgate-time";
 pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
@@ -23,7 +23,7 @@ pub(super) const SERVER_NAME: &str = "tollgate-server-name";
 pub(super) const SPIFFE_ID: &str = "tollgate-spiffe-id";
 pub(super) const CA_URL: &str = "tollgate-ca-url";
 
-/// Where the schema is said to be. Nothing is fetched from there.
+/// The schema's identifier. Nothing is fetched from there.
 const ID: &str = "https://tollgate.dev/schema/config.json";
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -51,20 +51,20 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .expect("the derived schema is a schema: there is a test for that")
 });
 
-/// The JSON Schema (draft 2020-12) of a configuration file, as people and editors see it: before environment variables are
-/// put in, and before what is written short is written out.
+/// Returns the JSON Schema (draft 2020-12) of a configuration file as written by users, with environment variables and
+/// short forms.
 pub fn schema() -> Value {
     let mut schema = shorten(&SCHEMA);
     allow_variables(&mut schema);
     schema
 }
 
-/// The schema of what files are made to be before they are checked.
+/// Returns the schema of a normalized tree.
 pub(super) fn root() -> &'static Value {
     &SCHEMA
 }
 
-/// Follows references to what is meant, and tells the section's name; none for the whole.
+/// Follows references. Returns the schema and the section's name, empty for the root.
 pub(super) fn resolve(mut schema: &Value) -> (&Value, &str) {
     let mut name = "";
     while let Some(section) = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/")) {
@@ -73,7 +73,7 @@ pub(super) fn resolve(mut schema: &Value) -> (&Value, &str) {
     (schema, name)
 }
 
-/// The types that are allowed; none if all are.
+/// Returns the allowed types; empty if all are allowed.
 pub(super) fn types(schema: &Value) -> Vec<&str> {
     match &schema["type"] {
         Value::String(one) => vec![one.as_str()],
@@ -82,20 +82,20 @@ pub(super) fn types(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// The schema of a field of a map.
+/// Returns the schema of a map's field.
 pub(super) fn property<'s>(schema: &'s Value, name: &str) -> Option<&'s Value> {
     let branches = schema["oneOf"].as_array().into_iter().flatten();
     let own = schema["properties"].get(name).or_else(|| branches.into_iter().find_map(|branch| property(branch, name)));
     own.or_else(|| schema.get("additionalProperties").filter(|values| values.is_object()))
 }
 
-/// Whether a thing can be written as a text.
+/// Whether a value can be written as text.
 pub(super) fn takes_text(schema: &Value) -> bool {
     let (schema, name) = resolve(schema);
     types(schema).contains(&"string") || SHORT.iter().any(|(section, kind, _)| *section == name && *kind == "string")
 }
 
-/// `null` is allowed nowhere: it is what was left blank, which is not the same as left out.
+/// Removes `null` everywhere: it stands for a value that was left blank, which is not the same as an omitted one.
 fn refuse_blanks(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -120,7 +120,7 @@ fn refuse_blanks(schema: &mut Value) {
     }
 }
 
-/// With what may be written short beside what it is short for.
+/// Adds the short forms as alternatives.
 fn shorten(schema: &Value) -> Value {
     let either = |long: Value, short: Vec<Value>| {
         let mut both = json!({ "anyOf": [long] });
@@ -139,7 +139,7 @@ fn shorten(schema: &Value) -> Value {
                 if let (Some(short), Some(sections)) = (short, new.get_mut("$defs")) {
                     let long = sections[section].take();
                     sections[section] = match long.get("anyOf").is_some() {
-                        // It has another short form already.
+                        // It already has another short form.
                         true => {
                             let mut long = long;
                             long["anyOf"].as_array_mut().into_iter().for_each(|all| all.push(short.clone()));
@@ -159,10 +159,10 @@ fn shorten(schema: &Value) -> Value {
     }
 }
 
-/// A value with an environment variable in it, wherever a schema says more of a value than that it is text.
+/// Matches a value with an environment variable, used wherever the schema restricts a value further than to text.
 const VARIABLE: &str = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}";
 
-/// With variables where numbers, booleans, and texts of a form are.
+/// Allows variables in place of numbers, booleans, and texts with a format.
 fn allow_variables(schema: &mut Value) {
     let variable = || json!({ "type": "string", "pattern": VARIABLE });
     let is_word = |schema: &Value| schema.get("const").is_some() || schema.get("enum").is_some();
@@ -196,18 +196,19 @@ fn allow_variables(schema: &mut Value) {
     }
 }
 
-/// What files are checked with.
+/// Returns the validator for files.
 pub(super) fn validator() -> &'static Validator {
     &VALIDATOR
 }
 
-/// The part of the schema that a keyword, named by a JSON pointer, is in, and the section's name; see [`resolve`].
+/// Returns the part of the schema that contains a keyword, given as a JSON pointer, and the section's name; see
+/// [`resolve`].
 pub(super) fn around(keyword: &str) -> (&'static Value, &str) {
     let parent = keyword.rsplit_once('/').map_or("", |(parent, _)| parent);
     (SCHEMA.pointer(parent).unwrap_or(&Value::Null), parent.strip_prefix("/$defs/").unwrap_or(parent))
 }
 
-/// The derived schema says `"format": "uint32"` and leaves the greatest value to the reader's knowledge.
+/// Adds the maximum to integers: the derived schema only states `"format": "uint32"`.
 fn bound_integers(schema: &mut Value) {
     match schema {
         Value::Object(object) => {

@@ -1,7 +1,7 @@
-//! What a schema cannot say: names that must be there and must not be there twice, addresses, files.
+//! Checks that a JSON Schema cannot express: references between names, duplicates, addresses, files.
 //!
-//! These checks read the tree, not the model, and take a tree of any shape: so they find what they can in a file that has
-//! other errors as well, and everything is reported at once.
+//! The checks read the tree, not the model, and accept a tree of any shape. So they also work on a file that has other
+//! errors, and all errors are reported together.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::builtins;
 
-/// Checks a tree.
+/// Checks a tree. Errors are appended to `problems`.
 pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Vec<Diagnostic>) {
     let root = source.root();
     let mut ask = |node: Option<&Node>, check: Check| {
@@ -74,7 +74,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     }
 }
 
-/// Checks that need the defaults of the model, for a file that has no errors.
+/// Adds the warnings that need the model's defaults, for a file without errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     admin::warn(source, config, warnings);
     tls::warn(source, config, warnings);
@@ -86,7 +86,7 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         if u64::from(http2.connection_window.window()) < all.0 {
             let message = format!(
                 "`connection_window` ({}) is smaller than `max_concurrent_streams` times `stream_window` ({all}): streams that \
-                 nobody reads can hold up the others",
+                 are not being read can block the others",
                 http2.connection_window
             );
             let pointer = format!("/{section}/{i}/http2/connection_window");
@@ -100,7 +100,7 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         }
         if let Some(check) = cluster.health_check.as_ref().filter(|check| check.timeout.0 > check.interval.0) {
             let message = format!(
-                "`timeout` ({}) is longer than `interval` ({}): a check that hangs holds up those after it",
+                "`timeout` ({}) is longer than `interval` ({}): a check that hangs delays the following ones",
                 check.timeout, check.interval
             );
             let pointer = format!("/clusters/{i}/health_check/timeout");
@@ -126,7 +126,7 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
 struct Names<'n> {
     kind: &'static str,
     first: HashMap<&'n str, Span>,
-    /// Every entry has a name. If one has none, that is reported elsewhere, and a name that is missing may be its.
+    /// Whether every entry has a name. If not, that is reported elsewhere, and an unknown name may be the missing one.
     complete: bool,
 }
 
@@ -150,7 +150,7 @@ impl<'n> Names<'n> {
         names
     }
 
-    /// Checks that a name is one of these.
+    /// Reports a name that is not one of these.
     fn require(&self, node: &Node, problems: &mut Vec<Diagnostic>) {
         let Some(name) = node.as_str() else { return };
         if !self.complete || self.first.contains_key(name) {
@@ -170,13 +170,13 @@ impl<'n> Names<'n> {
     }
 }
 
-/// Without a listener nothing is accepted, which makes sense only for an authority on the admin listener.
+/// Reports a configuration without listeners. It is useful only for a certificate authority on the admin listener.
 fn some_listener(source: &Source, problems: &mut Vec<Diagnostic>) {
     let root = source.root();
     let Value::Map(_) = &root.value else { return };
     let enabled = |admin: &Node| admin.get("enabled").is_none_or(|enabled| enabled.to_json() != false);
     let authority = root.get("admin").is_some_and(|admin| admin.get("ca").is_some() && enabled(admin));
-    let help = "name at least one: `listeners: [{name: web, address: 127.0.0.1:8080, cluster: NAME}]`".to_owned();
+    let help = "define at least one: `listeners: [{name: web, address: 127.0.0.1:8080, cluster: NAME}]`".to_owned();
     match root.entry("listeners") {
         _ if authority => {}
         None => {
@@ -190,40 +190,43 @@ fn some_listener(source: &Source, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// What is easily taken for the short form of an access log's format is no file, and neither is a slip in `stdout`.
+/// Rejects file names that look like a format or a misspelled `stdout`.
 fn log_file(to: &str) -> Result<(), (String, Option<String>)> {
     const STREAMS: [&str; 2] = ["stdout", "stderr"];
     if to == "json" || to.contains('%') {
-        return Err((format!("`{}` is a format, not a file", clip(to)), Some("write it as `format`".to_owned())));
+        return Err((format!("`{}` is a format, not a file", clip(to)), Some("set it as `format`".to_owned())));
     }
     if !STREAMS.contains(&to)
         && !to.contains(['/', '.'])
         && let Some(help) = did_you_mean(to, &STREAMS)
     {
-        let help = format!("{help} A file of this name is written `./{to}`");
+        let help = format!("{help} For a file of this name, write `./{to}`");
         return Err((format!("`{}` is neither `stdout` nor `stderr`", clip(to)), Some(help)));
     }
     Ok(())
 }
 
-/// Names and the like reach log lines, metrics and headers, where a line's end would begin something else.
+/// Reports control characters in texts that end up in log lines, metrics or headers, where a line break could inject
+/// content.
 fn one_line(what: &str, node: &Node, problems: &mut Vec<Diagnostic>) {
     if let Some(wrong) = node.as_str().and_then(|text| text.chars().find(|c| c.is_control())) {
-        let message = format!("{what} must not have control characters; this one has U+{:04X}", u32::from(wrong));
+        let message =
+            format!("{what} must not contain control characters; this one contains U+{:04X}", u32::from(wrong));
         problems.push(Diagnostic::error(node.span, message));
     }
 }
 
-/// A request's head has some bytes.
+/// Reports a limit of 0 bytes for request heads.
 fn header_bytes(listener: &Node, problems: &mut Vec<Diagnostic>) {
     let Some(node) = listener.get("limits").and_then(|limits| limits.get("header_bytes")) else { return };
     if serde_json::from_value::<ByteSize>(node.to_json()).is_ok_and(|size| size.0 == 0) {
         let help = "it must be 1B or greater; the default is 64KiB".to_owned();
-        problems.push(Diagnostic::error(node.span, "no request's head fits into 0 bytes").help(help));
+        problems.push(Diagnostic::error(node.span, "the limit for request heads must not be 0").help(help));
     }
 }
 
-/// Protocols to switch to are tokens (RFC 9110 section 7.8), and HTTP/2 is none of them any more.
+/// Reports upgrade protocols that are not tokens (RFC 9110 section 7.8), or that name HTTP/2, which can no longer be
+/// upgraded to.
 fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
     for node in listener.get("upgrades").map_or(&[][..], Node::items) {
         let Some(name) = node.as_str() else { continue };
@@ -232,21 +235,21 @@ fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
             let message = format!("`{}` is not the name of a protocol", clip(name));
             problems.push(Diagnostic::error(node.span, message).help("write one such as `websocket`".to_owned()));
         } else if ["h2c", "h2", "http/2", "http/2.0"].iter().any(|http2| name.eq_ignore_ascii_case(http2)) {
-            let message = format!("`{name}` cannot be switched to: RFC 9113 has given that up");
-            let help = "HTTP/2 without TLS is spoken from a connection's beginning, as `protocol: http` allows";
+            let message = format!("`{name}` cannot be upgraded to: RFC 9113 removed this upgrade");
+            let help = "use `protocol: http`, which accepts HTTP/2 without TLS with prior knowledge";
             problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
         }
     }
 }
 
-/// Whether two addresses cannot both be listened on, though they are not written the same: one is all addresses, with the port
-/// of the other, or one is the other, an IPv4 address, written as IPv6.
+/// Whether two different addresses cannot both be listened on: one is the wildcard address with the other's port, or
+/// one is the IPv4-mapped IPv6 form of the other.
 fn overlap(one: &Address, other: &Address) -> bool {
     let (Some(one), Some(other)) = (one.inet(), other.inet()) else { return false };
     let canonical =
         |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
     let (one, other) = (canonical(one), canonical(other));
-    // An IPv6 socket for all addresses takes IPv4 connections too, unless the system is set otherwise.
+    // An IPv6 wildcard socket also accepts IPv4 connections, unless the kernel is configured otherwise.
     let dual = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
         socket.and_then(|socket| socket.only_v6()).is_ok_and(|only| !only)
@@ -257,14 +260,14 @@ fn overlap(one: &Address, other: &Address) -> bool {
     one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
 }
 
-/// Whether one is all IPv4 addresses and the other all IPv6 addresses. The system gives IPv4 connections to the IPv4 sockets, if there
-/// are any, so listeners can have both.
+/// Whether one is the IPv4 wildcard and the other the IPv6 wildcard. The kernel delivers IPv4 connections to the IPv4
+/// sockets if there are any, so listeners can have both.
 fn are_both_families(one: &Address, other: &Address) -> bool {
     let all = |address: &Address| address.inet().filter(|address| address.ip().is_unspecified());
     all(one).zip(all(other)).is_some_and(|(one, other)| one.is_ipv4() != other.is_ipv4())
 }
 
-/// No two sockets can listen on the same address.
+/// Reports addresses that are used more than once or overlap.
 fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
     let mut taken = BoundAddresses(Vec::new());
     let parse = |node: Option<&Node>| {
@@ -291,12 +294,12 @@ fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>
     }
 }
 
-/// Addresses that are listened on, where the file says so (not at all for a default), and by whom.
+/// The addresses in use, with their place in the file (`None` for a default) and their owner.
 struct BoundAddresses(Vec<(Address, Option<Span>, &'static str)>);
 
 impl BoundAddresses {
     fn add(&mut self, address: Address, span: Option<Span>, owner: &'static str, problems: &mut Vec<Diagnostic>) {
-        // Port 0 is another port each time.
+        // Port 0 selects a different free port each time.
         if address.inet().is_some_and(|address| address.port() == 0) {
             return;
         }
@@ -307,19 +310,19 @@ impl BoundAddresses {
         let Some((other, first, owner)) = other else { return self.0.push((address, span, owner)) };
         let twice = match *other == address {
             true => format!("`{address}` is already the address of {owner}"),
-            false => format!("`{address}` cannot be listened on beside `{other}`, the address of {owner}"),
+            false => format!("`{address}` overlaps with `{other}`, the address of {owner}"),
         };
         let twice = Diagnostic::error(span, twice);
         problems.push(match first {
             Some(first) => twice.note(*first, "here"),
-            None => {
-                twice.help("the admin listener has this address by default: give it another, or disable it".to_owned())
-            }
+            None => twice.help(
+                "this is the admin listener's default address: change it, or disable the admin listener".to_owned(),
+            ),
         });
     }
 }
 
-/// Where TCP connections go.
+/// Checks the routing of TCP connections.
 fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
     let tcp = listener.get("tcp");
     let section = |name: &str| tcp.and_then(|tcp| tcp.get(name)).map_or(&[][..], Node::items);
@@ -333,10 +336,10 @@ fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
         && !shares.items().is_empty()
         && shares.items().iter().all(none)
     {
-        let help = "give at least one of them a weight, or leave `weight` out for 1".to_owned();
+        let help = "set a weight for at least one of them, or remove `weight` (default 1)".to_owned();
         problems.push(Diagnostic::error(key.span, "the weights of all clusters are 0").help(help));
     }
-    // A filter may know where to; without any, nobody does.
+    // A filter may choose the cluster; without any filter, the listener must.
     let no_filter = listener.get("chain").is_none_or(|chain| chain.items().is_empty());
     let no_way = listener.get("cluster").is_none() && section("clusters").is_empty() && section("sni").is_empty();
     if let Some(protocol) = listener.get("protocol").filter(|p| p.as_str() == Some("tcp"))
@@ -344,11 +347,11 @@ fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
         && no_way
     {
         let help = "give the listener a `cluster`, or clusters under `tcp`".to_owned();
-        problems.push(Diagnostic::error(protocol.span, "these connections have nowhere to go").help(help));
+        problems.push(Diagnostic::error(protocol.span, "TCP connections have no destination").help(help));
     }
 }
 
-/// A server name of a listener leads to one place.
+/// Reports server names that occur more than once in a listener.
 fn server_names(listener: &Node, problems: &mut Vec<Diagnostic>) {
     let routes = listener.get("tcp").and_then(|tcp| tcp.get("sni")).map_or(&[][..], Node::items);
     let mut taken: HashMap<ServerName, Span> = HashMap::new();
@@ -357,21 +360,21 @@ fn server_names(listener: &Node, problems: &mut Vec<Diagnostic>) {
         match taken.get(&name) {
             None => _ = taken.insert(name, node.span),
             Some(first) => {
-                let twice = Diagnostic::error(node.span, format!("the server name `{name}` is there twice"));
+                let twice = Diagnostic::error(node.span, format!("the server name `{name}` is listed twice"));
                 problems.push(twice.note(*first, "here"));
             }
         }
     }
 }
 
-/// The module of a filter is one of ours, or a file.
+/// Checks that a filter's module is a built-in filter or a file.
 fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
     let Some(wasm) = node.as_str() else { return };
     if let Some(name) = builtins::name(wasm) {
         if !builtins::NAMES.contains(&name) {
-            let all = || format!("the filters that are built in are {}", list(builtins::NAMES));
+            let all = || format!("the built-in filters are {}", list(builtins::NAMES));
             let help = did_you_mean(name, builtins::NAMES).unwrap_or_else(all);
-            let message = format!("there is no filter `{}` built in", clip(name));
+            let message = format!("there is no built-in filter `{}`", clip(name));
             problems.push(Diagnostic::error(node.span, message).help(help));
         }
         return;
@@ -393,21 +396,20 @@ fn module(source: &Source, node: &Node, problems: &mut Vec<Diagnostic>) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("there is no file `{}`", path.display()),
         Err(error) => format!("cannot read `{}`: {error}", path.display()),
     };
-    let help =
-        builtins::NAMES.contains(&wasm).then(|| format!("for the filter that is built in, write `builtin:{wasm}`"));
+    let help = builtins::NAMES.contains(&wasm).then(|| format!("for the built-in filter, write `builtin:{wasm}`"));
     problems.push(Diagnostic::error(source.first_line(node.span), message).help(help));
 }
 
-/// A compiler needs some memory to begin with, and time is limited in whole seconds.
+/// Checks the lower limits: a compiler needs some memory to start, and time is limited in whole seconds.
 fn compile(root: &Node, problems: &mut Vec<Diagnostic>) {
     let Some(section) = root.get("compile") else { return };
     let mut least = |field: &str, is_enough: &dyn Fn(&Node) -> bool, least: &str| {
         if let Some(node) = section.get(field).filter(|node| !is_enough(node)) {
-            let message = format!("with this `{field}` nothing could be compiled");
-            problems.push(Diagnostic::error(node.span, message).help(format!("it is at least `{least}`")));
+            let message = format!("this `{field}` is too small to compile anything");
+            problems.push(Diagnostic::error(node.span, message).help(format!("it must be at least `{least}`")));
         }
     };
-    // What is no size and no time has been told of.
+    // Values that are not a size or a time are reported elsewhere.
     let text = |node: &Node| node.as_str().map(str::to_owned).or_else(|| Some(node.to_json().to_string()));
     let size = |node: &Node| text(node).and_then(|text| text.parse::<ByteSize>().ok());
     let time = |node: &Node| text(node).and_then(|text| text.parse::<Duration>().ok());
@@ -415,29 +417,29 @@ fn compile(root: &Node, problems: &mut Vec<Diagnostic>) {
     least("time", &|node| time(node).is_none_or(|time| time >= Duration::secs(1)), "1s");
 }
 
-/// A cluster without endpoints is one that is not served at the moment; one whose endpoints all have no share is an error.
+/// Reports endpoints whose weights are all 0. A cluster without endpoints is allowed: it is out of service.
 fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
     let none = |endpoint: &Node| endpoint.get("weight").is_some_and(|weight| weight.to_json() == 0);
     if !endpoints.items().is_empty() && endpoints.items().iter().all(none) {
         problems.push(
             Diagnostic::error(key.span, "the weights of all endpoints are 0")
-                .help("give at least one of them a weight, or leave `weight` out for 1".to_owned()),
+                .help("set a weight for at least one of them, or remove `weight` (default 1)".to_owned()),
         );
     }
 }
 
-/// Nobody listens on port 0: it stands for any port that is free.
+/// Reports endpoints with port 0, which cannot be connected to.
 fn ports(endpoints: &Node, problems: &mut Vec<Diagnostic>) {
     for node in endpoints.items().iter().filter_map(|endpoint| endpoint.get("address")) {
         let address = node.as_str().and_then(|text| text.parse::<Address>().ok());
         if address.and_then(|address| address.inet()).is_some_and(|address| address.port() == 0) {
             let help = "write the port that the endpoint listens on".to_owned();
-            problems.push(Diagnostic::error(node.span, "nothing can be sent to port 0").help(help));
+            problems.push(Diagnostic::error(node.span, "an endpoint cannot have port 0").help(help));
         }
     }
 }
 
-/// A health check must be possible, and must not be all that the proxy does.
+/// Reports health checks that cannot work, or that would run without pause.
 fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
     for name in ["interval", "timeout"] {
         let Some(node) = check.get(name) else { continue };
@@ -450,7 +452,7 @@ fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
     }
     let Some(http) = check.get("check").and_then(|check| check.get("http")) else { return };
     let text = |name: &str| http.get(name).and_then(|node| Some((node, node.as_str()?)));
-    // What does not begin with a slash has been found already.
+    // A path without a leading slash is reported elsewhere.
     if let Some((node, path)) = text("path").filter(|(_, path)| path.starts_with('/'))
         && http::uri::PathAndQuery::try_from(path).is_err()
     {

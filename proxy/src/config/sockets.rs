@@ -1,11 +1,11 @@
-//! Unix sockets' paths are relative to the configuration's folder, as all paths are.
+//! Resolves the paths of unix sockets relative to the configuration's directory, like all other paths.
 
 use super::{diagnostic::Diagnostic, model::Config, source::Source, units::Address};
 
-/// What a path may have: the system's `sun_path` has 108 bytes, the last of them 0.
+/// The maximum length of a path in bytes: `sun_path` on Linux has 108 bytes, including the terminating NUL.
 const LONGEST: usize = 107;
 
-/// Where an address of a file is.
+/// Resolves an address from the file.
 pub(super) fn resolved(source: &Source, address: Address) -> Address {
     match address {
         Address::Unix(path) => Address::Unix(source.resolve(path).into()),
@@ -13,7 +13,7 @@ pub(super) fn resolved(source: &Source, address: Address) -> Address {
     }
 }
 
-/// Puts the places of sockets for what the file says.
+/// Resolves all addresses of a configuration.
 pub(super) fn resolve(source: &Source, config: &mut Config, problems: &mut Vec<Diagnostic>) {
     let mut one = |address: &mut Address, pointer: &str| {
         *address = resolved(source, address.clone());
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn one_socket_by_two_names_is_there_twice() {
+    fn one_socket_under_two_names_is_a_duplicate() {
         let text = "listeners: [{name: a, address: 'unix:a.sock'}, {name: b, address: 'unix:/etc/./a.sock'}]";
         let wrong = parse("/etc/x.yaml", text, Format::Yaml).unwrap_err().to_string();
         assert!(wrong.contains("is already the address of another listener"), "{wrong}");

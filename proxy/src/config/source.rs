@@ -1,5 +1,5 @@
-//! A configuration file as it was read: its name, its text and its value tree, kept for as long as something may still
-//! have to say where in it an error is.
+//! A configuration file as it was read: its name, text and value tree. It is kept as long as errors may have to be
+//! located in it.
 
 use std::path::{Path, PathBuf};
 
@@ -16,22 +16,22 @@ pub struct Source {
     dir: PathBuf,
     text: String,
     root: Node,
-    /// Values that have environment variables in them: their JSON pointers, and how they are written.
+    /// Values that contain environment variables: their JSON pointers, and the text as written.
     references: Vec<(String, String)>,
-    /// What those variables hold.
+    /// Replaces the variables' values in messages.
     concealer: Redactor,
 }
 
-/// The place of a value.
+/// The location of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// Where to point.
+    /// The range of bytes to point at.
     pub span: Span,
-    /// Whether the whole path is there, or only a part of it.
+    /// Whether the whole path exists, or only a part of it.
     pub exact: bool,
 }
 
-/// A place in a text, for people: both numbers begin with 1.
+/// A position in a text for display. Both numbers start at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// The line.
@@ -66,13 +66,13 @@ impl Source {
         self.concealer = Redactor::new(variables);
     }
 
-    /// Takes out of a message what environment variables hold.
+    /// Replaces the values of environment variables in a message.
     pub(super) fn conceal(&self, message: &mut String) {
         self.concealer.conceal(message);
     }
 
-    /// Puts back how values were written that have environment variables in them, which may be secrets. What is not found in the
-    /// same place is taken for a part of the next value around it.
+    /// Replaces values that contain environment variables, which may be secrets, by the text as written. A value that
+    /// is not found in the same place is assumed to be part of the enclosing value.
     pub fn mask(&self, config: &mut serde_json::Value) {
         for (pointer, written) in &self.references {
             let mut place = pointer.as_str();
@@ -85,28 +85,28 @@ impl Source {
         }
     }
 
-    /// The name of the file.
+    /// Returns the name of the file.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The text, without a byte order mark.
+    /// Returns the text, without a byte order mark.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The value tree, with environment variables put in.
+    /// Returns the value tree, with environment variables expanded.
     pub fn root(&self) -> &Node {
         &self.root
     }
 
-    /// A path in the configuration: relative ones are relative to the file's directory.
+    /// Resolves a path from the configuration. Relative paths are relative to the file's directory.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
-        // Collected, the parts are without `./`.
+        // Collecting the components drops `./`.
         self.dir.join(path).components().collect()
     }
 
-    /// The line and column of a byte.
+    /// Returns the line and column of a byte offset.
     pub fn position(&self, offset: usize) -> Position {
         let before = self.before(offset);
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
@@ -114,20 +114,20 @@ impl Source {
         Position { line, column: before[line_start..].chars().count() + 1 }
     }
 
-    /// Where to point for the value at `pointer` (a JSON pointer such as `/filters/1/config`) and, inside of it, `inner`
-    /// (a path such as `rules[2].match.path`; empty or `.` for the value itself). If it is not there, the deepest value
-    /// on the way to it is meant.
+    /// Locates the value at `pointer` (a JSON pointer such as `/filters/1/config`) and, inside it, `inner` (a path such
+    /// as `rules[2].match.path`; empty or `.` for the value itself). If it does not exist, the result is the deepest
+    /// existing value on the path.
     pub fn locate(&self, pointer: &str, inner: &str) -> Location {
         let found = self.root.find(pointer).follow(inner);
         Location { span: self.first_line(found.span()), exact: found.whole }
     }
 
-    /// An error at the value at `pointer`.
+    /// Creates an error at the value at `pointer`.
     pub fn diagnostic(&self, pointer: &str, message: impl Into<String>, help: Option<String>) -> Diagnostic {
         self.diagnostic_in(pointer, "", message, help)
     }
 
-    /// An error inside of the value at `pointer`; see [`Source::locate`].
+    /// Creates an error inside the value at `pointer`; see [`Source::locate`].
     pub fn diagnostic_in(
         &self,
         pointer: &str,
@@ -138,12 +138,12 @@ impl Source {
         Diagnostic::error(self.locate(pointer, inner).span, message).help(help)
     }
 
-    /// The text before a byte. Tolerates offsets that are no character boundary or beyond the end.
+    /// Returns the text before a byte offset. Tolerates offsets beyond the end or inside a character.
     fn before(&self, offset: usize) -> &str {
         &self.text[..self.text.floor_char_boundary(offset)]
     }
 
-    /// A span cut off at the end of its first line: what follows is seldom of interest, and may be the whole file.
+    /// Truncates a span at the end of its first line: the rest is rarely of interest, and may be the whole file.
     pub(super) fn first_line(&self, span: Span) -> Span {
         let start = self.before(span.start).len();
         let end = self.before(span.end).len().max(start);

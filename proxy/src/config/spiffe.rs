@@ -1,52 +1,52 @@
-//! SPIFFE IDs: `spiffe://TRUST-DOMAIN/PATH`, as the standard writes them (SPIFFE-ID, sections 2.1 to 2.3), and nothing
-//! else: identities are compared as text, so there must be one way only to write each.
+//! SPIFFE IDs: `spiffe://TRUST-DOMAIN/PATH`, exactly as the standard defines them (SPIFFE-ID, sections 2.1 to 2.3).
+//! Identities are compared as text, so each must have only one spelling.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Bytes that an ID may have (SPIFFE-ID, section 2.3).
+/// The maximum length of an ID, in bytes (SPIFFE-ID, section 2.3).
 const MAX_ID: usize = 2048;
 
-/// Bytes that a trust domain's name may have (SPIFFE-ID, section 2.3).
+/// The maximum length of a trust domain's name, in bytes (SPIFFE-ID, section 2.3).
 const MAX_TRUST_DOMAIN: usize = 255;
 
 const SCHEME: &str = "spiffe://";
 
-/// Why a text is no SPIFFE ID.
+/// An error in the syntax of a SPIFFE ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeError {
-    /// Another scheme, or none.
+    /// A missing or different scheme.
     #[error("it must begin with `spiffe://`")]
     Scheme,
-    /// Too many bytes.
+    /// The ID is too long.
     #[error("it has more than {MAX_ID} bytes")]
     Length,
     /// No name between `spiffe://` and the path.
     #[error("the name of the trust domain is missing")]
     NoTrustDomain,
-    /// Too many bytes.
+    /// The trust domain's name is too long.
     #[error("the name of the trust domain has more than {MAX_TRUST_DOMAIN} bytes")]
     TrustDomainLength,
-    /// A character that no trust domain has: also those of a port and of user information.
+    /// A character that is not allowed in a trust domain, including those of ports and user information.
     #[error("{0:?} cannot be in the name of a trust domain: it has small letters, digits, `.`, `-` and `_`")]
     TrustDomainCharacter(char),
-    /// A character that no path has: also those of a query, a fragment, and percent encoding.
+    /// A character that is not allowed in a path, including those of queries, fragments and percent-encoding.
     #[error("{0:?} cannot be in a path: it has letters, digits, `.`, `-` and `_` between slashes")]
     PathCharacter(char),
-    /// `//`.
+    /// An empty segment: `//`.
     #[error("a segment of its path is empty")]
     EmptySegment,
-    /// `/` at the end.
+    /// A trailing slash.
     #[error("its path ends with `/`")]
     TrailingSlash,
-    /// `.` or `..`.
+    /// A segment `.` or `..`.
     #[error("a segment of its path is `.` or `..`")]
     DotSegment,
 }
 
-/// The name of a trust domain: those whose certificates one root signs.
+/// The name of a trust domain: the identities whose certificates one root signs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustDomain(String);
 
@@ -54,7 +54,7 @@ pub struct TrustDomain(String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpiffeId {
     text: String,
-    /// Where the trust domain's name ends.
+    /// The end of the trust domain's name.
     path: usize,
 }
 
@@ -64,24 +64,24 @@ impl TrustDomain {
         &self.0
     }
 
-    /// The identity of the trust domain itself, which its root has (X509-SVID, section 4).
+    /// Returns the identity of the trust domain itself, which its root certificate has (X509-SVID, section 4).
     pub fn id(&self) -> SpiffeId {
         SpiffeId { text: format!("{SCHEME}{self}"), path: SCHEME.len() + self.0.len() }
     }
 }
 
 impl SpiffeId {
-    /// The whole ID.
+    /// Returns the whole ID.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The trust domain's name.
+    /// Returns the trust domain's name.
     pub fn trust_domain(&self) -> &str {
         &self.text[SCHEME.len()..self.path]
     }
 
-    /// The path, with its first slash. Empty: the trust domain itself.
+    /// Returns the path with its leading slash; empty for the trust domain itself.
     pub fn path(&self) -> &str {
         &self.text[self.path..]
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_standard_forbids_is_refused() {
+    fn invalid_ids_are_rejected() {
         use SpiffeError::*;
         for (text, error) in [
             ("", Scheme),

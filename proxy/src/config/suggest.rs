@@ -1,16 +1,16 @@
-//! What people write who know other proxies, or who guess, and what is meant by it here. Asked before names are compared:
-//! `cert` is nearer to `crl` than to `certificates`.
+//! Suggestions for names that users of other proxies know, or guess. They take precedence over the comparison of names:
+//! `cert` is closer to `crl` than to `certificates`.
 
-/// The section (as the schema calls it; empty for the whole file), what was written there, and what to do about it. What
-/// was written is a field, a word in place of one of the words that are allowed, or the type of a value.
+/// The section (the schema's name; empty for the root), what was written there, and the advice. What was written is a
+/// field, a variant, or the type of a value.
 const MEANT: [(&str, &[&str], &str); 38] = [
-    ("", &["static_resources"], "`listeners`, `filters` and `clusters` stand at the top of the file"),
+    ("", &["static_resources"], "`listeners`, `filters` and `clusters` are top-level fields"),
     ("", &["upstreams", "upstream", "backends", "services"], "did you mean `clusters`?"),
     ("", &["frontends", "entrypoints"], "did you mean `listeners`?"),
     (
         "",
         &["server", "servers"],
-        "who accepts requests is one of `listeners`; who answers them is an endpoint of one of `clusters`",
+        "sockets that accept requests are `listeners`; servers that answer them are endpoints of `clusters`",
     ),
     ("", &["plugins", "middlewares"], "did you mean `filters`?"),
     ("", &["routes"], "routes are the configuration of the filter `builtin:router`"),
@@ -18,11 +18,7 @@ const MEANT: [(&str, &[&str], &str); 38] = [
     ("Listener", &["bind", "listen"], "did you mean `address`?"),
     ("Listener", &["filters", "filter_chains"], "did you mean `chain`?"),
     ("Listener", &["upstream"], "did you mean `cluster`?"),
-    (
-        "Listener",
-        &["routes"],
-        "routes are the configuration of the filter `builtin:router`, whose name stands in `chain`",
-    ),
+    ("Listener", &["routes"], "routes are the configuration of the filter `builtin:router`, which `chain` must list"),
     (
         "Listener",
         &["clusters"],
@@ -33,14 +29,14 @@ const MEANT: [(&str, &[&str], &str); 38] = [
     ("Protocol", &["h2"], "did you mean `http2`?"),
     ("Protocol", &["h2c"], "HTTP/2 without TLS is `http2` without the section `tls`"),
     ("Protocol", &["h3", "http3", "quic"], "for HTTP/3 too, write `http3: true`"),
-    ("Protocol", &["grpc"], "gRPC is spoken over HTTP/2: write `http` or `http2`"),
+    ("Protocol", &["grpc"], "gRPC uses HTTP/2: write `http` or `http2`"),
     ("ClusterProtocol", &["https", "tls"], "for HTTPS, write `protocol: h1` (or `h2`, `auto`) and add `tls: {}`"),
     ("ClusterProtocol", &["http"], "HTTP/1.1 is `h1`, HTTP/2 is `h2`"),
     ("ClusterProtocol", &["http1"], "did you mean `h1`?"),
     ("ClusterProtocol", &["http2"], "did you mean `h2`?"),
     ("ClusterProtocol", &["h2c"], "HTTP/2 without TLS is `h2` without the section `tls`"),
-    ("ClusterProtocol", &["grpc"], "gRPC is spoken over HTTP/2: write `h2`"),
-    ("ClusterProtocol", &["tcp"], "leave it out: TCP connections are passed on as they are"),
+    ("ClusterProtocol", &["grpc"], "gRPC uses HTTP/2: write `h2`"),
+    ("ClusterProtocol", &["tcp"], "leave it out: TCP connections are forwarded unchanged"),
     (
         "ListenerTls",
         &["cert", "cert_file", "certificate", "certificate_file", "key", "key_file", "boolean"],
@@ -52,32 +48,32 @@ const MEANT: [(&str, &[&str], &str); 38] = [
     ("CertificateFiles", &["string"], "write `{certificate: FILE, key: FILE}`"),
     ("ClusterTls", &["boolean"], "for TLS, write `tls: {}`; for none, leave it out"),
     ("ClusterTls", &["cert", "key"], "write `certificate: {certificate: FILE, key: FILE}`"),
-    ("ClusterTls", &["verify", "insecure_skip_verify"], "certificates are verified unless it says `insecure: true`"),
+    ("ClusterTls", &["verify", "insecure_skip_verify"], "certificates are verified unless `insecure: true` is set"),
     (
         "Cluster",
         &["servers", "targets", "hosts", "address", "addresses", "load_assignment"],
         "write `endpoints: [ADDRESS]`",
     ),
     ("Cluster", &["lb_policy"], "did you mean `balancer`?"),
-    ("Retry", &["integer", "number"], "for so many retries, write `retry: {attempts: N}`"),
+    ("Retry", &["integer", "number"], "for a number of retries, write `retry: {attempts: N}`"),
     ("HealthCheck", &["string"], "for a path, write `health_check: {check: {http: {path: PATH}}}`"),
     ("AccessLog", &["boolean"], "write `access_log: stdout`; for no log, leave it out"),
 ];
 
-/// What is meant by something in a section.
+/// Returns the suggestion for a name in a section.
 pub(super) fn meant(section: &str, written: &str) -> Option<String> {
     let row = MEANT.iter().find(|(place, words, _)| *place == section && words.contains(&written));
     row.map(|(_, _, help)| (*help).to_owned())
 }
 
-/// What is meant by a field where those that are known tell what is written there: in filters' configurations, whose sections
-/// have no names.
+/// Returns the suggestion for a field by the fields that are known there. Used for filters' configurations, whose
+/// sections have no names.
 pub(super) fn meant_beside(written: &str, known: &[&str]) -> Option<String> {
     let known = |name: &str| known.contains(&name);
     let help = match written {
         // Many tools still write YAML 1.1.
         "true" | "True" if known("on") => {
-            "YAML 1.1 takes the key `on` for `true`; whatever has written this file must put it in quotes: `\"on\":`"
+            "YAML 1.1 reads the key `on` as `true`; the program that wrote this file must quote it: `\"on\":`"
         }
         "route" if known("cluster") => "write `cluster: NAME` here, without `route`",
         "weighted_clusters" if known("split") => "did you mean `split`?",
@@ -104,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wrong_is_in_the_table() {
+    fn valid_names_are_not_in_the_table() {
         for (name, words, _) in MEANT {
             let schema = section(name);
             for word in words {
@@ -114,7 +110,7 @@ mod tests {
         }
     }
 
-    /// So that a renamed field is refused with a name that is accepted.
+    /// A suggestion after a rename must name a field that exists.
     #[test]
     fn suggested_fields_and_values_exist() {
         for (name, _, help) in MEANT {

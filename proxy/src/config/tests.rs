@@ -1,7 +1,7 @@
-//! Whole files: what is said about bad ones, that good ones mean the same in each format, and that nothing panics.
+//! Tests on whole files: the errors of bad ones, equal results in each format for good ones, and no panics.
 //!
-//! `tests/bad` holds files and, under the same name with `.txt`, what is reported about them. With `UPDATE=1` the tests
-//! write those instead of comparing.
+//! `tests/bad` holds files and, under the same name with `.txt`, their expected errors. With `UPDATE=1` the tests write
+//! the expectations instead of comparing.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ fn dir(name: &str) -> PathBuf {
     Path::new(file!()).with_extension("").join(name)
 }
 
-/// `file!()` is relative to the directory that the compiler ran in, which is not the one that tests run in.
+/// `file!()` is relative to the directory that the compiler ran in, not to the tests' working directory.
 fn find(name: &str) -> PathBuf {
     let file = dir(name);
     let mut roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
@@ -90,14 +90,14 @@ fn good_files_mean_the_same_in_each_format() {
     assert_eq!(configs[0], configs[2]);
     assert_eq!(configs[0]["workers"], 2);
     assert_eq!(configs[0]["filters"][0]["config"]["rules"][0]["price"], "$5 for you");
-    // What is written out can be read again.
+    // The JSON form can be loaded again.
     assert!(loader().parse("out.json", &configs[0].to_string(), Format::Json).is_ok());
 }
 
 const MINIMAL: &str = "listeners: [{name: web, address: '127.0.0.1:8080'}]\n";
 
 #[test]
-fn the_hash_is_of_what_is_said() {
+fn the_hash_covers_values_only() {
     let hash = |text: &str| loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}")).hash();
     assert_eq!(hash(MINIMAL), "f003f465ace9dc98");
     assert_eq!(hash(MINIMAL), hash(&format!("# a comment\n{MINIMAL}\n")));
@@ -106,13 +106,10 @@ fn the_hash_is_of_what_is_said() {
 }
 
 #[test]
-fn an_authority_on_an_admin_listener_that_is_not_there_is_a_warning() {
+fn an_authority_on_a_disabled_admin_listener_is_a_warning() {
     let text = "admin:\n  enabled: false\n  ca: {dir: ca}\nlisteners: [{name: a, address: \"127.0.0.1:1\"}]";
     let warnings = loader().parse("x.yaml", text, Format::Yaml).expect("a configuration").warnings;
-    assert_eq!(
-        warnings.to_string(),
-        "x.yaml:3:3: warning: `ca` has no effect: the admin listener, on which it would be, is not enabled"
-    );
+    assert_eq!(warnings.to_string(), "x.yaml:3:3: warning: `ca` has no effect: the admin listener is disabled");
 }
 
 #[test]
@@ -129,9 +126,9 @@ fn a_try_longer_than_all_tries_is_a_warning() {
     assert!(!loaded.warnings.has_errors());
 }
 
-/// Also if nobody has said how long that is.
+/// This includes the default of `response_head_timeout`.
 #[test]
-fn a_try_longer_than_a_head_may_take_is_a_warning() {
+fn a_per_try_timeout_above_the_head_timeout_is_a_warning() {
     let warnings = |times: &str| {
         let text = format!(
             "{MINIMAL}clusters:\n  - {{name: a, {times}, retry: {{per_try_timeout: 20s}}, endpoints: [{{address: '127.0.0.1:1'}}]}}\n"
@@ -167,9 +164,9 @@ fn later_stages_can_point_into_the_file() {
     assert!(!loaded.source.locate("/filters/0/config", "rules[9]").exact);
 }
 
-/// They may be secrets, and messages go to logs and to the admin listener.
+/// Values may be secrets, and messages go to logs and to clients of the admin listener.
 #[test]
-fn what_variables_hold_is_in_no_message() {
+fn values_of_variables_do_not_appear_in_messages() {
     let loader = || {
         let value = |name: &str| Some(format!("sekrit-{}", name.strip_prefix('S')?));
         Loader::default().env(value).foreign(ExternalChecks {
@@ -198,7 +195,7 @@ fn what_variables_hold_is_in_no_message() {
             assert!(!said.contains("sekrit") && said.contains("${S1}"), "{said}");
         }
     }
-    // So it is with what later stages find, or filters say of themselves.
+    // The same applies to errors of later stages and of filters.
     let text = format!(
         "{}{}",
         listener.replace("LISTENER", "cluster: c"),
@@ -230,7 +227,7 @@ fn files_are_read() {
     assert!(file("relative.yaml", filter.as_bytes()).is_ok());
     assert_eq!(
         error(file("a.conf", b"")),
-        "a.conf: error: the name of the file does not say how it is written (name it .yaml, .yml, .json or .toml)"
+        "a.conf: error: unknown file format (use the extension .yaml, .yml, .json or .toml)"
     );
     assert_eq!(error(file("latin.yaml", b"a: 1\nb: gr\xfc\xdfe\n")), "latin.yaml:2:6: error: this is not UTF-8");
     assert_eq!(
@@ -250,9 +247,10 @@ fn there_is_an_end_to_errors() {
     assert!(diagnostics.render(false).ends_with("... and 1400 more\n"), "{}", diagnostics.render(false));
 }
 
-/// Cuts and flips every file at every byte. Nothing may panic, and every error must be presentable.
+/// Truncates every file, and flips bytes in it, at every position. Nothing may panic, and every error must be
+/// displayable.
 #[test]
-fn broken_files_are_no_more_than_errors() {
+fn broken_files_cause_errors_only() {
     let check = |path: &Path, bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
         let format = Format::of(path).expect("a known format");
@@ -277,7 +275,7 @@ fn broken_files_are_no_more_than_errors() {
 }
 
 #[test]
-fn a_connections_window_below_those_of_its_streams_is_a_warning() {
+fn a_connection_window_below_the_sum_of_stream_windows_is_a_warning() {
     let defaults = crate::config::model::Http2::default();
     assert!(defaults.connection_window.0 >= defaults.all_stream_windows().0);
     let warnings = |http2: &str| {
@@ -291,7 +289,7 @@ fn a_connections_window_below_those_of_its_streams_is_a_warning() {
     assert_eq!(warnings("{stream_window: 1MiB, connection_window: 100MiB}"), "");
     assert_eq!(warnings("{max_concurrent_streams: 4000000000, connection_window: 2147483647}"), "");
     let said =
-        "`max_concurrent_streams` times `stream_window` (25MiB): streams that nobody reads can hold up the others";
+        "`max_concurrent_streams` times `stream_window` (25MiB): streams that are not being read can block the others";
     assert_eq!(
         warnings("{connection_window: 16MiB}"),
         format!(
@@ -322,15 +320,15 @@ clusters:
     let loaded = loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
         loaded.warnings.to_string(),
-        "x.yaml:4:28: warning: clients are not asked for certificates: the field is always removed\n\
+        "x.yaml:4:28: warning: clients are not asked for certificates, so the header is always removed\n\
          x.yaml:7:7: warning: `client_ca` has no effect: clients are not asked for certificates\n\
-         x.yaml:10:5: warning: the cluster's name cannot be one of a host, so endpoints' certificates must be for their \
-         addresses: give `sni` or `sans`\n\
-         x.yaml:13:21: warning: every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at"
+         x.yaml:10:5: warning: the cluster's name is not a valid host name, so endpoints' certificates \
+         must be valid for their IP addresses: set `sni` or `sans`\n\
+         x.yaml:13:21: warning: certificates are not verified; `ca`, `sans` and `crl` are ignored"
     );
 }
 
-/// gRPC servers refuse clients that ping them often while no data flows, so upstreams are pinged only where that is asked for.
+/// gRPC servers reject clients that send frequent pings without data, so upstreams are pinged only if configured.
 #[test]
 fn clients_are_pinged_by_default_and_upstreams_are_not() {
     let text = "
@@ -350,7 +348,7 @@ clusters:
 }
 
 #[test]
-fn what_makes_no_sense_is_told() {
+fn useless_settings_are_reported() {
     let cluster = |options: &str| {
         let text = format!("{MINIMAL}clusters: [{{name: a, {options}}}]\n");
         match loader().parse("x.yaml", &text, Format::Yaml) {
@@ -361,11 +359,11 @@ fn what_makes_no_sense_is_told() {
     for (options, said) in [
         ("endpoints: []", "warning: cluster `a` has no endpoints: all requests get 503"),
         ("tls: {}", "warning: cluster `a` has no endpoints: all requests get 503"),
-        ("endpoints: [{address: '127.0.0.1:0'}]", "error: nothing can be sent to port 0"),
-        ("endpoints: [{address: '127.0.0.1:1'}], tls: {sans: []}", "error: `sans` names nobody"),
+        ("endpoints: [{address: '127.0.0.1:0'}]", "error: an endpoint cannot have port 0"),
+        ("endpoints: [{address: '127.0.0.1:1'}], tls: {sans: []}", "error: `sans` must not be empty"),
         (
             "endpoints: [{address: '127.0.0.1:1'}], health_check: {interval: 1s, timeout: 2s, check: {http: {path: /}}}",
-            "warning: `timeout` (2s) is longer than `interval` (1s): a check that hangs holds up those after it",
+            "warning: `timeout` (2s) is longer than `interval` (1s): a check that hangs delays the following ones",
         ),
     ] {
         assert!(cluster(options).contains(said), "{options}: {}", cluster(options));
@@ -389,7 +387,7 @@ fn all_addresses_of_both_families_can_be_listened_on() {
     assert_eq!(listeners("0.0.0.0:80", "[::]:80"), Ok(()));
     assert_eq!(listeners("[::]:80", "0.0.0.0:80"), Ok(()));
     let wrong = listeners("[::]:80", "[::1]:80").unwrap_err();
-    assert!(wrong.contains("cannot be listened on beside"), "{wrong}");
+    assert!(wrong.contains("overlaps with"), "{wrong}");
     let text = "admin: '0.0.0.0:80'\nlisteners: [{name: a, address: '[::]:80', cluster: c}]\nclusters: [{name: c}]\n";
-    assert!(parse("x.yaml", text, Format::Yaml).is_err(), "the admin listener shares with nobody");
+    assert!(parse("x.yaml", text, Format::Yaml).is_err(), "the admin listener does not share its address");
 }

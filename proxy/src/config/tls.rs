@@ -1,6 +1,7 @@
-//! What a schema cannot say about TLS. What is in the files is looked at later, when they are read.
+//! Checks of the `tls` sections that a schema cannot express. The contents of the files are checked later, when they
+//! are read.
 //!
-//! As in [`super::semantics`], the tree is read, in any shape.
+//! As in [`super::semantics`], the checks accept a tree of any shape.
 
 use rustls::pki_types::ServerName;
 
@@ -13,7 +14,7 @@ use super::{
     units::Address,
 };
 
-/// Checks listeners' and clusters' sections.
+/// Checks the `tls` sections of listeners and clusters.
 pub(super) fn check(listeners: &[Node], clusters: &[Node], problems: &mut Vec<Diagnostic>) {
     for listener in listeners {
         let used = listener.entry("tls").filter(|(_, tls)| is_used(tls));
@@ -34,25 +35,25 @@ pub(super) fn check(listeners: &[Node], clusters: &[Node], problems: &mut Vec<Di
     }
 }
 
-/// What is in the way of HTTP/3.
+/// Returns an error if a listener cannot serve HTTP/3.
 fn quic(listener: &Node, http3: &Node, tls: bool) -> Option<Diagnostic> {
     let error = |message: &str| Some(Diagnostic::error(http3.span, message));
     let more = listener.get("addresses").map_or(&[][..], Node::items);
     let addresses = listener.get("address").into_iter().chain(more).filter_map(Node::as_str);
-    // None: a unix socket.
+    // `None` for a unix socket.
     let ports = addresses.filter_map(|address| Some(address.parse::<Address>().ok()?.inet().map(|a| a.port())));
     let ports: Vec<Option<u16>> = ports.collect();
     if !cfg!(feature = "http3") {
-        return error("this build of Tollgate has no HTTP/3: it was made without the feature `http3`");
+        return error("this build of Tollgate does not support HTTP/3: it was built without the feature `http3`");
     }
     if !tls {
-        return error("`http3` needs `tls`: there is no HTTP/3 in the clear");
+        return error("`http3` needs `tls`: HTTP/3 is always encrypted");
     }
     if listener.get("protocol").and_then(Node::as_str) == Some("tcp") {
-        return error("`http3` is not for `protocol: tcp`: HTTP/3 is HTTP");
+        return error("`http3` cannot be combined with `protocol: tcp`");
     }
     if ports.contains(&Some(0)) {
-        return error("`http3` needs a port that is known, not 0: clients are told of it");
+        return error("`http3` needs a fixed port, not 0: the port is advertised to clients");
     }
     if !ports.is_empty() && ports.iter().all(Option::is_none) {
         return error("`http3` needs an address with a port: there is no HTTP/3 over unix sockets");
@@ -60,7 +61,7 @@ fn quic(listener: &Node, http3: &Node, tls: bool) -> Option<Diagnostic> {
     None
 }
 
-/// Whether a list is not there, or has nothing in it.
+/// Whether a list is absent or empty.
 fn is_empty(list: Option<&Node>) -> bool {
     list.is_none_or(|list| {
         matches!(&list.value, Value::Null) || matches!(&list.value, Value::Seq(all) if all.is_empty())
@@ -71,7 +72,7 @@ fn is_used(tls: &Node) -> bool {
     matches!(tls.value, Value::Map(_)) && tls.get("mode").and_then(Node::as_str) != Some("disable")
 }
 
-/// Whoever asks for certificates must know whom to believe.
+/// Checks client certificate settings: asking for certificates requires authorities to verify them.
 fn clients(tls: &Node, problems: &mut Vec<Diagnostic>) {
     let domains = tls.entry("trust_domains");
     let entries = match domains.map(|(_, node)| &node.value) {
@@ -87,19 +88,19 @@ fn clients(tls: &Node, problems: &mut Vec<Diagnostic>) {
             problems.push(Diagnostic::error(key.span, message).help(help.to_owned()));
         } else if is_empty(Some(files)) {
             let message = format!("trust domain `{}` has no authority", clip(&key.name));
-            problems.push(Diagnostic::error(key.span, message).help("name a file, or leave it out".to_owned()));
+            problems.push(Diagnostic::error(key.span, message).help("list a file, or remove the entry".to_owned()));
         }
     }
     let asked = tls.get("client_certificates");
     let Some((node, asked)) = asked.and_then(|node| Some((node, node.as_str()?))) else { return };
     if matches!(asked, "request" | "require") && is_empty(tls.get("client_ca")) && domains.is_none() {
         let message = format!("`client_certificates: {asked}` needs `client_ca`");
-        let help = "name the files with the certificates of those who sign clients' certificates";
+        let help = "list the files of the certificate authorities that sign client certificates";
         problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
     }
 }
 
-/// Names that are asked for, and that certificates must have.
+/// Checks the server name and the accepted certificate names.
 fn names(tls: &Node, problems: &mut Vec<Diagnostic>) {
     let wrong = |node: &Node, what: &str| {
         let help = "write a DNS name or an IP address, without a port".to_owned();
@@ -107,23 +108,23 @@ fn names(tls: &Node, problems: &mut Vec<Diagnostic>) {
         Diagnostic::error(node.span, format!("`{text}` is not {what}")).help(help)
     };
     if let Some(sni) = tls.get("sni").filter(|node| node.as_str().is_some_and(|name| !is_host(name))) {
-        problems.push(wrong(sni, "a name"));
+        problems.push(wrong(sni, "a server name"));
     }
     if let Some((key, sans)) = tls.entry("sans")
         && is_empty(Some(sans))
         && !matches!(sans.value, Value::Null)
     {
-        let help = "name somebody, or leave it out: then certificates must be for the name that is asked for (`sni`)";
-        problems.push(Diagnostic::error(key.span, "`sans` names nobody").help(help.to_owned()));
+        let help = "list a name, or remove `sans`: the certificate must then match the server name (`sni`)";
+        problems.push(Diagnostic::error(key.span, "`sans` must not be empty").help(help.to_owned()));
     }
     for san in tls.get("sans").map_or(&[][..], Node::items) {
         let Some(name) = san.as_str() else { continue };
         if name.starts_with("*.") {
-            let message = "a name of `sans` has no wildcard: those of certificates stand for it";
+            let message = "`sans` cannot contain wildcards: a wildcard in the certificate matches the full name";
             problems.push(Diagnostic::error(san.span, message));
         } else if !is_host(name) && !is_uri(name) {
             problems.push(
-                wrong(san, "a name of a certificate")
+                wrong(san, "a name that a certificate can have")
                     .help("write a DNS name, an IP address, or a URI such as spiffe://mesh/ns/a/sa/b".to_owned()),
             );
         }
@@ -134,7 +135,7 @@ fn is_host(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// RFC 3986 section 3, roughly: a port must not be taken for what follows a scheme.
+/// Whether the text looks like a URI (RFC 3986 section 3, simplified): `host:port` must not be taken for one.
 fn is_uri(name: &str) -> bool {
     let Some((scheme, rest)) = name.split_once(':') else { return false };
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -143,7 +144,7 @@ fn is_uri(name: &str) -> bool {
     is_scheme && !is_port && rest.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Checks that need the model, for a file that has no errors.
+/// Adds the warnings that need the model, for a file without errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     let mut warn = |pointer: &str, message: &str| {
         warnings.push(Diagnostic::warning(source.locate(pointer, "").span, message));
@@ -165,11 +166,11 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         }
         let forwarded = listener.forwarded_client_cert;
         if matches!(forwarded, ForwardedClientCert::Append | ForwardedClientCert::Set) && !asks {
-            let message = "clients are not asked for certificates: the field is always removed";
+            let message = "clients are not asked for certificates, so the header is always removed";
             warn(&format!("/listeners/{i}/forwarded_client_cert"), message);
         }
         if listener.http3 && listener.proxy_protocol.is_some() {
-            let message = "there is no PROXY protocol over UDP: with HTTP/3, whoever sends the datagrams is the client";
+            let message = "there is no PROXY protocol over UDP: with HTTP/3, the sender of the datagrams is the client";
             warn(&format!("/listeners/{i}/http3"), message);
         }
     }
@@ -177,12 +178,9 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         let Some(tls) = &cluster.tls else { continue };
         let pointer = format!("/clusters/{i}/tls");
         if tls.insecure {
-            warn(
-                &format!("{pointer}/insecure"),
-                "every certificate is taken, from anybody; `ca`, `sans` and `crl` are not looked at",
-            );
+            warn(&format!("{pointer}/insecure"), "certificates are not verified; `ca`, `sans` and `crl` are ignored");
         } else if tls.sni.is_none() && tls.sans.is_empty() && !is_host(&cluster.name) {
-            let message = "the cluster's name cannot be one of a host, so endpoints' certificates must be for their addresses: give `sni` or `sans`";
+            let message = "the cluster's name is not a valid host name, so endpoints' certificates must be valid for their IP addresses: set `sni` or `sans`";
             warn(&pointer, message);
         }
     }

@@ -1,4 +1,4 @@
-//! Reads TOML, by way of the `toml` crate's table with spans.
+//! Parses TOML with the `toml` crate, whose tables record spans.
 
 use ::toml::{
     Spanned,
@@ -11,12 +11,12 @@ use super::{
     tree::{MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
-/// Up to this size, all syntax errors are wanted. Beyond, a hostile file could have millions of them.
+/// Up to this size, all syntax errors are reported. A larger, hostile file could contain millions of them.
 const RECOVERABLE: usize = 1 << 20;
-/// What follows so many syntax errors are mostly consequences.
+/// Later syntax errors are mostly consequences of the first ones.
 const MOST: usize = 20;
 
-/// Reads a document.
+/// Parses a document.
 pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     let explain = |e: &toml::de::Error| {
         let span = e.span().map_or(Span::new(text.len(), text.len()), |s| Span::new(s.start, s.end));
@@ -51,7 +51,7 @@ impl Reader {
             let node = self.value(value, depth + 1)?;
             entries.push((Key { name: key.into_inner().into_owned(), span }, node));
         }
-        // The crate sorts by name; what a filter is handed should be in the order of the file.
+        // The crate sorts keys by name; filters should receive them in the order of the file.
         entries.sort_by_key(|(key, _)| key.span.start);
         Ok(Node { span, value: Value::Map(entries) })
     }
@@ -88,7 +88,7 @@ impl Reader {
         Ok(Node { span, value })
     }
 
-    /// A number that JSON, which is what a configuration becomes, cannot express.
+    /// Reports a number that JSON cannot represent.
     fn no_number(&mut self, text: &str, span: Span) -> Node {
         self.problems.push(Diagnostic::error(span, format!("`{text}` is not a number that can be used here")));
         Node::quoted(text, span)

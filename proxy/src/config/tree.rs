@@ -1,4 +1,4 @@
-//! What the three readers have in common: bounds, and maps that notice a key that is there twice.
+//! Shared by the three parsers: size limits, and maps that detect duplicate keys.
 
 use std::collections::HashMap;
 
@@ -7,19 +7,19 @@ use super::{
     node::{Key, Node, Span},
 };
 
-/// How deeply values may be nested. Bounds every recursion over the tree.
+/// The maximum nesting depth of values. It bounds every recursion over the tree.
 pub(super) const MAX_DEPTH: usize = 128;
-/// How many values there may be, those that YAML aliases repeat included.
+/// The maximum number of values, including those that YAML aliases repeat.
 pub(super) const MAX_NODES: usize = 1_000_000;
 
-/// What a reader has made of a text: a tree, and what is wrong with it but did not keep it from being read.
+/// A parsed tree, and errors that did not prevent parsing.
 #[derive(Debug)]
 pub(super) struct ParseResult {
     pub(super) node: Node,
     pub(super) problems: Vec<Diagnostic>,
 }
 
-/// The entries of a map that is being read.
+/// The entries of a map during parsing.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     list: Vec<(Key, Node)>,
@@ -27,11 +27,11 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    /// Adds an entry, unless its key is there already.
+    /// Adds an entry; fails if the key exists.
     pub(super) fn insert(&mut self, key: Key, node: Node) -> Result<(), Diagnostic> {
         if let Some(first) = self.seen.get(&key.name) {
             return Err(
-                Diagnostic::error(key.span, format!("`{}` is there twice", key.name)).note(*first, "first here")
+                Diagnostic::error(key.span, format!("`{}` is defined twice", key.name)).note(*first, "first here")
             );
         }
         self.seen.insert(key.name.clone(), key.span);
@@ -39,7 +39,7 @@ impl Entries {
         Ok(())
     }
 
-    /// Where the last value ends.
+    /// Returns the end of the last value.
     pub(super) fn end(&self) -> Option<usize> {
         self.list.last().map(|(key, node)| node.span.end.max(key.span.end))
     }
@@ -49,12 +49,12 @@ impl Entries {
     }
 }
 
-/// The error for what is nested too deeply.
+/// Returns the error for values that are nested too deeply.
 pub(super) fn too_deep(span: Span) -> Diagnostic {
     Diagnostic::error(span, format!("nested too deeply: at most {MAX_DEPTH} levels are allowed"))
 }
 
-/// The error for too many values.
+/// Returns the error for too many values.
 pub(super) fn too_many(span: Span) -> Diagnostic {
     Diagnostic::error(span, format!("too many values: at most {MAX_NODES} are allowed"))
 }

@@ -11,7 +11,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A length of time, written as a number with a unit: `us`, `ms`, `s`, `m`, `h` (`250ms`, `1.5s`). From 0 to one year.
+/// A duration, written as a number with a unit: `us`, `ms`, `s`, `m`, `h` (`250ms`, `1.5s`). From 0 to one year.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Duration(pub std::time::Duration);
 
@@ -19,12 +19,12 @@ pub struct Duration(pub std::time::Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// Where a stream socket is: `127.0.0.1:80`, `[::1]:80`, `unix:/run/a.sock`.
+/// The address of a stream socket: `127.0.0.1:80`, `[::1]:80`, `unix:/run/a.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
-    /// TCP.
+    /// An IP address and a TCP port.
     Inet(SocketAddr),
-    /// A unix socket's path.
+    /// The path of a unix socket.
     Unix(Arc<Path>),
 }
 
@@ -32,22 +32,22 @@ pub enum Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cidr(ipnet::IpNet);
 
-/// The names of TLS servers (SNI), in small letters.
+/// TLS server names (SNI), in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServerName {
-    /// One: `a.example`.
+    /// An exact name: `a.example`.
     Exact(Box<str>),
-    /// All that have something before this: `*.example`.
+    /// A wildcard, `*.example`: all names that end with this suffix.
     Below(Box<str>),
 }
 
-/// How many worker threads: `auto` or 1 to 1024.
+/// The number of worker threads: `auto` or 1 to 1024.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Workers {
-    /// One for each processor that this process may use.
+    /// One per processor that this process may use.
     #[default]
     Auto,
-    /// This many.
+    /// A fixed number.
     Count(u16),
 }
 
@@ -60,21 +60,21 @@ impl Duration {
     pub const fn millis(n: u64) -> Self {
         Duration(std::time::Duration::from_millis(n))
     }
-    /// The time, or `None` if it is 0, which the configuration uses for "unlimited".
+    /// Returns the duration, or `None` for 0, which means "unlimited" in the configuration.
     pub fn bound(self) -> Option<std::time::Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }
 }
 
 impl ByteSize {
-    /// The same as a window of HTTP/2, which has its bounds (RFC 9113 section 6.9.1).
+    /// Returns the size as an HTTP/2 window, within the protocol's limits (RFC 9113 section 6.9.1).
     pub fn window(self) -> u32 {
         u32::try_from(self.0).unwrap_or(u32::MAX).clamp(1 << 10, i32::MAX as u32)
     }
 }
 
 impl Workers {
-    /// The number of threads.
+    /// Returns the number of threads.
     pub fn count(self) -> usize {
         match self {
             Workers::Auto => std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -84,7 +84,7 @@ impl Workers {
 }
 
 impl Address {
-    /// The IP address and port, unless it is a unix socket.
+    /// Returns the IP address and port; `None` for a unix socket.
     pub fn inet(&self) -> Option<SocketAddr> {
         match self {
             Address::Inet(address) => Some(*address),
@@ -92,7 +92,7 @@ impl Address {
         }
     }
 
-    /// Whether sockets on both would get the same connections, or could not be there at the same time.
+    /// Whether sockets on both addresses would receive the same connections, or could not exist together.
     pub fn overlaps(&self, other: &Address) -> bool {
         match (self, other) {
             (Address::Inet(one), Address::Inet(other)) => {
@@ -115,7 +115,7 @@ impl FromStr for Address {
 
     fn from_str(s: &str) -> Result<Self, String> {
         if let Some(path) = s.strip_prefix("unix:") {
-            // The system's `sun_path` has 108 bytes, the last of them 0.
+            // `sun_path` on Linux has 108 bytes, including the terminating NUL.
             return match path.len() {
                 0 => Err("`unix:` needs a path".to_owned()),
                 1..=107 => Ok(Address::Unix(Path::new(path).into())),
@@ -138,7 +138,7 @@ impl fmt::Display for Address {
 }
 
 impl Cidr {
-    /// Whether the address is in it. An IPv4 address that is written as IPv6 counts as IPv4.
+    /// Whether the range contains the address. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
@@ -150,7 +150,7 @@ impl FromStr for Cidr {
     fn from_str(s: &str) -> Result<Self, String> {
         let one = || s.parse::<IpAddr>().ok().map(|ip| ipnet::IpNet::from(ip.to_canonical()));
         let range = s.parse::<ipnet::IpNet>().ok().or_else(one);
-        range.map(Cidr).ok_or_else(|| format!("`{s}` is no IP address and no range of them, such as 10.0.0.0/8"))
+        range.map(Cidr).ok_or_else(|| format!("`{s}` is not an IP address or a range, such as 10.0.0.0/8"))
     }
 }
 
@@ -168,9 +168,9 @@ impl FromStr for ServerName {
         let name = below.unwrap_or(s);
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         let label = |label: &str| matches!(label.len(), 1..=63) && label.bytes().all(plain);
-        // Nobody asks for an IP address in this way (RFC 6066 section 3).
+        // SNI cannot contain an IP address (RFC 6066 section 3).
         if name.len() > 253 || !name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
-            return Err(format!("`{s}` is no server name and not all those below one, such as *.example.com"));
+            return Err(format!("`{s}` is not a server name or a wildcard, such as *.example.com"));
         }
         let name = name.to_ascii_lowercase().into();
         Ok(if below.is_some() { ServerName::Below(name) } else { ServerName::Exact(name) })

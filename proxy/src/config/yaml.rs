@@ -1,8 +1,8 @@
-//! Reads YAML 1.2, from the events of `saphyr-parser`.
+//! Parses YAML 1.2 from the events of `saphyr-parser`.
 //!
-//! The events are used rather than saphyr's own tree: only they show a key that is there twice, whether a scalar was
-//! quoted, and let us bound the depth before a stack overflows. Scalars follow the core schema (YAML 1.2.2, section
-//! 10.3), so `no` and `on` are strings.
+//! Events are used instead of saphyr's own tree because they expose duplicate keys and whether a scalar was quoted, and
+//! allow limiting the depth before the stack overflows. Scalars follow the core schema (YAML 1.2.2, section 10.3), so
+//! `no` and `on` are strings.
 
 use std::collections::HashMap;
 
@@ -15,11 +15,12 @@ use super::{
     tree::{Entries, MAX_DEPTH, MAX_NODES, ParseResult, too_deep, too_many},
 };
 
-/// How many bytes aliases may repeat, lest a short text become a large tree ("billion laughs").
+/// The maximum number of bytes that aliases may repeat, so that a short text cannot expand into a huge tree ("billion
+/// laughs").
 const MAX_REPEATED: usize = 64 << 20;
 
-/// Refuses the control characters that YAML does not allow (YAML 1.2.2, section 5.1). The parser takes a NUL for the end of the
-/// file, so whatever follows one would be lost without a word.
+/// Rejects the control characters that YAML does not allow (YAML 1.2.2, section 5.1). The parser treats a NUL as the
+/// end of the file, so the text after one would be lost silently.
 fn refuse_control_characters(text: &str) -> Result<(), Diagnostic> {
     let forbidden = |b: u8| b < b' ' && !matches!(b, b'\t' | b'\n' | b'\r');
     let Some(at) = text.bytes().position(forbidden) else { return Ok(()) };
@@ -32,7 +33,7 @@ fn refuse_control_characters(text: &str) -> Result<(), Diagnostic> {
     Err(Diagnostic::error(Span::new(at, at + 1), message).help(help))
 }
 
-/// Reads a document.
+/// Parses a document.
 pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     refuse_control_characters(text).map_err(|error| vec![error])?;
     let mut reader = Reader {
@@ -64,7 +65,7 @@ pub(super) fn parse(text: &str) -> Result<ParseResult, Vec<Diagnostic>> {
     }
 }
 
-/// The value of a scalar without quotes.
+/// Returns the value of an unquoted scalar.
 pub(super) fn plain(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
@@ -78,7 +79,7 @@ pub(super) fn plain(text: &str) -> Value {
     }
 }
 
-/// A number of the core schema. Infinity and NaN stay text: JSON has no word for them.
+/// Parses a number of the core schema. Infinity and NaN stay text, since JSON cannot represent them.
 fn number(text: &str) -> Option<serde_json::Number> {
     let radix = |digits: &str, radix| {
         let all = digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -101,7 +102,7 @@ fn number(text: &str) -> Option<serde_json::Number> {
     json::number(text.strip_prefix('+').unwrap_or(text))
 }
 
-/// What a value's own node is not known to before it ends.
+/// A list or map that is not complete yet.
 enum Frame {
     Seq { start: usize, anchor: usize, items: Vec<Node> },
     Map { start: usize, anchor: usize, entries: Entries, key: Option<Key>, merge: bool },
@@ -155,7 +156,7 @@ impl Reader<'_> {
             Event::Scalar(text, style, anchor, tag) => {
                 let span = self.trimmed(span);
                 if self.wants_key() {
-                    // A key is text, whatever it looks like: `404: x` has the key "404".
+                    // Keys are always text: `404: x` has the key "404".
                     self.key(Key { name: text.into_owned(), span }, style == ScalarStyle::Plain);
                     return Ok(());
                 }
@@ -163,11 +164,11 @@ impl Reader<'_> {
                 self.add(Node { span, value }, anchor)?;
             }
             Event::Alias(id) => {
-                let inside = || Diagnostic::error(span, "this alias stands for what it is a part of");
+                let inside = || Diagnostic::error(span, "this alias refers to a value that contains it");
                 let mut node = self.anchors.get(&id).ok_or_else(inside)?.clone();
                 self.charge(&node, span)?;
-                // An error in what it stands for is best shown where it is used, except that of a map or list, whose
-                // parts keep their own places.
+                // An error in an aliased scalar is best shown where the alias is used. The items of an aliased map or
+                // list keep their own locations.
                 node.span = span;
                 if self.wants_key() {
                     let name = node.as_str().map_or_else(|| node.to_json().to_string(), str::to_owned);
@@ -192,7 +193,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Before a list or a map.
+    /// Checks a list or a map before it is opened.
     fn open(&self, span: Span, tag: Option<&Tag>) -> Result<(), Diagnostic> {
         if self.stack.len() >= MAX_DEPTH {
             return Err(too_deep(span));
@@ -210,7 +211,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A value is complete: it goes where it belongs.
+    /// Adds a complete value to its parent.
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), Diagnostic> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
@@ -226,7 +227,7 @@ impl Reader<'_> {
             Some(Frame::Map { entries, key, merge, .. }) => {
                 let Some(key) = key.take() else { return Ok(()) };
                 if std::mem::take(merge) {
-                    let help = "YAML 1.2 has none; an alias can stand for a whole value";
+                    let help = "YAML 1.2 has no merge keys; use an alias for a whole value";
                     let none = Diagnostic::error(key.span, "merge keys (`<<`) are not supported");
                     self.problems.push(none.help(help.to_owned()));
                 } else if let Err(twice) = entries.insert(key, node) {
@@ -237,7 +238,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Accounts for a copy of a node, and for its depth at the place where it is put.
+    /// Accounts for the size of a copied node, and for its depth at its new place.
     fn charge(&mut self, node: &Node, span: Span) -> Result<(), Diagnostic> {
         let (nodes, bytes, depth) = measure(node);
         self.nodes += nodes;
@@ -253,7 +254,7 @@ impl Reader<'_> {
         Span::new(start, self.offsets.byte(mark.end.index()))
     }
 
-    /// Without the white space that the scanner takes for a part of block scalars.
+    /// Drops the trailing white space that the scanner includes in block scalars.
     fn trimmed(&self, span: Span) -> Span {
         Span::new(span.start, span.start + self.offsets.text[span.start..span.end].trim_end().len())
     }
@@ -264,13 +265,13 @@ impl Reader<'_> {
     }
 }
 
-/// What is wrong with a text that is not YAML. The scanner often notices it a line later than people do, and speaks of its own
-/// affairs; the mistakes that are made most are looked for in the lines around.
+/// Explains a syntax error. The scanner often reports errors a line late and in its own terms, so the nearby lines are
+/// searched for the most common mistakes.
 fn syntax(text: &str, start: usize, info: &str) -> Diagnostic {
     let end = start + text[start..].chars().next().filter(|c| !c.is_whitespace()).map_or(0, char::len_utf8);
     let not_yaml = |span: Span| Diagnostic::error(span, format!("this is not YAML: {info}"));
     let first = text[..start].rfind('\n').map_or(0, |i| i + 1);
-    // The line, and the one before it that says something.
+    // The current line, and the last non-blank line before it.
     let before = text[..first].trim_end().rfind('\n').map_or(0, |i| i + 1);
     let lines = [first, before].map(|at| (at, text[at..].lines().next().unwrap_or("")));
     for (at, line) in lines {
@@ -290,7 +291,7 @@ fn syntax(text: &str, start: usize, info: &str) -> Diagnostic {
     {
         let word = line[star..].split([',', ']', '}', ' ']).next().unwrap_or("*");
         return not_yaml(Span::new(at + star, at + star + word.len()))
-            .help(format!("text that begins with `*` is put in quotes: `\"{word}\"`"));
+            .help(format!("put text that begins with `*` in quotes: `\"{word}\"`"));
     }
     if info.contains("simple key") || info.contains("mapping values") {
         for (at, line) in lines {
@@ -307,7 +308,7 @@ fn syntax(text: &str, start: usize, info: &str) -> Diagnostic {
     not_yaml(Span::new(start, end))
 }
 
-/// Values, bytes and levels of a tree.
+/// Returns the number of values, bytes and levels of a tree.
 fn measure(node: &Node) -> (usize, usize, usize) {
     let mut total = (1, size_of::<Node>(), 1);
     let mut add = |child: &Node, key: usize| {
@@ -346,7 +347,7 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: Span) -> Resu
 
 fn unknown_tag(tag: &Tag, span: Span) -> Diagnostic {
     Diagnostic::error(span, format!("the tag `{}{}` has no meaning here", tag.handle, tag.suffix))
-        .help("text that begins with `!` is put in quotes".to_owned())
+        .help("put text that begins with `!` in quotes".to_owned())
 }
 
 /// Turns the scanner's offsets, which count characters, into bytes. They come nearly in order, so the last one is kept.
