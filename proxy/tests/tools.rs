@@ -186,7 +186,7 @@ mod inspect {
             "exports neither `malloc`",
             "exports no `memory`",
             "`env.proxy_from_the_future`, `tollgate_v9.now`",
-            "exports `proxy_on_request_headers` with a wrong type",
+            "exports `proxy_on_request_headers` with the wrong type",
             "unknown (2):",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");

@@ -73,7 +73,7 @@ fn proc_exit_ends_the_instance_and_nothing_else() {
     let host = Host::start(&wasm::from_text(code), false);
     assert_eq!(host.proxy.get("/").status(), 503);
     wait_until("the failure to be counted", || host.proxy.filter("conformance")["traps"] == 1);
-    host.proxy.wait_for_output("it has ended itself with exit status 3");
+    host.proxy.wait_for_output("the module exited with status 3");
 }
 
 #[test]

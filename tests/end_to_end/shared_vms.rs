@@ -102,7 +102,7 @@ fn a_failure_is_all_of_theirs_and_each_has_its_own_policy() {
     assert_eq!((&proxy.filter("one")["traps"], &proxy.filter("two")["traps"]), (&0.into(), &1.into()));
     assert_eq!((&proxy.filter("one")["rebuilds"], &proxy.filter("two")["rebuilds"]), (&1.into(), &1.into()));
     let error = proxy.filter("one")["last_error"].to_string();
-    assert!(error.contains("filter `two`, which shares its VM, failed: trap"), "{error}");
+    assert!(error.contains("filter `two`, which shares the VM, failed: trap"), "{error}");
     assert_eq!(proxy.filter("one")["shares_vm_with"], serde_json::json!(["two"]));
 
     let (response, proxy) = trap("on_failure: bypass", "", "x-two");

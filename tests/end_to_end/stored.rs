@@ -81,7 +81,7 @@ fn a_filter_can_set_properties_but_not_the_hosts() {
     );
     let expected = ["0 0 0 0 0 0 0 0", "0 blue 0 two 0 blue 0 /asked?x 0 second 0 fine 4"];
     assert_eq!(request.all("x-said"), expected);
-    proxy.wait_for_output(r#"property "request.path" is the host's, and was not set"#);
+    proxy.wait_for_output(r#"property "request.path" belongs to the host and was not set"#);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The engine that runs filters: one for the process, with one thread that ticks the clock by which calls are bounded.
+//! The process-wide wasmtime engine, its compiler, and the thread that drives the call timer (epoch ticks).
 
 pub(super) mod clock;
 pub mod compiler;
@@ -17,22 +17,22 @@ use wasmtime::Module;
 use self::compiler::{CompileError, Compiler};
 use crate::config::model::Compile;
 
-/// The engine, with what compiles for it and what bounds its calls.
+/// The wasmtime engine with its compiler and call timer. One per process.
 pub struct Engine {
     engine: wasmtime::Engine,
-    /// What makes machine code for it.
+    /// Compiles modules for this engine.
     compiler: Compiler,
 
-    /// Compiled for the first instance.
+    /// The trampoline module, compiled on first use; `None` if compiling it failed.
     joining: OnceLock<Option<Module>>,
-    /// Ends the ticking thread.
+    /// Tells the ticking thread to exit.
     stopped: Arc<AtomicBool>,
-    /// Whether there is one.
+    /// Whether the ticking thread was started.
     ticks: Once,
 }
 
 impl Engine {
-    /// An engine, and what compiles for it.
+    /// Creates an engine that compiles with `compiler`.
     pub fn new(compiler: Compiler) -> wasmtime::Result<Arc<Engine>> {
         let engine = wasmtime::Engine::new(&compiler::settings())?;
 
@@ -40,37 +40,37 @@ impl Engine {
         Ok(Arc::new(Engine { engine, compiler, joining, stopped, ticks }))
     }
 
-    /// Compiles a module, or takes it from the cache.
+    /// Compiles a module or loads it from the cache.
     #[expect(unsafe_code, reason = "machine code comes from another process or a file")]
     pub(super) fn compile(&self, module: &[u8], limits: &Compile) -> Result<Module, CompileError> {
         let code = self.compiler.compile(&self.engine, module, limits)?;
-        // SAFETY: this is what `Engine::precompile_module` has returned for an engine with the same settings, byte for byte.
-        // Either this very executable has run it just now, in a process that has no other task and has ended; what that wrote
-        // was sealed before it was read, into memory of our own. Or it was kept in a file since then, which nobody but this
-        // process's user and root can write to, and which has the digest that it was written with.
+        // SAFETY: `code` is, byte for byte, what `Engine::precompile_module` returned for an engine with the same
+        // settings. Either a child process running this very executable produced it just now: that process does nothing
+        // else and has exited, and its output was sealed before it was read into our memory. Or it was cached in a file
+        // since then, which only this process's user and root can write, and which matches the digest stored with it.
         let module = unsafe { Module::deserialize(&self.engine, code) };
-        module.map_err(|e| CompileError::Crashed(format!("its result cannot be used: {e:#}")))
+        module.map_err(|e| CompileError::Crashed(format!("cannot load the compiled code: {e:#}")))
     }
 
-    /// Gives up what is being compiled, and compiles nothing more.
+    /// Cancels running compilations and rejects new ones.
     pub fn end_compiling(&self) {
         self.compiler.end();
     }
 
-    /// What stores are made for.
+    /// The wasmtime engine, for creating stores.
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
     }
 
-    /// The module that joins callbacks. None: it cannot be compiled, and each callback is made by itself.
+    /// The compiled trampoline module. `None` if it cannot be compiled; callbacks are then called one by one.
     pub(super) fn joining(&self, module: &[u8]) -> Option<&Module> {
         self.joining.get_or_init(|| self.compile(module, &Compile::default()).ok()).as_ref()
     }
 
-    /// Lets the clock tick from now on, if it does not yet: a proxy without filters is spared it.
+    /// Starts the ticking thread unless it runs already. A proxy without filters never starts it.
     ///
     /// # Errors
-    /// There can be no more threads.
+    /// The thread cannot be started.
     pub(super) fn tick(&self) -> io::Result<()> {
         let mut result = Ok(());
         self.ticks.call_once(|| {

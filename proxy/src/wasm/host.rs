@@ -1,6 +1,6 @@
-//! What the host keeps for one instance of a filter: the data of its store. All of it can move between threads, because an
-//! instance is made on the control thread and then handed to a worker; what belongs to the worker's streams is reached
-//! through [`super::current`].
+//! The host's state for one instance: the data of its wasmtime store. All of it is `Send`, because an instance is
+//! created on the control thread and then moved to a worker; the worker's streams are reached through
+//! [`super::scope::call_scope`].
 
 pub(super) mod filter_log;
 pub(crate) mod grpc;
@@ -34,7 +34,7 @@ use crate::{
     upstream::Cluster,
 };
 
-/// What the guest is doing, which decides what it may see.
+/// The guest's phase, which decides what it may access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Starting: `_initialize`, `main`.
@@ -43,18 +43,18 @@ pub enum Phase {
     VmStart,
     /// `proxy_on_configure`.
     Configure,
-    /// Everything later.
+    /// Everything after configuration.
     Running,
 }
 
-/// An HTTP request that the guest wants to be sent.
+/// An HTTP call requested by the guest.
 #[derive(Debug)]
 pub struct HttpCall {
     /// The guest's handle.
     pub id: u32,
-    /// For which root context.
+    /// The root context that made the call, as an index.
     pub root: usize,
-    /// Where to.
+    /// The destination.
     pub cluster: Arc<Cluster>,
     /// The head.
     pub head: RequestHead,
@@ -62,9 +62,9 @@ pub struct HttpCall {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
-    /// For what the guest has given for it, and for its answer.
+    /// The memory charge for the request and its response.
     pub charge: MemoryCharge,
-    /// How long it may take, in all.
+    /// The timeout for the whole call.
     pub timeout: Option<Duration>,
 }
 
@@ -73,40 +73,41 @@ pub struct HttpCall {
 pub struct Timer {
     /// The stream's context.
     pub context: u32,
-    /// How long.
+    /// The delay.
     pub after: Duration,
-    /// What the guest gets back.
+    /// Returned to the guest.
     pub token: i64,
-    /// For it, until it is over.
+    /// The memory charge until the timer has fired.
     pub charge: MemoryCharge,
 }
 
-/// The answer to an HTTP call, while `proxy_on_http_call_response` runs.
+/// The response to an HTTP call, while `proxy_on_http_call_response` runs.
 #[derive(Debug, Default)]
 pub struct CallResponse {
-    /// The head; none if the call failed.
+    /// The head; `None` if the call failed.
     pub head: Option<ResponseHead>,
     /// The body.
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
-    /// Why it failed: what `proxy_get_status` says.
+    /// Why it failed, as returned by `proxy_get_status`.
     pub failure: Option<(u32, &'static str)>,
 }
 
-/// What calls have brought, while the guest is told of it.
+/// The results of calls, while the guest's callback for them runs.
 #[derive(Debug, Default)]
 pub struct Answers {
-    /// The answer to an HTTP call.
+    /// The response to an HTTP call.
     pub call_response: Option<CallResponse>,
-    /// What a gRPC call has brought.
+    /// An event of a gRPC call.
     pub grpc_event: Option<CallEvent>,
-    /// For what the guest adds to their headers.
+    /// The charge for headers that the guest adds to them.
     owed: DeferredCharge,
 }
 
 impl Answers {
-    /// Charges the guest for so many bytes more in the headers of what is told. Whether they may be added.
+    /// Charges the guest for `more` additional bytes of headers in the current result. Returns whether they may be
+    /// added.
     pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         if self.owed.add(more) {
             return true;
@@ -121,27 +122,27 @@ impl Answers {
         self.owed.weigh(ledger, of_call + of_grpc, more)
     }
 
-    /// Nothing is told any more.
+    /// Drops the results.
     pub fn clear(&mut self) {
         *self = Answers::default();
     }
 }
 
-/// The bound on an instance's memory. A guest that is refused more sees `memory.grow` fail, as the standard says; most then
-/// trap, and it is remembered why.
+/// The memory limit of an instance. If memory is refused, the guest sees `memory.grow` fail, as the WebAssembly
+/// specification requires; most guests then trap, and `denied` records the cause.
 #[derive(Debug)]
 pub struct Limiter {
     memory: usize,
-    /// For its tables, which are the host's memory.
+    /// The charge for its tables, which are host memory.
     tables: MemoryCharge,
-    /// It has been refused memory.
+    /// Whether it has been refused memory.
     pub denied: bool,
 }
 
-/// Elements of a table; far more than compilers make.
+/// Maximum number of elements in a table; far more than compilers create.
 const TABLE_ELEMENTS: usize = 100_000;
 
-/// Bytes of an element, at most.
+/// Upper bound of an element's size in bytes.
 const TABLE_ELEMENT: usize = 16;
 
 impl ResourceLimiter for Limiter {
@@ -166,15 +167,15 @@ impl ResourceLimiter for Limiter {
     }
 }
 
-/// What the host keeps for a root context: one of the filters in an instance.
+/// The host's state for a root context: one of the filters in an instance.
 pub struct RootState {
-    /// Who the filter is.
+    /// The filter's identity and configuration.
     pub identity: Arc<PluginInfo>,
-    /// The callbacks it wants, as bits of [`phase`].
+    /// The callbacks that it subscribes to, as bits of [`phase`].
     pub subscribed: u32,
-    /// It has said which callbacks it wants.
+    /// Whether it has subscribed explicitly.
     pub subscribes: bool,
-    /// Its tick.
+    /// The period of its tick.
     pub tick: Option<Duration>,
 }
 
@@ -182,83 +183,83 @@ pub struct RootState {
 pub struct Host {
     /// The filters that share the instance.
     pub roots: Box<[RootState]>,
-    /// For which of them it is called.
+    /// The filter that the current call is for, as an index.
     pub root: usize,
-    /// Who that is.
+    /// That filter's identity.
     pub identity: Arc<PluginInfo>,
-    /// What all filters share.
+    /// The environment that all filters of the snapshot share.
     pub world: Arc<FilterEnv>,
-    /// The bound on its memory.
+    /// Its memory limit.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
     pub memory: Option<Memory>,
-    /// Its allocator. In a box, because it is taken out for each call of it.
+    /// Its allocator. Boxed because it is taken out during each call to it.
     pub allocate: Option<Box<TypedFunc<u32, u32>>>,
-    /// How far the call under way has come.
+    /// The timer of the current call.
     pub clock: CallTimer,
-    /// What it is doing.
+    /// The guest's phase.
     pub phase: Phase,
     /// The context that host functions act on.
     pub effective: u32,
-    /// The version of the ABI that it was made for.
+    /// The ABI version that it was built for.
     pub abi: &'static str,
-    /// The last thing it has logged while it was configured.
+    /// The last line it logged while it was configured.
     pub said: String,
-    /// Mistakes in its configuration, with their places.
+    /// Errors in its configuration, with their paths.
     pub config_errors: Vec<(String, String)>,
-    /// A tick has been set.
+    /// Whether a tick was set or cleared.
     pub ticks_changed: bool,
-    /// What the host keeps for it.
+    /// The budget of host memory.
     pub ledger: Arc<MemoryBudget>,
-    /// For what it has defined: names, routes, ids.
+    /// The charge for what it has defined: names, routes, ids.
     pub defined: MemoryCharge,
     /// Header names by id.
     pub names: Vec<Name>,
     /// Ids of header names.
     pub name_ids: HashMap<Vec<u8>, u32>,
-    /// Header names that it has spelled out.
+    /// Header names that it has passed as text.
     pub spelled: NameCache,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
     /// Buckets by id.
     pub buckets: Vec<Arc<Bucket>>,
-    /// Limits by id, with their bounds.
+    /// Limits by id, with their maximum.
     pub stream_limits: Vec<(Arc<ConcurrencyLimit>, u32)>,
-    /// Queues that it wants to read from now on, and for which root.
+    /// Queues that it registered in this call, each with its root index.
     pub reads: Vec<(usize, u32)>,
     /// Metrics by id.
     pub metrics: Vec<Handle>,
-    /// Calls that have not been answered yet.
+    /// Calls without a response so far.
     pub calls_under_way: usize,
-    /// The last id given to a call.
+    /// The last call id assigned.
     pub last_call: u32,
-    /// Calls to be sent once the guest has returned.
+    /// Calls to send when the guest has returned.
     pub calls: Vec<HttpCall>,
     /// gRPC calls that have not ended.
     pub grpc_calls: HashMap<u32, OpenCall>,
-    /// gRPC calls that the other side has ended, and the guest has not.
+    /// gRPC calls that the other side has ended and the guest has not.
     pub grpc_over: EndedCalls,
-    /// What is wanted of gRPC calls once the guest has returned.
+    /// Commands for gRPC calls, executed when the guest has returned.
     pub grpc_wishes: Vec<CallCommand>,
-    /// Timers to be set once the guest has returned.
+    /// Timers to set when the guest has returned.
     pub timers: Vec<Timer>,
-    /// What calls have brought.
+    /// The results of calls.
     pub answers: Answers,
-    /// A buffer used again and again for data on its way to the guest.
+    /// A reusable buffer for data on its way to the guest.
     pub scratch: Vec<u8>,
-    /// How often the guest has called the host.
+    /// Number of host calls by the guest.
     pub hostcalls: u64,
     /// Bytes copied to and from the guest.
     pub copied: u64,
 }
 
 impl Host {
-    /// Whether it was made for the first version of the ABI, which differs in small things.
+    /// Whether it was built for the first ABI version, which differs in details.
     pub fn is_0_1(&self) -> bool {
         self.abi == "0.1.0"
     }
 
-    /// A call begins that acts for one of the filters, on a context.
+    /// Begins a call for one of the filters, on a context.
     pub fn act_for(&mut self, root: usize, context: u32) {
         self.effective = context;
         if self.root != root {
@@ -267,12 +268,12 @@ impl Host {
         }
     }
 
-    /// Charges it for something that it keeps for as long as it lives.
+    /// Charges for something that lives as long as the instance.
     pub fn define(&mut self, bytes: usize) -> Result<(), Status> {
         self.defined.grow(bytes + ITEM).map_err(|_| Status::InternalFailure)
     }
 
-    /// The data of a new instance of these filters, at least one.
+    /// Creates the data of a new instance of these filters, at least one.
     pub fn new(
         identities: impl Iterator<Item = Arc<PluginInfo>>,
         world: Arc<FilterEnv>,
@@ -321,7 +322,7 @@ impl Host {
     }
 }
 
-/// The id of an instance's first root context. Those of the filters that share it follow, and then the streams.
+/// The id of an instance's first root context. The other filters' root contexts follow, and then the streams.
 pub const FIRST_ROOT: u32 = 1;
 
 impl AsMut<CallTimer> for Host {

@@ -1,4 +1,4 @@
-//! An instance of a filter, and what it exports.
+//! An instance of a filter and its exported callbacks.
 
 pub mod availability;
 pub mod compiled;
@@ -16,28 +16,28 @@ use wasmtime::{Store, TypedFunc, WasmParams, WasmResults};
 use self::trampoline::Trampoline;
 use super::{engine::Engine, host::Host};
 
-/// A ready instance. It can move to a worker, which then is the only one to call it.
+/// A ready instance. It can move to a worker, which is then the only one to call it.
 pub struct Instance {
     pub(super) store: Store<Host>,
     pub(super) exports: Exports,
-    /// Processor time that it took to make.
+    /// Processor time that creating it took.
     pub made_in: Duration,
 }
 
 impl Instance {
-    /// The callbacks that one of its filters has subscribed to, as bits of [`tollgate_abi::fast::phase`]; none if it has not
-    /// said.
+    /// The callbacks that one of its filters has subscribed to, as bits of [`tollgate_abi::fast::phase`]; `None` if it
+    /// never subscribed.
     pub fn subscribed(&self, filter: usize) -> Option<u32> {
         let root = &self.store.data().roots[filter];
         root.subscribes.then_some(root.subscribed)
     }
 
-    /// Whether one of its filters works without streams, by the clock.
+    /// Whether one of its filters has a timer tick (`proxy_on_tick`).
     pub fn ticks(&self, filter: usize) -> bool {
         self.store.data().roots[filter].tick.is_some()
     }
 
-    /// The callbacks that one of its filters wants and has, as bits of [`phase`].
+    /// The callbacks that one of its filters exports and subscribes to, as bits of [`phase`].
     pub fn phases(&self, filter: usize) -> u32 {
         let e = &self.exports;
         let has = [
@@ -60,19 +60,19 @@ impl Instance {
     }
 }
 
-/// The callback for a message's head: 0.1.0 has no `end_of_stream`.
+/// The callback for a message's head. Version 0.1.0 lacks the `end_of_stream` parameter.
 #[derive(Clone)]
 pub(super) enum OnHeaders {
     WithEnd(TypedFunc<(u32, u32, u32), i32>),
     Short(TypedFunc<(u32, u32), i32>),
 }
 
-/// Context, call, and how much there is.
+/// Parameters: context, call id, and number of headers or bytes.
 type OnGrpc = TypedFunc<(u32, u32, u32), ()>;
 
 type OnStream<P> = Option<TypedFunc<P, i32>>;
 
-/// Context, call, headers, bytes of body, trailers.
+/// Parameters: context, call id, number of headers, body bytes, number of trailers.
 type OnCallResponse = TypedFunc<(u32, u32, u32, u32, u32), ()>;
 
 /// The callbacks that a module exports.
@@ -99,12 +99,12 @@ pub(super) struct Exports {
     pub(super) done: Option<TypedFunc<u32, u32>>,
     pub(super) log: Option<TypedFunc<u32, ()>>,
     pub(super) delete: Option<TypedFunc<u32, ()>>,
-    /// Several of them in one.
+    /// Several callbacks combined into one call.
     pub(super) joined: Option<Trampoline>,
 }
 
 impl Exports {
-    /// Looks all of them up, once. Their types were checked when the module was loaded.
+    /// Looks up all callbacks once. Their types were checked when the module was loaded.
     pub(super) fn find(engine: &Engine, instance: &wasmtime::Instance, store: &mut Store<Host>) -> Exports {
         fn get<P: WasmParams, R: WasmResults>(
             instance: &wasmtime::Instance,

@@ -1,7 +1,22 @@
-//! Running filters: WebAssembly modules that speak Proxy-Wasm, and the fast lane beside it (see `abi/SPEC.md`).
+//! The Proxy-Wasm host: compiles WebAssembly filters, runs their instances on the workers and implements the host
+//! functions (hostcalls), including the fast lane, Tollgate's own extension of the ABI (see `abi/SPEC.md`).
 //!
-//! [`compiler`] compiles, [`module`] checks, [`engine`] runs, [`plugin`] is a filter with its configuration, [`machine`] makes instances of one
-//! or of several, [`vm`] is what a worker has of those and [`supply`] what it gets in place of one that failed, and [`filter`] what a chain has. The host's functions are in [`hostcalls`], one file for each group. What filters share is in [`world`].
+//! `engine` compiles modules and bounds calls, `instance` holds a compiled module, its configuration and its instances,
+//! `vm` is an instance on a worker with everything that keeps it running (supply, recovery, quarantine), `hostcalls`
+//! has one file per group of host functions, `scope` tracks what the current call works on, and `stores` holds what
+//! filters share.
+//!
+//! A filter has five names on its way from the configuration to a request:
+//!
+//! | name | what it is |
+//! |---|---|
+//! | [`config::model::Filter`](crate::config::model::Filter) | an entry of `filters:` |
+//! | [`Plugin`] (with its `PluginInfo`) | a filter of a snapshot: compiled module and configuration; `PluginInfo` is what it can ask about itself |
+//! | [`VmTemplate`] → [`Instance`] | what instances are created from (one plugin, or several that share a VM); one instance that is ready |
+//! | `RootContext` in a [`Vm`] | the plugin in a worker's VM (Proxy-Wasm's root context) |
+//! | [`WasmFilter`] (`dyn chain::Filter`) | the plugin as a chain of this worker sees it |
+//!
+//! `CallContext` (`vm.rs`) and `StreamContext` (`scope/contexts.rs`) belong to streams, not to filters.
 
 pub mod engine;
 mod host;

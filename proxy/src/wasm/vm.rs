@@ -1,9 +1,9 @@
-//! A VM on a worker: an instance of one filter, or of several that share it, with its streams; and what happens when it
-//! fails.
+//! A VM on a worker: an instance of one filter, or of several that share it, with its streams, and its recovery from
+//! failures.
 //!
-//! Guests are called synchronously and never re-entered; what they ask for (callouts, timers) is done once they have
-//! returned. An instance that has trapped is never called again: see [`recovery`]. Clients whose requests make it trap are served
-//! apart: see [`quarantine`].
+//! Guests are called synchronously and never re-entered; callouts and timers that they request start after they return.
+//! An instance that has trapped is never called again: see [`recovery`]. Clients whose requests make it trap are served
+//! by a separate instance: see [`quarantine`].
 
 mod callout;
 pub mod filter;
@@ -47,16 +47,16 @@ use crate::{chain::stream::FilterState, http::body::Body, observe, upstream::Poo
 /// One call in this many is timed.
 const TIMED: u64 = 16;
 
-/// HTTP calls of a guest that are begun one after the other. With more of them the worker's other tasks get their turn first:
-/// a guest can ask for thousands at once, each with a connection and a body.
+/// The number of a guest's HTTP calls that are started back to back. Beyond that, the worker's other tasks get their
+/// turn first: a guest can request thousands of calls in one go, each with a connection and a body.
 const BEGUN_AT_ONCE: usize = 16;
 
-/// What a VM needs of its worker.
+/// What binds a VM to its worker.
 #[derive(Clone)]
 pub struct VmBinding {
-    /// For callouts.
+    /// The connection pools, for callouts.
     pub upstream: Pools<Body>,
-    /// For another instance after a failure.
+    /// Provides a new instance after a failure.
     pub supply: Rc<InstanceSupply>,
 }
 
@@ -67,64 +67,64 @@ pub struct Vm {
     /// Its filters, in the order of their root contexts.
     tenants: Box<[Rc<RootContext>]>,
     site: VmBinding,
-    /// The one that it stands beside, if it serves clients apart.
+    /// The regular VM, if this one is its quarantine.
     main: Option<Weak<Vm>>,
     quarantine: Quarantine,
-    /// None while the control thread makes another one.
+    /// `None` while the control thread creates a new one.
     instance: RefCell<Option<Instance>>,
-    /// Instances that can take its place at once.
+    /// Instances that can replace it immediately.
     spares: RefCell<Vec<Instance>>,
-    /// Another one is being made, or will be.
+    /// Another instance is being created, or will be.
     ordered: Cell<bool>,
-    /// How often in a row an instance has failed by itself, in the first call that was made to it.
+    /// How many instances in a row have failed outside any stream in the first call made to them.
     still_born: Cell<u32>,
-    /// It does without one until then.
+    /// The VM stays without an instance until then.
     resting: Cell<Option<Instant>>,
-    /// It is being dropped.
+    /// The VM is being dropped.
     closing: Cell<bool>,
-    /// Counts the instances, so that no stream ever meets one that it has not begun in.
+    /// Counts the instances, so that a stream never meets an instance other than the one it started in.
     incarnation: Cell<u32>,
     contexts: Rc<RefCell<Contexts>>,
     ids: Cell<ContextIds>,
     calls: Cell<u64>,
-    /// How many of them were for instances before this one.
+    /// The value of `calls` when this instance started.
     calls_before: Cell<u64>,
-    /// HTTP calls under way.
+    /// HTTP calls in progress.
     http: RefCell<HashMap<u32, AbortHandle>>,
     grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
 }
 
-/// A filter in a VM.
+/// A filter's root context in a VM.
 pub(in crate::wasm) struct RootContext {
     /// The filter.
     pub plugin: Arc<Plugin>,
-    /// The callbacks that it wants, as bits of [`phase`](tollgate_abi::fast::phase).
+    /// The callbacks that it subscribes to, as bits of [`phase`](tollgate_abi::fast::phase).
     pub phases: Cell<u32>,
-    /// It has said which ones those are.
+    /// Whether it has subscribed explicitly.
     pub subscribes: Cell<bool>,
-    /// Which of the VM's filters it is.
+    /// Its index among the VM's filters.
     index: usize,
     half_call: (Duration, u64),
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
     listening: RefCell<Option<QueueSubscription>>,
 }
 
-/// A filter hears of messages in its queues.
+/// A filter's subscription to its queues.
 struct QueueSubscription {
     note: QueueNotification,
-    /// Those that it has registered.
+    /// The queues that it has registered.
     queues: Vec<u32>,
     task: AbortHandle,
 }
 
 impl RootContext {
-    /// Its root context.
+    /// The id of its root context.
     pub fn root(&self) -> u32 {
         FIRST_ROOT + self.index as u32
     }
 
-    /// Ends what is done for its root context by itself.
+    /// Stops everything that runs for its root context on its own: the tick and queue notifications.
     fn silence(&self) {
         if let Some((_, ticking)) = self.ticking.take() {
             ticking.abort();
@@ -132,7 +132,7 @@ impl RootContext {
         self.stop_listening();
     }
 
-    /// Hears no more of its queues. What it was told and has not heard is told to the reader before it, or the next one.
+    /// Stops reading its queues. Pending notifications go to the previous reader, or to the next one that registers.
     fn stop_listening(&self) {
         let Some(QueueSubscription { note, queues, task }) = self.listening.take() else { return };
         task.abort();
@@ -140,17 +140,17 @@ impl RootContext {
     }
 }
 
-/// A stream's context, for a call.
+/// A stream's context in a call.
 #[derive(Clone, Copy)]
 pub(super) struct CallContext {
-    /// Its id.
+    /// The context's id.
     pub id: u32,
-    /// The root that it has to be made under first: the guest does not know it yet.
+    /// The root context to create it under first, if the guest does not know it yet.
     pub parent: Option<u32>,
 }
 
 impl CallContext {
-    /// Makes it, if the guest does not know it yet. Its id.
+    /// Creates the context if the guest does not know it yet. Returns its id.
     pub fn create(self, store: &mut Store<Host>, exports: &Exports) -> wasmtime::Result<u32> {
         if let (Some(parent), Some(create)) = (self.parent, &exports.context_create) {
             create.call(store, (self.id, parent))?;
@@ -159,11 +159,11 @@ impl CallContext {
     }
 }
 
-/// The instance is not there, or has failed just now.
+/// There is no instance, or it has just failed.
 pub(super) struct InstanceUnavailable;
 
 impl Vm {
-    /// A VM with a ready instance.
+    /// Creates a VM with a ready instance.
     pub fn new(machine: Arc<VmTemplate>, instance: Instance, site: VmBinding) -> Rc<Vm> {
         let vm = Vm::without_instance(machine, site, None);
         vm.machine.presence.join();
@@ -210,17 +210,17 @@ impl Vm {
         })
     }
 
-    /// What it is made from.
+    /// The template of its instances.
     pub fn machine(&self) -> &Arc<VmTemplate> {
         &self.machine
     }
 
-    /// Its filters, in the machine's order.
+    /// Its filters, in the template's order.
     pub fn filters(self: &Rc<Self>) -> impl Iterator<Item = Rc<WasmFilter>> {
         self.tenants.iter().map(|tenant| Rc::new(WasmFilter::new(self.clone(), tenant.clone())))
     }
 
-    /// How often the guest has called the host, and how many bytes were copied for it. For benchmarks.
+    /// The number of host calls by the guest and of bytes copied for them. For benchmarks.
     pub fn traffic(&self) -> (u64, u64) {
         self.instance.borrow().as_ref().map_or((0, 0), |i| (i.store.data().hostcalls, i.store.data().copied))
     }
@@ -230,12 +230,12 @@ impl Vm {
         self.instance.borrow().as_ref().map_or(0, |i| memory_size(&i.store)) as u64
     }
 
-    /// Takes an instance into use.
+    /// Makes an instance the current one.
     fn adopt(&self, mut instance: Instance) {
-        // A worker only gets what is in force.
+        // A worker only receives instances of an applied configuration.
         self.tenants[0].plugin.env.trial.succeed();
         let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
-        // A tick goes on over a failure if it is the same, and ends if it is none.
+        // A tick continues over a failure if its period is unchanged, and ends if there is none.
         instance.store.data_mut().ticks_changed = true;
         for tenant in &self.tenants {
             tenant.phases.set(instance.phases(tenant.index));
@@ -245,13 +245,13 @@ impl Vm {
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.calls_before.set(self.calls.get());
         *self.instance.borrow_mut() = Some(instance);
-        // What it asked for while it was configured.
+        // Carries out what the guest requested while it was configured.
         self.settle();
         self.tenants.iter().filter(|tenant| !reads.contains(&tenant.index)).for_each(|tenant| tenant.stop_listening());
     }
 
-    /// Calls the guest for one of its filters, on behalf of a stream or of none. `hears`: whoever calls denies the stream if
-    /// this fails.
+    /// Calls the guest for one of its filters, on behalf of a stream or of none. `hears`: the caller denies the stream
+    /// if this fails.
     pub(super) fn enter<T>(
         &self,
         tenant: &RootContext,
@@ -260,7 +260,8 @@ impl Vm {
         hears: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
     ) -> Result<T, InstanceUnavailable> {
-        // A guest under way on this thread means that something inside a host function has ended a stream; it must wait.
+        // If a guest is already running on this thread, something inside a host function has ended a stream; that must
+        // wait.
         let Ok(mut slot) = self.instance.try_borrow_mut() else {
             debug_assert!(false, "guests are not re-entered");
             return Err(InstanceUnavailable);
@@ -268,7 +269,7 @@ impl Vm {
         let Some(Instance { store, exports, .. }) = slot.as_mut() else { return Err(InstanceUnavailable) };
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
-        // A VM is only ever called on its worker's thread, whose shard it is.
+        // A VM is called only on its worker's thread, so this shard has no other writer.
         tenant.plugin.metrics.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
@@ -311,7 +312,7 @@ impl Vm {
         }
     }
 
-    /// Does what the guest has asked for.
+    /// Carries out what the guest has requested.
     fn settle(&self) {
         let (calls, timers, wishes, reads) = {
             let mut slot = self.instance.borrow_mut();
@@ -320,7 +321,7 @@ impl Vm {
             if std::mem::take(&mut host.ticks_changed) {
                 self.tenants.iter().zip(&host.roots).for_each(|(tenant, root)| self.set_tick(tenant, root.tick));
             }
-            // What was cancelled at once is never begun.
+            // Calls that were cancelled in the same callback are never started.
             let grpc_calls = &host.grpc_calls;
             host.grpc_wishes.retain(|wish| match wish {
                 CallCommand::Open(call) => grpc_calls.contains_key(&call.id),
@@ -365,7 +366,8 @@ impl Vm {
             });
             stream.with_position(position, |p| p.timers.push(task.abort_handle()));
         }
-        // Messages go to whoever has asked for them last, and must not go to one that may fail at any time.
+        // A queue's messages go to the reader that registered last; a quarantine VM, which may fail at any time, must
+        // not be a reader.
         for (root, queue) in reads.into_iter().filter(|_| !self.is_apart()) {
             let tenant = &self.tenants[root];
             let known = tenant.listening.borrow().as_ref().map(|listening| listening.note.clone());
@@ -382,27 +384,27 @@ impl Vm {
         }
     }
 
-    /// Sends an HTTP call.
+    /// Starts an HTTP call.
     fn begin(&self, call: HttpCall) {
         let id = call.id;
         let task = callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get());
         self.http.borrow_mut().insert(id, tokio::task::spawn_local(task).abort_handle());
     }
 
-    /// A stream by its context: the filter's position in its chain, and the filter.
+    /// Looks a stream up by its context: the stream, the filter's position in its chain, and the filter.
     fn find(&self, context: u32) -> Option<(StreamRef, usize, &Rc<RootContext>)> {
         let contexts = self.contexts.borrow();
         let StreamContext { stream, position, root } = contexts.get(context)?;
         Some((stream.upgrade()?, *position, &self.tenants[*root]))
     }
 
-    /// Memory counts for the first of the filters that share it.
+    /// Linear memory is charged to the first of the filters that share it.
     fn account_memory(&self, store: &Store<Host>) {
         let now = memory_size(store);
         self.tenants[0].plugin.metrics.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
-    /// Tells a filter of messages in its queues, as they come, for as long as there is an instance.
+    /// Notifies a filter of messages in its queues for as long as there is an instance.
     fn listen(&self, tenant: &Rc<RootContext>) -> QueueNotification {
         let (note, mut inbox) = unbounded_channel();
         let (me, listener) = (self.me.clone(), tenant.clone());
@@ -415,7 +417,7 @@ impl Vm {
                         exports.queue_ready.as_ref().map_or(Ok(()), |f| f.call(store, (root, queue)))
                     });
                     drop(vm);
-                    // However many there are, the worker has other things to do.
+                    // Yields after each message, however many there are, to the worker's other tasks.
                     tokio::task::yield_now().await;
                 }
             }
@@ -457,7 +459,7 @@ impl Vm {
         }
     }
 
-    /// Hands the answer to a root context's call over.
+    /// Passes the response to a root context's HTTP call to the guest.
     pub(super) fn on_call_response(&self, root: usize, id: u32, response: CallResponse, incarnation: u32) {
         if incarnation != self.incarnation.get() {
             return;
@@ -477,7 +479,7 @@ impl Vm {
         });
     }
 
-    /// Tells the guest what a root context's gRPC call has brought. Whether it may bring more.
+    /// Passes an event of a root context's gRPC call to the guest. Returns whether further events may follow.
     pub(super) fn on_grpc_event(&self, root: usize, id: u32, event: CallEvent, incarnation: u32) -> bool {
         if incarnation != self.incarnation.get() {
             return false;
@@ -492,7 +494,7 @@ impl Vm {
                 CallEvent::Closed(status, _) => (&exports.grpc_close, *status),
             };
             let host = store.data_mut();
-            // It has cancelled the call, and must not hear of it again.
+            // The guest has cancelled the call and must not receive further events of it.
             if !host.grpc_calls.contains_key(&id) {
                 return Ok(());
             }
@@ -509,7 +511,7 @@ impl Vm {
         told.is_ok()
     }
 
-    /// A gRPC call is over.
+    /// Removes a gRPC call that has ended.
     pub(super) fn grpc_ended(&self, id: u32, incarnation: u32) {
         if incarnation == self.incarnation.get() {
             if let Some(instance) = self.instance.borrow_mut().as_mut() {
@@ -519,7 +521,7 @@ impl Vm {
         }
     }
 
-    /// Calls the guest for a stream; `call` is given the stream's context. Whoever calls denies the stream if this fails.
+    /// Calls the guest for a stream; `call` receives the stream's context. The caller denies the stream if this fails.
     pub(super) fn call<T>(
         &self,
         tenant: &RootContext,
@@ -538,8 +540,8 @@ impl Vm {
         })
     }
 
-    /// The stream's context in a filter, and whether it is new: made because there was none. `Err`: the filter cannot take part
-    /// in the stream.
+    /// Returns the stream's context id in a filter, and whether it is new. `Err`: the filter cannot take part in the
+    /// stream.
     pub(super) fn context(
         &self,
         tenant: &RootContext,
@@ -566,11 +568,11 @@ impl Vm {
         Ok((context, new))
     }
 
-    /// A stream's context is no more.
+    /// Removes a stream's context.
     pub(super) fn forget(&self, position: &FilterState) {
         let apart = if position.quarantined { self.quarantine_vm() } else { None };
         let vm = apart.as_deref().unwrap_or(self);
-        // The id of one that an earlier instance had may be another stream's by now.
+        // An id from an earlier instance may belong to another stream by now.
         if position.incarnation == vm.incarnation.get() {
             vm.contexts.borrow_mut().remove(position.context);
         }

@@ -129,5 +129,5 @@ fn a_proxy_uses_its_own_cache_entries_and_no_planted_ones() {
     proxy.put("f.wasm", guest::version("right"));
     proxy.change_config(config());
     assert_eq!(proxy.get("/").field("x-version"), Some("right"));
-    assert!(proxy.output().contains("is compiled anew: it is not what was written there"), "{}", proxy.output());
+    assert!(proxy.output().contains("is compiled again: its content does not match its digest"), "{}", proxy.output());
 }

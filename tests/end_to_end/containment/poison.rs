@@ -186,7 +186,7 @@ fn out_of_budget(top: &str, status: u16, said: &str) {
         from_new_client(&mut client);
         proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[("filter", "boom")]) >= 1.0
     });
-    proxy.wait_for_output("would spend more than a tenth of its time on making instances");
+    proxy.wait_for_output("would spend more than a tenth of its time on creating instances");
     // A listener without the filter is not affected; readiness names the filter.
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
     wait_until("readiness to report it", || {
@@ -206,7 +206,7 @@ fn calls_that_overrun_leave_room_for_listeners_without_the_filter() {
     let upstream = Upstream::saying("hello");
     let proxy = without_instance(&upstream, "deny");
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-    proxy.wait_for_output("its calls overrun their time so often");
+    proxy.wait_for_output("its calls exceed `limits.call_time` so often");
     // It recovers by itself.
     wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
 }

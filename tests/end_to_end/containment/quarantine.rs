@@ -69,7 +69,7 @@ fn a_client_that_poisons_repeatedly_fails_alone() {
     let labels = [("filter", "boom")];
     assert_eq!(proxy.metrics().sum("tollgate_filter_quarantine_instances", &labels), 1.0);
     let output = proxy.output();
-    assert!(output.contains("clients whose requests have made it fail get an instance of their own"), "{output}");
+    assert!(output.contains("clients whose requests made the filter fail get a separate instance"), "{output}");
 }
 
 #[test]

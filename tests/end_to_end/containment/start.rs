@@ -58,7 +58,7 @@ fn modules_that_cannot_be_instantiated_are_rejected() {
 #[test]
 fn callbacks_of_wrong_types_are_rejected() {
     let log = guest::filter(r#"(func (export "proxy_on_log") (param i64))"#);
-    refused(&log, "", "exports `proxy_on_log` with a wrong type; it must be `proxy_on_log(context: i32)`");
+    refused(&log, "", "exports `proxy_on_log` with the wrong type; it must be `proxy_on_log(context: i32)`");
     let malloc = guest::filter(r#"(func (export "malloc") (param i64) (result i32) (i32.const 0))"#);
     refused(&malloc, "", "malloc");
 }

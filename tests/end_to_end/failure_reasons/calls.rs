@@ -54,7 +54,7 @@ fn a_call_timeout_is_reported_with_its_duration() {
     let (proxy, _upstream) = proxy(&[silent.to_string()], 200);
     assert_eq!(proxy.get("/").status(), 200);
     let error = last_error(&proxy, "auth");
-    assert_eq!(error["error"], "no answer to a filter's call within 200ms, the time that the filter gives it");
+    assert_eq!(error["error"], "no response to a filter's call within 200ms, the timeout set by the filter");
     assert_eq!(error["kind"], "timeout");
 }
 

@@ -1,5 +1,5 @@
-//! What a filter says in the log, and what is said of it there. Bounded: a filter that logs for each request, or is wrong about
-//! each, must not fill a disk or hold up its worker.
+//! Rate-limited logging by filters and about filters: a filter that logs on each request, or misuses the API on each,
+//! must not fill a disk or block its worker.
 
 use std::{
     fmt::{self, Write},
@@ -14,30 +14,30 @@ use tracing::Level;
 
 use crate::observe::target;
 
-/// Lines of one filter in one second, over all workers; more are dropped, and how many is said.
+/// Lines per second and filter, over all workers. More are dropped and their number is logged.
 const PER_SECOND: u32 = 1000;
 
-/// Bytes of a line; the rest is cut off.
+/// Maximum bytes of a line; longer ones are truncated.
 pub const LONGEST: usize = 16 << 10;
 
-/// Bytes of a guest's text that are shown within a line.
+/// Maximum bytes of a guest's text quoted within a line.
 const SHOWN: usize = 200;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// A filter's voice.
+/// A filter's log and its rate limit.
 #[derive(Debug, Default)]
 pub struct FilterLog {
-    /// The second of the last line.
+    /// The second in which the last line was logged.
     second: AtomicU64,
-    /// Lines in it.
+    /// Number of lines in that second.
     said: AtomicU32,
-    /// Lines that were dropped and not told yet.
+    /// Number of dropped lines that were not reported yet.
     dropped: AtomicU64,
 }
 
 impl FilterLog {
-    /// Logs a line, if it is of a level that is shown: nothing of it is formatted before that is known.
+    /// Logs a line if its level is enabled. Nothing is formatted before that is known.
     pub fn say(&self, filter: &str, level: Level, line: fmt::Arguments<'_>) {
         macro_rules! at {
             ($($name:ident)*) => {
@@ -74,13 +74,13 @@ impl FilterLog {
     }
 }
 
-/// A line of bounded length. Formatting ends where it is full, however much there is.
+/// A line of limited length. Formatting stops when it is full.
 struct LogLine(String);
 
 impl LogLine {
     fn of(line: fmt::Arguments<'_>) -> LogLine {
         let mut text = LogLine(String::new());
-        // An error only says that it is full.
+        // An error only means that the line is full.
         let _ = text.write_fmt(line);
         text
     }
@@ -100,7 +100,7 @@ impl fmt::Display for LogLine {
     }
 }
 
-/// Bytes that a guest has given, as they stand in a line: escaped, and cut if they are many.
+/// Bytes from a guest, escaped and truncated for quoting in a line.
 pub struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
@@ -110,7 +110,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Bytes that should be UTF-8, with a sign in place of what is not.
+/// Bytes that should be UTF-8; invalid sequences are replaced.
 pub struct LossyText<'a>(pub &'a [u8]);
 
 impl fmt::Display for LossyText<'_> {
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_is_not_shown_is_not_formatted() {
-        // No subscriber is set up in this test.
+        // This test sets up no subscriber.
         let (voice, formatted) = (FilterLog::default(), AtomicU32::new(0));
         tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
             voice.say("f", Level::WARN, format_args!("{}", Counted(&formatted)));
@@ -161,10 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn nobody_talks_without_end() {
+    fn lines_per_second_are_limited() {
         let voice = FilterLog::default();
         let said = (0..50_000).filter(|_| voice.may_speak("f")).count();
-        // The clock may have moved on to another second or two meanwhile.
+        // The clock may have reached another second or two meanwhile.
         assert!((PER_SECOND as usize..=3 * PER_SECOND as usize).contains(&said), "{said}");
     }
 }

@@ -1,4 +1,5 @@
-//! A guest's gRPC calls as the host functions see them: open calls, commands and events. `vm/grpc.rs` executes them.
+//! A guest's gRPC calls as the host functions see them: open calls, commands and events. `vm/grpc.rs` executes the
+//! commands.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -10,28 +11,28 @@ use crate::{
     upstream::Cluster,
 };
 
-/// A message's header: whether it is compressed, and its length.
+/// Bytes of a message's header: the compressed flag and the length.
 pub(crate) const HEADER: usize = 5;
 
-/// A call that has not ended, as the guest has it.
+/// A call that has not ended, from the guest's side.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenCall {
-    /// It is a stream of messages.
+    /// Whether it is a stream of messages rather than a unary call.
     pub streams: bool,
-    /// No more messages come from here.
+    /// Whether the guest has half-closed it.
     pub closed: bool,
 }
 
-/// What the guest wants of its calls. Of each call, at most one of them is nothing but a wish to end it.
+/// A guest's command for its calls. At most one command per call does nothing but end it.
 #[derive(Debug)]
 pub enum CallCommand {
-    /// A new one.
+    /// Starts a call.
     Open(Box<GrpcCall>),
-    /// Another message, as it is sent; and whether it is the last one.
+    /// Sends a message, already framed; the flag marks the last one.
     Send(u32, Bytes, bool),
-    /// No more messages from here.
+    /// Half-closes the call.
     Close(u32),
-    /// Nothing more at all.
+    /// Cancels the call.
     Cancel(u32),
 }
 
@@ -40,43 +41,43 @@ pub enum CallCommand {
 pub struct GrpcCall {
     /// The guest's handle.
     pub id: u32,
-    /// For which root context.
+    /// The root context that made the call, as an index.
     pub root: usize,
-    /// Where to.
+    /// The destination.
     pub cluster: Arc<Cluster>,
     /// The head: the path, and the guest's metadata.
     pub head: RequestHead,
-    /// The one message of a call that is no stream, as it is sent.
+    /// The message of a unary call, already framed.
     pub message: Option<Bytes>,
-    /// How long it may take, in all.
+    /// The timeout for the whole call.
     pub timeout: Option<Duration>,
-    /// For the call, until it has ended, and for what comes of its answer.
+    /// The memory charge for the call and its response, until it has ended.
     pub charge: MemoryCharge,
 }
 
-/// What a call has brought, while the guest is told of it.
+/// An event of a call, while the guest's callback for it runs.
 #[derive(Debug)]
 pub enum CallEvent {
-    /// The head of the answer; streams only.
+    /// The response's headers; streams only.
     Initial(HeaderMap),
     /// A message.
     Message(Bytes),
-    /// What comes after the last message; streams only.
+    /// The response's trailers; streams only.
     Trailing(HeaderMap),
-    /// The end, with its status and message. For a call that is no stream only if it has failed.
+    /// The end, with status and message. For a unary call, only if it failed.
     Closed(u32, String),
 }
 
-/// Calls that the other side has ended. A guest may end each of them once more, when it hears of it or later, as it may in
-/// Envoy. The last ones are remembered: nobody has to.
+/// Calls that the other side has ended. As in Envoy, a guest may close each of them once more, in its close callback or
+/// later. Only the latest are recorded, because guests need not do that.
 #[derive(Debug, Default)]
 pub struct EndedCalls(pub(crate) VecDeque<u32>);
 
 impl EndedCalls {
-    /// How many are remembered.
+    /// The number of calls recorded.
     pub(crate) const MOST: usize = 1024;
 
-    /// The other side has ended a call.
+    /// Records that the other side has ended a call.
     pub fn add(&mut self, id: u32) {
         if self.0.len() == Self::MOST {
             self.0.pop_front();
@@ -84,14 +85,14 @@ impl EndedCalls {
         self.0.push_back(id);
     }
 
-    /// Forgets a call. Whether it was there.
+    /// Removes a call. Returns whether it was recorded.
     pub fn take(&mut self, id: u32) -> bool {
         let at = self.0.iter().position(|known| *known == id);
         at.and_then(|at| self.0.remove(at)).is_some()
     }
 }
 
-/// A message as it is sent (the gRPC protocol's `Length-Prefixed-Message`).
+/// Frames a message (the gRPC protocol's `Length-Prefixed-Message`).
 pub fn framed(message: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + message.len());
     bytes.put_u8(0);

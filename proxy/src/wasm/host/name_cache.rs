@@ -1,5 +1,5 @@
-//! Header names that a guest has spelled out lately. A filter of the standard names the same few for each request, and to
-//! read a name (its case, whether it is a known one) costs more than to find out that it is the same as before.
+//! A cache of header names that a guest passes as text. A standard filter uses the same few names on each request, and
+//! parsing a name (its case, whether it is well known) costs more than comparing it with the previous one.
 
 use std::hash::Hasher;
 
@@ -7,23 +7,23 @@ use rustc_hash::FxHasher;
 
 use crate::chain::head::Name;
 
-/// How many are remembered: one for each value of so many bits of a hash.
+/// The number of cached names: one per value of 6 bits of a hash.
 const PLACES: usize = 64;
 
-/// Longer ones are read each time.
+/// Longer names are parsed each time.
 const LONGEST: usize = 64;
 
-/// The names, as they were spelled and as they were read.
+/// The names as text and parsed.
 #[derive(Debug, Default)]
 pub struct NameCache {
-    /// Empty until there is a first one.
+    /// Empty until first used.
     places: Vec<Option<(Box<[u8]>, Name)>>,
-    /// One that is not remembered.
+    /// The latest name that is not cached.
     last: Option<Name>,
 }
 
 impl NameCache {
-    /// The name that this text is. `None`: it is none.
+    /// Parses a name. `None` if it is not a valid name.
     pub fn name(&mut self, text: &[u8]) -> Option<&Name> {
         if text.len() > LONGEST {
             self.last = Name::parse(text);

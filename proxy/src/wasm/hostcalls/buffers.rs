@@ -1,4 +1,4 @@
-//! Buffers: bodies, configuration, answers to calls.
+//! Buffers: bodies, configuration, responses to calls.
 
 use tollgate_abi::proxy_wasm::{MODULE, Status, buffer};
 use wasmtime::{Caller, Linker};
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Runs `f` on a buffer. `NotFound`: it is not there now. `BadArgument`: there is none of this kind.
+/// Runs `f` on a buffer. `NotFound`: the buffer does not exist in this phase. `BadArgument`: unknown buffer type.
 fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result<T, Status> {
     let found = match which {
         buffer::HTTP_REQUEST_BODY | buffer::HTTP_RESPONSE_BODY => {
@@ -36,7 +36,7 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
     found.ok_or(Status::NotFound)
 }
 
-/// Whose bytes are in a buffer of a TCP connection.
+/// Which side's bytes a TCP buffer holds.
 fn side(which: i32) -> Side {
     if which == buffer::DOWNSTREAM_DATA { Side::Downstream } else { Side::Upstream }
 }
@@ -57,7 +57,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             })
         },
     )?;
-    // The 0.1.0 name: whichever configuration is being read.
+    // The 0.1.0 name, for the configuration that is currently read.
     linker.func_wrap(MODULE, "proxy_get_configuration", |mut caller: Caller<'_, Host>, out: i32, size_out: i32| {
         caller.data_mut().hostcalls += 1;
         give(&mut caller, out, size_out, |host, data| {
@@ -89,8 +89,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Replaces `size` bytes from `start` on, both cut to what is there: so a size of 0 inserts, and a start at or after the end
-/// appends. That is what the specification says; Envoy refuses to insert in the middle.
+/// Replaces `size` bytes from `start` on, both clamped to the buffer: a size of 0 inserts, and a start at or after the
+/// end appends. The specification requires this; Envoy does not insert in the middle.
 fn set(
     caller: &mut Caller<'_, Host>,
     which: i32,
@@ -99,7 +99,7 @@ fn set(
     len: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    // What is too much is refused below, by `limits.buffered_body`, before it is copied.
+    // Data that exceeds `limits.buffered_body` is rejected below, before it is copied.
     let data = range(memory, ptr, len)?;
     host.copied += data.len() as u64;
     match which {
@@ -111,7 +111,8 @@ fn set(
         _ => return Err(Status::BadArgument),
     }
     let changed = call_scope::with_state(|s| {
-        // Too much is no status, which SDKs do not expect: the stream is answered with 413 or 500 when the filter has returned.
+        // SDKs expect no error status here: if the buffer exceeds its limit, the stream is answered with 413 or 500
+        // after the filter has returned.
         let limit = s.buffer_limit;
         s.buffers[which as usize].as_mut().map(|buffer| buffer.splice(start, size, data, limit))
     });

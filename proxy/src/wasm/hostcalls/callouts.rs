@@ -1,4 +1,4 @@
-//! HTTP calls of filters.
+//! HTTP calls by filters (`proxy_http_call`).
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     wasm::host::{Host, HttpCall, filter_log::Escaped, grpc::CallEvent},
 };
 
-/// Calls of one instance that have not been answered yet.
+/// Maximum number of pending calls per instance.
 pub(super) const MAX_CALLS: usize = 4096;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -89,12 +89,12 @@ fn http_call(
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     let decode = |(ptr, len)| {
-        pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("headers that cannot be read")))
+        pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("the headers are malformed")))
     };
     let fields = with_one_authority(decode(headers)?);
     let find = |name: &[u8]| fields.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let (Some(method), Some(path), Some(authority)) = (find(b":method"), find(b":path"), find(b":authority")) else {
-        return Err(bad(format_args!(":method, :path and :authority are needed")));
+        return Err(bad(format_args!(":method, :path and :authority are required")));
     };
     let mut head = RequestHead {
         method: Method::GET,
@@ -141,19 +141,19 @@ fn http_call(
     Ok(())
 }
 
-/// What is sent for a `:path`. Filters made for Envoy give a whole URL there; of that, it is the path and the query. The host is
-/// the `:authority` that is given beside it. (Envoy sends the URL as it is, as clients do to a proxy. Not every server of
-/// HTTP/1.1 takes that, and none of HTTP/2 does.)
+/// The request target for a `:path`. Filters made for Envoy may pass a whole URL; its path and query are sent, and the
+/// host is the given `:authority`. (Envoy sends the URL verbatim, as clients do to a proxy. Not every HTTP/1.1 server
+/// accepts that, and no HTTP/2 server does.)
 fn origin_form(path: &[u8]) -> Cow<'_, [u8]> {
     let after = |scheme: &[u8]| {
         let (start, rest) = path.split_at_checked(scheme.len())?;
         start.eq_ignore_ascii_case(scheme).then_some(rest)
     };
     let Some(rest) = after(b"http://").or_else(|| after(b"https://")) else { return Cow::Borrowed(path) };
-    // A fragment is its client's.
+    // A fragment is never sent.
     let rest = rest.split(|b| *b == b'#').next().unwrap_or_default();
     match rest.iter().position(|b| matches!(b, b'/' | b'?')) {
-        // No host, so no URL.
+        // Without a host it is not a URL.
         Some(0) => Cow::Borrowed(path),
         Some(at) if rest[at] == b'/' => Cow::Borrowed(&rest[at..]),
         Some(at) => Cow::Owned([b"/", &rest[at..]].concat()),
@@ -176,7 +176,7 @@ mod tests {
             ("http://user@x.example//y", "//y"),
             ("/y?u=http://x.example/z", "/y?u=http://x.example/z"),
             ("*", "*"),
-            // These are none, and refused as paths.
+            // These are not URLs, and are rejected as paths.
             ("http://", "http://"),
             ("http:///y", "http:///y"),
             ("ftp://x.example/y", "ftp://x.example/y"),

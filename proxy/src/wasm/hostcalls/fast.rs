@@ -1,4 +1,4 @@
-//! The fast lane, `tollgate_v1`. What each function does is written at its declaration in `tollgate_abi::fast`.
+//! The fast lane, `tollgate_v1`. Each function is documented at its declaration in `tollgate_abi::fast`.
 
 use std::{sync::Arc, sync::OnceLock, time::Duration};
 
@@ -33,13 +33,13 @@ use crate::{
     },
 };
 
-/// Headers that are looked for at a time; nearly all filters read no more.
+/// The number of headers looked up in one pass; nearly all filters read fewer.
 const AT_ONCE: usize = 8;
 
-/// Bytes of a header's name, which http takes no more of.
+/// Maximum bytes of a header's name, the limit of the `http` crate.
 const MAX_NAME: usize = (1 << 16) - 1;
 
-/// Timers are not set for longer than a day.
+/// The maximum delay of a timer.
 const LONGEST_TIMER: Duration = Duration::from_secs(86_400);
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -109,7 +109,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "timer_set", |mut c: Caller<'_, Host>, microseconds: i64, token: i64| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        // A stream that has ended will hear of nothing any more.
+        // A stream that has ended gets no further callbacks.
         let there = |p: &mut FilterState| {
             p.timers.retain(|timer| !timer.is_finished());
             (!p.over).then_some((p.context, p.timers.len()))
@@ -151,7 +151,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// What is only allowed while a filter starts or is configured.
+/// Functions that are only allowed while a filter starts or is configured.
 fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "subscribe", |mut c: Caller<'_, Host>, phases: i32| {
         let host = c.data_mut();
@@ -243,12 +243,12 @@ fn document<T: serde::de::DeserializeOwned>(memory: &[u8], host: &Host, ptr: i32
         return Err(Status::BadArgument);
     }
     serde_json::from_slice(bytes).map_err(|e| {
-        host.identity.complain(format_args!("a document cannot be read: {e}"));
+        host.identity.complain(format_args!("cannot parse a document: {e}"));
         Status::ParseFailure
     })
 }
 
-/// Whether there may be another id: asked before anything is made that others share.
+/// Whether another id is available; checked before anything shared is created.
 fn room<T>(all: &[T], max: usize) -> Result<(), Status> {
     if all.len() < max { Ok(()) } else { Err(Status::InternalFailure) }
 }
@@ -282,7 +282,7 @@ fn headers(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Runs `f` on a header map and the names with numbers, which are both the host's.
+/// Runs `f` on a header map and the interned names, both of which belong to the host.
 fn with_names<T>(
     host: &mut Host,
     which: i32,
@@ -312,12 +312,12 @@ fn header_get(caller: &mut Caller<'_, Host>, which: i32, id: i32, ptr: i32, cap:
     length(len)
 }
 
-/// A length as a guest gets it, which is told from a status by its sign.
+/// A length as returned to a guest: non-negative, so that it cannot be mistaken for a status.
 fn length(len: usize) -> Result<i32, Status> {
     i32::try_from(len).map_err(|_| Status::InternalFailure)
 }
 
-/// The bytes of a span.
+/// Encodes a span.
 fn span(offset: usize, len: i32) -> [u8; 8] {
     (u64::from(offset as u32) | u64::from(len as u32) << 32).to_le_bytes()
 }
@@ -335,7 +335,7 @@ fn header_get_many(
         return Err(Status::BadArgument);
     }
     let cap = cap as u32 as usize;
-    // The names come first: the guest may have put the buffer over them, which is its own affair.
+    // Copies the names first: the guest may have placed the buffer over them, at its own risk.
     let mut wanted = [0u32; limit::GET_MANY];
     for (id, bytes) in wanted.iter_mut().zip(slice(memory, ids, count as i32 * 4)?.as_chunks().0) {
         *id = u32::from_le_bytes(*bytes);
@@ -344,7 +344,7 @@ fn header_get_many(
     slice_mut(memory, spans, count * 8)?;
     let at = with_names(host, which, |headers, names| {
         let (mut at, mut place) = (0, spans);
-        // Values that were joined: joining is not done again for a name that is asked for again.
+        // Joined values, so that a name requested repeatedly is joined only once.
         let mut joined: SmallVec<[(u32, usize, usize); 4]> = SmallVec::new();
         for ids in wanted[..count].chunks(AT_ONCE) {
             let (mut named, mut found) = ([None; AT_ONCE], [Found::Nothing; AT_ONCE]);
@@ -402,7 +402,7 @@ fn change(
     let (memory, host) = split(caller)?;
     let name = name(&host.names, id)?;
     let (value, more) = match value {
-        // An interned name is there once for all.
+        // An interned name is stored once, so only the value is charged.
         Some((ptr, len)) => slice(memory, ptr, len).map(|value| (value, field_size(0, value)))?,
         None => (&[][..], 0),
     };
@@ -412,7 +412,7 @@ fn change(
     changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
 }
 
-/// Fields for whatever response there will be, of one stream.
+/// Maximum number of fields per stream that are added to whatever response is sent.
 const MAX_EVENTUAL: usize = 100;
 
 fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> Result<(), Status> {

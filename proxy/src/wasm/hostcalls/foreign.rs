@@ -1,4 +1,5 @@
-//! Foreign functions: what hosts offer beyond the standard, by name. These are Envoy's that filters call as a matter of course.
+//! Foreign functions: extensions of the standard, called by name. These are the functions of Envoy that filters
+//! commonly call.
 
 use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};
@@ -22,7 +23,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 call(host, slice(memory, name, name_len)?, args)
             });
             match called {
-                // Both addresses may be 0: the result is not wanted.
+                // Either address may be 0 if the guest does not need the result.
                 Ok(()) if out == 0 || size_out == 0 => Ok(Status::Ok as i32),
                 Ok(()) => give(&mut caller, out, size_out, |_, _| Ok(())),
                 Err(status) => Ok(status as i32),
@@ -34,12 +35,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
     match name {
-        // There is no cached route to clear: routing is a filter's work.
+        // No cached route exists: routing is done by a filter.
         b"clear_route_cache" => Ok(()),
-        // Properties need no declaration here: those that are set can be read, as bytes.
+        // Properties need no declaration here: properties that are set can be read, as bytes.
         b"declare_property" => Ok(()),
         b"set_envoy_filter_state" => {
-            // The SDKs know these statuses here.
+            // The SDKs accept these statuses here.
             let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
             let names_cluster = str::from_utf8(value).is_ok_and(|name| host.world.clusters.contains_key(name));
             if key == CLUSTER_STATE && !names_cluster {
@@ -56,8 +57,8 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
     }
 }
 
-/// The key and the value of Envoy's `SetEnvoyFilterStateArguments`: fields 1 and 2, both of bytes. How long it lives (field 3)
-/// is not asked: here it is always as long as the stream.
+/// The key and the value of Envoy's `SetEnvoyFilterStateArguments` (fields 1 and 2, both bytes). The life span (field
+/// 3) is ignored: here it is always the stream's.
 pub(crate) fn key_and_value(mut message: &[u8]) -> Option<(&[u8], &[u8])> {
     fn varint(message: &mut &[u8]) -> Option<u64> {
         let mut value = 0;

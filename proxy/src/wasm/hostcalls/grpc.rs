@@ -1,6 +1,6 @@
-//! gRPC calls of filters.
+//! gRPC calls by filters.
 //!
-//! The statuses are those that the released SDKs take here; on others they panic.
+//! The statuses are the ones that the released SDKs accept here; they panic on others.
 
 use std::{fmt, time::Duration};
 
@@ -93,7 +93,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap(MODULE, "proxy_grpc_close", |mut caller: Caller<'_, Host>, id: i32| {
         let host = caller.data_mut();
-        // Of a call that is no stream there is nothing to close but all of it (as in Envoy).
+        // Closing a unary call cancels it, as in Envoy.
         let all = host.grpc_calls.get(&(id as u32)).is_some_and(|call| !call.streams);
         status(end(host, id as u32, all))
     })?;
@@ -124,11 +124,11 @@ fn open(
         text.ok_or_else(|| bad(format_args!("the {what} is empty, or not UTF-8")))
     };
     let upstream = key(memory, target.upstream.0, target.upstream.1)?;
-    let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is no cluster's name")))?;
+    let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is not a cluster name")))?;
     let cluster = host.world.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     if cluster.protocol == ClusterProtocol::H1 {
-        return Err(bad(format_args!("cluster `{name}` is spoken to by HTTP/1.1; gRPC needs `protocol: h2`")));
+        return Err(bad(format_args!("cluster `{name}` uses HTTP/1.1; gRPC needs `protocol: h2`")));
     }
     let (service, method) = (text(target.service, "service")?, text(target.method, "method")?);
     let mut head = RequestHead {
@@ -139,12 +139,12 @@ fn open(
         fields: HeaderMap::new(),
     };
     if service.len() + method.len() > MAX_VALUE {
-        return Err(bad(format_args!("the service and the method make no path")));
+        return Err(bad(format_args!("the service and the method do not form a valid path")));
     }
     let path = format!("/{service}/{method}");
-    head.set(&Name::Path, path.as_bytes()).map_err(|_| bad(format_args!("the service and the method make no path")))?;
-    let metadata =
-        pairs::decode(at(target.metadata)?).map_err(|_| bad(format_args!("metadata that cannot be read")))?;
+    head.set(&Name::Path, path.as_bytes())
+        .map_err(|_| bad(format_args!("the service and the method do not form a valid path")))?;
+    let metadata = pairs::decode(at(target.metadata)?).map_err(|_| bad(format_args!("the metadata is malformed")))?;
     for (key, value) in with_one_authority(metadata) {
         let added = Name::parse(key).map(|name| match name {
             Name::Field(_) => head.add(&name, value),
@@ -187,12 +187,12 @@ fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> R
         None => return Err(Status::NotFound),
     };
     if call.closed {
-        // It has said that this would not come.
+        // The guest has already half-closed the call.
         return Ok(());
     }
     let Ok(charge) = host.ledger.charge(ITEM + message.len()) else {
-        host.identity.complain(format_args!("gRPC message not sent: too much waits to be sent"));
-        // The released SDKs know no better status here.
+        host.identity.complain(format_args!("gRPC message not sent: `limits.host_memory` is reached"));
+        // The released SDKs accept no better status here.
         return Err(Status::BadArgument);
     };
     call.closed = last;
@@ -204,7 +204,7 @@ fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> R
 fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     host.hostcalls += 1;
     let Some(call) = host.grpc_calls.get_mut(&id) else {
-        // The other side has ended it, and here it is ended too, once.
+        // The other side has ended the call; the guest may close it once more.
         return if host.grpc_over.take(id) { Ok(()) } else { Err(Status::NotFound) };
     };
     if all {
@@ -216,12 +216,12 @@ fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     Ok(())
 }
 
-/// The cluster that is meant: by its name, or, as filters made for Envoy have it, by a `GrpcService` message with
-/// `envoy_grpc.cluster_name` (both fields have the number 1, and hold bytes).
+/// The target cluster: its name or, in filters made for Envoy, a `GrpcService` message with `envoy_grpc.cluster_name`
+/// (both fields have number 1 and are length-delimited).
 fn cluster_name(upstream: &[u8]) -> Option<&str> {
     fn first_field(bytes: &[u8]) -> Option<&[u8]> {
         let [0x0a, length, rest @ ..] = bytes else { return None };
-        // Names are shorter than 128 bytes, or have two bytes for their length.
+        // Names are shorter than 128 bytes, or have a two-byte length.
         let (length, rest) = match (length, rest) {
             (0..=127, rest) => (usize::from(*length), rest),
             (low, [high @ 0..=127, rest @ ..]) => (usize::from(low & 127) | usize::from(*high) << 7, rest),

@@ -1,38 +1,39 @@
-//! The guest's memory: reading what it points at, writing where it says, and returning data through its allocator.
+//! Access to the guest's memory: reading arguments, writing results, and returning data through its allocator.
 
 use tollgate_abi::proxy_wasm::Status;
 use wasmtime::Caller;
 
 use crate::wasm::host::Host;
 
-/// The guest's memory and the host's data, at the same time. Once for each function that the guest calls, as it is counted.
+/// Borrows the guest's memory and the host's state together. Called exactly once per host call, because it counts the
+/// call.
 #[inline]
 pub(super) fn split<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
     caller.data_mut().hostcalls += 1;
     split_again(caller)
 }
 
-/// The same, not counted.
+/// Like [`split`], without counting.
 #[inline]
 fn split_again<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host), Status> {
-    // Without a memory the guest is still starting.
+    // Without a memory, the guest is still starting.
     let memory = caller.data().memory.ok_or(Status::InternalFailure)?;
     Ok(memory.data_and_store_mut(caller))
 }
 
-/// Bytes that a function takes in one piece. A call cannot be interrupted in the host, so none may take long.
+/// Maximum bytes of an argument. A call cannot be interrupted inside the host, so no function may take long.
 const MAX_INPUT: usize = 16 << 20;
 
-/// Bytes of what is looked up: hashing is slower than copying.
+/// Maximum bytes of a lookup key: hashing is slower than copying.
 const MAX_KEY: usize = 64 << 10;
 
-/// A range of the guest's memory, no longer than a function may take.
+/// A range of the guest's memory, up to the maximum size of an argument.
 #[inline]
 pub(super) fn slice(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     bounded(memory, ptr, len, MAX_INPUT)
 }
 
-/// A range of the guest's memory that is a key of something.
+/// A range of the guest's memory that holds a lookup key.
 #[inline]
 pub(super) fn key(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     bounded(memory, ptr, len, MAX_KEY)
@@ -44,44 +45,45 @@ fn bounded(memory: &[u8], ptr: i32, len: i32, most: usize) -> Result<&[u8], Stat
     if range.len() > most { Err(Status::BadArgument) } else { Ok(range) }
 }
 
-/// A range of the guest's memory of any length, for a function that has a bound of its own.
+/// A range of the guest's memory of any length, for functions with their own limit.
 #[inline]
 pub(super) fn range(memory: &[u8], ptr: i32, len: i32) -> Result<&[u8], Status> {
     let (ptr, len) = (ptr as u32 as usize, len as u32 as usize);
     memory.get(ptr..).and_then(|rest| rest.get(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
-/// A range of the guest's memory, for writing.
+/// A writable range of the guest's memory.
 #[inline]
 pub(super) fn slice_mut(memory: &mut [u8], ptr: i32, len: usize) -> Result<&mut [u8], Status> {
     memory.get_mut(ptr as u32 as usize..).and_then(|rest| rest.get_mut(..len)).ok_or(Status::InvalidMemoryAccess)
 }
 
-/// Writes a number.
+/// Writes a little-endian 32-bit number.
 #[inline]
 pub(super) fn write_u32(memory: &mut [u8], ptr: i32, value: u32) -> Result<(), Status> {
     slice_mut(memory, ptr, 4)?.copy_from_slice(&value.to_le_bytes());
     Ok(())
 }
 
-/// Writes a number.
+/// Writes a little-endian 64-bit number.
 pub(super) fn write_u64(memory: &mut [u8], ptr: i32, value: u64) -> Result<(), Status> {
     slice_mut(memory, ptr, 8)?.copy_from_slice(&value.to_le_bytes());
     Ok(())
 }
 
-/// A result as the guest gets it.
+/// Converts a result to a status code.
 pub(super) fn status(result: Result<(), Status>) -> i32 {
     result.err().unwrap_or(Status::Ok) as i32
 }
 
-/// A number or a status as the fast lane gives it: the status negated.
+/// Converts a result to the fast lane's form: a number, or the negated status.
 pub(super) fn number(result: Result<i32, Status>) -> i32 {
     result.unwrap_or_else(|status| -(status as i32))
 }
 
-/// Returns data: memory from the guest's allocator, its address and length written to where the guest wants them. `fill`
-/// appends the data to a buffer first, because the allocator may use what the data is read from (the host's state).
+/// Returns data to the guest: allocates guest memory, copies the data, and writes its address and size to the given
+/// places. `fill` first appends the data to a buffer, because the allocator may change the host state that it is read
+/// from.
 pub(super) fn give(
     caller: &mut Caller<'_, Host>,
     data_out: i32,
@@ -94,7 +96,7 @@ pub(super) fn give(
     hand_over(caller, data_out, size_out, data, filled)
 }
 
-/// The same, if the data depends on something in the guest's memory.
+/// Like [`give`], for data that depends on the guest's memory.
 pub(super) fn answer(
     caller: &mut Caller<'_, Host>,
     data_out: i32,
@@ -117,7 +119,7 @@ fn hand_over(
         Ok(()) => copy_out(caller, data_out, size_out, &data)?,
         Err(status) => Err(status),
     };
-    // Configuration and bodies may be large; what is kept for next time is not.
+    // Configurations and bodies may be large; only a small buffer is kept for reuse.
     if data.capacity() <= 64 << 10 {
         data.clear();
         caller.data_mut().scratch = data;
@@ -131,13 +133,14 @@ fn copy_out(
     size_out: i32,
     data: &[u8],
 ) -> wasmtime::Result<Result<(), Status>> {
-    // An allocator must not be asked for nothing: some SDKs cannot do that. But AssemblyScript's, which gives the size of the
-    // configuration for the address of the size, traps when it gets no address for an empty one.
+    // The allocator must not be called with size 0, which some SDKs do not support. But AssemblyScript's SDK, which
+    // passes the configuration's size where the address for the size belongs, traps if it gets no address for an empty
+    // configuration.
     let ptr = if data.is_empty() && size_out != 0 {
         0
     } else {
         let Ok(size) = u32::try_from(data.len()) else { return Ok(Err(Status::InternalFailure)) };
-        // Taken out while it runs: a copy of it costs as much as the call.
+        // Taken out during the call: cloning it costs as much as the call itself.
         let Some(allocate) = caller.data_mut().allocate.take() else { return Ok(Err(Status::InternalFailure)) };
         let allocated = allocate.call(&mut *caller, size);
         caller.data_mut().allocate = Some(allocate);

@@ -1,8 +1,8 @@
-//! Header maps, the standard's way.
+//! Header maps, the standard interface.
 //!
-//! A filter made with a released SDK panics on most statuses, and a panic costs the instance. So a map that is not there
-//! reads as empty, and a change that cannot be made is logged and answered with `Ok`; only a map that does not exist at all
-//! is `BadArgument`. (Proxy-Wasm's C++ host does not check values at all.)
+//! A filter built with a released SDK panics on most statuses, and a panic costs the instance. So a map that is absent
+//! in this phase reads as empty, and an invalid change is logged and answered with `Ok`; only an unknown map type is
+//! `BadArgument`. (Proxy-Wasm's C++ host does not check values at all.)
 
 use std::{fmt, sync::Arc};
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Runs `f` on a header map. `None`: there is no such map now. `Err`: there is no such map at all.
+/// Runs `f` on a header map. `None`: the map is absent in this phase. `Err`: unknown map type.
 pub(super) fn with_map<T>(
     answers: &mut Answers,
     which: i32,
@@ -47,7 +47,8 @@ pub(super) fn with_map<T>(
     })
 }
 
-/// Runs `f`, which makes a header map grow by so many bytes, if the guest may keep that much. `None` and `Err`: as for `with_map`.
+/// Runs `f`, which makes a header map grow by `more` bytes, if the guest's memory budget allows it. `None` and `Err` as
+/// for [`with_map`].
 pub(super) fn grow_map(
     answers: &mut Answers,
     ledger: &Arc<MemoryBudget>,
@@ -64,13 +65,13 @@ pub(super) fn grow_map(
     if room { with_map(answers, which, f) } else { Ok(Some(Err(BadHeader))) }
 }
 
-/// What a field takes.
+/// The memory cost of a field.
 pub(super) fn field_size(name: usize, value: &[u8]) -> usize {
     name + value.len() + ITEM
 }
 
-/// Begins trailers that are about to be changed, if the message has none and they can still be added: while the last part of its
-/// body is shown.
+/// Adds empty trailers before a change, if the message has none and they can still be added: during the callback for
+/// the end of its body.
 pub(super) fn begin_trailers(which: i32) {
     let way = match which {
         map::HTTP_REQUEST_TRAILERS => Direction::Request,
@@ -98,7 +99,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 })?;
                 match found.flatten() {
                     Some(()) => Ok(()),
-                    // In 0.1.0 a header that is not there is empty.
+                    // In 0.1.0, a missing header reads as empty.
                     None if host.is_0_1() => Ok(()),
                     None => Err(Status::NotFound),
                 }
@@ -158,7 +159,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Why a header was refused, for the log. A pseudo-header's value is shown, a field's is not: it may be a secret.
+/// Formats why a header was rejected, for the log. Shows a pseudo-header's value but not a field's, which may be a
+/// secret.
 pub(super) struct Refused<'a>(pub &'a [u8], pub &'a [u8]);
 
 impl fmt::Display for Refused<'_> {
@@ -177,16 +179,17 @@ impl fmt::Display for Refused<'_> {
                 return write!(f, "the value of `{name_text}` has more than {MAX_VALUE} bytes");
             }
             Some(Name::Path) => "a path begins with `/` or `*` and has no spaces",
-            Some(Name::Authority) => "it is a host, with or without a port",
+            Some(Name::Authority) => "an authority is a host with an optional port",
             Some(Name::Method) => "a method is a token",
-            Some(Name::Scheme) => "it is `http` or `https`, of a request",
-            Some(Name::Status) => "a status is 200 to 599, of a response",
+            Some(Name::Scheme) => "a scheme is `http` or `https`, and only requests have one",
+            Some(Name::Status) => "a status is 200 to 599, and only responses have one",
         };
         write!(f, "`{name_text}` cannot be \"{value_text}\": {right}")
     }
 }
 
-/// The pairs of a request's head. `host` is another name for `:authority`, which counts if both are given.
+/// The pairs of a request's head with a single authority: `host` is another name for `:authority`, which wins if both
+/// are given.
 pub(super) fn with_one_authority<'a>(mut pairs: Vec<pairs::Pair<'a>>) -> Vec<pairs::Pair<'a>> {
     if pairs.iter().any(|(name, _)| *name == b":authority") {
         pairs.retain(|(name, _)| !name.eq_ignore_ascii_case(b"host"));
@@ -197,7 +200,7 @@ pub(super) fn with_one_authority<'a>(mut pairs: Vec<pairs::Pair<'a>>) -> Vec<pai
 fn serialize(headers: &dyn Headers, data: &mut Vec<u8>) {
     let mut all = Vec::with_capacity(headers.count());
     headers.each(&mut |name, value| all.push((name, value)));
-    // An empty map is nothing at all, not a count of zero: SDKs are told address 0 then.
+    // An empty map is returned as no data (address 0), not as a count of zero.
     if !all.is_empty() {
         pairs::encode(all.iter().copied(), data);
     }
@@ -224,7 +227,7 @@ fn change(
     let why: &dyn fmt::Display = match changed {
         Some(Ok(())) => return Ok(()),
         Some(Err(_)) => &Refused(key, value),
-        None => &"the map is not there in this phase",
+        None => &"the map does not exist in this phase",
     };
     host.identity.complain(format_args!("header \"{}\" not changed: {why}", Escaped(key)));
     Ok(())
@@ -246,7 +249,9 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {
-        host.identity.complain(format_args!("headers not replaced: no such map now, or a bad name or value"));
+        host.identity.complain(format_args!(
+            "headers not replaced: the map does not exist in this phase, or a name or value is invalid"
+        ));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Metrics that filters define: shown at `/metrics` with the prefix `wasmcustom_`.
+//! Metrics defined by filters, exported at `/metrics` with the prefix `wasmcustom_`.
 
 use tollgate_abi::proxy_wasm::{MODULE, Status, metric};
 use wasmtime::{Caller, Linker};
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Metrics that one instance may define.
+/// Maximum number of metrics that one instance may define.
 const MAX: usize = 10_000;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -84,6 +84,6 @@ fn on_metric<T>(
     let host = caller.data_mut();
     host.hostcalls += 1;
     let metric = host.metrics.get(id as u32 as usize).ok_or(Status::NotFound)?;
-    // A counter cannot go down, a histogram cannot be read.
+    // A counter cannot decrease, a histogram cannot be read.
     f(metric, &host.world.trial).map_err(|_| Status::BadArgument)
 }

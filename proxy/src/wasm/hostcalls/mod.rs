@@ -1,7 +1,7 @@
-//! The functions that the host offers to filters: one file for each group, one table over all of them.
+//! The host functions (hostcalls) that filters can import: one file per group, and one table of all of them.
 //!
-//! Every pointer, length and number comes from a guest and is checked. A mistake of the guest gives a status; only the
-//! guest's allocator can make a host function trap, by trapping itself.
+//! Every pointer, length and number comes from a guest and is validated. A guest's error results in a status code; a
+//! host function traps only if the guest's allocator does.
 
 mod buffers;
 mod callouts;
@@ -24,14 +24,14 @@ use wasmtime::Linker;
 
 use super::host::Host;
 
-/// All functions, for an engine.
+/// Creates a linker with all functions.
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     link(&mut linker)?;
     Ok(linker)
 }
 
-/// Adds all functions.
+/// Adds all functions to a linker.
 fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     system::link(linker)?;
     headers::link(linker)?;
@@ -49,7 +49,7 @@ fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     wasi::link(linker)
 }
 
-/// Functions that only old modules know.
+/// Functions that only old modules import.
 const OLD: &[&str] =
     &["proxy_get_configuration", "proxy_continue_request", "proxy_continue_response", "proxy_clear_route_cache"];
 
@@ -63,7 +63,7 @@ pub fn has(module: &str, name: &str) -> bool {
     }
 }
 
-/// The modules that have a function of this name: the version is in a module's name.
+/// The import modules that have a function of this name; a module's name includes its version.
 pub fn versions(name: &str) -> Vec<&'static str> {
     let modules = [proxy_wasm::MODULE, fast_lane::MODULE].into_iter().chain(tollgate_abi::wasi::MODULES);
     modules.filter(|module| has(module, name)).collect()
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// A module that imports every function of the contract, with the contract's types.
+    /// A module that imports every function of the ABI with its specified type.
     #[test]
     fn every_function_of_the_contract_is_linked_with_its_type() {
         let mut wat = String::from("(module\n");

@@ -1,5 +1,5 @@
-//! Properties: what a filter can ask about a stream, by Envoy's attribute names and encodings (text as it is, numbers as 8
-//! little-endian bytes, booleans as one byte, times as nanoseconds).
+//! Properties: a stream's attributes, with Envoy's names and encodings (text verbatim, numbers as 8 little-endian
+//! bytes, booleans as one byte, times as nanoseconds).
 
 use std::{fmt, time::UNIX_EPOCH};
 
@@ -31,10 +31,10 @@ use crate::{
     },
 };
 
-/// What a filter has set by the standard is state under keys that begin with this, as in Envoy.
+/// Properties set by filters are stored as filter state under keys with this prefix, as in Envoy.
 const SET: &[u8] = b"wasm.";
 
-/// What the paths of the host's own properties begin with: filters cannot set these.
+/// The first path segments of the host's own properties, which filters cannot set.
 const OWNED: &[&str] = &[
     "cluster_metadata",
     "cluster_name",
@@ -86,8 +86,8 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let path = path.strip_suffix(b"\0").unwrap_or(path);
     let first = path.split(|b| *b == 0).next().unwrap_or_default();
     if OWNED.iter().any(|owned| owned.as_bytes() == first) {
-        host.identity.complain(format_args!("property \"{}\" is the host's, and was not set", Dotted(path)));
-        // The released SDKs panic on anything but `Ok`.
+        host.identity.complain(format_args!("property \"{}\" belongs to the host and was not set", Dotted(path)));
+        // The released SDKs panic on any status but `Ok`.
         return Ok(());
     }
     let set = match path.len() {
@@ -103,7 +103,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     Ok(())
 }
 
-/// A path, as it stands in a line of the log.
+/// A path formatted for a log line.
 struct Dotted<'a>(&'a [u8]);
 
 impl fmt::Display for Dotted<'_> {
@@ -115,7 +115,7 @@ impl fmt::Display for Dotted<'_> {
     }
 }
 
-/// Appends the value of a property: the host's own, or one that filters have set.
+/// Appends the value of a property: the host's own, or one set by a filter.
 fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
     let path = Path::decode(bytes);
     let segments = path.as_ref().map_or(&[][..], Path::segments);
@@ -133,7 +133,7 @@ fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
     .flatten()
 }
 
-/// What filters have stored.
+/// Values that filters have stored.
 fn of_filters(stored: &StreamMetadata, path: &[u8], segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let value = match segments {
         ["metadata", "filter_metadata", space] => {
@@ -164,7 +164,7 @@ fn of_plugin(identity: &PluginInfo, segments: &[&str], data: &mut Vec<u8>) -> Op
     Some(())
 }
 
-/// What there is for streams of both kinds.
+/// Properties of streams of both kinds.
 fn of_connection(subject: &StreamRef, segments: &[&str], data: &mut Vec<u8>) -> Option<()> {
     let (connection, client) = (subject.connection(), subject.client());
     let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
@@ -186,7 +186,7 @@ fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> 
     let state = stream.state.borrow();
     let mut text = |bytes: &[u8]| data.extend_from_slice(bytes);
     match segments {
-        // Of TLS that is passed through, too.
+        // Also of TLS that is passed through.
         ["connection", "requested_server_name"] => text(stream.server_name.as_deref().unwrap_or_default().as_bytes()),
         ["connection", "termination_details"] => text(state.details.as_bytes()),
         ["response", "flags"] => text(&i64::from(state.flags).to_le_bytes()),
@@ -201,7 +201,8 @@ fn of_network(stream: &NetworkStream, segments: &[&str], data: &mut Vec<u8>) -> 
     Some(())
 }
 
-/// All values of a field, joined as in Envoy. Whoever decides by a header must not see less of it than those who come after.
+/// All values of a field, joined as in Envoy. A filter that decides by a header must see all of it that later readers
+/// see.
 fn field(fields: &HeaderMap, name: &HeaderName, data: &mut Vec<u8>) -> Option<()> {
     let mut values = fields.get_all(name).iter();
     data.extend_from_slice(values.next()?.as_bytes());
@@ -213,7 +214,7 @@ fn field(fields: &HeaderMap, name: &HeaderName, data: &mut Vec<u8>) -> Option<()
     Some(())
 }
 
-/// The same of a head, which has pseudo-headers too.
+/// The same for a head, which also has pseudo-headers.
 fn header(head: &dyn Headers, fields: &HeaderMap, name: &str, data: &mut Vec<u8>) -> Option<()> {
     match Name::parse(name.as_bytes())? {
         Name::Field(name) => field(fields, &name, data),
@@ -224,7 +225,7 @@ fn header(head: &dyn Headers, fields: &HeaderMap, name: &str, data: &mut Vec<u8>
     }
 }
 
-/// Bytes of all names and values.
+/// Total bytes of all names and values.
 fn size(headers: &dyn Headers) -> u64 {
     let mut size = 0;
     headers.each(&mut |name, value| size += (name.len() + value.len()) as u64);
@@ -237,8 +238,8 @@ fn map(headers: &dyn Headers, data: &mut Vec<u8>) {
     pairs::encode(all.iter().copied(), data);
 }
 
-/// What TLS says. As in Envoy, the first of several names counts, one that is not there has no value, and the name asked for is
-/// empty without one.
+/// Properties of TLS. As in Envoy, the first of several names counts, an absent one has no value, and the requested
+/// server name is empty without SNI.
 fn of_tls(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option<()> {
     let server_name = tls.and_then(|tls| tls.server_name.as_deref());
     let (peer, local) = (tls.and_then(|tls| tls.peer.as_ref()), tls.and_then(|tls| tls.local.as_deref()));
@@ -249,7 +250,7 @@ fn of_tls(tls: Option<&ConnectionTls>, name: &str, data: &mut Vec<u8>) -> Option
         }
         "requested_server_name" => server_name.unwrap_or_default(),
         "tls_version" => tls?.version,
-        // On a TLS connection, subjects are there always, and empty if there is none.
+        // On a TLS connection, subjects always exist, and are empty without a certificate.
         "subject_local_certificate" => tls.map(|_| local.map_or("", |local| &local.subject))?,
         "subject_peer_certificate" => tls.map(|_| peer.map_or("", |peer| &peer.subject))?,
         "dns_san_local_certificate" => local?.dns_sans.first()?,
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_filters_cannot_set_is_what_the_contract_says() {
+    fn host_owned_properties_match_the_specification() {
         let contract = include_str!("../../../../abi/SPEC.md");
         let said = contract.split_once("the host's own are not set: ").and_then(|(_, rest)| rest.split_once("That is"));
         let mut said: Vec<_> = said.unwrap().0.split('`').skip(1).step_by(2).collect();

@@ -37,7 +37,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, id: i32, value: i32, value_len: i32| {
             let send = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
-                // What has no room is refused before it is copied.
+                // A message without room is rejected before it is copied.
                 let value = range(memory, value, value_len)?;
                 host.copied += value.len() as u64;
                 let queues = &host.world.shared.queues;
@@ -50,9 +50,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 };
                 sent.map_err(|why| {
                     if why == EnqueueError::Full {
-                        host.identity.complain(format_args!("queue {id} is full; a message was not taken"));
+                        host.identity.complain(format_args!("queue {id} is full; message dropped"));
                     }
-                    // The released SDKs know no other status here.
+                    // The released SDKs accept no other status here.
                     Status::NotFound
                 })
             };
@@ -63,7 +63,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         MODULE,
         "proxy_dequeue_shared_queue",
         |mut caller: Caller<'_, Host>, id: i32, out: i32, size_out: i32| {
-            // A message that cannot be given is not taken: there must be a place to write it to.
+            // Checks the output addresses first, so that a message that cannot be returned is not dequeued.
             let places = split(&mut caller)
                 .and_then(|(memory, _)| slice(memory, out, 4).and_then(|_| slice(memory, size_out, 4)).map(|_| ()));
             if let Err(s) = places {
@@ -71,7 +71,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             }
             let mut taken = None;
             let given = give(&mut caller, out, size_out, |host, data| {
-                // While a configuration is only tried, nothing is taken from those that are in force.
+                // A configuration that is not applied yet must not take messages from the running one.
                 if host.world.trial.is_on() {
                     return Err(Status::Empty);
                 }
@@ -101,7 +101,7 @@ fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32
     if made {
         host.world.trial.note_queue(estate, id);
     }
-    // It is told of messages as soon as a worker has it: until then nobody could tell it.
+    // It is notified of messages once it runs on a worker.
     if !host.reads.contains(&(host.root, id)) {
         host.reads.push((host.root, id));
     }

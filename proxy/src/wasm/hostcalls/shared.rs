@@ -1,4 +1,4 @@
-//! Data shared by filters, across workers.
+//! Shared data of filters, across workers (`proxy_get_shared_data`, `proxy_set_shared_data`).
 
 use tollgate_abi::proxy_wasm::{MODULE, Status};
 use wasmtime::{Caller, Linker};

@@ -1,4 +1,4 @@
-//! The fast lane's ways to keep things: shared data with versions and times, and what lives with a stream.
+//! The fast lane's storage functions: shared data with versions and expiry, and per-stream state and metadata.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     metadata(linker)
 }
 
-/// Writes a value to the guest's buffer, if it fits. Its length.
+/// Writes a value to the guest's buffer if it fits. Returns its length.
 fn write(memory: &mut [u8], host: &mut Host, buffer: Range, value: &[u8]) -> Result<i32, Status> {
     let place = slice_mut(memory, buffer.0, buffer.1 as u32 as usize)?;
     if let Some(place) = place.get_mut(..value.len()) {
@@ -92,7 +92,7 @@ pub(super) fn set_shared(
     Ok(())
 }
 
-/// The status for shared data that was not changed.
+/// The status for a failed update of shared data.
 fn of_shared(why: UpdateError) -> Status {
     match why {
         UpdateError::CasMismatch => Status::CasMismatch,
@@ -108,7 +108,7 @@ fn of_stored(why: StoreError) -> Status {
     }
 }
 
-/// Runs `f` on what is stored with the stream. `NotFound`: there is none.
+/// Runs `f` on the stream's state and metadata. `NotFound` without a stream.
 fn with_stored<T>(f: impl FnOnce(&mut StreamMetadata) -> Result<T, Status>) -> Result<T, Status> {
     call_scope::with_notes(|notes| f(notes.stored)).ok_or(Status::NotFound)?
 }

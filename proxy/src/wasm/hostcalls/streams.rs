@@ -1,7 +1,7 @@
-//! What becomes of a stream: going on, ending, a response of the filter's own.
+//! Control of a stream: continuing it, closing it, sending a local response.
 //!
-//! Nothing of this happens before the guest has returned: it is written down in the stream, and who moves the stream along
-//! looks there.
+//! Nothing takes effect before the guest returns: the functions record the request in the stream, and the code that
+//! drives the stream acts on it.
 
 use bytes::Bytes;
 use http::{
@@ -29,10 +29,10 @@ use crate::{
     },
 };
 
-/// Bytes of a response's body: as many as an HTTP call's answer may have.
+/// Maximum bytes of a local response's body, the same as for the response to an HTTP call.
 const MAX_BODY: usize = 16 << 20;
 
-/// Bytes of its details, which stand in each line of the access log; the rest is cut off.
+/// Maximum bytes of the details, which appear in each access log line; longer ones are truncated.
 const MAX_DETAILS: usize = 256;
 
 pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -57,7 +57,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     // The 0.1.0 names.
     linker.func_wrap(MODULE, "proxy_continue_request", |_: Caller<'_, Host>| resume(Direction::Request))?;
     linker.func_wrap(MODULE, "proxy_continue_response", |_: Caller<'_, Host>| resume(Direction::Response))?;
-    // There is no cached route to clear: routing is a filter's work. Declared by old SDKs.
+    // No cached route exists: routing is done by a filter. Imported by old SDKs.
     linker.func_wrap(MODULE, "proxy_clear_route_cache", |_: Caller<'_, Host>| Status::Ok as i32)?;
     linker.func_wrap(
         MODULE,
@@ -76,12 +76,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 }
 
 fn resume(direction: Direction) -> i32 {
-    // A stream that is gone has nothing to resume, which is no mistake of the filter's.
+    // Resuming a stream that has ended is not an error of the filter.
     call_scope::with_stream(|stream, position| stream.resume(position, direction));
     Status::Ok as i32
 }
 
-/// The same, of a TCP connection.
+/// The same for a TCP connection.
 fn resume_side(side: Side) -> i32 {
     call_scope::with_network(|stream, position| stream.resume(position, side));
     Status::Ok as i32
@@ -95,11 +95,11 @@ fn reply(
     headers: (i32, i32),
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
-    // Both have bounds of their own, below.
+    // Both have their own limits below.
     let details = range(memory, details.0, details.1)?;
     let body = range(memory, body.0, body.1)?;
     let headers = slice(memory, headers.0, headers.1)?;
-    // The first one counts, so nothing is kept of another.
+    // Only the first response counts, so a second one is not stored.
     if call_scope::with_state(|s| s.reply.is_some()).unwrap_or(false) {
         return Ok(());
     }
@@ -108,23 +108,23 @@ fn reply(
     let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
     // 1xx announces a final response, which would be missing.
     let code = code.filter(|c| (200..=599).contains(&c.as_u16())).unwrap_or_else(|| {
-        filter.complain(format_args!("a response with an impossible status became a 500"));
+        filter.complain(format_args!("a local response had an invalid status; 500 was sent instead"));
         StatusCode::INTERNAL_SERVER_ERROR
     });
     let mut fields = HeaderMap::new();
     for (name, value) in pairs::decode(headers).map_err(|_| Status::BadArgument)? {
         let added = match Name::parse(name) {
-            // Framing is the host's, whatever a filter says.
+            // The host controls framing; the filter's fields for it are ignored.
             Some(Name::Field(CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION)) => Ok(()),
             Some(name @ Name::Field(_)) => fields.add(&name, value),
             Some(_) => Ok(()),
             None => Err(BadHeader),
         };
         if added.is_err() {
-            filter.complain(format_args!("a bad header was left out of a response"));
+            filter.complain(format_args!("an invalid header was left out of a local response"));
         }
     }
-    // Negative: it follows from the HTTP status.
+    // Negative: derived from the HTTP status.
     let grpc_status = u32::try_from(grpc).ok();
     let details = String::from_utf8_lossy(&details[..details.len().min(MAX_DETAILS)]).replace(' ', "_");
     let owed = call_scope::with_state(|s| s.owe(&host.ledger, details.len() + head::size(&fields))).unwrap_or(true);
@@ -135,16 +135,16 @@ fn reply(
             let body = if body.is_empty() { Bytes::new() } else { charge.hold(body.to_vec()) };
             LocalReply { status: code, details: details.into(), fields, body, grpc_status }
         }
-        // The filter wants the stream to end here, so it must not go on.
+        // The filter wants the stream to end here, so it must not continue.
         None => {
-            filter.complain(format_args!("a response was too large, and became a 500"));
+            filter.complain(format_args!("a local response was too large; 500 was sent instead"));
             let (status, details) = (StatusCode::INTERNAL_SERVER_ERROR, detail::FILTER_REPLY_TOO_LARGE.into());
             LocalReply { status, details, ..LocalReply::default() }
         }
     };
     call_scope::with_subject(|subject, _| match subject {
         StreamRef::Http(stream) => stream.reply(reply, flag::LOCAL_REPLY),
-        // There is nothing to be answered, but that it shall not go on is clear.
+        // A TCP connection cannot be answered, but it must not continue.
         StreamRef::Tcp(_) => subject.close(),
     });
     Ok(())

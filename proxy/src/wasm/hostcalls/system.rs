@@ -55,7 +55,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         host.act_for(root, context);
         Status::Ok as i32
     })?;
-    // Nothing waits for a root context to be done: it is asked, and then it goes.
+    // The host does not wait for a root context to finish: it calls `proxy_on_done` and deletes it.
     linker.func_wrap(MODULE, "proxy_done", |_: Caller<'_, Host>| Status::NotFound as i32)?;
     Ok(())
 }
@@ -65,7 +65,7 @@ fn log(caller: &mut Caller<'_, Host>, level: i32, ptr: i32, len: i32) -> Result<
     write_log(host, level, slice(memory, ptr, len)?)
 }
 
-/// Logs a message of the filter's.
+/// Logs a message of the filter.
 pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(), Status> {
     let message = LossyText(&bytes[..bytes.len().min(LONGEST)]);
     let severity = match level {
@@ -78,7 +78,7 @@ pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(),
     };
     host.identity.voice.say(&host.identity.name, severity, format_args!("{message}"));
     if level >= log_level::WARN && host.phase != Phase::Running {
-        // A filter of the standard has no other way to say why it refuses its configuration.
+        // A standard filter has no other way to explain why it rejects its configuration.
         host.said = message.to_string();
     }
     Ok(())

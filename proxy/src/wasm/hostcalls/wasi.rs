@@ -1,5 +1,5 @@
-//! The part of WASI that filters built for `wasm32-wasip1` rely on: their standard output is the log, their environment the
-//! filter's `env`. There are no files, sockets or arguments.
+//! The part of WASI that filters built for `wasm32-wasip1` rely on: standard output goes to the log, and the
+//! environment is the filter's `env`. There are no files, sockets or arguments.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,13 +17,13 @@ use super::{
 };
 use crate::wasm::host::{Host, filter_log::LONGEST};
 
-/// Bytes that one `random_get` gives (the C++ host's bound).
+/// Maximum bytes per `random_get` (the same limit as in the C++ host).
 const MAX_RANDOM: usize = 64 << 10;
 
-/// Pieces of one `fd_write`.
+/// Maximum number of pieces per `fd_write`.
 const MAX_IOVS: u32 = 1024;
 
-/// Whether there is such a function.
+/// Whether a function exists.
 pub(super) fn has(module: &str, name: &str) -> bool {
     let mut all = HOSTCALLS.iter().chain(STUBS.iter().map(|(f, _)| f));
     MODULES.contains(&module) && all.any(|f| f.name == name)
@@ -39,7 +39,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// A function that only answers.
+/// Links a function that only returns a constant.
 pub(super) fn answer(linker: &mut Linker<Host>, module: &str, f: &Function, with: i32) -> wasmtime::Result<()> {
     let params = f.params.iter().map(|(_, t)| if *t == Ty::I32 { ValType::I32 } else { ValType::I64 });
     let ty = FuncType::new(linker.engine(), params, [ValType::I32]);
@@ -70,7 +70,7 @@ fn functions(linker: &mut Linker<Host>, module: &str) -> wasmtime::Result<()> {
         }
         _ => errno::INVAL,
     })?;
-    // Any point in time will do for the monotonic clock's zero, as long as it is the same for all of an instance's calls.
+    // The monotonic clock may start anywhere, as long as it is the same for all calls of an instance.
     let start = Instant::now();
     linker.func_wrap(module, "clock_time_get", move |mut caller: Caller<'_, Host>, id: i32, _: i64, out: i32| {
         let now = match id {
@@ -91,7 +91,7 @@ fn functions(linker: &mut Linker<Host>, module: &str) -> wasmtime::Result<()> {
         }
         done(fd_write(&mut caller, level, iovs, len, out))
     })?;
-    // Nothing can be waited for: a filter that sleeps would stop its worker. Go's runtime relies on the success.
+    // Nothing can be waited for: a sleeping filter would block its worker. Go's runtime relies on success.
     linker.func_wrap(
         module,
         "poll_oneoff",
@@ -100,14 +100,14 @@ fn functions(linker: &mut Linker<Host>, module: &str) -> wasmtime::Result<()> {
         },
     )?;
     linker.func_wrap(module, "proc_exit", |_: Caller<'_, Host>, code: i32| -> wasmtime::Result<()> {
-        Err(wasmtime::Error::msg(format!("it has ended itself with exit status {code}")))
+        Err(wasmtime::Error::msg(format!("the module exited with status {code}")))
     })?;
     linker.func_wrap(module, "random_get", |mut caller: Caller<'_, Host>, ptr: i32, len: i32| {
         let len = len as u32 as usize;
         if len > MAX_RANDOM {
             return errno::INVAL;
         }
-        // Fit for keys, as WASI promises.
+        // Suitable for keys, as WASI requires.
         let filled = |bytes: &mut [u8]| getrandom::fill(bytes).map_err(|_| Status::InternalFailure);
         done(split(&mut caller).and_then(|(memory, _)| slice_mut(memory, ptr, len).and_then(filled)))
     })?;
@@ -129,7 +129,7 @@ fn sizes(caller: &mut Caller<'_, Host>, count: i32, size: i32, entries: usize, b
     write_u32(memory, size, bytes as u32)
 }
 
-/// Pointers to `NAME=value` with a NUL behind it, one after the other.
+/// Writes consecutive `NAME=value` entries, each NUL-terminated, and pointers to them.
 fn environ_get(caller: &mut Caller<'_, Host>, mut environ: i32, mut data: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     for (name, value) in &host.identity.env {
@@ -153,7 +153,7 @@ fn fd_write(caller: &mut Caller<'_, Host>, level: i32, iovs: i32, len: i32, out:
     Ok(())
 }
 
-/// What is logged of the pieces of the guest's memory that a list there names, and how long all of them are.
+/// Gathers the pieces of guest memory listed in `iovs`: the text to log, and the total length.
 pub(crate) fn gathered(memory: &[u8], iovs: i32, len: i32) -> Result<(Vec<u8>, usize), Status> {
     let (mut text, mut total) = (Vec::new(), 0);
     for iov in slice(memory, iovs, len.wrapping_mul(8))?.as_chunks::<8>().0 {
@@ -164,7 +164,7 @@ pub(crate) fn gathered(memory: &[u8], iovs: i32, len: i32) -> Result<(Vec<u8>, u
         if total > memory.len() {
             return Err(Status::BadArgument);
         }
-        // No more is logged.
+        // The rest is not logged.
         text.extend_from_slice(&piece[..piece.len().min(LONGEST - text.len())]);
     }
     Ok((text, total))

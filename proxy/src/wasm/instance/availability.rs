@@ -1,15 +1,16 @@
-//! On how many workers a machine has an instance, and whether it has been missing for so long that readiness must say so.
+//! On how many workers a filter's VM has an instance, and whether it has been without any for long enough that the
+//! proxy must report itself not ready.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Without an instance on any worker for longer than this, a machine counts as out; with one for this long, as back.
-/// A filter that is there for a moment now and then is not back.
+/// A VM without an instance on any worker for longer than this is out; one with an instance for this long is back. An
+/// instance that exists only for a moment now and then does not end an outage.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Where a machine has instances. Changed only where a worker is left without one, which is seldom.
+/// Which workers have an instance. Updated only when a worker loses or regains its instance, which is rare.
 #[derive(Debug, Default)]
 pub struct Availability(Mutex<State>);
 
@@ -17,20 +18,20 @@ pub struct Availability(Mutex<State>);
 struct State {
     workers: usize,
     with: usize,
-    /// When the last instance was lost, in what may still be the same outage.
+    /// When the last instance was lost, possibly earlier in the same outage.
     lost: Option<Instant>,
-    /// When there was one again.
+    /// When there was an instance again.
     back: Option<Instant>,
 }
 
-/// What there is of a machine now.
+/// A VM's current availability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observed {
     /// Workers that run it.
     pub workers: usize,
-    /// Those that have an instance.
+    /// Workers that have an instance.
     pub with: usize,
-    /// No worker has had one for over a second, or not for longer than that.
+    /// No worker has had an instance for over a second, or not steadily for that long since.
     pub out: bool,
 }
 
@@ -39,29 +40,29 @@ impl Availability {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker runs it from now on, without an instance so far.
+    /// A worker starts running it, without an instance so far.
     pub(crate) fn join(&self) {
         self.state().workers += 1;
     }
 
-    /// A worker runs it no more.
+    /// A worker stops running it.
     pub(in crate::wasm) fn leave(&self, had: bool) {
         let mut state = self.state();
         state.workers -= 1;
         state.with -= usize::from(had);
     }
 
-    /// A worker has an instance.
+    /// A worker has an instance now.
     pub(in crate::wasm) fn found(&self) {
         self.state().found(Instant::now());
     }
 
-    /// A worker has none any more.
+    /// A worker has lost its instance.
     pub(in crate::wasm) fn lost(&self) {
         self.state().lost(Instant::now());
     }
 
-    /// What there is now.
+    /// The current availability.
     pub fn seen(&self) -> Observed {
         self.state().seen(Instant::now())
     }
@@ -82,7 +83,7 @@ impl State {
         }
     }
 
-    /// Whether it has come back just now.
+    /// Whether it came back less than [`SETTLED`] ago.
     fn is_new(&self, now: Instant) -> bool {
         self.back.is_some_and(|back| now.saturating_duration_since(back) < SETTLED)
     }
@@ -107,21 +108,21 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut state = State { workers: 2, ..State::default() };
         let out = |state: &State, ms| state.seen(at(ms)).out;
-        assert!(!out(&state, 5000), "it has not come yet");
+        assert!(!out(&state, 5000), "there has been no instance yet");
         state.found(at(0));
         state.found(at(0));
         state.lost(at(10));
-        assert!(!out(&state, 5000), "another worker has one");
+        assert!(!out(&state, 5000), "another worker has an instance");
         state.lost(at(5000));
         assert_eq!([5000, 5999, 6001].map(|ms| out(&state, ms)), [false, false, true]);
-        // There for a moment.
+        // An instance for a moment.
         state.found(at(7000));
         assert!(out(&state, 7100));
         state.lost(at(7100));
-        assert!(out(&state, 7200), "the outage goes on");
+        assert!(out(&state, 7200), "the outage continues");
         state.found(at(8000));
         assert_eq!([8999, 9001].map(|ms| out(&state, ms)), [true, false]);
-        // The next outage begins anew.
+        // A new outage starts.
         state.lost(at(20_000));
         assert_eq!([20_900, 21_100].map(|ms| out(&state, ms)), [false, true]);
     }

@@ -1,4 +1,4 @@
-//! A filter's code: read, checked, compiled. No instance yet.
+//! A filter's module: read, validated and compiled, but not instantiated.
 
 use std::{io, path::Path, sync::Arc, time::Instant};
 
@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// Compiled code, ready to be instantiated.
+/// A compiled module, ready to be instantiated.
 pub struct CompiledModule {
-    /// What the user calls it: a file's path, or `builtin:NAME`.
+    /// Its name for the user: a file's path, or `builtin:NAME`.
     pub source: String,
     /// A hash of its content, in hex.
     pub hash: String,
     /// Bytes of WebAssembly.
     pub size: usize,
-    /// The version of Proxy-Wasm that it was made for.
+    /// The Proxy-Wasm version that it was built for.
     pub abi: &'static str,
     pub(super) pre: InstancePre<Host>,
 }
@@ -35,43 +35,43 @@ pub struct CompiledModule {
 /// Why a module cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It is no WebAssembly, or uses features that are off.
+    /// The bytes are not WebAssembly, or use features that are disabled.
     #[error("{0} is not a WebAssembly module that can be compiled: {1}")]
     Invalid(String, String),
-    /// It would take too much to compile it, or there is no compiler to be had.
+    /// Compiling it would exceed the limits, or the compiler cannot run.
     #[error("{0} was not compiled: {1}")]
     Compile(String, CompileError),
     /// Its file cannot be read.
     #[error("cannot read {0}: {1}")]
     Unreadable(String, io::Error),
-    /// It has no marker of an ABI version.
+    /// It exports no ABI version marker.
     #[error(
         "{0} is not a Proxy-Wasm filter: it exports no `proxy_abi_version_0_2_1` (nor `_0_2_0`, `_0_1_0`); \
          was it built as a `cdylib` with `export!`?"
     )]
     NoMarker(String),
-    /// It was made for a version of the ABI that this host does not speak.
+    /// It was built for an ABI version that this host does not support.
     #[error(
-        "{0} was made for a version of Proxy-Wasm that this host does not speak: it exports `{1}`; \
-         there are `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
+        "{0} was built for a version of Proxy-Wasm that this host does not support: it exports `{1}`; \
+         supported: `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
     )]
     OtherVersion(String, String),
-    /// It has no allocator.
-    #[error("{0} exports neither `malloc` nor `proxy_on_memory_allocate`, so nothing could be returned to it")]
+    /// It exports no allocator.
+    #[error("{0} exports neither `malloc` nor `proxy_on_memory_allocate`, so the host cannot return data to it")]
     NoAllocator(String),
-    /// It has no memory.
+    /// It exports no memory.
     #[error("{0} exports no `memory`")]
     NoMemory(String),
-    /// It needs functions that this host does not have.
+    /// It imports functions that this host does not have.
     #[error("{0} needs functions that this version of Tollgate does not have: {1}")]
     Imports(String, String),
     /// A callback has the wrong type.
-    #[error("{0} exports `{1}` with a wrong type; it must be `{2}`")]
+    #[error("{0} exports `{1}` with the wrong type; it must be `{2}`")]
     WrongType(String, String, String),
 }
 
 impl LoadError {
-    /// What to do about it, if that is not in the message.
+    /// A hint on what to do, if the message has none.
     pub fn help(&self) -> Option<String> {
         match self {
             LoadError::Compile(_, error) => error.help(),
@@ -87,7 +87,8 @@ impl LoadError {
     }
 }
 
-/// A stable hash of some bytes, in hex. FNV-1a with 128 bits: nobody gains by making two filters collide.
+/// A stable hash of some bytes, in hex: FNV-1a with 128 bits. It need not resist attacks: no one gains by making two
+/// filters collide.
 pub fn content_hash(bytes: &[u8]) -> String {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let hash = bytes
@@ -97,7 +98,7 @@ pub fn content_hash(bytes: &[u8]) -> String {
 }
 
 impl CompiledModule {
-    /// Reads a module's file, unless that is larger than may be compiled.
+    /// Reads a module's file, unless it is larger than allowed.
     pub fn read(path: &Path, limits: &Compile) -> Result<Vec<u8>, LoadError> {
         let source = || path.display().to_string();
         let most = limits.module_size;
@@ -109,7 +110,8 @@ impl CompiledModule {
         }
     }
 
-    /// Compiles a module. Takes from milliseconds (cached) to as long as `limits` allows, so never on a worker.
+    /// Compiles a module. Takes from milliseconds (cached) up to the time that `limits` allows, so it is never called
+    /// on a worker.
     pub fn load(
         engine: &Engine,
         source: &str,
@@ -119,7 +121,7 @@ impl CompiledModule {
         CompiledModule::load_or_all(engine, source, bytes, limits).map_err(|mut all| all.swap_remove(0))
     }
 
-    /// The same, with all that is wrong with it: one error at least.
+    /// Like [`load`](Self::load), but returns all errors: at least one.
     pub fn load_or_all(
         engine: &Engine,
         source: &str,
@@ -156,7 +158,7 @@ impl CompiledModule {
         Ok(Arc::new(CompiledModule { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
     }
 
-    /// Bytes of machine code that it was compiled to.
+    /// Bytes of machine code.
     pub fn native_size(&self) -> usize {
         self.pre.module().text().len()
     }
@@ -186,14 +188,14 @@ fn check_allocator(module: &Module, source: &str) -> Result<(), LoadError> {
     }
 }
 
-/// Names every function that is missing, not just the first, and the versions that have one of its name.
+/// Lists all missing functions, not just the first, and for each the ABI versions that have a function of this name.
 fn check_imports(module: &Module, source: &str) -> Result<(), LoadError> {
     let missing = module.imports().filter(|i| !hostcalls::has(i.module(), i.name()));
     let missing = missing.map(|i| {
         let versions = hostcalls::versions(i.name());
         let elsewhere = match versions.is_empty() {
             true => String::new(),
-            false => format!(" (it is in {})", versions.join(", ")),
+            false => format!(" (it exists in {})", versions.join(", ")),
         };
         format!("`{}.{}`{elsewhere}", i.module(), i.name())
     });
@@ -211,7 +213,7 @@ fn check_callbacks(module: &Module, source: &str, wrong: &mut Vec<LoadError>) {
             tollgate_abi::Ty::I32 => v.is_i32(),
             tollgate_abi::Ty::I64 => v.is_i64(),
         };
-        // The heads' callbacks have two parameters in 0.1.0, and in some modules that call themselves 0.2.
+        // In 0.1.0, and in some modules that claim to be 0.2, the header callbacks have two parameters.
         let short = f.name.ends_with("_headers") && ty.params().len() + 1 == f.params.len();
         let params_fit = short || ty.params().len() == f.params.len();
         let types_fit = f.params.iter().zip(ty.params()).all(|((_, t), v)| is_i32(t, v));
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_of_another_version_is_told_which_one_it_has() {
+    fn unsupported_version_is_named() {
         let text = r#"(module
             (memory (export "memory") 1)
             (func (export "malloc") (param i32) (result i32) unreachable)
@@ -244,8 +246,8 @@ mod tests {
         let Err(error) = load(&engine, text) else { panic!("it was loaded") };
         assert_eq!(
             error.to_string(),
-            "a.wasm was made for a version of Proxy-Wasm that this host does not speak: it exports \
-             `proxy_abi_version_0_2_100`; there are `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
+            "a.wasm was built for a version of Proxy-Wasm that this host does not support: it exports \
+             `proxy_abi_version_0_2_100`; supported: `proxy_abi_version_0_2_1`, `_0_2_0` and `_0_1_0`"
         );
     }
 
@@ -265,9 +267,9 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "a.wasm needs functions that this version of Tollgate does not have: \
-             `tollgate_v1.teleport`, `tollgate_v2.state_get` (it is in tollgate_v1), \
-             `tollgate_v1.proxy_log` (it is in env), \
-             `wasi_snapshot_preview2.fd_write` (it is in wasi_snapshot_preview1, wasi_unstable)"
+             `tollgate_v1.teleport`, `tollgate_v2.state_get` (it exists in tollgate_v1), \
+             `tollgate_v1.proxy_log` (it exists in env), \
+             `wasi_snapshot_preview2.fd_write` (it exists in wasi_snapshot_preview1, wasi_unstable)"
         );
     }
 }

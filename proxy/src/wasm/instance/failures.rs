@@ -1,4 +1,4 @@
-//! Whose requests make a filter fail: the clients and paths that did so most often, and how often a failure is logged.
+//! Whose requests make a filter fail: the most frequent clients and paths, and a rate limit on logging failures.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 
 use crate::{net::Client, wasm::scope::stream_ref::StreamRef};
 
-/// Clients, and paths, that are kept.
+/// Number of clients, and of paths, that are kept.
 const ENTRIES: usize = 8;
 
-/// Bytes of a path that are shown.
+/// Maximum bytes of a path in output.
 const SHOWN: usize = 256;
 
-/// Failures of one filter that are logged one after the other; then one for each of [`APART`].
+/// Number of failures of one filter that are logged in a burst; after that, one per [`APART`].
 const AT_ONCE: u32 = 10;
 const APART: Duration = Duration::from_secs(5);
 
-/// What is kept of a filter's failures.
+/// What is known of a filter's failures.
 #[derive(Debug, Default)]
 pub struct FailureLog(Mutex<Kept>);
 
@@ -30,21 +30,21 @@ struct Kept {
     pace: LogRate,
 }
 
-/// A request, or a connection, that has made a filter fail, as it is shown.
+/// The request or connection that made a filter fail, escaped for output.
 #[derive(Debug)]
 pub(in crate::wasm) struct FailureSource {
-    /// The client's address, with its port.
+    /// The client's address and port.
     pub client: String,
-    /// The method; none of a TCP connection.
+    /// The method; `None` for a TCP connection.
     pub method: Option<String>,
-    /// The path with the query, cut off, without control characters.
+    /// The path with the query: truncated, control characters escaped.
     pub path: Option<String>,
     counted_client: String,
     counted_path: Option<String>,
 }
 
 impl FailureSource {
-    /// What there is to be said of a stream.
+    /// Describes a stream.
     pub(in crate::wasm) fn of(subject: &StreamRef) -> FailureSource {
         let client = subject.client();
         let line = match subject {
@@ -68,7 +68,7 @@ impl FailureSource {
     }
 }
 
-/// Bytes of a request, for people.
+/// Escapes and truncates bytes of a request for output.
 fn shown(bytes: &[u8]) -> String {
     match bytes.get(..SHOWN) {
         Some(start) if bytes.len() > SHOWN => format!("{}…", start.escape_ascii()),
@@ -81,7 +81,8 @@ impl FailureLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a failure. Whether to log it, and then how many were not logged since the last one that was.
+    /// Counts a failure. Returns `None` if it should not be logged, otherwise the number of failures left out since the
+    /// last logged one.
     pub(in crate::wasm) fn note(&self, cause: Option<&FailureSource>) -> Option<u64> {
         let mut kept = self.kept();
         if let Some(cause) = cause {
@@ -91,15 +92,15 @@ impl FailureLog {
         kept.pace.may_log(Instant::now())
     }
 
-    /// Who has made the filter fail, for the admin API.
+    /// The clients and paths that made the filter fail, for the admin API.
     pub fn json(&self) -> Value {
         let kept = self.kept();
         json!({ "clients": kept.clients.json("client"), "paths": kept.paths.json("path") })
     }
 }
 
-/// The most frequent of many keys, in little memory (Metwally, Agrawal, El Abbadi: "Space-Saving"). A key that is not there
-/// takes the place of the rarest and inherits its count, which so may be too high, by what is said beside it.
+/// The most frequent keys of a stream in little memory (Metwally, Agrawal, El Abbadi: "Space-Saving"). A new key
+/// replaces the rarest one and inherits its count, which may therefore be too high by up to `excess`.
 #[derive(Debug, Default)]
 struct TopKeys(Vec<Entry>);
 
@@ -129,7 +130,7 @@ impl TopKeys {
     }
 }
 
-/// A bound on lines.
+/// A rate limit on log lines.
 #[derive(Debug, Default)]
 struct LogRate {
     logged: u32,
@@ -168,9 +169,9 @@ mod tests {
             }
         }
         assert_eq!(top.0.len(), ENTRIES);
-        let often = top.0.iter().find(|entry| entry.key == "often").expect("it is there");
+        let often = top.0.iter().find(|entry| entry.key == "often").expect("the frequent key is kept");
         assert!(often.count >= 2500 && often.count - often.excess <= 2500, "{often:?}");
-        assert_eq!(top.0.iter().map(|entry| entry.count).sum::<u64>(), 12_500, "no more than there were");
+        assert_eq!(top.0.iter().map(|entry| entry.count).sum::<u64>(), 12_500, "no more than were counted");
     }
 
     #[test]

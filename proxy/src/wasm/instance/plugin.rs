@@ -1,4 +1,5 @@
-//! A filter of a snapshot: its code with its configuration. It runs in a [`Machine`](super::Machine), alone or with others.
+//! A filter of a snapshot: its compiled module with its configuration. It runs in a VM, alone or with others; see
+//! [`VmTemplate`](super::template::VmTemplate).
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -16,28 +17,28 @@ use crate::{
     },
 };
 
-/// A filter's figures, over all workers.
+/// A filter's metrics, summed over all workers.
 #[derive(Clone)]
 pub struct FilterMetrics {
-    /// Calls into it.
+    /// Calls into the filter.
     pub calls: Counter,
-    /// Seconds spent in it: a sample, scaled up.
+    /// Seconds spent in calls: a sample, scaled up.
     pub time: Histogram,
-    /// Traps, by reason.
+    /// Failures by reason.
     pub traps: [Counter; 4],
-    /// Streams that were denied or bypassed because it had failed.
+    /// Streams that were denied or bypassed because the filter had failed.
     pub failed_streams: Counter,
-    /// Instances that were made anew after a trap.
+    /// Instances created to replace failed ones.
     pub rebuilds: Counter,
-    /// Failures after which there was no other instance, because making more would have taken too much time.
+    /// Failures after which a worker had no replacement, because creating one would have exceeded the time budget.
     pub over_budget: Counter,
     /// Bytes of linear memory, over all instances.
     pub memory: Gauge,
-    /// Bytes that the host keeps for all instances.
+    /// Bytes that the host holds for all instances.
     pub host_memory: Gauge,
-    /// Instances that are ready.
+    /// Ready instances.
     pub instances: Gauge,
-    /// Instances for clients whose requests have made the filter fail.
+    /// Instances reserved for clients whose requests made the filter fail.
     pub quarantine: Gauge,
 }
 
@@ -62,13 +63,10 @@ impl FilterMetrics {
                 "tollgate_filter_failed_streams_total",
                 "Streams that were denied or bypassed because the filter had failed.",
             )?,
-            rebuilds: counter(
-                "tollgate_filter_rebuilds_total",
-                "Instances that took the place of one that had failed.",
-            )?,
+            rebuilds: counter("tollgate_filter_rebuilds_total", "Instances created to replace failed ones.")?,
             over_budget: counter(
                 "tollgate_filter_rebuild_budget_exhausted_total",
-                "Failures after which a worker had no instance, because it may spend no more time on making them.",
+                "Failures after which a worker had no instance, because its time budget for creating them was used up.",
             )?,
             memory: registry.gauge(
                 "tollgate_filter_memory_bytes",
@@ -77,13 +75,13 @@ impl FilterMetrics {
             )?,
             host_memory: registry.gauge(
                 "tollgate_filter_host_memory_bytes",
-                "What the proxy keeps for the filter's instances outside of their memory.",
+                "Memory that the proxy holds for the filter's instances outside their linear memory.",
                 labels,
             )?,
-            instances: registry.gauge("tollgate_filter_instances", "Instances that are ready.", labels)?,
+            instances: registry.gauge("tollgate_filter_instances", "Ready instances.", labels)?,
             quarantine: registry.gauge(
                 "tollgate_filter_quarantine_instances",
-                "Instances that serve only clients whose requests have made the filter fail.",
+                "Instances that serve only clients whose requests made the filter fail.",
                 labels,
             )?,
         })
@@ -92,23 +90,23 @@ impl FilterMetrics {
 
 /// A filter of a snapshot.
 pub struct Plugin {
-    /// Who it is.
+    /// Its name, configuration and owners.
     pub info: Arc<PluginInfo>,
-    /// Its code.
+    /// Its compiled module.
     pub code: Arc<CompiledModule>,
-    /// What becomes of streams when it fails.
+    /// How its streams are handled when it fails.
     pub on_failure: OnFailure,
-    /// What it means by pausing in the header phase.
+    /// What pausing in the header phase means for it.
     pub headers_pause: HeadersPause,
-    /// Its figures.
+    /// Its metrics.
     pub metrics: FilterMetrics,
-    /// Whose requests have made it fail.
+    /// The clients and paths that made it fail.
     pub failures: FailureLog,
-    /// It was said that making instances would take too much time.
+    /// Limits the log line about the exhausted time budget for creating instances.
     pub(in crate::wasm) said_over_budget: LogLimiter,
-    /// It was told how to get bodies while it holds heads.
+    /// Whether the log line on how to receive bodies while pausing heads was written.
     pub(in crate::wasm) hinted: AtomicBool,
-    /// The last thing that went wrong with it.
+    /// The last error.
     pub last_error: arc_swap::ArcSwapOption<String>,
     pub(in crate::wasm) engine: Arc<Engine>,
     pub(in crate::wasm) env: Arc<FilterEnv>,
@@ -117,7 +115,7 @@ pub struct Plugin {
     pub(super) host_memory_limit: usize,
 }
 
-/// A configuration value as a filter gets it: text as it stands, nothing as nothing, everything else as JSON.
+/// A configuration value as the filter receives it: text verbatim, null as empty, everything else as JSON.
 fn bytes(value: &serde_json::Value) -> Vec<u8> {
     match value {
         serde_json::Value::Null => Vec::new(),
@@ -127,7 +125,7 @@ fn bytes(value: &serde_json::Value) -> Vec<u8> {
 }
 
 impl Plugin {
-    /// The filter of this configuration, with this code.
+    /// Creates the filter of this configuration with this module.
     pub fn new(
         config: &model::Filter,
         code: Arc<CompiledModule>,
@@ -163,12 +161,12 @@ impl Plugin {
         })
     }
 
-    /// The same code with another configuration.
+    /// The same module with another configuration.
     pub fn configured_as(&self, config: &model::Filter) -> Result<Plugin, MetricError> {
         Plugin::new(config, self.code.clone(), &self.engine, &self.env)
     }
 
-    /// Whether both can run in one VM; see [`Machine`](super::Machine).
+    /// Whether both can run in one VM; see [`VmTemplate`](super::template::VmTemplate).
     pub(super) fn shares_vm_with(&self, other: &Plugin) -> bool {
         let (one, other_one) = (&self.info, &other.info);
         one.vm_id == other_one.vm_id
@@ -179,7 +177,7 @@ impl Plugin {
             && self.host_memory_limit == other.host_memory_limit
     }
 
-    /// Half of the time that a call may take, and how many ticks of the engine that is.
+    /// Half of the call time limit, as a duration and in the engine's ticks.
     pub(in crate::wasm) fn half_call(&self) -> (Duration, u64) {
         let half = self.call_time / 2;
         (half, crate::wasm::engine::clock::ticks(half))

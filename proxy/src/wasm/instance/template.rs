@@ -1,9 +1,9 @@
-//! What filters of a snapshot run in: code with a VM's configuration, and the filters that share it. Instances are made from
-//! it, on the control thread; a worker only ever gets one that is ready.
+//! What a VM's instances are created from: a compiled module with a VM's configuration, and the filters that share it.
+//! Instances are created on the control thread; workers only receive ready ones.
 //!
-//! Filters share a VM if all that makes one is the same: the `vm_id`, the code, the VM's configuration, the environment and
-//! the bound on memory (Envoy's key is the first three). A filter that names no `vm_id` has a VM of its own, because what
-//! one filter breaks in a VM is broken for all of them.
+//! Filters share a VM if everything that defines it is the same: the `vm_id`, the code, the VM's configuration, the
+//! environment and the memory limits (Envoy's key is the first three). A filter without a `vm_id` has its own VM,
+//! because a failure in a VM affects all of its filters.
 
 use std::{
     sync::{
@@ -31,48 +31,49 @@ use crate::{
     },
 };
 
-/// Configuring a filter may take this many times as long as a call.
+/// The time limit for configuring a filter, as a multiple of its `call_time`.
 const CONFIGURE_FACTOR: u32 = 20;
 
-/// What filters run in.
+/// A VM's module, configuration and filters.
 pub struct VmTemplate {
-    /// The filters that share it, at least one; the first root context is the first one's.
+    /// The filters that share the VM, at least one; the first root context belongs to the first filter.
     plugins: Vec<Arc<Plugin>>,
-    /// An instance that stands ready for the worker whose own fails first, so that no request waits for another one.
+    /// A spare instance for the first worker whose own fails, so that no request waits for a new one.
     spare: Mutex<Option<Instance>>,
-    /// Spares that workers keep for themselves.
+    /// Number of spares that workers hold themselves.
     pub(in crate::wasm) kept: AtomicUsize,
     /// Which workers have an instance.
     pub presence: Availability,
-    /// Nanoseconds of processor time that making an instance takes, as the last ones did.
+    /// Recent average of the processor time that creating an instance takes, in nanoseconds.
     making: AtomicU64,
 }
 
-/// Why an instance could not be made.
+/// Why an instance could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum InstantiateError {
-    /// The filter refuses its configuration, and says why: places in it, and messages.
+    /// The filter rejects its configuration and gives reasons: paths in it, and messages.
     #[error("{}", list(.0))]
     Config(Vec<(String, String)>),
-    /// The filter refuses to start, or its configuration, without a reason.
+    /// The filter refuses to start or rejects its configuration without a reason. Fields: the function, and what it
+    /// logged.
     #[error("it returned false from `{0}`{hint}", hint = logged(.1))]
     Refused(&'static str, String),
-    /// It trapped, or took too long: where, why, and what it logged before.
+    /// The filter trapped or timed out. Fields: the function, the reason, and what it logged before.
     #[error("it failed in `{0}`: {1}{hint}", hint = logged(.2))]
     Trapped(&'static str, String, String),
 }
 
-/// An instance could not be made, because of one of the filters that would have shared it.
+/// Why an instance could not be created, with the filter that caused it.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct SetupError {
-    /// Which one, counted in the machine.
+    /// The index of the filter in the template.
     pub filter: usize,
     /// Why.
     pub error: InstantiateError,
 }
 
-/// What a filter has said in the log, such as a panic's text, as a part of a message.
+/// Formats what a filter has logged, such as a panic's text, as a part of a message.
 fn logged(said: &str) -> String {
     let line = said.lines().map(str::trim_end).collect::<Vec<_>>().join(" ");
     if line.is_empty() { line } else { format!("; it logged: {line}") }
@@ -87,12 +88,12 @@ fn list(errors: &[(String, String)]) -> String {
 }
 
 impl VmTemplate {
-    /// One for a single filter.
+    /// Creates a template for a single filter.
     pub fn of(plugin: Arc<Plugin>) -> Arc<VmTemplate> {
         VmTemplate::new(vec![plugin])
     }
 
-    /// One for filters that share it, in this order.
+    /// Creates a template for filters that share a VM, in this order.
     pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
         Arc::new(VmTemplate {
             plugins,
@@ -103,7 +104,7 @@ impl VmTemplate {
         })
     }
 
-    /// As many as these filters need, in the order of the first filter of each.
+    /// Groups filters into templates, in the order of each group's first filter.
     pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<VmTemplate>> {
         let mut groups: Vec<Vec<Arc<Plugin>>> = Vec::new();
         for plugin in plugins {
@@ -115,7 +116,7 @@ impl VmTemplate {
         groups.into_iter().map(VmTemplate::new).collect()
     }
 
-    /// The filters that share it, in the order of their root contexts.
+    /// The filters that share the VM, in the order of their root contexts.
     pub fn plugins(&self) -> &[Arc<Plugin>] {
         &self.plugins
     }
@@ -125,7 +126,7 @@ impl VmTemplate {
         self.plugins.iter().map(|p| p.info.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Puts an instance by for whichever worker needs one first. Given back if there is one already.
+    /// Stores a spare instance for the first worker that needs one. Returns it if there is one already.
     pub fn put_by(&self, instance: Instance) -> Option<Instance> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.is_some() {
@@ -135,39 +136,41 @@ impl VmTemplate {
         None
     }
 
-    /// Takes the instance that was put by.
+    /// Takes the spare instance.
     pub(in crate::wasm) fn take_spare(&self) -> Option<Instance> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether an instance is put by.
+    /// Whether there is a spare instance.
     pub(in crate::wasm) fn has_spare(&self) -> bool {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Instances that stand ready: the one that is put by, and those that workers keep.
+    /// Number of spare instances: the shared one and those that workers hold.
     pub fn spares(&self) -> usize {
         usize::from(self.has_spare()) + self.kept.load(Ordering::Relaxed)
     }
 
-    /// Processor time that making an instance takes, as far as is known.
+    /// Recent average of the processor time that creating an instance takes.
     pub(in crate::wasm) fn making(&self) -> Duration {
         Duration::from_nanos(self.making.load(Ordering::Relaxed))
     }
 
-    /// Makes an instance: started, with all filters configured. Takes from microseconds to as long as that takes.
+    /// Creates an instance: started, with all filters configured. Takes from microseconds up to the configuration time
+    /// limit.
     pub fn instantiate(&self) -> Result<Instance, SetupError> {
         self.instantiate_within(Duration::MAX)
     }
 
-    /// The same, but it is given up if the module's start, or one filter's configuration, takes longer than this.
+    /// Like [`instantiate`](Self::instantiate), but gives up if the module's start, or one filter's configuration,
+    /// takes longer than `most`.
     pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, SetupError> {
         let before = clock::processor_time();
         let made = self.make(most);
         let made_in = clock::processor_time().saturating_sub(before);
         let known = self.making.load(Ordering::Relaxed);
         let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
-        // Those that were made at the same time may be forgotten: it is an estimate.
+        // A concurrent update may be lost: it is only an estimate.
         self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
         made.map(|(store, exports)| Instance { store, exports, made_in })
     }
@@ -175,7 +178,7 @@ impl VmTemplate {
     fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
         let first = &self.plugins[0];
         let identities = self.plugins.iter().map(|p| p.info.clone());
-        // As with memory, what filters share counts for the first of them.
+        // Like linear memory, the host memory of a shared VM is charged to its first filter.
         let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
         let host = Host::new(identities, first.env.clone(), first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
@@ -192,7 +195,7 @@ impl VmTemplate {
                 all += bound(plugin);
             }
             configure(&mut store, &exports, filter, plugin).map_err(|error| SetupError { filter, error })?;
-            // What cannot be interrupted is looked at afterwards.
+            // Code that cannot be interrupted is checked afterwards.
             if clock::processor_time().saturating_sub(before) > all {
                 let error = trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into());
                 return Err(SetupError { filter, error });
@@ -206,7 +209,7 @@ impl VmTemplate {
         Ok((store, exports))
     }
 
-    /// Runs what a module does before it has any context.
+    /// Runs a module's start functions, before it has any context.
     fn start(&self, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
         let code = &self.plugins[0].code;
         let instance = code.pre.instantiate(&mut *store).map_err(|e| trapped("start", store, &e))?;
@@ -234,9 +237,9 @@ fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error
     let host = store.data_mut();
     let reason = match describe(error) {
         (TrapKind::Timeout, _) => {
-            format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, which is what configuring may take")
+            format!("it took longer than {CONFIGURE_FACTOR} times its `call_time`, the limit for configuring a filter")
         }
-        // Most languages trap when they get no memory, and say nothing.
+        // Most languages trap when an allocation fails and give no reason.
         (TrapKind::Trap | TrapKind::Memory, reason) if host.limiter.denied => {
             format!("it needs more memory than `limits.memory` allows: {reason}")
         }
@@ -245,7 +248,8 @@ fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error
     InstantiateError::Trapped(place, reason, std::mem::take(&mut host.said))
 }
 
-/// Makes a filter's root context. As in Envoy, each one hears of the VM's start: SDKs hand it to the filter's own code.
+/// Creates a filter's root context and configures it. As in Envoy, `proxy_on_vm_start` is called for every filter of
+/// the VM, because SDKs hand it to the filter's own code.
 fn configure(
     store: &mut Store<Host>,
     exports: &Exports,

@@ -1,21 +1,23 @@
-//! Callbacks that come one right after the other, made in one entry. To go into a guest from outside costs several times
-//! what a call from one guest function to another does, and filters of the standard want six callbacks for a stream that is
-//! nothing but its heads. So a tiny module of our own stands beside each instance, and calls the instance's functions.
+//! Combines callbacks that are always called in sequence into one entry into the guest. Entering a guest from outside
+//! costs several times as much as a call between guest functions, and standard filters need six callbacks for a stream
+//! that consists of heads only. So each instance is accompanied by a tiny module of our own that calls the instance's
+//! functions.
 //!
-//! Nothing else differs: it traps when one of them does, and their time is bounded together, as it is without it.
+//! Nothing else changes: the combined call traps when one of the callbacks does, and their total time is limited just
+//! as without it.
 
 use wasmtime::{Extern, Instance, Store, TypedFunc};
 
 use crate::wasm::{engine::Engine, host::Host};
 
-/// The module's name, to leave it out of what is told of a trap.
+/// The module's name, used to leave its frames out of backtraces.
 pub(super) const NAME: &str = "tollgate";
 
 /// The callbacks, in the order of the module's imports.
 const CALLBACKS: [&str; 5] =
     ["proxy_on_context_create", "proxy_on_request_headers", "proxy_on_done", "proxy_on_log", "proxy_on_delete"];
 
-/// What `tests::TEXT` comes to.
+/// The binary form of `tests::TEXT`.
 pub(in crate::wasm) const MODULE: &[u8] = b"\0asm\x01\0\0\0\
     \x01\x1e\x05\x60\x02\x7f\x7f\0\x60\x03\x7f\x7f\x7f\x01\x7f\x60\x01\x7f\x01\x7f\x60\x01\x7f\0\x60\x04\x7f\x7f\x7f\x7f\x01\x7f\
     \x02\x4d\x05\x06filter\x06create\0\0\x06filter\x07headers\0\x01\x06filter\x04done\0\x02\x06filter\x03log\0\x03\x06filter\x06delete\0\x03\
@@ -24,21 +26,22 @@ pub(in crate::wasm) const MODULE: &[u8] = b"\0asm\x01\0\0\0\
     \x0a\x22\x02\x10\0\x20\0\x20\x01\x10\0\x20\0\x20\x02\x20\x03\x10\x01\x0b\x0f\0\x20\0\x10\x02\x1a\x20\0\x10\x03\x20\0\x10\x04\x0b\
     \0\x10\x04name\0\x09\x08tollgate";
 
-/// Several callbacks of an instance in one.
+/// Several callbacks of an instance combined.
 pub(in crate::wasm) struct Trampoline {
-    /// Makes a context and shows it the request's head: context, root, number of fields, whether that is all.
+    /// Creates a context and calls the request headers callback. Parameters: context, root, number of headers, end of
+    /// stream.
     pub begin: TypedFunc<(u32, u32, u32, u32), i32>,
-    /// A stream's end: done, log, delete.
+    /// Ends a stream: done, log, delete.
     pub end: TypedFunc<u32, ()>,
 }
 
 impl Trampoline {
-    /// Those of an instance, if it has all the callbacks, with the standard's types.
+    /// Instantiates the trampoline for an instance, if that has all the callbacks with the standard's types.
     pub fn find(engine: &Engine, instance: &Instance, store: &mut Store<Host>) -> Option<Trampoline> {
         let callbacks: Option<Vec<Extern>> =
             CALLBACKS.iter().map(|name| instance.get_func(&mut *store, name).map(Extern::from)).collect();
         let callbacks = callbacks?;
-        // The types do not fit if it is made for 0.1.0.
+        // The types do not match in modules for 0.1.0.
         let joined = Instance::new(&mut *store, engine.joining(MODULE)?, &callbacks).ok()?;
         let begin = joined.get_typed_func(&mut *store, "begin").ok()?;
         let end = joined.get_typed_func(&mut *store, "end").ok()?;

@@ -1,21 +1,21 @@
-//! Why an instance has failed: the kinds of traps, and how each is described in the log.
+//! Why an instance failed: the kinds of traps and their descriptions for the log.
 use wasmtime::{Trap, WasmBacktrace};
 
-/// Why an instance has failed.
+/// The kind of an instance's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrapKind {
-    /// It has trapped: a panic, an `unreachable`, an access out of bounds.
+    /// A trap: a panic, an `unreachable`, an access out of bounds.
     Trap,
-    /// A call took too long.
+    /// A call exceeded its time limit.
     Timeout,
-    /// It has asked for more memory than it may have.
+    /// The guest exceeded its memory limit.
     Memory,
-    /// It has used up its stack.
+    /// The guest overflowed its stack.
     Stack,
 }
 
 impl TrapKind {
-    /// Its name in metrics and logs.
+    /// The name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             TrapKind::Trap => "trap",
@@ -26,7 +26,7 @@ impl TrapKind {
     }
 }
 
-/// What kind of failure an error is, and what to say of it: the reason, and the guest's frames.
+/// Classifies an error and describes it: the reason and the guest's frames.
 pub(in crate::wasm) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
     let kind = match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => TrapKind::Timeout,
@@ -45,7 +45,7 @@ pub(in crate::wasm) fn describe(error: &wasmtime::Error) -> (TrapKind, String) {
             Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
             None => format!("function {}", frame.func_index()),
         });
-        // A panic begins with a dozen frames of Rust's own, which say nothing.
+        // A panic's backtrace begins with a dozen frames of Rust's runtime, which carry no information.
         let names = names.skip_while(|name| RUST_FRAMES.iter().any(|start| name.starts_with(start)));
         let names: Vec<_> = names.take(8).collect();
         if !names.is_empty() {

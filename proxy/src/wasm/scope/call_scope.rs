@@ -1,7 +1,7 @@
-//! Which stream the guest call under way on this thread works on.
+//! Which stream the current guest call on this thread works on.
 //!
-//! A store's data must be able to move between threads, and streams cannot; so they meet here. There is never more than one
-//! guest call under way on a thread: the host does not re-enter a guest but for its allocator.
+//! A store's data must be `Send` and streams are not, so the link between them is a thread-local. There is never more
+//! than one guest call in progress on a thread: the host re-enters a guest only for its allocator.
 
 use std::{cell::RefCell, mem::ManuallyDrop, rc::Rc};
 
@@ -21,7 +21,7 @@ struct CurrentCall {
 }
 
 thread_local! {
-    // Nothing is left in it when a thread ends, so it need not be dropped; to look whether it must be would cost time.
+    // It is empty when a thread ends and need not be dropped; registering a destructor would cost time on each access.
     static CURRENT: RefCell<ManuallyDrop<CurrentCall>> =
         const { RefCell::new(ManuallyDrop::new(CurrentCall { stream: None, contexts: None })) };
 }
@@ -30,7 +30,7 @@ thread_local! {
 pub struct CallScope(());
 
 impl CallScope {
-    /// The call works on this stream, as the filter at this position, or on none.
+    /// Enters a call on this stream, as the filter at this position, or on no stream.
     pub fn enter(stream: Option<(&StreamRef, usize)>, contexts: &Rc<RefCell<Contexts>>) -> CallScope {
         CURRENT.with_borrow_mut(|current| {
             current.stream = stream.map(|(stream, position)| (stream.clone(), position));
@@ -42,13 +42,13 @@ impl CallScope {
 
 impl Drop for CallScope {
     fn drop(&mut self) {
-        // What is dropped may be the last of a stream, whose drop must not find this borrowed.
+        // This may be the last reference to a stream, whose `drop` must not find the cell borrowed.
         let _last = CURRENT.with_borrow_mut(|current| (current.stream.take(), current.contexts.take()));
     }
 }
 
-/// Makes another stream the one that the call works on. The root that it belongs to; none: there is no such stream, and nothing
-/// changes.
+/// Switches the call to another stream (`proxy_set_effective_context`). Returns its root; `None` if there is no such
+/// stream, and nothing changes.
 pub fn switch(context: u32) -> Option<usize> {
     CURRENT.with_borrow_mut(|current| {
         let contexts = current.contexts.clone()?;
@@ -59,12 +59,12 @@ pub fn switch(context: u32) -> Option<usize> {
     })
 }
 
-/// Makes the call work on no stream.
+/// Detaches the call from its stream.
 pub fn leave() {
     CURRENT.with_borrow_mut(|current| current.stream = None);
 }
 
-/// Runs `f` on the stream that the call works on, of whichever kind, if there is one.
+/// Runs `f` on the stream of the current call, HTTP or TCP, if there is one.
 pub fn with_subject<T>(f: impl FnOnce(&StreamRef, usize) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| {
         let (stream, position) = current.stream.as_ref()?;
@@ -72,7 +72,7 @@ pub fn with_subject<T>(f: impl FnOnce(&StreamRef, usize) -> T) -> Option<T> {
     })
 }
 
-/// Runs `f` on the stream of HTTP that the call works on, if it works on one.
+/// Runs `f` on the HTTP stream of the current call, if there is one.
 pub fn with_stream<T>(f: impl FnOnce(&Rc<Stream>, usize) -> T) -> Option<T> {
     with_subject(|subject, position| match subject {
         StreamRef::Http(stream) => Some(f(stream, position)),
@@ -80,12 +80,12 @@ pub fn with_stream<T>(f: impl FnOnce(&Rc<Stream>, usize) -> T) -> Option<T> {
     })?
 }
 
-/// Runs `f` on the state of the stream of HTTP that the call works on, if it works on one.
+/// Runs `f` on the state of the current call's HTTP stream, if there is one.
 pub fn with_state<T>(f: impl FnOnce(&mut StreamState) -> T) -> Option<T> {
     with_stream(|stream, _| f(&mut stream.state.borrow_mut()))
 }
 
-/// Runs `f` on the TCP connection that the call works on, if it works on one.
+/// Runs `f` on the TCP connection of the current call, if there is one.
 pub fn with_network<T>(f: impl FnOnce(&Rc<NetworkStream>, usize) -> T) -> Option<T> {
     with_subject(|subject, position| match subject {
         StreamRef::Tcp(stream) => Some(f(stream, position)),
@@ -93,12 +93,12 @@ pub fn with_network<T>(f: impl FnOnce(&Rc<NetworkStream>, usize) -> T) -> Option
     })?
 }
 
-/// Runs `f` on what filters leave with the stream that the call works on, if there is one.
+/// Runs `f` on the notes (flags, log fields, metadata) of the current call's stream, if there is one.
 pub fn with_notes<T>(f: impl FnOnce(StreamNotes<'_>) -> T) -> Option<T> {
     with_subject(|subject, _| subject.with_notes(f))
 }
 
-/// Runs `f` on what this filter knows of the stream, if there is one.
+/// Runs `f` on this filter's state of the stream, if there is one.
 pub fn with_position<T>(f: impl FnOnce(&mut FilterState) -> T) -> Option<T> {
     with_subject(|subject, position| subject.with_position(position, f))
 }

@@ -1,25 +1,24 @@
-//! The streams of an instance by their context ids.
+//! The streams of an instance by context id.
 //!
-//! Each stream is put in and taken out for each filter, so this is made for that: ids are given out one after the other, and
-//! those of streams that are there at the same time nearly always fall on different places of a small table. The others are
-//! in a map.
+//! Every filter inserts and removes each stream, so this is optimized for that: ids are assigned consecutively, so
+//! concurrent streams nearly always fall into different slots of a small table. The others are in a map.
 
 use rustc_hash::FxHashMap;
 
 use super::stream_ref::WeakStreamRef;
 
-/// A stream's context: the stream, the filter's position in its chain, and which of the instance's roots is its parent.
+/// A stream's context: the stream, the filter's position in its chain, and which of the instance's root contexts is its
+/// parent.
 pub struct StreamContext {
     /// The stream.
     pub stream: WeakStreamRef,
     /// The filter's position in the stream's chain.
     pub position: usize,
-    /// The filter, among those of the instance.
+    /// The index of the filter among those of the instance.
     pub root: usize,
 }
 
-/// Which id a stream gets: the one after the last, and never one that is still in use, though after four billion streams they
-/// begin again.
+/// Assigns context ids: consecutive, and never one that is still in use, even after wrapping around at four billion.
 #[derive(Debug, Clone, Copy)]
 pub struct ContextIds {
     first: u32,
@@ -28,17 +27,17 @@ pub struct ContextIds {
 }
 
 impl ContextIds {
-    /// Ids from this one on; those before it are taken.
+    /// Starts at this id; lower ids are reserved.
     pub fn from(first: u32) -> ContextIds {
         ContextIds { first, next: first, wrapped: false }
     }
 
-    /// The next one.
+    /// The next id.
     pub fn next(self) -> u32 {
         self.next
     }
 
-    /// What there is when that one has been given out.
+    /// The state after the next id has been assigned.
     #[must_use]
     pub fn taken(mut self, in_use: impl Fn(u32) -> bool) -> ContextIds {
         self.step();
@@ -55,14 +54,14 @@ impl ContextIds {
     }
 }
 
-/// A power of two.
+/// The number of slots; a power of two.
 const PLACES: usize = 128;
 
-/// Contexts, or whatever there is, by ids.
+/// Contexts (or other values) by id.
 pub struct Contexts<T = StreamContext> {
-    /// Each id has one place.
+    /// Each id maps to one slot.
     places: Box<[Option<(u32, T)>]>,
-    /// Those whose place was taken.
+    /// Entries whose slot was taken.
     others: FxHashMap<u32, T>,
 }
 
@@ -73,7 +72,7 @@ impl<T> Default for Contexts<T> {
 }
 
 impl<T> Contexts<T> {
-    /// Puts one in; its id is not there yet.
+    /// Inserts a value under an id that is not in use.
     pub fn insert(&mut self, id: u32, value: T) {
         match &mut self.places[id as usize % PLACES] {
             free @ None => *free = Some((id, value)),
@@ -83,7 +82,7 @@ impl<T> Contexts<T> {
         }
     }
 
-    /// One that is there.
+    /// Returns the value of an id.
     pub fn get(&self, id: u32) -> Option<&T> {
         match &self.places[id as usize % PLACES] {
             Some((here, value)) if *here == id => Some(value),
@@ -91,7 +90,7 @@ impl<T> Contexts<T> {
         }
     }
 
-    /// Takes one out.
+    /// Removes the value of an id.
     pub fn remove(&mut self, id: u32) -> Option<T> {
         match &mut self.places[id as usize % PLACES] {
             Some((here, _)) if *here != id => self.others.remove(&id),
@@ -100,12 +99,12 @@ impl<T> Contexts<T> {
         }
     }
 
-    /// Whether there is none.
+    /// Whether it has no entries.
     pub fn is_empty(&self) -> bool {
         self.others.is_empty() && self.places.iter().all(Option::is_none)
     }
 
-    /// Takes all of them out.
+    /// Removes and returns all values.
     pub fn take(&mut self) -> Vec<T> {
         let here = self.places.iter_mut().filter_map(Option::take).map(|(_, value)| value);
         here.chain(self.others.drain().map(|(_, value)| value)).collect()
@@ -130,7 +129,7 @@ mod tests {
         contexts.remove(4);
         ids.next = u32::MAX - 1;
         let given = [(); 4].map(|()| give(&mut contexts, &mut ids));
-        assert_eq!(given, [u32::MAX - 1, u32::MAX, 4, 5], "3 is in use still, and those below are taken");
+        assert_eq!(given, [u32::MAX - 1, u32::MAX, 4, 5], "3 is still in use, and lower ids are reserved");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the host call under way works on: the stream, and the contexts of its instance.
+//! What the current host call works on: the stream, and the contexts of its instance.
 
 pub(super) mod call_scope;
 pub(super) mod contexts;

@@ -1,5 +1,5 @@
-//! What a guest call works on: a stream of HTTP, or a TCP connection. Most host functions are for one of the two; what is
-//! the same for both is here.
+//! The stream that a guest call works on: an HTTP stream or a TCP connection. Most host functions apply to one of the
+//! two; this file has what both share.
 
 use std::{
     net::SocketAddr,
@@ -32,7 +32,7 @@ pub enum StreamRef {
     Tcp(Rc<NetworkStream>),
 }
 
-/// The same, without keeping it.
+/// A weak reference to a stream of either kind.
 pub enum WeakStreamRef {
     /// A request and its response.
     Http(Weak<Stream>),
@@ -41,7 +41,7 @@ pub enum WeakStreamRef {
 }
 
 impl WeakStreamRef {
-    /// The stream, if it is still there.
+    /// The stream, if it still exists.
     pub fn upgrade(&self) -> Option<StreamRef> {
         match self {
             WeakStreamRef::Http(stream) => stream.upgrade().map(StreamRef::Http),
@@ -50,20 +50,20 @@ impl WeakStreamRef {
     }
 }
 
-/// What filters leave with a stream.
+/// What filters attach to a stream.
 pub struct StreamNotes<'s> {
     /// Response flags, as bits of [`flag`].
     pub flags: &'s mut u32,
     /// Fields for the access log.
     pub log_fields: &'s mut Vec<(String, String)>,
-    /// State and metadata.
+    /// Filter state and dynamic metadata.
     pub stored: &'s mut StreamMetadata,
-    /// Places of limits.
+    /// Permits of concurrency limits.
     pub held: &'s mut SmallVec<[Permit; 1]>,
 }
 
 impl StreamRef {
-    /// The same, without keeping it.
+    /// A weak reference to the same stream.
     pub fn downgrade(&self) -> WeakStreamRef {
         match self {
             StreamRef::Http(stream) => WeakStreamRef::Http(Rc::downgrade(stream)),
@@ -71,7 +71,7 @@ impl StreamRef {
         }
     }
 
-    /// Whether both are the same stream.
+    /// Whether both refer to the same stream.
     pub fn is(&self, other: &StreamRef) -> bool {
         match (self, other) {
             (StreamRef::Http(one), StreamRef::Http(other)) => Rc::ptr_eq(one, other),
@@ -80,7 +80,7 @@ impl StreamRef {
         }
     }
 
-    /// Runs `f` on what the filter at a position knows of the stream.
+    /// Runs `f` on the state of the filter at a position.
     pub fn with_position<T>(&self, position: usize, f: impl FnOnce(&mut FilterState) -> T) -> T {
         match self {
             StreamRef::Http(stream) => f(&mut stream.state.borrow_mut().positions[position]),
@@ -88,7 +88,7 @@ impl StreamRef {
         }
     }
 
-    /// Runs `f` on what filters leave with the stream.
+    /// Runs `f` on what filters attach to the stream.
     pub fn with_notes<T>(&self, f: impl FnOnce(StreamNotes<'_>) -> T) -> T {
         match self {
             StreamRef::Http(stream) => {
@@ -102,7 +102,7 @@ impl StreamRef {
         }
     }
 
-    /// Charges a filter for so many bytes more in its log fields. Whether they may be added.
+    /// Charges a filter for `more` additional bytes of log fields. Returns whether they may be added.
     pub fn owe(&self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         match self {
             StreamRef::Http(stream) => stream.state.borrow_mut().owe(ledger, more),
@@ -110,7 +110,7 @@ impl StreamRef {
         }
     }
 
-    /// The connection that it is, or came on.
+    /// The connection that it is, or that it arrived on.
     pub fn connection(&self) -> &ConnectionInfo {
         match self {
             StreamRef::Http(stream) => &stream.connection,
@@ -126,7 +126,7 @@ impl StreamRef {
         }
     }
 
-    /// Whether the filter at a position holds it.
+    /// Whether the filter at a position pauses the stream.
     pub fn is_held_by(&self, position: usize) -> bool {
         match self {
             StreamRef::Http(_) => self.with_position(position, |p| p.paused[0] || p.paused[1]),
@@ -134,7 +134,7 @@ impl StreamRef {
         }
     }
 
-    /// Refuses it because a filter has failed.
+    /// Denies the stream because a filter failed.
     pub fn deny(&self) {
         match self {
             StreamRef::Http(stream) => {
@@ -145,7 +145,7 @@ impl StreamRef {
         }
     }
 
-    /// Ends it, because a filter wants that.
+    /// Ends the stream at a filter's request.
     pub fn close(&self) {
         match self {
             StreamRef::Http(stream) => stream.close(),
@@ -153,7 +153,7 @@ impl StreamRef {
         }
     }
 
-    /// Wakes whoever works on it.
+    /// Wakes the task that drives the stream.
     pub fn wake(&self) {
         match self {
             StreamRef::Http(stream) => stream.wake(),

@@ -1,9 +1,9 @@
-//! Token buckets shared by all workers, without locks and exact: each is a 64-bit number (see `tollgate_abi::gcra`) that is
-//! changed by compare-and-swap.
+//! Token buckets shared by all workers: exact and lock-free. Each bucket is one 64-bit number (see
+//! `tollgate_abi::gcra`), updated by compare-and-swap.
 //!
-//! Keyed buckets live in a table of fixed size. A slot holds a key's fingerprint and its number. A bucket that is full again
-//! is the same as one that was never used, so its slot can be taken over without anyone being able to tell: that is how idle
-//! keys are forgotten, and why no clean-up ever runs.
+//! Keyed buckets live in a table of fixed size, whose slots hold a key's fingerprint and its number. A bucket that is
+//! full again is indistinguishable from one that was never used, so its slot can be reused without any effect: this is
+//! how idle keys are evicted, and why there is no clean-up task.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -22,14 +22,14 @@ use tollgate_abi::{
 
 use super::zeroed_atomics::ZeroedAtomics;
 
-/// Slots in which a key may lie. At most half of the slots are in use at `max_keys`, so hardly ever are all of a key's slots
-/// taken; then the one nearest to full is given up.
+/// The number of slots a key may occupy. At `max_keys` at most half of the slots are in use, so a key rarely finds all
+/// of its slots taken; then the bucket nearest to full is evicted.
 const WINDOW: usize = 32;
 
-/// `tat` of a slot that is being taken over. No real one: it lies before all time.
+/// The `tat` of a slot that is being taken over. Never a real value: it lies before all time.
 const BUSY: u64 = u64::MAX;
 
-/// A bucket, or one for each key.
+/// A bucket, or one bucket per key.
 #[derive(Debug)]
 pub struct Bucket {
     figures: Figures,
@@ -50,12 +50,12 @@ fn now() -> u64 {
     YEAR.wrapping_add(nanos.wrapping_mul(TICKS_PER_NANO))
 }
 
-/// Slots of a table for so many keys.
+/// The number of slots of a table for this many keys.
 fn slots(max_keys: u32) -> usize {
     (max_keys as usize * 2).next_power_of_two().max(WINDOW * 2)
 }
 
-/// Bytes of the table of a bucket with so many keys. `None`: more than 2^27 keys.
+/// Bytes of the table of a bucket with this many keys. `None` above 2^27 keys.
 pub fn table_size(max_keys: u32) -> Option<usize> {
     match max_keys {
         0 => Some(0),
@@ -65,7 +65,7 @@ pub fn table_size(max_keys: u32) -> Option<usize> {
 }
 
 impl Bucket {
-    /// A full bucket. `None` if its figures are out of range, or more than 2^27 keys are asked for.
+    /// Creates a full bucket. `None` if its parameters are out of range, or it has more than 2^27 keys.
     pub fn new(doc: &doc::Bucket) -> Option<Bucket> {
         let figures = Figures::new(doc)?;
         table_size(doc.max_keys)?;
@@ -79,7 +79,7 @@ impl Bucket {
         Some(Bucket { figures, keys })
     }
 
-    /// Takes tokens (or gives them back, if negative) in the name of a key.
+    /// Takes tokens (or returns them, if negative) for a key.
     pub fn take(&self, key: &[u8], tokens: i32) -> (bool, Take) {
         self.take_at(key, tokens, now())
     }
@@ -89,7 +89,7 @@ impl Bucket {
             Keys::One(tat) => loop {
                 let old = tat.load(Ordering::Acquire);
                 let (taken, new, take) = self.figures.take(old, now, tokens);
-                // What is refused changes nothing, so nothing need be written.
+                // A denied request changes nothing, so nothing is written.
                 if !taken || tat.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     return (taken, take);
                 }
@@ -109,7 +109,7 @@ impl Bucket {
     }
 }
 
-/// The slots in which one key may lie.
+/// The slots that one key may occupy.
 struct Slots<'a> {
     slots: &'a [AtomicU64],
     mask: usize,
@@ -124,8 +124,8 @@ impl<'a> Slots<'a> {
         (&self.slots[at], &self.slots[at + 1])
     }
 
-    /// The key's slot and the `tat` that was read from it while it was the key's. A slot that changes hands changes its
-    /// `tat` to [`BUSY`] first, so a compare-and-swap from the value returned here succeeds only on the key's own bucket.
+    /// Returns the key's slot and the `tat` read from it while it was the key's. A slot that changes owner first sets
+    /// its `tat` to [`BUSY`], so a compare-and-swap from the returned value succeeds only on the key's own bucket.
     fn find(&self) -> (&'a AtomicU64, u64) {
         loop {
             let mut worst: Option<(usize, u64)> = None;
@@ -136,11 +136,11 @@ impl<'a> Slots<'a> {
                     if seen != BUSY && tat.load(Ordering::Acquire) == seen {
                         return (tat, seen);
                     }
-                    // It changes hands right now: look again, at all slots.
+                    // The slot is being taken over right now: scan all slots again.
                     worst = None;
                     break;
                 }
-                // An idle slot stays a candidate: the key itself may lie further on.
+                // An idle slot stays a candidate: the key itself may be further on.
                 if seen != BUSY && worst.is_none_or(|(_, tat)| seen < tat) {
                     worst = Some((n, seen));
                 }
@@ -153,8 +153,9 @@ impl<'a> Slots<'a> {
             if tat.compare_exchange(seen, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
-            // While it is busy nobody can use it, so it can still be given up: another worker may be putting the same key
-            // elsewhere. Of two that do so at once, the one with the earlier slot waits for the other, which gives up.
+            // While the slot is busy, no one else can use it, so it can still be given up: another worker may be
+            // inserting the same key elsewhere. Of two concurrent insertions, the one with the earlier slot waits for
+            // the other, which gives up.
             owner.store(self.fingerprint, Ordering::SeqCst);
             let mut alone = true;
             for other in (0..WINDOW).filter(|other| *other != n) {
@@ -167,7 +168,7 @@ impl<'a> Slots<'a> {
             if !alone {
                 owner.store(0, Ordering::SeqCst);
             }
-            // The bucket is full. Now, rather than 0, so that no two lives of a slot have the same number.
+            // The bucket is full. Its `tat` is now, rather than 0, so that no two lives of a slot have the same number.
             tat.store(self.now, Ordering::SeqCst);
             if !alone {
                 continue;
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     fn bucket(capacity: u32, max_keys: u32) -> Bucket {
-        // So slow that nothing is gained during a test.
+        // So slow that no token is added during a test.
         Bucket::new(&doc::Bucket { name: "b".into(), capacity, fill: 1, interval_ms: 60_000, max_keys }).unwrap()
     }
 
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_goes_by_and_begins_a_year_after_0() {
+    async fn clock_advances_and_starts_at_one_year() {
         let ticks = |seconds: u64| seconds * 1_000_000_000 * TICKS_PER_NANO;
         let before = now();
         assert!(before >= ticks(365 * 86_400));
@@ -220,8 +221,8 @@ mod tests {
         for round in 0..3 {
             let allowed = (0..1_000_000u32).filter(|key| bucket.take(&key.to_le_bytes(), 1).0).count();
             let expected = if round < 2 { 1_000_000 } else { 0 };
-            // A key whose slots are all taken is forgotten, so a few may get a token too many, by how the hash of this process
-            // falls; none gets one too few.
+            // A key whose slots are all taken is evicted, so a few may get one token too many, depending on this
+            // process's hash seed; none gets one too few.
             assert!((expected..=expected + 30).contains(&allowed), "round {round}: {allowed}");
         }
     }
@@ -248,7 +249,7 @@ mod tests {
             for key in 0..64u64 {
                 let key = (generation * 64 + key).to_le_bytes();
                 assert!(bucket.take_at(&key, 1, at).0);
-                assert!(!bucket.take_at(&key, 1, at + 1).0, "an active key is not forgotten");
+                assert!(!bucket.take_at(&key, 1, at + 1).0, "an active key is not evicted");
             }
         }
     }

@@ -1,5 +1,6 @@
-//! What filters share: the clusters of one snapshot; and what outlives it, which is kept for as long as there is a filter that
-//! it belongs to. [`Estate`] is what the filters of a `vm_id` have together, [`Holdings`] what the instances of one filter have.
+//! What filters can reach outside their instance: the clusters of one snapshot, and state that outlives snapshots for
+//! as long as some filter owns it. [`VmIdStore`] is shared by the filters of a `vm_id`, [`FilterStore`] by the
+//! instances of one filter.
 
 use std::{
     collections::HashMap,
@@ -19,31 +20,31 @@ use crate::{
     observe::{Registry, metrics::Owner},
 };
 
-/// Bytes of all tables of a filter's buckets. They are declared in its configuration, and cost memory only as far as they are
-/// used, so they are not in the budget of `limits.host_memory`.
+/// Maximum bytes of all bucket tables of a filter. They are declared in the filter's configuration and occupy memory
+/// only as they fill, so they do not count against `limits.host_memory`.
 const MAX_TABLES: usize = 1 << 30;
 
-/// Bytes of a bucket's or a limit's name.
+/// Maximum bytes of a bucket's or a limit's name.
 const MAX_NAME: usize = 4096;
 
-/// What the filters of one snapshot see of the world.
+/// The environment of one snapshot's filters.
 pub struct FilterEnv {
     /// The snapshot's clusters.
     pub clusters: Arc<Clusters>,
-    /// What outlives the snapshot.
+    /// State that outlives the snapshot.
     pub shared: Arc<SharedStore>,
-    /// What is undone if the snapshot does not come into force.
+    /// Changes to shared state that are undone if the snapshot is not applied.
     pub(in crate::wasm) trial: UndoLog,
 }
 
 impl FilterEnv {
-    /// The world of a snapshot that is being made.
+    /// Creates the environment of a snapshot that is being built.
     pub fn new(clusters: Arc<Clusters>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
         Arc::new(FilterEnv { clusters, trial: UndoLog::new(shared.clone()), shared })
     }
 }
 
-/// What outlives snapshots, and so survives a swap.
+/// State that outlives snapshots and so survives hot reloads.
 pub struct SharedStore {
     /// The metrics.
     pub registry: Registry,
@@ -53,7 +54,7 @@ pub struct SharedStore {
     holdings: Mutex<HashMap<String, Weak<FilterStore>>>,
 }
 
-/// What the filters of a `vm_id` have together.
+/// State shared by the filters of a `vm_id`.
 #[derive(Default)]
 pub struct VmIdStore {
     /// Keys and values.
@@ -62,7 +63,7 @@ pub struct VmIdStore {
     pub queues: OwnedQueues,
 }
 
-/// What all instances of a filter have together.
+/// State shared by all instances of a filter.
 #[derive(Default)]
 pub struct FilterStore {
     /// Its metrics.
@@ -71,12 +72,12 @@ pub struct FilterStore {
     limits: Mutex<HashMap<String, Arc<ConcurrencyLimit>>>,
 }
 
-/// A panic while a map was changed leaves it whole: every change is one call.
+/// A panic during a change leaves the map intact: every change is a single call.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What belongs to this name, made if nobody has it.
+/// Returns the store of this name, created if it has no owner yet.
 fn shared<T: Default>(all: &Mutex<HashMap<String, Weak<T>>>, name: &str) -> Arc<T> {
     let mut all = lock(all);
     if let Some(there) = all.get(name).and_then(Weak::upgrade) {
@@ -89,7 +90,7 @@ fn shared<T: Default>(all: &Mutex<HashMap<String, Weak<T>>>, name: &str) -> Arc<
 }
 
 impl SharedStore {
-    /// Nothing shared yet.
+    /// Creates an empty store.
     pub fn new(registry: Registry) -> Arc<SharedStore> {
         Arc::new(SharedStore {
             registry,
@@ -99,12 +100,12 @@ impl SharedStore {
         })
     }
 
-    /// What the filters of a `vm_id` have together.
+    /// The store of a `vm_id`.
     pub fn estate(&self, vm_id: &str) -> Arc<VmIdStore> {
         shared(&self.estates, vm_id)
     }
 
-    /// The same, if there are such filters.
+    /// The store of a `vm_id`, if any filter uses it.
     pub fn find_estate(&self, vm_id: &str) -> Option<Arc<VmIdStore>> {
         if !OwnedQueues::is_name(vm_id) {
             return None;
@@ -112,20 +113,20 @@ impl SharedStore {
         lock(&self.estates).get(vm_id)?.upgrade()
     }
 
-    /// What the instances of a filter have together.
+    /// The store of a filter.
     pub fn holdings(&self, filter: &str) -> Arc<FilterStore> {
         shared(&self.holdings, filter)
     }
 
-    /// Forgets the buckets and limits that no instance uses any more.
+    /// Drops buckets and limits that no instance uses.
     pub fn forget_unused(&self) {
         lock(&self.holdings).values().filter_map(Weak::upgrade).for_each(|holdings| holdings.forget_unused());
     }
 }
 
 impl FilterStore {
-    /// The bucket with these figures: the one there is, or a new one. `BadArgument`: figures out of range. `InternalFailure`: there
-    /// are too many.
+    /// Returns the bucket with these parameters, created if needed. `BadArgument`: parameters out of range.
+    /// `InternalFailure`: too many buckets.
     pub fn bucket(&self, doc: &doc::Bucket) -> Result<Arc<Bucket>, Status> {
         if doc.name.len() > MAX_NAME {
             return Err(Status::BadArgument);
@@ -150,8 +151,9 @@ impl FilterStore {
         Ok(bucket)
     }
 
-    /// The limit of this name. Its bound is not kept here: instances of two configurations may use it at the same time.
-    /// `BadArgument`: the name is too long. `InternalFailure`: there are too many.
+    /// Returns the limit of this name, created if needed. Its maximum is not stored here, because instances of two
+    /// configurations may use it at the same time. `BadArgument`: the name is too long. `InternalFailure`: too many
+    /// limits.
     pub fn limit(&self, name: &str) -> Result<Arc<ConcurrencyLimit>, Status> {
         if name.len() > MAX_NAME {
             return Err(Status::BadArgument);
@@ -197,18 +199,18 @@ mod tests {
         assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
         shared.forget_unused();
         doc.capacity = 1;
-        assert!(f.bucket(&doc).unwrap().take(b"", 1).0, "nobody used it, so it was forgotten");
+        assert!(f.bucket(&doc).unwrap().take(b"", 1).0, "it was unused, so it was dropped");
     }
 
     #[test]
-    fn buckets_are_bounded_before_they_are_made_and_go_with_their_filter() {
+    fn buckets_are_limited_and_dropped_with_their_filter() {
         let shared = SharedStore::new(Registry::new(1));
         let f = shared.holdings("f");
         let full = |result: Result<_, Status>| result.err() == Some(Status::InternalFailure);
-        // Two that are in use leave no room for a third of half of the size.
+        // Two in use leave no room for a third of half their size.
         let kept: Vec<_> = ["a", "b"].map(|name| f.bucket(&doc(name, 1 << 24)).unwrap()).into();
         assert!(full(f.bucket(&doc("c", 1 << 23))));
-        assert!(shared.holdings("other").bucket(&doc("c", 1 << 23)).is_ok(), "another filter has its own bound");
+        assert!(shared.holdings("other").bucket(&doc("c", 1 << 23)).is_ok(), "another filter has its own limit");
         drop(kept);
         f.bucket(&doc("c", 1 << 23)).unwrap();
         assert_eq!(f.bucket(&doc("d", 1 << 30)).err(), Some(Status::BadArgument));
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_filters_of_a_vm_share_goes_with_the_last_of_them() {
+    fn vm_id_store_is_dropped_with_its_last_filter() {
         let shared = SharedStore::new(Registry::new(1));
         let (first, second) = (shared.estate("vm"), shared.estate("vm"));
         first.data.set(b"k", b"v", super::super::shared_data::ExpectedVersion::Any, None).unwrap();

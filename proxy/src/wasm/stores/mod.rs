@@ -1,4 +1,4 @@
-//! What filters share across instances and workers: shared data, queues, token buckets, and who owns them.
+//! State that filters share across instances and workers: shared data, queues, token buckets, and their owners.
 
 pub mod bucket;
 pub mod env;

@@ -1,11 +1,12 @@
 //! Shared queues: messages from filter to filter, across VMs and workers.
 //!
-//! A queue has a name and belongs to a `vm_id`, and goes with its last filter. Who registers it last is told of each message; if that
-//! instance is gone, the one before it is. Registering creates the queue if it is not there, and keeps what is in it.
-//! Anyone may put messages in; only filters of its `vm_id` take them out.
+//! A queue has a name, belongs to a `vm_id` and lives as long as that has filters. The instance that registered it last
+//! is notified of each message; if that instance is gone, the one before it is. Registering creates the queue if it
+//! does not exist and keeps its content. Any filter may enqueue messages; only filters of the queue's `vm_id` may
+//! dequeue them.
 //!
-//! A reader is sent one note, however many messages there are, and asks for the next one that it should hear of when it is
-//! through with one. No lock is held while names are hashed or messages copied.
+//! A reader has at most one pending notification, however many messages there are; after handling one message it polls
+//! for the next one. No lock is held while names are hashed or messages copied.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,21 +21,21 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::chain::charge::{ITEM, MemoryBudget, MemoryCharge};
 
-/// Queues of one `vm_id`.
+/// Maximum number of queues per `vm_id`.
 const MAX_QUEUES: usize = 1024;
 
-/// Bytes of a queue's name, and of the `vm_id` that it is looked for with.
+/// Maximum bytes of a queue's name, and of the `vm_id` used to look it up.
 const MAX_NAME: usize = 4096;
 
-/// Instances that read one queue: the oldest are told no more.
+/// Maximum number of instances that read one queue; beyond it, the oldest registration is dropped.
 const MAX_READERS: usize = 1024;
 
-/// Bytes that wait in one queue, in all queues of a `vm_id`, and in all queues.
+/// Maximum bytes queued in one queue, in all queues of a `vm_id`, and in all queues.
 const MAX_BYTES: usize = 16 << 20;
 const MAX_OWNED: usize = 64 << 20;
 const MAX_ALL: usize = 256 << 20;
 
-/// What an instance is told: this queue has messages.
+/// The channel that notifies an instance that a queue (by id) has messages.
 pub type QueueNotification = UnboundedSender<u32>;
 
 /// All queues, by id.
@@ -60,28 +61,28 @@ struct Queue {
 #[derive(Default)]
 struct State {
     messages: VecDeque<Message>,
-    /// The last one is told.
+    /// In order of registration; the last one is notified.
     readers: Vec<QueueNotification>,
-    /// It has a note, and asks until there is nothing to be told.
+    /// The reader has a pending notification and will poll until there is nothing left.
     noted: bool,
-    /// Messages of which nobody was told yet.
+    /// Messages that the reader was not notified of yet.
     untold: usize,
 }
 
 /// A message.
 pub struct Message {
-    /// What was sent.
+    /// The payload.
     pub bytes: Bytes,
-    /// For whoever sent it, for the queue, for its owner, for all.
+    /// Charged to the sender, the queue, its owner, and all queues.
     _charges: [MemoryCharge; 4],
 }
 
-/// Why a message was not taken.
+/// Why a message was not enqueued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EnqueueError {
-    /// There is no such queue.
+    /// The queue does not exist.
     Unknown,
-    /// It is full.
+    /// The queue, or another budget, is full.
     Full,
 }
 
@@ -102,7 +103,7 @@ impl Default for OwnedQueues {
 }
 
 impl OwnedQueues {
-    /// The queue of this name.
+    /// The id of the queue of this name.
     pub fn resolve(&self, name: &str) -> Option<u32> {
         if name.len() > MAX_NAME {
             return None;
@@ -110,20 +111,20 @@ impl OwnedQueues {
         lock(&self.by_name).get(name).map(|queue| queue.id)
     }
 
-    /// Whether a `vm_id` can be one.
+    /// Whether a `vm_id` is short enough to be valid.
     pub fn is_name(vm_id: &str) -> bool {
         vm_id.len() <= MAX_NAME
     }
 
-    /// Removes a queue, with what is in it.
+    /// Removes a queue and its messages.
     pub fn remove(&self, id: u32) {
         lock(&self.by_name).retain(|_, queue| queue.id != id);
     }
 }
 
 impl Queues {
-    /// The queue of this name, and whether it was made because it was not there. `None`: there are too many, or the name is too
-    /// long.
+    /// Returns the id of the queue of this name, and whether it was created. `None` if there are too many queues or the
+    /// name is too long.
     pub fn open(&self, owned: &OwnedQueues, name: &str) -> Option<(u32, bool)> {
         if name.len() > MAX_NAME {
             return None;
@@ -138,7 +139,7 @@ impl Queues {
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
         by_id.retain(|_, queue| queue.strong_count() > 0);
         let id = loop {
-            // Ids that are in use are passed over when they begin again.
+            // After wrapping around, ids that are in use are skipped.
             let id = self.last.fetch_add(1, Relaxed).wrapping_add(1);
             if id != 0 && !by_id.contains_key(&id) {
                 break id;
@@ -155,29 +156,29 @@ impl Queues {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id)?.upgrade()
     }
 
-    /// Makes this the reader that is told of messages, of those too that came when there was none.
+    /// Makes this instance the queue's reader. It is also notified of messages that arrived while there was no reader.
     pub fn read(&self, id: u32, reader: QueueNotification) {
         let Some(queue) = self.get(id) else { return };
         let mut state = lock(&queue.state);
-        // An instance may register as often as it likes.
+        // An instance may register repeatedly.
         state.readers.retain(|known| !known.is_closed() && !known.same_channel(&reader));
         if state.readers.len() >= MAX_READERS {
             state.readers.remove(0);
         }
         state.readers.push(reader);
-        // Whoever has a note may be gone with it.
+        // A previous reader may be gone together with its notification.
         state.noted = false;
         state.note(id);
     }
 
-    /// Puts a message at the end, at the cost of its sender, and tells the reader.
+    /// Enqueues a message, charged to its sender, and notifies the reader.
     pub fn send(&self, id: u32, message: &[u8], sender: &Arc<MemoryBudget>) -> Result<(), EnqueueError> {
         let message = self.charged(id, message, sender)?;
         self.deliver(message);
         Ok(())
     }
 
-    /// A message for a queue, charged for but not yet delivered.
+    /// Creates a message for a queue: charged for but not delivered yet.
     pub fn charged(&self, id: u32, message: &[u8], sender: &Arc<MemoryBudget>) -> Result<Undelivered, EnqueueError> {
         let queue = self.get(id).ok_or(EnqueueError::Unknown)?;
         let size = message.len() + ITEM;
@@ -187,7 +188,7 @@ impl Queues {
         Ok(Undelivered { queue: Arc::downgrade(&queue), message })
     }
 
-    /// Puts a message that is charged for at the end, and tells the reader.
+    /// Enqueues a charged message and notifies the reader.
     pub fn deliver(&self, Undelivered { queue, message }: Undelivered) {
         let Some(queue) = queue.upgrade() else { return };
         let mut state = lock(&queue.state);
@@ -196,34 +197,35 @@ impl Queues {
         state.note(queue.id);
     }
 
-    /// Takes the first message, for a filter of the queue's owner. The outer `None`: it has no such queue; the inner: it is
-    /// empty.
+    /// Dequeues the first message for a filter of the queue's owner. The outer `None`: the owner has no such queue; the
+    /// inner `None`: the queue is empty.
     pub fn take(&self, id: u32, owned: &OwnedQueues) -> Option<Option<Message>> {
         let queue = self.get(id).filter(|queue| Arc::ptr_eq(&queue.owner, &owned.bytes))?;
         let message = lock(&queue.state).messages.pop_front();
         Some(message)
     }
 
-    /// Puts a message back that was taken from the beginning and could not be given. Nobody is told: somebody was.
+    /// Puts back a message that was dequeued but could not be handed to the filter. The reader is not notified again.
     pub fn put_back(&self, id: u32, message: Message) {
         if let Some(queue) = self.get(id) {
             lock(&queue.state).messages.push_front(message);
         }
     }
 
-    /// Whether there is a message of which the reader should hear, which has been sent a note. Once there is none, it is sent
-    /// another one when there is.
+    /// Polled by a notified reader: whether there is another message for it to handle. After `false`, the next message
+    /// triggers a new notification.
     pub fn tell(&self, id: u32) -> bool {
         let Some(queue) = self.get(id) else { return false };
         let mut state = lock(&queue.state);
-        // Some may have been taken unasked.
+        // Some may have been dequeued without a notification.
         state.untold = state.untold.min(state.messages.len());
         state.noted = state.untold > 0;
         state.untold = state.untold.saturating_sub(1);
         state.noted
     }
 
-    /// A reader is gone, perhaps with a note: what it has not heard of is told to the one before it, or the next one.
+    /// Removes a reader, perhaps with a pending notification; its unhandled messages are announced to the previous
+    /// reader, or to the next one that registers.
     pub fn pass_on(&self, id: u32, gone: &QueueNotification) {
         let Some(queue) = self.get(id) else { return };
         let mut state = lock(&queue.state);
@@ -233,14 +235,14 @@ impl Queues {
     }
 }
 
-/// A message that is charged for and not yet in its queue.
+/// A message that is charged for but not in its queue yet.
 pub struct Undelivered {
     queue: Weak<Queue>,
     message: Message,
 }
 
 impl State {
-    /// Sends the last reader that is there a note, if there is something to be told and nobody has one.
+    /// Notifies the last live reader, if there is something new and no notification is pending.
     fn note(&mut self, id: u32) {
         if self.untold == 0 {
             return;
@@ -262,7 +264,7 @@ mod tests {
     use super::*;
     use tokio::sync::mpsc::unbounded_channel;
 
-    /// Enough for everything here.
+    /// A budget that is large enough for every test here.
     fn sender() -> Arc<MemoryBudget> {
         MemoryBudget::new(usize::MAX, None)
     }
@@ -286,7 +288,7 @@ mod tests {
         assert_eq!((owned.resolve("q"), owned.resolve("none")), (Some(id), None));
         queues.send(id, b"1", &sender()).unwrap();
         assert_eq!((first_inbox.try_recv().ok(), second_inbox.try_recv().ok()), (None, Some(id)));
-        // It is gone before it could ask.
+        // The reader is gone before it could poll.
         drop(second_inbox);
         queues.send(id, b"2", &sender()).unwrap();
         assert_eq!(first_inbox.try_recv().ok(), Some(id));
@@ -305,7 +307,7 @@ mod tests {
         queues.read(id, reader.clone());
         (0..1000).for_each(|_| queues.send(id, b"m", &sender()).unwrap());
         assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
-        // It is told of one, and then it is gone.
+        // It is notified of one message and then goes away.
         assert!(queues.tell(id));
         queues.pass_on(id, &reader);
         assert_eq!(inbox_before.try_recv().ok(), Some(id));
@@ -315,7 +317,7 @@ mod tests {
         queues.send(id, b"m", &sender()).unwrap();
         assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
         while queues.take(id, &owned).unwrap().is_some() {}
-        assert!(!queues.tell(id), "it has been taken unasked");
+        assert!(!queues.tell(id), "it has already been dequeued");
     }
 
     #[test]
@@ -343,7 +345,7 @@ mod tests {
         queues.read(id, reader);
         assert_eq!(inbox.try_recv().ok(), Some(id));
         assert_eq!([0; 3].map(|_| queues.tell(id)), [true, true, false]);
-        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "however often it registers");
+        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "repeated registrations count once");
     }
 
     #[test]
@@ -400,7 +402,7 @@ mod tests {
         (0..3 * MAX_READERS).for_each(|_| queues.read(id, reader.clone()));
         queues.send(id, b"", &sender).unwrap();
         assert_eq!((inbox.try_recv().ok(), inbox.try_recv().ok()), (Some(id), None));
-        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "who reads it already reads it once");
+        assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), 1, "an existing reader is listed once");
         let others: Vec<_> = (0..MAX_READERS + 5).map(|_| unbounded_channel()).collect();
         others.iter().for_each(|(other, _)| queues.read(id, other.clone()));
         assert_eq!(lock(&queues.get(id).unwrap().state).readers.len(), MAX_READERS);

@@ -1,4 +1,4 @@
-//! Keys and values that the filters of one `vm_id` share, over all workers.
+//! Keys and values shared by the filters of one `vm_id`, across all workers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,23 +9,23 @@ use std::{
 use bytes::Bytes;
 use tollgate_abi::fast::expected;
 
-/// Bytes of keys and values, each key counted with [`KEY_COST`] more.
+/// Maximum bytes of keys and values; each key counts [`KEY_COST`] extra.
 const MAX_BYTES: usize = 64 << 20;
 
-/// What a key costs beside its bytes.
+/// Bytes that a key costs in addition to its length.
 const KEY_COST: usize = 64;
 
-/// Bytes of a key: it is hashed while others wait.
+/// Maximum bytes of a key: it is hashed while others wait for the lock.
 const MAX_KEY: usize = 64 << 10;
 
-/// Keys and values, each with a version that changes whenever the value does.
+/// Keys and values, each with a version that changes with every update.
 #[derive(Default)]
 pub struct SharedData(RwLock<Entries>);
 
 #[derive(Default)]
 struct Entries {
     map: HashMap<Vec<u8>, Entry>,
-    /// Keys by the time when they go, and by version, because several may go at once.
+    /// Keys by expiry and version, because several may expire at the same time.
     expiries: BTreeMap<(Instant, u32), Vec<u8>>,
     bytes: usize,
     last_version: u32,
@@ -38,24 +38,24 @@ struct Entry {
     expires: Option<Instant>,
 }
 
-/// The version that a key must have for a change.
+/// The version that a key must have for an update to succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpectedVersion {
-    /// Whatever it is.
+    /// Any version, or no such key.
     Any,
-    /// The key is not there.
+    /// The key must not exist.
     Absent,
-    /// This one.
+    /// Exactly this version.
     Version(u32),
 }
 
 impl ExpectedVersion {
-    /// As the standard says it: 0 stands for any.
+    /// From the standard's `cas` argument, where 0 means any version.
     pub fn of_cas(cas: u32) -> ExpectedVersion {
         if cas == 0 { ExpectedVersion::Any } else { ExpectedVersion::Version(cas) }
     }
 
-    /// As the fast lane says it. `None`: no such version.
+    /// From the fast lane's argument. `None` if it is not a valid version.
     pub fn of_number(number: i64) -> Option<ExpectedVersion> {
         match number {
             expected::ANY => Some(ExpectedVersion::Any),
@@ -73,22 +73,22 @@ impl ExpectedVersion {
     }
 }
 
-/// What has become of a key.
+/// The result of an update.
 #[derive(Debug)]
 pub struct UpdateResult {
-    /// The version that it has now; none if it is no more.
+    /// The key's version now; `None` if it was deleted.
     pub version: Option<u32>,
     before: Option<Entry>,
 }
 
-/// Why data was not changed.
+/// Why an update failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpdateError {
-    /// The version is not the expected one.
+    /// The version does not match.
     CasMismatch,
-    /// There is no room.
+    /// The size limit is reached.
     Full,
-    /// There is nothing to be deleted.
+    /// The key to delete does not exist.
     NotFound,
 }
 
@@ -103,7 +103,7 @@ impl SharedData {
         entries
     }
 
-    /// A value and its version.
+    /// Returns a value and its version.
     pub fn get(&self, key: &[u8]) -> Option<(Bytes, u32)> {
         if key.len() > MAX_KEY {
             return None;
@@ -114,7 +114,7 @@ impl SharedData {
         there.then(|| (entry.value.clone(), entry.version))
     }
 
-    /// Sets a value, for this long or for ever.
+    /// Sets a value, with a time to live or for ever.
     pub fn set(
         &self,
         key: &[u8],
@@ -125,7 +125,7 @@ impl SharedData {
         if key.len() > MAX_KEY || cost(key, value) > MAX_BYTES {
             return Err(UpdateError::Full);
         }
-        // Copied before others have to wait.
+        // Copied before taking the lock.
         let (key, value) = (key.to_vec(), Bytes::copy_from_slice(value));
         let mut entries = self.write();
         let old = entries.map.get(&key);
@@ -138,7 +138,7 @@ impl SharedData {
         }
         let before = entries.remove(&key);
         entries.last_version = entries.last_version.wrapping_add(1).max(1);
-        // Longer than the clock goes is for ever.
+        // A time beyond the clock's range means for ever.
         let (version, expires) = (entries.last_version, ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
         entries.insert(key, Entry { value, version, expires });
         drop(entries);
@@ -160,7 +160,7 @@ impl SharedData {
         Ok(UpdateResult { version: None, before })
     }
 
-    /// Makes a key what it was before a change, unless somebody has changed it since.
+    /// Restores a key to its state before an update, unless another filter has changed it since.
     pub fn undo(&self, key: &[u8], change: UpdateResult) {
         let mut entries = self.write();
         if entries.map.get(key).map(|entry| entry.version) != change.version {
@@ -191,7 +191,7 @@ impl Entries {
         Some(entry)
     }
 
-    /// Removes what has had its time.
+    /// Removes expired entries.
     fn expire(&mut self) {
         if self.expiries.is_empty() {
             return;
@@ -255,7 +255,7 @@ mod tests {
             (None, Some(UpdateError::NotFound))
         );
         set(&data, b"k", b"3", ExpectedVersion::Absent).unwrap();
-        assert!(data.get(b"k").unwrap().1 > version + 1, "versions are not used twice");
+        assert!(data.get(b"k").unwrap().1 > version + 1, "versions are never reused");
         let numbers = [-1, 0, 7, -2, 1 << 32].map(ExpectedVersion::of_number);
         let expected =
             [Some(ExpectedVersion::Any), Some(ExpectedVersion::Absent), Some(ExpectedVersion::Version(7)), None, None];
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_had_its_time_is_not_there() {
+    fn expired_keys_are_absent() {
         let data = SharedData::default();
         data.set(b"gone", b"1", ExpectedVersion::Any, Some(Duration::ZERO)).unwrap();
         assert_eq!(data.get(b"gone"), None);
@@ -272,7 +272,7 @@ mod tests {
         data.set(b"ever", b"4", ExpectedVersion::Any, Some(Duration::MAX)).unwrap();
         assert_eq!(data.delete(b"gone", ExpectedVersion::Any).err(), Some(UpdateError::NotFound));
         assert_eq!(["long", "ever"].map(|key| data.get(key.as_bytes()).unwrap().0), ["3", "4"]);
-        // Set again without a time, it stays, and nothing is left of what it had.
+        // Set again without a time to live, the key stays, and its old expiry is gone.
         set(&data, b"long", b"5", ExpectedVersion::Any).unwrap();
         let entries = data.read();
         assert_eq!((entries.expiries.len(), entries.map.len(), entries.bytes), (0, 2, 2 * (5 + KEY_COST)));
@@ -288,10 +288,10 @@ mod tests {
         set(&data, &0u32.to_le_bytes(), b"small", ExpectedVersion::Any).unwrap();
         set(&data, b"again", &mib, ExpectedVersion::Any).unwrap();
         data.delete(b"again", ExpectedVersion::Any).unwrap();
-        // What expires makes room.
+        // Expired entries make room.
         data.set(b"short", &mib, ExpectedVersion::Any, Some(Duration::ZERO)).unwrap();
         set(&data, b"again", &mib, ExpectedVersion::Any).unwrap();
-        // Keys without values are bounded too.
+        // Keys with empty values are limited too.
         let data = SharedData::default();
         data.write().bytes = MAX_BYTES - 2 * (KEY_COST + 1);
         let full = [b"a", b"b", b"c"].map(|key| set(&data, key, b"", ExpectedVersion::Any));

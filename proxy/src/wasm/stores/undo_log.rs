@@ -1,5 +1,6 @@
-//! What filters do to others while their configuration is only tried: it is remembered, and undone if the configuration does not
-//! come into force. Whatever cannot be undone (a message in a queue, what is added to a metric) waits until it does.
+//! Records what filters change in shared state while a new configuration is being built, and undoes it if that
+//! configuration is not applied. Effects that cannot be undone (messages to queues, additions to metrics) are held back
+//! until it is applied.
 
 use std::{
     collections::HashMap,
@@ -16,42 +17,42 @@ use super::{
 };
 use crate::observe::{self, metrics::PendingUpdates};
 
-/// A configuration that is tried.
+/// The changes made by a configuration that is not applied yet.
 pub struct UndoLog {
     shared: Arc<SharedStore>,
-    /// It is in force.
+    /// The configuration is applied.
     over: AtomicBool,
     done: Mutex<UndoEntry>,
 }
 
 #[derive(Default)]
 struct UndoEntry {
-    /// Keys of shared data, by whose they are: what was there before, and what is there now.
+    /// Changed keys of shared data, by owner, with their state before and their version now.
     data: HashMap<(usize, Vec<u8>), (Arc<VmIdStore>, UpdateResult)>,
-    /// Queues that were not there before.
+    /// Newly created queues.
     queues: Vec<(Arc<VmIdStore>, u32)>,
-    /// Metrics that the filter did not have before.
+    /// Newly created metrics.
     metrics: Vec<(Arc<FilterStore>, String)>,
-    /// What was done to metrics.
+    /// Held-back updates of metrics.
     held_back: PendingUpdates,
-    /// Messages that wait.
+    /// Held-back messages.
     messages: Vec<Undelivered>,
 }
 
 impl UndoLog {
-    /// Nothing has been done yet.
+    /// Creates an empty log.
     pub fn new(shared: Arc<SharedStore>) -> UndoLog {
         UndoLog { shared, over: AtomicBool::new(false), done: Mutex::default() }
     }
 
-    /// Whether the configuration is still tried.
+    /// Whether the configuration is not applied yet.
     pub fn is_on(&self) -> bool {
         !self.over.load(Ordering::Acquire)
     }
 
-    /// The configuration comes into force.
+    /// Marks the configuration as applied and releases what was held back.
     pub fn succeed(&self) {
-        // Called for each worker, and for each instance that is made later.
+        // Called once per worker, and for each instance created later.
         if !self.is_on() {
             return;
         }
@@ -67,36 +68,36 @@ impl UndoLog {
     fn note(&self, note: impl FnOnce(&mut UndoEntry)) {
         if self.is_on() {
             let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-            // It may have come into force meanwhile.
+            // It may have been applied in the meantime.
             if self.is_on() {
                 note(&mut done);
             }
         }
     }
 
-    /// A key of the shared data was changed.
+    /// Records a change of shared data.
     pub fn note_data(&self, estate: &Arc<VmIdStore>, key: &[u8], change: UpdateResult) {
         self.note(|done| {
             let key = (Arc::as_ptr(estate) as usize, key.to_vec());
             match done.data.entry(key) {
-                // What was there first is what counts.
+                // The first recorded state is the one to restore.
                 std::collections::hash_map::Entry::Occupied(mut known) => known.get_mut().1.version = change.version,
                 std::collections::hash_map::Entry::Vacant(new) => _ = new.insert((estate.clone(), change)),
             }
         });
     }
 
-    /// A queue was made.
+    /// Records a new queue.
     pub fn note_queue(&self, estate: &Arc<VmIdStore>, id: u32) {
         self.note(|done| done.queues.push((estate.clone(), id)));
     }
 
-    /// A filter has a metric that it did not have.
+    /// Records a new metric of a filter.
     pub fn note_metric(&self, holdings: &Arc<FilterStore>, shown: String) {
         self.note(|done| done.metrics.push((holdings.clone(), shown)));
     }
 
-    /// Runs `f` on what is held back of changes to metrics. None: the configuration is in force, and nothing is.
+    /// Runs `f` on the held-back metric updates. `None`: the configuration is applied and nothing is held back.
     pub fn metrics<T>(&self, f: impl FnOnce(&mut PendingUpdates) -> T) -> Option<T> {
         let mut f = Some(f);
         let mut result = None;
@@ -104,7 +105,7 @@ impl UndoLog {
         result
     }
 
-    /// A message is to be delivered once the configuration is in force; at once if it is.
+    /// Delivers a message once the configuration is applied; immediately if it is already.
     pub fn send(&self, message: Undelivered) {
         let mut message = Some(message);
         self.note(|done| done.messages.extend(message.take()));
@@ -115,7 +116,7 @@ impl UndoLog {
 }
 
 impl Drop for UndoLog {
-    /// It has failed, or was no more than a trial.
+    /// Undoes everything: the configuration failed or was only checked.
     fn drop(&mut self) {
         let done = std::mem::take(self.done.get_mut().unwrap_or_else(PoisonError::into_inner));
         for ((_, key), (estate, change)) in done.data {
@@ -139,7 +140,7 @@ mod tests {
         shared.queues.take(id, &estate.queues).map(|taken| taken.map(|message| message.bytes))
     }
 
-    /// What a filter of each kind does while it is configured.
+    /// Changes of every kind, as a filter may make while it is configured.
     fn configure(trial: &UndoLog, shared: &Arc<SharedStore>) -> (Arc<VmIdStore>, u32) {
         let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
         for (key, value) in [(b"old", b"2"), (b"new", b"2"), (b"old", b"3")] {
@@ -156,13 +157,17 @@ mod tests {
         assert!(handle.get().is_ok());
         let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
         assert!(trial.metrics(|held| held.increment(&there, 5)).unwrap().is_ok());
-        assert_eq!(trial.metrics(|held| held.get(&there)).unwrap().unwrap(), 6, "others of the trial see it");
+        assert_eq!(
+            trial.metrics(|held| held.get(&there)).unwrap().unwrap(),
+            6,
+            "other filters of the same configuration see it"
+        );
         let (known, _) = shared.queues.open(&estate.queues, "known").unwrap();
         trial.send(shared.queues.charged(known, b"message", &MemoryBudget::new(1000, None)).unwrap());
         (estate, known)
     }
 
-    /// The figures that are there before.
+    /// The state before the new configuration.
     fn before() -> (Arc<SharedStore>, Arc<VmIdStore>, Arc<FilterStore>) {
         let shared = SharedStore::new(Registry::new(1));
         let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
@@ -175,14 +180,18 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_is_refused_leaves_nothing_behind() {
+    fn rejected_configuration_leaves_nothing_behind() {
         let (shared, estate, _holdings) = before();
         let version = estate.data.get(b"old").unwrap().1;
         let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         drop(trial);
         let (value, now) = estate.data.get(b"old").unwrap();
-        assert_eq!((&*value, now), (&b"1"[..], version), "whoever has read it can still replace it");
+        assert_eq!(
+            (&*value, now),
+            (&b"1"[..], version),
+            "the version is restored too, so a compare-and-swap still succeeds"
+        );
         assert_eq!((estate.data.get(b"new"), estate.data.get(b"gone").unwrap().0), (None, "1".into()));
         assert_eq!(estate.queues.resolve("q"), None);
         assert_eq!(take(&shared, known, &estate), Some(None));
@@ -191,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_changed_since_stays() {
+    fn later_changes_by_others_are_kept() {
         let (shared, estate, _holdings) = before();
         let trial = UndoLog::new(shared.clone());
         configure(&trial, &shared);
@@ -202,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_into_force_keeps_everything() {
+    fn applied_configuration_keeps_its_changes() {
         let (shared, estate, _holdings) = before();
         let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);

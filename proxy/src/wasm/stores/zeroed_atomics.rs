@@ -1,11 +1,11 @@
-//! Many 64-bit atomics that are all 0 at first, and cost memory only as far as they are used: pages that the kernel gives when
-//! they are first written. An allocator may write zeros over all of it at once (ours does, for sizes like these).
+//! A large array of 64-bit atomics that start at 0 and use memory only where they are written: the kernel maps its
+//! pages on first write. An allocator may instead write zeros over the whole array up front (ours does at these sizes).
 
 use std::ops::Deref;
 
 use memmap2::MmapMut;
 
-/// The atomics.
+/// The array.
 #[derive(Debug)]
 pub struct ZeroedAtomics {
     map: MmapMut,
@@ -13,7 +13,7 @@ pub struct ZeroedAtomics {
 }
 
 impl ZeroedAtomics {
-    /// So many of them. `None`: there is not enough address space.
+    /// Creates an array of `len` atomics. `None` if there is not enough address space.
     pub fn new(len: usize) -> Option<ZeroedAtomics> {
         let map = MmapMut::map_anon(len.checked_mul(size_of::<u64>())?.max(1)).ok()?;
         Some(ZeroedAtomics { map, len })
@@ -25,8 +25,9 @@ impl Deref for ZeroedAtomics {
 
     #[allow(unsafe_code)]
     fn deref(&self) -> &Self::Target {
-        // SAFETY: the mapping is private to this value and lives as long as it; it begins at a page, so it is aligned, and has
-        // room for `len` words of 8 bytes, which were zero, a valid `AtomicU64`; nobody looks at it but as these atomics.
+        // SAFETY: the mapping is private to this value and lives as long as it does; it starts at a page boundary, so
+        // it is aligned, and has room for `len` words of 8 bytes; it was zero-filled, and 0 is a valid `AtomicU64`; it
+        // is accessed only through these atomics.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP requests that filters send themselves, and their answers.
+//! HTTP calls by filters (callouts) and their responses.
 
 use std::{
     cell::OnceCell,
@@ -26,15 +26,15 @@ use crate::{
     },
 };
 
-/// Bytes of an answer's body; more is a failure.
+/// Maximum bytes of a response's body; a larger one fails the call.
 const MAX_BODY: usize = 16 << 20;
 
-/// What `proxy_get_status` says of a call that has failed: gRPC's numbers.
+/// What `proxy_get_status` returns for a failed call: gRPC status codes.
 const DEADLINE_EXCEEDED: (u32, &str) = (4, "timeout");
 const UNAVAILABLE: (u32, &str) = (14, "reset");
 const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 
-/// Sends a call, and hands the answer to the filter that sent it, if that is still there.
+/// Sends a call and passes the response to the filter, if that still exists.
 pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
     let HttpCall { id, root, cluster, head, body, trailers, mut charge, timeout } = call;
     let asked = OnceCell::new();
@@ -57,20 +57,20 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
     }
 }
 
-/// Why a call could not even be sent.
-pub(super) const FULL: &str = "too many requests are under way (`limits.requests`)";
+/// Why a call could not be sent.
+pub(super) const FULL: &str = "too many requests are active (`limits.requests`)";
 pub(in crate::wasm) const NOBODY: &str = "the cluster has no endpoint, or none that is healthy";
 
-/// A call was not answered in the time that its filter gives it.
+/// Records that a call was not answered within the filter's timeout.
 #[cold]
 pub(super) fn note_late(cluster: &Cluster, endpoint: Option<&Arc<Endpoint>>, limit: Duration) {
     if let Some(endpoint) = endpoint {
-        let why = format!("no answer to a filter's call within {limit:?}, the time that the filter gives it");
+        let why = format!("no response to a filter's call within {limit:?}, the timeout set by the filter");
         endpoint.note_failure(&cluster.name, FailureCategory::Timeout, &why);
     }
 }
 
-/// The answer to a call ended early.
+/// Records that the response to a call ended early.
 #[cold]
 pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &UpstreamBodyError, bytes: usize) {
     let (trouble, why) = error.reason(bytes as u64);

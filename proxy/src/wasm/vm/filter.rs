@@ -1,4 +1,4 @@
-//! A filter on a worker, as a chain has it: one of those that live in a [`Vm`].
+//! A filter on a worker as its chains see it: a handle to a root context in a [`Vm`].
 
 use std::{rc::Rc, sync::atomic::Ordering};
 
@@ -27,22 +27,22 @@ impl WasmFilter {
         WasmFilter { vm, tenant }
     }
 
-    /// The filter.
+    /// The filter's plugin.
     pub fn plugin(&self) -> &Plugin {
         &self.tenant.plugin
     }
 
-    /// The VM that it lives in.
+    /// The VM that it runs in.
     pub fn vm(&self) -> &Vm {
         &self.vm
     }
 
-    /// The callbacks that it wants, as bits of [`phase`].
+    /// The callbacks that it subscribes to, as bits of [`phase`].
     pub(super) fn wanted_phases(&self) -> u32 {
         self.tenant.phases.get()
     }
 
-    /// Calls a callback that answers with an action.
+    /// Calls a callback that returns an action.
     pub(in crate::wasm) fn ask(
         &self,
         stream: &StreamRef,
@@ -55,7 +55,7 @@ impl WasmFilter {
         })
     }
 
-    /// The same, of one that may be the first for its context, which it has to make then.
+    /// Like [`ask`](Self::ask), for a callback that may be the first of its context and then has to create it.
     fn ask_first(
         &self,
         stream: &StreamRef,
@@ -65,7 +65,7 @@ impl WasmFilter {
         let tenant = &*self.tenant;
         match self.vm.call(tenant, (stream, position), call) {
             Ok(action::CONTINUE) => Action::Continue,
-            // The C++ SDK has finer answers; all of them hold the message.
+            // The C++ SDK has more specific actions; all of them pause the message.
             Ok(_) => Action::Pause,
             Err(InstanceUnavailable) => {
                 tenant.plugin.metrics.failed_streams.inc(observe::shard());
@@ -75,8 +75,8 @@ impl WasmFilter {
         }
     }
 
-    /// The stream is over: makes the last calls for it, all in the time of one. `first`: what comes before the others, if
-    /// `called`.
+    /// Makes the last calls for a stream that has ended, all within the time limit of one. `first` runs before the
+    /// others, if `called`.
     pub(in crate::wasm) fn end(
         &self,
         stream: &StreamRef,
@@ -86,7 +86,8 @@ impl WasmFilter {
     ) {
         let phases = self.wanted_phases();
         if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
-            // A filter that only logs meets the stream here for the first time. There is nothing left to be denied.
+            // A filter that only logs sees the stream here for the first time. If it fails, there is nothing left to
+            // deny.
             let _ = self.vm.call(&self.tenant, (stream, position), |store, exports, context| {
                 let context = context.create(store, exports)?;
                 first(&mut *store, exports, context)?;
@@ -178,8 +179,8 @@ impl Filter for WasmFilter {
         if !plugin.hinted.swap(true, Ordering::Relaxed) {
             let message = ["request", "response"][direction as usize];
             plugin.info.complain(format_args!(
-                "it held a {message} in its headers callback until the time was over, and was shown nothing of the body \
-                 meanwhile; if it waits for the body, it needs `headers_pause: hold_headers` (this is said once)"
+                "it paused a {message} in its headers callback until the timeout, and received nothing of the body \
+                 meanwhile; if it waits for the body, set `headers_pause: hold_headers` (logged once)"
             ));
         }
     }

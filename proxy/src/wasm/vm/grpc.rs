@@ -1,4 +1,4 @@
-//! gRPC calls that filters make themselves: one message each way, or streams of them.
+//! gRPC calls by filters: unary calls and streams.
 
 use std::{
     cell::OnceCell,
@@ -33,10 +33,10 @@ use crate::{
     },
 };
 
-/// Bytes of a message that is received; more ends the call.
+/// Maximum bytes of a received message; a larger one ends the call.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// A call under way, as its filter's worker has it.
+/// A call in progress, on its filter's worker.
 pub(in crate::wasm) struct CallHandle {
     messages: Option<UnboundedSender<Bytes>>,
     task: AbortHandle,
@@ -51,7 +51,7 @@ impl Drop for CallHandle {
 /// The calls of an instance.
 pub(super) type Calls = HashMap<u32, CallHandle>;
 
-/// Does what the guest wants.
+/// Executes a guest's command.
 pub(super) fn execute(calls: &mut Calls, wish: CallCommand, vm: &Weak<Vm>, upstream: &Pools<Body>, incarnation: u32) {
     match wish {
         CallCommand::Open(call) => {
@@ -79,7 +79,7 @@ pub(super) fn execute(calls: &mut Calls, wish: CallCommand, vm: &Weak<Vm>, upstr
     }
 }
 
-/// The messages of a stream, as a request's body.
+/// The messages of a stream, as a request body.
 struct Messages(UnboundedReceiver<Bytes>);
 
 impl http_body::Body for Messages {
@@ -109,7 +109,7 @@ async fn run(
         None => exchange.await,
         Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
             note_late(&cluster, asked.get(), limit);
-            Err((Code::DeadlineExceeded.number(), "the call's time is over".to_owned()))
+            Err((Code::DeadlineExceeded.number(), "the call timed out".to_owned()))
         }),
     };
     let (status, message) = match end {
@@ -118,7 +118,7 @@ async fn run(
         Ok(Some((status, message))) | Err((status, message)) => (status, message),
     };
     if let Some(vm) = vm.upgrade() {
-        // Of a call that is no stream a message is the whole answer.
+        // For a unary call, the message alone is the whole response.
         if stream || status != 0 {
             vm.on_grpc_event(root, id, CallEvent::Closed(status, message), incarnation);
         }
@@ -128,7 +128,7 @@ async fn run(
 
 pub(crate) type CallStatus = (u32, String);
 
-/// Sends the call and tells of what comes back. None: nobody listens any more.
+/// Sends the call and reports what it receives. `None`: the instance is gone.
 async fn exchange(
     upstream: &Pools<Body>,
     call: GrpcCall,
@@ -152,8 +152,8 @@ async fn exchange(
         cluster.note_unsent(why);
         unavailable(said)
     };
-    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are under way"))?;
-    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "there is no endpoint"))?.start();
+    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are active"))?;
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "the cluster has no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
     let response = upstream.send(&cluster, endpoint, ProtocolChoice::default(), &head, body).await;
@@ -165,10 +165,10 @@ async fn exchange(
     if !parts.status.is_success() {
         return Err((
             Code::of_http(parts.status).number(),
-            format!("the answer's status is {}", parts.status.as_u16()),
+            format!("the response's HTTP status is {}", parts.status.as_u16()),
         ));
     }
-    // Nothing but a head: its status is in it.
+    // A trailers-only response carries its status in the head.
     if let Some(status) = grpc::status(&parts.headers) {
         if stream && !tell(CallEvent::Trailing(parts.headers.clone())) {
             return Ok(None);
@@ -187,7 +187,9 @@ async fn exchange(
         match frame.map_err(broken)?.into_data() {
             Ok(data) => {
                 let there = only.as_ref().map_or(0, Bytes::len) + pending.len();
-                charge.set(CALL + there + data.len()).map_err(|_| exhausted("there is no room for the answer"))?;
+                charge
+                    .set(CALL + there + data.len())
+                    .map_err(|_| exhausted("the response exceeds `limits.host_memory`"))?;
                 pending.extend_from_slice(&data);
             }
             Err(frame) => trailers = frame.into_trailers().ok(),
@@ -211,7 +213,7 @@ async fn exchange(
     }
     if !stream && status == 0 {
         let Some(message) = only else {
-            return Err((Code::Internal.number(), "the answer has no message".to_owned()));
+            return Err((Code::Internal.number(), "the response has no message".to_owned()));
         };
         if !tell(CallEvent::Message(message)) {
             return Ok(None);
@@ -229,12 +231,15 @@ fn message_of(fields: &HeaderMap) -> String {
     grpc::decode_message(text)
 }
 
-/// The next whole message.
+/// Takes the next complete message from the buffer.
 pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, CallStatus> {
     let Some((header, _)) = pending.split_at_checked(HEADER) else { return Ok(None) };
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if header[0] != 0 {
-        return Err((Code::Unimplemented.number(), "the message is compressed, which was not asked for".to_owned()));
+        return Err((
+            Code::Unimplemented.number(),
+            "the message is compressed, although the request did not accept that".to_owned(),
+        ));
     }
     if length > MAX_MESSAGE {
         return Err(exhausted("the message is too large"));
@@ -252,7 +257,7 @@ mod tests {
     use crate::wasm::host::grpc::{EndedCalls, framed};
 
     #[test]
-    fn messages_are_found_however_they_are_cut() {
+    fn messages_are_found_however_they_are_split() {
         let all = [framed(b"one"), framed(b""), framed(&[7; 300])].concat();
         for step in 1..all.len() {
             let (mut pending, mut found) = (BytesMut::new(), Vec::new());
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_ends_the_call() {
+    fn invalid_message_ends_the_call() {
         let take = |bytes: &[u8]| take_message(&mut BytesMut::from(bytes)).unwrap_err().0;
         assert_eq!(take(&[1, 0, 0, 0, 0]), 12);
         assert_eq!(take(&[0, 255, 0, 0, 0]), 8);

@@ -1,4 +1,4 @@
-//! A filter on a worker, as TCP connections see it: the callbacks of Proxy-Wasm's L4 contexts.
+//! A filter on a worker as TCP connections see it: the callbacks of Proxy-Wasm's L4 contexts.
 
 use std::rc::Rc;
 
@@ -16,7 +16,7 @@ use crate::{
     wasm::scope::stream_ref::StreamRef,
 };
 
-/// As the guest is told who has closed a connection.
+/// The guest's code for who closed a connection.
 fn peer(closed: ClosedBy) -> i32 {
     match closed {
         ClosedBy::Local => peer::LOCAL,
@@ -46,7 +46,7 @@ impl NetworkFilter for WasmFilter {
     }
 
     fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: ClosedBy) {
-        // Whatever comes of it, the connection goes on as it would: this only tells.
+        // The result is ignored: this only notifies the filter.
         self.ask(&StreamRef::Tcp(stream.clone()), position, |store, exports, context| {
             let close = exports.close[Side::Upstream as usize].as_ref();
             close.map_or(Ok(()), |f| f.call(store, (context, peer(closed))))?;

@@ -1,12 +1,9 @@
-//! An instance apart for clients whose requests make filters fail.
+//! A separate instance for clients whose requests make filters fail.
 //!
-//! A failure takes all streams with it that are inside the instance. So whoever knows one crashing request could end everybody's by
-//! sending it again and again. From its first failure on, a client is served by a VM of its own kind beside the worker's: with
-//! others of its kind, and with nobody else. That one is made when such a client comes again, and dropped when it has not been
-//! needed for a while.
-//!
-//! Making it takes a moment. A client that has failed once is served with everybody meanwhile, since many a failure is no attack and
-//! other people may share its address; one that has failed again gets what it would get if the filter had no instance at all.
+//! A failure ends all streams inside the instance, so anyone who knows a crashing request could end every client's
+//! streams by repeating it. From its first failure on, a client is therefore served by a separate VM next to the
+//! worker's regular one, together with other such clients only. That VM is created when such a client returns, and
+//! dropped when it has been unused for a while.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,38 +23,39 @@ use crate::{
     wasm::{instance::Instance, scope::stream_ref::StreamRef},
 };
 
-/// Whom a VM serves apart, and by what.
+/// The suspect clients of a VM and the VM that serves them.
 #[derive(Default)]
 pub(super) struct Quarantine {
     suspects: RefCell<SuspectClients>,
     vm: RefCell<Option<Rc<Vm>>>,
-    /// There are suspects, or streams of theirs. Looked at for each call.
+    /// There are suspects, or streams of theirs. Checked on each call.
     active: Cell<bool>,
 }
 
 impl Vm {
-    /// The VM that this one stands beside, if it serves clients apart.
+    /// The regular VM, if this one is a quarantine VM.
     pub(super) fn main(&self) -> Option<Rc<Vm>> {
         self.main.as_ref().and_then(Weak::upgrade)
     }
 
-    /// Whether it serves clients apart.
+    /// Whether this is a quarantine VM.
     pub(super) fn is_apart(&self) -> bool {
         self.main.is_some()
     }
 
-    /// The VM beside it that serves clients apart, once there is one.
+    /// Its quarantine VM, if there is one.
     pub(super) fn quarantine_vm(&self) -> Option<Rc<Vm>> {
         self.quarantine.vm.borrow().clone()
     }
 
-    /// Where its instance is counted.
+    /// The gauge that counts its instance.
     pub(super) fn gauge<'t>(&self, tenant: &'t RootContext) -> &'t Gauge {
         let figures = &tenant.plugin.metrics;
         if self.is_apart() { &figures.quarantine } else { &figures.instances }
     }
 
-    /// The VM that serves a stream apart, if one does. Decided when the stream meets the filter, and never changed.
+    /// The quarantine VM for a stream, if it belongs there. Decided when the stream first reaches the filter, and never
+    /// changed.
     #[inline]
     pub(super) fn apart(&self, stream: &StreamRef, position: usize) -> Option<Rc<Vm>> {
         if self.quarantine.active.get() { self.look_apart(stream, position) } else { None }
@@ -82,7 +80,7 @@ impl Vm {
         Some(vm)
     }
 
-    /// A client's request has made it fail.
+    /// Records that a client's request made the filter fail.
     pub(super) fn suspect(&self, stream: &StreamRef) {
         let Quarantine { suspects, active, .. } = match self.main() {
             Some(main) => return main.suspect(stream),
@@ -103,12 +101,12 @@ impl Vm {
         }
     }
 
-    /// Begins to serve suspects apart, as soon as there is an instance for them.
+    /// Starts a quarantine VM, which serves suspects as soon as it has an instance.
     fn open(&self) -> Rc<Vm> {
         tracing::info!(
             target: target::FILTER,
             filter = self.machine.names(),
-            "clients whose requests have made it fail get an instance of their own"
+            "clients whose requests made the filter fail get a separate instance"
         );
         let vm = Vm::without_instance(self.machine.clone(), self.site.clone(), Some(self.me.clone()));
         *self.quarantine.vm.borrow_mut() = Some(vm.clone());
@@ -119,13 +117,13 @@ impl Vm {
         vm
     }
 
-    /// How long to wait until another instance should be made for suspects, if they have none.
+    /// How long to wait before creating an instance for the quarantine VM; `None` if it needs none.
     pub(super) fn lacks_apart(&self) -> Option<Duration> {
         let vm = self.quarantine_vm().filter(|vm| vm.instance.borrow().is_none());
         vm.map(|vm| vm.rest())
     }
 
-    /// Takes an instance into use for suspects, if they have none. Given back otherwise.
+    /// Gives an instance to the quarantine VM if that has none. Returned if it is not needed.
     pub(super) fn deliver_apart(&self, instance: Instance) -> Option<Instance> {
         match self.quarantine_vm() {
             Some(vm) if self.lacks_apart() == Some(Duration::ZERO) => {
@@ -136,7 +134,7 @@ impl Vm {
         }
     }
 
-    /// Serves nobody apart any more, if nobody is suspected and no stream of such a client is under way. Whether it is so.
+    /// Drops the quarantine VM if there are no suspects and no streams of theirs. Returns whether it did.
     fn close(&self) -> bool {
         let Quarantine { suspects, vm, active } = &self.quarantine;
         let used = vm.borrow().as_ref().is_some_and(|vm| !vm.contexts.borrow().is_empty());
@@ -144,7 +142,7 @@ impl Vm {
             return false;
         }
         active.set(false);
-        // Its guest is told, and must not find this borrowed.
+        // Dropping it calls its guest, which must not find this cell borrowed.
         let unused = vm.take();
         drop(unused);
         true
@@ -173,7 +171,7 @@ mod tests {
         },
     };
 
-    /// A filter that traps for each connection.
+    /// A filter that traps on each connection.
     fn machine() -> Arc<VmTemplate> {
         let text = r#"(module
             (memory (export "memory") 1)
@@ -189,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_instance_apart_stays_for_as_long_as_somebody_needs_it() {
+    async fn quarantine_instance_stays_as_long_as_it_is_needed() {
         let test = async {
             let machine = machine();
             let new = || machine.instantiate().map_err(|failed| failed.error).unwrap();
@@ -210,14 +208,14 @@ mod tests {
             let main = || vm.incarnation.get();
 
             connect([192, 0, 2, 1]);
-            assert_eq!((counted(), main()), ((1, 0), 2), "the first failure is everybody's");
+            assert_eq!((counted(), main()), ((1, 0), 2), "the first failure hits the regular instance");
             connect([192, 0, 2, 1]);
-            assert_eq!(main(), 2, "the second is not");
+            assert_eq!(main(), 2, "the second one does not");
             assert_eq!(vm.quarantine_vm().map(|apart| apart.incarnation.get() >= 1), Some(true));
             connect([192, 0, 2, 2]);
-            assert_eq!(main(), 3, "this one was not known");
+            assert_eq!(main(), 3, "this client was not known");
 
-            // A stream that is inside keeps it.
+            // A stream inside keeps it alive.
             let apart = vm.quarantine_vm().unwrap();
             vm.deliver(new());
             vm.deliver(new());
@@ -239,7 +237,7 @@ mod tests {
             assert!(vm.quarantine_vm().is_none());
             assert_eq!(figures.quarantine.value(), 0);
             connect([192, 0, 2, 1]);
-            assert!(vm.quarantine_vm().is_none(), "nothing is remembered");
+            assert!(vm.quarantine_vm().is_none(), "no suspects are left");
         };
         LocalSet::new().run_until(test).await;
     }

@@ -1,10 +1,11 @@
-//! What becomes of a VM when its instance has failed. The instance is dropped and the streams inside it get what their
-//! filter's `on_failure` says. A spare one takes its place in the failing call's own turn, so that the next request meets an
-//! instance that is ready. The control thread makes other spares, within the budget of the worker's [`Supply`].
+//! Recovery of a VM whose instance has failed. The instance is dropped and its streams are handled as their filter's
+//! `on_failure` specifies. A spare replaces it within the failing call itself, so the next request finds a ready
+//! instance. The control thread creates further spares, within the budget of the worker's [`InstanceSupply`].
 //!
-//! A request that makes a filter fail can be sent again and again. So no failure is answered with a pause, but two: an
-//! instance that fails by itself in the first call that it gets (a tick, say) has served nobody, and neither will the next; and
-//! where calls that overrun their time take too much of a worker, others of the worker's go first.
+//! A request that makes a filter fail can be repeated at will, so failures cause no pause, with two exceptions: an
+//! instance that fails in the first call it receives, outside any stream (such as a tick), has served no request, and
+//! its successor would not either; and when calls that exceed their time limit take too much of a worker's time, its
+//! other work goes first.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,16 +27,16 @@ use crate::{
     },
 };
 
-/// Spares that a worker keeps for itself, once it has needed one. Before that there is one for all workers.
+/// Number of spares that a worker holds once it has needed one. Before that, all workers share one.
 const SPARES: usize = 2;
 
-/// An instance that takes less processor time than this to make is made on the worker, if no spare is left.
+/// If no spare is left, an instance that takes less processor time than this to create is created on the worker.
 const CHEAP: Duration = Duration::from_millis(1);
 
-/// It is given up there if it takes longer than this nevertheless.
+/// The worker gives up creating one if it takes longer than this nevertheless.
 const AT_ONCE: Duration = Duration::from_millis(5);
 
-/// How long to wait with another instance after this many in a row that have failed by themselves.
+/// The pause before the next instance, after this many in a row have failed in their first call outside any stream.
 fn pause(still_born: u32) -> Duration {
     match still_born {
         0 | 1 => Duration::ZERO,
@@ -44,8 +45,9 @@ fn pause(still_born: u32) -> Duration {
 }
 
 impl Vm {
-    /// The instance has failed in a call for a filter, and is gone, for all filters that share it. It was `denied` memory, or not,
-    /// and worked on the context `effective`. `hears`: whoever has called for the stream hears of it.
+    /// Handles the failure of the instance in a call for a filter. The instance is already gone, for all filters that
+    /// share it. `denied`: it was refused memory; `effective`: the context it worked on; `hears`: the caller for the
+    /// stream handles the failure itself.
     pub(super) fn fail(
         &self,
         tenant: &RootContext,
@@ -58,7 +60,8 @@ impl Vm {
         if denied && kind == TrapKind::Trap {
             kind = TrapKind::Memory;
         }
-        // An answer, or another stream's end, may have let it go on with a stream that it was not called for.
+        // A callout's response, or another stream's end, may have let the guest continue a stream other than the one it
+        // was called for.
         let worked_on = self.find(effective).map(|(stream, ..)| stream);
         let cause = worked_on.as_ref().or(stream.map(|(stream, _)| stream));
         self.tell(tenant, kind, &text, cause);
@@ -69,7 +72,7 @@ impl Vm {
         self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(shard, 1));
         self.tenants[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
-        // Nobody is told of their answers any more, and somebody would be charged for them.
+        // Their responses have no recipient any more but would still be charged.
         self.http.take().into_values().for_each(|call| call.abort());
         self.end_streams(stream.filter(|_| hears));
         if !self.closing.get() {
@@ -106,19 +109,20 @@ impl Vm {
             );
         }
         for other in self.tenants.iter().filter(|other| other.index != tenant.index) {
-            let message = format!("filter `{name}`, which shares its VM, failed: {message}");
+            let message = format!("filter `{name}`, which shares the VM, failed: {message}");
             other.plugin.last_error.store(Some(Arc::new(message)));
         }
         plugin.last_error.store(Some(Arc::new(message)));
     }
 
-    /// The streams inside the instance get what their filters' `on_failure` says, but for the one whose caller does that.
+    /// Handles the streams inside the instance as their filters' `on_failure` specifies, except the one whose caller
+    /// does that.
     fn end_streams(&self, cause: Option<(&StreamRef, usize)>) {
         let inside = self.contexts.borrow_mut().take();
         for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
             let plugin = &self.tenants[root].plugin;
-            // Whoever has called for this stream hears of it at once.
+            // The caller for this stream learns of the failure directly.
             let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
             let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
             let held = stream.is_held_by(position);
@@ -136,8 +140,8 @@ impl Vm {
         }
     }
 
-    /// Takes another instance into use, if there is one, and orders more. `alone`: it has failed in no stream's call.
-    /// `overrun`: how long calls should have none, for the time that they have taken.
+    /// Adopts another instance, if one is available, and orders more. `alone`: the failure was not in a stream's call.
+    /// `overrun`: how long the VM should stay without an instance because of timeouts.
     fn recover(&self, tenant: &RootContext, alone: bool, overrun: Duration) {
         let still_born = alone && self.calls.get() - self.calls_before.get() <= 1;
         self.still_born.set(if still_born { self.still_born.get().saturating_add(1) } else { 0 });
@@ -149,19 +153,19 @@ impl Vm {
                 if !self.is_apart() {
                     self.machine.presence.lost();
                 }
-                // Others may hear of its queues' messages meanwhile.
+                // Meanwhile other readers may receive its queues' messages.
                 self.tenants.iter().for_each(|tenant| tenant.stop_listening());
                 if !overrun.is_zero() {
                     self.say_over_budget(
                         tenant,
-                        "its calls overrun their time so often that they would take more than 60 % of a worker; until there is \
-                         room again, `on_failure` decides (a lower `limits.call_time` makes room)",
+                        "its calls exceed `limits.call_time` so often that they would take more than 60 % of a worker's time; until the budget \
+                         has recovered, `on_failure` applies (a lower `limits.call_time` helps)",
                     );
                 } else if pause.is_zero() && !self.site.supply.wait().is_zero() {
                     self.say_over_budget(
                         tenant,
-                        "it fails so often that a worker would spend more than a tenth of its time on making instances; until \
-                         there is another one, `on_failure` decides",
+                        "it fails so often that a worker would spend more than a tenth of its time on creating instances; until \
+                         a new one is ready, `on_failure` applies",
                     );
                 }
             }
@@ -184,7 +188,7 @@ impl Vm {
         }
     }
 
-    /// An instance that can be had at once.
+    /// Returns an instance that is available immediately.
     fn ready_instance(&self) -> Option<Instance> {
         if self.is_apart() {
             return self.main()?.instance_to_spare();
@@ -196,7 +200,8 @@ impl Vm {
         own.or_else(|| self.machine.take_spare()).or_else(|| self.make_at_once())
     }
 
-    /// An instance that can be had at once for clients in quarantine. The last one that stands ready is for everybody else.
+    /// Returns an instance for quarantined clients that is available immediately. The last spare is reserved for the
+    /// regular VM.
     pub(super) fn instance_to_spare(&self) -> Option<Instance> {
         let ready = self.spares.borrow().len() + usize::from(self.machine.has_spare());
         if ready > 1 { self.ready_instance() } else { self.make_at_once() }
@@ -210,11 +215,11 @@ impl Vm {
         let before = clock::processor_time();
         let made = self.machine.instantiate_within(AT_ONCE);
         supply.charge(clock::processor_time().saturating_sub(before));
-        // If it cannot be made, that shows where it is made next, and is said there.
+        // If it cannot be created, the next attempt on the control thread logs the reason.
         made.ok()
     }
 
-    /// Takes over an instance that was ordered.
+    /// Receives an instance that was ordered.
     pub fn deliver(&self, instance: Instance) {
         self.ordered.set(false);
         if self.instance.borrow().is_none() && self.rest().is_zero() {
@@ -226,7 +231,7 @@ impl Vm {
             if self.spares.borrow().len() < SPARES {
                 self.keep(instance);
             } else {
-                // There may be one already, which another worker has put there.
+                // Another worker may have stored one already.
                 drop(self.machine.put_by(instance));
             }
         }
@@ -238,13 +243,13 @@ impl Vm {
         self.spares.borrow_mut().push(spare);
     }
 
-    /// How long it has to do without an instance yet.
+    /// How long it still has to stay without an instance.
     pub(super) fn rest(&self) -> Duration {
         self.resting.get().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
-    /// Orders another instance if one is missing. They come one at a time, so that a filter that takes long to make does not
-    /// keep others from theirs.
+    /// Orders another instance if one is missing. One at a time, so that a filter that takes long to instantiate does
+    /// not delay others.
     pub(super) fn restock(&self) {
         if self.is_apart() {
             return self.main().into_iter().for_each(|main| main.restock());
@@ -259,7 +264,7 @@ impl Vm {
         self.site.supply.order(&self.machine, wait);
     }
 
-    /// Takes an instance into use in place of one that has failed, if there was any.
+    /// Adopts an instance, and counts it as a rebuild if it replaces a failed one.
     pub(super) fn replace(&self, instance: Instance) {
         if self.incarnation.get() > 0 {
             self.tenants.iter().for_each(|tenant| tenant.plugin.metrics.rebuilds.inc(observe::shard()));
@@ -273,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instances_that_fail_by_themselves_wait_longer_and_longer() {
+    fn instances_that_fail_in_their_first_call_wait_longer_each_time() {
         let waits: Vec<_> = (0..6).map(|n| pause(n).as_millis()).collect();
         assert_eq!(waits, [0, 0, 100, 200, 400, 800]);
         assert_eq!(pause(u32::MAX), Duration::from_secs(60));

@@ -1,9 +1,9 @@
-//! Instances in place of those that fail: when a worker gets another one, and what that may cost.
+//! When a worker gets a replacement for a failed instance, and how much processor time that may cost.
 //!
-//! Making instances may take a tenth of a worker's time. That is a budget and not a pause: a request that makes a filter fail
-//! can be sent again and again, and a pause after it would be everybody's. Calls that overrun their time have a budget too, a
-//! larger one: without it, whoever knows an endless loop could have all of a worker's time, also that of listeners without the
-//! filter.
+//! Creating instances may take a tenth of a worker's time. This is a budget rather than a pause: a request that makes a
+//! filter fail can be sent again and again, and pausing after it would affect every client. Calls that exceed their
+//! time limit have a larger budget of their own: without it, a client that knows how to trigger an endless loop could
+//! take all of a worker's time, including that of listeners without the filter.
 
 use std::{
     cell::RefCell,
@@ -14,30 +14,30 @@ use std::{
 
 use crate::wasm::VmTemplate;
 
-/// A part of a worker's time.
+/// A share of a worker's time.
 #[derive(Debug, Clone, Copy)]
 struct CpuShare {
     /// In percent.
     percent: u32,
-    /// What may be taken at once, if nothing was taken for a while.
+    /// The maximum burst after idle time.
     burst: Duration,
 }
 
-/// For making instances.
+/// For creating instances.
 const MAKING: CpuShare = CpuShare { percent: 10, burst: Duration::from_millis(250) };
 
-/// For calls that overrun their time.
+/// For calls that exceed their time limit.
 const OVERRUNS: CpuShare = CpuShare { percent: 60, burst: Duration::from_millis(1000) };
 
-/// Asks for another instance of a machine.
+/// An order for another instance.
 pub struct InstanceOrder {
-    /// Of which.
+    /// The template to instantiate.
     pub machine: Arc<VmTemplate>,
-    /// It is not wanted before this much time has passed.
+    /// The instance is not needed before this time has passed.
     pub wait: Duration,
 }
 
-/// Where a worker's instances come from, beside those that it makes itself.
+/// Where a worker's instances come from, apart from those that it creates itself.
 pub struct InstanceSupply {
     making: RefCell<Budget>,
     overruns: RefCell<Budget>,
@@ -45,41 +45,43 @@ pub struct InstanceSupply {
 }
 
 impl InstanceSupply {
-    /// A supply that passes orders on to whoever makes instances. Those are given to [`Vm::deliver`](super::Vm::deliver).
+    /// Creates a supply that forwards orders to `order`. The resulting instances are passed to
+    /// [`Vm::deliver`](super::Vm::deliver).
     pub fn new(order: impl Fn(InstanceOrder) + 'static) -> Rc<InstanceSupply> {
         let budget = |share| RefCell::new(Budget::new(share, Instant::now()));
         Rc::new(InstanceSupply { making: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
     }
 
-    /// Charges processor time that an instance for this worker has taken, wherever it was made.
+    /// Charges the processor time of creating an instance for this worker, wherever it was created.
     pub fn charge(&self, used: Duration) {
         self.making.borrow_mut().charge(used, Instant::now());
     }
 
-    /// Charges processor time of a call that has overrun its time. How long calls like it should have no instance.
+    /// Charges the processor time of a call that exceeded its limit. Returns how long the VM should stay without an
+    /// instance.
     pub(in crate::wasm) fn overran(&self, used: Duration) -> Duration {
         let (mut budget, now) = (self.overruns.borrow_mut(), Instant::now());
         budget.charge(used, now);
         budget.wait(now)
     }
 
-    /// How long to wait until another one may be made.
+    /// Returns how long to wait until another instance may be created.
     pub(in crate::wasm) fn wait(&self) -> Duration {
         self.making.borrow_mut().wait(Instant::now())
     }
 
-    /// Orders an instance, not before this much time has passed and not before the budget allows it.
+    /// Orders an instance, to be created after `pause` and when the budget allows it.
     pub(super) fn order(&self, machine: &Arc<VmTemplate>, pause: Duration) {
         (self.order)(InstanceOrder { machine: machine.clone(), wait: pause.max(self.wait()) });
     }
 }
 
-/// A token bucket of processor time. What an instance costs is known only when it has been made, so the bucket may go below
-/// zero; then nothing is made until it has filled up again.
+/// A token bucket of processor time. An instance's cost is known only after it was created, so the bucket may go
+/// negative; then nothing is created until it has refilled.
 #[derive(Debug)]
 struct Budget {
     share: CpuShare,
-    /// What is left, in nanoseconds; below zero: a debt.
+    /// What is left, in nanoseconds; negative if overdrawn.
     left: i64,
     at: Instant,
 }
@@ -91,7 +93,7 @@ impl Budget {
 
     fn fill(&mut self, now: Instant) {
         let gained = nanos(now.saturating_duration_since(self.at) / 100).saturating_mul(self.share.percent.into());
-        // Time that has brought nothing yet, because it is so short, still counts.
+        // An interval too short to add anything still counts towards the next one.
         if gained > 0 {
             self.left = self.left.saturating_add(gained).min(nanos(self.share.burst));
             self.at = now;
@@ -118,7 +120,7 @@ fn nanos(time: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    /// How much is made in a minute, and how often, if another instance is wanted all the time.
+    /// The total time and number of instances created in a minute of constant demand.
     fn minute(each: Duration) -> (Duration, u32) {
         let start = Instant::now();
         let (mut budget, mut now, mut made) = (Budget::new(MAKING, start), start, 0);
@@ -139,7 +141,7 @@ mod tests {
     fn instances_take_a_tenth_of_a_worker() {
         for each in [100, 10_000, 100_000, 1_000_000].map(Duration::from_micros) {
             let (used, made) = minute(each);
-            // The burst, and the last one's debt.
+            // The burst, and the last instance's overdraft.
             let most = Duration::from_secs(6) + MAKING.burst + each;
             assert!(used <= most && used >= Duration::from_secs(6), "{each:?}: {used:?}, {made} times");
         }
@@ -159,7 +161,7 @@ mod tests {
     fn calls_that_overrun_take_a_part_of_a_worker_and_no_more() {
         let supply = InstanceSupply::new(|_| ());
         let each = Duration::from_millis(100);
-        // What comes now and then is within the budget.
+        // Occasional overruns are within the budget.
         assert!((0..9).all(|_| supply.overran(each).is_zero()));
         let waits: Vec<Duration> = (0..12).map(|_| supply.overran(each)).collect();
         assert!(waits.last() > Some(&each), "{waits:?}");

@@ -1,4 +1,4 @@
-//! The clients whose requests have made a filter fail, remembered for a while.
+//! The clients whose requests made a filter fail, recorded for a limited time.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use tokio::time::Instant;
 
 use crate::net::Client;
 
-/// How long a client is remembered after its last failure.
+/// How long a client stays recorded after its last failure.
 pub(super) const MEMORY: Duration = Duration::from_secs(60);
 
-/// How many are remembered; then the one that has been good for the longest time is forgotten for another one.
+/// Maximum number of recorded clients; beyond it, the one whose last failure is longest ago is replaced.
 const MOST: usize = 256;
 
-/// Clients, each with the end of the time for which it is remembered, and how often it has failed in that.
+/// Clients, each with the time when its record expires and its number of failures until then.
 #[derive(Debug, Default)]
 pub(super) struct SuspectClients(Vec<(Client, Instant, u32)>);
 
 impl SuspectClients {
-    /// A client's request has made the filter fail.
+    /// Records that a client's request made the filter fail.
     pub(crate) fn add(&mut self, client: Client, now: Instant) {
         let new = (client, now + MEMORY, self.failures(client, now).saturating_add(1));
         let known = self.0.iter().position(|(other, ..)| *other == client);
@@ -28,13 +28,13 @@ impl SuspectClients {
         }
     }
 
-    /// How often a client has failed.
+    /// The number of a client's failures.
     pub(in crate::wasm) fn failures(&self, client: Client, now: Instant) -> u32 {
         let known = self.0.iter().find(|(other, end, _)| *other == client && *end > now);
         known.map_or(0, |(.., failures)| *failures)
     }
 
-    /// Forgets those whose time is over. Whether nobody is left.
+    /// Drops expired records. Returns whether none are left.
     pub(super) fn forget(&mut self, now: Instant) -> bool {
         self.0.retain(|(_, end, _)| *end > now);
         self.0.is_empty()
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_remembered_and_the_last_ones_are() {
+    fn number_of_records_is_limited_to_the_latest() {
         let (mut suspects, start) = (SuspectClients::default(), Instant::now());
         for nth in 0..2 * MOST {
             suspects.add(client(nth), start + Duration::from_millis(nth as u64));

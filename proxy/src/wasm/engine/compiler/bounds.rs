@@ -1,18 +1,19 @@
-//! What is out of proportion in a module, found in one pass that compiles nothing. The limits of the compiler's process would
-//! end it too, but only after all that time, and could not say what is wrong with the module.
+//! Size limits on a module, checked in one pass before anything is compiled. The compiler process's own limits would
+//! stop an oversized module too, but only after the full compile time, and without naming the cause.
 
 use wasmparser::{FunctionBody, Parser, Payload, TypeRef};
 
 use super::OutOfBounds;
 use crate::config::model::Compile;
 
-/// Refuses a module that is larger than allowed. What is not a module passes: the compiler says what is wrong with it.
+/// Rejects a module that exceeds the limits. Bytes that are not a module pass: the compiler reports what is wrong with
+/// them.
 pub(super) fn check(module: &[u8], limits: &Compile) -> Result<(), OutOfBounds> {
     let size = module.len() as u64;
     if size > limits.module_size.0 {
         return Err(OutOfBounds::Module(size, limits.module_size));
     }
-    // Functions are counted as everybody does it, those that are imported first.
+    // Function indices as in the specification: imported functions come first.
     let mut index = 0;
     for payload in Parser::new(0).parse_all(module).map_while(Result::ok) {
         match payload {
@@ -37,7 +38,7 @@ pub(super) fn check(module: &[u8], limits: &Compile) -> Result<(), OutOfBounds> 
     Ok(())
 }
 
-/// How many local variables a function has, beside its parameters. They come in groups of one type.
+/// The number of a function's local variables, excluding parameters. They are declared in groups of one type.
 fn locals(body: &FunctionBody<'_>) -> u64 {
     let groups = body.get_locals_reader().into_iter().flatten();
     groups.map_while(Result::ok).map(|(count, _)| u64::from(count)).sum()
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
     use crate::config::units::ByteSize;
 
-    /// A module with an import, a small function, and one with this many variables and instructions.
+    /// A module with an import, a small function, and a function with the given numbers of variables and instructions.
     fn module(locals: usize, instructions: usize) -> Vec<u8> {
         let (locals, body) = ("i64 ".repeat(locals), "nop ".repeat(instructions));
         let text = format!(r#"(module (import "env" "f" (func)) (func) (func (local i32 {locals}) {body}))"#);

@@ -1,7 +1,7 @@
-//! Machine code that is kept between runs, in a folder. It is run as it stands, so whoever can write to the folder can run code
-//! in this process: a folder or file that belongs to somebody else, or that others can write to, is not used. Each file begins
-//! with a digest of what it is the code of and of the code itself. One that was damaged, or put in the place of another, is not
-//! used either.
+//! The on-disk cache of compiled machine code. Cached code is executed without further checks, so anyone who can write
+//! to the folder can run code in this process: a folder or file that belongs to another user, or that others can write
+//! to, is not used. Each file begins with a digest of its key and its code, so a damaged file, or one that was moved to
+//! another key's name, is not used either.
 
 use std::{
     ffi::OsStr,
@@ -27,81 +27,81 @@ use rustix::{
 
 use crate::observe::target;
 
-/// The folder of the entries, in that which the configuration names.
+/// The subfolder of the configured folder that holds the entries.
 const FOLDER: &str = "modules";
 
-/// The first bytes of an entry. The number is that of the layout: this, a digest, machine code.
+/// The first bytes of an entry, which also identify the layout: these bytes, a digest, machine code.
 const MAGIC: [u8; 8] = *b"tollgate";
 
-/// Bytes of a SHA-256.
+/// Bytes of a SHA-256 digest.
 const DIGEST: usize = 32;
 
-/// If entries have more bytes than this, those that were used least recently go.
+/// Maximum bytes of all entries; beyond it, the least recently used entries are removed.
 const MOST: u64 = 512 << 20;
 
-/// When an entry was used is written down as seldom as this.
+/// The granularity of the recorded last use.
 const GRAIN: Duration = Duration::from_secs(60 * 60);
 
-/// The permission to write, for others than the owner.
+/// Write permission for users other than the owner.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// A folder of machine code.
 #[derive(Debug)]
 pub struct Cache {
-    /// That of the entries. All is done by way of this, so nobody can put another one in its place.
+    /// The folder of the entries. All access goes through this descriptor, so the folder cannot be swapped for another.
     folder: OwnedFd,
     path: PathBuf,
-    /// Bytes that the entries may have together.
+    /// Maximum bytes of all entries together.
     most: u64,
 }
 
 /// Why a folder is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// It belongs to somebody else.
+    /// The folder belongs to another user.
     #[error("{0} belongs to user {1}, who could run code in this process (which runs as user {2})")]
     Owner(PathBuf, u32, u32),
-    /// Others can write to it.
+    /// Others can write to the folder.
     #[error("others than its owner can write to {0} (mode {1:03o}), and so could run code in this process")]
     Writable(PathBuf, u32),
-    /// It cannot be made or opened.
+    /// The folder cannot be created or opened.
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
 }
 
 impl CacheError {
-    /// Whether the folder is there, but somebody else could have written to it.
+    /// Whether the folder exists but another user could have written to it.
     pub fn is_unsafe(&self) -> bool {
         !matches!(self, CacheError::Io(..))
     }
 
-    /// What to do about it.
+    /// Suggests a fix.
     pub fn help(&self) -> Option<String> {
         match self {
             CacheError::Owner(..) => {
-                Some("name a folder that is not there yet in `cache_dir`, and it is made".to_owned())
+                Some("set `cache_dir` to a folder that does not exist yet; it is created".to_owned())
             }
             CacheError::Writable(path, _) => {
-                Some(format!("if nobody else has put anything there: `chmod -R go-w {}`", path.display()))
+                Some(format!("if no other user has put anything there, run `chmod -R go-w {}`", path.display()))
             }
             CacheError::Io(..) => None,
         }
     }
 }
 
-/// What machine code is for: a module, and an engine's version and settings.
+/// Identifies machine code: a module, and an engine's version and settings.
 pub(super) struct Key([u8; DIGEST]);
 
 impl Key {
     pub(super) fn of(engine: &wasmtime::Engine, module: &[u8]) -> Key {
         let mut digest = Sha256(Context::new(&SHA256));
-        // It covers the version of wasmtime, all settings, and what the processor can do.
+        // The hash covers wasmtime's version, all settings, and the processor's features.
         engine.precompile_compatibility_hash().hash(&mut digest);
         digest.0.update(module);
         Key(digest.end())
     }
 
-    /// The digest of machine code for this.
+    /// The digest of machine code stored under this key.
     fn digest(&self, code: &[u8]) -> [u8; DIGEST] {
         let mut digest = Sha256(Context::new(&SHA256));
         digest.0.update(&self.0);
@@ -116,13 +116,13 @@ impl fmt::Display for Key {
     }
 }
 
-/// SHA-256 of whatever says how it is hashed.
+/// Adapts SHA-256 to [`Hasher`], for types that implement `Hash`.
 struct Sha256(Context);
 
 impl Sha256 {
     fn end(self) -> [u8; DIGEST] {
         let mut out = [0; DIGEST];
-        // The digest has as many bytes, by its definition.
+        // A SHA-256 digest has exactly this many bytes.
         out.copy_from_slice(self.0.finish().as_ref());
         out
     }
@@ -139,10 +139,10 @@ impl Hasher for Sha256 {
 }
 
 impl Cache {
-    /// The cache in a folder, which is made if it is not there.
+    /// Opens the cache in a folder, which is created if missing.
     ///
     /// # Errors
-    /// It cannot be used, or somebody else could have written to it.
+    /// The folder cannot be used, or another user could have written to it.
     pub fn open(dir: &Path) -> Result<Cache, CacheError> {
         let failed = |e: io::Error| CacheError::Io(dir.to_owned(), e);
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -155,7 +155,7 @@ impl Cache {
         Ok(Cache { folder: folder(&above, Path::new(FOLDER), &path)?, path, most: MOST })
     }
 
-    /// The code that is kept for a key.
+    /// Returns the code cached under a key.
     pub(super) fn get(&self, key: &Key) -> Option<Vec<u8>> {
         match self.read(key) {
             Ok(code) => Some(code),
@@ -164,7 +164,7 @@ impl Cache {
                 let path = self.path.join(key.to_string());
                 tracing::warn!(
                     target: target::WASM,
-                    "{} is not used, and the filter is compiled anew: {e}", path.display()
+                    "{} is not used, and the filter is compiled again: {e}", path.display()
                 );
                 None
             }
@@ -181,9 +181,10 @@ impl Cache {
         let is_whole =
             entry.len() > head && entry.starts_with(&MAGIC) && entry[MAGIC.len()..head] == key.digest(&entry[head..]);
         if !is_whole {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not what was written there"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its content does not match its digest"));
         }
-        // Which entries are used is known by this. A folder that cannot be written to has nothing to clear away either.
+        // The file's modification time records its last use. If the folder is not writable, nothing can be evicted
+        // either.
         let now = SystemTime::now();
         let used = file.metadata()?.modified()?;
         if now.duration_since(used).is_ok_and(|since| since > GRAIN) {
@@ -193,17 +194,17 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Keeps code. If that fails, it is compiled again another time.
+    /// Stores code. If that fails, the module is compiled again next time.
     pub(super) fn put(&self, key: &Key, code: &[u8]) {
         let put = self.write(key, code).and_then(|()| self.clear());
         if let Err(e) = put {
-            tracing::warn!(target: target::WASM, "a compiled filter is not kept in {}: {e}", self.path.display());
+            tracing::warn!(target: target::WASM, "cannot cache a compiled filter in {}: {e}", self.path.display());
         }
     }
 
     fn write(&self, key: &Key, code: &[u8]) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        // Another process may do the same.
+        // Another process may be writing the same entry.
         let beside = format!("{key}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mut file = File::from(openat(&self.folder, &*beside, flags, Mode::RUSR | Mode::WUSR)?);
@@ -215,12 +216,12 @@ impl Cache {
         put
     }
 
-    /// Removes what was used least recently, if there is too much.
+    /// Removes the least recently used entries if the cache is over its limit.
     fn clear(&self) -> io::Result<()> {
         let mut all = Vec::new();
         for entry in Dir::read_from(&self.folder)? {
             let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            // Somebody else may have removed it.
+            // Another process may have removed it.
             let Ok(stat) = statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 all.push((stat.st_mtime, u64::try_from(stat.st_size).unwrap_or(0), name));
@@ -231,7 +232,7 @@ impl Cache {
             return Ok(());
         }
         all.sort_unstable();
-        // Some more than must be, so that it is not done again for the next one.
+        // Removes more than necessary, so that the next entry does not trigger it again.
         for (_, size, name) in all {
             if sum <= self.most / 10 * 7 {
                 break;
@@ -245,9 +246,9 @@ impl Cache {
     }
 }
 
-/// Opens a folder that only its owner can write to, and that is ours or the system's.
+/// Opens a folder that only its owner can write to, and whose owner is this process's user or root.
 fn folder(above: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, CacheError> {
-    // The folder that the configuration names may be a link; what we have made in it is none.
+    // The configured folder may be a symbolic link; the subfolder that we created may not.
     let link = if name == path { OFlags::empty() } else { OFlags::NOFOLLOW };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | link;
     let folder = openat(above, name, flags, Mode::empty()).map_err(|e| CacheError::Io(path.to_owned(), e.into()))?;
@@ -260,7 +261,7 @@ fn folder(above: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, CacheEr
     }
 }
 
-/// Why somebody else could have written something.
+/// Why another user could have written a file.
 #[derive(Debug, thiserror::Error)]
 enum Untrusted {
     #[error("it belongs to user {0}")]
@@ -273,7 +274,7 @@ enum Untrusted {
     Unknown(Errno),
 }
 
-/// Whether only this process's user, or root, could have written something.
+/// Checks that only this process's user, or root, could have written a file.
 fn owned(file: impl AsFd, kind: FileType) -> Result<(), Untrusted> {
     let stat = fstat(file).map_err(Untrusted::Unknown)?;
     if FileType::from_raw_mode(stat.st_mode) != kind {
@@ -307,7 +308,7 @@ mod tests {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
-    /// A cache with an entry, and that entry's file.
+    /// A cache with one entry, and that entry's file.
     fn with_entry() -> (TempDir, Cache, PathBuf) {
         let dir = TempDir::new().unwrap();
         let cache = Cache::open(dir.path()).unwrap();
@@ -374,7 +375,7 @@ mod tests {
             assert_eq!(cache.get(&key(1)), None, "{others:o}");
         }
         mode(&file, 0o644);
-        assert!(cache.get(&key(1)).is_some(), "others may read it");
+        assert!(cache.get(&key(1)).is_some(), "files that others can only read are used");
         let elsewhere = dir.path().join("elsewhere");
         fs::rename(&file, &elsewhere).unwrap();
         symlink(&elsewhere, &file).unwrap();
@@ -401,7 +402,7 @@ mod tests {
     fn what_belongs_to_somebody_else_is_refused() {
         const NOBODY: u32 = 65534;
         let (dir, cache, file) = with_entry();
-        // Only root can give files away.
+        // Only root can change a file's owner.
         if chown(&file, Some(NOBODY), None).is_err() {
             return;
         }
@@ -433,7 +434,7 @@ mod tests {
             let file = File::options().write(true).open(dir.path().join(FOLDER).join(key(n).to_string())).unwrap();
             file.set_modified(long_ago + Duration::from_secs(n.into())).unwrap();
         }
-        // Reading it is using it.
+        // Reading an entry counts as using it.
         assert!(cache.get(&key(0)).is_some());
         cache.put(&key(9), &[9; 60]);
         cache.put(&key(10), &[10; 60]);

@@ -1,5 +1,5 @@
-//! A process that compiles one module: it is this process's executable again, with limits on memory and time, and ends with
-//! this process. What goes in and out are files in memory, so that no folder is needed. [`super::job`] is the other side.
+//! Runs the compiler process for one module: this process's executable again, with limits on memory and time; it exits
+//! with this process. Input and output are in-memory files, so no folder is needed. [`super::job`] is the child's side.
 
 use std::{
     fs::File,
@@ -24,25 +24,25 @@ use rustix::{
 use super::{CompileError, job};
 use crate::config::{model::Compile, units};
 
-/// This process's executable, also if its file has been deleted or replaced by another version.
+/// This process's executable, even if its file has been deleted or replaced by another version.
 const EXECUTABLE: &str = "/proc/self/exe";
 
-/// The whole environment of the compiler: what makes the memory that its allocator holds that which it uses. By default
-/// mimalloc begins with a GiB that can be written to, which is all that the compiler may have.
+/// The compiler's whole environment. It makes the allocator commit only the memory that it uses: by default, mimalloc
+/// starts with a GiB of writable memory, which is the compiler's entire memory limit.
 const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_EAGER_COMMIT", "0"), ("MIMALLOC_ARENA_RESERVE", "32768")];
 
-/// How many times as long as its processor time a compiler may take. While traffic uses all processors, a compiler gets a
-/// thirtieth of one; most need far less time than they may have.
+/// The wall-clock limit as a multiple of the processor time limit. While traffic uses all processors, a compiler gets
+/// about a thirtieth of one; most modules need far less time than the limit.
 const PATIENCE: u32 = 10;
 
-/// What is kept of what the compiler says. A module cannot make it say much.
+/// Maximum bytes kept of the compiler's output on standard error. A module cannot make it print much.
 const MOST_SAID: usize = 16 << 10;
 
-/// Says that nobody wants any more code, to all who wait for some: one end of a pipe, because that can be waited for together
-/// with the output of a process.
+/// Cancels all waiting compilations. It is one end of a pipe, because that can be polled together with a process's
+/// output.
 pub(super) struct CancelSignal {
     heard: OwnedFd,
-    /// Closed to say it.
+    /// Closed to cancel.
     saying: Mutex<Option<OwnedFd>>,
 }
 
@@ -57,7 +57,7 @@ impl CancelSignal {
     }
 }
 
-/// Compiles a module in a process of its own.
+/// Compiles a module in a separate process.
 pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Result<Vec<u8>, CompileError> {
     let seconds = limits.time.0.as_secs_f64().ceil() as u64;
     let start = || -> io::Result<(Child, File)> {
@@ -80,7 +80,7 @@ pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Re
     let patience = units::Duration(limits.time.0.saturating_mul(PATIENCE));
     let said = listen(&mut child, Instant::now() + patience.0, end);
     if said.is_err() {
-        // It may have ended by itself just now.
+        // It may have exited by itself just now.
         let _ = child.kill();
     }
     let status = child.wait().map_err(CompileError::NoProcess)?;
@@ -92,18 +92,18 @@ pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Re
     read(output).map_err(CompileError::NoProcess)
 }
 
-/// What came of waiting for a process.
+/// The result of waiting for a process.
 enum ChildEvent {
-    /// It has ended, and has said this.
+    /// The process exited, with this output on standard error.
     All(String),
-    /// Nobody wants its result any more.
+    /// The wait was cancelled.
     Enough,
-    /// It has taken too long.
+    /// The time limit expired.
     TooLate,
 }
 
-/// Waits for a process until it ends, which closes its standard error, and hears what it says there. If nobody wants it any
-/// more, or it takes too long, it is killed.
+/// Waits until a process exits, which closes its standard error, and collects what it prints there. Kills the process
+/// if the wait is cancelled or the time limit expires.
 fn listen(child: &mut Child, latest: Instant, end: &CancelSignal) -> io::Result<ChildEvent> {
     let Some(mut stderr) = child.stderr.take() else { return Err(io::ErrorKind::BrokenPipe.into()) };
     let mut said = Vec::new();
@@ -133,11 +133,11 @@ fn listen(child: &mut Child, latest: Instant, end: &CancelSignal) -> io::Result<
 }
 
 fn timespec(time: Duration) -> Timespec {
-    // A configuration's times are at most a year.
+    // Times in the configuration are at most a year.
     Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() }
 }
 
-/// What the end of the process means, and what it has said.
+/// Interprets a process's exit status and output.
 fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), CompileError> {
     const ABORTED: i32 = Signal::ABORT.as_raw();
     const TIME_IS_OVER: i32 = Signal::XCPU.as_raw();
@@ -148,7 +148,7 @@ fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), Compile
         _ if status_is(job::INVALID) => Err(CompileError::Invalid(said.to_owned())),
         _ if status_is(job::UNABLE) => Err(CompileError::NoProcess(io::Error::other(said.trim().to_owned()))),
         _ if status_is(job::NO_MEMORY) => Err(CompileError::Memory(limits.memory)),
-        // What the standard library says before it aborts.
+        // The standard library prints this before it aborts.
         Some(ABORTED) if said.contains("memory allocation of ") => Err(CompileError::Memory(limits.memory)),
         Some(TIME_IS_OVER) => Err(CompileError::Time(limits.time)),
         Some(KILLED) => Err(CompileError::Killed),
@@ -159,17 +159,18 @@ fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), Compile
     }
 }
 
-/// A file that has no name and no place but memory.
+/// Creates an anonymous in-memory file.
 fn memory_file(name: &str) -> rustix::io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Some systems insist on what others do not know.
+    // Some kernels require the flag, others do not know it.
     match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
         Err(Errno::INVAL) => memfd_create(name, flags),
         made => made,
     }
 }
 
-/// What a process that has ended has written. From here on nobody can change it, not even one that still has the file.
+/// Reads what an exited process has written. The file is sealed first, so even a process that still holds it cannot
+/// change it.
 fn read(mut output: File) -> io::Result<Vec<u8>> {
     fcntl_add_seals(output.as_fd(), SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     let mut code = Vec::with_capacity(usize::try_from(output.metadata()?.len()).unwrap_or(0));
@@ -182,7 +183,7 @@ fn read(mut output: File) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// What is made of a process that ends like this, run by a shell.
+    /// The interpretation of a process that exits as this shell script does.
     fn end_of(script: &str) -> String {
         let output = Command::new("sh").args(["-c", script]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -201,7 +202,7 @@ mod tests {
         assert!(end_of("kill -XCPU $$").contains("`compile.time` allows (60s)"));
         assert!(end_of("kill -KILL $$").contains("was killed"));
         let crashed = end_of("printf '\\nthread main has overflowed its stack\\n' >&2; kill -ABRT $$");
-        assert!(crashed.starts_with("the compiler has failed: signal: 6"), "{crashed}");
+        assert!(crashed.starts_with("the compiler failed: signal: 6"), "{crashed}");
         assert!(crashed.ends_with(": thread main has overflowed its stack"), "{crashed}");
     }
 
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_nobody_wants_any_more_is_killed() {
+    fn cancelled_process_is_killed() {
         let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         end.say();
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
@@ -227,10 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_says_a_lot_is_heard_to_the_end() {
+    fn long_output_is_read_to_the_end() {
         let (mut child, end) = (shell("echo first >&2; head -c 1000000 /dev/zero >&2"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
-        let ChildEvent::All(said) = heard else { panic!("it was not heard to the end") };
+        let ChildEvent::All(said) = heard else { panic!("it was not read to the end") };
         assert!(said.starts_with("first\n"));
         assert_eq!(said.len(), MOST_SAID);
     }

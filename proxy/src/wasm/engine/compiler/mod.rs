@@ -1,9 +1,9 @@
-//! From a module to machine code, with bounds on what that may take.
+//! Compiles modules to machine code within limits on memory and time.
 //!
-//! Compiling is the first thing a module could hurt others with: a file of three megabytes can take gigabytes and minutes.
-//! [`bounds`] refuses what is out of proportion before anything is compiled. The rest is compiled in a process of its own,
-//! which has limits and can be killed: [`child`] starts that process and waits for it, [`job`] is what it does. [`cache`]
-//! keeps the result between runs.
+//! Compiling is the first way a module could harm others: a file of three megabytes can take gigabytes and minutes.
+//! [`bounds`] rejects oversized modules before anything is compiled. The others are compiled in a separate process,
+//! which has limits and can be killed: [`child`] starts it and waits for it, [`job`] is its program. [`cache`] keeps
+//! the results between runs.
 
 mod bounds;
 mod cache;
@@ -18,17 +18,17 @@ pub use self::cache::{Cache, CacheError};
 use self::{cache::Key, child::CancelSignal};
 use crate::config::{model::Compile, units};
 
-/// The stack of a guest. Worker threads have more than this.
+/// The size of a guest's stack in bytes. Worker threads have larger stacks.
 const GUEST_STACK: usize = 512 << 10;
 
-/// The settings of the engine that runs filters, and of those that compile for it.
+/// The settings of the engine that runs filters and of the engines that compile for it.
 pub(super) fn settings() -> Config {
     let mut config = Config::new();
     config
         .cranelift_opt_level(OptLevel::Speed)
         .epoch_interruption(true)
         .max_wasm_stack(GUEST_STACK)
-        // Instances live long, so their tables are filled at once rather than checked at each indirect call.
+        // Instances live long, so their tables are filled up front rather than checked at each indirect call.
         .table_lazy_init(false)
         .memory_may_move(false)
         .native_unwind_info(false)
@@ -36,7 +36,7 @@ pub(super) fn settings() -> Config {
     config
 }
 
-/// Turns modules into machine code.
+/// Compiles modules to machine code.
 pub struct Compiler {
     place: CompileIn,
     cache: Option<Cache>,
@@ -44,60 +44,62 @@ pub struct Compiler {
 
 /// Where modules are compiled.
 enum CompileIn {
-    /// In a process of its own for each module, which runs this process's executable.
+    /// In a separate process per module, which runs this process's executable.
     Child(CancelSignal),
-    /// In this process, without a limit: for tests and benchmarks, whose executable is not Tollgate's.
+    /// In this process, without limits: for tests and benchmarks, whose executable is not Tollgate's.
     Here,
 }
 
 /// Why a module was not compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
-    /// It is out of proportion.
+    /// The module exceeds a size limit.
     #[error(transparent)]
     Bounds(#[from] OutOfBounds),
-    /// It is not a module that can be compiled.
+    /// The module cannot be compiled.
     #[error("{0}")]
     Invalid(String),
-    /// Compiling it takes too much memory.
+    /// Compiling the module takes too much memory.
     #[error("compiling it needs more memory than `compile.memory` allows ({0})")]
     Memory(units::ByteSize),
-    /// Compiling it takes too much time.
+    /// Compiling the module takes too much processor time.
     #[error("compiling it takes more processor time than `compile.time` allows ({0})")]
     Time(units::Duration),
-    /// The compiler's process got too little processor time, or was stopped.
-    #[error("compiling it was not done after {0}, though it took less processor time than `compile.time` allows ({1})")]
+    /// The compiler process got too little processor time, or was stopped.
+    #[error(
+        "compiling it did not finish within {0}, although it used less processor time than `compile.time` allows ({1})"
+    )]
     Starved(units::Duration, units::Duration),
-    /// Somebody has killed the compiler's process.
-    #[error("the compiler was killed, probably by the system for want of memory")]
+    /// The compiler process was killed by a signal from outside.
+    #[error("the compiler was killed, probably by the system because memory ran out")]
     Killed,
     /// A bug in the compiler.
-    #[error("the compiler has failed: {0}")]
+    #[error("the compiler failed: {0}")]
     Crashed(String),
-    /// There is no process to be had.
-    #[error("the compiler's process cannot be run: {0}")]
+    /// No process can be started.
+    #[error("cannot run the compiler process: {0}")]
     NoProcess(io::Error),
-    /// Nobody wants the result any more.
-    #[error("this process is ending")]
+    /// The result is no longer needed.
+    #[error("the proxy is shutting down")]
     Ending,
 }
 
-/// Something about a module is larger than allowed.
+/// A module exceeds a size limit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutOfBounds {
-    /// The whole.
+    /// The module's size in bytes.
     #[error("it has {0} bytes, and `compile.module_size` allows {1}")]
     Module(u64, units::ByteSize),
-    /// A function's code.
+    /// A function's code size in bytes.
     #[error("its function {0} has {1} bytes of code, and `compile.function_size` allows {2}")]
     Function(u64, u64, units::ByteSize),
-    /// A function's variables.
+    /// The number of a function's local variables.
     #[error("its function {0} has {1} local variables, and `compile.function_locals` allows {2}")]
     Locals(u64, u64, u32),
 }
 
 impl CompileError {
-    /// How it could be compiled all the same.
+    /// Suggests the setting that would allow the module.
     pub fn help(&self) -> Option<String> {
         let mebibytes = |bytes: u64| units::ByteSize(bytes.div_ceil(1 << 20) << 20);
         let setting = match self {
@@ -115,21 +117,22 @@ impl CompileError {
 }
 
 impl Compiler {
-    /// One that compiles each module in a process of its own, which runs this process's executable. So that must be
+    /// Creates a compiler that compiles each module in a separate process of this process's executable. That must be
     /// Tollgate's: see [`job::run_if_asked`].
     ///
     /// # Errors
-    /// There can be no more descriptors.
+    /// No descriptors are left.
     pub fn in_child(cache: Option<Cache>) -> io::Result<Compiler> {
         Ok(Compiler { place: CompileIn::Child(CancelSignal::new()?), cache })
     }
 
-    /// One that compiles in this process, for executables other than Tollgate's: tests and benchmarks.
+    /// Creates a compiler that compiles in this process, for executables other than Tollgate's: tests and benchmarks.
     pub fn in_process() -> Compiler {
         Compiler { place: CompileIn::Here, cache: None }
     }
 
-    /// The machine code of a module, compiled or from the cache, as `wasmtime::Module::deserialize` takes it.
+    /// Returns a module's machine code, compiled or from the cache, in the form that `wasmtime::Module::deserialize`
+    /// expects.
     pub(in crate::wasm) fn compile(
         &self,
         engine: &wasmtime::Engine,
@@ -151,7 +154,7 @@ impl Compiler {
         Ok(code)
     }
 
-    /// Gives up what is being compiled, and compiles nothing more.
+    /// Cancels running compilations and rejects new ones.
     pub(in crate::wasm) fn end(&self) {
         if let CompileIn::Child(end) = &self.place {
             end.say();
